@@ -1,0 +1,68 @@
+"""Identical model calls are made once: a reply cache with single flight.
+
+Only calls are joined, never subtrees (two subtrees that wait for each other would deadlock), and
+the key holds the seed and the vote, so independent votes stay independent.
+"""
+
+import asyncio
+from dataclasses import replace
+
+from agents.types import ChatClient, ChatRequest, Completion
+
+
+class CachedClient:
+    """Wraps a client; a reply that was given before, or is on its way, is not asked for again."""
+
+    def __init__(self, client: ChatClient, limit: int = 200_000) -> None:
+        """`limit` is the most replies kept; the oldest go first."""
+        self._client = client
+        self._limit = limit
+        self._replies: dict[str, Completion] = {}
+        self._flights: dict[str, asyncio.Future[Completion]] = {}
+
+    def put(self, digest: str, completion: Completion) -> None:
+        """Remember a reply, for example one from the call log of an earlier run."""
+        self._replies[digest] = completion
+        if len(self._replies) > self._limit:
+            self._replies.pop(next(iter(self._replies)))
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """Answer from the cache, from a flight under way, or from the client.
+
+        A failed flight fails for those who joined it, too; the next request asks anew.
+        """
+        digest = request.digest(await self.model_digest(request.model))
+        if (reply := self._replies.get(digest)) is not None:
+            return replace(reply, cached=True, seconds=0.0, retries=())
+        if (flight := self._flights.get(digest)) is not None:
+            return await self._join(request, flight)
+        flight = asyncio.get_running_loop().create_future()
+        self._flights[digest] = flight
+        try:
+            reply = await self._client.complete(request)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                flight.cancel()
+            else:
+                flight.set_exception(error)
+                flight.exception()  # Marks it as seen: there may be nobody who joined.
+            raise
+        else:
+            self.put(digest, reply)
+            flight.set_result(reply)
+            return reply
+        finally:
+            del self._flights[digest]
+
+    async def _join(self, request: ChatRequest, flight: asyncio.Future[Completion]) -> Completion:
+        try:
+            reply = await asyncio.shield(flight)
+        except asyncio.CancelledError:
+            if flight.cancelled():  # The leader was cancelled, not this caller: ask oneself.
+                return await self.complete(request)
+            raise
+        return replace(reply, cached=True, seconds=0.0, retries=())
+
+    async def model_digest(self, model: str) -> str:
+        """That of the wrapped client."""
+        return await self._client.model_digest(model)

@@ -1,0 +1,172 @@
+"""One client for every endpoint that speaks the OpenAI chat protocol."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import openai
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletion
+
+from agents.errors import EndpointError, UsageError
+from agents.types import ChatRequest, Completion, TokenLogprob
+
+RETRIED_STATUS = {408, 409, 425, 429}
+
+
+class OpenAIClient:
+    """Completes chats through the `openai` package, with retries of our own.
+
+    The package's retries are switched off so that each is recorded and a Retry-After of any
+    length is honoured.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        concurrency: int = 16,
+        timeout: float = 120.0,
+        retries: int = 5,
+        backoff: float = 0.5,
+        extra_body: dict[str, Any] | None = None,
+        sleep: Callable[[float], Any] = asyncio.sleep,
+    ) -> None:
+        """
+        Args:
+            concurrency: requests under way at once to this endpoint.
+            timeout: seconds for one try.
+            retries: tries after the first.
+            backoff: seconds before the first retry; doubled each time, with jitter, up to 30.
+            extra_body: fields that this endpoint takes beyond the protocol.
+        """
+        self.base_url = base_url
+        self._client = AsyncOpenAI(
+            base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout
+        )
+        self._gate = asyncio.Semaphore(concurrency)
+        self._retries = retries
+        self._backoff = backoff
+        self._extra_body = extra_body or {}
+        self._sleep = sleep
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """Answer one request; see `ChatClient.complete`.
+
+        Raises:
+            EndpointError: the last try failed, or the endpoint refused the request.
+        """
+        failures: list[str] = []
+        while True:
+            async with self._gate:
+                begun = time.perf_counter()
+                try:
+                    reply = await self._create(request)
+                    completion = _read(reply, time.perf_counter() - begun)
+                    return replace(completion, retries=tuple(failures))
+                except openai.APIError as error:
+                    failures.append(_one_line(error))
+                    if not _worth_retrying(error) or len(failures) > self._retries:
+                        raise EndpointError(self._explain(error, failures)) from error
+                    pause = _pause(error, self._backoff * 2 ** (len(failures) - 1))
+            await self._sleep(pause)
+
+    async def _create(self, request: ChatRequest) -> ChatCompletion:
+        sampling = request.sampling
+        optional: dict[str, Any] = {}
+        if sampling.stop:
+            optional["stop"] = list(sampling.stop)
+        if sampling.top_logprobs:
+            optional |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        return await self._client.chat.completions.create(
+            model=request.model,
+            messages=cast(Any, request.payload()),
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            extra_body=self._extra_body,
+            **optional,
+        )
+
+    def _explain(self, error: openai.APIError, failures: list[str]) -> str:
+        tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"
+        if isinstance(error, openai.APITimeoutError):
+            remedy = "raise the time-out, or ask for less at once"
+        elif isinstance(error, openai.APIConnectionError):
+            remedy = "is it running? check OPENAI_BASE_URL"
+        elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            remedy = "check OPENAI_API_KEY"
+        elif isinstance(error, openai.NotFoundError):
+            remedy = "check the model's name and OPENAI_BASE_URL"
+        else:
+            remedy = "see the endpoint's own log"
+        return f"{self.base_url} failed {tries}: {failures[-1]}; {remedy}"
+
+    async def model_digest(self, model: str) -> str:
+        """Endpoint and name: a remote endpoint does not tell what weights it serves."""
+        return f"{self.base_url}#{model}"
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | None:
+    """The endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name, or None where neither is set.
+
+    Raises:
+        UsageError: a base URL that is not an http address.
+    """
+    url, key = env.get("OPENAI_BASE_URL"), env.get("OPENAI_API_KEY")
+    if not url and not key:
+        return None
+    url = url or "https://api.openai.com/v1"
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"OPENAI_BASE_URL is {url!r}; it must start with http:// or https://")
+    return OpenAIClient(url, key or "none", **options)
+
+
+def _read(reply: ChatCompletion, seconds: float) -> Completion:
+    """Take the reply apart; what the protocol promises and the reply lacks is an error."""
+    choices: Any = getattr(reply, "choices", None)
+    message: Any = getattr(choices[0], "message", None) if choices else None
+    if message is None:
+        raise openai.APIError("the reply holds no choices[0].message", cast(Any, None), body=None)
+    content: Any = getattr(choices[0].logprobs, "content", None) or []
+    usage: Any = reply.usage
+    return Completion(
+        text=message.content or "",
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+        seconds=seconds,
+        finish_reason=choices[0].finish_reason or "stop",
+        logprobs=tuple(
+            TokenLogprob(t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs))
+            for t in content
+        ),
+    )
+
+
+def _worth_retrying(error: openai.APIError) -> bool:
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code >= 500 or error.status_code in RETRIED_STATUS
+    return True  # Connections, time-outs and garbled replies pass.
+
+
+def _pause(error: openai.APIError, backoff: float) -> float:
+    """Seconds to wait: what the endpoint asks for, otherwise back-off with jitter."""
+    if isinstance(error, openai.APIStatusError):
+        asked = error.response.headers.get("retry-after", "")
+        if asked.replace(".", "", 1).isdigit():
+            return float(asked)
+    return min(30.0, backoff) * random.uniform(0.75, 1.25)
+
+
+def _one_line(error: openai.APIError) -> str:
+    status = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
+    text = " ".join(str(error.message).split())
+    return f"{status}{type(error).__name__}: {text[:300]}"

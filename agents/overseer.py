@@ -1,0 +1,60 @@
+"""H: who decomposes a question and combines the answers."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from agents.types import Ask, Exchange, Step
+
+
+class Overseer(Protocol):
+    """Whoever takes the steps of amplification: a script, a model or a person.
+
+    One method covers every scheme of the seed's section 8.4.1: decompose-then-aggregate is an
+    `Ask` followed by an `Answer`; a search of many dependent steps is the same with more `Ask`s.
+    """
+
+    name: str
+    """Recorded with each step; never the name of a Python module."""
+
+    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+        """Take the next step on `question`, given all that was asked and answered so far.
+
+        With `may_ask=False` (the depth cap) an overseer answers a primitive, or returns `PASS`
+        to leave the question to X.
+        """
+        ...
+
+
+PASS = Ask(())
+"""An `Ask` of nothing: the overseer leaves the question, undivided, to X."""
+
+ScriptedStep = Callable[[str, Sequence[Exchange], bool], Step | Awaitable[Step]]
+
+
+class ScriptedOverseer:
+    """An overseer that is a plain Python function, the H of Christiano et al. 2018, section 2."""
+
+    def __init__(self, name: str, function: ScriptedStep) -> None:
+        self.name = f"script:{name}"
+        self._function = function
+
+    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+        """Call the function; it may be `async`."""
+        step = self._function(question, transcript, may_ask)
+        if inspect.isawaitable(step):
+            return await step
+        return step
+
+
+class PersonOverseer:
+    """An overseer that defers every question to a person, who answers or decomposes it."""
+
+    name = "person"
+
+    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+        """Defer with a form that shows the question and the transcript so far."""
+        from agents.types import Defer
+
+        said = [{"question": e.question, "answer": e.answer, "error": e.error} for e in transcript]
+        return Defer({"question": question, "transcript": said, "may_ask": may_ask})

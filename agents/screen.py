@@ -1,0 +1,24 @@
+"""Secrets are taken out of a text before it is sent, and so before it is stored."""
+
+import re
+
+SECRET = re.compile(
+    r"""
+      \b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}          # OpenAI, Anthropic, Stripe
+    | \b(?:ghp|gho|ghs|github_pat)_[A-Za-z0-9_]{20,}
+    | \bhf_[A-Za-z0-9]{20,}
+    | \bAKIA[0-9A-Z]{16}\b                       # AWS
+    | \bxox[abprs]-[A-Za-z0-9-]{10,}             # Slack
+    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*?-----END\ [A-Z ]*PRIVATE\ KEY-----
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+PLACEHOLDER = "[redacted]"
+
+
+def redact(text: str) -> str:
+    """Replace API keys and private keys by a placeholder.
+
+    Knows the common forms only: a password in prose passes.
+    """
+    return SECRET.sub(PLACEHOLDER, text)

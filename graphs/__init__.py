@@ -1,0 +1,1 @@
+"""How copies are composed: the amplification graph, voting, trajectories, evaluation."""

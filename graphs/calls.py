@@ -1,0 +1,107 @@
+"""Model calls on the record: each is replayed from the log, or made and then committed.
+
+The call log is the one way to resume: the same key with the same request replays the recorded
+answer, another request under the same key is an error.
+"""
+
+import json
+import sqlite3
+from dataclasses import asdict, replace
+
+from agents.errors import EndpointError, ReplayError
+from agents.screen import redact
+from agents.types import ChatClient, ChatRequest, Completion, Step, TokenLogprob, step_to_json
+from graphs.traces import CallKey, TraceStore
+
+
+class Caller:
+    """Makes the calls of one run: replay, else ask, then record, and only then use."""
+
+    def __init__(self, client: ChatClient, store: TraceStore) -> None:
+        self.client = client
+        self.store = store
+
+    async def ask(self, key: CallKey, request: ChatRequest) -> Completion:
+        """Answer one request under its key.
+
+        Raises:
+            ReplayError: the log holds another request under this key.
+            EndpointError: no reply; the failure is recorded, too.
+        """
+        request = replace(request, messages=tuple((r, redact(c)) for r, c in request.messages))
+        model_digest = await self.client.model_digest(request.model)
+        digest = request.digest(model_digest)
+        if (row := self.store.find_call(key)) is not None:
+            if row["request_digest"] != digest:
+                raise ReplayError(
+                    f"call {key} was recorded with another request ({row['request_digest']}, now "
+                    f"{digest}): the model, prompt or config changed; use a new --run"
+                )
+            return completion_of(row)
+        asked = {
+            "kind": "model",
+            "model": request.model,
+            "model_digest": model_digest,
+            "request_digest": digest,
+            "messages": json.dumps(request.payload()),
+            "sampling": json.dumps(asdict(request.sampling)),
+        }
+        try:
+            reply = await self.client.complete(request)
+        except EndpointError as error:
+            failed = replace(Completion(""), finish_reason="error")
+            await self.store.add_call(key, asked | _reply(failed) | {"error": str(error)})
+            raise
+        reply = replace(reply, text=redact(reply.text))
+        await self.store.add_call(key, asked | _reply(reply))
+        return reply
+
+    async def step(self, key: CallKey, overseer: str, step: Step) -> None:
+        """Record a step that H took without a model: it costs no call.
+
+        Raises:
+            ReplayError: on replay H took another step.
+        """
+        text = json.dumps(step_to_json(step))
+        if (row := self.store.find_call(key)) is not None:
+            if row["completion"] != text:
+                raise ReplayError(
+                    f"{overseer} took another step at {key} than the log holds; an overseer must "
+                    "be deterministic, or its step must come from the log; use a new --run"
+                )
+            return
+        taken = {"kind": "script", "model": overseer} | _reply(Completion(text))
+        await self.store.add_call(key, taken)
+
+
+def _reply(reply: Completion) -> dict[str, object]:
+    return {
+        "completion": reply.text,
+        "logprobs": json.dumps([[t.token, t.logprob, t.top] for t in reply.logprobs])
+        if reply.logprobs
+        else None,
+        "finish_reason": reply.finish_reason,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        "seconds": reply.seconds,
+        "cached": int(reply.cached),
+        "retries": json.dumps(reply.retries) if reply.retries else None,
+    }
+
+
+def completion_of(row: sqlite3.Row) -> Completion:
+    """A recorded call as the completion it was."""
+    logprobs = json.loads(row["logprobs"]) if row["logprobs"] else []
+    return Completion(
+        text=row["completion"],
+        prompt_tokens=row["prompt_tokens"],
+        completion_tokens=row["completion_tokens"],
+        seconds=row["seconds"],
+        finish_reason=row["finish_reason"],
+        logprobs=tuple(
+            TokenLogprob(token, logprob, tuple((t, p) for t, p in top))
+            for token, logprob, top in logprobs
+        ),
+        retries=tuple(json.loads(row["retries"])) if row["retries"] else (),
+        cached=bool(row["cached"]),
+    )

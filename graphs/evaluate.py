@@ -1,0 +1,73 @@
+"""Runs a system over held-out questions and scores it, with an interval and its price."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from agents.errors import UsageError
+from graphs.systems import Asked, System, answer_all
+from graphs.task import Task, score_held_out
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one system did on n held-out questions."""
+
+    accuracy: float
+    n: int
+    ci95: tuple[float, float]
+    """Wilson score interval."""
+    calls: int
+    """Model calls the system made, those answered from the cache among them."""
+    cached: int
+    tokens: int
+    statuses: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; ci95 as a list."""
+        return {**asdict(self), "ci95": list(self.ci95)}
+
+
+def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """95% score interval of a proportion (Wilson 1927).
+
+    Raises:
+        UsageError: no questions.
+    """
+    if n < 1:
+        raise UsageError("0 questions were asked: an interval needs at least 1; raise --limit")
+    p = right / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At the ends the interval touches 0 or 1 exactly; rounding must not push it past.
+    return (0.0 if right == 0 else centre - half, 1.0 if right == n else centre + half)
+
+
+async def evaluate(
+    system: System,
+    task: Task,
+    asked: Asked,
+    questions: Sequence[str],
+    *,
+    together: int = 32,
+    on_done: Callable[[int], None] | None = None,
+) -> Score:
+    """Answer every question and score the answers."""
+    outcomes = await answer_all(system, asked, questions, together=together, on_done=on_done)
+    right = sum(
+        score_held_out(task, question, outcome["answer"])
+        for question, outcome in zip(questions, outcomes, strict=True)
+    )
+    statuses: dict[str, int] = {}
+    for outcome in outcomes:
+        statuses[outcome["status"]] = statuses.get(outcome["status"], 0) + 1
+    return Score(
+        accuracy=right / max(1, len(questions)),
+        n=len(questions),
+        ci95=wilson(right, len(questions)),
+        calls=sum(o["spent"]["calls"] for o in outcomes),
+        cached=sum(o["spent"]["cached"] for o in outcomes),
+        tokens=sum(o["spent"]["tokens"] for o in outcomes),
+        statuses=statuses,
+    )

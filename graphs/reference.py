@@ -1,0 +1,112 @@
+"""The amplification graph as plain recursion: the oracle that the tests hold the graph against.
+
+No LangGraph, no parallel branches, no interrupts; the same calls, answers and budgets.
+"""
+
+from collections.abc import Sequence
+
+from agents.budget import Budget
+from agents.types import Answer, Exchange, SubQuestion
+from graphs.leaf import answer_directly
+from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, best_proposal, plus
+
+
+async def amplify_reference(
+    context: AmplifyContext,
+    question: str,
+    question_id: str,
+    path: str = "",
+    depth: int = 0,
+    ancestors: Sequence[str] = (),
+    budget: Budget | None = None,
+    retries: int = 0,
+) -> Outcome:
+    """Answer one question as `graphs.amplify` does, one call after another."""
+    limits = context.limits
+    budget = budget or Budget(limits.calls, limits.tokens)
+    if not question.strip() or len(question) > limits.question_chars:
+        return _failed("the question is empty or too long")
+    if context.canonical(question) in map(context.canonical, ancestors):
+        return _failed("CycleError")
+    proposals: list[str] = []
+    spent = NOTHING_SPENT
+    status = "failed"
+    for attempt in range(limits.attempts):
+        proposal, used, direct = await _attempt(
+            context, question, question_id, path, depth, ancestors,
+            budget.minus(spent["calls"], spent["tokens"]), retries, attempt,
+        )  # fmt: skip
+        spent = plus(spent, used)
+        if direct is not None:  # A leaf below the root is answered once, by its own votes.
+            return direct
+        if proposal is not None:
+            if context.checker.check(question, proposal).ok:
+                return {"answer": proposal, "status": "ok", "error": None, "spent": spent}
+            proposals.append(proposal)
+        if spent["calls"] >= budget.calls or spent["tokens"] >= budget.tokens:
+            status = "over_budget"
+            break
+        status = "rejected" if proposals else "failed"
+    return {"answer": best_proposal(proposals), "status": status, "error": status, "spent": spent}
+
+
+async def _attempt(
+    context: AmplifyContext,
+    question: str,
+    question_id: str,
+    path: str,
+    depth: int,
+    ancestors: Sequence[str],
+    budget: Budget,
+    retries: int,
+    attempt: int,
+) -> tuple[str | None, Spent, Outcome | None]:
+    """One try: (proposal or None, spent, the outcome where this is a leaf below the root)."""
+    overseer = context.overseers[attempt % len(context.overseers)]
+    transcript: list[Exchange] = []
+    spent = NOTHING_SPENT
+    may_ask = depth < context.limits.depth
+    for step_number in range(context.limits.steps):
+        first_below_root = path != "" and attempt == 0 and step_number == 0
+        try:
+            step = await overseer.act(question, transcript, may_ask)
+        except Exception:  # noqa: BLE001 - as in the graph, H's failures are values
+            return None, spent, _failed("the overseer failed") if first_below_root else None
+        if isinstance(step, Answer):
+            text = context.normalise(step.text)
+            ok: Outcome = {"answer": text, "status": "ok", "error": None, "spent": spent}
+            return text, spent, ok if first_below_root else None
+        asked: tuple[SubQuestion, ...] = getattr(step, "subquestions", ())
+        left = budget.minus(spent["calls"], spent["tokens"])
+        if not asked or not may_ask:
+            offset = 0 if first_below_root else attempt
+            leaf = await answer_directly(
+                context, question=question, question_id=question_id, path=path,
+                calls=left.calls, tokens=left.tokens, retries=retries + offset,
+                step=0 if first_below_root else step_number,
+            )  # fmt: skip
+            spent = plus(spent, leaf["spent"])
+            return leaf["answer"], spent, leaf if first_below_root else None
+        if len(asked) > context.limits.fanout:
+            return None, spent, None
+        outcomes: list[Outcome] = []
+        for index, share in enumerate(left.split(len(asked))):
+            text = asked[index].text
+            failed = [n for n in asked[index].needs if outcomes[n]["answer"] is None]
+            for need in asked[index].needs:
+                text = text.replace(f"{{{need}}}", outcomes[need]["answer"] or "")
+            outcome = _failed("needs a sub-question that failed") if failed else (
+                await amplify_reference(
+                    context, text, question_id, f"{path}/{attempt}.{step_number}.{index}",
+                    depth + 1, [*ancestors, question], share, retries + attempt,
+                )
+            )  # fmt: skip
+            outcomes.append(outcome)
+            error = None if outcome["status"] == "ok" else outcome["error"] or outcome["status"]
+            transcript.append(Exchange(text, outcome["answer"], error))
+        spent = plus(spent, *(o["spent"] for o in outcomes))
+    return None, spent, None
+
+
+def _failed(reason: str) -> Outcome:
+    return {"answer": None, "status": "failed", "error": reason, "spent": NOTHING_SPENT}

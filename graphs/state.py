@@ -1,0 +1,168 @@
+"""What the amplification graph holds, and what it is given.
+
+States are plain JSON types, so any checkpointer can keep them; models, overseers and checkers
+come in by the context.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypedDict
+
+from agents.checker import Checker, RuleChecker
+from agents.overseer import Overseer
+from agents.prompts import answer_prompt
+from graphs.calls import Caller
+from graphs.voting import VotePolicy
+
+Status = Literal["ok", "rejected", "over_budget", "failed"]
+"""`ok`: accepted. `rejected`: answered, but no attempt passed the check. `over_budget`: the calls
+or tokens ended first. `failed`: no answer. All but `failed` carry the best answer so far."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The caps of one amplified question."""
+
+    depth: int = 1
+    """Levels of sub-questions; 0 asks X directly."""
+    fanout: int = 64
+    """Sub-questions in one batch."""
+    steps: int = 64
+    """Steps that H may take on one question."""
+    attempts: int = 3
+    """Tries at one question; the second and later follow a failed check."""
+    calls: int = 1_000
+    """Model calls below the root."""
+    tokens: int = 1_000_000
+    """Prompt and completion tokens below the root."""
+    question_chars: int = 100_000
+    """Length of a question."""
+
+
+def silent(event: Mapping[str, Any]) -> None:
+    """The listener of those who do not listen."""
+
+
+@dataclass(frozen=True)
+class AmplifyContext:
+    """All that the graph needs beside its state."""
+
+    caller: Caller
+    model: str
+    """The name of X."""
+    overseers: Sequence[Overseer]
+    """H; on attempt i the one at position i modulo their number: another decomposition."""
+    checker: Checker = field(default_factory=lambda: RuleChecker({}))
+    limits: Limits = field(default_factory=Limits)
+    votes: VotePolicy = field(default_factory=VotePolicy)
+    max_tokens: int = 256
+    """Tokens of one answer."""
+    stop: tuple[str, ...] = ()
+    top_logprobs: int = 1
+    system_prompt: str = ""
+    seed: int = 0
+    normalise: Callable[[str], str] = str.strip
+    """Brings equal answers to equal text."""
+    canonical: Callable[[str], str] = str.strip
+    """Brings equal questions to equal text; a question that equals an ancestor is refused."""
+    emit: Callable[[Mapping[str, Any]], None] = silent
+    """Hears of every event of the growing tree; by default they leave by the graph's stream
+    of mode `custom`."""
+
+    def prompt(self, question: str) -> tuple[tuple[str, str], ...]:
+        """The messages that ask one copy one question."""
+        return answer_prompt(question, self.system_prompt)
+
+
+class Spent(TypedDict):
+    """Calls (cache hits among them) and tokens."""
+
+    calls: int
+    cached: int
+    tokens: int
+
+
+NOTHING_SPENT: Spent = {"calls": 0, "cached": 0, "tokens": 0}
+
+
+def plus(*parts: Spent) -> Spent:
+    """Add up what was spent."""
+    return {
+        "calls": sum(p["calls"] for p in parts),
+        "cached": sum(p["cached"] for p in parts),
+        "tokens": sum(p["tokens"] for p in parts),
+    }
+
+
+class Outcome(TypedDict):
+    """How one question ended."""
+
+    answer: str | None
+    status: Status
+    error: str | None
+    spent: Spent
+
+
+class SubResult(TypedDict):
+    """How one sub-question of a batch ended."""
+
+    index: int
+    question: str
+    outcome: Outcome
+
+
+class SubTask(TypedDict):
+    """One sub-question on its way to a copy."""
+
+    index: int
+    text: str
+    path: str
+    depth: int
+    ancestors: list[str]
+    question_id: str
+    retries: int
+    calls: int
+    tokens: int
+    blocked: str | None
+    """Why it cannot be asked: a sub-question that it needs has failed."""
+
+
+def collect(old: list[SubResult], new: list[SubResult] | None) -> list[SubResult]:
+    """Reducer of a batch's results: they add up until None clears them."""
+    return [] if new is None else old + new
+
+
+class AmplifyState(TypedDict):
+    """One question in the middle of its amplification."""
+
+    question: str
+    question_id: str
+    """Id of the root, which all of the tree's calls carry."""
+    path: str
+    depth: int
+    ancestors: list[str]
+    """Questions from the root down, without this one."""
+    calls: int
+    """Budget of this question, whole."""
+    tokens: int
+    spent: Spent
+    retries: int
+    """Retries of the levels above: they move every vote below to fresh seeds."""
+    attempt: int
+    step: int
+    transcript: list[dict[str, Any]]
+    first_step: dict[str, Any] | None
+    """H's first step where the level above has taken it already."""
+    batch: list[dict[str, Any]]
+    """Sub-questions asked and not yet aggregated: text, needs, calls, tokens."""
+    results: Annotated[list[SubResult], collect]
+    proposal: str | None
+    error: str | None
+    proposals: list[str]
+    """Answers that failed the check, one for each attempt."""
+    outcome: Outcome | None
+
+
+def best_proposal(proposals: Sequence[str]) -> str | None:
+    """The most frequent of the answers that failed the check; the first among equals."""
+    return max(proposals, key=proposals.count) if proposals else None

@@ -1,0 +1,135 @@
+"""Systems that answer questions: X alone, or X amplified by H. Each answer is a trajectory."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Protocol
+
+from graphs.amplify import begin, build_graph
+from graphs.leaf import answer_directly
+from graphs.state import AmplifyContext, Outcome
+from graphs.task import Task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Where a question comes from; part of its id, so the same text may be asked anew."""
+
+    run: str
+    round: int
+    system: str
+    task: str
+    split: str
+
+    def question_id(self, text: str) -> str:
+        """Id of one root question, the same whenever the run asks it again (hex, 16)."""
+        body = "\x1f".join([self.run, str(self.round), self.system, self.task, self.split, text])
+        return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+class System(Protocol):
+    """Anything that answers a question under an id and says what that cost."""
+
+    context: AmplifyContext
+
+    async def answer(self, question: str, question_id: str) -> Outcome:
+        """Answer one question that the store knows already."""
+        ...
+
+
+class Amplified:
+    """Amplify^H(X): the amplification graph."""
+
+    def __init__(self, context: AmplifyContext) -> None:
+        self.context = context
+
+    async def answer(self, question: str, question_id: str) -> Outcome:
+        """Run the graph on one question."""
+        state = await _compiled().ainvoke(
+            begin(question, question_id, self.context),
+            {"recursion_limit": recursion_limit(self.context)},
+            context=self.context,
+        )
+        return state["outcome"]
+
+
+class Direct:
+    """One copy of X, asked once, greedily."""
+
+    def __init__(self, context: AmplifyContext) -> None:
+        self.context = replace(context, votes=replace(context.votes, most=1))
+
+    async def answer(self, question: str, question_id: str) -> Outcome:
+        """Ask X."""
+        limits = self.context.limits
+        return await answer_directly(
+            self.context,
+            question=question,
+            question_id=question_id,
+            path="",
+            calls=limits.calls,
+            tokens=limits.tokens,
+        )
+
+
+@cache
+def _compiled() -> Any:
+    return build_graph().compile()
+
+
+def recursion_limit(context: AmplifyContext) -> int:
+    """Super-steps that one question can take: LangGraph's own limit must not end it first."""
+    limits = context.limits
+    waves = limits.fanout  # Sub-questions that need one another run one wave each.
+    return limits.attempts * limits.steps * (2 + 2 * waves) + 10
+
+
+def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
+    """A context whose overseers, checker and texts are the task's."""
+    return replace(
+        context,
+        overseers=task.overseers(),
+        checker=task.checker(),
+        max_tokens=task.max_tokens,
+        system_prompt=task.system_prompt,
+        normalise=task.normalise,
+        canonical=task.canonical,
+    )
+
+
+async def answer_all(
+    system: System,
+    asked: Asked,
+    questions: Sequence[str],
+    *,
+    together: int = 32,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Outcome]:
+    """Answer many questions, `together` at a time; outcomes come in the order of `questions`.
+
+    What was recorded under the same run before is replayed and costs no call. The first error
+    that is no outcome ends all; what was recorded until then stays.
+    """
+    gate = asyncio.Semaphore(together)
+    store = system.context.caller.store
+    done = 0
+
+    async def one(question: str) -> Outcome:
+        nonlocal done
+        async with gate:
+            question_id = asked.question_id(question)
+            await store.add_question({"id": question_id, "text": question, **vars(asked)})
+            outcome = await system.answer(question, question_id)
+        done += 1
+        if on_done is not None:
+            on_done(done)
+        return outcome
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(question)) for question in questions]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [task.result() for task in tasks]

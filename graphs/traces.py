@@ -1,0 +1,219 @@
+"""Trajectories in SQLite: append-only, one writer thread, group commit.
+
+Three tables. `questions` are the roots; `calls` is every step and every model call below them;
+`judgements` refer to either. Nothing is rewritten: a correction is a new row.
+"""
+
+import asyncio
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from agents.errors import ReplayError, UsageError
+
+SCHEMA_VERSION = 1
+BATCH = 512
+"""Most rows in one commit."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS questions (
+  id TEXT PRIMARY KEY, run TEXT, round INTEGER, system TEXT, task TEXT, split TEXT,
+  text TEXT NOT NULL, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS calls (
+  id INTEGER PRIMARY KEY, question TEXT NOT NULL REFERENCES questions(id),
+  path TEXT NOT NULL, role TEXT NOT NULL, step INTEGER NOT NULL, attempt INTEGER NOT NULL,
+  vote INTEGER NOT NULL, kind TEXT NOT NULL, model TEXT, model_digest TEXT,
+  request_digest TEXT, messages TEXT, completion TEXT, logprobs TEXT, finish_reason TEXT,
+  prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
+  sampling TEXT, cached INTEGER NOT NULL, retries TEXT, error TEXT, created REAL NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS call_key
+  ON calls (question, path, role, step, attempt, vote) WHERE error IS NULL;
+CREATE TABLE IF NOT EXISTS judgements (
+  id INTEGER PRIMARY KEY, question TEXT NOT NULL REFERENCES questions(id),
+  path TEXT NOT NULL, kind TEXT NOT NULL, ok INTEGER, detail TEXT NOT NULL, author TEXT NOT NULL,
+  key TEXT UNIQUE, created REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS judged ON judgements (question, path, kind);
+"""
+
+
+@dataclass(frozen=True)
+class CallKey:
+    """Where in which tree a call stands. No two successful calls share one."""
+
+    question: str
+    """Id of the root question."""
+    path: str
+    """Node: one `/attempt.step.index` for each level below the root, which is empty."""
+    role: str
+    step: int = 0
+    attempt: int = 0
+    vote: int = 0
+
+
+def _columns(values: Mapping[str, Any]) -> tuple[str, str]:
+    return ", ".join(values), ", ".join("?" for _ in values)
+
+
+class TraceStore:
+    """The trajectories of one run folder. Reads are direct; writes go through one thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create.
+
+        Raises:
+            UsageError: written by another version, or not a trace file.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._reader = self._connect()
+        try:
+            self._reader.execute("PRAGMA journal_mode=WAL")
+            self._reader.executescript(SCHEMA)
+            self._reader.execute(
+                "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
+            )
+            self._reader.commit()
+            found = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'")
+            version = found.fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise UsageError(f"{path} is not a trace file: {error}; name another --run") from error
+        if version != str(SCHEMA_VERSION):
+            raise UsageError(
+                f"{path} has trace version {version}, this Reflux writes {SCHEMA_VERSION}; "
+                "name another --run"
+            )
+        self._queue: SimpleQueue[tuple[str, Sequence[Any], Future[None]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="trace-writer", daemon=True)
+        self._thread.start()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, check_same_thread=False, timeout=30)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    async def add_question(self, values: Mapping[str, Any]) -> None:
+        """Record a root question; one that is already there stays as it is."""
+        await self._insert("questions", {**values, "created": time.time()}, ignore=True)
+
+    async def add_call(self, key: CallKey, values: Mapping[str, Any]) -> None:
+        """Record a call; returns after the commit.
+
+        Raises:
+            ReplayError: a successful call stands under this key already.
+        """
+        await self._insert("calls", {**vars(key), **values, "created": time.time()})
+
+    async def add_judgement(
+        self,
+        question: str,
+        path: str,
+        kind: str,
+        ok: bool | None,
+        detail: Mapping[str, Any],
+        *,
+        author: str = "reflux",
+        key: str | None = None,
+    ) -> None:
+        """Record a check, a vote, an outcome or a person's word.
+
+        With a `key`, the same judgement made again (on replay) is one row.
+        """
+        values = {
+            "question": question,
+            "path": path,
+            "kind": kind,
+            "ok": None if ok is None else int(ok),
+            "detail": json.dumps(detail),
+            "author": author,
+            "key": f"{question}{path}:{kind}:{key}" if key is not None else None,
+            "created": time.time(),
+        }
+        await self._insert("judgements", values, ignore=key is not None)
+
+    def find_call(self, key: CallKey) -> sqlite3.Row | None:
+        """The successful call under this key."""
+        return self._reader.execute(
+            "SELECT * FROM calls WHERE question=? AND path=? AND role=? AND step=? AND attempt=?"
+            " AND vote=? AND error IS NULL",
+            (key.question, key.path, key.role, key.step, key.attempt, key.vote),
+        ).fetchone()
+
+    def select(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
+        """Rows of a read-only query, in order."""
+        yield from self._reader.execute(sql, parameters)
+
+    async def _insert(self, table: str, values: Mapping[str, Any], ignore: bool = False) -> None:
+        names, marks = _columns(values)
+        verb = "INSERT OR IGNORE" if ignore else "INSERT"
+        done: Future[None] = Future()
+        # Table and column names are ours; every value is bound.
+        sql = f"{verb} INTO {table} ({names}) VALUES ({marks})"  # noqa: S608
+        self._queue.put((sql, tuple(values.values()), done))
+        await asyncio.wrap_future(done)
+
+    def _write(self) -> None:
+        connection = self._connect()
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            stop = False
+            while len(batch) < BATCH and not self._queue.empty():
+                item = self._queue.get()
+                if item is None:
+                    stop = True
+                    break
+                batch.append(item)
+            self._commit(connection, batch)
+            if stop:
+                break
+        connection.close()
+
+    def _commit(
+        self,
+        connection: sqlite3.Connection,
+        batch: Sequence[tuple[str, Sequence[Any], Future[None]]],
+    ) -> None:
+        """Insert a batch and commit it; a row that fails does not take the others with it."""
+        kept: list[Future[None]] = []
+        for sql, values, done in batch:
+            try:
+                connection.execute(sql, values)
+                kept.append(done)
+            except sqlite3.IntegrityError as error:
+                _fail(done, ReplayError(f"a row with this key is recorded already: {error}"))
+            except sqlite3.Error as error:
+                _fail(done, self._not_written(error))
+        try:
+            connection.commit()
+        except sqlite3.Error as error:
+            connection.rollback()
+            for done in kept:
+                _fail(done, self._not_written(error))
+            return
+        for done in kept:
+            if done.set_running_or_notify_cancel():
+                done.set_result(None)
+
+    def _not_written(self, error: sqlite3.Error) -> UsageError:
+        return UsageError(
+            f"{self.path} cannot be written: {error}; free some space, then resume the run"
+        )
+
+    def close(self) -> None:
+        """Write what is queued, and close."""
+        self._queue.put(None)
+        self._thread.join()
+        self._reader.close()
+
+
+def _fail(done: Future[None], error: Exception) -> None:
+    if done.set_running_or_notify_cancel():
+        done.set_exception(error)

@@ -1,0 +1,1 @@
+"""Reflux: Iterated Distillation and Amplification on language-model agents."""

@@ -1,0 +1,140 @@
+"""Addition of two numbers of equal length, with the digits in reverse.
+
+A question is `403+715=` for 304 + 517, or `403+715+1=` with a carry in; the answer `1280` is the
+reversed sum, one digit longer than the operands: the last digit is the carry out. Lowest digits
+first is what lets a small model write a sum from left to right.
+
+H answers sums of one digit itself, and splits longer ones into two parts: the low digits first,
+then the high digits with the carry of the low ones. Its check knows the form and casts out nines
+(a sum and its operands leave the same rest); neither H nor the check can add longer numbers.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+
+from agents.checker import Checker, RuleChecker
+from agents.overseer import PASS, Overseer, ScriptedOverseer
+from agents.types import Answer, Ask, Exchange, Step
+from graphs.task import Split, is_held_out
+
+QUESTION = re.compile(r"(\d+)\+(\d+)(\+1)?=")
+
+
+def read(question: str) -> tuple[str, str, int]:
+    """Take `a+b=` or `a+b+1=` apart: (a, b, carry in).
+
+    Raises:
+        ValueError: it is not a question of this task.
+    """
+    match = QUESTION.fullmatch(question.strip())
+    if match is None or len(match[1]) != len(match[2]):
+        raise ValueError(f"{question!r} is not of the form 403+715= or 403+715+1=")
+    return match[1], match[2], int(match[3] is not None)
+
+
+def write(a: str, b: str, carry: int) -> str:
+    """The question that asks for a + b + carry."""
+    return f"{a}+{b}{'+1' if carry else ''}="
+
+
+class Addition:
+    """Reversed addition; the level is the number of digits."""
+
+    name = "addition"
+    max_tokens = 24
+    system_prompt = ""
+
+    def overseers(self) -> Sequence[Overseer]:
+        """Two splits: the shorter part low, then the shorter part high."""
+        return (
+            ScriptedOverseer("add-low-short", lambda q, t, m: split_sum(q, t, m, low_short=True)),
+            ScriptedOverseer("add-low-long", lambda q, t, m: split_sum(q, t, m, low_short=False)),
+        )
+
+    def checker(self) -> Checker:
+        """Form, then casting out nines."""
+        return RuleChecker({"form": has_form, "casting_out_nines": casts_out_nines})
+
+    def primitives(self) -> Sequence[str]:
+        """All 200 sums of one digit, with and without a carry."""
+        return [write(str(a), str(b), c) for a in range(10) for b in range(10) for c in (0, 1)]
+
+    def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
+        """Training: any digits, with and without a carry. Held out: no carry, no leading zero."""
+        generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
+        wanted = split == "held_out"
+        found: dict[str, None] = {}
+        for _ in range(200 * n):
+            if len(found) == n:
+                break
+            low = 10 ** (level - 1) if wanted else 0
+            a, b = (str(generator.randrange(low, 10**level)).zfill(level)[::-1] for _ in range(2))
+            question = write(a, b, 0 if wanted else generator.randrange(2))
+            if is_held_out(self, question) == wanted:
+                found[question] = None
+        return list(found)
+
+    def canonical(self, question: str) -> str:
+        """The operands in order, whatever the carry: a+b, b+a, a+b+1 are one question."""
+        try:
+            a, b, _ = read(question)
+        except ValueError:
+            return question.strip()
+        return write(*sorted((a, b)), 0)
+
+    def normalise(self, answer: str) -> str:
+        """Without white space."""
+        return "".join(answer.split())
+
+    def score(self, question: str, answer: str) -> bool:
+        """True where the answer is the sum."""
+        a, b, carry = read(question)
+        total = int(a[::-1]) + int(b[::-1]) + carry
+        return answer == str(total).zfill(len(a) + 1)[::-1]
+
+
+def split_sum(
+    question: str, transcript: Sequence[Exchange], may_ask: bool, *, low_short: bool
+) -> Step:
+    """H's script: a primitive is answered, anything longer is asked in two parts."""
+    a, b, carry = read(question)
+    if not may_ask:
+        return PASS  # A part goes to a copy of X, even one of a single digit.
+    if len(a) == 1:
+        return Answer(_one_digit(a, b, carry))
+    at = len(a) // 2 if low_short else len(a) - len(a) // 2
+    if not transcript:
+        return Ask.of(write(a[:at], b[:at], carry))
+    low = _part(transcript[0])
+    if len(transcript) == 1:
+        return Ask.of(write(a[at:], b[at:], int(low[-1])))
+    return Answer(low[:-1] + _part(transcript[1]))
+
+
+def _one_digit(a: str, b: str, carry: int) -> str:
+    tens, ones = divmod(int(a) + int(b) + carry, 10)
+    return f"{ones}{tens}"
+
+
+def _part(exchange: Exchange) -> str:
+    """A copy's answer, or its best guess; H can go on with any that has the form of a sum."""
+    if exchange.answer is None or not has_form(exchange.question, exchange.answer):
+        raise ValueError(f"no usable answer to {exchange.question}: {exchange.answer!r}")
+    return exchange.answer
+
+
+def has_form(question: str, answer: str) -> bool:
+    """One digit more than the operands, and the last a carry."""
+    a, _, _ = read(question)
+    return re.fullmatch(rf"\d{{{len(a)}}}[01]", answer) is not None
+
+
+def casts_out_nines(question: str, answer: str) -> bool:
+    """The digits of the answer leave the same rest modulo nine as those of the operands."""
+    a, b, carry = read(question)
+    return (_digits(a) + _digits(b) + carry - _digits(answer)) % 9 == 0
+
+
+def _digits(text: str) -> int:
+    return sum(int(digit) for digit in text)
