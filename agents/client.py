@@ -110,6 +110,17 @@ class OpenAIClient:
         """Endpoint and name: a remote endpoint does not tell what weights it serves."""
         return f"{self.base_url}#{model}"
 
+    async def models(self) -> list[str]:
+        """Names of the models that the endpoint serves.
+
+        Raises:
+            EndpointError: it does not answer.
+        """
+        try:
+            return [model.id async for model in self._client.models.list()]
+        except openai.APIError as error:
+            raise EndpointError(self._explain(error, [_one_line(error)])) from error
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()

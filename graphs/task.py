@@ -54,6 +54,18 @@ class Task(Protocol):
         """The text that all equal answers share."""
         ...
 
+    def from_user(self, text: str) -> str:
+        """A question as a person types it, in the task's own form.
+
+        Raises:
+            UsageError: it is not a question of this task.
+        """
+        ...
+
+    def to_user(self, question: str, answer: str) -> str:
+        """An answer as a person reads it."""
+        ...
+
     def score(self, question: str, answer: str) -> bool:
         """Is the answer right? Asked of held-out questions only."""
         ...

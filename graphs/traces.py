@@ -156,7 +156,7 @@ class TraceStore:
         verb = "INSERT OR IGNORE" if ignore else "INSERT"
         done: Future[None] = Future()
         # Table and column names are ours; every value is bound.
-        sql = f"{verb} INTO {table} ({names}) VALUES ({marks})"  # noqa: S608
+        sql = f"{verb} INTO {table} ({names}) VALUES ({marks})"
         self._queue.put((sql, tuple(values.values()), done))
         await asyncio.wrap_future(done)
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 from agents.checker import Checker, RuleChecker
+from agents.errors import UsageError
 from agents.overseer import PASS, Overseer, ScriptedOverseer
 from agents.types import Answer, Ask, Exchange, Step
 from graphs.task import Split, is_held_out
@@ -86,6 +87,26 @@ class Addition:
     def normalise(self, answer: str) -> str:
         """Without white space."""
         return "".join(answer.split())
+
+    def from_user(self, text: str) -> str:
+        """`304+517` in any length, or the task's own `403+715=`.
+
+        Raises:
+            UsageError: neither.
+        """
+        plain = re.fullmatch(r"\s*(\d+)\s*\+\s*(\d+)\s*", text)
+        if plain is not None:
+            length = max(len(plain[1]), len(plain[2]))
+            return write(plain[1].zfill(length)[::-1], plain[2].zfill(length)[::-1], 0)
+        try:
+            read(text)
+        except ValueError as error:
+            raise UsageError(f'{error}; a sum is asked as "304+517"') from error
+        return text.strip()
+
+    def to_user(self, question: str, answer: str) -> str:
+        """The sum with the highest digit first."""
+        return str(int(answer[::-1])) if answer.isdecimal() else answer
 
     def score(self, question: str, answer: str) -> bool:
         """True where the answer is the sum."""

@@ -1,0 +1,145 @@
+"""The pristine base that every student is trained from: a GGUF file unpacked to bf16, once.
+
+The agent runs on llama.cpp's quantised weights; training needs plain ones. Unpacking those same
+weights, rather than fetching the original ones, keeps the base that is trained and the base that
+is run the same model.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import platformdirs
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+
+from agents.embedded import file_sha256
+from agents.errors import MissingError, UsageError
+
+CACHE_VARIABLE = "REFLUX_CACHE"
+WEIGHTS = "model.safetensors"
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: `REFLUX_CACHE`, else the user's cache folder."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("reflux"))
+
+
+def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
+    """The GGUF's weights in bf16, as a plain transformers folder, made on the first call.
+
+    The folder is named by the file's sha256 and appears whole or not at all: it is built beside
+    and renamed, so a kill or a second process leaves no half of one.
+
+    Raises:
+        MissingError: there is no such file.
+        UsageError: transformers cannot read it.
+    """
+    if not gguf.is_file():
+        raise MissingError(f"model file {gguf} is not there")
+    root = cache or cache_folder()
+    folder = root / f"base-{file_sha256(gguf)}"
+    if folder.is_dir():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".base-", dir=root) as scratch:
+        built = Path(scratch) / "base"
+        _unpack(gguf, built)
+        try:
+            built.replace(folder)
+        except OSError:
+            # Another process finished the same folder first; the content has the same name.
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def _unpack(gguf: Path, folder: Path) -> None:
+    with quiet_libraries():
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.bfloat16,
+                quantization_config=transformers.GgufConfig(dequantize=True),
+                local_files_only=True,
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, local_files_only=True
+            )
+        except (ValueError, OSError, RuntimeError, KeyError) as error:
+            raise UsageError(
+                f"{gguf} cannot be unpacked by transformers {transformers.__version__}: {error}; "
+                "use a GGUF of a supported architecture, or a transformers folder as the base"
+            ) from error
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def base_digest(folder: Path) -> str:
+    """sha256 of a base folder's weights, in hex: what an adapter was trained against.
+
+    Raises:
+        MissingError: the folder holds no `model.safetensors`.
+    """
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise MissingError(
+            f"{folder} holds no {WEIGHTS}: delete the folder to have it made again, or save the "
+            "model in one safetensors file"
+        )
+    return file_sha256(weights)
+
+
+def load_base(folder: Path) -> tuple[Any, Any]:
+    """The model and tokenizer of a base folder, in bf16, on the GPU where there is one.
+
+    Reads safetensors only: pickled weights run code when they are read.
+
+    Raises:
+        MissingError: the folder, its safetensors or its tokenizer is not there.
+    """
+    if not folder.is_dir():
+        raise MissingError(f"base model folder {folder} is not there")
+    cuda = torch.cuda.is_available()
+    with quiet_libraries():
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.bfloat16,
+                # On a CPU, sequences of some dozen tokens train faster without the fused kernel.
+                attn_implementation="sdpa" if cuda else "eager",
+                use_safetensors=True,
+                local_files_only=True,
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise MissingError(
+                f"{folder} is no whole base model: {error}; it needs config.json, safetensors "
+                "weights and a tokenizer"
+            ) from error
+    return model.to("cuda" if cuda else "cpu"), tokenizer
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Transformers and datasets draw no bars and warn of nothing here; as before afterwards."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    dataset_bars = datasets.are_progress_bars_disabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        if not dataset_bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,189 @@
+"""Rows for training, out of accepted trajectories only.
+
+A row is what TRL takes, `{"prompt": [messages], "completion": [messages]}`, and nothing else; where
+it comes from stands beside it. No row holds a true answer: trajectories have none.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from agents.errors import RefluxError, UsageError
+from agents.prompts import answer_prompt
+from agents.types import Message
+from graphs.task import Task, is_held_out
+from graphs.traces import TraceStore
+
+Form = Literal["prompt-completion", "messages", "preference"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example, with its provenance."""
+
+    prompt: tuple[Message, ...]
+    completion: str
+    question: str
+    """Text of the question, for the leak check."""
+    task: str
+    provenance: dict[str, Any]
+    """Trajectory, node path, run, round, system and model digests."""
+    rejected: str | None = None
+    """An answer of the same tree that the check refused, where there is one."""
+
+    def train(self) -> dict[str, Any]:
+        """The row as TRL's conversational prompt-completion form."""
+        completion = [{"role": "assistant", "content": self.completion}]
+        return {"prompt": list(self.prompt), "completion": completion}
+
+
+ACCEPTED = """
+SELECT q.id, q.run, q.round, q.system, q.task, q.split, q.text, j.detail, j.kind,
+  (SELECT group_concat(DISTINCT c.model_digest) FROM calls c WHERE c.question = q.id) AS models
+FROM questions q JOIN judgements j ON j.question = q.id AND j.path = ''
+WHERE j.kind IN ('outcome', 'leaf') AND j.ok = 1 AND q.split = ? AND q.system = ? AND q.round <= ?
+  AND (j.kind = 'outcome' OR NOT EXISTS (
+    SELECT 1 FROM judgements o WHERE o.question = q.id AND o.path = '' AND o.kind = 'outcome'))
+ORDER BY q.round, q.id
+"""
+
+
+def accepted(
+    store: TraceStore, split: str, system: str, up_to_round: int, system_prompt: str
+) -> Iterator[Row]:
+    """Rows of every accepted root answer of a system, in a fixed order."""
+    for found in store.select(ACCEPTED, (split, system, up_to_round)):
+        answer = json.loads(found["detail"])["answer"]
+        prompt = answer_prompt(found["text"], system_prompt)
+        yield Row(
+            prompt=tuple({"role": role, "content": content} for role, content in prompt),
+            completion=answer,
+            question=found["text"],
+            task=found["task"],
+            provenance={
+                "trajectory": found["id"],
+                "path": "",
+                "run": found["run"],
+                "round": found["round"],
+                "system": found["system"],
+                "models": (found["models"] or "").split(",") if found["models"] else [],
+            },
+            rejected=_refused(store, found["id"], answer),
+        )
+
+
+def _refused(store: TraceStore, question: str, answer: str) -> str | None:
+    """The first answer to the root that its check refused."""
+    sql = (
+        "SELECT detail FROM judgements WHERE question=? AND path='' AND kind='check' AND ok=0"
+        " ORDER BY id"
+    )
+    for found in store.select(sql, (question,)):
+        if (text := json.loads(found["detail"])["answer"]) != answer:
+            return str(text)
+    return None
+
+
+def refuse_leaks(rows: Sequence[Row], task: Task) -> None:
+    """Make sure that no held-out question of the task is among the rows.
+
+    Raises:
+        RefluxError: one is.
+    """
+    for row in rows:
+        if row.task == task.name and is_held_out(task, row.question):
+            raise RefluxError(
+                f"held-out question {row.question!r} is in the training rows (trajectory "
+                f"{row.provenance.get('trajectory')}); nothing was trained, please report this"
+            )
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """Hash of all that a student learns from (hex, 32)."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row.train(), sort_keys=True).encode())
+    return digest.hexdigest()[:32]
+
+
+def in_form(row: Row, form: Form) -> dict[str, Any] | None:
+    """The row in one of TRL's forms; None where the row has no such form."""
+    trained = row.train()
+    if form == "messages":
+        return {"messages": trained["prompt"] + trained["completion"]}
+    if form == "preference":
+        if row.rejected is None:
+            return None
+        return {
+            "prompt": trained["prompt"],
+            "chosen": trained["completion"],
+            "rejected": [{"role": "assistant", "content": row.rejected}],
+        }
+    return trained
+
+
+def export(rows: Sequence[Row], path: Path, form: Form) -> int:
+    """Write rows as JSONL or Parquet (by the file's ending), provenance in a sidecar; their number.
+
+    Raises:
+        UsageError: another ending.
+    """
+    kept = [(row, body) for row in rows if (body := in_form(row, form)) is not None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(body) + "\n" for _, body in kept))
+    elif path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist([body for _, body in kept]), path)
+    else:
+        raise UsageError(f"cannot export to {path.name!r}: end it in .jsonl or .parquet")
+    sidecar = path.with_name(f"{path.stem}.provenance.jsonl")
+    sidecar.write_text("".join(json.dumps(row.provenance) + "\n" for row, _ in kept))
+    return len(kept)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Prompt/completion rows from a JSONL file, plain texts or messages, as TRL takes them.
+
+    Raises:
+        UsageError: no file, no rows, or a broken line, with its number.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+            rows.append(_conversation(found))
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise UsageError(
+                f"{path}, line {number}: not a row ({error}); each line is a JSON object with "
+                '"prompt" and "completion", or with "messages"'
+            ) from error
+    if not rows:
+        raise UsageError(f"{path} holds no rows")
+    return rows
+
+
+def _conversation(found: dict[str, Any]) -> dict[str, Any]:
+    if "messages" in found:
+        prompt, completion = found["messages"][:-1], found["messages"][-1:]
+    else:
+        prompt, completion = found["prompt"], found["completion"]
+    if isinstance(prompt, str):
+        prompt = [{"role": role, "content": text} for role, text in answer_prompt(prompt)]
+    if isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    for message in [*prompt, *completion]:
+        if not isinstance(message["content"], str) or not isinstance(message["role"], str):
+            raise TypeError("role and content must be text")
+    if not completion:
+        raise ValueError("the completion is empty")
+    return {"prompt": prompt, "completion": completion}

@@ -1,0 +1,101 @@
+"""The config of a run of rounds. Unknown keys are errors; every field has its unit or meaning."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from agents.embedded import EngineConfig
+from agents.errors import UsageError
+from finetune.gates import GateConfig
+from graphs.state import Limits
+from graphs.voting import VotePolicy
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class RoundSpec(Strict):
+    """One round."""
+
+    level: int = Field(ge=1)
+    """Level of the task's questions; for addition their digits."""
+    questions: int = Field(default=1000, ge=0)
+    """Training questions to amplify; round 0 takes all primitives instead."""
+    held_out: int = Field(default=400, ge=0)
+    """Questions to evaluate on; round 0 is judged on the primitives instead."""
+    primitive_repeats: int = Field(default=2, ge=0)
+    """Times that each of H's primitives stands in the training rows."""
+    sft: dict[str, Any] = {}
+    """Overrides of the run's `sft` for this round."""
+
+
+class RoundsConfig(Strict):
+    """Everything that decides a run."""
+
+    task: str = "addition"
+    seed: int = 0
+    rounds: tuple[RoundSpec, ...] = Field(min_length=1)
+    """The first is round 0, which imitates H."""
+    anchor: int = Field(default=500, ge=0, le=500)
+    """General prompts that the base answers and every student learns, too."""
+    anchor_tokens: int = Field(default=32, ge=1)
+    """Tokens of such an answer."""
+    canaries: int = Field(default=20, ge=0, le=100)
+    """Prompts on which a student is compared with the base."""
+    limits: Limits = Field(default_factory=Limits)
+    votes: VotePolicy = Field(default_factory=VotePolicy)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    gates: GateConfig = Field(default_factory=GateConfig)
+    together: int = Field(default=32, ge=1)
+    """Questions amplified at once."""
+    sft: dict[str, Any] = {}
+    """Goes unchanged to TRL's SFTConfig."""
+    lora: dict[str, Any] = {}
+    """Goes unchanged to PEFT's LoraConfig."""
+
+    @model_validator(mode="after")
+    def _grows_slowly(self) -> "RoundsConfig":
+        levels = [spec.level for spec in self.rounds]
+        for before, after in zip(levels, levels[1:], strict=False):
+            if not before < after <= 2 * before:
+                raise ValueError(
+                    f"rounds go from level {before} to {after}; each must be longer than the one "
+                    "before and at most twice as long, or its halves were never learned"
+                )
+        return self
+
+
+def config_from(data: Any, source: str) -> RoundsConfig:
+    """A config from parsed YAML.
+
+    Raises:
+        UsageError: unknown keys or values out of range, all named.
+    """
+    try:
+        return RoundsConfig.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc']) or 'config'}: {e['msg']}"
+            for e in error.errors()
+        )
+        raise UsageError(f"{source}: {problems}") from error
+
+
+def read_config(path: Path) -> RoundsConfig:
+    """A config from a YAML file.
+
+    Raises:
+        UsageError: no such file, no YAML, or no config.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no config {path}")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return config_from(data, str(path))

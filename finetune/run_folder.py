@@ -1,0 +1,168 @@
+"""A run folder: config, trajectories, checkpoints, students and report of one run.
+
+One process at a time writes it; a lock that dies with its process keeps others out.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from agents.cache import CachedClient
+from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
+from agents.errors import UsageError
+from agents.types import ChatClient
+from finetune.registry import Registry
+from graphs.calls import Caller, completion_of
+from graphs.traces import TraceStore
+
+FORMAT = 1
+
+
+class RunFolder:
+    """One run on disk, opened by one process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.traces_path = path / "traces.db"
+        self.checkpoints_path = path / "checkpoints.db"
+        self.config_path = path / "config.yaml"
+        self.report_path = path / "report.json"
+        self.chart_path = path / "report.png"
+        self.registry = Registry(path / "students")
+        self._lock: IO[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's name, recorded with every question."""
+        return self.path.name
+
+    @property
+    def exists(self) -> bool:
+        """True where a run was begun here."""
+        return self.config_path.is_file()
+
+    def lock(self) -> None:
+        """Keep other processes out until this one ends.
+
+        Raises:
+            UsageError: another process works here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / "lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            file.close()
+            raise UsageError(
+                f"another process (id {owner}) works in {self.path}; wait for it, or name "
+                "another --run"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._lock = file
+
+    def unlock(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def save_config(self, config: dict[str, Any]) -> None:
+        """Write the config that the run was begun with."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        body = yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False)
+        write_whole(self.config_path, body)
+
+    def load_config(self) -> dict[str, Any]:
+        """The config that the run was begun with.
+
+        Raises:
+            UsageError: no run, or one of another version.
+        """
+        if not self.exists:
+            raise UsageError(f"{self.path} holds no run; begin one with `reflux run`")
+        found = yaml.safe_load(self.config_path.read_text())
+        if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+            raise UsageError(
+                f"{self.config_path} is not of format {FORMAT}: another version of Reflux wrote "
+                "it; name another --run"
+            )
+        return found
+
+    def store(self) -> TraceStore:
+        """The trajectories, opened."""
+        return TraceStore(self.traces_path)
+
+    def models(self, name: str) -> ModelFiles:
+        """The files behind a model name: `base`, or a student of this run.
+
+        Raises:
+            UsageError: there is no such student.
+        """
+        if name == "base":
+            return ModelFiles(default_gguf())
+        return ModelFiles(default_gguf(), self.registry.get(name).adapter_gguf)
+
+    def current_model(self) -> str:
+        """The name of X: the promoted student, or `base` where there is none."""
+        student = self.registry.current()
+        return student.id if student else "base"
+
+
+class OpenRun:
+    """A run folder with its store and engine open; `async with` closes them."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        engine: EngineConfig | None = None,
+        client: ChatClient | None = None,
+        wrap: Callable[[ChatClient], ChatClient] | None = None,
+    ) -> None:
+        """`client` replaces the embedded engine; `wrap` is put around it, below the cache."""
+        self.folder = folder
+        self.store = folder.store()
+        self._engine = None if client else EmbeddedClient(folder.models, engine)
+        asked = client or self._engine
+        if asked is None:
+            raise UsageError("no client and no engine")
+        self.cache = CachedClient(wrap(asked) if wrap else asked)
+        self.caller = Caller(self.cache, self.store)
+        self._warm()
+
+    def _warm(self) -> None:
+        """Replies of earlier sessions on this folder are known to the cache."""
+        recorded = "SELECT * FROM calls WHERE error IS NULL AND kind='model' AND cached=0"
+        for row in self.store.select(recorded):
+            self.cache.put(row["request_digest"], completion_of(row))
+
+    async def __aenter__(self) -> "OpenRun":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.store.close()
+        if self._engine is not None:
+            await self._engine.close()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that readers, and a kill, see the old or the new one whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, body: Any) -> None:
+    """Write JSON whole; see `write_whole`."""
+    write_whole(path, json.dumps(body, indent=2) + "\n")

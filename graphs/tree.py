@@ -1,0 +1,99 @@
+"""A trajectory as the tree that it was: nodes by path, with their steps, votes and costs."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from agents.errors import UsageError
+from graphs.traces import TraceStore
+
+
+@dataclass
+class Node:
+    """One question of a trajectory."""
+
+    path: str
+    question: str
+    answer: str | None = None
+    status: str = "running"
+    """`ok`, `rejected`, `over_budget`, `failed`; `running` where no outcome is recorded."""
+    error: str | None = None
+    answered_by: str = ""
+    """`H` for a primitive or a combination, otherwise the model's name."""
+    votes: int = 0
+    calls: int = 0
+    """Model calls of this node alone."""
+    tokens: int = 0
+    children: list["Node"] = field(default_factory=list["Node"])
+
+    def walk(self) -> Iterator["Node"]:
+        """This node and all below it, in the order in which they were asked."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, children nested."""
+        return {**vars(self), "children": [child.to_json() for child in self.children]}
+
+
+def load_tree(store: TraceStore, question: str) -> Node:
+    """The tree of one root question, by its id or an unambiguous beginning of it.
+
+    Raises:
+        UsageError: no such trajectory, or several.
+    """
+    escaped = question.replace("%", "").replace("_", "")
+    found = list(
+        store.select("SELECT id, text FROM questions WHERE id LIKE ? LIMIT 2", (escaped + "%",))
+    )
+    if len(found) != 1:
+        what = "several trajectories begin" if found else "no trajectory begins"
+        raise UsageError(f"{what} with {question!r}; `reflux traces list` names them")
+    root_id, text = found[0]["id"], found[0]["text"]
+    nodes = {"": Node("", text)}
+    calls = store.select(
+        "SELECT * FROM calls WHERE question=? AND error IS NULL ORDER BY length(path), id",
+        (root_id,),
+    )
+    for row in calls:
+        node = nodes.setdefault(row["path"], Node(row["path"], ""))
+        if row["kind"] == "model":
+            node.calls += 1
+            node.tokens += row["prompt_tokens"] + row["completion_tokens"]
+            node.answered_by = row["model"]
+        else:
+            _take_step(nodes, node, row["attempt"], row["step"], json.loads(row["completion"]))
+    for row in store.select(
+        "SELECT * FROM judgements WHERE question=? AND kind IN ('leaf', 'outcome') ORDER BY id",
+        (root_id,),
+    ):
+        detail = json.loads(row["detail"])
+        node = nodes.setdefault(row["path"], Node(row["path"], ""))
+        node.question = node.question or detail["question"]
+        node.answer, node.status = detail["answer"], detail["status"]
+        node.error = detail["error"]
+        node.votes += detail.get("votes", 0)
+    for path in sorted(nodes, key=_order):
+        if path:
+            parent = path.rsplit("/", 1)[0]
+            nodes[parent].children.append(nodes[path])
+    return nodes[""]
+
+
+def _take_step(
+    nodes: dict[str, Node], node: Node, attempt: int, step: int, taken: dict[str, Any]
+) -> None:
+    if taken["kind"] == "answer":
+        node.answer, node.status, node.answered_by = taken["text"], "ok", "H"
+    elif taken["kind"] == "ask":
+        # A node's retries count those above it; its children's paths count its own alone.
+        own = attempt - sum(int(part.split(".")[0]) for part in node.path.split("/")[1:])
+        for index, asked in enumerate(taken["subquestions"]):
+            path = f"{node.path}/{own}.{step}.{index}"
+            nodes.setdefault(path, Node(path, asked["text"]))
+
+
+def _order(path: str) -> list[tuple[int, ...]]:
+    return [tuple(int(n) for n in part.split(".")) for part in path.split("/")[1:]]

@@ -1,0 +1,5 @@
+"""`python -m reflux`."""
+
+from reflux.cli import run
+
+run()

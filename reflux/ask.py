@@ -1,0 +1,184 @@
+"""Commands that ask: one question, or an evaluation of systems."""
+
+import uuid
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from agents.errors import UsageError
+from finetune.rounds_config import config_from
+from finetune.run_folder import OpenRun, RunFolder
+from finetune.stages import refuse_outage
+from graphs.evaluate import evaluate
+from graphs.state import AmplifyContext, Limits
+from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
+from graphs.tree import load_tree
+from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
+from reflux.progress import ProgressView
+from reflux.show import escape, score_text, tree_view
+from reflux.tasks import task_named
+
+TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="X: base, a student, or your endpoint's model.")
+]
+
+
+def open_run(folder: RunFolder, model: str | None) -> tuple[OpenRun, str]:
+    """The folder with a client for X: the user's endpoint, or the embedded engine.
+
+    Raises:
+        UsageError: an endpoint, and no name of its model.
+    """
+    client = endpoint()
+    if client is None:
+        return OpenRun(folder), model or folder.current_model()
+    if model is None:
+        raise UsageError(f"{client.base_url} is set: name its model with --model")
+    return OpenRun(folder, client=client), model
+
+
+def task_of(folder: RunFolder, name: str | None) -> str:
+    """The task that is named, else that of the run, else addition."""
+    if name is not None:
+        return name
+    if folder.exists:
+        return config_from(folder.load_config(), str(folder.config_path)).task
+    return "addition"
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help='For addition: "304+517".')],
+    run: RunDir = RUNS / "demo",
+    task: TaskName = None,
+    model: Model = None,
+    depth: Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)] = 1,
+    calls: Annotated[int, typer.Option(help="Model calls at the most.", min=0)] = 1000,
+    as_json: Json = False,
+) -> None:
+    """One question through the amplified system; prints the tree."""
+    folder = RunFolder(run)
+    run_async(_ask(folder, question, task_of(folder, task), model, depth, calls, as_json))
+
+
+async def _ask(
+    folder: RunFolder,
+    text: str,
+    task_name: str,
+    model: str | None,
+    depth: int,
+    calls: int,
+    as_json: bool,
+) -> None:
+    task = task_named(task_name)
+    question = task.from_user(text)
+    opened, x = open_run(folder, model)
+    async with opened:
+        context = task_context(
+            AmplifyContext(opened.caller, x, (), limits=Limits(depth=depth, calls=calls)), task
+        )
+        # Every asking is a trajectory of its own, whatever was asked before.
+        asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
+        outcomes = await answer_all(Amplified(context), asked, [question])
+        refuse_outage(outcomes)
+        trajectory = asked.question_id(question)
+        tree = load_tree(opened.store, trajectory)
+    outcome = outcomes[0]
+    answer = None if outcome["answer"] is None else task.to_user(question, outcome["answer"])
+    if as_json:
+        emit(
+            {"question": text, "answer": answer, "trajectory": trajectory, "model": x}
+            | {"status": outcome["status"], "error": outcome["error"], "spent": outcome["spent"]}
+            | {"tree": tree.to_json()}
+        )
+    else:
+        OUT.print(tree_view(tree))
+        spent = outcome["spent"]
+        OUT.print(
+            f"\n[bold]{escape(answer) if answer is not None else 'no answer'}[/]   "
+            f"{outcome['status']}, X = {x}, {spent['calls']} calls, {spent['tokens']} tokens, "
+            f"trajectory {trajectory}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if outcome["status"] != "ok":
+        raise typer.Exit(1)
+
+
+def evaluate_systems(
+    run: RunDir = RUNS / "demo",
+    task: TaskName = None,
+    level: Annotated[int, typer.Option(help="For addition: digits.", min=1)] = 3,
+    limit: Annotated[int, typer.Option(help="Held-out questions.", min=1)] = 200,
+    systems: Annotated[
+        str, typer.Option(help="Comma-separated: direct, amplified, or a student's name.")
+    ] = "direct,amplified",
+    model: Model = None,
+    seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Score systems on the same held-out questions, with intervals."""
+    folder = RunFolder(run)
+    name = task_of(folder, task)
+    scores = run_async(_evaluate(folder, name, level, limit, systems.split(","), model, seed))
+    if as_json:
+        emit({"task": name, "level": level, "seed": seed, "systems": scores})
+        return
+    from rich.table import Table
+
+    title = f"{name}, level {level}, seed {seed}: held-out questions, 95% intervals"
+    table = Table(title=title, title_justify="left")
+    for heading in ("system", "model", "accuracy", "calls", "cached", "tokens"):
+        table.add_column(heading)
+    for key, score in scores.items():
+        cost = (str(score[part]) for part in ("calls", "cached", "tokens"))
+        table.add_row(key, score["model"], score_text(score), *cost)
+    OUT.print(table)
+
+
+async def _evaluate(
+    folder: RunFolder,
+    task_name: str,
+    level: int,
+    limit: int,
+    systems: list[str],
+    model: str | None,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    task = task_named(task_name)
+    questions = task.sample(limit, level, "held_out", seed)
+    opened, x = open_run(folder, model)
+    scores: dict[str, dict[str, Any]] = {}
+    async with opened:
+        with ProgressView() as view:
+            for name in systems:
+                key = name.strip()
+                system, used = _system(key, opened, task_context(
+                    AmplifyContext(opened.caller, x, ()), task
+                ), x)  # fmt: skip
+                digest = (await opened.caller.client.model_digest(used))[-12:]
+                asked = Asked(
+                    folder.name, -1, f"eval-{key}-{used}-{digest}-{seed}", task.name, "held_out"
+                )
+                total = len(questions)
+                score = await evaluate(
+                    system,
+                    task,
+                    asked,
+                    questions,
+                    on_done=lambda done, key=key, n=total: view(f"evaluate {key}", done, n, ""),
+                )
+                scores[key] = {"model": used, **score.to_json()}
+    return scores
+
+
+def _system(key: str, opened: OpenRun, context: AmplifyContext, x: str) -> tuple[System, str]:
+    if key == "amplified":
+        return Amplified(context), x
+    if key == "direct":
+        base = x if endpoint() else "base"
+        return Direct(replace(context, model=base)), base
+    if endpoint() is None:
+        opened.folder.models(key)  # Raises where there is no such student.
+    return Direct(replace(context, model=key)), key

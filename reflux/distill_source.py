@@ -1,0 +1,79 @@
+"""Where `reflux distill` takes its rows and settings from."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agents.errors import UsageError
+from finetune.datasets import Row, accepted, read_jsonl, refuse_leaks, rows_digest
+from finetune.rounds_config import config_from
+from finetune.run_folder import RunFolder
+from graphs.traces import TraceStore
+from reflux.tasks import task_named
+
+
+class DistillConfig(BaseModel):
+    """Settings of one distillation; `sft` and `lora` go unchanged to TRL and PEFT."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sft: dict[str, Any] = {}
+    lora: dict[str, Any] = {}
+    seed: int = 0
+
+    @staticmethod
+    def read(path: Path | None) -> "DistillConfig":
+        """From a YAML file, or the defaults.
+
+        Raises:
+            UsageError: no such file, or unknown keys.
+        """
+        if path is None:
+            return DistillConfig()
+        if not path.is_file():
+            raise UsageError(f"there is no config {path}")
+        try:
+            return DistillConfig.model_validate(yaml.safe_load(path.read_text()) or {})
+        except (ValidationError, yaml.YAMLError) as error:
+            raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def rows_for(folder: RunFolder, data: Path | None) -> tuple[list[dict[str, Any]], str]:
+    """(rows, their digest): of a JSONL file, or of all accepted trajectories of a run.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    if data is not None:
+        rows = read_jsonl(data)
+        body = json.dumps(rows, sort_keys=True).encode()
+        return rows, hashlib.sha256(body).hexdigest()[:32]
+    found = logged_rows(folder)
+    if not found:
+        raise UsageError(f"{folder.path} has no accepted trajectories; run `reflux run` first")
+    return [row.train() for row in found], rows_digest(found)
+
+
+def logged_rows(folder: RunFolder) -> list[Row]:
+    """Every accepted row of a run, checked for leaks.
+
+    Raises:
+        UsageError: the folder holds no run.
+    """
+    config = config_from(folder.load_config(), str(folder.config_path))
+    task = task_named(config.task)
+    store = TraceStore(folder.traces_path)
+    try:
+        rows = [
+            *accepted(store, "primitive", "overseer", 0, task.system_prompt),
+            *accepted(store, "train", "amplified", 10**6, task.system_prompt),
+            *accepted(store, "train", "anchor", 0, ""),
+        ]
+    finally:
+        store.close()
+    refuse_leaks(rows, task)
+    return rows

@@ -1,0 +1,185 @@
+"""Commands that make students: demo, init, run, distill."""
+
+import asyncio
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agents.errors import UsageError
+from finetune.rounds_config import RoundsConfig, config_from, read_config
+from finetune.run_folder import OpenRun, RunFolder
+from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, run_async
+from reflux.progress import ProgressView
+from reflux.show import rounds_table
+from reflux.tasks import task_named
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML config of the run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this folder.")]
+
+
+def shipped_config(name: str) -> Path:
+    """A config that comes with Reflux: `demo` or `long`."""
+    return Path(str(files("reflux") / f"{name}.yaml"))
+
+
+def demo(
+    run: RunDir = RUNS / "demo",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin again, from nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The whole loop on the embedded default model: three rounds, a table and a chart.
+
+    An unfinished demo is resumed; a finished one is shown.
+    """
+    folder = RunFolder(run)
+    if fresh and run.exists():
+        folder.lock()
+        folder.unlock()
+        shutil.rmtree(run)
+    if not as_json:
+        ERR.print(
+            "Reflux demo: a 135M model learns to add. H knows sums of one digit only; each round "
+            "amplifies the last student on longer numbers, and distills the answers into the "
+            "next.\nDigits are written in reverse: [bold]403+715=[/] asks for 304 + 517.",
+            highlight=False,
+        )
+    climb(folder, shipped_config("demo"), resume=folder.exists, as_json=as_json)
+
+
+def init(
+    run: RunDir = RUNS / "main",
+    config: ConfigFile = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Round 0: a student that imitates H."""
+    climb(RunFolder(run), config, resume=resume, as_json=as_json, rounds=1)
+
+
+def run(
+    run: RunDir = RUNS / "main",
+    config: ConfigFile = None,
+    resume: Resume = False,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="Stop after so many rounds in all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """All rounds of a config: amplify, distill, evaluate, promote."""
+    climb(RunFolder(run), config, resume=resume, as_json=as_json, rounds=rounds)
+
+
+def climb(
+    folder: RunFolder,
+    config_file: Path | None,
+    *,
+    resume: bool,
+    as_json: bool,
+    rounds: int | None = None,
+) -> None:
+    """Run rounds in a folder and show the report."""
+    config = settle_config(folder, config_file, resume)
+    folder.lock()
+    if not folder.exists:
+        folder.save_config(config.model_dump(mode="json"))
+    reports = run_async(_climb(folder, config, rounds))
+    if as_json:
+        emit({"run": str(folder.path), "rounds": reports})
+        return
+    OUT.print(rounds_table(reports))
+    OUT.print(f"chart: {folder.chart_path}   report: {folder.report_path}", soft_wrap=True)
+    if twin := reports[-1].get("twin"):
+        OUT.print(
+            f"The last student in PEFT and in llama.cpp give the same answer to "
+            f"{twin['agreement']:.1%} of {twin['n']} held-out questions."
+        )
+    if folder.registry.current() is not None:
+        OUT.print(f'Try: reflux ask "304+517" --run {folder.path}', soft_wrap=True)
+
+
+async def _climb(
+    folder: RunFolder, config: RoundsConfig, rounds: int | None
+) -> list[dict[str, Any]]:
+    from finetune.rounds import run_rounds
+
+    with ProgressView() as view:
+        async with OpenRun(folder, config.engine) as opened:
+            return await run_rounds(opened, config, task_named(config.task), view, rounds)
+
+
+def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> RoundsConfig:
+    """The config of the folder on resume, otherwise the one given.
+
+    Raises:
+        UsageError: a run is there and is not to be resumed, or was begun with another config.
+    """
+    given = read_config(config_file) if config_file else None
+    if not folder.exists:
+        if resume and folder.traces_path.exists():
+            raise UsageError(f"{folder.path} has no config.yaml; it cannot be resumed")
+        return given or read_config(shipped_config("demo"))
+    if not resume:
+        raise UsageError(
+            f"{folder.path} holds a run already; go on with --resume, or name another --run"
+        )
+    begun = config_from(folder.load_config(), str(folder.config_path))
+    if given is not None and given != begun:
+        raise UsageError(
+            f"{folder.path} was begun with another config than {config_file}; leave --config out, "
+            "or name another --run"
+        )
+    return begun
+
+
+def distill(
+    run: RunDir = RUNS / "main",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Prompt/completion JSONL instead of traces.")
+    ] = None,
+    student: Annotated[
+        str, typer.Option("--student", help="Name of the new student.")
+    ] = "student-custom",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML with `sft:`, `lora:` and `seed:`.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One student, from the accepted trajectories of a run or from any JSONL file."""
+    from finetune.distill import StudentPlan
+    from finetune.distill import distill as make_student
+    from reflux.distill_source import DistillConfig, rows_for
+
+    settings = DistillConfig.read(config)
+    folder = RunFolder(run)
+    rows, digest = rows_for(folder, data)
+    folder.lock()
+    plan = StudentPlan(
+        id=student,
+        rows=rows,
+        rows_digest=digest,
+        sft=settings.sft,
+        lora=settings.lora,
+        seed=settings.seed,
+    )
+
+    async def work() -> None:
+        from finetune.stages import cancellable
+
+        with ProgressView() as view:
+            await cancellable(lambda stop: make_student(folder.registry, plan, view, stop))
+
+    asyncio.run(work())
+    made = folder.registry.get(student)
+    if as_json:
+        emit({"student": made.id, "path": str(made.path), "report": made.config["report"]})
+        return
+    report = made.config["report"]
+    OUT.print(
+        f"{made.id}: {report['rows']} rows, {report['seconds']:.0f} s, final loss "
+        f"{report['final_loss']:.3f}\n{made.path}\n"
+        f"promote it with: reflux students promote {made.id} --run {run}",
+        soft_wrap=True,
+    )
