@@ -58,9 +58,10 @@ class CachedClient:
         try:
             reply = await asyncio.shield(flight)
         except asyncio.CancelledError:
-            if flight.cancelled():  # The leader was cancelled, not this caller: ask oneself.
-                return await self.complete(request)
-            raise
+            me = asyncio.current_task()
+            if not flight.cancelled() or (me is not None and me.cancelling()):
+                raise
+            return await self.complete(request)  # The leader alone was cancelled: ask oneself.
         return replace(reply, cached=True, seconds=0.0, retries=())
 
     async def model_digest(self, model: str) -> str:

@@ -1,15 +1,19 @@
 """One client for every endpoint that speaks the OpenAI chat protocol."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import openai
 from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletion
+from pydantic import BaseModel, Field, ValidationError
 
 from agents.errors import EndpointError, UsageError
 from agents.types import ChatRequest, Completion, TokenLogprob
@@ -59,6 +63,7 @@ class OpenAIClient:
 
         Raises:
             EndpointError: the last try failed, or the endpoint refused the request.
+            UsageError: the request is no Unicode text.
         """
         failures: list[str] = []
         while True:
@@ -68,6 +73,8 @@ class OpenAIClient:
                     reply = await self._create(request)
                     completion = _read(reply, time.perf_counter() - begun)
                     return replace(completion, retries=tuple(failures))
+                except UnicodeEncodeError as error:
+                    raise UsageError(f"a request must be Unicode text: {error}") from error
                 except openai.APIError as error:
                     failures.append(_one_line(error))
                     if not _worth_retrying(error) or len(failures) > self._retries:
@@ -75,22 +82,23 @@ class OpenAIClient:
                     pause = _pause(error, self._backoff * 2 ** (len(failures) - 1))
             await self._sleep(pause)
 
-    async def _create(self, request: ChatRequest) -> ChatCompletion:
+    async def _create(self, request: ChatRequest) -> bytes:
         sampling = request.sampling
         optional: dict[str, Any] = {}
         if sampling.stop:
             optional["stop"] = list(sampling.stop)
         if sampling.top_logprobs:
             optional |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
-        return await self._client.chat.completions.create(
+        raw: Any = await cast(Any, self._client.chat.completions.with_raw_response).create(
             model=request.model,
-            messages=cast(Any, request.payload()),
+            messages=request.payload(),
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
             seed=sampling.seed,
             extra_body=self._extra_body,
             **optional,
         )
+        return raw.http_response.content
 
     def _explain(self, error: openai.APIError, failures: list[str]) -> str:
         tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"
@@ -130,34 +138,86 @@ def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | Non
     """The endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name, or None where neither is set.
 
     Raises:
-        UsageError: a base URL that is not an http address.
+        UsageError: a base URL that is not an http address, or a key that no header can carry.
     """
-    url, key = env.get("OPENAI_BASE_URL"), env.get("OPENAI_API_KEY")
+    url = env.get("OPENAI_BASE_URL", "").strip()
+    key = env.get("OPENAI_API_KEY", "").strip()
     if not url and not key:
         return None
     url = url or "https://api.openai.com/v1"
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"OPENAI_BASE_URL is {url!r}; it must start with http:// or https://")
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UsageError(f"OPENAI_BASE_URL is {url!r}; it must name a host, and a port to 65535")
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError("OPENAI_API_KEY holds characters that no HTTP header can carry")
     return OpenAIClient(url, key or "none", **options)
 
 
-def _read(reply: ChatCompletion, seconds: float) -> Completion:
+class _Alternative(BaseModel):
+    token: str
+    logprob: float
+
+
+class _Token(_Alternative):
+    top_logprobs: list[_Alternative] | None = None
+
+
+class _Logprobs(BaseModel):
+    content: list[_Token] | None = None
+
+
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+    completion_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+
+
+class _Reply(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+def _read(body: bytes, seconds: float) -> Completion:
     """Take the reply apart; what the protocol promises and the reply lacks is an error."""
-    choices: Any = getattr(reply, "choices", None)
-    message: Any = getattr(choices[0], "message", None) if choices else None
-    if message is None:
-        raise openai.APIError("the reply holds no choices[0].message", cast(Any, None), body=None)
-    content: Any = getattr(choices[0].logprobs, "content", None) or []
-    usage: Any = reply.usage
+    try:
+        reply = _Reply.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise openai.APIError(
+            f"the reply is no chat completion ({where or 'body'}: {first['msg']}); it begins "
+            f"{body[:120].decode(errors='replace')!r}",
+            cast(Any, None),
+            body=None,
+        ) from error
+    choice, usage = reply.choices[0], reply.usage or _Usage()
+    tokens = (choice.logprobs.content if choice.logprobs else None) or []
     return Completion(
-        text=message.content or "",
-        prompt_tokens=usage.prompt_tokens if usage else 0,
-        completion_tokens=usage.completion_tokens if usage else 0,
+        text=choice.message.content or "",
+        prompt_tokens=usage.prompt_tokens or 0,
+        completion_tokens=usage.completion_tokens or 0,
         seconds=seconds,
-        finish_reason=choices[0].finish_reason or "stop",
+        finish_reason=choice.finish_reason or "stop",
         logprobs=tuple(
-            TokenLogprob(t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs))
-            for t in content
+            TokenLogprob(
+                t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs or ())
+            )
+            for t in tokens
         ),
     )
 
@@ -171,10 +231,24 @@ def _worth_retrying(error: openai.APIError) -> bool:
 def _pause(error: openai.APIError, backoff: float) -> float:
     """Seconds to wait: what the endpoint asks for, otherwise back-off with jitter."""
     if isinstance(error, openai.APIStatusError):
-        asked = error.response.headers.get("retry-after", "")
-        if asked.replace(".", "", 1).isdigit():
-            return float(asked)
+        asked = _retry_after(error.response.headers.get("retry-after", ""))
+        if asked is not None:
+            return asked
     return min(30.0, backoff) * random.uniform(0.75, 1.25)
+
+
+def _retry_after(header: str) -> float | None:
+    """Seconds that a Retry-After header asks for, as a number or as a date; None if neither."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            until = parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        until = until if until.tzinfo else until.replace(tzinfo=UTC)
+        seconds = (until - datetime.now(UTC)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _one_line(error: openai.APIError) -> str:

@@ -6,6 +6,7 @@ selects nothing. Requests still travel over the chat protocol, so the same clien
 
 import asyncio
 import hashlib
+import importlib
 import importlib.util
 from collections import OrderedDict
 from collections.abc import Callable
@@ -73,7 +74,13 @@ def _sha256_at(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex; read once as long as size and time stay."""
+    """sha256 of a file, in hex; read once as long as size and time stay.
+
+    Raises:
+        MissingError: there is no such file.
+    """
+    if not path.is_file():
+        raise MissingError(f"model file {path} is not there")
     stat = path.stat()
     return _sha256_at(path, stat.st_size, stat.st_mtime_ns)
 
@@ -145,8 +152,7 @@ def start_server(files: ModelFiles, config: EngineConfig) -> Any:
     Raises:
         MissingError: a file is not there, or llama.cpp cannot load it.
     """
-    import xllamacpp as xlc
-
+    xlc: Any = importlib.import_module("xllamacpp")  # It has no types.
     for path in (files.gguf, files.adapter):
         if path is not None and not path.is_file():
             raise MissingError(f"model file {path} is not there")

@@ -4,12 +4,14 @@ import re
 
 SECRET = re.compile(
     r"""
-      \b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}          # OpenAI, Anthropic, Stripe
-    | \b(?:ghp|gho|ghs|github_pat)_[A-Za-z0-9_]{20,}
+      \b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}          # OpenAI, Anthropic
+    | \b(?:sk|pk|rk)_(?:live|test)_[A-Za-z0-9]{16,}   # Stripe
+    | \b(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}
     | \bhf_[A-Za-z0-9]{20,}
     | \bAKIA[0-9A-Z]{16}\b                       # AWS
     | \bxox[abprs]-[A-Za-z0-9-]{10,}             # Slack
-    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*?-----END\ [A-Z ]*PRIVATE\ KEY-----
+    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----.*?
+      -----END\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----
     """,
     re.VERBOSE | re.DOTALL,
 )

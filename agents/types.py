@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -18,6 +19,15 @@ class SubQuestion:
     """The question; `{i}` stands for the answer to sub-question i of the same batch."""
     needs: tuple[int, ...] = ()
     """Positions in the batch that must be answered first."""
+
+    def filled(self, answers: Mapping[int, str]) -> str:
+        """The question with the answers that it needs in place; an answer that itself holds a
+        `{i}` stays as it is."""
+
+        def put(match: re.Match[str]) -> str:
+            return answers.get(int(match[1]), match[0])
+
+        return re.sub(r"\{(\d+)\}", put, self.text)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ is run the same model.
 """
 
 import os
+import struct
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +74,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, local_files_only=True
             )
-        except (ValueError, OSError, RuntimeError, KeyError) as error:
+        except (ValueError, OSError, RuntimeError, KeyError, struct.error) as error:
             raise UsageError(
                 f"{gguf} cannot be unpacked by transformers {transformers.__version__}: {error}; "
                 "use a GGUF of a supported architecture, or a transformers folder as the base"
@@ -109,7 +111,7 @@ def load_base(folder: Path) -> tuple[Any, Any]:
     cuda = torch.cuda.is_available()
     with quiet_libraries():
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.bfloat16,
                 # On a CPU, sequences of some dozen tokens train faster without the fused kernel.
@@ -136,7 +138,12 @@ def quiet_libraries() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            # They warn of each other's deprecated names, which nobody here can change.
+            warnings.filterwarnings(
+                "ignore", category=FutureWarning, module="transformers|trl|peft"
+            )
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:

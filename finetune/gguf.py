@@ -1,8 +1,8 @@
 """A student's GGUF twin: the PEFT adapter in the form that llama.cpp loads.
 
 Both files hold the same two matrices a layer. They differ in the tensors' names, in the order of
-the rows of q and k (llama.cpp rotates halves where transformers interleaves), and in where the
-scale stands.
+the rows of q and k (transformers rotates halves of a head, llama.cpp neighbours), and in where
+the scale stands.
 """
 
 import json

@@ -27,7 +27,7 @@ VERSION = 1
 ADAPTER, TWIN, CARD = "adapter_model.safetensors", "adapter.gguf", "student.json"
 FILES = ("adapter_config.json", ADAPTER, TWIN, CARD)
 
-_ID = re.compile(r"^[a-z0-9][a-z0-9._-]*$")
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -250,7 +250,7 @@ class Registry:
         if not self.root.is_dir():
             return []
         names = [path.name for path in self.root.iterdir() if path.is_dir()]
-        students = [self._read(name) for name in names if _ID.match(name)]
+        students = [self._read(name) for name in names if _ID.fullmatch(name)]
         return sorted(students, key=lambda s: (-1 if s.round is None else s.round, s.id))
 
     def _read(self, id: str) -> Student:
@@ -297,7 +297,7 @@ class Registry:
 
 
 def _require_id(id: str) -> None:
-    if not _ID.match(id):
+    if not _ID.fullmatch(id):
         raise UsageError(
             f"{id!r} cannot name a student: use small letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"

@@ -25,7 +25,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from agents.embedded import DEFAULT_MODEL_ID
 from agents.errors import RefluxError, UsageError
@@ -125,7 +126,6 @@ def train(
         adapter = _configure(LoraConfig, "lora", LORA_DEFAULTS, lora)
         set_seed(args.seed)
         model, tokenizer = load_base(base)
-        watch = _Watch(on_progress)
         try:
             trainer = StudentTrainer(
                 model=model,
@@ -133,13 +133,13 @@ def train(
                 train_dataset=datasets.Dataset.from_list([dict(row) for row in rows]),
                 processing_class=tokenizer,
                 peft_config=adapter,
-                callbacks=[watch],
             )
         except (ValueError, TypeError) as error:
             raise UsageError(f"training cannot start: {error}; see sft: and lora:") from error
-        watch.trainer = trainer
+        kept: Any = trainer.train_dataset
+        watch = _Watch(trainer, len(kept), on_progress)
         trainer.remove_callback(PrinterCallback)
-        kept = trainer.train_dataset
+        trainer.add_callback(watch)
         if not len(kept):
             raise UsageError(
                 f"every prompt fills max_length={args.max_length} tokens, so no completion is "
@@ -183,7 +183,7 @@ class StudentTrainer(SFTTrainer):
         """Mean negative log-likelihood of the counted tokens, a scalar."""
         if return_outputs or not self._has_plain_loss(inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        whole = self.accelerator.unwrap_model(model)
+        whole: Any = self.accelerator.unwrap_model(model)
         if isinstance(whole, PeftModel):
             whole = whole.get_base_model()
         labels = inputs["labels"][:, 1:]  # (batch, tokens - 1)
@@ -200,10 +200,12 @@ class StudentTrainer(SFTTrainer):
         return total / torch.as_tensor(items, device=total.device).clamp(min=1)
 
     def _has_plain_loss(self, inputs: dict[str, Any]) -> bool:
-        config = self.model.config.get_text_config()
+        model: Any = self.model
+        args: Any = self.args
+        config = model.config.get_text_config()
         return (
-            self.args.loss_type == "nll"
-            and not self.args.label_smoothing_factor
+            args.loss_type == "nll"
+            and not args.label_smoothing_factor
             and self.compute_loss_func is None
             and not self.aux_loss_enabled
             and not self.padding_free
@@ -233,26 +235,26 @@ class StudentTrainer(SFTTrainer):
 class _Watch(TrainerCallback):
     """Keeps each step's loss, and passes the progress on."""
 
-    def __init__(self, heard: Callable[[Progress], None] | None) -> None:
-        self.heard = heard
-        self.trainer: StudentTrainer | None = None
+    def __init__(
+        self, trainer: StudentTrainer, rows: int, heard: Callable[[Progress], None] | None
+    ) -> None:
         self.losses: list[float] = []
         self.examples = 0
+        self._trainer = trainer
+        self._rows = rows
+        self._heard = heard
         self._begun = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._begun = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.trainer is None:
-            return
-        self.losses.append(self.trainer.step_loss)
-        self.trainer.step_loss = 0.0
-        seen = state.global_step * args.train_batch_size * args.gradient_accumulation_steps
-        self.examples = min(seen, math.ceil(len(self.trainer.train_dataset) * state.epoch))
-        if self.heard is not None:
+        self.losses.append(self._trainer.step_loss)
+        self._trainer.step_loss = 0.0
+        self.examples = round(self._rows * state.epoch)
+        if self._heard is not None:
             rate = self.examples / (time.perf_counter() - self._begun)
-            self.heard(Progress(state.global_step, state.max_steps, self.losses[-1], rate))
+            self._heard(Progress(state.global_step, state.max_steps, self.losses[-1], rate))
 
 
 @torch.inference_mode()

@@ -31,9 +31,10 @@ def peft_answers(
         [{"role": r, "content": c} for r, c in answer_prompt(question, task.system_prompt)]
         for question in questions
     ]
+    tokens = max(map(task.answer_tokens, questions), default=1)
     answers: list[str] = []
     for at in range(0, len(prompts), batch):
-        answers += generate_greedy(student, tokenizer, prompts[at : at + batch], task.max_tokens)
+        answers += generate_greedy(student, tokenizer, prompts[at : at + batch], tokens)
     return [task.normalise(answer) for answer in answers]
 
 

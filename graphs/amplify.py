@@ -12,10 +12,12 @@ section 2. A sub-question runs this graph one level deeper only where H decompos
 Failures are values: a failed subtask returns an error record and its siblings go on.
 """
 
+# pyright: reportMissingTypeStubs=false
+
 import json
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from langgraph.errors import GraphBubbleUp
 from langgraph.graph import END, START, StateGraph
@@ -24,7 +26,17 @@ from langgraph.types import Send, interrupt
 
 from agents.budget import Budget
 from agents.errors import EndpointError, RefluxError
-from agents.types import Answer, Ask, Defer, Exchange, Step, step_from_json, step_to_json
+from agents.screen import redact
+from agents.types import (
+    Answer,
+    Ask,
+    Defer,
+    Exchange,
+    Step,
+    SubQuestion,
+    step_from_json,
+    step_to_json,
+)
 from graphs.leaf import answer_directly
 from graphs.state import (
     NOTHING_SPENT,
@@ -51,7 +63,7 @@ def _context(runtime: Ran) -> AmplifyContext:
 def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifyState:
     """The state of a root question before its first step."""
     limits = context.limits
-    return _fresh(question, question_id, "", 0, [], limits.calls, limits.tokens, 0)
+    return _fresh(redact(question), question_id, "", 0, [], limits.calls, limits.tokens, 0)
 
 
 def _fresh(
@@ -97,6 +109,8 @@ def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
             f"the question has {len(question)} characters, the limit is "
             f"{context.limits.question_chars}"
         )
+    if any("\ud800" <= char <= "\udfff" for char in question):
+        return "the question is no Unicode text: it holds half a surrogate pair"
     if context.canonical(question) in map(context.canonical, state["ancestors"]):
         return f"CycleError: {question!r} repeats one of its ancestors"
     return None
@@ -106,9 +120,7 @@ def screen(state: AmplifyState, runtime: Ran) -> Update:
     """Refuse what must not be asked, as a failed outcome."""
     if (reason := screened(state, runtime.context)) is None:
         return {}
-    return {
-        "outcome": {"answer": None, "status": "failed", "error": reason, "spent": NOTHING_SPENT}
-    }
+    return {"outcome": _failed(reason)}
 
 
 async def oversee(state: AmplifyState, runtime: Ran) -> Update:
@@ -150,7 +162,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Step:
         row = context.caller.store.find_call(key)
         form = {"path": state["path"], "form": dict(step.form)}
         step = step_from_json(json.loads(row["completion"]) if row else interrupt(form))
-    await context.caller.step(key, overseer.name, step)
+    step = await context.caller.step(key, overseer.name, step)
     context.emit({"event": "step", "path": state["path"], "step": step_to_json(step)})
     return step
 
@@ -217,12 +229,14 @@ def dispatch(state: AmplifyState) -> str | list[Send]:
 def _subtask(
     state: AmplifyState, index: int, asked: dict[str, Any], done: dict[int, Outcome]
 ) -> SubTask:
-    text, blocked = asked["text"], None
+    blocked: str | None = None
+    answers: dict[int, str] = {}
     for need in asked["needs"]:
         answer = done[need]["answer"]
         if answer is None:
             blocked = f"needs sub-question {need}, which failed"
-        text = text.replace(f"{{{need}}}", answer or "")
+        answers[need] = answer or ""
+    text = SubQuestion(asked["text"]).filled(answers)
     # The step that asked was counted already; its children carry its number.
     return {
         "index": index,
@@ -260,18 +274,18 @@ async def subtask(task: SubTask, runtime: Ran) -> Update:
 async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) -> Outcome:
     reason = task["blocked"] or screened(state, context)
     if reason is not None:
-        return {"answer": None, "status": "failed", "error": reason, "spent": NOTHING_SPENT}
+        return await _refuse(state, context, reason)
     try:
         step = await take_step(state, context)
     except GraphBubbleUp:
         raise
     except EndpointError as failure:
-        return {"answer": None, "status": "failed", "error": str(failure), "spent": NOTHING_SPENT}
+        return await _refuse(state, context, str(failure))
     except RefluxError:
         raise
     except Exception as failure:  # noqa: BLE001 - H is the user's code: its failures are values
         reason = f"the overseer failed: {type(failure).__name__}: {failure}"
-        return {"answer": None, "status": "failed", "error": reason, "spent": NOTHING_SPENT}
+        return await _refuse(state, context, reason)
     if isinstance(step, Answer):
         answer = context.normalise(step.text)
         return {"answer": answer, "status": "ok", "error": None, "spent": NOTHING_SPENT}
@@ -289,6 +303,17 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         tokens=task["tokens"],
         retries=task["retries"],
     )
+
+
+async def _refuse(state: AmplifyState, context: AmplifyContext, reason: str) -> Outcome:
+    """A sub-question that failed before anything was asked; it is recorded all the same."""
+    outcome = _failed(reason)
+    await _record(state, context, outcome)
+    return outcome
+
+
+def _failed(reason: str) -> Outcome:
+    return {"answer": None, "status": "failed", "error": reason, "spent": NOTHING_SPENT}
 
 
 def aggregate(state: AmplifyState) -> Update:
@@ -351,7 +376,12 @@ async def record(state: AmplifyState, runtime: Ran) -> Update:
     outcome = state["outcome"]
     if outcome is None:
         raise RefluxError("the graph reached its end without an outcome; please report this")
-    await runtime.context.caller.store.add_judgement(
+    await _record(state, _context(runtime), outcome)
+    return {}
+
+
+async def _record(state: AmplifyState, context: AmplifyContext, outcome: Outcome) -> None:
+    await context.caller.store.add_judgement(
         state["question_id"],
         state["path"],
         "outcome",
@@ -359,8 +389,15 @@ async def record(state: AmplifyState, runtime: Ran) -> Update:
         {"question": state["question"], "attempts": state["attempt"] + 1, **outcome},
         key="0",
     )
-    runtime.context.emit({"event": "answered", "path": state["path"], "leaf": False, **outcome})
-    return {}
+    context.emit({"event": "answered", "path": state["path"], "leaf": False, **outcome})
+
+
+def _onward(state: AmplifyState) -> str:
+    return "record" if state["outcome"] else "oversee"
+
+
+def _after_aggregate(state: AmplifyState) -> str | list[Send]:
+    return dispatch(state) if state["batch"] else "oversee"
 
 
 def build_graph() -> StateGraph[AmplifyState, AmplifyContext, AmplifyState, AmplifyState]:
@@ -369,19 +406,11 @@ def build_graph() -> StateGraph[AmplifyState, AmplifyContext, AmplifyState, Ampl
     for node in (screen, oversee, subtask, aggregate, check, record):
         graph.add_node(node.__name__, node)  # type: ignore[arg-type]
     graph.add_edge(START, "screen")
-    graph.add_conditional_edges(
-        "screen", lambda s: "record" if s["outcome"] else "oversee", ["record", "oversee"]
-    )
+    graph.add_conditional_edges("screen", _onward, ["record", "oversee"])
     graph.add_conditional_edges("oversee", dispatch, ["subtask", "check"])
     graph.add_edge("subtask", "aggregate")
-    graph.add_conditional_edges(
-        "aggregate",
-        lambda s: dispatch(s) if s["batch"] else "oversee",
-        ["oversee", "subtask"],
-    )
-    graph.add_conditional_edges(
-        "check", lambda s: "record" if s["outcome"] else "oversee", ["record", "oversee"]
-    )
+    graph.add_conditional_edges("aggregate", _after_aggregate, ["oversee", "subtask"])
+    graph.add_conditional_edges("check", _onward, ["record", "oversee"])
     graph.add_edge("record", END)
     return graph
 
@@ -389,4 +418,4 @@ def build_graph() -> StateGraph[AmplifyState, AmplifyContext, AmplifyState, Ampl
 @cache
 def _level() -> Any:
     """The graph of one level; its checkpointer, if there is one, is the caller's."""
-    return build_graph().compile()
+    return cast(Any, build_graph()).compile()

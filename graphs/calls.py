@@ -10,7 +10,16 @@ from dataclasses import asdict, replace
 
 from agents.errors import EndpointError, ReplayError
 from agents.screen import redact
-from agents.types import ChatClient, ChatRequest, Completion, Step, TokenLogprob, step_to_json
+from agents.types import (
+    Answer,
+    Ask,
+    ChatClient,
+    ChatRequest,
+    Completion,
+    Step,
+    TokenLogprob,
+    step_to_json,
+)
 from graphs.traces import CallKey, TraceStore
 
 
@@ -50,18 +59,21 @@ class Caller:
             reply = await self.client.complete(request)
         except EndpointError as error:
             failed = replace(Completion(""), finish_reason="error")
-            await self.store.add_call(key, asked | _reply(failed) | {"error": str(error)})
+            await self.store.add_call(key, asked | _reply(failed) | {"error": redact(str(error))})
             raise
         reply = replace(reply, text=redact(reply.text))
         await self.store.add_call(key, asked | _reply(reply))
         return reply
 
-    async def step(self, key: CallKey, overseer: str, step: Step) -> None:
-        """Record a step that H took without a model: it costs no call.
+    async def step(self, key: CallKey, overseer: str, step: Step) -> Step:
+        """Record a step that H took without a model, and return it as recorded: redacted.
+
+        It costs no call.
 
         Raises:
             ReplayError: on replay H took another step.
         """
+        step = _redacted(step)
         text = json.dumps(step_to_json(step))
         if (row := self.store.find_call(key)) is not None:
             if row["completion"] != text:
@@ -69,9 +81,18 @@ class Caller:
                     f"{overseer} took another step at {key} than the log holds; an overseer must "
                     "be deterministic, or its step must come from the log; use a new --run"
                 )
-            return
+            return step
         taken = {"kind": "script", "model": overseer} | _reply(Completion(text))
         await self.store.add_call(key, taken)
+        return step
+
+
+def _redacted(step: Step) -> Step:
+    if isinstance(step, Answer):
+        return Answer(redact(step.text))
+    if isinstance(step, Ask):
+        return Ask(tuple(replace(s, text=redact(s.text)) for s in step.subquestions))
+    return step
 
 
 def _reply(reply: Completion) -> dict[str, object]:
@@ -91,7 +112,7 @@ def _reply(reply: Completion) -> dict[str, object]:
 
 def completion_of(row: sqlite3.Row) -> Completion:
     """A recorded call as the completion it was."""
-    logprobs = json.loads(row["logprobs"]) if row["logprobs"] else []
+    logprobs: list[tuple[str, float, list[tuple[str, float]]]] = json.loads(row["logprobs"] or "[]")
     return Completion(
         text=row["completion"],
         prompt_tokens=row["prompt_tokens"],

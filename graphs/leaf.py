@@ -42,7 +42,7 @@ async def answer_directly(
             context.prompt(question),
             Sampling(
                 temperature=context.votes.temperature if number else 0.0,
-                max_tokens=min(context.max_tokens, tokens - spent["tokens"]),
+                max_tokens=min(context.answer_tokens(question), tokens - spent["tokens"]),
                 top_logprobs=context.top_logprobs,
                 seed=context.seed + number,
                 stop=context.stop,

@@ -91,10 +91,9 @@ async def _attempt(
             return None, spent, None
         outcomes: list[Outcome] = []
         for index, share in enumerate(left.split(len(asked))):
-            text = asked[index].text
             failed = [n for n in asked[index].needs if outcomes[n]["answer"] is None]
-            for need in asked[index].needs:
-                text = text.replace(f"{{{need}}}", outcomes[need]["answer"] or "")
+            answers = {n: outcomes[n]["answer"] or "" for n in asked[index].needs}
+            text = asked[index].filled(answers)
             outcome = _failed("needs a sub-question that failed") if failed else (
                 await amplify_reference(
                     context, text, question_id, f"{path}/{attempt}.{step_number}.{index}",

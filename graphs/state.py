@@ -55,8 +55,8 @@ class AmplifyContext:
     checker: Checker = field(default_factory=lambda: RuleChecker({}))
     limits: Limits = field(default_factory=Limits)
     votes: VotePolicy = field(default_factory=VotePolicy)
-    max_tokens: int = 256
-    """Tokens of one answer."""
+    max_tokens: int | Callable[[str], int] = 256
+    """Tokens of one answer, or a function of the question that tells them."""
     stop: tuple[str, ...] = ()
     top_logprobs: int = 1
     system_prompt: str = ""
@@ -68,6 +68,10 @@ class AmplifyContext:
     emit: Callable[[Mapping[str, Any]], None] = silent
     """Hears of every event of the growing tree; by default they leave by the graph's stream
     of mode `custom`."""
+
+    def answer_tokens(self, question: str) -> int:
+        """Tokens that the answer to a question may take."""
+        return self.max_tokens if isinstance(self.max_tokens, int) else self.max_tokens(question)
 
     def prompt(self, question: str) -> tuple[tuple[str, str], ...]:
         """The messages that ask one copy one question."""

@@ -5,8 +5,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from agents.screen import redact
 from graphs.amplify import begin, build_graph
 from graphs.leaf import answer_directly
 from graphs.state import AmplifyContext, Outcome
@@ -76,7 +77,7 @@ class Direct:
 
 @cache
 def _compiled() -> Any:
-    return build_graph().compile()
+    return cast(Any, build_graph()).compile()
 
 
 def recursion_limit(context: AmplifyContext) -> int:
@@ -92,7 +93,7 @@ def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
         context,
         overseers=task.overseers(),
         checker=task.checker(),
-        max_tokens=task.max_tokens,
+        max_tokens=task.answer_tokens,
         system_prompt=task.system_prompt,
         normalise=task.normalise,
         canonical=task.canonical,
@@ -109,9 +110,11 @@ async def answer_all(
 ) -> list[Outcome]:
     """Answer many questions, `together` at a time; outcomes come in the order of `questions`.
 
-    What was recorded under the same run before is replayed and costs no call. The first error
-    that is no outcome ends all; what was recorded until then stays.
+    What was recorded under the same run before is replayed and costs no call. A question that
+    is there twice is answered once. The first error that is no outcome ends all; what was
+    recorded until then stays.
     """
+    questions = [redact(question) for question in questions]
     gate = asyncio.Semaphore(together)
     store = system.context.caller.store
     done = 0
@@ -129,7 +132,7 @@ async def answer_all(
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(question)) for question in questions]
+            tasks = {q: group.create_task(one(q)) for q in dict.fromkeys(questions)}
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
-    return [task.result() for task in tasks]
+    return [tasks[question].result() for question in questions]

@@ -22,12 +22,14 @@ class Task(Protocol):
     """What Reflux needs to know of a task. One file each, in `reflux/tasks/`."""
 
     name: str
-    max_tokens: int
-    """Tokens of the longest answer."""
     system_prompt: str
 
     def overseers(self) -> Sequence[Overseer]:
         """H, once for each decomposition that it knows; retries go through them in turn."""
+        ...
+
+    def answer_tokens(self, question: str) -> int:
+        """Tokens that an answer to the question may take: more are cut off."""
         ...
 
     def checker(self) -> Checker:

@@ -72,27 +72,51 @@ class TraceStore:
             UsageError: written by another version, or not a trace file.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._reader = self._connect()
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._reader = self._connect()
+        except (OSError, sqlite3.Error) as error:
+            raise UsageError(f"{path} cannot be opened: {error}; name another --run") from error
+        try:
+            self._prepare()
+        except BaseException:
+            self._reader.close()
+            raise
+        self._closed = False
+        writer = self._connect()
+        self._queue: SimpleQueue[tuple[str, Sequence[Any], Future[None]] | None] = SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._write, args=(writer,), name="trace-writer", daemon=True
+        )
+        self._thread.start()
+
+    def _prepare(self) -> None:
+        """Make the tables of a new file; an existing one must be of this version as it is."""
+        try:
+            tables = {row[0] for row in self._reader.execute("SELECT name FROM sqlite_master")}
+            if tables and "meta" not in tables:
+                raise UsageError(f"{self.path} is not a trace file; name another --run")
+            if tables:
+                self._check_version()
             self._reader.execute("PRAGMA journal_mode=WAL")
             self._reader.executescript(SCHEMA)
             self._reader.execute(
                 "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
             )
             self._reader.commit()
-            found = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'")
-            version = found.fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            raise UsageError(f"{path} is not a trace file: {error}; name another --run") from error
-        if version != str(SCHEMA_VERSION):
+            self._check_version()
+        except sqlite3.Error as error:
             raise UsageError(
-                f"{path} has trace version {version}, this Reflux writes {SCHEMA_VERSION}; "
+                f"{self.path} is not a trace file: {error}; name another --run"
+            ) from error
+
+    def _check_version(self) -> None:
+        found = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
+        if found is not None and found[0] != str(SCHEMA_VERSION):
+            raise UsageError(
+                f"{self.path} has trace version {found[0]}, this Reflux writes {SCHEMA_VERSION}; "
                 "name another --run"
             )
-        self._queue: SimpleQueue[tuple[str, Sequence[Any], Future[None]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="trace-writer", daemon=True)
-        self._thread.start()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, check_same_thread=False, timeout=30)
@@ -152,6 +176,8 @@ class TraceStore:
         yield from self._reader.execute(sql, parameters)
 
     async def _insert(self, table: str, values: Mapping[str, Any], ignore: bool = False) -> None:
+        if self._closed:
+            raise UsageError(f"{self.path} was closed; open it again to write")
         names, marks = _columns(values)
         verb = "INSERT OR IGNORE" if ignore else "INSERT"
         done: Future[None] = Future()
@@ -160,8 +186,7 @@ class TraceStore:
         self._queue.put((sql, tuple(values.values()), done))
         await asyncio.wrap_future(done)
 
-    def _write(self) -> None:
-        connection = self._connect()
+    def _write(self, connection: sqlite3.Connection) -> None:
         while (first := self._queue.get()) is not None:
             batch = [first]
             stop = False
@@ -190,7 +215,13 @@ class TraceStore:
             except sqlite3.IntegrityError as error:
                 _fail(done, ReplayError(f"a row with this key is recorded already: {error}"))
             except sqlite3.Error as error:
-                _fail(done, self._not_written(error))
+                # SQLite may have rolled back on its own; what was to be kept is not there.
+                connection.rollback()
+                for lost in (*kept, done):
+                    _fail(lost, self._not_written(error))
+                kept = []
+            except (ValueError, OverflowError) as error:
+                _fail(done, UsageError(f"a row that SQLite cannot hold: {error}"))
         try:
             connection.commit()
         except sqlite3.Error as error:
@@ -208,7 +239,10 @@ class TraceStore:
         )
 
     def close(self) -> None:
-        """Write what is queued, and close."""
+        """Write what is queued, and close; once more does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self._queue.put(None)
         self._thread.join()
         self._reader.close()

@@ -48,13 +48,17 @@ def settled(votes: Sequence[Vote], policy: VotePolicy) -> bool:
     """True where no further vote is to be asked."""
     if len(votes) >= policy.most:
         return True
-    if len(votes) == 1 and votes[0].ok:
-        return votes[0].logprob is None or votes[0].logprob >= policy.sure
+    if len(votes) == 1 and votes[0].ok and _sure(votes[0], policy):
+        return True
     ranking = tally(votes)
     if not ranking:
         return False
     runner_up = ranking[1][1] if len(ranking) > 1 else 0
     return ranking[0][1] - runner_up >= policy.lead
+
+
+def _sure(vote: Vote, policy: VotePolicy) -> bool:
+    return vote.logprob is None or vote.logprob >= policy.sure
 
 
 def winner(votes: Sequence[Vote]) -> Vote | None:

@@ -33,17 +33,17 @@ def run() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # Returns the code of a `typer.Exit`.
     except RefluxError as error:
         sys.stderr.write(f"reflux: {error}\n")
         sys.exit(error.exit_code)
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("reflux: interrupted; what was recorded is kept, --resume goes on\n")
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - typer's own errors share no public base
         _other(error)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def _other(error: Exception) -> None:

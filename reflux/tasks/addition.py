@@ -43,7 +43,6 @@ class Addition:
     """Reversed addition; the level is the number of digits."""
 
     name = "addition"
-    max_tokens = 24
     system_prompt = ""
 
     def overseers(self) -> Sequence[Overseer]:
@@ -52,6 +51,10 @@ class Addition:
             ScriptedOverseer("add-low-short", lambda q, t, m: split_sum(q, t, m, low_short=True)),
             ScriptedOverseer("add-low-long", lambda q, t, m: split_sum(q, t, m, low_short=False)),
         )
+
+    def answer_tokens(self, question: str) -> int:
+        """One token a digit, the end, and two to spare."""
+        return len(question.split("+")[0]) + 4
 
     def checker(self) -> Checker:
         """Form, then casting out nines."""

@@ -1,0 +1,86 @@
+"""Configs: what ships is valid, what is wrong is named."""
+
+from pathlib import Path
+
+import pytest
+
+from agents.errors import UsageError
+from finetune.gates import GateConfig, all_passed, judge
+from finetune.rounds_config import config_from, read_config
+from finetune.run_folder import RunFolder
+from reflux.rounds import settle_config, shipped_config
+
+
+@pytest.mark.parametrize("name", ["demo", "long"])
+def test_shipped_configs_are_valid(name: str) -> None:
+    assert read_config(shipped_config(name)).rounds[0].level == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"rounds": [{"level": 1}], "colour": 1}, "colour"),
+        ({"rounds": [{"level": 1, "qestions": 1}]}, r"rounds\.0\.qestions"),
+        ({"rounds": [{"level": 1}], "limits": {"dept": 2}}, "dept"),
+        ({"rounds": []}, "rounds"),
+        ({"rounds": [{"level": 1}, {"level": 3}]}, "from level 1 to 3"),
+        ({"rounds": [{"level": 2}, {"level": 2}]}, "from level 2 to 2"),
+        (None, "config"),
+        ([1], "config"),
+    ],
+)
+def test_a_wrong_config_names_the_key(data, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        config_from(data, "x.yaml")
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no config"):
+        read_config(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text("a: [")
+    with pytest.raises(UsageError, match="not YAML"):
+        read_config(tmp_path / "x.yaml")
+
+
+def test_a_run_is_not_overwritten_and_keeps_its_config(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    config = read_config(shipped_config("demo"))
+    folder.save_config(config.model_dump(mode="json"))
+    with pytest.raises(UsageError, match="--resume"):
+        settle_config(folder, None, resume=False)
+    assert settle_config(folder, None, resume=True) == config
+    assert settle_config(folder, shipped_config("demo"), resume=True) == config
+    with pytest.raises(UsageError, match="another config"):
+        settle_config(folder, shipped_config("long"), resume=True)
+
+
+def test_a_folder_of_another_version_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    folder.save_config({})
+    folder.config_path.write_text("format: 99\n")
+    with pytest.raises(UsageError, match="another version"):
+        folder.load_config()
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.lock()
+    with pytest.raises(UsageError, match="another process"):
+        second.lock()
+    first.unlock()
+    second.lock()
+    second.unlock()
+
+
+def test_gates_stop_a_student_that_forgot_or_drifted() -> None:
+    config = GateConfig()
+    good = judge(config, amplified=0.99, student=0.95, before=(0.98, 0.97), canary=0.6)
+    assert all_passed(good)
+    for worse in (
+        {"student": 0.5},
+        {"before": (0.98, 0.7)},
+        {"canary": 0.05},
+    ):
+        measured = {"amplified": 0.99, "student": 0.95, "before": (0.98, 0.97), "canary": 0.6}
+        assert not all_passed(judge(config, **(measured | worse)))
+    assert not all_passed(judge(config, imitation=0.9))
