@@ -1,5 +1,6 @@
 """The config of a run of rounds. Unknown keys are errors; every field has its unit or meaning."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class RoundsConfig(Strict):
     @model_validator(mode="after")
     def _grows_slowly(self) -> "RoundsConfig":
         levels = [spec.level for spec in self.rounds]
-        for before, after in zip(levels, levels[1:], strict=False):
+        for before, after in pairwise(levels):
             if not before < after <= 2 * before:
                 raise ValueError(
                     f"rounds go from level {before} to {after}; each must be longer than the one "

@@ -19,6 +19,7 @@ from finetune.gates import judge
 from finetune.rounds_config import RoundsConfig, RoundSpec
 from finetune.run_folder import OpenRun
 from finetune.twins import agreement, peft_answers
+from graphs.calls import Caller
 from graphs.evaluate import Score, evaluate, wilson
 from graphs.state import AmplifyContext, Outcome
 from graphs.systems import Amplified, Asked, Direct, answer_all, task_context
@@ -86,7 +87,7 @@ class Stages:
             together=self.config.together,
             on_done=self._tick(what, len(questions)),
         )
-        refuse_outage(outcomes)
+        refuse_outage(outcomes, self.run.caller)
         return {
             "questions": len(questions),
             "accepted": sum(o["status"] == "ok" for o in outcomes),
@@ -146,7 +147,7 @@ class Stages:
             )
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))
         report = registry.get(name).config["report"]
-        return {"rows": len(rows), "trained_rows": len(repeated), **report}
+        return {**report, "rows": len(rows), "trained_rows": len(repeated)}
 
     async def evaluate(self, number: int, model: str) -> dict[str, Any]:
         """Score base, amplified and student on the same held-out questions; measure the gates."""
@@ -285,17 +286,17 @@ def _score(right: int, outcomes: Sequence[Outcome]) -> Score:
     )
 
 
-def refuse_outage(outcomes: Sequence[Outcome]) -> None:
+def refuse_outage(outcomes: Sequence[Outcome], caller: Caller) -> None:
     """An endpoint that is down must not look like a model that fails.
 
     Raises:
-        EndpointError: every question failed.
+        EndpointError: every question failed, and the last call did not reach its endpoint.
     """
-    if outcomes and all(o["status"] == "failed" for o in outcomes):
-        raise EndpointError(f"all {len(outcomes)} questions failed: {outcomes[0]['error']}")
+    if caller.outage and outcomes and all(o["status"] == "failed" for o in outcomes):
+        raise EndpointError(f"all {len(outcomes)} questions failed: {caller.outage}")
 
 
-async def cancellable(work: Callable[[threading.Event], None]) -> None:
+async def cancellable(work: Callable[[threading.Event], object]) -> None:
     """Run blocking work in a thread; when cancelled, ask it to stop and wait until it did."""
     stop = threading.Event()
     future = asyncio.get_running_loop().run_in_executor(None, work, stop)

@@ -29,6 +29,8 @@ class Caller:
     def __init__(self, client: ChatClient, store: TraceStore) -> None:
         self.client = client
         self.store = store
+        self.outage: str | None = None
+        """The failure of the last call, where it failed at the endpoint."""
 
     async def ask(self, key: CallKey, request: ChatRequest) -> Completion:
         """Answer one request under its key.
@@ -58,9 +60,11 @@ class Caller:
         try:
             reply = await self.client.complete(request)
         except EndpointError as error:
+            self.outage = str(error)
             failed = replace(Completion(""), finish_reason="error")
             await self.store.add_call(key, asked | _reply(failed) | {"error": redact(str(error))})
             raise
+        self.outage = None
         reply = replace(reply, text=redact(reply.text))
         await self.store.add_call(key, asked | _reply(reply))
         return reply

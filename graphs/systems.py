@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol, cast
 
+from langchain_core.runnables.config import var_child_runnable_config
+
 from agents.screen import redact
 from graphs.amplify import begin, build_graph
 from graphs.leaf import answer_directly
@@ -47,12 +49,20 @@ class Amplified:
         self.context = context
 
     async def answer(self, question: str, question_id: str) -> Outcome:
-        """Run the graph on one question."""
-        state = await _compiled().ainvoke(
-            begin(question, question_id, self.context),
-            {"recursion_limit": recursion_limit(self.context)},
-            context=self.context,
-        )
+        """Run the graph on one question.
+
+        It is a run of its own, whatever graph it is called from: nested, each of its steps would
+        be written to that graph's checkpointer, beside the call log that holds them already.
+        """
+        outer = var_child_runnable_config.set(None)
+        try:
+            state = await _compiled().ainvoke(
+                begin(question, question_id, self.context),
+                {"recursion_limit": recursion_limit(self.context)},
+                context=self.context,
+            )
+        finally:
+            var_child_runnable_config.reset(outer)
         return state["outcome"]
 
 

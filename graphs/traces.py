@@ -5,6 +5,7 @@ Three tables. `questions` are the roots; `calls` is every step and every model c
 """
 
 import asyncio
+import hashlib
 import json
 import sqlite3
 import threading
@@ -149,16 +150,19 @@ class TraceStore:
     ) -> None:
         """Record a check, a vote, an outcome or a person's word.
 
-        With a `key`, the same judgement made again (on replay) is one row.
+        With a `key`, the same judgement made again (on replay) is one row, and another one under
+        the same key a row of its own: the newest counts.
         """
+        body = json.dumps(detail)
+        digest = hashlib.sha256(body.encode()).hexdigest()[:16]
         values = {
             "question": question,
             "path": path,
             "kind": kind,
             "ok": None if ok is None else int(ok),
-            "detail": json.dumps(detail),
+            "detail": body,
             "author": author,
-            "key": f"{question}{path}:{kind}:{key}" if key is not None else None,
+            "key": f"{question}{path}:{kind}:{key}:{digest}" if key is not None else None,
             "created": time.time(),
         }
         await self._insert("judgements", values, ignore=key is not None)
@@ -171,7 +175,9 @@ class TraceStore:
             (key.question, key.path, key.role, key.step, key.attempt, key.vote),
         ).fetchone()
 
-    def select(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
+    def select(
+        self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> Iterator[sqlite3.Row]:
         """Rows of a read-only query, in order."""
         yield from self._reader.execute(sql, parameters)
 

@@ -65,6 +65,7 @@ def load_tree(store: TraceStore, question: str) -> Node:
             node.answered_by = row["model"]
         else:
             _take_step(nodes, node, row["attempt"], row["step"], json.loads(row["completion"]))
+    votes: dict[tuple[str, str], int] = {}
     for row in store.select(
         "SELECT * FROM judgements WHERE question=? AND kind IN ('leaf', 'outcome') ORDER BY id",
         (root_id,),
@@ -74,7 +75,10 @@ def load_tree(store: TraceStore, question: str) -> Node:
         node.question = node.question or detail["question"]
         node.answer, node.status = detail["answer"], detail["status"]
         node.error = detail["error"]
-        node.votes += detail.get("votes", 0)
+        # A leaf that was answered anew after an outage is judged twice: the newest counts.
+        votes[row["path"], row["key"].rsplit(":", 1)[0]] = detail.get("votes", 0)
+    for (path, _), number in votes.items():
+        nodes[path].votes += number
     for path in sorted(nodes, key=_order):
         if path:
             parent = path.rsplit("/", 1)[0]

@@ -81,7 +81,7 @@ async def _ask(
         # Every asking is a trajectory of its own, whatever was asked before.
         asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
         outcomes = await answer_all(Amplified(context), asked, [question])
-        refuse_outage(outcomes)
+        refuse_outage(outcomes, opened.caller)
         trajectory = asked.question_id(question)
         tree = load_tree(opened.store, trajectory)
     outcome = outcomes[0]

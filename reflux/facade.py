@@ -83,6 +83,8 @@ async def amplify(
     return Amplification(outcome["answer"], outcome, tree)
 
 
-def amplify_sync(question: str, overseer: Overseer | Sequence[Overseer], **options: Any) -> Amplification:
+def amplify_sync(
+    question: str, overseer: Overseer | Sequence[Overseer], **options: Any
+) -> Amplification:
     """`amplify` for programs without an event loop."""
     return asyncio.run(amplify(question, overseer, **options))

@@ -13,7 +13,7 @@ from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, run_async
 from reflux.progress import ProgressView
-from reflux.show import rounds_table
+from reflux.show import rounds_tables
 from reflux.tasks import task_named
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML config of the run.")]
@@ -89,7 +89,8 @@ def climb(
     if as_json:
         emit({"run": str(folder.path), "rounds": reports})
         return
-    OUT.print(rounds_table(reports))
+    for table in rounds_tables(reports):
+        OUT.print(table)
     OUT.print(f"chart: {folder.chart_path}   report: {folder.report_path}", soft_wrap=True)
     if twin := reports[-1].get("twin"):
         OUT.print(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.tree import Tree
 
@@ -15,32 +16,50 @@ def score_text(score: Mapping[str, Any] | None) -> str:
     """`0.985 [0.97, 0.99] n=400`, or a dash."""
     if not score:
         return "–"
-    low, high = score["ci95"]
-    return f"{score['accuracy']:.3f} [{low:.2f}, {high:.2f}] n={score['n']}"
+    return f"{_accuracy(score)} n={score['n']}"
 
 
-def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a round: direct, amplified, student, and what they cost."""
-    table = Table(title="Accuracy on held-out questions, with 95% intervals", title_justify="left")
-    for heading in ("round", "level", "agent X", "direct (base)", "amplified", "student"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("calls a question", "rows", "training", "promoted"):
-        table.add_column(heading, justify="right")
+def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
+    """Two tables with a line a round, 80 columns wide: what was reached, and what it cost."""
+    look: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False}
+    reached = Table(title="Accuracy on held-out questions, with 95% intervals", **look)
+    for heading in ("round", "n", "base", "amplified", "student"):
+        reached.add_column(heading, no_wrap=True)
+    cost = Table(title="What it cost", **look)
+    cost.add_column("round", justify="right")
+    cost.add_column("agent X")
+    for heading in ("calls each", "cached", "rows", "training", "rows/s"):
+        cost.add_column(heading, justify="right", no_wrap=True)
+    cost.add_column("promoted")
     for r in rounds:
-        amplified = r.get("amplified")
-        table.add_row(
-            str(r["round"]),
-            str(r["level"]),
-            r["agent"],
-            score_text(r.get("direct")),
-            score_text(amplified),
-            score_text(r.get("student")),
-            f"{amplified['calls'] / amplified['n']:.2f} → 1" if amplified else "1",
-            str(r["rows"]),
-            f"{r['train_seconds']:.0f} s",
-            "yes" if r["promoted"] else "no",
+        scores = [r.get(system) for system in ("direct", "amplified", "student")]
+        promoted = "yes" if r["promoted"] else "no: " + ", ".join(
+            gate["name"] for gate in r["gates"] if not gate["passed"]
+        )  # fmt: skip
+        reached.add_row(
+            f"{r['round']} (level {r['level']})",
+            str((r.get("student") or {}).get("n", "–")),
+            *map(_accuracy, scores),
         )
-    return table
+        amplified = r.get("amplified")
+        cost.add_row(
+            str(r["round"]),
+            r["agent"],
+            f"{amplified['calls'] / amplified['n']:.2f}" if amplified else "–",
+            f"{amplified['cached'] / max(1, amplified['calls']):.0%}" if amplified else "–",
+            str(r["trained_rows"]),
+            f"{r['train_seconds']:.0f} s",
+            f"{r['examples_per_second']:.1f}",
+            promoted,
+        )
+    return reached, cost
+
+
+def _accuracy(score: Mapping[str, Any] | None) -> str:
+    if not score:
+        return "–"
+    low, high = score["ci95"]
+    return f"{score['accuracy']:.3f} [{low:.2f}, {high:.2f}]"
 
 
 def tree_view(node: Node) -> Tree:

@@ -139,7 +139,7 @@ async def test_a_refused_key_fails_at_once_and_names_the_variable(
     httpserver: HTTPServer, client: OpenAIClient
 ) -> None:
     httpserver.expect_request(PATH).respond_with_json({"error": {"message": "bad"}}, status=401)
-    with pytest.raises(EndpointError, match="at once: 401 .*OPENAI_API_KEY"):
+    with pytest.raises(EndpointError, match=r"at once: 401 .*OPENAI_API_KEY"):
         await client.complete(QUESTION)
     assert len(httpserver.log) == 1
 
@@ -282,7 +282,9 @@ def test_a_key_alone_means_openai_and_an_address_needs_no_key() -> None:
     assert by_url is not None and by_url.base_url == "http://localhost:8000/v1"
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://[", "http://x:99999"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://x", "http://", "http://[", "http://x:99999"]
+)
 def test_an_address_that_cannot_be_one_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="OPENAI_BASE_URL"):
         endpoint_from_env({"OPENAI_BASE_URL": url})

@@ -165,7 +165,7 @@ async def test_the_least_recently_used_server_goes_first_and_a_busy_one_never(
         return asyncio.create_task(client.complete(ChatRequest(name, ())))
 
     busy = [ask("a"), ask("b"), ask("c")]  # Three at once, though two are to be kept.
-    while len(started) < 3:
+    while len(started) < 3:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
     assert closed() == []
     release.set()

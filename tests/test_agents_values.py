@@ -30,9 +30,7 @@ from agents.types import (
 )
 
 amounts = st.integers(0, 10_000)
-subquestions = st.builds(
-    SubQuestion, st.text(), st.lists(st.integers(0, 9), max_size=3).map(tuple)
-)
+subquestions = st.builds(SubQuestion, st.text(), st.lists(st.integers(0, 9), max_size=3).map(tuple))
 steps: st.SearchStrategy[Step] = st.one_of(
     st.builds(Answer, st.text()),
     st.builds(Ask, st.lists(subquestions, max_size=4).map(tuple)),

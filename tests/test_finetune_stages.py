@@ -125,7 +125,7 @@ async def test_trajectories_hold_no_true_answers(tmp_path: Path) -> None:
     stored = " ".join(
         str(value)
         for table in ("questions", "calls", "judgements")
-        for row in connection.execute(f"SELECT * FROM {table}")
+        for row in connection.execute(f"SELECT * FROM {table}")  # noqa: S608
         for name, value in zip(
             [c[1] for c in connection.execute(f"PRAGMA table_info({table})")], row, strict=True
         )

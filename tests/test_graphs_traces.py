@@ -268,9 +268,7 @@ async def test_a_trace_file_of_version_1_opens_and_its_calls_replay(path: Path) 
     request = ChatRequest(
         "base", (("system", ""), ("user", "4+5=")), Sampling(0.7, 24, 1, 1, ("\n",)), vote=1
     )
-    reply = await Caller(model, store).ask(
-        CallKey("5e1f0a", "/0.0.0", "answer", 0, 0, 1), request
-    )
+    reply = await Caller(model, store).ask(CallKey("5e1f0a", "/0.0.0", "answer", 0, 0, 1), request)
     judged = [json.loads(r["detail"]) for r in store.select("SELECT * FROM judgements")]
     store.close()
     assert reply == Completion(

@@ -37,9 +37,7 @@ def test_voting_ends_by_number_by_lead_or_with_a_sure_first_vote(
     votes: list[Vote], policy: VotePolicy
 ) -> None:
     counts = {text: sum(v.ok and v.text == text for v in votes) for text in "abc"}
-    ahead = any(
-        all(counts[a] - counts[b] >= policy.lead for b in counts if b != a) for a in counts
-    )
+    ahead = any(all(counts[a] - counts[b] >= policy.lead for b in counts if b != a) for a in counts)
     alone = len(votes) == 1 and votes[0].ok
     sure = alone and (votes[0].logprob is None or votes[0].logprob >= policy.sure)
     assert settled(votes, policy) == (len(votes) >= policy.most or ahead or sure)

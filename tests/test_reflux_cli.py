@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_finetune_stages import exact
 
 import reflux
 from agents.scripted import ScriptedClient
@@ -14,7 +15,6 @@ from finetune.rounds_config import RoundsConfig, RoundSpec
 from finetune.run_folder import OpenRun, RunFolder
 from finetune.stages import Stages
 from reflux.tasks.addition import Addition
-from test_finetune_stages import exact
 
 
 def run(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None):
@@ -50,7 +50,8 @@ async def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command() -> None:
     shown = run("--help")
     assert shown.returncode == 0
-    for command in "demo ask init run distill eval traces students doctor".split():
+    commands = ("demo", "ask", "init", "run", "distill", "eval", "traces", "students", "doctor")
+    for command in commands:
         assert command in shown.stdout
 
 

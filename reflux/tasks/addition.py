@@ -85,7 +85,8 @@ class Addition:
             a, b, _ = read(question)
         except ValueError:
             return question.strip()
-        return write(*sorted((a, b)), 0)
+        first, second = sorted((a, b))
+        return write(first, second, 0)
 
     def normalise(self, answer: str) -> str:
         """Without white space."""
