@@ -22,11 +22,12 @@ def peft_answers(
     """The greedy answers of the adapter in plain transformers and PEFT, normalised."""
     from peft import PeftModel
 
-    from finetune.base_model import load_base
+    from finetune.base_model import load_base, quiet_libraries
     from finetune.sft import generate_greedy
 
     model, tokenizer = load_base(base)
-    student = PeftModel.from_pretrained(model, str(adapter))
+    with quiet_libraries():
+        student = PeftModel.from_pretrained(model, str(adapter))
     prompts = [
         [{"role": r, "content": c} for r, c in answer_prompt(question, task.system_prompt)]
         for question in questions

@@ -91,6 +91,7 @@ def climb(
         return
     for table in rounds_tables(reports):
         OUT.print(table)
+        OUT.print()
     OUT.print(f"chart: {folder.chart_path}   report: {folder.report_path}", soft_wrap=True)
     if twin := reports[-1].get("twin"):
         OUT.print(

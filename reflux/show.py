@@ -21,7 +21,12 @@ def score_text(score: Mapping[str, Any] | None) -> str:
 
 def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
     """Two tables with a line a round, 80 columns wide: what was reached, and what it cost."""
-    look: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD, "pad_edge": False}
+    look: dict[str, Any] = {
+        "title_justify": "left",
+        "box": SIMPLE_HEAD,
+        "show_edge": False,
+        "pad_edge": False,
+    }
     reached = Table(title="Accuracy on held-out questions, with 95% intervals", **look)
     for heading in ("round", "n", "base", "amplified", "student"):
         reached.add_column(heading, no_wrap=True)
