@@ -1,14 +1,14 @@
 """K rounds of amplify → distill → evaluate → promote, as a LangGraph graph that can be resumed.
 
     START → amplify → distill → evaluate → promote ──more rounds──► amplify
-                                              └──done──► END
+                                              └──done, or a gate failed──► END
 
 Implements the seed's 8.4.3. The checkpoint holds the stage of the round and nothing else; what a
 stage did is in the call log and the registry, so a stage that is run again repeats no call.
 """
 
 import time
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -134,7 +134,9 @@ def build_rounds_graph() -> StateGraph[RoundsState, Stages, RoundsState, RoundsS
     graph.add_edge("evaluate", "promote")
 
     def more(state: RoundsState, runtime: Ran) -> str:
-        return END if state["number"] >= len(runtime.context.config.rounds) else "amplify"
+        over = state["number"] >= len(runtime.context.config.rounds)
+        # The next level is out of reach for an agent that did not learn this one.
+        return END if over or not state["done"][-1]["promoted"] else "amplify"
 
     graph.add_conditional_edges("promote", more, [END, "amplify"])
     return graph
@@ -179,7 +181,8 @@ async def run_rounds(
         elif known["number"] >= total:
             return known["done"]
         elif not (await graph.aget_state(settings)).next:
-            # It ended after fewer rounds than are asked for now: go on after the last.
-            await graph.aupdate_state(settings, {"number": known["number"]}, as_node="promote")
+            # It ended after fewer rounds than are asked for now, or at a gate: whoever resumes it
+            # wants to go on after the last, so its state begins anew.
+            given = cast(RoundsState, known)
         final = await graph.ainvoke(given, settings, context=stages, durability="sync")
     return final["done"]

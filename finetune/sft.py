@@ -39,8 +39,6 @@ SFT_DEFAULTS: dict[str, Any] = {
     "warmup_steps": 10,
     "num_train_epochs": 1,
     "max_length": 512,
-    # One long row in a batch makes all its short ones as long.
-    "train_sampling_strategy": "group_by_length",
     "weight_decay": 0.0,
     # The weights are bf16 already; autocast would only cast them again.
     "bf16": False,

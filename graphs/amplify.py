@@ -53,6 +53,7 @@ from graphs.traces import CallKey
 
 Ran = Runtime[AmplifyContext]
 Update = dict[str, Any]
+DEFERRED_AGAIN = "a person deferred the question again"
 
 
 def _context(runtime: Ran) -> AmplifyContext:
@@ -142,7 +143,7 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     if isinstance(step, Answer):
         return {**advance, "proposal": context.normalise(step.text)}
     if isinstance(step, Defer):
-        return {**advance, "error": "a person deferred the question again"}
+        return {**advance, "error": DEFERRED_AGAIN}
     if not step.subquestions or state["depth"] >= context.limits.depth:
         return {**advance, **await leave_to_x(state, context)}
     return {**advance, **ask_batch(state, context, step)}
@@ -289,7 +290,9 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
     if isinstance(step, Answer):
         answer = context.normalise(step.text)
         return {"answer": answer, "status": "ok", "error": None, "spent": NOTHING_SPENT}
-    if isinstance(step, Ask) and step.subquestions and state["depth"] < context.limits.depth:
+    if isinstance(step, Defer):
+        return await _refuse(state, context, DEFERRED_AGAIN)
+    if step.subquestions and state["depth"] < context.limits.depth:
         deeper = await _level().ainvoke(
             {**state, "first_step": step_to_json(step)}, context=context
         )

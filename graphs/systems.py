@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
 
+from agents.errors import UsageError
 from agents.screen import redact
 from graphs.amplify import begin, build_graph
 from graphs.leaf import answer_directly
@@ -53,6 +54,9 @@ class Amplified:
 
         It is a run of its own, whatever graph it is called from: nested, each of its steps would
         be written to that graph's checkpointer, beside the call log that holds them already.
+
+        Raises:
+            UsageError: H deferred to a person, for whom this run cannot wait.
         """
         outer = var_child_runnable_config.set(None)
         try:
@@ -63,6 +67,11 @@ class Amplified:
             )
         finally:
             var_child_runnable_config.reset(outer)
+        if state["outcome"] is None:
+            raise UsageError(
+                f"{question!r} was deferred to a person, who can only be waited for with a "
+                "checkpointer: compile build_graph() with one and answer its interrupts"
+            )
         return state["outcome"]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agents.errors import UsageError
+from agents.types import Answer, Ask, Step, SubQuestion, step_from_json
 from graphs.traces import TraceStore
 
 
@@ -44,15 +45,21 @@ def load_tree(store: TraceStore, question: str) -> Node:
     Raises:
         UsageError: no such trajectory, or several.
     """
-    escaped = question.replace("%", "").replace("_", "")
     found = list(
-        store.select("SELECT id, text FROM questions WHERE id LIKE ? LIMIT 2", (escaped + "%",))
+        store.select(
+            "SELECT id, text FROM questions WHERE substr(id, 1, length(:q)) = :q"
+            " ORDER BY id != :q LIMIT 2",
+            {"q": question},
+        )
     )
+    if found and found[0]["id"] == question:
+        del found[1:]
     if len(found) != 1:
         what = "several trajectories begin" if found else "no trajectory begins"
         raise UsageError(f"{what} with {question!r}; `reflux traces list` names them")
     root_id, text = found[0]["id"], found[0]["text"]
     nodes = {"": Node("", text)}
+    asked: dict[str, SubQuestion] = {}
     calls = store.select(
         "SELECT * FROM calls WHERE question=? AND error IS NULL ORDER BY length(path), id",
         (root_id,),
@@ -64,7 +71,8 @@ def load_tree(store: TraceStore, question: str) -> Node:
             node.tokens += row["prompt_tokens"] + row["completion_tokens"]
             node.answered_by = row["model"]
         else:
-            _take_step(nodes, node, row["attempt"], row["step"], json.loads(row["completion"]))
+            step = step_from_json(json.loads(row["completion"]))
+            _take_step(nodes, asked, node, row["attempt"], row["step"], step)
     votes: dict[tuple[str, str], int] = {}
     for row in store.select(
         "SELECT * FROM judgements WHERE question=? AND kind IN ('leaf', 'outcome') ORDER BY id",
@@ -83,20 +91,35 @@ def load_tree(store: TraceStore, question: str) -> Node:
         if path:
             parent = path.rsplit("/", 1)[0]
             nodes[parent].children.append(nodes[path])
+        if path in asked:
+            nodes[path].question = _filled(nodes, path, asked[path])
     return nodes[""]
 
 
 def _take_step(
-    nodes: dict[str, Node], node: Node, attempt: int, step: int, taken: dict[str, Any]
+    nodes: dict[str, Node],
+    asked: dict[str, SubQuestion],
+    node: Node,
+    attempt: int,
+    number: int,
+    step: Step,
 ) -> None:
-    if taken["kind"] == "answer":
-        node.answer, node.status, node.answered_by = taken["text"], "ok", "H"
-    elif taken["kind"] == "ask":
+    if isinstance(step, Answer):
+        node.answer, node.status, node.answered_by = step.text, "ok", "H"
+    elif isinstance(step, Ask):
         # A node's retries count those above it; its children's paths count its own alone.
         own = attempt - sum(int(part.split(".")[0]) for part in node.path.split("/")[1:])
-        for index, asked in enumerate(taken["subquestions"]):
-            path = f"{node.path}/{own}.{step}.{index}"
-            nodes.setdefault(path, Node(path, asked["text"]))
+        for index, sub in enumerate(step.subquestions):
+            path = f"{node.path}/{own}.{number}.{index}"
+            nodes.setdefault(path, Node(path, sub.text))
+            asked[path] = sub
+
+
+def _filled(nodes: dict[str, Node], path: str, sub: SubQuestion) -> str:
+    """What was asked: with the answers that it needed, as far as there are any."""
+    batch = path.rsplit(".", 1)[0]
+    needed = {need: nodes.get(f"{batch}.{need}") for need in sub.needs}
+    return sub.filled({n: node.answer for n, node in needed.items() if node and node.answer})
 
 
 def _order(path: str) -> list[tuple[int, ...]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agents.errors import UsageError
+from agents.errors import RefluxError, UsageError
 from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, run_async
@@ -88,6 +88,7 @@ def climb(
     reports = run_async(_climb(folder, config, rounds))
     if as_json:
         emit({"run": str(folder.path), "rounds": reports})
+        refuse_rejected(folder, reports)
         return
     for table in rounds_tables(reports):
         OUT.print(table)
@@ -100,6 +101,28 @@ def climb(
         )
     if folder.registry.current() is not None:
         OUT.print(f'Try: reflux ask "304+517" --run {folder.path}', soft_wrap=True)
+    refuse_rejected(folder, reports)
+
+
+def refuse_rejected(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
+    """A run that ended at a gate has failed, whatever it reports.
+
+    Raises:
+        RefluxError: the last student was not promoted.
+    """
+    last = reports[-1]
+    if last["promoted"]:
+        return
+    failed = ", ".join(
+        f"{gate['name']} is {gate['value']:.3f}, at least {gate['limit']:.3f} is asked"
+        for gate in last["gates"]
+        if not gate["passed"]
+    )
+    raise RefluxError(
+        f"round {last['round']}: student-r{last['round']} was not promoted ({failed}). Give it more "
+        "rows (questions, primitive_repeats) or another sft: in a new run; `reflux run --resume "
+        f"--run {folder.path}` goes on with {last['agent']} all the same"
+    )
 
 
 async def _climb(

@@ -110,7 +110,7 @@ class Addition:
 
     def to_user(self, question: str, answer: str) -> str:
         """The sum with the highest digit first."""
-        return str(int(answer[::-1])) if answer.isdecimal() else answer
+        return (answer[::-1].lstrip("0") or "0") if answer.isdecimal() else answer
 
     def score(self, question: str, answer: str) -> bool:
         """True where the answer is the sum."""
