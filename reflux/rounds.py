@@ -119,9 +119,9 @@ def refuse_rejected(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
         if not gate["passed"]
     )
     raise RefluxError(
-        f"round {last['round']}: student-r{last['round']} was not promoted ({failed}). Give it more "
-        "rows (questions, primitive_repeats) or another sft: in a new run; `reflux run --resume "
-        f"--run {folder.path}` goes on with {last['agent']} all the same"
+        f"round {last['round']}: student-r{last['round']} was not promoted ({failed}). Give it "
+        "more rows (questions, primitive_repeats) or another sft: in a new run; "
+        f"`reflux run --resume --run {folder.path}` goes on with {last['agent']} all the same"
     )
 
 

@@ -130,7 +130,7 @@ async def test_a_finished_run_is_reported_and_not_run_again(
     assert client.requests == []
 
 
-async def test_a_student_that_fails_a_gate_ends_the_run_and_can_be_overruled(
+async def test_a_failed_gate_ends_the_run_and_can_be_overruled(
     tmp_path: Path,
 ) -> None:
     def forgetful(request: ChatRequest) -> str:

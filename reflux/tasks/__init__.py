@@ -1,10 +1,12 @@
 """The tasks that ship with Reflux: one file each, named here."""
 
+from collections.abc import Callable
+
 from agents.errors import UsageError
 from graphs.task import Task
 from reflux.tasks.addition import Addition
 
-TASKS: dict[str, type[Addition]] = {"addition": Addition}
+TASKS: dict[str, Callable[[], Task]] = {"addition": Addition}
 
 
 def task_named(name: str) -> Task:
