@@ -48,6 +48,7 @@ from graphs.state import (
     best_proposal,
     plus,
     silent,
+    tries,
 )
 from graphs.traces import CallKey
 
@@ -152,7 +153,7 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
 async def take_step(state: AmplifyState, context: AmplifyContext) -> Step:
     """H's next step, recorded; a person's where H defers."""
     overseer = context.overseers[state["attempt"] % len(context.overseers)]
-    key = CallKey(state["question_id"], state["path"], "overseer", state["step"], _tries(state))
+    key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
     given = state["first_step"]
     if given is not None:
         return step_from_json(given)
@@ -168,8 +169,10 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Step:
     return step
 
 
-def _tries(state: AmplifyState) -> int:
-    return state["retries"] + state["attempt"]
+def _tries(state: AmplifyState, context: AmplifyContext) -> int:
+    """A number of its own for every way of retries that leads here, so that none draws the votes
+    of another; see `tries`."""
+    return tries(state["retries"], state["attempt"], context.limits)
 
 
 async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
@@ -179,7 +182,7 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
         question=state["question"],
         question_id=state["question_id"],
         path=state["path"],
-        retries=_tries(state),
+        retries=_tries(state, context),
         step=state["step"],
         calls=state["calls"] - state["spent"]["calls"],
         tokens=state["tokens"] - state["spent"]["tokens"],
@@ -205,10 +208,17 @@ def ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
         state["spent"]["calls"], state["spent"]["tokens"]
     )
     shares = left.split(len(asked))
+    tried = _tries(state, context)
     return {
         "batch": [
-            {"text": s.text, "needs": list(s.needs), "calls": b.calls, "tokens": b.tokens}
-            for s, b in zip(asked, shares, strict=True)
+            {
+                "text": s.text,
+                "needs": list(s.needs),
+                "calls": share.calls,
+                "tokens": share.tokens,
+                "retries": tried,
+            }
+            for s, share in zip(asked, shares, strict=True)
         ]
     }
 
@@ -246,7 +256,7 @@ def _subtask(
         "depth": state["depth"] + 1,
         "ancestors": [*state["ancestors"], state["question"]],
         "question_id": state["question_id"],
-        "retries": _tries(state),
+        "retries": asked["retries"],
         "calls": asked["calls"],
         "tokens": asked["tokens"],
         "blocked": blocked,
@@ -352,7 +362,7 @@ async def check(state: AmplifyState, runtime: Ran) -> Update:
             "check",
             verdict.ok,
             {"answer": proposal, "rule": rule},
-            key=str(_tries(state)),
+            key=str(_tries(state, context)),
         )
         if verdict.ok:
             return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}

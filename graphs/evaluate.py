@@ -7,7 +7,7 @@ from typing import Any
 
 from agents.errors import UsageError
 from graphs.systems import Asked, System, answer_all
-from graphs.task import Task, score_held_out
+from graphs.task import Task, refuse_training, score_held_out
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,13 @@ async def evaluate(
     together: int = 32,
     on_done: Callable[[int], None] | None = None,
 ) -> Score:
-    """Answer every question and score the answers."""
+    """Answer every question and score the answers.
+
+    Raises:
+        UsageError: a training question is among them, or there are none.
+    """
+    for question in questions:
+        refuse_training(task, question)
     outcomes = await answer_all(system, asked, questions, together=together, on_done=on_done)
     right = sum(
         score_held_out(task, question, outcome["answer"])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from agents.budget import Budget
 from agents.types import Answer, Exchange, SubQuestion
 from graphs.leaf import answer_directly
-from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, best_proposal, plus
+from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, best_proposal, plus, tries
 
 
 async def amplify_reference(
@@ -79,10 +79,10 @@ async def _attempt(
         asked: tuple[SubQuestion, ...] = getattr(step, "subquestions", ())
         left = budget.minus(spent["calls"], spent["tokens"])
         if not asked or not may_ask:
-            offset = 0 if first_below_root else attempt
+            tried = retries if first_below_root else tries(retries, attempt, context.limits)
             leaf = await answer_directly(
                 context, question=question, question_id=question_id, path=path,
-                calls=left.calls, tokens=left.tokens, retries=retries + offset,
+                calls=left.calls, tokens=left.tokens, retries=tried,
                 step=0 if first_below_root else step_number,
             )  # fmt: skip
             spent = plus(spent, leaf["spent"])
@@ -97,7 +97,8 @@ async def _attempt(
             outcome = _failed("needs a sub-question that failed") if failed else (
                 await amplify_reference(
                     context, text, question_id, f"{path}/{attempt}.{step_number}.{index}",
-                    depth + 1, [*ancestors, question], share, retries + attempt,
+                    depth + 1, [*ancestors, question], share,
+                    tries(retries, attempt, context.limits),
                 )
             )  # fmt: skip
             outcomes.append(outcome)

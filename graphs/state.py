@@ -39,6 +39,12 @@ class Limits:
     """Length of a question."""
 
 
+def tries(above: int, attempt: int, limits: Limits) -> int:
+    """Numbers the attempts of a question whose parents were at try `above`: different ways of
+    retries have different numbers, which pick their seeds."""
+    return above * max(1, limits.attempts) + attempt
+
+
 def silent(event: Mapping[str, Any]) -> None:
     """The listener of those who do not listen."""
 
@@ -158,7 +164,7 @@ class AmplifyState(TypedDict):
     first_step: dict[str, Any] | None
     """H's first step where the level above has taken it already."""
     batch: list[dict[str, Any]]
-    """Sub-questions asked and not yet aggregated: text, needs, calls, tokens."""
+    """Sub-questions asked and not yet aggregated: text, needs, calls, tokens, retries."""
     results: Annotated[list[SubResult], collect]
     proposal: str | None
     error: str | None

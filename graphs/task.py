@@ -92,14 +92,23 @@ def hashed_out(text: str) -> bool:
     return int.from_bytes(digest[:8]) < HELD_OUT_SHARE * 2**64
 
 
+def refuse_training(task: Task, question: str) -> None:
+    """Let held-out questions pass.
+
+    Raises:
+        UsageError: a training question.
+    """
+    if not is_held_out(task, question):
+        raise UsageError(
+            f"{question!r} is a training question of {task.name!r}: only held-out ones are scored"
+        )
+
+
 def score_held_out(task: Task, question: str, answer: str | None) -> bool:
     """Score one held-out answer; no answer is a wrong one.
 
     Raises:
         UsageError: a training question, whose true answer nobody may look at.
     """
-    if not is_held_out(task, question):
-        raise UsageError(
-            f"{question!r} is a training question of {task.name!r}: only held-out ones are scored"
-        )
+    refuse_training(task, question)
     return answer is not None and task.score(question, answer)

@@ -107,10 +107,8 @@ def _take_step(
     if isinstance(step, Answer):
         node.answer, node.status, node.answered_by = step.text, "ok", "H"
     elif isinstance(step, Ask):
-        # A node's retries count those above it; its children's paths count its own alone.
-        own = attempt - sum(int(part.split(".")[0]) for part in node.path.split("/")[1:])
         for index, sub in enumerate(step.subquestions):
-            path = f"{node.path}/{own}.{number}.{index}"
+            path = f"{node.path}/{attempt}.{number}.{index}"
             nodes.setdefault(path, Node(path, sub.text))
             asked[path] = sub
 

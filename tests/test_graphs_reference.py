@@ -31,7 +31,7 @@ from agents.types import (
 )
 from graphs.calls import Caller
 from graphs.reference import amplify_reference
-from graphs.state import AmplifyContext, Limits, Outcome
+from graphs.state import AmplifyContext, Limits, Outcome, tries
 from graphs.systems import Amplified
 from graphs.traces import TraceStore
 from graphs.voting import VotePolicy
@@ -230,15 +230,19 @@ def spend_within_shares(store: TraceStore, made: list[dict[str, Any]], limits: L
     """
     paid = [row for row in made if not row["error"]]
 
-    def retried(path: str) -> int:
-        return sum(int(part.split(".")[0]) for part in path.split("/")[1:])
+    def own_attempt(path: str, recorded: int) -> int:
+        """A model call's own attempt: its row numbers it together with those above it."""
+        above = 0
+        for part in path.split("/")[1:]:
+            above = tries(above, int(part.split(".")[0]), limits)
+        return 0 if recorded == above else recorded - tries(above, 0, limits)
 
     def left(path: str, attempt: int, step: int, vote: int = 0) -> Budget:
         """What the question at `path` has before the vote of a step; attempts are its own."""
         spent: list[int] = []
         for row in paid:
             if row["path"] == path:
-                at = (row["attempt"] - retried(path), row["step"], row["vote"])
+                at = (own_attempt(path, row["attempt"]), row["step"], row["vote"])
             elif row["path"].startswith(f"{path}/"):
                 below = row["path"][len(path) + 1 :].split("/")[0].split(".")
                 at = (int(below[0]), int(below[1]), -1)
@@ -251,13 +255,13 @@ def spend_within_shares(store: TraceStore, made: list[dict[str, Any]], limits: L
     steps = store.select("SELECT * FROM calls WHERE role = 'overseer' ORDER BY length(path)")
     for taken in list(steps):
         path, number = taken["path"], taken["step"]
-        own = taken["attempt"] - retried(path)
+        own = taken["attempt"]
         step = step_from_json(json.loads(taken["completion"]))
         if isinstance(step, Ask) and step.subquestions:
             split = left(path, own, number, -1).split(len(step.subquestions))
             shares |= {f"{path}/{own}.{number}.{i}": share for i, share in enumerate(split)}
     for row in paid:
-        own = row["attempt"] - retried(row["path"])
+        own = own_attempt(row["path"], row["attempt"])
         assert not left(row["path"], own, row["step"], row["vote"]).empty
     for path, share in shares.items():
         below = [r for r in paid if r["path"] == path or r["path"].startswith(f"{path}/")]

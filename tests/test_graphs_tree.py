@@ -117,7 +117,7 @@ async def test_branches_below_a_retried_level_hang_under_their_own_attempt(
 
     made = context(
         store, ScriptedClient(lambda r: str(r.vote)), act, votes=VotePolicy(most=1),
-        checker=RuleChecker({"late": lambda q, a: q != "root" or a.endswith("1")}),
+        checker=RuleChecker({"late": lambda q, a: q != "root" or a.endswith("3")}),
     )  # fmt: skip
     tree = await tree_of(store, made)
     assert [(node.path, node.question) for node in tree.walk()] == [
