@@ -1,5 +1,6 @@
 """The rounds as a whole: real training on the default model, a scripted X, stops at every stage."""
 
+import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -56,11 +57,11 @@ def timeless(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-async def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], int]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], int]:
     """(folder, reports, calls) of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     client = ScriptedClient(exact)
-    return folder, await climb(folder, client), len(client.requests)
+    return folder, asyncio.run(climb(folder, client)), len(client.requests)
 
 
 def test_the_report_says_all_it_has_to(undisturbed: tuple[Path, list[dict], int]) -> None:

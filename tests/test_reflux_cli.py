@@ -1,5 +1,6 @@
 """The commands as a user runs them: output, `--json`, exit codes, one message for bad input."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -31,7 +32,7 @@ def run(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None)
 
 
 @pytest.fixture(scope="module")
-async def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with the trajectories of two rounds, answered by a script."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "r")
     config = RoundsConfig(
@@ -41,9 +42,13 @@ async def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = Stages(
         config, Addition(), OpenRun(folder, client=ScriptedClient(exact)), lambda *_: None
     )
-    async with stages.run:
-        await stages.amplify(0, "base")
-        await stages.amplify(1, "base")
+
+    async def record() -> None:
+        async with stages.run:
+            await stages.amplify(0, "base")
+            await stages.amplify(1, "base")
+
+    asyncio.run(record())
     return folder.path
 
 
