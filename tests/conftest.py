@@ -1,8 +1,19 @@
 """Fixtures that several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from graphs.traces import TraceStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[TraceStore]:
+    """An empty trace file."""
+    store = TraceStore(tmp_path / "traces.db")
+    yield store
+    store.close()
 
 
 @pytest.fixture(scope="session")

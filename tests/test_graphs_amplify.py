@@ -1,64 +1,20 @@
 """The amplification graph: who is asked what, what follows from a failure, and what is replayed."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from amplifying import ONE_VOTE, Transcript, amplified, asked_of, asking, echo, rejecting
 
 from agents.checker import RuleChecker
 from agents.errors import EndpointError, MissingError, ReplayError
-from agents.overseer import PASS, ScriptedOverseer
+from agents.overseer import PASS
 from agents.scripted import ScriptedClient
-from agents.types import Answer, Ask, ChatClient, ChatRequest, Completion, Exchange, Step
+from agents.types import Answer, Ask, ChatRequest, Completion, Exchange, Step
 from agents.types import SubQuestion as Sub
 from graphs.amplify import begin, build_graph
-from graphs.calls import Caller
-from graphs.state import AmplifyContext, Limits
-from graphs.systems import Amplified
+from graphs.state import Limits
 from graphs.traces import TraceStore
-from graphs.voting import VotePolicy
-
-Transcript = Sequence[Exchange]
-Way = Callable[[str, Transcript, bool], Step]
-ONE_VOTE = VotePolicy(most=1)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TraceStore]:
-    store = TraceStore(tmp_path / "traces.db")
-    yield store
-    store.close()
-
-
-def amplified(store: TraceStore, client: ChatClient, *ways: Way, **other: Any) -> Amplified:
-    """Amplify^H(X), where each way is one of H's decompositions."""
-    overseers = [ScriptedOverseer(f"way-{i}", way) for i, way in enumerate(ways)]
-    return Amplified(AmplifyContext(Caller(client, store), "base", overseers, **other))
-
-
-def asking(*texts: str) -> Way:
-    """An H that asks one batch of the question "root", joins it, and knows nothing else."""
-
-    def act(question: str, transcript: Transcript, may_ask: bool) -> Step:
-        if question != "root":
-            return PASS
-        return Answer("+".join(str(e.answer) for e in transcript)) if transcript else Ask.of(*texts)
-
-    return act
-
-
-def echo(request: ChatRequest) -> str:
-    return request.messages[-1][1].upper()
-
-
-def asked_of(client: ScriptedClient) -> list[str]:
-    return [request.messages[-1][1] for request in client.requests]
-
-
-def rejecting(*refused: str) -> RuleChecker:
-    return RuleChecker({"known_wrong": lambda _, answer: answer not in refused})
 
 
 async def test_h_divides_to_the_depth_limit_and_x_answers_what_is_left(store: TraceStore) -> None:

@@ -1,9 +1,7 @@
 """Model calls on the record: replayed, or made, committed and only then used."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,13 +18,6 @@ SECRET = "sk-abcdefghijklmnopqrstuvwx"
 FULL = Completion(
     "4", 9, 1, 0.5, "length", (TokenLogprob("4", -0.1, (("4", -0.1),)),), ("500 busy",), False
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TraceStore]:
-    store = TraceStore(tmp_path / "traces.db")
-    yield store
-    store.close()
 
 
 async def test_a_recorded_call_is_replayed_whole_and_not_made_again(store: TraceStore) -> None:

@@ -1,8 +1,5 @@
 """Evaluation: who may be scored, the interval, and what it all cost."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,13 +24,6 @@ def true_sum(question: str) -> str:
     """The answer, found by trying: the scorer accepts only one."""
     numbers = (str(n).zfill(3)[::-1] for n in range(200))
     return next(text for text in numbers if TASK.score(question, text))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TraceStore]:
-    store = TraceStore(tmp_path / "traces.db")
-    yield store
-    store.close()
 
 
 @pytest.mark.parametrize(

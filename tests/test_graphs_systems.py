@@ -1,8 +1,7 @@
 """Systems: many questions in order, each once, each a trajectory of its own."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, TypedDict, cast
 
 import pytest
@@ -22,13 +21,6 @@ from reflux.tasks.addition import Addition
 
 ASKED = Asked("run", 0, "amplified", "letters", "train")
 SECRET = "sk-abcdefghijklmnopqrstuvwx"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TraceStore]:
-    store = TraceStore(tmp_path / "traces.db")
-    yield store
-    store.close()
 
 
 def letters(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:

@@ -1,7 +1,6 @@
 """A recorded trajectory as the tree that it was."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,13 +19,6 @@ from graphs.tree import Node, load_tree
 from graphs.voting import VotePolicy
 
 ASKED = Asked("run", 0, "amplified", "words", "train")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TraceStore]:
-    store = TraceStore(tmp_path / "traces.db")
-    yield store
-    store.close()
 
 
 def echo(request: ChatRequest) -> str:
