@@ -1,6 +1,6 @@
 """Gates decide whether a student may replace the agent (seed 8.4.3, limitations 1, 5 and 6)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,6 +68,11 @@ def judge(
     if canary is not None:
         gates.append(Gate("canary", canary, config.canary))
     return gates
+
+
+def failed_gates(gates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of a student's recorded gates (`Gate.to_json`) that it did not pass."""
+    return [gate for gate in gates if not gate["passed"]]
 
 
 def all_passed(gates: Sequence[Gate]) -> bool:

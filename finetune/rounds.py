@@ -165,7 +165,8 @@ async def run_rounds(
             "configurable": {"thread_id": "rounds"},
             "recursion_limit": 10 * len(config.rounds) + 10,
         }
-        known = (await graph.aget_state(settings)).values
+        found = await graph.aget_state(settings)
+        known = found.values
         given: RoundsState | None = None
         if not known:
             given = {
@@ -180,7 +181,7 @@ async def run_rounds(
             }
         elif known["number"] >= total:
             return known["done"]
-        elif not (await graph.aget_state(settings)).next:
+        elif not found.next:
             # It ended after fewer rounds than are asked for now, or at a gate: whoever resumes it
             # wants to go on after the last, so its state begins anew.
             given = cast(RoundsState, known)

@@ -130,11 +130,10 @@ class OpenRun:
         """`client` replaces the embedded engine; `wrap` is put around it, below the cache."""
         self.folder = folder
         self.store = folder.store()
-        self._engine = None if client else EmbeddedClient(folder.models, engine)
-        asked = client or self._engine
-        if asked is None:
-            raise UsageError("no client and no engine")
-        self.cache = CachedClient(wrap(asked) if wrap else asked)
+        self._engine = None
+        if client is None:
+            self._engine = client = EmbeddedClient(folder.models, engine)
+        self.cache = CachedClient(wrap(client) if wrap else client)
         self.caller = Caller(self.cache, self.store)
         self._warm()
 

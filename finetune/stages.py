@@ -15,7 +15,7 @@ from typing import Any
 from agents.errors import EndpointError, RefluxError
 from finetune.anchor import anchor_prompts, canary_prompts, overlap
 from finetune.datasets import Row, accepted, refuse_leaks, rows_digest
-from finetune.gates import judge
+from finetune.gates import failed_gates, judge
 from finetune.rounds_config import RoundsConfig, RoundSpec
 from finetune.run_folder import OpenRun
 from finetune.twins import agreement, peft_answers
@@ -246,7 +246,7 @@ class Stages:
         name = f"student-r{number}"
         registry = self.run.folder.registry
         registry.record_evaluation(name, scores, gates)
-        passed = all(gate["passed"] for gate in gates)
+        passed = not failed_gates(gates)
         current = registry.current()
         if passed and (current is None or current.id != name):
             registry.promote(name)

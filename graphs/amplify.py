@@ -46,6 +46,7 @@ from graphs.state import (
     SubResult,
     SubTask,
     best_proposal,
+    failed_outcome,
     plus,
     silent,
     tries,
@@ -122,7 +123,7 @@ def screen(state: AmplifyState, runtime: Ran) -> Update:
     """Refuse what must not be asked, as a failed outcome."""
     if (reason := screened(state, runtime.context)) is None:
         return {}
-    return {"outcome": _failed(reason)}
+    return {"outcome": failed_outcome(reason)}
 
 
 async def oversee(state: AmplifyState, runtime: Ran) -> Update:
@@ -320,13 +321,9 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
 
 async def _refuse(state: AmplifyState, context: AmplifyContext, reason: str) -> Outcome:
     """A sub-question that failed before anything was asked; it is recorded all the same."""
-    outcome = _failed(reason)
+    outcome = failed_outcome(reason)
     await _record(state, context, outcome)
     return outcome
-
-
-def _failed(reason: str) -> Outcome:
-    return {"answer": None, "status": "failed", "error": reason, "spent": NOTHING_SPENT}
 
 
 def aggregate(state: AmplifyState) -> Update:

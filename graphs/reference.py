@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from agents.budget import Budget
 from agents.types import Answer, Exchange, SubQuestion
 from graphs.leaf import answer_directly
-from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, best_proposal, plus, tries
+from graphs.state import (
+    NOTHING_SPENT,
+    AmplifyContext,
+    Outcome,
+    Spent,
+    best_proposal,
+    failed_outcome,
+    plus,
+    tries,
+)
 
 
 async def amplify_reference(
@@ -25,9 +34,9 @@ async def amplify_reference(
     limits = context.limits
     budget = budget or Budget(limits.calls, limits.tokens)
     if not question.strip() or len(question) > limits.question_chars:
-        return _failed("the question is empty or too long")
+        return failed_outcome("the question is empty or too long")
     if context.canonical(question) in map(context.canonical, ancestors):
-        return _failed("CycleError")
+        return failed_outcome("CycleError")
     proposals: list[str] = []
     spent = NOTHING_SPENT
     status = "failed"
@@ -71,7 +80,7 @@ async def _attempt(
         try:
             step = await overseer.act(question, transcript, may_ask)
         except Exception:  # noqa: BLE001 - as in the graph, H's failures are values
-            return None, spent, _failed("the overseer failed") if first_below_root else None
+            return None, spent, failed_outcome("the overseer failed") if first_below_root else None
         if isinstance(step, Answer):
             text = context.normalise(step.text)
             ok: Outcome = {"answer": text, "status": "ok", "error": None, "spent": spent}
@@ -94,7 +103,7 @@ async def _attempt(
             failed = [n for n in asked[index].needs if outcomes[n]["answer"] is None]
             answers = {n: outcomes[n]["answer"] or "" for n in asked[index].needs}
             text = asked[index].filled(answers)
-            outcome = _failed("needs a sub-question that failed") if failed else (
+            outcome = failed_outcome("needs a sub-question that failed") if failed else (
                 await amplify_reference(
                     context, text, question_id, f"{path}/{attempt}.{step_number}.{index}",
                     depth + 1, [*ancestors, question], share,
@@ -106,7 +115,3 @@ async def _attempt(
             transcript.append(Exchange(text, outcome["answer"], error))
         spent = plus(spent, *(o["spent"] for o in outcomes))
     return None, spent, None
-
-
-def _failed(reason: str) -> Outcome:
-    return {"answer": None, "status": "failed", "error": reason, "spent": NOTHING_SPENT}

@@ -113,6 +113,11 @@ class Outcome(TypedDict):
     spent: Spent
 
 
+def failed_outcome(reason: str) -> Outcome:
+    """The outcome of a question that nothing was spent on, and why."""
+    return {"answer": None, "status": "failed", "error": reason, "spent": NOTHING_SPENT}
+
+
 class SubResult(TypedDict):
     """How one sub-question of a batch ended."""
 

@@ -54,19 +54,18 @@ async def amplify(
     Raises:
         MissingError: the model or its endpoint is not there.
     """
-    overseers = (overseer,) if hasattr(overseer, "act") else tuple(overseer)  # type: ignore[arg-type]
-    engine = None if client else EmbeddedClient(lambda _: ModelFiles(default_gguf()))
-    asked = client or engine
-    if asked is None:
-        raise TypeError("no client")
+    overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
+    engine = None
+    if client is None:
+        engine = client = EmbeddedClient(lambda _: ModelFiles(default_gguf()))
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(traces or Path(scratch) / "traces.db")
         try:
             amplified = Amplified(
                 AmplifyContext(
-                    Caller(CachedClient(asked), store),
+                    Caller(CachedClient(client), store),
                     model,
-                    overseers,  # type: ignore[arg-type]
+                    overseers,
                     checker=checker or RuleChecker({}),
                     limits=limits or Limits(),
                     votes=votes or VotePolicy(most=1),

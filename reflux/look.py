@@ -13,6 +13,7 @@ from rich.table import Table
 from agents.embedded import default_gguf
 from agents.errors import MissingError, RefluxError, UsageError
 from finetune.datasets import Form, export
+from finetune.gates import failed_gates
 from finetune.run_folder import RunFolder
 from graphs.traces import TraceStore
 from graphs.tree import load_tree
@@ -153,7 +154,7 @@ def _accuracy(scores: dict[str, Any] | None) -> str:
 def _gates(gates: list[dict[str, Any]] | None) -> str:
     if not gates:
         return "–"
-    failed = [gate["name"] for gate in gates if not gate["passed"]]
+    failed = [gate["name"] for gate in failed_gates(gates)]
     return f"failed: {', '.join(failed)}" if failed else "passed"
 
 

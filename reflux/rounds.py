@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from agents.errors import RefluxError, UsageError
+from finetune.gates import failed_gates
 from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, run_async
@@ -115,8 +116,7 @@ def refuse_rejected(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
         return
     failed = ", ".join(
         f"{gate['name']} is {gate['value']:.3f}, at least {gate['limit']:.3f} is asked"
-        for gate in last["gates"]
-        if not gate["passed"]
+        for gate in failed_gates(last["gates"])
     )
     raise RefluxError(
         f"round {last['round']}: student-r{last['round']} was not promoted ({failed}). Give it "

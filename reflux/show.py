@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.tree import Tree
 
+from finetune.gates import failed_gates
 from graphs.tree import Node
 
 STATUS_COLOUR = {"ok": "green", "rejected": "yellow", "over_budget": "yellow", "failed": "red"}
@@ -38,9 +39,7 @@ def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
     cost.add_column("promoted")
     for r in rounds:
         scores = [r.get(system) for system in ("direct", "amplified", "student")]
-        promoted = "yes" if r["promoted"] else "no: " + ", ".join(
-            gate["name"] for gate in r["gates"] if not gate["passed"]
-        )  # fmt: skip
+        failed = ", ".join(gate["name"] for gate in failed_gates(r["gates"]))
         reached.add_row(
             f"{r['round']} (level {r['level']})",
             str((r.get("student") or {}).get("n", "–")),
@@ -55,7 +54,7 @@ def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
             str(r["trained_rows"]),
             f"{r['train_seconds']:.0f} s",
             f"{r['examples_per_second']:.1f}",
-            promoted,
+            "yes" if r["promoted"] else f"no: {failed}",
         )
     return reached, cost
 
