@@ -146,6 +146,9 @@ class EmbeddedClient:
         await client.close()
 
 
+FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}
+
+
 def start_server(files: ModelFiles, config: EngineConfig) -> Any:
     """Start one llama.cpp server; it is up when this returns.
 
@@ -166,10 +169,14 @@ def start_server(files: ModelFiles, config: EngineConfig) -> Any:
     if files.adapter is not None:
         params.lora_adapters = [xlc.CommonAdapterLoraInfo(str(files.adapter), 1.0)]
     try:
-        return xlc.Server(params)
+        server = xlc.Server(params)
     except RuntimeError as error:
         names = " with ".join(p.name for p in (files.gguf, files.adapter) if p)
         raise MissingError(
             f"llama.cpp could not load {names}: {error}; is the file whole, and the adapter made "
             "for this base?"
         ) from error
+    # A server that is stopped before its loop has run waits for ever: llama.cpp's `terminate` is
+    # lost on a loop that starts after it. One token shows that the loop runs.
+    server.handle_chat_completions(FIRST_REQUEST)
+    return server

