@@ -31,6 +31,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from agents.embedded import DEFAULT_MODEL_ID
 from agents.errors import RefluxError, UsageError
 from finetune.base_model import load_base, quiet_libraries
+from finetune.lengths import split_by_length
 
 SFT_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
@@ -163,9 +164,9 @@ def train(
 
 
 class StudentTrainer(SFTTrainer):
-    """TRL's SFT trainer, which computes logits only where the label counts.
+    """TRL's SFT trainer, without the padding and with logits only where the label counts.
 
-    The loss and its gradients are TRL's own. Its fused head walks the vocabulary in tiles to save
+    The loss and its gradients are TRL's own, up to rounding. Its fused head walks the vocabulary in tiles to save
     memory, which on a CPU costs more than half of the step; completions of a few tokens need no
     such thrift.
     """
@@ -186,17 +187,12 @@ class StudentTrainer(SFTTrainer):
         whole: Any = self.accelerator.unwrap_model(model)
         if isinstance(whole, PeftModel):
             whole = whole.get_base_model()
-        labels = inputs["labels"][:, 1:]  # (batch, tokens - 1)
-        counted = labels != -100
-        given = {key: value for key, value in inputs.items() if key not in ("labels", "use_cache")}
+        given = {key: value for key, value in inputs.items() if key != "use_cache"}
         # Calling the decoder goes round the wrapper that would have entered autocast.
         with self.accelerator.autocast():
-            hidden = whole.get_decoder()(**given, use_cache=False).last_hidden_state[:, :-1]
-            # Contiguous rows (counted, hidden): a sliced 3-D input makes linear copy the head's
-            # weight once for each row of the batch.
-            logits = whole.get_output_embeddings()(hidden[counted])
-        total = cross_entropy(logits.float(), labels[counted], reduction="sum")
-        items = counted.sum() if num_items_in_batch is None else num_items_in_batch
+            parts = [_summed_loss(whole, part) for part in split_by_length(given)]
+        items = sum(n for _, n in parts) if num_items_in_batch is None else num_items_in_batch
+        total = torch.stack([loss for loss, _ in parts]).sum()
         return total / torch.as_tensor(items, device=total.device).clamp(min=1)
 
     def _has_plain_loss(self, inputs: dict[str, Any]) -> bool:
@@ -230,6 +226,19 @@ class StudentTrainer(SFTTrainer):
             )
         self.step_loss += value
         return loss
+
+
+def _summed_loss(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
+    """Negative log-likelihood of the batch's counted tokens, summed, and how many they are."""
+    labels = batch["labels"][:, 1:]  # (rows, tokens - 1)
+    counted = labels != -100
+    given = {key: value for key, value in batch.items() if key != "labels"}
+    hidden = model.get_decoder()(**given, use_cache=False).last_hidden_state[:, :-1]
+    # Contiguous rows (counted, hidden): a sliced 3-D input makes linear copy the head's weight
+    # once for each row of the batch.
+    logits = model.get_output_embeddings()(hidden[counted])
+    loss = cross_entropy(logits.float(), labels[counted], reduction="sum")
+    return loss, int(counted.sum())
 
 
 class _Watch(TrainerCallback):

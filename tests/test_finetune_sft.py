@@ -55,7 +55,7 @@ def trainer_of(kind: Any, tiny_base: Path, folder: Path, **options: Any) -> Any:
     trainer = kind(
         model=model.float(),
         args=SFTConfig(output_dir=str(folder), gradient_checkpointing=False, seed=7, **options),
-        train_dataset=Dataset.from_list([*ROWS[:5], row("a longer question than those?", "12345")]),
+        train_dataset=Dataset.from_list([*ROWS[:5], row("a longer question " * 8, "12345")]),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
