@@ -166,9 +166,9 @@ def train(
 class StudentTrainer(SFTTrainer):
     """TRL's SFT trainer, without the padding and with logits only where the label counts.
 
-    The loss and its gradients are TRL's own, up to rounding. Its fused head walks the vocabulary in tiles to save
-    memory, which on a CPU costs more than half of the step; completions of a few tokens need no
-    such thrift.
+    The loss and its gradients are TRL's own, up to rounding. Its fused head walks the vocabulary
+    in tiles to save memory, which on a CPU costs more than half of the step; completions of a few
+    tokens need no such thrift.
     """
 
     step_loss: float = 0.0
