@@ -1,0 +1,78 @@
+"""SIGKILL on a real run: the default model, real training, `--resume` after every kill."""
+
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+CONFIG = """\
+task: addition
+rounds:
+  - {level: 1, primitive_repeats: 1}
+  - {level: 2, questions: 12, held_out: 6, primitive_repeats: 1}
+anchor: 3
+anchor_tokens: 4
+canaries: 2
+gates: {imitation: 0.0, retention: 0.0, regression: 1.0, canary: 0.0}
+sft: {max_steps: 2, per_device_train_batch_size: 4}
+"""
+STAGES = (
+    "distill student-r0",
+    "imitate H: student",
+    "evaluate amplified",
+)
+
+
+def reflux(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as out:
+        return subprocess.Popen([sys.executable, "-m", "reflux", *words], stdout=out, stderr=out)
+
+
+def kill_in_stage(words: Sequence[str], stage: str, log: Path, after: float) -> None:
+    """Start the run and kill it `after` seconds into `stage`."""
+    process = reflux(words, log)
+    deadline = time.monotonic() + 240
+    while stage not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    time.sleep(after)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() in (-signal.SIGKILL, 0)
+
+
+def calls(folder: Path) -> list[tuple]:
+    with sqlite3.connect(folder / "traces.db") as store:
+        return store.execute(
+            "SELECT id, question, path, role, completion FROM calls ORDER BY id"
+        ).fetchall()
+
+
+def test_a_run_killed_again_and_again_asks_no_finished_call_twice(tmp_path: Path) -> None:
+    config, folder, log = tmp_path / "small.yaml", tmp_path / "run", tmp_path / "log"
+    config.write_text(CONFIG)
+    words = ["run", "--config", str(config), "--run", str(folder)]
+    moments = random.Random(0)
+    kept: list[tuple] = []
+    for stage in STAGES:
+        kill_in_stage(words, stage, log, after=moments.uniform(0, 0.5))
+        found = calls(folder)
+        assert found[: len(kept)] == kept  # No call that was recorded is lost or changed.
+        kept = found
+        words = [*words[:5], "--resume"]
+    finished = reflux(words, log)
+    assert finished.wait(timeout=240) == 0, log.read_text()
+    assert calls(folder)[: len(kept)] == kept
+    with sqlite3.connect(folder / "traces.db") as store:
+        asked = store.execute(
+            "SELECT max(n) FROM (SELECT count(*) AS n FROM calls WHERE kind = 'model'"
+            " AND cached = 0 AND error IS NULL GROUP BY request_digest)"
+        ).fetchone()
+    assert asked == (1,)
+    rounds = json.loads((folder / "report.json").read_text())["rounds"]
+    assert [r["round"] for r in rounds] == [0, 1]
