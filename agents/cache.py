@@ -7,6 +7,7 @@ the key holds the seed and the vote, so independent votes stay independent.
 import asyncio
 from dataclasses import replace
 
+from agents.errors import EndpointError
 from agents.types import ChatClient, ChatRequest, Completion
 
 
@@ -62,6 +63,10 @@ class CachedClient:
             if not flight.cancelled() or (me is not None and me.cancelling()):
                 raise
             return await self.complete(request)  # The leader alone was cancelled: ask oneself.
+        except EndpointError as error:
+            joined = EndpointError(*error.args)
+            joined.cached = True
+            raise joined from error
         return replace(reply, cached=True, seconds=0.0, retries=())
 
     async def model_digest(self, model: str) -> str:

@@ -31,6 +31,8 @@ class EndpointError(RefluxError):
     """A model call failed for good, after every retry."""
 
     exit_code = 3
+    cached = False
+    """True where the call was another's, which this one had joined."""
 
 
 class ReplayError(RefluxError):

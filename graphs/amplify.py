@@ -173,7 +173,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Step:
 def _tries(state: AmplifyState, context: AmplifyContext) -> int:
     """A number of its own for every way of retries that leads here, so that none draws the votes
     of another; see `tries`."""
-    return tries(state["retries"], state["attempt"], context.limits)
+    return tries(state["retries"], state["attempt"], state["depth"], context.limits)
 
 
 async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:

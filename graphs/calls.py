@@ -61,7 +61,7 @@ class Caller:
             reply = await self.client.complete(request)
         except EndpointError as error:
             self.outage = str(error)
-            failed = replace(Completion(""), finish_reason="error")
+            failed = Completion("", finish_reason="error", cached=error.cached)
             await self.store.add_call(key, asked | _reply(failed) | {"error": redact(str(error))})
             raise
         self.outage = None

@@ -33,14 +33,14 @@ async def amplify_reference(
     """Answer one question as `graphs.amplify` does, one call after another."""
     limits = context.limits
     budget = budget or Budget(limits.calls, limits.tokens)
-    if not question.strip() or len(question) > limits.question_chars:
-        return failed_outcome("the question is empty or too long")
+    if not question.strip() or len(question) > limits.question_chars or not _is_unicode(question):
+        return failed_outcome("the question is empty, too long, or no Unicode")
     if context.canonical(question) in map(context.canonical, ancestors):
         return failed_outcome("CycleError")
     proposals: list[str] = []
     spent = NOTHING_SPENT
     status = "failed"
-    for attempt in range(limits.attempts):
+    for attempt in range(max(1, limits.attempts)):
         proposal, used, direct = await _attempt(
             context, question, question_id, path, depth, ancestors,
             budget.minus(spent["calls"], spent["tokens"]), retries, attempt,
@@ -75,6 +75,7 @@ async def _attempt(
     transcript: list[Exchange] = []
     spent = NOTHING_SPENT
     may_ask = depth < context.limits.depth
+    tried = tries(retries, attempt, depth, context.limits)
     for step_number in range(context.limits.steps):
         first_below_root = path != "" and attempt == 0 and step_number == 0
         try:
@@ -88,7 +89,6 @@ async def _attempt(
         asked: tuple[SubQuestion, ...] = getattr(step, "subquestions", ())
         left = budget.minus(spent["calls"], spent["tokens"])
         if not asked or not may_ask:
-            tried = retries if first_below_root else tries(retries, attempt, context.limits)
             leaf = await answer_directly(
                 context, question=question, question_id=question_id, path=path,
                 calls=left.calls, tokens=left.tokens, retries=tried,
@@ -96,7 +96,7 @@ async def _attempt(
             )  # fmt: skip
             spent = plus(spent, leaf["spent"])
             return leaf["answer"], spent, leaf if first_below_root else None
-        if len(asked) > context.limits.fanout:
+        if len(asked) > context.limits.fanout or _needs_later_ones(asked):
             return None, spent, None
         outcomes: list[Outcome] = []
         for index, share in enumerate(left.split(len(asked))):
@@ -107,7 +107,7 @@ async def _attempt(
                 await amplify_reference(
                     context, text, question_id, f"{path}/{attempt}.{step_number}.{index}",
                     depth + 1, [*ancestors, question], share,
-                    tries(retries, attempt, context.limits),
+                    tried,
                 )
             )  # fmt: skip
             outcomes.append(outcome)
@@ -115,3 +115,11 @@ async def _attempt(
             transcript.append(Exchange(text, outcome["answer"], error))
         spent = plus(spent, *(o["spent"] for o in outcomes))
     return None, spent, None
+
+
+def _needs_later_ones(asked: Sequence[SubQuestion]) -> bool:
+    return any(not 0 <= need < index for index, s in enumerate(asked) for need in s.needs)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)

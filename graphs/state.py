@@ -39,10 +39,13 @@ class Limits:
     """Length of a question."""
 
 
-def tries(above: int, attempt: int, limits: Limits) -> int:
-    """Numbers the attempts of a question whose parents were at try `above`: different ways of
-    retries have different numbers, which pick their seeds."""
-    return above * max(1, limits.attempts) + attempt
+def tries(above: int, attempt: int, depth: int, limits: Limits) -> int:
+    """Numbers an attempt at a question whose parents were at try `above`; it picks the seeds.
+
+    The attempts from the root down are its digits, lowest first: other retries have another
+    number, at whatever depth they end, and a level that is not retried changes nothing.
+    """
+    return above + attempt * max(1, limits.attempts) ** depth
 
 
 def silent(event: Mapping[str, Any]) -> None:

@@ -103,7 +103,8 @@ def recursion_limit(context: AmplifyContext) -> int:
     """Super-steps that one question can take: LangGraph's own limit must not end it first."""
     limits = context.limits
     waves = limits.fanout  # Sub-questions that need one another run one wave each.
-    return limits.attempts * limits.steps * (2 + 2 * waves) + 10
+    # Of an attempt's last two, one finds that no step is left, the other checks.
+    return max(1, limits.attempts) * (limits.steps * (1 + 2 * waves) + 2) + 10
 
 
 def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
