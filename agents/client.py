@@ -1,6 +1,7 @@
 """One client for every endpoint that speaks the OpenAI chat protocol."""
 
 import asyncio
+import json
 import math
 import random
 import time
@@ -16,7 +17,7 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, Field, ValidationError
 
 from agents.errors import EndpointError, UsageError
-from agents.types import ChatRequest, Completion, TokenLogprob
+from agents.types import ChatRequest, Completion, TokenLogprob, ToolCall, ToolSpec
 
 RETRIED_STATUS = {408, 409, 425, 429}
 
@@ -57,6 +58,7 @@ class OpenAIClient:
         self._backoff = backoff
         self._extra_body = extra_body or {}
         self._sleep = sleep
+        self._takes_schemas = True
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Answer one request; see `ChatClient.complete`.
@@ -77,6 +79,9 @@ class OpenAIClient:
                     raise UsageError(f"a request must be Unicode text: {error}") from error
                 except openai.APIError as error:
                     failures.append(_one_line(error))
+                    if self._takes_schemas and _refuses_schema(request, error):
+                        self._takes_schemas = False  # The reply is read by a tolerant parser.
+                        continue
                     if not _worth_retrying(error) or len(failures) > self._retries:
                         raise EndpointError(self._explain(error, failures)) from error
                     pause = _pause(error, self._backoff * 2 ** (len(failures) - 1))
@@ -89,6 +94,11 @@ class OpenAIClient:
             optional["stop"] = list(sampling.stop)
         if sampling.top_logprobs:
             optional |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        if request.tools:
+            optional["tools"] = [_function(tool) for tool in request.tools]
+        if request.schema and self._takes_schemas:
+            form = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
+            optional["response_format"] = {"type": "json_schema", "json_schema": form}
         raw: Any = await cast(Any, self._client.chat.completions.with_raw_response).create(
             model=request.model,
             messages=request.payload(),
@@ -159,6 +169,17 @@ def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | Non
     return OpenAIClient(url, key or "none", **options)
 
 
+def _function(tool: ToolSpec) -> dict[str, Any]:
+    body = {"name": tool.name, "description": tool.description}
+    return {"type": "function", "function": body | {"parameters": json.loads(tool.parameters)}}
+
+
+def _refuses_schema(request: ChatRequest, error: openai.APIError) -> bool:
+    """An endpoint that knows no JSON schemas refuses the whole request."""
+    refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
+    return bool(request.schema) and refused
+
+
 class _Alternative(BaseModel):
     token: str
     logprob: float
@@ -172,8 +193,19 @@ class _Logprobs(BaseModel):
     content: list[_Token] | None = None
 
 
+class _Function(BaseModel):
+    name: str
+    arguments: str = "{}"
+
+
+class _ToolCall(BaseModel):
+    id: str = ""
+    function: _Function
+
+
 class _Message(BaseModel):
     content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
 
 
 class _Choice(BaseModel):
@@ -218,6 +250,10 @@ def _read(body: bytes, seconds: float) -> Completion:
                 t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs or ())
             )
             for t in tokens
+        ),
+        tool_calls=tuple(
+            ToolCall(call.id, call.function.name, call.function.arguments)
+            for call in choice.message.tool_calls or ()
         ),
     )
 

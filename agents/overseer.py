@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from agents.types import Ask, Exchange, Step
+from agents.budget import Budget
+from agents.types import Ask, ChatRequest, Completion, Exchange, Step
 
 
 class Overseer(Protocol):
@@ -23,6 +24,43 @@ class Overseer(Protocol):
         With `may_ask=False` (the depth cap) an overseer answers a primitive, or returns `PASS`
         to leave the question to X.
         """
+        ...
+
+
+class Desk(Protocol):
+    """Where an overseer asks models while it takes a step: each call is recorded, replayed from
+    the record, and charged to the question."""
+
+    @property
+    def model(self) -> str:
+        """The name of X."""
+        ...
+
+    @property
+    def left(self) -> Budget:
+        """What the question may still spend."""
+        ...
+
+    async def ask(self, request: ChatRequest) -> Completion:
+        """Make one call; the calls of one step are numbered in the order in which they are made.
+
+        Raises:
+            EndpointError: no reply after every retry, or nothing is left to pay it.
+        """
+        ...
+
+    def member(self, index: int) -> "Desk":
+        """A place of its own at this desk, so that several may ask side by side."""
+        ...
+
+
+class Seated(Protocol):
+    """An overseer that asks models: before each step it is given the desk to ask at."""
+
+    name: str
+
+    def at(self, desk: Desk) -> Overseer:
+        """The overseer that takes this one step."""
         ...
 
 

@@ -29,7 +29,7 @@ class ScriptedClient:
         reply = self._reply(request)
         if isinstance(reply, Completion):
             return reply
-        asked = sum(len(content.split()) for _, content in request.messages)
+        asked = sum(len(turn[1].split()) for turn in request.messages)
         return Completion(reply, prompt_tokens=asked, completion_tokens=max(1, len(reply.split())))
 
     async def model_digest(self, model: str) -> str:

@@ -19,6 +19,8 @@ class SubQuestion:
     """The question; `{i}` stands for the answer to sub-question i of the same batch."""
     needs: tuple[int, ...] = ()
     """Positions in the batch that must be answered first."""
+    to: str = ""
+    """Who is to answer: `tool:NAME` or `expert:NAME`; a copy of X where empty."""
 
     def filled(self, answers: Mapping[int, str]) -> str:
         """The question with the answers that it needs in place; an answer that itself holds a
@@ -35,6 +37,8 @@ class Ask:
     """H asks a batch of sub-questions, which run in parallel."""
 
     subquestions: tuple[SubQuestion, ...]
+    note: str = ""
+    """Why H asks so, for the record: for example that the question cannot be decomposed."""
 
     @staticmethod
     def of(*texts: str) -> "Ask":
@@ -82,22 +86,56 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class ToolSpec:
+    """A tool as a model sees it."""
+
+    name: str
+    description: str
+    parameters: str
+    """JSON schema of its arguments, as text."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A model's wish to have a tool called."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON text, as the model wrote it: it may be anything."""
+
+
+Turn = tuple[str, ...]
+"""(role, content), or (role, content, JSON text of the message's other fields)."""
+
+
+@dataclass(frozen=True)
 class ChatRequest:
     """One model call. `vote` keeps independent votes apart in every cache."""
 
     model: str
-    messages: tuple[tuple[str, str], ...]
-    """(role, content) pairs, in order."""
+    messages: tuple[Turn, ...]
+    """In order."""
     sampling: Sampling = Sampling()
     vote: int = 0
+    tools: tuple[ToolSpec, ...] = ()
+    """Tools that the reply may ask for."""
+    schema: str = ""
+    """JSON schema that the reply is to follow, as text; empty for free text."""
 
-    def payload(self) -> list[Message]:
+    def payload(self) -> list[dict[str, Any]]:
         """The messages in the form of the chat protocol."""
-        return [{"role": role, "content": content} for role, content in self.messages]
+        return [
+            {"role": turn[0], "content": turn[1], **(json.loads(turn[2]) if turn[2:] else {})}
+            for turn in self.messages
+        ]
 
     def digest(self, model_digest: str) -> str:
-        """Hash of all that decides the reply: model, messages, sampling, seed, vote (hex, 32)."""
-        body = [model_digest, self.messages, asdict(self.sampling), self.vote]
+        """Hash of all that decides the reply: model, messages, sampling, seed, vote, and where
+        there are any tools and schema (hex, 32)."""
+        body: list[Any] = [model_digest, self.messages, asdict(self.sampling), self.vote]
+        if self.tools or self.schema:
+            body += [[asdict(tool) for tool in self.tools], self.schema]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -123,6 +161,7 @@ class Completion:
     retries: tuple[str, ...] = ()
     """One line for each failed try before this one."""
     cached: bool = False
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -158,8 +197,11 @@ def step_to_json(step: Step) -> dict[str, Any]:
         return {"kind": "answer", "text": step.text}
     if isinstance(step, Defer):
         return {"kind": "defer", "form": dict(step.form)}
-    asked = [{"text": s.text, "needs": list(s.needs)} for s in step.subquestions]
-    return {"kind": "ask", "subquestions": asked}
+    asked = [
+        {"text": s.text, "needs": list(s.needs)} | ({"to": s.to} if s.to else {})
+        for s in step.subquestions
+    ]
+    return {"kind": "ask", "subquestions": asked} | ({"note": step.note} if step.note else {})
 
 
 def step_from_json(data: Mapping[str, Any]) -> Step:
@@ -169,4 +211,7 @@ def step_from_json(data: Mapping[str, Any]) -> Step:
     if data["kind"] == "defer":
         return Defer(data["form"])
     asked: Sequence[Mapping[str, Any]] = data["subquestions"]
-    return Ask(tuple(SubQuestion(s["text"], tuple(s["needs"])) for s in asked))
+    return Ask(
+        tuple(SubQuestion(s["text"], tuple(s["needs"]), s.get("to", "")) for s in asked),
+        data.get("note", ""),
+    )

@@ -39,7 +39,9 @@ class Caller:
             ReplayError: the log holds another request under this key.
             EndpointError: no reply; the failure is recorded, too.
         """
-        request = replace(request, messages=tuple((r, redact(c)) for r, c in request.messages))
+        request = replace(
+            request, messages=tuple(tuple(map(redact, turn)) for turn in request.messages)
+        )
         model_digest = await self.client.model_digest(request.model)
         digest = request.digest(model_digest)
         if (row := self.store.find_call(key)) is not None:
