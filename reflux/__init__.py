@@ -17,8 +17,10 @@ from agents.client import OpenAIClient
 from agents.errors import RefluxError
 from agents.overseer import PASS, Overseer, ScriptedOverseer
 from agents.scripted import ScriptedClient
-from agents.types import Answer, Ask, Defer, Exchange, SubQuestion
+from agents.types import Answer, Ask, ChatClient, Defer, Exchange, Step, SubQuestion
 from graphs.amplify import build_graph
+from graphs.experts import Consensus, Expert, Vote
+from graphs.patient import Patient, Pending, open_patient
 from graphs.state import AmplifyContext, Limits
 from graphs.task import Task
 from graphs.tree import Node
@@ -33,22 +35,30 @@ __all__ = [
     "AmplifyContext",
     "Answer",
     "Ask",
+    "ChatClient",
     "Checker",
+    "Consensus",
     "Defer",
     "Exchange",
+    "Expert",
     "Limits",
     "Node",
     "OpenAIClient",
     "Overseer",
+    "Patient",
+    "Pending",
     "RefluxError",
     "RuleChecker",
     "ScriptedClient",
     "ScriptedOverseer",
+    "Step",
     "SubQuestion",
     "Task",
     "Verdict",
+    "Vote",
     "VotePolicy",
     "amplify",
     "amplify_sync",
     "build_graph",
+    "open_patient",
 ]
