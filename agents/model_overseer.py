@@ -8,13 +8,14 @@ from typing import Any
 from agents.batch import settle
 from agents.budget import Budget
 from agents.overseer import PASS, Desk, Overseer
-from agents.prompts import answer_now_prompt, step_prompt
+from agents.prompts import answer_now_prompt, cut, step_prompt
 from agents.steps_text import NOTHING, read_answer, read_step
 from agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step, Turn
 
 NOT_DECOMPOSABLE = "not decomposable"
 UNREADABLE = "unreadable"
 """Beginnings of the note of an `Ask` of nothing: why H leaves a question to X."""
+NOTE_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ class ModelOverseer:
     primitives: bool = False
     """Whether H is asked even where it may not ask; else such a question goes to X at once, with
     X's votes."""
-    temperature: float = 0.7
-    """Of the second try and later ones; the first is greedy."""
+    temperature: float = 0.0
+    """Of the first try; members of a panel that are one model differ by a higher one, and seeds."""
+    retry_temperature: float = 0.7
+    """Of the second try and later ones, at the least."""
     seed: int = 0
 
     @property
@@ -122,15 +125,15 @@ class _Sitting:
         if reading.answer is not None:
             return Answer(reading.answer)
         if reading.reason is not None and not transcript:
-            return Ask((), f"{NOT_DECOMPOSABLE}: {reading.reason}")
+            return Ask((), f"{NOT_DECOMPOSABLE}: {cut(reading.reason, NOTE_CHARS)}")
         return "no step in the reply" if reading == NOTHING else batch.note or "no new sub-question"
 
     async def _reply(self, prompt: tuple[Turn, ...], number: int, schema: str = "") -> str:
-        temperature = self.h.temperature if number else 0.0
-        sampling = Sampling(temperature, self.h.max_tokens, seed=self.h.seed + number)
-        request = ChatRequest(
-            self.h.model or self.desk.model, prompt, sampling, vote=number, schema=schema
-        )
+        h = self.h
+        heat = max(h.temperature, h.retry_temperature) if number else h.temperature
+        sampling = Sampling(heat, h.max_tokens, seed=h.seed * h.tries + number)
+        model = h.model or self.desk.model
+        request = ChatRequest(model, prompt, sampling, vote=number, schema=schema)
         return (await self.desk.ask(request)).text
 
 

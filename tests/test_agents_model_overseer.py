@@ -77,9 +77,18 @@ async def test_an_unreadable_reply_is_asked_for_again_with_another_seed() -> Non
     assert await act(desk) == BOTH
     first, second = desk.client.requests
     assert first.messages == second.messages
-    assert (first.sampling.temperature, second.sampling.temperature) == (0.0, H.temperature)
+    assert (first.sampling.temperature, second.sampling.temperature) == (0.0, H.retry_temperature)
     assert first.sampling.seed != second.sampling.seed
     assert first.digest("weights") != second.digest("weights")
+
+
+async def test_one_model_is_several_minds_by_temperature_and_seed() -> None:
+    drawn: set[tuple[float, int]] = set()
+    for seed in range(3):
+        desk = ScriptedDesk([RUBBISH])
+        await act(desk, h=ModelOverseer(temperature=0.9, seed=seed))
+        drawn |= {(r.sampling.temperature, r.sampling.seed) for r in desk.client.requests}
+    assert drawn == {(0.9, seed) for seed in range(9)}
 
 
 async def test_the_sub_answers_are_shown_and_combined() -> None:
