@@ -1,8 +1,8 @@
 """An overseer proposes each step; a person approves or edits it (seed 8.4.3, human oversight)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from agents.budget import Budget
 from agents.overseer import AnyOverseer, Desk, Overseer, reserve_of, seated, shown
@@ -69,9 +69,3 @@ class _Review:
         if self.reviewed.when == "asks":
             return isinstance(step, Ask) and bool(step.subquestions)
         return True
-
-
-def replied(form: Mapping[str, Any], reply: Any) -> Any:
-    """The step, as JSON, that a person's reply to a form stands for: the proposal where it is
-    approved, else the reply itself."""
-    return form["proposal"] if reply == APPROVE and "proposal" in form else reply

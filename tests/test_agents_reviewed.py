@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 from desks import ScriptedDesk
-from hostile import BOTH, FRANCE, SOUND
+from hostile import BOTH, SOUND
 
 from agents.model_overseer import ModelOverseer
-from agents.overseer import PASS, PersonOverseer, ScriptedOverseer
-from agents.reviewed import APPROVE, Reviewed, When, replied
+from agents.overseer import PASS, ScriptedOverseer
+from agents.reviewed import Reviewed, When
 from agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
 
 SAID = [Exchange("a?", None, "busy")]
@@ -63,17 +63,3 @@ async def test_a_model_s_step_is_proposed_through_the_same_desk() -> None:
     assert (step.form["proposal"], step.form["by"]) == (step_to_json(BOTH), "model:m")
     assert len(desk.client.requests) == 1
     assert (reviewed.name, reviewed.reserve) == ("reviewed:model:m", ModelOverseer("m").reserve)
-
-
-async def test_an_approval_takes_the_proposal_and_any_other_reply_stands_for_itself() -> None:
-    deferred = await act(Ask.of(FRANCE), "always")
-    assert isinstance(deferred, Defer)
-    assert replied(deferred.form, APPROVE) == step_to_json(Ask.of(FRANCE))
-    edited = step_to_json(Answer("2"))
-    assert replied(deferred.form, edited) == edited
-
-
-async def test_where_nothing_was_proposed_nothing_can_be_approved() -> None:
-    asked = await PersonOverseer().act("root", [], True)
-    assert isinstance(asked, Defer)
-    assert replied(asked.form, APPROVE) == APPROVE
