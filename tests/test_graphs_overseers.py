@@ -88,7 +88,7 @@ async def test_a_model_that_replies_so_to_all_leads_to_an_answer_in_few_calls(
 
 @pytest.mark.parametrize("name", REPLIES)
 async def test_deeper_down_as_well_and_within_the_budget(store: TraceStore, name: str) -> None:
-    limits = Limits(depth=3, attempts=2, calls=60)
+    limits = Limits(depth=2, attempts=2, calls=60)
     client = world(REPLIES[name][0])
     outcome = await amplify(store, client, ModelOverseer(), limits=limits)
     assert outcome["status"] in ("ok", "over_budget")
