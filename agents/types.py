@@ -30,7 +30,7 @@ class SubQuestion:
         def put(match: re.Match[str]) -> str:
             return answers.get(int(match[1]), match[0])
 
-        return re.sub(r"\{(\d+)\}", put, self.text)
+        return re.sub(r"\{(\d{1,9})\}", put, self.text)
 
 
 @dataclass(frozen=True)

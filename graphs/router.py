@@ -7,6 +7,8 @@ logistic regression on its least certain token and on the like questions' past d
 answer that is taken costs no further call: asked again by the leaf, it comes from the cache.
 """
 
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import json
 import math
 import re
@@ -22,9 +24,8 @@ from numpy.typing import NDArray
 
 from agents.budget import Budget
 from agents.errors import UsageError
-from agents.overseer import Desk, Overseer, Seated
+from agents.overseer import AnyOverseer, Desk, Overseer, reserve_of, seated
 from agents.types import Ask, ChatRequest, Exchange, Step
-from graphs.desk import reserve_of, seated
 
 Vector = NDArray[np.float64]
 UNKNOWN = -1.0
@@ -102,8 +103,8 @@ class Router:
 
     def after(self, question: str, logprob: float | None) -> Route:
         """The route of a question whose direct answer is known."""
-        row = np.array(self.features(question, logprob, self.likely(question)))
-        direct, amplified = (float(_sigmoid(row @ np.array(w))) for w in self.weights)
+        row = np.array([self.features(question, logprob, self.likely(question))])
+        direct, amplified = (float(_sigmoid(row @ np.array(w))[0]) for w in self.weights)
         return Route(amplified > direct + self.margin, direct, amplified, "answer")
 
     def features(
@@ -173,8 +174,8 @@ def triples(text: str) -> Counter[str]:
     return Counter(plain[i : i + 3] for i in range(len(plain) - 2))
 
 
-def _sigmoid(x: Any) -> Any:
-    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
+def _sigmoid(x: Vector) -> Vector:
+    return 1 / (1 + np.exp(-np.clip(x, -30.0, 30.0)))
 
 
 def logistic(x: Vector, y: Vector, ridge: float = 1.0, steps: int = 25) -> tuple[float, ...]:
@@ -191,7 +192,7 @@ def logistic(x: Vector, y: Vector, ridge: float = 1.0, steps: int = 25) -> tuple
         weights = weights + step
         if float(np.abs(step).max()) < 1e-9:
             break
-    return tuple(float(w) for w in weights)
+    return tuple(weights.tolist())
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class Routed:
     Elsewhere the question goes to X undivided, and the step's note says why.
     """
 
-    inner: Overseer | Seated
+    inner: AnyOverseer
     router: Router
     probe: Callable[[str], ChatRequest]
     """X's first direct call on a question, as the leaf makes it (`graphs.copies.first_request`)."""

@@ -15,7 +15,11 @@ if getattr(agents, "DISTRIBUTION", None) != "reflux-ida":
 from agents.checker import Checker, RuleChecker, Verdict
 from agents.client import OpenAIClient
 from agents.errors import RefluxError
-from agents.overseer import PASS, Overseer, ScriptedOverseer
+from agents.model_overseer import ModelOverseer
+from agents.overseer import PASS, Overseer, PersonOverseer, ScriptedOverseer
+from agents.panel import Panel
+from agents.recorded import RecordedOverseer
+from agents.reviewed import Reviewed
 from agents.scripted import ScriptedClient
 from agents.types import Answer, Ask, ChatClient, Defer, Exchange, Step, SubQuestion
 from graphs.amplify import build_graph
@@ -42,12 +46,17 @@ __all__ = [
     "Exchange",
     "Expert",
     "Limits",
+    "ModelOverseer",
     "Node",
     "OpenAIClient",
     "Overseer",
+    "Panel",
     "Patient",
     "Pending",
+    "PersonOverseer",
+    "RecordedOverseer",
     "RefluxError",
+    "Reviewed",
     "RuleChecker",
     "ScriptedClient",
     "ScriptedOverseer",
