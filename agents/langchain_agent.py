@@ -142,9 +142,9 @@ def read_message(reply: Any) -> Completion:
     finish = str(
         told.get("finish_reason") or told.get("stop_reason") or told.get("done_reason") or "stop"
     ).lower()
-    given = told.get("logprobs")
+    given: Any = told.get("logprobs")
     try:
-        form = {"content": given} if isinstance(given, list) else given
+        form = {"content": cast(Any, given)} if isinstance(given, list) else given
         tokens = _Logprobs.model_validate(form).content
     except ValidationError:
         tokens = []

@@ -3,7 +3,7 @@
 What of a request reaches the model, and how:
 
     messages       all roles, with tool calls and their results
-    stop           the `stop` argument, which every chat model has
+    stop           the `stop` argument, which every chat model has (not together with a schema)
     temperature, max_tokens, seed, top_logprobs
                    the model's field of that meaning (`FIELDS`), set on a copy of it; a setting
                    for which it has no field cannot be passed: `not_passed` names those
