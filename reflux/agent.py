@@ -25,7 +25,6 @@ class Agent:
     def __init__(
         self,
         client: ChatClient | BaseChatModel | None = None,
-        model: str = "",
         run: Path | None = None,
         env: Mapping[str, str] | None = None,
         **endpoint: Any,
@@ -34,7 +33,6 @@ class Agent:
         Args:
             client: where X runs, a chat model of LangChain among others; it is used on every loop
                 that asks. None: the endpoint of `env`, or the embedded engine without one.
-            model: the name of X there; where empty, the run's promoted student, or `base`.
             run: run folder that holds students and trajectories; a temporary one where None.
             env: OPENAI_BASE_URL and OPENAI_API_KEY; the process's where None.
             endpoint: further options of `OpenAIClient`.
@@ -44,42 +42,48 @@ class Agent:
 
             client = LangChainClient(client)
         self._client = client
-        self._model = model
         self._env = env
         self._endpoint = endpoint
         if run is None:
             self._scratch = tempfile.TemporaryDirectory()
             run = Path(self._scratch.name)
         self.folder = RunFolder(run)
-        self._opened: dict[asyncio.AbstractEventLoop, tuple[OpenRun, str]] = {}
+        self._opened: dict[asyncio.AbstractEventLoop, OpenRun] = {}
 
-    def open(self) -> tuple[OpenRun, str]:
-        """The run as the running loop sees it, and the name of X.
+    def open(self) -> OpenRun:
+        """The run as the running loop sees it.
 
         Raises:
-            UsageError: an endpoint and no name of its model, or a run that cannot be opened.
+            UsageError: the run or the endpoint cannot be what they are said to be.
         """
         loop = asyncio.get_running_loop()
         if loop not in self._opened:
             for ended in [other for other in self._opened if other.is_closed()]:
-                opened, _ = self._opened.pop(ended)
-                opened.store.close()
-            self._opened[loop] = self._open()
+                self._opened.pop(ended).store.close()
+            client = self._client or endpoint_from_env(self._environment, **self._endpoint)
+            self._opened[loop] = OpenRun(self.folder, client=client)
         return self._opened[loop]
 
-    def _open(self) -> tuple[OpenRun, str]:
+    def name(self, model: str = "") -> str:
+        """The name of X: the one given, else the run's promoted student, or `base`.
+
+        Raises:
+            UsageError: an endpoint, and no name of its model.
+        """
+        if model:
+            return model
         if self._client is not None:
-            return OpenRun(self.folder, client=self._client), self._model or "base"
-        env = dict(os.environ if self._env is None else self._env)
-        client = endpoint_from_env(env, **self._endpoint)
-        if client is None:
-            return OpenRun(self.folder), self._model or self.folder.current_model()
-        if not self._model:
-            raise UsageError(f"{client.base_url} is set: name its model")
-        return OpenRun(self.folder, client=client), self._model
+            return "base"
+        if (endpoint := endpoint_from_env(self._environment)) is not None:
+            raise UsageError(f"{endpoint.base_url} is set: name its model")
+        return self.folder.current_model()
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return dict(os.environ if self._env is None else self._env)
 
     async def close(self) -> None:
         """Close what the running loop has opened."""
         opened = self._opened.pop(asyncio.get_running_loop(), None)
         if opened is not None:
-            await opened[0].__aexit__(None, None, None)
+            await opened.__aexit__(None, None, None)

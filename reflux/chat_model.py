@@ -84,17 +84,9 @@ class AmplifiedChatModel(BaseChatModel):
 
     def model_post_init(self, _: Any, /) -> None:
         """Say where X is; nothing is opened before the first question."""
-        given = {
-            "OPENAI_BASE_URL": self.base_url,
-            "OPENAI_API_KEY": self.api_key.get_secret_value(),
-        }
-        self._agent = Agent(
-            self.client,
-            self.model,
-            self.run,
-            given if any(given.values()) else None,
-            retries=self.max_retries,
-        )
+        key = self.api_key.get_secret_value()
+        env = {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": key}
+        self._agent = Agent(self.client, self.run, env, retries=self.max_retries)
 
     def tree(self, trajectory: str) -> Node:
         """The tree behind a reply, by the `trajectory` of its `response_metadata`.
@@ -181,7 +173,8 @@ class AmplifiedChatModel(BaseChatModel):
     ) -> dict[str, Any]:
         """The fields of the message that answers."""
         question = question_of(messages)
-        opened, x = self._agent.open()
+        opened = self._agent.open()
+        x = self._agent.name(options.get("model") or self.model)
         context = self._context(AmplifyContext(opened.caller, x, (), emit=emit), options)
         asked = Asked(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
         trajectory = asked.question_id(redact(question))
@@ -220,7 +213,6 @@ class AmplifiedChatModel(BaseChatModel):
         h = self.overseer
         return replace(
             bare,
-            model=options.get("model") or bare.model,
             overseers=tuple(h) if isinstance(h, Sequence) else (h,),
             checker=self.checker,
             limits=self.limits,
