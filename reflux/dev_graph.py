@@ -7,7 +7,9 @@ amplification graph nested in this one, so that a person's interrupts and the ev
 tree come through it, and `reply` adds the answer as a message. `langgraph.json` names `graph`.
 
 All that it needs comes from the environment (OPENAI_BASE_URL and OPENAI_API_KEY, REFLUX_MODEL,
-REFLUX_OVERSEER, REFLUX_RUN) and from the context that a client may pass: `Settings`.
+REFLUX_OVERSEER, REFLUX_RUN) and from the context that a client may pass: `Settings`. A person's
+interrupt is `{path, form}`; it is resumed by its id with a step, `{"kind": "answer", "text": ...}`.
+`langgraph dev` wants `--allow-blocking`: the call log is read from SQLite in place.
 
 A picture of the graph shows the states of one level. It cannot show the recursion: a sub-question
 that is decomposed runs the same graph again, from within `subtask`. The tree of one answer is
