@@ -16,9 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents.documents import Documents
-
 import reflux
+from agents.documents import Documents
 from reflux import Answer, Ask, Exchange, Expert, SubQuestion
 
 HANDBOOK = Path(__file__).with_name("handbook")

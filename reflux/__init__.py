@@ -3,6 +3,8 @@
 The public path: `reflux.amplify`, `reflux.build_graph`, `reflux.Task` and what they take.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import agents
 
 if getattr(agents, "DISTRIBUTION", None) != "reflux-ida":
@@ -31,11 +33,16 @@ from graphs.tree import Node
 from graphs.voting import VotePolicy
 from reflux.facade import Amplification, amplify, amplify_sync
 
+if TYPE_CHECKING:
+    from agents.langchain_client import LangChainClient
+    from reflux.chat_model import AmplifiedChatModel
+
 __version__ = "0.1.0"
 
 __all__ = [
     "PASS",
     "Amplification",
+    "AmplifiedChatModel",
     "AmplifyContext",
     "Answer",
     "Ask",
@@ -45,6 +52,7 @@ __all__ = [
     "Defer",
     "Exchange",
     "Expert",
+    "LangChainClient",
     "Limits",
     "ModelOverseer",
     "Node",
@@ -71,3 +79,16 @@ __all__ = [
     "build_graph",
     "open_patient",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What brings LangChain's chat models in is imported when it is first named."""
+    if name == "AmplifiedChatModel":
+        from reflux.chat_model import AmplifiedChatModel
+
+        return AmplifiedChatModel
+    if name == "LangChainClient":
+        from agents.langchain_client import LangChainClient
+
+        return LangChainClient
+    raise AttributeError(f"module 'reflux' has no attribute {name!r}")
