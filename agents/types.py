@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Message = dict[str, str]
@@ -97,7 +97,7 @@ class ChatRequest:
 
     def digest(self, model_digest: str) -> str:
         """Hash of all that decides the reply: model, messages, sampling, seed, vote (hex, 32)."""
-        body = [model_digest, self.messages, asdict(self.sampling), self.vote]
+        body = [model_digest, self.messages, vars(self.sampling), self.vote]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -6,7 +6,7 @@ answer, another request under the same key is an error.
 
 import json
 import sqlite3
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from agents.errors import EndpointError, ReplayError
 from agents.screen import redact
@@ -55,7 +55,7 @@ class Caller:
             "model_digest": model_digest,
             "request_digest": digest,
             "messages": json.dumps(request.payload()),
-            "sampling": json.dumps(asdict(request.sampling)),
+            "sampling": json.dumps(vars(request.sampling)),
         }
         try:
             reply = await self.client.complete(request)
