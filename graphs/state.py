@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from agents.checker import Checker, RuleChecker
 from agents.overseer import Overseer
 from agents.prompts import answer_prompt
+from graphs.branches import Branches
 from graphs.calls import Caller
 from graphs.voting import VotePolicy
 
@@ -74,6 +75,9 @@ class AmplifyContext:
     """Brings equal answers to equal text."""
     canonical: Callable[[str], str] = str.strip
     """Brings equal questions to equal text; a question that equals an ancestor is refused."""
+    branches: Branches = field(default_factory=Branches)
+    """How many sub-questions of each depth are under way at once: what a tree takes of memory is
+    set by this, not by its size. It changes no answer."""
     emit: Callable[[Mapping[str, Any]], None] = silent
     """Hears of every event of the growing tree; by default they leave by the graph's stream
     of mode `custom`."""

@@ -20,6 +20,7 @@ from agents.types import (
     SubQuestion,
     TokenLogprob,
 )
+from graphs.branches import Branches
 from graphs.calls import Caller
 from graphs.state import AmplifyContext, Limits
 from graphs.traces import TraceStore
@@ -59,6 +60,8 @@ class World:
     doubts: int = 0
     wasteful: int = 0
     """Replies that cost far more than others."""
+    branches: int = 256
+    """Sub-questions of one depth under way at once."""
     outage: int = 0
     """The first so many requests of all fail, whatever they ask."""
 
@@ -120,6 +123,7 @@ class World:
             RuleChecker({"luck": self.accepts}),
             self.limits,
             self.votes,
+            branches=Branches(self.branches),
         )
 
 
