@@ -1,14 +1,16 @@
 """What amplification costs beside the model: CPU and wall per call, against two floors.
 
 One question is split into N parts by a call, each part is answered by a call, and a call joins
-the answers: N + 2 requests, to a mock endpoint in a process of its own. Four arms do this, in
+the answers: N + 2 requests, to a mock endpoint in a process of its own. Five arms do this, in
 turn, with the same requests and the same limit of requests under way:
 
 - `floor`: `AsyncOpenAI` and `asyncio.gather`, nothing else;
 - `langgraph`: the same by hand in LangGraph, one `Send` for each part; no budget, check, retry,
   replay or record;
 - `reflux`: the amplification graph, every call committed to the trajectory before it is used;
-- `unrecorded`: that without the writes, which tells what the trajectory costs.
+- `unrecorded`: that without the writes, which tells what the trajectory costs;
+- `our client`: the floor with the client that the graph has, which sends the same requests for
+  less: what is above this is the graph's own.
 
 CPU is user and system time of this process with all its threads; the endpoint's is not in it.
 """
@@ -46,6 +48,8 @@ MODEL = "mock"
 MAX_TOKENS = 16
 Arm = Callable[[str], Awaitable[str]]
 """Answers one question."""
+Asking = Callable[[str], Awaitable[str]]
+"""Makes one call."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,13 @@ def joining(answers: Sequence[str | None]) -> str:
     return f"join {len(answers)}: {' '.join(map(str, answers))}"
 
 
-def floor(plain: Plain) -> Arm:
+def floor(ask: Asking) -> Arm:
     """Three lines of asyncio."""
 
     async def answer(question: str) -> str:
-        parts = (await plain.ask(question)).splitlines()
-        answers = await asyncio.gather(*map(plain.ask, parts))
-        return await plain.ask(joining(answers))
+        parts = (await ask(question)).splitlines()
+        answers = await asyncio.gather(*map(ask, parts))
+        return await ask(joining(answers))
 
     return answer
 
@@ -114,21 +118,21 @@ class _State(TypedDict):
     answer: str
 
 
-def langgraph(plain: Plain) -> Arm:
+def langgraph(ask: Asking) -> Arm:
     """The same shape, as one would write it in LangGraph by hand."""
 
     async def decompose(state: _State) -> dict[str, Any]:
-        return {"parts": (await plain.ask(state["question"])).splitlines()}
+        return {"parts": (await ask(state["question"])).splitlines()}
 
     def spread_out(state: _State) -> list[Send]:
         return [Send("answer", {"index": i, "part": p}) for i, p in enumerate(state["parts"])]
 
     async def answer_part(task: dict[str, Any]) -> dict[str, Any]:
-        return {"answers": [(task["index"], await plain.ask(task["part"]))]}
+        return {"answers": [(task["index"], await ask(task["part"]))]}
 
     async def aggregate(state: _State) -> dict[str, Any]:
         answers = [text for _, text in sorted(state["answers"])]
-        return {"answer": await plain.ask(joining(answers))}
+        return {"answer": await ask(joining(answers))}
 
     graph = StateGraph(_State)
     graph.add_node("decompose", decompose)
@@ -147,6 +151,20 @@ def langgraph(plain: Plain) -> Arm:
     return answer
 
 
+def our_client(client: OpenAIClient) -> Asking:
+    """The same request through the client that the graph has."""
+
+    async def ask(question: str) -> str:
+        return (await client.complete(request(question))).text
+
+    return ask
+
+
+def request(question: str) -> ChatRequest:
+    """What every arm asks."""
+    return ChatRequest(MODEL, answer_prompt(question), Sampling(max_tokens=MAX_TOKENS))
+
+
 class SplitAndJoin:
     """An H that asks the model for the parts and for the whole, on the record like X's calls."""
 
@@ -161,8 +179,7 @@ class SplitAndJoin:
             return PASS
         text = joining([said.answer for said in transcript]) if transcript else question
         key = CallKey(ASKED.question_id(question), "", "split-and-join", bool(transcript))
-        request = ChatRequest(MODEL, answer_prompt(text), Sampling(max_tokens=MAX_TOKENS))
-        reply = await self._caller.ask(key, request)
+        reply = await self._caller.ask(key, request(text))
         return Answer(reply.text) if transcript else Ask.of(*reply.text.splitlines())
 
 
@@ -220,16 +237,17 @@ async def compare(config: Config, report: Report) -> None:
         for latency in config.latencies_ms:
             url, most = endpoint.base_url(latency), config.concurrency
             plain = [Plain(url, most) for _ in range(2)]
-            ours = [OpenAIClient(url, "none", concurrency=most) for _ in range(2)]
+            ours = [OpenAIClient(url, "none", concurrency=most) for _ in range(3)]
             stores = [
                 TraceStore(Path(folder, f"{latency}.db")),
                 UnwrittenStore(Path(folder, f"{latency}-unwritten.db")),
             ]
             arms = {
-                "floor": floor(plain[0]),
-                "langgraph": langgraph(plain[1]),
+                "floor": floor(plain[0].ask),
+                "langgraph": langgraph(plain[1].ask),
                 "reflux": reflux(ours[0], stores[0], max(config.widths)),
                 "unrecorded": reflux(ours[1], stores[1], max(config.widths)),
+                "our client": floor(our_client(ours[2])),
             }
             for width in config.widths:
                 for repeat in range(config.warm_ups + config.repeats):
