@@ -6,9 +6,10 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -20,6 +21,8 @@ from agents.errors import EndpointError, UsageError
 from agents.types import ChatRequest, Completion, TokenLogprob, ToolCall, ToolSpec
 
 RETRIED_STATUS = {408, 409, 425, 429}
+POOL = 16
+"""Requests under way in one pool of connections, which looks at all of them for each request."""
 
 
 class OpenAIClient:
@@ -50,9 +53,10 @@ class OpenAIClient:
             extra_body: fields that this endpoint takes beyond the protocol.
         """
         self.base_url = base_url
-        self._client = AsyncOpenAI(
-            base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout
+        self._connect = partial(
+            AsyncOpenAI, base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout
         )
+        self._pools = [_Pool(self._connect())]
         self._gate = asyncio.Semaphore(concurrency)
         self._retries = retries
         self._backoff = backoff
@@ -89,26 +93,39 @@ class OpenAIClient:
 
     async def _create(self, request: ChatRequest) -> bytes:
         sampling = request.sampling
-        optional: dict[str, Any] = {}
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": request.payload(),
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+        }
         if sampling.stop:
-            optional["stop"] = list(sampling.stop)
+            body["stop"] = list(sampling.stop)
         if sampling.top_logprobs:
-            optional |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+            body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
         if request.tools:
-            optional["tools"] = [_function(tool) for tool in request.tools]
+            body["tools"] = [_function(tool) for tool in request.tools]
         if request.schema and self._takes_schemas:
             form = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
-            optional["response_format"] = {"type": "json_schema", "json_schema": form}
-        raw: Any = await cast(Any, self._client.chat.completions.with_raw_response).create(
-            model=request.model,
-            messages=request.payload(),
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens,
-            seed=sampling.seed,
-            extra_body=self._extra_body,
-            **optional,
-        )
-        return raw.http_response.content
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        # Not `chat.completions.create`: it walks all of the body by its types, and the reply, too.
+        pool = self._pool()
+        pool.under_way += 1
+        try:
+            return await pool.client.post(
+                "/chat/completions", cast_to=bytes, body=body | self._extra_body
+            )
+        finally:
+            pool.under_way -= 1
+
+    def _pool(self) -> "_Pool":
+        """The first that has room, so that a small load keeps few connections open."""
+        for pool in self._pools:
+            if pool.under_way < POOL:
+                return pool
+        self._pools.append(_Pool(self._connect()))
+        return self._pools[-1]
 
     def _explain(self, error: openai.APIError, failures: list[str]) -> str:
         tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"
@@ -135,13 +152,22 @@ class OpenAIClient:
             EndpointError: it does not answer.
         """
         try:
-            return [model.id async for model in self._client.models.list()]
+            return [model.id async for model in self._pools[0].client.models.list()]
         except openai.APIError as error:
             raise EndpointError(self._explain(error, [_one_line(error)])) from error
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        for pool in self._pools:
+            await pool.client.close()
+
+
+@dataclass
+class _Pool:
+    """One client of the package, with connections of its own."""
+
+    client: AsyncOpenAI
+    under_way: int = 0
 
 
 def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | None:

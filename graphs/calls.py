@@ -9,7 +9,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from agents.errors import EndpointError, ReplayError
 from agents.screen import redact
@@ -62,7 +62,7 @@ class Caller:
             "model_digest": model_digest,
             "request_digest": digest,
             "messages": json.dumps(request.payload()),
-            "sampling": json.dumps(asdict(request.sampling)),
+            "sampling": json.dumps(vars(request.sampling)),
         }
         try:
             reply = await self.client.complete(request)
