@@ -12,7 +12,8 @@ turn, with the same requests and the same limit of requests under way:
 - `our client`: the floor with the client that the graph has, which sends the same requests for
   less: what is above this is the graph's own.
 
-CPU is user and system time of this process with all its threads; the endpoint's is not in it.
+The last two tell prices, not times, and run without latency only. CPU is user and system time of
+this process with all its threads; the endpoint's is not in it.
 """
 
 import argparse
@@ -46,6 +47,7 @@ from graphs.voting import VotePolicy
 ASKED = Asked("overhead", 0, "amplified", "overhead", "train")
 MODEL = "mock"
 MAX_TOKENS = 16
+PRICED = ("unrecorded", "our client")
 Arm = Callable[[str], Awaitable[str]]
 """Answers one question."""
 Asking = Callable[[str], Awaitable[str]]
@@ -252,6 +254,8 @@ async def compare(config: Config, report: Report) -> None:
             for width in config.widths:
                 for repeat in range(config.warm_ups + config.repeats):
                     for name, arm in arms.items():
+                        if name in PRICED and latency != min(config.latencies_ms):
+                            continue
                         question = f"{SPLIT}{width} ({repeat})"
                         sample = await measured(arm, question, width, endpoint)
                         if repeat >= config.warm_ups:
