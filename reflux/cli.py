@@ -34,7 +34,11 @@ app.command()(look.doctor)
 
 
 def run() -> None:
-    """Run the command line; every error that was meant becomes one message and its exit code."""
+    """Run the command line; every error that was meant becomes one message and its exit code.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; `reflux.__main__.main` says so.
+    """
     # Read by Hugging Face's libraries at import: nothing that a command needs is on a hub.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -50,12 +54,12 @@ def run() -> None:
     except OSError as error:
         told = of_system(error)
         _end(str(told), told.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
     except Exception as error:  # noqa: BLE001 - typer's own errors share no public base
         _usage(error)
     if code == INTERRUPTED:  # Typer makes this code of a KeyboardInterrupt.
-        _end("interrupted; what was recorded is kept, --resume goes on with a run", INTERRUPTED)
+        raise KeyboardInterrupt
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -80,7 +84,3 @@ def _usage(error: Exception) -> NoReturn:
         raise error
     show(file=sys.stderr)
     sys.exit(getattr(error, "exit_code", 2))
-
-
-if __name__ == "__main__":
-    run()

@@ -94,7 +94,8 @@ def command(words: Sequence[str], root: Path, base: Path, moment: tuple[str, int
     import torch
 
     from finetune import base_model, distill, rounds, run_folder
-    from reflux import cli, look
+    from reflux import look
+    from reflux.__main__ import main
     from reflux.progress import ProgressView
     from reflux.tasks import TASKS
 
@@ -133,7 +134,7 @@ def command(words: Sequence[str], root: Path, base: Path, moment: tuple[str, int
     ProgressView.__call__ = progress
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["reflux", *words]
-    cli.run()
+    main()
 
 
 def start(
@@ -221,10 +222,10 @@ def test_whatever_was_answered_before_an_interrupt_is_never_asked_again(
 @pytest.mark.parametrize(
     ("words", "moment"),
     [
-        (["ask", "1234+4321", "--depth", "3"], ("call", 2)),
+        (["ask", "1234+4321"], ("call", 2)),
         (["eval", "--level", "2", "--limit", "8", "--seed", "9"], ("evaluate direct", 3)),
         (["eval", "--level", "2", "--limit", "8", "--seed", "8"], ("evaluate amplified", 3)),
-        (["distill", "--student", "mine"], ("distill mine", 0)),
+        (["distill", "--student", "mine", "--config", "mine.yaml"], ("distill mine", 1)),
         (["traces", "export", "rows.jsonl"], ("export", 0)),
     ],
 )
@@ -232,18 +233,14 @@ def test_other_commands_interrupted_lose_no_call_and_can_be_given_again(
     interrupted: tuple[Path, Path], tiny_base: Path, words: list[str], moment: tuple[str, int]
 ) -> None:
     root, folder = interrupted
-    words = [str(root / w) if w.endswith(".jsonl") else w for w in words]
-    if moment[0] == "distill mine":
-        (root / "mine.yaml").write_text("sft: {max_steps: 3}\nlora: {r: 2}\n")
-        words += ["--config", str(root / "mine.yaml")]
-        moment = ("distill mine", 1)
-    words += ["--run", str(folder)]
+    (root / "mine.yaml").write_text("sft: {max_steps: 3}\nlora: {r: 2}\n")
+    words = [str(root / word) if "." in word else word for word in words] + ["--run", str(folder)]
     kept = calls(folder)
     said = interrupt(words, root, tiny_base, moment)
     assert said.count("reflux: interrupted") == 1, said
     assert "Traceback" not in said
-    assert not (root / "rows.jsonl").exists()
-    assert not (folder / "students" / "mine").exists()
+    made = folder / "students" / "mine", root / "rows.jsonl"
+    assert not any(path.exists() for path in made if path.stem in words or path.name in str(words))
     assert calls(folder)[: len(kept)] == kept
     finish(words, root, tiny_base)
     assert calls(folder)[: len(kept)] == kept
