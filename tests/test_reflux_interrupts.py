@@ -5,8 +5,8 @@ that is to be interrupted it waits until the signal is sent, so that no clock de
 """
 
 import asyncio
+import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -16,11 +16,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commanding import Running, begin
 from test_finetune_stages import exact
 
 from agents.types import ChatRequest, Completion
@@ -45,21 +46,14 @@ MOMENTS = (
     ("load the base", 0),
     ("distill student-r0", 2),
     ("imitate H: direct", 5),
-    ("imitate H: student", 5),
-    ("canaries: base", 1),
     ("canaries: student-r0", 2),
     ("report", 1),
     ("amplify student-r0", 9),
-    ("distill student-r1", 1),
-    ("evaluate direct", 4),
     ("evaluate amplified", 4),
-    ("evaluate student", 4),
     ("compare the PEFT adapter with its GGUF twin", 0),
     ("report", 2),
 )
 """In the order of a run: (stage, how far it has come when Ctrl-C is pressed)."""
-LOADED = ("finetune.distill", "finetune.rounds", "finetune.sft", "finetune.twins", "reflux.cli")
-"""Imported once, by the server that forks the processes."""
 
 
 class FewSums(Addition):
@@ -89,21 +83,17 @@ class NotingClient:
     async def close(self) -> None: ...
 
 
-def command(words: Sequence[str], root: Path, base: Path, moment: tuple[str, int] | None) -> None:
-    """`reflux WORDS`, which waits for the signal when `moment` has come."""
+def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
+    """Put the script and the tiny base in place, and wait for the signal when `moment` comes."""
     import torch
 
     from finetune import base_model, distill, rounds, run_folder
     from reflux import look
-    from reflux.__main__ import main
     from reflux.progress import ProgressView
     from reflux.tasks import TASKS
 
     torch.set_num_threads(1)
     tempfile.tempdir = str(root)
-    said = os.open(root / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
 
     def hold(what: str, done: int) -> None:
         if (what, done) == moment:
@@ -133,45 +123,38 @@ def command(words: Sequence[str], root: Path, base: Path, moment: tuple[str, int
 
     ProgressView.__call__ = progress
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["reflux", *words]
-    main()
 
 
 def start(
     words: Sequence[str], root: Path, base: Path, moment: tuple[str, int] | None = None
-) -> BaseProcess:
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(list(LOADED))
+) -> Running:
     for name in ("reached", "sent"):
         (root / name).unlink(missing_ok=True)
-    process = server.Process(target=command, args=(words, root, base, moment))
-    process.start()
-    return process
+    return begin(words, before=partial(prepare, root, base, moment))
 
 
-def interrupt(words: Sequence[str], root: Path, base: Path, moment: tuple[str, int]) -> str:
-    """Press Ctrl-C at a moment of a command; what it said."""
-    process = start(words, root, base, moment)
+def interrupt(words: Sequence[str], root: Path, base: Path, moment: tuple[str, int]) -> None:
+    """Press Ctrl-C at a moment of a command, which ends in one message."""
+    command = start(words, root, base, moment)
     while not (root / "reached").exists():
-        assert process.is_alive(), (moment, (root / "said").read_text())
+        assert command.process.is_alive(), (moment, command.wait())
         time.sleep(0.002)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
+    assert command.process.pid is not None
+    os.kill(command.process.pid, signal.SIGINT)
     (root / "sent").touch()
-    process.join(timeout=60)
-    said = (root / "said").read_text()
-    assert process.exitcode == 130, (moment, said)
-    return said
+    ended = command.wait()
+    assert ended.code == 130, (moment, ended)
+    assert ended.stderr.count("reflux: interrupted") == 1, (moment, ended)
+    assert "Traceback" not in ended.stderr, (moment, ended)
 
 
 def finish(words: Sequence[str], root: Path, base: Path) -> None:
-    process = start(words, root, base)
-    process.join(timeout=120)
-    assert process.exitcode == 0, (root / "said").read_text()
+    ended = start(words, root, base).wait()
+    assert ended.code == 0, ended
 
 
 def calls(folder: Path) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(folder / "traces.db") as store:
+    with contextlib.closing(sqlite3.connect(folder / "traces.db")) as store:
         return store.execute("SELECT * FROM calls ORDER BY id").fetchall()
 
 
@@ -184,9 +167,7 @@ def interrupted(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     words = ["run", "--config", str(config), "--run", str(folder)]
     kept: list[tuple[Any, ...]] = []
     for moment in MOMENTS:
-        said = interrupt(words, root, tiny_base, moment)
-        assert said.count("reflux: interrupted") == 1, (moment, said)
-        assert "Traceback" not in said, (moment, said)
+        interrupt(words, root, tiny_base, moment)
         found = calls(folder)
         assert found[: len(kept)] == kept, moment
         kept = found
@@ -220,50 +201,52 @@ def test_whatever_was_answered_before_an_interrupt_is_never_asked_again(
 
 
 @pytest.mark.parametrize(
-    ("words", "moment"),
+    ("words", "moment", "made"),
     [
-        (["ask", "1234+4321"], ("call", 2)),
-        (["eval", "--level", "2", "--limit", "8", "--seed", "9"], ("evaluate direct", 3)),
-        (["eval", "--level", "2", "--limit", "8", "--seed", "8"], ("evaluate amplified", 3)),
-        (["distill", "--student", "mine", "--config", "mine.yaml"], ("distill mine", 1)),
-        (["traces", "export", "rows.jsonl"], ("export", 0)),
+        (["ask", "1234+4321"], ("call", 2), None),
+        (["eval", "--level", "2", "--limit", "8"], ("evaluate direct", 3), None),
+        (["eval", "--level", "2", "--limit", "8"], ("evaluate amplified", 3), None),
+        (["distill", "--student", "mine"], ("distill mine", 1), "run/students/mine"),
+        (["traces", "export", "rows.jsonl"], ("export", 0), "rows.jsonl"),
     ],
 )
 def test_other_commands_interrupted_lose_no_call_and_can_be_given_again(
-    interrupted: tuple[Path, Path], tiny_base: Path, words: list[str], moment: tuple[str, int]
+    interrupted: tuple[Path, Path],
+    tiny_base: Path,
+    words: list[str],
+    moment: tuple[str, int],
+    made: str | None,
 ) -> None:
     root, folder = interrupted
-    (root / "mine.yaml").write_text("sft: {max_steps: 3}\nlora: {r: 2}\n")
-    words = [str(root / word) if "." in word else word for word in words] + ["--run", str(folder)]
+    words = [str(root / word) if word == made else word for word in words]
+    words += ["--run", str(folder)]
+    if words[0] == "distill":
+        (root / "mine.yaml").write_text("sft: {max_steps: 3}\nlora: {r: 2}\n")
+        words += ["--config", str(root / "mine.yaml")]
     kept = calls(folder)
-    said = interrupt(words, root, tiny_base, moment)
-    assert said.count("reflux: interrupted") == 1, said
-    assert "Traceback" not in said
-    made = folder / "students" / "mine", root / "rows.jsonl"
-    assert not any(path.exists() for path in made if path.stem in words or path.name in str(words))
+    interrupt(words, root, tiny_base, moment)
+    assert made is None or not (root / made).exists()
     assert calls(folder)[: len(kept)] == kept
     finish(words, root, tiny_base)
+    assert made is None or (root / made).exists()
     assert calls(folder)[: len(kept)] == kept
 
 
 def test_a_question_to_the_real_engine_is_interrupted(tmp_path: Path) -> None:
-    """H asks three of nine parts at a time, far more than the engine answers in a moment."""
-    words = ["ask", "9" * 60 + "+" + "8" * 60, "--depth", "16", "--run", "r"]
+    """Two parts of thirty digits, voted on and retried: far more than a moment's work."""
+    words = ["ask", "9" * 60 + "+" + "8" * 60, "--run", str(tmp_path / "r")]
     process = subprocess.Popen(
         [sys.executable, "-m", "reflux", *words],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=tmp_path,
     )
     recorded: list[tuple[Any, ...]] = []
-    while not recorded:
+    while not any("model" in call for call in recorded):
         assert process.poll() is None
         time.sleep(0.01)
-        if (tmp_path / "r" / "traces.db").exists():
-            with sqlite3.connect(tmp_path / "r" / "traces.db") as store:
-                known = store.execute("SELECT 1 FROM sqlite_master WHERE name='calls'").fetchall()
-            recorded = [c for c in calls(tmp_path / "r") if "model" in c] if known else []
+        with contextlib.suppress(sqlite3.Error):  # It is being made.
+            recorded = calls(tmp_path / "r")
     process.send_signal(signal.SIGINT)
     out, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
