@@ -23,6 +23,8 @@ from agents.types import ChatRequest, Completion, TokenLogprob, ToolCall, ToolSp
 RETRIED_STATUS = {408, 409, 425, 429}
 POOL = 16
 """Requests under way in one pool of connections, which looks at all of them for each request."""
+TIMEOUT, RETRIES = "REFLUX_TIMEOUT", "REFLUX_RETRIES"
+"""Variables: seconds for one try, and tries after the first."""
 
 
 class OpenAIClient:
@@ -57,6 +59,7 @@ class OpenAIClient:
             AsyncOpenAI, base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout
         )
         self._pools = [_Pool(self._connect())]
+        self._timeout = timeout
         self._gate = asyncio.Semaphore(concurrency)
         self._retries = retries
         self._backoff = backoff
@@ -87,7 +90,7 @@ class OpenAIClient:
                         self._takes_schemas = False  # The reply is read by a tolerant parser.
                         continue
                     if not _worth_retrying(error) or len(failures) > self._retries:
-                        raise EndpointError(self._explain(error, failures)) from error
+                        raise self._failed(error, failures) from error
                     pause = _pause(error, self._backoff * 2 ** (len(failures) - 1))
             await self._sleep(pause)
 
@@ -127,10 +130,15 @@ class OpenAIClient:
         self._pools.append(_Pool(self._connect()))
         return self._pools[-1]
 
+    def _failed(self, error: openai.APIError, failures: list[str]) -> EndpointError:
+        failed = EndpointError(self._explain(error, failures))
+        failed.refused = not _worth_retrying(error)
+        return failed
+
     def _explain(self, error: openai.APIError, failures: list[str]) -> str:
         tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"
         if isinstance(error, openai.APITimeoutError):
-            remedy = "raise the time-out, or ask for less at once"
+            remedy = f"no reply in {self._timeout:g} s: raise {TIMEOUT}, or ask for less at once"
         elif isinstance(error, openai.APIConnectionError):
             remedy = "is it running? check OPENAI_BASE_URL"
         elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
@@ -173,8 +181,11 @@ class _Pool:
 def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | None:
     """The endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name, or None where neither is set.
 
+    REFLUX_TIMEOUT and REFLUX_RETRIES say how long one try may take, and how many follow it.
+
     Raises:
-        UsageError: a base URL that is not an http address, or a key that no header can carry.
+        UsageError: a base URL that is not an http address, a key that no header can carry, or a
+            time-out or number of retries that is none.
     """
     url = env.get("OPENAI_BASE_URL", "").strip()
     key = env.get("OPENAI_API_KEY", "").strip()
@@ -192,6 +203,10 @@ def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | Non
         raise UsageError(f"OPENAI_BASE_URL is {url!r}; it must name a host, and a port to 65535")
     if not (key.isascii() and key.isprintable()):
         raise UsageError("OPENAI_API_KEY holds characters that no HTTP header can carry")
+    if (seconds := env.get(TIMEOUT, "").strip()) != "":
+        options["timeout"] = _number(TIMEOUT, seconds, float, 0.001)
+    if (retries := env.get(RETRIES, "").strip()) != "":
+        options["retries"] = _number(RETRIES, retries, int, 0)
     return OpenAIClient(url, key or "none", **options)
 
 
@@ -204,6 +219,16 @@ def _refuses_schema(request: ChatRequest, error: openai.APIError) -> bool:
     """An endpoint that knows no JSON schemas refuses the whole request."""
     refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
     return bool(request.schema) and refused
+
+
+def _number(name: str, text: str, kind: Callable[[str], float], least: float) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= least):
+        raise UsageError(f"{name} is {text!r}; it must be a number of at least {least:g}")
+    return value
 
 
 class _Alternative(BaseModel):
@@ -315,5 +340,7 @@ def _retry_after(header: str) -> float | None:
 
 def _one_line(error: openai.APIError) -> str:
     status = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
-    text = " ".join(str(error.message).split())
+    # "Connection error." alone does not tell a refused connection from one that was dropped.
+    cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) else ""
+    text = " ".join(f"{error.message}{cause}".split())
     return f"{status}{type(error).__name__}: {text[:300]}"

@@ -17,7 +17,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from agents.errors import ReplayError, UsageError
+from agents.errors import ReplayError, UsageError, of_system
+from graphs.database import of_sqlite
 
 SCHEMA_VERSION = 1
 BATCH = 512
@@ -71,14 +72,17 @@ class TraceStore:
         """Open or create.
 
         Raises:
-            UsageError: written by another version, or not a trace file.
+            UsageError: written by another version, not a trace file, or not to be written.
+            RefluxError: the disk is full.
         """
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._reader = self._connect()
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"{path} cannot be opened: {error}; name another --run") from error
+        except OSError as error:
+            raise of_system(error) from error
+        except sqlite3.Error as error:
+            raise of_sqlite(path, error) from error
         try:
             self._prepare()
         except BaseException:
@@ -109,9 +113,7 @@ class TraceStore:
             self._reader.commit()
             self._check_version()
         except sqlite3.Error as error:
-            raise UsageError(
-                f"{self.path} is not a trace file: {error}; name another --run"
-            ) from error
+            raise of_sqlite(self.path, error) from error
 
     def _add_columns(self) -> None:
         """A file from before copies called tools lacks a column, which its writer never misses."""
@@ -177,17 +179,25 @@ class TraceStore:
 
     def find_call(self, key: CallKey) -> sqlite3.Row | None:
         """The successful call under this key."""
-        return self._reader.execute(
+        found = self.select(
             "SELECT * FROM calls WHERE question=? AND path=? AND role=? AND step=? AND attempt=?"
             " AND vote=? AND error IS NULL",
             (key.question, key.path, key.role, key.step, key.attempt, key.vote),
-        ).fetchone()
+        )
+        return next(found, None)
 
     def select(
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> Iterator[sqlite3.Row]:
-        """Rows of a read-only query, in order."""
-        yield from self._reader.execute(sql, parameters)
+        """Rows of a read-only query, in order.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            yield from self._reader.execute(sql, parameters)
+        except sqlite3.Error as error:
+            raise of_sqlite(self.path, error) from error
 
     async def _insert(self, table: str, values: Mapping[str, Any], ignore: bool = False) -> None:
         if self._closed:
@@ -222,7 +232,7 @@ class TraceStore:
         def lose(before: int, error: sqlite3.Error) -> None:
             connection.rollback()
             for index in range(before):
-                failures.setdefault(index, self._not_written(error))
+                failures.setdefault(index, of_sqlite(self.path, error))
 
         for index, row in enumerate(batch):
             try:
@@ -240,11 +250,6 @@ class TraceStore:
         except sqlite3.Error as error:
             lose(len(batch), error)
         _tell(batch, failures)
-
-    def _not_written(self, error: sqlite3.Error) -> UsageError:
-        return UsageError(
-            f"{self.path} cannot be written: {error}; free some space, then resume the run"
-        )
 
     def close(self) -> None:
         """Write what is queued, and close; once more does nothing."""

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
 
 from agents.checker import Checker, RuleChecker
 from agents.errors import EndpointError, RefluxError, UsageError
-from agents.overseer import Overseer
+from agents.overseer import AnyOverseer
 from agents.screen import redact
 from agents.types import ChatClient
 from graphs.state import AmplifyContext, Limits, Outcome, silent
@@ -45,7 +45,9 @@ class AmplifiedChatModel(BaseChatModel):
     H must not defer to a person here, who can only be waited for by a graph with a checkpointer.
     """
 
-    overseer: SkipValidation[Overseer | Sequence[Overseer]] = Field(default_factory=overseer_named)
+    overseer: SkipValidation[AnyOverseer | Sequence[AnyOverseer]] = Field(
+        default_factory=overseer_named
+    )
     """H, or several: a retry takes the next one's decomposition."""
     client: SkipValidation[ChatClient | BaseChatModel | None] = Field(default=None, exclude=True)
     """Where X runs; a chat model of LangChain among others. None: the endpoint of `base_url` and

@@ -29,7 +29,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
-from agents.overseer import Overseer
+from agents.overseer import AnyOverseer
 from agents.screen import redact
 from graphs.amplify import begin, build_graph
 from graphs.state import AmplifyContext, Limits, Outcome, Status
@@ -90,7 +90,7 @@ class ChatState(MessagesState):
 
 
 def chat_graph(
-    agent: Agent | None = None, overseers: Mapping[str, Overseer] = OVERSEERS, **context: Any
+    agent: Agent | None = None, overseers: Mapping[str, AnyOverseer] = OVERSEERS, **context: Any
 ) -> StateGraph[ChatState, Settings, Put, Got]:
     """The graph, uncompiled.
 
