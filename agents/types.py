@@ -20,7 +20,8 @@ class SubQuestion:
     needs: tuple[int, ...] = ()
     """Positions in the batch that must be answered first."""
     to: str = ""
-    """Who is to answer: `tool:NAME` or `expert:NAME`; a copy of X where empty."""
+    """Who is to answer: `tool:NAME`, `expert:NAME`, all `experts` or some of them,
+    `experts:NAME,NAME`; a copy of X where empty."""
 
     def filled(self, answers: Mapping[int, str]) -> str:
         """The question with the answers that it needs in place; an answer that itself holds a

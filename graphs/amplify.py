@@ -247,6 +247,7 @@ def ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
             {
                 "text": s.text,
                 "needs": list(s.needs),
+                "to": s.to,
                 "calls": share.calls,
                 "tokens": share.tokens,
                 "retries": tried,
@@ -292,6 +293,7 @@ def _subtask(
         "retries": asked["retries"],
         "calls": asked["calls"],
         "tokens": asked["tokens"],
+        "to": asked["to"],
         "blocked": blocked,
     }
 
@@ -319,6 +321,8 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
     reason = task["blocked"] or screened(state, context)
     if reason is not None:
         return await _refuse(state, context, reason)
+    if task["to"]:
+        return await _answered(task, context, NOTHING_SPENT)
     taken = await take_step(state, context)
     step, spent = taken.step, taken.spent
     if step is None:
@@ -333,6 +337,11 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
             {**state, "first_step": step_to_json(step), "spent": spent}, context=context
         )
         return deeper["outcome"]
+    return await _answered(task, context, spent)
+
+
+async def _answered(task: SubTask, context: AmplifyContext, spent: Spent) -> Outcome:
+    """Whoever is to answer answers, with what H has left of the share."""
     outcome = await answer_directly(
         context,
         question=task["text"],
@@ -341,6 +350,7 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         calls=max(0, task["calls"] - spent["calls"]),
         tokens=max(0, task["tokens"] - spent["tokens"]),
         retries=task["retries"],
+        to=task["to"],
     )
     return {**outcome, "spent": plus(spent, outcome["spent"])}
 
@@ -392,7 +402,8 @@ async def check(state: AmplifyState, runtime: Ran) -> Update:
         if verdict.ok:
             return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}
     proposals = state["proposals"] + ([proposal] if proposal is not None else [])
-    broke = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
+    used_up = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
+    broke = used_up or context.purse.lacks is not None
     if broke or state["attempt"] + 1 >= context.limits.attempts:
         best = best_proposal(proposals)
         status = "over_budget" if broke else "rejected" if best is not None else "failed"

@@ -66,6 +66,8 @@ class StepDesk:
             EndpointError: no reply after every retry, or nothing is left to pay it.
         """
         left = self.left
+        if (lacking := self._context.purse.lacks) is not None:
+            raise EndpointError(f"no {lacking} left for H's step: raise limits.{lacking}")
         if left.empty:
             raise EndpointError(
                 f"H has {left.calls} calls and {left.tokens} tokens left for its step: raise "
@@ -84,6 +86,7 @@ class StepDesk:
         role = f"overseer.ask{self._place}"
         key = replace(self._key, role=role, vote=self._made)
         reply = await self._context.caller.ask(key, request)
+        self._context.purse.pay(request.model, reply)
         used: Spent = {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens}
         self._spent = plus(self._spent, used)
         return reply

@@ -21,8 +21,10 @@ from agents.panel import Panel
 from agents.recorded import RecordedOverseer
 from agents.reviewed import Reviewed
 from agents.scripted import ScriptedClient
-from agents.types import Answer, Ask, Defer, Exchange, SubQuestion
+from agents.types import Answer, Ask, ChatClient, Defer, Exchange, Step, SubQuestion
 from graphs.amplify import build_graph
+from graphs.experts import Consensus, Expert, Vote
+from graphs.patient import Patient, Pending, open_patient
 from graphs.state import AmplifyContext, Limits
 from graphs.task import Task
 from graphs.tree import Node
@@ -37,15 +39,20 @@ __all__ = [
     "AmplifyContext",
     "Answer",
     "Ask",
+    "ChatClient",
     "Checker",
+    "Consensus",
     "Defer",
     "Exchange",
+    "Expert",
     "Limits",
     "ModelOverseer",
     "Node",
     "OpenAIClient",
     "Overseer",
     "Panel",
+    "Patient",
+    "Pending",
     "PersonOverseer",
     "RecordedOverseer",
     "RefluxError",
@@ -53,11 +60,14 @@ __all__ = [
     "RuleChecker",
     "ScriptedClient",
     "ScriptedOverseer",
+    "Step",
     "SubQuestion",
     "Task",
     "Verdict",
+    "Vote",
     "VotePolicy",
     "amplify",
     "amplify_sync",
     "build_graph",
+    "open_patient",
 ]
