@@ -1,15 +1,15 @@
 """How many operations a trained example takes, and how many a second the machine can do.
 
-Operations are counted for the tokens that the data holds, without padding. A linear layer of
+Operations are counted without padding. A linear layer of
 K x N weights takes, for each token,
 
     2 K N              forward
     2 K N              backward to its input; its weights are frozen
     6 r (K + N)        LoRA of rank r: forward, backward to the input, backward to A and B
 
-attention takes 12 L H d for a token of a row of L tokens (two products, forward, and twice as many
-backward; all L x L, as they are computed), and the head 4 V d for a token whose label counts. The
-input of the first layer needs no gradient; its part (q, k, v) is left out.
+attention takes 12 H d for each pair of tokens (two products, forward, and twice as many backward;
+all L x L pairs of a row of L tokens, as they are computed), and the head 4 V d for a token whose
+label counts. The input of the first layer needs no gradient; its part (q, k, v) is left out.
 """
 
 import time
@@ -47,17 +47,17 @@ def layer_shapes(config: Any) -> list[Shape]:
     return [(d, q), (d, kv), (d, kv), (q, d), (d, wide), (d, wide), (wide, d)]
 
 
-def work(config: Any, rank: int, lengths: Sequence[int], counted: int) -> Work:
-    """Operations of one forward and backward pass over rows of `lengths` tokens, of which
-    `counted` have a label."""
+def work(config: Any, rank: int, tokens: int, pairs: int, counted: int) -> Work:
+    """Operations of one forward and backward pass over `tokens`, of which `counted` predict one
+    whose label counts; `pairs` of them meet in attention."""
     shapes = layer_shapes(config)
-    tokens, layers = sum(lengths), config.num_hidden_layers
+    layers = config.num_hidden_layers
     wide = shapes[0][1]
     weights = sum(k * n for k, n in shapes)
     adapter = sum(rank * (k + n) for k, n in shapes)
     first = sum(k * n for k, n in shapes[:3])
     first_adapter = sum(rank * k for k, _ in shapes[:3])
-    attention = 12 * layers * wide * sum(length * length for length in lengths)
+    attention = 12 * layers * wide * pairs
     head = 4 * config.vocab_size * config.hidden_size * counted
     linear_work = (4 * layers * weights - 2 * first) * tokens
     lora_work = (6 * layers * adapter - 2 * first_adapter) * tokens

@@ -9,7 +9,6 @@ Not covered: GPUs, packing, and any model but the default one.
 """
 
 import argparse
-import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,18 +19,15 @@ import torch
 from peft import PeftModel
 
 from agents.embedded import default_gguf
-from agents.prompts import answer_prompt
-from benchmarks.matrix_rate import layer_shapes, matrix_rate, work
 from benchmarks.plain_sft import Setting, train_plain
 from benchmarks.report import Claim, Report, middle, spread
 from benchmarks.tiny_model import tiny_model
-from finetune.anchor import anchor_prompts
+from benchmarks.training_rows import Rows, figure, row, rows_of
+from benchmarks.training_share import shares
 from finetune.base_model import dequantised_base, load_base
 from finetune.sft import LORA_DEFAULTS, SFT_DEFAULTS, generate_greedy, train
 from graphs.evaluate import wilson
-from reflux.tasks.addition import Addition, read
-
-Rows = list[dict[str, Any]]
+from reflux.tasks.addition import Addition
 
 
 @dataclass(frozen=True)
@@ -112,41 +108,15 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         base = tiny_model(folder / "base") if config.quick else dequantised_base(default_gguf())
-        bench = Bench(config, base, rows_of(config, base), folder)
+        rows = rows_of(base, config.levels, config.sums, config.anchor, config.seed)
+        bench = Bench(config, base, rows, folder)
         best = fastest_plain(bench, report)
         ours, plain = speeds(bench, best, report)
-        reached(bench, {"ours": ours, "plain": plain}, report)
+        timed = bench.rows[: config.timed_rows]
+        rates = {"ours": ours, "plain": plain}
+        report.rows.extend(shares(base, timed, rates, config.rate_seconds))
         equal_time(bench, best, ours, plain, report)
     report.finish()
-
-
-def rows_of(config: Config, base: Path) -> Rows:
-    """Sums with their true answers, and the base's own replies to general prompts, shuffled."""
-    task = Addition()
-    rows = [
-        row(question, true_sum(question), task.system_prompt)
-        for level in config.levels
-        for question in task.sample(config.sums, level, "train", config.seed)
-    ]
-    prompts = anchor_prompts(config.anchor, config.seed)
-    model, tokenizer = load_base(base)
-    asked = [row(prompt, "", "")["prompt"] for prompt in prompts]
-    for prompt, reply in zip(prompts, generate_greedy(model, tokenizer, asked, 24), strict=True):
-        rows.append(row(prompt, reply, ""))
-    random.Random(config.seed).shuffle(rows)
-    return rows
-
-
-def row(question: str, answer: str, system: str) -> dict[str, Any]:
-    """A row as `finetune.datasets` makes it."""
-    prompt = [{"role": role, "content": text} for role, text in answer_prompt(question, system)]
-    return {"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
-
-
-def true_sum(question: str) -> str:
-    """The answer; a benchmark may know it."""
-    a, b, carry = read(question)
-    return str(int(a[::-1]) + int(b[::-1]) + carry).zfill(len(a) + 1)[::-1]
 
 
 def fastest_plain(bench: Bench, report: Report) -> Setting:
@@ -156,7 +126,7 @@ def fastest_plain(bench: Bench, report: Report) -> Setting:
 
     def rate(setting: Setting) -> float:
         found = len(rows) / bench.seconds(setting, rows)
-        report.rows.append({"part": "tune plain", "arm": str(setting), "examples/s": found})
+        report.rows.append(figure("tune plain", str(setting), found, "examples/s", len(rows)))
         return found
 
     best = Setting(threads=threads)
@@ -190,13 +160,7 @@ def speeds(bench: Bench, best: Setting, report: Report) -> tuple[float, float]:
             found[arm].append(len(rows) / bench.seconds(setting, rows))
     for arm, rates in found.items():
         report.rows.append(
-            {
-                "part": "speed",
-                "arm": arm,
-                "examples/s": middle(rates),
-                "spread": spread(rates),
-                "n": len(rates),
-            }
+            figure("speed", arm, middle(rates), "examples/s", len(rates), spread(rates))
         )
     ratios = [ours / plain for ours, plain in zip(found["ours"], found["plain"], strict=True)]
     report.claims.append(
@@ -210,57 +174,6 @@ def speeds(bench: Bench, best: Setting, report: Report) -> tuple[float, float]:
         )
     )
     return middle(found["ours"]), middle(found["plain"])
-
-
-def reached(bench: Bench, rates: dict[str, float], report: Report) -> None:
-    """The share of the machine's matrix rate that each arm reaches, without its padding."""
-    model, tokenizer = load_base(bench.base)
-    timed = bench.rows[: bench.config.timed_rows]
-    lengths, counted = token_counts(tokenizer, timed)
-    done = work(model.config, LORA_DEFAULTS["r"], lengths, counted)
-    tokens = round(sum(lengths) / len(timed) * SFT_DEFAULTS["per_device_train_batch_size"])
-    shapes = layer_shapes(model.config)
-    machine: dict[torch.dtype, float] = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        found = matrix_rate(shapes, tokens, dtype, bench.config.rate_seconds)
-        machine[dtype] = middle(found)
-        name = f"machine, {str(dtype).removeprefix('torch.')} at {tokens} tokens"
-        low, high = spread(found)
-        report.rows.append(
-            {
-                "part": "matrix rate",
-                "arm": name,
-                "GFLOP/s": middle(found) / 1e9,
-                "spread": (low / 1e9, high / 1e9),
-                "n": len(found),
-            }
-        )
-    for arm, rate in rates.items():
-        report.rows.append(
-            {
-                "part": "matrix rate",
-                "arm": arm,
-                "GFLOP/s": done.total / len(timed) * rate / 1e9,
-                "share of bf16 rate": done.total / len(timed) * rate / machine[torch.bfloat16],
-                "GFLOP/example": done.total / len(timed) / 1e9,
-                "of it LoRA": done.lora / done.total,
-                "n": len(timed),
-            }
-        )
-
-
-def token_counts(tokenizer: Any, rows: Sequence[dict[str, Any]]) -> tuple[list[int], int]:
-    """Tokens of each row, and the tokens of all completions together."""
-    lengths: list[int] = []
-    counted = 0
-    for one in rows:
-        whole = tokenizer.apply_chat_template(one["prompt"] + one["completion"], tokenize=False)
-        asked = tokenizer.apply_chat_template(
-            one["prompt"], tokenize=False, add_generation_prompt=True
-        )
-        lengths.append(len(tokenizer(whole)["input_ids"]))
-        counted += lengths[-1] - len(tokenizer(asked)["input_ids"])
-    return lengths, counted
 
 
 def equal_time(bench: Bench, best: Setting, ours: float, plain: float, report: Report) -> None:
@@ -281,16 +194,12 @@ def equal_time(bench: Bench, best: Setting, ours: float, plain: float, report: R
             out = bench.scratch / f"{arm}-{seed}"
             seconds = seeded.seconds(setting, bench.rows, out, steps)
             right[arm].append(matches(bench.base, out, questions))
+            what = f"{arm}, seed {seed}: {steps * batch} examples in {seconds:.1f} s"
+            known = right[arm][-1]
+            interval = wilson(known, len(questions))
+            share = known / len(questions)
             report.rows.append(
-                {
-                    "part": "equal time",
-                    "arm": f"{arm}, seed {seed}",
-                    "seconds": seconds,
-                    "examples": steps * batch,
-                    "accuracy": right[arm][-1] / len(questions),
-                    "spread": wilson(right[arm][-1], len(questions)),
-                    "n": len(questions),
-                }
+                figure("equal time", what, share, "exact match", len(questions), interval)
             )
     n = config.seeds * len(questions)
     gain, interval = difference(sum(right["ours"]), sum(right["plain"]), n)
