@@ -107,50 +107,36 @@ def _lay_out(
 ) -> Packed:
     # The shared tokens are a row of their own, which looks at itself only.
     own = [rows[0][:shared], *(row[shared:] for row in rows)] if shared else rows
+    seen = [0, *[shared] * len(rows)] if shared else [0] * len(rows)
     starts = [0, *itertools.accumulate(map(len, own))]
-    offsets = [0, *[shared] * len(rows)] if shared else [0] * len(rows)
+    lines = [range(start, start + len(row)) for row, start in zip(own, starts, strict=False)]
+    positions = [at + ahead for row, ahead in zip(own, seen, strict=True) for at in range(len(row))]
     wanted = [IGNORED] * shared + [label for row in labels for label in row[shared:]]
     predicting = [at for at, label in enumerate(wanted) if label != IGNORED]
-
-    def on_device(values: Any) -> torch.Tensor:
-        return torch.tensor(values, device=device)
-
     groups: list[Group] = []
     order = [0] * starts[-1]
     done = 0
     for members in groups_of_like_length([len(row) for row in own]):
         longest = max(len(own[at]) for at in members)
         for at in members:
-            order[starts[at] : starts[at + 1]] = range(done, done + len(own[at]))
+            order[lines[at].start : lines[at].stop] = range(done, done + len(own[at]))
             done += longest
-        lines = [[*range(starts[at], starts[at + 1])] for at in members]
-        padded = [line + line[-1:] * (longest - len(line)) for line in lines]
-        keys = [[*range(shared), *line] for line in padded]
-        visible = [
-            _visible(shared if offsets[at] else 0, shared, len(own[at]), longest) for at in members
-        ]
+        padded = [[*lines[at], *[lines[at][-1]] * (longest - len(own[at]))] for at in members]
+        visible = [_visible(seen[at], shared, len(own[at]), longest) for at in members]
         groups.append(
             Group(
-                on_device(padded),
-                on_device(keys),
-                _mask(torch.stack(visible), config, dtype, device),
+                torch.tensor(padded, device=device),
+                torch.tensor([[*range(shared), *line] for line in padded], device=device),
+                _mask(torch.stack(visible), config, dtype).to(device),
             )
         )
     return Packed(
-        ids=on_device([[token for row in own for token in row]]),
-        positions=on_device(
-            [
-                [
-                    start + at
-                    for row, start in zip(own, offsets, strict=True)
-                    for at in range(len(row))
-                ]
-            ]
-        ),
+        ids=torch.tensor([[token for row in own for token in row]], device=device),
+        positions=torch.tensor([positions], device=device),
         groups=groups,
-        order=on_device(order),
-        predicting=on_device(predicting),
-        labels=on_device([wanted[at] for at in predicting]),
+        order=torch.tensor(order, device=device),
+        predicting=torch.tensor(predicting, device=device),
+        labels=torch.tensor([wanted[at] for at in predicting], device=device),
     )
 
 
@@ -164,15 +150,14 @@ def _visible(seen: int, shared: int, length: int, longest: int) -> torch.Tensor:
     return visible
 
 
-def _mask(
-    visible: torch.Tensor, config: Any, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
+def _mask(visible: torch.Tensor, config: Any, dtype: torch.dtype) -> torch.Tensor:
+    """`visible` (rows, own, keys) as a `Group.mask`."""
     rows, own, keys = visible.shape
     key_heads = config.num_key_value_heads
     each = config.num_attention_heads // key_heads
     mask = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
     whole = mask[:, None, None].expand(rows, key_heads, each, own, keys)
-    return whole.reshape(rows * key_heads, each * own, keys).to(device)
+    return whole.reshape(rows * key_heads, each * own, keys)
 
 
 @contextmanager
