@@ -1,17 +1,13 @@
-"""Splits a batch of rows of unlike length into groups that need little padding.
+"""Groups the rows of a batch by length, so that laying them side by side takes little padding.
 
 The rows that make up an optimiser step stay the same, so unlike sorting the data set by length it
 leaves what is learned alone: only the padding goes.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import torch
+from collections.abc import Sequence
 
 PASS_TOKENS = 64
-"""What one more pass over the model costs, in tokens of a pass."""
+"""What one more group costs, in tokens."""
 
 
 def groups_of_like_length(
@@ -41,22 +37,3 @@ def groups_of_like_length(
         groups.append(order[start:end])
         end = start
     return groups[::-1]
-
-
-def split_by_length(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of a padded batch in groups of like length, without the padding at their right.
-
-    Every tensor of `batch` must be (rows, tokens, ...); a batch that holds anything else, or no
-    `attention_mask`, is passed on whole.
-    """
-    mask = batch.get("attention_mask")
-    if mask is None or any(
-        not isinstance(value, torch.Tensor) or value.shape[:2] != mask.shape
-        for value in batch.values()
-    ):
-        yield dict(batch)
-        return
-    lengths = [1 + max(itertools.chain([0], row.nonzero().flatten().tolist())) for row in mask]
-    for rows in groups_of_like_length(lengths):
-        tokens = max(lengths[row] for row in rows)
-        yield {key: value[rows, :tokens] for key, value in batch.items()}

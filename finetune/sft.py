@@ -31,7 +31,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from agents.embedded import DEFAULT_MODEL_ID
 from agents.errors import RefluxError, UsageError
 from finetune.base_model import load_base, no_space, quiet_libraries
-from finetune.lengths import split_by_length
+from finetune.fused_lora import fuse_lora
+from finetune.packing import Packed, pack, packable, packed_attention
 
 SFT_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
@@ -166,13 +167,20 @@ def train(
 class StudentTrainer(SFTTrainer):
     """TRL's SFT trainer, without the padding and with logits only where the label counts.
 
-    The loss and its gradients are TRL's own, up to rounding. Its fused head walks the vocabulary
-    in tiles to save memory, which on a CPU costs more than half of the step; completions of a few
-    tokens need no such thrift.
+    The loss and its gradients are TRL's own, up to rounding. TRL's fused head walks the vocabulary
+    in tiles, for every token, to save memory; completions of a few tokens need no such thrift.
+    A model that `finetune.packing` cannot lay out in one line is trained on the padded batch.
     """
 
     step_loss: float = 0.0
     """Of the current step so far; gradient accumulation adds its parts up."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        model: Any = self.model
+        # Autocast would choose other precisions than the fused layer's.
+        if not (self.args.bf16 or self.args.fp16):
+            fuse_lora(model)
 
     def compute_loss(
         self,
@@ -188,11 +196,13 @@ class StudentTrainer(SFTTrainer):
         if isinstance(whole, PeftModel):
             whole = whole.get_base_model()
         given = {key: value for key, value in inputs.items() if key != "use_cache"}
+        packed = None
+        if packable(whole) and not self.args.gradient_checkpointing:
+            packed = pack(given, whole.config, whole.dtype)
         # Calling the decoder goes round the wrapper that would have entered autocast.
         with self.accelerator.autocast():
-            parts = [_summed_loss(whole, part) for part in split_by_length(given)]
-        items = sum(n for _, n in parts) if num_items_in_batch is None else num_items_in_batch
-        total = torch.stack([loss for loss, _ in parts]).sum()
+            total, n = _summed_loss(whole, given) if packed is None else _packed_loss(whole, packed)
+        items = n if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(items, device=total.device).clamp(min=1)
 
     def _has_plain_loss(self, inputs: dict[str, Any]) -> bool:
@@ -239,6 +249,17 @@ def _summed_loss(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, in
     logits = model.get_output_embeddings()(hidden[counted])
     loss = cross_entropy(logits.float(), labels[counted], reduction="sum")
     return loss, int(counted.sum())
+
+
+def _packed_loss(model: Any, packed: Packed) -> tuple[torch.Tensor, int]:
+    """The same, of a batch that is laid out in one line."""
+    with packed_attention(model):
+        line = model.get_decoder()(
+            input_ids=packed.ids, position_ids=packed.positions, use_cache=False, packed=packed
+        )
+    hidden = line.last_hidden_state[0].index_select(0, packed.predicting)
+    logits = model.get_output_embeddings()(hidden)
+    return cross_entropy(logits.float(), packed.labels, reduction="sum"), len(packed.labels)
 
 
 class _Watch(TrainerCallback):

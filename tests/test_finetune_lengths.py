@@ -1,12 +1,11 @@
-"""Batches split by length: the cheapest split, and nothing lost but padding."""
+"""Rows grouped by length: the cheapest split."""
 
 import itertools
 
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.lengths import groups_of_like_length, split_by_length
+from finetune.lengths import groups_of_like_length
 
 
 def cost(lengths: list[int], groups: list[list[int]], pass_tokens: int) -> int:
@@ -31,23 +30,3 @@ def test_no_split_is_cheaper(lengths: list[int], pass_tokens: int) -> None:
     assert sorted(itertools.chain(*groups)) == list(range(len(lengths)))
     best = min(cost(lengths, p, pass_tokens) for p in partitions(list(range(len(lengths)))))
     assert cost(lengths, groups, pass_tokens) == best
-
-
-def test_only_padding_is_left_out() -> None:
-    lengths = [5, 200, 6, 5]
-    ids = torch.zeros(4, 200, dtype=torch.long)
-    for at, length in enumerate(lengths):
-        ids[at, :length] = torch.arange(1, length + 1) + 1000 * at
-    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": ids - 7}
-    parts = list(split_by_length(batch))
-    assert [part["input_ids"].shape for part in parts] == [(3, 6), (1, 200)]
-    kept = torch.cat([part["input_ids"].flatten() for part in parts])
-    assert sorted(kept[kept > 0].tolist()) == sorted(ids[ids > 0].tolist())
-    assert all(torch.equal(part["labels"], part["input_ids"] - 7) for part in parts)
-
-
-def test_what_cannot_be_split_is_passed_on_whole() -> None:
-    mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
-    odd = {"attention_mask": mask, "pixels": torch.zeros(7)}
-    assert [part.keys() for part in split_by_length(odd)] == [odd.keys()]
-    assert [part.keys() for part in split_by_length({"input_ids": mask})] == [{"input_ids"}]

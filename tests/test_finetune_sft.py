@@ -51,10 +51,16 @@ def trainer_of(kind: Any, tiny_base: Path, folder: Path, **options: Any) -> Any:
     from trl import SFTConfig
 
     model, tokenizer = load_base(tiny_base)
-    options = {"bf16": False, "use_cpu": True, "report_to": "none", **options}
+    options = {
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "gradient_checkpointing": False,
+        **options,
+    }
     trainer = kind(
         model=model.float(),
-        args=SFTConfig(output_dir=str(folder), gradient_checkpointing=False, seed=7, **options),
+        args=SFTConfig(output_dir=str(folder), seed=7, **options),
         train_dataset=Dataset.from_list([*ROWS[:5], row("a longer question " * 8, "12345")]),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
@@ -79,14 +85,19 @@ def loss_and_gradients(trainer: Any, items: int | None, return_outputs: bool = F
     return batch, found, {n: p.grad.clone() for n, p in named if p.requires_grad}
 
 
-@pytest.mark.parametrize("items", [None, 50])
+@pytest.mark.parametrize(
+    ("items", "options"),
+    # Checkpointing keeps the batch padded, in case its layers' inputs are computed again.
+    [(None, {}), (50, {}), (50, {"gradient_checkpointing": True})],
+)
 def test_the_lean_loss_and_its_gradients_are_trls(
-    tiny_base: Path, tmp_path: Path, items: int | None
+    tiny_base: Path, tmp_path: Path, items: int | None, options: dict[str, Any]
 ) -> None:
     import torch
     from trl import SFTTrainer
 
-    _, lean, ours = loss_and_gradients(trainer_of(StudentTrainer, tiny_base, tmp_path), items)
+    trainer = trainer_of(StudentTrainer, tiny_base, tmp_path, **options)
+    _, lean, ours = loss_and_gradients(trainer, items)
     _, fused, theirs = loss_and_gradients(trainer_of(SFTTrainer, tiny_base, tmp_path), items)
     torch.testing.assert_close(lean, fused, rtol=1e-5, atol=1e-6)
     assert ours.keys() == theirs.keys()
