@@ -14,32 +14,23 @@ Failures are values: a failed subtask returns an error record and its siblings g
 
 # pyright: reportMissingTypeStubs=false
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
-from langgraph.errors import GraphBubbleUp
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
-from langgraph.types import Send, interrupt
+from langgraph.types import Send
 
-from agents.budget import Budget
-from agents.errors import EndpointError, RefluxError
-from agents.overseer import AnyOverseer, reserve_of, seated
+from agents.errors import RefluxError
 from agents.screen import redact
 from agents.types import (
     Answer,
-    Ask,
     Defer,
-    Exchange,
-    Step,
-    SubQuestion,
     step_from_json,
     step_to_json,
 )
-from graphs.desk import StepDesk
+from graphs.batch import aggregate, ask_batch, dispatch
 from graphs.leaf import answer_directly
 from graphs.state import (
     NOTHING_SPENT,
@@ -53,9 +44,8 @@ from graphs.state import (
     failed_outcome,
     plus,
     silent,
-    tries,
 )
-from graphs.traces import CallKey
+from graphs.steps import Taken, take_step, tried
 
 Ran = Runtime[AmplifyContext]
 Update = dict[str, Any]
@@ -152,61 +142,6 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     return {**advance, **ask_batch(state, context, step)}
 
 
-@dataclass(frozen=True)
-class Taken:
-    """A step of H, or why there is none, and what it cost."""
-
-    step: Step | None
-    spent: Spent = field(default_factory=lambda: NOTHING_SPENT)
-    error: str | None = None
-
-
-async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
-    """H's next step, recorded; a person's where H defers. What H's code raises is a value."""
-    overseer = overseer_of(state, context)
-    key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
-    given = Budget(state["calls"], state["tokens"])
-    left = given.minus(state["spent"]["calls"], state["spent"]["tokens"])
-    desk = StepDesk(context, key, _tries(state, context), left)
-    transcript = [Exchange(**said) for said in state["transcript"]]
-    may_ask = state["depth"] < context.limits.depth
-    try:
-        step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
-        if isinstance(step, Defer):
-            row = context.caller.store.find_call(key)
-            form = {"path": state["path"], "form": dict(step.form)}
-            said = json.loads(row["completion"]) if row else interrupt(form)
-            step = step_from_json(approved(said, step.form))
-        step = await context.caller.step(key, overseer.name, step)
-    except GraphBubbleUp:
-        raise
-    except EndpointError as failure:
-        return Taken(None, desk.spent, str(failure))
-    except RefluxError:
-        raise
-    except Exception as failure:  # noqa: BLE001 - H is the user's code: its failures are values
-        reason = f"the overseer failed: {type(failure).__name__}: {failure}"
-        return Taken(None, desk.spent, reason)
-    context.emit({"event": "step", "path": state["path"], "step": step_to_json(step)})
-    return Taken(step, desk.spent)
-
-
-def overseer_of(state: AmplifyState, context: AmplifyContext) -> AnyOverseer:
-    """H of this attempt."""
-    return context.overseers[state["attempt"] % len(context.overseers)]
-
-
-def approved(said: Mapping[str, Any], form: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A person's step: the proposal of the form where it is approved as it stands."""
-    return form["proposal"] if said["kind"] == "approve" else said
-
-
-def _tries(state: AmplifyState, context: AmplifyContext) -> int:
-    """A number of its own for every way of retries that leads here, so that none draws the votes
-    of another; see `tries`."""
-    return tries(state["retries"], state["attempt"], state["depth"], context.limits)
-
-
 async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
     """X answers the question undivided."""
     outcome = await answer_directly(
@@ -214,7 +149,7 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
         question=state["question"],
         question_id=state["question_id"],
         path=state["path"],
-        retries=_tries(state, context),
+        retries=tried(state, context),
         step=state["step"],
         calls=max(0, state["calls"] - state["spent"]["calls"]),
         tokens=max(0, state["tokens"] - state["spent"]["tokens"]),
@@ -223,83 +158,6 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
         "proposal": outcome["answer"],
         "error": outcome["error"],
         "spent": plus(state["spent"], outcome["spent"]),
-    }
-
-
-def ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
-    """Split what is left of the budget among the sub-questions, in order."""
-    asked = ask.subquestions
-    if len(asked) > context.limits.fanout:
-        return {
-            "error": f"H asked {len(asked)} sub-questions at once, the limit is "
-            f"{context.limits.fanout}"
-        }
-    if any(not 0 <= need < index for index, s in enumerate(asked) for need in s.needs):
-        return {"error": "a sub-question may need only those before it in its batch"}
-    reserve = reserve_of(overseer_of(state, context))
-    left = Budget(state["calls"], state["tokens"]).minus(
-        state["spent"]["calls"] + reserve.calls, state["spent"]["tokens"] + reserve.tokens
-    )
-    shares = left.split(len(asked))
-    tried = _tries(state, context)
-    return {
-        "batch": [
-            {
-                "text": s.text,
-                "needs": list(s.needs),
-                "to": s.to,
-                "calls": share.calls,
-                "tokens": share.tokens,
-                "retries": tried,
-            }
-            for s, share in zip(asked, shares, strict=True)
-        ]
-    }
-
-
-async def dispatch(state: AmplifyState) -> str | list[Send]:
-    """To `check` with an answer or a failure; otherwise one Send for each sub-question that has
-    all it needs and was not sent yet."""
-    if not state["batch"]:
-        return "check"
-    done = {result["index"]: result["outcome"] for result in state["results"]}
-    ancestors = [*state["ancestors"], state["question"]]
-    ready: list[Send] = []
-    for index, asked in enumerate(state["batch"]):
-        if index in done or any(need not in done for need in asked["needs"]):
-            continue
-        ready.append(Send("subtask", _subtask(state, ancestors, index, asked, done)))
-    return ready
-
-
-def _subtask(
-    state: AmplifyState,
-    ancestors: list[str],
-    index: int,
-    asked: dict[str, Any],
-    done: dict[int, Outcome],
-) -> SubTask:
-    blocked: str | None = None
-    answers: dict[int, str] = {}
-    for need in asked["needs"]:
-        answer = done[need]["answer"]
-        if answer is None:
-            blocked = f"needs sub-question {need}, which failed"
-        answers[need] = answer or ""
-    text = SubQuestion(asked["text"]).filled(answers)
-    # The step that asked was counted already; its children carry its number.
-    return {
-        "index": index,
-        "text": text,
-        "path": f"{state['path']}/{state['attempt']}.{state['step'] - 1}.{index}",
-        "depth": state["depth"] + 1,
-        "ancestors": ancestors,
-        "question_id": state["question_id"],
-        "retries": asked["retries"],
-        "calls": asked["calls"],
-        "tokens": asked["tokens"],
-        "to": asked["to"],
-        "blocked": blocked,
     }
 
 
@@ -370,24 +228,6 @@ async def _refuse(
     return outcome
 
 
-async def aggregate(state: AmplifyState) -> Update:
-    """Join the batch: one entry each in the transcript, in the order in which H asked."""
-    results = sorted(state["results"], key=lambda result: result["index"])
-    if len(results) < len(state["batch"]):
-        return {}  # Some still wait for what they need.
-    said: list[dict[str, Any]] = []
-    for result in results:
-        outcome = result["outcome"]
-        error = None if outcome["status"] == "ok" else outcome["error"] or outcome["status"]
-        said.append({"question": result["question"], "answer": outcome["answer"], "error": error})
-    return {
-        "transcript": [*state["transcript"], *said],
-        "spent": plus(state["spent"], *(result["outcome"]["spent"] for result in results)),
-        "batch": [],
-        "results": None,  # The reducer's sign to clear.
-    }
-
-
 async def check(state: AmplifyState, runtime: Ran) -> Update:
     """Test the proposal; a failure leads to another attempt while attempts and budget last."""
     context = _context(runtime)
@@ -403,7 +243,7 @@ async def check(state: AmplifyState, runtime: Ran) -> Update:
             "check",
             verdict.ok,
             {"answer": proposal, "rule": rule},
-            key=str(_tries(state, context)),
+            key=str(tried(state, context)),
         )
         if verdict.ok:
             return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}

@@ -1,0 +1,74 @@
+"""A step of H: taken at its desk, by a person where H defers, and recorded before it counts."""
+
+# pyright: reportMissingTypeStubs=false
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from langgraph.errors import GraphBubbleUp
+from langgraph.types import interrupt
+
+from agents.budget import Budget
+from agents.errors import EndpointError, RefluxError
+from agents.overseer import AnyOverseer, seated
+from agents.types import Defer, Exchange, Step, step_from_json, step_to_json
+from graphs.desk import StepDesk
+from graphs.state import NOTHING_SPENT, AmplifyContext, AmplifyState, Spent, tries
+from graphs.traces import CallKey
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step of H, or why there is none, and what it cost."""
+
+    step: Step | None
+    spent: Spent = field(default_factory=lambda: NOTHING_SPENT)
+    error: str | None = None
+
+
+async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
+    """H's next step, recorded; a person's where H defers. What H's code raises is a value."""
+    overseer = overseer_of(state, context)
+    key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
+    given = Budget(state["calls"], state["tokens"])
+    left = given.minus(state["spent"]["calls"], state["spent"]["tokens"])
+    desk = StepDesk(context, key, tried(state, context), left)
+    transcript = [Exchange(**said) for said in state["transcript"]]
+    may_ask = state["depth"] < context.limits.depth
+    try:
+        step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
+        if isinstance(step, Defer):
+            row = context.caller.store.find_call(key)
+            form = {"path": state["path"], "form": dict(step.form)}
+            said = json.loads(row["completion"]) if row else interrupt(form)
+            step = step_from_json(approved(said, step.form))
+        step = await context.caller.step(key, overseer.name, step)
+    except GraphBubbleUp:
+        raise
+    except EndpointError as failure:
+        return Taken(None, desk.spent, str(failure))
+    except RefluxError:
+        raise
+    except Exception as failure:  # noqa: BLE001 - H is the user's code: its failures are values
+        reason = f"the overseer failed: {type(failure).__name__}: {failure}"
+        return Taken(None, desk.spent, reason)
+    context.emit({"event": "step", "path": state["path"], "step": step_to_json(step)})
+    return Taken(step, desk.spent)
+
+
+def overseer_of(state: AmplifyState, context: AmplifyContext) -> AnyOverseer:
+    """H of this attempt."""
+    return context.overseers[state["attempt"] % len(context.overseers)]
+
+
+def approved(said: Mapping[str, Any], form: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A person's step: the proposal of the form where it is approved as it stands."""
+    return form["proposal"] if said["kind"] == "approve" else said
+
+
+def tried(state: AmplifyState, context: AmplifyContext) -> int:
+    """A number of its own for every way of retries that leads here, so that none draws the votes
+    of another; see `tries`."""
+    return tries(state["retries"], state["attempt"], state["depth"], context.limits)
