@@ -31,6 +31,7 @@ from agents.types import (
     step_to_json,
 )
 from graphs.batch import aggregate, ask_batch, dispatch
+from graphs.events import answered
 from graphs.leaf import answer_directly
 from graphs.state import (
     NOTHING_SPENT,
@@ -165,7 +166,9 @@ async def subtask(task: SubTask, runtime: Ran) -> Update:
     """One copy's work on one sub-question: H's primitive, X's answer, or a level deeper."""
     async with runtime.context.branches.at(task["depth"]):
         context = _context(runtime)
-        context.emit({"event": "asked", "path": task["path"], "question": task["text"]})
+        context.emit(
+            {"event": "asked", "path": task["path"], "question": task["text"], "to": task["to"]}
+        )
         state = _fresh(
             task["text"],
             task["question_id"],
@@ -284,7 +287,7 @@ async def _record(state: AmplifyState, context: AmplifyContext, outcome: Outcome
         {"question": state["question"], "attempts": state["attempt"] + 1, **outcome},
         key="0",
     )
-    context.emit({"event": "answered", "path": state["path"], "leaf": False, **outcome})
+    context.emit(answered(state["path"], False, outcome))
 
 
 async def _onward(state: AmplifyState) -> str:

@@ -12,6 +12,7 @@ from agents.budget import Budget
 from agents.tool_calls import CALL_SECONDS, guarded, run_call
 from agents.tools import Tool, ToolReply
 from agents.types import ChatRequest, Completion, Sampling, ToolCall, Turn
+from graphs.events import answered
 from graphs.experts import Expert
 from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, Status, plus
 from graphs.traces import CallKey
@@ -66,7 +67,7 @@ async def ask_copy(
         )
         key = place.key(f"{role}.{turn}" if turn else role, number)
         reply = await context.caller.ask(key, request)
-        context.purse.pay(model, reply)
+        context.heard(key, model, reply)
         cost: Spent = {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens}
         spent, left = plus(spent, cost), left.minus(1, reply.tokens)
         if not reply.tool_calls or not may_call or left.empty:
@@ -113,8 +114,9 @@ async def _called(
 
 async def _call(context: AmplifyContext, key: CallKey, wish: ToolCall) -> ToolReply:
     tools = context.grants.get("answer", ())
-    emitted = {"event": "tool", "path": key.path, "tool": wish.name, "arguments": wish.arguments}
-    context.emit(emitted)
+    context.emit(
+        {"event": "tool", "path": key.path, "tool": wish.name, "arguments": wish.arguments}
+    )
     return await context.caller.tool(key, wish.name, wish.arguments, lambda: run_call(tools, wish))
 
 
@@ -143,7 +145,7 @@ async def answer_by_tool(context: AmplifyContext, place: Place, name: str) -> Ou
     await context.caller.store.add_judgement(
         place.question_id, place.path, "leaf", said.ok, detail, key=key
     )
-    context.emit({"event": "answered", "path": place.path, "leaf": True, **detail})
+    context.emit(answered(place.path, True, detail))
     return outcome
 
 

@@ -86,7 +86,7 @@ class StepDesk:
         role = f"overseer.ask{self._place}"
         key = replace(self._key, role=role, vote=self._made)
         reply = await self._context.caller.ask(key, request)
-        self._context.purse.pay(request.model, reply)
+        self._context.heard(key, request.model, reply)
         used: Spent = {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens}
         self._spent = plus(self._spent, used)
         return reply

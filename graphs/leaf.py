@@ -9,6 +9,7 @@ from agents.budget import Budget
 from agents.errors import EndpointError
 from agents.types import Completion
 from graphs.copies import PLAIN, Place, answer_by_tool, ask_copy
+from graphs.events import answered
 from graphs.experts import Expert
 from graphs.panel import answer_by_panel
 from graphs.state import (
@@ -116,4 +117,4 @@ async def _judge(
     await context.caller.store.add_judgement(
         place.question_id, place.path, "leaf", ok, detail, key=key
     )
-    context.emit({"event": "answered", "path": place.path, "leaf": True, **detail})
+    context.emit(answered(place.path, True, detail))

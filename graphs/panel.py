@@ -7,6 +7,7 @@ from agents.budget import Budget
 from agents.errors import EndpointError
 from agents.types import ChatRequest, Completion
 from graphs.copies import CopyReply, Place, ask_copy
+from graphs.events import answered
 from graphs.experts import Expert, Said, disagreement
 from graphs.state import AmplifyContext, Outcome, Spent, Status, plus
 
@@ -46,8 +47,9 @@ async def answer_by_panel(
         )
         model = request.model or context.model
         request = replace(request, model=model, sampling=sampling, vote=number)
-        reply = await context.caller.ask(place.key("consensus", number), request)
-        context.purse.pay(model, reply)
+        key = place.key("consensus", number)
+        reply = await context.caller.ask(key, request)
+        context.heard(key, model, reply)
         last = last.minus(1, reply.tokens)
         spent = plus(spent, {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens})
         return reply
@@ -106,4 +108,4 @@ async def _record(
     store, key = context.caller.store, f"{place.step}.{place.retries}"
     for kind in ("panel", "leaf"):
         await store.add_judgement(place.question_id, place.path, kind, ok, detail, key=key)
-    context.emit({"event": "answered", "path": place.path, "leaf": True, **detail})
+    context.emit(answered(place.path, True, detail))

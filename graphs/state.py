@@ -13,10 +13,12 @@ from agents.overseer import AnyOverseer
 from agents.prompts import answer_prompt
 from agents.purse import Purse
 from agents.tools import Grants, Tool
-from agents.types import Turn
+from agents.types import Completion, Turn
 from graphs.branches import Branches
 from graphs.calls import Caller
+from graphs.events import Event
 from graphs.experts import Combiner, Expert, Vote
+from graphs.traces import CallKey
 from graphs.voting import VotePolicy
 
 Status = Literal["ok", "rejected", "over_budget", "failed"]
@@ -59,7 +61,7 @@ def tries(above: int, attempt: int, depth: int, limits: Limits) -> int:
     return above + attempt * max(1, limits.attempts) ** depth
 
 
-def silent(event: Mapping[str, Any]) -> None:
+def silent(event: Event) -> None:
     """The listener of those who do not listen."""
 
 
@@ -100,7 +102,7 @@ class AmplifyContext:
     branches: Branches = field(default_factory=Branches)
     """How many sub-questions of each depth are under way at once: what a tree takes of memory is
     set by this, not by its size. It changes no answer."""
-    emit: Callable[[Mapping[str, Any]], None] = silent
+    emit: Callable[[Event], None] = silent
     """Hears of every event of the growing tree; by default they leave by the graph's stream
     of mode `custom`."""
 
@@ -111,6 +113,23 @@ class AmplifyContext:
     def prompt(self, question: str, persona: str = "") -> tuple[Turn, ...]:
         """The messages that ask one copy one question."""
         return answer_prompt(question, persona or self.system_prompt)
+
+    def heard(self, key: CallKey, model: str, reply: Completion) -> None:
+        """Pay for a reply, and tell the listeners of it."""
+        self.purse.pay(model, reply)
+        if self.emit is not silent:
+            self.emit(
+                {
+                    "event": "called",
+                    "path": key.path,
+                    "role": key.role,
+                    "model": model,
+                    "tokens": reply.tokens,
+                    "cached": reply.cached,
+                    "seconds": reply.seconds,
+                    "left": self.purse.left(),
+                }
+            )
 
 
 class Spent(TypedDict):

@@ -19,6 +19,7 @@ from agents.errors import EndpointError, RefluxError, UsageError
 from agents.overseer import AnyOverseer
 from agents.screen import redact
 from agents.types import ChatClient
+from graphs.events import Event
 from graphs.state import AmplifyContext, Limits, Outcome, silent
 from graphs.systems import Amplified, Asked, answer_all
 from graphs.traces import TraceStore
@@ -29,7 +30,7 @@ from reflux.conversation import question_of
 from reflux.loop_thread import loop_thread
 from reflux.overseers import overseer_named
 
-Emit = Callable[[Mapping[str, Any]], None]
+Emit = Callable[[Event], None]
 OPTIONS = {"model", "max_tokens", "temperature", "seed", "stream"}
 """What a call may set for itself."""
 

@@ -207,8 +207,8 @@ async def test_the_growing_tree_leaves_by_the_custom_stream(store: TraceStore) -
         )
     ]
     assert events == [
-        ("step", ""), ("asked", "/0.0.0"), ("step", "/0.0.0"), ("answered", "/0.0.0"),
-        ("step", ""), ("answered", ""),
+        ("step", ""), ("asked", "/0.0.0"), ("step", "/0.0.0"), ("called", "/0.0.0"),
+        ("answered", "/0.0.0"), ("step", ""), ("answered", ""),
     ]  # fmt: skip
 
 
@@ -216,6 +216,6 @@ async def test_a_listener_hears_the_same_events_as_the_stream(store: TraceStore)
     heard: list[Any] = []
     await amplified(store, ScriptedClient(echo), asking("a"), emit=heard.append).answer("root", "q")
     assert [event["event"] for event in heard] == [
-        "step", "asked", "step", "answered", "step", "answered"
+        "step", "asked", "step", "called", "answered", "step", "answered"
     ]  # fmt: skip
     assert heard[-1]["answer"] == "A"
