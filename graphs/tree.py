@@ -41,8 +41,8 @@ class Node:
         return {**vars(self), "children": [child.to_json() for child in self.children]}
 
 
-def load_tree(store: TraceStore, question: str) -> Node:
-    """The tree of one root question, by its id or an unambiguous beginning of it.
+def find_question(store: TraceStore, question: str) -> tuple[str, str]:
+    """Id and text of a root question, by its id or an unambiguous beginning of it.
 
     Raises:
         UsageError: no such trajectory, or several.
@@ -59,7 +59,16 @@ def load_tree(store: TraceStore, question: str) -> Node:
     if len(found) != 1:
         what = "several trajectories begin" if found else "no trajectory begins"
         raise UsageError(f"{what} with {question!r}; `reflux traces list` names them")
-    root_id, text = found[0]["id"], found[0]["text"]
+    return found[0]["id"], found[0]["text"]
+
+
+def load_tree(store: TraceStore, question: str) -> Node:
+    """The tree of one root question, by its id or an unambiguous beginning of it.
+
+    Raises:
+        UsageError: no such trajectory, or several.
+    """
+    root_id, text = find_question(store, question)
     nodes = {"": Node("", text)}
     asked: dict[str, SubQuestion] = {}
     calls = store.select(

@@ -15,6 +15,7 @@ from graphs.state import AmplifyContext, Limits
 from graphs.systems import Amplified, Asked, Direct, System, answer_all, refuse_outage, task_context
 from graphs.tree import load_tree
 from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
+from reflux.freely import How, ask_freely, tell
 from reflux.progress import ProgressView
 from reflux.show import escape, score_text, tree_view
 from reflux.tasks import task_named
@@ -53,13 +54,38 @@ def ask(
     run: RunDir = RUNS / "demo",
     task: TaskName = None,
     model: Model = None,
+    overseer: Annotated[
+        str | None,
+        typer.Option(
+            "--overseer", help="Any question, by this H: model, person, reviewed or plain."
+        ),
+    ] = None,
+    tool: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tool", help="A tool for copies: calculator, python, documents:FOLDER, mcp:COMMAND."
+        ),
+    ] = None,
     depth: Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)] = 1,
     calls: Annotated[int, typer.Option(help="Model calls at the most.", min=0)] = 1000,
+    tokens: Annotated[int, typer.Option(help="Tokens at the most.", min=0)] = 1_000_000,
+    seconds: Annotated[float | None, typer.Option(help="Seconds at the most.", min=0)] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one free answer.", min=1)] = 256,
     as_json: Json = False,
 ) -> None:
     """One question through the amplified system; prints the tree."""
     folder = RunFolder(run)
-    run_async(_ask(folder, question, task_of(folder, task), model, depth, calls, as_json))
+    if overseer is not None:
+        if task is not None:
+            raise UsageError("--overseer asks any question and --task one of a task: leave one out")
+        opened, x = open_run(folder, model)
+        how = How(overseer, x, tuple(tool or ()), depth, calls, tokens, seconds, max_tokens)
+        tell(folder, run_async(ask_freely(folder, opened, question, how)), as_json)
+        return
+    if tool:
+        raise UsageError("--tool needs --overseer: a task's copies have no tools")
+    limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
+    run_async(_ask(folder, question, task_of(folder, task), model, limits, as_json))
 
 
 async def _ask(
@@ -67,17 +93,14 @@ async def _ask(
     text: str,
     task_name: str,
     model: str | None,
-    depth: int,
-    calls: int,
+    limits: Limits,
     as_json: bool,
 ) -> None:
     task = task_named(task_name)
     question = task.from_user(text)
     opened, x = open_run(folder, model)
     async with opened:
-        context = task_context(
-            AmplifyContext(opened.caller, x, (), limits=Limits(depth=depth, calls=calls)), task
-        )
+        context = task_context(AmplifyContext(opened.caller, x, (), limits=limits), task)
         if (reason := screened(begin(question, "", context), context)) is not None:
             raise UsageError(f"{reason}; ask another")
         # Every asking is a trajectory of its own, whatever was asked before.

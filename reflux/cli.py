@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from agents.errors import RefluxError, of_system
-from reflux import ask, look, rounds
+from reflux import ask, freely, look, rounds
 from reflux.app import drop_output
 
 INTERRUPTED = 130
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(rounds.demo)
 app.command()(ask.ask)
+app.command()(freely.reply)
 app.command()(rounds.init)
 app.command("run")(rounds.run)
 app.command()(rounds.distill)

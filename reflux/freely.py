@@ -1,0 +1,217 @@
+"""Any question, not only a task's: `reflux ask --overseer …`, and `reflux reply` for those that
+wait for a person."""
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+
+from agents.errors import RefluxError, UsageError
+from finetune.run_folder import OpenRun, RunFolder
+from graphs.amplify import begin, screened
+from graphs.events import Event
+from graphs.patient import Patient, Progressed, open_patient
+from graphs.state import AmplifyContext, Limits
+from graphs.systems import Asked
+from graphs.tree import Node, find_question, load_tree
+from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
+from reflux.overseers import overseer_named
+from reflux.persons import converse, form_view, step_of
+from reflux.show import escape, tree_view
+from reflux.tools import open_tools
+
+
+@dataclass(frozen=True)
+class How:
+    """How a free question is asked; kept with it, so that a reply goes on in the same way."""
+
+    overseer: str
+    model: str
+    tools: tuple[str, ...] = ()
+    depth: int = 1
+    calls: int = 1000
+    tokens: int = 1_000_000
+    seconds: float | None = None
+    max_tokens: int = 256
+
+    def limits(self) -> Limits:
+        """The caps of the question."""
+        return Limits(depth=self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
+
+
+class Meter:
+    """Shows what is spent while the tree grows."""
+
+    def __init__(self, how: How, show: Callable[[str], None]) -> None:
+        self._how = how
+        self._show = show
+        self._count: Counter[str] = Counter()
+
+    def __call__(self, event: Event) -> None:
+        """Hear of one event."""
+        self._count[event["event"]] += 1
+        if event["event"] != "called":
+            return
+        self._count["tokens"] += event["tokens"]
+        left = "".join(f", {value:.0f} {name} left" for name, value in event["left"].items())
+        self._show(
+            f"{self._count['called']}/{self._how.calls} calls, {self._count['tokens']}"
+            f"/{self._how.tokens} tokens, {self._count['asked']} sub-questions{left}"
+        )
+
+
+@dataclass(frozen=True)
+class Told:
+    """How far a question came, and how it was asked."""
+
+    trajectory: str
+    how: How
+    progressed: Progressed
+    tree: Node
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        outcome = self.progressed.outcome
+        waiting = [asdict(pending) for pending in self.progressed.pending]
+        return {
+            "trajectory": self.trajectory,
+            "overseer": self.how.overseer,
+            "model": self.how.model,
+            "answer": outcome["answer"] if outcome else None,
+            "status": outcome["status"] if outcome else "waiting",
+            "error": outcome["error"] if outcome else None,
+            "spent": outcome["spent"] if outcome else None,
+            "pending": waiting,
+            "tree": self.tree.to_json(),
+        }
+
+
+async def ask_freely(folder: RunFolder, opened: OpenRun, text: str, how: How) -> Told:
+    """Ask, and let persons in the terminal reply where H defers to them."""
+    asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", "", "asked")
+    question_id = asked.question_id(text)
+    async with opened:
+        store = opened.store
+        await store.add_question({"id": question_id, "text": text, **vars(asked)})
+        await store.add_judgement(question_id, "", "how", None, asdict(how), key="0")
+        return await go_on(
+            folder, opened, question_id, text, how, lambda patient: patient.ask(text, question_id)
+        )
+
+
+async def go_on(
+    folder: RunFolder,
+    opened: OpenRun,
+    question_id: str,
+    text: str,
+    how: How,
+    first: Callable[[Patient], Awaitable[Progressed]],
+) -> Told:
+    """Do what comes `first`, then hear persons, and tell how far the question came."""
+    async with AsyncExitStack() as stack:
+        granted = {"answer": list(how.tools)} if how.tools else {}
+        grants = await stack.enter_async_context(open_tools(granted))
+        with ERR.status("asking") as status:
+            context = AmplifyContext(
+                opened.caller,
+                how.model,
+                (overseer_named(how.overseer),),
+                limits=how.limits(),
+                max_tokens=how.max_tokens,
+                grants=grants,
+                emit=Meter(how, status.update),
+            )
+            if (reason := screened(begin(text, "", context), context)) is not None:
+                raise UsageError(f"{reason}; ask another")
+            path = folder.checkpoints_path
+            patient = await stack.enter_async_context(open_patient(context, path))
+            progressed = await first(patient)
+        progressed = await converse(patient, question_id, progressed)
+    return Told(question_id, how, progressed, load_tree(opened.store, question_id))
+
+
+def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
+    """Print the tree and the answer, or what still waits.
+
+    Raises:
+        RefluxError: it ended without an accepted answer.
+    """
+    outcome = told.progressed.outcome
+    if as_json:
+        emit(told.to_json())
+    elif outcome is None:
+        OUT.print(tree_view(told.tree))
+        for pending in told.progressed.pending:
+            OUT.print(form_view(pending))
+        OUT.print(
+            f"{len(told.progressed.pending)} wait for a person: reflux reply {told.trajectory} "
+            f'"answer: …" --run {folder.path}',
+            soft_wrap=True,
+            highlight=False,
+        )
+    else:
+        OUT.print(tree_view(told.tree))
+        spent, answer = outcome["spent"], outcome["answer"]
+        OUT.print(
+            f"\n[bold]{escape(answer) if answer is not None else 'no answer'}[/]   "
+            f"{outcome['status']}, H = {told.how.overseer}, X = {told.how.model}, "
+            f"{spent['calls']} calls, {spent['tokens']} tokens, trajectory {told.trajectory}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if outcome is not None and outcome["status"] != "ok":
+        raise RefluxError(f"no accepted answer ({outcome['status']}: {outcome['error']})")
+
+
+def reply(
+    trajectory: Annotated[str, typer.Argument(help="Id of the question that waits.")],
+    words: Annotated[
+        str, typer.Argument(help="`answer: TEXT`, `approve`, `pass`, or sub-questions.")
+    ] = "",
+    to: Annotated[
+        str | None, typer.Option("--to", help="Which of those that wait; the first by default.")
+    ] = None,
+    run: RunDir = RUNS / "demo",
+    as_json: Json = False,
+) -> None:
+    """Answer for a person where a question waits for one, today or days later."""
+    folder = open_existing(run)
+    tell(folder, run_async(_reply(folder, trajectory, words, to)), as_json)
+
+
+async def _reply(folder: RunFolder, trajectory: str, words: str, to: str | None) -> Told:
+    from reflux.ask import open_run
+
+    store = folder.store()
+    try:
+        question_id, text = find_question(store, trajectory)
+        found = list(
+            store.select(
+                "SELECT detail FROM judgements WHERE question=? AND kind='how'", (question_id,)
+            )
+        )
+    finally:
+        store.close()
+    if not found:
+        raise UsageError(f"{question_id} was not asked with --overseer, so it waits for nobody")
+    settings = json.loads(found[0]["detail"])
+    how = How(**{**settings, "tools": tuple(settings["tools"])})
+    opened, _ = open_run(folder, how.model)
+
+    async def first(patient: Patient) -> Progressed:
+        progressed = await patient.look(question_id)
+        if not words:
+            return progressed
+        if not progressed.pending:
+            raise UsageError(
+                f"{question_id} waits for nobody; see `reflux traces show {question_id}`"
+            )
+        return await patient.reply(question_id, {to or progressed.pending[0].id: step_of(words)})
+
+    async with opened:
+        return await go_on(folder, opened, question_id, text, how, first)

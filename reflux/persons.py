@@ -1,0 +1,87 @@
+"""Persons in the terminal: what waits for them is shown, and what they write becomes a step."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.panel import Panel
+
+from agents.errors import UsageError
+from graphs.patient import Patient, Pending, Progressed
+from reflux.app import ERR
+from reflux.show import escape
+
+HELP = (
+    "Reply with `answer: TEXT`, `approve` where a step is proposed, `pass` to leave it to X, or "
+    "one sub-question a line and an empty line at the end. Ctrl-D leaves it waiting."
+)
+
+
+def step_of(reply: str) -> dict[str, Any]:
+    """A person's words as a step: see `HELP`.
+
+    Raises:
+        UsageError: there are none.
+    """
+    text = reply.strip()
+    if not text:
+        raise UsageError(f"an empty reply is no step. {HELP}")
+    if text in ("approve", "pass"):
+        return {"kind": "approve"} if text == "approve" else {"kind": "ask", "subquestions": []}
+    if text.startswith("answer:"):
+        return {"kind": "answer", "text": text.removeprefix("answer:").strip()}
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return {"kind": "ask", "subquestions": [{"text": line, "needs": []} for line in lines]}
+
+
+def form_view(pending: Pending) -> Panel:
+    """What a person is shown."""
+    form = pending.form
+    lines = [f"[bold]{escape(str(form.get('question', dict(form))))}[/]"]
+    for said in form.get("transcript", ()):
+        lines.append(f"  {escape(said['question'])} → {escape(str(said['answer']))}")
+    if (proposal := form.get("proposal")) is not None:
+        lines.append(f"proposed: {escape(proposal_text(proposal))}")
+    where = pending.path or "the question itself"
+    return Panel("\n".join(lines), title=where, title_align="left", subtitle=pending.id)
+
+
+def proposal_text(step: Mapping[str, Any]) -> str:
+    """A step in one line."""
+    if step["kind"] == "answer":
+        return f"answer: {step['text']}"
+    asked = [s["text"] for s in step.get("subquestions", ())]
+    return f"ask: {' | '.join(asked)}" if asked else "pass"
+
+
+async def converse(patient: Patient, question_id: str, progressed: Progressed) -> Progressed:
+    """Show what waits and take replies from the terminal, until nothing waits or the person leaves.
+
+    Where stdin is no terminal, nothing is asked.
+    """
+    while progressed.pending and sys.stdin is not None and sys.stdin.isatty():
+        first = progressed.pending[0]
+        ERR.print(form_view(first))
+        ERR.print(HELP, highlight=False)
+        try:
+            reply = step_of(_read())
+        except EOFError:
+            break
+        except UsageError as error:
+            ERR.print(str(error), highlight=False)
+            continue
+        if reply["kind"] == "approve" and "proposal" not in first.form:
+            ERR.print("there is no proposal to approve", highlight=False)
+            continue
+        progressed = await patient.reply(question_id, {first.id: reply})
+    return progressed
+
+
+def _read() -> str:
+    first = input("> ")
+    if first.strip() in ("", "approve", "pass") or first.startswith("answer:"):
+        return first
+    lines = [first]
+    while line := input("… "):
+        lines.append(line)
+    return "\n".join(lines)
