@@ -86,7 +86,7 @@ def test_traces_are_listed_shown_and_exported(recorded: Path, tmp_path: Path) ->
         (("ask", "", "--run", "x"), 2, "304+517"),
         (("ask", "1+1", "--task", "poetry", "--run", "x"), 2, "addition"),
         (("run", "--config", "missing.yaml", "--run", "x"), 2, "no config"),
-        (("students", "promote", "student-r9", "--run", "x"), 2, "student-r9"),
+        (("students", "promote", "student-r9", "--run", "x"), 2, "holds no run"),
         (("eval", "--systems", "student-r9", "--run", "x", "--limit", "2"), 2, "student-r9"),
         (("distill", "--data", "missing.jsonl", "--run", "x"), 2, "no file"),
         (("eval", "--limit", "0"), 2, "limit"),
