@@ -21,8 +21,15 @@ HELD_OUT_SHARE = 0.2
 class Task(Protocol):
     """What Reflux needs to know of a task. One file each, in `reflux/tasks/`."""
 
-    name: str
-    system_prompt: str
+    @property
+    def name(self) -> str:
+        """Recorded with each question, and part of what is held out."""
+        ...
+
+    @property
+    def system_prompt(self) -> str:
+        """What stands before every question."""
+        ...
 
     def overseers(self) -> Sequence[Overseer]:
         """H, once for each decomposition that it knows; retries go through them in turn."""
@@ -37,7 +44,7 @@ class Task(Protocol):
         ...
 
     def primitives(self) -> Sequence[str]:
-        """Questions that H answers itself. They are exempt from the hold-out."""
+        """Questions that H answers itself, maybe none. They are exempt from the hold-out."""
         ...
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
