@@ -49,13 +49,17 @@ class Desk(Protocol):
         """
         ...
 
-    def member(self, index: int) -> "Desk":
-        """A place of its own at this desk, so that several may ask side by side."""
+    def members(self, count: int) -> Sequence["Desk"]:
+        """Places for `count` who ask side by side, each with a share of what is left here."""
         ...
 
 
 class Seated(Protocol):
-    """An overseer that asks models: before each step it is given the desk to ask at."""
+    """An overseer that asks models: before each step it is given the desk to ask at.
+
+    One with a `reserve: Budget` has so much kept back for its later steps wherever its
+    sub-questions share what is left.
+    """
 
     name: str
 

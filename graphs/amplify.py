@@ -15,7 +15,8 @@ Failures are values: a failed subtask returns an error record and its siblings g
 # pyright: reportMissingTypeStubs=false
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from langgraph.types import Send, interrupt
 
 from agents.budget import Budget
 from agents.errors import EndpointError, RefluxError
+from agents.overseer import Overseer, Seated
 from agents.screen import redact
 from agents.types import (
     Answer,
@@ -37,12 +39,14 @@ from agents.types import (
     step_from_json,
     step_to_json,
 )
+from graphs.desk import StepDesk, reserve_of, seated
 from graphs.leaf import answer_directly
 from graphs.state import (
     NOTHING_SPENT,
     AmplifyContext,
     AmplifyState,
     Outcome,
+    Spent,
     SubResult,
     SubTask,
     best_proposal,
@@ -131,43 +135,70 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     context = _context(runtime)
     if state["step"] >= context.limits.steps:
         return {"error": f"no answer after {context.limits.steps} steps"}
-    try:
-        step = await take_step(state, context)
-    except GraphBubbleUp:
-        raise
-    except EndpointError as failure:
-        return {"error": str(failure)}
-    except RefluxError:
-        raise
-    except Exception as failure:  # noqa: BLE001 - H is the user's code: its failures are values
-        return {"error": f"the overseer failed: {type(failure).__name__}: {failure}"}
-    advance: Update = {"step": state["step"] + 1, "first_step": None}
+    given = state["first_step"]
+    taken = Taken(step_from_json(given)) if given else await take_step(state, context)
+    spent = plus(state["spent"], taken.spent)
+    if taken.step is None:
+        return {"error": taken.error, "spent": spent}
+    step = taken.step
+    advance: Update = {"step": state["step"] + 1, "first_step": None, "spent": spent}
     if isinstance(step, Answer):
         return {**advance, "proposal": context.normalise(step.text)}
     if isinstance(step, Defer):
         return {**advance, "error": DEFERRED_AGAIN}
+    state = {**state, "spent": spent}
     if not step.subquestions or state["depth"] >= context.limits.depth:
         return {**advance, **await leave_to_x(state, context)}
     return {**advance, **ask_batch(state, context, step)}
 
 
-async def take_step(state: AmplifyState, context: AmplifyContext) -> Step:
-    """H's next step, recorded; a person's where H defers."""
-    overseer = context.overseers[state["attempt"] % len(context.overseers)]
+@dataclass(frozen=True)
+class Taken:
+    """A step of H, or why there is none, and what it cost."""
+
+    step: Step | None
+    spent: Spent = field(default_factory=lambda: NOTHING_SPENT)
+    error: str | None = None
+
+
+async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
+    """H's next step, recorded; a person's where H defers. What H's code raises is a value."""
+    overseer = overseer_of(state, context)
     key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
-    given = state["first_step"]
-    if given is not None:
-        return step_from_json(given)
+    given = Budget(state["calls"], state["tokens"])
+    left = given.minus(state["spent"]["calls"], state["spent"]["tokens"])
+    desk = StepDesk(context, key, _tries(state, context), left)
     transcript = [Exchange(**said) for said in state["transcript"]]
     may_ask = state["depth"] < context.limits.depth
-    step = await overseer.act(state["question"], transcript, may_ask)
-    if isinstance(step, Defer):
-        row = context.caller.store.find_call(key)
-        form = {"path": state["path"], "form": dict(step.form)}
-        step = step_from_json(json.loads(row["completion"]) if row else interrupt(form))
-    step = await context.caller.step(key, overseer.name, step)
+    try:
+        step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
+        if isinstance(step, Defer):
+            row = context.caller.store.find_call(key)
+            form = {"path": state["path"], "form": dict(step.form)}
+            said = json.loads(row["completion"]) if row else interrupt(form)
+            step = step_from_json(approved(said, step.form))
+        step = await context.caller.step(key, overseer.name, step)
+    except GraphBubbleUp:
+        raise
+    except EndpointError as failure:
+        return Taken(None, desk.spent, str(failure))
+    except RefluxError:
+        raise
+    except Exception as failure:  # noqa: BLE001 - H is the user's code: its failures are values
+        reason = f"the overseer failed: {type(failure).__name__}: {failure}"
+        return Taken(None, desk.spent, reason)
     context.emit({"event": "step", "path": state["path"], "step": step_to_json(step)})
-    return step
+    return Taken(step, desk.spent)
+
+
+def overseer_of(state: AmplifyState, context: AmplifyContext) -> Overseer | Seated:
+    """H of this attempt."""
+    return context.overseers[state["attempt"] % len(context.overseers)]
+
+
+def approved(said: Mapping[str, Any], form: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A person's step: the proposal of the form where it is approved as it stands."""
+    return form["proposal"] if said["kind"] == "approve" else said
 
 
 def _tries(state: AmplifyState, context: AmplifyContext) -> int:
@@ -185,8 +216,8 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
         path=state["path"],
         retries=_tries(state, context),
         step=state["step"],
-        calls=state["calls"] - state["spent"]["calls"],
-        tokens=state["tokens"] - state["spent"]["tokens"],
+        calls=max(0, state["calls"] - state["spent"]["calls"]),
+        tokens=max(0, state["tokens"] - state["spent"]["tokens"]),
     )
     return {
         "proposal": outcome["answer"],
@@ -205,8 +236,9 @@ def ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
         }
     if any(not 0 <= need < index for index, s in enumerate(asked) for need in s.needs):
         return {"error": "a sub-question may need only those before it in its batch"}
+    reserve = reserve_of(overseer_of(state, context))
     left = Budget(state["calls"], state["tokens"]).minus(
-        state["spent"]["calls"], state["spent"]["tokens"]
+        state["spent"]["calls"] + reserve.calls, state["spent"]["tokens"] + reserve.tokens
     )
     shares = left.split(len(asked))
     tried = _tries(state, context)
@@ -215,6 +247,7 @@ def ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
             {
                 "text": s.text,
                 "needs": list(s.needs),
+                "to": s.to,
                 "calls": share.calls,
                 "tokens": share.tokens,
                 "retries": tried,
@@ -260,6 +293,7 @@ def _subtask(
         "retries": asked["retries"],
         "calls": asked["calls"],
         "tokens": asked["tokens"],
+        "to": asked["to"],
         "blocked": blocked,
     }
 
@@ -287,41 +321,45 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
     reason = task["blocked"] or screened(state, context)
     if reason is not None:
         return await _refuse(state, context, reason)
-    try:
-        step = await take_step(state, context)
-    except GraphBubbleUp:
-        raise
-    except EndpointError as failure:
-        return await _refuse(state, context, str(failure))
-    except RefluxError:
-        raise
-    except Exception as failure:  # noqa: BLE001 - H is the user's code: its failures are values
-        reason = f"the overseer failed: {type(failure).__name__}: {failure}"
-        return await _refuse(state, context, reason)
+    if task["to"]:
+        return await _answered(task, context, NOTHING_SPENT)
+    taken = await take_step(state, context)
+    step, spent = taken.step, taken.spent
+    if step is None:
+        return await _refuse(state, context, taken.error or "no step", spent)
     if isinstance(step, Answer):
         answer = context.normalise(step.text)
-        return {"answer": answer, "status": "ok", "error": None, "spent": NOTHING_SPENT}
+        return {"answer": answer, "status": "ok", "error": None, "spent": spent}
     if isinstance(step, Defer):
-        return await _refuse(state, context, DEFERRED_AGAIN)
+        return await _refuse(state, context, DEFERRED_AGAIN, spent)
     if step.subquestions and state["depth"] < context.limits.depth:
         deeper = await _level().ainvoke(
-            {**state, "first_step": step_to_json(step)}, context=context
+            {**state, "first_step": step_to_json(step), "spent": spent}, context=context
         )
         return deeper["outcome"]
-    return await answer_directly(
+    return await _answered(task, context, spent)
+
+
+async def _answered(task: SubTask, context: AmplifyContext, spent: Spent) -> Outcome:
+    """Whoever is to answer answers, with what H has left of the share."""
+    outcome = await answer_directly(
         context,
         question=task["text"],
         question_id=task["question_id"],
         path=task["path"],
-        calls=task["calls"],
-        tokens=task["tokens"],
+        calls=max(0, task["calls"] - spent["calls"]),
+        tokens=max(0, task["tokens"] - spent["tokens"]),
         retries=task["retries"],
+        to=task["to"],
     )
+    return {**outcome, "spent": plus(spent, outcome["spent"])}
 
 
-async def _refuse(state: AmplifyState, context: AmplifyContext, reason: str) -> Outcome:
-    """A sub-question that failed before anything was asked; it is recorded all the same."""
-    outcome = failed_outcome(reason)
+async def _refuse(
+    state: AmplifyState, context: AmplifyContext, reason: str, spent: Spent = NOTHING_SPENT
+) -> Outcome:
+    """A sub-question that failed before a copy was asked; it is recorded all the same."""
+    outcome: Outcome = {**failed_outcome(reason), "spent": spent}
     await _record(state, context, outcome)
     return outcome
 
@@ -364,7 +402,8 @@ async def check(state: AmplifyState, runtime: Ran) -> Update:
         if verdict.ok:
             return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}
     proposals = state["proposals"] + ([proposal] if proposal is not None else [])
-    broke = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
+    used_up = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
+    broke = used_up or context.purse.lacks is not None
     if broke or state["attempt"] + 1 >= context.limits.attempts:
         best = best_proposal(proposals)
         status = "over_budget" if broke else "rejected" if best is not None else "failed"

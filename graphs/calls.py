@@ -4,12 +4,16 @@ The call log is the one way to resume: the same key with the same request replay
 answer, another request under the same key is an error.
 """
 
+import hashlib
 import json
 import sqlite3
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
 
 from agents.errors import EndpointError, ReplayError
 from agents.screen import redact
+from agents.tools import ToolReply
 from agents.types import (
     Answer,
     Ask,
@@ -18,6 +22,7 @@ from agents.types import (
     Completion,
     Step,
     TokenLogprob,
+    ToolCall,
     step_to_json,
 )
 from graphs.traces import CallKey, TraceStore
@@ -67,9 +72,39 @@ class Caller:
             await self.store.add_call(key, asked | _reply(failed) | {"error": redact(str(error))})
             raise
         self.outage = None
-        reply = replace(reply, text=redact(reply.text))
+        wishes = tuple(replace(c, arguments=redact(c.arguments)) for c in reply.tool_calls)
+        reply = replace(reply, text=redact(reply.text), tool_calls=wishes)
         await self.store.add_call(key, asked | _reply(reply))
         return reply
+
+    async def tool(
+        self, key: CallKey, name: str, arguments: str, work: Callable[[], Awaitable[ToolReply]]
+    ) -> ToolReply:
+        """Have a tool do its work, once: what it replied is recorded, and replayed.
+
+        Raises:
+            ReplayError: the log holds another wish under this key.
+        """
+        arguments = redact(arguments)
+        digest = hashlib.sha256(json.dumps([name, arguments]).encode()).hexdigest()[:32]
+        if (row := self.store.find_call(key)) is not None:
+            if row["request_digest"] != digest:
+                raise ReplayError(
+                    f"the tool call {key} was recorded with other arguments than {name}("
+                    f"{arguments[:80]}): the model, prompt or tools changed; use a new --run"
+                )
+            return ToolReply(row["completion"], row["finish_reason"] != "refused")
+        begun = time.perf_counter()
+        said = await work()
+        said = ToolReply(redact(said.text), said.ok)
+        done = Completion(
+            said.text,
+            seconds=time.perf_counter() - begun,
+            finish_reason="stop" if said.ok else "refused",
+        )
+        made = {"kind": "tool", "model": name, "request_digest": digest, "messages": arguments}
+        await self.store.add_call(key, made | _reply(done))
+        return said
 
     async def step(self, key: CallKey, overseer: str, step: Step) -> Step:
         """Record a step that H took without a model, and return it as recorded: redacted.
@@ -113,6 +148,9 @@ def _reply(reply: Completion) -> dict[str, object]:
         "seconds": reply.seconds,
         "cached": int(reply.cached),
         "retries": json.dumps(reply.retries) if reply.retries else None,
+        "tool_calls": json.dumps([[c.id, c.name, c.arguments] for c in reply.tool_calls])
+        if reply.tool_calls
+        else None,
     }
 
 
@@ -131,4 +169,5 @@ def completion_of(row: sqlite3.Row) -> Completion:
         ),
         retries=tuple(json.loads(row["retries"])) if row["retries"] else (),
         cached=bool(row["cached"]),
+        tool_calls=tuple(ToolCall(*call) for call in json.loads(row["tool_calls"] or "[]")),
     )

@@ -1,14 +1,25 @@
-"""A sub-question that X answers directly: one call, or a vote where the first call is in doubt.
+"""A question that is answered directly: one call, or a vote where the first call is in doubt.
 
 One function call inside `subtask`; no graph runs for a leaf.
 """
 
 from typing import Any
 
+from agents.budget import Budget
 from agents.errors import EndpointError
-from agents.types import ChatRequest, Completion, Sampling
-from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, Status, plus
-from graphs.traces import CallKey
+from agents.types import Completion
+from graphs.copies import PLAIN, Place, answer_by_tool, ask_copy
+from graphs.experts import Expert
+from graphs.panel import answer_by_panel
+from graphs.state import (
+    NOTHING_SPENT,
+    AmplifyContext,
+    Outcome,
+    Spent,
+    Status,
+    failed_outcome,
+    plus,
+)
 from graphs.voting import Vote, settled, tally, winner
 
 
@@ -22,47 +33,58 @@ async def answer_directly(
     tokens: int,
     retries: int = 0,
     step: int = 0,
+    to: str = "",
 ) -> Outcome:
-    """Ask X, and ask again while the check or the log-probability leaves doubt.
+    """Have one question answered without H: by a copy of X, an expert, all of them, or a tool.
 
-    The first vote is greedy unless this is a retry; every other is sampled with a seed of its
-    own. `calls` and `tokens` are the most it may spend.
+    `calls` and `tokens` are the most it may spend; `to` is as in `SubQuestion`.
+    """
+    place = Place(question, question_id, path, step, retries)
+    if to.startswith("tool:"):
+        return await answer_by_tool(context, place, to.removeprefix("tool:"))
+    given = Budget(calls, tokens)
+    if to == "experts" or (not to and context.everyone):
+        return await answer_by_panel(context, place, given, tuple(context.experts))
+    if not to:
+        return await answer_by_votes(context, place, given)
+    expert = next((e for e in context.experts if f"expert:{e.name}" == to), None)
+    if expert is None:
+        there = ", ".join(f"expert:{e.name}" for e in context.experts) or "no expert"
+        return failed_outcome(f"H asked {to!r}, whom nobody knows; there is {there}")
+    return await answer_by_votes(context, place, given, expert)
+
+
+async def answer_by_votes(
+    context: AmplifyContext, place: Place, given: Budget, expert: Expert = PLAIN
+) -> Outcome:
+    """Ask copies, and ask again while the check or the log-probability leaves doubt.
+
+    The first vote is greedy unless this is a retry; every other is sampled with a seed of its own.
     """
     votes: list[Vote] = []
     spent: Spent = NOTHING_SPENT
     status: Status | None = None
     error: str | None = None
     while not settled(votes, context.votes):
-        if spent["calls"] >= calls or spent["tokens"] >= tokens:
-            status = "over_budget"
+        left = given.minus(spent["calls"], spent["tokens"])
+        lacking = context.purse.lacks
+        if left.empty or lacking:
+            status, error = "over_budget", lacking and f"no {lacking} left"
             break
-        number = retries * context.votes.most + len(votes)
-        request = ChatRequest(
-            context.model,
-            context.prompt(question),
-            Sampling(
-                temperature=context.votes.temperature if number else 0.0,
-                max_tokens=min(context.answer_tokens(question), tokens - spent["tokens"]),
-                top_logprobs=context.top_logprobs,
-                seed=context.seed + number,
-                stop=context.stop,
-            ),
-            vote=number,
-        )
-        key = CallKey(question_id, path, "answer", step, retries, number)
+        number = place.retries * context.votes.most + len(votes)
         try:
-            reply = await context.caller.ask(key, request)
+            reply = await ask_copy(context, place, number, left, expert)
         except EndpointError as failure:
             status, error = "failed", str(failure)
             break
-        spent = plus(spent, {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens})
-        votes.append(_vote(context, question, reply))
+        spent = plus(spent, reply.spent)
+        votes.append(_vote(context, place.question, reply.completion))
     chosen = winner(votes)
     answer = chosen.text if chosen else None
     if status is None:
         status = "ok" if chosen and chosen.ok else "rejected"
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": spent}
-    await _judge(context, question, question_id, path, f"{step}.{retries}", votes, outcome)
+    await _judge(context, place, votes, outcome)
     return outcome
 
 
@@ -72,16 +94,10 @@ def _vote(context: AmplifyContext, question: str, reply: Completion) -> Vote:
 
 
 async def _judge(
-    context: AmplifyContext,
-    question: str,
-    question_id: str,
-    path: str,
-    key: str,
-    votes: list[Vote],
-    outcome: Outcome,
+    context: AmplifyContext, place: Place, votes: list[Vote], outcome: Outcome
 ) -> None:
     detail: dict[str, Any] = {
-        "question": question,
+        "question": place.question,
         "answer": outcome["answer"],
         "status": outcome["status"],
         "error": outcome["error"],
@@ -89,6 +105,8 @@ async def _judge(
         "refused": sum(not vote.ok for vote in votes),
         "tally": tally(votes),
     }
-    ok = outcome["status"] == "ok"
-    await context.caller.store.add_judgement(question_id, path, "leaf", ok, detail, key=key)
-    context.emit({"event": "answered", "path": path, "leaf": True, **detail})
+    ok, key = outcome["status"] == "ok", f"{place.step}.{place.retries}"
+    await context.caller.store.add_judgement(
+        place.question_id, place.path, "leaf", ok, detail, key=key
+    )
+    context.emit({"event": "answered", "path": place.path, "leaf": True, **detail})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from agents.budget import Budget
 from agents.types import Answer, Exchange, SubQuestion
+from graphs.desk import StepDesk, reserve_of, seated
 from graphs.leaf import answer_directly
 from graphs.state import (
     NOTHING_SPENT,
@@ -18,6 +19,7 @@ from graphs.state import (
     plus,
     tries,
 )
+from graphs.traces import CallKey
 
 
 async def amplify_reference(
@@ -78,10 +80,16 @@ async def _attempt(
     tried = tries(retries, attempt, depth, context.limits)
     for step_number in range(context.limits.steps):
         first_below_root = path != "" and attempt == 0 and step_number == 0
+        left = budget.minus(spent["calls"], spent["tokens"])
+        key = CallKey(question_id, path, "overseer", step_number, attempt)
+        desk = StepDesk(context, key, tried, left)
         try:
-            step = await overseer.act(question, transcript, may_ask)
+            step = await seated(overseer, desk).act(question, transcript, may_ask)
         except Exception:  # noqa: BLE001 - as in the graph, H's failures are values
-            return None, spent, failed_outcome("the overseer failed") if first_below_root else None
+            spent = plus(spent, desk.spent)
+            failure: Outcome = {**failed_outcome("the overseer failed"), "spent": spent}
+            return None, spent, failure if first_below_root else None
+        spent = plus(spent, desk.spent)
         if isinstance(step, Answer):
             text = context.normalise(step.text)
             ok: Outcome = {"answer": text, "status": "ok", "error": None, "spent": spent}
@@ -95,11 +103,13 @@ async def _attempt(
                 step=0 if first_below_root else step_number,
             )  # fmt: skip
             spent = plus(spent, leaf["spent"])
-            return leaf["answer"], spent, leaf if first_below_root else None
+            whole: Outcome = {**leaf, "spent": spent}
+            return leaf["answer"], spent, whole if first_below_root else None
         if len(asked) > context.limits.fanout or _needs_later_ones(asked):
             return None, spent, None
         outcomes: list[Outcome] = []
-        for index, share in enumerate(left.split(len(asked))):
+        kept = reserve_of(overseer)
+        for index, share in enumerate(left.minus(kept.calls, kept.tokens).split(len(asked))):
             failed = [n for n in asked[index].needs if outcomes[n]["answer"] is None]
             answers = {n: outcomes[n]["answer"] or "" for n in asked[index].needs}
             text = asked[index].filled(answers)

@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict
 
 from agents.checker import Checker, RuleChecker
-from agents.overseer import Overseer
+from agents.overseer import Overseer, Seated
 from agents.prompts import answer_prompt
+from agents.purse import Purse
+from agents.tools import Grants, Tool
+from agents.types import Turn
 from graphs.calls import Caller
+from graphs.experts import Combiner, Expert, Vote
 from graphs.voting import VotePolicy
 
 Status = Literal["ok", "rejected", "over_budget", "failed"]
@@ -37,6 +41,12 @@ class Limits:
     """Prompt and completion tokens below the root."""
     question_chars: int = 100_000
     """Length of a question."""
+    tool_turns: int = 4
+    """Replies of one copy that may ask for tools; after them it must answer."""
+    seconds: float | None = None
+    """Of one root question, from its start; None for no limit. Time decides what it cuts off."""
+    money: float | None = None
+    """Of one root question, in the currency of the prices; None for no limit."""
 
 
 def tries(above: int, attempt: int, depth: int, limits: Limits) -> int:
@@ -59,7 +69,7 @@ class AmplifyContext:
     caller: Caller
     model: str
     """The name of X."""
-    overseers: Sequence[Overseer]
+    overseers: Sequence[Overseer | Seated]
     """H; on attempt i the one at position i modulo their number: another decomposition."""
     checker: Checker = field(default_factory=lambda: RuleChecker({}))
     limits: Limits = field(default_factory=Limits)
@@ -74,6 +84,18 @@ class AmplifyContext:
     """Brings equal answers to equal text."""
     canonical: Callable[[str], str] = str.strip
     """Brings equal questions to equal text; a question that equals an ancestor is refused."""
+    tools: Mapping[str, Tool] = field(default_factory=dict[str, Tool])
+    """Tools that H may ask, by name: `SubQuestion(text, to="tool:NAME")`."""
+    grants: Grants = field(default_factory=dict[str, Sequence[Tool]])
+    """Tools that a model may call, by its role; none by default."""
+    experts: Sequence[Expert] = ()
+    """Who may be asked by name, `to="expert:NAME"`, or all together, `to="experts"`."""
+    everyone: bool = False
+    """All experts answer whatever H leaves to X."""
+    combiner: Combiner = field(default_factory=Vote)
+    """Makes one answer of what several experts say."""
+    purse: Purse = field(default_factory=Purse)
+    """Seconds and money of the question, and of its run."""
     emit: Callable[[Mapping[str, Any]], None] = silent
     """Hears of every event of the growing tree; by default they leave by the graph's stream
     of mode `custom`."""
@@ -82,9 +104,9 @@ class AmplifyContext:
         """Tokens that the answer to a question may take."""
         return self.max_tokens if isinstance(self.max_tokens, int) else self.max_tokens(question)
 
-    def prompt(self, question: str) -> tuple[tuple[str, str], ...]:
+    def prompt(self, question: str, persona: str = "") -> tuple[Turn, ...]:
         """The messages that ask one copy one question."""
-        return answer_prompt(question, self.system_prompt)
+        return answer_prompt(question, persona or self.system_prompt)
 
 
 class Spent(TypedDict):
@@ -141,6 +163,8 @@ class SubTask(TypedDict):
     retries: int
     calls: int
     tokens: int
+    to: str
+    """Who is to answer; see `SubQuestion.to`."""
     blocked: str | None
     """Why it cannot be asked: a sub-question that it needs has failed."""
 

@@ -59,11 +59,12 @@ class Amplified:
             UsageError: H deferred to a person, for whom this run cannot wait.
         """
         outer = var_child_runnable_config.set(None)
+        context = with_purse(self.context)
         try:
             state = await _compiled().ainvoke(
-                begin(question, question_id, self.context),
-                {"recursion_limit": recursion_limit(self.context)},
-                context=self.context,
+                begin(question, question_id, context),
+                {"recursion_limit": recursion_limit(context)},
+                context=context,
             )
         finally:
             var_child_runnable_config.reset(outer)
@@ -85,13 +86,22 @@ class Direct:
         """Ask X."""
         limits = self.context.limits
         return await answer_directly(
-            self.context,
+            with_purse(self.context),
             question=question,
             question_id=question_id,
             path="",
             calls=limits.calls,
             tokens=limits.tokens,
         )
+
+
+def with_purse(context: AmplifyContext) -> AmplifyContext:
+    """The context of one root question: its seconds count from now, the run's purse pays, too."""
+    limits = context.limits
+    if limits.seconds is None and limits.money is None:
+        return context
+    purse = context.purse.for_question(limits.seconds, limits.money)
+    return replace(context, purse=purse)
 
 
 @cache

@@ -34,7 +34,8 @@ CREATE TABLE IF NOT EXISTS calls (
   vote INTEGER NOT NULL, kind TEXT NOT NULL, model TEXT, model_digest TEXT,
   request_digest TEXT, messages TEXT, completion TEXT, logprobs TEXT, finish_reason TEXT,
   prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
-  sampling TEXT, cached INTEGER NOT NULL, retries TEXT, error TEXT, created REAL NOT NULL);
+  sampling TEXT, cached INTEGER NOT NULL, retries TEXT, error TEXT, created REAL NOT NULL,
+  tool_calls TEXT);
 CREATE UNIQUE INDEX IF NOT EXISTS call_key
   ON calls (question, path, role, step, attempt, vote) WHERE error IS NULL;
 CREATE TABLE IF NOT EXISTS judgements (
@@ -101,6 +102,7 @@ class TraceStore:
                 self._check_version()
             self._reader.execute("PRAGMA journal_mode=WAL")
             self._reader.executescript(SCHEMA)
+            self._add_columns()
             self._reader.execute(
                 "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
             )
@@ -110,6 +112,12 @@ class TraceStore:
             raise UsageError(
                 f"{self.path} is not a trace file: {error}; name another --run"
             ) from error
+
+    def _add_columns(self) -> None:
+        """A file from before copies called tools lacks a column, which its writer never misses."""
+        columns = {row["name"] for row in self._reader.execute("PRAGMA table_info(calls)")}
+        if "tool_calls" not in columns:
+            self._reader.execute("ALTER TABLE calls ADD COLUMN tool_calls TEXT")
 
     def _check_version(self) -> None:
         found = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()

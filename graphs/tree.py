@@ -26,6 +26,8 @@ class Node:
     calls: int = 0
     """Model calls of this node alone."""
     tokens: int = 0
+    tools: int = 0
+    """Calls of tools."""
     children: list["Node"] = field(default_factory=list["Node"])
 
     def walk(self) -> Iterator["Node"]:
@@ -70,6 +72,9 @@ def load_tree(store: TraceStore, question: str) -> Node:
             node.calls += 1
             node.tokens += row["prompt_tokens"] + row["completion_tokens"]
             node.answered_by = row["model"]
+        elif row["kind"] == "tool":
+            node.tools += 1
+            node.answered_by = node.answered_by or f"tool:{row['model']}"
         else:
             step = step_from_json(json.loads(row["completion"]))
             _take_step(nodes, asked, node, row["attempt"], row["step"], step)

@@ -23,6 +23,9 @@ from graphs.traces import TraceStore
 
 ASKED = Asked("run", 1, "amplified", "worlds", "train")
 
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - nothing outlives it
+"""Hundreds of stores are made and dropped; what a disk adds is time."""
+
 orders = st.lists(st.integers(0, 11), max_size=12)
 """Which of the waiting replies comes next, counted from the oldest; over and over again."""
 
@@ -141,7 +144,7 @@ def play(
         Deadlock: nothing could go on, and not all was answered.
     """
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="reflux-world-") as fresh:
+        with tempfile.TemporaryDirectory(prefix="reflux-world-", dir=IN_MEMORY) as fresh:
             return play(world, order, cached=cached, answer=answer, folder=Path(fresh))
     client, store, selector = (
         HeldClient(world, order),

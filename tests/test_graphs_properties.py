@@ -111,31 +111,39 @@ def test_no_child_spends_more_than_its_share(world: World, order: list[int], cac
     for root, outcome in zip(world.roots, played.outcomes, strict=True):
         whole = Budget(world.limits.calls, world.limits.tokens)
         mine = [row for row in played.rows if row["question"] == ASKED.question_id(root)]
-        assert audited(mine, "", whole) == (outcome["spent"]["calls"], outcome["spent"]["tokens"])
+        kept = world.adviser(0).reserve if world.advice else Budget(0, 0)
+        used = audited(mine, "", whole, kept)
+        assert used == (outcome["spent"]["calls"], outcome["spent"]["tokens"])
 
 
-def audited(rows: list[Row], path: str, share: Budget) -> tuple[int, int]:
+def audited(rows: list[Row], path: str, share: Budget, kept: Budget) -> tuple[int, int]:
     """Calls and tokens that the log holds for a node and all below it, held against its share.
 
-    A node takes its steps and makes its calls one after another; each batch splits what is left.
+    A node takes its steps and makes its calls one after another; each batch splits what is left
+    and not kept for H's later steps. The two of a panel split what is left before either asks.
     """
     calls = spent = 0
+    panels: dict[tuple[int, int], Budget] = {}
     for row in rows:
         if row["path"] != path:
             continue
         left = share.minus(calls, spent)
         if row["kind"] == "model":
+            if "." in row["role"].removeprefix("overseer.ask"):
+                at = row["attempt"], row["step"]
+                seat = int(row["role"].rpartition(".")[2])
+                left = panels.setdefault(at, left).split(2)[seat]
             assert left.calls >= 1
             assert 1 <= json.loads(row["sampling"])["max_tokens"] <= left.tokens
             below = [(1, tokens(row))] if not row["error"] else []
         else:
             step = step_from_json(json.loads(row["completion"]))
             asked = step.subquestions if isinstance(step, Ask) else ()
-            shares = left.split(len(asked))
+            shares = left.minus(kept.calls, kept.tokens).split(len(asked))
             assert sum(s.calls for s in shares) <= left.calls
             assert sum(s.tokens for s in shares) <= left.tokens
             place = f"{path}/{row['attempt']}.{row['step']}"
-            below = [audited(rows, f"{place}.{i}", part) for i, part in enumerate(shares)]
+            below = [audited(rows, f"{place}.{i}", part, kept) for i, part in enumerate(shares)]
         calls += sum(c for c, _ in below)
         spent += sum(t for _, t in below)
     assert calls <= share.calls
@@ -180,8 +188,9 @@ def votes(played: Played) -> list[tuple[Row, tuple[Any, ...]]]:
     places: Counter[tuple[Any, ...]] = Counter()
     for row in played.rows:
         node = row["question"], row["path"]
-        if row["kind"] != "model":
+        if row["role"].startswith("overseer"):
             attempts[node] = row["attempt"]
+        if row["kind"] != "model":
             continue
         above = [int(part.split(".")[0]) for part in row["path"].split("/")[1:]]
         retries = [*above, attempts[node]]

@@ -1,14 +1,16 @@
 """Random worlds to amplify in: trees of questions, faults and budgets."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from zlib import crc32
 
 from hypothesis import strategies as st
 
+from agents.budget import Budget
 from agents.checker import RuleChecker
 from agents.errors import EndpointError
-from agents.overseer import PASS, ScriptedOverseer
+from agents.overseer import PASS, Desk, ScriptedOverseer
 from agents.types import (
     Answer,
     Ask,
@@ -16,6 +18,7 @@ from agents.types import (
     ChatRequest,
     Completion,
     Exchange,
+    Sampling,
     Step,
     SubQuestion,
     TokenLogprob,
@@ -59,6 +62,8 @@ class World:
     doubts: int = 0
     wasteful: int = 0
     """Replies that cost far more than others."""
+    advice: int = 0
+    """One step of H in so many asks X first."""
     outage: int = 0
     """The first so many requests of all fail, whatever they ask."""
 
@@ -111,16 +116,55 @@ class World:
 
         return ScriptedOverseer(f"way-{way}", act)
 
+    def adviser(self, way: int) -> "Advised":
+        """The same H, which asks X before some of its steps, and a panel before some others."""
+        return Advised(self, self.overseer(way))
+
     def context(self, client: ChatClient, store: TraceStore) -> AmplifyContext:
         """This world as the graph and the reference see it."""
         return AmplifyContext(
             Caller(client, store),
             "base",
-            [self.overseer(way) for way in range(len(self.ways))],
+            [
+                self.adviser(way) if self.advice else self.overseer(way)
+                for way in range(len(self.ways))
+            ],
             RuleChecker({"luck": self.accepts}),
             self.limits,
             self.votes,
         )
+
+
+@dataclass(frozen=True)
+class Advised:
+    """An H whose steps may cost calls; it keeps some back for its later steps."""
+
+    world: World
+    h: ScriptedOverseer
+    desk: Desk | None = None
+
+    @property
+    def name(self) -> str:
+        return self.h.name
+
+    @property
+    def reserve(self) -> Budget:
+        return Budget(1, 10) if self.world.salt % 2 else Budget(0, 0)
+
+    def at(self, desk: Desk) -> "Advised":
+        return replace(self, desk=desk)
+
+    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+        assert self.desk is not None
+        request = ChatRequest(self.desk.model, (("user", f"about {question}"),), Sampling())
+        if self.world.chance(self.world.advice, "alone", question, len(transcript)):
+            await self.desk.ask(request)
+            await self.desk.ask(replace(request, vote=1))
+        if self.world.chance(self.world.advice, "panel", question, len(transcript)):
+            seats = self.desk.members(2)
+            asked = (seat.ask(replace(request, vote=2 + i)) for i, seat in enumerate(seats))
+            await asyncio.gather(*asked, return_exceptions=True)
+        return await self.h.act(question, transcript, may_ask)
 
 
 _odd = st.sampled_from(["no"] * 24 + ["backwards"] * 4 + ["unaskable"] * 2 + ["needs itself"])
@@ -210,4 +254,5 @@ def worlds(draw: st.DrawFn, *, poor: bool = False, voting: bool = False) -> Worl
         refusals=_often(draw, [0, 3, 6], [1, 2]),
         doubts=draw(st.sampled_from([1, 2] if voting else [0, 2])),
         wasteful=_often(draw, [0], [3]),
+        advice=_often(draw, [0], [1, 3]),
     )

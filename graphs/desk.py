@@ -1,0 +1,110 @@
+"""The desk at which H asks models while it takes a step: recorded, replayed, charged.
+
+A call's place in the log is its step, the member of a panel that made it, and its number among
+that member's calls; so a step that is taken again, after a restart, gets the same replies.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+from agents.budget import Budget
+from agents.errors import EndpointError
+from agents.overseer import Desk, Overseer, Seated
+from agents.types import ChatRequest, Completion
+from graphs.state import NOTHING_SPENT, AmplifyContext, Spent, plus
+from graphs.traces import CallKey
+
+RETRY = 1_000
+"""Seeds and votes of each try of a question lie so far from those of the try before."""
+
+
+class StepDesk:
+    """The desk of one step of one question, or of one member of the panel that takes it."""
+
+    def __init__(
+        self, context: AmplifyContext, key: CallKey, tried: int, given: Budget, place: str = ""
+    ) -> None:
+        """
+        Args:
+            key: that of the step.
+            tried: numbers the retries that lead here.
+            given: what may be spent here.
+        """
+        self._context = context
+        self._key = key
+        self._tried = tried
+        self._given = given
+        self._place = place
+        self._spent: Spent = NOTHING_SPENT
+        self._made = 0
+        self._members: list[StepDesk] = []
+
+    @property
+    def spent(self) -> Spent:
+        """What was spent here so far, that of members included."""
+        return plus(self._spent, *(member.spent for member in self._members))
+
+    @property
+    def model(self) -> str:
+        """The name of X."""
+        return self._context.model
+
+    @property
+    def left(self) -> Budget:
+        """What the question may still spend."""
+        spent = self.spent
+        return self._given.minus(spent["calls"], spent["tokens"])
+
+    async def ask(self, request: ChatRequest) -> Completion:
+        """Make one call; see `Desk.ask`. A retry of the question draws from other seeds.
+
+        Raises:
+            EndpointError: no reply after every retry, or nothing is left to pay it.
+        """
+        left = self.left
+        if (lacking := self._context.purse.lacks) is not None:
+            raise EndpointError(f"no {lacking} left for H's step: raise limits.{lacking}")
+        if left.empty:
+            raise EndpointError(
+                f"H has {left.calls} calls and {left.tokens} tokens left for its step: raise "
+                "limits.calls or limits.tokens"
+            )
+        self._made += 1
+        sampling = replace(
+            request.sampling,
+            max_tokens=min(request.sampling.max_tokens, left.tokens),
+            seed=request.sampling.seed + RETRY * self._tried,
+        )
+        if self._tried:
+            hot = max(sampling.temperature, self._context.votes.temperature)
+            sampling = replace(sampling, temperature=hot)
+        request = replace(request, sampling=sampling, vote=request.vote + RETRY * self._tried)
+        role = f"overseer.ask{self._place}"
+        key = replace(self._key, role=role, vote=self._made)
+        reply = await self._context.caller.ask(key, request)
+        self._context.purse.pay(request.model, reply)
+        used: Spent = {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens}
+        self._spent = plus(self._spent, used)
+        return reply
+
+    def members(self, count: int) -> Sequence["StepDesk"]:
+        """Places for `count` who ask side by side, each with a share of what is left here."""
+        first = len(self._members)
+        seats = [
+            StepDesk(self._context, self._key, self._tried, share, f"{self._place}.{first + i}")
+            for i, share in enumerate(self.left.split(count))
+        ]
+        self._members += seats
+        return seats
+
+
+def seated(overseer: Overseer | Seated, desk: Desk) -> Overseer:
+    """The overseer at its desk; one that asks no models needs none."""
+    at = getattr(overseer, "at", None)
+    return cast(Overseer, overseer) if at is None else at(desk)
+
+
+def reserve_of(overseer: Overseer | Seated) -> Budget:
+    """What H's later steps need of a question's budget, before its sub-questions share it."""
+    return getattr(overseer, "reserve", Budget(0, 0))
