@@ -56,7 +56,7 @@ def calculate(text: str) -> str:
 
 
 def program(text: str) -> str:
-    return str(eval(text, {"__builtins__": {}, "next": next}))  # noqa: S307
+    return str(eval(text, {"__builtins__": {}}))  # noqa: S307
 
 
 @cache

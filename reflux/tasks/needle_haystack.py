@@ -34,7 +34,7 @@ def search(page: Sequence[str], phrase: str) -> str:
     """The program that finds a statement on one page."""
     lines = json.dumps(list(page), ensure_ascii=False)
     ending = json.dumps(f" {phrase}.", ensure_ascii=False)
-    return f'next((s for s in {lines} if s.endswith({ending})), "{NOT_HERE}")'
+    return f'([s for s in {lines} if s.endswith({ending})] + ["{NOT_HERE}"])[0]'
 
 
 def act(parts: tuple[list[str], str], transcript: Sequence[Exchange]) -> Step:
