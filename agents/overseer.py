@@ -2,10 +2,10 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from agents.budget import Budget
-from agents.types import Ask, ChatRequest, Completion, Exchange, Step
+from agents.types import Ask, ChatRequest, Completion, Defer, Exchange, Step
 
 
 class Overseer(Protocol):
@@ -15,8 +15,10 @@ class Overseer(Protocol):
     `Ask` followed by an `Answer`; a search of many dependent steps is the same with more `Ask`s.
     """
 
-    name: str
-    """Recorded with each step; never the name of a Python module."""
+    @property
+    def name(self) -> str:
+        """Recorded with each step; never the name of a Python module."""
+        ...
 
     async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
         """Take the next step on `question`, given all that was asked and answered so far.
@@ -41,6 +43,11 @@ class Desk(Protocol):
         """What the question may still spend."""
         ...
 
+    @property
+    def path(self) -> str:
+        """The question's place in its tree; empty at the root."""
+        ...
+
     async def ask(self, request: ChatRequest) -> Completion:
         """Make one call; the calls of one step are numbered in the order in which they are made.
 
@@ -61,11 +68,28 @@ class Seated(Protocol):
     sub-questions share what is left.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Recorded with each step."""
+        ...
 
     def at(self, desk: Desk) -> Overseer:
         """The overseer that takes this one step."""
         ...
+
+
+AnyOverseer = Overseer | Seated
+
+
+def seated(overseer: AnyOverseer, desk: Desk) -> Overseer:
+    """The overseer at its desk; one that asks no models needs none."""
+    at: Callable[[Desk], Overseer] | None = getattr(overseer, "at", None)
+    return cast(Overseer, overseer) if at is None else at(desk)
+
+
+def reserve_of(overseer: AnyOverseer) -> Budget:
+    """What H's later steps need of a question's budget, before its sub-questions share it."""
+    return getattr(overseer, "reserve", Budget(0, 0))
 
 
 PASS = Ask(())
@@ -96,7 +120,10 @@ class PersonOverseer:
 
     async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
         """Defer with a form that shows the question and the transcript so far."""
-        from agents.types import Defer
+        return Defer(shown(question, transcript, may_ask))
 
-        said = [{"question": e.question, "answer": e.answer, "error": e.error} for e in transcript]
-        return Defer({"question": question, "transcript": said, "may_ask": may_ask})
+
+def shown(question: str, transcript: Sequence[Exchange], may_ask: bool) -> dict[str, Any]:
+    """What a person is shown of a question, as plain JSON types."""
+    said = [{"question": e.question, "answer": e.answer, "error": e.error} for e in transcript]
+    return {"question": question, "transcript": said, "may_ask": may_ask}

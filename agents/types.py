@@ -20,7 +20,8 @@ class SubQuestion:
     needs: tuple[int, ...] = ()
     """Positions in the batch that must be answered first."""
     to: str = ""
-    """Who is to answer: `tool:NAME` or `expert:NAME`; a copy of X where empty."""
+    """Who is to answer: `tool:NAME`, `expert:NAME`, all `experts` or some of them,
+    `experts:NAME,NAME`; a copy of X where empty."""
 
     def filled(self, answers: Mapping[int, str]) -> str:
         """The question with the answers that it needs in place; an answer that itself holds a
@@ -29,7 +30,7 @@ class SubQuestion:
         def put(match: re.Match[str]) -> str:
             return answers.get(int(match[1]), match[0])
 
-        return re.sub(r"\{(\d+)\}", put, self.text)
+        return re.sub(r"\{(\d{1,9})\}", put, self.text)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,6 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-from agents.calculator import Calculator
-from agents.sandbox import Sandbox
-
 from agents.cache import CachedClient
 from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
 from agents.tools import Tool, ToolReply
@@ -135,7 +132,7 @@ async def side_by_side(
     caller: Caller, task: GymTask, level: int, config: Config, report: Report
 ) -> None:
     """One row and one claim: the task through both systems."""
-    tools = {"calculator": Counted(Calculator()), "python": Counted(Sandbox())}
+    tools = {name: Counted(tool) for name, tool in task.tools().items()}
     limits = Limits(attempts=config.attempts)
     context = task_context(
         AmplifyContext(

@@ -27,7 +27,7 @@ from langgraph.types import Send, interrupt
 
 from agents.budget import Budget
 from agents.errors import EndpointError, RefluxError
-from agents.overseer import Overseer, Seated
+from agents.overseer import AnyOverseer, reserve_of, seated
 from agents.screen import redact
 from agents.types import (
     Answer,
@@ -39,7 +39,7 @@ from agents.types import (
     step_from_json,
     step_to_json,
 )
-from graphs.desk import StepDesk, reserve_of, seated
+from graphs.desk import StepDesk
 from graphs.leaf import answer_directly
 from graphs.state import (
     NOTHING_SPENT,
@@ -191,7 +191,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
     return Taken(step, desk.spent)
 
 
-def overseer_of(state: AmplifyState, context: AmplifyContext) -> Overseer | Seated:
+def overseer_of(state: AmplifyState, context: AmplifyContext) -> AnyOverseer:
     """H of this attempt."""
     return context.overseers[state["attempt"] % len(context.overseers)]
 

@@ -132,7 +132,8 @@ def _redacted(step: Step) -> Step:
     if isinstance(step, Answer):
         return Answer(redact(step.text))
     if isinstance(step, Ask):
-        return Ask(tuple(replace(s, text=redact(s.text)) for s in step.subquestions))
+        asked = tuple(replace(s, text=redact(s.text)) for s in step.subquestions)
+        return Ask(asked, redact(step.note))
     return step
 
 

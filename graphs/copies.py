@@ -5,7 +5,7 @@ until it answers or its turns end; each of its calls, and each tool's, is a row 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from agents.budget import Budget
@@ -59,17 +59,9 @@ async def ask_copy(
     turn = 0
     while True:
         may_call = bool(tools) and turn < context.limits.tool_turns
-        request = ChatRequest(
-            model,
-            messages,
-            Sampling(
-                temperature=context.votes.temperature if number else 0.0,
-                max_tokens=min(context.answer_tokens(place.question), left.tokens),
-                top_logprobs=context.top_logprobs,
-                seed=context.seed + number,
-                stop=context.stop,
-            ),
-            vote=number,
+        request = replace(
+            _request(context, place.question, model, number, left.tokens),
+            messages=messages,
             tools=tuple(tool.spec for tool in tools) if may_call else (),
         )
         key = place.key(f"{role}.{turn}" if turn else role, number)
@@ -81,6 +73,25 @@ async def ask_copy(
             return CopyReply(reply, spent)
         messages += await _called(context, place, f"{role}.{turn}", number, reply)
         turn += 1
+
+
+def first_request(context: AmplifyContext, question: str) -> ChatRequest:
+    """The first call that a plain copy makes on a question, where its budget does not pinch."""
+    request = _request(context, question, context.model, 0, context.limits.tokens)
+    return replace(request, tools=tuple(tool.spec for tool in context.grants.get("answer", ())))
+
+
+def _request(
+    context: AmplifyContext, question: str, model: str, number: int, tokens: int
+) -> ChatRequest:
+    sampling = Sampling(
+        temperature=context.votes.temperature if number else 0.0,
+        max_tokens=min(context.answer_tokens(question), tokens),
+        top_logprobs=context.top_logprobs,
+        seed=context.seed + number,
+        stop=context.stop,
+    )
+    return ChatRequest(model, context.prompt(question), sampling, vote=number)
 
 
 async def _called(

@@ -6,11 +6,9 @@ that member's calls; so a step that is taken again, after a restart, gets the sa
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 from agents.budget import Budget
 from agents.errors import EndpointError
-from agents.overseer import Desk, Overseer, Seated
 from agents.types import ChatRequest, Completion
 from graphs.state import NOTHING_SPENT, AmplifyContext, Spent, plus
 from graphs.traces import CallKey
@@ -49,6 +47,11 @@ class StepDesk:
     def model(self) -> str:
         """The name of X."""
         return self._context.model
+
+    @property
+    def path(self) -> str:
+        """The question's place in its tree; empty at the root."""
+        return self._key.path
 
     @property
     def left(self) -> Budget:
@@ -97,14 +100,3 @@ class StepDesk:
         ]
         self._members += seats
         return seats
-
-
-def seated(overseer: Overseer | Seated, desk: Desk) -> Overseer:
-    """The overseer at its desk; one that asks no models needs none."""
-    at = getattr(overseer, "at", None)
-    return cast(Overseer, overseer) if at is None else at(desk)
-
-
-def reserve_of(overseer: Overseer | Seated) -> Budget:
-    """What H's later steps need of a question's budget, before its sub-questions share it."""
-    return getattr(overseer, "reserve", Budget(0, 0))

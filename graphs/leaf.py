@@ -43,15 +43,22 @@ async def answer_directly(
     if to.startswith("tool:"):
         return await answer_by_tool(context, place, to.removeprefix("tool:"))
     given = Budget(calls, tokens)
-    if to == "experts" or (not to and context.everyone):
-        return await answer_by_panel(context, place, given, tuple(context.experts))
+    if to.split(":")[0] == "experts" or (not to and context.everyone):
+        named = to.partition(":")[2].split(",") if ":" in to else None
+        panel = [e for e in context.experts if named is None or e.name in named]
+        if not panel or (named and len(panel) < len(named)):
+            return failed_outcome(f"H asked {to!r}; there is {_known(context)}")
+        return await answer_by_panel(context, place, given, tuple(panel))
     if not to:
         return await answer_by_votes(context, place, given)
     expert = next((e for e in context.experts if f"expert:{e.name}" == to), None)
     if expert is None:
-        there = ", ".join(f"expert:{e.name}" for e in context.experts) or "no expert"
-        return failed_outcome(f"H asked {to!r}, whom nobody knows; there is {there}")
+        return failed_outcome(f"H asked {to!r}, whom nobody knows; there is {_known(context)}")
     return await answer_by_votes(context, place, given, expert)
+
+
+def _known(context: AmplifyContext) -> str:
+    return ", ".join(f"expert:{expert.name}" for expert in context.experts) or "no expert"
 
 
 async def answer_by_votes(

@@ -6,8 +6,9 @@ No LangGraph, no parallel branches, no interrupts; the same calls, answers and b
 from collections.abc import Sequence
 
 from agents.budget import Budget
+from agents.overseer import reserve_of, seated
 from agents.types import Answer, Exchange, SubQuestion
-from graphs.desk import StepDesk, reserve_of, seated
+from graphs.desk import StepDesk
 from graphs.leaf import answer_directly
 from graphs.state import (
     NOTHING_SPENT,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict
 
 from agents.checker import Checker, RuleChecker
-from agents.overseer import Overseer, Seated
+from agents.overseer import AnyOverseer
 from agents.prompts import answer_prompt
 from agents.purse import Purse
 from agents.tools import Grants, Tool
@@ -69,7 +69,7 @@ class AmplifyContext:
     caller: Caller
     model: str
     """The name of X."""
-    overseers: Sequence[Overseer | Seated]
+    overseers: Sequence[AnyOverseer]
     """H; on attempt i the one at position i modulo their number: another decomposition."""
     checker: Checker = field(default_factory=lambda: RuleChecker({}))
     limits: Limits = field(default_factory=Limits)

@@ -5,13 +5,14 @@ questions (a+b and b+a) fall on the same side, at every depth of a tree.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, Protocol
 
 from agents.checker import Checker
 from agents.errors import UsageError
 from agents.overseer import Overseer
+from agents.tools import Tool
 
 Split = Literal["train", "held_out"]
 HELD_OUT_SHARE = 0.2
@@ -33,6 +34,10 @@ class Task(Protocol):
 
     def overseers(self) -> Sequence[Overseer]:
         """H, once for each decomposition that it knows; retries go through them in turn."""
+        ...
+
+    def tools(self) -> Mapping[str, Tool]:
+        """Tools that H asks, by name: `SubQuestion(text, to="tool:NAME")`; maybe none."""
         ...
 
     def answer_tokens(self, question: str) -> int:

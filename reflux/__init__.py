@@ -15,10 +15,16 @@ if getattr(agents, "DISTRIBUTION", None) != "reflux-ida":
 from agents.checker import Checker, RuleChecker, Verdict
 from agents.client import OpenAIClient
 from agents.errors import RefluxError
-from agents.overseer import PASS, Overseer, ScriptedOverseer
+from agents.model_overseer import ModelOverseer
+from agents.overseer import PASS, Overseer, PersonOverseer, ScriptedOverseer
+from agents.panel import Panel
+from agents.recorded import RecordedOverseer
+from agents.reviewed import Reviewed
 from agents.scripted import ScriptedClient
-from agents.types import Answer, Ask, Defer, Exchange, SubQuestion
+from agents.types import Answer, Ask, ChatClient, Defer, Exchange, Step, SubQuestion
 from graphs.amplify import build_graph
+from graphs.experts import Consensus, Expert, Vote
+from graphs.patient import Patient, Pending, open_patient
 from graphs.state import AmplifyContext, Limits
 from graphs.task import Task
 from graphs.tree import Node
@@ -33,22 +39,35 @@ __all__ = [
     "AmplifyContext",
     "Answer",
     "Ask",
+    "ChatClient",
     "Checker",
+    "Consensus",
     "Defer",
     "Exchange",
+    "Expert",
     "Limits",
+    "ModelOverseer",
     "Node",
     "OpenAIClient",
     "Overseer",
+    "Panel",
+    "Patient",
+    "Pending",
+    "PersonOverseer",
+    "RecordedOverseer",
     "RefluxError",
+    "Reviewed",
     "RuleChecker",
     "ScriptedClient",
     "ScriptedOverseer",
+    "Step",
     "SubQuestion",
     "Task",
     "Verdict",
+    "Vote",
     "VotePolicy",
     "amplify",
     "amplify_sync",
     "build_graph",
+    "open_patient",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from agents.cache import CachedClient
 from agents.checker import Checker, RuleChecker
 from agents.embedded import EmbeddedClient, ModelFiles, default_gguf
-from agents.overseer import Overseer
+from agents.overseer import AnyOverseer
 from agents.types import ChatClient
 from graphs.calls import Caller
 from graphs.state import AmplifyContext, Limits, Outcome
@@ -32,7 +32,7 @@ class Amplification:
 
 async def amplify(
     question: str,
-    overseer: Overseer | Sequence[Overseer],
+    overseer: AnyOverseer | Sequence[AnyOverseer],
     *,
     client: ChatClient | None = None,
     model: str = "base",
@@ -83,7 +83,7 @@ async def amplify(
 
 
 def amplify_sync(
-    question: str, overseer: Overseer | Sequence[Overseer], **options: Any
+    question: str, overseer: AnyOverseer | Sequence[AnyOverseer], **options: Any
 ) -> Amplification:
     """`amplify` for programs without an event loop."""
     return asyncio.run(amplify(question, overseer, **options))

@@ -17,9 +17,12 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
+from agents.calculator import Calculator
 from agents.checker import Checker, RuleChecker
 from agents.errors import MissingError, UsageError
 from agents.overseer import PASS, Overseer, ScriptedOverseer
+from agents.sandbox import Sandbox
+from agents.tools import Tool
 from agents.types import Exchange, Step
 from graphs.task import Split, is_held_out
 
@@ -121,6 +124,10 @@ class GymTask:
     def overseers(self) -> Sequence[Overseer]:
         """The one script; a retry asks the copies again with other seeds."""
         return (ScriptedOverseer(self.name, self._act),)
+
+    def tools(self) -> Mapping[str, Tool]:
+        """Those that the scripts of all these tasks ask."""
+        return {"calculator": Calculator(), "python": Sandbox()}
 
     def _act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
         if not may_ask or not self._reads(question):

@@ -1,0 +1,107 @@
+"""Questions that can wait for a person, for days and through restarts (DESIGN: interrupts).
+
+LangGraph's checkpoint holds what is pending and nothing else that counts: finished calls stand in
+the call log, so going on repeats none of them.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.types import Command
+
+from agents.errors import UsageError
+from graphs.amplify import begin, build_graph
+from graphs.state import AmplifyContext, Outcome
+from graphs.systems import recursion_limit, with_purse
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What waits for a person."""
+
+    id: str
+    """To be answered by; the same until it is."""
+    path: str
+    """Node of the tree; the root's is empty."""
+    form: Mapping[str, Any]
+    """What the person is shown; see `agents.types.Defer`."""
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far a question came: to its outcome, or to persons who have to answer first."""
+
+    outcome: Outcome | None
+    pending: Sequence[Pending] = ()
+
+
+class Patient:
+    """Amplify^H(X) on a checkpointer: what H defers is kept until somebody answers."""
+
+    def __init__(self, context: AmplifyContext, saver: BaseCheckpointSaver[Any]) -> None:
+        self.context = context
+        self._graph = cast(Any, build_graph()).compile(checkpointer=saver)
+
+    async def ask(self, question: str, question_id: str) -> Progressed:
+        """Begin a question, or tell how far it is: one that has begun does not begin again."""
+        known = await self._graph.aget_state(self._config(question_id))
+        if known.values:
+            return await self.look(question_id)
+        return await self._go(question_id, begin(question, question_id, self.context))
+
+    async def look(self, question_id: str) -> Progressed:
+        """How far a question is; one that a crash has stopped goes on.
+
+        Raises:
+            UsageError: it has not begun.
+        """
+        known = await self._graph.aget_state(self._config(question_id))
+        if not known.values:
+            raise UsageError(f"there is no question {question_id!r} to go on with; ask it first")
+        if known.next and not known.interrupts:
+            return await self._go(question_id, None)
+        return Progressed(known.values.get("outcome"), _pending(known.interrupts))
+
+    async def reply(self, question_id: str, replies: Mapping[str, Any]) -> Progressed:
+        """Answer some of what is pending, by id, in any order; the rest goes on waiting.
+
+        A reply is a step as JSON: `{"kind": "answer", "text": ...}`, `{"kind": "ask",
+        "subquestions": [{"text": ..., "needs": []}]}`, or `{"kind": "approve"}` where the form
+        holds a proposal.
+
+        Raises:
+            UsageError: an id that nobody waits under.
+        """
+        waiting = {each.id for each in (await self.look(question_id)).pending}
+        if strange := sorted(set(replies) - waiting):
+            there = ", ".join(sorted(waiting)) or "nothing"
+            raise UsageError(f"nothing waits under {', '.join(strange)}; pending: {there}")
+        return await self._go(question_id, Command(resume=dict(replies)))
+
+    async def _go(self, question_id: str, put: Any) -> Progressed:
+        context = with_purse(self.context)
+        config = self._config(question_id) | {"recursion_limit": recursion_limit(context)}
+        state = await self._graph.ainvoke(put, config, context=context)
+        return Progressed(state.get("outcome"), _pending(state.get("__interrupt__", ())))
+
+    def _config(self, question_id: str) -> dict[str, Any]:
+        return {"configurable": {"thread_id": question_id}}
+
+
+def _pending(interrupts: Sequence[Any]) -> tuple[Pending, ...]:
+    found = (Pending(i.id, i.value["path"], i.value["form"]) for i in interrupts)
+    return tuple(sorted(found, key=lambda each: (each.path, each.id)))
+
+
+@asynccontextmanager
+async def open_patient(context: AmplifyContext, path: Path) -> AsyncGenerator[Patient]:
+    """A patient whose checkpoints are in a SQLite file."""
+    async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
+        saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+        yield Patient(context, saver)

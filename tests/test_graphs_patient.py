@@ -1,0 +1,89 @@
+"""A question waits for persons through restarts, and nothing that was finished is done again."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from test_graphs_defer import overseer, plain
+
+from agents.errors import UsageError
+from agents.scripted import ScriptedClient
+from graphs.calls import Caller
+from graphs.patient import Patient, Progressed, open_patient
+from graphs.state import AmplifyContext, Limits
+from graphs.traces import TraceStore
+
+TREE = {"root": ["a", "mid", "late?"], "mid": ["b", "deep", "c"], "deep": ["early?", "d"]}
+
+
+@asynccontextmanager
+async def day(
+    folder: Path, client: ScriptedClient, tree: Mapping[str, Sequence[str]] = TREE
+) -> AsyncIterator[Patient]:
+    """A process that comes and goes; its files stay."""
+    store = TraceStore(folder / "traces.db")
+    context = AmplifyContext(
+        Caller(client, store), "base", [overseer(tree)], limits=Limits(depth=4)
+    )
+    async with open_patient(context, folder / "checkpoints.db") as patient:
+        yield patient
+    store.close()
+
+
+def forms(progressed: Progressed) -> dict[str, str]:
+    return {each.form["about"]: each.id for each in progressed.pending}
+
+
+def loud() -> ScriptedClient:
+    return ScriptedClient(lambda request: request.messages[-1][1].upper())
+
+
+async def test_two_that_wait_deep_in_the_tree_are_answered_after_restarts_in_reverse_order(
+    tmp_path: Path,
+) -> None:
+    client = loud()
+    async with day(tmp_path, client) as patient:
+        progressed = await patient.ask("root", "q")
+        assert progressed.outcome is None
+        assert {each.path for each in progressed.pending} == {"/0.0.1/0.0.1/0.0.0", "/0.0.2"}
+    asked = Counter(request.messages[-1][1] for request in client.requests)
+    assert asked == Counter("abcd")
+    for name in ("late", "early"):
+        async with day(tmp_path, client) as patient:
+            waiting = forms(await patient.look("q"))
+            progressed = await patient.reply("q", {waiting[f"{name}?"]: plain(name)})
+    assert progressed.outcome is not None
+    assert progressed.outcome["answer"] == "(A (B (early D) C) late)"
+    assert Counter(request.messages[-1][1] for request in client.requests) == asked
+    async with day(tmp_path, client) as patient:
+        again = await patient.ask("root", "q")
+    assert (again.outcome, again.pending) == (progressed.outcome, ())
+
+
+async def test_both_can_be_answered_at_once(tmp_path: Path) -> None:
+    client = loud()
+    async with day(tmp_path, client) as patient:
+        waiting = forms(await patient.ask("root", "q"))
+        replies = {waiting["late?"]: plain("2"), waiting["early?"]: plain("1")}
+        done = await patient.reply("q", replies)
+    assert done.outcome is not None
+    assert done.outcome["answer"] == "(A (B (1 D) C) 2)"
+
+
+async def test_asking_again_begins_nothing_anew(tmp_path: Path) -> None:
+    client = loud()
+    async with day(tmp_path, client) as patient:
+        first = await patient.ask("root", "q")
+        assert await patient.ask("root", "q") == first
+    assert len(client.requests) == 4
+
+
+async def test_a_reply_to_nobody_is_refused_with_what_waits(tmp_path: Path) -> None:
+    async with day(tmp_path, loud()) as patient:
+        await patient.ask("root", "q")
+        with pytest.raises(UsageError, match="nothing waits under xyz; pending: "):
+            await patient.reply("q", {"xyz": plain("?")})
+        with pytest.raises(UsageError, match="there is no question 'p' to go on with"):
+            await patient.look("p")
