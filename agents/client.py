@@ -6,9 +6,10 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -20,6 +21,10 @@ from agents.errors import EndpointError, UsageError
 from agents.types import ChatRequest, Completion, TokenLogprob, ToolCall, ToolSpec
 
 RETRIED_STATUS = {408, 409, 425, 429}
+POOL = 16
+"""Requests under way in one pool of connections, which looks at all of them for each request."""
+TIMEOUT, RETRIES = "REFLUX_TIMEOUT", "REFLUX_RETRIES"
+"""Variables: seconds for one try, and tries after the first."""
 
 
 class OpenAIClient:
@@ -50,9 +55,11 @@ class OpenAIClient:
             extra_body: fields that this endpoint takes beyond the protocol.
         """
         self.base_url = base_url
-        self._client = AsyncOpenAI(
-            base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout
+        self._connect = partial(
+            AsyncOpenAI, base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout
         )
+        self._pools = [_Pool(self._connect())]
+        self._timeout = timeout
         self._gate = asyncio.Semaphore(concurrency)
         self._retries = retries
         self._backoff = backoff
@@ -83,37 +90,55 @@ class OpenAIClient:
                         self._takes_schemas = False  # The reply is read by a tolerant parser.
                         continue
                     if not _worth_retrying(error) or len(failures) > self._retries:
-                        raise EndpointError(self._explain(error, failures)) from error
+                        raise self._failed(error, failures) from error
                     pause = _pause(error, self._backoff * 2 ** (len(failures) - 1))
             await self._sleep(pause)
 
     async def _create(self, request: ChatRequest) -> bytes:
         sampling = request.sampling
-        optional: dict[str, Any] = {}
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": request.payload(),
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+        }
         if sampling.stop:
-            optional["stop"] = list(sampling.stop)
+            body["stop"] = list(sampling.stop)
         if sampling.top_logprobs:
-            optional |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+            body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
         if request.tools:
-            optional["tools"] = [_function(tool) for tool in request.tools]
+            body["tools"] = [_function(tool) for tool in request.tools]
         if request.schema and self._takes_schemas:
             form = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
-            optional["response_format"] = {"type": "json_schema", "json_schema": form}
-        raw: Any = await cast(Any, self._client.chat.completions.with_raw_response).create(
-            model=request.model,
-            messages=request.payload(),
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens,
-            seed=sampling.seed,
-            extra_body=self._extra_body,
-            **optional,
-        )
-        return raw.http_response.content
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        # Not `chat.completions.create`: it walks all of the body by its types, and the reply, too.
+        pool = self._pool()
+        pool.under_way += 1
+        try:
+            return await pool.client.post(
+                "/chat/completions", cast_to=bytes, body=body | self._extra_body
+            )
+        finally:
+            pool.under_way -= 1
+
+    def _pool(self) -> "_Pool":
+        """The first that has room, so that a small load keeps few connections open."""
+        for pool in self._pools:
+            if pool.under_way < POOL:
+                return pool
+        self._pools.append(_Pool(self._connect()))
+        return self._pools[-1]
+
+    def _failed(self, error: openai.APIError, failures: list[str]) -> EndpointError:
+        failed = EndpointError(self._explain(error, failures))
+        failed.refused = not _worth_retrying(error)
+        return failed
 
     def _explain(self, error: openai.APIError, failures: list[str]) -> str:
         tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"
         if isinstance(error, openai.APITimeoutError):
-            remedy = "raise the time-out, or ask for less at once"
+            remedy = f"no reply in {self._timeout:g} s: raise {TIMEOUT}, or ask for less at once"
         elif isinstance(error, openai.APIConnectionError):
             remedy = "is it running? check OPENAI_BASE_URL"
         elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
@@ -135,20 +160,32 @@ class OpenAIClient:
             EndpointError: it does not answer.
         """
         try:
-            return [model.id async for model in self._client.models.list()]
+            return [model.id async for model in self._pools[0].client.models.list()]
         except openai.APIError as error:
             raise EndpointError(self._explain(error, [_one_line(error)])) from error
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        for pool in self._pools:
+            await pool.client.close()
+
+
+@dataclass
+class _Pool:
+    """One client of the package, with connections of its own."""
+
+    client: AsyncOpenAI
+    under_way: int = 0
 
 
 def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | None:
     """The endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name, or None where neither is set.
 
+    REFLUX_TIMEOUT and REFLUX_RETRIES say how long one try may take, and how many follow it.
+
     Raises:
-        UsageError: a base URL that is not an http address, or a key that no header can carry.
+        UsageError: a base URL that is not an http address, a key that no header can carry, or a
+            time-out or number of retries that is none.
     """
     url = env.get("OPENAI_BASE_URL", "").strip()
     key = env.get("OPENAI_API_KEY", "").strip()
@@ -166,6 +203,10 @@ def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | Non
         raise UsageError(f"OPENAI_BASE_URL is {url!r}; it must name a host, and a port to 65535")
     if not (key.isascii() and key.isprintable()):
         raise UsageError("OPENAI_API_KEY holds characters that no HTTP header can carry")
+    if (seconds := env.get(TIMEOUT, "").strip()) != "":
+        options["timeout"] = _number(TIMEOUT, seconds, float, 0.001)
+    if (retries := env.get(RETRIES, "").strip()) != "":
+        options["retries"] = _number(RETRIES, retries, int, 0)
     return OpenAIClient(url, key or "none", **options)
 
 
@@ -178,6 +219,16 @@ def _refuses_schema(request: ChatRequest, error: openai.APIError) -> bool:
     """An endpoint that knows no JSON schemas refuses the whole request."""
     refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
     return bool(request.schema) and refused
+
+
+def _number(name: str, text: str, kind: Callable[[str], float], least: float) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= least):
+        raise UsageError(f"{name} is {text!r}; it must be a number of at least {least:g}")
+    return value
 
 
 class _Alternative(BaseModel):
@@ -289,5 +340,7 @@ def _retry_after(header: str) -> float | None:
 
 def _one_line(error: openai.APIError) -> str:
     status = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
-    text = " ".join(str(error.message).split())
+    # "Connection error." alone does not tell a refused connection from one that was dropped.
+    cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) else ""
+    text = " ".join(f"{error.message}{cause}".split())
     return f"{status}{type(error).__name__}: {text[:300]}"

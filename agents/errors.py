@@ -6,7 +6,15 @@ RefluxError
 ├── EndpointError   exit 3   an endpoint was asked, and asked again, and did not answer
 ├── ReplayError     exit 1   the call log holds another request under the same key
 └── CycleError      exit 1   a question asks itself again, directly or through its children
+
+`of_system` makes one of them out of what the operating system refuses.
 """
+
+import errno
+import os
+
+NO_SPACE = "what was recorded is kept: free some space, then go on (a run: with --resume)"
+NO_ACCESS = "make it writable, or name another --run"
 
 
 class RefluxError(Exception):
@@ -33,6 +41,8 @@ class EndpointError(RefluxError):
     exit_code = 3
     cached = False
     """True where the call was another's, which this one had joined."""
+    refused = False
+    """True where the endpoint answered, and would refuse the same request again."""
 
 
 class ReplayError(RefluxError):
@@ -41,3 +51,16 @@ class ReplayError(RefluxError):
 
 class CycleError(RefluxError):
     """A question repeats one of its ancestors, so its recursion would never end."""
+
+
+def of_system(error: OSError) -> RefluxError:
+    """What a full disk, a read-only folder or a file in the way means to the user."""
+    what = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    what += error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return RefluxError(f"{what}; {NO_SPACE}")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UsageError(f"{what}; {NO_ACCESS}")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return UsageError(f"{what}; a file and a folder cannot share a name, choose another")
+    return RefluxError(f"{what}; what was recorded is kept, see that the disk and its files work")

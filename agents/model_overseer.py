@@ -16,6 +16,10 @@ NOT_DECOMPOSABLE = "not decomposable"
 UNREADABLE = "unreadable"
 """Beginnings of the note of an `Ask` of nothing: why H leaves a question to X."""
 NOTE_CHARS = 300
+FIRST = ("ask", "not_decomposable")
+PRIMITIVE = ("ask", "answer", "not_decomposable")
+LATER = ("ask", "answer")
+"""What H may reply to a question before and after it has asked anything."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class ModelOverseer:
     transcript_chars: int = 4_000
     """Of the transcript, as H is shown it; longer questions and answers are cut."""
     primitives: bool = False
-    """Whether H is asked even where it may not ask; else such a question goes to X at once, with
-    X's votes."""
+    """Whether H is invited to answer before it has asked anything. Otherwise it is to decompose or
+    to say that it cannot, and where it may not ask the question goes to X at once, with X's votes;
+    an answer that comes uninvited is taken."""
     temperature: float = 0.0
     """Of the first try; members of a panel that are one model differ by a higher one, and seeds."""
     retry_temperature: float = 0.7
@@ -62,7 +67,7 @@ class ModelOverseer:
 
         Tokens are an estimate, at three characters each, for a question of one line.
         """
-        prompt = step_prompt("", (), self.fanout, self.transcript_chars)
+        prompt = step_prompt("", [Exchange("", "")], LATER, self.fanout, self.transcript_chars)
         chars = sum(len(turn[1]) for turn in prompt) + self.transcript_chars
         return Budget(self.tries, self.tries * (chars // 3 + self.max_tokens))
 
@@ -114,8 +119,9 @@ class _Sitting:
         self, question: str, transcript: Sequence[Exchange], room: int, number: int
     ) -> Step | str:
         """The step that the model takes; a text says why its reply is none."""
-        prompt = step_prompt(question, transcript, room, self.h.transcript_chars)
-        reading = read_step(await self._reply(prompt, number, step_schema(room)))
+        kinds = LATER if transcript else PRIMITIVE if self.h.primitives else FIRST
+        prompt = step_prompt(question, transcript, kinds, room, self.h.transcript_chars)
+        reading = read_step(await self._reply(prompt, number, step_schema(kinds, room)))
         if transcript and reading.answer is not None:
             return Answer(reading.answer)
         known = [said.question for said in transcript if said.answer is not None]
@@ -137,19 +143,19 @@ class _Sitting:
         return (await self.desk.ask(request)).text
 
 
-def step_schema(most: int) -> str:
-    """JSON schema of H's reply: `{"step": ...}` with one of its three kinds.
+def step_schema(kinds: Sequence[str], most: int) -> str:
+    """JSON schema of H's reply: `{"step": ...}` with one of these kinds.
 
     OpenAI's strict form allows no choice at the top, hence `step`.
     """
     need = {"type": "integer", "minimum": 0, "maximum": most - 1}
     sub = _object(question={"type": "string"}, needs={"type": "array", "items": need})
-    kinds = [
-        _object(ask={"type": "array", "items": sub, "minItems": 1, "maxItems": most}),
-        _object(answer={"type": "string"}),
-        _object(not_decomposable={"type": "string"}),
-    ]
-    return json.dumps(_object(step={"anyOf": kinds}))
+    forms: dict[str, dict[str, Any]] = {
+        "ask": {"type": "array", "items": sub, "minItems": 1, "maxItems": most},
+        "answer": {"type": "string"},
+        "not_decomposable": {"type": "string"},
+    }
+    return json.dumps(_object(step={"anyOf": [_object(**{kind: forms[kind]}) for kind in kinds]}))
 
 
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:

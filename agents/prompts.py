@@ -19,34 +19,46 @@ def answer_prompt(question: str, system: str = "") -> tuple[tuple[str, str], ...
 OVERSEE = """\
 You split questions for assistants that know little. Each assistant sees one sub-question only.
 Reply with one JSON object:
-{"ask": [{"question": "...", "needs": []}]} asks simpler sub-questions. {0} in a sub-question \
-stands for the answer to the first one, {1} for the second; list these numbers in "needs".
-{"answer": "..."} ends with the answer, once the answers so far suffice or where it is plain.
-{"not_decomposable": "why"} where simpler questions would not help."""
+"""
+KINDS = {
+    "ask": (
+        '{"ask": [{"question": "...", "needs": []}]} asks simpler sub-questions. {0} in a '
+        "sub-question stands for the answer to the first one, {1} for the second; list these "
+        'numbers in "needs".'
+    ),
+    "answer": '{"answer": "..."} ends with the answer, once you have all that it takes.',
+    "not_decomposable": '{"not_decomposable": "why"} where simpler questions would not help.',
+}
+"""What H may reply, by the key of its JSON object."""
 
 Example = tuple[str, Sequence[Exchange], dict[str, Any]]
 """Question, transcript, and the reply that H is to give."""
 
-EXAMPLES: tuple[Example, ...] = (
-    (
-        "Which is older, the Eiffel Tower or Big Ben?",
-        (),
-        {
-            "ask": [
-                {"question": "When was the Eiffel Tower built?", "needs": []},
-                {"question": "When was Big Ben built?", "needs": []},
-                {"question": "Which is earlier, {0} or {1}?", "needs": [0, 1]},
-            ]
-        },
-    ),
-    (
-        "Name the colours of grass and snow.",
-        (
-            Exchange("What colour is grass?", "Green"),
-            Exchange("What colour is snow?", "White"),
-        ),
-        {"answer": "Grass is green and snow is white."},
-    ),
+TWO_PARTS: Example = (
+    "Who invented the telephone, and who the radio?",
+    (),
+    {
+        "ask": [
+            {"question": "Who invented the telephone?", "needs": []},
+            {"question": "Who invented the radio?", "needs": []},
+        ]
+    },
+)
+DEPENDENT: Example = (
+    "Which is older, the Eiffel Tower or Big Ben?",
+    (),
+    {
+        "ask": [
+            {"question": "When was the Eiffel Tower built?", "needs": []},
+            {"question": "When was Big Ben built?", "needs": []},
+            {"question": "Which year is earlier, {0} or {1}?", "needs": [0, 1]},
+        ]
+    },
+)
+COMBINED: Example = (
+    "Name the colours of grass and snow.",
+    (Exchange("What colour is grass?", "Green"), Exchange("What colour is snow?", "White")),
+    {"answer": "Grass is green and snow is white."},
 )
 
 ANSWER_NOW = "Answer the question in few words. Use the answers that were found."
@@ -54,14 +66,14 @@ PRIMITIVE = "Answer the question in few words. If you are not sure, reply PASS."
 
 
 def step_prompt(
-    question: str, transcript: Sequence[Exchange], most: int, chars: int
+    question: str, transcript: Sequence[Exchange], kinds: Sequence[str], most: int, chars: int
 ) -> tuple[Turn, ...]:
-    """Ask H for its next step, with at most `most` sub-questions.
+    """Ask H for its next step, one of these `KINDS`, with at most `most` sub-questions.
 
     The transcript takes `chars` characters at the most, shared evenly.
     """
-    turns: list[Turn] = [("system", OVERSEE)]
-    for asked, said, reply in EXAMPLES:
+    turns: list[Turn] = [("system", OVERSEE + "\n".join(KINDS[kind] for kind in kinds))]
+    for asked, said, reply in (DEPENDENT, COMBINED) if transcript else (DEPENDENT, TWO_PARTS):
         turns += [("user", _case(asked, said, most, chars)), ("assistant", json.dumps(reply))]
     return (*turns, ("user", _case(question, transcript, most, chars)))
 

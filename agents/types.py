@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Message = dict[str, str]
@@ -134,9 +134,9 @@ class ChatRequest:
     def digest(self, model_digest: str) -> str:
         """Hash of all that decides the reply: model, messages, sampling, seed, vote, and where
         there are any tools and schema (hex, 32)."""
-        body: list[Any] = [model_digest, self.messages, asdict(self.sampling), self.vote]
+        body: list[Any] = [model_digest, self.messages, vars(self.sampling), self.vote]
         if self.tools or self.schema:
-            body += [[asdict(tool) for tool in self.tools], self.schema]
+            body += [[vars(tool) for tool in self.tools], self.schema]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -56,7 +56,7 @@ def diagnose(case: str, said: Sequence[Exchange], may_ask: bool) -> reflux.Step:
     passages = "\n\n".join(each.answer or "" for each in looked_up)
     candidates = titles(passages)[:3]
     if len(said) == 1 + len(symptoms):
-        asked = f"Case: {case}\n\nPassages:\n{passages[:3000]}\n\nWhich condition fits best?"
+        asked = f"Case: {case}\n\nPassages:\n{passages[:900]}\n\nWhich condition fits best?"
         return Ask((SubQuestion(asked, to=f"experts:{','.join(PANEL)}"),))
     if len(said) == 2 + len(symptoms):
         return Ask(

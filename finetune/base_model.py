@@ -18,10 +18,11 @@ import datasets
 import platformdirs
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from agents.embedded import file_sha256
-from agents.errors import MissingError, UsageError
+from agents.errors import NO_SPACE, MissingError, RefluxError, UsageError
 
 CACHE_VARIABLE = "REFLUX_CACHE"
 WEIGHTS = "model.safetensors"
@@ -79,8 +80,9 @@ def _unpack(gguf: Path, folder: Path) -> None:
                 f"{gguf} cannot be unpacked by transformers {transformers.__version__}: {error}; "
                 "use a GGUF of a supported architecture, or a transformers folder as the base"
             ) from error
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with no_space():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
 
 
 def base_digest(folder: Path) -> str:
@@ -120,12 +122,25 @@ def load_base(folder: Path) -> tuple[Any, Any]:
                 local_files_only=True,
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise MissingError(
                 f"{folder} is no whole base model: {error}; it needs config.json, safetensors "
-                "weights and a tokenizer"
+                "weights (no pickles) and a tokenizer: delete the folder to have it made again"
             ) from error
     return model.to("cuda" if cuda else "cpu"), tokenizer
+
+
+@contextmanager
+def no_space() -> Iterator[None]:
+    """Weights that cannot be written are told like any other file: safetensors has its own error.
+
+    Raises:
+        RefluxError: they cannot.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise RefluxError(f"weights cannot be written: {error}; {NO_SPACE}") from error
 
 
 @contextmanager

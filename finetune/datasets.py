@@ -14,6 +14,7 @@ from typing import Any, Literal
 from agents.errors import RefluxError, UsageError
 from agents.prompts import answer_prompt
 from agents.types import Message
+from finetune.run_folder import replacing, write_whole
 from graphs.task import Task, is_held_out
 from graphs.traces import TraceStore
 
@@ -135,16 +136,17 @@ def export(rows: Sequence[Row], path: Path, form: Form) -> int:
     kept = [(row, body) for row in rows if (body := in_form(row, form)) is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(body) + "\n" for _, body in kept))
+        write_whole(path, "".join(json.dumps(body) + "\n" for _, body in kept))
     elif path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        pq.write_table(pa.Table.from_pylist([body for _, body in kept]), path)
+        with replacing(path) as temporary:
+            pq.write_table(pa.Table.from_pylist([body for _, body in kept]), temporary)
     else:
         raise UsageError(f"cannot export to {path.name!r}: end it in .jsonl or .parquet")
     sidecar = path.with_name(f"{path.stem}.provenance.jsonl")
-    sidecar.write_text("".join(json.dumps(row.provenance) + "\n" for row, _ in kept))
+    write_whole(sidecar, "".join(json.dumps(row.provenance) + "\n" for row, _ in kept))
     return len(kept)
 
 

@@ -41,13 +41,17 @@ def distill(
     """
     from finetune.sft import Progress, train
 
+    def go_on() -> None:
+        if stop is not None and stop.is_set():
+            raise RefluxError("training was interrupted; --resume starts this student again")
+
     gguf = default_gguf()
     progress("load the base", 0, 1, "")
     base = dequantised_base(gguf)
+    go_on()
 
     def heard(at: Progress) -> None:
-        if stop is not None and stop.is_set():
-            raise RefluxError("training was interrupted; --resume starts this student again")
+        go_on()
         progress(
             f"distill {plan.id}",
             at.step,

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from agents.errors import MissingError, UsageError
+from finetune.registry import refuse_pickle
 
 ARCHITECTURES = {"LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA}
 """Each has its own row order and names, so only what a test holds against llama.cpp is here."""
@@ -135,12 +136,8 @@ def _require_plain_lora(config: dict[str, Any], folder: Path) -> None:
 def _read_pairs(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """`{module: (A (rank, in), B (out, rank))}`, the modules named as in the base."""
     path = folder / "adapter_model.safetensors"
+    refuse_pickle(folder)
     if not path.is_file():
-        if (folder / "adapter_model.bin").exists():
-            raise UsageError(
-                f"{folder} holds its adapter as a pickle (adapter_model.bin), which runs code "
-                "when it is read: save it again with safe_serialization=True"
-            )
         raise MissingError(f"{path} is not there: is {folder} a PEFT adapter?")
     try:
         tensors = load_file(path)

@@ -25,6 +25,7 @@ from agents.errors import UsageError
 
 VERSION = 1
 ADAPTER, TWIN, CARD = "adapter_model.safetensors", "adapter.gguf", "student.json"
+PICKLE = "adapter_model.bin"
 FILES = ("adapter_config.json", ADAPTER, TWIN, CARD)
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -201,6 +202,7 @@ class Registry:
             UsageError: no such student, one of another version, or its files were altered.
         """
         student = self._read(id)
+        refuse_pickle(student.path)
         for path, expected in (
             (student.adapter_model, student.adapter_sha256),
             (student.adapter_gguf, student.twin_sha256),
@@ -294,6 +296,19 @@ class Registry:
             raise UsageError(
                 f"student {id} exists in {self.root} and never changes: choose another id"
             )
+
+
+def refuse_pickle(folder: Path) -> None:
+    """Where an adapter's weights are a pickle only, they are not read: that would run its code.
+
+    Raises:
+        UsageError: they are.
+    """
+    if (folder / PICKLE).exists() and not (folder / ADAPTER).exists():
+        raise UsageError(
+            f"{folder} holds its adapter as a pickle ({PICKLE}), which runs code when it is read: "
+            "save it again with safe_serialization=True"
+        )
 
 
 def _require_id(id: str) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.run_folder import replacing
+
 SYSTEMS = (
     ("direct", "base, one call", "#8a8f98", "o"),
     ("amplified", "amplified (H + copies of X)", "#c2571a", "s"),
@@ -37,7 +39,8 @@ def draw(rounds: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center left")
     figure.tight_layout()
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    plt.close(figure)
-    temporary.replace(path)
+    try:
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")
+    finally:
+        plt.close(figure)

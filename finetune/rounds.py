@@ -7,7 +7,11 @@ Implements the seed's 8.4.3. The checkpoint holds the stage of the round and not
 stage did is in the call log and the registry, so a stage that is run again repeats no call.
 """
 
+import sqlite3
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -21,6 +25,7 @@ from finetune.report import draw
 from finetune.rounds_config import RoundsConfig
 from finetune.run_folder import OpenRun, write_json
 from finetune.stages import Progress, Stages
+from graphs.database import of_sqlite
 from graphs.task import Task
 
 
@@ -142,6 +147,19 @@ def build_rounds_graph() -> StateGraph[RoundsState, Stages, RoundsState, RoundsS
     return graph
 
 
+@asynccontextmanager
+async def _checkpoints(path: Path) -> AsyncIterator[AsyncSqliteSaver]:
+    """The checkpointer of a run. Trajectories raise errors of their own, so what fails here as
+    SQLite's is this file."""
+    try:
+        async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
+            saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+            yield saver
+    except sqlite3.Error as error:
+        remedy = "delete it and go on with --resume, which asks no recorded call again"
+        raise of_sqlite(path, error, remedy) from error
+
+
 async def run_rounds(
     run: OpenRun, config: RoundsConfig, task: Task, progress: Progress, rounds: int | None = None
 ) -> list[dict[str, Any]]:
@@ -158,8 +176,7 @@ async def run_rounds(
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {total}")
     config = config.model_copy(update={"rounds": config.rounds[:total]})
     stages = Stages(config, task, run, progress)
-    async with AsyncSqliteSaver.from_conn_string(str(run.folder.checkpoints_path)) as saver:
-        saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+    async with _checkpoints(run.folder.checkpoints_path) as saver:
         graph = build_rounds_graph().compile(checkpointer=saver)
         settings: Any = {
             "configurable": {"thread_id": "rounds"},

@@ -80,11 +80,17 @@ def config_from(data: Any, source: str) -> RoundsConfig:
     try:
         return RoundsConfig.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc']) or 'config'}: {e['msg']}"
-            for e in error.errors()
-        )
-        raise UsageError(f"{source}: {problems}") from error
+        raise UsageError(f"{source}: {problems(error)}") from error
+
+
+def problems(error: ValidationError) -> str:
+    """Every key that is wrong, and why, in one line."""
+    found: list[str] = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "config"
+        unknown = problem["type"] == "extra_forbidden"
+        found.append(f"{key}: {'unknown key, remove or rename it' if unknown else problem['msg']}")
+    return "; ".join(found)
 
 
 def read_config(path: Path) -> RoundsConfig:
@@ -93,10 +99,21 @@ def read_config(path: Path) -> RoundsConfig:
     Raises:
         UsageError: no such file, no YAML, or no config.
     """
+    return config_from(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        UsageError: no such file, or no YAML.
+    """
     if not path.is_file():
-        raise UsageError(f"there is no config {path}")
+        why = "it is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"there is no config {path}: {why}; name a YAML file")
     try:
-        data = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    return config_from(data, str(path))
+        raise UsageError(
+            f"{path} is not YAML: {' '.join(str(error).split())}; correct or restore it"
+        ) from error

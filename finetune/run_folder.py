@@ -6,17 +6,25 @@ One process at a time writes it; a lock that dies with its process keeps others 
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from agents.cache import CachedClient
-from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
+from agents.embedded import (
+    EmbeddedClient,
+    EngineConfig,
+    ModelFiles,
+    default_gguf,
+    file_sha256,
+)
 from agents.errors import UsageError
 from agents.types import ChatClient
 from finetune.registry import Registry
+from finetune.rounds_config import read_yaml
 from graphs.calls import Caller, completion_of
 from graphs.traces import TraceStore
 
@@ -69,6 +77,15 @@ class RunFolder:
         file.flush()
         self._lock = file
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out for the length of a block; see `lock`."""
+        self.lock()
+        try:
+            yield
+        finally:
+            self.unlock()
+
     def unlock(self) -> None:
         """Let others in."""
         if self._lock is not None:
@@ -89,7 +106,7 @@ class RunFolder:
         """
         if not self.exists:
             raise UsageError(f"{self.path} holds no run; begin one with `reflux run`")
-        found = yaml.safe_load(self.config_path.read_text())
+        found = read_yaml(self.config_path)
         if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
             raise UsageError(
                 f"{self.config_path} is not of format {FORMAT}: another version of Reflux wrote "
@@ -105,11 +122,19 @@ class RunFolder:
         """The files behind a model name: `base`, or a student of this run.
 
         Raises:
-            UsageError: there is no such student.
+            UsageError: there is no such student, or it belongs to another base.
         """
+        gguf = default_gguf()
         if name == "base":
-            return ModelFiles(default_gguf())
-        return ModelFiles(default_gguf(), self.registry.get(name).adapter_gguf)
+            return ModelFiles(gguf)
+        student = self.registry.get(name)
+        if student.base.gguf_sha256 != (digest := file_sha256(gguf)):
+            raise UsageError(
+                f"{student.path} was made for a base with sha256 "
+                f"{student.base.gguf_sha256[:12]}…, and {gguf.name} has {digest[:12]}…: an adapter "
+                "acts on its own base only, make the student again with `reflux distill`"
+            )
+        return ModelFiles(gguf, student.adapter_gguf)
 
     def current_model(self) -> str:
         """The name of X: the promoted student, or `base` where there is none."""
@@ -154,12 +179,21 @@ class OpenRun:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that readers, and a kill, see the old or the new one whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place when the block ends well."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, body: Any) -> None:

@@ -30,7 +30,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from agents.embedded import DEFAULT_MODEL_ID
 from agents.errors import RefluxError, UsageError
-from finetune.base_model import load_base, quiet_libraries
+from finetune.base_model import load_base, no_space, quiet_libraries
 from finetune.lengths import split_by_length
 
 SFT_DEFAULTS: dict[str, Any] = {
@@ -333,7 +333,8 @@ def _save(model: Any, scratch: Path, out: Path, model_id: str) -> None:
             "raise sft.warmup_steps"
         )
     # False: left to decide by itself, PEFT asks the hub for the base's vocabulary.
-    model.save_pretrained(scratch, save_embedding_layers=False)
+    with no_space():
+        model.save_pretrained(scratch, save_embedding_layers=False)
     config = json.loads((scratch / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = model_id
     if isinstance(config["target_modules"], list):

@@ -12,17 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agents.errors import EndpointError, RefluxError
+from agents.errors import RefluxError
 from finetune.anchor import anchor_prompts, canary_prompts, overlap
 from finetune.datasets import Row, accepted, refuse_leaks, rows_digest
 from finetune.gates import failed_gates, judge
 from finetune.rounds_config import RoundsConfig, RoundSpec
 from finetune.run_folder import OpenRun
 from finetune.twins import agreement, peft_answers
-from graphs.calls import Caller
 from graphs.evaluate import Score, evaluate, wilson
 from graphs.state import AmplifyContext, Outcome
-from graphs.systems import Amplified, Asked, Direct, answer_all, task_context
+from graphs.systems import Amplified, Asked, Direct, System, answer_all, refuse_outage, task_context
 from graphs.task import Task
 
 Progress = Callable[[str, int, int, str], None]
@@ -62,6 +61,20 @@ class Stages:
         self.progress(what, 0, total, "")
         return lambda done: self.progress(what, done, total, "")
 
+    async def _answers(
+        self, system: System, asked: Asked, questions: Sequence[str], what: str | None = None
+    ) -> list[Outcome]:
+        """`answer_all`, shown as `what`; an endpoint that is down ends the stage."""
+        outcomes = await answer_all(
+            system,
+            asked,
+            questions,
+            together=self.config.together,
+            on_done=self._tick(what, len(questions)) if what else None,
+        )
+        refuse_outage(outcomes, self.run.caller)
+        return outcomes
+
     async def amplify(self, number: int, model: str) -> dict[str, Any]:
         """Record the answers that the round's student will learn: H's own in round 0, with the
         anchor; those of the amplified system later."""
@@ -80,14 +93,7 @@ class Stages:
             system = Amplified(self.context(model))
             asked = self.asked(number, "amplified", "train")
             what = f"amplify {model}"
-        outcomes = await answer_all(
-            system,
-            asked,
-            questions,
-            together=self.config.together,
-            on_done=self._tick(what, len(questions)),
-        )
-        refuse_outage(outcomes, self.run.caller)
+        outcomes = await self._answers(system, asked, questions, what)
         return {
             "questions": len(questions),
             "accepted": sum(o["status"] == "ok" for o in outcomes),
@@ -107,8 +113,7 @@ class Stages:
     async def _anchor(self) -> None:
         prompts = anchor_prompts(self.config.anchor, self.config.seed)
         asked = self.asked(0, "anchor", "train", task="anchor")
-        tick = self._tick("the base answers the anchor", len(prompts))
-        await answer_all(self._plain("base"), asked, prompts, on_done=tick)
+        await self._answers(self._plain("base"), asked, prompts, "the base answers the anchor")
 
     def rows(self, number: int) -> tuple[list[Row], list[Row]]:
         """Cumulative rows up to a round: (different rows, rows as often as they are trained)."""
@@ -175,15 +180,17 @@ class Stages:
         """How far a student gives H's own answers to the primitives."""
         context = self.context("base")
         questions = list(self.task.primitives())
-        h = await answer_all(Amplified(context), self.asked(0, "overseer", "primitive"), questions)
+        h = await self._answers(
+            Amplified(context), self.asked(0, "overseer", "primitive"), questions
+        )
         scores: dict[str, Any] = {"direct": None, "amplified": None}
         models = {"direct": "base"} if with_base else {}
         for key, model in {**models, "student": name}.items():
-            outcomes = await answer_all(
+            outcomes = await self._answers(
                 Direct(self.context(model)),
                 self.asked(number, f"{key}-imitation", "primitive"),
                 questions,
-                on_done=self._tick(f"imitate H: {key}", len(questions)),
+                f"imitate H: {key}",
             )
             right = sum(a["answer"] == b["answer"] for a, b in zip(outcomes, h, strict=True))
             scores[key] = _score(right, outcomes).to_json()
@@ -235,8 +242,8 @@ class Stages:
         replies: list[list[Outcome]] = []
         for model, at in (("base", 0), (name, number)):
             asked = self.asked(at, f"canary-{model}", "canary", task="canary")
-            tick = self._tick(f"canaries: {model}", len(prompts))
-            replies.append(await answer_all(self._plain(model), asked, prompts, on_done=tick))
+            said = await self._answers(self._plain(model), asked, prompts, f"canaries: {model}")
+            replies.append(said)
         pairs = zip(*replies, strict=True)
         shared = [overlap(a["answer"] or "", b["answer"] or "") for a, b in pairs]
         return sum(shared) / len(shared)
@@ -263,7 +270,7 @@ class Stages:
             min(200, spec.held_out), spec.level, "held_out", self.config.seed + 1
         )
         self.progress("compare the PEFT adapter with its GGUF twin", 0, len(questions), "")
-        outcomes = await answer_all(
+        outcomes = await self._answers(
             Direct(self.context(name)), self.asked(number, "student", "held_out"), questions
         )
         adapter = self.run.folder.registry.get(name).path
@@ -284,16 +291,6 @@ def _score(right: int, outcomes: Sequence[Outcome]) -> Score:
         sum(s["tokens"] for s in spent),
         {},
     )
-
-
-def refuse_outage(outcomes: Sequence[Outcome], caller: Caller) -> None:
-    """An endpoint that is down must not look like a model that fails.
-
-    Raises:
-        EndpointError: every question failed, and the last call did not reach its endpoint.
-    """
-    if caller.outage and outcomes and all(o["status"] == "failed" for o in outcomes):
-        raise EndpointError(f"all {len(outcomes)} questions failed: {caller.outage}")
 
 
 async def cancellable(work: Callable[[threading.Event], object]) -> None:

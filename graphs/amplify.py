@@ -123,7 +123,7 @@ def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
     return None
 
 
-def screen(state: AmplifyState, runtime: Ran) -> Update:
+async def screen(state: AmplifyState, runtime: Ran) -> Update:
     """Refuse what must not be asked, as a failed outcome."""
     if (reason := screened(state, runtime.context)) is None:
         return {}
@@ -257,22 +257,27 @@ def ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
     }
 
 
-def dispatch(state: AmplifyState) -> str | list[Send]:
+async def dispatch(state: AmplifyState) -> str | list[Send]:
     """To `check` with an answer or a failure; otherwise one Send for each sub-question that has
     all it needs and was not sent yet."""
     if not state["batch"]:
         return "check"
     done = {result["index"]: result["outcome"] for result in state["results"]}
+    ancestors = [*state["ancestors"], state["question"]]
     ready: list[Send] = []
     for index, asked in enumerate(state["batch"]):
         if index in done or any(need not in done for need in asked["needs"]):
             continue
-        ready.append(Send("subtask", _subtask(state, index, asked, done)))
+        ready.append(Send("subtask", _subtask(state, ancestors, index, asked, done)))
     return ready
 
 
 def _subtask(
-    state: AmplifyState, index: int, asked: dict[str, Any], done: dict[int, Outcome]
+    state: AmplifyState,
+    ancestors: list[str],
+    index: int,
+    asked: dict[str, Any],
+    done: dict[int, Outcome],
 ) -> SubTask:
     blocked: str | None = None
     answers: dict[int, str] = {}
@@ -288,7 +293,7 @@ def _subtask(
         "text": text,
         "path": f"{state['path']}/{state['attempt']}.{state['step'] - 1}.{index}",
         "depth": state["depth"] + 1,
-        "ancestors": [*state["ancestors"], state["question"]],
+        "ancestors": ancestors,
         "question_id": state["question_id"],
         "retries": asked["retries"],
         "calls": asked["calls"],
@@ -300,19 +305,20 @@ def _subtask(
 
 async def subtask(task: SubTask, runtime: Ran) -> Update:
     """One copy's work on one sub-question: H's primitive, X's answer, or a level deeper."""
-    context = _context(runtime)
-    context.emit({"event": "asked", "path": task["path"], "question": task["text"]})
-    state = _fresh(
-        task["text"],
-        task["question_id"],
-        task["path"],
-        task["depth"],
-        task["ancestors"],
-        task["calls"],
-        task["tokens"],
-        task["retries"],
-    )
-    outcome = await _resolve(state, task, context)
+    async with runtime.context.branches.at(task["depth"]):
+        context = _context(runtime)
+        context.emit({"event": "asked", "path": task["path"], "question": task["text"]})
+        state = _fresh(
+            task["text"],
+            task["question_id"],
+            task["path"],
+            task["depth"],
+            task["ancestors"],
+            task["calls"],
+            task["tokens"],
+            task["retries"],
+        )
+        outcome = await _resolve(state, task, context)
     result: SubResult = {"index": task["index"], "question": task["text"], "outcome": outcome}
     return {"results": [result]}
 
@@ -364,7 +370,7 @@ async def _refuse(
     return outcome
 
 
-def aggregate(state: AmplifyState) -> Update:
+async def aggregate(state: AmplifyState) -> Update:
     """Join the batch: one entry each in the transcript, in the order in which H asked."""
     results = sorted(state["results"], key=lambda result: result["index"])
     if len(results) < len(state["batch"]):
@@ -441,12 +447,12 @@ async def _record(state: AmplifyState, context: AmplifyContext, outcome: Outcome
     context.emit({"event": "answered", "path": state["path"], "leaf": False, **outcome})
 
 
-def _onward(state: AmplifyState) -> str:
+async def _onward(state: AmplifyState) -> str:
     return "record" if state["outcome"] else "oversee"
 
 
-def _after_aggregate(state: AmplifyState) -> str | list[Send]:
-    return dispatch(state) if state["batch"] else "oversee"
+async def _after_aggregate(state: AmplifyState) -> str | list[Send]:
+    return await dispatch(state) if state["batch"] else "oversee"
 
 
 def build_graph() -> StateGraph[AmplifyState, AmplifyContext, AmplifyState, AmplifyState]:

@@ -9,7 +9,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from agents.errors import EndpointError, ReplayError
 from agents.screen import redact
@@ -34,7 +34,7 @@ class Caller:
     def __init__(self, client: ChatClient, store: TraceStore) -> None:
         self.client = client
         self.store = store
-        self.outage: str | None = None
+        self.outage: EndpointError | None = None
         """The failure of the last call, where it failed at the endpoint."""
 
     async def ask(self, key: CallKey, request: ChatRequest) -> Completion:
@@ -49,32 +49,33 @@ class Caller:
         )
         model_digest = await self.client.model_digest(request.model)
         digest = request.digest(model_digest)
-        if (row := self.store.find_call(key)) is not None:
-            if row["request_digest"] != digest:
-                raise ReplayError(
-                    f"call {key} was recorded with another request ({row['request_digest']}, now "
-                    f"{digest}): the model, prompt or config changed; use a new --run"
-                )
-            return completion_of(row)
+        if (known := self._recorded(key, digest)) is not None:
+            return known
         asked = {
             "kind": "model",
             "model": request.model,
             "model_digest": model_digest,
             "request_digest": digest,
             "messages": json.dumps(request.payload()),
-            "sampling": json.dumps(asdict(request.sampling)),
+            "sampling": json.dumps(vars(request.sampling)),
         }
         try:
             reply = await self.client.complete(request)
         except EndpointError as error:
-            self.outage = str(error)
+            self.outage = error
             failed = Completion("", finish_reason="error", cached=error.cached)
             await self.store.add_call(key, asked | _reply(failed) | {"error": redact(str(error))})
             raise
         self.outage = None
         wishes = tuple(replace(c, arguments=redact(c.arguments)) for c in reply.tool_calls)
         reply = replace(reply, text=redact(reply.text), tool_calls=wishes)
-        await self.store.add_call(key, asked | _reply(reply))
+        try:
+            await self.store.add_call(key, asked | _reply(reply))
+        except ReplayError:
+            # Another process on this folder was the first to record the call: its answer counts.
+            if (known := self._recorded(key, digest)) is None:
+                raise
+            return known
         return reply
 
     async def tool(
@@ -106,6 +107,16 @@ class Caller:
         await self.store.add_call(key, made | _reply(done))
         return said
 
+    def _recorded(self, key: CallKey, digest: str) -> Completion | None:
+        if (row := self.store.find_call(key)) is None:
+            return None
+        if row["request_digest"] != digest:
+            raise ReplayError(
+                f"call {key} was recorded with another request ({row['request_digest']}, now "
+                f"{digest}): the model, prompt or config changed; use a new --run"
+            )
+        return completion_of(row)
+
     async def step(self, key: CallKey, overseer: str, step: Step) -> Step:
         """Record a step that H took without a model, and return it as recorded: redacted.
 
@@ -116,16 +127,26 @@ class Caller:
         """
         step = _redacted(step)
         text = json.dumps(step_to_json(step))
-        if (row := self.store.find_call(key)) is not None:
-            if row["completion"] != text:
-                raise ReplayError(
-                    f"{overseer} took another step at {key} than the log holds; an overseer must "
-                    "be deterministic, or its step must come from the log; use a new --run"
-                )
+        if self._taken(key, overseer, text):
             return step
         taken = {"kind": "script", "model": overseer} | _reply(Completion(text))
-        await self.store.add_call(key, taken)
+        try:
+            await self.store.add_call(key, taken)
+        except ReplayError:
+            if not self._taken(key, overseer, text):
+                raise
         return step
+
+    def _taken(self, key: CallKey, overseer: str, text: str) -> bool:
+        """True where the log holds this very step."""
+        if (row := self.store.find_call(key)) is None:
+            return False
+        if row["completion"] != text:
+            raise ReplayError(
+                f"{overseer} took another step at {key} than the log holds; an overseer must "
+                "be deterministic, or its step must come from the log; use a new --run"
+            )
+        return True
 
 
 def _redacted(step: Step) -> Step:

@@ -14,6 +14,7 @@ from agents.prompts import answer_prompt
 from agents.purse import Purse
 from agents.tools import Grants, Tool
 from agents.types import Turn
+from graphs.branches import Branches
 from graphs.calls import Caller
 from graphs.experts import Combiner, Expert, Vote
 from graphs.voting import VotePolicy
@@ -96,6 +97,9 @@ class AmplifyContext:
     """Makes one answer of what several experts say."""
     purse: Purse = field(default_factory=Purse)
     """Seconds and money of the question, and of its run."""
+    branches: Branches = field(default_factory=Branches)
+    """How many sub-questions of each depth are under way at once: what a tree takes of memory is
+    set by this, not by its size. It changes no answer."""
     emit: Callable[[Mapping[str, Any]], None] = silent
     """Hears of every event of the growing tree; by default they leave by the graph's stream
     of mode `custom`."""

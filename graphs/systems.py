@@ -9,9 +9,10 @@ from typing import Any, Protocol, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
 
-from agents.errors import UsageError
+from agents.errors import EndpointError, UsageError
 from agents.screen import redact
 from graphs.amplify import begin, build_graph
+from graphs.calls import Caller
 from graphs.leaf import answer_directly
 from graphs.state import AmplifyContext, Outcome
 from graphs.task import Task
@@ -168,3 +169,20 @@ async def answer_all(
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return [tasks[question].result() for question in questions]
+
+
+def refuse_outage(outcomes: Sequence[Outcome], caller: Caller) -> None:
+    """An endpoint that is down must not look like a model that fails.
+
+    Raises:
+        EndpointError: the last call failed at its endpoint, and with it every question, or some
+            that it would answer another time.
+    """
+    failed = sum(outcome["status"] == "failed" for outcome in outcomes)
+    outage = caller.outage
+    if outage is None or not failed or (outage.refused and failed < len(outcomes)):
+        return
+    which = f"{failed} of {len(outcomes)} questions" if len(outcomes) > 1 else "the question"
+    raise EndpointError(
+        f"{which} failed: {outage}. What was answered is kept, the same command goes on with it"
+    )

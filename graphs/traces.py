@@ -11,13 +11,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
-from agents.errors import ReplayError, UsageError
+from agents.errors import ReplayError, UsageError, of_system
+from graphs.database import of_sqlite
 
 SCHEMA_VERSION = 1
 BATCH = 512
@@ -71,14 +72,17 @@ class TraceStore:
         """Open or create.
 
         Raises:
-            UsageError: written by another version, or not a trace file.
+            UsageError: written by another version, not a trace file, or not to be written.
+            RefluxError: the disk is full.
         """
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._reader = self._connect()
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"{path} cannot be opened: {error}; name another --run") from error
+        except OSError as error:
+            raise of_system(error) from error
+        except sqlite3.Error as error:
+            raise of_sqlite(path, error) from error
         try:
             self._prepare()
         except BaseException:
@@ -86,7 +90,7 @@ class TraceStore:
             raise
         self._closed = False
         writer = self._connect()
-        self._queue: SimpleQueue[tuple[str, Sequence[Any], Future[None]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Row | None] = SimpleQueue()
         self._thread = threading.Thread(
             target=self._write, args=(writer,), name="trace-writer", daemon=True
         )
@@ -109,9 +113,7 @@ class TraceStore:
             self._reader.commit()
             self._check_version()
         except sqlite3.Error as error:
-            raise UsageError(
-                f"{self.path} is not a trace file: {error}; name another --run"
-            ) from error
+            raise of_sqlite(self.path, error) from error
 
     def _add_columns(self) -> None:
         """A file from before copies called tools lacks a column, which its writer never misses."""
@@ -177,28 +179,36 @@ class TraceStore:
 
     def find_call(self, key: CallKey) -> sqlite3.Row | None:
         """The successful call under this key."""
-        return self._reader.execute(
+        found = self.select(
             "SELECT * FROM calls WHERE question=? AND path=? AND role=? AND step=? AND attempt=?"
             " AND vote=? AND error IS NULL",
             (key.question, key.path, key.role, key.step, key.attempt, key.vote),
-        ).fetchone()
+        )
+        return next(found, None)
 
     def select(
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> Iterator[sqlite3.Row]:
-        """Rows of a read-only query, in order."""
-        yield from self._reader.execute(sql, parameters)
+        """Rows of a read-only query, in order.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            yield from self._reader.execute(sql, parameters)
+        except sqlite3.Error as error:
+            raise of_sqlite(self.path, error) from error
 
     async def _insert(self, table: str, values: Mapping[str, Any], ignore: bool = False) -> None:
         if self._closed:
             raise UsageError(f"{self.path} was closed; open it again to write")
         names, marks = _columns(values)
         verb = "INSERT OR IGNORE" if ignore else "INSERT"
-        done: Future[None] = Future()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Table and column names are ours; every value is bound.
         sql = f"{verb} INTO {table} ({names}) VALUES ({marks})"
-        self._queue.put((sql, tuple(values.values()), done))
-        await asyncio.wrap_future(done)
+        self._queue.put(_Row(sql, tuple(values.values()), done))
+        await done
 
     def _write(self, connection: sqlite3.Connection) -> None:
         while (first := self._queue.get()) is not None:
@@ -215,42 +225,31 @@ class TraceStore:
                 break
         connection.close()
 
-    def _commit(
-        self,
-        connection: sqlite3.Connection,
-        batch: Sequence[tuple[str, Sequence[Any], Future[None]]],
-    ) -> None:
+    def _commit(self, connection: sqlite3.Connection, batch: Sequence["_Row"]) -> None:
         """Insert a batch and commit it; a row that fails does not take the others with it."""
-        kept: list[Future[None]] = []
-        for sql, values, done in batch:
+        failures: dict[int, Exception] = {}
+
+        def lose(before: int, error: sqlite3.Error) -> None:
+            connection.rollback()
+            for index in range(before):
+                failures.setdefault(index, of_sqlite(self.path, error))
+
+        for index, row in enumerate(batch):
             try:
-                connection.execute(sql, values)
-                kept.append(done)
+                connection.execute(row.sql, row.values)
             except sqlite3.IntegrityError as error:
-                _fail(done, ReplayError(f"a row with this key is recorded already: {error}"))
+                message = f"a row with this key is recorded already: {error}"
+                failures[index] = ReplayError(message)
             except sqlite3.Error as error:
                 # SQLite may have rolled back on its own; what was to be kept is not there.
-                connection.rollback()
-                for lost in (*kept, done):
-                    _fail(lost, self._not_written(error))
-                kept = []
+                lose(index + 1, error)
             except (ValueError, OverflowError) as error:
-                _fail(done, UsageError(f"a row that SQLite cannot hold: {error}"))
+                failures[index] = UsageError(f"a row that SQLite cannot hold: {error}")
         try:
             connection.commit()
         except sqlite3.Error as error:
-            connection.rollback()
-            for done in kept:
-                _fail(done, self._not_written(error))
-            return
-        for done in kept:
-            if done.set_running_or_notify_cancel():
-                done.set_result(None)
-
-    def _not_written(self, error: sqlite3.Error) -> UsageError:
-        return UsageError(
-            f"{self.path} cannot be written: {error}; free some space, then resume the run"
-        )
+            lose(len(batch), error)
+        _tell(batch, failures)
 
     def close(self) -> None:
         """Write what is queued, and close; once more does nothing."""
@@ -262,6 +261,30 @@ class TraceStore:
         self._reader.close()
 
 
-def _fail(done: Future[None], error: Exception) -> None:
-    if done.set_running_or_notify_cancel():
-        done.set_exception(error)
+class _Row(NamedTuple):
+    """A row on its way, and who waits for its commit."""
+
+    sql: str
+    values: Sequence[Any]
+    done: asyncio.Future[None]
+
+
+def _tell(batch: Sequence[_Row], failures: Mapping[int, Exception]) -> None:
+    """Wake those who wait: each event loop once, because to wake one from a thread is dear."""
+    waiting: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], Exception | None]]]
+    waiting = {}
+    for index, row in enumerate(batch):
+        waiting.setdefault(row.done.get_loop(), []).append((row.done, failures.get(index)))
+    for loop, results in waiting.items():
+        with suppress(RuntimeError):  # The loop was closed: nobody waits any more.
+            loop.call_soon_threadsafe(_resolve, results)
+
+
+def _resolve(results: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
+    for done, error in results:
+        if done.cancelled():
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)

@@ -1,7 +1,11 @@
 """Reflux: Iterated Distillation and Amplification on language-model agents.
 
-The public path: `reflux.amplify`, `reflux.build_graph`, `reflux.Task` and what they take.
+The public path: `reflux.amplify`, `reflux.build_graph`, `reflux.Task` and what they take. Each is
+imported when it is first asked for, so that a command can be interrupted from its first moment.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import agents
 
@@ -12,30 +16,64 @@ if getattr(agents, "DISTRIBUTION", None) != "reflux-ida":
         "environment without it: python -m venv .venv && .venv/bin/pip install -e ."
     )
 
-from agents.checker import Checker, RuleChecker, Verdict
-from agents.client import OpenAIClient
-from agents.errors import RefluxError
-from agents.model_overseer import ModelOverseer
-from agents.overseer import PASS, Overseer, PersonOverseer, ScriptedOverseer
-from agents.panel import Panel
-from agents.recorded import RecordedOverseer
-from agents.reviewed import Reviewed
-from agents.scripted import ScriptedClient
-from agents.types import Answer, Ask, ChatClient, Defer, Exchange, Step, SubQuestion
-from graphs.amplify import build_graph
-from graphs.experts import Consensus, Expert, Vote
-from graphs.patient import Patient, Pending, open_patient
-from graphs.state import AmplifyContext, Limits
-from graphs.task import Task
-from graphs.tree import Node
-from graphs.voting import VotePolicy
-from reflux.facade import Amplification, amplify, amplify_sync
+if TYPE_CHECKING:
+    from agents.checker import Checker, RuleChecker, Verdict
+    from agents.client import OpenAIClient
+    from agents.errors import RefluxError
+    from agents.langchain_client import LangChainClient
+    from agents.model_overseer import ModelOverseer
+    from agents.overseer import PASS, Overseer, PersonOverseer, ScriptedOverseer
+    from agents.panel import Panel
+    from agents.purse import Price, Purse
+    from agents.recorded import RecordedOverseer
+    from agents.reviewed import Reviewed
+    from agents.scripted import ScriptedClient
+    from agents.tools import Tool, ToolReply
+    from agents.types import Answer, Ask, ChatClient, Defer, Exchange, Step, SubQuestion
+    from graphs.amplify import build_graph
+    from graphs.experts import Consensus, Expert, Vote
+    from graphs.patient import Patient, Pending, open_patient
+    from graphs.router import Routed, Router
+    from graphs.state import AmplifyContext, Limits
+    from graphs.task import Task
+    from graphs.tree import Node
+    from graphs.voting import VotePolicy
+    from reflux.chat_model import AmplifiedChatModel
+    from reflux.facade import Amplification, amplify, amplify_sync
 
 __version__ = "0.1.0"
+
+HOMES = {
+    "agents.checker": ("Checker", "RuleChecker", "Verdict"),
+    "agents.client": ("OpenAIClient",),
+    "agents.errors": ("RefluxError",),
+    "agents.langchain_client": ("LangChainClient",),
+    "agents.model_overseer": ("ModelOverseer",),
+    "agents.overseer": ("PASS", "Overseer", "PersonOverseer", "ScriptedOverseer"),
+    "agents.panel": ("Panel",),
+    "agents.purse": ("Price", "Purse"),
+    "agents.recorded": ("RecordedOverseer",),
+    "agents.reviewed": ("Reviewed",),
+    "agents.scripted": ("ScriptedClient",),
+    "agents.tools": ("Tool", "ToolReply"),
+    "agents.types": ("Answer", "Ask", "ChatClient", "Defer", "Exchange", "Step", "SubQuestion"),
+    "graphs.amplify": ("build_graph",),
+    "graphs.experts": ("Consensus", "Expert", "Vote"),
+    "graphs.patient": ("Patient", "Pending", "open_patient"),
+    "graphs.router": ("Routed", "Router"),
+    "graphs.state": ("AmplifyContext", "Limits"),
+    "graphs.task": ("Task",),
+    "graphs.tree": ("Node",),
+    "graphs.voting": ("VotePolicy",),
+    "reflux.chat_model": ("AmplifiedChatModel",),
+    "reflux.facade": ("Amplification", "amplify", "amplify_sync"),
+}
+"""Where each public name is made."""
 
 __all__ = [
     "PASS",
     "Amplification",
+    "AmplifiedChatModel",
     "AmplifyContext",
     "Answer",
     "Ask",
@@ -45,6 +83,7 @@ __all__ = [
     "Defer",
     "Exchange",
     "Expert",
+    "LangChainClient",
     "Limits",
     "ModelOverseer",
     "Node",
@@ -54,15 +93,21 @@ __all__ = [
     "Patient",
     "Pending",
     "PersonOverseer",
+    "Price",
+    "Purse",
     "RecordedOverseer",
     "RefluxError",
     "Reviewed",
+    "Routed",
+    "Router",
     "RuleChecker",
     "ScriptedClient",
     "ScriptedOverseer",
     "Step",
     "SubQuestion",
     "Task",
+    "Tool",
+    "ToolReply",
     "Verdict",
     "Vote",
     "VotePolicy",
@@ -71,3 +116,10 @@ __all__ = [
     "build_graph",
     "open_patient",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"reflux has no {name!r}; it has: {', '.join(__all__)}")

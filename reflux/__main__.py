@@ -1,5 +1,23 @@
-"""`python -m reflux`."""
+"""`python -m reflux`, and the `reflux` command.
 
-from reflux.cli import run
+Nothing heavy is imported outside `main`: Ctrl-C is answered in one line from the first moment.
+"""
 
-run()
+import sys
+
+INTERRUPTED = "reflux: interrupted; what was recorded is kept, --resume goes on with a run\n"
+
+
+def main() -> None:
+    """Run the command line; see `reflux.cli.run`."""
+    try:
+        from reflux.cli import run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write(INTERRUPTED)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,11 +13,29 @@ from rich.console import Console
 
 from agents.client import OpenAIClient, endpoint_from_env
 from agents.errors import UsageError
+from finetune.registry import Registry
 from finetune.run_folder import RunFolder
 
 T = TypeVar("T")
 RUNS = Path("runs")
-OUT = Console()
+
+
+def drop_output() -> None:
+    """Send what is still to be printed nowhere: its reader has left."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+class PipedConsole(Console):
+    """A console that goes on when its reader leaves, so that the exit code tells of the work."""
+
+    def on_broken_pipe(self) -> None:
+        """Hear that the reader has left."""
+        drop_output()
+
+
+OUT = PipedConsole()
 """Results."""
 ERR = Console(stderr=True)
 """Progress and errors."""
@@ -30,7 +48,11 @@ RunDir = Annotated[
 
 def emit(body: Any) -> None:
     """Print the one JSON document of `--json`."""
-    sys.stdout.write(json.dumps(body, indent=2) + "\n")
+    try:
+        sys.stdout.write(json.dumps(body, indent=2) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
@@ -46,8 +68,24 @@ def open_existing(path: Path) -> RunFolder:
     """
     folder = RunFolder(path)
     if not folder.traces_path.is_file():
-        raise UsageError(f"{path} holds no run; begin one with `reflux demo` or `reflux run`")
+        raise no_run(path)
     return folder
+
+
+def open_students(path: Path) -> Registry:
+    """The students of a run folder, of which there may be none yet.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not path.is_dir():
+        raise no_run(path)
+    return RunFolder(path).registry
+
+
+def no_run(path: Path) -> UsageError:
+    """The error of a folder that is none, or holds no run."""
+    return UsageError(f"{path} holds no run; begin one with `reflux demo` or `reflux run`")
 
 
 def endpoint() -> OpenAIClient | None:

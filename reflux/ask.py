@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from agents.errors import UsageError
+from agents.errors import RefluxError, UsageError
 from finetune.rounds_config import config_from
 from finetune.run_folder import OpenRun, RunFolder
-from finetune.stages import refuse_outage
+from graphs.amplify import begin, screened
 from graphs.evaluate import evaluate
 from graphs.state import AmplifyContext, Limits
-from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
+from graphs.systems import Amplified, Asked, Direct, System, answer_all, refuse_outage, task_context
 from graphs.tree import load_tree
 from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
 from reflux.progress import ProgressView
@@ -78,6 +78,8 @@ async def _ask(
         context = task_context(
             AmplifyContext(opened.caller, x, (), limits=Limits(depth=depth, calls=calls)), task
         )
+        if (reason := screened(begin(question, "", context), context)) is not None:
+            raise UsageError(f"{reason}; ask another")
         # Every asking is a trajectory of its own, whatever was asked before.
         asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
         outcomes = await answer_all(Amplified(context), asked, [question])
@@ -103,7 +105,10 @@ async def _ask(
             highlight=False,
         )
     if outcome["status"] != "ok":
-        raise typer.Exit(1)
+        raise RefluxError(
+            f"no accepted answer ({outcome['status']}: {outcome['error']}); allow more --depth or "
+            "--calls, or take a --model that can answer the parts"
+        )
 
 
 def evaluate_systems(
@@ -148,6 +153,8 @@ async def _evaluate(
 ) -> dict[str, dict[str, Any]]:
     task = task_named(task_name)
     questions = task.sample(limit, level, "held_out", seed)
+    if not questions:
+        raise UsageError(f"{task_name} holds out no question at --level {level}; take another")
     opened, x = open_run(folder, model)
     scores: dict[str, dict[str, Any]] = {}
     async with opened:

@@ -2,11 +2,17 @@
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
-from agents.errors import RefluxError
+from agents.errors import RefluxError, of_system
 from reflux import ask, look, rounds
+from reflux.app import drop_output
+
+INTERRUPTED = 130
+LONGEST = 2_000
+"""Most characters of a message; a remedy stands at its end, so the middle goes first."""
 
 app = typer.Typer(
     name="reflux",
@@ -28,34 +34,53 @@ app.command()(look.doctor)
 
 
 def run() -> None:
-    """Run the command line; every error that was meant becomes one message and its exit code."""
+    """Run the command line; every error that was meant becomes one message and its exit code.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; `reflux.__main__.main` says so.
+    """
     # Read by Hugging Face's libraries at import: nothing that a command needs is on a hub.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _open_streams()
     try:
         code = app(standalone_mode=False)  # Returns the code of a `typer.Exit`.
+        sys.stdout.flush()
     except RefluxError as error:
-        sys.stderr.write(f"reflux: {error}\n")
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("reflux: interrupted; what was recorded is kept, --resume goes on\n")
-        sys.exit(130)
+        _end(str(error), error.exit_code)
+    except BrokenPipeError:  # Whoever read the output has left; that is no failure of the work.
+        drop_output()
+        code = 0
+    except OSError as error:
+        told = of_system(error)
+        _end(str(told), told.exit_code)
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
     except Exception as error:  # noqa: BLE001 - typer's own errors share no public base
-        _other(error)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+        _usage(error)
+    if code == INTERRUPTED:  # Typer makes this code of a KeyboardInterrupt.
+        raise KeyboardInterrupt
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _other(error: Exception) -> None:
+def _open_streams() -> None:
+    """A stream that was closed before the start is none at all: nothing in, and out to nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+
+
+def _end(message: str, code: int) -> NoReturn:
+    text = " ".join(message.split())
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    sys.stderr.write(f"reflux: {text}\n")
+    sys.exit(code)
+
+
+def _usage(error: Exception) -> NoReturn:
     show = getattr(error, "show", None)  # A usage error of the command line itself.
-    if show is not None:
-        show(file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
-    if isinstance(error, OSError):
-        sys.stderr.write(f"reflux: {error}; what was recorded is kept\n")
-        sys.exit(1)
-    raise error
-
-
-if __name__ == "__main__":
-    run()
+    if show is None:
+        raise error
+    show(file=sys.stderr)
+    sys.exit(getattr(error, "exit_code", 2))

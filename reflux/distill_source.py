@@ -5,12 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agents.errors import UsageError
 from finetune.datasets import Row, accepted, read_jsonl, refuse_leaks, rows_digest
-from finetune.rounds_config import config_from
+from finetune.rounds_config import config_from, problems, read_yaml
 from finetune.run_folder import RunFolder
 from graphs.traces import TraceStore
 from reflux.tasks import task_named
@@ -34,12 +33,10 @@ class DistillConfig(BaseModel):
         """
         if path is None:
             return DistillConfig()
-        if not path.is_file():
-            raise UsageError(f"there is no config {path}")
         try:
-            return DistillConfig.model_validate(yaml.safe_load(path.read_text()) or {})
-        except (ValidationError, yaml.YAMLError) as error:
-            raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
+            return DistillConfig.model_validate(read_yaml(path) or {})
+        except ValidationError as error:
+            raise UsageError(f"{path}: {problems(error)}") from error
 
 
 def rows_for(folder: RunFolder, data: Path | None) -> tuple[list[dict[str, Any]], str]:

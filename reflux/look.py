@@ -17,7 +17,18 @@ from finetune.gates import failed_gates
 from finetune.run_folder import RunFolder
 from graphs.traces import TraceStore
 from graphs.tree import load_tree
-from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, endpoint, open_existing, run_async
+from reflux.app import (
+    ERR,
+    OUT,
+    RUNS,
+    Json,
+    RunDir,
+    emit,
+    endpoint,
+    open_existing,
+    open_students,
+    run_async,
+)
 from reflux.distill_source import logged_rows
 from reflux.show import escape, tree_view
 
@@ -114,7 +125,7 @@ def export_traces(
 @students.command("list")
 def list_students(run: RunDir = RUNS / "demo", as_json: Json = False) -> None:
     """Every student of a run, with its lineage and scores."""
-    registry = RunFolder(run).registry
+    registry = open_students(run)
     current = registry.current()
     found = [
         {
@@ -165,8 +176,9 @@ def promote_student(
     as_json: Json = False,
 ) -> None:
     """Make a student the agent X of this run."""
-    registry = RunFolder(run).registry
-    registry.promote(student)
+    registry = open_students(run)
+    with RunFolder(run).locked():
+        registry.promote(student)
     if as_json:
         emit({"current": student})
         return
@@ -176,7 +188,9 @@ def promote_student(
 @students.command("rollback")
 def rollback_student(run: RunDir = RUNS / "demo", as_json: Json = False) -> None:
     """Go back to the agent before the last promotion."""
-    now = RunFolder(run).registry.rollback()
+    registry = open_students(run)
+    with RunFolder(run).locked():
+        now = registry.rollback()
     name = now.id if now else "base"
     if as_json:
         emit({"current": name})

@@ -14,7 +14,7 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from agents.client import OpenAIClient, endpoint_from_env
+from agents.client import POOL, OpenAIClient, endpoint_from_env
 from agents.errors import EndpointError, UsageError
 from agents.types import ChatRequest, Sampling, TokenLogprob
 
@@ -232,6 +232,39 @@ async def test_no_more_requests_are_under_way_than_allowed(httpserver: HTTPServe
     await client.close()
     assert len(httpserver.log) == 12
     assert 1 <= most <= 3
+
+
+async def test_more_requests_than_a_pool_holds_are_under_way_and_closing_ends_all_connections() -> (
+    None
+):
+    number = 2 * POOL + 1
+    arrived, ended = 0, 0
+    all_here, all_gone = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal arrived, ended
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split()[0]))
+        arrived += 1
+        if arrived == number:
+            all_here.set()
+        await all_here.wait()
+        body = json.dumps(reply("4")).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        await reader.read()
+        writer.close()
+        ended += 1
+        if ended == number:
+            all_gone.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = OpenAIClient(f"http://127.0.0.1:{port}/v1", "key", concurrency=number)
+    replies = await asyncio.gather(*(client.complete(QUESTION) for _ in range(number)))
+    assert [r.text for r in replies] == ["4"] * number
+    await client.close()
+    await asyncio.wait_for(all_gone.wait(), 30)
+    server.close()
 
 
 async def test_waiting_for_a_retry_does_not_keep_others_from_asking(

@@ -15,6 +15,7 @@ from agents.errors import EndpointError
 from agents.loose_json import DEPTH, loose_values
 from agents.model_overseer import ModelOverseer, step_schema
 from agents.overseer import PASS
+from agents.prompts import KINDS
 from agents.steps_text import read_answer, read_step
 from agents.types import Answer, Ask, ChatRequest, Exchange, Step, SubQuestion
 
@@ -151,7 +152,7 @@ async def test_the_batch_is_told_and_held_to_what_is_left_of_its_cap() -> None:
     assert step == Ask((SubQuestion(FRANCE),), "cut from 2 to 1 sub-questions")
     (request,) = desk.client.requests
     assert "1 sub-question." in request.messages[-1][1]
-    assert request.schema == step_schema(1)
+    assert request.schema == step_schema(("ask", "answer"), 1)
 
 
 async def test_long_answers_are_cut_and_the_prompt_says_so() -> None:
@@ -206,9 +207,26 @@ def test_the_schema_is_of_the_form_that_strict_endpoints_take() -> None:
             for part in schema:
                 check(part)
 
-    schema = json.loads(step_schema(8))
+    schema = json.loads(step_schema(tuple(KINDS), 8))
     assert schema["type"] == "object"
     check(schema)
+
+
+async def test_what_it_may_reply_depends_on_what_it_has_asked() -> None:
+    offers: list[tuple[set[str], set[str]]] = []
+    for said, h in (((), H), ((), ModelOverseer(primitives=True)), (SAID, H)):
+        desk = ScriptedDesk([SOUND, "x"])
+        await act(desk, said, h=h)
+        first = desk.client.requests[0]
+        shown = {kind for kind, words in KINDS.items() if words in first.messages[0][1]}
+        forms = json.loads(first.schema)["properties"]["step"]["anyOf"]
+        offers.append((shown, {key for form in forms for key in form["properties"]}))
+    assert [shown for shown, _ in offers] == [allowed for _, allowed in offers]
+    assert [shown for shown, _ in offers] == [
+        {"ask", "not_decomposable"},
+        {"ask", "answer", "not_decomposable"},
+        {"ask", "answer"},
+    ]
 
 
 JSON_LIKE = st.text(st.sampled_from(list("[]{}\"'“”:,\\ \n\0u0d8ask?1.-")), max_size=60)

@@ -11,12 +11,17 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(block, "README.md", "exec"), {})  # noqa: S102
-    printed = capsys.readouterr().out
-    assert "Paris" in printed
-    assert "'calls': 3" in printed
+def test_the_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """In order, as one program."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    printed: list[str] = []
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+        printed.append(capsys.readouterr().out)
+    facade, chat_model = printed
+    assert "Paris" in facade and "'calls': 3" in facade
+    assert "Paris" in chat_model and "'calls': 2" in chat_model
 
 
 def test_files_that_are_named_are_there() -> None:

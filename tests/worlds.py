@@ -23,6 +23,7 @@ from agents.types import (
     SubQuestion,
     TokenLogprob,
 )
+from graphs.branches import Branches
 from graphs.calls import Caller
 from graphs.state import AmplifyContext, Limits
 from graphs.traces import TraceStore
@@ -64,6 +65,8 @@ class World:
     """Replies that cost far more than others."""
     advice: int = 0
     """One step of H in so many asks X first."""
+    branches: int = 256
+    """Sub-questions of one depth under way at once."""
     outage: int = 0
     """The first so many requests of all fail, whatever they ask."""
 
@@ -132,6 +135,7 @@ class World:
             RuleChecker({"luck": self.accepts}),
             self.limits,
             self.votes,
+            branches=Branches(self.branches),
         )
 
 

@@ -1,0 +1,131 @@
+"""A chat endpoint in a process of its own, light enough not to be what is measured.
+
+Speaks as much of HTTP/1.1 and of the OpenAI chat protocol as the `openai` package needs.
+`/ms/50/v1/chat/completions` answers after 50 ms; `/count` tells how many completions were asked.
+A question "split into 3" is answered with three lines, any other with "ok".
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+SPLIT = "split into "
+
+
+@dataclass
+class Endpoint:
+    """A mock endpoint that runs."""
+
+    port: int
+
+    def base_url(self, latency_ms: float) -> str:
+        """Where a client finds it; each reply takes `latency_ms`."""
+        return f"http://127.0.0.1:{self.port}/ms/{latency_ms:g}/v1"
+
+    def count(self) -> int:
+        """Completions asked so far."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/count") as reply:
+            return int(reply.read())
+
+
+@contextmanager
+def mock_endpoint() -> Iterator[Endpoint]:
+    """Start the endpoint as a child process, and end it."""
+    command = [sys.executable, "-m", "benchmarks.mock_endpoint"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None  # noqa: S101 - for the type checker
+        try:
+            yield Endpoint(int(process.stdout.readline()))
+        finally:
+            process.terminate()
+
+
+class _Served:
+    """What all connections share."""
+
+    completions = 0
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection; requests come one after another, as HTTP/1.1 clients send them."""
+
+    def __init__(self, served: _Served) -> None:
+        self._served = served
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, rest = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        fields = head.lower().partition(b"content-length:")[2]
+        length = int(fields.partition(b"\r\n")[0] or 0)
+        if len(rest) < length:
+            return
+        self._buffer = rest[length:]
+        path = head.split(b" ", 2)[1].decode()
+        if path == "/count":
+            self._reply(str(self._served.completions).encode())
+            return
+        self._served.completions += 1
+        body = _completion(rest[:length])
+        seconds = float(path.split("/")[2]) / 1e3
+        if seconds:
+            asyncio.get_running_loop().call_later(seconds, self._reply, body)
+        else:
+            self._reply(body)
+
+    def _reply(self, body: bytes) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        self._transport.write(head % len(body) + body)
+
+
+def _completion(request: bytes) -> bytes:
+    asked = json.loads(request)
+    question: str = asked["messages"][-1]["content"]
+    text = "ok"
+    if question.startswith(SPLIT):
+        parts = int(question.removeprefix(SPLIT).split()[0])
+        text = "\n".join(f"part {i} of {question}" for i in range(parts))
+    return json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": asked["model"],
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "logprobs": None,
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {
+                "prompt_tokens": len(question.split()),
+                "completion_tokens": len(text.split()),
+                "total_tokens": len(question.split()) + len(text.split()),
+            },
+        }
+    ).encode()
+
+
+async def _serve() -> None:
+    served = _Served()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Connection(served), "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())

@@ -1,0 +1,300 @@
+"""Deep and large trees: wall against the ideal, and memory and CPU against the size.
+
+First three levels of ten to a mock endpoint that takes 200 ms, 128 requests at once. H splits and
+joins by itself (1,000 calls), or asks the model for both (1,222 calls, of which most wait for
+others). The ideal is what these calls take with no cost but the latency: each starts as soon as
+its tree allows and a slot is free.
+
+Then trees to 100,000 leaves, answered by a function in the process, every call on the record.
+Each runs in a process of its own, whose peak of resident memory is read at its end.
+"""
+
+import argparse
+import asyncio
+import heapq
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from agents.client import OpenAIClient
+from agents.overseer import PASS
+from agents.types import Answer, Ask, ChatClient, ChatRequest, Completion, Exchange, Step
+from benchmarks.mock_endpoint import SPLIT, mock_endpoint
+from benchmarks.report import Claim, Report, middle, spread
+from graphs.branches import Branches
+from graphs.calls import Caller
+from graphs.state import AmplifyContext, Limits
+from graphs.systems import Amplified, Asked
+from graphs.traces import TraceStore
+from graphs.voting import VotePolicy
+
+ASKED = Asked("tree", 0, "amplified", "tree", "train")
+JOIN = "join"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tree in which every node above the leaves has the same number of children."""
+
+    fanout: int
+    levels: int
+    branches: int = 128
+    """Sub-questions of each depth under way at once."""
+
+    @property
+    def leaves(self) -> int:
+        """Sub-questions at the lowest level."""
+        return self.fanout**self.levels
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured, and how often."""
+
+    wide: Shape = Shape(10, 3)
+    latency_ms: float = 200
+    concurrency: int = 128
+    repeats: int = 10
+    large: tuple[Shape, ...] = (
+        Shape(10, 3),
+        Shape(10, 4),
+        Shape(10, 5),
+        Shape(10, 5, branches=32),
+        Shape(316, 2),
+        Shape(10, 4, branches=10**6),
+    )
+    """The first three are of one kind, and grow; the last is as if there were no bound."""
+    quick: bool = False
+
+
+class Splitting:
+    """An H that splits every question down to the leaves, and joins what comes back.
+
+    With `model` it asks X how to split, and X to join: each a sub-question that X answers.
+    """
+
+    name = "splitting"
+
+    def __init__(self, shape: Shape, *, model: bool) -> None:
+        self._shape = shape
+        self._model = model
+
+    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+        """The text of a question is its place in the tree: `/0/4` is below `/0`."""
+        if question.startswith((SPLIT, JOIN)) or question.count("/") > self._shape.levels:
+            return PASS
+        fanout = self._shape.fanout
+        parts = Ask.of(*(f"{question}{i}/" for i in range(fanout)))
+        if not self._model:
+            return Answer("ok") if transcript else parts
+        if not transcript:
+            return Ask.of(f"{SPLIT}{fanout} {question}")
+        if len(transcript) == 1:
+            return parts
+        if len(transcript) == 1 + fanout:
+            return Ask.of(f"{JOIN} {question}: {' '.join(str(e.answer) for e in transcript[1:])}")
+        return Answer(str(transcript[-1].answer))
+
+
+class InProcess:
+    """A model that is a constant: nothing but the graph and its record takes time or memory."""
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """Answer on the next turn of the event loop."""
+        await asyncio.sleep(0)
+        return Completion("ok", 8, 1)
+
+    async def model_digest(self, model: str) -> str:
+        """Its name."""
+        return model
+
+
+async def answered(shape: Shape, client: ChatClient, store: TraceStore, *, model: bool) -> int:
+    """Amplify one root; returns the calls that it made.
+
+    Raises:
+        RuntimeError: it was not answered.
+    """
+    overseer = Splitting(shape, model=model)
+    # With the model's part, a node's split and join are children, too.
+    limits = Limits(shape.levels, shape.fanout, calls=20 * shape.leaves, tokens=10**12)
+    context = AmplifyContext(
+        Caller(client, store),
+        "mock",
+        [overseer],
+        limits=limits,
+        votes=VotePolicy(most=1),
+        top_logprobs=0,
+        branches=Branches(shape.branches),
+    )
+    question_id = ASKED.question_id(str(time.perf_counter_ns()))
+    await store.add_question({"id": question_id, "text": "/", **vars(ASKED)})
+    outcome = await Amplified(context).answer("/", question_id)
+    if outcome["answer"] != "ok":
+        raise RuntimeError(f"the root ended as {outcome}")
+    return outcome["spent"]["calls"]
+
+
+def ideal_waves(shape: Shape, slots: int, *, model: bool) -> int:
+    """When the root is answered if calls cost their latency alone, in latencies.
+
+    List scheduling (Hu 1961): all calls take the same time, so they run in waves of at most
+    `slots`, and of those that have all they depend on the ones furthest from the end go first.
+    """
+    if not model:
+        return -(-shape.leaves // slots)
+    # (calls from here to the end, negative; kind; depth; number among those of its depth)
+    ready = [(-2 * shape.levels - 1, "split", 0, 0)]
+    waits: dict[tuple[int, int], int] = {}
+    waves = 0
+    while ready:
+        wave = [heapq.heappop(ready) for _ in range(min(slots, len(ready)))]
+        waves += 1
+        for _, kind, depth, number in wave:
+            if kind == "split":
+                waits[depth, number] = shape.fanout
+                below = "leaf" if depth + 1 == shape.levels else "split"
+                left = 2 * shape.levels - depth
+                children = range(number * shape.fanout, (number + 1) * shape.fanout)
+                due = [(-left, below, depth + 1, child) for child in children]
+            elif depth:
+                above = depth - 1, number // shape.fanout
+                waits[above] -= 1
+                due = [] if waits[above] else [(-depth, "join", *above)]
+            else:
+                due = []
+            for call in due:
+                heapq.heappush(ready, call)
+    return waves
+
+
+async def timed(config: Config, *, model: bool) -> list[float]:
+    """Wall seconds of the wide tree against the mock endpoint, after one warm-up."""
+    seconds: list[float] = []
+    shape, most = config.wide, config.concurrency
+    above = (shape.leaves - 1) // (shape.fanout - 1)
+    due = shape.leaves + (2 * above if model else 0)
+    with mock_endpoint() as endpoint, tempfile.TemporaryDirectory() as folder:
+        client = OpenAIClient(endpoint.base_url(config.latency_ms), "none", concurrency=most)
+        store = TraceStore(Path(folder, "t.db"))
+        for _ in range(1 + config.repeats):
+            before, begun = endpoint.count(), time.perf_counter()
+            await answered(shape, client, store, model=model)
+            seconds.append(time.perf_counter() - begun)
+            if (made := endpoint.count() - before) != due:
+                raise RuntimeError(f"{made} requests where {due} were due")
+        store.close()
+        await client.close()
+    return seconds[1:]
+
+
+def grown(shape: Shape) -> dict[str, Any]:
+    """One large tree, in this process: what it cost, and the peak of its memory in MB."""
+    before = _peak_mb()
+    with tempfile.TemporaryDirectory() as folder:
+        store = TraceStore(Path(folder, "t.db"))
+        cpu, wall = time.process_time(), time.perf_counter()
+        calls = asyncio.run(answered(shape, InProcess(), store, model=False))
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        (stored,) = next(iter(store.select("SELECT count(*) FROM calls WHERE kind = 'model'")))
+        store.close()
+    if calls != shape.leaves or stored != calls:
+        raise RuntimeError(f"{calls} calls and {stored} rows where {shape.leaves} were due")
+    return {
+        "leaves": shape.leaves,
+        "fanout": shape.fanout,
+        "levels": shape.levels,
+        "branches": shape.branches,
+        "cpu_ms_per_call": round(1e3 * cpu / calls, 4),
+        "wall_s": round(wall, 2),
+        "peak_mb": round(_peak_mb(), 1),
+        "peak_mb_above_start": round(_peak_mb() - before, 1),
+    }
+
+
+def _peak_mb() -> float:
+    """Of this program alone: `ru_maxrss` may hold the peak of the process that started it."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def wide(config: Config, report: Report) -> None:
+    """Wall against the ideal, with and without calls that wait for others."""
+    for model in (False, True):
+        seconds = asyncio.run(timed(config, model=model))
+        waves = ideal_waves(config.wide, config.concurrency, model=model)
+        ideal = waves * config.latency_ms / 1e3
+        ratio = [round(value / ideal, 4) for value in seconds]
+        report.rows.append(
+            {
+                "leaves": config.wide.leaves,
+                "fanout": config.wide.fanout,
+                "levels": config.wide.levels,
+                "branches": config.wide.branches,
+                "split_and_join": "by the model" if model else "by a script",
+                "n": len(seconds),
+                "ideal_s": round(ideal, 3),
+                "wall_s": round(middle(seconds), 3),
+                "wall_spread": [round(value, 3) for value in spread(seconds)],
+            }
+        )
+        who = "the model" if model else "a script"
+        report.claims.append(
+            Claim(
+                f"wall, times the ideal of {ideal:.1f} s; split and joined by {who}",
+                middle(ratio), "<=", 1.5, len(ratio), spread(ratio),
+            )
+        )  # fmt: skip
+
+
+def large(config: Config, report: Report) -> None:
+    """Memory and CPU against the size, each tree in a fresh process."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
+        found = list(processes.map(grown, config.large))
+    report.rows += found
+    least, middling, most = found[:3]
+    size = f"{most['leaves']:,} sub-questions"
+    report.claims += [
+        Claim(f"peak memory of {size}, MB", most["peak_mb"], "<=", 1500, 1),
+        Claim(
+            f"its part above the start, times that of {middling['leaves']:,}",
+            most["peak_mb_above_start"] / middling["peak_mb_above_start"],
+            "<=", 1.5, 1,
+        ),
+        Claim(
+            f"CPU per call of {size}, times that of {least['leaves']:,}",
+            most["cpu_ms_per_call"] / least["cpu_ms_per_call"],
+            "<=", 1.2, 1,
+        ),
+    ]  # fmt: skip
+
+
+def main(config: Config) -> None:
+    """Measure and report."""
+    report = Report("tree", seed=0, quick=config.quick)
+    wide(config, report)
+    large(config, report)
+    report.finish()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=cast(str, __doc__).splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    small = Config(
+        wide=Shape(3, 2),
+        latency_ms=20,
+        repeats=1,
+        large=(Shape(3, 1), Shape(3, 2), Shape(3, 3)),
+        quick=True,
+    )
+    main(small if parser.parse_args().quick else Config())

@@ -1,0 +1,41 @@
+"""A prompted model as H on any endpoint: it divides a question, copies answer, it combines.
+
+    export OPENAI_BASE_URL=http://127.0.0.1:11434/v1 OPENAI_API_KEY=none
+    python examples/model_overseer.py llama3.2 "Which is older, Rome or Kyoto?"
+
+What the model finds it cannot divide goes to a copy of it undivided, and the tree says why.
+"""
+
+import asyncio
+import os
+import sys
+
+import reflux
+
+
+async def ask(question: str, client: reflux.ChatClient, model: str) -> reflux.Amplification:
+    """One question, divided by `model` and answered by copies of it."""
+    return await reflux.amplify(
+        question,
+        reflux.ModelOverseer(fanout=4),
+        client=client,
+        model=model,
+        limits=reflux.Limits(depth=1, calls=30, seconds=120),
+        max_tokens=200,
+    )
+
+
+async def main(model: str, question: str) -> None:
+    """Ask the endpoint that the environment names, and print what was asked and answered."""
+    client = reflux.OpenAIClient(os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"])
+    try:
+        found = await ask(question, client, model)
+    finally:
+        await client.close()
+    for node in found.tree.walk():
+        print("  " * node.path.count("/") + f"{node.question!r} -> {node.answer!r}")
+    print(found.answer, found.outcome["spent"])
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], " ".join(sys.argv[2:])))

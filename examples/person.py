@@ -1,0 +1,74 @@
+"""A person in the loop: a model proposes each step, a person approves or edits it.
+
+The question waits in two files for as long as the person takes. Run it once to see what waits, and
+again with a reply; nothing that was finished is asked a second time.
+
+    python examples/person.py ask "Plan a day in Lisbon"
+    python examples/person.py reply approve
+    python examples/person.py reply "answer: Walk, eat, sleep."
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import reflux
+from graphs.calls import Caller
+from graphs.patient import Progressed
+from graphs.traces import TraceStore
+
+QUESTION_ID = "example"
+
+
+def step_of(reply: str) -> dict[str, Any]:
+    """A reply as the graph takes it: `approve`, `answer: text`, or sub-questions, one a line."""
+    if reply.strip() == "approve":
+        return {"kind": "approve"}
+    if reply.startswith("answer:"):
+        return {"kind": "answer", "text": reply.removeprefix("answer:").strip()}
+    asked = [{"text": line.strip(), "needs": []} for line in reply.splitlines() if line.strip()]
+    return {"kind": "ask", "subquestions": asked}
+
+
+async def go_on(
+    folder: Path, client: reflux.ChatClient, question: str = "", reply: str = ""
+) -> Progressed:
+    """Ask the question, or give the reply to whatever waits first; tell how far it came."""
+    store = TraceStore(folder / "traces.db")
+    context = reflux.AmplifyContext(
+        Caller(client, store),
+        "base",
+        [reflux.Reviewed(reflux.ModelOverseer(), when="root")],
+        limits=reflux.Limits(depth=1),
+        max_tokens=100,
+    )
+    try:
+        async with reflux.open_patient(context, folder / "checkpoints.db") as patient:
+            if question:
+                await store.add_question({"id": QUESTION_ID, "text": question})
+                return await patient.ask(question, QUESTION_ID)
+            first, *_ = (await patient.look(QUESTION_ID)).pending
+            return await patient.reply(QUESTION_ID, {first.id: step_of(reply)})
+    finally:
+        store.close()
+
+
+async def main(verb: str, text: str) -> None:
+    """One day of the conversation, on the embedded default model."""
+    from agents.embedded import EmbeddedClient, ModelFiles, default_gguf
+
+    client = EmbeddedClient(lambda _: ModelFiles(default_gguf()))
+    try:
+        given = {"question": text} if verb == "ask" else {"reply": text}
+        progressed = await go_on(Path("runs/person"), client, **given)
+    finally:
+        await client.close()
+    for each in progressed.pending:
+        print(f"waits: {each.form.get('proposal') or each.form['question']}")
+    if progressed.outcome is not None:
+        print(progressed.outcome["answer"])
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], " ".join(sys.argv[2:])))

@@ -1,0 +1,24 @@
+"""What an SQLite file that fails means to a user: no space, no access, another process, damage."""
+
+import sqlite3
+from pathlib import Path
+
+from agents.errors import NO_ACCESS, NO_SPACE, RefluxError, UsageError
+
+FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+CLOSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN)
+BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def of_sqlite(
+    path: Path, error: sqlite3.Error, damaged: str = "restore it, or name another --run"
+) -> RefluxError:
+    """The error to raise; `damaged` is the remedy where the file is no whole database."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # The rest of it is a finer cause.
+    if code in FULL:
+        return RefluxError(f"{path} cannot be written: {error}; {NO_SPACE}")
+    if code in CLOSED:
+        return UsageError(f"{path} cannot be opened: {error}; {NO_ACCESS}")
+    if code in BUSY:
+        return RefluxError(f"another process holds {path}: {error}; wait for it, then go on")
+    return UsageError(f"{path} is not a whole database: {error}; {damaged}")

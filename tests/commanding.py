@@ -1,0 +1,68 @@
+"""Runs `reflux` commands in processes of their own, forked from one that imported everything."""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+LOADED = ("finetune.distill", "finetune.rounds", "finetune.sft", "finetune.twins", "reflux.cli")
+"""Imported once, by the server that forks the processes."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Running:
+    """A command under way."""
+
+    process: BaseProcess
+    folder: Path
+    """Holds what it says, in `out` and `err`."""
+
+    def wait(self) -> Ended:
+        """Wait for its end."""
+        self.process.join(timeout=240)
+        out, err = ((self.folder / name).read_text() for name in ("out", "err"))
+        return Ended(self.process.exitcode, out, err)
+
+
+def begin(
+    words: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> Running:
+    """Start `reflux WORDS`; `before` runs in its process first. No endpoint is set but in `env`."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(LOADED))
+    folder = Path(tempfile.mkdtemp(prefix="reflux-command-"))
+    process = server.Process(target=_main, args=(list(words), folder, dict(env or {}), before))
+    process.start()
+    return Running(process, folder)
+
+
+def _main(
+    words: list[str], folder: Path, env: dict[str, str], before: Callable[[], None] | None
+) -> None:
+    for number, name in enumerate(("in", "out", "err")):
+        file = os.open(folder / name, os.O_RDWR | os.O_CREAT)
+        os.dup2(file, number)
+    for name in [n for n in os.environ if n.startswith(("OPENAI_", "REFLUX_"))]:
+        del os.environ[name]
+    os.environ.update(env)
+    if before is not None:
+        before()
+    from reflux.__main__ import main
+
+    sys.argv = ["reflux", *words]
+    main()
