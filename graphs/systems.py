@@ -119,10 +119,12 @@ def recursion_limit(context: AmplifyContext) -> int:
 
 
 def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
-    """A context whose overseers, checker and texts are the task's."""
+    """A context whose overseers, checker and texts are the task's; where it holds a tool of the
+    same name as one of the task's, H asks its own."""
     return replace(
         context,
         overseers=task.overseers(),
+        tools={**task.tools(), **context.tools},
         checker=task.checker(),
         max_tokens=task.answer_tokens,
         system_prompt=task.system_prompt,

@@ -5,13 +5,14 @@ questions (a+b and b+a) fall on the same side, at every depth of a tree.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, Protocol
 
 from agents.checker import Checker
 from agents.errors import UsageError
 from agents.overseer import Overseer
+from agents.tools import Tool
 
 Split = Literal["train", "held_out"]
 HELD_OUT_SHARE = 0.2
@@ -21,11 +22,22 @@ HELD_OUT_SHARE = 0.2
 class Task(Protocol):
     """What Reflux needs to know of a task. One file each, in `reflux/tasks/`."""
 
-    name: str
-    system_prompt: str
+    @property
+    def name(self) -> str:
+        """Recorded with each question, and part of what is held out."""
+        ...
+
+    @property
+    def system_prompt(self) -> str:
+        """What stands before every question."""
+        ...
 
     def overseers(self) -> Sequence[Overseer]:
         """H, once for each decomposition that it knows; retries go through them in turn."""
+        ...
+
+    def tools(self) -> Mapping[str, Tool]:
+        """Tools that H asks, by name: `SubQuestion(text, to="tool:NAME")`; maybe none."""
         ...
 
     def answer_tokens(self, question: str) -> int:
@@ -37,7 +49,7 @@ class Task(Protocol):
         ...
 
     def primitives(self) -> Sequence[str]:
-        """Questions that H answers itself. They are exempt from the hold-out."""
+        """Questions that H answers itself, maybe none. They are exempt from the hold-out."""
         ...
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:

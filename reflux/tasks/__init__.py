@@ -1,12 +1,40 @@
-"""The tasks that ship with Reflux: one file each, named here."""
+"""The tasks that ship with Reflux: one file each, named here.
+
+All but addition draw their questions from packages of the extra `tasks`, which are imported when
+the first question is drawn.
+"""
 
 from collections.abc import Callable
 
 from agents.errors import UsageError
 from graphs.task import Task
 from reflux.tasks.addition import Addition
+from reflux.tasks.chain_sum import chain_sum
+from reflux.tasks.family_relationships import family_relationships
+from reflux.tasks.letter_counting import letter_counting
+from reflux.tasks.multihop import multihop
+from reflux.tasks.needle_haystack import needle_haystack
+from reflux.tasks.number_filtering import number_filtering
+from reflux.tasks.number_sorting import number_sorting
+from reflux.tasks.products import products
+from reflux.tasks.spell_backward import spell_backward
+from reflux.tasks.time_intervals import time_intervals
+from reflux.tasks.word_sorting import word_sorting
 
-TASKS: dict[str, Callable[[], Task]] = {"addition": Addition}
+TASKS: dict[str, Callable[[], Task]] = {
+    "addition": Addition,
+    "chain_sum": chain_sum,
+    "products": products,
+    "number_sorting": number_sorting,
+    "number_filtering": number_filtering,
+    "word_sorting": word_sorting,
+    "spell_backward": spell_backward,
+    "letter_counting": letter_counting,
+    "time_intervals": time_intervals,
+    "needle_haystack": needle_haystack,
+    "family_relationships": family_relationships,
+    "multihop": multihop,
+}
 
 
 def task_named(name: str) -> Task:

@@ -11,11 +11,12 @@ then the high digits with the carry of the low ones. Its check knows the form an
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agents.checker import Checker, RuleChecker
 from agents.errors import UsageError
 from agents.overseer import PASS, Overseer, ScriptedOverseer
+from agents.tools import Tool
 from agents.types import Answer, Ask, Exchange, Step
 from graphs.task import Split, is_held_out
 
@@ -51,6 +52,10 @@ class Addition:
             ScriptedOverseer("add-low-short", lambda q, t, m: split_sum(q, t, m, low_short=True)),
             ScriptedOverseer("add-low-long", lambda q, t, m: split_sum(q, t, m, low_short=False)),
         )
+
+    def tools(self) -> Mapping[str, Tool]:
+        """None."""
+        return {}
 
     def answer_tokens(self, question: str) -> int:
         """One token a digit, the end, and two to spare."""

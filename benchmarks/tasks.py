@@ -1,0 +1,210 @@
+"""One greedy call of X against H with copies of X and tools, on tasks that nobody here wrote.
+
+X is the default model, untrained, and is asked each question in its source's own words, with room
+to explain. Both systems' answers are read by the same tolerant reader and marked by the source's
+own scorer. Who answers H's sub-questions stands in each row: where a tool does all of it, the
+table shows what decomposition and tools do, and nothing about the model.
+"""
+
+import argparse
+import asyncio
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from agents.cache import CachedClient
+from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
+from agents.tools import Tool, ToolReply
+from agents.types import ToolSpec
+from benchmarks.report import Claim, Report
+from graphs.calls import Caller
+from graphs.evaluate import wilson
+from graphs.state import AmplifyContext, Limits
+from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
+from graphs.task import score_held_out
+from graphs.traces import TraceStore
+from graphs.voting import VotePolicy
+from reflux.tasks import task_named
+from reflux.tasks.gym import GymTask
+
+LEVELS: Mapping[str, int] = {
+    "chain_sum": 1,
+    "products": 1,
+    "number_sorting": 1,
+    "number_filtering": 1,
+    "word_sorting": 1,
+    "spell_backward": 1,
+    "letter_counting": 1,
+    "time_intervals": 1,
+    "needle_haystack": 1,
+    "family_relationships": 2,
+    "multihop": 2,
+}
+"""The level that each task is asked at: the easiest, but where direct would have a small choice."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    tasks: Sequence[str] = tuple(LEVELS)
+    questions: int = 200
+    """Held-out questions of each task."""
+    attempts: int = 2
+    together: int = 32
+    threads: int = 2
+    """Of the engine; they change no answer."""
+    seed: int = 0
+    quick: bool = False
+
+
+class Counted:
+    """A tool that counts what H asks it."""
+
+    def __init__(self, tool: Tool) -> None:
+        self._tool = tool
+        self.asked = 0
+
+    @property
+    def spec(self) -> ToolSpec:
+        """The tool's own."""
+        return self._tool.spec
+
+    async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
+        """The tool's own."""
+        return await self._tool.call(arguments)
+
+    async def answer(self, question: str) -> ToolReply:
+        """The tool's own, counted."""
+        self.asked += 1
+        return await self._tool.answer(question)
+
+
+@dataclass
+class Answered:
+    """How one system did on the questions of one task."""
+
+    right: list[bool]
+    calls: int
+    """Calls of X, those answered from the cache among them."""
+    cached: int
+    tokens: int
+    statuses: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return sum(self.right) / len(self.right)
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """Wilson score interval."""
+        return wilson(sum(self.right), len(self.right))
+
+
+async def answered(
+    system: System, task: GymTask, name: str, questions: Sequence[str], config: Config
+) -> Answered:
+    """Every question through one system."""
+    asked = Asked("benchmark", 0, name, task.name, "held_out")
+    outcomes = await answer_all(system, asked, questions, together=config.together)
+    done = Answered(
+        [score_held_out(task, q, o["answer"]) for q, o in zip(questions, outcomes, strict=True)],
+        calls=sum(o["spent"]["calls"] for o in outcomes),
+        cached=sum(o["spent"]["cached"] for o in outcomes),
+        tokens=sum(o["spent"]["tokens"] for o in outcomes),
+    )
+    for outcome in outcomes:
+        done.statuses[outcome["status"]] = done.statuses.get(outcome["status"], 0) + 1
+    return done
+
+
+def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
+    """Two-sided exact p of a paired difference: discordant pairs as fair coins (McNemar 1947)."""
+    pairs = list(zip(one, other, strict=True))
+    split = (pairs.count((True, False)), pairs.count((False, True)))
+    tails = sum(comb(sum(split), k) for k in range(min(split) + 1))
+    return min(1.0, 2 * tails / 2 ** sum(split))
+
+
+async def side_by_side(
+    caller: Caller, task: GymTask, level: int, config: Config, report: Report
+) -> None:
+    """One row and one claim: the task through both systems."""
+    tools = {name: Counted(tool) for name, tool in task.tools().items()}
+    limits = Limits(attempts=config.attempts)
+    context = task_context(
+        AmplifyContext(
+            caller, "base", (), limits=limits, votes=VotePolicy(most=1), tools=tools, top_logprobs=0
+        ),
+        task,
+    )
+    questions = task.sample(config.questions, level, "held_out", config.seed)
+    direct = await answered(Direct(context), task, "direct", questions, config)
+    amplified = await answered(Amplified(context), task, "amplified", questions, config)
+    n = len(questions)
+    report.rows.append(
+        {
+            "task": task.name,
+            "level": level,
+            "leaves": " + ".join(by for by in ("model", "tool") if f"{by}:" in task.leaves),
+            "n": n,
+            "direct": direct.accuracy,
+            "direct 95%": list(direct.ci95),
+            "amplified": amplified.accuracy,
+            "amplified 95%": list(amplified.ci95),
+            "McNemar p": mcnemar(direct.right, amplified.right),
+            "calls/q": amplified.calls / n,
+            "cached/q": amplified.cached / n,
+            "tools/q": sum(tool.asked for tool in tools.values()) / n,
+            "tokens/q": amplified.tokens / n,
+            "direct tokens/q": direct.tokens / n,
+            "no answer": n - amplified.statuses.get("ok", 0),
+        }
+    )
+    report.claims.append(
+        Claim(
+            f"{task.name}: amplified's interval lies above direct's",
+            amplified.ci95[0],
+            ">=",
+            direct.ci95[1],
+            n,
+            amplified.ci95,
+        )
+    )
+
+
+async def run(config: Config, report: Report) -> None:
+    """All tasks, one after the other, on one engine."""
+    settings = EngineConfig(context=1024, threads=config.threads)
+    engine = EmbeddedClient(lambda _: ModelFiles(default_gguf()), settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = TraceStore(Path(scratch) / "traces.db")
+        try:
+            caller = Caller(CachedClient(engine), store)
+            for name in config.tasks:
+                task = task_named(name)
+                if not isinstance(task, GymTask):
+                    raise TypeError(f"{name!r} does not say who answers its sub-questions")
+                await side_by_side(caller, task, LEVELS[name], config, report)
+        finally:
+            store.close()
+            await engine.close()
+
+
+def main(config: Config) -> None:
+    """Run, print, write."""
+    report = Report("tasks", seed=config.seed, quick=config.quick)
+    asyncio.run(run(config, report))
+    report.finish()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
+    quick = parser.parse_args().quick
+    smoke = Config(("products", "family_relationships"), 4, threads=1, quick=True)
+    main(smoke if quick else Config())
