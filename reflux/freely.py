@@ -19,6 +19,7 @@ from graphs.patient import Patient, Progressed, open_patient
 from graphs.state import AmplifyContext, Limits
 from graphs.systems import Asked
 from graphs.tree import Node, find_question, load_tree
+from graphs.voting import VotePolicy
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
 from reflux.overseers import overseer_named
 from reflux.persons import converse, form_view, step_of
@@ -123,6 +124,7 @@ async def go_on(
                 (overseer_named(how.overseer),),
                 limits=how.limits(),
                 max_tokens=how.max_tokens,
+                votes=VotePolicy(most=1),
                 grants=grants,
                 emit=Meter(how, status.update),
             )

@@ -1,0 +1,243 @@
+"""The router against its two arms, on kinds of questions where decomposing helps and where it
+hurts: X alone, always H, and H only where the router says that it pays.
+
+`multihop` and `needle_haystack` are the tasks of that name, which X alone mostly fails. `continent`
+and `capital` are facts that X alone mostly knows, and whose decomposition by way of another fact
+only adds chances to err. The router is fitted on questions of all kinds together, and judged on
+others; it is not told of what kind a question is.
+"""
+
+import argparse
+import asyncio
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agents.cache import CachedClient
+from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
+from agents.overseer import PASS, ScriptedOverseer
+from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from benchmarks.report import Claim, Report
+from graphs.calls import Caller
+from graphs.copies import first_request
+from graphs.evaluate import wilson
+from graphs.router import Past, Routed, Router
+from graphs.state import AmplifyContext, Limits
+from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
+from graphs.traces import TraceStore
+from graphs.voting import VotePolicy
+from reflux.tasks import task_named
+from reflux.tasks.gym import offline_package
+from reflux.tasks.multihop import WORDS
+from reflux.tasks.replies import first_of
+
+Fresh = Callable[[], Caller]
+"""Makes a caller with a cache of its own."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    fitted: int = 80
+    """Questions of each kind that the router learns from; facts have one in three."""
+    judged: int = 200
+    """Other questions of each kind; of facts all that are left."""
+    attempts: int = 2
+    seed: int = 0
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Questions of one kind, how H divides them, and when an answer is right."""
+
+    name: str
+    fit: Sequence[str]
+    judge: Sequence[str]
+    right: Callable[[str, str | None], bool]
+    context: AmplifyContext
+
+
+def task_kind(name: str, level: int, base: AmplifyContext, config: Config) -> Kind:
+    """Held-out questions of a task."""
+    task = task_named(name)
+    found = list(task.sample(config.fitted + config.judged, level, "held_out", config.seed))
+    context = replace(task_context(base, task), tools=task.tools())
+    return Kind(
+        name,
+        found[: config.fitted],
+        found[config.fitted :],
+        lambda question, answer: answer is not None and task.score(question, answer),
+        context,
+    )
+
+
+def facts(base: AmplifyContext, config: Config) -> list[Kind]:
+    """Facts of countries, which H asks for by a detour."""
+    known: dict[str, tuple[str, str]] = {}
+    for country in offline_package("countryinfo").all_countries():
+        name, capital, there = country.name(), country.capital(), WORDS.get(str(country.region()))
+        if capital and there:
+            known[str(name).title()] = (str(capital), there)
+    names = sorted(known)
+    random.Random(config.seed).shuffle(names)
+    cut = min(config.fitted, len(names) // 3)
+    names = names[: cut + config.judged]
+    continent = {f"On which continent is {name}?": known[name][1] for name in names}
+    capital = {f"What is the capital of {name}?": known[name][0] for name in names}
+
+    def lies(question: str, answer: str | None) -> bool:
+        try:
+            return WORDS[first_of(tuple(WORDS), answer or "")] == continent[question]
+        except ValueError:
+            return False
+
+    def named(question: str, answer: str | None) -> bool:
+        return capital[question].lower() in (answer or "").lower()
+
+    def kind(name: str, truth: Mapping[str, str], right: Callable[[str, str | None], bool],
+             h: Callable[[str, Sequence[Exchange], bool], Step]) -> Kind:  # fmt: skip
+        questions = list(truth)
+        context = replace(base, overseers=(ScriptedOverseer(name, h),), max_tokens=24)
+        return Kind(name, questions[:cut], questions[cut:], right, context)
+
+    return [
+        kind("continent", continent, lies, by_capital),
+        kind("capital", capital, named, by_continent),
+    ]
+
+
+def by_capital(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+    """The continent of a country by way of its capital."""
+    country = question.removeprefix("On which continent is ").removesuffix("?")
+    return detour(
+        f"What is the capital of {country}?", "On which continent is the city in this sentence: "
+        "{0}", transcript, may_ask,
+    )  # fmt: skip
+
+
+def by_continent(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+    """The capital of a country by way of its continent."""
+    country = question.removeprefix("What is the capital of ").removesuffix("?")
+    return detour(
+        f"On which continent is {country}?", "{0} Of the cities there, which is the capital of "
+        f"{country}?", transcript, may_ask,
+    )  # fmt: skip
+
+
+def detour(first: str, second: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+    """One question that needs the answer to another."""
+    if not may_ask:
+        return PASS
+    if not transcript:
+        return Ask((SubQuestion(first), SubQuestion(second, (0,))))
+    return Answer(transcript[1].answer or "")
+
+
+@dataclass(frozen=True)
+class Went:
+    """How one arm did."""
+
+    right: tuple[bool, ...]
+    calls: int
+    """Model calls that were made: those answered from the cache cost nothing."""
+    tokens: int
+
+
+async def went(kind: Kind, system: System, arm: str, questions: Sequence[str]) -> Went:
+    """The questions through one arm, which has its own cache: no arm profits from another."""
+    outcomes = await answer_all(system, Asked("router", 0, arm, kind.name, "asked"), questions)
+    return Went(
+        tuple(kind.right(q, o["answer"]) for q, o in zip(questions, outcomes, strict=True)),
+        sum(o["spent"]["calls"] - o["spent"]["cached"] for o in outcomes),
+        sum(o["spent"]["tokens"] for o in outcomes),
+    )
+
+
+async def learned(kind: Kind, past: list[Past]) -> None:
+    """Answer the questions to be fitted on both ways, and read the log for how sure X was."""
+    direct = await went(kind, Direct(kind.context), "fit-direct", kind.fit)
+    tree = await went(kind, Amplified(kind.context), "fit-amplified", kind.fit)
+    client = kind.context.caller.client
+    for question, one, other in zip(kind.fit, direct.right, tree.right, strict=True):
+        reply = await client.complete(first_request(kind.context, question))
+        past.append(Past(question, reply.min_logprob, one, other))
+
+
+async def judged(kind: Kind, router: Router, report: Report, fresh: Fresh) -> None:
+    """One row: both arms and the router on the same questions."""
+    n, arms = len(kind.judge), dict[str, Went]()
+    for arm in ("direct", "amplified", "routed"):
+        context = replace(kind.context, caller=fresh())
+        if arm == "routed":
+            (h, *_), probe = context.overseers, context
+            routed = Routed(h, router, lambda q, probe=probe: first_request(probe, q))
+            context = replace(context, overseers=(routed,))
+        system = Direct(context) if arm == "direct" else Amplified(context)
+        arms[arm] = await went(kind, system, f"judge-{arm}", kind.judge)
+    row: dict[str, object] = {"kind": kind.name, "n": n}
+    for arm, done in arms.items():
+        right = sum(done.right)
+        row |= {arm: right / n, f"{arm} 95%": list(wilson(right, n))}
+        row |= {f"{arm} calls/q": done.calls / n}
+    report.rows.append(row)
+    better = max(sum(arms["direct"].right), sum(arms["amplified"].right))
+    gap = (better - sum(arms["routed"].right)) / n
+    report.claims.append(
+        Claim(f"{kind.name}: points that the router loses to the better arm", 100 * gap, "<=", 1, n)
+    )
+
+
+async def run(config: Config, report: Report) -> None:
+    """Fit on all kinds, then judge each."""
+    engine = EmbeddedClient(lambda _: ModelFiles(default_gguf()), EngineConfig(context=1024))
+    with tempfile.TemporaryDirectory() as scratch:
+        store = TraceStore(Path(scratch) / "traces.db")
+
+        def fresh() -> Caller:
+            return Caller(CachedClient(engine), store)
+
+        base = AmplifyContext(
+            fresh(), "base", (), limits=Limits(attempts=config.attempts), votes=VotePolicy(most=1)
+        )
+        try:
+            kinds = [
+                task_kind("multihop", 2, base, config),
+                task_kind("needle_haystack", 1, base, config),
+                *facts(base, config),
+            ]
+            past: list[Past] = []
+            for kind in kinds:
+                await learned(kind, past)
+            router = Router.fit(past)
+            for kind in kinds:
+                await judged(kind, router, report, fresh)
+        finally:
+            store.close()
+            await engine.close()
+    rows, n = report.rows, sum(row["n"] for row in report.rows)
+
+    def calls(arm: str) -> float:
+        return sum(row[f"{arm} calls/q"] * row["n"] for row in rows) / n
+
+    share = calls("routed") / calls("amplified")
+    report.claims.append(
+        Claim("calls of the router, as a share of always decomposing", share, "<=", 1.0, n)
+    )
+
+
+def main(config: Config) -> None:
+    """Run, print, write."""
+    report = Report("router", seed=config.seed, quick=config.quick)
+    asyncio.run(run(config, report))
+    report.finish()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick: bool = parser.parse_args().quick
+    main(Config(fitted=6, judged=3, attempts=1, quick=True) if quick else Config())
