@@ -6,9 +6,9 @@ from typing import Literal
 
 from agents.budget import Budget
 from agents.overseer import AnyOverseer, Desk, Overseer, reserve_of, seated, shown
-from agents.types import Ask, Defer, Exchange, Step, step_to_json
+from agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
 
-When = Literal["always", "root", "asks"]
+When = Literal["always", "root", "asks", "answers"]
 APPROVE = {"kind": "approve"}
 """A person's reply that takes the proposal as it is; any other reply is a step of its own."""
 
@@ -19,14 +19,16 @@ class Reviewed:
 
     A step to be reviewed becomes a `Defer` whose form holds what the person needs to judge it:
     `question`, `transcript`, `may_ask`, `proposal` (the step in the form of `step_to_json`) and
-    `by` (who proposes). The person replies `{"kind": "approve"}`, or with the step to take instead,
-    in the proposal's form. What is on the record is the step that was taken. A step that is a
-    `Defer` already goes to the person as it is.
+    `by` (who proposes). The person replies `{"kind": "approve"}`, or with the step to take
+    instead, in the proposal's form; a `comment` beside either is kept as a judgement `review`.
+    What is on the record is the step that was taken. A step that is a `Defer` already goes to the
+    person as it is.
     """
 
     proposer: AnyOverseer
     when: When = "always"
-    """`always`; `root`: the root's steps; `asks`: batches of sub-questions, at any depth."""
+    """`always`; `root`: the root's steps; `asks`: batches of sub-questions, at any depth;
+    `answers`: what the root is answered, and nothing on the way there."""
 
     @property
     def name(self) -> str:
@@ -68,4 +70,6 @@ class _Review:
             return self.desk.path == ""
         if self.reviewed.when == "asks":
             return isinstance(step, Ask) and bool(step.subquestions)
+        if self.reviewed.when == "answers":
+            return isinstance(step, Answer) and self.desk.path == ""
         return True

@@ -13,11 +13,15 @@ A reviewer, a person, approves the report or edits it: what is approved is what 
 import asyncio
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import reflux
 from agents.documents import Documents
+from graphs.calls import Caller
+from graphs.traces import TraceStore
 from reflux import Answer, Ask, Exchange, Expert, SubQuestion
 
 HANDBOOK = Path(__file__).with_name("handbook")
@@ -101,17 +105,38 @@ def report(
     )
 
 
+H = reflux.ScriptedOverseer("diagnose", diagnose)
+
+
+def ward() -> dict[str, Any]:
+    """Who and what H can turn to."""
+    return {
+        "experts": SPECIALISTS,
+        "tools": {"documents": Documents(HANDBOOK)},
+        "combiner": reflux.Consensus(max_tokens=32),
+        "max_tokens": 32,
+    }
+
+
 async def diagnosis(case: str, client: reflux.ChatClient | None = None) -> reflux.Amplification:
     """The report on one case; the embedded model answers where no client is given."""
-    return await reflux.amplify(
-        case,
-        reflux.ScriptedOverseer("diagnose", diagnose),
-        client=client,
-        experts=SPECIALISTS,
-        tools={"documents": Documents(HANDBOOK)},
-        combiner=reflux.Consensus(max_tokens=32),
-        max_tokens=32,
-    )
+    return await reflux.amplify(case, H, client=client, **ward())
+
+
+@asynccontextmanager
+async def reviewed(folder: Path, client: reflux.ChatClient) -> AsyncGenerator[reflux.Patient]:
+    """The same, but no report leaves before a reviewer has approved or edited it.
+
+    The reviewer's comment is kept with the report, as a judgement `review`.
+    """
+    store = TraceStore(folder / "traces.db")
+    h = reflux.Reviewed(H, when="answers")
+    context = reflux.AmplifyContext(Caller(client, store), "base", (h,), **ward())
+    try:
+        async with reflux.open_patient(context, folder / "checkpoints.db") as patient:
+            yield patient
+    finally:
+        store.close()
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ async def run_rounds(
     if not 1 <= total <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {total}")
     config = config.model_copy(update={"rounds": config.rounds[:total]})
-    stages = Stages(config, task, run, progress)
+    stages = Stages(config, task, run, progress, config.purse.open())
     async with _checkpoints(run.folder.checkpoints_path) as saver:
         graph = build_rounds_graph().compile(checkpointer=saver)
         settings: Any = {

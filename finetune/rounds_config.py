@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from agents.embedded import EngineConfig
 from agents.errors import UsageError
+from agents.purse import Price, Purse
 from finetune.gates import GateConfig
 from graphs.state import Limits
 from graphs.voting import VotePolicy
@@ -35,6 +36,28 @@ class RoundSpec(Strict):
     """Overrides of the run's `sft` for this round."""
 
 
+class PurseConfig(Strict):
+    """What a whole run may spend, from its start or its resumption; None is no limit."""
+
+    seconds: float | None = Field(default=None, gt=0)
+    money: float | None = Field(default=None, gt=0)
+    """In the currency of the prices."""
+    calls: int | None = Field(default=None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
+    prices: dict[str, Price] = {}
+    """By model name, for a million prompt and completion tokens."""
+
+    def open(self) -> Purse:
+        """A purse that is full."""
+        return Purse(
+            seconds=self.seconds,
+            money=self.money,
+            calls=self.calls,
+            tokens=self.tokens,
+            prices=self.prices,
+        )
+
+
 class RoundsConfig(Strict):
     """Everything that decides a run."""
 
@@ -50,6 +73,7 @@ class RoundsConfig(Strict):
     """Prompts on which a student is compared with the base."""
     limits: Limits = Field(default_factory=Limits)
     votes: VotePolicy = Field(default_factory=VotePolicy)
+    purse: PurseConfig = Field(default_factory=PurseConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     gates: GateConfig = Field(default_factory=GateConfig)
     together: int = Field(default=32, ge=1)

@@ -9,10 +9,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agents.errors import RefluxError
+from agents.purse import Purse
 from finetune.anchor import anchor_prompts, canary_prompts, overlap
 from finetune.datasets import Row, accepted, refuse_leaks, rows_digest
 from finetune.gates import failed_gates, judge
@@ -21,7 +22,16 @@ from finetune.run_folder import OpenRun
 from finetune.twins import agreement, peft_answers
 from graphs.evaluate import Score, evaluate, wilson
 from graphs.state import AmplifyContext, Outcome
-from graphs.systems import Amplified, Asked, Direct, System, answer_all, refuse_outage, task_context
+from graphs.systems import (
+    Amplified,
+    Asked,
+    Direct,
+    System,
+    answer_all,
+    refuse_broke,
+    refuse_outage,
+    task_context,
+)
 from graphs.task import Task
 
 Progress = Callable[[str, int, int, str], None]
@@ -36,6 +46,8 @@ class Stages:
     task: Task
     run: OpenRun
     progress: Progress
+    purse: Purse = field(default_factory=Purse)
+    """The run's; every model call pays into it."""
 
     def spec(self, number: int) -> RoundSpec:
         """The spec of a round."""
@@ -50,6 +62,7 @@ class Stages:
             limits=self.config.limits,
             votes=self.config.votes,
             seed=self.config.seed,
+            purse=self.purse,
         )
         return task_context(given, self.task)
 
@@ -73,6 +86,7 @@ class Stages:
             on_done=self._tick(what, len(questions)) if what else None,
         )
         refuse_outage(outcomes, self.run.caller)
+        refuse_broke(outcomes, self.purse)
         return outcomes
 
     async def amplify(self, number: int, model: str) -> dict[str, Any]:
@@ -106,7 +120,12 @@ class Stages:
     def _plain(self, model: str) -> Direct:
         """X asked for free text, without the task's checker and forms."""
         context = AmplifyContext(
-            self.run.caller, model, (), max_tokens=self.config.anchor_tokens, top_logprobs=0
+            self.run.caller,
+            model,
+            (),
+            max_tokens=self.config.anchor_tokens,
+            top_logprobs=0,
+            purse=self.purse,
         )
         return Direct(context)
 

@@ -1,21 +1,17 @@
-"""One copy's answer to one question, with the tools that it was granted (seed 8.4.1, assistants).
+"""One copy's answer to one question, with the tools that it was granted, or a tool's to H."""
 
-A copy without tools is one model call. With tools it may ask for calls, whose replies it is shown,
-until it answers or its turns end; each of its calls, and each tool's, is a row of the call log.
-"""
-
-import json
 from dataclasses import dataclass, replace
 from functools import partial
 
 from agents.budget import Budget
-from agents.tool_calls import CALL_SECONDS, guarded, run_call
+from agents.tool_calls import CALL_SECONDS, guarded
 from agents.tools import Tool, ToolReply
-from agents.types import ChatRequest, Completion, Sampling, ToolCall, Turn
+from agents.types import ChatRequest, Sampling
 from graphs.events import answered
 from graphs.experts import Expert
-from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, Status, plus
+from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Status
 from graphs.traces import CallKey
+from graphs.turns import Reply, reply_in_turns
 
 PLAIN = Expert("")
 """A plain copy of X."""
@@ -36,54 +32,28 @@ class Place:
         return CallKey(self.question_id, self.path, role, self.step, self.retries, vote)
 
 
-@dataclass(frozen=True)
-class CopyReply:
-    """What a copy said in the end, and what that cost."""
-
-    completion: Completion
-    spent: Spent
-
-
 async def ask_copy(
     context: AmplifyContext, place: Place, number: int, left: Budget, expert: Expert = PLAIN
-) -> CopyReply:
+) -> Reply:
     """Have one copy answer. `number` is its vote, and 0 is greedy; `left` is for all its turns.
 
     Raises:
         EndpointError: a call failed for good.
     """
-    tools = context.grants.get("answer", ())
-    messages: tuple[Turn, ...] = context.prompt(place.question, expert.system)
-    model = expert.model or context.model
     role = f"answer:{expert.name}" if expert.name else "answer"
-    spent: Spent = NOTHING_SPENT
-    turn = 0
-    while True:
-        may_call = bool(tools) and turn < context.limits.tool_turns
-        request = replace(
-            _request(context, place.question, model, number, left.tokens),
-            messages=messages,
-            tools=tuple(tool.spec for tool in tools) if may_call else (),
-        )
-        key = place.key(f"{role}.{turn}" if turn else role, number)
-        reply = await context.caller.ask(key, request)
-        context.heard(key, model, reply)
-        cost: Spent = {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens}
-        spent, left = plus(spent, cost), left.minus(1, reply.tokens)
-        if not reply.tool_calls or not may_call or left.empty:
-            return CopyReply(reply, spent)
-        messages += await _called(context, place, f"{role}.{turn}", number, reply)
-        turn += 1
+    request = _request(context, place.question, number, left.tokens, expert)
+    tools = context.grants.get("answer", ())
+    return await reply_in_turns(context, tools, place.key(role, number), request, left)
 
 
 def first_request(context: AmplifyContext, question: str) -> ChatRequest:
     """The first call that a plain copy makes on a question, where its budget does not pinch."""
-    request = _request(context, question, context.model, 0, context.limits.tokens)
+    request = _request(context, question, 0, context.limits.tokens, PLAIN)
     return replace(request, tools=tuple(tool.spec for tool in context.grants.get("answer", ())))
 
 
 def _request(
-    context: AmplifyContext, question: str, model: str, number: int, tokens: int
+    context: AmplifyContext, question: str, number: int, tokens: int, expert: Expert
 ) -> ChatRequest:
     sampling = Sampling(
         temperature=context.votes.temperature if number else 0.0,
@@ -92,32 +62,8 @@ def _request(
         seed=context.seed + number,
         stop=context.stop,
     )
-    return ChatRequest(model, context.prompt(question), sampling, vote=number)
-
-
-async def _called(
-    context: AmplifyContext, place: Place, role: str, number: int, reply: Completion
-) -> tuple[Turn, ...]:
-    """The turns that a model's wish for tools adds: its own, and each tool's reply."""
-    wishes = reply.tool_calls[: context.limits.fanout]
-    own = [
-        {"id": wish.id, "type": "function"}
-        | {"function": {"name": wish.name, "arguments": wish.arguments}}
-        for wish in wishes
-    ]
-    turns: list[Turn] = [("assistant", reply.text, json.dumps({"tool_calls": own}))]
-    for index, wish in enumerate(wishes):
-        said = await _call(context, place.key(f"{role}.tool{index}", number), wish)
-        turns.append(("tool", said.text, json.dumps({"tool_call_id": wish.id})))
-    return tuple(turns)
-
-
-async def _call(context: AmplifyContext, key: CallKey, wish: ToolCall) -> ToolReply:
-    tools = context.grants.get("answer", ())
-    context.emit(
-        {"event": "tool", "path": key.path, "tool": wish.name, "arguments": wish.arguments}
-    )
-    return await context.caller.tool(key, wish.name, wish.arguments, lambda: run_call(tools, wish))
+    model, prompt = expert.model or context.model, context.prompt(question, expert.system)
+    return ChatRequest(model, prompt, sampling, vote=number)
 
 
 async def answer_by_tool(context: AmplifyContext, place: Place, name: str) -> Outcome:

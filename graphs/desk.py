@@ -12,6 +12,7 @@ from agents.errors import EndpointError
 from agents.types import ChatRequest, Completion
 from graphs.state import NOTHING_SPENT, AmplifyContext, Spent, plus
 from graphs.traces import CallKey
+from graphs.turns import reply_in_turns
 
 RETRY = 1_000
 """Seeds and votes of each try of a question lie so far from those of the try before."""
@@ -85,11 +86,10 @@ class StepDesk:
         request = replace(request, sampling=sampling, vote=request.vote + RETRY * self._tried)
         role = f"overseer.ask{self._place}"
         key = replace(self._key, role=role, vote=self._made)
-        reply = await self._context.caller.ask(key, request)
-        self._context.heard(key, request.model, reply)
-        used: Spent = {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens}
-        self._spent = plus(self._spent, used)
-        return reply
+        tools = self._context.grants.get("overseer", ())
+        reply = await reply_in_turns(self._context, tools, key, request, left)
+        self._spent = plus(self._spent, reply.spent)
+        return reply.completion
 
     def members(self, count: int) -> Sequence["StepDesk"]:
         """Places for `count` who ask side by side, each with a share of what is left here."""

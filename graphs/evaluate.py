@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from agents.errors import UsageError
-from graphs.systems import Asked, System, answer_all, refuse_outage
+from graphs.systems import Asked, System, answer_all, refuse_broke, refuse_outage
 from graphs.task import Task, refuse_training, score_held_out
 
 
@@ -58,11 +58,13 @@ async def evaluate(
     Raises:
         UsageError: a training question is among them, or there are none.
         EndpointError: the endpoint is down; what it did answer is recorded.
+        RefluxError: the run's purse is empty.
     """
     for question in questions:
         refuse_training(task, question)
     outcomes = await answer_all(system, asked, questions, together=together, on_done=on_done)
     refuse_outage(outcomes, system.context.caller)
+    refuse_broke(outcomes, system.context.purse)
     right = sum(
         score_held_out(task, question, outcome["answer"])
         for question, outcome in zip(questions, outcomes, strict=True)

@@ -6,10 +6,11 @@ from dataclasses import replace
 from agents.budget import Budget
 from agents.errors import EndpointError
 from agents.types import ChatRequest, Completion
-from graphs.copies import CopyReply, Place, ask_copy
+from graphs.copies import Place, ask_copy
 from graphs.events import answered
 from graphs.experts import Expert, Said, disagreement
 from graphs.state import AmplifyContext, Outcome, Spent, Status, plus
+from graphs.turns import Reply
 
 
 async def answer_by_panel(
@@ -28,12 +29,12 @@ async def answer_by_panel(
             for share, expert in zip(shares, experts, strict=True)
         )
     )
-    spent: Spent = plus(*(r.spent for r in replies if isinstance(r, CopyReply)))
+    spent: Spent = plus(*(r.spent for r in replies if isinstance(r, Reply)))
     failures = {e.name: r for e, r in zip(experts, replies, strict=True) if isinstance(r, str)}
     said = [
         _said(context, place, expert, reply)
         for expert, reply in zip(experts, replies, strict=True)
-        if isinstance(reply, CopyReply)
+        if isinstance(reply, Reply)
     ]
 
     async def ask(request: ChatRequest) -> Completion:
@@ -71,7 +72,7 @@ async def answer_by_panel(
 
 async def _ask(
     context: AmplifyContext, place: Place, number: int, share: Budget, expert: Expert
-) -> CopyReply | str:
+) -> Reply | str:
     """What an expert replies, or why it does not."""
     if share.empty or context.purse.lacks:
         return "over budget"
@@ -81,7 +82,7 @@ async def _ask(
         return str(failure)
 
 
-def _said(context: AmplifyContext, place: Place, expert: Expert, reply: CopyReply) -> Said:
+def _said(context: AmplifyContext, place: Place, expert: Expert, reply: Reply) -> Said:
     text = context.normalise(reply.completion.text)
     return Said(expert, text, context.checker.check(place.question, text).ok)
 

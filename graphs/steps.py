@@ -43,6 +43,8 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
             row = context.caller.store.find_call(key)
             form = {"path": state["path"], "form": dict(step.form)}
             said = json.loads(row["completion"]) if row else interrupt(form)
+            if row is None and "proposal" in step.form:
+                await _reviewed(context, key, step.form, said)
             step = step_from_json(approved(said, step.form))
         step = await context.caller.step(key, overseer.name, step)
     except GraphBubbleUp:
@@ -65,7 +67,23 @@ def overseer_of(state: AmplifyState, context: AmplifyContext) -> AnyOverseer:
 
 def approved(said: Mapping[str, Any], form: Mapping[str, Any]) -> Mapping[str, Any]:
     """A person's step: the proposal of the form where it is approved as it stands."""
-    return form["proposal"] if said["kind"] == "approve" else said
+    return form["proposal"] if said.get("kind") == "approve" else said
+
+
+async def _reviewed(
+    context: AmplifyContext, key: CallKey, form: Mapping[str, Any], said: Mapping[str, Any]
+) -> None:
+    """What a person made of a proposal is a judgement of its own, comment and all."""
+    detail = {"proposal": form["proposal"], "reply": said, "comment": said.get("comment", "")}
+    await context.caller.store.add_judgement(
+        key.question,
+        key.path,
+        "review",
+        said.get("kind") == "approve",
+        detail,
+        author="person",
+        key=f"{key.step}.{key.attempt}",
+    )
 
 
 def tried(state: AmplifyState, context: AmplifyContext) -> int:

@@ -9,7 +9,8 @@ from typing import Any, Protocol, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
 
-from agents.errors import EndpointError, UsageError
+from agents.errors import EndpointError, RefluxError, UsageError
+from agents.purse import Purse
 from agents.screen import redact
 from graphs.amplify import begin, build_graph
 from graphs.calls import Caller
@@ -169,6 +170,20 @@ async def answer_all(
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return [tasks[question].result() for question in questions]
+
+
+def refuse_broke(outcomes: Sequence[Outcome], purse: Purse) -> None:
+    """A run whose purse is empty must not look like a model that fails.
+
+    Raises:
+        RefluxError: one of its limits is used up, and some question was not answered for it.
+    """
+    cut = any(outcome["status"] in ("over_budget", "failed") for outcome in outcomes)
+    if cut and (lacking := purse.lacks) is not None:
+        raise RefluxError(
+            f"the run has no {lacking} left: raise purse.{lacking}. What was answered is kept, the "
+            "same command goes on with it and pays nothing twice"
+        )
 
 
 def refuse_outage(outcomes: Sequence[Outcome], caller: Caller) -> None:

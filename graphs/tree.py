@@ -28,6 +28,8 @@ class Node:
     tokens: int = 0
     tools: int = 0
     """Calls of tools."""
+    note: str = ""
+    """Why H asked as it did, for example that the question cannot be decomposed."""
     children: list["Node"] = field(default_factory=list["Node"])
 
     def walk(self) -> Iterator["Node"]:
@@ -121,6 +123,7 @@ def _take_step(
     if isinstance(step, Answer):
         node.answer, node.status, node.answered_by = step.text, "ok", "H"
     elif isinstance(step, Ask):
+        node.note = step.note
         for index, sub in enumerate(step.subquestions):
             path = f"{node.path}/{attempt}.{number}.{index}"
             nodes.setdefault(path, Node(path, sub.text))

@@ -63,7 +63,7 @@ def ask(
     tool: Annotated[
         list[str] | None,
         typer.Option(
-            "--tool", help="A tool for copies: calculator, python, documents:FOLDER, mcp:COMMAND."
+            "--tool", help="For copies: calculator, python, documents:FOLDER, mcp:COMMAND."
         ),
     ] = None,
     depth: Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)] = 1,

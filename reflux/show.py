@@ -79,9 +79,10 @@ def _line(node: Node) -> str:
     by = f" by {node.answered_by}" if node.answered_by else ""
     votes = f", {node.votes} votes" if node.votes > 1 else ""
     cost = f" ({node.calls} calls, {node.tokens} tokens{votes})" if node.calls else ""
+    note = f" [dim]({escape(node.note)})[/]" if node.note else ""
     error = f" [dim]{escape(node.error)}[/]" if node.error and node.status != "ok" else ""
     answer = escape(node.answer) if node.answer is not None else "no answer"
-    return f"{escape(node.question)} → [{colour}]{answer}[/]{by}{cost}{error}"
+    return f"{escape(node.question)} → [{colour}]{answer}[/]{by}{cost}{note}{error}"
 
 
 def escape(text: str) -> str:

@@ -56,6 +56,29 @@ async def test_the_specialists_agree_on_one_report_with_its_sources() -> None:
     assert sum(by == "tool:documents" for by in asked.values()) >= 4
 
 
+async def test_a_reviewer_sees_the_report_first_and_the_comment_is_kept(tmp_path: Path) -> None:
+    medical, client = example("medical"), ScriptedClient(clinic)
+    async with medical.reviewed(tmp_path, client) as patient:
+        store = patient.context.caller.store
+        await store.add_question({"id": "case", "text": medical.CASE})
+        (waiting,) = (await patient.ask(medical.CASE, "case")).pending
+        report = waiting.form["proposal"]["text"]
+        assert report.startswith("Case: Wim")
+    asked = len(client.requests)
+    async with medical.reviewed(tmp_path, client) as patient:
+        edited = {"kind": "answer", "text": f"{report}\nSee him again on Monday."}
+        done = await patient.reply("case", {waiting.id: edited | {"comment": "no date was given"}})
+        rows = patient.context.caller.store.select(
+            "SELECT ok, author, detail FROM judgements WHERE kind='review'"
+        )
+        ((ok, author, detail),) = [tuple(row) for row in rows]
+    assert done.outcome["answer"].endswith("See him again on Monday.")
+    assert (ok, author) == (0, "person")
+    assert json.loads(detail)["comment"] == "no date was given"
+    assert json.loads(detail)["proposal"]["text"] == report
+    assert len(client.requests) == asked
+
+
 async def test_the_real_model_comes_to_a_report_as_well() -> None:
     medical = example("medical")
     client = EmbeddedClient(lambda _: ModelFiles(default_gguf()))

@@ -1,6 +1,7 @@
 """What a round learns from: accepted answers only, no held-out question, no true answer."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from agents.errors import EndpointError, RefluxError
 from agents.scripted import ScriptedClient
 from agents.types import ChatRequest
 from finetune.datasets import Row, accepted, refuse_leaks, rows_digest
-from finetune.rounds_config import RoundsConfig, RoundSpec
+from finetune.rounds_config import PurseConfig, RoundsConfig, RoundSpec
 from finetune.run_folder import OpenRun, RunFolder
 from finetune.stages import Stages
 from graphs.task import is_held_out
@@ -85,6 +86,18 @@ async def test_no_held_out_question_is_in_the_rows_at_any_depth(tmp_path: Path) 
     assert not [row.question for row in sums if is_held_out(s.task, row.question)]
     texts = {row.train()["prompt"][-1]["content"] for row in repeated if row.task == "addition"}
     assert not [text for text in texts if is_held_out(s.task, text)]
+
+
+async def test_a_run_without_money_ends_and_scores_nobody_as_wrong(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"purse": PurseConfig(calls=50)})
+    s = stages(tmp_path / "r")
+    async with s.run:
+        broke = replace(s, config=config, purse=config.purse.open())
+        await broke.amplify(0, "base")
+        with pytest.raises(RefluxError, match=r"no calls left: raise purse\.calls"):
+            await broke.amplify(1, "student-r0")
+        resumed = await s.amplify(1, "student-r0")
+    assert resumed["accepted"] == resumed["questions"] == 60
 
 
 async def test_a_leak_stops_the_training(tmp_path: Path) -> None:

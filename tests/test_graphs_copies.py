@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from amplifying import ONE_VOTE, amplified
 from test_graphs_experts import answers_of
 
+from agents.model_overseer import ModelOverseer
 from agents.overseer import PASS
 from agents.scripted import ScriptedClient
 from agents.tools import ToolReply
 from agents.types import Answer, Ask, ChatRequest, Completion, SubQuestion, ToolCall, ToolSpec
 from graphs.state import Limits
+from graphs.systems import Amplified
 from graphs.traces import TraceStore
 from graphs.tree import load_tree
 
@@ -143,3 +146,23 @@ async def test_h_asks_a_tool_itself_and_its_refusal_is_a_failed_sub_question(
         "tool:double",
     ]
     assert [child.answer for child in tree.children] == ["8", None, None, "16"]
+
+
+async def test_h_calls_the_tools_of_its_own_role_while_it_takes_a_step(store: TraceStore) -> None:
+    def reply(request: ChatRequest) -> Completion | str:
+        last = request.messages[-1]
+        if last[0] == "tool":
+            return f'{{"step": {{"answer": "twice is {last[1]}"}}}}'
+        assert [tool.name for tool in request.tools] == ["double"]
+        assert request.schema == ""
+        return Completion("", 3, 2, tool_calls=(ToolCall("c", "double", '{"number": "8"}'),))
+
+    tool, client = Doubling(), ScriptedClient(reply)
+    system = amplified(store, client, asks(), grants={"overseer": [tool]})
+    system = Amplified(replace(system.context, overseers=(ModelOverseer(),)))
+    outcome = await answers_of(system, "What is twice 8?")
+    assert (outcome["answer"], outcome["spent"]["calls"], tool.made) == ("twice is 16", 2, 1)
+    rows = store.select("SELECT role FROM calls WHERE kind != 'script' ORDER BY id")
+    assert [row["role"] for row in rows] == [
+        "overseer.ask", "overseer.ask~1.tool0", "overseer.ask~1"
+    ]  # fmt: skip
