@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import openai
 from openai import AsyncOpenAI
-from pydantic import BaseModel, Field, ValidationError
 
 from agents.errors import EndpointError, UsageError
-from agents.types import ChatRequest, Completion, TokenLogprob, ToolCall, ToolSpec
+from agents.replies import read_reply
+from agents.types import ChatRequest, Completion, ToolSpec
 
 RETRIED_STATUS = {408, 409, 425, 429}
 POOL = 16
@@ -80,7 +80,7 @@ class OpenAIClient:
                 begun = time.perf_counter()
                 try:
                     reply = await self._create(request)
-                    completion = _read(reply, time.perf_counter() - begun)
+                    completion = read_reply(reply, time.perf_counter() - begun)
                     return replace(completion, retries=tuple(failures))
                 except UnicodeEncodeError as error:
                     raise UsageError(f"a request must be Unicode text: {error}") from error
@@ -229,84 +229,6 @@ def _number(name: str, text: str, kind: Callable[[str], float], least: float) ->
     if not (math.isfinite(value) and value >= least):
         raise UsageError(f"{name} is {text!r}; it must be a number of at least {least:g}")
     return value
-
-
-class _Alternative(BaseModel):
-    token: str
-    logprob: float
-
-
-class _Token(_Alternative):
-    top_logprobs: list[_Alternative] | None = None
-
-
-class _Logprobs(BaseModel):
-    content: list[_Token] | None = None
-
-
-class _Function(BaseModel):
-    name: str
-    arguments: str = "{}"
-
-
-class _ToolCall(BaseModel):
-    id: str = ""
-    function: _Function
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int | None = Field(default=None, ge=0, lt=2**31)
-    completion_tokens: int | None = Field(default=None, ge=0, lt=2**31)
-
-
-class _Reply(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
-def _read(body: bytes, seconds: float) -> Completion:
-    """Take the reply apart; what the protocol promises and the reply lacks is an error."""
-    try:
-        reply = _Reply.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise openai.APIError(
-            f"the reply is no chat completion ({where or 'body'}: {first['msg']}); it begins "
-            f"{body[:120].decode(errors='replace')!r}",
-            cast(Any, None),
-            body=None,
-        ) from error
-    choice, usage = reply.choices[0], reply.usage or _Usage()
-    tokens = (choice.logprobs.content if choice.logprobs else None) or []
-    return Completion(
-        text=choice.message.content or "",
-        prompt_tokens=usage.prompt_tokens or 0,
-        completion_tokens=usage.completion_tokens or 0,
-        seconds=seconds,
-        finish_reason=choice.finish_reason or "stop",
-        logprobs=tuple(
-            TokenLogprob(
-                t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs or ())
-            )
-            for t in tokens
-        ),
-        tool_calls=tuple(
-            ToolCall(call.id, call.function.name, call.function.arguments)
-            for call in choice.message.tool_calls or ()
-        ),
-    )
 
 
 def _worth_retrying(error: openai.APIError) -> bool:

@@ -10,11 +10,12 @@ from typing import Any, cast
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from agents.errors import EndpointError, UsageError
+from agents.replies import Logprobs
 from agents.screen import redact
-from agents.types import ChatRequest, Completion, TokenLogprob, ToolCall, ToolSpec
+from agents.types import ChatRequest, Completion, ToolCall, ToolSpec
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "temperature": ("temperature",),
@@ -119,19 +120,6 @@ def _public(value: Any) -> Any:
     return type(value).__name__  # Its text may hold an address in memory, or a secret.
 
 
-class _Alternative(BaseModel):
-    token: str
-    logprob: float
-
-
-class _Token(_Alternative):
-    top_logprobs: list[_Alternative] | None = None
-
-
-class _Logprobs(BaseModel):
-    content: list[_Token]
-
-
 def read_message(reply: Any) -> Completion:
     """Take a message apart. Log-probabilities in another form than OpenAI's, or a list of its
     tokens, count as none."""
@@ -145,9 +133,9 @@ def read_message(reply: Any) -> Completion:
     given: Any = told.get("logprobs")
     try:
         form = {"content": cast(Any, given)} if isinstance(given, list) else given
-        tokens = _Logprobs.model_validate(form).content
+        logprobs = Logprobs.model_validate(form).read()
     except ValidationError:
-        tokens = []
+        logprobs = ()
     calls = [ToolCall(c["id"] or "", c["name"], json.dumps(c["args"])) for c in reply.tool_calls]
     for bad in reply.invalid_tool_calls:
         calls.append(ToolCall(bad["id"] or "", bad["name"] or "", bad["args"] or ""))
@@ -156,12 +144,7 @@ def read_message(reply: Any) -> Completion:
         prompt_tokens=usage["input_tokens"] if usage else 0,
         completion_tokens=usage["output_tokens"] if usage else 0,
         finish_reason=FINISHED.get(finish, finish),
-        logprobs=tuple(
-            TokenLogprob(
-                t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs or ())
-            )
-            for t in tokens
-        ),
+        logprobs=logprobs,
         tool_calls=tuple(calls),
     )
 

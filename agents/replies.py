@@ -1,0 +1,99 @@
+"""Reads what an endpoint of the OpenAI chat protocol replies, and holds it to what is promised."""
+
+from typing import Any, cast
+
+import openai
+from pydantic import BaseModel, Field, ValidationError
+
+from agents.types import Completion, TokenLogprob, ToolCall
+
+
+class Alternative(BaseModel):
+    """A token that might have stood there."""
+
+    token: str
+    logprob: float
+
+
+class Token(Alternative):
+    """A token of the reply, with the runners-up."""
+
+    top_logprobs: list[Alternative] | None = None
+
+
+class Logprobs(BaseModel):
+    """Log-probabilities in OpenAI's form."""
+
+    content: list[Token] | None = None
+
+    def read(self) -> tuple[TokenLogprob, ...]:
+        """One a token, in order."""
+        return tuple(
+            TokenLogprob(
+                t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs or ())
+            )
+            for t in self.content or ()
+        )
+
+
+class _Function(BaseModel):
+    name: str
+    arguments: str = "{}"
+
+
+class _ToolCall(BaseModel):
+    id: str = ""
+    function: _Function
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+    completion_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+
+
+class _Reply(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+def read_reply(body: bytes, seconds: float) -> Completion:
+    """Take the body of a reply apart.
+
+    Raises:
+        openai.APIError: it lacks what the protocol promises.
+    """
+    try:
+        reply = _Reply.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise openai.APIError(
+            f"the reply is no chat completion ({where or 'body'}: {first['msg']}); it begins "
+            f"{body[:120].decode(errors='replace')!r}",
+            cast(Any, None),
+            body=None,
+        ) from error
+    choice, usage = reply.choices[0], reply.usage or _Usage()
+    return Completion(
+        text=choice.message.content or "",
+        prompt_tokens=usage.prompt_tokens or 0,
+        completion_tokens=usage.completion_tokens or 0,
+        seconds=seconds,
+        finish_reason=choice.finish_reason or "stop",
+        logprobs=choice.logprobs.read() if choice.logprobs else (),
+        tool_calls=tuple(
+            ToolCall(call.id, call.function.name, call.function.arguments)
+            for call in choice.message.tool_calls or ()
+        ),
+    )
