@@ -62,14 +62,15 @@ class Config:
     concurrency: int = 128
     repeats: int = 10
     large: tuple[Shape, ...] = (
-        Shape(10, 3),
-        Shape(10, 4),
+        Shape(10, 3, branches=16),
+        Shape(10, 4, branches=16),
+        Shape(10, 5, branches=16),
         Shape(10, 5),
-        Shape(10, 5, branches=32),
-        Shape(316, 2),
+        Shape(316, 2, branches=32),
         Shape(10, 4, branches=10**6),
     )
-    """The first three are of one kind, and grow; the last is as if there were no bound."""
+    """The first three grow while their open branches stay as many: even the smallest has more
+    than 16 at a depth. The last is as if there were no bound."""
     quick: bool = False
 
 
