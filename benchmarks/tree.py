@@ -58,7 +58,7 @@ class Config:
     """What is measured, and how often."""
 
     wide: Shape = Shape(10, 3, branches=256)
-    """With the bound that is the default: above the 128 requests, so that none waits for a record."""
+    """The default bound lies above the 128 requests, so that none of them waits for a record."""
     latency_ms: float = 200
     concurrency: int = 128
     repeats: int = 10
