@@ -129,14 +129,7 @@ class EmbeddedClient:
                         break
                     await self._stop(idle)
                 server = await asyncio.to_thread(start_server, files, self._config)
-                client = OpenAIClient(
-                    f"{server.listening_address}/v1",
-                    "embedded",
-                    concurrency=2 * self._config.parallel,
-                    timeout=600.0,
-                    extra_body={"cache_prompt": True},
-                )
-                self._servers[name] = (server, client)
+                self._servers[name] = (server, connect(server, self._config))
             self._servers.move_to_end(name)
             self._busy[name] = self._busy.get(name, 0) + 1
             return self._servers[name][1]
@@ -149,8 +142,12 @@ class EmbeddedClient:
 FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}
 
 
-def start_server(files: ModelFiles, config: EngineConfig) -> Any:
+def start_server(
+    files: ModelFiles, config: EngineConfig, tune: Callable[[Any], None] | None = None
+) -> Any:
     """Start one llama.cpp server; it is up when this returns.
+
+    `tune` changes its `CommonParams` before the start, for what `EngineConfig` does not name.
 
     Raises:
         MissingError: a file is not there, or llama.cpp cannot load it.
@@ -168,6 +165,8 @@ def start_server(files: ModelFiles, config: EngineConfig) -> Any:
     params.verbosity = -1
     if files.adapter is not None:
         params.lora_adapters = [xlc.CommonAdapterLoraInfo(str(files.adapter), 1.0)]
+    if tune is not None:
+        tune(params)
     try:
         server = xlc.Server(params)
     except RuntimeError as error:
@@ -180,3 +179,14 @@ def start_server(files: ModelFiles, config: EngineConfig) -> Any:
     # lost on a loop that starts after it. One token shows that the loop runs.
     server.handle_chat_completions(FIRST_REQUEST)
     return server
+
+
+def connect(server: Any, config: EngineConfig) -> OpenAIClient:
+    """A client of a started server that keeps all of its slots busy."""
+    return OpenAIClient(
+        f"{server.listening_address}/v1",
+        "embedded",
+        concurrency=2 * config.parallel,
+        timeout=600.0,
+        extra_body={"cache_prompt": True},
+    )

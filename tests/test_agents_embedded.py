@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from agents.embedded import (
     EmbeddedClient,
     EngineConfig,
     ModelFiles,
+    connect,
     default_gguf,
     file_sha256,
     start_server,
@@ -55,6 +57,18 @@ async def test_a_request_longer_than_the_context_is_an_endpoint_error(gguf: Path
     long = ChatRequest("base", answer_prompt("word " * 500))
     with pytest.raises(EndpointError, match="400"):
         await client.complete(long)
+    await client.close()
+
+
+async def test_what_the_config_does_not_name_can_be_tuned(gguf: Path) -> None:
+    long = ChatRequest("base", answer_prompt("word " * 200), Sampling(max_tokens=1))
+
+    def widen(params: Any) -> None:
+        params.n_ctx = 2 * params.n_ctx
+
+    server = start_server(ModelFiles(gguf), SMALL, widen)
+    client = connect(server, SMALL)
+    assert (await client.complete(long)).prompt_tokens > SMALL.context
     await client.close()
 
 
