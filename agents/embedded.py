@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import importlib
 import importlib.util
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,6 +140,29 @@ class EmbeddedClient:
         await client.close()
 
 
+SPIN_VARIABLE, SPINS = "GOMP_SPINCOUNT", "2000"
+"""How long llama.cpp's threads spin while they wait for each other, before they sleep.
+
+libgomp's own 300,000 turns answer no more requests on an idle machine, and where another process
+wants the same cores they answer an eighth (`benchmarks/engine.py`).
+"""
+
+
+def _llama_cpp() -> Any:
+    """The `xllamacpp` module, which has no types, with its threads' waiting set.
+
+    libgomp reads the variable once, when the first library that needs it is loaded. So a value
+    that the user has set stays, and where torch was imported first, its default does.
+    """
+    if SPIN_VARIABLE in os.environ:
+        return importlib.import_module("xllamacpp")
+    os.environ[SPIN_VARIABLE] = SPINS
+    try:
+        return importlib.import_module("xllamacpp")
+    finally:
+        del os.environ[SPIN_VARIABLE]
+
+
 FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}
 
 
@@ -152,7 +176,7 @@ def start_server(
     Raises:
         MissingError: a file is not there, or llama.cpp cannot load it.
     """
-    xlc: Any = importlib.import_module("xllamacpp")  # It has no types.
+    xlc = _llama_cpp()
     for path in (files.gguf, files.adapter):
         if path is not None and not path.is_file():
             raise MissingError(f"model file {path} is not there")

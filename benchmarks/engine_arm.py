@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,11 +28,15 @@ class EngineArm:
     environ: Mapping[str, str] = field(default_factory=dict)
     """Variables that llama.cpp's thread pool reads when it is loaded."""
     top_logprobs: int = 1
+    beside: int = 0
+    """Processes that do nothing but take processor time meanwhile."""
     http: bool = True
     """False asks the server by a function call in threads, without HTTP and `openai`."""
     gguf: Path | None = None
     """None is the default model."""
     adapter: Path | None = None
+    most: int | None = None
+    """Questions asked, where all would take too long."""
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
         """Answer all questions on a warm server."""
@@ -42,9 +48,14 @@ class EngineArm:
         answer = self._over_http if self.http else self._by_calls
         answer(server, subquestions(warm, WARM_SEED), sampling)
         before = _counters(server)
+        loop = [sys.executable, "-c", "while True: pass"]
+        busy = [subprocess.Popen(loop) for _ in range(self.beside)]
         clock = Clock()
         texts = answer(server, questions, sampling)
         seconds, *cpu = clock.read()
+        for process in busy:
+            process.kill()
+            process.wait()
         spent = {key: value - before[key] for key, value in _counters(server).items()}
         computed = spent["prompt_tokens_total"]
         return Measured(

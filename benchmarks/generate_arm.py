@@ -23,7 +23,7 @@ class GenerateArm:
     """True computes the shared prefix once and starts every batch from its keys and values."""
     attention: str = "eager"
     most: int | None = None
-    """Questions answered, where all would take too long."""
+    """Questions asked, where all would take too long."""
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
         """Answer the questions in batches, in order of length so that little is padded."""
@@ -33,7 +33,6 @@ class GenerateArm:
         model.set_attn_implementation(self.attention)
         tokenizer.padding_side = "left"
         batches = _Batches(model, tokenizer, max_tokens, self.keep_prefix)
-        questions = questions[: self.most]
         batches.answer(subquestions(min(self.batch, len(questions)), WARM_SEED))
         batches.reset()
         clock = Clock()

@@ -39,6 +39,9 @@ class Arm(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def most(self) -> int | None: ...
+
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
         """Answer all questions, warm."""
         ...
@@ -51,7 +54,7 @@ def in_own_process(arm: Arm, questions: Sequence[str], max_tokens: int) -> Measu
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(arm.measure, questions, max_tokens).result()
+        return pool.submit(arm.measure, questions[: arm.most], max_tokens).result()
 
 
 class Clock:

@@ -1,6 +1,7 @@
 """The embedded engine with the default model: one server per name, files verified first."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import pytest
 
 from agents import embedded
 from agents.embedded import (
+    SPIN_VARIABLE,
+    SPINS,
     EmbeddedClient,
     EngineConfig,
     ModelFiles,
@@ -133,6 +136,26 @@ for _ in range(3):
     del server
 """
     subprocess.run([sys.executable, "-c", stops], check=True, timeout=180, capture_output=True)
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, SPINS), ("77", "77")])
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(
+    given: str | None, found: str
+) -> None:
+    # libgomp reads the variable when it is loaded and prints what it has read.
+    code = """
+import os, contextlib, pathlib
+from agents.embedded import EngineConfig, ModelFiles, start_server
+before = dict(os.environ)
+with contextlib.suppress(Exception):
+    start_server(ModelFiles(pathlib.Path("none.gguf")), EngineConfig())
+assert os.environ == before
+"""
+    env = {key: value for key, value in os.environ.items() if key != SPIN_VARIABLE}
+    env |= {"OMP_DISPLAY_ENV": "verbose"} | ({SPIN_VARIABLE: given} if given else {})
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{SPIN_VARIABLE} = '{found}'" in done.stderr
 
 
 @pytest.mark.parametrize("size", [0, 20, 5_000, 40_000_000])
