@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import importlib
 import importlib.util
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,14 +130,7 @@ class EmbeddedClient:
                         break
                     await self._stop(idle)
                 server = await asyncio.to_thread(start_server, files, self._config)
-                client = OpenAIClient(
-                    f"{server.listening_address}/v1",
-                    "embedded",
-                    concurrency=2 * self._config.parallel,
-                    timeout=600.0,
-                    extra_body={"cache_prompt": True},
-                )
-                self._servers[name] = (server, client)
+                self._servers[name] = (server, connect(server, self._config))
             self._servers.move_to_end(name)
             self._busy[name] = self._busy.get(name, 0) + 1
             return self._servers[name][1]
@@ -146,16 +140,43 @@ class EmbeddedClient:
         await client.close()
 
 
+SPIN_VARIABLE, SPINS = "GOMP_SPINCOUNT", "2000"
+"""How long llama.cpp's threads spin while they wait for each other, before they sleep.
+
+libgomp's own 300,000 turns answer no more requests on an idle machine, and where another process
+wants the same cores they answer an eighth (`benchmarks/engine.py`).
+"""
+
+
+def _llama_cpp() -> Any:
+    """The `xllamacpp` module, which has no types, with its threads' waiting set.
+
+    libgomp reads the variable once, when the first library that needs it is loaded. So a value
+    that the user has set stays, and where torch was imported first, its default does.
+    """
+    if SPIN_VARIABLE in os.environ:
+        return importlib.import_module("xllamacpp")
+    os.environ[SPIN_VARIABLE] = SPINS
+    try:
+        return importlib.import_module("xllamacpp")
+    finally:
+        del os.environ[SPIN_VARIABLE]
+
+
 FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}
 
 
-def start_server(files: ModelFiles, config: EngineConfig) -> Any:
+def start_server(
+    files: ModelFiles, config: EngineConfig, tune: Callable[[Any], None] | None = None
+) -> Any:
     """Start one llama.cpp server; it is up when this returns.
+
+    `tune` changes its `CommonParams` before the start, for what `EngineConfig` does not name.
 
     Raises:
         MissingError: a file is not there, or llama.cpp cannot load it.
     """
-    xlc: Any = importlib.import_module("xllamacpp")  # It has no types.
+    xlc = _llama_cpp()
     for path in (files.gguf, files.adapter):
         if path is not None and not path.is_file():
             raise MissingError(f"model file {path} is not there")
@@ -168,6 +189,8 @@ def start_server(files: ModelFiles, config: EngineConfig) -> Any:
     params.verbosity = -1
     if files.adapter is not None:
         params.lora_adapters = [xlc.CommonAdapterLoraInfo(str(files.adapter), 1.0)]
+    if tune is not None:
+        tune(params)
     try:
         server = xlc.Server(params)
     except RuntimeError as error:
@@ -180,3 +203,14 @@ def start_server(files: ModelFiles, config: EngineConfig) -> Any:
     # lost on a loop that starts after it. One token shows that the loop runs.
     server.handle_chat_completions(FIRST_REQUEST)
     return server
+
+
+def connect(server: Any, config: EngineConfig) -> OpenAIClient:
+    """A client of a started server that keeps all of its slots busy."""
+    return OpenAIClient(
+        f"{server.listening_address}/v1",
+        "embedded",
+        concurrency=2 * config.parallel,
+        timeout=600.0,
+        extra_body={"cache_prompt": True},
+    )

@@ -1,18 +1,23 @@
 """The embedded engine with the default model: one server per name, files verified first."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agents import embedded
 from agents.embedded import (
+    SPIN_VARIABLE,
+    SPINS,
     EmbeddedClient,
     EngineConfig,
     ModelFiles,
+    connect,
     default_gguf,
     file_sha256,
     start_server,
@@ -55,6 +60,18 @@ async def test_a_request_longer_than_the_context_is_an_endpoint_error(gguf: Path
     long = ChatRequest("base", answer_prompt("word " * 500))
     with pytest.raises(EndpointError, match="400"):
         await client.complete(long)
+    await client.close()
+
+
+async def test_what_the_config_does_not_name_can_be_tuned(gguf: Path) -> None:
+    long = ChatRequest("base", answer_prompt("word " * 200), Sampling(max_tokens=1))
+
+    def widen(params: Any) -> None:
+        params.n_ctx = 2 * params.n_ctx
+
+    server = start_server(ModelFiles(gguf), SMALL, widen)
+    client = connect(server, SMALL)
+    assert (await client.complete(long)).prompt_tokens > SMALL.context
     await client.close()
 
 
@@ -119,6 +136,26 @@ for _ in range(3):
     del server
 """
     subprocess.run([sys.executable, "-c", stops], check=True, timeout=180, capture_output=True)
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, SPINS), ("77", "77")])
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(
+    given: str | None, found: str
+) -> None:
+    # libgomp reads the variable when it is loaded and prints what it has read.
+    code = """
+import os, contextlib, pathlib
+from agents.embedded import EngineConfig, ModelFiles, start_server
+before = dict(os.environ)
+with contextlib.suppress(Exception):
+    start_server(ModelFiles(pathlib.Path("none.gguf")), EngineConfig())
+assert os.environ == before
+"""
+    env = {key: value for key, value in os.environ.items() if key != SPIN_VARIABLE}
+    env |= {"OMP_DISPLAY_ENV": "verbose"} | ({SPIN_VARIABLE: given} if given else {})
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{SPIN_VARIABLE} = '{found}'" in done.stderr
 
 
 @pytest.mark.parametrize("size", [0, 20, 5_000, 40_000_000])

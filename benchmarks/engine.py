@@ -1,0 +1,195 @@
+"""The embedded engine answers short sub-questions faster than plain `generate`, as it is set.
+
+256 questions that share a system message, greedily, 8 tokens at most; every measurement in a
+process of its own, after a warm-up that also fills the slots' prefix; the arms of one repeat
+answer the same questions, those of the next repeat others. transformers runs the same weights,
+unpacked to bf16, without log-probabilities; the engine returns them.
+
+Not covered: long prompts, long answers, other models, GPUs.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agents.embedded import EngineConfig, default_gguf
+from benchmarks.engine_arm import EngineArm
+from benchmarks.generate_arm import GenerateArm
+from benchmarks.measured import Arm, Measured, in_own_process
+from benchmarks.report import Claim, Report, middle, spread
+from benchmarks.subquestions import subquestions
+from benchmarks.weights import random_adapter, requantised
+
+Found = list[tuple[Arm, list[Measured]]]
+"""Each arm with its repeats; the first two are the default, twice."""
+
+DEFAULT = EngineArm("default")
+AGAIN = EngineArm("default, again")
+FEWER = 128
+"""Questions of the arms that are compared with one another, not with transformers."""
+AWAKE = {"GOMP_SPINCOUNT": "300000"}
+"""libgomp's own."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How much is measured."""
+
+    questions: int = 256
+    repeats: int = 3
+    max_tokens: int = 8
+    seed: int = 0
+    quick: bool = False
+
+
+def settings() -> list[EngineArm]:
+    """The default, and with one factor changed: same weights, so they compete for the default."""
+    parallel = EngineConfig().parallel
+    arms = [
+        EngineArm(f"default, {FEWER} questions"),
+        *(
+            EngineArm(f"{n} in parallel", EngineConfig(parallel=n))
+            for n in (8, 16, 32, 64)
+            if n != parallel
+        ),
+        EngineArm("1 thread", EngineConfig(threads=1)),
+        EngineArm("threads wait awake", environ=AWAKE),
+        EngineArm("flash attention off", params={"flash_attn_type": 0}),
+        EngineArm("128 tokens a step", params={"n_ubatch": 128}),
+        EngineArm("one cache for all slots", params={"kv_unified": True}),
+        EngineArm("no prompts kept in RAM", params={"cache_ram_mib": 0}),
+    ]
+    return [replace(arm, most=FEWER) for arm in arms]
+
+
+def prices() -> list[EngineArm]:
+    """What log-probabilities, HTTP and busy neighbours cost."""
+    return [
+        EngineArm("without log-probabilities", top_logprobs=0, most=FEWER),
+        EngineArm("without HTTP", http=False, most=FEWER),
+        EngineArm("beside 2 busy processes", beside=2, most=16),
+        EngineArm("the same, threads wait awake", environ=AWAKE, beside=2, most=16),
+    ]
+
+
+def generates() -> list[GenerateArm]:
+    """transformers, from the plainest use to the best that it offers."""
+    return [
+        GenerateArm("generate, one by one", 1, most=16),
+        GenerateArm("generate, 16 a batch", 16, most=FEWER),
+        GenerateArm("generate, 64 a batch", 64),
+        GenerateArm("generate, 256 a batch", 256),
+        GenerateArm("generate, 64 a batch, prefix kept", 64, keep_prefix=True),
+    ]
+
+
+def others(folder: Path) -> list[EngineArm]:
+    """Other weights: they answer otherwise, so they do not compete."""
+    adapter = random_adapter(folder / "student")
+    given = default_gguf()
+    plain = requantised(given, "Q8_0", folder / "q8_0.gguf")
+    merged = requantised(given, "Q8_0", folder / "merged.gguf", adapter)
+    return [
+        EngineArm("with an adapter", adapter=adapter, most=FEWER),
+        EngineArm("weights as Q8_0", gguf=plain, most=FEWER),
+        EngineArm("adapter merged, as Q8_0", gguf=merged, most=FEWER),
+    ]
+
+
+def main(config: Config) -> None:
+    """Measure all arms, interleaved, and report."""
+    report = Report("engine", seed=config.seed, quick=config.quick)
+    with tempfile.TemporaryDirectory() as scratch:
+        if config.quick:
+            arms: list[Arm] = [DEFAULT, AGAIN, GenerateArm("generate, 4 a batch", 4)]
+        else:
+            arms = [DEFAULT, AGAIN, *settings(), *prices(), *generates()]
+            arms += others(Path(scratch))
+        found: Found = [(arm, []) for arm in arms]
+        for repeat in range(config.repeats):
+            questions = subquestions(config.questions, config.seed + repeat)
+            # Forwards and backwards in turn: a machine that slows down favours no arm.
+            for arm, runs in found if repeat % 2 == 0 else reversed(found):
+                runs.append(in_own_process(arm, questions, config.max_tokens))
+                print(f"{repeat} {arm.name}: {rate(runs[-1]):.1f} requests/s", flush=True)
+    report.rows = [row(arm, runs, found[0][1]) for arm, runs in found]
+    report.claims = claims(config, found)
+    report.finish()
+
+
+def rate(run: Measured) -> float:
+    """Requests a second."""
+    return len(run.texts) / run.seconds
+
+
+def same(runs: Sequence[Measured], others: Sequence[Measured]) -> float:
+    """Share of the questions that both answered which got the same text."""
+    pairs = [
+        pair
+        for run, other in zip(runs, others, strict=True)
+        for pair in zip(run.texts, other.texts, strict=False)
+    ]
+    return sum(one == other for one, other in pairs) / len(pairs)
+
+
+def row(arm: Arm, runs: Sequence[Measured], default: Sequence[Measured]) -> dict[str, Any]:
+    """Medians over the repeats; tokens are per request."""
+    requests = sum(len(run.texts) for run in runs)
+    return {
+        "arm": arm.name,
+        "requests/s": round(middle([rate(run) for run in runs]), 2),
+        "spread": [round(edge, 2) for edge in spread([rate(run) for run in runs])],
+        "tokens out/s": round(middle([run.completion_tokens / run.seconds for run in runs]), 1),
+        "prompt": round(sum(run.prompt_tokens for run in runs) / requests, 1),
+        "computed": round(sum(run.computed_tokens for run in runs) / requests, 1),
+        "out": round(sum(run.completion_tokens for run in runs) / requests, 2),
+        "same as default": round(same(runs, default), 3),
+        "CPU ms": round(1000 * sum(run.cpu_seconds for run in runs) / requests),
+        "peak MiB": round(max(run.peak_mib for run in runs)),
+        "others' CPU": round(max(run.others_cpu for run in runs), 2),
+        "n": requests,
+    }
+
+
+def ratios(ours: Sequence[Measured], theirs: Sequence[Measured]) -> list[float]:
+    """Our rate over theirs, repeat by repeat."""
+    return [rate(one) / rate(other) for one, other in zip(ours, theirs, strict=True)]
+
+
+def claims(config: Config, found: Found) -> list[Claim]:
+    """The default against transformers and against the other settings, and its answers."""
+    (_, default), (_, again) = found[:2]
+    n = config.questions * config.repeats
+    against = best([pair for pair in found if isinstance(pair[0], GenerateArm)])
+    compared = [("transformers' best", default, against, 1.0)]
+    names = [arm.name for arm in settings()]
+    if rivals := [pair for pair in found if pair[0].name in names]:
+        compared.append(("the best setting", rivals[0][1], best(rivals), 0.95))
+    made: list[Claim] = []
+    for label, ours, (arm, theirs), target in compared:
+        ratio = ratios(ours, theirs)
+        name = f"requests/s, default over {label} ({arm.name})"
+        made.append(Claim(name, middle(ratio), ">=", target, len(ratio), spread(ratio)))
+    empty = sum(not text.strip() for run in default for text in run.texts)
+    same_again, same_there = same(again, default), same(against[1], default)
+    return [
+        *made,
+        Claim("default: empty answers", float(empty), "<=", 0.0, n),
+        Claim("default: same answers in a second run", same_again, ">=", 0.9, n),
+        Claim(f"default: same answers as {against[0].name}", same_there, ">=", 0.5, n),
+    ]
+
+
+def best(among: Found) -> tuple[Arm, list[Measured]]:
+    """The arm with the highest median rate."""
+    return max(among, key=lambda pair: middle([rate(run) for run in pair[1]]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
+    quick = parser.parse_args().quick
+    main(Config(questions=4, repeats=1, max_tokens=4, quick=True) if quick else Config())

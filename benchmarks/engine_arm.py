@@ -1,0 +1,111 @@
+"""llama.cpp with some settings, as an arm of `benchmarks.engine`."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents.embedded import EngineConfig, ModelFiles, connect, default_gguf, start_server
+from agents.types import ChatRequest, Sampling
+from benchmarks.measured import WARM_SEED, Clock, Measured, peak_mib
+from benchmarks.subquestions import messages, subquestions
+
+
+@dataclass(frozen=True)
+class EngineArm:
+    """llama.cpp in this process with some settings changed."""
+
+    name: str
+    config: EngineConfig = field(default_factory=EngineConfig)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """llama.cpp's own parameters, by their names in `CommonParams`."""
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """Variables that llama.cpp's thread pool reads when it is loaded."""
+    top_logprobs: int = 1
+    beside: int = 0
+    """Processes that do nothing but take processor time meanwhile."""
+    http: bool = True
+    """False asks the server by a function call in threads, without HTTP and `openai`."""
+    gguf: Path | None = None
+    """None is the default model."""
+    adapter: Path | None = None
+    most: int | None = None
+    """Questions asked, where all would take too long."""
+
+    def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
+        """Answer all questions on a warm server."""
+        os.environ.update(self.environ)
+        files = ModelFiles(self.gguf or default_gguf(), self.adapter)
+        server = start_server(files, self.config, self._tune)
+        sampling = Sampling(max_tokens=max_tokens, top_logprobs=self.top_logprobs)
+        warm = min(2 * self.config.parallel, len(questions))
+        answer = self._over_http if self.http else self._by_calls
+        answer(server, subquestions(warm, WARM_SEED), sampling)
+        before = _counters(server)
+        loop = [sys.executable, "-c", "while True: pass"]
+        busy = [subprocess.Popen(loop) for _ in range(self.beside)]
+        clock = Clock()
+        texts = answer(server, questions, sampling)
+        seconds, *cpu = clock.read()
+        for process in busy:
+            process.kill()
+            process.wait()
+        spent = {key: value - before[key] for key, value in _counters(server).items()}
+        computed = spent["prompt_tokens_total"]
+        return Measured(
+            seconds,
+            tuple(texts),
+            round(computed + spent["prompt_tokens_cached_total"]),
+            round(computed),
+            round(spent["tokens_predicted_total"]),
+            peak_mib(),
+            *cpu,
+        )
+
+    def _tune(self, params: Any) -> None:
+        params.endpoint_metrics = True
+        for name, value in self.params.items():
+            if not hasattr(params, name):
+                raise AttributeError(f"CommonParams has no {name}")
+            setattr(params, name, value)
+
+    def _over_http(self, server: Any, questions: Sequence[str], sampling: Sampling) -> list[str]:
+        async def ask() -> list[str]:
+            client = connect(server, self.config)
+            chats = [tuple((m["role"], m["content"]) for m in messages(q)) for q in questions]
+            asked = [client.complete(ChatRequest("base", chat, sampling)) for chat in chats]
+            texts = [completion.text for completion in await asyncio.gather(*asked)]
+            await client.close()
+            return texts
+
+        return asyncio.run(ask())
+
+    def _by_calls(self, server: Any, questions: Sequence[str], sampling: Sampling) -> list[str]:
+        def ask(question: str) -> str:
+            body = {
+                "messages": messages(question),
+                "temperature": sampling.temperature,
+                "max_tokens": sampling.max_tokens,
+                "seed": sampling.seed,
+                "logprobs": sampling.top_logprobs > 0,
+                "top_logprobs": sampling.top_logprobs,
+            }
+            reply = server.handle_chat_completions(body)
+            reply = json.loads(reply) if isinstance(reply, str | bytes) else reply
+            return reply["choices"][0]["message"]["content"]
+
+        with ThreadPoolExecutor(2 * self.config.parallel) as threads:
+            return list(threads.map(ask, questions))
+
+
+def _counters(server: Any) -> dict[str, float]:
+    """llama.cpp's own counts since the server started."""
+    lines = server.handle_metrics().splitlines()
+    pairs = [line.split() for line in lines if line.startswith("llamacpp:")]
+    return {name.removeprefix("llamacpp:"): float(value) for name, value in pairs}
