@@ -9,6 +9,7 @@ Not covered: GPUs, packing, and any model but the default one.
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -111,11 +112,14 @@ def main(config: Config) -> None:
         rows = rows_of(base, config.levels, config.sums, config.anchor, config.seed)
         bench = Bench(config, base, rows, folder)
         best = fastest_plain(bench, report)
+        note_load(report, "after tuning")
         ours, plain = speeds(bench, best, report)
         timed = bench.rows[: config.timed_rows]
         rates = {"ours": ours, "plain": plain}
         report.rows.extend(shares(base, timed, rates, config.rate_seconds))
+        note_load(report, "after the speeds")
         equal_time(bench, best, ours, plain, report)
+        note_load(report, "at the end")
     report.finish()
 
 
@@ -147,6 +151,12 @@ def fastest_plain(bench: Bench, report: Report) -> Setting:
         if found > fastest:
             best, fastest = setting, found
     return best
+
+
+def note_load(report: Report, when: str) -> None:
+    """Processes that wanted a core in the last minute: with more than the benchmark's own, threads
+    wait for each other, and the figures are of that."""
+    report.rows.append(figure("load", when, os.getloadavg()[0], "processes", 1))
 
 
 def speeds(bench: Bench, best: Setting, report: Report) -> tuple[float, float]:
