@@ -23,6 +23,7 @@ from agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
 from graphs.tree import load_tree
 from reflux.agent import Agent
 from reflux.dev_graph import chat_graph
+from reflux.overseers import DEFAULT_OVERSEER
 
 ROOT = Path(__file__).parent.parent
 THREAD: Any = {"configurable": {"thread_id": "t"}}
@@ -38,7 +39,8 @@ def act(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
     return Defer({"about": question}) if question.endswith("?") else PASS
 
 
-H = {"plain": ScriptedOverseer("splits", act), "person": PersonOverseer()}
+SPLITS = ScriptedOverseer("splits", act)
+H = {DEFAULT_OVERSEER: SPLITS, "plain": SPLITS, "person": PersonOverseer()}
 
 
 def made(run: Path, saver: Any = None, **context: Any) -> tuple[Any, ScriptedClient]:
