@@ -142,7 +142,9 @@ async def test_a_client_chooses_h_x_and_the_limits_by_context(tmp_path: Path) ->
         {"question": "one and two and three"}, context={"calls": 2, "attempts": 1}, config=THREAD
     )
     assert got["status"] != "failed"
-    with pytest.raises(UsageError, match="no overseer is called 'nobody'; there are plain, person"):
+    with pytest.raises(
+        UsageError, match="no overseer is called 'nobody'; there are model, plain, person"
+    ):
         await graph.ainvoke(
             put, {"configurable": {"thread_id": "3"}}, context={"overseer": "nobody"}
         )
