@@ -143,8 +143,8 @@ class EmbeddedClient:
 SPIN_VARIABLE, SPINS = "GOMP_SPINCOUNT", "2000"
 """How long llama.cpp's threads spin while they wait for each other, before they sleep.
 
-libgomp's own 300,000 turns answer no more requests on an idle machine, and where another process
-wants the same cores they answer an eighth (`benchmarks/engine.py`).
+libgomp's own 300,000 turns answer no more requests on an idle machine, and far fewer where other
+processes want the same cores; sleeping at once costs a fifth on an idle one (`benchmarks.engine`).
 """
 
 
