@@ -1,7 +1,9 @@
 """One copy's answer to one question, with the tools that it was granted, or a tool's to H."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from agents.budget import Budget
 from agents.tool_calls import CALL_SECONDS, guarded
@@ -86,13 +88,31 @@ async def answer_by_tool(context: AmplifyContext, place: Place, name: str) -> Ou
     status: Status = "ok" if said.ok else "failed"
     error = None if said.ok else said.text
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": NOTHING_SPENT}
-    detail = {"question": asked, "answer": answer, "status": status, "error": error, "votes": 0}
-    key = f"{place.step}.{place.retries}"
-    await context.caller.store.add_judgement(
-        place.question_id, place.path, "leaf", said.ok, detail, key=key
-    )
-    context.emit(answered(place.path, True, detail))
+    await record_leaf(context, place, outcome, {"votes": 0})
     return outcome
+
+
+async def record_leaf(
+    context: AmplifyContext,
+    place: Place,
+    outcome: Outcome,
+    more: Mapping[str, Any],
+    kinds: Sequence[str] = ("leaf",),
+) -> None:
+    """Judge a question that was answered without H, and tell the listeners."""
+    detail: dict[str, Any] = {
+        "question": place.question,
+        "answer": outcome["answer"],
+        "status": outcome["status"],
+        "error": outcome["error"],
+        **more,
+    }
+    ok, key = outcome["status"] == "ok", f"{place.step}.{place.retries}"
+    for kind in kinds:
+        await context.caller.store.add_judgement(
+            place.question_id, place.path, kind, ok, detail, key=key
+        )
+    context.emit(answered(place.path, True, detail))
 
 
 async def guarded_answer(tool: Tool, question: str) -> ToolReply:

@@ -3,13 +3,10 @@
 One function call inside `subtask`; no graph runs for a leaf.
 """
 
-from typing import Any
-
 from agents.budget import Budget
 from agents.errors import EndpointError
 from agents.types import Completion
-from graphs.copies import PLAIN, Place, answer_by_tool, ask_copy
-from graphs.events import answered
+from graphs.copies import PLAIN, Place, answer_by_tool, ask_copy, record_leaf
 from graphs.experts import Expert
 from graphs.panel import answer_by_panel
 from graphs.state import (
@@ -92,29 +89,15 @@ async def answer_by_votes(
     if status is None:
         status = "ok" if chosen and chosen.ok else "rejected"
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": spent}
-    await _judge(context, place, votes, outcome)
+    counted = {
+        "votes": len(votes),
+        "refused": sum(not vote.ok for vote in votes),
+        "tally": tally(votes),
+    }
+    await record_leaf(context, place, outcome, counted)
     return outcome
 
 
 def _vote(context: AmplifyContext, question: str, reply: Completion) -> Vote:
     text = context.normalise(reply.text)
     return Vote(text, context.checker.check(question, text).ok, reply.min_logprob)
-
-
-async def _judge(
-    context: AmplifyContext, place: Place, votes: list[Vote], outcome: Outcome
-) -> None:
-    detail: dict[str, Any] = {
-        "question": place.question,
-        "answer": outcome["answer"],
-        "status": outcome["status"],
-        "error": outcome["error"],
-        "votes": len(votes),
-        "refused": sum(not vote.ok for vote in votes),
-        "tally": tally(votes),
-    }
-    ok, key = outcome["status"] == "ok", f"{place.step}.{place.retries}"
-    await context.caller.store.add_judgement(
-        place.question_id, place.path, "leaf", ok, detail, key=key
-    )
-    context.emit(answered(place.path, True, detail))

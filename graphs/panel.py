@@ -6,8 +6,7 @@ from dataclasses import replace
 from agents.budget import Budget
 from agents.errors import EndpointError
 from agents.types import ChatRequest, Completion
-from graphs.copies import Place, ask_copy
-from graphs.events import answered
+from graphs.copies import Place, ask_copy, record_leaf
 from graphs.experts import Expert, Said, disagreement
 from graphs.state import AmplifyContext, Outcome, Spent, Status, plus
 from graphs.turns import Reply
@@ -94,19 +93,11 @@ async def _record(
     failures: dict[str, str],
     outcome: Outcome,
 ) -> None:
-    detail = {
-        "question": place.question,
-        "answer": outcome["answer"],
-        "status": outcome["status"],
-        "error": outcome["error"],
+    more = {
         "answers": {one.expert.name: one.text for one in said},
         "refused": [one.expert.name for one in said if not one.ok],
         "failed": failures,
         "disagreement": round(disagreement(said), 4),
         "votes": len(said),
     }
-    ok = outcome["status"] == "ok"
-    store, key = context.caller.store, f"{place.step}.{place.retries}"
-    for kind in ("panel", "leaf"):
-        await store.add_judgement(place.question_id, place.path, kind, ok, detail, key=key)
-    context.emit(answered(place.path, True, detail))
+    await record_leaf(context, place, outcome, more, ("panel", "leaf"))
