@@ -57,14 +57,18 @@ def first_request(context: AmplifyContext, question: str) -> ChatRequest:
 def _request(
     context: AmplifyContext, question: str, number: int, tokens: int, expert: Expert
 ) -> ChatRequest:
+    variant = context.votes.variant(number)
     sampling = Sampling(
-        temperature=context.votes.temperature if number else 0.0,
+        temperature=context.votes.warmth(number),
         max_tokens=min(context.answer_tokens(question), tokens),
         top_logprobs=context.top_logprobs,
         seed=context.seed + number,
         stop=context.stop,
     )
-    model, prompt = expert.model or context.model, context.prompt(question, expert.system)
+    wordings = context.wordings(question) or (question,)
+    asked = variant.wording.replace("{question}", wordings[number % len(wordings)])
+    prompt = context.prompt(asked, expert.system or variant.system)
+    model = expert.model or variant.model or context.model
     return ChatRequest(model, prompt, sampling, vote=number)
 
 

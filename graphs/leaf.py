@@ -3,6 +3,10 @@
 One function call inside `subtask`; no graph runs for a leaf.
 """
 
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
 from agents.budget import Budget
 from agents.errors import EndpointError
 from agents.types import Completion
@@ -18,7 +22,8 @@ from graphs.state import (
     failed_outcome,
     plus,
 )
-from graphs.voting import Vote, settled, tally, winner
+from graphs.turns import Reply
+from graphs.voting import Vote, tally, wave, winner
 
 
 async def answer_directly(
@@ -62,28 +67,37 @@ def _known(context: AmplifyContext) -> str:
 async def answer_by_votes(
     context: AmplifyContext, place: Place, given: Budget, expert: Expert = PLAIN
 ) -> Outcome:
-    """Ask copies, and ask again while the check or the log-probability leaves doubt.
+    """Ask copies, and ask again while the rule of the votes leaves doubt.
 
     The first vote is greedy unless this is a retry; every other is sampled with a seed of its own.
+    Votes come in waves, each the fewest that could decide.
     """
     votes: list[Vote] = []
     spent: Spent = NOTHING_SPENT
     status: Status | None = None
     error: str | None = None
-    while not settled(votes, context.votes):
+    first = place.retries * context.votes.stopping.most
+    while more := wave(votes, context.votes):
         left = given.minus(spent["calls"], spent["tokens"])
         lacking = context.purse.lacks
         if left.empty or lacking:
             status, error = "over_budget", lacking and f"no {lacking} left"
             break
-        number = place.retries * context.votes.most + len(votes)
-        try:
-            reply = await ask_copy(context, place, number, left, expert)
-        except EndpointError as failure:
+        shares = left.split(min(more, left.calls, left.tokens))
+        numbers = range(first + len(votes), first + len(votes) + len(shares))
+        asked = [
+            ask_copy(context, place, number, share, expert)
+            for number, share in zip(numbers, shares, strict=True)
+        ]
+        replies, failure = await _all(asked)
+        spent = plus(spent, *(reply.spent for reply in replies.values()))
+        votes += [
+            _vote(context, place.question, numbers[at], reply.completion)
+            for at, reply in replies.items()
+        ]
+        if failure is not None:
             status, error = "failed", str(failure)
             break
-        spent = plus(spent, reply.spent)
-        votes.append(_vote(context, place.question, reply.completion))
     chosen = winner(votes)
     answer = chosen.text if chosen else None
     if status is None:
@@ -94,10 +108,38 @@ async def answer_by_votes(
         "refused": sum(not vote.ok for vote in votes),
         "tally": tally(votes),
     }
+    if flags := {vote.flag for vote in votes if vote.flag}:
+        counted["flags"] = {name: sum(v.flag == name for v in votes) for name in sorted(flags)}
     await record_leaf(context, place, outcome, counted)
     return outcome
 
 
-def _vote(context: AmplifyContext, question: str, reply: Completion) -> Vote:
+async def _all(
+    asked: Sequence[Coroutine[Any, Any, Reply]],
+) -> tuple[dict[int, Reply], EndpointError | None]:
+    """The replies that came, by position, and the first failure; the others go on beside it."""
+    if len(asked) == 1:  # Most waves are: no task is made for it.
+        try:
+            return {0: await asked[0]}, None
+        except EndpointError as failure:
+            return {}, failure
+    came = await asyncio.gather(*asked, return_exceptions=True)
+    replies: dict[int, Reply] = {}
+    failure: EndpointError | None = None
+    for at, reply in enumerate(came):
+        if isinstance(reply, EndpointError):
+            failure = failure or reply
+        elif isinstance(reply, BaseException):
+            raise reply
+        else:
+            replies[at] = reply
+    return replies, failure
+
+
+def _vote(context: AmplifyContext, question: str, number: int, reply: Completion) -> Vote:
     text = context.normalise(reply.text)
-    return Vote(text, context.checker.check(question, text).ok, reply.min_logprob)
+    weight = context.votes.variant(number).weight
+    if flag := context.flags.of(reply):
+        return Vote(text, False, reply.min_logprob, weight, flag)
+    verdict = context.checker.check(question, text)
+    return Vote(text, verdict.ok, reply.min_logprob, weight, verdict.rule)

@@ -20,7 +20,7 @@ async def answer_by_panel(
     Each has a share of `given`, and the combiner another. An expert that fails leaves the others
     standing; nobody's answer is lost: all are in the judgement `panel`, with their disagreement.
     """
-    number = place.retries * context.votes.most
+    number = place.retries * context.votes.stopping.most
     *shares, last = given.split(len(experts) + 1)
     replies = await asyncio.gather(
         *(

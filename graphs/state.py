@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict
 
 from agents.checker import Checker, RuleChecker
+from agents.flags import RedFlags
 from agents.overseer import AnyOverseer
 from agents.prompts import answer_prompt
 from agents.purse import Purse
@@ -61,6 +62,11 @@ def tries(above: int, attempt: int, depth: int, limits: Limits) -> int:
     return above + attempt * max(1, limits.attempts) ** depth
 
 
+def as_asked(question: str) -> Sequence[str]:
+    """The wording of those who give no other."""
+    return (question,)
+
+
 def silent(event: Event) -> None:
     """The listener of those who do not listen."""
 
@@ -77,6 +83,10 @@ class AmplifyContext:
     checker: Checker = field(default_factory=lambda: RuleChecker({}))
     limits: Limits = field(default_factory=Limits)
     votes: VotePolicy = field(default_factory=VotePolicy)
+    flags: RedFlags = field(default_factory=RedFlags)
+    """Replies that have no vote."""
+    wordings: Callable[[str], Sequence[str]] = as_asked
+    """Equivalent questions, the plainest first: vote i asks the one at i modulo their number."""
     max_tokens: int | Callable[[str], int] = 256
     """Tokens of one answer, or a function of the question that tells them."""
     stop: tuple[str, ...] = ()

@@ -1,11 +1,14 @@
-"""Votes on one question, as pure functions: when to stop, and who has won.
+"""Votes on one question, as pure functions: how many more to ask for, and who has won.
 
-First-to-ahead-by-k (MAKER, arXiv 2511.09030, section 3.2) over the votes that passed the check; a
-first vote that the model is sure of stands alone, because calls are the scarce good.
+A stopping rule says of two counts whether they decide; everything else here follows from that. The
+next wave is the fewest votes after which the rule could stop, so none is asked in vain: a wave
+changes when votes are asked, never which. The rules themselves are in `graphs.stopping`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from graphs.stopping import AheadBy, AnyRule
 
 
 @dataclass(frozen=True)
@@ -15,9 +18,32 @@ class Vote:
     text: str
     """Normalised: equal texts are equal answers."""
     ok: bool
-    """False where a check refused it (a red flag): it is recorded and does not count."""
+    """False where a check or a red flag refused it: it is recorded and does not count."""
     logprob: float | None = None
     """Log-probability of its least certain token; None where unknown."""
+    weight: float = 1
+    """What it counts for."""
+    flag: str = ""
+    """Why it was refused."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way in which a copy differs from the next, so that it errs on its own."""
+
+    model: str = ""
+    """Another model or adapter; X where empty."""
+    system: str = ""
+    """Another system message; the context's where empty."""
+    wording: str = "{question}"
+    """Another frame for the question."""
+    temperature: float | None = None
+    """Another temperature; the policy's where None."""
+    weight: float = 1
+    """Of its vote."""
+
+
+PLAIN_VARIANT = Variant()
 
 
 @dataclass(frozen=True)
@@ -25,44 +51,83 @@ class VotePolicy:
     """How many votes a question gets."""
 
     lead: int = 2
-    """Votes by which an answer must be ahead (k)."""
+    """Votes by which an answer must be ahead (k), where no `rule` is given."""
     most: int = 7
-    """Votes at the most; 1 switches voting off."""
-    sure: float = -0.05
+    """Votes at the most, where no `rule` is given; 1 switches voting off."""
+    sure: float | None = -0.05
     """A first vote whose least certain token has at least this log-probability stands alone,
-    and so does one whose log-probabilities are unknown."""
+    and so does one whose log-probabilities are unknown. None: none does."""
     temperature: float = 0.7
     """Of every vote but the first, which is greedy."""
+    rule: AnyRule | None = None
+    """When the votes decide; first to be ahead by `lead` where None."""
+    variants: tuple[Variant, ...] = ()
+    """How copies differ beyond seed and temperature: vote i takes the one at i modulo their
+    number."""
+
+    @property
+    def stopping(self) -> AnyRule:
+        """The rule that counts."""
+        return self.rule or AheadBy(self.lead, self.most)
+
+    def variant(self, number: int) -> Variant:
+        """What vote `number` differs by."""
+        return self.variants[number % len(self.variants)] if self.variants else PLAIN_VARIANT
+
+    def warmth(self, number: int) -> float:
+        """Temperature of vote `number`."""
+        given = self.variant(number).temperature
+        return given if given is not None else self.temperature if number else 0.0
 
 
-def tally(votes: Sequence[Vote]) -> list[tuple[str, int]]:
-    """(answer, count) of the votes that count, most first; ties in order of appearance."""
-    counts: dict[str, int] = {}
+def tally(votes: Sequence[Vote]) -> list[tuple[str, float]]:
+    """(answer, weight) of the votes that count, heaviest first; ties in order of appearance."""
+    counts: dict[str, float] = {}
     for vote in votes:
         if vote.ok:
-            counts[vote.text] = counts.get(vote.text, 0) + 1
+            counts[vote.text] = counts.get(vote.text, 0) + vote.weight
     return sorted(counts.items(), key=lambda item: -item[1])
+
+
+def wave(votes: Sequence[Vote], policy: VotePolicy) -> int:
+    """Votes to ask next, all at once; 0 where these are enough."""
+    rule = policy.stopping
+    left = rule.most - len(votes)
+    if left <= 0:
+        return 0
+    if policy.sure is not None:
+        if not votes:
+            return 1  # It may stand alone.
+        if len(votes) == 1 and votes[0].ok and _sure(votes[0], policy.sure):
+            return 0
+    ranking = tally(votes)
+    first = ranking[0][1] if ranking else 0
+    second = ranking[1][1] if len(ranking) > 1 else 0
+    if ranking and rule.decided(first, second, left):
+        return 0
+    unit = max((vote.weight for vote in votes), default=1)
+    for more in range(1, left):
+        gain = more * unit
+        if rule.decided(first + gain, second, left - more):
+            return more
+        # The runner-up draws level, or passes.
+        low, high = sorted((first, second + gain))
+        if rule.decided(high, low, left - more):
+            return more
+    return left
 
 
 def settled(votes: Sequence[Vote], policy: VotePolicy) -> bool:
     """True where no further vote is to be asked."""
-    if len(votes) >= policy.most:
-        return True
-    if len(votes) == 1 and votes[0].ok and _sure(votes[0], policy):
-        return True
-    ranking = tally(votes)
-    if not ranking:
-        return False
-    runner_up = ranking[1][1] if len(ranking) > 1 else 0
-    return ranking[0][1] - runner_up >= policy.lead
+    return wave(votes, policy) == 0
 
 
-def _sure(vote: Vote, policy: VotePolicy) -> bool:
-    return vote.logprob is None or vote.logprob >= policy.sure
+def _sure(vote: Vote, least: float) -> bool:
+    return vote.logprob is None or vote.logprob >= least
 
 
 def winner(votes: Sequence[Vote]) -> Vote | None:
-    """The vote that stands for the most frequent answer that passed the check.
+    """The vote that stands for the heaviest answer that passed the check.
 
     Where none passed, the first vote, which is then marked as not `ok`; None without votes.
     """
