@@ -14,6 +14,7 @@ from agents.purse import Purse
 from agents.screen import redact
 from graphs.amplify import begin, build_graph
 from graphs.calls import Caller
+from graphs.collector import rare_collections
 from graphs.leaf import answer_directly
 from graphs.state import AmplifyContext, Outcome
 from graphs.task import Task
@@ -63,11 +64,12 @@ class Amplified:
         outer = var_child_runnable_config.set(None)
         context = with_purse(self.context)
         try:
-            state = await _compiled().ainvoke(
-                begin(question, question_id, context),
-                {"recursion_limit": recursion_limit(context)},
-                context=context,
-            )
+            with rare_collections():
+                state = await _compiled().ainvoke(
+                    begin(question, question_id, context),
+                    {"recursion_limit": recursion_limit(context)},
+                    context=context,
+                )
         finally:
             var_child_runnable_config.reset(outer)
         if state["outcome"] is None:
@@ -165,8 +167,9 @@ async def answer_all(
         return outcome
 
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = {q: group.create_task(one(q)) for q in dict.fromkeys(questions)}
+        with rare_collections():
+            async with asyncio.TaskGroup() as group:
+                tasks = {q: group.create_task(one(q)) for q in dict.fromkeys(questions)}
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return [tasks[question].result() for question in questions]

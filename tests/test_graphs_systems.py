@@ -1,6 +1,7 @@
 """Systems: many questions in order, each once, each a trajectory of its own."""
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from typing import Any, TypedDict, cast
 
@@ -14,6 +15,7 @@ from agents.screen import PLACEHOLDER
 from agents.scripted import ScriptedClient
 from agents.types import Answer, Ask, ChatClient, ChatRequest, Completion, Exchange, Step
 from graphs.calls import Caller
+from graphs.collector import THRESHOLDS, rare_collections
 from graphs.state import AmplifyContext, Limits
 from graphs.systems import Amplified, Asked, Direct, answer_all, recursion_limit, task_context
 from graphs.traces import TraceStore
@@ -186,3 +188,12 @@ def test_the_most_steps_that_the_limits_allow_are_no_more_than_langgraph_allows(
     few = AmplifyContext(cast(Any, None), "base", [], limits=Limits(attempts=1, steps=1, fanout=1))
     # screen, oversee, subtask, aggregate, oversee, check, record.
     assert recursion_limit(few) >= 7
+
+
+def test_the_collector_is_as_before_once_the_last_tree_has_ended() -> None:
+    before = gc.get_threshold()
+    with rare_collections():
+        with rare_collections():
+            assert gc.get_threshold() == THRESHOLDS
+        assert gc.get_threshold() == THRESHOLDS
+    assert gc.get_threshold() == before

@@ -1,0 +1,237 @@
+"""Votes, errors and what was predicted of them: the real voting code on simulated copies.
+
+A copy is right with a probability that is given for its question, and otherwise says the one wrong
+answer, the worst case for a vote. All rules see the same kind of copies; none knows the accuracy of
+a question, except where the table says so.
+
+Not covered: how well the accuracy is known beforehand (`benchmarks.million_steps` and
+`benchmarks.multiplication` have real copies), and wrong answers that differ from each other, which
+only help.
+"""
+
+import argparse
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agents.errors import UsageError
+from benchmarks.report import Claim, Report
+from graphs.evaluate import wilson
+from graphs.plan import expected_votes, plan, step_error, wald_bound
+from graphs.stopping import AheadBy, AnyRule, Majority, Posterior, Sprt
+from graphs.voting import Vote, VotePolicy, wave, winner
+
+UNBOUNDED = 10**6
+RIGHT, WRONG = "right", "wrong"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is simulated."""
+
+    questions: int = 2_000
+    beta: tuple[float, float] = (8.0, 2.0)
+    """Of the accuracy of a copy, by question."""
+    repeats: int = 20
+    """Of every question, so that chance does not decide the comparison of means."""
+    leads: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8)
+    trials: int = 200_000
+    """Questions behind each observed failure."""
+    seed: int = 0
+    quick: bool = False
+
+
+@dataclass
+class Tally:
+    """What came of many votes."""
+
+    wrong: int = 0
+    votes: int = 0
+    waves: int = 0
+    n: int = 0
+
+    @property
+    def error(self) -> float:
+        """Share of the questions that ended wrong."""
+        return self.wrong / self.n
+
+    @property
+    def mean_votes(self) -> float:
+        """Votes of a question."""
+        return self.votes / self.n
+
+    def add(self, policy: VotePolicy, accuracy: float, draw: random.Random) -> None:
+        """Vote on one question."""
+        votes: list[Vote] = []
+        while more := wave(votes, policy):
+            votes += [Vote(RIGHT if draw.random() < accuracy else WRONG, True) for _ in range(more)]
+            self.waves += 1
+        found = winner(votes)
+        self.wrong += found is None or found.text != RIGHT
+        self.votes += len(votes)
+        self.n += 1
+
+
+def policy(rule: AnyRule) -> VotePolicy:
+    """Votes by a rule alone: no first vote stands for itself."""
+    return VotePolicy(sure=None, rule=rule)
+
+
+def by_question(config: Config, report: Report) -> None:
+    """Votes at equal error over questions of all accuracies."""
+    draw = random.Random(config.seed)
+    accuracies = [draw.betavariate(*config.beta) for _ in range(config.questions)]
+    n = config.questions * config.repeats
+    rules: list[tuple[str, AnyRule]] = [
+        *((f"ahead by {k}", AheadBy(k, UNBOUNDED)) for k in config.leads),
+        *(
+            (f"posterior, {c:g}", Posterior("posterior", c, *config.beta))
+            for c in (0.9, 0.95, 0.97)
+        ),
+        ("sprt, 0.8 against 0.5", Sprt(error=0.05)),
+        ("majority of 40", Majority(most=40)),
+        ("fixed 40", Majority(most=40)),
+    ]
+    found: dict[str, Tally] = {}
+    for name, rule in rules:
+        found[name] = one = Tally()
+        for accuracy in accuracies:
+            for _ in range(config.repeats):
+                one.add(policy(rule), accuracy, draw)
+        if name == "fixed 40":  # All are asked, whatever the first ones say.
+            one.votes, one.waves = 40 * n, n
+        row = {"rule": name, "error": one.error, "votes": one.mean_votes}
+        row |= {"waves": one.waves / n, "n": n}
+        if isinstance(rule, AheadBy):
+            k = rule.lead
+            bound = sum(wald_bound(step_error(k, p), p) for p in accuracies) / len(accuracies)
+            row |= {"Wald's bound": bound, "votes / bound": one.mean_votes / bound}
+            report.claims.append(
+                Claim(
+                    f"votes, times Wald's bound at the same error of every question: ahead by {k}",
+                    one.mean_votes / bound, "<=", 1.1, n,
+                )
+            )  # fmt: skip
+        report.rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+    against_fixed(found, report, n)
+
+
+def against_fixed(found: dict[str, Tally], report: Report, n: int) -> None:
+    """The cheapest rule that errs no more than 40 votes do, within chance."""
+    fixed = found["fixed 40"]
+    low, high = wilson(fixed.wrong, fixed.n)
+    good = {k: v for k, v in found.items() if v.error <= high and k != "fixed 40"}
+    if not good:
+        return
+    name = min(good, key=lambda k: good[k].votes)
+    report.claims.append(
+        Claim(
+            f"fixed-40's votes, times those of {name}, whose error is {good[name].error:.4f} "
+            f"(fixed-40: {fixed.error:.4f}, {low:.4f} to {high:.4f})",
+            fixed.votes / good[name].votes, ">=", 1.0, n,
+        )
+    )  # fmt: skip
+
+
+def drawn(accuracy: float, correlation: float, draw: random.Random) -> Iterator[float]:
+    """The accuracy on one question after the other."""
+    while True:
+        if correlation == 0:
+            yield accuracy
+        elif correlation == 1:
+            yield float(draw.random() < accuracy)
+        else:
+            spread = (1 - correlation) / correlation
+            yield draw.betavariate(accuracy * spread, (1 - accuracy) * spread)
+
+
+NAMED = ((0.7, 0.0, 3), (0.9, 0.0, 3), (0.99, 0.0, 2))
+"""The largest lead of each accuracy whose errors can be seen in so many trials."""
+
+
+def predictions(config: Config, report: Report) -> None:
+    """Observed failures and votes against the planner's."""
+    draw = random.Random(config.seed + 1)
+    cases = [(p, 0.0, k) for p in (0.7, 0.9, 0.99) for k in (1, 2, 3)]
+    cases += [(0.9, r, 3) for r in (0.05, 0.2, 0.5)] + [(0.7, r, 3) for r in (0.05, 0.2, 0.5)]
+    inside: list[bool] = []
+    off: list[float] = []
+    for accuracy, shared, k in cases:
+        one = Tally()
+        asked = drawn(accuracy, shared, draw)
+        for _ in range(config.trials):
+            one.add(policy(AheadBy(k, UNBOUNDED)), next(asked), draw)
+        predicted = step_error(k, accuracy, shared)
+        interval = wilson(one.wrong, one.n)
+        votes = expected_votes(k, accuracy, shared)
+        report.rows.append(
+            {
+                "rule": f"ahead by {k}",
+                "accuracy": accuracy,
+                "correlation": shared,
+                "error": round(one.error, 6),
+                "error predicted": round(predicted, 6),
+                "votes": round(one.mean_votes, 4),
+                "votes predicted": round(votes, 4),
+                "n": one.n,
+            }
+        )
+        inside.append(interval[0] <= predicted <= interval[1])
+        off.append(abs(one.mean_votes / votes - 1))
+        if (accuracy, shared, k) in NAMED:
+            report.claims.append(
+                Claim(
+                    f"the predicted error {predicted:.3g} lies in the 95% interval of the "
+                    f"observed: accuracy {accuracy:g}, ahead by {k}",
+                    float(inside[-1]), "==", 1.0, one.n, interval,
+                )
+            )  # fmt: skip
+    report.claims += [
+        Claim(
+            f"predicted errors outside the 95% interval of the observed, of {len(cases)} (by "
+            "chance alone 3 or more in 4% of such runs)",
+            float(inside.count(False)), "<=", 2.0, config.trials,
+        ),
+        Claim("votes off their prediction, largest share", max(off), "<=", 0.05, config.trials),
+    ]  # fmt: skip
+
+
+def shared_errors(config: Config, report: Report) -> None:
+    """Where copies err as one, a vote is worth what one copy is."""
+    draw = random.Random(config.seed + 2)
+    single, voted = Tally(), Tally()
+    asked = drawn(0.9, 1.0, draw)
+    for _ in range(config.trials):
+        accuracy = next(asked)
+        single.add(policy(AheadBy(1, 1)), accuracy, draw)
+        voted.add(policy(AheadBy(3, UNBOUNDED)), accuracy, draw)
+    report.claims.append(
+        Claim(
+            "gain of voting where errors are fully shared (accuracy 0.9, ahead by 3)",
+            single.error - voted.error, "==", 0.0, config.trials,
+        )
+    )  # fmt: skip
+    try:
+        plan(0.99, 100, 0.9, 1.0)
+        refused = 0.0
+    except UsageError:
+        refused = 1.0
+    report.claims.append(
+        Claim("the planner says that voting cannot help there", refused, "==", 1.0, 1)
+    )
+
+
+def main(config: Config) -> None:
+    """Simulate and report."""
+    report = Report("voting", seed=config.seed, quick=config.quick)
+    by_question(config, report)
+    predictions(config, report)
+    shared_errors(config, report)
+    report.finish()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
+    small = Config(questions=50, repeats=1, trials=200, quick=True)
+    main(small if parser.parse_args().quick else Config())
