@@ -129,3 +129,23 @@ def cut(text: str, chars: int) -> str:
     """A text on one line, and what is cut of it by name."""
     line = " ".join(text.split())
     return line if len(line) <= chars else f"{line[:chars]} [{len(line) - chars} characters cut]"
+
+
+CRITIC = """\
+You check answers. Look for a mistake in the proposed answer. End with one word on a line of its \
+own: RIGHT, or WRONG if you found a mistake."""
+
+
+def critic_prompt(
+    question: str, answer: str, transcript: Sequence[Exchange], chars: int = 4_000
+) -> tuple[Turn, ...]:
+    """Ask a critic whether an answer is right."""
+    parts = (f"Question: {question}", said_so_far(transcript, chars), f"Proposed answer: {answer}")
+    return (("system", CRITIC), ("user", "\n\n".join(part for part in parts if part)))
+
+
+def verdict_in(reply: str) -> bool | None:
+    """What a critic says: the last of the two words; None where it says neither."""
+    words = [word.strip(".,:;!*\"'()") for word in reply.upper().split()]
+    said = [word for word in words if word in ("RIGHT", "WRONG")]
+    return said[-1] == "RIGHT" if said else None

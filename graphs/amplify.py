@@ -14,7 +14,6 @@ Failures are values: a failed subtask returns an error record and its siblings g
 
 # pyright: reportMissingTypeStubs=false
 
-from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
@@ -31,6 +30,7 @@ from agents.types import (
     step_to_json,
 )
 from graphs.batch import aggregate, ask_batch, dispatch
+from graphs.check import check
 from graphs.events import answered
 from graphs.leaf import answer_directly
 from graphs.state import (
@@ -41,10 +41,9 @@ from graphs.state import (
     Spent,
     SubResult,
     SubTask,
-    best_proposal,
     failed_outcome,
+    listening,
     plus,
-    silent,
 )
 from graphs.steps import Taken, take_step, tried
 
@@ -54,8 +53,7 @@ DEFERRED_AGAIN = "a person deferred the question again"
 
 
 def _context(runtime: Ran) -> AmplifyContext:
-    context = runtime.context
-    return context if context.emit is not silent else replace(context, emit=runtime.stream_writer)
+    return listening(runtime.context, runtime.stream_writer)
 
 
 def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifyState:
@@ -93,6 +91,7 @@ def _fresh(
         "proposal": None,
         "error": None,
         "proposals": [],
+        "passed": [],
         "outcome": None,
     }
 
@@ -229,44 +228,6 @@ async def _refuse(
     outcome: Outcome = {**failed_outcome(reason), "spent": spent}
     await _record(state, context, outcome)
     return outcome
-
-
-async def check(state: AmplifyState, runtime: Ran) -> Update:
-    """Test the proposal; a failure leads to another attempt while attempts and budget last."""
-    context = _context(runtime)
-    proposal = state["proposal"]
-    spent = state["spent"]
-    rule = "no_answer"
-    if proposal is not None:
-        verdict = context.checker.check(state["question"], proposal)
-        rule = verdict.rule
-        await context.caller.store.add_judgement(
-            state["question_id"],
-            state["path"],
-            "check",
-            verdict.ok,
-            {"answer": proposal, "rule": rule},
-            key=str(tried(state, context)),
-        )
-        if verdict.ok:
-            return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}
-    proposals = state["proposals"] + ([proposal] if proposal is not None else [])
-    used_up = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
-    broke = used_up or context.purse.lacks is not None
-    if broke or state["attempt"] + 1 >= context.limits.attempts:
-        best = best_proposal(proposals)
-        status = "over_budget" if broke else "rejected" if best is not None else "failed"
-        error = state["error"] or f"the check {rule!r} failed"
-        return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}
-    context.emit({"event": "retry", "path": state["path"], "rule": rule, "error": state["error"]})
-    return {
-        "attempt": state["attempt"] + 1,
-        "step": 0,
-        "transcript": [],
-        "proposal": None,
-        "error": None,
-        "proposals": proposals,
-    }
 
 
 async def record(state: AmplifyState, runtime: Ran) -> Update:

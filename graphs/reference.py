@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from agents.budget import Budget
 from agents.overseer import reserve_of, seated
 from agents.types import Answer, Exchange, SubQuestion
+from graphs.check import judged
 from graphs.desk import StepDesk
 from graphs.leaf import answer_directly
 from graphs.state import (
@@ -20,6 +21,7 @@ from graphs.state import (
     plus,
     tries,
 )
+from graphs.steps import overseer_at
 from graphs.traces import CallKey
 
 
@@ -41,25 +43,33 @@ async def amplify_reference(
     if context.canonical(question) in map(context.canonical, ancestors):
         return failed_outcome("CycleError")
     proposals: list[str] = []
+    passed: list[str] = []
     spent = NOTHING_SPENT
     status = "failed"
     for attempt in range(max(1, limits.attempts)):
-        proposal, used, direct = await _attempt(
-            context, question, question_id, path, depth, ancestors,
-            budget.minus(spent["calls"], spent["tokens"]), retries, attempt,
+        left = budget.minus(spent["calls"], spent["tokens"])
+        proposal, used, direct, transcript, step = await _attempt(
+            context, question, question_id, path, depth, ancestors, left, retries, attempt,
         )  # fmt: skip
         spent = plus(spent, used)
         if direct is not None:  # A leaf below the root is answered once, by its own votes.
             return direct
         if proposal is not None:
-            if context.checker.check(question, proposal).ok:
+            key = CallKey(question_id, path, "overseer", step, attempt)
+            left = budget.minus(spent["calls"], spent["tokens"])
+            tried = tries(retries, attempt, depth, limits)
+            desk = StepDesk(context, key, tried, left, ".check")
+            verdict, used = await judged(context, desk, question, proposal, transcript)
+            spent = plus(spent, used)
+            if verdict.ok and context.checks.confirmed(passed, proposal):
                 return {"answer": proposal, "status": "ok", "error": None, "spent": spent}
-            proposals.append(proposal)
+            (passed if verdict.ok else proposals).append(proposal)
         if spent["calls"] >= budget.calls or spent["tokens"] >= budget.tokens:
             status = "over_budget"
             break
-        status = "rejected" if proposals else "failed"
-    return {"answer": best_proposal(proposals), "status": status, "error": status, "spent": spent}
+        status = "rejected" if passed or proposals else "failed"
+    best = best_proposal(passed or proposals)
+    return {"answer": best, "status": status, "error": status, "spent": spent}
 
 
 async def _attempt(
@@ -72,9 +82,10 @@ async def _attempt(
     budget: Budget,
     retries: int,
     attempt: int,
-) -> tuple[str | None, Spent, Outcome | None]:
-    """One try: (proposal or None, spent, the outcome where this is a leaf below the root)."""
-    overseer = context.overseers[attempt % len(context.overseers)]
+) -> tuple[str | None, Spent, Outcome | None, list[Exchange], int]:
+    """One try: (proposal or None, spent, the outcome where this is a leaf below the root,
+    transcript, steps taken)."""
+    overseer = overseer_at(context, attempt)
     transcript: list[Exchange] = []
     spent = NOTHING_SPENT
     may_ask = depth < context.limits.depth
@@ -89,12 +100,12 @@ async def _attempt(
         except Exception:  # noqa: BLE001 - as in the graph, H's failures are values
             spent = plus(spent, desk.spent)
             failure: Outcome = {**failed_outcome("the overseer failed"), "spent": spent}
-            return None, spent, failure if first_below_root else None
+            return None, spent, failure if first_below_root else None, transcript, step_number
         spent = plus(spent, desk.spent)
         if isinstance(step, Answer):
             text = context.normalise(step.text)
             ok: Outcome = {"answer": text, "status": "ok", "error": None, "spent": spent}
-            return text, spent, ok if first_below_root else None
+            return text, spent, ok if first_below_root else None, transcript, step_number + 1
         asked: tuple[SubQuestion, ...] = getattr(step, "subquestions", ())
         left = budget.minus(spent["calls"], spent["tokens"])
         if not asked or not may_ask:
@@ -105,9 +116,10 @@ async def _attempt(
             )  # fmt: skip
             spent = plus(spent, leaf["spent"])
             whole: Outcome = {**leaf, "spent": spent}
-            return leaf["answer"], spent, whole if first_below_root else None
+            direct = whole if first_below_root else None
+            return leaf["answer"], spent, direct, transcript, step_number + 1
         if len(asked) > context.limits.fanout or _needs_later_ones(asked):
-            return None, spent, None
+            return None, spent, None, transcript, step_number + 1
         outcomes: list[Outcome] = []
         kept = reserve_of(overseer)
         for index, share in enumerate(left.minus(kept.calls, kept.tokens).split(len(asked))):
@@ -125,7 +137,7 @@ async def _attempt(
             error = None if outcome["status"] == "ok" else outcome["error"] or outcome["status"]
             transcript.append(Exchange(text, outcome["answer"], error))
         spent = plus(spent, *(o["spent"] for o in outcomes))
-    return None, spent, None
+    return None, spent, None, transcript, context.limits.steps
 
 
 def _needs_later_ones(asked: Sequence[SubQuestion]) -> bool:

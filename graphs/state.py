@@ -5,10 +5,11 @@ come in by the context.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypedDict
 
 from agents.checker import Checker, RuleChecker
+from agents.examiner import Examiner
 from agents.flags import RedFlags
 from agents.overseer import AnyOverseer
 from agents.prompts import answer_prompt
@@ -19,6 +20,7 @@ from graphs.branches import Branches
 from graphs.calls import Caller
 from graphs.events import Event
 from graphs.experts import Combiner, Expert, Vote
+from graphs.policy import CheckPolicy
 from graphs.traces import CallKey
 from graphs.voting import VotePolicy
 
@@ -87,6 +89,9 @@ class AmplifyContext:
     """Replies that have no vote."""
     wordings: Callable[[str], Sequence[str]] = as_asked
     """Equivalent questions, the plainest first: vote i asks the one at i modulo their number."""
+    examiners: Sequence[Examiner] = ()
+    """Test by other methods what the checker lets pass, wherever H divides."""
+    checks: CheckPolicy = field(default_factory=CheckPolicy)
     max_tokens: int | Callable[[str], int] = 256
     """Tokens of one answer, or a function of the question that tells them."""
     stop: tuple[str, ...] = ()
@@ -140,6 +145,11 @@ class AmplifyContext:
                     "left": self.purse.left(),
                 }
             )
+
+
+def listening(context: AmplifyContext, writer: Callable[[Event], None]) -> AmplifyContext:
+    """The context whose events leave by a graph's stream, unless they have a listener already."""
+    return context if context.emit is not silent else replace(context, emit=writer)
 
 
 class Spent(TypedDict):
@@ -235,6 +245,8 @@ class AmplifyState(TypedDict):
     error: str | None
     proposals: list[str]
     """Answers that failed the check, one for each attempt."""
+    passed: list[str]
+    """Answers that passed it, where more attempts have to agree."""
     outcome: Outcome | None
 
 

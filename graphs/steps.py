@@ -12,7 +12,7 @@ from langgraph.types import interrupt
 
 from agents.budget import Budget
 from agents.errors import EndpointError, RefluxError
-from agents.overseer import AnyOverseer, seated
+from agents.overseer import AnyOverseer, PersonOverseer, seated
 from agents.types import Defer, Exchange, Step, step_from_json, step_to_json
 from graphs.desk import StepDesk
 from graphs.state import NOTHING_SPENT, AmplifyContext, AmplifyState, Spent, tries
@@ -41,7 +41,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
         step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
         if isinstance(step, Defer):
             row = context.caller.store.find_call(key)
-            form = {"path": state["path"], "form": dict(step.form)}
+            form = {"path": state["path"], "form": dict(step.form) | _failed(state, context)}
             said = json.loads(row["completion"]) if row else interrupt(form)
             if row is None and "proposal" in step.form:
                 await _reviewed(context, key, step.form, said)
@@ -60,9 +60,26 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
     return Taken(step, desk.spent)
 
 
+def _failed(state: AmplifyState, context: AmplifyContext) -> dict[str, Any]:
+    """What a person is shown of the attempts before, where checks led to the person."""
+    if not context.checks.by_person(state["attempt"]):
+        return {}
+    return {"failed": state["proposals"], "passed": state.get("passed", [])}
+
+
 def overseer_of(state: AmplifyState, context: AmplifyContext) -> AnyOverseer:
     """H of this attempt."""
-    return context.overseers[state["attempt"] % len(context.overseers)]
+    return overseer_at(context, state["attempt"])
+
+
+PERSON = PersonOverseer()
+
+
+def overseer_at(context: AmplifyContext, attempt: int) -> AnyOverseer:
+    """H of an attempt, by the policy for failed checks."""
+    if context.checks.by_person(attempt):
+        return PERSON
+    return context.overseers[context.checks.way(attempt) % len(context.overseers)]
 
 
 def approved(said: Mapping[str, Any], form: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from zlib import crc32
 from hypothesis import strategies as st
 
 from agents.budget import Budget
-from agents.checker import RuleChecker
+from agents.checker import RuleChecker, Verdict
 from agents.errors import EndpointError
 from agents.overseer import PASS, Desk, ScriptedOverseer
 from agents.types import (
@@ -25,6 +25,7 @@ from agents.types import (
 )
 from graphs.branches import Branches
 from graphs.calls import Caller
+from graphs.policy import CheckPolicy
 from graphs.state import AmplifyContext, Limits
 from graphs.traces import TraceStore
 from graphs.voting import VotePolicy
@@ -67,6 +68,12 @@ class World:
     """One step of H in so many asks X first."""
     branches: int = 256
     """Sub-questions of one depth under way at once."""
+    confirm: int = 1
+    """Attempts that have to agree."""
+    same_way: bool = False
+    """The first retry takes the same decomposition."""
+    examined: int = 0
+    """An examiner refuses one answer in so many, and asks X before one verdict in two."""
     outage: int = 0
     """The first so many requests of all fail, whatever they ask."""
 
@@ -136,7 +143,26 @@ class World:
             self.limits,
             self.votes,
             branches=Branches(self.branches),
+            examiners=[Luck(self)] if self.examined else [],
+            checks=CheckPolicy(self.confirm, ("retry",) if self.same_way else ()),
         )
+
+
+@dataclass(frozen=True)
+class Luck:
+    """An examiner that refuses by chance, and raises at some questions."""
+
+    world: World
+
+    async def examine(
+        self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
+    ) -> Verdict:
+        asked = (question, answer, len(transcript))
+        if self.world.chance(2, "examine", *asked):
+            await desk.ask(ChatRequest(desk.model, (("user", f"of {question}"),), Sampling()))
+        if self.world.chance(7, "examiner raises", *asked):
+            raise KeyError(question)
+        return Verdict(not self.world.chance(self.world.examined, "luck", *asked), "luck")
 
 
 @dataclass(frozen=True)
@@ -259,4 +285,7 @@ def worlds(draw: st.DrawFn, *, poor: bool = False, voting: bool = False) -> Worl
         doubts=draw(st.sampled_from([1, 2] if voting else [0, 2])),
         wasteful=_often(draw, [0], [3]),
         advice=_often(draw, [0], [1, 3]),
+        confirm=_often(draw, [1], [2]),
+        same_way=draw(_rarely),
+        examined=_often(draw, [0], [2, 4]),
     )

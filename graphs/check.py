@@ -1,0 +1,113 @@
+"""The check of an answer: the rules first, because they are free, then the examiners in order, then
+the answers that passed before, where more than one attempt has to agree."""
+
+# pyright: reportMissingTypeStubs=false
+
+from collections.abc import Sequence
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from agents.budget import Budget
+from agents.checker import Verdict
+from agents.errors import EndpointError, RefluxError
+from agents.types import Exchange
+from graphs.desk import StepDesk
+from graphs.state import (
+    NOTHING_SPENT,
+    AmplifyContext,
+    AmplifyState,
+    Spent,
+    Status,
+    best_proposal,
+    listening,
+    plus,
+)
+from graphs.steps import tried
+from graphs.traces import CallKey
+
+UNCONFIRMED = "unconfirmed"
+"""The rule that an answer breaks which passed, and on which too few attempts agree."""
+
+
+async def judged(
+    context: AmplifyContext,
+    desk: StepDesk,
+    question: str,
+    answer: str,
+    transcript: Sequence[Exchange],
+) -> tuple[Verdict, Spent]:
+    """What rules and examiners say of an answer, and what that cost.
+
+    An examiner that cannot be asked, or raises, leaves the answer in doubt.
+    """
+    verdict = context.checker.check(question, answer)
+    for examiner in context.examiners:
+        if not verdict.ok:
+            break
+        try:
+            verdict = await examiner.examine(desk, question, answer, transcript)
+        except EndpointError:
+            verdict = Verdict(False, "unexamined")
+        except RefluxError:
+            raise
+        except Exception as failure:  # noqa: BLE001 - an examiner is the user's code
+            verdict = Verdict(False, f"{type(examiner).__name__} raised {type(failure).__name__}")
+    return verdict, desk.spent if context.examiners else NOTHING_SPENT
+
+
+async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[str, Any]:
+    """Test the proposal; a failure leads to another attempt while attempts and budget last."""
+    context = listening(runtime.context, runtime.stream_writer)
+    proposal, passed = state["proposal"], state.get("passed", [])
+    spent, rule, ok = state["spent"], "no_answer", False
+    if proposal is not None:
+        verdict = Verdict(True)
+        if not context.checks.by_person(state["attempt"]):
+            verdict, cost = await _judged(state, context, proposal)
+            spent = plus(spent, cost)
+        ok, rule = verdict.ok, verdict.rule
+        await context.caller.store.add_judgement(
+            state["question_id"],
+            state["path"],
+            "check",
+            ok,
+            {"answer": proposal, "rule": "" if ok else rule},
+            key=str(tried(state, context)),
+        )
+        by_person = context.checks.by_person(state["attempt"])
+        if ok and (by_person or context.checks.confirmed(passed, proposal)):
+            return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}
+    if ok and proposal is not None:
+        passed, rule = [*passed, proposal], UNCONFIRMED
+    proposals = state["proposals"] + ([proposal] if proposal is not None and not ok else [])
+    used_up = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
+    broke = used_up or context.purse.lacks is not None
+    if broke or state["attempt"] + 1 >= context.limits.attempts:
+        best = best_proposal(passed or proposals)
+        status: Status = "over_budget" if broke else "rejected" if best is not None else "failed"
+        error = state["error"] or f"the check {rule!r} failed"
+        return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}
+    context.emit({"event": "retry", "path": state["path"], "rule": rule, "error": state["error"]})
+    return {
+        "attempt": state["attempt"] + 1,
+        "step": 0,
+        "transcript": [],
+        "proposal": None,
+        "error": None,
+        "proposals": proposals,
+        "passed": passed,
+        "spent": spent,
+    }
+
+
+async def _judged(
+    state: AmplifyState, context: AmplifyContext, proposal: str
+) -> tuple[Verdict, Spent]:
+    key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
+    left = Budget(state["calls"], state["tokens"]).minus(
+        state["spent"]["calls"], state["spent"]["tokens"]
+    )
+    desk = StepDesk(context, key, tried(state, context), left, ".check")
+    transcript = [Exchange(**said) for said in state["transcript"]]
+    return await judged(context, desk, state["question"], proposal, transcript)
