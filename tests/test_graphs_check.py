@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amplifying import Transcript, amplified, asked_of, asking, echo, rejecting
+from amplifying import ONE_VOTE, Transcript, amplified, asked_of, asking, echo, rejecting
 
 from agents.calculator import Calculator
 from agents.examiner import ByTool, Consistent, Critic, Inverse
@@ -170,6 +170,7 @@ async def test_a_policy_may_retry_the_same_decomposition_before_another(store: T
     outcome = await answered(
         store, client, asking("a"), asking("b"),
         checker=rejecting("A"), checks=CheckPolicy(after_failure=("retry", "other")),
+        votes=ONE_VOTE,
     )  # fmt: skip
     assert outcome["answer"] == "B"
     assert asked_of(client) == ["a", "a", "b"]
@@ -185,6 +186,7 @@ async def waiting(folder: Path, client: ScriptedClient) -> AsyncIterator[Patient
         [ScriptedOverseer("way", asking("a"))],
         rejecting("A", "mine"),
         checks=CheckPolicy(after_failure=("retry", "person")),
+        votes=ONE_VOTE,
     )
     async with open_patient(context, folder / "checkpoints.db") as patient:
         yield patient

@@ -148,9 +148,9 @@ def audited(rows: list[Row], path: str, share: Budget, kept: Budget) -> tuple[in
             continue
         left = share.minus(calls, spent)
         if row["kind"] == "model":
-            if "." in row["role"].removeprefix("overseer.ask"):
+            if (place := row["role"].removeprefix("overseer.ask.")).isdecimal():
                 at = row["attempt"], row["step"]
-                seat = int(row["role"].rpartition(".")[2])
+                seat = int(place)
                 left = panels.setdefault(at, left).split(2)[seat]
             assert left.calls >= 1
             assert 1 <= json.loads(row["sampling"])["max_tokens"] <= left.tokens
