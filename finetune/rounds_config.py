@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from agents.embedded import EngineConfig
 from agents.errors import UsageError
+from agents.flags import RedFlags
 from agents.purse import Price, Purse
 from finetune.gates import GateConfig
+from graphs.policy import CheckPolicy
 from graphs.state import Limits
 from graphs.voting import VotePolicy
 
@@ -73,6 +75,8 @@ class RoundsConfig(Strict):
     """Prompts on which a student is compared with the base."""
     limits: Limits = Field(default_factory=Limits)
     votes: VotePolicy = Field(default_factory=VotePolicy)
+    flags: RedFlags = Field(default_factory=RedFlags)
+    checks: CheckPolicy = Field(default_factory=CheckPolicy)
     purse: PurseConfig = Field(default_factory=PurseConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     gates: GateConfig = Field(default_factory=GateConfig)

@@ -61,6 +61,8 @@ class Stages:
             (),
             limits=self.config.limits,
             votes=self.config.votes,
+            flags=self.config.flags,
+            checks=self.config.checks,
             seed=self.config.seed,
             purse=self.purse,
         )

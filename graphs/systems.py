@@ -18,6 +18,7 @@ from graphs.collector import rare_collections
 from graphs.leaf import answer_directly
 from graphs.state import AmplifyContext, Outcome
 from graphs.task import Task
+from graphs.voting import VotePolicy
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ class Amplified:
 
 
 class Direct:
-    """One copy of X, asked once, greedily."""
+    """X itself: one copy, asked once, greedily, or as often as `votes` says."""
 
-    def __init__(self, context: AmplifyContext) -> None:
-        self.context = replace(context, votes=replace(context.votes, most=1))
+    def __init__(self, context: AmplifyContext, votes: VotePolicy | None = None) -> None:
+        self.context = replace(context, votes=votes or VotePolicy(most=1))
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask X."""

@@ -13,6 +13,10 @@ LOADED = ("finetune.distill", "finetune.rounds", "finetune.sft", "finetune.twins
 """Imported once, by the server that forks the processes."""
 
 
+SAID = tempfile.TemporaryDirectory(prefix="reflux-commands-")
+"""What all commands of this process say, until it ends."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended, and what it said."""
@@ -45,7 +49,7 @@ def begin(
     """Start `reflux WORDS`; `before` runs in its process first. No endpoint is set but in `env`."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(LOADED))
-    folder = Path(tempfile.mkdtemp(prefix="reflux-command-"))
+    folder = Path(tempfile.mkdtemp(dir=SAID.name))
     process = server.Process(target=_main, args=(list(words), folder, dict(env or {}), before))
     process.start()
     return Running(process, folder)

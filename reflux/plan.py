@@ -1,0 +1,260 @@
+"""`reflux plan`: how many votes a reliability takes, and what they cost."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from agents.errors import UsageError
+from finetune.rounds_config import RoundsConfig, config_from
+from finetune.run_folder import RunFolder
+from graphs.correlation import Votes, correlation
+from graphs.evaluate import wilson
+from graphs.plan import Plan, plan, walk
+from graphs.state import AmplifyContext, Limits
+from graphs.stopping import AheadBy
+from graphs.systems import Asked, Direct, answer_all, refuse_outage, task_context
+from graphs.task import Task, score_held_out
+from graphs.traces import TraceStore
+from graphs.vote_log import (
+    Measured,
+    VotedQuestion,
+    by_acceptance,
+    by_task,
+    flag_effects,
+    measure,
+    voted_questions,
+)
+from graphs.voting import VotePolicy
+from reflux.app import OUT, Json, emit, open_existing, run_async
+from reflux.ask import Model, open_run, task_of
+from reflux.progress import ProgressView
+from reflux.tasks import task_named
+
+PROBE_VOTES = 4
+
+
+def plan_votes(
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Measure in this run folder.", metavar="DIR")
+    ] = None,
+    target: Annotated[float, typer.Option(help="Probability that the root is right.")] = 0.99,
+    steps: Annotated[
+        int | None, typer.Option(help="Answers of copies below one root; measured with --run.")
+    ] = None,
+    accuracy: Annotated[
+        float | None, typer.Option(help="Of one vote; measured with --run.")
+    ] = None,
+    shared: Annotated[
+        float | None, typer.Option("--correlation", help="Of two votes; measured with --run.")
+    ] = None,
+    system: Annotated[str, typer.Option(help="Of the run: whose votes count.")] = "amplified",
+    probe: Annotated[
+        int, typer.Option(help="Ask so many held-out questions anew, with 4 votes each.", min=0)
+    ] = 0,
+    level: Annotated[int, typer.Option(help="Level of the probe's questions.", min=1)] = 1,
+    task: Annotated[str | None, typer.Option("--task", help="Default: that of the run.")] = None,
+    model: Model = None,
+    price: Annotated[float, typer.Option(help="Of a million tokens.", min=0)] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """How many votes a target reliability takes: predicted error, votes and price, and beside them
+    what was observed."""
+    found: dict[str, Any] = {}
+    if run is not None:
+        found = run_async(_measured(run, system, task, model, probe, level))
+    elif accuracy is None:
+        raise UsageError("name a --run to measure in, or the --accuracy of one vote and --steps")
+    p = accuracy if accuracy is not None else found["accuracy"]
+    rho = shared if shared is not None else max(0.0, found.get("correlation") or 0.0)
+    many = steps if steps is not None else max(1, round(found.get("steps", 1)))
+    made = plan(target, many, p, rho)
+    body = {"plan": {**asdict(made), "votes": made.votes}, "measured": found or None}
+    tokens = found.get("tokens")
+    if tokens is not None:
+        body["plan"] |= {"tokens": made.votes * tokens, "cost": made.votes * tokens * price / 1e6}
+    if as_json:
+        emit(body)
+        return
+    _show(made, found, body["plan"], price)
+
+
+async def _measured(
+    run: Path, system: str, task_name: str | None, model: str | None, probe: int, level: int
+) -> dict[str, Any]:
+    folder = RunFolder(run) if probe else open_existing(run)
+    task = task_named(task_of(folder, task_name))
+    config = _config(folder)
+    if probe:
+        voted = await _probed(folder, task, model, probe, level, config)
+    else:
+        store = TraceStore(folder.traces_path)
+        voted = list(voted_questions(store, system))
+        store.close()
+    if not voted:
+        raise UsageError(
+            f"{run} holds no answers of copies in the system {system!r}; name another --system "
+            "(`reflux traces list` shows them), or have it measured: --probe 200"
+        )
+    right, by = by_task(task), "the task's score of held-out questions"
+    measured = measure(voted, right)
+    if measured is None:
+        right, by = by_acceptance(voted, task.normalise), "the accepted answers, right or wrong"
+        measured = measure(voted, right)
+    if measured is None:
+        raise UsageError(f"no vote in {run} can be marked; have some asked anew: --probe 200")
+    votes = _correlation(measured)
+    effects = flag_effects(voted, config.flags, right) if config else ()
+    observed = {} if probe else _observed(folder, task, system)
+    return {
+        "marked_by": by,
+        **{k: v for k, v in asdict(measured).items() if k != "marked"},
+        "correlation": votes.correlation if votes else None,
+        "correlation_ci95": votes.ci95 if votes else None,
+        "correlation_n": votes.questions if votes else 0,
+        "flags": [asdict(effect) for effect in effects],
+        **observed,
+    }
+
+
+def _config(folder: RunFolder) -> RoundsConfig | None:
+    if not folder.exists:
+        return None
+    return config_from(folder.load_config(), str(folder.config_path))
+
+
+def _correlation(measured: Measured) -> Votes | None:
+    """None where only doubtful questions have a second vote: they are no fair sample."""
+    try:
+        votes = correlation(measured.marked)
+    except UsageError:
+        return None
+    return None if votes.left_out else votes
+
+
+async def _probed(
+    folder: RunFolder,
+    task: Task,
+    model: str | None,
+    probe: int,
+    level: int,
+    config: RoundsConfig | None,
+) -> list[VotedQuestion]:
+    """Ask held-out questions with as many votes each, whatever the first ones say."""
+    seed = config.seed if config else 0
+    questions = task.sample(probe, level, "held_out", seed + 2)
+    if len(questions) < 2:
+        raise UsageError(f"{task.name} has no held-out questions at level {level}; name another")
+    opened, x = open_run(folder, model)
+    # With the lead as large as the limit, all votes are asked in one wave.
+    policy = VotePolicy(sure=None, rule=AheadBy(PROBE_VOTES, PROBE_VOTES))
+    async with opened:
+        context = AmplifyContext(
+            opened.caller, x, (), votes=policy, limits=Limits(attempts=1), seed=seed
+        )
+        asked = Asked(folder.name, -1, f"probe-{x}-{level}", task.name, "held_out")
+        with ProgressView() as view:
+            outcomes = await answer_all(
+                Direct(task_context(context, task), votes=policy),
+                asked,
+                questions,
+                on_done=lambda done: view(f"probe {x}", done, len(questions), ""),
+            )
+        refuse_outage(outcomes, opened.caller)
+        return list(voted_questions(opened.store, asked.system))
+
+
+ROOTS = """
+SELECT q.text, j.detail, q.task FROM questions q JOIN judgements j ON j.id = (
+  SELECT o.id FROM judgements o WHERE o.question = q.id AND o.path = ''
+  AND o.kind IN ('outcome', 'leaf') ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
+WHERE q.system = ? AND q.split = 'held_out'
+"""
+
+
+def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:
+    """How often held-out roots ended wrong, after all checks and retries."""
+    store = TraceStore(folder.traces_path)
+    marks = [
+        score_held_out(task, row["text"], json.loads(row["detail"])["answer"])
+        for row in store.select(ROOTS, (system,))
+        if row["task"] == task.name
+    ]
+    store.close()
+    if not marks:
+        return {"observed": None}
+    wrong = marks.count(False)
+    return {"observed": wrong / len(marks), "observed_ci95": wilson(wrong, len(marks)),
+            "observed_n": len(marks)}  # fmt: skip
+
+
+def _show(made: Plan, found: dict[str, Any], price_of: dict[str, Any], price: float) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for line in [*_found(found), *_planned(made, price_of, price)]:
+        table.add_row(*line)
+    OUT.print(table)
+    for effect in found.get("flags", ()):
+        share = effect["accuracy_flagged"]
+        said = "none" if share is None else f"{share:.3f} of them right"
+        kept = effect["accuracy_kept"]
+        OUT.print(
+            f"red flag {effect['rule']}: {effect['flagged']} of {effect['n']} votes, {said}; "
+            f"of the others {'none' if kept is None else f'{kept:.3f}'}"
+        )
+
+
+def _found(found: dict[str, Any]) -> Sequence[tuple[str, str]]:
+    if not found:
+        return ()
+    low, high = found["ci95"]
+    lines = [
+        ("marked by", found["marked_by"]),
+        ("one vote is right", f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}] "
+         f"n={found['questions']}"),
+    ]  # fmt: skip
+    if found["correlation"] is None:
+        lines.append(
+            ("errors are shared", "unknown: only doubtful questions have two votes; --probe 200")
+        )
+    else:
+        low, high = found["correlation_ci95"]
+        lines.append(
+            ("errors are shared", f"{found['correlation']:.3f} [{low:.3f}, {high:.3f}] "
+             f"n={found['correlation_n']}")
+        )  # fmt: skip
+    lines.append(("a voted answer is wrong", f"{found['wrong_answers']:.4f}"))
+    lines.append(("answers below a root", f"{found['steps']:.2f}"))
+    if found.get("observed") is not None:
+        predicted = 1 - (1 - found["wrong_answers"]) ** found["steps"]
+        low, high = found["observed_ci95"]
+        lines.append(
+            ("the root is wrong", f"{found['observed']:.4f} [{low:.4f}, {high:.4f}] "
+             f"n={found['observed_n']}; {predicted:.4f} predicted without check and retry")
+        )  # fmt: skip
+    return lines
+
+
+def _planned(made: Plan, price_of: dict[str, Any], price: float) -> Sequence[tuple[str, str]]:
+    capped = walk(made.lead, 4 * made.lead + 3, made.accuracy)
+    lines = [
+        ("", ""),
+        ("target", f"{made.target:g} over {made.steps:,} answers"),
+        ("votes", f"first to be ahead by {made.lead}"),
+        ("error of one answer", f"{made.step_error:.3g}"),
+        ("all are right", f"{made.success:.6f}"),
+        ("votes of one answer", f"{made.votes_per_step:.2f}"),
+        ("votes in all", f"{made.votes:,.0f}"),
+        (
+            "with a limit",
+            f"votes.most: {4 * made.lead + 3} leaves {capped.undecided:.2g} undecided",
+        ),
+    ]
+    if "tokens" in price_of:
+        lines.append(("tokens in all", f"{price_of['tokens']:,.0f}"))
+    if price and "cost" in price_of:
+        lines.append(("price", f"{price_of['cost']:.4g}"))
+    return lines

@@ -1,0 +1,81 @@
+"""`reflux plan`: figures given, or measured in a run."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from commanding import begin
+
+from agents.scripted import ScriptedClient
+from agents.types import ChatRequest
+from finetune.run_folder import OpenRun, RunFolder
+from graphs.state import AmplifyContext
+from graphs.stopping import AheadBy
+from graphs.systems import Amplified, Asked, answer_all, task_context
+from graphs.voting import VotePolicy
+from reflux.tasks.addition import Addition, read
+
+
+def test_given_figures_are_planned_without_a_run() -> None:
+    ended = begin(["plan", "--accuracy", "0.9978", "--steps", "1048575", "--json"]).wait()
+    assert ended.code == 0, ended.stderr
+    made = json.loads(ended.stdout)["plan"]
+    assert made["lead"] == 4
+    assert made["success"] > 0.99
+    assert made["votes"] == pytest.approx(4 / (2 * 0.9978 - 1) * 1048575, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--accuracy", "0.4", "--steps", "9"], "voting does not converge"),
+        (["--accuracy", "0.5"], "voting does not converge"),
+        (["--accuracy", "0.9", "--correlation", "0.4", "--steps", "99"], "voting cannot help"),
+        (["--accuracy", "0.9", "--target", "2"], "between 0 and 1"),
+        ([], "--accuracy"),
+        (["--run", "nowhere"], "holds no run"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_with_a_remedy(words: list[str], says: str) -> None:
+    ended = begin(["plan", *words]).wait()
+    assert ended.code == 2
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def sometimes_wrong(request: ChatRequest) -> str:
+    """A copy that adds right nine times in ten, each vote by itself."""
+    a, b, carry = read(request.messages[-1][1])
+    total = str(int(a[::-1]) + int(b[::-1]) + carry).zfill(len(a) + 1)[::-1]
+    draw = random.Random(f"{a}:{b}:{carry}:{request.vote}")
+    return total if draw.random() < 0.9 else ("1" * len(total))
+
+
+async def amplify(folder: RunFolder) -> None:
+    task = Addition()
+    votes = VotePolicy(sure=None, rule=AheadBy(2, 9))
+    async with OpenRun(folder, client=ScriptedClient(sometimes_wrong)) as opened:
+        context = AmplifyContext(opened.caller, "base", (), votes=votes)
+        asked = Asked("run", 1, "amplified", task.name, "held_out")
+        questions = task.sample(300, 3, "held_out", 1)
+        await answer_all(Amplified(task_context(context, task)), asked, questions)
+
+
+async def test_a_run_tells_accuracy_correlation_and_what_came_of_them(tmp_path: Path) -> None:
+    await amplify(RunFolder(tmp_path / "run"))
+    ended = begin(["plan", "--run", str(tmp_path / "run"), "--task", "addition", "--json"]).wait()
+    assert ended.code == 0, ended.stderr
+    body = json.loads(ended.stdout)
+    found = body["measured"]
+    assert found["marked_by"].startswith("the task's score")
+    assert found["ci95"][0] <= 0.9 <= found["ci95"][1]
+    # Each vote errs by itself.
+    assert found["correlation_ci95"][0] <= 0.0 <= found["correlation_ci95"][1]
+    assert found["steps"] == pytest.approx(2, abs=0.3)
+    assert found["observed"] <= 0.05
+    assert found["observed_n"] == 300
+    assert body["plan"]["success"] >= 0.99
+    table = begin(["plan", "--run", str(tmp_path / "run"), "--task", "addition"]).wait()
+    assert "first to be ahead by" in table.stdout
+    assert "n=300" in table.stdout
