@@ -23,7 +23,7 @@ class Votes:
     """Of two votes on one question being right; below 0 where copies err less together than by
     chance."""
     ci95: tuple[float, float]
-    """Of the correlation, by a bootstrap over questions."""
+    """Of the correlation: what a bootstrap over questions and the large-sample error both cover."""
     questions: int
     votes: int
     """Of each question."""
@@ -53,11 +53,15 @@ def correlation(right: Sequence[Sequence[bool]], seed: int = 0) -> Votes:
     estimates = sorted(
         _intraclass(draw.choices(counts, k=len(counts)), size) for _ in range(REPEATS)
     )
-    low, high = estimates[int(0.025 * REPEATS)], estimates[int(0.975 * REPEATS) - 1]
+    found = _intraclass(counts, size)
+    half = 1.96 * _standard_error(found, size, len(counts))
+    # Where no two votes were wrong together, no bootstrap ever sees that they may be.
+    low = min(estimates[int(0.025 * REPEATS)], found - half)
+    high = max(estimates[int(0.975 * REPEATS) - 1], found + half)
     return Votes(
         sum(counts) / (size * len(counts)),
-        _intraclass(counts, size),
-        (low, high),
+        found,
+        (max(-1.0, low), min(1.0, high)),
         len(counts),
         size,
         len(right) - len(usable),
@@ -72,3 +76,9 @@ def _intraclass(counts: Sequence[int], size: int) -> float:
     within = sum(count * (1 - count / size) for count in counts) / (n * (size - 1))
     whole = between + (size - 1) * within
     return (between - within) / whole if whole else 0.0
+
+
+def _standard_error(found: float, size: int, n: int) -> float:
+    """Of an intraclass correlation of `n` questions (Fisher 1925, section 39)."""
+    spread = (1 - found) * (1 + (size - 1) * found)
+    return abs(spread) * (2 / (size * (size - 1) * (n - 1))) ** 0.5
