@@ -32,6 +32,9 @@ class RoundSpec(Strict):
     """Training questions to amplify; round 0 takes all primitives instead."""
     held_out: int = Field(default=400, ge=0)
     """Questions to evaluate on; round 0 is judged on the primitives instead."""
+    hard: float = Field(default=0.1, ge=0, le=1)
+    """Share of `questions` that is asked on top of them: those which failed, or were in doubt, in
+    the round before."""
     primitive_repeats: int = Field(default=2, ge=0)
     """Times that each of H's primitives stands in the training rows."""
     sft: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from agents.purse import Purse
 from finetune.anchor import anchor_prompts, canary_prompts, overlap
 from finetune.datasets import Row, accepted, refuse_leaks, rows_digest
 from finetune.gates import failed_gates, judge
+from finetune.hard import hardness
 from finetune.rounds_config import RoundsConfig, RoundSpec
 from finetune.run_folder import OpenRun
 from finetune.twins import agreement, peft_answers
@@ -96,6 +97,7 @@ class Stages:
         anchor; those of the amplified system later."""
         begun = time.perf_counter()
         spec = self.spec(number)
+        again: list[str] = []
         if number == 0:
             await self._anchor()
             questions = list(self.task.primitives())
@@ -103,21 +105,31 @@ class Stages:
             asked = self.asked(0, "overseer", "primitive")
             what = "H answers its primitives"
         else:
-            questions = list(
-                self.task.sample(spec.questions, spec.level, "train", self.config.seed)
-            )
+            fresh = self.task.sample(spec.questions, spec.level, "train", self.config.seed)
+            again = self._hard(number)
+            questions = list(dict.fromkeys([*again, *fresh]))
             system = Amplified(self.context(model))
             asked = self.asked(number, "amplified", "train")
             what = f"amplify {model}"
         outcomes = await self._answers(system, asked, questions, what)
+        hard = hardness(self.run.store, number)
         return {
             "questions": len(questions),
             "accepted": sum(o["status"] == "ok" for o in outcomes),
+            "failed": len(hard.failed),
+            "doubtful": len(hard.doubtful),
+            "asked_again": len(again),
+            "accepted_again": sum(o["status"] == "ok" for o in outcomes[: len(again)]),
             "calls": sum(o["spent"]["calls"] for o in outcomes),
             "cached": sum(o["spent"]["cached"] for o in outcomes),
             "tokens": sum(o["spent"]["tokens"] for o in outcomes),
             "seconds": round(time.perf_counter() - begun, 1),
         }
+
+    def _hard(self, number: int) -> list[str]:
+        """What the round before found hard, to be asked again."""
+        spec = self.spec(number)
+        return hardness(self.run.store, number - 1).hardest(round(spec.hard * spec.questions))
 
     def _plain(self, model: str) -> Direct:
         """X asked for free text, without the task's checker and forms."""

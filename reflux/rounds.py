@@ -14,7 +14,7 @@ from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, run_async
 from reflux.progress import ProgressView
-from reflux.show import rounds_tables
+from reflux.show import hard_lines, rounds_tables
 from reflux.tasks import task_named
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML config of the run.")]
@@ -94,6 +94,8 @@ def climb(
     for table in rounds_tables(reports):
         OUT.print(table)
         OUT.print()
+    for line in hard_lines(reports):
+        OUT.print(line, highlight=False)
     OUT.print(f"chart: {folder.chart_path}   report: {folder.report_path}", soft_wrap=True)
     if twin := reports[-1].get("twin"):
         OUT.print(

@@ -59,6 +59,27 @@ def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
     return reached, cost
 
 
+def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each round of amplification found hard, and what became of the hard ones before it."""
+    lines: list[str] = []
+    for r in rounds:
+        made = r["amplify"]
+        if "failed" not in made or r["round"] == 0:
+            continue
+        n = made["questions"]
+        line = (
+            f"Round {r['round']}: of {n} training questions {made['failed'] / n:.1%} failed and "
+            f"{made['doubtful'] / n:.1%} were in doubt"
+        )
+        if made["asked_again"]:
+            line += (
+                f"; {made['asked_again']} of them had been hard in the round before, "
+                f"{made['accepted_again']} of those are accepted now"
+            )
+        lines.append(line + ".")
+    return lines
+
+
 def _accuracy(score: Mapping[str, Any] | None) -> str:
     if not score:
         return "–"
