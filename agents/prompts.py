@@ -149,3 +149,18 @@ def verdict_in(reply: str) -> bool | None:
     words = [word.strip(".,:;!*\"'()") for word in reply.upper().split()]
     said = [word for word in words if word in ("RIGHT", "WRONG")]
     return said[-1] == "RIGHT" if said else None
+
+
+SAME = "Do two answers to a question say the same? Wording does not matter. Reply YES or NO."
+
+
+def same_prompt(question: str, one: str, other: str) -> tuple[Turn, ...]:
+    """Ask whether two answers say the same."""
+    body = f"Question: {question}\n\nFirst answer: {one}\n\nSecond answer: {other}"
+    return (("system", SAME), ("user", body))
+
+
+def yes_in(reply: str) -> bool | None:
+    """The first YES or NO of a reply; None where there is neither."""
+    words = [word.strip(".,:;!*\"'()") for word in reply.upper().split()]
+    return next((word == "YES" for word in words if word in ("YES", "NO")), None)

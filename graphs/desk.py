@@ -22,13 +22,24 @@ class StepDesk:
     """The desk of one step of one question, or of one member of the panel that takes it."""
 
     def __init__(
-        self, context: AmplifyContext, key: CallKey, tried: int, given: Budget, place: str = ""
+        self,
+        context: AmplifyContext,
+        key: CallKey,
+        tried: int,
+        given: Budget,
+        place: str = "",
+        *,
+        role: str = "overseer.ask",
+        made: int = 0,
     ) -> None:
         """
         Args:
             key: that of the step.
             tried: numbers the retries that lead here.
             given: what may be spent here.
+            place: of a member among those who share the desk.
+            role: of the calls, in the log.
+            made: calls that were made in this role, at this key, before.
         """
         self._context = context
         self._key = key
@@ -36,7 +47,8 @@ class StepDesk:
         self._given = given
         self._place = place
         self._spent: Spent = NOTHING_SPENT
-        self._made = 0
+        self._role = role
+        self._made = made
         self._members: list[StepDesk] = []
 
     @property
@@ -84,7 +96,7 @@ class StepDesk:
             hot = max(sampling.temperature, self._context.votes.temperature)
             sampling = replace(sampling, temperature=hot)
         request = replace(request, sampling=sampling, vote=request.vote + RETRY * self._tried)
-        role = f"overseer.ask{self._place}"
+        role = f"{self._role}{self._place}"
         key = replace(self._key, role=role, vote=self._made)
         tools = self._context.grants.get("overseer", ())
         reply = await reply_in_turns(self._context, tools, key, request, left)

@@ -5,12 +5,15 @@ One function call inside `subtask`; no graph runs for a leaf.
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agents.budget import Budget
 from agents.errors import EndpointError
+from agents.judge import Equivalence
 from agents.types import Completion
 from graphs.copies import PLAIN, Place, answer_by_tool, ask_copy, record_leaf
+from graphs.desk import StepDesk
 from graphs.experts import Expert
 from graphs.panel import answer_by_panel
 from graphs.state import (
@@ -76,6 +79,7 @@ async def answer_by_votes(
     spent: Spent = NOTHING_SPENT
     status: Status | None = None
     error: str | None = None
+    compared = 0
     first = place.retries * context.votes.stopping.most
     while more := wave(votes, context.votes):
         left = given.minus(spent["calls"], spent["tokens"])
@@ -95,6 +99,15 @@ async def answer_by_votes(
             _vote(context, place.question, numbers[at], reply.completion)
             for at, reply in replies.items()
         ]
+        if context.same is not None and failure is None:
+            left = given.minus(spent["calls"], spent["tokens"])
+            role, made = "same", compared
+            desk = StepDesk(context, place.key(role), place.retries, left, role=role, made=made)
+            votes, more_compared, failure = await one_text_each(
+                context.same, desk, place.question, votes
+            )
+            compared += more_compared
+            spent = plus(spent, desk.spent)
         if failure is not None:
             status, error = "failed", str(failure)
             break
@@ -134,6 +147,30 @@ async def _all(
         else:
             replies[at] = reply
     return replies, failure
+
+
+async def one_text_each(
+    same: Equivalence, desk: StepDesk, question: str, votes: Sequence[Vote]
+) -> tuple[list[Vote], int, EndpointError | None]:
+    """Votes for one answer under one text, that of the first of them; comparisons made; failure."""
+    texts: list[str] = []
+    merged: list[Vote] = []
+    made = 0
+    for number, vote in enumerate(votes):
+        text = vote.text
+        if vote.ok and text not in texts:
+            for known in texts:
+                made += 1
+                try:
+                    if await same.same(desk, question, known, text):
+                        text = known
+                        break
+                except EndpointError as failure:
+                    return [*merged, *votes[number:]], made, failure
+            else:
+                texts.append(text)
+        merged.append(replace(vote, text=text))
+    return merged, made, None
 
 
 def _vote(context: AmplifyContext, question: str, number: int, reply: Completion) -> Vote:

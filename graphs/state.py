@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from agents.checker import Checker, RuleChecker
 from agents.examiner import Examiner
 from agents.flags import RedFlags
+from agents.judge import Equivalence
 from agents.overseer import AnyOverseer
 from agents.prompts import answer_prompt
 from agents.purse import Purse
@@ -89,6 +90,8 @@ class AmplifyContext:
     """Replies that have no vote."""
     wordings: Callable[[str], Sequence[str]] = as_asked
     """Equivalent questions, the plainest first: vote i asks the one at i modulo their number."""
+    same: Equivalence | None = None
+    """Tells which votes are for one answer where their normalised texts differ."""
     examiners: Sequence[Examiner] = ()
     """Test by other methods what the checker lets pass, wherever H divides."""
     checks: CheckPolicy = field(default_factory=CheckPolicy)
