@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from agents.checker import Checker, RuleChecker, Verdict
     from agents.client import OpenAIClient
     from agents.errors import RefluxError
+    from agents.examiner import ByTool, Consistent, Critic, Examiner, Inverse
+    from agents.flags import RedFlags
+    from agents.judge import Equivalence, Judge
     from agents.langchain_client import LangChainClient
     from agents.model_overseer import ModelOverseer
     from agents.overseer import PASS, Overseer, PersonOverseer, ScriptedOverseer
@@ -33,11 +36,14 @@ if TYPE_CHECKING:
     from graphs.amplify import build_graph
     from graphs.experts import Consensus, Expert, Vote
     from graphs.patient import Patient, Pending, open_patient
+    from graphs.plan import Plan, plan
+    from graphs.policy import CheckPolicy
     from graphs.router import Routed, Router
     from graphs.state import AmplifyContext, Limits
+    from graphs.stopping import AheadBy, Majority, Posterior, Sprt, Weighted
     from graphs.task import Task
     from graphs.tree import Node
-    from graphs.voting import VotePolicy
+    from graphs.voting import Variant, VotePolicy
     from reflux.chat_model import AmplifiedChatModel
     from reflux.facade import Amplification, amplify, amplify_sync
 
@@ -47,6 +53,9 @@ HOMES = {
     "agents.checker": ("Checker", "RuleChecker", "Verdict"),
     "agents.client": ("OpenAIClient",),
     "agents.errors": ("RefluxError",),
+    "agents.examiner": ("ByTool", "Consistent", "Critic", "Examiner", "Inverse"),
+    "agents.flags": ("RedFlags",),
+    "agents.judge": ("Equivalence", "Judge"),
     "agents.langchain_client": ("LangChainClient",),
     "agents.model_overseer": ("ModelOverseer",),
     "agents.overseer": ("PASS", "Overseer", "PersonOverseer", "ScriptedOverseer"),
@@ -60,11 +69,14 @@ HOMES = {
     "graphs.amplify": ("build_graph",),
     "graphs.experts": ("Consensus", "Expert", "Vote"),
     "graphs.patient": ("Patient", "Pending", "open_patient"),
+    "graphs.plan": ("Plan", "plan"),
+    "graphs.policy": ("CheckPolicy",),
     "graphs.router": ("Routed", "Router"),
     "graphs.state": ("AmplifyContext", "Limits"),
+    "graphs.stopping": ("AheadBy", "Majority", "Posterior", "Sprt", "Weighted"),
     "graphs.task": ("Task",),
     "graphs.tree": ("Node",),
-    "graphs.voting": ("VotePolicy",),
+    "graphs.voting": ("Variant", "VotePolicy"),
     "reflux.chat_model": ("AmplifiedChatModel",),
     "reflux.facade": ("Amplification", "amplify", "amplify_sync"),
 }
@@ -72,19 +84,29 @@ HOMES = {
 
 __all__ = [
     "PASS",
+    "AheadBy",
     "Amplification",
     "AmplifiedChatModel",
     "AmplifyContext",
     "Answer",
     "Ask",
+    "ByTool",
     "ChatClient",
+    "CheckPolicy",
     "Checker",
     "Consensus",
+    "Consistent",
+    "Critic",
     "Defer",
+    "Equivalence",
+    "Examiner",
     "Exchange",
     "Expert",
+    "Inverse",
+    "Judge",
     "LangChainClient",
     "Limits",
+    "Majority",
     "ModelOverseer",
     "Node",
     "OpenAIClient",
@@ -93,9 +115,12 @@ __all__ = [
     "Patient",
     "Pending",
     "PersonOverseer",
+    "Plan",
+    "Posterior",
     "Price",
     "Purse",
     "RecordedOverseer",
+    "RedFlags",
     "RefluxError",
     "Reviewed",
     "Routed",
@@ -103,18 +128,22 @@ __all__ = [
     "RuleChecker",
     "ScriptedClient",
     "ScriptedOverseer",
+    "Sprt",
     "Step",
     "SubQuestion",
     "Task",
     "Tool",
     "ToolReply",
+    "Variant",
     "Verdict",
     "Vote",
     "VotePolicy",
+    "Weighted",
     "amplify",
     "amplify_sync",
     "build_graph",
     "open_patient",
+    "plan",
 ]
 
 
