@@ -6,7 +6,7 @@ stands still meanwhile (`benchmarks.tree`).
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from threading import Lock
 
@@ -19,7 +19,7 @@ _before = gc.get_threshold()
 
 
 @contextmanager
-def rare_collections() -> Iterator[None]:
+def rare_collections() -> Generator[None]:
     """Collect rarely; as before once the last of the blocks that overlap ends.
 
     Thresholds alone are changed: a collector that the user has switched off stays off.

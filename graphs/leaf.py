@@ -116,7 +116,7 @@ async def answer_by_votes(
     if status is None:
         status = "ok" if chosen and chosen.ok else "rejected"
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": spent}
-    counted = {
+    counted: dict[str, Any] = {
         "votes": len(votes),
         "refused": sum(not vote.ok for vote in votes),
         "tally": tally(votes),

@@ -194,7 +194,8 @@ def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:
 
 def _show(made: Plan, found: dict[str, Any], price_of: dict[str, Any], price: float) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
-    for line in [*_found(found), *_planned(made, price_of, price)]:
+    measured, planned = _found(found), _planned(made, price_of, price)
+    for line in [*measured, *([("", "")] if measured else []), *planned]:
         table.add_row(*line)
     OUT.print(table)
     for effect in found.get("flags", ()):
@@ -241,7 +242,6 @@ def _found(found: dict[str, Any]) -> Sequence[tuple[str, str]]:
 def _planned(made: Plan, price_of: dict[str, Any], price: float) -> Sequence[tuple[str, str]]:
     capped = walk(made.lead, 4 * made.lead + 3, made.accuracy)
     lines = [
-        ("", ""),
         ("target", f"{made.target:g} over {made.steps:,} answers"),
         ("votes", f"first to be ahead by {made.lead}"),
         ("error of one answer", f"{made.step_error:.3g}"),

@@ -19,8 +19,9 @@ def test_the_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)  # noqa: S102
         printed.append(capsys.readouterr().out)
-    facade, chat_model = printed
+    facade, voted, chat_model = printed
     assert "Paris" in facade and "'calls': 3" in facade
+    assert "Paris" in voted
     assert "Paris" in chat_model and "'calls': 2" in chat_model
 
 
