@@ -26,11 +26,13 @@ class BestOf:
     """n copies of X on the whole question: the first greedy, the others sampled.
 
     The most frequent answer of those that the check accepts wins, or of all where it accepts none;
-    among equals the earliest.
+    among equals the earliest. Of answers that say the same the first one's words are given.
     """
 
     context: AmplifyContext
     votes: int
+    same_answer: Callable[[str], str] = str.strip
+    """Brings answers that say the same to equal text."""
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask all votes side by side."""
@@ -44,7 +46,11 @@ class BestOf:
         said = [reply for reply in replies if isinstance(reply, Reply)]
         texts = [context.normalise(reply.completion.text) for reply in said]
         passed = [text for text in texts if context.checker.check(question, text).ok]
-        counts = Counter(passed or texts)  # Keeps the order of appearance.
+        words: dict[str, str] = {}
+        for text in passed or texts:
+            words.setdefault(self.same_answer(text), text)
+        # Keeps the order of appearance.
+        counts = Counter(words[self.same_answer(text)] for text in passed or texts)
         answer = max(counts, key=lambda text: counts[text]) if counts else None
         status, error = _ended(replies, bool(passed))
         outcome: Outcome = {

@@ -38,6 +38,7 @@ class Level:
     accuracy: float | None
     """Of the marked ones; None where there are none."""
     ci95: tuple[float, float] | None
+    """Wilson's over the different questions among the marked ones."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -64,8 +65,12 @@ def breakdown(trees: Iterable[Node], part_right: PartRight) -> list[Level]:
 
 
 def _level(depth: int, kind: str, nodes: list[Node], part_right: PartRight) -> Level:
-    marks = [_mark(node, part_right) for node in nodes]
-    known = [mark for mark in marks if mark is not None]
+    marks: dict[str, list[bool]] = {}
+    for node in nodes:
+        if (mark := _mark(node, part_right)) is not None:
+            marks.setdefault(node.question, []).append(mark)
+    known = [mark for same in marks.values() for mark in same]
+    shares = [sum(same) / len(same) for same in marks.values()]
     return Level(
         depth=depth,
         kind=kind,
@@ -75,7 +80,7 @@ def _level(depth: int, kind: str, nodes: list[Node], part_right: PartRight) -> L
         tokens=sum(node.tokens for node in nodes),
         marked=len(known),
         accuracy=sum(known) / len(known) if known else None,
-        ci95=wilson(sum(known), len(known)) if known else None,
+        ci95=wilson(sum(shares), len(shares)) if known else None,
     )
 
 

@@ -37,9 +37,10 @@ def normalised(text: str) -> str | None:
     # A mark within a number or a word is part of it: 3.5, don't.
     kept = re.sub(r"(?<=\w)['’](?=\w)", "", plain)
     words = re.findall(r"\d+(?:[.,:/]\d+)+|[^\W_]+|[^\s\w]", kept)
-    spoken = [word for word in words if word[0].isalnum() and word not in ARTICLES]
-    # An answer may be an article or a mark and nothing else: then that is what counts.
-    return " ".join(spoken or words) or None
+    spoken = [word for word in words if word[0].isalnum()]
+    telling = [word for word in spoken if word not in ARTICLES]
+    # An answer may be an article (the first of four choices) or a mark: then that is what counts.
+    return " ".join(telling or spoken or words) or None
 
 
 def number(text: str) -> str | None:

@@ -51,6 +51,10 @@ class Exam(Protocol):
         """The text that equivalent questions share: they count as one."""
         ...
 
+    def same_answer(self, answer: str) -> str:
+        """The text that answers share which say the same: they are votes for one."""
+        ...
+
     def right(self, question: str, answer: str) -> bool:
         """Is the answer right?
 
@@ -103,6 +107,10 @@ class TaskExam:
     def same_question(self, question: str) -> str:
         """The task's canonical text."""
         return self.task.canonical(question)
+
+    def same_answer(self, answer: str) -> str:
+        """The task's normal text."""
+        return self.task.normalise(answer)
 
     def right(self, question: str, answer: str) -> bool:
         """The task's own scorer says it."""
@@ -185,6 +193,10 @@ class FileExam:
     def same_question(self, question: str) -> str:
         """Its words."""
         return normalised(question) or question
+
+    def same_answer(self, answer: str) -> str:
+        """By the rule's form, or in words where a function marks."""
+        return FORMS.get(self.rule, normalised)(answer) or answer
 
     def right(self, question: str, answer: str) -> bool:
         """Right where it is as good as any of the true answers."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.language_models import BaseLanguageModel
@@ -35,6 +35,7 @@ from graphs.traces import CallKey
 from graphs.user_code import load_object
 
 ROLE = "graph"
+BOTH = frozenset(("question", "messages"))
 
 
 @dataclass(frozen=True)
@@ -189,18 +190,30 @@ def _input_keys(runnable: Runnable[Any, Any]) -> frozenset[str] | None:
     """What of `question` and `messages` it takes; None where it takes the question as it is."""
     if isinstance(runnable, BaseLanguageModel | RunnableLambda):
         return None
-    try:
-        schema: Mapping[str, Any] = runnable.get_input_jsonschema()
-    except Exception:  # noqa: BLE001 - some inputs have no JSON schema; then both keys are given
-        return frozenset(("question", "messages"))
-    properties: Mapping[str, Any] = schema.get("properties") or {}
-    named = frozenset(properties) & {"question", "messages"}
+    properties = _properties(runnable)
+    if properties is None:
+        return None
+    named = properties & BOTH
     if properties and not named:
         raise UsageError(
             f"the graph takes {', '.join(sorted(properties))}; it must take `question` or "
             "`messages`"
         )
-    return named or None
+    return named or BOTH  # It takes an object of any keys.
+
+
+def _properties(runnable: Runnable[Any, Any]) -> frozenset[str] | None:
+    """The keys of its input, none where any will do; None where it takes no object."""
+    state = getattr(getattr(runnable, "builder", None), "input_schema", None)
+    try:
+        if isinstance(state, type) and (hints := get_type_hints(state)):
+            return frozenset(hints)
+        schema: Mapping[str, Any] = runnable.get_input_jsonschema()
+    except Exception:  # noqa: BLE001 - some inputs have no schema that can be read
+        return frozenset()
+    if "properties" not in schema and schema.get("type") != "object":
+        return None
+    return frozenset(schema.get("properties") or ())
 
 
 def read_output(output: Any) -> tuple[str, float | None]:

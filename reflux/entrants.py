@@ -65,6 +65,8 @@ class Entrants:
     x: str
     """The name of X."""
     contexts: Contexts
+    same_answer: Callable[[str], str]
+    """Brings answers that say the same to equal text: votes are counted by it."""
     stack: AsyncExitStack
     """Closes what is opened here."""
 
@@ -97,7 +99,9 @@ class Entrants:
 
     async def best_of(self, votes: int) -> Entrant:
         """Best of so many."""
-        return await self._model(f"best-of-{votes}", self.x, lambda context: BestOf(context, votes))
+        return await self._model(
+            f"best-of-{votes}", self.x, lambda context: BestOf(context, votes, self.same_answer)
+        )
 
     async def _model(
         self,

@@ -240,7 +240,11 @@ async def compare(
     settings = vars(plan.settings)
     hall = Hall(plan.exam, plan.seeds, opened.folder.name, settings, heard=heard)
     entrants = Entrants(
-        opened, x, lambda name, seed: plan.settings.context(opened, name, seed, plan.exam), stack
+        opened,
+        x,
+        lambda name, seed: plan.settings.context(opened, name, seed, plan.exam),
+        plan.exam.same_answer,
+        stack,
     )
     # All are made before the first is asked: a wrong name costs no call.
     made = {key: await entrants.entrant(key) for key in plan.keys if key != EQUAL}

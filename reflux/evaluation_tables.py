@@ -132,12 +132,11 @@ def _calibration(found: Results) -> Table:
 def _breakdown(key: str, found: Results) -> Table:
     table = _table(
         f"{key} by depth and kind of node",
-        "depth", "kind", "nodes", "accepted", "calls", "tokens", "marked", "accuracy",
+        "node", "nodes", "accepted", "calls", "tokens", "marked", "accuracy", "95%",
     )  # fmt: skip
     for level in found.levels[key]:
         right = "–" if level.accuracy is None else f"{level.accuracy:.3f}"
-        if level.ci95 is not None:
-            right += f" {interval(level.ci95)}"
         figures = (level.nodes, f"{level.accepted:.3f}", level.calls, level.tokens, level.marked)
-        table.add_row(str(level.depth), level.kind, *map(str, figures), right)
+        around = "–" if level.ci95 is None else interval(level.ci95)
+        table.add_row(f"{level.depth} {level.kind}", *map(str, figures), right, around)
     return table
