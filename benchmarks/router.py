@@ -22,9 +22,9 @@ from agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from benchmarks.report import Claim, Report
 from graphs.calls import Caller
 from graphs.copies import first_request
-from graphs.evaluate import wilson
 from graphs.router import Past, Routed, Router
 from graphs.state import AmplifyContext, Limits
+from graphs.statistics import wilson
 from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
 from graphs.traces import TraceStore
 from graphs.voting import VotePolicy

@@ -21,8 +21,8 @@ from agents.tools import Tool, ToolReply
 from agents.types import ToolSpec
 from benchmarks.report import Claim, Report
 from graphs.calls import Caller
-from graphs.evaluate import wilson
 from graphs.state import AmplifyContext, Limits
+from graphs.statistics import wilson
 from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
 from graphs.task import score_held_out
 from graphs.traces import TraceStore

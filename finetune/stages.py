@@ -21,8 +21,9 @@ from finetune.hard import hardness
 from finetune.rounds_config import RoundsConfig, RoundSpec
 from finetune.run_folder import OpenRun
 from finetune.twins import agreement, peft_answers
-from graphs.evaluate import Score, evaluate, wilson
+from graphs.evaluate import Score, evaluate
 from graphs.state import AmplifyContext, Outcome
+from graphs.statistics import wilson
 from graphs.systems import (
     Amplified,
     Asked,

@@ -1,11 +1,10 @@
 """Runs a system over held-out questions and scores it, with an interval and its price."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agents.errors import UsageError
+from graphs.statistics import wilson
 from graphs.systems import Asked, System, answer_all, refuse_broke, refuse_outage
 from graphs.task import Task, refuse_training, score_held_out
 
@@ -27,21 +26,6 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; ci95 as a list."""
         return {**asdict(self), "ci95": list(self.ci95)}
-
-
-def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """95% score interval of a proportion (Wilson 1927).
-
-    Raises:
-        UsageError: no questions.
-    """
-    if n < 1:
-        raise UsageError("0 questions were asked: an interval needs at least 1; raise --limit")
-    p = right / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the interval touches 0 or 1 exactly; rounding must not push it past.
-    return (0.0 if right == 0 else centre - half, 1.0 if right == n else centre + half)
 
 
 async def evaluate(

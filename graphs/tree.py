@@ -86,6 +86,10 @@ def load_tree(store: TraceStore, question: str) -> Node:
         elif row["kind"] == "tool":
             node.tools += 1
             node.answered_by = node.answered_by or f"tool:{row['model']}"
+        elif row["kind"] == "graph":  # Somebody else's graph: what it does within is not seen.
+            node.calls += json.loads(row["completion"])["calls"]
+            node.tokens += row["prompt_tokens"] + row["completion_tokens"]
+            node.answered_by = row["model"]
         else:
             step = step_from_json(json.loads(row["completion"]))
             _take_step(nodes, asked, node, row["attempt"], row["step"], step)

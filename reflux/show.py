@@ -13,13 +13,6 @@ from graphs.tree import Node
 STATUS_COLOUR = {"ok": "green", "rejected": "yellow", "over_budget": "yellow", "failed": "red"}
 
 
-def score_text(score: Mapping[str, Any] | None) -> str:
-    """`0.985 [0.97, 0.99] n=400`, or a dash."""
-    if not score:
-        return "–"
-    return f"{_accuracy(score)} n={score['n']}"
-
-
 def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
     """Two tables with a line a round, 80 columns wide: what was reached, and what it cost."""
     look: dict[str, Any] = {
@@ -43,7 +36,7 @@ def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
         reached.add_row(
             f"{r['round']} (level {r['level']})",
             str((r.get("student") or {}).get("n", "–")),
-            *map(_accuracy, scores),
+            *map(accuracy_text, scores),
         )
         amplified = r.get("amplified")
         cost.add_row(
@@ -80,7 +73,8 @@ def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _accuracy(score: Mapping[str, Any] | None) -> str:
+def accuracy_text(score: Mapping[str, Any] | None) -> str:
+    """`0.985 [0.97, 0.99]`, or a dash."""
     if not score:
         return "–"
     low, high = score["ci95"]
