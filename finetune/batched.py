@@ -18,7 +18,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, file_sha256
 from agents.errors import EndpointError, MissingError, RefluxError
@@ -35,11 +37,11 @@ GATHER_SECONDS, IDLE_SECONDS = 0.002, 1.0
 class BatchedConfig:
     """How the batched engine runs."""
 
-    rows: int = 64
+    rows: Annotated[int, Field(ge=1)] = 64
     """Requests decoded together."""
-    context: int = 2048
+    context: Annotated[int, Field(ge=2)] = 2048
     """Tokens for one request, prompt and completion; fewer where the model takes less."""
-    models: int = 3
+    models: Annotated[int, Field(ge=1)] = 3
     """Models kept at once; the least recently used goes first."""
     keep: bool = True
     """Read what the prompts of a system message begin with once, and keep it."""
@@ -192,7 +194,7 @@ class _Worker(threading.Thread):
 
     def _receive(self) -> list[_Job] | None:
         """What has come meanwhile; waits where there is nothing to do. None where it is to end."""
-        busy = any(decoder.busy for decoder in self._decoders.values())
+        busy = self._held or any(decoder.busy for decoder in self._decoders.values())
         with self._wake:
             if not busy and not self._wait(IDLE_SECONDS):
                 for decoder in self._decoders.values():

@@ -178,6 +178,8 @@ class Decoder:
 
     def _ids(self, chat: list[dict[str, Any]]) -> list[int]:
         try:
+            for message in chat:
+                str(message["content"]).encode()
             made = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True)
         except UnicodeEncodeError as error:
             raise UsageError(f"a request must be Unicode text: {error}") from error

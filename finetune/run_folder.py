@@ -100,7 +100,8 @@ class RunFolder:
         write_whole(self.config_path, body)
 
     def load_config(self) -> dict[str, Any]:
-        """The config that the run was begun with.
+        """The config that the run was begun with; one that names no engine is of llama.cpp, since
+        runs had no other.
 
         Raises:
             UsageError: no run, or one of another version.
@@ -113,7 +114,7 @@ class RunFolder:
                 f"{self.config_path} is not of format {FORMAT}: another version of Reflux wrote "
                 "it; name another --run"
             )
-        return found
+        return {"engine": "llama.cpp", **found}
 
     def store(self) -> TraceStore:
         """The trajectories, opened."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from agents.errors import RefluxError, UsageError
-from finetune.rounds_config import config_from
+from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.amplify import begin, screened
 from graphs.evaluate import evaluate
@@ -17,6 +17,7 @@ from graphs.tree import load_tree
 from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
 from reflux.freely import How, ask_freely, tell
 from reflux.progress import ProgressView
+from reflux.rounds import shipped_config
 from reflux.show import escape, score_text, tree_view
 from reflux.tasks import task_named
 
@@ -26,15 +27,20 @@ Model = Annotated[
 ]
 
 
-def open_run(folder: RunFolder, model: str | None) -> tuple[OpenRun, str]:
-    """The folder with a client for X: the user's endpoint, or the embedded engine.
+def open_run(
+    folder: RunFolder, model: str | None, config: RoundsConfig | None = None
+) -> tuple[OpenRun, str]:
+    """The folder with a client for X: the user's endpoint, else the engine of `config`, else
+    llama.cpp, which starts at once.
 
     Raises:
         UsageError: an endpoint, and no name of its model.
     """
     client = endpoint()
     if client is None:
-        return OpenRun(folder), model or folder.current_model()
+        settings = config.engine_settings if config else None
+        run = OpenRun(folder, settings, llama_cpp=config.llama_cpp if config else None)
+        return run, model or folder.current_model()
     if model is None:
         raise UsageError(f"{client.base_url} is set: name its model with --model")
     return OpenRun(folder, client=client), model
@@ -44,9 +50,15 @@ def task_of(folder: RunFolder, name: str | None) -> str:
     """The task that is named, else that of the run, else addition."""
     if name is not None:
         return name
-    if folder.exists:
-        return config_from(folder.load_config(), str(folder.config_path)).task
-    return "addition"
+    config = _config_of(folder)
+    return config.task if config else "addition"
+
+
+def _config_of(folder: RunFolder) -> RoundsConfig | None:
+    """What the run was begun with; None where there is none."""
+    if not folder.exists:
+        return None
+    return config_from(folder.load_config(), str(folder.config_path))
 
 
 def ask(
@@ -178,7 +190,8 @@ async def _evaluate(
     questions = task.sample(limit, level, "held_out", seed)
     if not questions:
         raise UsageError(f"{task_name} holds out no question at --level {level}; take another")
-    opened, x = open_run(folder, model)
+    config = _config_of(folder) or read_config(shipped_config("demo"))
+    opened, x = open_run(folder, model, config)
     scores: dict[str, dict[str, Any]] = {}
     async with opened:
         with ProgressView() as view:
@@ -197,6 +210,7 @@ async def _evaluate(
                     task,
                     asked,
                     questions,
+                    together=config.together,
                     on_done=lambda done, key=key, n=total: view(f"evaluate {key}", done, n, ""),
                 )
                 scores[key] = {"model": used, **score.to_json()}
