@@ -32,6 +32,8 @@ class ModelFiles:
     gguf: Path
     adapter: Path | None = None
     """A GGUF LoRA adapter, fixed when the server starts."""
+    peft: Path | None = None
+    """The same adapter as a PEFT folder, for engines that read that form."""
 
 
 @dataclass(frozen=True)

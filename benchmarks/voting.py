@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from agents.errors import UsageError
 from benchmarks.report import Claim, Report
-from graphs.evaluate import wilson
 from graphs.plan import expected_votes, plan, step_error, wald_bound
+from graphs.statistics import wilson
 from graphs.stopping import AheadBy, AnyRule, Majority, Posterior, Sprt
 from graphs.voting import Vote, VotePolicy, wave, winner
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from agents.flags import RedFlags
 from agents.types import Completion
-from graphs.evaluate import wilson
+from graphs.statistics import wilson
 from graphs.task import Task, is_held_out
 from graphs.traces import TraceStore
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from agents.errors import RefluxError, UsageError
-from finetune.rounds_config import config_from
+from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.amplify import begin, screened
 from graphs.state import AmplifyContext, Limits
@@ -14,6 +14,7 @@ from graphs.systems import Amplified, Asked, answer_all, refuse_outage, task_con
 from graphs.tree import load_tree
 from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
 from reflux.freely import How, ask_freely, tell
+from reflux.rounds import shipped_config
 from reflux.show import escape, tree_view
 from reflux.tasks import task_named
 
@@ -23,15 +24,20 @@ Model = Annotated[
 ]
 
 
-def open_run(folder: RunFolder, model: str | None) -> tuple[OpenRun, str]:
-    """The folder with a client for X: the user's endpoint, or the embedded engine.
+def open_run(
+    folder: RunFolder, model: str | None, config: RoundsConfig | None = None
+) -> tuple[OpenRun, str]:
+    """The folder with a client for X: the user's endpoint, else the engine of `config`, else
+    llama.cpp, which starts at once.
 
     Raises:
         UsageError: an endpoint, and no name of its model.
     """
     client = endpoint()
     if client is None:
-        return OpenRun(folder), model or folder.current_model()
+        settings = config.engine_settings if config else None
+        run = OpenRun(folder, settings, llama_cpp=config.llama_cpp if config else None)
+        return run, model or folder.current_model()
     if model is None:
         raise UsageError(f"{client.base_url} is set: name its model with --model")
     return OpenRun(folder, client=client), model
@@ -41,9 +47,20 @@ def task_of(folder: RunFolder, name: str | None) -> str:
     """The task that is named, else that of the run, else addition."""
     if name is not None:
         return name
-    if folder.exists:
-        return config_from(folder.load_config(), str(folder.config_path)).task
-    return "addition"
+    config = config_of(folder)
+    return config.task if config else "addition"
+
+
+def config_of(folder: RunFolder) -> RoundsConfig | None:
+    """What the run was begun with; None where there is none."""
+    if not folder.exists:
+        return None
+    return config_from(folder.load_config(), str(folder.config_path))
+
+
+def batch_config(folder: RunFolder) -> RoundsConfig:
+    """What says how many questions are answered together: the run's config, or the demo's."""
+    return config_of(folder) or read_config(shipped_config("demo"))
 
 
 def ask(

@@ -21,7 +21,7 @@ from graphs.state import AmplifyContext, Limits
 from graphs.user_code import load_object
 from graphs.voting import VotePolicy
 from reflux.app import OUT, RUNS, Json, RunDir, emit, run_async
-from reflux.ask import Model, TaskName, open_run, task_of
+from reflux.ask import Model, TaskName, batch_config, open_run, task_of
 from reflux.entrants import EQUAL, Entrants, asks_x, named
 from reflux.evaluation_tables import tables
 from reflux.overseers import OVERSEERS, overseer_named
@@ -210,7 +210,8 @@ def prices_of(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
 
 
 async def _evaluate(folder: RunFolder, plan: Plan, model: str | None) -> Results:
-    opened, x = open_run(folder, model if asks_x(plan.keys) else model or "base")
+    named = model if asks_x(plan.keys) else model or "base"
+    opened, x = open_run(folder, named, batch_config(folder))
     async with opened, AsyncExitStack() as stack:
         with ProgressView() as view:
             found = await compare(

@@ -133,7 +133,8 @@ async def _climb(
     from finetune.rounds import run_rounds
 
     with ProgressView() as view:
-        async with OpenRun(folder, config.engine) as opened:
+        run = OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp)
+        async with run as opened:
             return await run_rounds(opened, config, task_named(config.task), view, rounds)
 
 
@@ -153,12 +154,18 @@ def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> 
             f"{folder.path} holds a run already; go on with --resume, or name another --run"
         )
     begun = config_from(folder.load_config(), str(folder.config_path))
-    if given is not None and given != begun:
+    if given is not None and _as_begun(given, begun) != begun:
         raise UsageError(
             f"{folder.path} was begun with another config than {config_file}; leave --config out, "
             "or name another --run"
         )
     return begun
+
+
+def _as_begun(given: RoundsConfig, begun: RoundsConfig) -> RoundsConfig:
+    """How a run was begun stands where the file leaves it open: defaults of it have changed."""
+    how = {"engine", "batched", "llama_cpp", "together"} - given.model_fields_set
+    return given.model_copy(update={name: getattr(begun, name) for name in how})
 
 
 def distill(
