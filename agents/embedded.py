@@ -10,7 +10,8 @@ import importlib
 import importlib.util
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -143,26 +144,34 @@ class EmbeddedClient:
 
 
 SPIN_VARIABLE, SPINS = "GOMP_SPINCOUNT", "2000"
-"""How long llama.cpp's threads spin while they wait for each other, before they sleep.
+"""How long an engine's threads spin while they wait for each other, before they sleep.
 
 libgomp's own 300,000 turns answer no more requests on an idle machine, and far fewer where other
 processes want the same cores; sleeping at once costs a fifth on an idle one (`benchmarks.engine`).
 """
 
 
-def _llama_cpp() -> Any:
-    """The `xllamacpp` module, which has no types, with its threads' waiting set.
+@contextmanager
+def short_waits() -> Iterator[None]:
+    """Set the waiting of the threads of whatever is imported in the block.
 
     libgomp reads the variable once, when the first library that needs it is loaded. So a value
-    that the user has set stays, and where torch was imported first, its default does.
+    that the user has set stays, and so does libgomp's own for what was imported before.
     """
     if SPIN_VARIABLE in os.environ:
-        return importlib.import_module("xllamacpp")
+        yield
+        return
     os.environ[SPIN_VARIABLE] = SPINS
     try:
-        return importlib.import_module("xllamacpp")
+        yield
     finally:
         del os.environ[SPIN_VARIABLE]
+
+
+def _llama_cpp() -> Any:
+    """The `xllamacpp` module, which has no types."""
+    with short_waits():
+        return importlib.import_module("xllamacpp")
 
 
 FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from agents.cache import CachedClient
-from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
 from agents.tools import Tool, ToolReply
 from agents.types import ToolSpec
+from benchmarks.default_model import ENGINES, open_default_model
 from benchmarks.report import Claim, Report
 from graphs.calls import Caller
 from graphs.state import AmplifyContext, Limits
@@ -54,9 +54,8 @@ class Config:
     questions: int = 200
     """Held-out questions of each task."""
     attempts: int = 2
-    together: int = 32
-    threads: int = 2
-    """Of the engine; they change no answer."""
+    together: int = 64
+    engine: str = "batched"
     seed: int = 0
     quick: bool = False
 
@@ -179,8 +178,7 @@ async def side_by_side(
 
 async def run(config: Config, report: Report) -> None:
     """All tasks, one after the other, on one engine."""
-    settings = EngineConfig(context=1024, threads=config.threads)
-    engine = EmbeddedClient(lambda _: ModelFiles(default_gguf()), settings)
+    engine = open_default_model(config.engine, context=1024)
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(Path(scratch) / "traces.db")
         try:
@@ -205,6 +203,7 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
-    quick = parser.parse_args().quick
-    smoke = Config(("products", "family_relationships"), 4, threads=1, quick=True)
-    main(smoke if quick else Config())
+    parser.add_argument("--engine", choices=ENGINES, default="batched")
+    given = parser.parse_args()
+    smoke = Config(("products", "family_relationships"), 4, engine=given.engine, quick=True)
+    main(smoke if given.quick else Config(engine=given.engine))

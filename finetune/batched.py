@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, file_sha256
+from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, file_sha256, short_waits
 from agents.errors import EndpointError, MissingError, RefluxError
 from agents.types import ChatRequest, Completion
 
@@ -240,7 +240,8 @@ class _Worker(threading.Thread):
     def _decoder(self, name: str) -> "Decoder | None":
         """The decoder of a model, loaded if need be; None while all others are busy."""
         if name not in self._decoders:
-            from finetune.decoder import Decoder
+            with short_waits():
+                from finetune.decoder import Decoder
 
             for idle in [n for n, decoder in self._decoders.items() if not decoder.busy]:
                 if len(self._decoders) < self._config.models:
