@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 from agents.budget import Budget
-from agents.types import Ask, ChatRequest, Completion, Defer, Exchange, Step
+from agents.types import Answer, Ask, ChatRequest, Completion, Defer, Exchange, Step
 
 
 class Overseer(Protocol):
@@ -75,6 +75,18 @@ class Seated(Protocol):
 
     def at(self, desk: Desk) -> Overseer:
         """The overseer that takes this one step."""
+        ...
+
+
+class Follower(Protocol):
+    """An overseer that asks chains (`agents.types.Chain`) also says how they go on."""
+
+    def follow(self, asked: str, answer: str) -> "str | Answer":
+        """The next question, or the answer that ends the chain.
+
+        It must depend on nothing but these two: a chain that was interrupted goes on from its last
+        link.
+        """
         ...
 
 

@@ -21,16 +21,20 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Send
 
+from agents.budget import Budget
 from agents.errors import RefluxError
 from agents.screen import redact
 from agents.types import (
     Answer,
+    Chain,
     Defer,
     step_from_json,
     step_to_json,
 )
 from graphs.batch import aggregate, ask_batch, dispatch
+from graphs.chain import walk_chain
 from graphs.check import check
+from graphs.copies import Place
 from graphs.events import answered
 from graphs.leaf import answer_directly
 from graphs.state import (
@@ -45,7 +49,7 @@ from graphs.state import (
     listening,
     plus,
 )
-from graphs.steps import Taken, take_step, tried
+from graphs.steps import Taken, overseer_of, take_step, tried
 
 Ran = Runtime[AmplifyContext]
 Update = dict[str, Any]
@@ -137,9 +141,26 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     if isinstance(step, Defer):
         return {**advance, "error": DEFERRED_AGAIN}
     state = {**state, "spent": spent}
+    if isinstance(step, Chain):
+        return {**advance, **await _chained(state, context, step)}
     if not step.subquestions or state["depth"] >= context.limits.depth:
         return {**advance, **await leave_to_x(state, context)}
     return {**advance, **ask_batch(state, context, step)}
+
+
+async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -> Update:
+    """A chain is walked within this node; its end is H's answer."""
+    number = tried(state, context)
+    place = Place(state["question"], state["question_id"], state["path"], state["step"], number)
+    spent = state["spent"]
+    left = Budget(state["calls"], state["tokens"]).minus(spent["calls"], spent["tokens"])
+    overseer = overseer_of(state, context)
+    outcome = await walk_chain(context, place, overseer, chain, left)
+    return {
+        "proposal": outcome["answer"] if outcome["status"] == "ok" else None,
+        "error": outcome["error"],
+        "spent": plus(spent, outcome["spent"]),
+    }
 
 
 async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
@@ -198,7 +219,8 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         return {"answer": answer, "status": "ok", "error": None, "spent": spent}
     if isinstance(step, Defer):
         return await _refuse(state, context, DEFERRED_AGAIN, spent)
-    if step.subquestions and state["depth"] < context.limits.depth:
+    divided = isinstance(step, Chain) or bool(step.subquestions)
+    if divided and state["depth"] < context.limits.depth:
         deeper = await _level().ainvoke(
             {**state, "first_step": step_to_json(step), "spent": spent}, context=context
         )

@@ -8,12 +8,13 @@ from typing import Any
 from agents.budget import Budget
 from agents.tool_calls import CALL_SECONDS, guarded
 from agents.tools import Tool, ToolReply
-from agents.types import ChatRequest, Sampling
+from agents.types import ChatRequest, Completion, Sampling
 from graphs.events import answered
 from graphs.experts import Expert
 from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Status
 from graphs.traces import CallKey
 from graphs.turns import Reply, reply_in_turns
+from graphs.voting import Vote
 
 PLAIN = Expert("")
 """A plain copy of X."""
@@ -70,6 +71,21 @@ def _request(
     prompt = context.prompt(asked, expert.system or variant.system)
     model = expert.model or variant.model or context.model
     return ChatRequest(model, prompt, sampling, vote=number)
+
+
+def chain_request(context: AmplifyContext, question: str, number: int) -> ChatRequest:
+    """The call of vote `number` on a link of a chain; copies on a chain have no tools."""
+    return _request(context, question, number, context.limits.tokens, PLAIN)
+
+
+def vote_of(context: AmplifyContext, question: str, number: int, reply: Completion) -> Vote:
+    """A copy's reply as a vote, which flags and check may refuse."""
+    text = context.normalise(reply.text)
+    weight = context.votes.variant(number).weight
+    if flag := context.flags.of(reply):
+        return Vote(text, False, reply.min_logprob, weight, flag)
+    verdict = context.checker.check(question, text)
+    return Vote(text, verdict.ok, reply.min_logprob, weight, verdict.rule)
 
 
 async def answer_by_tool(context: AmplifyContext, place: Place, name: str) -> Outcome:

@@ -11,8 +11,7 @@ from typing import Any
 from agents.budget import Budget
 from agents.errors import EndpointError
 from agents.judge import Equivalence
-from agents.types import Completion
-from graphs.copies import PLAIN, Place, answer_by_tool, ask_copy, record_leaf
+from graphs.copies import PLAIN, Place, answer_by_tool, ask_copy, record_leaf, vote_of
 from graphs.desk import StepDesk
 from graphs.experts import Expert
 from graphs.panel import answer_by_panel
@@ -96,7 +95,7 @@ async def answer_by_votes(
         replies, failure = await _all(asked)
         spent = plus(spent, *(reply.spent for reply in replies.values()))
         votes += [
-            _vote(context, place.question, numbers[at], reply.completion)
+            vote_of(context, place.question, numbers[at], reply.completion)
             for at, reply in replies.items()
         ]
         if context.same is not None and failure is None:
@@ -171,12 +170,3 @@ async def one_text_each(
                 texts.append(text)
         merged.append(replace(vote, text=text))
     return merged, made, None
-
-
-def _vote(context: AmplifyContext, question: str, number: int, reply: Completion) -> Vote:
-    text = context.normalise(reply.text)
-    weight = context.votes.variant(number).weight
-    if flag := context.flags.of(reply):
-        return Vote(text, False, reply.min_logprob, weight, flag)
-    verdict = context.checker.check(question, text)
-    return Vote(text, verdict.ok, reply.min_logprob, weight, verdict.rule)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from agents.budget import Budget
 from agents.overseer import reserve_of, seated
-from agents.types import Answer, Exchange, SubQuestion
+from agents.types import Answer, Chain, Exchange, SubQuestion
+from graphs.chain import walk_chain
 from graphs.check import judged
+from graphs.copies import Place
 from graphs.desk import StepDesk
 from graphs.leaf import answer_directly
 from graphs.state import (
@@ -106,6 +108,13 @@ async def _attempt(
             text = context.normalise(step.text)
             ok: Outcome = {"answer": text, "status": "ok", "error": None, "spent": spent}
             return text, spent, ok if first_below_root else None, transcript, step_number + 1
+        if isinstance(step, Chain) and may_ask:
+            place = Place(question, question_id, path, step_number + 1, tried)
+            left = budget.minus(spent["calls"], spent["tokens"])
+            walked = await walk_chain(context, place, overseer, step, left)
+            spent = plus(spent, walked["spent"])
+            found = walked["answer"] if walked["status"] == "ok" else None
+            return found, spent, None, transcript, step_number + 1
         asked: tuple[SubQuestion, ...] = getattr(step, "subquestions", ())
         left = budget.minus(spent["calls"], spent["tokens"])
         if not asked or not may_ask:

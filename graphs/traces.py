@@ -43,7 +43,22 @@ CREATE TABLE IF NOT EXISTS judgements (
   id INTEGER PRIMARY KEY, question TEXT NOT NULL REFERENCES questions(id),
   path TEXT NOT NULL, kind TEXT NOT NULL, ok INTEGER, detail TEXT NOT NULL, author TEXT NOT NULL,
   key TEXT UNIQUE, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS links (
+  question TEXT NOT NULL, path TEXT NOT NULL, attempt INTEGER NOT NULL, number INTEGER NOT NULL,
+  wave INTEGER NOT NULL, asked TEXT, votes TEXT NOT NULL, answer TEXT, calls INTEGER NOT NULL,
+  tokens INTEGER NOT NULL, created REAL NOT NULL,
+  PRIMARY KEY (question, path, attempt, number, wave)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS judged ON judgements (question, path, kind);
+"""
+
+LAST_LINK = """
+SELECT * FROM links WHERE question=:question AND path=:path AND attempt=:attempt AND number = (
+  SELECT max(number) FROM links WHERE question=:question AND path=:path AND attempt=:attempt)
+ORDER BY wave
+"""
+SPENT_ON_LINKS = """
+SELECT coalesce(sum(calls), 0), coalesce(sum(tokens), 0) FROM links
+WHERE question=:question AND path=:path AND attempt=:attempt
 """
 
 
@@ -59,6 +74,15 @@ class CallKey:
     step: int = 0
     attempt: int = 0
     vote: int = 0
+
+
+@dataclass(frozen=True)
+class LinkKey:
+    """A chain: its question's place in its tree, and the number of its retry."""
+
+    question: str
+    path: str
+    attempt: int = 0
 
 
 def _columns(values: Mapping[str, Any]) -> tuple[str, str]:
@@ -146,6 +170,23 @@ class TraceStore:
             ReplayError: a successful call stands under this key already.
         """
         await self._insert("calls", {**vars(key), **values, "created": time.time()})
+
+    async def add_link(self, key: LinkKey, values: Mapping[str, Any]) -> None:
+        """Record a wave of votes on a link of a chain; returns after the commit.
+
+        Raises:
+            ReplayError: this wave stands there already.
+        """
+        await self._insert("links", {**vars(key), **values})
+
+    def last_link(self, key: LinkKey) -> list[sqlite3.Row]:
+        """The waves of the last link that was begun, in order; none before the first."""
+        return list(self.select(LAST_LINK, vars(key)))
+
+    def spent_on_links(self, key: LinkKey) -> tuple[int, int]:
+        """Calls and tokens of a chain so far."""
+        ((calls, tokens),) = self.select(SPENT_ON_LINKS, vars(key))
+        return calls, tokens
 
     async def add_judgement(
         self,
