@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -152,7 +152,7 @@ processes want the same cores; sleeping at once costs a fifth on an idle one (`b
 
 
 @contextmanager
-def short_waits() -> Iterator[None]:
+def short_waits() -> Generator[None]:
     """Set the waiting of the threads of whatever is imported in the block.
 
     libgomp reads the variable once, when the first library that needs it is loaded. So a value

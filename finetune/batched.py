@@ -212,7 +212,7 @@ class _Worker(threading.Thread):
         return new
 
     def _wait(self, seconds: float | None) -> bool:
-        return self._wake.wait_for(lambda: self._inbox or self._closing, seconds)
+        return self._wake.wait_for(lambda: bool(self._inbox) or self._closing, seconds)
 
     def _admit(self, new: Sequence[_Job]) -> None:
         """Make rows of jobs, and load their models where there is room."""

@@ -192,7 +192,7 @@ class Decoder:
         first = request.messages[0] if request.messages else ()
         system = first if first[:1] == ("system",) else ()
         if system not in self._openings:
-            chats = [
+            chats: list[list[dict[str, Any]]] = [
                 [
                     dict(zip(("role", "content"), turn, strict=False))
                     for turn in (system, ("user", word))

@@ -165,10 +165,11 @@ class OpenRun:
         self.folder = folder
         self.store = folder.store()
         self._engine = None
-        if client is None and isinstance(engine, BatchedConfig):
-            self._engine = client = BatchedClient(folder.models, engine, llama_cpp)
-        elif client is None:
-            self._engine = client = EmbeddedClient(folder.models, engine)
+        if client is None:
+            if isinstance(engine, BatchedConfig):
+                self._engine = client = BatchedClient(folder.models, engine, llama_cpp)
+            else:
+                self._engine = client = EmbeddedClient(folder.models, engine)
         self.cache = CachedClient(wrap(client) if wrap else client)
         self.caller = Caller(self.cache, self.store)
         self._warm()

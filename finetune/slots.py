@@ -141,7 +141,7 @@ class Slots:
             layers, two, capacity, heads, self._end + COLUMNS, size, **self._options
         )
         taken = len(self)
-        if taken:
+        if taken and store is not None:
             self._store[:, :, :taken, :, self._end - live : self._end] = store[
                 :, :, :taken, :, lowest:end
             ]
