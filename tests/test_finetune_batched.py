@@ -1,6 +1,9 @@
 """The batched engine as a client: its thread, its models, and who hears of what goes wrong."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents.embedded import EmbeddedClient, ModelFiles, default_gguf
+from agents.embedded import SPIN_VARIABLE, SPINS, EmbeddedClient, ModelFiles, default_gguf
 from agents.errors import EndpointError, MissingError, UsageError
 from agents.prompts import answer_prompt
 from agents.scripted import ScriptedClient
@@ -263,6 +266,33 @@ async def test_a_run_asks_the_engine_of_its_config_and_llama_cpp_beside_it(
     async with OpenRun(RunFolder(tmp_path / "b")) as run:
         assert run.llama_cpp is run.caller
         assert not (await run.caller.client.model_digest("base")).startswith("bf16:")
+
+
+def test_its_threads_soon_sleep_while_they_wait_for_each_other() -> None:
+    # libgomp reads the variable when it is loaded and prints what it has read.
+    code = """
+import asyncio, os, sys, pathlib
+from agents.embedded import ModelFiles
+from agents.errors import MissingError
+from agents.types import ChatRequest
+from finetune.batched import BatchedClient
+before = dict(os.environ)
+assert "torch" not in sys.modules
+async def ask():
+    client = BatchedClient(lambda _: ModelFiles(pathlib.Path("none.gguf")))
+    try:
+        await client.complete(ChatRequest("base", ()))
+    except MissingError:
+        print("not there")
+    await client.close()
+asyncio.run(ask())
+assert os.environ == before
+"""
+    env = {key: value for key, value in os.environ.items() if key != SPIN_VARIABLE}
+    env |= {"OMP_DISPLAY_ENV": "verbose"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "not there\n"), done.stderr
+    assert f"{SPIN_VARIABLE} = '{SPINS}'" in done.stderr
 
 
 async def test_the_default_model_answers_as_in_llama_cpp() -> None:
