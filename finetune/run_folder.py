@@ -151,8 +151,13 @@ class OpenRun:
         engine: EngineConfig | None = None,
         client: ChatClient | None = None,
         wrap: Callable[[ChatClient], ChatClient] | None = None,
+        warm: bool = True,
     ) -> None:
-        """`client` replaces the embedded engine; `wrap` is put around it, below the cache."""
+        """`client` replaces the embedded engine; `wrap` is put around it, below the cache.
+
+        Without `warm` the cache knows no reply of earlier sessions, and opening takes the same
+        time however many there are.
+        """
         self.folder = folder
         self.store = folder.store()
         self._engine = None
@@ -160,7 +165,8 @@ class OpenRun:
             self._engine = client = EmbeddedClient(folder.models, engine)
         self.cache = CachedClient(wrap(client) if wrap else client)
         self.caller = Caller(self.cache, self.store)
-        self._warm()
+        if warm:
+            self._warm()
 
     def _warm(self) -> None:
         """Replies of earlier sessions on this folder are known to the cache."""
