@@ -13,8 +13,9 @@ from starlette.types import Receive, Scope, Send
 from agents.errors import RefluxError
 from finetune.run_folder import OpenRun
 from graphs.events import Event
-from reflux.answers import DirectAnswer, Reply, Said, TreeAnswer
+from reflux.answers import Reply, Said
 from reflux.api_errors import ErrorBody, as_api_error
+from reflux.direct_answer import DirectAnswer
 from reflux.event_log import EventLogs
 from reflux.metrics import Metrics
 from reflux.openai_api import ChatRequest
@@ -22,6 +23,8 @@ from reflux.openai_reply import ChatCompletion, Form, as_event
 from reflux.serve_settings import ServeSettings
 from reflux.served_models import OneModel, ServedModels
 from reflux.thoughts import thought
+from reflux.tree_answer import TreeAnswer
+from reflux.waiting import Waiting
 from reflux.work import ClientLeft, Put, Tasks, Work, unless_left
 
 TRACE = "x-reflux-trajectory"
@@ -42,6 +45,7 @@ class Served:
     models: ServedModels
     logs: EventLogs
     metrics: Metrics
+    waiting: Waiting
     tasks: Tasks
 
 
@@ -84,7 +88,8 @@ async def complete_chat(body: ChatRequest, request: Request) -> Response:
     if isinstance(found, OneModel):
         answer = DirectAnswer(shared.run, shared.settings, found.name, body)
     else:
-        answer = TreeAnswer(shared.run, shared.settings, found, shared.models.x(), body)
+        x = shared.models.x()
+        answer = TreeAnswer(shared.run, shared.settings, found, x, body, shared.waiting)
     if body.user is not None:
         told = {"user": body.user}
         await shared.run.store.add_judgement(answer.trajectory, "", "user", None, told)

@@ -6,7 +6,7 @@ models and the events of growing trees in `app.state.served`, as `reflux.chat_ap
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
@@ -17,7 +17,7 @@ from agents.embedded import EmbeddedClient
 from agents.endpoints import Endpoints
 from agents.overseer import AnyOverseer
 from finetune.run_folder import OpenRun, RunFolder
-from reflux import chat_api, tree_api
+from reflux import chat_api, pending_api, tree_api
 from reflux.api_errors import answer_errors
 from reflux.chat_api import TRACE, Served, served
 from reflux.event_log import EventLogs
@@ -26,6 +26,7 @@ from reflux.metrics import Metrics
 from reflux.overseers import OVERSEERS
 from reflux.serve_settings import ServeSettings
 from reflux.served_models import ServedModels
+from reflux.waiting import Waiting
 
 router = APIRouter()
 
@@ -65,16 +66,15 @@ def create_app(
         engine = EmbeddedClient(folder.models, settings.engine)
         client = Endpoints(settings.endpoints, engine)
         run = OpenRun(folder, client=client, warm=False)
+        waiting, tasks = Waiting(run, overseers), set[asyncio.Task[None]]()
         logs = EventLogs(settings.kept_events)
-        app.state.served = Served(run, settings, models, logs, metrics, set())
-        try:
-            async with run:
-                try:
-                    yield
-                finally:
-                    await _end(app.state.served.tasks)
-        finally:
-            await client.close()
+        app.state.served = Served(run, settings, models, logs, metrics, waiting, tasks)
+        async with AsyncExitStack() as ends:  # Last in, first out.
+            ends.push_async_callback(client.close)
+            await ends.enter_async_context(run)
+            ends.push_async_callback(waiting.close)
+            ends.push_async_callback(_end, tasks)
+            yield
 
     app = FastAPI(
         title="Reflux",
@@ -94,7 +94,7 @@ def create_app(
         )
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     answer_errors(app)
-    for routes in (router, chat_api.router, tree_api.router):
+    for routes in (router, chat_api.router, tree_api.router, pending_api.router):
         app.include_router(routes)
     return app
 
