@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agents.errors import UsageError
@@ -92,7 +93,8 @@ class Guard:
         self._under_way += 1
         self._metrics.under_way.inc()
         try:
-            await self._app(scope, receive, _with_headers(send))
+            limited = _limited(receive, self._settings.body_bytes)
+            await self._app(scope, limited, _with_headers(send))
         finally:
             self._under_way -= 1
             self._metrics.under_way.dec()
@@ -109,6 +111,9 @@ class Guard:
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self._settings.body_bytes:
+            return ApiError(413, _too_long(self._settings.body_bytes), code="body_too_large")
         client = scope["client"][0] if scope.get("client") else ""
         if (wait := self._rates.wait(client)) > 0:
             return _later(
@@ -184,6 +189,28 @@ def _name_of(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """Receives no more than so many bytes, also of a body that does not tell its length."""
+    came = 0
+
+    async def received() -> Message:
+        nonlocal came
+        message = await receive()
+        came += len(message.get("body", b""))
+        if came > most:
+            raise HTTPException(413, _too_long(most))
+        return message
+
+    return received
+
+
+def _too_long(most: int) -> str:
+    return (
+        f"the body is over the limit of {most} bytes: ask for less, or raise `body_bytes` in the "
+        "server's config"
+    )
 
 
 def _with_headers(send: Send) -> Send:

@@ -82,7 +82,6 @@ def create_app(
         lifespan=opened,
         docs_url=None,  # The documentation pages load their scripts from elsewhere.
         redoc_url=None,
-        max_body_size=settings.body_bytes,
     )
     if settings.origins:
         app.add_middleware(

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from langchain_core.messages import convert_to_messages
+from langchain_core import messages as lc
+from langchain_core.messages import BaseMessage
 
 from agents.errors import UsageError
 from agents.screen import redact
@@ -20,7 +20,15 @@ from reflux.answers import Emit, Reply, Said, asked_anew, seed_of
 from reflux.api_errors import ApiError
 from reflux.conversation import cut_at, question_of
 from reflux.freely import How
-from reflux.openai_api import ChatRequest, Message, text_of
+from reflux.openai_api import (
+    AssistantMessage,
+    ChatRequest,
+    Message,
+    SystemMessage,
+    ToolMessage,
+    UserMessage,
+    text_of,
+)
 from reflux.serve_settings import ServeSettings
 from reflux.served_models import Tree
 from reflux.waiting import Waiting, asks_persons
@@ -129,15 +137,23 @@ def _question(tree: Tree, messages: Sequence[Message]) -> str:
     if tree.task is not None:
         # A task's questions stand alone, in the task's own form.
         return tree.task.from_user(text_of(messages[-1].content))
-    plain = [_plain(message) for message in messages]
-    return question_of(convert_to_messages(plain))
+    return question_of([_as_said(message) for message in messages])
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    """A message as LangChain reads it, its content as one text."""
-    kept = message.model_dump(include={"role", "name", "tool_calls", "tool_call_id"})
-    present = {key: value for key, value in kept.items() if value is not None}
-    return present | {"content": text_of(message.content)}
+def _as_said(message: Message) -> BaseMessage:
+    """A message as a conversation holds it; of a tool's call only the tool's name is told."""
+    text = text_of(message.content)
+    match message:
+        case SystemMessage():
+            return lc.SystemMessage(text, name=message.name)
+        case UserMessage():
+            return lc.HumanMessage(text, name=message.name)
+        case ToolMessage():
+            return lc.ToolMessage(text, tool_call_id=message.tool_call_id)
+        case AssistantMessage():
+            called = [call.function.name for call in message.tool_calls or ()]
+            calls: list[lc.ToolCall] = [{"name": name, "args": {}, "id": ""} for name in called]
+            return lc.AIMessage(text, name=message.name, tool_calls=calls)
 
 
 def _not_amplified(request: ChatRequest) -> list[str]:

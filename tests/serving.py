@@ -187,3 +187,12 @@ def serving(
     finally:
         server.should_exit = True
         thread.join(timeout=20)
+
+
+def soon(what: Callable[[], Any]) -> Any:
+    """What becomes true within some seconds."""
+    for _ in range(500):
+        if found := what():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
