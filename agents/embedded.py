@@ -11,7 +11,7 @@ import importlib.util
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from agents.client import OpenAIClient
 from agents.errors import MissingError
+from agents.streaming import Pieces
 from agents.types import ChatRequest, Completion
 
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -110,6 +111,16 @@ class EmbeddedClient:
         client = await self._acquire(request.model)
         try:
             return await client.complete(request)
+        finally:
+            self._busy[request.model] -= 1
+
+    async def stream(self, request: ChatRequest) -> Pieces:
+        """Answer one request piece by piece."""
+        client = await self._acquire(request.model)
+        try:
+            async with aclosing(client.stream(request)) as pieces:
+                async for piece in pieces:
+                    yield piece
         finally:
             self._busy[request.model] -= 1
 

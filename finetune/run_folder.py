@@ -154,6 +154,7 @@ class OpenRun:
         client: ChatClient | None = None,
         wrap: Callable[[ChatClient], ChatClient] | None = None,
         llama_cpp: EngineConfig | None = None,
+        warm: bool = True,
     ) -> None:
         """
         Args:
@@ -161,6 +162,8 @@ class OpenRun:
             client: replaces the engine.
             wrap: is put around it, below the cache.
             llama_cpp: how llama.cpp runs beside a batched engine.
+            warm: False leaves the cache without the replies of earlier sessions, and opening takes
+                the same time however many there are.
         """
         self.folder = folder
         self.store = folder.store()
@@ -172,7 +175,8 @@ class OpenRun:
                 self._engine = client = EmbeddedClient(folder.models, engine)
         self.cache = CachedClient(wrap(client) if wrap else client)
         self.caller = Caller(self.cache, self.store)
-        self._warm()
+        if warm:
+            self._warm()
 
     @property
     def llama_cpp(self) -> Caller:

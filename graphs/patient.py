@@ -68,6 +68,10 @@ class Patient:
             return await self._go(question_id, None)
         return Progressed(known.values.get("outcome"), _pending(known.interrupts))
 
+    async def pending(self, question_id: str) -> Sequence[Pending]:
+        """What of a question waits for persons; nothing is set going, nothing is spent."""
+        return _pending((await self._graph.aget_state(self._config(question_id))).interrupts)
+
     async def reply(self, question_id: str, replies: Mapping[str, Any]) -> Progressed:
         """Answer some of what is pending, by id, in any order; the rest goes on waiting.
 

@@ -116,6 +116,16 @@ def load_tree(store: TraceStore, question: str) -> Node:
     return nodes[""]
 
 
+def tokens_of(store: TraceStore, question: str) -> tuple[int, int]:
+    """Prompt and completion tokens of a tree, cache hits among them; `question` is its id."""
+    (row,) = store.select(
+        "SELECT sum(prompt_tokens) AS asked, sum(completion_tokens) AS said FROM calls"
+        " WHERE question=? AND error IS NULL",
+        (question,),
+    )
+    return row["asked"] or 0, row["said"] or 0
+
+
 def _take_step(
     nodes: dict[str, Node],
     asked: dict[str, SubQuestion],

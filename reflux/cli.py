@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from agents.errors import RefluxError, of_system
-from reflux import ask, evaluation, freely, look, rounds, votes
+from reflux import ask, evaluation, freely, look, rounds, serve, votes
 from reflux.app import drop_output
 
 INTERRUPTED = 130
@@ -30,6 +30,7 @@ app.command("run")(rounds.run)
 app.command()(rounds.distill)
 app.command("eval")(evaluation.evaluate_systems)
 app.command("plan")(votes.plan_votes)
+app.command("serve")(serve.serve)
 app.add_typer(look.traces, name="traces")
 app.add_typer(look.students, name="students")
 app.command()(look.doctor)
