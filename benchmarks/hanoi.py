@@ -19,7 +19,7 @@ State = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
 def written(state: State) -> str:
     """A state as a question."""
-    pegs = (" ".join((name, *map(str, disks))) for name, disks in zip(PEGS, state, strict=False))
+    pegs = (" ".join((name, *map(str, disks))) for name, disks in zip(PEGS, state[:3], strict=True))
     return " | ".join((*pegs, f"last {state[3]}"))
 
 
@@ -45,8 +45,9 @@ def legal(state: State) -> list[str]:
 
 def best(state: State) -> str:
     """The move on the shortest way to the third peg, of any state that has come about on it."""
-    disks = sum(map(len, state[:3]))
-    smallest = next(peg for peg in range(3) if state[peg][:1] == (1,))
+    pegs = state[:3]
+    disks = sum(map(len, pegs))
+    smallest = next(at for at, peg in enumerate(pegs) if peg[:1] == (1,))
     if state[3] != 1:
         step = 2 if disks % 2 else 1
         return PEGS[smallest] + PEGS[(smallest + step) % 3]
