@@ -1,7 +1,7 @@
 """The tasks that ship with Reflux: one file each, named here.
 
-All but addition and multiplication draw their questions from packages of the extra `tasks`, which are imported when
-the first question is drawn.
+All but addition and multiplication draw their questions from packages of the extra `tasks`, which
+are imported when the first question is drawn.
 """
 
 from collections.abc import Callable

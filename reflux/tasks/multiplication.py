@@ -27,7 +27,7 @@ SUMS = addition.Addition()
 LEAF_DIGITS = 2
 """Sums of so many digits are left to X."""
 PADDED = 0.3
-"""Share of a leaf's sums in which one operand is filled up with a zero, as the sums of parts are."""
+"""Share of sums in which one operand is filled up with a zero, as in the sums of parts."""
 
 
 def is_product(question: str) -> bool:
