@@ -3,8 +3,11 @@
 H splits a product down to products of one digit and short sums; the student of
 `reflux/multiplication.yaml` answers these, voted and checked. First the leaves are measured: how
 often a vote is right, of those that pass the check, and how far votes err together. From that the
-planner picks the lead, and predicts the error at the root, before any product is asked. Beside it
-the same student, and the base, answer each product in one call.
+planner picks the lead, before any product is asked. Beside it the same student, and the base,
+answer each product in one call.
+
+The predicted error at the root is that of the votes alone: it leaves out that a level whose parts
+fail its check is tried again, another way, so fewer errors than predicted are to be expected.
 
 Published: 1.00 and 0.95 with recursion and votes, 0.35 and 0.10 with one call (MAKER, arXiv
 2511.09030, with a large model of that time; here one of 135M parameters).
@@ -140,7 +143,7 @@ def lead_for(target: float, steps: int, leaves: dict[str, Leaf]) -> tuple[int, s
 
 
 def predicted_error(lead: int, counts: tuple[float, float], leaves: dict[str, Leaf]) -> float:
-    """Of a root with so many products and sums, all of which have to be right."""
+    """Of a root with so many products and sums, all of which have to be right the first time."""
     logs = (
         n * math.log1p(-step_error(lead, leaf.accuracy, leaf.shared))
         for n, leaf in zip(counts, leaves.values(), strict=True)
