@@ -47,6 +47,8 @@ class Config:
     repeats: int = 3
     max_tokens: int = 8
     seed: int = 0
+    whole: bool = False
+    """With more settings of llama.cpp, what neighbours and HTTP cost, and other weights."""
     quick: bool = False
 
 
@@ -54,9 +56,8 @@ def settings() -> list[BatchedArm]:
     """The default with one factor changed: they compete for it."""
     rows = BatchedConfig().rows
     return [
-        *(BatchedArm(f"{n} rows", BatchedConfig(rows=n)) for n in (16, 32, 64, 128) if n != rows),
+        *(BatchedArm(f"{n} rows", BatchedConfig(rows=n)) for n in (32, 64, 128) if n != rows),
         BatchedArm("nothing kept", BatchedConfig(keep=False)),
-        BatchedArm("threads wait awake", environ=AWAKE),
     ]
 
 
@@ -70,15 +71,17 @@ def llama_settings() -> list[EngineArm]:
             for n in (8, 16, 32)
             if n != parallel
         ),
-        EngineArm("llama.cpp, threads wait awake", environ=AWAKE),
-        EngineArm("llama.cpp, flash attention off", params={"flash_attn_type": 0}),
     ]
     return [replace(arm, most=FEWER) for arm in arms]
 
 
 def prices() -> list[Arm]:
-    """What log-probabilities, HTTP, busy neighbours and a lack of company cost."""
+    """What log-probabilities, HTTP, busy neighbours and lack of company cost; other waiting."""
     return [
+        BatchedArm("threads wait awake", environ=AWAKE),
+        EngineArm("llama.cpp, threads wait awake", environ=AWAKE, most=FEWER),
+        EngineArm("llama.cpp, flash attention off", params={"flash_attn_type": 0}, most=FEWER),
+        GenerateArm("generate, 256 a batch", 256),
         BatchedArm("default, one at a time", together=1, most=16),
         EngineArm("llama.cpp, one at a time", EngineConfig(parallel=1), most=16),
         BatchedArm("default, 16 at a time", together=16, most=FEWER),
@@ -96,7 +99,6 @@ def generates() -> list[GenerateArm]:
         GenerateArm("generate, one by one", 1, most=16),
         GenerateArm("generate, 16 a batch", 16, most=FEWER),
         GenerateArm("generate, 64 a batch", 64),
-        GenerateArm("generate, 256 a batch", 256),
         GenerateArm("generate, 64 a batch, prefix kept", 64, keep_prefix=True),
     ]
 
@@ -123,8 +125,9 @@ def main(config: Config) -> None:
         if config.quick:
             arms: list[Arm] = [DEFAULT, LLAMA, GenerateArm("generate, 4 a batch", 4)]
         else:
-            arms = [DEFAULT, AGAIN, BACKWARDS, LLAMA, *generates(), *settings()]
-            arms += [*llama_settings(), *prices(), *others(Path(scratch))]
+            arms = [DEFAULT, AGAIN, LLAMA, *generates(), *settings(), *llama_settings()]
+            if config.whole:
+                arms += [BACKWARDS, *prices(), *others(Path(scratch))]
         found: Found = [(arm, []) for arm in arms]
         for repeat in range(config.repeats):
             questions = subquestions(config.questions, config.seed + repeat)
@@ -221,5 +224,7 @@ def best(among: Found) -> tuple[Arm, list[Measured]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
-    quick = parser.parse_args().quick
-    main(Config(questions=4, repeats=1, max_tokens=4, quick=True) if quick else Config())
+    parser.add_argument("--whole", action="store_true", help="with what it all costs")
+    asked = parser.parse_args()
+    small = Config(questions=4, repeats=1, max_tokens=4, quick=True)
+    main(small if asked.quick else Config(whole=asked.whole))
