@@ -21,7 +21,6 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Send
 
-from agents.budget import Budget
 from agents.errors import RefluxError
 from agents.screen import redact
 from agents.types import (
@@ -46,6 +45,7 @@ from graphs.state import (
     SubResult,
     SubTask,
     failed_outcome,
+    left_of,
     listening,
     plus,
 )
@@ -152,19 +152,18 @@ async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -
     """A chain is walked within this node; its end is H's answer."""
     number = tried(state, context)
     place = Place(state["question"], state["question_id"], state["path"], state["step"], number)
-    spent = state["spent"]
-    left = Budget(state["calls"], state["tokens"]).minus(spent["calls"], spent["tokens"])
     overseer = overseer_of(state, context)
-    outcome = await walk_chain(context, place, overseer, chain, left)
+    outcome = await walk_chain(context, place, overseer, chain, left_of(state))
     return {
         "proposal": outcome["answer"] if outcome["status"] == "ok" else None,
         "error": outcome["error"],
-        "spent": plus(spent, outcome["spent"]),
+        "spent": plus(state["spent"], outcome["spent"]),
     }
 
 
 async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
     """X answers the question undivided."""
+    left = left_of(state)
     outcome = await answer_directly(
         context,
         question=state["question"],
@@ -172,8 +171,8 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
         path=state["path"],
         retries=tried(state, context),
         step=state["step"],
-        calls=max(0, state["calls"] - state["spent"]["calls"]),
-        tokens=max(0, state["tokens"] - state["spent"]["tokens"]),
+        calls=left.calls,
+        tokens=left.tokens,
     )
     return {
         "proposal": outcome["answer"],

@@ -10,7 +10,6 @@ What is kept of a wave: that its votes agreed, and on what; all of them where th
 one was refused. Log-probabilities and tokens of single votes are not kept.
 """
 
-import asyncio
 import hashlib
 import json
 import time
@@ -19,11 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agents.budget import Budget
-from agents.errors import EndpointError, ReplayError
+from agents.errors import ReplayError
 from agents.overseer import AnyOverseer
 from agents.screen import redact
-from agents.types import Answer, Chain, ChatRequest, Completion
-from graphs.copies import Place, chain_request, record_leaf, vote_of
+from agents.types import Answer, Chain, ChatRequest
+from graphs.copies import Place, chain_request, record_leaf, side_by_side, vote_of
 from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, Status, failed_outcome, plus
 from graphs.traces import LinkKey
 from graphs.voting import Vote, wave, winner
@@ -58,14 +57,12 @@ async def walk_chain(
     frame = chain_request(context, "", 0)
     await _same_chain(context, key, chain, frame)
     at = _resumed(context, key, chain)
-    disputed = 0
     status, error, answer = "ok", None, None
     while True:
         chosen, status, error = await _link(context, key, at, given)
         if chosen is None or status != "ok":
             answer = chosen.text if chosen else None
             break
-        disputed += len({vote.text for vote in at.votes}) > 1
         try:
             following = follow(at.asked, chosen.text)
         except Exception as failure:  # noqa: BLE001 - H is the user's code: its failures are values
@@ -76,6 +73,7 @@ async def walk_chain(
             break
         at.number, at.asked, at.votes, at.waves = at.number + 1, redact(following), [], 0
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": at.spent}
+    disputed = context.caller.store.disputed_links(key)
     told = {"links": at.number + 1, "disputed": disputed, "last": at.asked}
     await record_leaf(context, place, outcome, told, ("chain",))
     return outcome
@@ -94,11 +92,13 @@ async def _link(
             return winner(at.votes), "over_budget", lacking and f"no {lacking} left"
         numbers = range(first + len(at.votes), first + len(at.votes) + min(more, left.calls))
         asked = [chain_request(context, at.asked, number) for number in numbers]
-        replies, failure = await _replies(context, asked)
-        votes = [vote_of(context, at.asked, n, reply) for n, reply in replies]
-        tokens = sum(reply.tokens for _, reply in replies)
-        for _, reply in replies:
-            context.purse.pay(context.model, reply)
+        came, failure = await side_by_side([caller.client.complete(each) for each in asked])
+        caller.outage = failure or caller.outage
+        replies = {n: replace(reply, text=redact(reply.text)) for n, reply in came.items()}
+        votes = [vote_of(context, at.asked, numbers[n], reply) for n, reply in replies.items()]
+        tokens = sum(reply.tokens for reply in replies.values())
+        for n, reply in replies.items():
+            context.purse.pay(asked[n].model, reply)
         at.votes += votes
         decided = failure is None and wave(at.votes, policy) == 0
         chosen = winner(at.votes) if decided else None
@@ -117,7 +117,7 @@ async def _link(
                 },
             )
         at.waves += 1
-        cached = sum(reply.cached for _, reply in replies)
+        cached = sum(reply.cached for reply in replies.values())
         at.spent = plus(at.spent, {"calls": len(votes), "cached": cached, "tokens": tokens})
         if failure is not None:
             return winner(at.votes), "failed", str(failure)
@@ -137,28 +137,11 @@ async def _link(
     return chosen, "ok", None
 
 
-async def _replies(
-    context: AmplifyContext, asked: Sequence[ChatRequest]
-) -> tuple[list[tuple[int, Completion]], EndpointError | None]:
-    """(vote, reply) of those that came, and the first failure."""
-    client = context.caller.client
-    came = await asyncio.gather(*(client.complete(r) for r in asked), return_exceptions=True)
-    replies: list[tuple[int, Completion]] = []
-    failure: EndpointError | None = None
-    for request, reply in zip(asked, came, strict=True):
-        if isinstance(reply, Completion):
-            replies.append((request.vote, replace(reply, text=redact(reply.text))))
-        elif isinstance(reply, EndpointError):
-            failure = failure or reply
-        else:
-            raise reply
-    if failure is not None:
-        context.caller.outage = failure
-    return replies, failure
-
-
 def _kept(votes: Sequence[Vote]) -> str:
-    """A wave as JSON: `[text, n]` where all agree, otherwise every vote."""
+    """A wave as JSON: `[text, n]` where all agree, otherwise every vote, `[[text, ok, flag], …]`.
+
+    `TraceStore.disputed_links` tells the two apart by their beginning.
+    """
     one = votes[0]
     if one.ok and all(vote.ok and vote.text == one.text for vote in votes):
         return json.dumps([one.text, len(votes)])

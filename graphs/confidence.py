@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from graphs.copies import leaf_place
 from graphs.traces import TraceStore
 from graphs.tree import Node
 
@@ -54,8 +55,7 @@ def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:
         if row["kind"] == "outcome":
             logged.stated = detail.get("confidence")
             continue
-        step, tried = row["key"].rsplit(":", 2)[1].split(".")
-        logged.leaves[row["path"]] = (detail, int(step), int(tried))
+        logged.leaves[row["path"]] = (detail, *leaf_place(row["key"]))
     if logged.stated is not None:
         return logged.stated
     for row in store.select(

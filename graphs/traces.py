@@ -56,6 +56,10 @@ SELECT * FROM links WHERE question=:question AND path=:path AND attempt=:attempt
   SELECT max(number) FROM links WHERE question=:question AND path=:path AND attempt=:attempt)
 ORDER BY wave
 """
+DISPUTED_LINKS = """
+SELECT count(DISTINCT number) FROM links
+WHERE question=:question AND path=:path AND attempt=:attempt AND votes LIKE '[[%'
+"""
 SPENT_ON_LINKS = """
 SELECT coalesce(sum(calls), 0), coalesce(sum(tokens), 0) FROM links
 WHERE question=:question AND path=:path AND attempt=:attempt
@@ -187,6 +191,11 @@ class TraceStore:
         """Calls and tokens of a chain so far."""
         ((calls, tokens),) = self.select(SPENT_ON_LINKS, vars(key))
         return calls, tokens
+
+    def disputed_links(self, key: LinkKey) -> int:
+        """Links of a chain whose votes did not all agree, or had one that was refused."""
+        ((links,),) = self.select(DISPUTED_LINKS, vars(key))
+        return links
 
     async def add_judgement(
         self,

@@ -172,8 +172,21 @@ def test_a_chain_that_breaks_off_anywhere_goes_on_as_if_undisturbed(
     whole, made = asyncio.run(_alone(folder / "whole.db", seed, error))
     broken, first, second = asyncio.run(_broken(folder / "broken.db", seed, error, until))
     assert {**broken, "spent": 0} == {**whole, "spent": 0}
+    assert told(folder / "broken.db") == told(folder / "whole.db")
     # What was in flight, and no more, is asked again.
     assert made <= first + second <= made + 9
+
+
+def told(path: Path) -> list[tuple[int, int, str]]:
+    """What is recorded of whole chains: links, disputed ones, the last question."""
+    store = TraceStore(path)
+    rows = store.select(
+        "SELECT detail ->> 'links', detail ->> 'disputed', detail ->> 'last' FROM judgements"
+        " WHERE kind='chain'"
+    )
+    found = [tuple(row) for row in rows]
+    store.close()
+    return found
 
 
 async def _alone(path: Path, seed: int, error: float) -> tuple[Outcome, int]:
