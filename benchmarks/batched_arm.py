@@ -98,11 +98,10 @@ class BatchedArm:
 
 
 def _unmerged(files: ModelFiles) -> tuple[Any, Any]:
-    from peft import PeftModel
+    from finetune.base_model import dequantised_base, load_adapted, load_base
 
-    from finetune.base_model import dequantised_base, load_base, quiet_libraries
-
-    model, tokenizer = load_base(dequantised_base(files.gguf))
-    with quiet_libraries():
-        student: Any = PeftModel.from_pretrained(model, str(files.peft))
+    base = dequantised_base(files.gguf)
+    if files.peft is None:
+        return load_base(base)
+    student, tokenizer = load_adapted(base, files.peft)
     return student.base_model.model, tokenizer

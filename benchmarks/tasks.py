@@ -11,7 +11,6 @@ import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from benchmarks.default_model import ENGINES, open_default_model
 from benchmarks.report import Claim, Report
 from graphs.calls import Caller
 from graphs.state import AmplifyContext, Limits
-from graphs.statistics import wilson
+from graphs.statistics import mcnemar, wilson
 from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
 from graphs.task import score_held_out
 from graphs.traces import TraceStore
@@ -121,14 +120,6 @@ async def answered(
     return done
 
 
-def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
-    """Two-sided exact p of a paired difference: discordant pairs as fair coins (McNemar 1947)."""
-    pairs = list(zip(one, other, strict=True))
-    split = (pairs.count((True, False)), pairs.count((False, True)))
-    tails = sum(comb(sum(split), k) for k in range(min(split) + 1))
-    return min(1.0, 2 * tails / 2 ** sum(split))
-
-
 async def side_by_side(
     caller: Caller, task: GymTask, level: int, config: Config, report: Report
 ) -> None:
@@ -145,6 +136,7 @@ async def side_by_side(
     direct = await answered(Direct(context), task, "direct", questions, config)
     amplified = await answered(Amplified(context), task, "amplified", questions, config)
     n = len(questions)
+    pairs = list(zip(direct.right, amplified.right, strict=True))
     report.rows.append(
         {
             "task": task.name,
@@ -155,7 +147,7 @@ async def side_by_side(
             "direct 95%": list(direct.ci95),
             "amplified": amplified.accuracy,
             "amplified 95%": list(amplified.ci95),
-            "McNemar p": mcnemar(direct.right, amplified.right),
+            "McNemar p": mcnemar(pairs.count((True, False)), pairs.count((False, True))),
             "calls/q": amplified.calls / n,
             "cached/q": amplified.cached / n,
             "tools/q": sum(tool.asked for tool in tools.values()) / n,

@@ -121,16 +121,14 @@ def load_weights(files: ModelFiles) -> tuple[Any, Any]:
     Raises:
         MissingError: a file is not there, or is no model or adapter.
     """
-    from peft import PeftModel
+    from finetune.base_model import dequantised_base, load_adapted, load_base, quiet_libraries
 
-    from finetune.base_model import dequantised_base, load_base, quiet_libraries
-
-    model, tokenizer = load_base(dequantised_base(files.gguf))
-    if files.adapter is not None:
-        with quiet_libraries():
-            student: Any = PeftModel.from_pretrained(model, str(_peft_folder(files)))
-            model = student.merge_and_unload()
-    return model, tokenizer
+    base = dequantised_base(files.gguf)
+    if files.adapter is None:
+        return load_base(base)
+    student, tokenizer = load_adapted(base, _peft_folder(files))
+    with quiet_libraries():
+        return student.merge_and_unload(), tokenizer
 
 
 @dataclass(eq=False)

@@ -42,14 +42,10 @@ class Row:
 
 
 ACCEPTED = """
-SELECT q.id, q.run, q.round, q.system, q.task, q.split, q.text, j.detail, j.kind,
-  (SELECT group_concat(DISTINCT c.model_digest) FROM calls c WHERE c.question = q.id) AS models
-FROM questions q JOIN judgements j ON j.id = (
-  SELECT o.id FROM judgements o
-  WHERE o.question = q.id AND o.path = '' AND o.kind IN ('outcome', 'leaf')
-  ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
-WHERE j.ok = 1 AND q.split = ? AND q.system = ? AND q.round <= ?
-ORDER BY q.round, q.id
+SELECT r.*, (SELECT group_concat(DISTINCT c.model_digest) FROM calls c WHERE c.question = r.id)
+  AS models
+FROM roots r WHERE r.ok = 1 AND r.split = ? AND r.system = ? AND r.round <= ?
+ORDER BY r.round, r.id
 """
 
 

@@ -21,7 +21,6 @@ from finetune.hard import hardness
 from finetune.rounds_config import RoundsConfig, RoundSpec
 from finetune.run_folder import OpenRun
 from finetune.twins import agreement, peft_answers
-from graphs.calls import Caller
 from graphs.evaluate import Score, evaluate
 from graphs.state import AmplifyContext, Outcome
 from graphs.statistics import wilson
@@ -30,9 +29,7 @@ from graphs.systems import (
     Asked,
     Direct,
     System,
-    answer_all,
-    refuse_broke,
-    refuse_outage,
+    answer_every,
     task_context,
 )
 from graphs.task import Task
@@ -85,19 +82,15 @@ class Stages:
         asked: Asked,
         questions: Sequence[str],
         what: str | None = None,
-        caller: Caller | None = None,
     ) -> list[Outcome]:
-        """`answer_all`, shown as `what`; an endpoint that is down ends the stage."""
-        outcomes = await answer_all(
+        """`answer_every`, shown as `what`; an endpoint that is down ends the stage."""
+        return await answer_every(
             system,
             asked,
             questions,
             together=self.config.together,
             on_done=self._tick(what, len(questions)) if what else None,
         )
-        refuse_outage(outcomes, caller or self.run.caller)
-        refuse_broke(outcomes, self.purse)
-        return outcomes
 
     async def amplify(self, number: int, model: str) -> dict[str, Any]:
         """Record the answers that the round's student will learn: H's own in round 0, with the
@@ -319,7 +312,6 @@ class Stages:
             Direct(replace(self.context(name), caller=caller)),
             self.asked(number, key, "held_out"),
             questions,
-            caller=caller,
         )
         adapter = self.run.folder.registry.get(name).path
         answers = await asyncio.to_thread(

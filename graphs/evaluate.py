@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from graphs.statistics import wilson
-from graphs.systems import Asked, System, answer_all, refuse_broke, refuse_outage
+from graphs.systems import Asked, System, answer_every
 from graphs.task import Task, refuse_training, score_held_out
 
 
@@ -46,9 +46,7 @@ async def evaluate(
     """
     for question in questions:
         refuse_training(task, question)
-    outcomes = await answer_all(system, asked, questions, together=together, on_done=on_done)
-    refuse_outage(outcomes, system.context.caller)
-    refuse_broke(outcomes, system.context.purse)
+    outcomes = await answer_every(system, asked, questions, together=together, on_done=on_done)
     right = sum(
         score_held_out(task, question, outcome["answer"])
         for question, outcome in zip(questions, outcomes, strict=True)

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.types import Command
 
 from agents.errors import UsageError
 from graphs.amplify import begin, build_graph
+from graphs.checkpoints import open_checkpoints
 from graphs.state import AmplifyContext, Outcome
 from graphs.systems import recursion_limit, with_purse
 
@@ -106,6 +105,5 @@ def _pending(interrupts: Sequence[Any]) -> tuple[Pending, ...]:
 @asynccontextmanager
 async def open_patient(context: AmplifyContext, path: Path) -> AsyncGenerator[Patient]:
     """A patient whose checkpoints are in a SQLite file."""
-    async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
-        saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+    async with open_checkpoints(path) as saver:
         yield Patient(context, saver)

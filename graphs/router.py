@@ -86,37 +86,36 @@ class Router:
         """
         if len(past) < 20:
             raise UsageError(f"a router needs 20 past questions or more, there are {len(past)}")
-        if {"neighbours", "like"} & options.keys():
-            return Router._fitted(past, **options)
-        tried = [Router._fitted(past, neighbours=n, like=like, **options) for n, like in GRID]
-        return max(tried, key=Router._worth)
+        first = Router(tuple(past), ((0.0,) * 4, (0.0,) * 4), **options)
+        tried = [first]
+        if not {"neighbours", "like"} & options.keys():
+            tried = [replace(first, neighbours=n, like=like) for n, like in GRID]
+        return max((router._fitted() for router in tried), key=lambda found: found[1])[0]
 
-    @staticmethod
-    def _fitted(past: Sequence[Past], **options: Any) -> "Router":
-        empty = Router(tuple(past), ((0.0,) * 4, (0.0,) * 4), **options)
-        rows = [
-            empty.features(p.question, p.logprob, empty.likely(p.question, without=at))
-            for at, p in enumerate(past)
-        ]
-        x = np.array(rows, dtype=np.float64)
-        fitted = [logistic(x, np.array([getattr(p, arm) for p in past], dtype=np.float64))
-                  for arm in ("direct", "amplified")]  # fmt: skip
-        return replace(empty, weights=(fitted[0], fitted[1]))
-
-    def _worth(self) -> float:
-        """Right answers to past questions, each routed by the others, less what the calls cost.
+    def _fitted(self) -> tuple["Router", float]:
+        """The router with its regressions, and what it is worth: right answers to past questions,
+        each routed by the others, less what the calls cost.
 
         A question that is decomposed is taken to cost twice a direct one: no tree is known here.
         """
-        worth = 0.0
-        for at, p in enumerate(self.past):
-            likely = self.likely(p.question, without=at)
-            route = self._clear(likely)
+        likely = [self.likely(p.question, without=at) for at, p in enumerate(self.past)]
+        rows = [
+            self.features(p.question, p.logprob, shares)
+            for p, shares in zip(self.past, likely, strict=True)
+        ]
+        x = np.array(rows, dtype=np.float64)
+        direct, amplified = (
+            logistic(x, np.array([getattr(p, arm) for p in self.past], dtype=np.float64))
+            for arm in ("direct", "amplified")
+        )
+        router, worth = replace(self, weights=(direct, amplified)), 0.0
+        for p, shares in zip(self.past, likely, strict=True):
+            route = router._clear(shares)
             calls = 0 if route else 1
-            route = route or self._looked(p.question, p.logprob, likely)
+            route = route or router._looked(p.question, p.logprob, shares)
             calls += 2 if route.decompose else 1 - calls
             worth += (p.amplified if route.decompose else p.direct) - CALL_PRICE * calls
-        return worth
+        return router, worth
 
     def before(self, question: str) -> Route | None:
         """The route where past questions alone are clear about it; None where they are not."""

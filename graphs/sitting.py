@@ -11,7 +11,7 @@ from graphs.best_of import EqualTokens, equal_votes
 from graphs.exam import Exam
 from graphs.foreign_graph import ForeignGraph
 from graphs.state import Outcome
-from graphs.systems import Asked, System, answer_all, refuse_broke, refuse_outage
+from graphs.systems import Asked, System, answer_every
 
 Heard = Callable[[str, int, int], None]
 """Hears (system, questions answered, of how many)."""
@@ -82,15 +82,13 @@ class Hall:
         self.heard(entrant.key, 0, total)
         for seed, questions in drawn.items():
             system, asked = entrant.make(seed), self._asked(entrant, seed)
-            outcomes = await answer_all(
+            outcomes = await answer_every(
                 system,
                 asked,
                 questions,
                 together=self.together,
                 on_done=lambda done, before=before: self.heard(entrant.key, before + done, total),
             )
-            refuse_outage(outcomes, system.context.caller)
-            refuse_broke(outcomes, system.context.purse)
             if isinstance(system, ForeignGraph):
                 _refuse_broken(entrant.key, outcomes)
             papers.append(Paper(seed, asked, questions, outcomes))

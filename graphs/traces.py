@@ -50,6 +50,14 @@ CREATE TABLE IF NOT EXISTS links (
   PRIMARY KEY (question, path, attempt, number, wave)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS judged ON judgements (question, path, kind);
 """
+ROOTS = """
+CREATE TEMP VIEW roots AS SELECT q.*, j.kind, j.ok, j.detail
+FROM questions q JOIN judgements j ON j.id = (
+  SELECT o.id FROM judgements o
+  WHERE o.question = q.id AND o.path = '' AND o.kind IN ('outcome', 'leaf')
+  ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
+"""
+"""Questions that have ended, with the judgement that says how; for whoever reads."""
 
 LAST_LINK = """
 SELECT * FROM links WHERE question=:question AND path=:path AND attempt=:attempt AND number = (
@@ -113,6 +121,7 @@ class TraceStore:
             raise of_sqlite(path, error) from error
         try:
             self._prepare()
+            self._reader.execute(ROOTS)
         except BaseException:
             self._reader.close()
             raise

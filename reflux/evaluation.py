@@ -11,7 +11,6 @@ import typer
 
 from agents.errors import UsageError
 from agents.purse import Price
-from finetune.rounds_config import config_from
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.exam import Exam, FileExam, Marker, TaskExam
 from graphs.question_file import read_questions
@@ -21,7 +20,7 @@ from graphs.state import AmplifyContext, Limits
 from graphs.user_code import load_object
 from graphs.voting import VotePolicy
 from reflux.app import OUT, RUNS, Json, RunDir, emit, run_async
-from reflux.ask import Model, TaskName, batch_config, open_run, task_of
+from reflux.ask import Model, TaskName, batch_config, config_of, open_run, task_of
 from reflux.entrants import EQUAL, Entrants, asks_x, named
 from reflux.evaluation_tables import tables
 from reflux.overseers import OVERSEERS, overseer_named
@@ -191,8 +190,7 @@ def prices_of(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
         UsageError: one is no price.
     """
     prices: dict[str, Price] = {}
-    if folder.exists:
-        config = config_from(folder.load_config(), str(folder.config_path))
+    if (config := config_of(folder)) is not None:
         prices.update(config.purse.prices)
     for text in given:
         name, _, costs = text.rpartition("=")
@@ -210,8 +208,8 @@ def prices_of(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
 
 
 async def _evaluate(folder: RunFolder, plan: Plan, model: str | None) -> Results:
-    named = model if asks_x(plan.keys) else model or "base"
-    opened, x = open_run(folder, named, batch_config(folder))
+    x_given = model if asks_x(plan.keys) else model or "base"
+    opened, x = open_run(folder, x_given, batch_config(folder))
     async with opened, AsyncExitStack() as stack:
         with ProgressView() as view:
             found = await compare(

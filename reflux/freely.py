@@ -12,12 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from agents.errors import RefluxError, UsageError
+from agents.overseer import AnyOverseer
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.amplify import begin, screened
+from graphs.calls import Caller
 from graphs.events import Event
 from graphs.patient import Patient, Progressed, open_patient
 from graphs.state import AmplifyContext, Limits
 from graphs.systems import Asked
+from graphs.traces import TraceStore
 from graphs.tree import Node, find_question, load_tree
 from graphs.voting import VotePolicy
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
@@ -43,6 +46,30 @@ class How:
     def limits(self) -> Limits:
         """The caps of the question."""
         return Limits(depth=self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
+
+    def context(self, caller: Caller, overseer: AnyOverseer, **more: Any) -> AmplifyContext:
+        """The context of the question; `more` are further fields of it."""
+        return AmplifyContext(
+            caller,
+            self.model,
+            (overseer,),
+            limits=self.limits(),
+            max_tokens=self.max_tokens,
+            votes=VotePolicy(most=1),
+            **more,
+        )
+
+
+def how_asked(store: TraceStore, trajectory: str) -> How | None:
+    """How a question was asked; None where it was in another way."""
+    found = store.select(
+        "SELECT detail FROM judgements WHERE question=? AND kind='how' ORDER BY id LIMIT 1",
+        (trajectory,),
+    )
+    if (row := next(found, None)) is None:
+        return None
+    said: dict[str, Any] = json.loads(row["detail"])
+    return How(**{**said, "tools": tuple(said["tools"])})
 
 
 class Meter:
@@ -118,13 +145,9 @@ async def go_on(
         granted = {"answer": list(how.tools)} if how.tools else {}
         grants = await stack.enter_async_context(open_tools(granted))
         with ERR.status("asking") as status:
-            context = AmplifyContext(
+            context = how.context(
                 opened.caller,
-                how.model,
-                (overseer_named(how.overseer),),
-                limits=how.limits(),
-                max_tokens=how.max_tokens,
-                votes=VotePolicy(most=1),
+                overseer_named(how.overseer),
                 grants=grants,
                 emit=Meter(how, status.update),
             )
@@ -192,17 +215,11 @@ async def _reply(folder: RunFolder, trajectory: str, words: str, to: str | None)
     store = folder.store()
     try:
         question_id, text = find_question(store, trajectory)
-        found = list(
-            store.select(
-                "SELECT detail FROM judgements WHERE question=? AND kind='how'", (question_id,)
-            )
-        )
+        how = how_asked(store, question_id)
     finally:
         store.close()
-    if not found:
+    if how is None:
         raise UsageError(f"{question_id} was not asked with --overseer, so it waits for nobody")
-    settings = json.loads(found[0]["detail"])
-    how = How(**{**settings, "tools": tuple(settings["tools"])})
     opened, _ = open_run(folder, how.model)
 
     async def first(patient: Patient) -> Progressed:

@@ -16,10 +16,10 @@ from datetime import datetime
 
 from agents.errors import RefluxError, UsageError
 from agents.overseer import AnyOverseer
-from finetune.rounds_config import config_from
 from finetune.run_folder import RunFolder
 from graphs.task import Task
 from reflux.api_errors import ApiError
+from reflux.ask import config_of
 from reflux.serve_settings import ServeSettings
 from reflux.tasks import task_named
 
@@ -129,10 +129,9 @@ class ServedModels:
 
 
 def _task_of(folder: RunFolder) -> Task | None:
-    if not folder.exists:
-        return None
     try:
-        return task_named(config_from(folder.load_config(), str(folder.config_path)).task)
+        config = config_of(folder)
+        return task_named(config.task) if config else None
     except RefluxError:  # The task is a program's own, or its config another version's.
         return None
 

@@ -17,7 +17,7 @@ from graphs.plan import Plan, plan, walk
 from graphs.state import AmplifyContext, Limits
 from graphs.statistics import wilson
 from graphs.stopping import AheadBy
-from graphs.systems import Asked, Direct, answer_all, refuse_outage, task_context
+from graphs.systems import Asked, Direct, answer_every, task_context
 from graphs.task import Task, score_held_out
 from graphs.traces import TraceStore
 from graphs.vote_log import (
@@ -152,22 +152,16 @@ async def _probed(
         )
         asked = Asked(folder.name, -1, f"probe-{x}-{level}", task.name, "held_out")
         with ProgressView() as view:
-            outcomes = await answer_all(
+            await answer_every(
                 Direct(task_context(context, task), votes=policy),
                 asked,
                 questions,
                 on_done=lambda done: view(f"probe {x}", done, len(questions), ""),
             )
-        refuse_outage(outcomes, opened.caller)
         return list(voted_questions(opened.store, asked.system))
 
 
-ROOTS = """
-SELECT q.text, j.detail, q.task FROM questions q JOIN judgements j ON j.id = (
-  SELECT o.id FROM judgements o WHERE o.question = q.id AND o.path = ''
-  AND o.kind IN ('outcome', 'leaf') ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
-WHERE q.system = ? AND q.split = 'held_out'
-"""
+ENDED = "SELECT text, task, detail FROM roots WHERE system = ? AND split = 'held_out'"
 
 
 def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:
@@ -175,7 +169,7 @@ def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:
     store = TraceStore(folder.traces_path)
     marks = [
         score_held_out(task, row["text"], json.loads(row["detail"])["answer"])
-        for row in store.select(ROOTS, (system,))
+        for row in store.select(ENDED, (system,))
         if row["task"] == task.name
     ]
     store.close()

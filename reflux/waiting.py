@@ -5,9 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from agents.errors import UsageError
@@ -15,11 +13,11 @@ from agents.overseer import AnyOverseer, PersonOverseer
 from agents.reviewed import Reviewed
 from finetune.run_folder import OpenRun
 from graphs.calls import Caller
+from graphs.checkpoints import open_checkpoints
 from graphs.patient import Patient, Pending, Progressed
 from graphs.state import AmplifyContext, Outcome
 from graphs.tree import find_question
-from graphs.voting import VotePolicy
-from reflux.freely import How
+from reflux.freely import How, how_asked
 from reflux.overseers import overseer_named
 from reflux.persons import step_of
 
@@ -125,41 +123,23 @@ class Waiting:
     async def _checkpoints(self) -> AsyncSqliteSaver:
         async with self._opening:
             if self._saver is None:
-                path = str(self._run.folder.checkpoints_path)
-                saver = await self._open.enter_async_context(
-                    AsyncSqliteSaver.from_conn_string(path)
-                )
-                saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+                path = self._run.folder.checkpoints_path
+                saver = await self._open.enter_async_context(open_checkpoints(path))
                 await saver.setup()
                 self._saver = saver
             return self._saver
 
-    async def _restored(self, trajectory: str) -> Patient:
-        return Patient(self._context(self._how(trajectory)), await self._checkpoints())
-
     def _how(self, trajectory: str) -> How:
-        found = self._run.store.select(
-            "SELECT detail FROM judgements WHERE question=? AND kind='how' ORDER BY id LIMIT 1",
-            (trajectory,),
-        )
-        row = next(found, None)
-        if row is None:
+        how = how_asked(self._run.store, trajectory)
+        if how is None:
             raise UsageError(f"{trajectory} was not asked in a way that waits for persons")
-        said: dict[str, Any] = json.loads(row["detail"])
-        return How(**{**said, "tools": tuple(said["tools"])})
+        return how
 
     def _context(self, how: How) -> AmplifyContext:
         """As the question was asked; a tool that a copy was granted is not known here."""
         if how.tools:
             raise UsageError("this question's copies have tools: go on with `reflux reply`")
-        return AmplifyContext(
-            self._caller(),
-            how.model,
-            (overseer_named(how.overseer, self._overseers),),
-            limits=how.limits(),
-            max_tokens=how.max_tokens,
-            votes=VotePolicy(most=1),
-        )
+        return how.context(self._caller(), overseer_named(how.overseer, self._overseers))
 
     def _caller(self) -> Caller:
         return Caller(self._run.cache, self._run.store)

@@ -199,21 +199,14 @@ def act(
     at = len(a) // 2 if first else len(a) - len(a) // 2
     if not transcript:
         return Ask((SubQuestion(write(a[:at], b)), SubQuestion(write(a[at:], b))))
-    low, high = (_part(exchange) for exchange in transcript[:2])
+    low, high = (addition.part(said, has_form) for said in transcript[:2])
     if len(transcript) == 2:
         return Ask.of(addition.write(low[at:].ljust(len(high), "0"), high, 0))
-    total = _part(transcript[2])
+    total = addition.part(transcript[2], has_form)
     # The product has no digit above these: the carry is nought, or a part was wrong.
     if total[-1] != "0":
         raise ValueError(f"{transcript[2].question} came to {total}, longer than {question} can be")
     return Answer(low[:at] + total[:-1])
-
-
-def _part(exchange: Exchange) -> str:
-    """A copy's answer, or its best guess, where it has the form that H goes on with."""
-    if exchange.answer is None or not has_form(exchange.question, exchange.answer):
-        raise ValueError(f"no usable answer to {exchange.question}: {exchange.answer!r}")
-    return exchange.answer
 
 
 def has_form(question: str, answer: str) -> bool:
@@ -228,9 +221,5 @@ def casts_out_nines(question: str, answer: str) -> bool:
     """The answer leaves the rest modulo nine that the question's numbers tell."""
     if not is_product(question):
         return addition.casts_out_nines(question, answer)
-    a, b = (_digits(factor) for factor in read(question))
-    return (a * b - _digits(answer)) % 9 == 0
-
-
-def _digits(text: str) -> int:
-    return sum(int(digit) for digit in text)
+    a, b = map(addition.digit_sum, read(question))
+    return (a * b - addition.digit_sum(answer)) % 9 == 0
