@@ -1,11 +1,12 @@
 """Errors as clients of the OpenAI protocol read them: `{"error": {message, type, param, code}}`."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -56,7 +57,9 @@ class ApiError(RefluxError):
 
     def response(self) -> Response:
         """The whole response."""
-        return JSONResponse(self.body(), self.status, self.headers)
+        # ASCII: a client's own words may be no Unicode text.
+        body = json.dumps(self.body())
+        return Response(body, self.status, self.headers, media_type="application/json")
 
 
 def as_api_error(error: RefluxError) -> ApiError:

@@ -97,23 +97,31 @@ async def complete_chat(body: ChatRequest, request: Request) -> Response:
     headers = {TRACE: answer.trajectory}
     work = Work[Said](lambda put: _recorded(shared, body.model, answer, put), shared.tasks)
     said = work.said(PING_SECONDS)
+    streamed = False
     try:
         # Before its first piece a failure still has a status of its own.
-        first = await unless_left(request, anext(said))
-        while not (body.stream or isinstance(first, Reply)):
-            first = await unless_left(request, anext(said))
-    except BaseException as error:
-        work.stop()
-        if isinstance(error, ClientLeft):
-            return Response(status_code=499)
-        if isinstance(error, RefluxError):
-            failed = as_api_error(error)
-            failed.headers = {**(failed.headers or {}), **headers}
-            raise failed from error
-        raise
-    if isinstance(first, Reply) and not body.stream:
-        return Response(form.whole(first), media_type="application/json", headers=headers)
-    return StreamedWork(_chunks(form, first, said), work, headers)
+        first = await unless_left(request, _first(said, body.stream))
+        if isinstance(first, Reply) and not body.stream:
+            return Response(form.whole(first), media_type="application/json", headers=headers)
+        streamed = True
+        return StreamedWork(_chunks(form, first, said), work, headers)
+    except ClientLeft:
+        return Response(status_code=499)
+    except RefluxError as error:
+        failed = as_api_error(error)
+        failed.headers = {**(failed.headers or {}), **headers}
+        raise failed from error
+    finally:
+        if not streamed:
+            work.stop()
+
+
+async def _first(said: AsyncGenerator[Said | None], streamed: bool) -> Said | None:
+    """What is said first, or where nothing is streamed the reply."""
+    async for piece in said:
+        if streamed or isinstance(piece, Reply):
+            return piece
+    raise RefluxError("an answer ended without a reply; please report this")
 
 
 class StreamedWork(StreamingResponse):
@@ -165,6 +173,9 @@ async def _recorded(
         hear(reply)
     except RefluxError as error:
         ended = as_api_error(error).detail.code or "failed"
+        raise
+    except Exception:
+        ended = "failed"
         raise
     finally:
         metrics.answers.labels(model, ended).inc()

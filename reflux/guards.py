@@ -103,7 +103,11 @@ class Guard:
         headers = Headers(scope=scope)
         if (refusal := self._stranger(headers)) is not None or scope["path"] in OPEN:
             return refusal
-        if self._settings.api_key and not self._shows_key(headers):
+        # Browsers ask without a key whether an origin may send one.
+        asks_first = (
+            scope.get("method") == "OPTIONS" and headers.get("origin") in self._settings.origins
+        )
+        if self._settings.api_key and not asks_first and not self._shows_key(headers):
             return ApiError(
                 401,
                 "this server needs its key: Authorization: Bearer KEY",

@@ -7,7 +7,7 @@ Fields that can only be left as they are (`top_p`, the penalties) take their neu
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from agents.types import ToolSpec, Turn
 
@@ -90,12 +90,20 @@ Message = Annotated[
 ]
 
 
+def _finite(value: dict[str, Any]) -> dict[str, Any]:
+    json.dumps(value, allow_nan=False)  # Python's reader takes NaN, which is no JSON.
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_finite)]
+
+
 class Function(Asked):
     """A function that the model may call."""
 
     name: str = Field(pattern=TOOL_NAME)
     description: str = ""
-    parameters: dict[str, Any] = {"type": "object", "properties": {}}
+    parameters: JsonObject = {"type": "object", "properties": {}}
     strict: Literal[False] | None = None
 
 
@@ -116,7 +124,7 @@ class Schema(Asked):
 
     name: str
     description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: JsonObject = Field(alias="schema")
     strict: bool | None = None
 
 

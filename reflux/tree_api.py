@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from agents.errors import UsageError
 from graphs.events import Event
-from graphs.tree import load_tree, tokens_of
+from graphs.tree import find_question, load_tree, tokens_of
 from reflux.api_errors import ApiError
 from reflux.chat_api import ERRORS, PING_SECONDS, served
 from reflux.event_log import EventLog
@@ -24,12 +24,12 @@ async def show_tree(trajectory: str, request: Request) -> dict[str, Any]:
     """The tree of an answer, as far as it is recorded, and its tokens."""
     store = served(request).run.store
     try:
-        tree = load_tree(store, trajectory[:LONGEST_ID])
+        known, _ = find_question(store, trajectory[:LONGEST_ID])
     except UsageError as error:
         raise ApiError(404, str(error), param="trajectory", code="no_trajectory") from error
-    asked, said = tokens_of(store, trajectory)
+    asked, said = tokens_of(store, known)
     usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
-    return {"trajectory": trajectory, "usage": usage, "tree": tree.to_json()}
+    return {"trajectory": known, "usage": usage, "tree": load_tree(store, known).to_json()}
 
 
 @router.get(
@@ -59,7 +59,8 @@ async def follow_tree(
             param="trajectory",
             code="no_events",
         )
-    seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
+    numbered = last_event_id is not None and len(last_event_id) < 18 and last_event_id.isdecimal()
+    seen = int(last_event_id or 0) if numbered else after
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(_events(log, seen), media_type="text/event-stream", headers=headers)
 

@@ -360,7 +360,13 @@ def test_an_endpoint_that_fails_is_a_502_and_in_a_stream_an_error(
 
 
 def test_a_body_that_is_no_json_is_a_400(url: str) -> None:
-    for body in (b"", b"{", b"[" * 100_000, b'{"model": "x"}', b'"\\ud83d"', b"\xff"):
+    tool = b'"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": NaN}}}]'
+    head = b'{"model": "x", "messages": [{"role": "user", "content": "hi"}], '
+    half = b'"\\ud83d"'
+    for body in (
+        b"", b"{", b"[" * 100_000, b'{"model": "x"}', half, b"\xff", head + tool + b"}",
+        b"{%b: 1}" % half, head + b"%b: 1}" % half, head + b'"stop": %b}' % half,
+    ):  # fmt: skip
         done = subprocess.run(
             ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H",
              "content-type: application/json", "--data-binary", "@-",

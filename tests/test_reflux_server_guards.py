@@ -60,6 +60,16 @@ def test_a_page_of_another_origin_may_not_use_the_server(tmp_path: Path) -> None
         assert httpx2.options(f"{url}/v1/chat/completions", headers=asked).status_code == 200
 
 
+def test_a_page_of_a_friendly_origin_can_ask_whether_it_may_send_the_key(tmp_path: Path) -> None:
+    friend = "http://localhost:3000"
+    asked = {"origin": friend, "access-control-request-method": "POST"}
+    asked["access-control-request-headers"] = "authorization"
+    with serving(tmp_path, origins=(friend,), api_key="secret") as url:
+        assert httpx2.options(f"{url}/v1/chat/completions", headers=asked).status_code == 200
+        assert status(url, origin=friend) == (401, "invalid_api_key")
+        assert status(url, origin=friend, authorization="Bearer secret") == (200, None)
+
+
 def test_a_simple_post_that_a_page_can_send_unasked_is_refused(
     tmp_path: Path, script: Scripted
 ) -> None:
