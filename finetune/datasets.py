@@ -43,7 +43,10 @@ class Row:
 
 ACCEPTED = """
 SELECT q.id, q.run, q.round, q.system, q.task, q.split, q.text, j.detail, j.kind,
-  (SELECT group_concat(DISTINCT c.model_digest) FROM calls c WHERE c.question = q.id) AS models
+  (SELECT group_concat(DISTINCT digest) FROM (
+    SELECT c.model_digest AS digest FROM calls c WHERE c.question = q.id UNION ALL
+    SELECT b.detail ->> 'model_digest' FROM judgements b
+    WHERE b.question = q.id AND b.kind = 'chain_begun')) AS models
 FROM questions q JOIN judgements j ON j.id = (
   SELECT o.id FROM judgements o
   WHERE o.question = q.id AND o.path = '' AND o.kind IN ('outcome', 'leaf')
