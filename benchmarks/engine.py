@@ -56,7 +56,7 @@ def settings() -> list[BatchedArm]:
     """The default with one factor changed: they compete for it."""
     rows = BatchedConfig().rows
     return [
-        *(BatchedArm(f"{n} rows", BatchedConfig(rows=n)) for n in (32, 64, 128) if n != rows),
+        *(BatchedArm(f"{n} rows", BatchedConfig(rows=n)) for n in (32, 64, 128, 256) if n != rows),
         BatchedArm("nothing kept", BatchedConfig(keep=False)),
     ]
 

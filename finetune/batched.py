@@ -37,7 +37,7 @@ GATHER_SECONDS, IDLE_SECONDS = 0.002, 1.0
 class BatchedConfig:
     """How the batched engine runs."""
 
-    rows: Annotated[int, Field(ge=1)] = 64
+    rows: Annotated[int, Field(ge=1)] = 128
     """Requests decoded together."""
     context: Annotated[int, Field(ge=2)] = 2048
     """Tokens for one request, prompt and completion; fewer where the model takes less."""
