@@ -42,8 +42,10 @@ class Row:
 
 
 ACCEPTED = """
-SELECT r.*, (SELECT group_concat(DISTINCT c.model_digest) FROM calls c WHERE c.question = r.id)
-  AS models
+SELECT r.*, (SELECT group_concat(DISTINCT digest) FROM (
+    SELECT c.model_digest AS digest FROM calls c WHERE c.question = r.id UNION ALL
+    SELECT b.detail ->> 'model_digest' FROM judgements b
+    WHERE b.question = r.id AND b.kind = 'chain_begun')) AS models
 FROM roots r WHERE r.ok = 1 AND r.split = ? AND r.system = ? AND r.round <= ?
 ORDER BY r.round, r.id
 """

@@ -22,7 +22,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from agents.errors import RefluxError
-from agents.screen import redact
+from agents.screen import redact, unaskable
 from agents.types import (
     Answer,
     Chain,
@@ -103,15 +103,8 @@ def _fresh(
 def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
     """Why a question is refused before anything is asked; None where it is not."""
     question = state["question"]
-    if not question.strip():
-        return "the question is empty"
-    if len(question) > context.limits.question_chars:
-        return (
-            f"the question has {len(question)} characters, the limit is "
-            f"{context.limits.question_chars}"
-        )
-    if any("\ud800" <= char <= "\udfff" for char in question):
-        return "the question is no Unicode text: it holds half a surrogate pair"
+    if (reason := unaskable(question, context.limits.question_chars)) is not None:
+        return reason
     if context.canonical(question) in map(context.canonical, state["ancestors"]):
         return f"CycleError: {question!r} repeats one of its ancestors"
     return None
@@ -141,9 +134,11 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     if isinstance(step, Defer):
         return {**advance, "error": DEFERRED_AGAIN}
     state = {**state, "spent": spent}
+    if state["depth"] >= context.limits.depth:
+        return {**advance, **await leave_to_x(state, context)}
     if isinstance(step, Chain):
         return {**advance, **await _chained(state, context, step)}
-    if not step.subquestions or state["depth"] >= context.limits.depth:
+    if not step.subquestions:
         return {**advance, **await leave_to_x(state, context)}
     return {**advance, **ask_batch(state, context, step)}
 
@@ -153,11 +148,13 @@ async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -
     number = tried(state, context)
     place = Place(state["question"], state["question_id"], state["path"], state["step"], number)
     overseer = overseer_of(state, context)
-    outcome = await walk_chain(context, place, overseer, chain, left_of(state))
+    walked = await walk_chain(context, place, overseer, chain, left_of(state))
+    outcome, spent = walked.outcome, plus(state["spent"], walked.outcome["spent"])
     return {
         "proposal": outcome["answer"] if outcome["status"] == "ok" else None,
         "error": outcome["error"],
-        "spent": plus(state["spent"], outcome["spent"]),
+        "spent": spent,
+        "outcome": {**outcome, "spent": spent} if walked.broke_off else None,
     }
 
 

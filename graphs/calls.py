@@ -20,6 +20,7 @@ from agents.tools import ToolReply
 from agents.types import (
     Answer,
     Ask,
+    Chain,
     ChatClient,
     ChatRequest,
     Completion,
@@ -206,6 +207,8 @@ class Caller:
 def _redacted(step: Step) -> Step:
     if isinstance(step, Answer):
         return Answer(redact(step.text))
+    if isinstance(step, Chain):
+        return Chain(redact(step.first))
     if isinstance(step, Ask):
         asked = tuple(replace(s, text=redact(s.text)) for s in step.subquestions)
         return Ask(asked, redact(step.note))

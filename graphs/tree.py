@@ -7,6 +7,7 @@ from typing import Any
 
 from agents.errors import UsageError
 from agents.types import Answer, Ask, Step, SubQuestion, step_from_json
+from graphs.links import chains
 from graphs.traces import TraceStore
 
 
@@ -30,6 +31,9 @@ class Node:
     """Calls of tools."""
     note: str = ""
     """Why H asked as it did, for example that the question cannot be decomposed."""
+    chain: dict[str, Any] | None = None
+    """Where H asked a chain, of its last attempt: `links` that were begun, `doubtful` ones, whose
+    first votes did not decide, and the `first` and `last` link as (question, answer)."""
     children: list["Node"] = field(default_factory=list["Node"])
 
     def walk(self) -> Iterator["Node"]:
@@ -93,6 +97,11 @@ def load_tree(store: TraceStore, question: str) -> Node:
         else:
             step = step_from_json(json.loads(row["completion"]))
             _take_step(nodes, asked, node, row["attempt"], row["step"], step)
+    for path, body, calls_made, tokens, model in chains(store, root_id):
+        node = nodes.setdefault(path, Node(path, ""))
+        node.chain, node.answered_by = body, model
+        node.calls += calls_made
+        node.tokens += tokens
     votes: dict[tuple[str, str], int] = {}
     for row in store.select(
         "SELECT * FROM judgements WHERE question=? AND kind IN ('leaf', 'outcome') ORDER BY id",

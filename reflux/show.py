@@ -95,9 +95,21 @@ def _line(node: Node) -> str:
     votes = f", {node.votes} votes" if node.votes > 1 else ""
     cost = f" ({node.calls} calls, {node.tokens} tokens{votes})" if node.calls else ""
     note = f" [dim]({escape(node.note)})[/]" if node.note else ""
+    if node.chain is not None:
+        note += f" [dim]({_chain(node.chain)})[/]"
     error = f" [dim]{escape(node.error)}[/]" if node.error and node.status != "ok" else ""
     answer = escape(node.answer) if node.answer is not None else "no answer"
     return f"{escape(node.question)} → [{colour}]{answer}[/]{by}{cost}{note}{error}"
+
+
+def _chain(chain: Mapping[str, Any]) -> str:
+    """`1,023 links, 31 in doubt; first QUESTION → ANSWER, last QUESTION → ANSWER`."""
+    asked, answer = chain["first"]
+    shown = f"first {escape(asked)} → {escape(answer or '–')}"
+    if chain["links"] > 1:
+        asked, answer = chain["last"]
+        shown += f", last {escape(asked)} → {escape(answer or '–')}"
+    return f"{chain['links']:,} links, {chain['doubtful']:,} in doubt; {shown}"
 
 
 def escape(text: str) -> str:
