@@ -46,7 +46,8 @@ async def judged(
         if not verdict.ok:
             break
         try:
-            verdict = await examiner.examine(desk, question, answer, transcript)
+            found = await examiner.examine(desk, question, answer, transcript)
+            verdict = Verdict(found.ok, found.rule)  # What is no verdict fails here, as a value.
         except EndpointError:
             verdict = Verdict(False, "unexamined")
         except RefluxError:

@@ -83,7 +83,8 @@ async def _ask(
 
 def _said(context: AmplifyContext, place: Place, expert: Expert, reply: Reply) -> Said:
     text = context.normalise(reply.completion.text)
-    return Said(expert, text, context.checker.check(place.question, text).ok)
+    unanswered = bool(reply.completion.tool_calls) and not text
+    return Said(expert, text, not unanswered and context.checker.check(place.question, text).ok)
 
 
 async def _record(

@@ -4,6 +4,7 @@ LangGraph's checkpoint holds what is pending and nothing else that counts: finis
 the call log, so going on repeats none of them.
 """
 
+import sqlite3
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.types import Command
 
 from agents.errors import UsageError
+from agents.overseer import sound
+from agents.types import Ask, step_from_json
 from graphs.amplify import begin, build_graph
+from graphs.database import of_sqlite
 from graphs.state import AmplifyContext, Outcome
+from graphs.steps import approved
 from graphs.systems import recursion_limit, with_purse
 
 
@@ -76,12 +81,15 @@ class Patient:
         holds a proposal.
 
         Raises:
-            UsageError: an id that nobody waits under.
+            UsageError: an id that nobody waits under, or a reply that is no step there; all go on
+                waiting.
         """
-        waiting = {each.id for each in (await self.look(question_id)).pending}
-        if strange := sorted(set(replies) - waiting):
+        waiting = {each.id: each for each in (await self.look(question_id)).pending}
+        if strange := sorted(set(replies) - set(waiting)):
             there = ", ".join(sorted(waiting)) or "nothing"
             raise UsageError(f"nothing waits under {', '.join(strange)}; pending: {there}")
+        for id, said in replies.items():
+            _take(waiting[id], said)
         return await self._go(question_id, Command(resume=dict(replies)))
 
     async def _go(self, question_id: str, put: Any) -> Progressed:
@@ -94,6 +102,26 @@ class Patient:
         return {"configurable": {"thread_id": question_id}}
 
 
+def _take(pending: Pending, said: Any) -> None:
+    """Refuse a reply that could not be gone on with: it would be spent, and its question lost."""
+    try:
+        if said.get("kind") == "approve" and "proposal" not in pending.form:
+            raise UsageError(
+                f"there is no proposal to approve under {pending.id}; reply with a step"
+            )
+        step = sound(step_from_json(approved(said, pending.form)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"the reply to {pending.id} is no step ({type(error).__name__}: {error}); write "
+            '{"kind": "answer", "text": "..."} or {"kind": "ask", "subquestions": [{"text": "...", '
+            '"needs": []}]}'
+        ) from error
+    if isinstance(step, Ask) and step.subquestions and pending.form.get("may_ask") is False:
+        raise UsageError(
+            f"{pending.id} lies as deep as sub-questions go (limits.depth): answer it, or pass"
+        )
+
+
 def _pending(interrupts: Sequence[Any]) -> tuple[Pending, ...]:
     found = (Pending(i.id, i.value["path"], i.value["form"]) for i in interrupts)
     return tuple(sorted(found, key=lambda each: (each.path, each.id)))
@@ -101,7 +129,15 @@ def _pending(interrupts: Sequence[Any]) -> tuple[Pending, ...]:
 
 @asynccontextmanager
 async def open_patient(context: AmplifyContext, path: Path) -> AsyncGenerator[Patient]:
-    """A patient whose checkpoints are in a SQLite file."""
-    async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
-        saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
-        yield Patient(context, saver)
+    """A patient whose checkpoints are in a SQLite file.
+
+    Raises:
+        UsageError: the file is damaged, or not to be written.
+        RefluxError: the disk is full, or another process holds the file.
+    """
+    try:
+        async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
+            saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+            yield Patient(context, saver)
+    except sqlite3.Error as error:
+        raise of_sqlite(path, error) from error

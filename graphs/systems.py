@@ -18,6 +18,7 @@ from graphs.collector import rare_collections
 from graphs.leaf import answer_directly
 from graphs.state import AmplifyContext, Outcome
 from graphs.task import Task
+from graphs.voting import VotePolicy
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Direct:
     """One copy of X, asked once, greedily."""
 
     def __init__(self, context: AmplifyContext) -> None:
-        self.context = replace(context, votes=replace(context.votes, most=1))
+        # Not a `replace` of the policy: its rule or its variants would ask more, or another.
+        self.context = replace(context, votes=VotePolicy(most=1), everyone=False)
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask X."""

@@ -8,6 +8,7 @@ changes when votes are asked, never which. The rules themselves are in `graphs.s
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agents.errors import UsageError, within
 from graphs.stopping import AheadBy, AnyRule
 
 
@@ -42,6 +43,16 @@ class Variant:
     weight: float = 1
     """Of its vote."""
 
+    def __post_init__(self) -> None:
+        within("votes.variants.weight", self.weight, above=0)
+        if "{question}" not in self.wording:
+            raise UsageError(
+                f"votes.variants.wording is {self.wording!r}, in which no copy would see its "
+                "question: write {question} where it is to stand"
+            )
+        if self.temperature is not None:
+            within("votes.variants.temperature", self.temperature, least=0)
+
 
 PLAIN_VARIANT = Variant()
 
@@ -64,6 +75,13 @@ class VotePolicy:
     variants: tuple[Variant, ...] = ()
     """How copies differ beyond seed and temperature: vote i takes the one at i modulo their
     number."""
+
+    def __post_init__(self) -> None:
+        within("votes.lead", self.lead, least=1)
+        within("votes.most", self.most, least=1)
+        within("votes.temperature", self.temperature, least=0)
+        if self.sure is not None:
+            within("votes.sure", self.sure)
 
     @property
     def stopping(self) -> AnyRule:
@@ -103,16 +121,18 @@ def wave(votes: Sequence[Vote], policy: VotePolicy) -> int:
     ranking = tally(votes)
     first = ranking[0][1] if ranking else 0
     second = ranking[1][1] if len(ranking) > 1 else 0
-    if ranking and rule.decided(first, second, left):
+    rest = [policy.variant(number).weight for number in range(len(votes), rule.most)]
+    open_weight = sum(rest)
+    if ranking and rule.decided(first, second, open_weight):
         return 0
-    unit = max((vote.weight for vote in votes), default=1)
-    for more in range(1, left):
-        gain = more * unit
-        if rule.decided(first + gain, second, left - more):
+    gain = 0.0
+    for more, weight in enumerate(rest[:-1], start=1):
+        gain, open_weight = gain + weight, open_weight - weight
+        if rule.decided(first + gain, second, open_weight):
             return more
         # The runner-up draws level, or passes.
         low, high = sorted((first, second + gain))
-        if rule.decided(high, low, left - more):
+        if rule.decided(high, low, open_weight):
             return more
     return left
 

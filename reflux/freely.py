@@ -23,7 +23,7 @@ from graphs.voting import VotePolicy
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
 from reflux.overseers import overseer_named
 from reflux.persons import converse, form_view, step_of
-from reflux.show import escape, tree_view
+from reflux.show import ended, escape, tree_view
 from reflux.tools import open_tools
 
 
@@ -167,7 +167,10 @@ def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
             highlight=False,
         )
     if outcome is not None and outcome["status"] != "ok":
-        raise RefluxError(f"no accepted answer ({outcome['status']}: {outcome['error']})")
+        raise RefluxError(
+            f"no accepted answer ({ended(outcome)}); allow more --calls, --tokens or --seconds, or "
+            "take a --model that can answer it"
+        )
 
 
 def reply(
@@ -202,7 +205,12 @@ async def _reply(folder: RunFolder, trajectory: str, words: str, to: str | None)
     if not found:
         raise UsageError(f"{question_id} was not asked with --overseer, so it waits for nobody")
     settings = json.loads(found[0]["detail"])
-    how = How(**{**settings, "tools": tuple(settings["tools"])})
+    try:
+        how = How(**{**settings, "tools": tuple(settings["tools"])})
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"{question_id} was asked by another version of Reflux ({error}); ask it anew"
+        ) from error
     opened, _ = open_run(folder, how.model)
 
     async def first(patient: Patient) -> Progressed:

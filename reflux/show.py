@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from finetune.gates import failed_gates
+from graphs.state import Outcome
 from graphs.tree import Node
 
 STATUS_COLOUR = {"ok": "green", "rejected": "yellow", "over_budget": "yellow", "failed": "red"}
@@ -83,6 +84,11 @@ def _line(node: Node) -> str:
     error = f" [dim]{escape(node.error)}[/]" if node.error and node.status != "ok" else ""
     answer = escape(node.answer) if node.answer is not None else "no answer"
     return f"{escape(node.question)} → [{colour}]{answer}[/]{by}{cost}{note}{error}"
+
+
+def ended(outcome: Outcome) -> str:
+    """How a question ended, and why where that is known."""
+    return f"{outcome['status']}: {outcome['error']}" if outcome["error"] else outcome["status"]
 
 
 def escape(text: str) -> str:
