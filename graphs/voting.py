@@ -1,8 +1,8 @@
 """Votes on one question, as pure functions: how many more to ask for, and who has won.
 
 A stopping rule says of two counts whether they decide; everything else here follows from that. The
-next wave is the fewest votes after which the rule could stop, so none is asked in vain: a wave
-changes when votes are asked, never which. The rules themselves are in `graphs.stopping`.
+next wave is no larger than the fewest votes after which the rule could stop, so none is asked in
+vain: a wave changes when votes are asked, never which. The rules are in `graphs.stopping`.
 """
 
 from collections.abc import Sequence
@@ -130,9 +130,9 @@ def wave(votes: Sequence[Vote], policy: VotePolicy) -> int:
         gain, open_weight = gain + weight, open_weight - weight
         if rule.decided(first + gain, second, open_weight):
             return more
-        # The runner-up draws level, or passes.
-        low, high = sorted((first, second + gain))
-        if rule.decided(high, low, open_weight):
+        # The runner-up comes as near as it can: a rule may give up on votes that stay split.
+        half = (first + second + gain) / 2
+        if rule.decided(max(first, half), min(second + gain, half), open_weight):
             return more
     return left
 

@@ -47,6 +47,13 @@ def test_waves_ask_exactly_the_votes_that_would_be_asked_one_by_one(
     assert in_waves(rule, texts) == one_by_one(rule, texts)
 
 
+def test_votes_that_stay_split_are_not_asked_beyond_the_point_where_a_rule_gives_up() -> None:
+    votes = [Vote(text, True) for text in "ab" * 6]
+    policy = VotePolicy(sure=None, rule=Sprt())
+    assert wave(votes, policy) == 2
+    assert wave([*votes, *votes[:2]], policy) == 0
+
+
 WEIGHTS = (1.0, 3.0, 2.0)
 UNEQUAL = tuple(Variant(weight=weight) for weight in WEIGHTS)
 
@@ -57,7 +64,7 @@ def weighed(text: str) -> list[Vote]:
 
 
 @given(rules, st.text("ab", min_size=12, max_size=12))
-def test_a_wave_of_unequal_copies_is_the_fewest_votes_that_could_decide(
+def test_no_fewer_votes_of_unequal_copies_could_decide_than_a_wave_asks(
     rule: AnyRule, texts: str
 ) -> None:
     policy, votes = VotePolicy(sure=None, rule=rule, variants=UNEQUAL), weighed(texts)

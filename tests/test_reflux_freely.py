@@ -95,4 +95,6 @@ def test_a_damaged_file_of_checkpoints_is_exit_code_2(tmp_path: Path) -> None:
 def test_a_budget_that_is_used_up_is_told_with_the_options_that_raise_it(tmp_path: Path) -> None:
     ended = reflux(tmp_path / "run", "ask", "Why?", "--overseer", "plain", "--calls", "0")
     assert ended.code == 1
-    assert "no accepted answer (over_budget); allow more --calls, --tokens" in ended.stderr
+    assert (
+        "no accepted answer (over_budget: no calls left); allow more --calls, --tok" in ended.stderr
+    )
