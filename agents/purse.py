@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agents.errors import within
 from agents.types import Completion
 
 
@@ -20,6 +21,10 @@ class Price:
     """For a million prompt tokens."""
     completion: float = 0.0
     """For a million completion tokens."""
+
+    def __post_init__(self) -> None:
+        within("purse.prices.prompt", self.prompt, least=0)
+        within("purse.prices.completion", self.completion, least=0)
 
 
 class Purse:

@@ -11,7 +11,7 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.types import interrupt
 
 from agents.errors import EndpointError, RefluxError
-from agents.overseer import AnyOverseer, PersonOverseer, seated
+from agents.overseer import AnyOverseer, PersonOverseer, seated, sound
 from agents.types import Defer, Exchange, Step, step_from_json, step_to_json
 from graphs.desk import StepDesk
 from graphs.state import NOTHING_SPENT, AmplifyContext, AmplifyState, Spent, left_of, tries
@@ -43,7 +43,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
             if row is None and "proposal" in step.form:
                 await _reviewed(context, key, step.form, said)
             step = step_from_json(approved(said, step.form))
-        step = await context.caller.step(key, overseer.name, step)
+        step = await context.caller.step(key, overseer.name, sound(step))
     except GraphBubbleUp:
         raise
     except EndpointError as failure:

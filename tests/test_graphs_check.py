@@ -3,12 +3,13 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from amplifying import ONE_VOTE, Transcript, amplified, asked_of, asking, echo, rejecting
 
 from agents.calculator import Calculator
+from agents.errors import UsageError
 from agents.examiner import ByTool, Consistent, Critic, Inverse
 from agents.overseer import PASS, ScriptedOverseer
 from agents.prompts import verdict_in
@@ -125,6 +126,16 @@ async def test_an_answer_must_follow_from_its_parts(store: TraceStore, broken: b
     assert outcome["status"] == ("rejected" if broken else "ok")
 
 
+async def test_an_examiner_that_gives_no_verdict_leaves_doubt(store: TraceStore) -> None:
+    class Careless:
+        async def examine(self, *_: object) -> Any:
+            return True
+
+    outcome = await answered(store, ScriptedClient(echo), asking("a"), examiners=[Careless()])
+    assert outcome["status"] == "rejected"
+    assert checks(store)[0] == (0, "Careless raised AttributeError")
+
+
 async def test_an_examiner_that_raises_leaves_doubt_and_ends_nothing(store: TraceStore) -> None:
     def holds(question: str, transcript: Sequence[Exchange], answer: str) -> bool:
         raise KeyError(question)
@@ -208,3 +219,10 @@ async def test_a_person_is_asked_where_checks_go_on_failing_and_has_the_last_wor
     assert done.outcome is not None
     assert (done.outcome["answer"], done.outcome["status"]) == ("mine", "ok")
     assert asked_of(client) == ["a", "a"]
+
+
+def test_an_action_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(UsageError, match="'persn'; there are retry, other, person"):
+        CheckPolicy(after_failure=cast(Any, ("persn",)))
+    with pytest.raises(UsageError, match=r"checks.confirm is 0"):
+        CheckPolicy(confirm=0)
