@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agents.errors import within
+from agents.errors import UsageError, within
 from agents.types import Completion
 
 
@@ -45,7 +45,15 @@ class Purse:
         Args:
             prices: by model name; a model without one is free.
             parent: the run's purse, which pays for this question, too.
+
+        Raises:
+            UsageError: money is limited, and no model costs any.
         """
+        if money is not None and not prices:
+            raise UsageError(
+                f"money is limited to {money:g}, and no model has a price, so that nothing would "
+                "ever be spent: give purse.prices, or leave the limit out"
+            )
         self._limits = {"seconds": seconds, "money": money, "calls": calls, "tokens": tokens}
         self._prices = prices or {}
         self._parent = parent

@@ -28,7 +28,7 @@ class Strict(BaseModel):
 class RoundSpec(Strict):
     """One round."""
 
-    level: int = Field(ge=1)
+    level: int = Field(ge=1, le=1000)
     """Level of the task's questions; for addition their digits."""
     questions: int = Field(default=1000, ge=0)
     """Training questions to amplify; round 0 takes all primitives instead."""

@@ -45,6 +45,7 @@ from graphs.state import (
     SubResult,
     SubTask,
     failed_outcome,
+    hold_together,
     left_of,
     listening,
     plus,
@@ -61,7 +62,12 @@ def _context(runtime: Ran) -> AmplifyContext:
 
 
 def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifyState:
-    """The state of a root question before its first step."""
+    """The state of a root question before its first step.
+
+    Raises:
+        UsageError: no answer could meet the context's settings.
+    """
+    hold_together(context)
     limits = context.limits
     return _fresh(redact(question), question_id, "", 0, [], limits.calls, limits.tokens, 0)
 

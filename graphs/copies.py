@@ -83,9 +83,9 @@ def chain_request(context: AmplifyContext, question: str, number: int) -> ChatRe
 def vote_of(context: AmplifyContext, question: str, number: int, reply: Completion) -> Vote:
     """A copy's reply as a vote, which flags and check may refuse."""
     text = context.normalise(reply.text)
-    if reply.tool_calls and not text:  # Its turns or its budget ended before it said anything.
-        return Vote(text, False, reply.min_logprob, flag="unanswered")
     weight = context.votes.variant(number).weight
+    if not text:  # Of tools, its turns or its budget may have ended before it said anything.
+        return Vote(text, False, reply.min_logprob, weight, "unanswered")
     if flag := context.flags.of(reply):
         return Vote(text, False, reply.min_logprob, weight, flag)
     verdict = context.checker.check(question, text)

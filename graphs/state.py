@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from agents.budget import Budget
 from agents.checker import Checker, RuleChecker
-from agents.errors import within
+from agents.errors import UsageError, within
 from agents.examiner import Examiner
 from agents.flags import RedFlags
 from agents.judge import Equivalence
@@ -156,6 +156,20 @@ class AmplifyContext:
                     "left": self.purse.left(),
                 }
             )
+
+
+def hold_together(context: AmplifyContext) -> None:
+    """Refuse settings that are each in range and together ask for what cannot be.
+
+    Raises:
+        UsageError: more attempts must agree than there are.
+    """
+    confirm, attempts = context.checks.confirm, context.limits.attempts
+    if confirm > max(1, attempts):
+        raise UsageError(
+            f"checks.confirm is {confirm} and limits.attempts {attempts}: so many attempts can "
+            f"never agree; raise limits.attempts to {confirm} or more"
+        )
 
 
 def listening(context: AmplifyContext, writer: Callable[[Event], None]) -> AmplifyContext:

@@ -9,7 +9,7 @@ import pytest
 from amplifying import ONE_VOTE, Transcript, amplified, asked_of, asking, echo, rejecting
 
 from agents.calculator import Calculator
-from agents.errors import UsageError
+from agents.errors import EndpointError, UsageError
 from agents.examiner import ByTool, Consistent, Critic, Inverse
 from agents.overseer import PASS, ScriptedOverseer
 from agents.prompts import verdict_in
@@ -63,6 +63,33 @@ async def test_a_critic_rejects_what_it_calls_wrong(
     critic = [text for text in asked_of(client) if "Proposed answer" in text]
     assert outcome["spent"]["calls"] == len(client.requests)
     assert all("root" in text and "A+B" in text and "- a A" in text for text in critic)
+
+
+async def test_an_answer_whose_critic_is_out_of_reach_has_failed_and_says_why(
+    store: TraceStore,
+) -> None:
+    def reply(request: ChatRequest) -> str:
+        if "Proposed answer" in request.messages[-1][1]:
+            raise EndpointError("the endpoint is down")
+        return echo(request)
+
+    client = ScriptedClient(reply)
+    outcome = await answered(
+        store, client, asking("a"), examiners=[Critic()], limits=Limits(attempts=2)
+    )
+    assert (outcome["status"], outcome["answer"]) == ("failed", "A")
+    assert outcome["error"] == "the answer could not be examined: the endpoint is down"
+
+
+async def test_attempts_that_can_never_agree_are_refused_before_any_call(
+    store: TraceStore,
+) -> None:
+    client = ScriptedClient(echo)
+    with pytest.raises(UsageError, match=r"confirm is 3 and limits\.attempts 2.*raise"):
+        await answered(
+            store, client, asking("a"), checks=CheckPolicy(confirm=3), limits=Limits(attempts=2)
+        )
+    assert client.requests == []
 
 
 @pytest.mark.parametrize(
