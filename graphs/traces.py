@@ -28,7 +28,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS questions (
   id TEXT PRIMARY KEY, run TEXT, round INTEGER, system TEXT, task TEXT, split TEXT,
-  text TEXT NOT NULL, created REAL NOT NULL);
+  text TEXT NOT NULL, created REAL NOT NULL, revises TEXT);
 CREATE TABLE IF NOT EXISTS calls (
   id INTEGER PRIMARY KEY, question TEXT NOT NULL REFERENCES questions(id),
   path TEXT NOT NULL, role TEXT NOT NULL, step INTEGER NOT NULL, attempt INTEGER NOT NULL,
@@ -44,6 +44,20 @@ CREATE TABLE IF NOT EXISTS judgements (
   path TEXT NOT NULL, kind TEXT NOT NULL, ok INTEGER, detail TEXT NOT NULL, author TEXT NOT NULL,
   key TEXT UNIQUE, created REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS judged ON judgements (question, path, kind);
+"""
+LATER_COLUMNS = {"calls": "tool_calls", "questions": "revises"}
+"""Columns that a file of an earlier Reflux lacks, whose writer never misses them."""
+DISPUTED = (
+    "kind IN ('leaf', 'outcome') AND (detail ->> 'status' = 'rejected'"
+    " OR json_array_length(detail, '$.tally') > 1 OR detail ->> 'disagreement' > 0)"
+)
+"""SQL: of a judgement, that copies, experts or a check did not agree with its answer."""
+BY_PERSONS = "kind IN ('verdict', 'override')"
+INDEXES = f"""
+CREATE INDEX IF NOT EXISTS revised ON questions (revises) WHERE revises IS NOT NULL;
+CREATE INDEX IF NOT EXISTS deferred ON judgements (id) WHERE kind = 'deferred';
+CREATE INDEX IF NOT EXISTS disputed ON judgements (id) WHERE {DISPUTED};
+CREATE INDEX IF NOT EXISTS reviewed ON judgements (question, path) WHERE {BY_PERSONS};
 """
 
 
@@ -107,6 +121,7 @@ class TraceStore:
             self._reader.execute("PRAGMA journal_mode=WAL")
             self._reader.executescript(SCHEMA)
             self._add_columns()
+            self._reader.executescript(INDEXES)
             self._reader.execute(
                 "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
             )
@@ -116,10 +131,10 @@ class TraceStore:
             raise of_sqlite(self.path, error) from error
 
     def _add_columns(self) -> None:
-        """A file from before copies called tools lacks a column, which its writer never misses."""
-        columns = {row["name"] for row in self._reader.execute("PRAGMA table_info(calls)")}
-        if "tool_calls" not in columns:
-            self._reader.execute("ALTER TABLE calls ADD COLUMN tool_calls TEXT")
+        for table, column in LATER_COLUMNS.items():
+            known = {row["name"] for row in self._reader.execute(f"PRAGMA table_info({table})")}
+            if column not in known:
+                self._reader.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT")
 
     def _check_version(self) -> None:
         found = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
