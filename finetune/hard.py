@@ -7,18 +7,21 @@ settle. Training questions only: no held-out one is among them.
 import json
 from dataclasses import dataclass
 
+from graphs.revision import NEWEST
 from graphs.traces import TraceStore
 
-ROOTS = """
+ROOTS = f"""
 SELECT q.id, q.text, j.ok FROM questions q JOIN judgements j ON j.id = (
   SELECT o.id FROM judgements o WHERE o.question = q.id AND o.path = ''
   AND o.kind IN ('outcome', 'leaf') ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
-WHERE q.round = ? AND q.system = 'amplified' AND q.split = 'train' ORDER BY q.id
-"""
-DOUBTS = """
+WHERE q.round = ? AND q.system = 'amplified' AND q.split = 'train' AND {NEWEST}
+ORDER BY q.id
+"""  # noqa: S608 - the part is a constant of ours
+DOUBTS = f"""
 SELECT j.question, j.detail FROM judgements j JOIN questions q ON q.id = j.question
 WHERE j.kind = 'leaf' AND q.round = ? AND q.system = 'amplified' AND q.split = 'train'
-"""
+  AND {NEWEST}
+"""  # noqa: S608
 
 
 @dataclass(frozen=True)

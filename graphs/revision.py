@@ -57,10 +57,11 @@ def before(question_id: str) -> Iterator[str]:
 
 
 def newest(store: TraceStore, question_id: str) -> str:
-    """The newest revision of a trajectory."""
+    """The newest revision of a trajectory that a word was put into."""
     first = first_of(question_id)
     rows = store.select(
-        "SELECT id FROM questions WHERE id = :first OR (id > :first || '~' AND id < :first || '~~')",
+        "SELECT id FROM questions q WHERE id > :first || '~' AND id < :first || '~~' AND EXISTS"
+        " (SELECT 1 FROM judgements o WHERE o.question = q.id AND o.kind = 'override')",
         {"first": first},
     )
     return max((row["id"] for row in rows), key=number_of, default=first)

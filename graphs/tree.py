@@ -10,7 +10,6 @@ from agents.purse import Price
 from agents.types import Answer, Ask, Step, SubQuestion, step_from_json
 from graphs.traces import TraceStore
 
-
 NO_PRICES: Mapping[str, Price] = {}
 
 

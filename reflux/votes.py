@@ -172,7 +172,7 @@ ROOTS = """
 SELECT q.text, j.detail, q.task FROM questions q JOIN judgements j ON j.id = (
   SELECT o.id FROM judgements o WHERE o.question = q.id AND o.path = ''
   AND o.kind IN ('outcome', 'leaf') ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
-WHERE q.system = ? AND q.split = 'held_out'
+WHERE q.system = ? AND q.split = 'held_out' AND q.revises IS NULL
 """
 
 
