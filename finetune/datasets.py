@@ -16,10 +16,10 @@ from agents.errors import RefluxError, UsageError
 from agents.prompts import answer_prompt
 from agents.types import Message
 from finetune.run_folder import replacing, write_whole
-from graphs.review import edited_by_persons, rejected_by_persons
 from graphs.revision import NEWEST, before, first_of, overrides_made
 from graphs.task import Task, is_held_out
 from graphs.traces import TraceStore
+from graphs.verdicts import edited_by_persons, rejected_by_persons
 
 Form = Literal["prompt-completion", "messages", "preference"]
 
@@ -172,24 +172,31 @@ def in_form(row: Row, form: Form) -> dict[str, Any] | None:
     return trained
 
 
-def export(rows: Sequence[Row], path: Path, form: Form) -> int:
-    """Write rows as JSONL or Parquet (by the file's ending), provenance in a sidecar; their number.
+def export(rows: Sequence[Row], path: Path, form: Form, kind: str | None = None) -> int:
+    """Write rows as JSONL or Parquet, provenance in a sidecar; their number.
+
+    Args:
+        kind: `jsonl` or `parquet`; what the file ends in where None.
 
     Raises:
-        UsageError: another ending.
+        UsageError: another kind or ending.
     """
+    kind = path.suffix.removeprefix(".") if kind is None else kind
     kept = [(row, body) for row in rows if (body := in_form(row, form)) is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jsonl":
+    if kind == "jsonl":
         write_whole(path, "".join(json.dumps(body) + "\n" for _, body in kept))
-    elif path.suffix == ".parquet":
+    elif kind == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         with replacing(path) as temporary:
             pq.write_table(pa.Table.from_pylist([body for _, body in kept]), temporary)
     else:
-        raise UsageError(f"cannot export to {path.name!r}: end it in .jsonl or .parquet")
+        raise UsageError(
+            f"cannot export to {path.name!r} as {kind!r}: end it in .jsonl or .parquet, or say "
+            "--format jsonl or parquet"
+        )
     sidecar = path.with_name(f"{path.stem}.provenance.jsonl")
     write_whole(sidecar, "".join(json.dumps(row.provenance) + "\n" for row, _ in kept))
     return len(kept)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 from agents.errors import UsageError
 from finetune.datasets import Row, rows_where
-from graphs.review import edited_by_persons
 from graphs.revision import first_of
 from graphs.task import Task, is_held_out
 from graphs.traces import TraceStore
+from graphs.verdicts import edited_by_persons
 
 ASKED = """
 q.revises IS NOT NULL AND q.split NOT IN ('train', 'primitive', 'held_out', 'canary')

@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from agents.errors import RefluxError, of_system
-from reflux import ask, freely, look, rounds, votes
+from reflux import ask, chat, freely, look, review, rounds, trace_commands, votes
 from reflux.app import drop_output
 
 INTERRUPTED = 130
@@ -25,12 +25,14 @@ app = typer.Typer(
 app.command()(rounds.demo)
 app.command()(ask.ask)
 app.command()(freely.reply)
+app.command()(chat.chat)
+app.command()(review.review)
 app.command()(rounds.init)
 app.command("run")(rounds.run)
 app.command()(rounds.distill)
 app.command("eval")(ask.evaluate_systems)
 app.command("plan")(votes.plan_votes)
-app.add_typer(look.traces, name="traces")
+app.add_typer(trace_commands.traces, name="traces")
 app.add_typer(look.students, name="students")
 app.command()(look.doctor)
 

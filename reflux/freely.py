@@ -4,9 +4,9 @@ wait for a person."""
 import json
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -15,15 +15,19 @@ from agents.errors import RefluxError, UsageError
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.amplify import begin, screened
 from graphs.events import Event
+from graphs.override import revised_context
 from graphs.patient import Patient, Progressed, open_patient
-from graphs.state import AmplifyContext, Limits
-from graphs.systems import Asked
+from graphs.revision import first_of
+from graphs.state import AmplifyContext, Limits, silent
+from graphs.systems import Asked, task_context
+from graphs.traces import TraceStore
 from graphs.tree import Node, find_question, load_tree
 from graphs.voting import VotePolicy
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
 from reflux.overseers import overseer_named
 from reflux.persons import converse, form_view, step_of
 from reflux.show import escape, tree_view
+from reflux.tasks import task_named
 from reflux.tools import open_tools
 
 
@@ -32,6 +36,7 @@ class How:
     """How a free question is asked; kept with it, so that a reply goes on in the same way."""
 
     overseer: str
+    """Empty where H is the task's own."""
     model: str
     tools: tuple[str, ...] = ()
     depth: int = 1
@@ -39,6 +44,7 @@ class How:
     tokens: int = 1_000_000
     seconds: float | None = None
     max_tokens: int = 256
+    task: str = ""
 
     def limits(self) -> Limits:
         """The caps of the question."""
@@ -105,6 +111,40 @@ async def ask_freely(folder: RunFolder, opened: OpenRun, text: str, how: How) ->
         )
 
 
+@asynccontextmanager
+async def free_context(
+    opened: OpenRun, how: How, emit: Callable[[Event], None] = silent
+) -> AsyncGenerator[AmplifyContext]:
+    """The context of a question that is asked so; its tools are open as long as it is."""
+    granted = {"answer": list(how.tools)} if how.tools else {}
+    async with open_tools(granted) as grants:
+        context = AmplifyContext(
+            opened.caller, how.model, (), limits=how.limits(), grants=grants, emit=emit
+        )
+        if how.task:
+            yield task_context(context, task_named(how.task))
+        else:
+            yield replace(
+                context,
+                overseers=(overseer_named(how.overseer),),
+                max_tokens=how.max_tokens,
+                votes=VotePolicy(most=1),
+            )
+
+
+def how_asked(store: TraceStore, question_id: str) -> How | None:
+    """How a question was asked, where that is on the record; a revision as what it revises."""
+    found = store.select(
+        "SELECT detail FROM judgements WHERE question=? AND kind='how' ORDER BY id LIMIT 1",
+        (first_of(question_id),),
+    )
+    row = next(found, None)
+    if row is None:
+        return None
+    settings = json.loads(row["detail"])
+    return How(**{**settings, "tools": tuple(settings["tools"])})
+
+
 async def go_on(
     folder: RunFolder,
     opened: OpenRun,
@@ -115,19 +155,10 @@ async def go_on(
 ) -> Told:
     """Do what comes `first`, then hear persons, and tell how far the question came."""
     async with AsyncExitStack() as stack:
-        granted = {"answer": list(how.tools)} if how.tools else {}
-        grants = await stack.enter_async_context(open_tools(granted))
         with ERR.status("asking") as status:
-            context = AmplifyContext(
-                opened.caller,
-                how.model,
-                (overseer_named(how.overseer),),
-                limits=how.limits(),
-                max_tokens=how.max_tokens,
-                votes=VotePolicy(most=1),
-                grants=grants,
-                emit=Meter(how, status.update),
-            )
+            meter = Meter(how, status.update)
+            context = await stack.enter_async_context(free_context(opened, how, meter))
+            context = revised_context(context, question_id)
             if (reason := screened(begin(text, "", context), context)) is not None:
                 raise UsageError(f"{reason}; ask another")
             path = folder.checkpoints_path
@@ -192,17 +223,11 @@ async def _reply(folder: RunFolder, trajectory: str, words: str, to: str | None)
     store = folder.store()
     try:
         question_id, text = find_question(store, trajectory)
-        found = list(
-            store.select(
-                "SELECT detail FROM judgements WHERE question=? AND kind='how'", (question_id,)
-            )
-        )
+        how = how_asked(store, question_id)
     finally:
         store.close()
-    if not found:
+    if how is None or not how.overseer:
         raise UsageError(f"{question_id} was not asked with --overseer, so it waits for nobody")
-    settings = json.loads(found[0]["detail"])
-    how = How(**{**settings, "tools": tuple(settings["tools"])})
     opened, _ = open_run(folder, how.model)
 
     async def first(patient: Patient) -> Progressed:

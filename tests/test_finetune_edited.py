@@ -1,6 +1,7 @@
 """What persons edit is learned: an edited trajectory is a row of the next distillation."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,15 @@ from amplifying import ONE_VOTE, amplified, asking, echo, rejecting
 from agents.scripted import ScriptedClient
 from finetune.datasets import Row, accepted, in_form
 from finetune.edited import edited
+from finetune.run_folder import RunFolder
 from graphs.override import override
-from graphs.review import find_item, judge
+from graphs.review import find_item
 from graphs.state import AmplifyContext
 from graphs.systems import Asked, answer_all
 from graphs.task import is_held_out
 from graphs.traces import TraceStore
+from graphs.verdicts import judge
+from reflux.distill_source import rows_for
 from reflux.tasks.addition import Addition
 
 TRAIN = Asked("run", 1, "amplified", "words", "train")
@@ -110,3 +114,15 @@ async def test_a_question_that_the_task_holds_out_is_not_learned_however_it_was_
     await answer_all(system, CHAT, [question])
     await override(system.context, CHAT.question_id(question), "", "1")
     assert [row.question for row in edited(store, Addition())] == ([] if held_out else [question])
+
+
+async def test_the_next_distillation_learns_what_was_edited_in_a_chat(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.save_config({"task": "addition", "rounds": [{"level": 1}]})
+    store = folder.store()
+    context = await asked(store, CHAT)
+    await override(context, CHAT.question_id("root"), "/0.0.0", "why")
+    store.close()
+    rows, _ = rows_for(folder, None)
+    assert [row["completion"][0]["content"] for row in rows] == ["why+Y"]
+    assert rows[0]["prompt"][-1]["content"] == "root"

@@ -11,11 +11,12 @@ from agents.scripted import ScriptedClient
 from agents.types import Defer, Step
 from graphs.override import override
 from graphs.patient import open_patient
-from graphs.review import Item, find_item, judge, page, queue, rejected_by_persons, remark
+from graphs.review import Item, find_item, page, queue
 from graphs.state import AmplifyContext
 from graphs.systems import Asked, answer_all
 from graphs.traces import TraceStore
 from graphs.tree import load_tree
+from graphs.verdicts import judge, rejected_by_persons, remark
 from graphs.voting import VotePolicy
 
 ASKED = Asked("run", 1, "amplified", "words", "train")
