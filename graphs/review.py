@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from agents.errors import UsageError
-from graphs.revision import NEWEST
+from graphs.revision import NEWEST, newest
 from graphs.schema import BY_PERSONS, DISPUTED
 from graphs.traces import TraceStore
 from graphs.tree import find_question, load_tree
@@ -201,13 +201,15 @@ def _reason(detail: dict[str, Any], why: Why) -> str:
 
 
 def find_item(store: TraceStore, id: str) -> Item:
-    """The item of an id, `TRAJECTORY/PATH`, whether it is in the queue or not.
+    """The item of an id, `TRAJECTORY/PATH`, whether it is in the queue or not; in the newest
+    revision where none is named.
 
     Raises:
         UsageError: there is no such node.
     """
     name, slash, rest = id.partition("/")
     trajectory, text = find_question(store, name)
+    trajectory = trajectory if "~" in name else newest(store, trajectory)
     path = slash + rest
     waiting = f"{ITEMS.format(by='')} WHERE j.question = ? AND j.path = ? AND {WAITING}"
     row = next(store.select(waiting, (trajectory, path)), None)

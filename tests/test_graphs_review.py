@@ -170,3 +170,13 @@ async def test_an_item_is_found_by_the_beginning_of_its_trajectory(store: TraceS
     assert find_item(store, f"{Q[:6]}/0.0.1").answer == "Y"
     with pytest.raises(UsageError, match=r"no node '/9\.9\.9'"):
         find_item(store, f"{Q}/9.9.9")
+
+
+async def test_an_item_is_that_of_the_newest_revision_unless_one_is_named(
+    store: TraceStore,
+) -> None:
+    context = await asked(store, votes=ONE_VOTE)
+    await override(context, Q, "/0.0.0", "why")
+    await override(context, Q, "/0.0.0", "what")
+    assert find_item(store, f"{Q}/0.0.0").answer == "what"
+    assert find_item(store, f"{Q}~1/0.0.0").answer == "why"
