@@ -5,9 +5,11 @@ the key holds the seed and the vote, so independent votes stay independent.
 """
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import replace
 
 from agents.errors import EndpointError
+from agents.streaming import Pieces, in_one_piece, stream_of
 from agents.types import ChatClient, ChatRequest, Completion
 
 
@@ -54,6 +56,22 @@ class CachedClient:
             return reply
         finally:
             del self._flights[digest]
+
+    async def stream(self, request: ChatRequest) -> Pieces:
+        """Answer piece by piece: from the cache in one, otherwise as they come.
+
+        What is streamed joins no flight, and nobody joins it: its reader may leave at any time.
+        """
+        digest = request.digest(await self.model_digest(request.model))
+        if (reply := self._replies.get(digest)) is not None:
+            for piece in in_one_piece(replace(reply, cached=True, seconds=0.0, retries=())):
+                yield piece
+            return
+        async with aclosing(stream_of(self._client, request)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Completion):
+                    self.put(digest, piece)
+                yield piece
 
     async def _join(self, request: ChatRequest, flight: asyncio.Future[Completion]) -> Completion:
         try:

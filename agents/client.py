@@ -1,11 +1,11 @@
 """One client for every endpoint that speaks the OpenAI chat protocol."""
 
 import asyncio
-import json
 import math
 import random
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -14,11 +14,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, AsyncStream
 
 from agents.errors import EndpointError, UsageError
 from agents.replies import read_reply
-from agents.types import ChatRequest, Completion, ToolSpec
+from agents.request_body import request_body
+from agents.streaming import Pieces, read_stream
+from agents.types import ChatRequest, Completion
 
 RETRIED_STATUS = {408, 409, 425, 429}
 POOL = 16
@@ -94,33 +96,55 @@ class OpenAIClient:
                     pause = _pause(error, self._backoff * 2 ** (len(failures) - 1))
             await self._sleep(pause)
 
+    async def stream(self, request: ChatRequest) -> Pieces:
+        """Answer one request piece by piece; tries again until the first piece has come.
+
+        Raises:
+            EndpointError: as `complete`, or the stream broke off, or no schema is taken.
+            UsageError: the request is no Unicode text.
+        """
+        failures: list[str] = []
+        while True:
+            came = False
+            async with self._gate:
+                try:
+                    async with aclosing(self._pieces(request, tuple(failures))) as pieces:
+                        async for piece in pieces:
+                            came = True
+                            yield piece
+                    return
+                except UnicodeEncodeError as error:
+                    raise UsageError(f"a request must be Unicode text: {error}") from error
+                except openai.APIError as error:
+                    failures.append(_one_line(error))
+                    if came or not _worth_retrying(error) or len(failures) > self._retries:
+                        raise self._failed(error, failures) from error
+                    pause = _pause(error, self._backoff * 2 ** (len(failures) - 1))
+            await self._sleep(pause)
+
+    async def _pieces(self, request: ChatRequest, retries: tuple[str, ...]) -> Pieces:
+        begun = time.perf_counter()
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        body = request_body(request, request.schema) | streamed | self._extra_body
+        with self._pool() as connected:
+            chunks = await connected.post(
+                "/chat/completions",
+                cast_to=object,
+                body=body,
+                stream=True,
+                stream_cls=AsyncStream[object],
+            )
+            async with chunks, aclosing(read_stream(chunks, begun, retries)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
     async def _create(self, request: ChatRequest) -> bytes:
-        sampling = request.sampling
-        body: dict[str, Any] = {
-            "model": request.model,
-            "messages": request.payload(),
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
-        }
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
-        if sampling.top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
-        if request.tools:
-            body["tools"] = [_function(tool) for tool in request.tools]
-        if request.schema and self._takes_schemas:
-            form = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
         # Not `chat.completions.create`: it walks all of the body by its types, and the reply, too.
-        pool = self._pool()
-        pool.under_way += 1
-        try:
-            return await pool.client.post(
+        body = request_body(request, request.schema if self._takes_schemas else "")
+        with self._pool() as connected:
+            return await connected.post(
                 "/chat/completions", cast_to=bytes, body=body | self._extra_body
             )
-        finally:
-            pool.under_way -= 1
 
     def _pool(self) -> "_Pool":
         """The first that has room, so that a small load keeps few connections open."""
@@ -133,6 +157,7 @@ class OpenAIClient:
     def _failed(self, error: openai.APIError, failures: list[str]) -> EndpointError:
         failed = EndpointError(self._explain(error, failures))
         failed.refused = not _worth_retrying(error)
+        failed.status = getattr(error, "status_code", None)
         return failed
 
     def _explain(self, error: openai.APIError, failures: list[str]) -> str:
@@ -172,10 +197,17 @@ class OpenAIClient:
 
 @dataclass
 class _Pool:
-    """One client of the package, with connections of its own."""
+    """One client of the package, with connections of its own; entered for each request."""
 
     client: AsyncOpenAI
     under_way: int = 0
+
+    def __enter__(self) -> AsyncOpenAI:
+        self.under_way += 1
+        return self.client
+
+    def __exit__(self, *_: object) -> None:
+        self.under_way -= 1
 
 
 def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | None:
@@ -208,11 +240,6 @@ def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | Non
     if (retries := env.get(RETRIES, "").strip()) != "":
         options["retries"] = _number(RETRIES, retries, int, 0)
     return OpenAIClient(url, key or "none", **options)
-
-
-def _function(tool: ToolSpec) -> dict[str, Any]:
-    body = {"name": tool.name, "description": tool.description}
-    return {"type": "function", "function": body | {"parameters": json.loads(tool.parameters)}}
 
 
 def _refuses_schema(request: ChatRequest, error: openai.APIError) -> bool:

@@ -10,7 +10,8 @@ import importlib
 import importlib.util
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from agents.client import OpenAIClient
 from agents.errors import MissingError
+from agents.streaming import Pieces
 from agents.types import ChatRequest, Completion
 
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -32,6 +34,8 @@ class ModelFiles:
     gguf: Path
     adapter: Path | None = None
     """A GGUF LoRA adapter, fixed when the server starts."""
+    peft: Path | None = None
+    """The same adapter as a PEFT folder, for engines that read that form."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,16 @@ class EmbeddedClient:
         finally:
             self._busy[request.model] -= 1
 
+    async def stream(self, request: ChatRequest) -> Pieces:
+        """Answer one request piece by piece."""
+        client = await self._acquire(request.model)
+        try:
+            async with aclosing(client.stream(request)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._busy[request.model] -= 1
+
     async def model_digest(self, model: str) -> str:
         """sha256 of the base file, and of the adapter's where there is one."""
         files = self._resolve(model)
@@ -141,26 +155,34 @@ class EmbeddedClient:
 
 
 SPIN_VARIABLE, SPINS = "GOMP_SPINCOUNT", "2000"
-"""How long llama.cpp's threads spin while they wait for each other, before they sleep.
+"""How long an engine's threads spin while they wait for each other, before they sleep.
 
 libgomp's own 300,000 turns answer no more requests on an idle machine, and far fewer where other
 processes want the same cores; sleeping at once costs a fifth on an idle one (`benchmarks.engine`).
 """
 
 
-def _llama_cpp() -> Any:
-    """The `xllamacpp` module, which has no types, with its threads' waiting set.
+@contextmanager
+def short_waits() -> Generator[None]:
+    """Set the waiting of the threads of whatever is imported in the block.
 
     libgomp reads the variable once, when the first library that needs it is loaded. So a value
-    that the user has set stays, and where torch was imported first, its default does.
+    that the user has set stays, and so does libgomp's own for what was imported before.
     """
     if SPIN_VARIABLE in os.environ:
-        return importlib.import_module("xllamacpp")
+        yield
+        return
     os.environ[SPIN_VARIABLE] = SPINS
     try:
-        return importlib.import_module("xllamacpp")
+        yield
     finally:
         del os.environ[SPIN_VARIABLE]
+
+
+def _llama_cpp() -> Any:
+    """The `xllamacpp` module, which has no types."""
+    with short_waits():
+        return importlib.import_module("xllamacpp")
 
 
 FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}

@@ -43,6 +43,8 @@ class EndpointError(RefluxError):
     """True where the call was another's, which this one had joined."""
     refused = False
     """True where the endpoint answered, and would refuse the same request again."""
+    status: int | None = None
+    """The HTTP status that it answered with, where it did."""
 
 
 class ReplayError(RefluxError):

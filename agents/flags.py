@@ -2,7 +2,7 @@
 
 A flagged reply is recorded, has no vote, and is asked again: confused replies are wrong more often,
 and wrong together (MAKER, arXiv 2511.09030, section 3.3). Rules are data; what each of them is
-worth is measured from the log by `graphs.flag_effects`.
+worth is measured from the log by `graphs.vote_log.flag_effects`.
 """
 
 import re

@@ -122,7 +122,7 @@ class LangChainClient:
                     if structured and _status(error) in (400, 422):
                         agent.takes_schemas = False  # The reply is read by a tolerant parser.
                         continue
-                    if not _worth_retrying(error) or len(failures) > self._retries:
+                    if not worth_retrying(error) or len(failures) > self._retries:
                         raise EndpointError(_explain(agent.name, error, failures)) from error
                     pause = _pause(error, self._backoff * 2 ** (len(failures) - 1))
             await self._sleep(pause)
@@ -159,7 +159,8 @@ def _status(error: Exception) -> int | None:
     return None
 
 
-def _worth_retrying(error: Exception) -> bool:
+def worth_retrying(error: Exception) -> bool:
+    """True for an error of any package that may pass: busy, down, or too slow."""
     if (status := _status(error)) is not None:
         return status >= 500 or status in RETRIED_STATUS
     return isinstance(error, TimeoutError | ConnectionError) or any(
@@ -184,7 +185,7 @@ def _explain(name: str, error: Exception, failures: list[str]) -> str:
         remedy = "check the key that the model was made with"
     elif status == 404:
         remedy = "check the model's name and address"
-    elif _worth_retrying(error):
+    elif worth_retrying(error):
         remedy = "is its endpoint up?"
     else:
         remedy = "see the integration's documentation"

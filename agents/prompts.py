@@ -146,8 +146,7 @@ def critic_prompt(
 
 def verdict_in(reply: str) -> bool | None:
     """What a critic says: the last of the two words; None where it says neither."""
-    words = [word.strip(".,:;!*\"'()") for word in reply.upper().split()]
-    said = [word for word in words if word in ("RIGHT", "WRONG")]
+    said = [word for word in _words(reply) if word in ("RIGHT", "WRONG")]
     return said[-1] == "RIGHT" if said else None
 
 
@@ -162,5 +161,9 @@ def same_prompt(question: str, one: str, other: str) -> tuple[Turn, ...]:
 
 def yes_in(reply: str) -> bool | None:
     """The first YES or NO of a reply; None where there is neither."""
-    words = [word.strip(".,:;!*\"'()") for word in reply.upper().split()]
-    return next((word == "YES" for word in words if word in ("YES", "NO")), None)
+    return next((word == "YES" for word in _words(reply) if word in ("YES", "NO")), None)
+
+
+def _words(reply: str) -> list[str]:
+    """The words of a reply in capitals, without what stands around them."""
+    return [word.strip(".,:;!*\"'()") for word in reply.upper().split()]

@@ -57,14 +57,16 @@ class _Choice(BaseModel):
     logprobs: Logprobs | None = None
 
 
-class _Usage(BaseModel):
+class Usage(BaseModel):
+    """Tokens, as far as the endpoint tells."""
+
     prompt_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     completion_tokens: int | None = Field(default=None, ge=0, lt=2**31)
 
 
 class _Reply(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 def read_reply(body: bytes, seconds: float) -> Completion:
@@ -84,7 +86,7 @@ def read_reply(body: bytes, seconds: float) -> Completion:
             cast(Any, None),
             body=None,
         ) from error
-    choice, usage = reply.choices[0], reply.usage or _Usage()
+    choice, usage = reply.choices[0], reply.usage or Usage()
     return Completion(
         text=choice.message.content or "",
         prompt_tokens=usage.prompt_tokens or 0,

@@ -61,7 +61,15 @@ class Defer:
     form: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-Step = Ask | Answer | Defer
+@dataclass(frozen=True)
+class Chain:
+    """H asks one question after the other, each made of the last answer by its `follow`; see
+    `agents.overseer.Follower`."""
+
+    first: str
+
+
+Step = Ask | Answer | Defer | Chain
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,8 @@ def step_to_json(step: Step) -> dict[str, Any]:
         return {"kind": "answer", "text": step.text}
     if isinstance(step, Defer):
         return {"kind": "defer", "form": dict(step.form)}
+    if isinstance(step, Chain):
+        return {"kind": "chain", "first": step.first}
     asked = [
         {"text": s.text, "needs": list(s.needs)} | ({"to": s.to} if s.to else {})
         for s in step.subquestions
@@ -211,6 +221,8 @@ def step_from_json(data: Mapping[str, Any]) -> Step:
         return Answer(str(data["text"]))
     if data["kind"] == "defer":
         return Defer(data["form"])
+    if data["kind"] == "chain":
+        return Chain(str(data["first"]))
     asked: Sequence[Mapping[str, Any]] = data["subquestions"]
     return Ask(
         tuple(SubQuestion(s["text"], tuple(s["needs"]), s.get("to", "")) for s in asked),

@@ -1,10 +1,10 @@
-"""The embedded engine as it is set, against its other settings and transformers' `generate`.
+"""The batched engine as it is set, against its other settings, llama.cpp and transformers.
 
 Short questions that share a system message, greedily, 8 tokens at most; every measurement in a
-process of its own, after a warm-up that also fills the slots' prefix; the arms of one repeat
-answer the same questions, those of the next repeat others. transformers runs the same weights,
-unpacked to bf16, without log-probabilities; the engine returns them. `generate` knows all of its
-questions beforehand; the engine gets them as they come.
+process of its own, after a warm-up that also reads the shared beginning; the arms of one repeat
+answer the same questions, those of the next repeat others. All run the same weights: llama.cpp as
+4-bit blocks, the others unpacked to bf16. transformers' `generate` gives no log-probabilities, and
+knows all of its questions beforehand; the engines return them, and get questions as they come.
 
 Not covered: long prompts, long answers, other models, GPUs.
 """
@@ -17,20 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from agents.embedded import EngineConfig, default_gguf
+from benchmarks.batched_arm import BatchedArm
 from benchmarks.engine_arm import EngineArm
 from benchmarks.generate_arm import GenerateArm
 from benchmarks.measured import Arm, Measured, in_own_process
 from benchmarks.report import Claim, Report, middle, spread
 from benchmarks.subquestions import subquestions
 from benchmarks.weights import random_adapter, requantised
+from finetune.batched import BatchedConfig
 
 Found = list[tuple[Arm, list[Measured]]]
-"""Each arm with its repeats; the first two are the default, twice."""
+"""Each arm with its repeats."""
 
-DEFAULT = EngineArm("default")
-AGAIN = EngineArm("default, again")
+DEFAULT = BatchedArm("default")
+AGAIN = BatchedArm("default, again")
+BACKWARDS = BatchedArm("default, asked backwards", backwards=True)
+LLAMA = EngineArm("llama.cpp")
 FEWER = 64
-"""Questions of the arms that are compared with one another, not with transformers."""
+"""Questions of llama.cpp's settings, which are compared with each other."""
 AWAKE = {"GOMP_SPINCOUNT": "300000"}
 """libgomp's own."""
 
@@ -43,37 +47,49 @@ class Config:
     repeats: int = 3
     max_tokens: int = 8
     seed: int = 0
+    whole: bool = False
+    """With more settings of llama.cpp, what neighbours and HTTP cost, and other weights."""
     quick: bool = False
 
 
-def settings() -> list[EngineArm]:
-    """The default, and with one factor changed: same weights, so they compete for the default."""
+def settings() -> list[BatchedArm]:
+    """The default with one factor changed: they compete for it."""
+    rows = BatchedConfig().rows
+    return [
+        *(BatchedArm(f"{n} rows", BatchedConfig(rows=n)) for n in (32, 64, 128, 256) if n != rows),
+        BatchedArm("nothing kept", BatchedConfig(keep=False)),
+    ]
+
+
+def llama_settings() -> list[EngineArm]:
+    """llama.cpp as it is set, and with one factor changed."""
     parallel = EngineConfig().parallel
     arms = [
-        EngineArm(f"default, {FEWER} questions"),
+        EngineArm(f"llama.cpp, {FEWER} questions"),
         *(
-            EngineArm(f"{n} in parallel", EngineConfig(parallel=n))
-            for n in (8, 16, 32, 64)
+            EngineArm(f"llama.cpp, {n} in parallel", EngineConfig(parallel=n))
+            for n in (8, 16, 32)
             if n != parallel
         ),
-        EngineArm("1 thread", EngineConfig(threads=1)),
-        EngineArm("threads wait awake", environ=AWAKE),
-        EngineArm("threads wait asleep", environ={"GOMP_SPINCOUNT": "0"}),
-        EngineArm("flash attention off", params={"flash_attn_type": 0}),
-        EngineArm("128 tokens a step", params={"n_ubatch": 128}),
-        EngineArm("one cache for all slots", params={"kv_unified": True}),
-        EngineArm("no prompts kept in RAM", params={"cache_ram_mib": 0}),
     ]
     return [replace(arm, most=FEWER) for arm in arms]
 
 
-def prices() -> list[EngineArm]:
-    """What log-probabilities, HTTP and busy neighbours cost."""
+def prices() -> list[Arm]:
+    """What log-probabilities, HTTP, busy neighbours and lack of company cost; other waiting."""
     return [
-        EngineArm("without log-probabilities", top_logprobs=0, most=FEWER),
-        EngineArm("without HTTP", http=False, most=FEWER),
-        EngineArm("beside 2 busy processes", beside=2, most=16),
-        EngineArm("the same, threads wait awake", environ=AWAKE, beside=2, most=16),
+        BatchedArm("threads wait awake", environ=AWAKE),
+        EngineArm("llama.cpp, threads wait awake", environ=AWAKE, most=FEWER),
+        EngineArm("llama.cpp, flash attention off", params={"flash_attn_type": 0}, most=FEWER),
+        GenerateArm("generate, 256 a batch", 256),
+        BatchedArm("default, one at a time", together=1, most=16),
+        EngineArm("llama.cpp, one at a time", EngineConfig(parallel=1), most=16),
+        BatchedArm("default, 16 at a time", together=16, most=FEWER),
+        BatchedArm("default, no log-probabilities", top_logprobs=0),
+        EngineArm("llama.cpp, no HTTP", http=False, most=FEWER),
+        BatchedArm("default, beside 2 busy processes", beside=2, most=FEWER),
+        BatchedArm("the same, threads wait awake", environ=AWAKE, beside=2, most=16),
+        EngineArm("llama.cpp, beside 2 busy processes", beside=2, most=16),
     ]
 
 
@@ -83,21 +99,22 @@ def generates() -> list[GenerateArm]:
         GenerateArm("generate, one by one", 1, most=16),
         GenerateArm("generate, 16 a batch", 16, most=FEWER),
         GenerateArm("generate, 64 a batch", 64),
-        GenerateArm("generate, 256 a batch", 256),
         GenerateArm("generate, 64 a batch, prefix kept", 64, keep_prefix=True),
     ]
 
 
-def others(folder: Path) -> list[EngineArm]:
+def others(folder: Path) -> list[Arm]:
     """Other weights: they answer otherwise, so they do not compete."""
     adapter = random_adapter(folder / "student")
     given = default_gguf()
     plain = requantised(given, "Q8_0", folder / "q8_0.gguf")
     merged = requantised(given, "Q8_0", folder / "merged.gguf", adapter)
     return [
-        EngineArm("with an adapter", adapter=adapter, most=FEWER),
-        EngineArm("weights as Q8_0", gguf=plain, most=FEWER),
-        EngineArm("adapter merged, as Q8_0", gguf=merged, most=FEWER),
+        BatchedArm("adapter, merged", adapter=adapter.parent),
+        BatchedArm("adapter, beside the base", adapter=adapter.parent, merge=False),
+        EngineArm("llama.cpp, adapter", adapter=adapter, most=FEWER),
+        EngineArm("llama.cpp, weights as Q8_0", gguf=plain, most=FEWER),
+        EngineArm("llama.cpp, adapter merged, as Q8_0", gguf=merged, most=FEWER),
     ]
 
 
@@ -106,10 +123,11 @@ def main(config: Config) -> None:
     report = Report("engine", seed=config.seed, quick=config.quick)
     with tempfile.TemporaryDirectory() as scratch:
         if config.quick:
-            arms: list[Arm] = [DEFAULT, AGAIN, GenerateArm("generate, 4 a batch", 4)]
+            arms: list[Arm] = [DEFAULT, LLAMA, GenerateArm("generate, 4 a batch", 4)]
         else:
-            arms = [DEFAULT, AGAIN, *settings(), *prices(), *generates()]
-            arms += others(Path(scratch))
+            arms = [DEFAULT, AGAIN, LLAMA, *generates(), *settings(), *llama_settings()]
+            if config.whole:
+                arms += [BACKWARDS, *prices(), *others(Path(scratch))]
         found: Found = [(arm, []) for arm in arms]
         for repeat in range(config.repeats):
             questions = subquestions(config.questions, config.seed + repeat)
@@ -162,31 +180,40 @@ def ratios(ours: Sequence[Measured], theirs: Sequence[Measured]) -> list[float]:
 
 
 def claims(config: Config, found: Found) -> list[Claim]:
-    """The default against transformers and against the other settings, and its answers."""
-    (_, default), (_, again) = found[:2]
-    n = config.questions * config.repeats
+    """The default against transformers, llama.cpp and its own settings, and its answers."""
+    runs = {arm.name: measured for arm, measured in found}
+    default, n = runs[DEFAULT.name], config.questions * config.repeats
     generating = [pair for pair in found if isinstance(pair[0], GenerateArm)]
-    against = best(generating)
+    there = best(generating)
     compared = [
-        ("transformers' plainest", default, generating[0], 1.0),
-        ("transformers' best", default, against, 1.0),
+        ("transformers' plainest", *generating[0], 1.0),
+        ("transformers' best", *there, 1.0),
+        ("llama.cpp's default", LLAMA, runs[LLAMA.name], 1.0),
     ]
-    names = [arm.name for arm in settings()]
-    if rivals := [pair for pair in found if pair[0].name in names]:
-        compared.append(("the best setting", rivals[0][1], best(rivals), 0.95))
+    for label, arms, target in (
+        ("llama.cpp's best", llama_settings(), 1.0),
+        ("the best setting", settings(), 0.95),
+    ):
+        names = [arm.name for arm in arms]
+        if rivals := [pair for pair in found if pair[0].name in names]:
+            compared.append((label, *best(rivals), target))
     made: list[Claim] = []
-    for label, ours, (arm, theirs), target in compared:
-        ratio = ratios(ours, theirs)
+    for label, arm, theirs, target in compared:
+        ratio = ratios(default, theirs)
         name = f"requests/s, default over {label} ({arm.name})"
         made.append(Claim(name, middle(ratio), ">=", target, len(ratio), spread(ratio)))
     empty = sum(not text.strip() for run in default for text in run.texts)
-    same_again, same_there = same(again, default), same(against[1], default)
-    return [
-        *made,
-        Claim("default: empty answers", float(empty), "<=", 0.0, n),
-        Claim("default: same answers in a second run", same_again, ">=", 0.9, n),
-        Claim(f"default: same answers as {against[0].name}", same_there, ">=", 0.5, n),
-    ]
+    made.append(Claim("default: empty answers", float(empty), "<=", 0.0, n))
+    for label, name, least in (
+        ("in a second run", AGAIN.name, 0.9),
+        ("asked backwards", BACKWARDS.name, 0.9),
+        (f"as {there[0].name}", there[0].name, 0.5),
+        (f"as {LLAMA.name}", LLAMA.name, 0.5),
+    ):
+        if name in runs:
+            share = same(runs[name], default)
+            made.append(Claim(f"default: same answers {label}", share, ">=", least, n))
+    return made
 
 
 def best(among: Found) -> tuple[Arm, list[Measured]]:
@@ -197,5 +224,7 @@ def best(among: Found) -> tuple[Arm, list[Measured]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
-    quick = parser.parse_args().quick
-    main(Config(questions=4, repeats=1, max_tokens=4, quick=True) if quick else Config())
+    parser.add_argument("--whole", action="store_true", help="with what it all costs")
+    asked = parser.parse_args()
+    small = Config(questions=4, repeats=1, max_tokens=4, quick=True)
+    main(small if asked.quick else Config(whole=asked.whole))

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from typing import Any
 
 from agents.embedded import EngineConfig, ModelFiles, connect, default_gguf, start_server
 from agents.types import ChatRequest, Sampling
-from benchmarks.measured import WARM_SEED, Clock, Measured, peak_mib
+from benchmarks.measured import WARM_SEED, Clock, Measured, neighbours, peak_mib
 from benchmarks.subquestions import messages, subquestions
 
 
@@ -48,14 +46,10 @@ class EngineArm:
         answer = self._over_http if self.http else self._by_calls
         answer(server, subquestions(warm, WARM_SEED), sampling)
         before = _counters(server)
-        loop = [sys.executable, "-c", "while True: pass"]
-        busy = [subprocess.Popen(loop) for _ in range(self.beside)]
-        clock = Clock()
-        texts = answer(server, questions, sampling)
-        seconds, *cpu = clock.read()
-        for process in busy:
-            process.kill()
-            process.wait()
+        with neighbours(self.beside):
+            clock = Clock()
+            texts = answer(server, questions, sampling)
+            seconds, *cpu = clock.read()
         spent = {key: value - before[key] for key, value in _counters(server).items()}
         computed = spent["prompt_tokens_total"]
         return Measured(

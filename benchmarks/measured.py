@@ -1,9 +1,12 @@
 """One measurement of `benchmarks.engine`, and the process of its own that it is made in."""
 
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -55,6 +58,19 @@ def in_own_process(arm: Arm, questions: Sequence[str], max_tokens: int) -> Measu
     os.environ["HF_HUB_OFFLINE"] = "1"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(arm.measure, questions[: arm.most], max_tokens).result()
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Processes that do nothing but take processor time while the block runs."""
+    loop = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(loop) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 class Clock:

@@ -2,7 +2,8 @@
 
 Speaks as much of HTTP/1.1 and of the OpenAI chat protocol as the `openai` package needs.
 `/ms/50/v1/chat/completions` answers after 50 ms; `/count` tells how many completions were asked.
-A question "split into 3" is answered with three lines, any other with "ok".
+A question "split into 3" is answered with three lines, any other with "ok". A streamed answer is
+the question's own words, the first after as many ms, and at `/ms/50-20/` each next one 20 ms later.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 SPLIT = "split into "
 
@@ -24,9 +25,10 @@ class Endpoint:
 
     port: int
 
-    def base_url(self, latency_ms: float) -> str:
-        """Where a client finds it; each reply takes `latency_ms`."""
-        return f"http://127.0.0.1:{self.port}/ms/{latency_ms:g}/v1"
+    def base_url(self, latency_ms: float, between_ms: float = 0) -> str:
+        """Where a client finds it; each reply takes `latency_ms`, and of a streamed one each word
+        `between_ms` more."""
+        return f"http://127.0.0.1:{self.port}/ms/{latency_ms:g}-{between_ms:g}/v1"
 
     def count(self) -> int:
         """Completions asked so far."""
@@ -77,20 +79,64 @@ class _Connection(asyncio.Protocol):
             self._reply(str(self._served.completions).encode())
             return
         self._served.completions += 1
-        body = _completion(rest[:length])
-        seconds = float(path.split("/")[2]) / 1e3
+        first, _, between = path.split("/")[2].partition("-")
+        seconds = float(first) / 1e3
+        asked = json.loads(rest[:length])
+        if asked.get("stream"):
+            chunks = _chunks(asked)
+            loop = asyncio.get_running_loop()
+            loop.call_later(seconds, self._begin, chunks, float(between or 0) / 1e3)
+            return
+        body = _completion(asked)
         if seconds:
             asyncio.get_running_loop().call_later(seconds, self._reply, body)
         else:
             self._reply(body)
+
+    def _begin(self, chunks: list[bytes], between: float) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+        self._transport.write(head + b"transfer-encoding: chunked\r\n\r\n")
+        self._go_on(chunks, 0, between)
+
+    def _go_on(self, chunks: list[bytes], at: int, between: float) -> None:
+        if self._transport.is_closing():
+            return
+        chunk = chunks[at]
+        self._transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        if at == len(chunks) - 1:
+            self._transport.write(b"0\r\n\r\n")
+        elif between and at < len(chunks) - 2:
+            loop = asyncio.get_running_loop()
+            loop.call_later(between, self._go_on, chunks, at + 1, between)
+        else:
+            self._go_on(chunks, at + 1, between)
 
     def _reply(self, body: bytes) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         self._transport.write(head % len(body) + body)
 
 
-def _completion(request: bytes) -> bytes:
-    asked = json.loads(request)
+def _chunks(asked: dict[str, Any]) -> list[bytes]:
+    """The events of a streamed answer; the last ends it."""
+    words = asked["messages"][-1]["content"].split()
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1}
+    head["model"] = asked["model"]
+
+    def event(**body: Any) -> bytes:
+        return b"data: " + json.dumps(head | body).encode() + b"\n\n"
+
+    def choice(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+        return {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+    told = [
+        event(**choice({"content": f" {word}" if at else word})) for at, word in enumerate(words)
+    ]
+    usage = {"prompt_tokens": len(words), "completion_tokens": len(words)}
+    end = event(**choice({}, "stop")) + event(choices=[], usage=usage)
+    return [*told, end + b"data: [DONE]\n\n"]
+
+
+def _completion(asked: dict[str, Any]) -> bytes:
     question: str = asked["messages"][-1]["content"]
     text = "ok"
     if question.startswith(SPLIT):

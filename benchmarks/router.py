@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agents.cache import CachedClient
-from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
 from agents.overseer import PASS, ScriptedOverseer
 from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from benchmarks.default_model import ENGINES, open_default_model
 from benchmarks.report import Claim, Report
 from graphs.calls import Caller
 from graphs.copies import first_request
-from graphs.evaluate import wilson
 from graphs.router import Past, Routed, Router
 from graphs.state import AmplifyContext, Limits
+from graphs.statistics import wilson
 from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
 from graphs.traces import TraceStore
 from graphs.voting import VotePolicy
@@ -46,6 +46,7 @@ class Config:
     judged: int = 200
     """Other questions of each kind; of facts all that are left."""
     attempts: int = 2
+    engine: str = "batched"
     seed: int = 0
     quick: bool = False
 
@@ -193,7 +194,7 @@ async def judged(kind: Kind, router: Router, report: Report, fresh: Fresh) -> No
 
 async def run(config: Config, report: Report) -> None:
     """Fit on all kinds, then judge each."""
-    engine = EmbeddedClient(lambda _: ModelFiles(default_gguf()), EngineConfig(context=1024))
+    engine = open_default_model(config.engine, context=1024)
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(Path(scratch) / "traces.db")
 
@@ -239,5 +240,7 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    quick: bool = parser.parse_args().quick
-    main(Config(fitted=6, judged=3, attempts=1, quick=True) if quick else Config())
+    parser.add_argument("--engine", choices=ENGINES, default="batched")
+    given = parser.parse_args()
+    smoke = Config(fitted=6, judged=3, attempts=1, engine=given.engine, quick=True)
+    main(smoke if given.quick else Config(engine=given.engine))

@@ -11,18 +11,17 @@ import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb
 from pathlib import Path
 from typing import Any
 
 from agents.cache import CachedClient
-from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
 from agents.tools import Tool, ToolReply
 from agents.types import ToolSpec
+from benchmarks.default_model import ENGINES, open_default_model
 from benchmarks.report import Claim, Report
 from graphs.calls import Caller
-from graphs.evaluate import wilson
 from graphs.state import AmplifyContext, Limits
+from graphs.statistics import mcnemar, wilson
 from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
 from graphs.task import score_held_out
 from graphs.traces import TraceStore
@@ -54,9 +53,8 @@ class Config:
     questions: int = 200
     """Held-out questions of each task."""
     attempts: int = 2
-    together: int = 32
-    threads: int = 2
-    """Of the engine; they change no answer."""
+    together: int = 64
+    engine: str = "batched"
     seed: int = 0
     quick: bool = False
 
@@ -122,14 +120,6 @@ async def answered(
     return done
 
 
-def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
-    """Two-sided exact p of a paired difference: discordant pairs as fair coins (McNemar 1947)."""
-    pairs = list(zip(one, other, strict=True))
-    split = (pairs.count((True, False)), pairs.count((False, True)))
-    tails = sum(comb(sum(split), k) for k in range(min(split) + 1))
-    return min(1.0, 2 * tails / 2 ** sum(split))
-
-
 async def side_by_side(
     caller: Caller, task: GymTask, level: int, config: Config, report: Report
 ) -> None:
@@ -146,6 +136,7 @@ async def side_by_side(
     direct = await answered(Direct(context), task, "direct", questions, config)
     amplified = await answered(Amplified(context), task, "amplified", questions, config)
     n = len(questions)
+    pairs = list(zip(direct.right, amplified.right, strict=True))
     report.rows.append(
         {
             "task": task.name,
@@ -156,7 +147,7 @@ async def side_by_side(
             "direct 95%": list(direct.ci95),
             "amplified": amplified.accuracy,
             "amplified 95%": list(amplified.ci95),
-            "McNemar p": mcnemar(direct.right, amplified.right),
+            "McNemar p": mcnemar(pairs.count((True, False)), pairs.count((False, True))),
             "calls/q": amplified.calls / n,
             "cached/q": amplified.cached / n,
             "tools/q": sum(tool.asked for tool in tools.values()) / n,
@@ -179,8 +170,7 @@ async def side_by_side(
 
 async def run(config: Config, report: Report) -> None:
     """All tasks, one after the other, on one engine."""
-    settings = EngineConfig(context=1024, threads=config.threads)
-    engine = EmbeddedClient(lambda _: ModelFiles(default_gguf()), settings)
+    engine = open_default_model(config.engine, context=1024)
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(Path(scratch) / "traces.db")
         try:
@@ -205,6 +195,7 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
-    quick = parser.parse_args().quick
-    smoke = Config(("products", "family_relationships"), 4, threads=1, quick=True)
-    main(smoke if quick else Config())
+    parser.add_argument("--engine", choices=ENGINES, default="batched")
+    given = parser.parse_args()
+    smoke = Config(("products", "family_relationships"), 4, engine=given.engine, quick=True)
+    main(smoke if given.quick else Config(engine=given.engine))

@@ -130,6 +130,15 @@ def load_base(folder: Path) -> tuple[Any, Any]:
     return model.to("cuda" if cuda else "cpu"), tokenizer
 
 
+def load_adapted(folder: Path, adapter: Path) -> tuple[Any, Any]:
+    """The model of a base folder with a PEFT adapter on it, and its tokenizer; see `load_base`."""
+    from peft import PeftModel
+
+    model, tokenizer = load_base(folder)
+    with quiet_libraries():
+        return PeftModel.from_pretrained(model, str(adapter)), tokenizer
+
+
 @contextmanager
 def no_space() -> Iterator[None]:
     """Weights that cannot be written are told like any other file: safetensors has its own error.

@@ -46,13 +46,11 @@ class Row:
 
 
 ACCEPTED = f"""
-SELECT q.id, q.run, q.round, q.system, q.task, q.split, q.text, j.detail, j.kind,
-  (SELECT group_concat(DISTINCT c.model_digest) FROM calls c WHERE c.question = q.id) AS models
-FROM questions q JOIN judgements j ON j.id = (
-  SELECT o.id FROM judgements o
-  WHERE o.question = q.id AND o.path = '' AND o.kind IN ('outcome', 'leaf')
-  ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
-WHERE j.ok = 1 AND {NEWEST} AND {{which}}
+SELECT q.*, (SELECT group_concat(DISTINCT digest) FROM (
+    SELECT c.model_digest AS digest FROM calls c WHERE c.question = q.id UNION ALL
+    SELECT b.detail ->> 'model_digest' FROM judgements b
+    WHERE b.question = q.id AND b.kind = 'chain_begun')) AS models
+FROM roots q WHERE q.ok = 1 AND {NEWEST} AND {{which}}
 ORDER BY q.round, q.id
 """  # noqa: S608 - every part is a constant of ours
 OF_SYSTEM = "q.split = :split AND q.system = :system AND q.round <= :up_to"

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from graphs.revision import NEWEST
 from graphs.traces import TraceStore
 
-ROOTS = f"""
-SELECT q.id, q.text, j.ok FROM questions q JOIN judgements j ON j.id = (
-  SELECT o.id FROM judgements o WHERE o.question = q.id AND o.path = ''
-  AND o.kind IN ('outcome', 'leaf') ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
-WHERE q.round = ? AND q.system = 'amplified' AND q.split = 'train' AND {NEWEST}
-ORDER BY q.id
+ENDED = f"""
+SELECT q.id, q.text, q.ok FROM roots q
+WHERE q.round = ? AND q.system = 'amplified' AND q.split = 'train' AND {NEWEST} ORDER BY q.id
 """  # noqa: S608 - the part is a constant of ours
 DOUBTS = f"""
 SELECT j.question, j.detail FROM judgements j JOIN questions q ON q.id = j.question
@@ -47,7 +44,7 @@ def hardness(store: TraceStore, round_number: int) -> Hardness:
         cast = sum(count for _, count in tally)
         if len(tally) > 1:
             dissent[row["question"]] = dissent.get(row["question"], 0.0) + 1 - tally[0][1] / cast
-    roots = list(store.select(ROOTS, (round_number,)))
+    roots = list(store.select(ENDED, (round_number,)))
     accepted = [row for row in roots if row["ok"]]
     doubtful = [row for row in accepted if dissent.get(row["id"])]
     doubtful.sort(key=lambda row: -dissent[row["id"]])

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
@@ -25,6 +24,7 @@ from finetune.report import draw
 from finetune.rounds_config import RoundsConfig
 from finetune.run_folder import OpenRun, write_json
 from finetune.stages import Progress, Stages
+from graphs.checkpoints import open_checkpoints
 from graphs.database import of_sqlite
 from graphs.task import Task
 
@@ -152,8 +152,7 @@ async def _checkpoints(path: Path) -> AsyncIterator[AsyncSqliteSaver]:
     """The checkpointer of a run. Trajectories raise errors of their own, so what fails here as
     SQLite's is this file."""
     try:
-        async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
-            saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+        async with open_checkpoints(path) as saver:
             yield saver
     except sqlite3.Error as error:
         remedy = "delete it and go on with --resume, which asks no recorded call again"

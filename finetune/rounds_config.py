@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,6 +11,7 @@ from agents.embedded import EngineConfig
 from agents.errors import UsageError
 from agents.flags import RedFlags
 from agents.purse import Price, Purse
+from finetune.batched import BatchedConfig
 from finetune.gates import GateConfig
 from graphs.policy import CheckPolicy
 from graphs.state import Limits
@@ -81,14 +82,34 @@ class RoundsConfig(Strict):
     flags: RedFlags = Field(default_factory=RedFlags)
     checks: CheckPolicy = Field(default_factory=CheckPolicy)
     purse: PurseConfig = Field(default_factory=PurseConfig)
-    engine: EngineConfig = Field(default_factory=EngineConfig)
+    engine: Literal["batched", "llama.cpp"] = "batched"
+    """What runs the models; in a batched run llama.cpp answers requests with tools or schemas."""
+    batched: BatchedConfig = Field(default_factory=BatchedConfig)
+    """How the batched engine runs."""
+    llama_cpp: EngineConfig = Field(default_factory=EngineConfig)
+    """How llama.cpp runs."""
     gates: GateConfig = Field(default_factory=GateConfig)
-    together: int = Field(default=32, ge=1)
+    together: int = Field(default=64, ge=1)
     """Questions amplified at once."""
     sft: dict[str, Any] = {}
     """Goes unchanged to TRL's SFTConfig."""
     lora: dict[str, Any] = {}
     """Goes unchanged to PEFT's LoraConfig."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _engine_by_settings(cls, data: Any) -> Any:
+        """An `engine` that is a mapping holds llama.cpp's settings: there was no other engine."""
+        if not isinstance(data, dict) or not isinstance(data.get("engine"), dict):
+            return data
+        if "llama_cpp" in data:
+            raise ValueError("engine and llama_cpp both hold settings of llama.cpp: leave one out")
+        return {**data, "engine": "llama.cpp", "llama_cpp": data["engine"]}
+
+    @property
+    def engine_settings(self) -> EngineConfig | BatchedConfig:
+        """Those of the engine that runs the models."""
+        return self.batched if self.engine == "batched" else self.llama_cpp
 
     @model_validator(mode="after")
     def _grows_slowly(self) -> "RoundsConfig":

@@ -23,6 +23,7 @@ from agents.embedded import (
 )
 from agents.errors import UsageError
 from agents.types import ChatClient
+from finetune.batched import BatchedClient, BatchedConfig
 from finetune.registry import Registry
 from finetune.rounds_config import read_yaml
 from graphs.calls import Caller, completion_of
@@ -99,7 +100,8 @@ class RunFolder:
         write_whole(self.config_path, body)
 
     def load_config(self) -> dict[str, Any]:
-        """The config that the run was begun with.
+        """The config that the run was begun with; one that names no engine is of llama.cpp, since
+        runs had no other.
 
         Raises:
             UsageError: no run, or one of another version.
@@ -112,7 +114,7 @@ class RunFolder:
                 f"{self.config_path} is not of format {FORMAT}: another version of Reflux wrote "
                 "it; name another --run"
             )
-        return found
+        return {"engine": "llama.cpp", **found}
 
     def store(self) -> TraceStore:
         """The trajectories, opened."""
@@ -134,7 +136,7 @@ class RunFolder:
                 f"{student.base.gguf_sha256[:12]}…, and {gguf.name} has {digest[:12]}…: an adapter "
                 "acts on its own base only, make the student again with `reflux distill`"
             )
-        return ModelFiles(gguf, student.adapter_gguf)
+        return ModelFiles(gguf, student.adapter_gguf, student.path)
 
     def current_model(self) -> str:
         """The name of X: the promoted student, or `base` where there is none."""
@@ -148,19 +150,40 @@ class OpenRun:
     def __init__(
         self,
         folder: RunFolder,
-        engine: EngineConfig | None = None,
+        engine: EngineConfig | BatchedConfig | None = None,
         client: ChatClient | None = None,
         wrap: Callable[[ChatClient], ChatClient] | None = None,
+        llama_cpp: EngineConfig | None = None,
+        warm: bool = True,
     ) -> None:
-        """`client` replaces the embedded engine; `wrap` is put around it, below the cache."""
+        """
+        Args:
+            engine: what runs the models, llama.cpp where None.
+            client: replaces the engine.
+            wrap: is put around it, below the cache.
+            llama_cpp: how llama.cpp runs beside a batched engine.
+            warm: False leaves the cache without the replies of earlier sessions, and opening takes
+                the same time however many there are.
+        """
         self.folder = folder
         self.store = folder.store()
         self._engine = None
         if client is None:
-            self._engine = client = EmbeddedClient(folder.models, engine)
+            if isinstance(engine, BatchedConfig):
+                self._engine = client = BatchedClient(folder.models, engine, llama_cpp)
+            else:
+                self._engine = client = EmbeddedClient(folder.models, engine)
         self.cache = CachedClient(wrap(client) if wrap else client)
         self.caller = Caller(self.cache, self.store)
-        self._warm()
+        if warm:
+            self._warm()
+
+    @property
+    def llama_cpp(self) -> Caller:
+        """Calls to llama.cpp where a batched engine is the run's; else those of the run."""
+        if not isinstance(self._engine, BatchedClient):
+            return self.caller
+        return Caller(CachedClient(self._engine.llama_cpp), self.store)
 
     def _warm(self) -> None:
         """Replies of earlier sessions on this folder are known to the cache."""

@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agents.errors import RefluxError
@@ -22,16 +22,15 @@ from finetune.hard import hardness
 from finetune.rounds_config import RoundsConfig, RoundSpec
 from finetune.run_folder import OpenRun
 from finetune.twins import agreement, peft_answers
-from graphs.evaluate import Score, evaluate, wilson
+from graphs.evaluate import Score, evaluate
 from graphs.state import AmplifyContext, Outcome
+from graphs.statistics import wilson
 from graphs.systems import (
     Amplified,
     Asked,
     Direct,
     System,
-    answer_all,
-    refuse_broke,
-    refuse_outage,
+    answer_every,
     task_context,
 )
 from graphs.task import Task
@@ -79,19 +78,20 @@ class Stages:
         return lambda done: self.progress(what, done, total, "")
 
     async def _answers(
-        self, system: System, asked: Asked, questions: Sequence[str], what: str | None = None
+        self,
+        system: System,
+        asked: Asked,
+        questions: Sequence[str],
+        what: str | None = None,
     ) -> list[Outcome]:
-        """`answer_all`, shown as `what`; an endpoint that is down ends the stage."""
-        outcomes = await answer_all(
+        """`answer_every`, shown as `what`; an endpoint that is down ends the stage."""
+        return await answer_every(
             system,
             asked,
             questions,
             together=self.config.together,
             on_done=self._tick(what, len(questions)) if what else None,
         )
-        refuse_outage(outcomes, self.run.caller)
-        refuse_broke(outcomes, self.purse)
-        return outcomes
 
     async def amplify(self, number: int, model: str) -> dict[str, Any]:
         """Record the answers that the round's student will learn: H's own in round 0, with the
@@ -265,6 +265,7 @@ class Stages:
                 self.task,
                 self.asked(number, f"regression-{agent}", "held_out"),
                 questions,
+                together=self.config.together,
                 on_done=self._tick(f"one level down: {agent}", len(questions)),
             )
             accuracy.append(score.accuracy)
@@ -295,7 +296,8 @@ class Stages:
         return passed
 
     async def twin(self, number: int) -> dict[str, Any]:
-        """Agreement of the last student's PEFT adapter with its GGUF twin (greedy, held out)."""
+        """Agreement of the last student's PEFT adapter with its GGUF twin in llama.cpp (greedy,
+        held out)."""
         from finetune.base_model import dequantised_base
 
         name = f"student-r{number}"
@@ -305,8 +307,13 @@ class Stages:
             min(200, spec.held_out), spec.level, "held_out", self.config.seed + 1
         )
         self.progress("compare the PEFT adapter with its GGUF twin", 0, len(questions), "")
+        caller = self.run.llama_cpp
+        # Where llama.cpp has run the round, it has answered these already.
+        key = "student" if caller is self.run.caller else "twin"
         outcomes = await self._answers(
-            Direct(self.context(name)), self.asked(number, "student", "held_out"), questions
+            Direct(replace(self.context(name), caller=caller)),
+            self.asked(number, key, "held_out"),
+            questions,
         )
         adapter = self.run.folder.registry.get(name).path
         answers = await asyncio.to_thread(

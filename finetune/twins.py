@@ -20,14 +20,10 @@ def peft_answers(
     base: Path, adapter: Path, task: Task, questions: Sequence[str], batch: int = 64
 ) -> list[str]:
     """The greedy answers of the adapter in plain transformers and PEFT, normalised."""
-    from peft import PeftModel
-
-    from finetune.base_model import load_base, quiet_libraries
+    from finetune.base_model import load_adapted
     from finetune.sft import generate_greedy
 
-    model, tokenizer = load_base(base)
-    with quiet_libraries():
-        student = PeftModel.from_pretrained(model, str(adapter))
+    student, tokenizer = load_adapted(base, adapter)
     prompts = [
         [{"role": r, "content": c} for r, c in answer_prompt(question, task.system_prompt)]
         for question in questions

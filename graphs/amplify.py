@@ -22,15 +22,18 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from agents.errors import RefluxError
-from agents.screen import redact
+from agents.screen import redact, unaskable
 from agents.types import (
     Answer,
+    Chain,
     Defer,
     step_from_json,
     step_to_json,
 )
 from graphs.batch import aggregate, ask_batch, dispatch
+from graphs.chain import walk_chain
 from graphs.check import check
+from graphs.copies import Place
 from graphs.events import answered
 from graphs.leaf import answer_directly
 from graphs.revision import Override
@@ -43,10 +46,11 @@ from graphs.state import (
     SubResult,
     SubTask,
     failed_outcome,
+    left_of,
     listening,
     plus,
 )
-from graphs.steps import Taken, take_step, tried
+from graphs.steps import Taken, overseer_of, take_step, tried
 
 Ran = Runtime[AmplifyContext]
 Update = dict[str, Any]
@@ -101,15 +105,8 @@ def _fresh(
 def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
     """Why a question is refused before anything is asked; None where it is not."""
     question = state["question"]
-    if not question.strip():
-        return "the question is empty"
-    if len(question) > context.limits.question_chars:
-        return (
-            f"the question has {len(question)} characters, the limit is "
-            f"{context.limits.question_chars}"
-        )
-    if any("\ud800" <= char <= "\udfff" for char in question):
-        return "the question is no Unicode text: it holds half a surrogate pair"
+    if (reason := unaskable(question, context.limits.question_chars)) is not None:
+        return reason
     if context.canonical(question) in map(context.canonical, state["ancestors"]):
         return f"CycleError: {question!r} repeats one of its ancestors"
     return None
@@ -139,13 +136,33 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     if isinstance(step, Defer):
         return {**advance, "error": DEFERRED_AGAIN}
     state = {**state, "spent": spent}
-    if not step.subquestions or state["depth"] >= context.limits.depth:
+    if state["depth"] >= context.limits.depth:
+        return {**advance, **await leave_to_x(state, context)}
+    if isinstance(step, Chain):
+        return {**advance, **await _chained(state, context, step)}
+    if not step.subquestions:
         return {**advance, **await leave_to_x(state, context)}
     return {**advance, **ask_batch(state, context, step)}
 
 
+async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -> Update:
+    """A chain is walked within this node; its end is H's answer."""
+    number = tried(state, context)
+    place = Place(state["question"], state["question_id"], state["path"], state["step"], number)
+    overseer = overseer_of(state, context)
+    walked = await walk_chain(context, place, overseer, chain, left_of(state))
+    outcome, spent = walked.outcome, plus(state["spent"], walked.outcome["spent"])
+    return {
+        "proposal": outcome["answer"] if outcome["status"] == "ok" else None,
+        "error": outcome["error"],
+        "spent": spent,
+        "outcome": {**outcome, "spent": spent} if walked.broke_off else None,
+    }
+
+
 async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
     """X answers the question undivided."""
+    left = left_of(state)
     outcome = await answer_directly(
         context,
         question=state["question"],
@@ -153,8 +170,8 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
         path=state["path"],
         retries=tried(state, context),
         step=state["step"],
-        calls=max(0, state["calls"] - state["spent"]["calls"]),
-        tokens=max(0, state["tokens"] - state["spent"]["tokens"]),
+        calls=left.calls,
+        tokens=left.tokens,
     )
     return {
         "proposal": outcome["answer"],
@@ -205,7 +222,8 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         return {"answer": answer, "status": "ok", "error": None, "spent": spent}
     if isinstance(step, Defer):
         return await _refuse(state, context, DEFERRED_AGAIN, spent)
-    if step.subquestions and state["depth"] < context.limits.depth:
+    divided = isinstance(step, Chain) or bool(step.subquestions)
+    if divided and state["depth"] < context.limits.depth:
         deeper = await _level().ainvoke(
             {**state, "first_step": step_to_json(step), "spent": spent}, context=context
         )

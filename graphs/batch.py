@@ -7,10 +7,9 @@ from typing import Any
 
 from langgraph.types import Send
 
-from agents.budget import Budget
 from agents.overseer import reserve_of
 from agents.types import Ask, SubQuestion
-from graphs.state import AmplifyContext, AmplifyState, Outcome, SubTask, plus
+from graphs.state import AmplifyContext, AmplifyState, Outcome, SubTask, left_of, plus
 from graphs.steps import overseer_of, tried
 
 Update = dict[str, Any]
@@ -27,9 +26,7 @@ def ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
     if any(not 0 <= need < index for index, s in enumerate(asked) for need in s.needs):
         return {"error": "a sub-question may need only those before it in its batch"}
     reserve = reserve_of(overseer_of(state, context))
-    left = Budget(state["calls"], state["tokens"]).minus(
-        state["spent"]["calls"] + reserve.calls, state["spent"]["tokens"] + reserve.tokens
-    )
+    left = left_of(state).minus(reserve.calls, reserve.tokens)
     shares = left.split(len(asked))
     number = tried(state, context)
     return {

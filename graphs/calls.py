@@ -4,20 +4,24 @@ The call log is the one way to resume: the same key with the same request replay
 answer, another request under the same key is an error.
 """
 
+import asyncio
 import hashlib
 import json
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from agents.errors import EndpointError, ReplayError
 from agents.screen import redact
+from agents.streaming import Pieces, in_one_piece, stream_of
 from agents.tools import ToolReply
 from agents.types import (
     Answer,
     Ask,
+    Chain,
     ChatClient,
     ChatRequest,
     Completion,
@@ -46,36 +50,93 @@ class Caller:
             ReplayError: the log holds another request under this key.
             EndpointError: no reply; the failure is recorded, too.
         """
+        request, asked = await self._asked(request)
+        if (known := self._recorded(key, asked["request_digest"])) is not None:
+            return known
+        try:
+            reply = self._before(key, asked["request_digest"]) or await self.client.complete(
+                request
+            )
+        except EndpointError as error:
+            self.outage = error
+            await self._failed(key, asked, Completion("", cached=error.cached), str(error))
+            raise
+        return await self._replied(key, asked, reply)
+
+    async def stream(self, key: CallKey, request: ChatRequest) -> Pieces:
+        """Answer one request piece by piece, as it comes; the whole, last, is on the record.
+
+        What was passed on cannot be recalled: the pieces are not redacted, and they are used
+        before they are recorded. A stream that breaks off, or whose reader leaves, is recorded as
+        an error with what came of it.
+
+        Raises:
+            ReplayError: the log holds another request under this key.
+            EndpointError: no reply, or half of one.
+        """
+        request, asked = await self._asked(request)
+        if (known := self._recorded(key, asked["request_digest"])) is not None:
+            for piece in in_one_piece(known):
+                yield piece
+            return
+        if (earlier := self._before(key, asked["request_digest"])) is not None:
+            for piece in in_one_piece(await self._replied(key, asked, earlier)):
+                yield piece
+            return
+        came: list[str] = []
+        whole: Completion | None = None
+        try:
+            async with aclosing(stream_of(self.client, request)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Completion):
+                        whole = piece
+                    else:
+                        came.append(piece.text)
+                        yield piece
+        except EndpointError as error:
+            self.outage = error
+            await self._failed(key, asked, Completion("".join(came)), str(error))
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            left = f"the reader left after {len(came)} pieces"
+            await self._failed(key, asked, Completion("".join(came)), left)
+            raise
+        if whole is not None:
+            yield await self._replied(key, asked, whole)
+
+    async def _asked(self, request: ChatRequest) -> tuple[ChatRequest, dict[str, str]]:
+        """The request without secrets, and its columns."""
         request = replace(
             request, messages=tuple(tuple(map(redact, turn)) for turn in request.messages)
         )
         model_digest = await self.client.model_digest(request.model)
-        digest = request.digest(model_digest)
-        if (known := self._recorded(key, digest)) is not None:
-            return known
-        asked = {
+        return request, {
             "kind": "model",
             "model": request.model,
             "model_digest": model_digest,
-            "request_digest": digest,
+            "request_digest": request.digest(model_digest),
             "messages": json.dumps(request.payload()),
             "sampling": json.dumps(vars(request.sampling)),
         }
-        try:
-            reply = self._before(key, digest) or await self.client.complete(request)
-        except EndpointError as error:
-            self.outage = error
-            failed = Completion("", finish_reason="error", cached=error.cached)
-            await self.store.add_call(key, asked | _reply(failed) | {"error": redact(str(error))})
-            raise
+
+    async def _failed(
+        self, key: CallKey, asked: Mapping[str, str], reply: Completion, error: str
+    ) -> None:
+        reply = replace(reply, text=redact(reply.text), finish_reason="error")
+        await self.store.add_call(key, {**asked, **_reply(reply), "error": redact(error)})
+
+    async def _replied(
+        self, key: CallKey, asked: Mapping[str, str], reply: Completion
+    ) -> Completion:
+        """The reply as it stands on the record."""
         self.outage = None
         wishes = tuple(replace(c, arguments=redact(c.arguments)) for c in reply.tool_calls)
         reply = replace(reply, text=redact(reply.text), tool_calls=wishes)
         try:
-            await self.store.add_call(key, asked | _reply(reply))
+            await self.store.add_call(key, {**asked, **_reply(reply)})
         except ReplayError:
             # Another process on this folder was the first to record the call: its answer counts.
-            if (known := self._recorded(key, digest)) is None:
+            if (known := self._recorded(key, asked["request_digest"])) is None:
                 raise
             return known
         return reply
@@ -124,8 +185,9 @@ class Caller:
 
     def _before(self, key: CallKey, digest: str) -> Completion | None:
         """What an earlier revision of this trajectory was replied to the same request, there."""
-        row = self._earlier(key, digest)
-        return row and replace(completion_of(row), cached=True, seconds=0.0, retries=())
+        if (row := self._earlier(key, digest)) is None:
+            return None
+        return replace(completion_of(row), cached=True, seconds=0.0, retries=())
 
     def _earlier(self, key: CallKey, digest: str) -> sqlite3.Row | None:
         for question in before(key.question):
@@ -176,6 +238,8 @@ class Caller:
 def _redacted(step: Step) -> Step:
     if isinstance(step, Answer):
         return Answer(redact(step.text))
+    if isinstance(step, Chain):
+        return Chain(redact(step.first))
     if isinstance(step, Ask):
         asked = tuple(replace(s, text=redact(s.text)) for s in step.subquestions)
         return Ask(asked, redact(step.note))

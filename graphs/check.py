@@ -8,7 +8,6 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
-from agents.budget import Budget
 from agents.checker import Verdict
 from agents.errors import EndpointError, RefluxError
 from agents.types import Exchange
@@ -20,6 +19,7 @@ from graphs.state import (
     Spent,
     Status,
     best_proposal,
+    left_of,
     listening,
     plus,
 )
@@ -58,12 +58,14 @@ async def judged(
 
 async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[str, Any]:
     """Test the proposal; a failure leads to another attempt while attempts and budget last."""
+    if state["outcome"] is not None:
+        return {}  # A chain broke off.
     context = listening(runtime.context, runtime.stream_writer)
     proposal, passed = state["proposal"], state.get("passed", [])
     spent, rule, ok = state["spent"], "no_answer", False
     if proposal is not None:
-        verdict = Verdict(True)
-        if not context.checks.by_person(state["attempt"]):
+        by_person, verdict = context.checks.by_person(state["attempt"]), Verdict(True)
+        if not by_person:
             verdict, cost = await _judged(state, context, proposal)
             spent = plus(spent, cost)
         ok, rule = verdict.ok, verdict.rule
@@ -75,7 +77,6 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
             {"answer": proposal, "rule": "" if ok else rule},
             key=str(tried(state, context)),
         )
-        by_person = context.checks.by_person(state["attempt"])
         if ok and (by_person or context.checks.confirmed(passed, proposal)):
             return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}
     if ok and proposal is not None:
@@ -105,9 +106,6 @@ async def _judged(
     state: AmplifyState, context: AmplifyContext, proposal: str
 ) -> tuple[Verdict, Spent]:
     key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
-    left = Budget(state["calls"], state["tokens"]).minus(
-        state["spent"]["calls"], state["spent"]["tokens"]
-    )
-    desk = StepDesk(context, key, tried(state, context), left, ".check")
+    desk = StepDesk(context, key, tried(state, context), left_of(state), ".check")
     transcript = [Exchange(**said) for said in state["transcript"]]
     return await judged(context, desk, state["question"], proposal, transcript)

@@ -1,19 +1,22 @@
 """One copy's answer to one question, with the tools that it was granted, or a tool's to H."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from agents.budget import Budget
+from agents.errors import EndpointError
 from agents.tool_calls import CALL_SECONDS, guarded
 from agents.tools import Tool, ToolReply
-from agents.types import ChatRequest, Sampling
+from agents.types import ChatRequest, Completion, Sampling
 from graphs.events import answered
 from graphs.experts import Expert
 from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Status
 from graphs.traces import CallKey
 from graphs.turns import Reply, reply_in_turns
+from graphs.voting import Vote
 
 PLAIN = Expert("")
 """A plain copy of X."""
@@ -72,6 +75,50 @@ def _request(
     return ChatRequest(model, prompt, sampling, vote=number)
 
 
+def chain_request(context: AmplifyContext, question: str, number: int) -> ChatRequest:
+    """The call of vote `number` on a link of a chain; copies on a chain have no tools."""
+    return _request(context, question, number, context.limits.tokens, PLAIN)
+
+
+def vote_of(context: AmplifyContext, question: str, number: int, reply: Completion) -> Vote:
+    """A copy's reply as a vote, which flags and check may refuse."""
+    text = context.normalise(reply.text)
+    weight = context.votes.variant(number).weight
+    if flag := context.flags.of(reply):
+        return Vote(text, False, reply.min_logprob, weight, flag)
+    verdict = context.checker.check(question, text)
+    return Vote(text, verdict.ok, reply.min_logprob, weight, verdict.rule)
+
+
+T = TypeVar("T")
+
+
+async def side_by_side(
+    asked: Sequence[Coroutine[Any, Any, T]],
+) -> tuple[dict[int, T], EndpointError | None]:
+    """What came of several calls, by position, and the first failure; the others go on beside it.
+
+    Raises:
+        Exception: anything but an `EndpointError` that one of them raises.
+    """
+    if len(asked) == 1:  # Most waves are: no task is made for it.
+        try:
+            return {0: await asked[0]}, None
+        except EndpointError as failure:
+            return {}, failure
+    came = await asyncio.gather(*asked, return_exceptions=True)
+    replies: dict[int, T] = {}
+    failure: EndpointError | None = None
+    for at, reply in enumerate(came):
+        if isinstance(reply, EndpointError):
+            failure = failure or reply
+        elif isinstance(reply, BaseException):
+            raise reply
+        else:
+            replies[at] = reply
+    return replies, failure
+
+
 async def answer_by_tool(context: AmplifyContext, place: Place, name: str) -> Outcome:
     """H's sub-question to a tool, `to="tool:NAME"`: its reply is the answer, a refusal a failure.
 
@@ -117,6 +164,12 @@ async def record_leaf(
             place.question_id, place.path, kind, ok, detail, key=key
         )
     context.emit(answered(place.path, True, detail))
+
+
+def leaf_place(key: str) -> tuple[int, int]:
+    """The step and the try of a leaf, out of the key of its judgement; see `record_leaf`."""
+    step, tried = key.rsplit(":", 2)[1].split(".")
+    return int(step), int(tried)
 
 
 async def guarded_answer(tool: Tool, question: str) -> ToolReply:

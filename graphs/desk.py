@@ -57,6 +57,11 @@ class StepDesk:
         return plus(self._spent, *(member.spent for member in self._members))
 
     @property
+    def made(self) -> int:
+        """Calls that were made in this role, at this key, those before this desk among them."""
+        return self._made
+
+    @property
     def model(self) -> str:
         """The name of X."""
         return self._context.model

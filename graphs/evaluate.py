@@ -1,12 +1,11 @@
 """Runs a system over held-out questions and scores it, with an interval and its price."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from agents.errors import UsageError
-from graphs.systems import Asked, System, answer_all, refuse_broke, refuse_outage
+from graphs.statistics import wilson
+from graphs.systems import Asked, System, answer_every
 from graphs.task import Task, refuse_training, score_held_out
 
 
@@ -29,21 +28,6 @@ class Score:
         return {**asdict(self), "ci95": list(self.ci95)}
 
 
-def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """95% score interval of a proportion (Wilson 1927).
-
-    Raises:
-        UsageError: no questions.
-    """
-    if n < 1:
-        raise UsageError("0 questions were asked: an interval needs at least 1; raise --limit")
-    p = right / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the interval touches 0 or 1 exactly; rounding must not push it past.
-    return (0.0 if right == 0 else centre - half, 1.0 if right == n else centre + half)
-
-
 async def evaluate(
     system: System,
     task: Task,
@@ -62,9 +46,7 @@ async def evaluate(
     """
     for question in questions:
         refuse_training(task, question)
-    outcomes = await answer_all(system, asked, questions, together=together, on_done=on_done)
-    refuse_outage(outcomes, system.context.caller)
-    refuse_broke(outcomes, system.context.purse)
+    outcomes = await answer_every(system, asked, questions, together=together, on_done=on_done)
     right = sum(
         score_held_out(task, question, outcome["answer"])
         for question, outcome in zip(questions, outcomes, strict=True)

@@ -60,6 +60,17 @@ class Retried(TypedDict):
     error: str | None
 
 
+class Linked(TypedDict):
+    """A link of a chain is settled."""
+
+    event: Literal["link"]
+    path: str
+    number: int
+    question: str
+    answer: str
+    votes: int
+
+
 class Answered(TypedDict):
     """A question has ended; `leaf` tells whether without H, and once for each of its attempts."""
 
@@ -80,7 +91,7 @@ class Answered(TypedDict):
     spent: NotRequired[Any]
 
 
-Event = Asked | Stepped | Called | ToolCalled | Retried | Answered
+Event = Asked | Stepped | Called | ToolCalled | Retried | Linked | Answered
 
 
 def answered(path: str, leaf: bool, detail: Mapping[str, Any]) -> Answered:

@@ -3,16 +3,14 @@
 One function call inside `subtask`; no graph runs for a leaf.
 """
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from agents.budget import Budget
 from agents.errors import EndpointError
 from agents.judge import Equivalence
-from agents.types import Completion
-from graphs.copies import PLAIN, Place, answer_by_tool, ask_copy, record_leaf
+from graphs.copies import PLAIN, Place, answer_by_tool, ask_copy, record_leaf, side_by_side, vote_of
 from graphs.desk import StepDesk
 from graphs.experts import Expert
 from graphs.panel import answer_by_panel
@@ -25,7 +23,6 @@ from graphs.state import (
     failed_outcome,
     plus,
 )
-from graphs.turns import Reply
 from graphs.voting import Vote, tally, wave, winner
 
 
@@ -93,21 +90,20 @@ async def answer_by_votes(
             ask_copy(context, place, number, share, expert)
             for number, share in zip(numbers, shares, strict=True)
         ]
-        replies, failure = await _all(asked)
+        replies, failure = await side_by_side(asked)
         spent = plus(spent, *(reply.spent for reply in replies.values()))
-        votes += [
-            _vote(context, place.question, numbers[at], reply.completion)
+        new = [
+            vote_of(context, place.question, numbers[at], reply.completion)
             for at, reply in replies.items()
         ]
         if context.same is not None and failure is None:
             left = given.minus(spent["calls"], spent["tokens"])
             role, made = "same", compared
             desk = StepDesk(context, place.key(role), place.retries, left, role=role, made=made)
-            votes, more_compared, failure = await one_text_each(
-                context.same, desk, place.question, votes
-            )
-            compared += more_compared
+            new, failure = await one_text_each(context.same, desk, place.question, votes, new)
+            compared = desk.made
             spent = plus(spent, desk.spent)
+        votes += new
         if failure is not None:
             status, error = "failed", str(failure)
             break
@@ -127,56 +123,24 @@ async def answer_by_votes(
     return outcome
 
 
-async def _all(
-    asked: Sequence[Coroutine[Any, Any, Reply]],
-) -> tuple[dict[int, Reply], EndpointError | None]:
-    """The replies that came, by position, and the first failure; the others go on beside it."""
-    if len(asked) == 1:  # Most waves are: no task is made for it.
-        try:
-            return {0: await asked[0]}, None
-        except EndpointError as failure:
-            return {}, failure
-    came = await asyncio.gather(*asked, return_exceptions=True)
-    replies: dict[int, Reply] = {}
-    failure: EndpointError | None = None
-    for at, reply in enumerate(came):
-        if isinstance(reply, EndpointError):
-            failure = failure or reply
-        elif isinstance(reply, BaseException):
-            raise reply
-        else:
-            replies[at] = reply
-    return replies, failure
-
-
 async def one_text_each(
-    same: Equivalence, desk: StepDesk, question: str, votes: Sequence[Vote]
-) -> tuple[list[Vote], int, EndpointError | None]:
-    """Votes for one answer under one text, that of the first of them; comparisons made; failure."""
-    texts: list[str] = []
+    same: Equivalence, desk: StepDesk, question: str, known: Sequence[Vote], new: Sequence[Vote]
+) -> tuple[list[Vote], EndpointError | None]:
+    """New votes, those for an answer that was given before under the text that it has already;
+    what is known is not compared again. With the failure that ended the comparing, if one did."""
+    texts = list(dict.fromkeys(vote.text for vote in known if vote.ok))
     merged: list[Vote] = []
-    made = 0
-    for number, vote in enumerate(votes):
+    for number, vote in enumerate(new):
         text = vote.text
         if vote.ok and text not in texts:
-            for known in texts:
-                made += 1
+            for other in texts:
                 try:
-                    if await same.same(desk, question, known, text):
-                        text = known
+                    if await same.same(desk, question, other, text):
+                        text = other
                         break
                 except EndpointError as failure:
-                    return [*merged, *votes[number:]], made, failure
+                    return [*merged, *new[number:]], failure
             else:
                 texts.append(text)
         merged.append(replace(vote, text=text))
-    return merged, made, None
-
-
-def _vote(context: AmplifyContext, question: str, number: int, reply: Completion) -> Vote:
-    text = context.normalise(reply.text)
-    weight = context.votes.variant(number).weight
-    if flag := context.flags.of(reply):
-        return Vote(text, False, reply.min_logprob, weight, flag)
-    verdict = context.checker.check(question, text)
-    return Vote(text, verdict.ok, reply.min_logprob, weight, verdict.rule)
+    return merged, None

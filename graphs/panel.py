@@ -6,7 +6,7 @@ from dataclasses import replace
 from agents.budget import Budget
 from agents.errors import EndpointError
 from agents.types import ChatRequest, Completion
-from graphs.copies import Place, ask_copy, record_leaf
+from graphs.copies import Place, ask_copy, record_leaf, vote_of
 from graphs.experts import Expert, Said, disagreement
 from graphs.state import AmplifyContext, Outcome, Spent, Status, plus
 from graphs.turns import Reply
@@ -31,7 +31,7 @@ async def answer_by_panel(
     spent: Spent = plus(*(r.spent for r in replies if isinstance(r, Reply)))
     failures = {e.name: r for e, r in zip(experts, replies, strict=True) if isinstance(r, str)}
     said = [
-        _said(context, place, expert, reply)
+        _said(context, place, number, expert, reply)
         for expert, reply in zip(experts, replies, strict=True)
         if isinstance(reply, Reply)
     ]
@@ -81,10 +81,9 @@ async def _ask(
         return str(failure)
 
 
-def _said(context: AmplifyContext, place: Place, expert: Expert, reply: Reply) -> Said:
-    text = context.normalise(reply.completion.text)
-    flagged = context.flags.of(reply.completion) != ""
-    return Said(expert, text, not flagged and context.checker.check(place.question, text).ok)
+def _said(context: AmplifyContext, place: Place, number: int, expert: Expert, reply: Reply) -> Said:
+    vote = vote_of(context, place.question, number, reply.completion)
+    return Said(expert, vote.text, vote.ok)
 
 
 async def _record(

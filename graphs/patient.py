@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.types import Command
 
 from agents.errors import UsageError
 from graphs.amplify import begin, build_graph
+from graphs.checkpoints import open_checkpoints
 from graphs.state import AmplifyContext, Outcome
 from graphs.systems import recursion_limit, with_purse
 
@@ -68,6 +67,10 @@ class Patient:
             return await self._go(question_id, None)
         return Progressed(known.values.get("outcome"), _pending(known.interrupts))
 
+    async def pending(self, question_id: str) -> Sequence[Pending]:
+        """What of a question waits for persons; nothing is set going, nothing is spent."""
+        return _pending((await self._graph.aget_state(self._config(question_id))).interrupts)
+
     async def reply(self, question_id: str, replies: Mapping[str, Any]) -> Progressed:
         """Answer some of what is pending, by id, in any order; the rest goes on waiting.
 
@@ -102,6 +105,5 @@ def _pending(interrupts: Sequence[Any]) -> tuple[Pending, ...]:
 @asynccontextmanager
 async def open_patient(context: AmplifyContext, path: Path) -> AsyncGenerator[Patient]:
     """A patient whose checkpoints are in a SQLite file."""
-    async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
-        saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+    async with open_checkpoints(path) as saver:
         yield Patient(context, saver)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from agents.budget import Budget
 from agents.overseer import reserve_of, seated
-from agents.types import Answer, Exchange, SubQuestion
+from agents.types import Answer, Chain, Exchange, SubQuestion
+from graphs.chain import walk_chain
 from graphs.check import judged
+from graphs.copies import Place
 from graphs.desk import StepDesk
 from graphs.leaf import answer_directly
 from graphs.state import (
@@ -53,7 +55,7 @@ async def amplify_reference(
         )  # fmt: skip
         spent = plus(spent, used)
         if direct is not None:  # A leaf below the root is answered once, by its own votes.
-            return direct
+            return {**direct, "spent": spent}
         if proposal is not None:
             key = CallKey(question_id, path, "overseer", step, attempt)
             left = budget.minus(spent["calls"], spent["tokens"])
@@ -106,6 +108,14 @@ async def _attempt(
             text = context.normalise(step.text)
             ok: Outcome = {"answer": text, "status": "ok", "error": None, "spent": spent}
             return text, spent, ok if first_below_root else None, transcript, step_number + 1
+        if isinstance(step, Chain) and may_ask:
+            place = Place(question, question_id, path, step_number + 1, tried)
+            left = budget.minus(spent["calls"], spent["tokens"])
+            walked = await walk_chain(context, place, overseer, step, left)
+            spent = plus(spent, walked.outcome["spent"])
+            found = walked.outcome["answer"] if walked.outcome["status"] == "ok" else None
+            ended: Outcome | None = {**walked.outcome, "spent": spent} if walked.broke_off else None
+            return found, spent, ended, transcript, step_number + 1
         asked: tuple[SubQuestion, ...] = getattr(step, "subquestions", ())
         left = budget.minus(spent["calls"], spent["tokens"])
         if not asked or not may_ask:

@@ -163,9 +163,9 @@ def _drawn(block: int) -> int:
 
 
 def _item(row: Any, why: Why) -> Item:
-    detail = json.loads(row["detail"])
-    form = detail["form"] if why == "escalated" else None
-    question = detail.get("question") or (form or {}).get("question") or row["text"]
+    detail: dict[str, Any] = json.loads(row["detail"])
+    form: dict[str, Any] | None = detail["form"] if why == "escalated" else None
+    question = detail.get("question") or (form and form.get("question")) or row["text"]
     return Item(
         row["trajectory"],
         row["path"],

@@ -24,10 +24,22 @@ from numpy.typing import NDArray
 
 from agents.budget import Budget
 from agents.errors import UsageError
-from agents.overseer import AnyOverseer, Desk, Overseer, reserve_of, seated
+from agents.overseer import (
+    AnyOverseer,
+    Desk,
+    Follow,
+    Overseer,
+    follow_of,
+    reserve_of,
+    seated,
+)
 from agents.types import Ask, ChatRequest, Exchange, Step
 
 Vector = NDArray[np.float64]
+GRID = tuple((n, like) for n in (16, 32, 48) for like in (0.3, 0.45, 0.6))
+"""Numbers of like questions, and least likenesses, that `Router.fit` chooses from."""
+CALL_PRICE = 0.02
+"""Right answers that one call is worth, in that choice."""
 UNKNOWN = -1.0
 """Log-probability that stands in where the endpoint gave none."""
 
@@ -74,24 +86,51 @@ class Router:
     def fit(past: Sequence[Past], **options: Any) -> "Router":
         """Learn from questions that were answered both ways.
 
+        How many like questions are looked at, and how like they must be, is chosen among `GRID` by
+        leaving each past question out in turn, unless `options` say it.
+
         Raises:
             UsageError: fewer than 20 of them.
         """
         if len(past) < 20:
             raise UsageError(f"a router needs 20 past questions or more, there are {len(past)}")
-        empty = Router(tuple(past), ((0.0,) * 4, (0.0,) * 4), **options)
+        first = Router(tuple(past), ((0.0,) * 4, (0.0,) * 4), **options)
+        tried = [first]
+        if not {"neighbours", "like"} & options.keys():
+            tried = [replace(first, neighbours=n, like=like) for n, like in GRID]
+        return max((router._fitted() for router in tried), key=lambda found: found[1])[0]
+
+    def _fitted(self) -> tuple["Router", float]:
+        """The router with its regressions, and what it is worth: right answers to past questions,
+        each routed by the others, less what the calls cost.
+
+        A question that is decomposed is taken to cost twice a direct one: no tree is known here.
+        """
+        likely = [self.likely(p.question, without=at) for at, p in enumerate(self.past)]
         rows = [
-            empty.features(p.question, p.logprob, empty.likely(p.question, without=at))
-            for at, p in enumerate(past)
+            self.features(p.question, p.logprob, shares)
+            for p, shares in zip(self.past, likely, strict=True)
         ]
         x = np.array(rows, dtype=np.float64)
-        fitted = [logistic(x, np.array([getattr(p, arm) for p in past], dtype=np.float64))
-                  for arm in ("direct", "amplified")]  # fmt: skip
-        return replace(empty, weights=(fitted[0], fitted[1]))
+        direct, amplified = (
+            logistic(x, np.array([getattr(p, arm) for p in self.past], dtype=np.float64))
+            for arm in ("direct", "amplified")
+        )
+        router, worth = replace(self, weights=(direct, amplified)), 0.0
+        for p, shares in zip(self.past, likely, strict=True):
+            route = router._clear(shares)
+            calls = 0 if route else 1
+            route = route or router._looked(p.question, p.logprob, shares)
+            calls += 2 if route.decompose else 1 - calls
+            worth += (p.amplified if route.decompose else p.direct) - CALL_PRICE * calls
+        return router, worth
 
     def before(self, question: str) -> Route | None:
         """The route where past questions alone are clear about it; None where they are not."""
-        n, direct, amplified = self.likely(question)
+        return self._clear(self.likely(question))
+
+    def _clear(self, likely: tuple[int, float, float]) -> Route | None:
+        n, direct, amplified = likely
         if n < self.neighbours:
             return None
         gap = amplified - direct
@@ -103,7 +142,12 @@ class Router:
 
     def after(self, question: str, logprob: float | None) -> Route:
         """The route of a question whose direct answer is known."""
-        row = np.array([self.features(question, logprob, self.likely(question))])
+        return self._looked(question, logprob, self.likely(question))
+
+    def _looked(
+        self, question: str, logprob: float | None, likely: tuple[int, float, float]
+    ) -> Route:
+        row = np.array([self.features(question, logprob, likely)])
         direct, amplified = (float(_sigmoid(row @ np.array(w))[0]) for w in self.weights)
         return Route(amplified > direct + self.margin, direct, amplified, "answer")
 
@@ -216,6 +260,11 @@ class Routed:
     def reserve(self) -> Budget:
         """The inner overseer's."""
         return reserve_of(self.inner)
+
+    @property
+    def follow(self) -> Follow | None:
+        """The inner overseer's."""
+        return follow_of(self.inner)
 
     def at(self, desk: Desk) -> Overseer:
         """The overseer for one step."""

@@ -21,6 +21,11 @@ CREATE TABLE IF NOT EXISTS judgements (
   id INTEGER PRIMARY KEY, question TEXT NOT NULL REFERENCES questions(id),
   path TEXT NOT NULL, kind TEXT NOT NULL, ok INTEGER, detail TEXT NOT NULL, author TEXT NOT NULL,
   key TEXT UNIQUE, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS links (
+  question TEXT NOT NULL, path TEXT NOT NULL, attempt INTEGER NOT NULL, number INTEGER NOT NULL,
+  wave INTEGER NOT NULL, asked TEXT, votes TEXT NOT NULL, answer TEXT, calls INTEGER NOT NULL,
+  tokens INTEGER NOT NULL, created REAL NOT NULL,
+  PRIMARY KEY (question, path, attempt, number, wave)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS judged ON judgements (question, path, kind);
 """
 LATER_COLUMNS = {"calls": "tool_calls", "questions": "revises"}

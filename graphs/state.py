@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypedDict
 
+from agents.budget import Budget
 from agents.checker import Checker, RuleChecker
 from agents.examiner import Examiner
 from agents.flags import RedFlags
@@ -264,6 +265,12 @@ class AmplifyState(TypedDict):
     passed: list[str]
     """Answers that passed it, where more attempts have to agree."""
     outcome: Outcome | None
+
+
+def left_of(state: AmplifyState) -> Budget:
+    """What a question may still spend."""
+    spent = state["spent"]
+    return Budget(state["calls"], state["tokens"]).minus(spent["calls"], spent["tokens"])
 
 
 def best_proposal(proposals: Sequence[str]) -> str | None:

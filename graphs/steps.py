@@ -11,12 +11,11 @@ from typing import Any
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import interrupt
 
-from agents.budget import Budget
 from agents.errors import EndpointError, RefluxError
 from agents.overseer import AnyOverseer, PersonOverseer, seated
 from agents.types import Defer, Exchange, Step, step_from_json, step_to_json
 from graphs.desk import StepDesk
-from graphs.state import NOTHING_SPENT, AmplifyContext, AmplifyState, Spent, tries
+from graphs.state import NOTHING_SPENT, AmplifyContext, AmplifyState, Spent, left_of, tries
 from graphs.traces import CallKey
 
 
@@ -33,9 +32,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
     """H's next step, recorded; a person's where H defers. What H's code raises is a value."""
     overseer = overseer_of(state, context)
     key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
-    given = Budget(state["calls"], state["tokens"])
-    left = given.minus(state["spent"]["calls"], state["spent"]["tokens"])
-    desk = StepDesk(context, key, tried(state, context), left)
+    desk = StepDesk(context, key, tried(state, context), left_of(state))
     transcript = [Exchange(**said) for said in state["transcript"]]
     may_ask = state["depth"] < context.limits.depth
     shown: str | None = None

@@ -177,6 +177,27 @@ async def answer_all(
     return [tasks[question].result() for question in questions]
 
 
+async def answer_every(
+    system: System,
+    asked: Asked,
+    questions: Sequence[str],
+    *,
+    together: int = 32,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Outcome]:
+    """`answer_all` for those who score the answers: none is missing for want of an endpoint or
+    of money.
+
+    Raises:
+        EndpointError: the endpoint is down; what it did answer is recorded.
+        RefluxError: the run's purse is empty.
+    """
+    outcomes = await answer_all(system, asked, questions, together=together, on_done=on_done)
+    refuse_outage(outcomes, system.context.caller)
+    refuse_broke(outcomes, system.context.purse)
+    return outcomes
+
+
 def refuse_broke(outcomes: Sequence[Outcome], purse: Purse) -> None:
     """A run whose purse is empty must not look like a model that fails.
 

@@ -24,6 +24,29 @@ from graphs.schema import INDEXES, LATER_COLUMNS, SCHEMA, SCHEMA_VERSION
 BATCH = 512
 """Most rows in one commit."""
 
+ROOTS = """
+CREATE TEMP VIEW roots AS SELECT q.*, j.kind, j.ok, j.detail
+FROM questions q JOIN judgements j ON j.id = (
+  SELECT o.id FROM judgements o
+  WHERE o.question = q.id AND o.path = '' AND o.kind IN ('outcome', 'leaf')
+  ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
+"""
+"""Questions that have ended, with the judgement that says how; for whoever reads."""
+
+LAST_LINK = """
+SELECT * FROM links WHERE question=:question AND path=:path AND attempt=:attempt AND number = (
+  SELECT max(number) FROM links WHERE question=:question AND path=:path AND attempt=:attempt)
+ORDER BY wave
+"""
+DISPUTED_LINKS = """
+SELECT count(DISTINCT number) FROM links
+WHERE question=:question AND path=:path AND attempt=:attempt AND votes LIKE '[[%'
+"""
+SPENT_ON_LINKS = """
+SELECT coalesce(sum(calls), 0), coalesce(sum(tokens), 0) FROM links
+WHERE question=:question AND path=:path AND attempt=:attempt
+"""
+
 
 @dataclass(frozen=True)
 class CallKey:
@@ -37,6 +60,15 @@ class CallKey:
     step: int = 0
     attempt: int = 0
     vote: int = 0
+
+
+@dataclass(frozen=True)
+class LinkKey:
+    """A chain: its question's place in its tree, and the number of its retry."""
+
+    question: str
+    path: str
+    attempt: int = 0
 
 
 def _columns(values: Mapping[str, Any]) -> tuple[str, str]:
@@ -63,6 +95,7 @@ class TraceStore:
             raise of_sqlite(path, error) from error
         try:
             self._prepare()
+            self._reader.execute(ROOTS)
         except BaseException:
             self._reader.close()
             raise
@@ -125,6 +158,28 @@ class TraceStore:
             ReplayError: a successful call stands under this key already.
         """
         await self._insert("calls", {**vars(key), **values, "created": time.time()})
+
+    async def add_link(self, key: LinkKey, values: Mapping[str, Any]) -> None:
+        """Record a wave of votes on a link of a chain; returns after the commit.
+
+        Raises:
+            ReplayError: this wave stands there already.
+        """
+        await self._insert("links", {**vars(key), **values})
+
+    def last_link(self, key: LinkKey) -> list[sqlite3.Row]:
+        """The waves of the last link that was begun, in order; none before the first."""
+        return list(self.select(LAST_LINK, vars(key)))
+
+    def spent_on_links(self, key: LinkKey) -> tuple[int, int]:
+        """Calls and tokens of a chain so far."""
+        ((calls, tokens),) = self.select(SPENT_ON_LINKS, vars(key))
+        return calls, tokens
+
+    def disputed_links(self, key: LinkKey) -> int:
+        """Links of a chain whose votes did not all agree, or had one that was refused."""
+        ((links,),) = self.select(DISPUTED_LINKS, vars(key))
+        return links
 
     async def add_judgement(
         self,

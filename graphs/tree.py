@@ -8,6 +8,7 @@ from typing import Any
 from agents.errors import UsageError
 from agents.purse import Price
 from agents.types import Answer, Ask, Step, SubQuestion, step_from_json
+from graphs.links import chains
 from graphs.traces import TraceStore
 
 NO_PRICES: Mapping[str, Price] = {}
@@ -49,6 +50,9 @@ class Node:
     """Calls of tools."""
     note: str = ""
     """Why H asked as it did, for example that the question cannot be decomposed."""
+    chain: dict[str, Any] | None = None
+    """Where H asked a chain, of its last attempt: `links` that were begun, `doubtful` ones, whose
+    first votes did not decide, and the `first` and `last` link as (question, answer)."""
     children: list["Node"] = field(default_factory=list["Node"])
 
     def walk(self) -> Iterator["Node"]:
@@ -113,9 +117,18 @@ def load_tree(store: TraceStore, question: str, prices: Mapping[str, Price] = NO
         elif row["kind"] == "tool":
             node.tools += 1
             node.answered_by = node.answered_by or f"tool:{row['model']}"
+        elif row["kind"] == "graph":  # Somebody else's graph: what it does within is not seen.
+            node.calls += json.loads(row["completion"])["calls"]
+            node.tokens += row["prompt_tokens"] + row["completion_tokens"]
+            node.answered_by = row["model"]
         else:
             step = step_from_json(json.loads(row["completion"]))
             _take_step(nodes, asked, node, row["attempt"], row["step"], step)
+    for path, body, calls_made, tokens, model in chains(store, root_id):
+        node = nodes.setdefault(path, Node(path, ""))
+        node.chain, node.answered_by = body, model
+        node.calls += calls_made
+        node.tokens += tokens
     votes: dict[tuple[str, str], int] = {}
     for row in store.select(
         "SELECT * FROM judgements WHERE question=? AND kind IN ('leaf', 'outcome') ORDER BY id",
@@ -140,6 +153,16 @@ def load_tree(store: TraceStore, question: str, prices: Mapping[str, Price] = NO
         if path in asked:
             nodes[path].question = _filled(nodes, path, asked[path])
     return nodes[""]
+
+
+def tokens_of(store: TraceStore, question: str) -> tuple[int, int]:
+    """Prompt and completion tokens of a tree, cache hits among them; `question` is its id."""
+    (row,) = store.select(
+        "SELECT sum(prompt_tokens) AS asked, sum(completion_tokens) AS said FROM calls"
+        " WHERE question=? AND error IS NULL",
+        (question,),
+    )
+    return row["asked"] or 0, row["said"] or 0
 
 
 def _judge(store: TraceStore, root_id: str, nodes: dict[str, Node]) -> None:

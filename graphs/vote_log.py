@@ -13,7 +13,8 @@ from typing import Any
 
 from agents.flags import RedFlags
 from agents.types import Completion
-from graphs.evaluate import wilson
+from graphs.copies import leaf_place
+from graphs.statistics import wilson
 from graphs.task import Task, is_held_out
 from graphs.traces import TraceStore
 
@@ -57,9 +58,9 @@ def voted_questions(
     """Every question that copies answered, those of one system and split where they are named; no
     revision, whose replies are those of the trajectory that it revises."""
     where = {"system": system, "split": split}
-    replies: dict[tuple[str, str, str], dict[int, Completion]] = {}
+    replies: dict[tuple[str, str, tuple[int, int]], dict[int, Completion]] = {}
     for row in store.select(VOTES, where):
-        place = row["question"], row["path"], f"{row['step']}.{row['attempt']}"
+        place = row["question"], row["path"], (row["step"], row["attempt"])
         # Of a conversation with tools the last reply is the vote.
         replies.setdefault(place, {})[row["vote"]] = Completion(
             row["completion"],
@@ -68,7 +69,7 @@ def voted_questions(
             finish_reason=row["finish_reason"],
         )
     for row in store.select(LEAVES, where):
-        place = row["question"], row["path"], row["key"].rsplit(":", 2)[1]
+        place = row["question"], row["path"], leaf_place(row["key"])
         if (votes := replies.pop(place, None)) is not None:
             detail: dict[str, Any] = json.loads(row["detail"])
             yield VotedQuestion(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agents.tools import Tool, ToolReply
     from agents.types import Answer, Ask, ChatClient, Defer, Exchange, Step, SubQuestion
     from graphs.amplify import build_graph
-    from graphs.experts import Consensus, Expert, Vote
+    from graphs.experts import Consensus, Expert, Vote, learned_weights, past_answers
     from graphs.patient import Patient, Pending, open_patient
     from graphs.plan import Plan, plan
     from graphs.policy import CheckPolicy
@@ -67,7 +67,7 @@ HOMES = {
     "agents.tools": ("Tool", "ToolReply"),
     "agents.types": ("Answer", "Ask", "ChatClient", "Defer", "Exchange", "Step", "SubQuestion"),
     "graphs.amplify": ("build_graph",),
-    "graphs.experts": ("Consensus", "Expert", "Vote"),
+    "graphs.experts": ("Consensus", "Expert", "Vote", "learned_weights", "past_answers"),
     "graphs.patient": ("Patient", "Pending", "open_patient"),
     "graphs.plan": ("Plan", "plan"),
     "graphs.policy": ("CheckPolicy",),
@@ -142,7 +142,9 @@ __all__ = [
     "amplify",
     "amplify_sync",
     "build_graph",
+    "learned_weights",
     "open_patient",
+    "past_answers",
     "plan",
 ]
 

@@ -1,23 +1,22 @@
-"""Commands that ask: one question, or an evaluation of systems."""
+"""`reflux ask`: one question."""
 
 import uuid
-from dataclasses import asdict, replace
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
 from agents.errors import RefluxError, UsageError
-from finetune.rounds_config import config_from
+from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.amplify import begin, screened
-from graphs.evaluate import evaluate
 from graphs.state import AmplifyContext, Limits
-from graphs.systems import Amplified, Asked, Direct, System, answer_all, refuse_outage, task_context
+from graphs.systems import Amplified, Asked, answer_all, refuse_outage, task_context
 from graphs.tree import load_tree
 from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
 from reflux.freely import How, ask_freely, tell
-from reflux.progress import ProgressView
-from reflux.show import escape, score_text, tree_view
+from reflux.rounds import shipped_config
+from reflux.show import escape, tree_view
 from reflux.tasks import task_named
 
 TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
@@ -26,15 +25,20 @@ Model = Annotated[
 ]
 
 
-def open_run(folder: RunFolder, model: str | None) -> tuple[OpenRun, str]:
-    """The folder with a client for X: the user's endpoint, or the embedded engine.
+def open_run(
+    folder: RunFolder, model: str | None, config: RoundsConfig | None = None
+) -> tuple[OpenRun, str]:
+    """The folder with a client for X: the user's endpoint, else the engine of `config`, else
+    llama.cpp, which starts at once.
 
     Raises:
         UsageError: an endpoint, and no name of its model.
     """
     client = endpoint()
     if client is None:
-        return OpenRun(folder), model or folder.current_model()
+        settings = config.engine_settings if config else None
+        run = OpenRun(folder, settings, llama_cpp=config.llama_cpp if config else None)
+        return run, model or folder.current_model()
     if model is None:
         raise UsageError(f"{client.base_url} is set: name its model with --model")
     return OpenRun(folder, client=client), model
@@ -44,9 +48,20 @@ def task_of(folder: RunFolder, name: str | None) -> str:
     """The task that is named, else that of the run, else addition."""
     if name is not None:
         return name
-    if folder.exists:
-        return config_from(folder.load_config(), str(folder.config_path)).task
-    return "addition"
+    config = config_of(folder)
+    return config.task if config else "addition"
+
+
+def config_of(folder: RunFolder) -> RoundsConfig | None:
+    """What the run was begun with; None where there is none."""
+    if not folder.exists:
+        return None
+    return config_from(folder.load_config(), str(folder.config_path))
+
+
+def batch_config(folder: RunFolder) -> RoundsConfig:
+    """What says how many questions are answered together: the run's config, or the demo's."""
+    return config_of(folder) or read_config(shipped_config("demo"))
 
 
 def ask(
@@ -135,83 +150,3 @@ async def _ask(
             f"no accepted answer ({outcome['status']}: {outcome['error']}); allow more --depth or "
             "--calls, or take a --model that can answer the parts"
         )
-
-
-def evaluate_systems(
-    run: RunDir = RUNS / "demo",
-    task: TaskName = None,
-    level: Annotated[int, typer.Option(help="For addition: digits.", min=1)] = 3,
-    limit: Annotated[int, typer.Option(help="Held-out questions.", min=1)] = 200,
-    systems: Annotated[
-        str, typer.Option(help="Comma-separated: direct, amplified, or a student's name.")
-    ] = "direct,amplified",
-    model: Model = None,
-    seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 1,
-    as_json: Json = False,
-) -> None:
-    """Score systems on the same held-out questions, with intervals."""
-    folder = RunFolder(run)
-    name = task_of(folder, task)
-    scores = run_async(_evaluate(folder, name, level, limit, systems.split(","), model, seed))
-    if as_json:
-        emit({"task": name, "level": level, "seed": seed, "systems": scores})
-        return
-    from rich.table import Table
-
-    title = f"{name}, level {level}, seed {seed}: held-out questions, 95% intervals"
-    table = Table(title=title, title_justify="left")
-    for heading in ("system", "model", "accuracy", "calls", "cached", "tokens"):
-        table.add_column(heading)
-    for key, score in scores.items():
-        cost = (str(score[part]) for part in ("calls", "cached", "tokens"))
-        table.add_row(key, score["model"], score_text(score), *cost)
-    OUT.print(table)
-
-
-async def _evaluate(
-    folder: RunFolder,
-    task_name: str,
-    level: int,
-    limit: int,
-    systems: list[str],
-    model: str | None,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
-    task = task_named(task_name)
-    questions = task.sample(limit, level, "held_out", seed)
-    if not questions:
-        raise UsageError(f"{task_name} holds out no question at --level {level}; take another")
-    opened, x = open_run(folder, model)
-    scores: dict[str, dict[str, Any]] = {}
-    async with opened:
-        with ProgressView() as view:
-            for name in systems:
-                key = name.strip()
-                system, used = _system(key, opened, task_context(
-                    AmplifyContext(opened.caller, x, ()), task
-                ), x)  # fmt: skip
-                digest = (await opened.caller.client.model_digest(used))[-12:]
-                asked = Asked(
-                    folder.name, -1, f"eval-{key}-{used}-{digest}-{seed}", task.name, "held_out"
-                )
-                total = len(questions)
-                score = await evaluate(
-                    system,
-                    task,
-                    asked,
-                    questions,
-                    on_done=lambda done, key=key, n=total: view(f"evaluate {key}", done, n, ""),
-                )
-                scores[key] = {"model": used, **score.to_json()}
-    return scores
-
-
-def _system(key: str, opened: OpenRun, context: AmplifyContext, x: str) -> tuple[System, str]:
-    if key == "amplified":
-        return Amplified(context), x
-    if key == "direct":
-        base = x if endpoint() else "base"
-        return Direct(replace(context, model=base)), base
-    if endpoint() is None:
-        opened.folder.models(key)  # Raises where there is no such student.
-    return Direct(replace(context, model=key)), key

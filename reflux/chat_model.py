@@ -23,10 +23,10 @@ from graphs.events import Event
 from graphs.state import AmplifyContext, Limits, Outcome, silent
 from graphs.systems import Amplified, Asked, answer_all
 from graphs.traces import TraceStore
-from graphs.tree import Node, load_tree
+from graphs.tree import Node, load_tree, tokens_of
 from graphs.voting import VotePolicy
 from reflux.agent import Agent
-from reflux.conversation import question_of
+from reflux.conversation import cut_at, question_of
 from reflux.loop_thread import loop_thread
 from reflux.overseers import overseer_named
 
@@ -192,7 +192,7 @@ class AmplifiedChatModel(BaseChatModel):
         if outcome["status"] == "failed" and opened.caller.outage:
             raise EndpointError(opened.caller.outage)
         return {
-            "content": _cut(self._accepted(outcome, trajectory), stop or self.stop),
+            "content": cut_at(self._accepted(outcome, trajectory), stop or self.stop),
             "usage_metadata": _usage(opened.store, trajectory),
             "response_metadata": {
                 "model_name": context.model,
@@ -257,18 +257,8 @@ class AmplifiedChatModel(BaseChatModel):
         return params
 
 
-def _cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop sequences."""
-    return text[: min((at for s in stop if s and (at := text.find(s)) >= 0), default=len(text))]
-
-
 def _usage(store: TraceStore, trajectory: str) -> UsageMetadata:
-    (row,) = store.select(
-        "SELECT sum(prompt_tokens) AS asked, sum(completion_tokens) AS said FROM calls"
-        " WHERE question=? AND error IS NULL",
-        (trajectory,),
-    )
-    asked, said = row["asked"] or 0, row["said"] or 0
+    asked, said = tokens_of(store, trajectory)
     return UsageMetadata(input_tokens=asked, output_tokens=said, total_tokens=asked + said)
 
 

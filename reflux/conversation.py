@@ -68,3 +68,9 @@ def _text(message: BaseMessage) -> str:
     if not text and isinstance(message, AIMessage) and message.tool_calls:
         return f"(called {', '.join(call['name'] for call in message.tool_calls)})"
     return text
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stop sequences."""
+    found = (at for stop in stops if stop and (at := text.find(stop)) >= 0)
+    return text[: min(found, default=len(text))]

@@ -6,14 +6,16 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
 
 from agents.errors import RefluxError, UsageError
+from agents.overseer import AnyOverseer
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.amplify import begin, screened
+from graphs.calls import Caller
 from graphs.events import Event
 from graphs.override import revised_context
 from graphs.patient import Patient, Progressed, open_patient
@@ -49,6 +51,30 @@ class How:
     def limits(self) -> Limits:
         """The caps of the question."""
         return Limits(depth=self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
+
+    def context(self, caller: Caller, overseer: AnyOverseer, **more: Any) -> AmplifyContext:
+        """The context of the question; `more` are further fields of it."""
+        return AmplifyContext(
+            caller,
+            self.model,
+            (overseer,),
+            limits=self.limits(),
+            max_tokens=self.max_tokens,
+            votes=VotePolicy(most=1),
+            **more,
+        )
+
+
+def how_asked(store: TraceStore, trajectory: str) -> How | None:
+    """How a question was asked, a revision as what it revises; None where that is not on record."""
+    found = store.select(
+        "SELECT detail FROM judgements WHERE question=? AND kind='how' ORDER BY id LIMIT 1",
+        (first_of(trajectory),),
+    )
+    if (row := next(found, None)) is None:
+        return None
+    said: dict[str, Any] = json.loads(row["detail"])
+    return How(**{**said, "tools": tuple(said["tools"])})
 
 
 class Meter:
@@ -118,31 +144,12 @@ async def free_context(
     """The context of a question that is asked so; its tools are open as long as it is."""
     granted = {"answer": list(how.tools)} if how.tools else {}
     async with open_tools(granted) as grants:
-        context = AmplifyContext(
-            opened.caller, how.model, (), limits=how.limits(), grants=grants, emit=emit
-        )
+        caller = opened.caller
         if how.task:
+            context = AmplifyContext(caller, how.model, (), limits=how.limits(), emit=emit)
             yield task_context(context, task_named(how.task))
         else:
-            yield replace(
-                context,
-                overseers=(overseer_named(how.overseer),),
-                max_tokens=how.max_tokens,
-                votes=VotePolicy(most=1),
-            )
-
-
-def how_asked(store: TraceStore, question_id: str) -> How | None:
-    """How a question was asked, where that is on the record; a revision as what it revises."""
-    found = store.select(
-        "SELECT detail FROM judgements WHERE question=? AND kind='how' ORDER BY id LIMIT 1",
-        (first_of(question_id),),
-    )
-    row = next(found, None)
-    if row is None:
-        return None
-    settings = json.loads(row["detail"])
-    return How(**{**settings, "tools": tuple(settings["tools"])})
+            yield how.context(caller, overseer_named(how.overseer), grants=grants, emit=emit)
 
 
 async def go_on(

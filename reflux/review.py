@@ -68,7 +68,7 @@ def review(
 def _whys(why: str | None) -> tuple[Why, ...]:
     if why is None:
         return WHYS
-    found = tuple(each for each in WHYS if each == why)
+    found: tuple[Why, ...] = tuple(each for each in WHYS if each == why)
     if not found:
         raise UsageError(f"there is no {why!r} in the queue; there are: {', '.join(WHYS)}")
     return found

@@ -21,6 +21,18 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML config o
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this folder.")]
 
 
+DATABASES = ("traces.db", "checkpoints.db")
+RUN_PARTS = (
+    "config.yaml",
+    *(f"{name}{end}" for name in DATABASES for end in ("", "-wal", "-shm", "-journal")),
+    "students",
+    "report.json",
+    "report.png",
+    "lock",
+)
+"""What a run makes in its folder."""
+
+
 def shipped_config(name: str) -> Path:
     """A config that comes with Reflux: `demo` or `long`."""
     return Path(str(files("reflux") / f"{name}.yaml"))
@@ -37,9 +49,7 @@ def demo(
     """
     folder = RunFolder(run)
     if fresh and run.exists():
-        folder.lock()
-        folder.unlock()
-        shutil.rmtree(run)
+        clear(folder)
     if not as_json:
         ERR.print(
             "Reflux demo: a 135M model learns to add. H knows sums of one digit only; each round "
@@ -48,6 +58,29 @@ def demo(
             highlight=False,
         )
     climb(folder, shipped_config("demo"), resume=folder.exists, as_json=as_json)
+
+
+def clear(folder: RunFolder) -> None:
+    """Delete what a run has made, and nothing else that lies beside it.
+
+    Raises:
+        UsageError: the folder holds other things and no run, or another process works in it.
+    """
+    if folder.path.is_dir():  # Before the lock makes a file in a folder that is none of ours.
+        made = {path for path in folder.path.iterdir() if path.name in RUN_PARTS}
+        if folder.exists:
+            folder.load_config()
+        elif strange := sorted({path.name for path in folder.path.iterdir() if path not in made}):
+            raise UsageError(
+                f"{folder.path} holds {strange[0]!r} and no run, so --fresh leaves it alone; name "
+                "another --run"
+            )
+    with folder.locked():
+        for path in (folder.path / name for name in RUN_PARTS):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def init(
@@ -133,7 +166,8 @@ async def _climb(
     from finetune.rounds import run_rounds
 
     with ProgressView() as view:
-        async with OpenRun(folder, config.engine) as opened:
+        run = OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp)
+        async with run as opened:
             return await run_rounds(opened, config, task_named(config.task), view, rounds)
 
 
@@ -153,12 +187,18 @@ def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> 
             f"{folder.path} holds a run already; go on with --resume, or name another --run"
         )
     begun = config_from(folder.load_config(), str(folder.config_path))
-    if given is not None and given != begun:
+    if given is not None and _as_begun(given, begun) != begun:
         raise UsageError(
             f"{folder.path} was begun with another config than {config_file}; leave --config out, "
             "or name another --run"
         )
     return begun
+
+
+def _as_begun(given: RoundsConfig, begun: RoundsConfig) -> RoundsConfig:
+    """How a run was begun stands where the file leaves it open: defaults of it have changed."""
+    how = {"engine", "batched", "llama_cpp", "together"} - given.model_fields_set
+    return given.model_copy(update={name: getattr(begun, name) for name in how})
 
 
 def distill(

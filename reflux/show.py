@@ -15,13 +15,6 @@ from graphs.tree import Node
 STATUS_COLOUR = {"ok": "green", "rejected": "yellow", "over_budget": "yellow", "failed": "red"}
 
 
-def score_text(score: Mapping[str, Any] | None) -> str:
-    """`0.985 [0.97, 0.99] n=400`, or a dash."""
-    if not score:
-        return "–"
-    return f"{_accuracy(score)} n={score['n']}"
-
-
 def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
     """Two tables with a line a round, 80 columns wide: what was reached, and what it cost."""
     look: dict[str, Any] = {
@@ -45,7 +38,7 @@ def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
         reached.add_row(
             f"{r['round']} (level {r['level']})",
             str((r.get("student") or {}).get("n", "–")),
-            *map(_accuracy, scores),
+            *map(accuracy_text, scores),
         )
         amplified = r.get("amplified")
         cost.add_row(
@@ -82,7 +75,8 @@ def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _accuracy(score: Mapping[str, Any] | None) -> str:
+def accuracy_text(score: Mapping[str, Any] | None) -> str:
+    """`0.985 [0.97, 0.99]`, or a dash."""
     if not score:
         return "–"
     low, high = score["ci95"]
@@ -137,9 +131,21 @@ def _line(node: Node) -> str:
     cost = f" ({spent})" if node.calls else ""
     verdict = f" [bold]{node.verdict}[/]" if node.verdict else ""
     note = f" [dim]({escape(node.note)})[/]" if node.note else ""
+    if node.chain is not None:
+        note += f" [dim]({_chain(node.chain)})[/]"
     error = f" [dim]{escape(node.error)}[/]" if node.error and node.status != "ok" else ""
     answer = escape(node.answer) if node.answer is not None else "no answer"
     return f"{escape(node.question)} → [{colour}]{answer}[/]{by}{cost}{verdict}{note}{error}"
+
+
+def _chain(chain: Mapping[str, Any]) -> str:
+    """`1,023 links, 31 in doubt; first QUESTION → ANSWER, last QUESTION → ANSWER`."""
+    asked, answer = chain["first"]
+    shown = f"first {escape(asked)} → {escape(answer or '–')}"
+    if chain["links"] > 1:
+        asked, answer = chain["last"]
+        shown += f", last {escape(asked)} → {escape(answer or '–')}"
+    return f"{chain['links']:,} links, {chain['doubtful']:,} in doubt; {shown}"
 
 
 def escape(text: str) -> str:

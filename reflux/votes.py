@@ -10,14 +10,14 @@ import typer
 from rich.table import Table
 
 from agents.errors import UsageError
-from finetune.rounds_config import RoundsConfig, config_from
+from finetune.rounds_config import RoundsConfig
 from finetune.run_folder import RunFolder
 from graphs.correlation import Votes, correlation
-from graphs.evaluate import wilson
 from graphs.plan import Plan, plan, walk
 from graphs.state import AmplifyContext, Limits
+from graphs.statistics import wilson
 from graphs.stopping import AheadBy
-from graphs.systems import Asked, Direct, answer_all, refuse_outage, task_context
+from graphs.systems import Asked, Direct, answer_every, task_context
 from graphs.task import Task, score_held_out
 from graphs.traces import TraceStore
 from graphs.vote_log import (
@@ -31,7 +31,7 @@ from graphs.vote_log import (
 )
 from graphs.voting import VotePolicy
 from reflux.app import OUT, Json, emit, open_existing, run_async
-from reflux.ask import Model, open_run, task_of
+from reflux.ask import Model, batch_config, config_of, open_run, task_of
 from reflux.progress import ProgressView
 from reflux.tasks import task_named
 
@@ -88,7 +88,7 @@ async def _measured(
 ) -> dict[str, Any]:
     folder = RunFolder(run) if probe else open_existing(run)
     task = task_named(task_of(folder, task_name))
-    config = _config(folder)
+    config = config_of(folder)
     if probe:
         voted = await _probed(folder, task, model, probe, level, config)
     else:
@@ -121,12 +121,6 @@ async def _measured(
     }
 
 
-def _config(folder: RunFolder) -> RoundsConfig | None:
-    if not folder.exists:
-        return None
-    return config_from(folder.load_config(), str(folder.config_path))
-
-
 def _correlation(measured: Measured) -> Votes | None:
     """None where only doubtful questions have a second vote: they are no fair sample."""
     try:
@@ -149,7 +143,7 @@ async def _probed(
     questions = task.sample(probe, level, "held_out", seed + 2)
     if len(questions) < 2:
         raise UsageError(f"{task.name} has no held-out questions at level {level}; name another")
-    opened, x = open_run(folder, model)
+    opened, x = open_run(folder, model, batch_config(folder))
     # With the lead as large as the limit, all votes are asked in one wave.
     policy = VotePolicy(sure=None, rule=AheadBy(PROBE_VOTES, PROBE_VOTES))
     async with opened:
@@ -158,21 +152,18 @@ async def _probed(
         )
         asked = Asked(folder.name, -1, f"probe-{x}-{level}", task.name, "held_out")
         with ProgressView() as view:
-            outcomes = await answer_all(
+            await answer_every(
                 Direct(task_context(context, task), votes=policy),
                 asked,
                 questions,
                 on_done=lambda done: view(f"probe {x}", done, len(questions), ""),
             )
-        refuse_outage(outcomes, opened.caller)
         return list(voted_questions(opened.store, asked.system))
 
 
-ROOTS = """
-SELECT q.text, j.detail, q.task FROM questions q JOIN judgements j ON j.id = (
-  SELECT o.id FROM judgements o WHERE o.question = q.id AND o.path = ''
-  AND o.kind IN ('outcome', 'leaf') ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
-WHERE q.system = ? AND q.split = 'held_out' AND q.revises IS NULL
+ENDED = """
+SELECT text, task, detail FROM roots
+WHERE system = ? AND split = 'held_out' AND revises IS NULL
 """
 
 
@@ -181,7 +172,7 @@ def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:
     store = TraceStore(folder.traces_path)
     marks = [
         score_held_out(task, row["text"], json.loads(row["detail"])["answer"])
-        for row in store.select(ROOTS, (system,))
+        for row in store.select(ENDED, (system,))
         if row["task"] == task.name
     ]
     store.close()

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -13,8 +14,10 @@ LOADED = ("finetune.distill", "finetune.rounds", "finetune.sft", "finetune.twins
 """Imported once, by the server that forks the processes."""
 
 
-SAID = tempfile.TemporaryDirectory(prefix="reflux-commands-")
-"""What all commands of this process say, until it ends."""
+@cache
+def _said() -> tempfile.TemporaryDirectory[str]:
+    """What all commands of this process say, until it ends; none in the commands' own processes."""
+    return tempfile.TemporaryDirectory(prefix="reflux-commands-")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def begin(
     `typed` is what comes by stdin, a pipe."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(LOADED))
-    folder = Path(tempfile.mkdtemp(dir=SAID.name))
+    folder = Path(tempfile.mkdtemp(dir=_said().name))
     (folder / "in").write_text(typed)
     process = server.Process(target=_main, args=(list(words), folder, dict(env or {}), before))
     process.start()

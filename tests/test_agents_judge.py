@@ -44,6 +44,16 @@ async def test_a_judge_counts_wordings_of_one_answer_together(store: TraceStore)
     assert outcome["spent"]["calls"] == len(client.requests)
 
 
+async def test_what_was_compared_is_not_compared_again(store: TraceStore) -> None:
+    client = ScriptedClient(comparing)
+    await voted(store, client, Judge())
+    asked = [
+        r.messages[-1][1] for r in client.requests if r.messages[-1][1].startswith("Question:")
+    ]
+    # Lyon with Paris, then each new wording with the answers before it.
+    assert len(asked) == len(set(asked)) == 3
+
+
 async def test_without_one_each_wording_is_an_answer_of_its_own(store: TraceStore) -> None:
     await voted(store, ScriptedClient(comparing), None)
     (leaf,) = store.select("SELECT detail FROM judgements WHERE kind='leaf'")

@@ -1,16 +1,15 @@
 """Evaluation: who may be scored, the interval, and what it all cost."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agents.checker import RuleChecker
 from agents.errors import UsageError
 from agents.scripted import ScriptedClient
 from agents.types import ChatRequest, Completion
 from graphs.calls import Caller
-from graphs.evaluate import evaluate, wilson
+from graphs.evaluate import evaluate
 from graphs.state import AmplifyContext
+from graphs.statistics import wilson
 from graphs.systems import Asked, Direct, task_context
 from graphs.task import HELD_OUT_SHARE, hashed_out, is_held_out, score_held_out
 from graphs.traces import TraceStore
@@ -24,38 +23,6 @@ def true_sum(question: str) -> str:
     """The answer, found by trying: the scorer accepts only one."""
     numbers = (str(n).zfill(3)[::-1] for n in range(200))
     return next(text for text in numbers if TASK.score(question, text))
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "low", "high"),
-    # The first from Newcombe 1998, table I, method 3.
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611),
-     (1, 29, 0.0061, 0.1718), (20, 20, 0.8389, 1.0), (1, 2, 0.0945, 0.9055)],
-)  # fmt: skip
-def test_the_interval_has_the_values_of_the_literature(
-    right: int, n: int, low: float, high: float
-) -> None:
-    assert wilson(right, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-
-
-@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_interval_holds_the_rates_that_the_count_does_not_refute(
-    counted: tuple[int, int],
-) -> None:
-    right, n = counted
-    low, high = wilson(right, n)
-    assert 0 <= low <= right / n <= high <= 1
-    z = 1.959963984540054
-    for step in range(201):  # By brute force: |right/n - p| within z standard errors at p.
-        p = step / 200
-        distance = (right / n - p) ** 2 - z * z * p * (1 - p) / n
-        if abs(distance) > 1e-9:
-            assert (distance < 0) == (low < p < high)
-
-
-def test_no_questions_have_no_interval() -> None:
-    with pytest.raises(UsageError, match="--limit"):
-        wilson(0, 0)
 
 
 def test_a_training_question_is_not_scored() -> None:

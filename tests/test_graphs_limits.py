@@ -73,9 +73,9 @@ async def test_a_token_budget_caps_the_length_of_every_answer(store: TraceStore)
         checker=RuleChecker({"never": lambda *_: False}),
     )  # fmt: skip
     await system.answer("root", "q")
-    # 6 tokens for a, 5 for b; each of their votes takes two.
-    assert [r.sampling.max_tokens for r in client.requests if echo(r) == "A"] == [6, 4, 2]
-    assert [r.sampling.max_tokens for r in client.requests if echo(r) == "B"] == [5, 3, 1]
+    # 6 tokens for a, 5 for b; their first votes take two, the two of the next wave share the rest.
+    assert [r.sampling.max_tokens for r in client.requests if echo(r) == "A"] == [6, 2, 2]
+    assert [r.sampling.max_tokens for r in client.requests if echo(r) == "B"] == [5, 2, 1]
 
 
 async def test_at_the_depth_limit_a_question_goes_to_x_even_if_h_would_divide_it(

@@ -31,6 +31,7 @@ from finetune import rounds, run_folder
 from finetune.registry import ADAPTER, CARD, PICKLE, TWIN, Registry
 from finetune.rounds_config import RoundsConfig, RoundSpec
 from finetune.run_folder import OpenRun, RunFolder
+from reflux.rounds import clear
 from reflux.tasks.addition import Addition
 
 SUM = ("ask", "12+34")
@@ -442,3 +443,15 @@ def test_a_shell_may_close_every_stream(folder: Path) -> None:
     env = {"REFLUX": f"{sys.executable} -m reflux", "RUN": str(folder), "PATH": os.environ["PATH"]}
     ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
+
+
+def test_a_fresh_demo_deletes_a_run_and_nothing_else(recorded: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "students").mkdir(parents=True)
+    (home / "letters.txt").write_text("mine")
+    refuses(2, "'letters.txt' and no run", "demo", "--fresh", "--run", str(home))
+    assert sorted(path.name for path in home.iterdir()) == ["letters.txt", "students"]
+    folder = shutil.copytree(recorded, tmp_path / "run")
+    (folder / "notes.txt").write_text("mine")
+    clear(RunFolder(folder))
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]

@@ -233,18 +233,18 @@ class Terminal:
 def test_ctrl_c_stops_the_answer_and_not_the_program(endpoint: Endpoint, tmp_path: Path) -> None:
     words = ["chat", "--run", str(tmp_path / "run"), "--model", "m", *PLAIN]
     terminal = Terminal(words, env(endpoint))
-    terminal.wait_for("you> ")
+    terminal.wait_for("you>")
     terminal.type("one\r")
     terminal.wait_for("ONE")
-    terminal.wait_for("you> ")
+    terminal.wait_for("you>")
     terminal.type("slow\r")
     terminal.wait_until(lambda: len(endpoint.asked) == 2)
     terminal.type("\x03")
     terminal.wait_for("stopped after")
-    terminal.wait_for("you> ")
+    terminal.wait_for("you>")
     terminal.type("two\r")
     terminal.wait_for("TWO")
-    terminal.wait_for("you> ")
+    terminal.wait_for("you>")
     terminal.type("\x04")
     assert terminal.end() == 0
     turns = resume(tmp_path / "run", "last").turns

@@ -11,7 +11,7 @@ then the high digits with the carry of the low ones. Its check knows the form an
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from agents.checker import Checker, RuleChecker
 from agents.errors import UsageError
@@ -136,10 +136,10 @@ def split_sum(
     at = len(a) // 2 if low_short else len(a) - len(a) // 2
     if not transcript:
         return Ask.of(write(a[:at], b[:at], carry))
-    low = _part(transcript[0])
+    low = part(transcript[0], has_form)
     if len(transcript) == 1:
         return Ask.of(write(a[at:], b[at:], int(low[-1])))
-    return Answer(low[:-1] + _part(transcript[1]))
+    return Answer(low[:-1] + part(transcript[1], has_form))
 
 
 def _one_digit(a: str, b: str, carry: int) -> str:
@@ -147,9 +147,13 @@ def _one_digit(a: str, b: str, carry: int) -> str:
     return f"{ones}{tens}"
 
 
-def _part(exchange: Exchange) -> str:
-    """A copy's answer, or its best guess; H can go on with any that has the form of a sum."""
-    if exchange.answer is None or not has_form(exchange.question, exchange.answer):
+def part(exchange: Exchange, formed: Callable[[str, str], bool]) -> str:
+    """A copy's answer, or its best guess; H can go on with any that has the form it needs.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if exchange.answer is None or not formed(exchange.question, exchange.answer):
         raise ValueError(f"no usable answer to {exchange.question}: {exchange.answer!r}")
     return exchange.answer
 
@@ -163,8 +167,9 @@ def has_form(question: str, answer: str) -> bool:
 def casts_out_nines(question: str, answer: str) -> bool:
     """The digits of the answer leave the same rest modulo nine as those of the operands."""
     a, b, carry = read(question)
-    return (_digits(a) + _digits(b) + carry - _digits(answer)) % 9 == 0
+    return (digit_sum(a) + digit_sum(b) + carry - digit_sum(answer)) % 9 == 0
 
 
-def _digits(text: str) -> int:
+def digit_sum(text: str) -> int:
+    """What a number leaves modulo nine, its digits leave as well."""
     return sum(int(digit) for digit in text)

@@ -1,0 +1,20 @@
+"""The default model on the engine of choice, for benchmarks that are not about engines."""
+
+from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
+from finetune.batched import BatchedClient, BatchedConfig
+
+ENGINES = ("batched", "llama.cpp")
+
+
+def open_default_model(engine: str, context: int) -> BatchedClient | EmbeddedClient:
+    """A client of the default model; `context` is the tokens of one request.
+
+    Raises:
+        ValueError: there is no such engine.
+    """
+    files = ModelFiles(default_gguf())
+    if engine == "batched":
+        return BatchedClient(lambda _: files, BatchedConfig(context=context))
+    if engine == "llama.cpp":
+        return EmbeddedClient(lambda _: files, EngineConfig(context=context))
+    raise ValueError(f"there is no engine {engine!r}; take one of {', '.join(ENGINES)}")

@@ -1,0 +1,35 @@
+"""A copy that knows the rule of the tower and now and then errs: how often is given."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from agents.types import ChatRequest, Completion
+from reflux.tasks.tower import best, moves, read
+
+
+@dataclass(frozen=True)
+class NoisyAgent:
+    """Makes the best move with probability `accuracy`, and otherwise another legal one, which no
+    check catches: decided by seed, question and vote alone."""
+
+    accuracy: float
+    seed: int = 0
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """Answer at once."""
+        asked = request.messages[-1][1]
+        return Completion(self.move(asked, request.vote), 1, 1)
+
+    def move(self, asked: str, vote: int) -> str:
+        """One vote on one question."""
+        position = read(asked)
+        right = best(position)
+        drawn = blake2b(f"{self.seed}:{vote}:{asked}".encode(), digest_size=16).digest()
+        if int.from_bytes(drawn[:8]) < self.accuracy * 2**64:
+            return right
+        others = [move for move in moves(position.pegs) if move != right]
+        return others[int.from_bytes(drawn[8:]) % len(others)]
+
+    async def model_digest(self, model: str) -> str:
+        """What decides its answers."""
+        return f"noisy:{self.accuracy}:{self.seed}"

@@ -1,0 +1,192 @@
+"""What the server costs beside its engine: latency added, streams kept apart, spending stopped.
+
+A mock endpoint is the engine, in a process of its own, and the server in another. What the server
+adds is told by asking the same, at the same times, once through it and once straight at the
+engine: whole answers, first words of streams, and trees, against as many requests side by side.
+Each round measures both arms, one after the other; times count from when a request was due.
+"""
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from benchmarks.load import Asker, Said, at_rate, percentile
+from benchmarks.mock_endpoint import SPLIT, Endpoint, mock_endpoint
+from benchmarks.report import Claim, Report, middle, spread
+from benchmarks.served_app import served_app
+
+Ask = Callable[[int, float], Awaitable[Said]]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured, and how often."""
+
+    streams: int = 1_000
+    """At once."""
+    words: int = 20
+    """Of each of them."""
+    between_ms: float = 500
+    """From word to word."""
+    engine_ms: float = 50
+    """To the engine's first word, or its whole answer."""
+    direct_per_second: float = 100
+    trees_per_second: float = 20
+    fanout: int = 8
+    seconds: float = 15
+    """Of load, in each arm of each round."""
+    rounds: int = 5
+    leaving: int = 5
+    """Clients that leave, one after the other."""
+    quick: bool = False
+
+
+async def many_streams(config: Config, base_url: str, report: Report) -> None:
+    """All streams at once, each with words of its own."""
+    asker = Asker(base_url)
+
+    async def one(number: int) -> bool | None:
+        question = " ".join(f"s{number}w{word}" for word in range(config.words))
+        try:
+            return (await asker.ask("x", question, stream=True)).text == question
+        except (OSError, RuntimeError, asyncio.IncompleteReadError):
+            return None
+
+    begun = time.perf_counter()
+    came = await asyncio.gather(*map(one, range(config.streams)))
+    seconds = time.perf_counter() - begun
+    asker.close()
+    n = config.streams
+    report.rows.append(
+        {"arm": f"{n} streams", "n": n, "at_once": asker.most, "seconds": round(seconds, 2)}
+    )
+    report.claims += [
+        Claim("streams at once", asker.most, "==", n, n),
+        Claim("streams lost", came.count(None), "==", 0, n),
+        Claim("streams mixed up", came.count(False), "==", 0, n),
+    ]
+
+
+async def compare(
+    name: str, arms: dict[str, Ask], per_second: float, config: Config, report: Report
+) -> list[float]:
+    """A row for each arm, and one for what the server adds; the medians that it adds, by round."""
+    count = max(2, round(per_second * config.seconds))
+    times: dict[str, list[list[float]]] = {arm: [] for arm in arms}
+    for number in range(-1, config.rounds):  # The first is a warm-up.
+        for arm, ask in arms.items():
+            base = (number + 1) * count
+            said = await at_rate(lambda at, due, a=ask, b=base: a(b + at, due), count, per_second)
+            if number >= 0:
+                times[arm].append(
+                    [1e3 * (one.first if "first" in name else one.last) for one in said]
+                )
+    found: dict[str, list[list[float]]] = {}
+    for arm, rounds in times.items():
+        found[arm] = [[middle(one), percentile(one, 0.99)] for one in rounds]
+        report.rows.append(_row(f"{name}, {arm}", count * config.rounds, found[arm]))
+    added = [
+        [ours - alone for ours, alone in zip(a, b, strict=True)]
+        for a, b in zip(found["server"], found["engine"], strict=True)
+    ]
+    report.rows.append(_row(f"{name}, added", count * config.rounds, added))
+    return [medians for medians, _ in added]
+
+
+def _row(arm: str, n: int, rounds: list[list[float]]) -> dict[str, Any]:
+    medians, tails = zip(*rounds, strict=True)
+    return {
+        "arm": arm,
+        "n": n,
+        "median_ms": round(middle(medians), 2),
+        "median_spread": [round(value, 2) for value in spread(medians)],
+        "p99_ms": round(middle(tails), 2),
+        "p99_spread": [round(value, 2) for value in spread(tails)],
+    }
+
+
+async def latency(config: Config, server_url: str, engine_url: str, report: Report) -> None:
+    """What the server adds to whole answers, to first words, and to trees."""
+    server, engine = Asker(server_url), Asker(engine_url)
+
+    def direct(asker: Asker, stream: bool) -> Ask:
+        return lambda at, due: asker.ask("x", f"question {at} of {stream}", stream, due)
+
+    async def side_by_side(at: int, due: float) -> Said:
+        parts = [f"part {part} of {at}" for part in range(config.fanout)]
+        said = await asyncio.gather(*(engine.ask("x", part, False, due) for part in parts))
+        return max(said, key=lambda one: one.last)
+
+    def tree(at: int, due: float) -> Awaitable[Said]:
+        return server.ask("amplified", f"{SPLIT}{config.fanout} ({at})", False, due)
+
+    rate, trees = config.direct_per_second, config.trees_per_second
+    whole = {"engine": direct(engine, False), "server": direct(server, False)}
+    await compare(f"direct, {rate:g}/s", whole, rate, config, report)
+    first = {"engine": direct(engine, True), "server": direct(server, True)}
+    added = await compare(f"first word, {rate:g}/s", first, rate, config, report)
+    grown: dict[str, Ask] = {"engine": side_by_side, "server": tree}
+    await compare(f"tree of {config.fanout}, {trees:g}/s", grown, trees, config, report)
+    server.close()
+    engine.close()
+    name = "first word of a direct answer after the engine's own, ms (median)"
+    report.claims.append(Claim(name, middle(added), "<=", 15, len(added), spread(added)))
+
+
+async def leaving(config: Config, server_url: str, endpoint: Endpoint, report: Report) -> None:
+    """Seconds from a client's leaving to the last request that its tree makes."""
+    seconds: list[float] = []
+    for number in range(config.leaving):
+        asker = Asker(server_url)
+        asking = asyncio.ensure_future(asker.ask("amplified", f"{SPLIT}64 (left {number})"))
+        before = await _counted(endpoint)
+        await asyncio.sleep(0.5)  # Two or three waves of eight.
+        asking.cancel()  # Closes the connection.
+        await asyncio.gather(asking, return_exceptions=True)
+        left = last = time.perf_counter()
+        made = await _counted(endpoint)
+        while time.perf_counter() - left < 2:
+            if (now := await _counted(endpoint)) > made:
+                made, last = now, time.perf_counter()
+            await asyncio.sleep(0.01)
+        if not before < made < before + 64:
+            raise RuntimeError(f"{made - before} of 64 requests were made: nothing was measured")
+        seconds.append(last - left)
+    name = "seconds from a client's leaving to its tree's last request (greatest)"
+    report.claims.append(Claim(name, max(seconds), "<=", 1, len(seconds), spread(seconds)))
+
+
+async def _counted(endpoint: Endpoint) -> int:
+    return await asyncio.to_thread(endpoint.count)
+
+
+async def measure(config: Config, report: Report) -> None:
+    """Fill the report."""
+    with mock_endpoint() as endpoint, tempfile.TemporaryDirectory() as folder:
+        slow = endpoint.base_url(config.engine_ms, config.between_ms)
+        with served_app(Path(folder, "streams"), slow) as url:
+            await many_streams(config, url, report)
+        quick = endpoint.base_url(config.engine_ms)
+        with served_app(Path(folder, "latency"), quick) as url:
+            await latency(config, url, quick, report)
+        with served_app(Path(folder, "leaving"), endpoint.base_url(200), "narrow") as url:
+            await leaving(config, url, endpoint, report)
+
+
+def main(config: Config) -> None:
+    """Measure and report."""
+    report = Report("serve", seed=0, quick=config.quick)
+    asyncio.run(measure(config, report))
+    report.finish()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=cast(str, __doc__).splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    small = Config(streams=50, words=4, between_ms=50, seconds=0.4, rounds=1, leaving=1, quick=True)
+    main(small if parser.parse_args().quick else Config())

@@ -1,0 +1,73 @@
+"""A server of Reflux in a process of its own, with a mock endpoint as X."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from agents.client import OpenAIClient
+from agents.endpoints import Endpoint
+from agents.overseer import PASS, ScriptedOverseer
+from agents.types import Answer, Ask, Exchange, Step
+from benchmarks.mock_endpoint import SPLIT
+
+MODELS = {"x": 1_024, "narrow": 8}
+"""Names of the endpoint's model, and requests under way at once there."""
+
+
+def split(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+    """H: `split into N` is N sub-questions; what it has the answers of is joined."""
+    if transcript:
+        return Answer(" ".join(str(said.answer) for said in transcript))
+    if not (may_ask and question.startswith(SPLIT)):
+        return PASS
+    parts = int(question.removeprefix(SPLIT).split()[0])
+    return Ask.of(*(f"part {part} of {question}" for part in range(parts)))
+
+
+@contextmanager
+def served_app(folder: Path, endpoint_url: str, x: str = "x") -> Iterator[str]:
+    """The base URL of a server, for the length of a block; `amplified` has `split` as its H."""
+    command = [sys.executable, "-m", "benchmarks.served_app"]
+    command += ["--run", str(folder), "--endpoint", endpoint_url, "--x", x]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None  # noqa: S101 - for the type checker
+        try:
+            port = json.loads(process.stdout.readline())
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+
+
+def _serve(run: Path, endpoint_url: str, x: str) -> None:
+    import socket
+
+    import uvicorn
+
+    from finetune.run_folder import RunFolder
+    from reflux.serve_settings import ServeSettings
+    from reflux.server import create_app
+
+    clients = {
+        name: Endpoint(OpenAIClient(endpoint_url, "none", concurrency=most), "mock")
+        for name, most in MODELS.items()
+    }
+    settings = ServeSettings(
+        overseer="split", endpoints=clients, model=x, per_second=0, together=4_096
+    )
+    app = create_app(RunFolder(run), settings, {"split": ScriptedOverseer("split", split)})
+    with socket.create_server(("127.0.0.1", 0), backlog=2_048) as listening:
+        print(listening.getsockname()[1], flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    for name in ("--run", "--endpoint", "--x"):
+        parser.add_argument(name, required=True)
+    given = parser.parse_args()
+    _serve(Path(given.run), given.endpoint, given.x)

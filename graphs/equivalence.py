@@ -1,0 +1,90 @@
+"""When two answers are the same: each rule brings a text to a form that equal answers share.
+
+    exact        to the letter, white space at the ends apart
+    normalised   words alone: no case, punctuation or articles (Rajpurkar et al. 2016, SQuAD)
+    number       the last number of the text: `1,200.0` is `1200`, `0.5` is `1/2`
+    set          the different items of a list, in any order: `b, a` is `[a; b; a]`
+    contains     the words of the true answer stand in the answer, one after another
+
+A text without the form has None in its place: nothing is equal to it.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+
+Form = Callable[[str], str | None]
+NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:(?<=\d)\.?|\.(?=\d))\d*"
+    r"(?:[eE][-+]?\d{1,3})?(?:\s?/\s?\d+)?(?![\d])"
+)
+ARTICLES = frozenset(("a", "an", "the"))
+LONGEST = 1_000
+"""Most characters of a number; a longer one is compared with none."""
+MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})
+
+
+def exact(text: str) -> str | None:
+    """The text, without white space at its ends."""
+    return text.strip()
+
+
+def normalised(text: str) -> str | None:
+    """Words in lower case without articles; None where there are none."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    # A mark within a number or a word is part of it: 3.5, don't.
+    kept = re.sub(r"(?<=\w)['’](?=\w)", "", plain)
+    words = re.findall(r"\d+(?:[.,:/]\d+)+|[^\W_]+|[^\s\w]", kept)
+    spoken = [word for word in words if word[0].isalnum()]
+    telling = [word for word in spoken if word not in ARTICLES]
+    # An answer may be an article (the first of four choices) or a mark: then that is what counts.
+    return " ".join(telling or spoken or words) or None
+
+
+def number(text: str) -> str | None:
+    """The last number, as a fraction in lowest terms; None where there is none."""
+    plain = unicodedata.normalize("NFKC", text).translate(MINUS).replace("⁄", "/")
+    for found in reversed([match[0] for match in NUMBER.finditer(plain)]):
+        if (value := _value(found.replace(",", ""))) is not None:
+            return str(value)
+    return None
+
+
+def _value(text: str) -> Fraction | None:
+    if len(text) > LONGEST:
+        return None
+    top, _, bottom = text.partition("/")
+    try:
+        return Fraction(Decimal(top)) / (int(bottom) if bottom else 1)
+    except (InvalidOperation, ValueError, ZeroDivisionError):
+        return None
+
+
+def items(text: str) -> str | None:
+    """The items of a list, each normalised and once, in order of the alphabet."""
+    plain = re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", text.strip(), flags=re.MULTILINE)
+    plain = plain.strip("[](){}")
+    parts = re.split(r"[;\n]|,(?!\d{3}\b)|\s+(?:and|&)\s+", plain)
+    found = {form for part in parts if (form := normalised(part)) is not None}
+    return " | ".join(sorted(found)) or None
+
+
+FORMS: Mapping[str, Form] = {
+    "exact": exact,
+    "normalised": normalised,
+    "number": number,
+    "set": items,
+    "contains": normalised,
+}
+"""The rules by name: what `--score` takes."""
+
+
+def same(rule: str, answer: str, truth: str) -> bool:
+    """True where an answer is as good as the true one by a rule of `FORMS`."""
+    form = FORMS[rule]
+    given, true = form(answer), form(truth)
+    if given is None or true is None:
+        return False
+    return f" {true} " in f" {given} " if rule == "contains" else given == true

@@ -1,0 +1,271 @@
+"""A graph that is not ours as a system: a LangGraph graph or any Runnable of LangChain.
+
+It is given `{"question": …}` or `{"messages": […]}`, whichever its input schema names (a chat
+model: the question alone). Its answer is the output's `answer`, else the text of its last message,
+else the output itself where that is text; a `confidence` between 0 and 1 beside it is kept. Every
+answer is one row of the call log, of kind `graph`, so that no question is asked twice.
+"""
+
+# pyright: reportMissingTypeStubs=false
+
+import asyncio
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+from langchain_core.callbacks import AsyncCallbackHandler
+from langchain_core.language_models import BaseLanguageModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables import Runnable, RunnableLambda
+from langgraph.graph import StateGraph
+
+from agents.errors import EndpointError, RefluxError, ReplayError, UsageError
+from agents.langchain_client import worth_retrying
+from agents.screen import redact
+from agents.types import Completion
+from graphs.state import AmplifyContext, Outcome
+from graphs.traces import CallKey
+from graphs.user_code import load_object
+
+ROLE = "graph"
+BOTH = frozenset(("question", "messages"))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A graph that was found by name."""
+
+    name: str
+    runnable: Runnable[Any, Any]
+    digest: str
+    """Of its file: another graph under the same name is asked anew. What the file imports is not
+    seen."""
+
+
+def load_graph(name: str) -> Loaded:
+    """The graph of `module:graph` or `path/file.py:graph`, compiled.
+
+    Raises:
+        UsageError: there is no such module or graph, or it is nothing that can be invoked.
+        RefluxError: the module fails when it is imported.
+    """
+    found, module = load_object(name)
+    if isinstance(found, StateGraph):
+        found = cast(Any, found).compile()
+    elif not isinstance(found, Runnable) and callable(found):
+        found = RunnableLambda(cast(Any, found))
+    if not isinstance(found, Runnable):
+        raise UsageError(
+            f"{name} is a {type(found).__name__}; it must be a LangGraph graph, another Runnable, "
+            "or a function of the question"
+        )
+    file = Path(module.__file__ or "")
+    source = file.read_bytes() if file.is_file() else b""
+    digest = hashlib.sha256(name.encode() + b"\0" + source).hexdigest()[:16]
+    return Loaded(name, cast(Any, found), f"graph:{digest}")
+
+
+class Meter(AsyncCallbackHandler):
+    """Counts the model calls within a graph, and their tokens where the model tells them."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+
+    async def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        """Hear of one call."""
+        self.calls += 1
+        for generation in (one for several in response.generations for one in several):
+            message = generation.message if isinstance(generation, ChatGeneration) else None
+            if isinstance(message, AIMessage) and message.usage_metadata:
+                self._add(message.usage_metadata)
+
+    def read(self, output: Any) -> None:
+        """Where no call was heard of, believe the usage in the messages that came out."""
+        if self.calls:
+            return
+        said: list[Any] = [output]
+        if isinstance(output, Mapping):
+            said += cast(Mapping[str, Any], output).get("messages") or ()
+        for message in said:
+            if isinstance(message, AIMessage) and message.usage_metadata:
+                self.calls += 1
+                self._add(message.usage_metadata)
+
+    def _add(self, usage: UsageMetadata) -> None:
+        self.prompt_tokens += usage["input_tokens"]
+        self.completion_tokens += usage["output_tokens"]
+
+
+@dataclass
+class ForeignGraph:
+    """Answers by a graph of the user's."""
+
+    context: AmplifyContext
+    loaded: Loaded
+    _keys: frozenset[str] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._keys = _input_keys(self.loaded.runnable)
+
+    async def answer(self, question: str, question_id: str) -> Outcome:
+        """Replay the answer from the log, or run the graph; what it raises is a failed outcome.
+
+        Raises:
+            ReplayError: the log holds another graph's answer under this id.
+        """
+        key = CallKey(question_id, "", ROLE)
+        request = hashlib.sha256(json.dumps([self.loaded.digest, question]).encode())
+        made = {
+            "kind": "graph",
+            "model": self.loaded.name,
+            "model_digest": self.loaded.digest,
+            "request_digest": request.hexdigest()[:32],
+            "messages": json.dumps([{"role": "user", "content": question}]),
+        }
+        caller = self.context.caller
+        if (row := caller.store.find_call(key)) is not None:
+            if row["request_digest"] != made["request_digest"]:
+                raise ReplayError(f"{key} was answered by another graph; use a new --run")
+            done: dict[str, Any] = json.loads(row["completion"])
+            tokens = row["prompt_tokens"] + row["completion_tokens"]
+            return await self._ended(question, key, done, tokens)
+        meter, begun = Meter(), time.perf_counter()
+        try:
+            async with asyncio.timeout(self.context.limits.seconds):
+                output = await self.loaded.runnable.ainvoke(
+                    self._input(question), {"callbacks": [meter]}
+                )
+            answer, confidence = read_output(output)
+            meter.read(output)
+        except Exception as error:  # noqa: BLE001 - the user's code: its failures are values
+            failure = _failure(self.loaded.name, error, self.context.limits.seconds)
+            seconds = time.perf_counter() - begun
+            await caller.store.add_call(key, made | _row("", meter, seconds, str(failure)))
+            caller.outage = failure if isinstance(failure, EndpointError) else None
+            done = {"answer": None, "error": str(failure), "calls": meter.calls}
+            return await self._ended(question, key, done, 0)
+        caller.outage = None
+        done = {"answer": redact(answer), "confidence": confidence, "calls": meter.calls}
+        row_values = _row(json.dumps(done), meter, time.perf_counter() - begun, None)
+        await caller.store.add_call(key, made | row_values)
+        tokens = meter.prompt_tokens + meter.completion_tokens
+        return await self._ended(question, key, done, tokens)
+
+    def _input(self, question: str) -> Any:
+        if self._keys is None:
+            return question
+        message = HumanMessage(question)
+        return {
+            name: value
+            for name, value in (("question", question), ("messages", [message]))
+            if name in self._keys
+        }
+
+    async def _ended(
+        self, question: str, key: CallKey, done: Mapping[str, Any], tokens: int
+    ) -> Outcome:
+        answer = done["answer"]
+        outcome: Outcome = {
+            "answer": None if answer is None else self.context.normalise(answer),
+            "status": "failed" if answer is None else "ok",
+            "error": done.get("error"),
+            "spent": {"calls": done["calls"], "cached": 0, "tokens": tokens},
+        }
+        detail = {"question": question, "confidence": done.get("confidence"), **outcome}
+        store = self.context.caller.store
+        await store.add_judgement(key.question, "", "outcome", answer is not None, detail, key="0")
+        return outcome
+
+
+def _input_keys(runnable: Runnable[Any, Any]) -> frozenset[str] | None:
+    """What of `question` and `messages` it takes; None where it takes the question as it is."""
+    if isinstance(runnable, BaseLanguageModel | RunnableLambda):
+        return None
+    properties = _properties(runnable)
+    if properties is None:
+        return None
+    named = properties & BOTH
+    if properties and not named:
+        raise UsageError(
+            f"the graph takes {', '.join(sorted(properties))}; it must take `question` or "
+            "`messages`"
+        )
+    return named or BOTH  # It takes an object of any keys.
+
+
+def _properties(runnable: Runnable[Any, Any]) -> frozenset[str] | None:
+    """The keys of its input, none where any will do; None where it takes no object."""
+    state = getattr(getattr(runnable, "builder", None), "input_schema", None)
+    try:
+        if isinstance(state, type) and (hints := get_type_hints(state)):
+            return frozenset(hints)
+        schema: Mapping[str, Any] = runnable.get_input_jsonschema()
+    except Exception:  # noqa: BLE001 - some inputs have no schema that can be read
+        return frozenset()
+    if "properties" not in schema and schema.get("type") != "object":
+        return None
+    return frozenset(schema.get("properties") or ())
+
+
+def read_output(output: Any) -> tuple[str, float | None]:
+    """The answer in what a graph returned, and how sure it says it is.
+
+    Raises:
+        ValueError: there is no answer that can be compared.
+    """
+    if isinstance(output, Mapping):
+        found = cast(Mapping[str, Any], output)
+        if "__interrupt__" in found:
+            raise ValueError("it waits for a person, for whom an evaluation cannot wait")
+        sure = found.get("confidence")
+        known = isinstance(sure, int | float) and not isinstance(sure, bool) and 0 <= sure <= 1
+        confidence = float(cast(float, sure)) if known else None
+        if "answer" in found:
+            return _text(found["answer"]), confidence
+        messages = found.get("messages")
+        if isinstance(messages, list) and messages:
+            return _text(cast(list[Any], messages)[-1]), confidence
+        keys = ", ".join(map(str, found)) or "nothing"
+        raise ValueError(f"its output holds {keys}, and neither `answer` nor `messages`")
+    return _text(output), None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, BaseMessage):
+        return value.text
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return json.dumps(value)
+    raise ValueError(f"its answer is a {type(value).__name__}, no text that could be compared")
+
+
+def _failure(name: str, error: Exception, seconds: float | None) -> RefluxError:
+    """An error that may pass is an outage, so that it is not scored; any other is the graph's."""
+    text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    if isinstance(error, TimeoutError) and not error.args and seconds is not None:
+        return RefluxError(f"no answer in {seconds:g} s")
+    if worth_retrying(error):
+        return EndpointError(f"{name} failed: {text}; is what it asks up?")
+    return RefluxError(text)
+
+
+def _row(completion: str, meter: Meter, seconds: float, error: str | None) -> dict[str, Any]:
+    done = Completion(completion, meter.prompt_tokens, meter.completion_tokens, seconds)
+    return {
+        "completion": done.text,
+        "prompt_tokens": done.prompt_tokens,
+        "completion_tokens": done.completion_tokens,
+        "seconds": done.seconds,
+        "cached": 0,
+        "error": error,
+    }

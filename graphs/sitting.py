@@ -1,0 +1,130 @@
+"""One system sits an exam: every question of every seed, recorded, and none asked twice."""
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agents.errors import RefluxError
+from graphs.best_of import EqualTokens, equal_votes
+from graphs.exam import Exam
+from graphs.foreign_graph import ForeignGraph
+from graphs.state import Outcome
+from graphs.systems import Asked, System, answer_every
+
+Heard = Callable[[str, int, int], None]
+"""Hears (system, questions answered, of how many)."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A system by name, and how it is made for each seed."""
+
+    key: str
+    """As the user named it."""
+    model: str
+    """What answers."""
+    digest: str
+    """Of the model or graph: with another one every question is asked anew."""
+    make: Callable[[int], System]
+    """The system that draws its samples from a seed."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a system answered to the questions of one seed."""
+
+    seed: int
+    asked: Asked
+    questions: Sequence[str]
+    outcomes: Sequence[Outcome]
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """All that one system answered."""
+
+    entrant: Entrant
+    papers: Sequence[Paper]
+
+    @property
+    def tokens(self) -> int:
+        """Of all its answers."""
+        return sum(o["spent"]["tokens"] for paper in self.papers for o in paper.outcomes)
+
+
+@dataclass(frozen=True)
+class Hall:
+    """Where systems sit an exam."""
+
+    exam: Exam
+    seeds: Sequence[int]
+    run: str
+    """Recorded with each question."""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What else decides the answers: with other settings every question is asked anew."""
+    together: int = 32
+    heard: Heard = lambda key, done, total: None
+
+    async def sit(self, entrant: Entrant) -> Sitting:
+        """Have a system answer everything; what is recorded is replayed.
+
+        Raises:
+            UsageError: there are no questions.
+            EndpointError: the endpoint is down; what it did answer is recorded.
+            RefluxError: the run's purse is empty, or a foreign graph fails on every question.
+        """
+        drawn = {seed: self.exam.questions(seed) for seed in self.seeds}
+        total = sum(map(len, drawn.values()))
+        papers: list[Paper] = []
+        before = 0
+        self.heard(entrant.key, 0, total)
+        for seed, questions in drawn.items():
+            system, asked = entrant.make(seed), self._asked(entrant, seed)
+            outcomes = await answer_every(
+                system,
+                asked,
+                questions,
+                together=self.together,
+                on_done=lambda done, before=before: self.heard(entrant.key, before + done, total),
+            )
+            if isinstance(system, ForeignGraph):
+                _refuse_broken(entrant.key, outcomes)
+            papers.append(Paper(seed, asked, questions, outcomes))
+            before += len(questions)
+        return Sitting(entrant, papers)
+
+    def _asked(self, entrant: Entrant, seed: int) -> Asked:
+        decides = json.dumps([entrant.digest, self.settings], sort_keys=True)
+        mark = hashlib.sha256(decides.encode()).hexdigest()[:12]
+        system = f"eval-{entrant.key}-{entrant.model}-{mark}-{seed}"
+        return Asked(self.run, -1, system, self.exam.name, self.exam.split)
+
+    async def sit_equally(
+        self, entrant: Callable[[int], Awaitable[Entrant]], amplified: Sitting
+    ) -> tuple[Sitting, EqualTokens]:
+        """Have best-of-n answer with as many votes as the amplified system's tokens pay;
+        `entrant(n)` is best-of-n for one n.
+
+        Raises:
+            RefluxError: as for `sit`, or nobody knows the tokens.
+        """
+        sittings: dict[int, Sitting] = {}
+
+        async def tokens_of(votes: int) -> int:
+            if votes not in sittings:
+                sittings[votes] = await self.sit(await entrant(votes))
+            return sittings[votes].tokens
+
+        equal = await equal_votes(tokens_of, amplified.tokens)
+        return sittings[equal.votes], equal
+
+
+def _refuse_broken(key: str, outcomes: Sequence[Outcome]) -> None:
+    """A graph that never answers is broken, not wrong."""
+    if all(outcome["status"] == "failed" for outcome in outcomes):
+        raise RefluxError(
+            f"{key} failed on all {len(outcomes)} questions, on the first with "
+            f"{outcomes[0]['error']}; correct it and give the same command again"
+        )

@@ -1,0 +1,62 @@
+"""Python of the user's by name: `module:object`, or `path/file.py:object`."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from agents.errors import MissingError, RefluxError, UsageError
+
+
+def load_object(name: str) -> tuple[Any, ModuleType]:
+    """What `module:object` names, and its module; modules of the working folder come first.
+
+    Raises:
+        UsageError: there is no such module, or nothing of this name in it.
+        MissingError: it needs a module that is not installed.
+        RefluxError: the module fails when it is imported.
+    """
+    where, _, attribute = name.rpartition(":")
+    if not where or not attribute:
+        raise UsageError(f"{name!r} names no object; write module:object or path/file.py:object")
+    module = _load_module(where, name)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"{name}: {where} has no {attribute!r}; correct the name")
+        found = getattr(found, part)
+    return found, module
+
+
+def _load_module(where: str, name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        if not Path(where).is_file():
+            raise UsageError(f"{name}: there is no file {where}; name one as path/file.py:object")
+        spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"{name}: {where} is no Python file; name one as path/file.py:object")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(spec.name, module)
+        spec.loader.exec_module(module)
+    except RefluxError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and (where == error.name or where.startswith(f"{error.name}.")):
+            raise UsageError(
+                f"{name}: there is no module {where!r}, neither in {here} nor installed; write "
+                "module:object or path/file.py:object"
+            ) from error
+        raise MissingError(f"{name} needs {error.name}, which is not installed") from error
+    except Exception as error:
+        raise RefluxError(
+            f"{name} fails when it is imported: {type(error).__name__}: {str(error)[:300]}; "
+            "correct it"
+        ) from error
+    return module

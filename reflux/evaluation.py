@@ -1,0 +1,255 @@
+"""`reflux eval`: any systems on any questions, side by side."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agents.errors import UsageError
+from agents.purse import Price
+from finetune.run_folder import OpenRun, RunFolder
+from graphs.exam import Exam, FileExam, Marker, TaskExam
+from graphs.question_file import read_questions
+from graphs.results import Results, results
+from graphs.sitting import Hall, Heard, Sitting
+from graphs.state import AmplifyContext, Limits
+from graphs.user_code import load_object
+from graphs.voting import VotePolicy
+from reflux.app import OUT, RUNS, Json, RunDir, emit, run_async
+from reflux.ask import Model, TaskName, batch_config, config_of, open_run, task_of
+from reflux.entrants import EQUAL, Entrants, asks_x, named
+from reflux.evaluation_tables import tables
+from reflux.overseers import OVERSEERS, overseer_named
+from reflux.progress import ProgressView
+from reflux.tasks import task_named
+
+LEVEL, LIMIT = 3, 200
+"""Of a task, where none is named."""
+ALONE = ("model", "plain")
+"""Overseers that wait for nobody."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the answers beside the questions and the models."""
+
+    depth: int = 1
+    calls: int = 1000
+    tokens: int = 1_000_000
+    seconds: float | None = None
+    overseer: str = ""
+    """H of a file's questions; a task brings its own."""
+    max_tokens: int = 0
+    """Of an answer to a file's question; a task knows its own."""
+    system: str = ""
+    """The system message of a file."""
+
+    def context(self, opened: OpenRun, model: str, seed: int, exam: Exam) -> AmplifyContext:
+        """The context of one system."""
+        limits = Limits(
+            depth=self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds
+        )
+        context = AmplifyContext(opened.caller, model, (), limits=limits, seed=seed)
+        if self.overseer:
+            context = replace(
+                context,
+                overseers=(overseer_named(self.overseer),),
+                max_tokens=self.max_tokens,
+                votes=VotePolicy(most=1),
+            )
+        return exam.context(context)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who is asked what."""
+
+    exam: Exam
+    keys: Sequence[str]
+    """Systems by name."""
+    seeds: Sequence[int] = (1,)
+    settings: Settings = Settings()
+    prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
+    source: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Where the questions come from, for the report."""
+    out: Path | None = None
+
+
+def evaluate_systems(
+    run: RunDir = RUNS / "demo",
+    task: TaskName = None,
+    level: Annotated[
+        int | None, typer.Option(help=f"Of a task; for addition: digits. Default: {LEVEL}.", min=1)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Questions and answers as JSONL, in place of a task.")
+    ] = None,
+    score: Annotated[
+        str, typer.Option(help="exact, normalised, number, set, contains or module:function.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(help=f"Questions. Default: {LIMIT}, all of a file.", min=1)
+    ] = None,
+    systems: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: direct, amplified, student-rN, best-of-n, best-of-8, "
+            "endpoint:MODEL, module:graph."
+        ),
+    ] = "direct,amplified",
+    model: Model = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Of questions and samples; may be repeated.")
+    ] = None,
+    overseer: Annotated[str, typer.Option(help="H of a file's questions: model or plain.")] = "",
+    depth: Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)] = 1,
+    calls: Annotated[int, typer.Option(help="Model calls a question.", min=1)] = 1000,
+    tokens: Annotated[int, typer.Option(help="Tokens a question.", min=1)] = 1_000_000,
+    seconds: Annotated[float | None, typer.Option(help="Seconds a question.", min=0)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an answer to a file's question.", min=1)
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(help="MODEL=PROMPT,COMPLETION for a million tokens; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for eval.jsonl, eval.json and eval.html.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare systems on the same questions, with intervals, tests and prices."""
+    folder, keys = RunFolder(run), named(systems)
+    settings = Settings(depth, calls, tokens, seconds)
+    if data is None:
+        if score or overseer or max_tokens:
+            raise UsageError(
+                "--score, --overseer and --max-tokens are for --data: a task brings its own"
+            )
+        name = task_of(folder, task)
+        exam: Exam = TaskExam(task_named(name), level or LEVEL, limit or LIMIT)
+        source: dict[str, Any] = {"task": name, "level": level or LEVEL}
+    else:
+        if task or level:
+            raise UsageError("--data brings its own questions: leave --task and --level out")
+        exam = _file_exam(data, score or "normalised", limit)
+        settings = replace(
+            settings,
+            overseer=_overseer(overseer),
+            max_tokens=max_tokens or 256,
+            system=exam.file.system,
+        )
+        source = {"data": str(data), "repeats": exam.file.repeats}
+    seeds = tuple(dict.fromkeys(seed or [1]))
+    prices = prices_of(folder, price or [])
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # Before anything is asked that it could not hold.
+    plan = Plan(exam, keys, seeds, settings, prices, source, out)
+    found = run_async(_evaluate(folder, plan, model))
+    if as_json:
+        emit(source | found.to_json())
+        return
+    for table in tables(found, source):
+        OUT.print(table)
+    if out is not None:
+        OUT.print(f"every answer, the figures and a page with charts: {out}", soft_wrap=True)
+
+
+def _file_exam(data: Path, score: str, limit: int | None) -> FileExam:
+    file = read_questions(data)
+    marker: Marker | None = None
+    if ":" in score:
+        marker, _ = load_object(score)
+        if not callable(marker):
+            raise UsageError(
+                f"{score} is no function; a scorer takes (question, answer, true answer) and says "
+                "True or False"
+            )
+    return FileExam(file, score, marker, limit)
+
+
+def _overseer(name: str) -> str:
+    name = name or "model"
+    if name in OVERSEERS and name not in ALONE:
+        raise UsageError(
+            f"--overseer {name} waits for a person, for whom an evaluation cannot wait; take "
+            f"{' or '.join(ALONE)}"
+        )
+    overseer_named(name)
+    return name
+
+
+def prices_of(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
+    """Prices by model: those of the run's config, and those that are given.
+
+    Raises:
+        UsageError: one is no price.
+    """
+    prices: dict[str, Price] = {}
+    if (config := config_of(folder)) is not None:
+        prices.update(config.purse.prices)
+    for text in given:
+        name, _, costs = text.rpartition("=")
+        try:
+            prompt, completion = map(float, costs.split(","))
+        except ValueError:
+            prompt = completion = math.nan
+        if not name or not (0 <= prompt < math.inf and 0 <= completion < math.inf):
+            raise UsageError(
+                f"--price {text!r} is no price; write MODEL=PROMPT,COMPLETION, for example "
+                "llama3.2=0.15,0.6 for a million tokens"
+            )
+        prices[name] = Price(prompt, completion)
+    return prices
+
+
+async def _evaluate(folder: RunFolder, plan: Plan, model: str | None) -> Results:
+    x_given = model if asks_x(plan.keys) else model or "base"
+    opened, x = open_run(folder, x_given, batch_config(folder))
+    async with opened, AsyncExitStack() as stack:
+        with ProgressView() as view:
+            found = await compare(
+                opened,
+                plan,
+                x,
+                stack,
+                lambda key, done, total: view(f"evaluate {key}", done, total, ""),
+            )
+        if plan.out is not None:
+            from reflux.evaluation_page import write_report
+
+            write_report(plan.out, found, plan.exam, opened.store, plan.source)
+    return found
+
+
+async def compare(
+    opened: OpenRun, plan: Plan, x: str, stack: AsyncExitStack, heard: Heard
+) -> Results:
+    """Have every named system sit the exam, and compare them; nothing recorded is asked again.
+
+    Raises:
+        UsageError: there is no such system, or there are no questions.
+        MissingError: a system needs an endpoint, and none is set.
+        RefluxError: an endpoint, a graph or the scorer failed.
+    """
+    settings = vars(plan.settings)
+    hall = Hall(plan.exam, plan.seeds, opened.folder.name, settings, heard=heard)
+    entrants = Entrants(
+        opened,
+        x,
+        lambda name, seed: plan.settings.context(opened, name, seed, plan.exam),
+        plan.exam.same_answer,
+        stack,
+    )
+    # All are made before the first is asked: a wrong name costs no call.
+    made = {key: await entrants.entrant(key) for key in plan.keys if key != EQUAL}
+    sittings: dict[str, Sitting] = {key: await hall.sit(entrant) for key, entrant in made.items()}
+    equal = None
+    if EQUAL in plan.keys:
+        sittings[EQUAL], equal = await hall.sit_equally(entrants.best_of, sittings["amplified"])
+    ordered = {key: sittings[key] for key in plan.keys}
+    return results(plan.exam, ordered, equal, opened.store, plan.prices, settings)

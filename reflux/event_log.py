@@ -1,0 +1,76 @@
+"""Events of answers under way and of recent ones, numbered so that a reader can go on later."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from itertools import count
+
+from graphs.events import Event
+
+
+class EventLog:
+    """The events of one trajectory in their order; the first has number 1."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.ended = False
+        self._news = asyncio.Event()
+
+    def add(self, event: Event) -> None:
+        """Add an event, and wake those who follow."""
+        self.events.append(event)
+        self._wake()
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def follow(self, after: int, ping: float) -> AsyncGenerator[tuple[int, Event] | None]:
+        """(number, event) of those after number `after`; None where nothing came for `ping` s."""
+        for at in count(max(0, after)):
+            while at >= len(self.events):
+                if self.ended:
+                    return
+                news = self._news
+                try:
+                    async with asyncio.timeout(ping):
+                        await news.wait()
+                except TimeoutError:
+                    yield None
+            yield at + 1, self.events[at]
+
+
+class EventLogs:
+    """The logs of a server; of ended answers the oldest go when there are too many events."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: dict[str, EventLog] = {}
+        self._ended: OrderedDict[str, EventLog] = OrderedDict()
+        self._held = 0
+        """Events of the logs that have ended."""
+
+    def begin(self, trajectory: str) -> EventLog:
+        """The log of an answer that begins."""
+        return self._open.setdefault(trajectory, EventLog())
+
+    def end(self, trajectory: str) -> None:
+        """The answer has ended; its events stay as long as there is room."""
+        log = self._open.pop(trajectory, None)
+        if log is None:
+            return
+        log.end()
+        self._ended[trajectory] = log
+        self._held += len(log.events)
+        while self._held > self._most and len(self._ended) > 1:
+            _, oldest = self._ended.popitem(last=False)
+            self._held -= len(oldest.events)
+
+    def find(self, trajectory: str) -> EventLog | None:
+        """The log of a trajectory, as long as it is kept."""
+        return self._open.get(trajectory) or self._ended.get(trajectory)

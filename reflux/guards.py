@@ -1,0 +1,228 @@
+"""What stands before every route: who may ask, from where, how often, and how much at once.
+
+A page of another origin can have a browser send requests to this machine, and can have its own
+name point here (DNS rebinding). So `Host` must be a name of this server, and `Origin`, where there
+is one, the same host and port or one that the settings name.
+"""
+
+import hmac
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agents.errors import UsageError
+from reflux.api_errors import ApiError
+from reflux.metrics import Metrics
+from reflux.serve_settings import ServeSettings
+
+HERE = ("localhost", "127.0.0.1", "::1")
+OPEN = ("/healthz",)
+"""Paths that need no key, and count towards no limit."""
+REMEMBERED = 10_000
+"""Clients whose rate is known; the longest silent is forgotten first."""
+HEADERS: Mapping[str, str] = {
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+        "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+"""Of every response: no page of this server loads from, or sends to, another origin."""
+
+
+def is_loopback(host: str) -> bool:
+    """True where only this machine can reach a server bound to `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_open_door(settings: ServeSettings) -> None:
+    """A server that others can reach needs a key.
+
+    Raises:
+        UsageError: it has none, or one that no header can carry.
+    """
+    key = settings.api_key
+    if not key and not is_loopback(settings.host):
+        raise UsageError(
+            f"{settings.host} can be reached from outside: set REFLUX_API_KEY to a secret that "
+            "clients then have to show, or serve on 127.0.0.1"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError("REFLUX_API_KEY holds characters that no HTTP header can carry")
+
+
+class Guard:
+    """The middleware that holds requests to all of this."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+        self._hosts = {*HERE, settings.host.lower(), *map(str.lower, settings.hosts)}
+        self._rates = Rates(settings.per_second, settings.burst)
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or answer it here."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            self._metrics.refused.labels(refusal.detail.code).inc()
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)[:120]})
+            else:
+                await refusal.response()(scope, receive, _with_headers(send))
+            return
+        if scope["path"] in OPEN:
+            await self._app(scope, receive, _with_headers(send))
+            return
+        self._under_way += 1
+        self._metrics.under_way.inc()
+        try:
+            limited = _limited(receive, self._settings.body_bytes)
+            await self._app(scope, limited, _with_headers(send))
+        finally:
+            self._under_way -= 1
+            self._metrics.under_way.dec()
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = Headers(scope=scope)
+        if (refusal := self._stranger(headers)) is not None or scope["path"] in OPEN:
+            return refusal
+        # Browsers ask without a key whether an origin may send one.
+        asks_first = (
+            scope.get("method") == "OPTIONS" and headers.get("origin") in self._settings.origins
+        )
+        if self._settings.api_key and not asks_first and not self._shows_key(headers):
+            return ApiError(
+                401,
+                "this server needs its key: Authorization: Bearer KEY",
+                "authentication_error",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self._settings.body_bytes:
+            return ApiError(413, _too_long(self._settings.body_bytes), code="body_too_large")
+        client = scope["client"][0] if scope.get("client") else ""
+        if (wait := self._rates.wait(client)) > 0:
+            return _later(
+                f"more than {self._settings.per_second:g} requests a second: wait {wait:.1f} s",
+                "rate_limit_exceeded",
+                wait,
+            )
+        if self._under_way >= self._settings.together:
+            return _later(
+                f"{self._under_way} requests are under way, the limit is "
+                f"{self._settings.together}: wait for some to end",
+                "too_many_at_once",
+                1,
+            )
+        return None
+
+    def _stranger(self, headers: Headers) -> ApiError | None:
+        host = headers.get("host", "")
+        if _name_of(host) not in self._hosts:
+            return ApiError(
+                403,
+                f"this server is not called {host[:100]!r}: add the name to `hosts` in its config",
+                code="host_not_allowed",
+            )
+        origin = headers.get("origin")
+        if origin is None or origin in self._settings.origins:
+            return None
+        if urlsplit(origin).netloc.lower() == host.lower():
+            return None
+        return ApiError(
+            403,
+            f"pages of {origin[:100]!r} may not use this server: add it to `origins` in its config",
+            code="origin_not_allowed",
+        )
+
+    def _shows_key(self, headers: Headers) -> bool:
+        kind, _, shown = headers.get("authorization", "").partition(" ")
+        right = self._settings.api_key.encode()
+        return kind.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), right)
+
+
+class Rates:
+    """A bucket of tokens for each client: `burst` at first, `per_second` flow back."""
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = max(1, burst)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """(tokens, when they were counted) of each client, the longest silent first."""
+
+    def wait(self, client: str) -> float:
+        """Take a token; seconds until there is one, where there is none."""
+        if not self._per_second:
+            return 0
+        now = time.monotonic()
+        tokens, then = self._buckets.pop(client, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - then) * self._per_second)
+        enough = tokens >= 1
+        self._buckets[client] = (tokens - enough, now)
+        if len(self._buckets) > REMEMBERED:
+            self._buckets.popitem(last=False)
+        return 0 if enough else (1 - tokens) / self._per_second
+
+
+def _later(message: str, code: str, seconds: float) -> ApiError:
+    headers = {"retry-after": str(max(1, round(seconds)))}
+    return ApiError(429, message, "rate_limit_error", code=code, headers=headers)
+
+
+def _name_of(host: str) -> str:
+    """The name of a `Host`, without its port."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """Receives no more than so many bytes, also of a body that does not tell its length."""
+    came = 0
+
+    async def received() -> Message:
+        nonlocal came
+        message = await receive()
+        came += len(message.get("body", b""))
+        if came > most:
+            raise HTTPException(413, _too_long(most))
+        return message
+
+    return received
+
+
+def _too_long(most: int) -> str:
+    return (
+        f"the body is over the limit of {most} bytes: ask for less, or raise `body_bytes` in the "
+        "server's config"
+    )
+
+
+def _with_headers(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return sent

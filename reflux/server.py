@@ -1,0 +1,105 @@
+"""The server of one run folder: an app of routers, with one set of guards before all of them.
+
+A page is one more router (or a mounted app) on what `create_app` returns; it finds the run, the
+models and the events of growing trees in `app.state.served`, as `reflux.chat_api.Served`.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
+
+from agents.embedded import EmbeddedClient
+from agents.endpoints import Endpoints
+from agents.overseer import AnyOverseer
+from finetune.run_folder import OpenRun, RunFolder
+from reflux import chat_api, pending_api, tree_api
+from reflux.api_errors import answer_errors
+from reflux.chat_api import TRACE, Served, served
+from reflux.event_log import EventLogs
+from reflux.guards import Guard, refuse_open_door
+from reflux.metrics import Metrics
+from reflux.overseers import OVERSEERS
+from reflux.serve_settings import ServeSettings
+from reflux.served_models import ServedModels
+from reflux.waiting import Waiting
+
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def healthy() -> dict[str, str]:
+    """The server answers."""
+    return {"status": "ok"}
+
+
+@router.get("/metrics")
+async def show_metrics(request: Request) -> Response:
+    """Counts for Prometheus."""
+    return Response(served(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def create_app(
+    folder: RunFolder,
+    settings: ServeSettings | None = None,
+    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+) -> FastAPI:
+    """The app that serves a run folder; it opens the folder when it starts.
+
+    Args:
+        overseers: H by name, each served as `amplified:NAME`.
+
+    Raises:
+        UsageError: the settings contradict themselves, or would leave the server open to others.
+    """
+    settings = settings or ServeSettings()
+    refuse_open_door(settings)
+    models = ServedModels(folder, settings, overseers)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def opened(app: FastAPI) -> AsyncGenerator[None]:
+        engine = EmbeddedClient(folder.models, settings.engine)
+        client = Endpoints(settings.endpoints, engine)
+        run = OpenRun(folder, client=client, warm=False)
+        waiting, tasks = Waiting(run, overseers), set[asyncio.Task[None]]()
+        logs = EventLogs(settings.kept_events)
+        app.state.served = Served(run, settings, models, logs, metrics, waiting, tasks)
+        async with AsyncExitStack() as ends:  # Last in, first out.
+            ends.push_async_callback(client.close)
+            await ends.enter_async_context(run)
+            ends.push_async_callback(waiting.close)
+            ends.push_async_callback(_end, tasks)
+            yield
+
+    app = FastAPI(
+        title="Reflux",
+        summary="The amplified agent, its students and its base, in the OpenAI protocol.",
+        lifespan=opened,
+        docs_url=None,  # The documentation pages load their scripts from elsewhere.
+        redoc_url=None,
+    )
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "last-event-id"],
+            expose_headers=[TRACE],
+        )
+    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    answer_errors(app)
+    for routes in (router, chat_api.router, tree_api.router, pending_api.router):
+        app.include_router(routes)
+    return app
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Stop what is under way, before what it needs is closed."""
+    for task in list(tasks):
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,225 @@
+"""Multiplication of two numbers, with the digits in reverse.
+
+A question is `321*54=` for 123 * 45, and its answer `53550` is the reversed product: as many digits
+as both factors have. H splits the longer factor, a * b = a1 * b * 10^m + a0 * b, down to products
+of one digit. The sums of the parts are sub-questions in addition's own form, `530+426=`, and are
+split by addition's own H. Shifts and zeros are H's text work.
+
+Two tasks: `Multiplication` leaves products of one digit and short sums to X; the student that is
+this X learns them by `multiplication_leaves`. The check knows the form and casts out nines; neither
+H nor the check can multiply or add longer numbers.
+"""
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+
+from agents.checker import Checker, RuleChecker
+from agents.errors import UsageError
+from agents.overseer import PASS, Overseer, ScriptedOverseer
+from agents.tools import Tool
+from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from graphs.task import Split, is_held_out
+from reflux.tasks import addition
+
+QUESTION = re.compile(r"(\d+)\*(\d+)=")
+SUMS = addition.Addition()
+LEAF_DIGITS = 2
+"""Sums of so many digits are left to X."""
+PADDED = 0.3
+"""Share of sums in which one operand is filled up with a zero, as in the sums of parts."""
+
+
+def is_product(question: str) -> bool:
+    """True for `a*b=`; all else is read as a sum."""
+    return "*" in question
+
+
+def read(question: str) -> tuple[str, str]:
+    """Take `a*b=` apart.
+
+    Raises:
+        ValueError: it is no product.
+    """
+    match = QUESTION.fullmatch(question.strip())
+    if match is None:
+        raise ValueError(f"{question!r} is not of the form 321*54=")
+    return match[1], match[2]
+
+
+def write(a: str, b: str) -> str:
+    """The question that asks for a * b."""
+    return f"{a}*{b}="
+
+
+class Multiplication:
+    """Reversed multiplication; the level is the number of digits of each factor."""
+
+    name = "multiplication"
+    system_prompt = ""
+
+    def __init__(self, leaf: int = LEAF_DIGITS) -> None:
+        """
+        Args:
+            leaf: sums of so many digits, and products of one, are left to X; with 0 H answers
+                products and sums of one digit itself.
+        """
+        self._leaf = leaf
+
+    def overseers(self) -> Sequence[Overseer]:
+        """Two ways: where the factors are equally long, the first is split, or the second; and
+        the shorter part is the low one, or the high one."""
+        leaf = self._leaf
+        return (
+            ScriptedOverseer("times-first", lambda q, t, m: act(q, t, m, first=True, leaf=leaf)),
+            ScriptedOverseer("times-second", lambda q, t, m: act(q, t, m, first=False, leaf=leaf)),
+        )
+
+    def tools(self) -> Mapping[str, Tool]:
+        """None."""
+        return {}
+
+    def answer_tokens(self, question: str) -> int:
+        """One token a digit, the end, and two to spare."""
+        if not is_product(question):
+            return SUMS.answer_tokens(question)
+        return len(question) + 1
+
+    def checker(self) -> Checker:
+        """Form, then casting out nines."""
+        return RuleChecker({"form": has_form, "casting_out_nines": casts_out_nines})
+
+    def primitives(self) -> Sequence[str]:
+        """All 100 products and all 200 sums of one digit."""
+        products = [write(str(a), str(b)) for a in range(10) for b in range(10)]
+        return [*products, *SUMS.primitives()]
+
+    def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
+        """Products of two factors of `level` digits without leading zeros."""
+        generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
+        found: dict[str, None] = {}
+        for _ in range(200 * n):
+            if len(found) == n:
+                break
+            a, b = (str(generator.randrange(10 ** (level - 1), 10**level))[::-1] for _ in range(2))
+            question = write(a, b)
+            if is_held_out(self, question) == (split == "held_out"):
+                found[question] = None
+        return list(found)
+
+    def canonical(self, question: str) -> str:
+        """The factors, or the operands, in order."""
+        try:
+            a, b = read(question)
+        except ValueError:
+            return SUMS.canonical(question)
+        return write(*sorted((a, b)))
+
+    def normalise(self, answer: str) -> str:
+        """Without white space."""
+        return "".join(answer.split())
+
+    def from_user(self, text: str) -> str:
+        """`123*45`, or the task's own `321*54=`; sums as addition takes them.
+
+        Raises:
+            UsageError: neither.
+        """
+        plain = re.fullmatch(r"\s*(\d+)\s*[*×x]\s*(\d+)\s*", text)
+        if plain is not None:
+            return write(plain[1][::-1], plain[2][::-1])
+        if not is_product(text):
+            return SUMS.from_user(text)
+        try:
+            read(text)
+        except ValueError as error:
+            raise UsageError(f'{error}; a product is asked as "123*45"') from error
+        return text.strip()
+
+    def to_user(self, question: str, answer: str) -> str:
+        """The number with the highest digit first."""
+        return SUMS.to_user(question, answer)
+
+    def score(self, question: str, answer: str) -> bool:
+        """True where the answer is the product, or the sum."""
+        if not is_product(question):
+            return SUMS.score(question, answer)
+        a, b = read(question)
+        product = int(a[::-1]) * int(b[::-1])
+        return answer == str(product).zfill(len(a) + len(b))[::-1]
+
+
+class MultiplicationLeaves(Multiplication):
+    """What X answers in a product's tree: products of one digit, and sums of `level` digits.
+
+    H answers what has one digit itself, so there is something to begin with.
+    """
+
+    name = "multiplication_leaves"
+
+    def __init__(self) -> None:
+        super().__init__(leaf=0)
+
+    def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
+        """Sums with and without a carry, as a tree asks for them: one operand is often padded.
+        At level 1, where nothing is held out, products as well."""
+        generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
+        found: dict[str, None] = {}
+        for _ in range(200 * n):
+            if len(found) == n:
+                break
+            a, b = (str(generator.randrange(10**level)).zfill(level)[::-1] for _ in range(2))
+            if level > 1 and generator.random() < PADDED:
+                a = a[:-1] + "0"
+            if generator.randrange(2):
+                a, b = b, a
+            times = level == 1 and generator.randrange(3) == 0
+            question = write(a, b) if times else addition.write(a, b, generator.randrange(2))
+            if is_held_out(self, question) == (split == "held_out"):
+                found[question] = None
+        return list(found)
+
+
+def act(
+    question: str, transcript: Sequence[Exchange], may_ask: bool, *, first: bool, leaf: int
+) -> Step:
+    """H's script: leaves go to X, sums are split as in addition, products by a factor's digits."""
+    if not may_ask:
+        return PASS
+    if not is_product(question):
+        a, _, _ = addition.read(question)
+        if len(a) <= leaf:
+            return PASS
+        return addition.split_sum(question, transcript, may_ask, low_short=first)
+    a, b = read(question)
+    if len(a) == len(b) == 1:
+        return PASS if leaf else Answer(f"{int(a) * int(b):02d}"[::-1])
+    if len(a) < len(b) or (len(a) == len(b) and not first):
+        a, b = b, a
+    at = len(a) // 2 if first else len(a) - len(a) // 2
+    if not transcript:
+        return Ask((SubQuestion(write(a[:at], b)), SubQuestion(write(a[at:], b))))
+    low, high = (addition.part(said, has_form) for said in transcript[:2])
+    if len(transcript) == 2:
+        return Ask.of(addition.write(low[at:].ljust(len(high), "0"), high, 0))
+    total = addition.part(transcript[2], has_form)
+    # The product has no digit above these: the carry is nought, or a part was wrong.
+    if total[-1] != "0":
+        raise ValueError(f"{transcript[2].question} came to {total}, longer than {question} can be")
+    return Answer(low[:at] + total[:-1])
+
+
+def has_form(question: str, answer: str) -> bool:
+    """As many digits as both factors have; of a sum, as in addition."""
+    if not is_product(question):
+        return addition.has_form(question, answer)
+    a, b = read(question)
+    return re.fullmatch(rf"[0-9]{{{len(a) + len(b)}}}", answer) is not None
+
+
+def casts_out_nines(question: str, answer: str) -> bool:
+    """The answer leaves the rest modulo nine that the question's numbers tell."""
+    if not is_product(question):
+        return addition.casts_out_nines(question, answer)
+    a, b = map(addition.digit_sum, read(question))
+    return (a * b - addition.digit_sum(answer)) % 9 == 0

@@ -1,0 +1,76 @@
+"""`/api/trajectories`: a tree as it is recorded, and its events while it grows."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+
+from agents.errors import UsageError
+from graphs.events import Event
+from graphs.tree import find_question, load_tree, tokens_of
+from reflux.api_errors import ApiError
+from reflux.chat_api import ERRORS, PING_SECONDS, served
+from reflux.event_log import EventLog
+
+router = APIRouter(prefix="/api", responses=ERRORS)
+LONGEST_ID = 64
+
+
+@router.get("/trajectories/{trajectory}")
+async def show_tree(trajectory: str, request: Request) -> dict[str, Any]:
+    """The tree of an answer, as far as it is recorded, and its tokens."""
+    store = served(request).run.store
+    try:
+        known, _ = find_question(store, trajectory[:LONGEST_ID])
+    except UsageError as error:
+        raise ApiError(404, str(error), param="trajectory", code="no_trajectory") from error
+    asked, said = tokens_of(store, known)
+    usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+    return {"trajectory": known, "usage": usage, "tree": load_tree(store, known).to_json()}
+
+
+@router.get(
+    "/trajectories/{trajectory}/events",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def follow_tree(
+    trajectory: str,
+    request: Request,
+    last_event_id: Annotated[str | None, Header()] = None,
+    after: Annotated[int, Query(ge=0, lt=2**53)] = 0,
+) -> StreamingResponse:
+    """Events of the growing tree as server-sent events, each with its number as `id`.
+
+    `event` is a kind of `graphs/events.py`, and `data` that event as JSON; `end` is the last. A
+    reader who was cut off names the last number in `Last-Event-ID`, as browsers do by themselves,
+    or in `after`, and gets what followed. Events of ended answers are kept as long as there is
+    room for them.
+    """
+    log = served(request).logs.find(trajectory)
+    if log is None:
+        raise ApiError(
+            404,
+            f"no events of {trajectory[:LONGEST_ID]!r} are kept; /api/trajectories/ID has the tree "
+            "of a recorded answer",
+            param="trajectory",
+            code="no_events",
+        )
+    numbered = last_event_id is not None and len(last_event_id) < 18 and last_event_id.isdecimal()
+    seen = int(last_event_id or 0) if numbered else after
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(_events(log, seen), media_type="text/event-stream", headers=headers)
+
+
+async def _events(log: EventLog, after: int) -> AsyncGenerator[bytes]:
+    async with aclosing(log.follow(after, PING_SECONDS)) as events:
+        async for numbered in events:
+            yield b": still at work\n\n" if numbered is None else _event(*numbered)
+    yield b"event: end\ndata: {}\n\n"
+
+
+def _event(number: int, event: Event) -> bytes:
+    return f"id: {number}\nevent: {event['event']}\ndata: {json.dumps(event)}\n\n".encode()
