@@ -36,6 +36,7 @@ from graphs.check import check
 from graphs.copies import Place
 from graphs.events import answered
 from graphs.leaf import answer_directly
+from graphs.revision import Override
 from graphs.state import (
     NOTHING_SPENT,
     AmplifyContext,
@@ -68,8 +69,9 @@ def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifySt
         UsageError: no answer could meet the context's settings.
     """
     hold_together(context)
-    limits = context.limits
-    return _fresh(redact(question), question_id, "", 0, [], limits.calls, limits.tokens, 0)
+    limits, question = context.limits, redact(question)
+    retries = context.asked_before("", question)
+    return _fresh(question, question_id, "", 0, [], limits.calls, limits.tokens, retries)
 
 
 def _fresh(
@@ -188,6 +190,8 @@ async def subtask(task: SubTask, runtime: Ran) -> Update:
     """One copy's work on one sub-question: H's primitive, X's answer, or a level deeper."""
     async with runtime.context.branches.at(task["depth"]):
         context = _context(runtime)
+        again = context.asked_before(task["path"], task["text"])
+        task = {**task, "retries": task["retries"] + again}
         context.emit(
             {"event": "asked", "path": task["path"], "question": task["text"], "to": task["to"]}
         )
@@ -207,6 +211,9 @@ async def subtask(task: SubTask, runtime: Ran) -> Update:
 
 
 async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) -> Outcome:
+    word = context.override(state["path"], state["question"])
+    if word is not None and word.answer is not None:
+        return await _overridden(state, context, word.answer, word)
     reason = task["blocked"] or screened(state, context)
     if reason is not None:
         return await _refuse(state, context, reason)
@@ -245,6 +252,21 @@ async def _answered(task: SubTask, context: AmplifyContext, spent: Spent) -> Out
     return {**outcome, "spent": plus(spent, outcome["spent"])}
 
 
+async def _overridden(
+    state: AmplifyState, context: AmplifyContext, answer: str, word: Override
+) -> Outcome:
+    """A sub-question whose answer is a person's; what it had cost stays charged."""
+    spent: Spent = {"calls": word.calls, "cached": word.calls, "tokens": word.tokens}
+    outcome: Outcome = {
+        "answer": context.normalise(answer),
+        "status": "ok",
+        "error": None,
+        "spent": spent,
+    }
+    await _record(state, context, outcome, by="person")
+    return outcome
+
+
 async def _refuse(
     state: AmplifyState, context: AmplifyContext, reason: str, spent: Spent = NOTHING_SPENT
 ) -> Outcome:
@@ -263,13 +285,15 @@ async def record(state: AmplifyState, runtime: Ran) -> Update:
     return {}
 
 
-async def _record(state: AmplifyState, context: AmplifyContext, outcome: Outcome) -> None:
+async def _record(
+    state: AmplifyState, context: AmplifyContext, outcome: Outcome, **more: str
+) -> None:
     await context.caller.store.add_judgement(
         state["question_id"],
         state["path"],
         "outcome",
         outcome["status"] == "ok",
-        {"question": state["question"], "attempts": state["attempt"] + 1, **outcome},
+        {"question": state["question"], "attempts": state["attempt"] + 1, **more, **outcome},
         key="0",
     )
     context.emit(answered(state["path"], False, outcome))
