@@ -28,15 +28,22 @@ from agents.types import (
     ToolCall,
     step_to_json,
 )
+from graphs.spans import NO_SPANS, Spans, own_spans
 from graphs.traces import CallKey, TraceStore
 
 
 class Caller:
     """Makes the calls of one run: replay, else ask, then record, and only then use."""
 
-    def __init__(self, client: ChatClient, store: TraceStore) -> None:
+    def __init__(self, client: ChatClient, store: TraceStore, spans: Spans | None = None) -> None:
+        """`spans` are those of the environment where None.
+
+        Raises:
+            MissingError, UsageError: see `graphs.spans.spans_of`.
+        """
         self.client = client
         self.store = store
+        self.spans = own_spans() if spans is None else spans
         self.outage: EndpointError | None = None
         """The failure of the last call, where it failed at the endpoint."""
 
@@ -50,13 +57,30 @@ class Caller:
         request, asked = await self._asked(request)
         if (known := self._recorded(key, asked["request_digest"])) is not None:
             return known
-        try:
+        with self.spans.call(key, request, asked["model_digest"]) as span:
+            try:
+                reply = await self.client.complete(request)
+            except EndpointError as error:
+                self.outage = error
+                await self._failed(key, asked, Completion("", cached=error.cached), str(error))
+                raise
+            reply = await self._replied(key, asked, reply)
+            span.replied(reply)
+        return reply
+
+    async def unrecorded(self, key: CallKey, request: ChatRequest) -> Completion:
+        """Answer one request whose reply is recorded by whoever asks, with others of its kind.
+
+        Raises:
+            EndpointError: no reply.
+        """
+        if self.spans is NO_SPANS:
+            return await self.client.complete(request)
+        digest = await self.client.model_digest(request.model)
+        with self.spans.call(key, request, digest) as span:
             reply = await self.client.complete(request)
-        except EndpointError as error:
-            self.outage = error
-            await self._failed(key, asked, Completion("", cached=error.cached), str(error))
-            raise
-        return await self._replied(key, asked, reply)
+            span.replied(replace(reply, text=redact(reply.text)))
+        return reply
 
     async def stream(self, key: CallKey, request: ChatRequest) -> Pieces:
         """Answer one request piece by piece, as it comes; the whole, last, is on the record.
@@ -76,24 +100,28 @@ class Caller:
             return
         came: list[str] = []
         whole: Completion | None = None
-        try:
-            async with aclosing(stream_of(self.client, request)) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, Completion):
-                        whole = piece
-                    else:
-                        came.append(piece.text)
-                        yield piece
-        except EndpointError as error:
-            self.outage = error
-            await self._failed(key, asked, Completion("".join(came)), str(error))
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            left = f"the reader left after {len(came)} pieces"
-            await self._failed(key, asked, Completion("".join(came)), left)
-            raise
+        with self.spans.call(key, request, asked["model_digest"], streamed=True) as span:
+            try:
+                async with aclosing(stream_of(self.client, request)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, Completion):
+                            whole = piece
+                        else:
+                            came.append(piece.text)
+                            yield piece
+            except EndpointError as error:
+                self.outage = error
+                await self._failed(key, asked, Completion("".join(came)), str(error))
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                left = f"the reader left after {len(came)} pieces"
+                await self._failed(key, asked, Completion("".join(came)), left)
+                raise
+            if whole is not None:
+                whole = await self._replied(key, asked, whole)
+                span.replied(whole)
         if whole is not None:
-            yield await self._replied(key, asked, whole)
+            yield whole
 
     async def _asked(self, request: ChatRequest) -> tuple[ChatRequest, dict[str, str]]:
         """The request without secrets, and its columns."""
@@ -150,8 +178,10 @@ class Caller:
                 )
             return ToolReply(row["completion"], row["finish_reason"] != "refused")
         begun = time.perf_counter()
-        said = await work()
-        said = ToolReply(redact(said.text), said.ok)
+        with self.spans.tool(key, name, arguments) as span:
+            said = await work()
+            said = ToolReply(redact(said.text), said.ok)
+            span.said(said)
         done = Completion(
             said.text,
             seconds=time.perf_counter() - begun,

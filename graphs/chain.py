@@ -24,7 +24,7 @@ from agents.screen import redact
 from agents.types import Answer, Chain, ChatRequest
 from graphs.copies import Place, chain_request, record_leaf, side_by_side, vote_of
 from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, Status, failed_outcome, plus
-from graphs.traces import LinkKey
+from graphs.traces import CallKey, LinkKey
 from graphs.voting import Vote, wave, winner
 
 
@@ -92,7 +92,10 @@ async def _link(
             return winner(at.votes), "over_budget", lacking and f"no {lacking} left"
         numbers = range(first + len(at.votes), first + len(at.votes) + min(more, left.calls))
         asked = [chain_request(context, at.asked, number) for number in numbers]
-        came, failure = await side_by_side([caller.client.complete(each) for each in asked])
+        calls = [CallKey(key.question, key.path, "chain", at.number, vote=n) for n in numbers]
+        came, failure = await side_by_side(
+            [caller.unrecorded(call, each) for call, each in zip(calls, asked, strict=True)]
+        )
         caller.outage = failure or caller.outage
         replies = {n: replace(reply, text=redact(reply.text)) for n, reply in came.items()}
         votes = [vote_of(context, at.asked, numbers[n], reply) for n, reply in replies.items()]

@@ -35,15 +35,16 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
     transcript = [Exchange(**said) for said in state["transcript"]]
     may_ask = state["depth"] < context.limits.depth
     try:
-        step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
-        if isinstance(step, Defer):
-            row = context.caller.store.find_call(key)
-            form = {"path": state["path"], "form": dict(step.form) | _failed(state, context)}
-            said = json.loads(row["completion"]) if row else interrupt(form)
-            if row is None and "proposal" in step.form:
-                await _reviewed(context, key, step.form, said)
-            step = step_from_json(approved(said, step.form))
-        step = await context.caller.step(key, overseer.name, step)
+        with context.caller.spans.step(key, overseer.name):
+            step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
+            if isinstance(step, Defer):
+                row = context.caller.store.find_call(key)
+                form = {"path": state["path"], "form": dict(step.form) | _failed(state, context)}
+                said = json.loads(row["completion"]) if row else interrupt(form)
+                if row is None and "proposal" in step.form:
+                    await _reviewed(context, key, step.form, said)
+                step = step_from_json(approved(said, step.form))
+            step = await context.caller.step(key, overseer.name, step)
     except GraphBubbleUp:
         raise
     except EndpointError as failure:

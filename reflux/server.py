@@ -71,6 +71,7 @@ def create_app(
         app.state.served = Served(run, settings, models, logs, metrics, waiting, tasks)
         async with AsyncExitStack() as ends:  # Last in, first out.
             ends.push_async_callback(client.close)
+            ends.push_async_callback(asyncio.to_thread, run.caller.spans.flush)
             await ends.enter_async_context(run)
             ends.push_async_callback(waiting.close)
             ends.push_async_callback(_end, tasks)
