@@ -17,6 +17,7 @@ from agents.embedded import EmbeddedClient
 from agents.endpoints import Endpoints
 from agents.overseer import AnyOverseer
 from finetune.run_folder import OpenRun, RunFolder
+from graphs.collector import settled
 from reflux import chat_api, pending_api, tree_api
 from reflux.api_errors import answer_errors
 from reflux.chat_api import TRACE, Served, served
@@ -75,6 +76,7 @@ def create_app(
             await ends.enter_async_context(run)
             ends.push_async_callback(waiting.close)
             ends.push_async_callback(_end, tasks)
+            ends.enter_context(settled())
             yield
 
     app = FastAPI(
