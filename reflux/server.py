@@ -17,6 +17,7 @@ from agents.embedded import EmbeddedClient
 from agents.endpoints import Endpoints
 from agents.overseer import AnyOverseer
 from finetune.run_folder import OpenRun, RunFolder
+from graphs.collector import settled
 from reflux import chat_api, pending_api, tree_api
 from reflux.api_errors import answer_errors
 from reflux.chat_api import TRACE, Served, served
@@ -71,9 +72,11 @@ def create_app(
         app.state.served = Served(run, settings, models, logs, metrics, waiting, tasks)
         async with AsyncExitStack() as ends:  # Last in, first out.
             ends.push_async_callback(client.close)
+            ends.push_async_callback(asyncio.to_thread, run.caller.spans.flush)
             await ends.enter_async_context(run)
             ends.push_async_callback(waiting.close)
             ends.push_async_callback(_end, tasks)
+            ends.enter_context(settled())
             yield
 
     app = FastAPI(
