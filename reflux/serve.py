@@ -22,6 +22,8 @@ ENDPOINT_REQUESTS = 256
 """Requests under way at once at each endpoint."""
 STOP_SECONDS = 5
 """For answers under way when the server is told to end."""
+BACKLOG = 2048
+"""Connections that wait to be accepted, as uvicorn has it."""
 
 
 class _Strict(BaseModel):
@@ -152,6 +154,7 @@ def _bound(host: str, port: int) -> socket.socket:
         listening = socket.socket(family)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(BACKLOG)  # Whoever reads the address is let in, however soon.
     except OSError as error:
         raise UsageError(f"{host}:{port} cannot be served: {error}; take another --port") from error
     return listening
