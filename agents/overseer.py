@@ -5,7 +5,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 from agents.budget import Budget
-from agents.types import Answer, Ask, ChatRequest, Completion, Defer, Exchange, Step
+from agents.types import (
+    Answer,
+    Ask,
+    Chain,
+    ChatRequest,
+    Completion,
+    Defer,
+    Exchange,
+    Step,
+    SubQuestion,
+)
 
 
 class Overseer(Protocol):
@@ -81,7 +91,7 @@ class Seated(Protocol):
 class Follower(Protocol):
     """An overseer that asks chains (`agents.types.Chain`) also says how they go on."""
 
-    def follow(self, asked: str, answer: str) -> "str | Answer":
+    def follow(self, asked: str, answer: str) -> str | Answer:
         """The next question, or the answer that ends the chain.
 
         It must depend on nothing but these two: a chain that was interrupted goes on from its last
@@ -91,6 +101,13 @@ class Follower(Protocol):
 
 
 AnyOverseer = Overseer | Seated
+Follow = Callable[[str, str], str | Answer]
+"""`Follower.follow`, of an overseer that has one."""
+
+
+def follow_of(overseer: AnyOverseer) -> Follow | None:
+    """How an overseer's chains go on; None where it asks none."""
+    return getattr(overseer, "follow", None)
 
 
 def seated(overseer: AnyOverseer, desk: Desk) -> Overseer:
@@ -104,6 +121,39 @@ def reserve_of(overseer: AnyOverseer) -> Budget:
     return getattr(overseer, "reserve", Budget(0, 0))
 
 
+def sound(step: object) -> Step:
+    """A step as H's code or a person gave it, held to what a step is.
+
+    Raises:
+        TypeError: it is none, or one of its parts has not the type that it must have.
+    """
+    if isinstance(step, Answer):
+        _must(step.text, str, "the text of an Answer")
+    elif isinstance(step, Ask):
+        for sub in _must(step.subquestions, tuple | list, "the sub-questions of an Ask"):
+            _must(sub, SubQuestion, "a sub-question")
+            _must(sub.text, str, "the text of a SubQuestion")
+            _must(sub.to, str, "the `to` of a SubQuestion")
+            for need in _must(sub.needs, tuple | list, "the needs of a SubQuestion"):
+                _must(need, int, "a need of a SubQuestion")
+    elif isinstance(step, Chain):
+        _must(step.first, str, "the first question of a Chain")
+    else:
+        _must(step, Defer, "a step")
+    return cast(Step, step)
+
+
+def _must(value: Any, kind: Any, what: str) -> Any:
+    if not isinstance(value, kind):
+        wanted = (
+            "Answer, Ask, Chain or Defer" if kind is Defer else getattr(kind, "__name__", str(kind))
+        )
+        raise TypeError(
+            f"{what} must be of type {wanted}, not {type(value).__name__}: {value!r:.80}"
+        )
+    return value
+
+
 PASS = Ask(())
 """An `Ask` of nothing: the overseer leaves the question, undivided, to X."""
 
@@ -113,8 +163,10 @@ ScriptedStep = Callable[[str, Sequence[Exchange], bool], Step | Awaitable[Step]]
 class ScriptedOverseer:
     """An overseer that is a plain Python function, the H of Christiano et al. 2018, section 2."""
 
-    def __init__(self, name: str, function: ScriptedStep) -> None:
+    def __init__(self, name: str, function: ScriptedStep, follow: Follow | None = None) -> None:
+        """`follow` is `Follower.follow`, for a function that asks chains."""
         self.name = f"script:{name}"
+        self.follow = follow
         self._function = function
 
     async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:

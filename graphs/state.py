@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from agents.budget import Budget
 from agents.checker import Checker, RuleChecker
+from agents.errors import UsageError, within
 from agents.examiner import Examiner
 from agents.flags import RedFlags
 from agents.judge import Equivalence
@@ -23,6 +24,7 @@ from graphs.calls import Caller
 from graphs.events import Event
 from graphs.experts import Combiner, Expert, Vote
 from graphs.policy import CheckPolicy
+from graphs.revision import AGAIN, Override
 from graphs.traces import CallKey
 from graphs.voting import VotePolicy
 
@@ -52,9 +54,15 @@ class Limits:
     tool_turns: int = 4
     """Replies of one copy that may ask for tools; after them it must answer."""
     seconds: float | None = None
-    """Of one root question, from its start; None for no limit. Time decides what it cuts off."""
+    """Of one root question, from its start; None for no limit. Time decides what is asked no more;
+    calls under way are waited for."""
     money: float | None = None
     """Of one root question, in the currency of the prices; None for no limit."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None:
+                within(f"limits.{name}", value, least=1 if name == "question_chars" else 0)
 
 
 def tries(above: int, attempt: int, depth: int, limits: Limits) -> int:
@@ -118,6 +126,8 @@ class AmplifyContext:
     """Makes one answer of what several experts say."""
     purse: Purse = field(default_factory=Purse)
     """Seconds and money of the question, and of its run."""
+    overrides: Mapping[str, Override] = field(default_factory=dict[str, Override])
+    """What persons put in the place of nodes, by path; see `graphs.revision`."""
     branches: Branches = field(default_factory=Branches)
     """How many sub-questions of each depth are under way at once: what a tree takes of memory is
     set by this, not by its size. It changes no answer."""
@@ -128,6 +138,16 @@ class AmplifyContext:
     def answer_tokens(self, question: str) -> int:
         """Tokens that the answer to a question may take."""
         return self.max_tokens if isinstance(self.max_tokens, int) else self.max_tokens(question)
+
+    def override(self, path: str, question: str) -> Override | None:
+        """A person's word on this very question at this place."""
+        found = self.overrides.get(path)
+        return found if found is not None and found.question == question else None
+
+    def asked_before(self, path: str, question: str) -> int:
+        """Retries that a question begins with, where a person had it asked again."""
+        found = self.override(path, question)
+        return found.again * AGAIN if found is not None else 0
 
     def prompt(self, question: str, persona: str = "") -> tuple[Turn, ...]:
         """The messages that ask one copy one question."""
@@ -149,6 +169,20 @@ class AmplifyContext:
                     "left": self.purse.left(),
                 }
             )
+
+
+def hold_together(context: AmplifyContext) -> None:
+    """Refuse settings that are each in range and together ask for what cannot be.
+
+    Raises:
+        UsageError: more attempts must agree than there are.
+    """
+    confirm, attempts = context.checks.confirm, context.limits.attempts
+    if confirm > max(1, attempts):
+        raise UsageError(
+            f"checks.confirm is {confirm} and limits.attempts {attempts}: so many attempts can "
+            f"never agree; raise limits.attempts to {confirm} or more"
+        )
 
 
 def listening(context: AmplifyContext, writer: Callable[[Event], None]) -> AmplifyContext:

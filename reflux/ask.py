@@ -1,6 +1,7 @@
 """`reflux ask`: one question."""
 
 import uuid
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from graphs.tree import load_tree
 from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
 from reflux.freely import How, ask_freely, tell
 from reflux.rounds import shipped_config
-from reflux.show import escape, tree_view
+from reflux.show import ended, escape, tree_view
 from reflux.tasks import task_named
 
 TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
@@ -83,7 +84,9 @@ def ask(
     depth: Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)] = 1,
     calls: Annotated[int, typer.Option(help="Model calls at the most.", min=0)] = 1000,
     tokens: Annotated[int, typer.Option(help="Tokens at the most.", min=0)] = 1_000_000,
-    seconds: Annotated[float | None, typer.Option(help="Seconds at the most.", min=0)] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Seconds after which nothing more is asked.", min=0)
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of one free answer.", min=1)] = 256,
     as_json: Json = False,
 ) -> None:
@@ -119,9 +122,12 @@ async def _ask(
             raise UsageError(f"{reason}; ask another")
         # Every asking is a trajectory of its own, whatever was asked before.
         asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
+        trajectory = asked.question_id(question)
+        caps = limits.depth, limits.calls, limits.tokens, limits.seconds
+        how = How("", x, (), *caps, task=task.name)
+        await opened.store.add_judgement(trajectory, "", "how", None, asdict(how), key="0")
         outcomes = await answer_all(Amplified(context), asked, [question])
         refuse_outage(outcomes, opened.caller)
-        trajectory = asked.question_id(question)
         tree = load_tree(opened.store, trajectory)
     outcome = outcomes[0]
     answer = None if outcome["answer"] is None else task.to_user(question, outcome["answer"])
@@ -143,6 +149,6 @@ async def _ask(
         )
     if outcome["status"] != "ok":
         raise RefluxError(
-            f"no accepted answer ({outcome['status']}: {outcome['error']}); allow more --depth or "
-            "--calls, or take a --model that can answer the parts"
+            f"no accepted answer ({ended(outcome)}); allow more --depth or --calls, or take a "
+            "--model that can answer the parts"
         )
