@@ -150,6 +150,8 @@ def refuse_unknown(command: Command) -> None:
         while getattr(known, "commands", None):
             known, words = known.commands[words[0]], words[1:]
         known.make_context(program, words).close()
+    elif program == "python" and words[0] == "-c":
+        compile(words[1], "-c", "exec")
     elif program == "python" and words[0] == "-m":
         assert find_spec(words[1]) is not None, command.line
     elif program == "python":
