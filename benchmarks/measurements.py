@@ -43,23 +43,30 @@ def page() -> str:
 def rounds_section(name: str) -> str:
     """The table of one run's rounds."""
     report = json.loads((ROOT / "docs" / f"{name}.json").read_text())
-    rows = [
+    rounds = report["rounds"]
+    reached = [
         {
-            "round": found["round"],
-            "level": found["level"],
+            "round": f"{found['round']} (level {found['level']})",
             "n": (found.get("student") or {}).get("n"),
             **{shown: _scored(found.get(key)) for key, shown in SYSTEMS.items()},
+        }
+        for found in rounds
+    ]
+    cost = [
+        {
+            "round": found["round"],
             "calls of an amplified answer": _each(found.get("amplified"), "calls"),
             "rows trained": found["trained_rows"],
             "seconds of training": found["train_seconds"],
             "promoted": found["promoted"],
         }
-        for found in report["rounds"]
+        for found in rounds
     ]
     return (
         f"### {name}\n\nTask {report['task']}, seed {report['seed']}, accuracy on held-out "
         f"questions with Wilson's 95% interval; the stages took {report['seconds'] / 60:.0f} "
-        f"minutes. The whole report: [`{name}.json`]({name}.json).\n\n{table(rows)}\n"
+        f"minutes. The whole report: [`{name}.json`]({name}.json).\n\n"
+        f"{table(reached)}\n\n{table(cost)}\n"
     )
 
 

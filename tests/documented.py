@@ -9,6 +9,9 @@ a block says what else there is to know of it:
     <!-- test: output varies -->     it runs, but what it prints is not compared
     <!-- test: ends with 2 -->       its last command does so
     <!-- test: prints TEXT -->       a Python block's output has this in it
+    <!-- test: shorter a.b=1 -->     these keys of a YAML file are others here, to save minutes
+
+In a conversation, lines after `you> ` are typed, by a pipe.
 """
 
 import contextlib
@@ -27,6 +30,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import yaml
 from commanding import Ended, Running, begin
 from serving import Scripted, soon
 from typer.main import get_command
@@ -83,9 +87,12 @@ class Block:
         found: list[Command] = []
         for line in self.text.replace("\\\n", " ").splitlines():
             if self.language == "bash" and line.strip() and not line.startswith("#"):
-                found.append(Command(line, ""))
+                found.append(Command(line))
             elif line.startswith("$ "):
-                found.append(Command(line.removeprefix("$ "), ""))
+                found.append(Command(line.removeprefix("$ ")))
+            elif line.startswith("you> "):
+                typed = f"{found[-1].typed}{line.removeprefix('you> ')}\n"
+                found[-1] = replace(found[-1], typed=typed)
             elif self.language == "console":
                 found[-1] = replace(found[-1], output=f"{found[-1].output}{line}\n")
         return found
@@ -96,7 +103,14 @@ class Command:
     """A line that a reader types."""
 
     line: str
-    output: str
+    output: str = ""
+    typed: str = ""
+    """What the reader says to it."""
+
+    @property
+    def fed_by(self) -> str:
+        """What comes before it in a pipe; empty where nothing does."""
+        return self.line.rpartition(" | ")[0]
 
     @property
     def env(self) -> dict[str, str]:
@@ -113,7 +127,7 @@ class Command:
 
     @property
     def _words(self) -> list[str]:
-        words = shlex.split(self.line, comments=True)
+        words = shlex.split(self.line.removeprefix(f"{self.fed_by} | "), comments=True)
         ends = next((at for at, word in enumerate(words) if not _assigns(word)), len(words))
         return words if words[:1] != ["export"] else words[ends + 1 :] if ends else words
 
@@ -186,7 +200,7 @@ class Session:
             assert block.runs
             file = self.folder / block.title
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self._inside(block.text))
+            file.write_text(shorter(self._inside(block.text), block.told("shorter ")))
         elif block.language == "python":
             code = compile(self._inside(block.text), block.page, "exec")
             if block.runs:
@@ -220,23 +234,28 @@ class Session:
             return ""
         program, *words = command.words
         if program == "reflux":
-            ended = self._reflux(words, self.env | command.env)
+            typed = command.typed
+            if command.fed_by:
+                typed = subprocess.check_output(["sh", "-c", command.fed_by], text=True)
+            ended = self._reflux(words, self.env | command.env, typed)
         else:
             ended = self._foreign(command)
         assert ended.code == code, f"{command.line} ended with {ended.code}: {ended.stderr[-2000:]}"
         return ended.stdout if code == 0 else ended.stderr
 
-    def _reflux(self, words: list[str], env: Mapping[str, str]) -> Ended:
+    def _reflux(self, words: list[str], env: Mapping[str, str], typed: str) -> Ended:
         if "--run" in words:
             self.run = words[words.index("--run") + 1]
-        words = [self._newest() if word == "ID" else word for word in words]
+        if any(word.split("/")[0] == "ID" for word in words):
+            newest = self._newest()
+            words = [re.sub(r"^ID(?=/|$)", newest, word) for word in words]
         env = {**env, "COLUMNS": "100", "PYTHONPATH": str(self.folder)}
         before = partial(_enter, self.folder)
         if words[:1] == ["serve"]:
             self.served = begin([*words, "--port", "0", "--json"], env, before)
             self.url = soon(self._address)
             return Ended(0, "", "")
-        return begin(words, env, before).wait()
+        return begin(words, env, before, typed).wait()
 
     def _address(self) -> str:
         assert self.served is not None
@@ -284,6 +303,21 @@ class Session:
         if self.served is not None:
             os.kill(self.served.process.pid or 0, signal.SIGINT)
             self.served.wait()
+
+
+def shorter(text: str, keys: str) -> str:
+    """A YAML file with some of its keys set: `a.0.b=1 c=2`."""
+    if not keys:
+        return text
+    body = yaml.safe_load(text)
+    for key in keys.split():
+        path, _, value = key.partition("=")
+        *above, last = path.split(".")
+        inner = body
+        for part in above:
+            inner = inner[int(part)] if isinstance(inner, list) else inner.setdefault(part, {})
+        inner[last] = yaml.safe_load(value)
+    return yaml.safe_dump(body)
 
 
 def _enter(folder: Path) -> None:
