@@ -10,11 +10,13 @@ a block says what else there is to know of it:
     <!-- test: ends with 2 -->       its last command does so
     <!-- test: prints TEXT -->       a Python block's output has this in it
     <!-- test: shorter a.b=1 -->     these keys of a YAML file are others here, to save minutes
+    <!-- test: shorter --limit 4 --> its commands have these words, too, for the same reason
 
 In a conversation, lines after `you> ` are typed, by a pipe.
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -26,8 +28,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -46,6 +48,8 @@ BLOCK = re.compile(
 OUTSIDE = re.compile(r"https?://(?!127\.0\.0\.1:8700)[\w.-]+(?::\d+)?/v1")
 OURS = "http://127.0.0.1:8700"
 SHELL = ("bash", "console")
+SECONDS = 900
+"""For one command, on a machine that does other work."""
 FOREIGN = ("docker", "langgraph", "make", "ollama", "pip", "vllm")
 """Programs that a reader runs and the tests do not; a block with one says why."""
 
@@ -71,10 +75,13 @@ class Block:
         """What it prints is another thing each time, or on each machine."""
         return "output varies" in self.marks
 
+    def each(self, begins: str) -> list[str]:
+        """What follows in the marks that begin so."""
+        return [mark.removeprefix(begins) for mark in self.marks if mark.startswith(begins)]
+
     def told(self, begins: str) -> str:
-        """The rest of the mark that begins so; empty where there is none."""
-        found = [mark.removeprefix(begins) for mark in self.marks if mark.startswith(begins)]
-        return found[0] if found else ""
+        """What follows in the one mark that begins so; empty where there is none."""
+        return "".join(self.each(begins))
 
     @property
     def code(self) -> int:
@@ -83,8 +90,10 @@ class Block:
 
     @property
     def commands(self) -> list["Command"]:
-        """Its commands, each with what it prints."""
+        """Its commands, each with what it prints; none of another language."""
         found: list[Command] = []
+        if self.language not in SHELL:
+            return found
         for line in self.text.replace("\\\n", " ").splitlines():
             if self.language == "bash" and line.strip() and not line.startswith("#"):
                 found.append(Command(line))
@@ -152,6 +161,25 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+def leaves() -> Iterator[str]:
+    """Every command, and the groups that hold them."""
+    known: Any = get_command(app)
+    for name, command in known.commands.items():
+        yield name
+        for inner in getattr(command, "commands", {}):
+            yield f"{name} {inner}"
+
+
+def module_at(path: Path) -> ModuleType:
+    """A program that is no part of a package."""
+    spec = importlib.util.spec_from_file_location(f"shown_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def refuse_unknown(command: Command) -> None:
     """Hold a command that is not run against what there is: commands, options, modules.
 
@@ -167,7 +195,7 @@ def refuse_unknown(command: Command) -> None:
     elif program == "python" and words[0] == "-c":
         compile(words[1], "-c", "exec")
     elif program == "python" and words[0] == "-m":
-        assert find_spec(words[1]) is not None, command.line
+        assert importlib.util.find_spec(words[1]) is not None, command.line
     elif program == "python":
         assert (ROOT / words[0]).is_file(), command.line
     else:
@@ -212,6 +240,8 @@ class Session:
                     refuse_unknown(command)
                     continue
                 last = at == len(block.commands) - 1
+                more = block.told("shorter ")
+                command = replace(command, line=f"{command.line} {more}".rstrip())
                 said = self._command(command, block.code if last else 0)
                 if not block.varies:
                     self._compare(command, said)
@@ -220,8 +250,8 @@ class Session:
         printed = io.StringIO()
         with contextlib.chdir(self.folder), contextlib.redirect_stdout(printed):
             exec(code, self.names)  # noqa: S102
-        expected = block.told("prints ")
-        assert expected in printed.getvalue(), printed.getvalue()
+        for expected in block.each("prints "):
+            assert expected in printed.getvalue(), printed.getvalue()
 
     def _command(self, command: Command, code: int) -> str:
         command = replace(command, line=self._inside(command.line))
@@ -255,7 +285,7 @@ class Session:
             self.served = begin([*words, "--port", "0", "--json"], env, before)
             self.url = soon(self._address)
             return Ended(0, "", "")
-        return begin(words, env, before, typed).wait()
+        return begin(words, env, before, typed).wait(SECONDS)
 
     def _address(self) -> str:
         assert self.served is not None

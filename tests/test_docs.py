@@ -1,6 +1,5 @@
 """What the documentation shows works, what it names is there, and the site calls nobody."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -11,13 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from documented import ROOT, blocks, refuse_unknown, session
+from documented import ROOT, blocks, leaves, module_at, refuse_unknown, session
 from serving import scripted
-from typer.main import get_command
 
 import reflux
 from benchmarks.measurements import PAGE, page
-from reflux.cli import app
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -27,7 +24,8 @@ def names(path: Path) -> str:
     return str(path.relative_to(DOCS))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", PAGES, ids=names)
 def test_what_a_page_shows_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     with scripted() as script, session(tmp_path, script) as reader:
@@ -37,20 +35,12 @@ def test_what_a_page_shows_runs_from_top_to_bottom(path: Path, tmp_path: Path) -
 @pytest.mark.parametrize("path", PAGES, ids=names)
 def test_every_command_and_option_that_a_page_names_exists(path: Path) -> None:
     for block in blocks(path):
-        for command in block.commands if block.language in ("bash", "console") else ():
+        for command in block.commands:
             if command.words[:1] == ["reflux"]:
                 refuse_unknown(command)
     known = set(leaves())
-    named = re.findall(r"`reflux ((?:traces |students )?[a-z]+)", path.read_text())
+    named = re.findall(r"[`(]reflux ((?:traces |students )?[a-z]+)", path.read_text())
     assert [name for name in named if name not in known] == []
-
-
-def leaves() -> Iterator[str]:
-    """Every command, and the groups that hold them."""
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
-        yield name
-        for inner in getattr(command, "commands", {}):
-            yield f"{name} {inner}"
 
 
 def test_every_command_is_shown_somewhere() -> None:
@@ -80,12 +70,7 @@ def targets(nav: Any) -> Iterator[str]:
 
 
 def build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_build", DOCS / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(DOCS / "build.py")
 
 
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_outside() -> None:
