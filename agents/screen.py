@@ -10,7 +10,7 @@ SECRET = re.compile(
     | \bhf_[A-Za-z0-9]{20,}
     | \bAKIA[0-9A-Z]{16}\b                       # AWS
     | \bxox[abprs]-[A-Za-z0-9-]{10,}             # Slack
-    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----.*?
+    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----(?:(?!-----BEGIN).)*?
       -----END\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----
     """,
     re.VERBOSE | re.DOTALL,

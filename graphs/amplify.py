@@ -46,6 +46,7 @@ from graphs.state import (
     SubResult,
     SubTask,
     failed_outcome,
+    hold_together,
     left_of,
     listening,
     plus,
@@ -62,7 +63,12 @@ def _context(runtime: Ran) -> AmplifyContext:
 
 
 def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifyState:
-    """The state of a root question before its first step."""
+    """The state of a root question before its first step.
+
+    Raises:
+        UsageError: no answer could meet the context's settings.
+    """
+    hold_together(context)
     limits, question = context.limits, redact(question)
     retries = context.asked_before("", question)
     return _fresh(question, question_id, "", 0, [], limits.calls, limits.tokens, retries)

@@ -14,9 +14,12 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.types import Command
 
 from agents.errors import UsageError
+from agents.overseer import sound
+from agents.types import Ask, step_from_json
 from graphs.amplify import begin, build_graph
 from graphs.checkpoints import open_checkpoints
 from graphs.state import AmplifyContext, Outcome
+from graphs.steps import approved
 from graphs.systems import recursion_limit, with_purse
 
 
@@ -79,12 +82,15 @@ class Patient:
         holds a proposal.
 
         Raises:
-            UsageError: an id that nobody waits under.
+            UsageError: an id that nobody waits under, or a reply that is no step there; all go on
+                waiting.
         """
-        waiting = {each.id for each in (await self.look(question_id)).pending}
-        if strange := sorted(set(replies) - waiting):
+        waiting = {each.id: each for each in (await self.look(question_id)).pending}
+        if strange := sorted(set(replies) - set(waiting)):
             there = ", ".join(sorted(waiting)) or "nothing"
             raise UsageError(f"nothing waits under {', '.join(strange)}; pending: {there}")
+        for id, said in replies.items():
+            _take(waiting[id], said)
         return await self._go(question_id, Command(resume=dict(replies)))
 
     async def _go(self, question_id: str, put: Any) -> Progressed:
@@ -95,6 +101,26 @@ class Patient:
 
     def _config(self, question_id: str) -> dict[str, Any]:
         return {"configurable": {"thread_id": question_id}}
+
+
+def _take(pending: Pending, said: Any) -> None:
+    """Refuse a reply that could not be gone on with: it would be spent, and its question lost."""
+    try:
+        if said.get("kind") == "approve" and "proposal" not in pending.form:
+            raise UsageError(
+                f"there is no proposal to approve under {pending.id}; reply with a step"
+            )
+        step = sound(step_from_json(approved(said, pending.form)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"the reply to {pending.id} is no step ({type(error).__name__}: {error}); write "
+            '{"kind": "answer", "text": "..."} or {"kind": "ask", "subquestions": [{"text": "...", '
+            '"needs": []}]}'
+        ) from error
+    if isinstance(step, Ask) and step.subquestions and pending.form.get("may_ask") is False:
+        raise UsageError(
+            f"{pending.id} lies as deep as sub-questions go (limits.depth): answer it, or pass"
+        )
 
 
 def _pending(interrupts: Sequence[Any]) -> tuple[Pending, ...]:

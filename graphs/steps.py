@@ -12,7 +12,7 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.types import interrupt
 
 from agents.errors import EndpointError, RefluxError
-from agents.overseer import AnyOverseer, PersonOverseer, seated
+from agents.overseer import AnyOverseer, PersonOverseer, seated, sound
 from agents.types import Defer, Exchange, Step, step_from_json, step_to_json
 from graphs.desk import StepDesk
 from graphs.state import NOTHING_SPENT, AmplifyContext, AmplifyState, Spent, left_of, tries
@@ -48,7 +48,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
                 if "proposal" in form:
                     await _reviewed(context, key, form, said)
             step = step_from_json(approved(said, form))
-        step = await context.caller.step(key, overseer.name, step, shown)
+        step = await context.caller.step(key, overseer.name, sound(step), shown)
     except GraphBubbleUp:
         raise
     except EndpointError as failure:

@@ -85,7 +85,8 @@ class Direct:
     """X itself: one copy, asked once, greedily, or as often as `votes` says."""
 
     def __init__(self, context: AmplifyContext, votes: VotePolicy | None = None) -> None:
-        self.context = replace(context, votes=votes or VotePolicy(most=1))
+        # Not a `replace` of the policy: its rule or its variants would ask more, or another.
+        self.context = replace(context, votes=votes or VotePolicy(most=1), everyone=False)
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask X."""
