@@ -256,7 +256,8 @@ class Session:
     def _command(self, command: Command, code: int) -> str:
         command = replace(command, line=self._inside(command.line))
         if command.line.startswith("export "):
-            self.env |= dict(word.split("=", 1) for word in shlex.split(command.line)[1:])
+            told = shlex.split(command.line, comments=True)[1:]
+            self.env |= dict(word.split("=", 1) for word in told)
             return ""
         if command.line.startswith("unset "):
             for name in shlex.split(command.line)[1:]:
