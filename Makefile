@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 DEV_SERVER := .venv-dev-server
+SITE := $(VENV)/.installed-docs
 
-.PHONY: demo test check dev-server clean
+.PHONY: demo test check docs dev-server clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Reflux needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -21,6 +22,10 @@ $(STAMP): pyproject.toml | $(BIN)/python
 
 $(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(SITE): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 demo: $(STAMP)
@@ -46,6 +51,11 @@ $(DEV_SERVER)/.installed: $(DEV)
 
 dev-server: $(DEV_SERVER)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 -m dev_server tests/test_reflux_dev_server.py
+
+# The site in build/site: offline, and every warning is an error.
+docs: $(SITE)
+	$(BIN)/python -m benchmarks.measurements
+	$(BIN)/python docs/build.py
 
 clean:
 	rm -rf $(DEV_SERVER) $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

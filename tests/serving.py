@@ -76,6 +76,9 @@ def scripted() -> Iterator[Scripted]:
 
         def log_message(self, *_: object) -> None: ...
 
+        def do_GET(self) -> None:
+            self._whole({"object": "list", "data": [{"id": X, "object": "model"}]})
+
         def do_POST(self) -> None:
             script = self.server.script
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
