@@ -188,6 +188,7 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
 
 async def subtask(task: SubTask, runtime: Ran) -> Update:
     """One copy's work on one sub-question: H's primitive, X's answer, or a level deeper."""
+    spans, model = runtime.context.caller.spans, runtime.context.model
     async with runtime.context.branches.at(task["depth"]):
         context = _context(runtime)
         again = context.asked_before(task["path"], task["text"])
@@ -205,7 +206,9 @@ async def subtask(task: SubTask, runtime: Ran) -> Update:
             task["tokens"],
             task["retries"],
         )
-        outcome = await _resolve(state, task, context)
+        with spans.node(task["path"], task["to"], model) as span:
+            outcome = await _resolve(state, task, context)
+            span.ended(outcome["status"])
     result: SubResult = {"index": task["index"], "question": task["text"], "outcome": outcome}
     return {"results": [result]}
 

@@ -96,8 +96,16 @@ class Patient:
     async def _go(self, question_id: str, put: Any) -> Progressed:
         context = with_purse(self.context)
         config = self._config(question_id) | {"recursion_limit": recursion_limit(context)}
-        state = await self._graph.ainvoke(put, config, context=context)
-        return Progressed(state.get("outcome"), _pending(state.get("__interrupt__", ())))
+        with context.caller.spans.run(question_id, self._asked(question_id)) as span:
+            state = await self._graph.ainvoke(put, config, context=context)
+            outcome = state.get("outcome")
+            span.ended(outcome["status"] if outcome else "waiting")
+        return Progressed(outcome, _pending(state.get("__interrupt__", ())))
+
+    def _asked(self, question_id: str) -> Mapping[str, Any]:
+        """Where the question comes from, as the store has it; empty where it has nothing."""
+        asked = "SELECT run, round, system FROM questions WHERE id=?"
+        return dict(next(self.context.caller.store.select(asked, (question_id,)), ()))
 
     def _config(self, question_id: str) -> dict[str, Any]:
         return {"configurable": {"thread_id": question_id}}

@@ -163,7 +163,9 @@ async def answer_all(
         async with gate:
             question_id = asked.question_id(question)
             await store.add_question({"id": question_id, "text": question, **vars(asked)})
-            outcome = await system.answer(question, question_id)
+            with system.context.caller.spans.run(question_id, vars(asked)) as span:
+                outcome = await system.answer(question, question_id)
+                span.ended(outcome["status"])
         done += 1
         if on_done is not None:
             on_done(done)
