@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
-DEV_SERVER := .venv-dev-server
 SITE := $(VENV)/.installed-docs
+DEV_SERVER := .venv-dev-server
 
 .PHONY: demo test check docs dev-server clean
 
@@ -40,6 +40,11 @@ check: $(DEV)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+# The site in build/site: offline, and every warning is an error.
+docs: $(SITE)
+	$(BIN)/python -m benchmarks.measurements
+	$(BIN)/python docs/build.py
+
 # LangGraph's dev server over the packages of $(VENV), in an environment of its own: it is under the
 # Elastic licence, and no part of Reflux needs it.
 $(DEV_SERVER)/.installed: $(DEV)
@@ -51,11 +56,6 @@ $(DEV_SERVER)/.installed: $(DEV)
 
 dev-server: $(DEV_SERVER)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 -m dev_server tests/test_reflux_dev_server.py
-
-# The site in build/site: offline, and every warning is an error.
-docs: $(SITE)
-	$(BIN)/python -m benchmarks.measurements
-	$(BIN)/python docs/build.py
 
 clean:
 	rm -rf $(DEV_SERVER) $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
