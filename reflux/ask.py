@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from agents.embedded import EngineConfig
 from agents.errors import RefluxError, UsageError
 from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
@@ -18,6 +19,10 @@ from reflux.freely import How, ask_freely, tell
 from reflux.rounds import shipped_config
 from reflux.show import ended, escape, tree_view
 from reflux.tasks import task_named
+
+ROOMY = EngineConfig(parallel=4, context=4096)
+"""llama.cpp where people ask: a conversation, H's examples and its reply fit, and a few copies are
+asked at once."""
 
 TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
 Model = Annotated[
@@ -36,7 +41,7 @@ def open_run(
     """
     client = endpoint()
     if client is None:
-        settings = config.engine_settings if config else None
+        settings = config.engine_settings if config else ROOMY
         run = OpenRun(folder, settings, llama_cpp=config.llama_cpp if config else None)
         return run, model or folder.current_model()
     if model is None:
