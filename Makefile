@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+SITE := $(VENV)/.installed-docs
 DEV_SERVER := .venv-dev-server
 
-.PHONY: demo test check dev-server clean
+.PHONY: demo test check docs dev-server clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Reflux needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -23,6 +24,10 @@ $(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+$(SITE): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
 demo: $(STAMP)
 	$(BIN)/reflux demo
 
@@ -34,6 +39,11 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+# The site in build/site: offline, and every warning is an error.
+docs: $(SITE)
+	$(BIN)/python -m benchmarks.measurements
+	$(BIN)/python docs/build.py
 
 # LangGraph's dev server over the packages of $(VENV), in an environment of its own: it is under the
 # Elastic licence, and no part of Reflux needs it.

@@ -134,7 +134,7 @@ class OtelSpans(Spans):
 
     def __init__(self, provider: TracerProvider, contents: bool = False) -> None:
         """`contents`: whether they hold what was said."""
-        self._provider = provider
+        self.provider: TracerProvider = provider
         self._tracer = provider.get_tracer("reflux")
         self._contents = contents
 
@@ -217,7 +217,7 @@ class OtelSpans(Spans):
 
     def flush(self) -> None:
         """Send what has ended; a collector that is away is not waited for long."""
-        self._provider.force_flush(FLUSH_MILLIS)
+        self.provider.force_flush(FLUSH_MILLIS)
 
     def _inside(
         self, name: str, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL

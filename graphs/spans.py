@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from agents.errors import MissingError, UsageError
 from agents.tools import ToolReply
@@ -60,6 +60,9 @@ NO_SPAN = Span()
 class Spans:
     """Begins spans; these are none. A span begun within another is its child, whichever task it is
     in: a task inherits the span that it was made in."""
+
+    provider: Any = None
+    """OpenTelemetry's provider of tracers, for libraries that have spans of their own."""
 
     def run(self, question_id: str, asked: Mapping[str, object]) -> Span:
         """One root question; `asked` is as `graphs.systems.Asked` has it."""

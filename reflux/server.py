@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
@@ -18,6 +18,7 @@ from agents.endpoints import Endpoints
 from agents.overseer import AnyOverseer
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.collector import settled
+from graphs.spans import own_spans
 from reflux import chat_api, pending_api, tree_api
 from reflux.api_errors import answer_errors
 from reflux.chat_api import TRACE, Served, served
@@ -38,7 +39,7 @@ async def healthy() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def show_metrics(request: Request) -> Response:
     """Counts for Prometheus."""
     return Response(served(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -56,6 +57,7 @@ def create_app(
 
     Raises:
         UsageError: the settings contradict themselves, or would leave the server open to others.
+        MissingError: spans are asked for, and what sends them is not installed.
     """
     settings = settings or ServeSettings()
     refuse_open_door(settings)
@@ -85,6 +87,13 @@ def create_app(
         lifespan=opened,
         docs_url=None,  # The documentation pages load their scripts from elsewhere.
         redoc_url=None,
+        # A request's span, above that of its run, and below the client's where it names one. Its
+        # logs would hold what was asked.
+        telemetry={
+            "tracer_provider": own_spans().provider,
+            "operation_spans": False,
+            "logs": False,
+        },
     )
     if settings.origins:
         app.add_middleware(

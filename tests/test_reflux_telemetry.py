@@ -163,6 +163,8 @@ def test_langsmith_hears_nothing_unless_its_own_variables_say_so(
     assert bool(httpserver.log) is sends
 
 
+TRACE = "a" * 32
+"""Of a client that is traced itself."""
 SERVE = """
 import sys
 from reflux.__main__ import main
@@ -171,28 +173,51 @@ main()
 """
 
 
-def test_a_server_that_is_told_to_end_sends_the_spans_of_its_last_answers(
+def test_a_server_that_is_told_to_end_sends_the_spans_of_its_last_answers_below_the_clients(
     httpserver: HTTPServer, tmp_path: Path
 ) -> None:
     collector = Collector(httpserver)
     with scripted() as script:
         env = {"OPENAI_BASE_URL": script.url, "OPENAI_API_KEY": "k", ENDPOINT: collector.url}
         with started(SERVE, tmp_path, {**env, "OTEL_BSP_SCHEDULE_DELAY": "60000"}) as server:
-            assert server.stdout is not None
-            lines = iter(server.stdout.readline, "}\n")
-            url = json.loads("".join(lines) + "}")["url"]
-            for model in ("far", "amplified"):
-                body = {"model": model, "messages": [{"role": "user", "content": "one"}]}
-                reply = httpx2.post(f"{url}/v1/chat/completions", json={**body, "stream": True})
-                assert "[DONE]" in reply.text
-            assert not collector.spans
-            server.terminate()
-            server.wait(timeout=30)
+            try:
+                url = json.loads(_document(server))["url"]
+                for model in ("far", "amplified"):
+                    body = {"model": model, "messages": [{"role": "user", "content": "one"}]}
+                    reply = httpx2.post(
+                        f"{url}/v1/chat/completions",
+                        json={**body, "stream": True},
+                        headers={"traceparent": f"00-{TRACE}-{'b' * 16}-01"},
+                        timeout=120,
+                    )
+                    assert "[DONE]" in reply.text
+                assert not collector.spans
+                server.terminate()
+                server.wait(timeout=60)
+            finally:
+                server.kill()
     assert Counter(span.name for span in collector.spans) == {
+        "POST /v1/chat/completions": 2,
         "invoke_workflow serve": 2,
         "chat far": 2,
         "invoke_agent script:plain": 1,
     }
-    runs = {s.span_id: s.trace_id for s in collector.spans if s.name == "invoke_workflow serve"}
-    calls = [span for span in collector.spans if span.name == "chat far"]
-    assert {runs[span.parent_span_id] for span in calls} == set(runs.values())
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+    by_id = {span.span_id: span for span in collector.spans}
+    for span in collector.spans:
+        above = by_id[span.parent_span_id].name if span.parent_span_id in by_id else "the client"
+        assert above == {
+            "POST /v1/chat/completions": "the client",
+            "invoke_workflow serve": "POST /v1/chat/completions",
+        }.get(span.name, "invoke_workflow serve")
+
+
+def _document(server: subprocess.Popen[str]) -> str:
+    """What the command prints once it listens."""
+    assert server.stdout is not None and server.stderr is not None
+    lines: list[str] = []
+    while (line := server.stdout.readline()) and line != "}\n":
+        lines.append(line)
+    if not line:
+        pytest.fail(server.stderr.read())
+    return "".join([*lines, line])
