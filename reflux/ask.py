@@ -18,7 +18,7 @@ from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
 from reflux.freely import How, ask_freely, tell
 from reflux.rounds import shipped_config
 from reflux.show import ended, escape, tree_view
-from reflux.tasks import task_named
+from reflux.tasks import DEFAULT_TASK, task_named
 
 ROOMY = EngineConfig(parallel=4, context=4096)
 """llama.cpp where people ask: a conversation, H's examples and its reply fit, and a few copies are
@@ -54,7 +54,7 @@ def task_of(folder: RunFolder, name: str | None) -> str:
     if name is not None:
         return name
     config = config_of(folder)
-    return config.task if config else "addition"
+    return config.task if config else DEFAULT_TASK
 
 
 def config_of(folder: RunFolder) -> RoundsConfig | None:

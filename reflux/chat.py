@@ -16,9 +16,9 @@ from finetune.run_folder import OpenRun, RunFolder
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit
 from reflux.ask import open_run
 from reflux.chat_commands import COMMANDS, run_command
-from reflux.chat_session import ALONE, ChatSession
+from reflux.chat_session import ChatSession
 from reflux.conversations import FOLDER, Conversation, Turn, begin, listed, resume
-from reflux.freely import How
+from reflux.freely import ALONE, How
 from reflux.keys import unechoed
 from reflux.live_tree import LiveTree
 from reflux.overseers import DEFAULT_OVERSEER, overseer_named

@@ -19,12 +19,10 @@ from graphs.patient import Patient, Progressed, open_patient
 from graphs.state import AmplifyContext
 from graphs.systems import Asked
 from reflux.conversations import Conversation, Turn
-from reflux.freely import How, free_context
+from reflux.freely import ALONE, How, free_context
 from reflux.persons import converse
 from reflux.tasks import task_named
 
-ALONE = "none"
-"""As H: there is none."""
 CAPS = ("depth", "calls", "tokens", "seconds", "max_tokens")
 """What `/budget` sets."""
 
@@ -93,6 +91,8 @@ class ChatSession:
         sampling = Sampling(max_tokens=self.how.max_tokens)
         request = ChatRequest(self.how.model, (*turns, ("user", text)), sampling)
         turn = self._turn(text, None, "stopped")
+        how = asdict(self.how)
+        await self.opened.store.add_judgement(self.trajectory, "", "how", None, how, key="0")
         try:
             (reply,) = await answer_chat(
                 self.opened.caller, asked, question, [request],
