@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -135,13 +136,19 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
     if shown:
         live.start()
     try:
-        with unechoed():
-            turn = runner.run(session.ask(text, tree, live.stop, say))
+        with ExitStack() as keys:
+            keys.enter_context(unechoed())
+
+            def hush() -> None:
+                live.stop()
+                keys.close()
+
+            turn = runner.run(session.ask(text, tree, hush, say))
     except KeyboardInterrupt:
         if not _at_terminal():
             raise
         live.stop()
-        turn = session.conversation.turns[-1]
+        turn = session.stopped(text)
         broken = "\n" if said else ""
         ERR.print(f"{broken}stopped after {tree.calls} calls", style="dim", highlight=False)
         return turn

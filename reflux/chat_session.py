@@ -55,6 +55,7 @@ class ChatSession:
             UsageError: the message cannot be asked.
             EndpointError: nobody answered at the endpoint.
         """
+        self.trajectory = ""
         if self.how.overseer == ALONE:
             return await self._alone(text, hear, say)
         question = self._question(text)
@@ -105,6 +106,13 @@ class ChatSession:
         finally:
             self.conversation.add(turn)
         return turn
+
+    def stopped(self, text: str) -> Turn:
+        """The turn of a message that was stopped; it is kept, too, where it had not begun."""
+        turns = self.conversation.turns
+        if not turns or turns[-1].trajectory != self.trajectory:
+            self.conversation.add(self._turn(text, None, "stopped"))
+        return turns[-1]
 
     def _asked(self) -> Asked:
         """Where a message comes from: each is a trajectory of its own."""
