@@ -81,22 +81,38 @@ def rows_where(
             continue
         answer = json.loads(found["detail"])["answer"]
         replaced = _replaced(store, found["id"], answer) if first in edited else None
-        prompt = answer_prompt(found["text"], system_prompt(found["task"]))
-        yield Row(
-            prompt=tuple({"role": role, "content": content} for role, content in prompt),
-            completion=answer,
-            question=found["text"],
-            task=found["task"],
-            provenance={
-                "trajectory": found["id"],
-                "path": "",
-                "run": found["run"],
-                "round": found["round"],
-                "system": found["system"],
-                "models": (found["models"] or "").split(",") if found["models"] else [],
-            },
-            rejected=replaced or _refused(store, found["id"], answer),
-        )
+        models = found["models"].split(",") if found["models"] else []
+        refused = replaced or _refused(store, found["id"], answer)
+        yield row_of(found, answer, system_prompt(found["task"]), refused, models)
+
+
+def row_of(
+    found: Any,
+    answer: str,
+    system_prompt: str,
+    rejected: str | None,
+    models: Sequence[str] = (),
+    path: str = "",
+) -> Row:
+    """The row of a question on record: `found` has its `text`, and the columns of its root."""
+    return Row(
+        prompt=tuple(
+            {"role": role, "content": content}
+            for role, content in answer_prompt(found["text"], system_prompt)
+        ),
+        completion=answer,
+        question=found["text"],
+        task=found["task"],
+        provenance={
+            "trajectory": found["id"],
+            "path": path,
+            "run": found["run"],
+            "round": found["round"],
+            "system": found["system"],
+            "models": list(models),
+        },
+        rejected=rejected,
+    )
 
 
 def _replaced(store: TraceStore, question: str, answer: str) -> str | None:

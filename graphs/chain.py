@@ -3,8 +3,8 @@
 One node of the graph walks it whole, because a super-step costs more than a vote. Each link is
 voted on by the rules that hold for every other question (MAKER, arXiv 2511.09030). A wave of votes
 is one row of the table `links`, committed before it counts: a chain that was killed goes on at its
-last link and asks again what was in flight. Nothing of a chain grows with its length but that
-table.
+last link and asks again what was in flight, and a revision of its trajectory that asks the same
+chain takes its links as they are. Nothing of a chain grows with its length but that table.
 
 What is kept of a wave: that its votes agreed, and on what; all of them where they did not, or where
 one was refused. Log-probabilities and tokens of single votes are not kept.
@@ -19,7 +19,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from agents.budget import Budget
 from agents.errors import EndpointError, ReplayError
@@ -28,8 +27,9 @@ from agents.screen import redact, unaskable
 from agents.types import Answer, Chain, ChatRequest, Completion
 from graphs.copies import Place, chain_request, record_leaf, side_by_side, vote_of
 from graphs.links import read_votes, write_votes
+from graphs.revision import before
 from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, Status, failed_outcome, plus
-from graphs.traces import CallKey, LinkKey
+from graphs.traces import CallKey, LinkKey, TraceStore
 from graphs.voting import Vote, wave, winner
 
 UNSURE = -1.0
@@ -78,8 +78,11 @@ async def walk_chain(
     first = redact(chain.first)
     if (reason := unaskable(first, context.limits.question_chars)) is not None:
         return Walked(failed_outcome(f"link 0: {reason}"))
-    await _same_chain(context, key, first)
+    digest = await _same_chain(context, key, first)
+    known = await _walked_before(context, key, digest)
     at = _resumed(context, key, first)
+    if known:
+        at.spent = {**at.spent, "cached": at.spent["calls"]}
     broke_off = False
     status: Status = "ok"
     error: str | None = None
@@ -215,8 +218,30 @@ def _resumed(context: AmplifyContext, key: LinkKey, first: str) -> _Walk:
     return _Walk(number, asked, votes, len(waves), spent, decided=answer is not None)
 
 
-async def _same_chain(context: AmplifyContext, key: LinkKey, first: str) -> None:
-    """Record what the chain is made of; one that goes on must be made of the same.
+async def _walked_before(context: AmplifyContext, key: LinkKey, digest: str) -> bool:
+    """Give a revision's chain the links that an earlier revision walked, where it is made of the
+    same; false where there are none, or it has links of its own."""
+    store = context.caller.store
+    if store.last_link(key):
+        return False
+    for question in before(key.question):
+        earlier = replace(key, question=question)
+        if digest in _begun(store, earlier):
+            await store.copy_links(earlier, key)
+            return bool(store.last_link(key))
+    return False
+
+
+def _begun(store: TraceStore, key: LinkKey) -> set[str]:
+    """Digests of what the chain was made of whenever it was begun."""
+    sql = "SELECT detail FROM judgements WHERE question=? AND path=? AND kind='chain_begun'"
+    rows = [json.loads(row["detail"]) for row in store.select(sql, (key.question, key.path))]
+    return {row["digest"] for row in rows if row["attempt"] == key.attempt}
+
+
+async def _same_chain(context: AmplifyContext, key: LinkKey, first: str) -> str:
+    """Record what the chain is made of, and return its digest; one that goes on must be made of the
+    same.
 
     Raises:
         ReplayError: it is not.
@@ -227,14 +252,13 @@ async def _same_chain(context: AmplifyContext, key: LinkKey, first: str) -> None
     digest = hashlib.sha256(made.encode()).hexdigest()[:32]
     detail = {"attempt": key.attempt, "digest": digest, "first": first}
     detail |= {"model": request.model, "model_digest": model_digest}
-    sql = "SELECT detail FROM judgements WHERE question=? AND path=? AND kind='chain_begun'"
-    for row in context.caller.store.select(sql, (key.question, key.path)):
-        begun: dict[str, Any] = json.loads(row["detail"])
-        if begun["attempt"] == key.attempt and begun["digest"] != digest:
-            raise ReplayError(
-                f"the chain at {key.path or 'the root'} was begun with another model, prompt, vote "
-                "or first question; use a new --run"
-            )
-    await context.caller.store.add_judgement(
+    store = context.caller.store
+    if _begun(store, key) - {digest}:
+        raise ReplayError(
+            f"the chain at {key.path or 'the root'} was begun with another model, prompt, vote "
+            "or first question; use a new --run"
+        )
+    await store.add_judgement(
         key.question, key.path, "chain_begun", None, detail, key=str(key.attempt)
     )
+    return digest

@@ -38,6 +38,11 @@ SELECT * FROM links WHERE question=:question AND path=:path AND attempt=:attempt
   SELECT max(number) FROM links WHERE question=:question AND path=:path AND attempt=:attempt)
 ORDER BY wave
 """
+COPY_LINKS = """
+INSERT OR IGNORE INTO links
+SELECT ?, path, attempt, number, wave, asked, votes, answer, calls, tokens, created FROM links
+WHERE question=? AND path=? AND attempt=?
+"""
 DISPUTED_LINKS = """
 SELECT count(DISTINCT number) FROM links
 WHERE question=:question AND path=:path AND attempt=:attempt AND votes LIKE '[[%'
@@ -167,6 +172,10 @@ class TraceStore:
         """
         await self._insert("links", {**vars(key), **values})
 
+    async def copy_links(self, source: LinkKey, target: LinkKey) -> None:
+        """Give a chain the links of another, in one commit."""
+        await self._put(COPY_LINKS, (target.question, *vars(source).values()))
+
     def last_link(self, key: LinkKey) -> list[sqlite3.Row]:
         """The waves of the last link that was begun, in order; none before the first."""
         return list(self.select(LAST_LINK, vars(key)))
@@ -234,14 +243,16 @@ class TraceStore:
             raise of_sqlite(self.path, error) from error
 
     async def _insert(self, table: str, values: Mapping[str, Any], ignore: bool = False) -> None:
-        if self._closed:
-            raise UsageError(f"{self.path} was closed; open it again to write")
         names, marks = _columns(values)
         verb = "INSERT OR IGNORE" if ignore else "INSERT"
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Table and column names are ours; every value is bound.
-        sql = f"{verb} INTO {table} ({names}) VALUES ({marks})"
-        self._queue.put(_Row(sql, tuple(values.values()), done))
+        await self._put(f"{verb} INTO {table} ({names}) VALUES ({marks})", tuple(values.values()))
+
+    async def _put(self, sql: str, values: Sequence[Any]) -> None:
+        if self._closed:
+            raise UsageError(f"{self.path} was closed; open it again to write")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put(_Row(sql, values, done))
         await done
 
     def _write(self, connection: sqlite3.Connection) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from agents.embedded import EngineConfig
 from agents.errors import RefluxError, UsageError
 from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
@@ -17,7 +18,11 @@ from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
 from reflux.freely import How, ask_freely, tell
 from reflux.rounds import shipped_config
 from reflux.show import ended, escape, tree_view
-from reflux.tasks import task_named
+from reflux.tasks import DEFAULT_TASK, task_named
+
+ROOMY = EngineConfig(parallel=4, context=4096)
+"""llama.cpp where people ask: a conversation, H's examples and its reply fit, and a few copies are
+asked at once."""
 
 TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
 Model = Annotated[
@@ -36,7 +41,7 @@ def open_run(
     """
     client = endpoint()
     if client is None:
-        settings = config.engine_settings if config else None
+        settings = config.engine_settings if config else ROOMY
         run = OpenRun(folder, settings, llama_cpp=config.llama_cpp if config else None)
         return run, model or folder.current_model()
     if model is None:
@@ -49,7 +54,7 @@ def task_of(folder: RunFolder, name: str | None) -> str:
     if name is not None:
         return name
     config = config_of(folder)
-    return config.task if config else "addition"
+    return config.task if config else DEFAULT_TASK
 
 
 def config_of(folder: RunFolder) -> RoundsConfig | None:

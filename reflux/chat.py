@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,8 @@ from reflux.ask import open_run
 from reflux.chat_commands import COMMANDS, run_command
 from reflux.chat_session import ChatSession
 from reflux.conversations import FOLDER, Conversation, Turn, begin, listed, resume
-from reflux.freely import How
+from reflux.freely import ALONE, How
+from reflux.keys import unechoed
 from reflux.live_tree import LiveTree
 from reflux.overseers import DEFAULT_OVERSEER, overseer_named
 from reflux.show import escape, plain
@@ -34,7 +36,7 @@ def chat(
         str | None, typer.Option("--model", help="X: base, a student, or your endpoint's model.")
     ] = None,
     overseer: Annotated[
-        str | None, typer.Option("--overseer", help="H: model, plain, person or reviewed.")
+        str | None, typer.Option("--overseer", help="H: model, plain, person, reviewed; or none.")
     ] = None,
     task: Annotated[
         str | None, typer.Option("--task", help="Questions of this task, H being its own.")
@@ -56,7 +58,10 @@ def chat(
     list_all: Annotated[bool, typer.Option("--list", help="Name the kept conversations.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Talk to the amplified agent. From a pipe, each line is a question."""
+    """Talk to the amplified agent. From a pipe, each line is a question.
+
+    With `--overseer none` X goes on with the conversation alone, word by word.
+    """
     if list_all:
         _list(run, as_json)
         return
@@ -64,7 +69,7 @@ def chat(
         raise UsageError("--overseer asks any question and --task one of a task: leave one out")
     if task is not None:
         task_named(task)
-    else:
+    elif overseer != ALONE:
         overseer_named(overseer or DEFAULT_OVERSEER)
     conversation = resume(run, resumed) if resumed else begin(run)
     opened, x = open_run(RunFolder(run), model)
@@ -120,24 +125,41 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
     """One answer, its tree growing before the eyes of whoever looks; Ctrl-C stops it."""
     tree = LiveTree(text)
     live = Live(tree, console=ERR, refresh_per_second=REFRESH, transient=True)
-    shown = ERR.is_terminal
+    shown = ERR.is_terminal and session.how.overseer != ALONE
+    said: list[str] = []
+
+    def say(piece: str) -> None:
+        said.append(piece)
+        if not quiet:
+            OUT.out(plain(piece).plain, end="", highlight=False)
+
     if shown:
         live.start()
     try:
-        turn = runner.run(session.ask(text, tree, live.stop))
+        with ExitStack() as keys:
+            keys.enter_context(unechoed())
+
+            def hush() -> None:
+                live.stop()
+                keys.close()
+
+            turn = runner.run(session.ask(text, tree, hush, say))
     except KeyboardInterrupt:
         if not _at_terminal():
             raise
         live.stop()
-        turn = session.conversation.turns[-1]
-        ERR.print(f"stopped after {tree.calls} calls", style="dim", highlight=False)
+        turn = session.stopped(text)
+        broken = "\n" if said else ""
+        ERR.print(f"{broken}stopped after {tree.calls} calls", style="dim", highlight=False)
         return turn
     finally:
         live.stop()
     if quiet:
         return turn
-    if turn.answer is not None:
-        OUT.print(plain(turn.answer), soft_wrap=True)
+    if turn.answer is not None and said:
+        OUT.print()
+    elif turn.answer is not None:
+        OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
     elif turn.status == "waiting":
         waiting = f'reflux reply {turn.trajectory} "answer: …" --run {session.opened.folder.path}'
         OUT.print(f"a person is waited for: {waiting}", soft_wrap=True, highlight=False)

@@ -8,9 +8,11 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from agents.errors import UsageError
+from graphs.revision import newest
 from graphs.tree import Node, load_tree
 from reflux.app import endpoint
 from reflux.chat_session import CAPS, ChatSession
+from reflux.freely import ALONE
 from reflux.overseers import OVERSEERS, overseer_named
 from reflux.show import plain, total_line, tree_view
 
@@ -30,27 +32,37 @@ def run_command(session: ChatSession, line: str) -> RenderableType:
 
 
 def _model(session: ChatSession, words: str) -> RenderableType:
+    own = endpoint()
     if words:
-        if endpoint() is None:
+        if own is None:
             session.opened.folder.models(words)  # Raises where there is no such student.
         session.how = replace(session.how, model=words)
-    return f"X = {session.how.model}"
+    if own is not None:
+        return f"X = {session.how.model}, at {own.base_url}"
+    there = ["base", *(student.id for student in session.opened.folder.registry.list())]
+    return f"X = {session.how.model}; there are {', '.join(there)}"
 
 
 def _overseer(session: ChatSession, words: str) -> RenderableType:
     if words:
-        overseer_named(words)
+        if words != ALONE:
+            overseer_named(words)
         session.how = replace(session.how, overseer=words, task="")
-    return f"H = {session.how.overseer or session.how.task}; there are {', '.join(OVERSEERS)}"
+    there = ", ".join([*OVERSEERS, ALONE])
+    return f"H = {session.how.overseer or session.how.task}; there are {there}"
 
 
 def _last_tree(session: ChatSession) -> Node:
-    if not session.trajectory:
-        turns = [turn for turn in session.conversation.turns if turn.trajectory]
-        if not turns:
-            raise UsageError("nothing was asked yet")
-        session.trajectory = turns[-1].trajectory
-    return load_tree(session.opened.store, session.trajectory)
+    turns = [turn for turn in session.conversation.turns if turn.trajectory]
+    if not turns:
+        raise UsageError("nothing was asked yet")
+    last = turns[-1]
+    session.trajectory = newest(session.opened.store, last.trajectory)
+    tree = load_tree(session.opened.store, session.trajectory)
+    tree.question = last.user  # What was said before it is known here.
+    if tree.status == "running":
+        tree.status = last.status
+    return tree
 
 
 def _tree(session: ChatSession, words: str) -> RenderableType:
@@ -104,7 +116,7 @@ def _help(session: ChatSession, words: str) -> RenderableType:
 
 COMMANDS: Mapping[str, tuple[Command, str]] = {
     "/model": (_model, "who X is; /model NAME asks another from now on"),
-    "/overseer": (_overseer, "who H is; /overseer NAME takes another from now on"),
+    "/overseer": (_overseer, "who H is; /overseer NAME takes another, `none` has X answer alone"),
     "/tree": (_tree, "the tree of the last answer"),
     "/why": (_why, "how the last answer came about: its tree with votes, checks and cost"),
     "/budget": (_budget, "limits of one answer, and what was spent; /budget calls 50 sets one"),

@@ -1,19 +1,25 @@
-"""A conversation with the amplified agent: each message is a trajectory, and can be stopped."""
+"""A conversation with the amplified agent: each message is a trajectory, and can be stopped.
+
+H answers with copies of X. Where H is `none`, X goes on with the conversation alone, and its words
+are heard as they come.
+"""
 
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from agents.errors import EndpointError, UsageError
-from agents.screen import redact
+from agents.screen import redact, unaskable
+from agents.types import ChatRequest, Sampling
 from finetune.run_folder import OpenRun
 from graphs.amplify import begin, screened
+from graphs.chat import answer_chat
 from graphs.events import Event
 from graphs.patient import Patient, Progressed, open_patient
 from graphs.state import AmplifyContext
 from graphs.systems import Asked
 from reflux.conversations import Conversation, Turn
-from reflux.freely import How, free_context
+from reflux.freely import ALONE, How, free_context
 from reflux.persons import converse
 from reflux.tasks import task_named
 
@@ -31,20 +37,29 @@ class ChatSession:
     trajectory: str = ""
     """Of the message that was asked last."""
 
-    async def ask(self, text: str, hear: Callable[[Event], None], hush: Callable[[], None]) -> Turn:
+    async def ask(
+        self,
+        text: str,
+        hear: Callable[[Event], None],
+        hush: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> Turn:
         """Answer one message and keep the turn, that of a message that was stopped, too.
 
         Args:
             hear: hears of the growing tree.
             hush: called before a person is asked in the terminal.
+            say: hears the words of X, where X answers alone.
 
         Raises:
             UsageError: the message cannot be asked.
             EndpointError: nobody answered at the endpoint.
         """
+        self.trajectory = ""
+        if self.how.overseer == ALONE:
+            return await self._alone(text, hear, say)
         question = self._question(text)
-        name = f"chat-{self.conversation.id}-{uuid.uuid4().hex[:6]}"
-        asked = Asked(self.opened.folder.name, -1, name, self.how.task, "asked")
+        asked = self._asked()
         self.trajectory = asked.question_id(question)
         async with free_context(self.opened, self.how, hear) as context:
             if (reason := screened(begin(question, "", context), context)) is not None:
@@ -61,6 +76,48 @@ class ChatSession:
         if turn.status == "failed" and self.opened.caller.outage is not None:
             raise EndpointError(self.opened.caller.outage)
         return turn
+
+    async def _alone(
+        self, text: str, hear: Callable[[Event], None], say: Callable[[str], None]
+    ) -> Turn:
+        """X goes on with the conversation; what it says is passed on and cannot be recalled."""
+        question = redact(self.conversation.question(text))
+        if (reason := unaskable(question, self.how.limits().question_chars)) is not None:
+            raise UsageError(f"{reason}; ask another")
+        asked = self._asked()
+        self.trajectory = asked.question_id(question)
+        turns: list[tuple[str, str]] = [("system", "")]
+        for user, answer in self.conversation.told():
+            turns += [("user", user), ("assistant", answer)]
+        sampling = Sampling(max_tokens=self.how.max_tokens)
+        request = ChatRequest(self.how.model, (*turns, ("user", text)), sampling)
+        turn = self._turn(text, None, "stopped")
+        how = asdict(self.how)
+        await self.opened.store.add_judgement(self.trajectory, "", "how", None, how, key="0")
+        try:
+            (reply,) = await answer_chat(
+                self.opened.caller, asked, question, [request],
+                hear=lambda _, delta: say(delta.text), emit=hear,
+            )  # fmt: skip
+            turn = replace(turn, answer=reply.text, status="ok", calls=1, tokens=reply.tokens)
+        except EndpointError:
+            turn = replace(turn, status="failed")
+            raise
+        finally:
+            self.conversation.add(turn)
+        return turn
+
+    def stopped(self, text: str) -> Turn:
+        """The turn of a message that was stopped; it is kept, too, where it had not begun."""
+        turns = self.conversation.turns
+        if not turns or turns[-1].trajectory != self.trajectory:
+            self.conversation.add(self._turn(text, None, "stopped"))
+        return turns[-1]
+
+    def _asked(self) -> Asked:
+        """Where a message comes from: each is a trajectory of its own."""
+        name = f"chat-{self.conversation.id}-{uuid.uuid4().hex[:6]}"
+        return Asked(self.opened.folder.name, -1, name, self.how.task, "asked")
 
     async def _answered(
         self, context: AmplifyContext, text: str, question: str, hush: Callable[[], None]
@@ -102,10 +159,14 @@ class ChatSession:
         """
         if name not in CAPS:
             raise UsageError(f"there is no limit {name!r}; there are: {', '.join(CAPS)}")
+        if name == "seconds" and value == "none":
+            self.how = replace(self.how, seconds=None)
+            return
         try:
             number = float(value) if name == "seconds" else int(value)
         except ValueError:
             number = -1
         if not 0 <= number < 2**31:
-            raise UsageError(f"{name} must be a number from 0 up, not {value!r}")
+            none = ", or none" if name == "seconds" else ""
+            raise UsageError(f"{name} must be a number from 0 up{none}, not {value!r}")
         self.how = replace(self.how, **{name: number})

@@ -49,6 +49,13 @@ def question_of(messages: Sequence[BaseMessage]) -> str:
     return "\n\n".join(parts)
 
 
+def last_question(text: str) -> str:
+    """What a conversation, as `question_of` wrote it, ends with; any other text as it is."""
+    begins = text.startswith(("Instructions:\n  ", "Conversation so far:\n"))
+    _, asked, question = text.partition("\n\nQuestion:\n")
+    return question if begins and asked else text
+
+
 def _speaker(message: BaseMessage) -> str:
     speaker = SPEAKERS.get(message.type, message.type)
     return f"{speaker} {message.name}" if message.name else speaker

@@ -16,6 +16,8 @@ from finetune.run_folder import write_whole
 from reflux.conversation import question_of
 
 FOLDER = "conversations"
+TOLD = 4_000
+"""Characters of earlier turns that are told with a new message; the newest whole turns."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,23 @@ class Conversation:
             file.write(json.dumps(asdict(turn)) + "\n")
 
     def question(self, text: str) -> str:
-        """What H is asked: the new message, and before it the answered turns."""
+        """What H is asked: the new message, and before it what is still told."""
         said: list[BaseMessage] = []
-        for turn in self.turns:
-            if turn.answer is not None:
-                said += [HumanMessage(turn.user), AIMessage(turn.answer)]
+        for user, answer in self.told():
+            said += [HumanMessage(user), AIMessage(answer)]
         return question_of([*said, HumanMessage(text)])
+
+    def told(self, chars: int = TOLD) -> list[tuple[str, str]]:
+        """(message, answer) of the newest answered turns that are `chars` long at the most."""
+        found: list[tuple[str, str]] = []
+        for turn in reversed(self.turns):
+            if turn.answer is None:
+                continue
+            chars -= len(turn.user) + len(turn.answer)
+            if chars < 0:
+                break
+            found.append((turn.user, turn.answer))
+        return found[::-1]
 
     def messages(self) -> list[dict[str, str]]:
         """The answered turns as chat messages."""

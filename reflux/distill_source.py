@@ -13,7 +13,7 @@ from finetune.edited import edited
 from finetune.rounds_config import config_from, problems, read_yaml
 from finetune.run_folder import RunFolder
 from graphs.traces import TraceStore
-from reflux.tasks import task_named
+from reflux.tasks import DEFAULT_TASK, task_named
 
 
 class DistillConfig(BaseModel):
@@ -52,18 +52,23 @@ def rows_for(folder: RunFolder, data: Path | None) -> tuple[list[dict[str, Any]]
         return rows, hashlib.sha256(body).hexdigest()[:32]
     found = logged_rows(folder)
     if not found:
-        raise UsageError(f"{folder.path} has no accepted trajectories; run `reflux run` first")
+        raise UsageError(
+            f"{folder.path} has no accepted trajectories: run `reflux run` first, or put an answer "
+            "right with `reflux review`; what was only asked is not learned"
+        )
     return [row.train() for row in found], rows_digest(found)
 
 
 def logged_rows(folder: RunFolder) -> list[Row]:
-    """Every accepted row of a run, checked for leaks.
+    """Every accepted row of a run, checked for leaks; where people only asked, of what they edited.
 
     Raises:
         UsageError: the folder holds no run.
     """
-    config = config_from(folder.load_config(), str(folder.config_path))
-    task = task_named(config.task)
+    name = DEFAULT_TASK
+    if folder.exists or not folder.traces_path.is_file():
+        name = config_from(folder.load_config(), str(folder.config_path)).task
+    task = task_named(name)
     store = TraceStore(folder.traces_path)
     try:
         rows = [

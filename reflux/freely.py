@@ -32,6 +32,9 @@ from reflux.show import ended, escape, tree_view
 from reflux.tasks import task_named
 from reflux.tools import open_tools
 
+ALONE = "none"
+"""As H: there is none, X goes on with the conversation alone."""
+
 
 @dataclass(frozen=True)
 class How:

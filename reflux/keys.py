@@ -1,12 +1,30 @@
 """One key, or one line, from whoever sits at the terminal; from a pipe, lines."""
 
 import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
 from reflux.app import ERR
 
 ENDED = ("", "\x04", "\x1a")
+
+
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Keys that are pressed meanwhile are not shown, and are there for whoever reads next."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def read_key(keys: str) -> str:

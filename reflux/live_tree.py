@@ -55,6 +55,10 @@ class LiveTree:
                 self._left = "".join(f", {n:.0f} {what} left" for what, n in event["left"].items())
             case "tool":
                 node.doing = f"tool:{event['tool']}"
+            case "link":
+                node.doing = (
+                    f"link {event['number'] + 1:,}: {event['question']} → {event['answer']}"
+                )
             case "retry":
                 node.children.clear()
                 node.doing = f"again: the check {event['rule']} failed"

@@ -1,6 +1,6 @@
 """`reflux review`: the queue of what waits for a person, is in dispute, or was drawn by chance."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 
-from agents.errors import UsageError
+from agents.errors import RefluxError, UsageError
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.review import WHYS, Item, Why, find_item, page, queue
 from graphs.traces import TraceStore
@@ -20,7 +20,7 @@ from reflux.persons import proposal_text
 from reflux.reviewing import Acted, approve, comment_on, edit, put, reject
 from reflux.show import escape, plain, tree_view
 
-KEYS = "a approve · e edit · r reject · c comment · s skip · q quit"
+KEYS = "a approve · e edit · g ask again · r reject · c comment · s skip · q quit"
 
 
 def review(
@@ -49,16 +49,19 @@ def review(
     store = TraceStore(folder.traces_path)
     try:
         if item is None and not as_json:
-            _one_by_one(folder, store, whys)
+            _one_by_one(folder, store, _all(store, whys))
             return
         if item is None or item == "list":
             _list(queue(store, limit, whys), as_json)
             return
         chosen = {"a": approved, "r": rejected, "e": answer is not None, "g": again}
         keys = [key for key, is_chosen in chosen.items() if is_chosen]
+        found = find_item(store, item)
+        if not (keys or comment or as_json):
+            _one_by_one(folder, store, [found])
+            return
         if len(keys) > 1 or not (keys or comment):
             raise UsageError("say one of --approve, --reject, --edit TEXT, --again, or --comment")
-        found = find_item(store, item)
         work = _act(folder, store, found, keys[0] if keys else "c", answer or "", comment)
         _tell(run_async(work), found, as_json)
     finally:
@@ -121,10 +124,10 @@ def _list(items: list[Item], as_json: bool) -> None:
     OUT.print(table if items else "nothing waits for a review")
 
 
-def _one_by_one(folder: RunFolder, store: TraceStore, whys: tuple[Why, ...]) -> None:
+def _one_by_one(folder: RunFolder, store: TraceStore, items: Iterable[Item]) -> None:
     """Show one item at a time and do what the person's key says, to the end of the queue."""
     judged = 0
-    for item in _all(store, whys):
+    for item in items:
         OUT.print(item_view(store, item))
         while True:
             key = read_key(KEYS)
@@ -133,7 +136,7 @@ def _one_by_one(folder: RunFolder, store: TraceStore, whys: tuple[Why, ...]) -> 
                 return
             if key == "s":
                 break
-            if key not in "aerc":
+            if key not in "aegrc":
                 continue
             text = {"e": "the right answer", "c": "comment"}.get(key)
             words = read_line(text) if text else ""
@@ -142,7 +145,7 @@ def _one_by_one(folder: RunFolder, store: TraceStore, whys: tuple[Why, ...]) -> 
             answer, comment = (words, "") if key == "e" else ("", words)
             try:
                 acted = run_async(_act(folder, store, item, key, answer, comment))
-            except UsageError as error:
+            except RefluxError as error:
                 ERR.print(str(error), highlight=False, markup=False)
                 continue
             OUT.print(_line(acted, item), highlight=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from agents.errors import UsageError
 from agents.types import Answer
 from finetune.rounds_config import config_from
-from finetune.run_folder import OpenRun
+from finetune.run_folder import OpenRun, RunFolder
 from graphs.events import Event
 from graphs.override import override, refuse_unheard, revise, revised_context, root_answer, text_of
 from graphs.patient import open_patient
@@ -23,7 +23,7 @@ from graphs.steps import digest_of
 from graphs.systems import Amplified, Direct, System, task_context
 from graphs.traces import CallKey, TraceStore
 from graphs.verdicts import judge, remark
-from reflux.freely import free_context, how_asked
+from reflux.freely import ALONE, free_context, how_asked
 from reflux.tasks import TASKS, task_named
 
 Emit = Callable[[Event], None]
@@ -100,7 +100,12 @@ async def put(
     """Override a node's answer, or ask it again where that is None; then recompute the root.
 
     An engine is opened only where there is something to recompute.
+
+    Raises:
+        UsageError: there is no such node, or it is not known how to recompute.
     """
+    if path or answer is None:
+        _refuse_unknown(store, trajectory)
     made = await revise(store, trajectory, path, answer)
     last = made or newest(store, trajectory)
     if comment:
@@ -144,12 +149,7 @@ async def asked_in(
         async with free_context(opened, how, emit) as context:
             yield context, Amplified
         return
-    (asked,) = opened.store.select("SELECT task FROM questions WHERE id=?", (question_id,))
-    if asked["task"] not in TASKS or not opened.folder.exists:
-        raise UsageError(
-            f"it is not recorded how {first_of(question_id)} was asked, so only its root can be "
-            "edited"
-        )
+    task = _refuse_unknown(opened.store, question_id)
     folder = opened.folder
     config = config_from(folder.load_config(), str(folder.config_path))
     context = AmplifyContext(
@@ -163,7 +163,27 @@ async def asked_in(
         seed=config.seed,
         emit=emit,
     )
-    yield task_context(context, task_named(asked["task"])), _system(opened.store, question_id)
+    yield task_context(context, task_named(task)), _system(opened.store, question_id)
+
+
+def _refuse_unknown(store: TraceStore, question_id: str) -> str:
+    """The task of a root that can be answered once more as it was asked; empty where it has none.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    how = how_asked(store, question_id)
+    if how is not None and how.overseer == ALONE:
+        raise UsageError("X answered alone: edit its answer, or ask again in a chat")
+    if how is not None:
+        return how.task
+    (asked,) = store.select("SELECT task FROM questions WHERE id=?", (question_id,))
+    if asked["task"] not in TASKS or not RunFolder(store.path.parent).exists:
+        raise UsageError(
+            f"it is not recorded how {first_of(question_id)} was asked, so only its root can be "
+            "edited"
+        )
+    return asked["task"]
 
 
 def _system(store: TraceStore, question_id: str) -> Callable[[AmplifyContext], System]:

@@ -85,9 +85,9 @@ def accuracy_text(score: Mapping[str, Any] | None) -> str:
 
 
 def tree_view(node: Node, why: bool = False) -> Tree:
-    """The tree of a trajectory, with who answered and what it cost; `why` adds how the votes went
-    and what checks and persons said."""
-    tree = Tree(_line(node))
+    """The tree of a trajectory, with who answered and what it cost; `why` adds its path, how the
+    votes went and what checks and persons said."""
+    tree = Tree(_line(node) + (f" [dim]{node.path}[/]" if why and node.path else ""))
     for line in _reasons(node) if why else ():
         tree.add(f"[dim]{line}[/]")
     for child in node.children:
@@ -136,6 +136,8 @@ def _line(node: Node) -> str:
         note += f" [dim]({_chain(node.chain)})[/]"
     error = f" [dim]{escape(node.error)}[/]" if node.error and node.status != "ok" else ""
     answer = escape(node.answer) if node.answer is not None else "no answer"
+    if node.status not in ("ok", "running"):
+        answer += f" ({node.status})"
     return f"{escape(node.question)} → [{colour}]{answer}[/]{by}{cost}{verdict}{note}{error}"
 
 

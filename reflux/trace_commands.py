@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from agents.errors import UsageError
+from agents.prompts import cut
 from agents.purse import Price
 from finetune.datasets import Form, export
 from finetune.rounds_config import config_from
@@ -16,9 +17,13 @@ from graphs.revision import NEWEST, newest
 from graphs.traces import TraceStore
 from graphs.tree import find_question, load_tree
 from reflux.app import OUT, RUNS, Json, RunDir, emit, open_existing
+from reflux.conversation import last_question
 from reflux.distill_source import logged_rows
 from reflux.show import escape, total_line, tree_view
 from reflux.tree_page import tree_page
+
+CHARS = 120
+"""Of a question or an answer in the list."""
 
 traces = typer.Typer(help="Trajectories: list, show, page, export.", no_args_is_help=True)
 
@@ -57,10 +62,11 @@ def list_traces(
         table.add_column(heading, no_wrap=heading == "trajectory")
     table.add_column("calls", justify="right")
     for row in found:
-        shown = (row["id"], row["round"], row["system"], row["split"], row["text"])
+        shown = (row["id"], row["round"], row["system"], row["split"])
         table.add_row(
             *(escape(str(value)) for value in shown),
-            escape(row["answer"] or "–"),
+            escape(cut(last_question(row["text"]), CHARS)),
+            escape(cut(row["answer"] or "–", CHARS)),
             row["status"] or "running",
             str(row["calls"]),
         )

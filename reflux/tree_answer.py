@@ -1,7 +1,7 @@
 """A chat request answered by H with copies of X."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from langchain_core import messages as lc
 from langchain_core.messages import BaseMessage
@@ -81,16 +81,24 @@ class TreeAnswer:
         context = replace(self.context, emit=emit)
         if asks_persons(self._tree.overseer):
             return self._reply(await self._ask_persons(context, put))
+        await self._run.store.add_judgement(
+            self.trajectory, "", "how", None, asdict(self._how()), key="0"
+        )
         (outcome,) = await answer_all(Amplified(context), self._asked, [self.question])
         return self._reply(outcome)
 
     async def _ask_persons(self, context: AmplifyContext, put: Put[Said]) -> Outcome:
         row = {"id": self.trajectory, "text": self.question, **vars(self._asked)}
         await self._run.store.add_question(row)
-        limits, most = context.limits, context.answer_tokens(self.question)
-        caps = (limits.depth, limits.calls, limits.tokens, limits.seconds)
-        how = How(self._tree.name, context.model, (), *caps, most)
+        how = self._how()
         return await self._waiting.answer(self.trajectory, self.question, context, how, put)
+
+    def _how(self) -> How:
+        """Kept with the question, so that it can be gone on with, and edited."""
+        limits, most = self.context.limits, self.context.answer_tokens(self.question)
+        caps = (limits.depth, limits.calls, limits.tokens, limits.seconds)
+        task = self._tree.task.name if self._tree.task else ""
+        return How("" if task else self._tree.name, self.model, (), *caps, most, task)
 
     def _reply(self, outcome: Outcome) -> Reply:
         if outcome["status"] == "failed" and self.context.caller.outage is not None:

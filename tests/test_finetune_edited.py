@@ -94,8 +94,46 @@ async def test_an_edited_answer_of_a_chat_is_a_row_and_an_unedited_one_is_not(
     again = await override(context, CHAT.question_id("root"), "/0.0.0")
     assert list(edited(store, Addition())) == []
     await override(context, again.id, "/0.0.0", "why")
-    (row,) = edited(store, Addition())
+    row, _ = edited(store, Addition())
     assert (row.question, row.completion, row.rejected) == ("root", "why+Y", "X+Y")
+
+
+@pytest.mark.parametrize("source", [TRAIN, CHAT])
+async def test_a_sub_question_that_a_person_answered_is_a_row_of_its_own(
+    store: TraceStore, source: Asked
+) -> None:
+    context, root = await asked(store, source), source.question_id("root")
+    await override(context, root, "/0.0.0", "why")
+    await override(context, root, "/0.0.1", "not")
+    await override(context, root, "/0.0.0", "because")
+    parts = [row for row in edited(store, Addition()) if row.question != "root"]
+    assert [(row.question, row.completion, row.rejected) for row in parts] == [
+        ("x", "because", "why"),
+        ("y", "not", "Y"),
+    ]
+    assert [row.provenance["path"] for row in parts] == ["/0.0.0", "/0.0.1"]
+    pair = in_form(parts[1], "preference")
+    assert pair is not None and pair["rejected"][0]["content"] == "Y"
+    await judge(store, find_item(store, f"{root}/0.0.1"), False)
+    assert list(edited(store, Addition())) == []
+
+
+async def test_a_sub_question_that_is_asked_again_is_no_row_any_more(store: TraceStore) -> None:
+    context = await asked(store)
+    await override(context, Q, "/0.0.0", "why")
+    await override(context, Q, "/0.0.0")
+    assert list(edited(store, Addition())) == []
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+async def test_a_sub_question_that_the_task_holds_out_is_not_learned(
+    store: TraceStore, held_out: bool
+) -> None:
+    part = sums(held_out)
+    system = amplified(store, ScriptedClient(echo), asking(part), votes=ONE_VOTE)
+    await answer_all(system, TRAIN, ["root"])
+    await override(system.context, Q, "/0.0.0", "1")
+    assert [row.question for row in edited(store, Addition())] == ([] if held_out else [part])
 
 
 def sums(held_out: bool) -> str:
@@ -124,5 +162,5 @@ async def test_the_next_distillation_learns_what_was_edited_in_a_chat(tmp_path: 
     await override(context, CHAT.question_id("root"), "/0.0.0", "why")
     store.close()
     rows, _ = rows_for(folder, None)
-    assert [row["completion"][0]["content"] for row in rows] == ["why+Y"]
+    assert [row["completion"][0]["content"] for row in rows] == ["why+Y", "why"]
     assert rows[0]["prompt"][-1]["content"] == "root"

@@ -26,11 +26,13 @@ from agents.types import (
     step_to_json,
 )
 from graphs.calls import Caller
+from graphs.override import override
 from graphs.reference import amplify_reference
 from graphs.state import AmplifyContext, Limits, Outcome
 from graphs.stopping import AheadBy
 from graphs.systems import Amplified, Asked
 from graphs.traces import TraceStore
+from graphs.tree import load_tree
 from graphs.voting import VotePolicy
 
 ASKED = Asked("run", 0, "amplified", "counting", "train")
@@ -244,3 +246,31 @@ def test_the_graph_walks_as_plain_recursion_does(
     graph, plain = asyncio.run(both(tmp_path_factory.mktemp("both")))
     assert (graph["answer"], graph["status"]) == (plain["answer"], plain["status"])
     assert graph["spent"] == plain["spent"]
+
+
+async def test_a_revision_takes_the_links_that_were_walked_before_it(store: TraceStore) -> None:
+    client = ScriptedClient(counting())
+    ctx = context(store, client, Counting(4, below=True))
+    first = await counted(ctx)
+    walked, before = len(client.requests), len(links(store))
+    revised = await override(ctx, "q", "/0.0.0", "mine")
+    assert revised.outcome is not None
+    assert (first["answer"], revised.outcome["answer"]) == (
+        "counted to 4+counted to 4",
+        "mine+counted to 4",
+    )
+    assert len(client.requests) == walked
+    assert revised.outcome["spent"]["calls"] == revised.outcome["spent"]["cached"]
+    node = next(n for n in load_tree(store, revised.id).walk() if n.path == "/0.0.1")
+    assert node.chain is not None and node.chain["links"] == 4
+    assert len(links(store)) == before + before // 2  # Those of one chain, a second time.
+
+
+async def test_a_chain_that_is_asked_again_is_walked_with_fresh_votes(store: TraceStore) -> None:
+    client = ScriptedClient(counting())
+    ctx = context(store, client, Counting(4, below=True))
+    await counted(ctx)
+    client.requests.clear()
+    await override(ctx, "q", "/0.0.0")
+    asked = [request.vote for request in client.requests]
+    assert len(asked) == 2 * 4 and min(asked) > 9

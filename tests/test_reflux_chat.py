@@ -17,7 +17,8 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from finetune.run_folder import RunFolder
-from reflux.conversations import Conversation, Turn, resume
+from reflux.conversation import last_question
+from reflux.conversations import TOLD, Conversation, Turn, resume
 
 PLAIN = ("--overseer", "plain")
 
@@ -45,7 +46,26 @@ class Endpoint:
         self.asked.append(text)
         if text.endswith("slow"):
             self.gone.wait(60)
-        return self._said(text.splitlines()[-1].upper())
+        said = text.splitlines()[-1].upper()
+        return self._streamed(said) if body.get("stream") else self._said(said)
+
+    def _streamed(self, text: str) -> Response:
+        """Word by word; after "HALF" nothing comes until the end."""
+
+        def pieces() -> Iterator[str]:
+            for word in text.split(" "):
+                yield self._piece({"content": word + " "}, None)
+                if word == "HALF":
+                    self.gone.wait(60)
+            yield self._piece({}, "stop") + "data: [DONE]\n\n"
+
+        return Response(pieces(), mimetype="text/event-stream")
+
+    def _piece(self, delta: dict[str, str], finish: str | None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        body = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m"}
+        usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+        return f"data: {json.dumps(body | {'choices': [choice], 'usage': usage})}\n\n"
 
     def _said(self, text: str) -> Response:
         message = {"role": "assistant", "content": text}
@@ -139,6 +159,43 @@ def test_commands_tell_of_the_last_answer(endpoint: Endpoint, tmp_path: Path) ->
     assert [m["content"] for m in row["messages"]] == ["one", "ONE"]
 
 
+def test_without_h_x_goes_on_with_the_conversation_alone(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    ended = chat(endpoint, tmp_path / "run", "--overseer", "none", typed="one two\nthree\n/why\n")
+    assert ended.code == 0, ended.stderr
+    assert ended.stdout.startswith("ONE TWO \nTHREE \n")
+    assert "three → THREE  by m" in ended.stdout
+    assert endpoint.asked == ["one two", "three"]  # The turns before are messages of their own.
+    store = RunFolder(tmp_path / "run").store()
+    rows = [json.loads(row["messages"]) for row in store.select("SELECT messages FROM calls")]
+    store.close()
+    assert [m["content"] for m in rows[1]] == ["", "one two", "ONE TWO ", "three"]
+
+
+def test_of_a_long_conversation_the_newest_turns_are_told(tmp_path: Path) -> None:
+    kept = Conversation(tmp_path / "1.jsonl")
+    for number in range(30):
+        kept.add(Turn(f"question {number}", "word " * 40, "ok", "t", "plain", "m"))
+    asked = kept.question("and now?")
+    assert len(asked) < TOLD + 1_000
+    assert "question 29" in asked and "question 0" not in asked
+    assert last_question(asked) == "and now?"
+    assert len(kept.turns) == 30
+
+
+def test_a_limit_can_be_set_and_lifted(endpoint: Endpoint, tmp_path: Path) -> None:
+    typed = "/budget calls 0\none\n/budget calls 9\n/budget seconds 60\n/budget seconds none\none\n"
+    ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
+    assert ended.code == 1  # One of the two had no call.
+    lines = [" ".join(line.split()) for line in ended.stdout.splitlines()]
+    assert "no accepted answer (over_budget); /why tells how it came about" in lines
+    assert lines.index("seconds 60.0") < lines.index(
+        "seconds no limit", lines.index("seconds 60.0")
+    )
+    assert lines[-1] == "ONE"
+
+
 def test_a_task_is_asked_in_its_own_form_by_its_own_h(endpoint: Endpoint, tmp_path: Path) -> None:
     ended = chat(endpoint, tmp_path / "run", "--task", "addition", typed="3+4\nhello\n")
     assert ended.stdout.startswith("7\n")
@@ -228,6 +285,25 @@ class Terminal:
         os.close(self._person)
         os.close(self._theirs)
         return self.running.wait().code
+
+
+def test_words_that_x_says_alone_are_seen_as_they_come_and_can_be_stopped(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    words = ["chat", "--run", str(tmp_path / "run"), "--model", "m", "--overseer", "none"]
+    terminal = Terminal(words, env(endpoint))
+    terminal.wait_for("you>")
+    terminal.type("first half later\r")
+    terminal.wait_for("FIRST HALF")  # The rest has not come yet.
+    terminal.type("\x03")
+    terminal.wait_for("stopped after")
+    terminal.wait_for("you>")
+    terminal.type("two\r")
+    terminal.wait_for("TWO")
+    terminal.wait_for("you>")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert [turn.status for turn in resume(tmp_path / "run", "last").turns] == ["stopped", "ok"]
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -90,6 +90,18 @@ def test_keys_judge_one_item_after_the_other(folder: Path) -> None:
     store.close()
 
 
+def test_a_node_that_is_named_is_shown_and_judged_by_a_key(answered: tuple[Path, str]) -> None:
+    folder, id = answered
+    ended = reflux(folder, "review", f"{id}/0.0.1", keys="e\nelsewhere\n")
+    assert ended.code == 0, ended.stderr
+    assert "Where? → so by H" in ended.stdout
+    assert f"edited: {id}/0.0.1" in ended.stdout
+    store = RunFolder(folder).store()
+    node = next(n for n in load_tree(store, f"{id}~1").walk() if n.path == "/0.0.1")
+    store.close()
+    assert (node.answer, node.answered_by) == ("elsewhere", "person")
+
+
 def test_q_and_the_end_of_what_is_typed_leave_the_queue_as_it_is(folder: Path) -> None:
     for keys in ("q\n", ""):
         ended = reflux(folder, "review", keys=keys)
@@ -100,7 +112,7 @@ def test_q_and_the_end_of_what_is_typed_leave_the_queue_as_it_is(folder: Path) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "say one of --approve"),
+        (("--json",), "say one of --approve"),
         (("--approve", "--reject"), "say one of --approve"),
         (("--approve",), "nothing is proposed here"),
         (("--edit", " "), "an empty answer is none"),

@@ -41,6 +41,9 @@ TASKS: dict[str, Callable[[], Task]] = {
     "multihop": multihop,
 }
 
+DEFAULT_TASK = "addition"
+"""Where neither the user nor the run names one."""
+
 
 def task_named(name: str) -> Task:
     """The task of this name.
