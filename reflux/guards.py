@@ -24,11 +24,14 @@ from reflux.serve_settings import ServeSettings
 HERE = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/healthz",)
 """Paths that need no key, and count towards no limit."""
+SHELL = "/page/"
+"""Files of the page, which hold nothing of any run: like `/` they need no key, so that the page can
+ask for it."""
 REMEMBERED = 10_000
 """Clients whose rate is known; the longest silent is forgotten first."""
 HEADERS: Mapping[str, str] = {
     "content-security-policy": (
-        "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+        "default-src 'self'; img-src 'self' data:; "
         "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
         "frame-ancestors 'none'"
     ),
@@ -107,7 +110,8 @@ class Guard:
         asks_first = (
             scope.get("method") == "OPTIONS" and headers.get("origin") in self._settings.origins
         )
-        if self._settings.api_key and not asks_first and not self._shows_key(headers):
+        public = asks_first or scope["path"] == "/" or scope["path"].startswith(SHELL)
+        if self._settings.api_key and not public and not self._shows_key(headers):
             return ApiError(
                 401,
                 "this server needs its key: Authorization: Bearer KEY",

@@ -1,7 +1,7 @@
 """The server of one run folder: an app of routers, with one set of guards before all of them.
 
-A page is one more router (or a mounted app) on what `create_app` returns; it finds the run, the
-models and the events of growing trees in `app.state.served`, as `reflux.chat_api.Served`.
+Every route finds the run, the models and the events of growing trees in `app.state.served`, as
+`reflux.chat_api.Served`; those of the page are in `reflux/page`.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from reflux.event_log import EventLogs
 from reflux.guards import Guard, refuse_open_door
 from reflux.metrics import Metrics
 from reflux.overseers import OVERSEERS
+from reflux.page.shell import add_page
 from reflux.serve_settings import ServeSettings
 from reflux.served_models import ServedModels
 from reflux.waiting import Waiting
@@ -95,6 +96,7 @@ def create_app(
     answer_errors(app)
     for routes in (router, chat_api.router, tree_api.router, pending_api.router):
         app.include_router(routes)
+    add_page(app)
     return app
 
 
