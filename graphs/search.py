@@ -11,7 +11,7 @@ from typing import Any
 
 from graphs.database import reading
 
-LOOKED_AT = 50_000
+LOOKED_AT = 25_000
 """Most questions that one page looks at; see `benchmarks/page.py` for what that costs."""
 
 ENDED = """

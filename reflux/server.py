@@ -24,6 +24,7 @@ from reflux.event_log import EventLogs
 from reflux.guards import Guard, refuse_open_door
 from reflux.metrics import Metrics
 from reflux.overseers import OVERSEERS
+from reflux.page.jobs import Jobs
 from reflux.page.shell import add_page
 from reflux.serve_settings import ServeSettings
 from reflux.served_models import ServedModels
@@ -70,11 +71,13 @@ def create_app(
         waiting, tasks = Waiting(run, overseers), set[asyncio.Task[None]]()
         logs = EventLogs(settings.kept_events)
         app.state.served = Served(run, settings, models, logs, metrics, waiting, tasks)
+        app.state.jobs = jobs = Jobs()
         async with AsyncExitStack() as ends:  # Last in, first out.
             ends.push_async_callback(client.close)
             await ends.enter_async_context(run)
             ends.push_async_callback(waiting.close)
             ends.push_async_callback(_end, tasks)
+            ends.push_async_callback(jobs.stop)
             yield
 
     app = FastAPI(

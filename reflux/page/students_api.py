@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from finetune.registry import Registry, Student
+from finetune.run_folder import RunFolder
 from reflux.chat_api import ERRORS, served
 
 router = APIRouter(prefix="/api/students", responses=ERRORS)
@@ -32,11 +33,12 @@ async def roll_back(request: Request) -> dict[str, Any]:
 
 
 async def _turned(request: Request, turn: Callable[[Registry], object]) -> dict[str, Any]:
-    registry = served(request).run.folder.registry
+    folder = RunFolder(served(request).run.folder.path)
 
     def turned() -> dict[str, Any]:
-        turn(registry)
-        return _listed(registry)
+        with folder.locked():  # A run that is under way promotes, too.
+            turn(folder.registry)
+        return _listed(folder.registry)
 
     return await asyncio.to_thread(turned)
 

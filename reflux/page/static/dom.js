@@ -54,8 +54,10 @@ export function confirmed(question, yes) {
   });
 }
 
+// What is shown where there is nothing yet; `words` in backticks are code.
 export function empty(title, words) {
-  return el("div", { class: "empty" }, el("h2", {}, title), el("p", {}, words));
+  const pieces = words.split("`").map((piece, at) => (at % 2 ? el("code", {}, piece) : piece));
+  return el("div", { class: "empty" }, el("h2", {}, title), el("p", {}, pieces));
 }
 
 export const number = (value) => (value === null || value === undefined ? "–" : Number(value).toLocaleString("en"));

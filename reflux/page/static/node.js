@@ -64,7 +64,7 @@ function said(node, record) {
   if (node.error) parts.push(el("p", { class: "bad text" }, node.error));
   if (node.note) parts.push(el("p", { class: "dim text" }, node.note));
   const tally = record.judgements.map((each) => each.detail.tally).filter((each) => each?.length).at(-1);
-  if (tally) parts.push(votes(tally));
+  if (tally && (tally.length > 1 || tally[0][1] > 1)) parts.push(votes(tally));
   return parts;
 }
 
@@ -116,15 +116,26 @@ function pretty(call) {
   return call.completion;
 }
 
+const WORDS = {
+  leaf: ["accepted", "not accepted"], outcome: ["accepted", "not accepted"], check: ["the check passed", "the check failed"],
+  verdict: ["approved", "rejected"], override: ["put in by a person", ""], consensus: ["consensus", "no consensus"],
+};
+
+function verdict({ kind, ok }) {
+  const words = WORDS[kind];
+  if (!words || ok === null) return kind.replaceAll("_", " ");
+  return ok ? words[0] : words[1];
+}
+
 function judgements(record) {
-  const told = record.judgements.filter(({ kind }) => !["user"].includes(kind));
+  const told = record.judgements.filter(({ kind }) => kind !== "user");
   if (!told.length) return "";
   return el("div", {}, el("h3", {}, "Verdicts"), el("ul", { class: "verdicts" }, told.map((each) => {
     const why = each.detail.rule || each.detail.comment || each.detail.error || each.detail.reason || "";
     const mark = each.ok === null ? "·" : each.ok ? "✓" : "✗";
     return el("li", { class: each.ok === false ? "bad" : "" },
       el("span", { class: "mark", "aria-hidden": true }, mark),
-      el("span", {}, `${each.kind}${each.ok === null ? "" : each.ok ? " passed" : " failed"}`),
+      el("span", {}, verdict(each)),
       why ? el("span", { class: "dim text" }, String(why)) : "",
       each.author !== "reflux" ? el("span", { class: "dim" }, `by ${each.author}`) : "");
   })));

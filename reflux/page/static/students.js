@@ -2,17 +2,20 @@
 
 import { json } from "./api.js";
 import { attempt, confirmed, el, empty, number, show, toast } from "./dom.js";
+import { jobPanel } from "./job.js";
 
 export async function open(place) {
-  const body = el("div", { class: "column" });
-  show(place, el("div", { class: "scroll" }, body));
+  const body = el("div", {});
   const refresh = async () => draw(body, await json("/api/students"), refresh);
+  const panel = await jobPanel("distillation", () => attempt(refresh));
+  show(place, el("div", { class: "scroll" }, el("div", { class: "column" }, body, panel.element)));
   await refresh();
+  return panel.close;
 }
 
 function draw(body, { current, students }, refresh) {
   if (!students.length) {
-    show(body, empty("No students yet", "A round of `reflux run`, or a distillation started on the Runs tab, makes the first one."));
+    show(body, empty("No students yet", "A round of `reflux run`, or a distillation started below, makes the first one."));
     return;
   }
   const turn = async (path, words) => attempt(async () => {
@@ -27,7 +30,7 @@ function draw(body, { current, students }, refresh) {
     if (await confirmed(`Take ${current} back, and make the agent before it the agent again?`, "Roll back")) await turn("/api/students/rollback", "Rolled back");
   };
   show(body,
-    el("div", { class: "row between" },
+    el("div", { class: "row between above" },
       el("p", {}, "The agent is ", el("span", { class: "strong" }, current || "the untrained base"), "."),
       current ? el("button", { type: "button", onclick: rollback }, "Roll back") : ""),
     el("ul", { class: "lineage" }, lineage(students).map(([student, depth]) => {
