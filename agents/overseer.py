@@ -81,7 +81,7 @@ class Seated(Protocol):
 class Follower(Protocol):
     """An overseer that asks chains (`agents.types.Chain`) also says how they go on."""
 
-    def follow(self, asked: str, answer: str) -> "str | Answer":
+    def follow(self, asked: str, answer: str) -> str | Answer:
         """The next question, or the answer that ends the chain.
 
         It must depend on nothing but these two: a chain that was interrupted goes on from its last
@@ -91,6 +91,13 @@ class Follower(Protocol):
 
 
 AnyOverseer = Overseer | Seated
+Follow = Callable[[str, str], str | Answer]
+"""`Follower.follow`, of an overseer that has one."""
+
+
+def follow_of(overseer: AnyOverseer) -> Follow | None:
+    """How an overseer's chains go on; None where it asks none."""
+    return getattr(overseer, "follow", None)
 
 
 def seated(overseer: AnyOverseer, desk: Desk) -> Overseer:
@@ -113,8 +120,10 @@ ScriptedStep = Callable[[str, Sequence[Exchange], bool], Step | Awaitable[Step]]
 class ScriptedOverseer:
     """An overseer that is a plain Python function, the H of Christiano et al. 2018, section 2."""
 
-    def __init__(self, name: str, function: ScriptedStep) -> None:
+    def __init__(self, name: str, function: ScriptedStep, follow: Follow | None = None) -> None:
+        """`follow` is `Follower.follow`, for a function that asks chains."""
         self.name = f"script:{name}"
+        self.follow = follow
         self._function = function
 
     async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:

@@ -13,7 +13,7 @@ from agents.budget import Budget
 from agents.errors import EndpointError, RefluxError
 from agents.overseer import AnyOverseer, Desk, Overseer, reserve_of, seated
 from agents.prompts import choice_prompt
-from agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step
+from agents.types import Answer, Ask, Chain, ChatRequest, Exchange, Sampling, Step
 
 Choice = Literal["majority", "merge", "judge"]
 CHOICE_TOKENS = 32
@@ -39,6 +39,7 @@ class Panel:
     those that are alike; `judge` has a model choose among all the proposals, of whatever kind, and
     falls back to the majority where it cannot be paid or read. Equals go to the first member.
 
+    A panel has no one way to go on with a chain, so one that a member asks fails with that reason.
     A member that fails is left out and the note of a batch says so; where all fail, so does the
     step, with the first member's failure.
     """
@@ -161,6 +162,8 @@ def _majority(proposals: Sequence[Step]) -> Step:
 def _kind(step: Step) -> str:
     if isinstance(step, Ask):
         return "ask" if step.subquestions else "pass"
+    if isinstance(step, Chain):
+        return "chain"
     return "answer" if isinstance(step, Answer) else "defer"
 
 
@@ -168,6 +171,8 @@ def _likeness(step: Step) -> tuple[str, ...]:
     """What like steps share; sub-questions are alike in any order, if they need nothing."""
     if isinstance(step, Answer):
         return ("answer", alike(step.text))
+    if isinstance(step, Chain):
+        return ("chain", alike(step.first))
     if not isinstance(step, Ask):
         return ("defer",)
     texts = [alike(sub.text) for sub in step.subquestions]

@@ -21,6 +21,10 @@ class Price:
     completion: float = 0.0
     """For a million completion tokens."""
 
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What one call costs."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
 
 class Purse:
     """Counts down seconds, money, calls and tokens; each of them may be without limit."""
@@ -64,8 +68,7 @@ class Purse:
         if reply.cached:
             return
         price = self._prices.get(model) or Price()
-        self.money += reply.prompt_tokens * price.prompt / 1e6
-        self.money += reply.completion_tokens * price.completion / 1e6
+        self.money += price.of(reply.prompt_tokens, reply.completion_tokens)
         self._calls += 1
         self._tokens += reply.tokens
 

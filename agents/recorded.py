@@ -4,8 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agents.budget import Budget
-from agents.overseer import PASS, AnyOverseer, Desk, Overseer, reserve_of, seated
-from agents.types import Ask, Exchange, Step
+from agents.overseer import (
+    PASS,
+    AnyOverseer,
+    Desk,
+    Follow,
+    Overseer,
+    follow_of,
+    reserve_of,
+    seated,
+)
+from agents.types import Ask, Chain, Exchange, Step
 
 Record = Mapping[str, Sequence[Sequence[Step]]]
 """For each question the steps in their order, one sequence an attempt."""
@@ -39,6 +48,11 @@ class RecordedOverseer:
         """The fallback's."""
         return reserve_of(self.fallback) if self.fallback else Budget(0, 0)
 
+    @property
+    def follow(self) -> Follow | None:
+        """The fallback's: a record holds where a chain began, not how it goes on."""
+        return follow_of(self.fallback) if self.fallback else None
+
     def at(self, desk: Desk) -> Overseer:
         """The overseer for one step; its fallback may ask models."""
         return _Replay(self, desk)
@@ -66,7 +80,7 @@ class _Replay:
     async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
         """The recorded step that comes after so many exchanges, else the fallback's."""
         step = self._next(question, len(transcript))
-        asks = isinstance(step, Ask)
+        asks = isinstance(step, Ask | Chain)
         if step is not None and (asks or not self.recorded.asks_only):
             return step if may_ask or not asks else PASS
         if self.recorded.fallback is not None:

@@ -5,8 +5,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents.budget import Budget
-from agents.overseer import AnyOverseer, Desk, Overseer, reserve_of, seated, shown
-from agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
+from agents.overseer import (
+    AnyOverseer,
+    Desk,
+    Follow,
+    Overseer,
+    follow_of,
+    reserve_of,
+    seated,
+    shown,
+)
+from agents.types import Answer, Ask, Chain, Defer, Exchange, Step, step_to_json
 
 When = Literal["always", "root", "asks", "answers"]
 APPROVE = {"kind": "approve"}
@@ -27,8 +36,8 @@ class Reviewed:
 
     proposer: AnyOverseer
     when: When = "always"
-    """`always`; `root`: the root's steps; `asks`: batches of sub-questions, at any depth;
-    `answers`: what the root is answered, and nothing on the way there."""
+    """`always`; `root`: the root's steps; `asks`: batches of sub-questions, and chains, at any
+    depth; `answers`: what the root is answered, and nothing on the way there."""
 
     @property
     def name(self) -> str:
@@ -39,6 +48,11 @@ class Reviewed:
     def reserve(self) -> Budget:
         """The proposer's."""
         return reserve_of(self.proposer)
+
+    @property
+    def follow(self) -> Follow | None:
+        """The proposer's: a chain is seen as it begins, not link by link."""
+        return follow_of(self.proposer)
 
     def at(self, desk: Desk) -> Overseer:
         """The overseer and its reviewer for one step."""
@@ -69,7 +83,7 @@ class _Review:
         if self.reviewed.when == "root":
             return self.desk.path == ""
         if self.reviewed.when == "asks":
-            return isinstance(step, Ask) and bool(step.subquestions)
+            return isinstance(step, Chain) or (isinstance(step, Ask) and bool(step.subquestions))
         if self.reviewed.when == "answers":
             return isinstance(step, Answer) and self.desk.path == ""
         return True

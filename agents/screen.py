@@ -24,3 +24,20 @@ def redact(text: str) -> str:
     Knows the common forms only: a password in prose passes.
     """
     return SECRET.sub(PLACEHOLDER, text)
+
+
+def unaskable(question: str, longest: int) -> str | None:
+    """Why a question must not be asked; None where it may be.
+
+    Args:
+        longest: characters that it may have.
+    """
+    if not question.strip():
+        return "the question is empty"
+    if len(question) > longest:
+        return f"the question has {len(question)} characters, the limit is {longest}"
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        return "the question is no Unicode text: it holds half a surrogate pair"
+    return None

@@ -9,7 +9,7 @@ goes on.
 An error is a recorded step that is not the best move. What is kept of a step: the question, the
 answer, and its votes where they were not unanimous (`graphs.chain`).
 
-Not covered: a real model as the agent.
+Then the default model itself climbs, distilled on single moves (`benchmarks.tower_student`).
 """
 
 import argparse
@@ -20,27 +20,26 @@ import random
 import sqlite3
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.checker import RuleChecker
 from agents.types import ChatRequest
-from benchmarks.hanoi import Mover, NoisyAgent, best, is_legal, moved, read, start, written
+from benchmarks.hanoi import NoisyAgent
 from benchmarks.measured import peak_mib
 from benchmarks.report import Claim, Report
+from benchmarks.tower_student import MOST, TARGET, StudentConfig, climb_with, climb_with_student
 from graphs.calls import Caller
 from graphs.plan import Plan, plan
 from graphs.state import AmplifyContext, Limits
 from graphs.stopping import AheadBy
-from graphs.systems import Amplified, Asked
+from graphs.systems import Amplified, Asked, task_context
 from graphs.traces import TraceStore
 from graphs.voting import VotePolicy
+from reflux.tasks.hanoi import Hanoi
+from reflux.tasks.tower import Position, best, first_move, on_the_way
 
 ASKED = Asked("million", 0, "amplified", "hanoi", "asked")
-TARGET = 0.99
-MOST = 60
-"""Votes on a step at the most: far above what is needed, so that the rule decides."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,13 @@ class Config:
         *(Case(16, p, seed) for p in (0.99, 0.9978) for seed in range(5)),
         Case(20, 0.99, 5, killed=True),
     )
+    student: StudentConfig = field(default_factory=StudentConfig)
     quick: bool = False
+
+
+def begun(case: Case) -> Position:
+    """The question for the first move."""
+    return first_move(on_the_way(case.disks, "X", "Z", 0))
 
 
 def climb(case: Case, path: Path, told: Path) -> None:
@@ -80,19 +85,18 @@ def climb(case: Case, path: Path, told: Path) -> None:
     store = TraceStore(path)
     asked = case.plan
     limits = Limits(calls=int(1.2 * asked.votes) + 1_000, tokens=10**12, attempts=1)
-    context = AmplifyContext(
+    given = AmplifyContext(
         Caller(NoisyAgent(case.accuracy, case.seed), store),
         "noisy",
-        [Mover()],
-        RuleChecker({"legal": is_legal}),
-        limits,
-        VotePolicy(sure=None, rule=AheadBy(asked.lead, MOST)),
+        (),
+        limits=limits,
+        votes=VotePolicy(sure=None, rule=AheadBy(asked.lead, MOST)),
         top_logprobs=0,
-        max_tokens=8,
     )
+    context = task_context(given, Hanoi())
 
     async def work() -> dict[str, Any]:
-        question = f"{case.disks} disks"
+        question = on_the_way(case.disks, "X", "Z", 0).text
         await store.add_question({"id": "tower", "text": question, **vars(ASKED)})
         outcome = await Amplified(context).answer(question, "tower")
         return dict(outcome)
@@ -149,7 +153,10 @@ def last_step(path: Path) -> int:
     """Number of the last step on record; 0 before there is any."""
     try:
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
-            return connection.execute("SELECT coalesce(max(number), 0) FROM links").fetchone()[0]
+            newest = (
+                "SELECT max(number) FROM links WHERE question='tower' AND path='' AND attempt=0"
+            )
+            return connection.execute(newest).fetchone()[0] or 0
     except sqlite3.Error:
         return 0
 
@@ -157,7 +164,7 @@ def last_step(path: Path) -> int:
 def marked(case: Case, path: Path) -> tuple[int, int, int, int]:
     """(steps that are not the best move or do not follow, steps, votes, bytes of the file)."""
     errors = steps = votes = 0
-    due = start(case.disks)
+    due = begun(case)
     connection = sqlite3.connect(path)
     rows = "SELECT number, wave, asked, answer, calls FROM links ORDER BY number, wave"
     asked = ""
@@ -167,8 +174,8 @@ def marked(case: Case, path: Path) -> tuple[int, int, int, int]:
         if answer is None:
             continue
         right = best(due)
-        errors += number != steps or asked != written(due) or answer != right
-        due = moved(due, right)
+        errors += number != steps or asked != due.text or answer != right
+        due = due.after(right)
         steps += 1
     connection.close()
     return errors + abs(case.steps - steps), steps, votes, path.stat().st_size
@@ -176,9 +183,8 @@ def marked(case: Case, path: Path) -> tuple[int, int, int, int]:
 
 def agent_us(case: Case, calls: int = 5_000) -> float:
     """µs of processor time that the agent itself takes for a vote."""
-    agent, asked = NoisyAgent(case.accuracy, case.seed), written(start(case.disks))
-    state = read(asked)
-    request = ChatRequest("noisy", (("system", ""), ("user", written(state))))
+    agent = NoisyAgent(case.accuracy, case.seed)
+    request = ChatRequest("noisy", (("system", ""), ("user", begun(case).text)))
 
     async def work() -> None:
         for _ in range(calls):
@@ -210,11 +216,21 @@ def main(config: Config) -> None:
         Claim("peak memory, MiB", max(r["peak MiB"] for r in report.rows), "<=", 500, 1),
         Claim("our own processor time for a vote of the longest, µs", ours, "<=", 200, 1),
     ]
+    with tempfile.TemporaryDirectory() as folder:
+        if config.quick:  # A script stands in for the student, whose training takes minutes.
+            climbed = climb_with(NoisyAgent(0.98), config.student, Path(folder), report)
+        else:
+            climbed = climb_with_student(config.student, Path(folder), report)
+        asyncio.run(climbed)
     report.finish()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
-    small = Config((Case(4, 0.9, 0), Case(7, 0.99, 1, killed=True)), quick=True)
+    small = Config(
+        (Case(4, 0.9, 0), Case(7, 0.99, 1, killed=True)),
+        StudentConfig(disks=5, probes=40),
+        quick=True,
+    )
     main(small if parser.parse_args().quick else Config())

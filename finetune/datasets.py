@@ -6,8 +6,9 @@ it comes from stands beside it. No row holds a true answer: trajectories have no
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from agents.errors import RefluxError, UsageError
 from agents.prompts import answer_prompt
 from agents.types import Message
 from finetune.run_folder import replacing, write_whole
+from graphs.revision import NEWEST, before, first_of, overrides_made
 from graphs.task import Task, is_held_out
 from graphs.traces import TraceStore
+from graphs.verdicts import edited_by_persons, rejected_by_persons
 
 Form = Literal["prompt-completion", "messages", "preference"]
 
@@ -33,7 +36,8 @@ class Row:
     provenance: dict[str, Any]
     """Trajectory, node path, run, round, system and model digests."""
     rejected: str | None = None
-    """An answer of the same tree that the check refused, where there is one."""
+    """An answer to the same question that a check refused, or that a person's edit replaced, where
+    there is one."""
 
     def train(self) -> dict[str, Any]:
         """The row as TRL's conversational prompt-completion form."""
@@ -41,21 +45,43 @@ class Row:
         return {"prompt": list(self.prompt), "completion": completion}
 
 
-ACCEPTED = """
-SELECT r.*, (SELECT group_concat(DISTINCT c.model_digest) FROM calls c WHERE c.question = r.id)
-  AS models
-FROM roots r WHERE r.ok = 1 AND r.split = ? AND r.system = ? AND r.round <= ?
-ORDER BY r.round, r.id
-"""
+ACCEPTED = f"""
+SELECT q.*, (SELECT group_concat(DISTINCT digest) FROM (
+    SELECT c.model_digest AS digest FROM calls c WHERE c.question = q.id UNION ALL
+    SELECT b.detail ->> 'model_digest' FROM judgements b
+    WHERE b.question = q.id AND b.kind = 'chain_begun')) AS models
+FROM roots q WHERE q.ok = 1 AND {NEWEST} AND {{which}}
+ORDER BY q.round, q.id
+"""  # noqa: S608 - every part is a constant of ours
+OF_SYSTEM = "q.split = :split AND q.system = :system AND q.round <= :up_to"
 
 
 def accepted(
     store: TraceStore, split: str, system: str, up_to_round: int, system_prompt: str
 ) -> Iterator[Row]:
-    """Rows of every accepted root answer of a system, in a fixed order."""
-    for found in store.select(ACCEPTED, (split, system, up_to_round)):
+    """Rows of every accepted root answer of a system, in a fixed order.
+
+    Of a trajectory that persons edited the newest revision counts; one with a node that a person
+    rejected is left out.
+    """
+    asked = {"split": split, "system": system, "up_to": up_to_round}
+    return rows_where(store, OF_SYSTEM, asked, lambda task: system_prompt)
+
+
+def rows_where(
+    store: TraceStore, which: str, values: Mapping[str, Any], system_prompt: Callable[[str], str]
+) -> Iterator[Row]:
+    """Rows of the accepted roots `q` that an SQL condition picks; the prompt is that of the task
+    whose name is given."""
+    rejected = rejected_by_persons(store)
+    edited = edited_by_persons(store)
+    for found in store.select(ACCEPTED.format(which=which), values):
+        first = first_of(found["id"])
+        if first in rejected:
+            continue
         answer = json.loads(found["detail"])["answer"]
-        prompt = answer_prompt(found["text"], system_prompt)
+        replaced = _replaced(store, found["id"], answer) if first in edited else None
+        prompt = answer_prompt(found["text"], system_prompt(found["task"]))
         yield Row(
             prompt=tuple({"role": role, "content": content} for role, content in prompt),
             completion=answer,
@@ -69,8 +95,29 @@ def accepted(
                 "system": found["system"],
                 "models": (found["models"] or "").split(",") if found["models"] else [],
             },
-            rejected=_refused(store, found["id"], answer),
+            rejected=replaced or _refused(store, found["id"], answer),
         )
+
+
+def _replaced(store: TraceStore, question: str, answer: str) -> str | None:
+    """The answer to the root before the newest edit that changed it."""
+    sql = (
+        "SELECT detail ->> 'answer' AS answer FROM judgements WHERE question=? AND path=''"
+        " AND kind IN ('outcome', 'leaf') ORDER BY kind = 'outcome' DESC, id DESC LIMIT 1"
+    )
+    words = {
+        id: word for id in (question, *before(question)) for _, word in overrides_made(store, id)
+    }
+    for id, earlier in pairwise((question, *before(question))):
+        found = next(store.select(sql, (earlier,)), None)
+        if (
+            id in words
+            and words[id]["answer"] is not None
+            and found
+            and found["answer"] not in (None, answer)
+        ):
+            return str(found["answer"])
+    return None
 
 
 def _refused(store: TraceStore, question: str, answer: str) -> str | None:
@@ -123,24 +170,31 @@ def in_form(row: Row, form: Form) -> dict[str, Any] | None:
     return trained
 
 
-def export(rows: Sequence[Row], path: Path, form: Form) -> int:
-    """Write rows as JSONL or Parquet (by the file's ending), provenance in a sidecar; their number.
+def export(rows: Sequence[Row], path: Path, form: Form, kind: str | None = None) -> int:
+    """Write rows as JSONL or Parquet, provenance in a sidecar; their number.
+
+    Args:
+        kind: `jsonl` or `parquet`; what the file ends in where None.
 
     Raises:
-        UsageError: another ending.
+        UsageError: another kind or ending.
     """
+    kind = path.suffix.removeprefix(".") if kind is None else kind
     kept = [(row, body) for row in rows if (body := in_form(row, form)) is not None]
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jsonl":
+    if kind == "jsonl":
         write_whole(path, "".join(json.dumps(body) + "\n" for _, body in kept))
-    elif path.suffix == ".parquet":
+    elif kind == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         with replacing(path) as temporary:
             pq.write_table(pa.Table.from_pylist([body for _, body in kept]), temporary)
     else:
-        raise UsageError(f"cannot export to {path.name!r}: end it in .jsonl or .parquet")
+        raise UsageError(
+            f"cannot export to {path.name!r} as {kind!r}: end it in .jsonl or .parquet, or say "
+            "--format jsonl or parquet"
+        )
     sidecar = path.with_name(f"{path.stem}.provenance.jsonl")
     write_whole(sidecar, "".join(json.dumps(row.provenance) + "\n" for row, _ in kept))
     return len(kept)

@@ -7,16 +7,18 @@ settle. Training questions only: no held-out one is among them.
 import json
 from dataclasses import dataclass
 
+from graphs.revision import NEWEST
 from graphs.traces import TraceStore
 
-ENDED = """
-SELECT id, text, ok FROM roots
-WHERE round = ? AND system = 'amplified' AND split = 'train' ORDER BY id
-"""
-DOUBTS = """
+ENDED = f"""
+SELECT q.id, q.text, q.ok FROM roots q
+WHERE q.round = ? AND q.system = 'amplified' AND q.split = 'train' AND {NEWEST} ORDER BY q.id
+"""  # noqa: S608 - the part is a constant of ours
+DOUBTS = f"""
 SELECT j.question, j.detail FROM judgements j JOIN questions q ON q.id = j.question
 WHERE j.kind = 'leaf' AND q.round = ? AND q.system = 'amplified' AND q.split = 'train'
-"""
+  AND {NEWEST}
+"""  # noqa: S608
 
 
 @dataclass(frozen=True)

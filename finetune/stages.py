@@ -16,6 +16,7 @@ from agents.errors import RefluxError
 from agents.purse import Purse
 from finetune.anchor import anchor_prompts, canary_prompts, overlap
 from finetune.datasets import Row, accepted, refuse_leaks, rows_digest
+from finetune.edited import edited
 from finetune.gates import failed_gates, judge
 from finetune.hard import hardness
 from finetune.rounds_config import RoundsConfig, RoundSpec
@@ -154,10 +155,11 @@ class Stages:
         primitives = list(accepted(store, "primitive", "overseer", 0, prompt))
         amplified = list(accepted(store, "train", "amplified", number, prompt))
         anchor = list(accepted(store, "train", "anchor", 0, ""))
-        rows = [*primitives, *amplified, *anchor]
+        by_persons = list(edited(store, self.task))
+        rows = [*primitives, *amplified, *anchor, *by_persons]
         refuse_leaks(rows, self.task)
         repeated = primitives * self.spec(number).primitive_repeats
-        return rows, [*repeated, *amplified, *anchor]
+        return rows, [*repeated, *amplified, *anchor, *by_persons]
 
     async def distill(self, number: int) -> dict[str, Any]:
         """Train a LoRA on the pristine base and write the student, once."""

@@ -22,7 +22,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from agents.errors import RefluxError
-from agents.screen import redact
+from agents.screen import redact, unaskable
 from agents.types import (
     Answer,
     Chain,
@@ -36,6 +36,7 @@ from graphs.check import check
 from graphs.copies import Place
 from graphs.events import answered
 from graphs.leaf import answer_directly
+from graphs.revision import Override
 from graphs.state import (
     NOTHING_SPENT,
     AmplifyContext,
@@ -62,8 +63,9 @@ def _context(runtime: Ran) -> AmplifyContext:
 
 def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifyState:
     """The state of a root question before its first step."""
-    limits = context.limits
-    return _fresh(redact(question), question_id, "", 0, [], limits.calls, limits.tokens, 0)
+    limits, question = context.limits, redact(question)
+    retries = context.asked_before("", question)
+    return _fresh(question, question_id, "", 0, [], limits.calls, limits.tokens, retries)
 
 
 def _fresh(
@@ -103,15 +105,8 @@ def _fresh(
 def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
     """Why a question is refused before anything is asked; None where it is not."""
     question = state["question"]
-    if not question.strip():
-        return "the question is empty"
-    if len(question) > context.limits.question_chars:
-        return (
-            f"the question has {len(question)} characters, the limit is "
-            f"{context.limits.question_chars}"
-        )
-    if any("\ud800" <= char <= "\udfff" for char in question):
-        return "the question is no Unicode text: it holds half a surrogate pair"
+    if (reason := unaskable(question, context.limits.question_chars)) is not None:
+        return reason
     if context.canonical(question) in map(context.canonical, state["ancestors"]):
         return f"CycleError: {question!r} repeats one of its ancestors"
     return None
@@ -141,9 +136,11 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     if isinstance(step, Defer):
         return {**advance, "error": DEFERRED_AGAIN}
     state = {**state, "spent": spent}
+    if state["depth"] >= context.limits.depth:
+        return {**advance, **await leave_to_x(state, context)}
     if isinstance(step, Chain):
         return {**advance, **await _chained(state, context, step)}
-    if not step.subquestions or state["depth"] >= context.limits.depth:
+    if not step.subquestions:
         return {**advance, **await leave_to_x(state, context)}
     return {**advance, **ask_batch(state, context, step)}
 
@@ -153,11 +150,13 @@ async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -
     number = tried(state, context)
     place = Place(state["question"], state["question_id"], state["path"], state["step"], number)
     overseer = overseer_of(state, context)
-    outcome = await walk_chain(context, place, overseer, chain, left_of(state))
+    walked = await walk_chain(context, place, overseer, chain, left_of(state))
+    outcome, spent = walked.outcome, plus(state["spent"], walked.outcome["spent"])
     return {
         "proposal": outcome["answer"] if outcome["status"] == "ok" else None,
         "error": outcome["error"],
-        "spent": plus(state["spent"], outcome["spent"]),
+        "spent": spent,
+        "outcome": {**outcome, "spent": spent} if walked.broke_off else None,
     }
 
 
@@ -185,6 +184,8 @@ async def subtask(task: SubTask, runtime: Ran) -> Update:
     """One copy's work on one sub-question: H's primitive, X's answer, or a level deeper."""
     async with runtime.context.branches.at(task["depth"]):
         context = _context(runtime)
+        again = context.asked_before(task["path"], task["text"])
+        task = {**task, "retries": task["retries"] + again}
         context.emit(
             {"event": "asked", "path": task["path"], "question": task["text"], "to": task["to"]}
         )
@@ -204,6 +205,9 @@ async def subtask(task: SubTask, runtime: Ran) -> Update:
 
 
 async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) -> Outcome:
+    word = context.override(state["path"], state["question"])
+    if word is not None and word.answer is not None:
+        return await _overridden(state, context, word.answer, word)
     reason = task["blocked"] or screened(state, context)
     if reason is not None:
         return await _refuse(state, context, reason)
@@ -242,6 +246,21 @@ async def _answered(task: SubTask, context: AmplifyContext, spent: Spent) -> Out
     return {**outcome, "spent": plus(spent, outcome["spent"])}
 
 
+async def _overridden(
+    state: AmplifyState, context: AmplifyContext, answer: str, word: Override
+) -> Outcome:
+    """A sub-question whose answer is a person's; what it had cost stays charged."""
+    spent: Spent = {"calls": word.calls, "cached": word.calls, "tokens": word.tokens}
+    outcome: Outcome = {
+        "answer": context.normalise(answer),
+        "status": "ok",
+        "error": None,
+        "spent": spent,
+    }
+    await _record(state, context, outcome, by="person")
+    return outcome
+
+
 async def _refuse(
     state: AmplifyState, context: AmplifyContext, reason: str, spent: Spent = NOTHING_SPENT
 ) -> Outcome:
@@ -260,13 +279,15 @@ async def record(state: AmplifyState, runtime: Ran) -> Update:
     return {}
 
 
-async def _record(state: AmplifyState, context: AmplifyContext, outcome: Outcome) -> None:
+async def _record(
+    state: AmplifyState, context: AmplifyContext, outcome: Outcome, **more: str
+) -> None:
     await context.caller.store.add_judgement(
         state["question_id"],
         state["path"],
         "outcome",
         outcome["status"] == "ok",
-        {"question": state["question"], "attempts": state["attempt"] + 1, **outcome},
+        {"question": state["question"], "attempts": state["attempt"] + 1, **more, **outcome},
         key="0",
     )
     context.emit(answered(state["path"], False, outcome))

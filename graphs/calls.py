@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from agents.errors import EndpointError, ReplayError
 from agents.screen import redact
@@ -20,6 +21,7 @@ from agents.tools import ToolReply
 from agents.types import (
     Answer,
     Ask,
+    Chain,
     ChatClient,
     ChatRequest,
     Completion,
@@ -28,6 +30,7 @@ from agents.types import (
     ToolCall,
     step_to_json,
 )
+from graphs.revision import before
 from graphs.traces import CallKey, TraceStore
 
 
@@ -51,7 +54,9 @@ class Caller:
         if (known := self._recorded(key, asked["request_digest"])) is not None:
             return known
         try:
-            reply = await self.client.complete(request)
+            reply = self._before(key, asked["request_digest"]) or await self.client.complete(
+                request
+            )
         except EndpointError as error:
             self.outage = error
             await self._failed(key, asked, Completion("", cached=error.cached), str(error))
@@ -72,6 +77,10 @@ class Caller:
         request, asked = await self._asked(request)
         if (known := self._recorded(key, asked["request_digest"])) is not None:
             for piece in in_one_piece(known):
+                yield piece
+            return
+        if (earlier := self._before(key, asked["request_digest"])) is not None:
+            for piece in in_one_piece(await self._replied(key, asked, earlier)):
                 yield piece
             return
         came: list[str] = []
@@ -150,7 +159,10 @@ class Caller:
                 )
             return ToolReply(row["completion"], row["finish_reason"] != "refused")
         begun = time.perf_counter()
-        said = await work()
+        if (row := self._earlier(key, digest)) is not None:
+            said = ToolReply(row["completion"], row["finish_reason"] != "refused")
+        else:
+            said = await work()
         said = ToolReply(redact(said.text), said.ok)
         done = Completion(
             said.text,
@@ -171,10 +183,29 @@ class Caller:
             )
         return completion_of(row)
 
-    async def step(self, key: CallKey, overseer: str, step: Step) -> Step:
+    def _before(self, key: CallKey, digest: str) -> Completion | None:
+        """What an earlier revision of this trajectory was replied to the same request, there."""
+        if (row := self._earlier(key, digest)) is None:
+            return None
+        return replace(completion_of(row), cached=True, seconds=0.0, retries=())
+
+    def _earlier(self, key: CallKey, digest: str) -> sqlite3.Row | None:
+        for question in before(key.question):
+            row = self.store.find_call(replace(key, question=question))
+            if row is not None and row["request_digest"] == digest:
+                return row
+        return None
+
+    def person_step(self, key: CallKey, shown: str) -> Mapping[str, Any] | None:
+        """The step that a person took here, as JSON, or took in an earlier revision where the
+        digest of what was `shown` is the same; None where nobody has yet."""
+        row = self.store.find_call(key) or self._earlier(key, shown)
+        return json.loads(row["completion"]) if row else None
+
+    async def step(self, key: CallKey, overseer: str, step: Step, shown: str | None = None) -> Step:
         """Record a step that H took without a model, and return it as recorded: redacted.
 
-        It costs no call.
+        It costs no call. `shown` is the digest of what a person saw.
 
         Raises:
             ReplayError: on replay H took another step.
@@ -183,7 +214,8 @@ class Caller:
         text = json.dumps(step_to_json(step))
         if self._taken(key, overseer, text):
             return step
-        taken = {"kind": "script", "model": overseer} | _reply(Completion(text))
+        taken = {"kind": "script", "model": overseer, "request_digest": shown}
+        taken |= _reply(Completion(text))
         try:
             await self.store.add_call(key, taken)
         except ReplayError:
@@ -206,6 +238,8 @@ class Caller:
 def _redacted(step: Step) -> Step:
     if isinstance(step, Answer):
         return Answer(redact(step.text))
+    if isinstance(step, Chain):
+        return Chain(redact(step.first))
     if isinstance(step, Ask):
         asked = tuple(replace(s, text=redact(s.text)) for s in step.subquestions)
         return Ask(asked, redact(step.note))

@@ -8,6 +8,10 @@ table.
 
 What is kept of a wave: that its votes agreed, and on what; all of them where they did not, or where
 one was refused. Log-probabilities and tokens of single votes are not kept.
+
+A link of which no vote is accepted is voted on again with fresh votes, as often as a question has
+attempts. An endpoint that fails ends the question, and with it this session's walk: to begin at the
+first link again, as after an answer that a check refuses, would throw the way so far away.
 """
 
 import hashlib
@@ -18,14 +22,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agents.budget import Budget
-from agents.errors import ReplayError
-from agents.overseer import AnyOverseer
-from agents.screen import redact
-from agents.types import Answer, Chain, ChatRequest
+from agents.errors import EndpointError, ReplayError
+from agents.overseer import AnyOverseer, follow_of
+from agents.screen import redact, unaskable
+from agents.types import Answer, Chain, ChatRequest, Completion
 from graphs.copies import Place, chain_request, record_leaf, side_by_side, vote_of
+from graphs.links import read_votes, write_votes
 from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, Status, failed_outcome, plus
 from graphs.traces import LinkKey
 from graphs.voting import Vote, wave, winner
+
+UNSURE = -1.0
+"""Stands for the log-probability of a vote on record: one that was sure enough to stand alone has
+decided its link."""
 
 
 @dataclass
@@ -37,11 +46,22 @@ class _Walk:
     votes: list[Vote]
     waves: int
     spent: Spent
+    decided: bool = False
+    """The record says that these votes are enough."""
+
+
+@dataclass(frozen=True)
+class Walked:
+    """How a chain ended."""
+
+    outcome: Outcome
+    broke_off: bool = False
+    """At the endpoint: the same call, made later, goes on from here."""
 
 
 async def walk_chain(
     context: AmplifyContext, place: Place, overseer: AnyOverseer, chain: Chain, given: Budget
-) -> Outcome:
+) -> Walked:
     """Walk a chain to its end; `given` is for all of it.
 
     H's `follow` makes the next question of the last and its answer, or ends with an `Answer`. It is
@@ -50,33 +70,43 @@ async def walk_chain(
     Raises:
         ReplayError: the chain was begun with another model, prompt or first question.
     """
-    follow = getattr(overseer, "follow", None)
+    follow = follow_of(overseer)
     if follow is None:
-        return failed_outcome(f"{overseer.name} asked a chain, and has no `follow` to go on with")
+        reason = f"{overseer.name} asked a chain, and has no `follow` to go on with"
+        return Walked(failed_outcome(reason))
     key = LinkKey(place.question_id, place.path, place.retries)
-    frame = chain_request(context, "", 0)
-    await _same_chain(context, key, chain, frame)
-    at = _resumed(context, key, chain)
-    status, error, answer = "ok", None, None
+    first = redact(chain.first)
+    if (reason := unaskable(first, context.limits.question_chars)) is not None:
+        return Walked(failed_outcome(f"link 0: {reason}"))
+    await _same_chain(context, key, first)
+    at = _resumed(context, key, first)
+    broke_off = False
+    status: Status = "ok"
+    error: str | None = None
+    answer: str | None = None
     while True:
         chosen, status, error = await _link(context, key, at, given)
         if chosen is None or status != "ok":
-            answer = chosen.text if chosen else None
+            broke_off = status == "failed"
             break
         try:
             following = follow(at.asked, chosen.text)
+            answer = context.normalise(following.text) if isinstance(following, Answer) else None
+            asked = "" if isinstance(following, Answer) else redact(following)
         except Exception as failure:  # noqa: BLE001 - H is the user's code: its failures are values
             status, error = "failed", f"H could not follow: {type(failure).__name__}: {failure}"
             break
-        if isinstance(following, Answer):
-            answer = context.normalise(following.text)
+        if answer is not None:
             break
-        at.number, at.asked, at.votes, at.waves = at.number + 1, redact(following), [], 0
+        if (reason := unaskable(asked, context.limits.question_chars)) is not None:
+            status, error = "failed", f"link {at.number + 1}: {reason}"
+            break
+        at = _Walk(at.number + 1, asked, [], 0, at.spent)
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": at.spent}
     disputed = context.caller.store.disputed_links(key)
     told = {"links": at.number + 1, "disputed": disputed, "last": at.asked}
     await record_leaf(context, place, outcome, told, ("chain",))
-    return outcome
+    return Walked(outcome, broke_off)
 
 
 async def _link(
@@ -84,24 +114,20 @@ async def _link(
 ) -> tuple[Vote | None, Status, str | None]:
     """Vote on one link."""
     policy, caller = context.votes, context.caller
-    first = key.attempt * policy.stopping.most
-    while more := wave(at.votes, policy):
+    first = _first_vote(context, key)
+    while more := 0 if at.decided else wave(_fresh(context, at.votes), policy):
         left = given.minus(at.spent["calls"], at.spent["tokens"])
         lacking = context.purse.lacks
         if left.empty or lacking:
             return winner(at.votes), "over_budget", lacking and f"no {lacking} left"
         numbers = range(first + len(at.votes), first + len(at.votes) + min(more, left.calls))
         asked = [chain_request(context, at.asked, number) for number in numbers]
-        came, failure = await side_by_side([caller.client.complete(each) for each in asked])
-        caller.outage = failure or caller.outage
-        replies = {n: replace(reply, text=redact(reply.text)) for n, reply in came.items()}
-        votes = [vote_of(context, at.asked, numbers[n], reply) for n, reply in replies.items()]
-        tokens = sum(reply.tokens for reply in replies.values())
-        for n, reply in replies.items():
-            context.purse.pay(asked[n].model, reply)
+        replies, failure = await _replies(context, asked)
+        votes = [vote_of(context, at.asked, n, reply) for n, reply in replies]
+        tokens = sum(reply.tokens for _, reply in replies)
         at.votes += votes
-        decided = failure is None and wave(at.votes, policy) == 0
-        chosen = winner(at.votes) if decided else None
+        enough = failure is None and wave(_fresh(context, at.votes), policy) == 0
+        chosen = winner(at.votes) if enough else None
         if votes:
             await caller.store.add_link(
                 key,
@@ -109,15 +135,15 @@ async def _link(
                     "number": at.number,
                     "wave": at.waves,
                     "asked": at.asked if at.waves == 0 else None,
-                    "votes": _kept(votes),
+                    "votes": write_votes(votes),
                     "answer": chosen.text if chosen and chosen.ok else None,
                     "calls": len(votes),
                     "tokens": tokens,
                     "created": time.time(),
                 },
             )
-        at.waves += 1
-        cached = sum(reply.cached for reply in replies.values())
+            at.waves += 1
+        cached = sum(reply.cached for _, reply in replies)
         at.spent = plus(at.spent, {"calls": len(votes), "cached": cached, "tokens": tokens})
         if failure is not None:
             return winner(at.votes), "failed", str(failure)
@@ -137,58 +163,75 @@ async def _link(
     return chosen, "ok", None
 
 
-def _kept(votes: Sequence[Vote]) -> str:
-    """A wave as JSON: `[text, n]` where all agree, otherwise every vote, `[[text, ok, flag], …]`.
+def _fresh(context: AmplifyContext, votes: list[Vote]) -> list[Vote]:
+    """The votes of a link's current try; all those of the tries before it were refused."""
+    most, tries = context.votes.stopping.most, max(1, context.limits.attempts)
+    begun = 0
+    while len(votes) >= begun + most and begun < most * (tries - 1):
+        if any(vote.ok for vote in votes[begun : begun + most]):
+            break
+        begun += most
+    return votes[begun:] if begun else votes
 
-    `TraceStore.disputed_links` tells the two apart by their beginning.
+
+def _first_vote(context: AmplifyContext, key: LinkKey) -> int:
+    """The number of a link's first vote: no try of a link draws the votes of another attempt's."""
+    return key.attempt * context.votes.stopping.most * max(1, context.limits.attempts)
+
+
+async def _replies(
+    context: AmplifyContext, asked: Sequence[ChatRequest]
+) -> tuple[list[tuple[int, Completion]], EndpointError | None]:
+    """(vote, reply) of those that came before the first failure, and that failure.
+
+    What came after it is asked again when the chain goes on, so that votes keep their numbers.
     """
-    one = votes[0]
-    if one.ok and all(vote.ok and vote.text == one.text for vote in votes):
-        return json.dumps([one.text, len(votes)])
-    return json.dumps([[vote.text, vote.ok, vote.flag] for vote in votes])
+    client = context.caller.client
+    came, failure = await side_by_side([client.complete(request) for request in asked])
+    for at, reply in came.items():
+        context.purse.pay(asked[at].model, reply)
+    context.caller.outage = failure
+    first_lost = next((at for at in range(len(asked)) if at not in came), len(asked))
+    kept = range(first_lost)
+    return [(asked[at].vote, replace(came[at], text=redact(came[at].text))) for at in kept], failure
 
 
-def _votes(kept: str) -> list[Vote]:
-    """The inverse of `_kept`, as far as a vote is kept."""
-    body: list[Any] = json.loads(kept)
-    if body and isinstance(body[0], str):
-        return [Vote(body[0], True, -1.0)] * body[1]
-    return [Vote(text, ok, -1.0, flag=flag) for text, ok, flag in body]
-
-
-def _resumed(context: AmplifyContext, key: LinkKey, chain: Chain) -> _Walk:
+def _resumed(context: AmplifyContext, key: LinkKey, first: str) -> _Walk:
     """Where the log leaves the chain: at the first link, or at the last one that was begun."""
     store = context.caller.store
     waves = store.last_link(key)
     if not waves:
-        return _Walk(0, redact(chain.first), [], 0, NOTHING_SPENT)
+        return _Walk(0, first, [], 0, NOTHING_SPENT)
     calls, tokens = store.spent_on_links(key)
-    votes = [vote for row in waves for vote in _votes(row["votes"])]
+    votes: list[Vote] = []
+    for text, ok, flag in (vote for row in waves for vote in read_votes(row["votes"])):
+        weight = context.votes.variant(_first_vote(context, key) + len(votes)).weight
+        votes.append(Vote(text, ok, UNSURE, weight, flag))
     spent: Spent = {"calls": calls, "cached": 0, "tokens": tokens}
-    return _Walk(waves[0]["number"], waves[0]["asked"], votes, len(waves), spent)
+    number, asked, answer = waves[0]["number"], waves[0]["asked"], waves[-1]["answer"]
+    return _Walk(number, asked, votes, len(waves), spent, decided=answer is not None)
 
 
-async def _same_chain(
-    context: AmplifyContext, key: LinkKey, chain: Chain, frame: ChatRequest
-) -> None:
-    """Record what the chain is made of; one that goes on must be made of the same."""
-    digest = await context.caller.client.model_digest(frame.model)
-    made = json.dumps([frame.digest(digest), chain.first, context.seed])
-    detail = {"digest": hashlib.sha256(made.encode()).hexdigest()[:32]}
+async def _same_chain(context: AmplifyContext, key: LinkKey, first: str) -> None:
+    """Record what the chain is made of; one that goes on must be made of the same.
+
+    Raises:
+        ReplayError: it is not.
+    """
+    request = chain_request(context, first, 0)
+    model_digest = await context.caller.client.model_digest(request.model)
+    made = json.dumps([request.digest(model_digest), repr(context.votes), repr(context.flags)])
+    digest = hashlib.sha256(made.encode()).hexdigest()[:32]
+    detail = {"attempt": key.attempt, "digest": digest, "first": first}
+    detail |= {"model": request.model, "model_digest": model_digest}
     sql = "SELECT detail FROM judgements WHERE question=? AND path=? AND kind='chain_begun'"
-    rows = context.caller.store.select(sql, (key.question, key.path))
-    begun = [json.loads(row["detail"]) for row in rows]
-    mine = [one for one in begun if one["attempt"] == key.attempt]
-    if mine and mine[0]["digest"] != detail["digest"]:
-        raise ReplayError(
-            f"the chain at {key.path or 'the root'} was begun with another model, prompt, vote or "
-            "first question; use a new --run"
-        )
+    for row in context.caller.store.select(sql, (key.question, key.path)):
+        begun: dict[str, Any] = json.loads(row["detail"])
+        if begun["attempt"] == key.attempt and begun["digest"] != digest:
+            raise ReplayError(
+                f"the chain at {key.path or 'the root'} was begun with another model, prompt, vote "
+                "or first question; use a new --run"
+            )
     await context.caller.store.add_judgement(
-        key.question,
-        key.path,
-        "chain_begun",
-        None,
-        {**detail, "attempt": key.attempt, "first": redact(chain.first)},
-        key=str(key.attempt),
+        key.question, key.path, "chain_begun", None, detail, key=str(key.attempt)
     )

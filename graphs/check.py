@@ -58,6 +58,8 @@ async def judged(
 
 async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[str, Any]:
     """Test the proposal; a failure leads to another attempt while attempts and budget last."""
+    if state["outcome"] is not None:
+        return {}  # A chain broke off.
     context = listening(runtime.context, runtime.stream_writer)
     proposal, passed = state["proposal"], state.get("passed", [])
     spent, rule, ok = state["spent"], "no_answer", False

@@ -117,9 +117,16 @@ def disagreement(said: Sequence[Said]) -> float:
     return 1.0 - most / len(said)
 
 
+PAST_PANELS = (
+    "SELECT j.detail FROM judgements j JOIN questions q ON q.id = j.question"
+    " WHERE j.kind='panel' AND q.revises IS NULL ORDER BY j.id"
+)
+"""A revision's panels are those of the trajectory that it revises."""
+
+
 def past_answers(store: TraceStore) -> Iterator[tuple[str, Mapping[str, str], str | None]]:
     """(question, answers by expert, combined answer) of every recorded panel, in order."""
-    for row in store.select("SELECT detail FROM judgements WHERE kind='panel' ORDER BY id"):
+    for row in store.select(PAST_PANELS):
         detail: dict[str, Any] = json.loads(row["detail"])
         yield detail["question"], detail["answers"], detail["answer"]
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 
 from agents.types import Step, step_from_json
 from graphs.traces import TraceStore
-from graphs.tree import load_tree
+from graphs.tree import find_question, load_tree
 
 
 def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step]]]:
@@ -21,15 +21,12 @@ def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step
         UsageError: no such trajectory, or several.
     """
     root = load_tree(store, question)
-    (found,) = store.select(
-        "SELECT id FROM questions WHERE substr(id, 1, length(:q)) = :q ORDER BY id != :q LIMIT 1",
-        {"q": question},
-    )
+    root_id, _ = find_question(store, question)
     taken: dict[str, dict[int, list[Step]]] = defaultdict(lambda: defaultdict(list))
     for row in store.select(
         "SELECT path, attempt, completion FROM calls WHERE question = ? AND role = 'overseer'"
         " AND kind = 'script' AND error IS NULL ORDER BY path, attempt, step",
-        (found["id"],),
+        (root_id,),
     ):
         taken[row["path"]][row["attempt"]].append(step_from_json(json.loads(row["completion"])))
     steps: dict[str, list[list[Step]]] = {}

@@ -55,7 +55,7 @@ async def amplify_reference(
         )  # fmt: skip
         spent = plus(spent, used)
         if direct is not None:  # A leaf below the root is answered once, by its own votes.
-            return direct
+            return {**direct, "spent": spent}
         if proposal is not None:
             key = CallKey(question_id, path, "overseer", step, attempt)
             left = budget.minus(spent["calls"], spent["tokens"])
@@ -112,9 +112,10 @@ async def _attempt(
             place = Place(question, question_id, path, step_number + 1, tried)
             left = budget.minus(spent["calls"], spent["tokens"])
             walked = await walk_chain(context, place, overseer, step, left)
-            spent = plus(spent, walked["spent"])
-            found = walked["answer"] if walked["status"] == "ok" else None
-            return found, spent, None, transcript, step_number + 1
+            spent = plus(spent, walked.outcome["spent"])
+            found = walked.outcome["answer"] if walked.outcome["status"] == "ok" else None
+            ended: Outcome | None = {**walked.outcome, "spent": spent} if walked.broke_off else None
+            return found, spent, ended, transcript, step_number + 1
         asked: tuple[SubQuestion, ...] = getattr(step, "subquestions", ())
         left = budget.minus(spent["calls"], spent["tokens"])
         if not asked or not may_ask:

@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 
 from agents.budget import Budget
 from agents.errors import UsageError
-from agents.overseer import AnyOverseer, Desk, Overseer, reserve_of, seated
+from agents.overseer import (
+    AnyOverseer,
+    Desk,
+    Follow,
+    Overseer,
+    follow_of,
+    reserve_of,
+    seated,
+)
 from agents.types import Ask, ChatRequest, Exchange, Step
 
 Vector = NDArray[np.float64]
@@ -252,6 +260,11 @@ class Routed:
     def reserve(self) -> Budget:
         """The inner overseer's."""
         return reserve_of(self.inner)
+
+    @property
+    def follow(self) -> Follow | None:
+        """The inner overseer's."""
+        return follow_of(self.inner)
 
     def at(self, desk: Desk) -> Overseer:
         """The overseer for one step."""

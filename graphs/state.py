@@ -23,6 +23,7 @@ from graphs.calls import Caller
 from graphs.events import Event
 from graphs.experts import Combiner, Expert, Vote
 from graphs.policy import CheckPolicy
+from graphs.revision import AGAIN, Override
 from graphs.traces import CallKey
 from graphs.voting import VotePolicy
 
@@ -118,6 +119,8 @@ class AmplifyContext:
     """Makes one answer of what several experts say."""
     purse: Purse = field(default_factory=Purse)
     """Seconds and money of the question, and of its run."""
+    overrides: Mapping[str, Override] = field(default_factory=dict[str, Override])
+    """What persons put in the place of nodes, by path; see `graphs.revision`."""
     branches: Branches = field(default_factory=Branches)
     """How many sub-questions of each depth are under way at once: what a tree takes of memory is
     set by this, not by its size. It changes no answer."""
@@ -128,6 +131,16 @@ class AmplifyContext:
     def answer_tokens(self, question: str) -> int:
         """Tokens that the answer to a question may take."""
         return self.max_tokens if isinstance(self.max_tokens, int) else self.max_tokens(question)
+
+    def override(self, path: str, question: str) -> Override | None:
+        """A person's word on this very question at this place."""
+        found = self.overrides.get(path)
+        return found if found is not None and found.question == question else None
+
+    def asked_before(self, path: str, question: str) -> int:
+        """Retries that a question begins with, where a person had it asked again."""
+        found = self.override(path, question)
+        return found.again * AGAIN if found is not None else 0
 
     def prompt(self, question: str, persona: str = "") -> tuple[Turn, ...]:
         """The messages that ask one copy one question."""

@@ -2,6 +2,7 @@
 
 # pyright: reportMissingTypeStubs=false
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,16 +35,20 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
     desk = StepDesk(context, key, tried(state, context), left_of(state))
     transcript = [Exchange(**said) for said in state["transcript"]]
     may_ask = state["depth"] < context.limits.depth
+    shown: str | None = None
     try:
         step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
         if isinstance(step, Defer):
-            row = context.caller.store.find_call(key)
-            form = {"path": state["path"], "form": dict(step.form) | _failed(state, context)}
-            said = json.loads(row["completion"]) if row else interrupt(form)
-            if row is None and "proposal" in step.form:
-                await _reviewed(context, key, step.form, said)
-            step = step_from_json(approved(said, step.form))
-        step = await context.caller.step(key, overseer.name, step)
+            form = dict(step.form) | _failed(state, context)
+            shown = digest_of(form)
+            said = context.caller.person_step(key, shown)
+            if said is None:
+                await _deferred(context, key, form)
+                said = interrupt({"path": state["path"], "form": form})
+                if "proposal" in form:
+                    await _reviewed(context, key, form, said)
+            step = step_from_json(approved(said, form))
+        step = await context.caller.step(key, overseer.name, step, shown)
     except GraphBubbleUp:
         raise
     except EndpointError as failure:
@@ -82,6 +87,19 @@ def overseer_at(context: AmplifyContext, attempt: int) -> AnyOverseer:
 def approved(said: Mapping[str, Any], form: Mapping[str, Any]) -> Mapping[str, Any]:
     """A person's step: the proposal of the form where it is approved as it stands."""
     return form["proposal"] if said.get("kind") == "approve" else said
+
+
+def digest_of(form: Mapping[str, Any]) -> str:
+    """Hash of what a person is shown (hex, 32)."""
+    return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:32]
+
+
+async def _deferred(context: AmplifyContext, key: CallKey, form: Mapping[str, Any]) -> None:
+    """What waits for a person is on the record, for the review queue: until the step is taken."""
+    detail = {"step": key.step, "attempt": key.attempt, "form": form}
+    place = f"{key.step}.{key.attempt}"
+    store = context.caller.store
+    await store.add_judgement(key.question, key.path, "deferred", None, detail, key=place)
 
 
 async def _reviewed(

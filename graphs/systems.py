@@ -97,6 +97,7 @@ class Direct:
             path="",
             calls=limits.calls,
             tokens=limits.tokens,
+            retries=self.context.asked_before("", question),
         )
 
 

@@ -19,37 +19,11 @@ from typing import Any, NamedTuple
 
 from agents.errors import ReplayError, UsageError, of_system
 from graphs.database import of_sqlite
+from graphs.schema import INDEXES, LATER_COLUMNS, SCHEMA, SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 BATCH = 512
 """Most rows in one commit."""
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS questions (
-  id TEXT PRIMARY KEY, run TEXT, round INTEGER, system TEXT, task TEXT, split TEXT,
-  text TEXT NOT NULL, created REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS calls (
-  id INTEGER PRIMARY KEY, question TEXT NOT NULL REFERENCES questions(id),
-  path TEXT NOT NULL, role TEXT NOT NULL, step INTEGER NOT NULL, attempt INTEGER NOT NULL,
-  vote INTEGER NOT NULL, kind TEXT NOT NULL, model TEXT, model_digest TEXT,
-  request_digest TEXT, messages TEXT, completion TEXT, logprobs TEXT, finish_reason TEXT,
-  prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
-  sampling TEXT, cached INTEGER NOT NULL, retries TEXT, error TEXT, created REAL NOT NULL,
-  tool_calls TEXT);
-CREATE UNIQUE INDEX IF NOT EXISTS call_key
-  ON calls (question, path, role, step, attempt, vote) WHERE error IS NULL;
-CREATE TABLE IF NOT EXISTS judgements (
-  id INTEGER PRIMARY KEY, question TEXT NOT NULL REFERENCES questions(id),
-  path TEXT NOT NULL, kind TEXT NOT NULL, ok INTEGER, detail TEXT NOT NULL, author TEXT NOT NULL,
-  key TEXT UNIQUE, created REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS links (
-  question TEXT NOT NULL, path TEXT NOT NULL, attempt INTEGER NOT NULL, number INTEGER NOT NULL,
-  wave INTEGER NOT NULL, asked TEXT, votes TEXT NOT NULL, answer TEXT, calls INTEGER NOT NULL,
-  tokens INTEGER NOT NULL, created REAL NOT NULL,
-  PRIMARY KEY (question, path, attempt, number, wave)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS judged ON judgements (question, path, kind);
-"""
 ROOTS = """
 CREATE TEMP VIEW roots AS SELECT q.*, j.kind, j.ok, j.detail
 FROM questions q JOIN judgements j ON j.id = (
@@ -144,6 +118,7 @@ class TraceStore:
             self._reader.execute("PRAGMA journal_mode=WAL")
             self._reader.executescript(SCHEMA)
             self._add_columns()
+            self._reader.executescript(INDEXES)
             self._reader.execute(
                 "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
             )
@@ -153,10 +128,10 @@ class TraceStore:
             raise of_sqlite(self.path, error) from error
 
     def _add_columns(self) -> None:
-        """A file from before copies called tools lacks a column, which its writer never misses."""
-        columns = {row["name"] for row in self._reader.execute("PRAGMA table_info(calls)")}
-        if "tool_calls" not in columns:
-            self._reader.execute("ALTER TABLE calls ADD COLUMN tool_calls TEXT")
+        for table, column in LATER_COLUMNS.items():
+            known = {row["name"] for row in self._reader.execute(f"PRAGMA table_info({table})")}
+            if column not in known:
+                self._reader.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT")
 
     def _check_version(self) -> None:
         found = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()

@@ -1,13 +1,17 @@
 """A trajectory as the tree that it was: nodes by path, with their steps, votes and costs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from agents.errors import UsageError
+from agents.purse import Price
 from agents.types import Answer, Ask, Step, SubQuestion, step_from_json
+from graphs.links import chains
 from graphs.traces import TraceStore
+
+NO_PRICES: Mapping[str, Price] = {}
 
 
 @dataclass
@@ -21,15 +25,34 @@ class Node:
     """`ok`, `rejected`, `over_budget`, `failed`; `running` where no outcome is recorded."""
     error: str | None = None
     answered_by: str = ""
-    """`H` for a primitive or a combination, otherwise the model's name."""
+    """`H` for a primitive or a combination, `person` where one overrode it, otherwise the model's
+    name."""
     votes: int = 0
+    tally: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
+    """Answers and the weight of their votes, the heaviest first, where there were votes."""
+    checks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """What checks said, in order: `answer`, `ok`, and `rule` where one was broken."""
+    verdict: str = ""
+    """A person's: `approved` or `rejected`."""
+    comments: list[str] = field(default_factory=list[str])
+    """Persons'."""
     calls: int = 0
     """Model calls of this node alone."""
+    cached: int = 0
+    """Of them, those that were replayed or known and cost nothing."""
     tokens: int = 0
+    """Prompt and completion."""
+    seconds: float = 0.0
+    """Of its model calls and tools, one after the other."""
+    money: float = 0.0
+    """Of its model calls, where their prices are known."""
     tools: int = 0
     """Calls of tools."""
     note: str = ""
     """Why H asked as it did, for example that the question cannot be decomposed."""
+    chain: dict[str, Any] | None = None
+    """Where H asked a chain, of its last attempt: `links` that were begun, `doubtful` ones, whose
+    first votes did not decide, and the `first` and `last` link as (question, answer)."""
     children: list["Node"] = field(default_factory=list["Node"])
 
     def walk(self) -> Iterator["Node"]:
@@ -46,13 +69,15 @@ class Node:
 def find_question(store: TraceStore, question: str) -> tuple[str, str]:
     """Id and text of a root question, by its id or an unambiguous beginning of it.
 
+    A beginning without `~` is that of a trajectory as it was asked, not of its revisions.
+
     Raises:
         UsageError: no such trajectory, or several.
     """
     found = list(
         store.select(
-            "SELECT id, text FROM questions WHERE substr(id, 1, length(:q)) = :q"
-            " ORDER BY id != :q LIMIT 2",
+            "SELECT id, text FROM questions WHERE id = :q OR (substr(id, 1, length(:q)) = :q"
+            " AND (revises IS NULL OR instr(:q, '~'))) ORDER BY id != :q LIMIT 2",
             {"q": question},
         )
     )
@@ -64,8 +89,10 @@ def find_question(store: TraceStore, question: str) -> tuple[str, str]:
     return found[0]["id"], found[0]["text"]
 
 
-def load_tree(store: TraceStore, question: str) -> Node:
+def load_tree(store: TraceStore, question: str, prices: Mapping[str, Price] = NO_PRICES) -> Node:
     """The tree of one root question, by its id or an unambiguous beginning of it.
+
+    `prices` are those of the models, by name.
 
     Raises:
         UsageError: no such trajectory, or several.
@@ -79,10 +106,14 @@ def load_tree(store: TraceStore, question: str) -> Node:
     )
     for row in calls:
         node = nodes.setdefault(row["path"], Node(row["path"], ""))
+        node.seconds += row["seconds"]
         if row["kind"] == "model":
             node.calls += 1
+            node.cached += row["cached"]
             node.tokens += row["prompt_tokens"] + row["completion_tokens"]
             node.answered_by = row["model"]
+            if not row["cached"] and (price := prices.get(row["model"])) is not None:
+                node.money += price.of(row["prompt_tokens"], row["completion_tokens"])
         elif row["kind"] == "tool":
             node.tools += 1
             node.answered_by = node.answered_by or f"tool:{row['model']}"
@@ -93,6 +124,11 @@ def load_tree(store: TraceStore, question: str) -> Node:
         else:
             step = step_from_json(json.loads(row["completion"]))
             _take_step(nodes, asked, node, row["attempt"], row["step"], step)
+    for path, body, calls_made, tokens, model in chains(store, root_id):
+        node = nodes.setdefault(path, Node(path, ""))
+        node.chain, node.answered_by = body, model
+        node.calls += calls_made
+        node.tokens += tokens
     votes: dict[tuple[str, str], int] = {}
     for row in store.select(
         "SELECT * FROM judgements WHERE question=? AND kind IN ('leaf', 'outcome') ORDER BY id",
@@ -103,10 +139,13 @@ def load_tree(store: TraceStore, question: str) -> Node:
         node.question = node.question or detail["question"]
         node.answer, node.status = detail["answer"], detail["status"]
         node.error = detail["error"]
+        node.answered_by = detail.get("by", node.answered_by)
+        node.tally = [(text, weight) for text, weight in detail.get("tally", node.tally)]
         # A leaf that was answered anew after an outage is judged twice: the newest counts.
         votes[row["path"], row["key"].rsplit(":", 1)[0]] = detail.get("votes", 0)
     for (path, _), number in votes.items():
         nodes[path].votes += number
+    _judge(store, root_id, nodes)
     for path in sorted(nodes, key=_order):
         if path:
             parent = path.rsplit("/", 1)[0]
@@ -124,6 +163,24 @@ def tokens_of(store: TraceStore, question: str) -> tuple[int, int]:
         (question,),
     )
     return row["asked"] or 0, row["said"] or 0
+
+
+def _judge(store: TraceStore, root_id: str, nodes: dict[str, Node]) -> None:
+    """What checks and persons said of the nodes."""
+    for row in store.select(
+        "SELECT path, kind, ok, detail FROM judgements WHERE question=?"
+        " AND kind IN ('check', 'verdict', 'comment') ORDER BY id",
+        (root_id,),
+    ):
+        node = nodes.setdefault(row["path"], Node(row["path"], ""))
+        detail = json.loads(row["detail"])
+        if row["kind"] == "check":
+            rule = {"rule": detail["rule"]} if detail.get("rule") else {}
+            node.checks.append({"answer": detail["answer"], "ok": bool(row["ok"])} | rule)
+        elif row["kind"] == "verdict":
+            node.verdict = "approved" if row["ok"] else "rejected"
+        if detail.get("comment"):
+            node.comments.append(detail["comment"])
 
 
 def _take_step(

@@ -41,19 +41,22 @@ SELECT c.question, c.path, c.step, c.attempt, c.vote, c.completion, c.finish_rea
 FROM calls c JOIN questions q ON q.id = c.question
 WHERE c.kind = 'model' AND c.error IS NULL AND (c.role = 'answer' OR c.role LIKE 'answer~%')
   AND (:system IS NULL OR q.system = :system) AND (:split IS NULL OR q.split = :split)
+  AND q.revises IS NULL
 ORDER BY c.question, c.path, c.step, c.attempt, c.vote, c.id
 """
 LEAVES = """
 SELECT j.question, j.path, j.key, j.detail FROM judgements j JOIN questions q ON q.id = j.question
 WHERE j.kind = 'leaf' AND (:system IS NULL OR q.system = :system)
-  AND (:split IS NULL OR q.split = :split) ORDER BY j.id
+  AND (:split IS NULL OR q.split = :split)
+  AND q.revises IS NULL ORDER BY j.id
 """
 
 
 def voted_questions(
     store: TraceStore, system: str | None = None, split: str | None = None
 ) -> Iterator[VotedQuestion]:
-    """Every question that copies answered, those of one system and split where they are named."""
+    """Every question that copies answered, those of one system and split where they are named; no
+    revision, whose replies are those of the trajectory that it revises."""
     where = {"system": system, "split": split}
     replies: dict[tuple[str, str, tuple[int, int]], dict[int, Completion]] = {}
     for row in store.select(VOTES, where):

@@ -1,6 +1,7 @@
 """`reflux ask`: one question."""
 
 import uuid
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -119,9 +120,12 @@ async def _ask(
             raise UsageError(f"{reason}; ask another")
         # Every asking is a trajectory of its own, whatever was asked before.
         asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
+        trajectory = asked.question_id(question)
+        caps = limits.depth, limits.calls, limits.tokens, limits.seconds
+        how = How("", x, (), *caps, task=task.name)
+        await opened.store.add_judgement(trajectory, "", "how", None, asdict(how), key="0")
         outcomes = await answer_all(Amplified(context), asked, [question])
         refuse_outage(outcomes, opened.caller)
-        trajectory = asked.question_id(question)
         tree = load_tree(opened.store, trajectory)
     outcome = outcomes[0]
     answer = None if outcome["answer"] is None else task.to_user(question, outcome["answer"])

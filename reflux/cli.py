@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from agents.errors import RefluxError, of_system
-from reflux import ask, evaluation, freely, look, rounds, serve, votes
+from reflux import ask, chat, evaluation, freely, look, review, rounds, serve, trace_commands, votes
 from reflux.app import drop_output
 
 INTERRUPTED = 130
@@ -25,13 +25,15 @@ app = typer.Typer(
 app.command()(rounds.demo)
 app.command()(ask.ask)
 app.command()(freely.reply)
+app.command()(chat.chat)
+app.command()(review.review)
 app.command()(rounds.init)
 app.command("run")(rounds.run)
 app.command()(rounds.distill)
 app.command("eval")(evaluation.evaluate_systems)
 app.command("plan")(votes.plan_votes)
 app.command("serve")(serve.serve)
-app.add_typer(look.traces, name="traces")
+app.add_typer(trace_commands.traces, name="traces")
 app.add_typer(look.students, name="students")
 app.command()(look.doctor)
 

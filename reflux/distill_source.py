@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agents.errors import UsageError
 from finetune.datasets import Row, accepted, read_jsonl, refuse_leaks, rows_digest
+from finetune.edited import edited
 from finetune.rounds_config import config_from, problems, read_yaml
 from finetune.run_folder import RunFolder
 from graphs.traces import TraceStore
@@ -69,6 +70,7 @@ def logged_rows(folder: RunFolder) -> list[Row]:
             *accepted(store, "primitive", "overseer", 0, task.system_prompt),
             *accepted(store, "train", "amplified", 10**6, task.system_prompt),
             *accepted(store, "train", "anchor", 0, ""),
+            *edited(store, task),
         ]
     finally:
         store.close()

@@ -4,8 +4,8 @@ wait for a person."""
 import json
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -17,9 +17,11 @@ from finetune.run_folder import OpenRun, RunFolder
 from graphs.amplify import begin, screened
 from graphs.calls import Caller
 from graphs.events import Event
+from graphs.override import revised_context
 from graphs.patient import Patient, Progressed, open_patient
-from graphs.state import AmplifyContext, Limits
-from graphs.systems import Asked
+from graphs.revision import first_of
+from graphs.state import AmplifyContext, Limits, silent
+from graphs.systems import Asked, task_context
 from graphs.traces import TraceStore
 from graphs.tree import Node, find_question, load_tree
 from graphs.voting import VotePolicy
@@ -27,6 +29,7 @@ from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_as
 from reflux.overseers import overseer_named
 from reflux.persons import converse, form_view, step_of
 from reflux.show import escape, tree_view
+from reflux.tasks import task_named
 from reflux.tools import open_tools
 
 
@@ -35,6 +38,7 @@ class How:
     """How a free question is asked; kept with it, so that a reply goes on in the same way."""
 
     overseer: str
+    """Empty where H is the task's own."""
     model: str
     tools: tuple[str, ...] = ()
     depth: int = 1
@@ -42,6 +46,7 @@ class How:
     tokens: int = 1_000_000
     seconds: float | None = None
     max_tokens: int = 256
+    task: str = ""
 
     def limits(self) -> Limits:
         """The caps of the question."""
@@ -61,10 +66,10 @@ class How:
 
 
 def how_asked(store: TraceStore, trajectory: str) -> How | None:
-    """How a question was asked; None where it was in another way."""
+    """How a question was asked, a revision as what it revises; None where that is not on record."""
     found = store.select(
         "SELECT detail FROM judgements WHERE question=? AND kind='how' ORDER BY id LIMIT 1",
-        (trajectory,),
+        (first_of(trajectory),),
     )
     if (row := next(found, None)) is None:
         return None
@@ -132,6 +137,21 @@ async def ask_freely(folder: RunFolder, opened: OpenRun, text: str, how: How) ->
         )
 
 
+@asynccontextmanager
+async def free_context(
+    opened: OpenRun, how: How, emit: Callable[[Event], None] = silent
+) -> AsyncGenerator[AmplifyContext]:
+    """The context of a question that is asked so; its tools are open as long as it is."""
+    granted = {"answer": list(how.tools)} if how.tools else {}
+    async with open_tools(granted) as grants:
+        caller = opened.caller
+        if how.task:
+            context = AmplifyContext(caller, how.model, (), limits=how.limits(), emit=emit)
+            yield task_context(context, task_named(how.task))
+        else:
+            yield how.context(caller, overseer_named(how.overseer), grants=grants, emit=emit)
+
+
 async def go_on(
     folder: RunFolder,
     opened: OpenRun,
@@ -142,15 +162,10 @@ async def go_on(
 ) -> Told:
     """Do what comes `first`, then hear persons, and tell how far the question came."""
     async with AsyncExitStack() as stack:
-        granted = {"answer": list(how.tools)} if how.tools else {}
-        grants = await stack.enter_async_context(open_tools(granted))
         with ERR.status("asking") as status:
-            context = how.context(
-                opened.caller,
-                overseer_named(how.overseer),
-                grants=grants,
-                emit=Meter(how, status.update),
-            )
+            meter = Meter(how, status.update)
+            context = await stack.enter_async_context(free_context(opened, how, meter))
+            context = revised_context(context, question_id)
             if (reason := screened(begin(text, "", context), context)) is not None:
                 raise UsageError(f"{reason}; ask another")
             path = folder.checkpoints_path
@@ -218,7 +233,7 @@ async def _reply(folder: RunFolder, trajectory: str, words: str, to: str | None)
         how = how_asked(store, question_id)
     finally:
         store.close()
-    if how is None:
+    if how is None or not how.overseer:
         raise UsageError(f"{question_id} was not asked with --overseer, so it waits for nobody")
     opened, _ = open_run(folder, how.model)
 

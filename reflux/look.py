@@ -1,4 +1,4 @@
-"""Commands that look at what is there: traces, students, doctor."""
+"""Commands that look at what is there: students, doctor."""
 
 import importlib.metadata
 import os
@@ -11,12 +11,9 @@ import typer
 from rich.table import Table
 
 from agents.embedded import default_gguf
-from agents.errors import MissingError, RefluxError, UsageError
-from finetune.datasets import Form, export
+from agents.errors import MissingError, RefluxError
 from finetune.gates import failed_gates
 from finetune.run_folder import RunFolder
-from graphs.traces import TraceStore
-from graphs.tree import load_tree
 from reflux.app import (
     ERR,
     OUT,
@@ -25,101 +22,12 @@ from reflux.app import (
     RunDir,
     emit,
     endpoint,
-    open_existing,
     open_students,
     run_async,
 )
-from reflux.distill_source import logged_rows
-from reflux.show import escape, tree_view
+from reflux.show import escape
 
-traces = typer.Typer(help="Trajectories: list, show, export.", no_args_is_help=True)
 students = typer.Typer(help="Students: list, promote, rollback.", no_args_is_help=True)
-
-LISTED = """
-SELECT q.id, q.round, q.system, q.split, q.text,
-  (SELECT detail ->> 'status' FROM judgements j WHERE j.question = q.id AND j.path = ''
-   AND j.kind IN ('outcome', 'leaf') ORDER BY j.id DESC LIMIT 1) AS status,
-  (SELECT detail ->> 'answer' FROM judgements j WHERE j.question = q.id AND j.path = ''
-   AND j.kind IN ('outcome', 'leaf') ORDER BY j.id DESC LIMIT 1) AS answer,
-  (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model') AS calls
-FROM questions q
-WHERE (:system IS NULL OR q.system = :system) AND (:status IS NULL OR status = :status)
-ORDER BY q.created DESC LIMIT :limit
-"""
-
-
-@traces.command("list")
-def list_traces(
-    run: RunDir = RUNS / "demo",
-    system: Annotated[str | None, typer.Option(help="direct, amplified, student, …")] = None,
-    status: Annotated[str | None, typer.Option(help="ok, rejected, over_budget, failed")] = None,
-    limit: Annotated[int, typer.Option(help="The newest so many.", min=1)] = 20,
-    as_json: Json = False,
-) -> None:
-    """The newest trajectories."""
-    store = TraceStore(open_existing(run).traces_path)
-    asked = {"system": system, "status": status, "limit": limit}
-    found = [dict(row) for row in store.select(LISTED, asked)]
-    store.close()
-    if as_json:
-        emit(found)
-        return
-    table = Table()
-    for heading in ("trajectory", "round", "system", "split", "question", "answer", "status"):
-        table.add_column(heading, no_wrap=heading == "trajectory")
-    table.add_column("calls", justify="right")
-    for row in found:
-        shown = (row["id"], row["round"], row["system"], row["split"], row["text"])
-        table.add_row(
-            *(escape(str(value)) for value in shown),
-            escape(row["answer"] or "–"),
-            row["status"] or "running",
-            str(row["calls"]),
-        )
-    OUT.print(table)
-
-
-@traces.command("show")
-def show_trace(
-    trajectory: Annotated[str, typer.Argument(help="Id, or the beginning of one.")],
-    run: RunDir = RUNS / "demo",
-    as_json: Json = False,
-) -> None:
-    """The tree of one trajectory, with its costs."""
-    store = TraceStore(open_existing(run).traces_path)
-    try:
-        tree = load_tree(store, trajectory)
-    finally:
-        store.close()
-    if as_json:
-        emit(tree.to_json())
-        return
-    OUT.print(tree_view(tree))
-
-
-@traces.command("export")
-def export_traces(
-    out: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file.")],
-    run: RunDir = RUNS / "demo",
-    form: Annotated[
-        str, typer.Option(help="prompt-completion, messages or preference, as TRL takes them.")
-    ] = "prompt-completion",
-    as_json: Json = False,
-) -> None:
-    """Accepted trajectories as rows for TRL, with their provenance in a sidecar."""
-    forms: dict[str, Form] = {
-        "prompt-completion": "prompt-completion",
-        "messages": "messages",
-        "preference": "preference",
-    }
-    if form not in forms:
-        raise UsageError(f"there is no form {form!r}; there are: {', '.join(forms)}")
-    rows = logged_rows(open_existing(run))
-    written = export(rows, out, forms[form])
-    if as_json:
-        emit({"rows": written, "file": str(out)})
-        return
-    OUT.print(f"{written} rows in {out}", soft_wrap=True)
 
 
 @students.command("list")

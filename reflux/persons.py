@@ -50,6 +50,8 @@ def proposal_text(step: Mapping[str, Any]) -> str:
     """A step in one line."""
     if step["kind"] == "answer":
         return f"answer: {step['text']}"
+    if step["kind"] == "chain":
+        return f"chain: {step['first']}"
     asked = [s["text"] for s in step.get("subquestions", ())]
     return f"ask: {' | '.join(asked)}" if asked else "pass"
 

@@ -1,10 +1,12 @@
 """Tables and trees on the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape as escape_markup
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from finetune.gates import failed_gates
@@ -81,28 +83,77 @@ def accuracy_text(score: Mapping[str, Any] | None) -> str:
     return f"{score['accuracy']:.3f} [{low:.2f}, {high:.2f}]"
 
 
-def tree_view(node: Node) -> Tree:
-    """The tree of a trajectory, with who answered and what it cost."""
+def tree_view(node: Node, why: bool = False) -> Tree:
+    """The tree of a trajectory, with who answered and what it cost; `why` adds how the votes went
+    and what checks and persons said."""
     tree = Tree(_line(node))
+    for line in _reasons(node) if why else ():
+        tree.add(f"[dim]{line}[/]")
     for child in node.children:
-        tree.children.append(tree_view(child))
+        tree.children.append(tree_view(child, why))
     return tree
+
+
+def _reasons(node: Node) -> Iterator[str]:
+    if len(node.tally) > 1 or node.votes > 1:
+        counted = ", ".join(f"{escape(text)} {weight:g}" for text, weight in node.tally)
+        yield f"votes: {counted or 'none that counts'}"
+    for said in node.checks:
+        verdict = "passed" if said["ok"] else f"refused by {escape(said.get('rule', ''))}"
+        yield f"check: {escape(said['answer'])} {verdict}"
+    if node.verdict:
+        yield f"a person {node.verdict} it"
+    for comment in node.comments:
+        yield f"a person says: {escape(comment)}"
+
+
+def total_line(tree: Node) -> str:
+    """What a whole tree cost."""
+    nodes = list(tree.walk())
+    calls, cached = sum(n.calls for n in nodes), sum(n.cached for n in nodes)
+    parts = [
+        f"{len(nodes)} questions",
+        f"{calls} calls ({cached} known before)" if cached else f"{calls} calls",
+        f"{sum(n.tokens for n in nodes)} tokens",
+        f"{sum(n.seconds for n in nodes):.1f} s of models",
+    ]
+    if money := sum(n.money for n in nodes):
+        parts.append(f"{money:.4g} in money")
+    return ", ".join(parts)
 
 
 def _line(node: Node) -> str:
     colour = STATUS_COLOUR.get(node.status, "white")
     by = f" by {node.answered_by}" if node.answered_by else ""
     votes = f", {node.votes} votes" if node.votes > 1 else ""
-    cost = f" ({node.calls} calls, {node.tokens} tokens{votes})" if node.calls else ""
+    money = f", {node.money:.3g}" if node.money else ""
+    spent = f"{node.calls} calls, {node.tokens} tokens, {node.seconds:.1f} s{votes}{money}"
+    cost = f" ({spent})" if node.calls else ""
+    verdict = f" [bold]{node.verdict}[/]" if node.verdict else ""
     note = f" [dim]({escape(node.note)})[/]" if node.note else ""
+    if node.chain is not None:
+        note += f" [dim]({_chain(node.chain)})[/]"
     error = f" [dim]{escape(node.error)}[/]" if node.error and node.status != "ok" else ""
     answer = escape(node.answer) if node.answer is not None else "no answer"
-    return f"{escape(node.question)} → [{colour}]{answer}[/]{by}{cost}{note}{error}"
+    return f"{escape(node.question)} → [{colour}]{answer}[/]{by}{cost}{verdict}{note}{error}"
+
+
+def _chain(chain: Mapping[str, Any]) -> str:
+    """`1,023 links, 31 in doubt; first QUESTION → ANSWER, last QUESTION → ANSWER`."""
+    asked, answer = chain["first"]
+    shown = f"first {escape(asked)} → {escape(answer or '–')}"
+    if chain["links"] > 1:
+        asked, answer = chain["last"]
+        shown += f", last {escape(asked)} → {escape(answer or '–')}"
+    return f"{chain['links']:,} links, {chain['doubtful']:,} in doubt; {shown}"
 
 
 def escape(text: str) -> str:
     """Text of a model or user, shown as it is: no markup, no control characters."""
-    from rich.markup import escape as escape_markup
-
     printable = "".join(c if c.isprintable() else " " for c in text)
     return escape_markup(printable if len(printable) <= 300 else printable[:297] + "…")
+
+
+def plain(text: str) -> Text:
+    """The whole text of a model or user, with its lines: no markup, no control characters."""
+    return Text("".join(c if c.isprintable() or c == "\n" else " " for c in text))

@@ -161,7 +161,10 @@ async def _probed(
         return list(voted_questions(opened.store, asked.system))
 
 
-ENDED = "SELECT text, task, detail FROM roots WHERE system = ? AND split = 'held_out'"
+ENDED = """
+SELECT text, task, detail FROM roots
+WHERE system = ? AND split = 'held_out' AND revises IS NULL
+"""
 
 
 def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:

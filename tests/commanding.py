@@ -48,11 +48,14 @@ def begin(
     words: Sequence[str],
     env: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
+    typed: str = "",
 ) -> Running:
-    """Start `reflux WORDS`; `before` runs in its process first. No endpoint is set but in `env`."""
+    """Start `reflux WORDS`; `before` runs in its process first. No endpoint is set but in `env`;
+    `typed` is what comes by stdin, a pipe."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(LOADED))
     folder = Path(tempfile.mkdtemp(dir=_said().name))
+    (folder / "in").write_text(typed)
     process = server.Process(target=_main, args=(list(words), folder, dict(env or {}), before))
     process.start()
     return Running(process, folder)
@@ -64,6 +67,7 @@ def _main(
     for number, name in enumerate(("in", "out", "err")):
         file = os.open(folder / name, os.O_RDWR | os.O_CREAT)
         os.dup2(file, number)
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing has put another in its place.
     for name in [n for n in os.environ if n.startswith(("OPENAI_", "REFLUX_"))]:
         del os.environ[name]
     os.environ.update(env)

@@ -75,3 +75,12 @@ def test_no_rows_and_no_file_are_errors(tmp_path: Path) -> None:
         read_jsonl(tmp_path / "missing.jsonl")
     with pytest.raises(UsageError, match=r"\.jsonl or \.parquet"):
         export([ROW], tmp_path / "rows.csv", "messages")
+
+
+def test_the_kind_of_file_may_be_said(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    export([ROW], tmp_path / "rows", "messages", "parquet")
+    assert pq.read_table(tmp_path / "rows").num_rows == 1
+    with pytest.raises(UsageError, match="--format jsonl or parquet"):
+        export([ROW], tmp_path / "rows.jsonl", "messages", "csv")

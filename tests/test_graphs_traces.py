@@ -16,7 +16,8 @@ from agents.errors import RefluxError, ReplayError, UsageError
 from agents.scripted import ScriptedClient
 from agents.types import ChatRequest, Completion, Sampling, TokenLogprob
 from graphs.calls import Caller
-from graphs.traces import BATCH, SCHEMA_VERSION, CallKey, TraceStore
+from graphs.schema import SCHEMA_VERSION
+from graphs.traces import BATCH, CallKey, TraceStore
 
 GOLDEN = Path(__file__).parent / "golden" / "traces-v1.sql"
 KEY = CallKey("q1", "/0.0.1", "answer")

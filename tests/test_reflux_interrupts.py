@@ -89,7 +89,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
     import torch
 
     from finetune import base_model, distill, rounds, run_folder
-    from reflux import look
+    from reflux import trace_commands
     from reflux.progress import ProgressView
     from reflux.tasks import TASKS
 
@@ -115,7 +115,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
     distill.default_gguf = run_folder.default_gguf = lambda: base / "config.json"
     distill.dequantised_base = base_model.dequantised_base = lambda gguf, cache=None: base
     rounds.draw = before("report", rounds.draw)
-    look.export = before("export", look.export)
+    trace_commands.export = before("export", trace_commands.export)
     show = ProgressView.__call__
 
     def progress(self: ProgressView, what: str, done: int, total: int, detail: str) -> None:

@@ -38,7 +38,7 @@ from reflux.tasks.replies import (
 )
 from reflux.tasks.sorting import merge_sort
 
-OWN = {"addition", "multiplication", "multiplication_leaves"}
+OWN = {"addition", "multiplication", "multiplication_leaves", "hanoi"}
 GYM = [name for name in TASKS if name not in OWN]
 Replies = Callable[[str, str], str]
 

@@ -1,7 +1,7 @@
 """The tasks that ship with Reflux: one file each, named here.
 
-All but addition and multiplication draw their questions from packages of the extra `tasks`, which
-are imported when the first question is drawn.
+All but addition, multiplication and hanoi draw their questions from packages of the extra `tasks`,
+which are imported when the first question is drawn.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from graphs.task import Task
 from reflux.tasks.addition import Addition
 from reflux.tasks.chain_sum import chain_sum
 from reflux.tasks.family_relationships import family_relationships
+from reflux.tasks.hanoi import Hanoi
 from reflux.tasks.letter_counting import letter_counting
 from reflux.tasks.multihop import multihop
 from reflux.tasks.multiplication import Multiplication, MultiplicationLeaves
@@ -26,6 +27,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "addition": Addition,
     "multiplication": Multiplication,
     "multiplication_leaves": MultiplicationLeaves,
+    "hanoi": Hanoi,
     "chain_sum": chain_sum,
     "products": products,
     "number_sorting": number_sorting,

@@ -1,0 +1,226 @@
+"""The review queue: what waits for a person, what is in dispute, and a random sample of the rest.
+
+An item is a node of a trajectory's newest revision. It leaves the queue with a person's verdict,
+which is a judgement like any other: nothing is rewritten, and a later verdict takes its place.
+Held-out questions and canaries are not queued: no row is made of them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from agents.errors import UsageError
+from graphs.revision import NEWEST, newest
+from graphs.schema import BY_PERSONS, DISPUTED
+from graphs.traces import TraceStore
+from graphs.tree import find_question, load_tree
+
+Why = Literal["escalated", "disputed", "audit"]
+WHYS: tuple[Why, ...] = ("escalated", "disputed", "audit")
+AUDITED = 100
+"""One judgement in so many is drawn for an audit."""
+LOOKED_AT = 20_000
+"""Most judgements that one page of the queue looks at, so that a page costs the same in any run."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A node that a person is to judge."""
+
+    trajectory: str
+    path: str
+    why: Why
+    reason: str
+    """In words: how the votes were split, what was refused, who is waited for."""
+    question: str
+    answer: str | None
+    status: str
+    run: str
+    round: int
+    system: str
+    at: int
+    """Its place: a page begins `before` it."""
+    form: dict[str, Any] | None = None
+    """What a person is shown, where one is waited for; see `agents.types.Defer`."""
+    step: int = 0
+    attempt: int = 0
+    """Of H, where it waits."""
+
+    @property
+    def id(self) -> str:
+        """What the commands call it."""
+        return f"{self.trajectory}{self.path}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"id": self.id, **asdict(self)}
+
+
+FIRST = "substr(j.question, 1, instr(j.question || '~', '~') - 1)"
+ITEMS = """
+SELECT j.id AS at, j.question AS trajectory, j.path, j.kind, j.ok, j.detail,
+  q.run, q.round, q.system, q.text
+FROM judgements j {by} JOIN questions q ON q.id = j.question
+"""
+QUEUED = f"""{ITEMS}
+WHERE {{which}} AND q.split NOT IN ('held_out', 'canary') AND {NEWEST}
+  AND NOT EXISTS (SELECT 1 FROM judgements v INDEXED BY reviewed
+    WHERE v.question >= {FIRST} AND v.question < {FIRST} || '~~' AND v.path = j.path
+    AND {BY_PERSONS.replace("kind", "v.kind")} AND (v.question = j.question
+      OR (v.question = {FIRST} OR instr(v.question, {FIRST} || '~') = 1)
+        AND v.detail ->> 'answer' IS j.detail ->> 'answer'))
+"""  # noqa: S608 - every part is a constant of ours
+"""A verdict holds in later revisions, too, as long as the node's answer is the same."""
+WAITING = """
+j.kind = 'deferred' AND NOT EXISTS (SELECT 1 FROM calls c
+  WHERE c.question = j.question AND c.path = j.path AND c.role = 'overseer'
+  AND c.step = j.detail ->> 'step' AND c.attempt = j.detail ->> 'attempt' AND c.error IS NULL)
+"""
+IN_DISPUTE = DISPUTED.replace("kind", "j.kind").replace("detail", "j.detail")
+WINDOW = f"""
+SELECT min(id) FROM (SELECT id FROM judgements INDEXED BY {{index}} WHERE {{which}}
+  AND id < :before ORDER BY id DESC LIMIT {LOOKED_AT})
+"""  # noqa: S608
+
+
+def page(
+    store: TraceStore, why: Why, limit: int = 20, before: int | None = None
+) -> tuple[list[Item], int | None]:
+    """(items of one kind, the newest first; where the next page begins, None at the end).
+
+    A page may hold fewer than `limit` items and not be the last: it looks at no more than
+    `LOOKED_AT` judgements.
+    """
+    start = 2**62 if before is None else before
+    if why == "audit":
+        return _audit(store, limit, start)
+    index = "deferred" if why == "escalated" else "disputed"
+    bare = "kind = 'deferred'" if why == "escalated" else DISPUTED
+    window = WINDOW.format(index=index, which=bare)
+    (row,) = store.select(window, {"before": start})
+    if (first := row[0]) is None:
+        return [], None
+    which = WAITING if why == "escalated" else IN_DISPUTE
+    sql = QUEUED.format(by=f"INDEXED BY {index}", which=which)
+    sql += " AND j.id < :before AND j.id >= :first ORDER BY j.id DESC"
+    items: list[Item] = []
+    seen: set[str] = set()
+    for row in store.select(sql, {"before": start, "first": first}):
+        item = _item(row, why)
+        if item.id not in seen:
+            seen.add(item.id)
+            items.append(item)
+        if len(items) == limit:
+            return items, item.at
+    return items, first if _more(store, bare, index, first) else None
+
+
+def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> list[Item]:
+    """The first items of all kinds: those that wait, those in dispute, those drawn by chance."""
+    items: dict[str, Item] = {}
+    for why in whys:
+        start: int | None = None
+        while len(items) < limit:
+            found, start = page(store, why, limit - len(items), start)
+            for item in found:
+                items.setdefault(item.id, item)
+            if start is None:
+                break
+    return list(items.values())
+
+
+def _more(store: TraceStore, bare: str, index: str, first: int) -> bool:
+    rows = store.select(WINDOW.format(index=index, which=bare), {"before": first})
+    return next(rows)[0] is not None
+
+
+def _audit(store: TraceStore, limit: int, start: int) -> tuple[list[Item], int | None]:
+    """Judgements whose number is drawn: one in each block, the same whenever it is asked."""
+    (row,) = store.select("SELECT max(id) FROM judgements")
+    last = min(start - 1, row[0] or 0)
+    sql = QUEUED.format(
+        by="", which=f"j.kind IN ('leaf', 'outcome') AND ({IN_DISPUTE}) IS NOT TRUE"
+    )
+    sql += " AND j.ok = 1 AND j.id IN (SELECT value FROM json_each(?)) ORDER BY j.id DESC"
+    items: list[Item] = []
+    for block in range(last // AUDITED, -1, -limit):
+        drawn = [
+            at for b in range(block, block - limit, -1) if b >= 0 and (at := _drawn(b)) <= last
+        ]
+        for row in store.select(sql, (json.dumps(drawn),)):
+            items.append(_item(row, "audit"))
+            if len(items) == limit:
+                return items, items[-1].at
+        if (last // AUDITED - block) * AUDITED > LOOKED_AT * 10:
+            return items, max(0, block - limit) * AUDITED
+    return items, None
+
+
+def _drawn(block: int) -> int:
+    """A number of the block, which looks drawn and is the same on every machine (Knuth 6.4)."""
+    return block * AUDITED + (block * 2_654_435_761 % 2**32 >> 8) % AUDITED
+
+
+def _item(row: Any, why: Why) -> Item:
+    detail: dict[str, Any] = json.loads(row["detail"])
+    form: dict[str, Any] | None = detail["form"] if why == "escalated" else None
+    question = detail.get("question") or (form and form.get("question")) or row["text"]
+    return Item(
+        row["trajectory"],
+        row["path"],
+        why,
+        _reason(detail, why),
+        str(question),
+        detail.get("answer"),
+        detail.get("status", "waiting"),
+        row["run"] or "",
+        -1 if row["round"] is None else row["round"],
+        row["system"] or "",
+        row["at"],
+        form,
+        detail.get("step", 0),
+        detail.get("attempt", 0),
+    )
+
+
+def _reason(detail: dict[str, Any], why: Why) -> str:
+    if why == "escalated":
+        return "a person is waited for"
+    if why == "audit":
+        return "drawn by chance"
+    said: list[str] = []
+    if detail["status"] == "rejected":
+        said.append(detail.get("error") or "no answer passed the check")
+    if len(tally := detail.get("tally", ())) > 1:
+        cast = sum(weight for _, weight in tally)
+        said.append(f"votes are split, {tally[0][1] / cast:.0%} for the first")
+    if detail.get("disagreement"):
+        said.append(f"experts disagree, {detail['disagreement']:.0%} with the first")
+    return "; ".join(said)
+
+
+def find_item(store: TraceStore, id: str) -> Item:
+    """The item of an id, `TRAJECTORY/PATH`, whether it is in the queue or not; in the newest
+    revision where none is named.
+
+    Raises:
+        UsageError: there is no such node.
+    """
+    name, slash, rest = id.partition("/")
+    trajectory, text = find_question(store, name)
+    trajectory = trajectory if "~" in name else newest(store, trajectory)
+    path = slash + rest
+    waiting = f"{ITEMS.format(by='')} WHERE j.question = ? AND j.path = ? AND {WAITING}"
+    row = next(store.select(waiting, (trajectory, path)), None)
+    if row is not None:
+        return _item(row, "escalated")
+    node = next((n for n in load_tree(store, trajectory).walk() if n.path == path), None)
+    if node is None:
+        raise UsageError(f"{trajectory} has no node {path!r}; `reflux review list` names them")
+    (asked,) = store.select("SELECT run, round, system FROM questions WHERE id=?", (trajectory,))
+    return Item(
+        trajectory, path, "audit", "named", node.question or text, node.answer, node.status,
+        asked["run"] or "", -1 if asked["round"] is None else asked["round"],
+        asked["system"] or "", 0,
+    )  # fmt: skip

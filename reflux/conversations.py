@@ -1,0 +1,142 @@
+"""Conversations, kept in the run folder: one file each, a line for every turn."""
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+
+from agents.errors import UsageError
+from finetune.run_folder import write_whole
+from reflux.conversation import question_of
+
+FOLDER = "conversations"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a user said, and what became of it."""
+
+    user: str
+    answer: str | None
+    """None where the answer was stopped, or there was none."""
+    status: str
+    """`ok`, `rejected`, `over_budget`, `failed`, `waiting`, or `stopped`."""
+    trajectory: str
+    overseer: str
+    model: str
+    calls: int = 0
+    tokens: int = 0
+    at: float = field(default_factory=time.time)
+
+
+@dataclass
+class Conversation:
+    """Turns in order; one without an answer is shown and not told to H."""
+
+    path: Path
+    turns: list[Turn] = field(default_factory=list[Turn])
+
+    @property
+    def id(self) -> str:
+        """The file's name."""
+        return self.path.stem
+
+    def add(self, turn: Turn) -> None:
+        """Keep a turn; it is on disk when this returns."""
+        self.turns.append(turn)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(turn)) + "\n")
+
+    def question(self, text: str) -> str:
+        """What H is asked: the new message, and before it the answered turns."""
+        said: list[BaseMessage] = []
+        for turn in self.turns:
+            if turn.answer is not None:
+                said += [HumanMessage(turn.user), AIMessage(turn.answer)]
+        return question_of([*said, HumanMessage(text)])
+
+    def messages(self) -> list[dict[str, str]]:
+        """The answered turns as chat messages."""
+        return [
+            {"role": role, "content": text}
+            for turn in self.turns
+            if turn.answer is not None
+            for role, text in (("user", turn.user), ("assistant", turn.answer))
+        ]
+
+    def save(self, path: Path) -> None:
+        """Write it for people, or in a file that ends in .jsonl as one row for TRL.
+
+        Raises:
+            UsageError: there is nothing to write.
+        """
+        if not self.messages():
+            raise UsageError("nothing was answered yet, so there is nothing to save")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".jsonl":
+            write_whole(path, json.dumps({"messages": self.messages()}) + "\n")
+            return
+        names = {"user": "You", "assistant": "Reflux"}
+        parts = [f"**{names[said['role']]}**\n\n{said['content']}\n" for said in self.messages()]
+        write_whole(path, "\n".join(parts))
+
+
+def begin(run: Path) -> Conversation:
+    """A new conversation, which has a file once it has a turn."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    return Conversation(run / FOLDER / f"{name}.jsonl")
+
+
+def resume(run: Path, id: str) -> Conversation:
+    """A kept conversation by its id, an unambiguous beginning of it, or `last`.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    kept = _files(run)
+    found = kept[-1:] if id == "last" else [path for path in kept if path.stem.startswith(id)]
+    if len(found) != 1 or (id != "last" and not re.fullmatch(r"[0-9a-f-]+", id)):
+        there = ", ".join(path.stem for path in kept[-5:]) or "none"
+        raise UsageError(f"no one conversation is called {id!r}; the newest: {there}")
+    return Conversation(found[0], _turns(found[0]))
+
+
+def listed(run: Path) -> Sequence[dict[str, Any]]:
+    """Kept conversations, the newest first, by their first words."""
+    found: list[dict[str, Any]] = []
+    for path in reversed(_files(run)):
+        turns = _turns(path)
+        first = turns[0].user if turns else ""
+        found.append({"id": path.stem, "turns": len(turns), "begins": first})
+    return found
+
+
+def _files(run: Path) -> list[Path]:
+    return sorted((run / FOLDER).glob("*.jsonl"))
+
+
+def _turns(path: Path) -> list[Turn]:
+    """The whole lines of a file: a last one that a kill cut short is left out.
+
+    Raises:
+        UsageError: another line is no turn.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    turns: list[Turn] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            turns.append(Turn(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise UsageError(f"{path}, line {number}: not a turn ({error})") from error
+    return turns

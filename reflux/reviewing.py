@@ -1,0 +1,215 @@
+"""What a person does to a node, in the terminal or on the page: approve, edit, ask again, reject,
+comment.
+
+Verdicts and comments are rows. An edit is an override (`graphs.override`): the tree is run once
+more in the context in which it was asked, and asks only for what depended on the node.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+from agents.errors import UsageError
+from agents.types import Answer
+from finetune.rounds_config import config_from
+from finetune.run_folder import OpenRun
+from graphs.events import Event
+from graphs.override import override, refuse_unheard, revise, revised_context, root_answer, text_of
+from graphs.patient import open_patient
+from graphs.review import Item
+from graphs.revision import first_of, newest
+from graphs.state import AmplifyContext, Outcome, silent
+from graphs.steps import digest_of
+from graphs.systems import Amplified, Direct, System, task_context
+from graphs.traces import CallKey, TraceStore
+from graphs.verdicts import judge, remark
+from reflux.freely import free_context, how_asked
+from reflux.tasks import TASKS, task_named
+
+Emit = Callable[[Event], None]
+Open = Callable[[str], AbstractAsyncContextManager[OpenRun]]
+"""Opens the run for a model's name: an engine or endpoint is only needed to ask anew."""
+
+
+@dataclass(frozen=True)
+class Acted:
+    """What an action came to."""
+
+    did: str
+    trajectory: str
+    """The revision that holds it."""
+    outcome: Outcome | None = None
+    """Of the root, where it was recomputed; None where nothing was, or a person is waited for."""
+
+
+async def approve(store: TraceStore, item: Item, open_run: Open, comment: str = "") -> Acted:
+    """Say that a node is right: a proposal is taken, a refused answer accepted after all.
+
+    Raises:
+        UsageError: there is nothing to approve.
+    """
+    if item.why == "escalated":
+        if item.form is None or "proposal" not in item.form:
+            raise UsageError("nothing is proposed here to approve: answer it with an edit")
+        return await _reply(store, item, {"kind": "approve"}, open_run, comment)
+    if item.answer is None:
+        raise UsageError("there is no answer to approve: put one in with an edit")
+    if item.status != "ok":
+        return await put(store, item.trajectory, item.path, item.answer, open_run, comment)
+    await judge(store, item, True, comment)
+    return Acted("approved", item.trajectory)
+
+
+async def reject(store: TraceStore, item: Item, comment: str = "") -> Acted:
+    """Say that a node is wrong: its trajectory leaves the training rows."""
+    await judge(store, item, False, comment)
+    return Acted("rejected", item.trajectory)
+
+
+async def comment_on(store: TraceStore, item: Item, comment: str) -> Acted:
+    """Say something of a node, which stays in the queue."""
+    await remark(store, item, comment)
+    return Acted("commented", item.trajectory)
+
+
+async def edit(
+    store: TraceStore, item: Item, answer: str, open_run: Open, comment: str = ""
+) -> Acted:
+    """Put an answer in: where a person is waited for as H's, elsewhere in the place of the node's.
+
+    Raises:
+        UsageError: the answer is empty.
+    """
+    if not answer.strip():
+        raise UsageError("an empty answer is none: reject the node instead")
+    if item.why == "escalated":
+        step = {"kind": "answer", "text": answer}
+        return await _reply(store, item, step, open_run, comment)
+    return await put(store, item.trajectory, item.path, answer, open_run, comment)
+
+
+async def put(
+    store: TraceStore,
+    trajectory: str,
+    path: str,
+    answer: str | None,
+    open_run: Open,
+    comment: str = "",
+    emit: Emit = silent,
+) -> Acted:
+    """Override a node's answer, or ask it again where that is None; then recompute the root.
+
+    An engine is opened only where there is something to recompute.
+    """
+    made = await revise(store, trajectory, path, answer)
+    last = made or newest(store, trajectory)
+    if comment:
+        detail = {"comment": comment}
+        await store.add_judgement(last, path, "comment", None, detail, author="person")
+    if made is None:
+        return Acted("unchanged", last)
+    did = "edited" if answer is not None else "asked again"
+    if (outcome := root_answer(store, made)) is not None:
+        return Acted(did, made, outcome)
+    async with open_run(_model(store, made)) as opened:
+        return Acted(did, made, await recompute(opened, made, path, answer, emit))
+
+
+async def recompute(
+    opened: OpenRun, made: str, path: str, answer: str | None, emit: Emit = silent
+) -> Outcome | None:
+    """Answer a revision; None where a person is waited for."""
+    async with asked_in(opened, made, emit) as (context, system):
+        if how_asked(opened.store, made) is None:
+            return (await override(context, made, path, answer, system)).outcome
+        context = revised_context(context, made)
+        async with open_patient(context, opened.folder.checkpoints_path) as patient:
+            progressed = await patient.ask(text_of(opened.store, made), made)
+    if progressed.outcome is not None:
+        refuse_unheard(opened.store, made)
+    return progressed.outcome
+
+
+@asynccontextmanager
+async def asked_in(
+    opened: OpenRun, question_id: str, emit: Emit = silent
+) -> AsyncGenerator[tuple[AmplifyContext, Callable[[AmplifyContext], System]]]:
+    """The context in which a root was asked, as far as the record and the run's config tell.
+
+    Raises:
+        UsageError: they do not tell.
+    """
+    how = how_asked(opened.store, question_id)
+    if how is not None:
+        async with free_context(opened, how, emit) as context:
+            yield context, Amplified
+        return
+    (asked,) = opened.store.select("SELECT task FROM questions WHERE id=?", (question_id,))
+    if asked["task"] not in TASKS or not opened.folder.exists:
+        raise UsageError(
+            f"it is not recorded how {first_of(question_id)} was asked, so only its root can be "
+            "edited"
+        )
+    folder = opened.folder
+    config = config_from(folder.load_config(), str(folder.config_path))
+    context = AmplifyContext(
+        opened.caller,
+        _model(opened.store, question_id),
+        (),
+        limits=config.limits,
+        votes=config.votes,
+        flags=config.flags,
+        checks=config.checks,
+        seed=config.seed,
+        emit=emit,
+    )
+    yield task_context(context, task_named(asked["task"])), _system(opened.store, question_id)
+
+
+def _system(store: TraceStore, question_id: str) -> Callable[[AmplifyContext], System]:
+    """Whether H took a step at the root."""
+    steps = store.select(
+        "SELECT 1 FROM calls WHERE question=? AND path='' AND role='overseer' LIMIT 1",
+        (first_of(question_id),),
+    )
+    return Amplified if next(steps, None) is not None else Direct
+
+
+def _model(store: TraceStore, question_id: str) -> str:
+    """X, as it was then."""
+    if (how := how_asked(store, question_id)) is not None:
+        return how.model
+    found = store.select(
+        "SELECT model FROM calls WHERE question=? AND kind='model' AND role='answer' LIMIT 1",
+        (first_of(question_id),),
+    )
+    row = next(found, None)
+    return row["model"] if row else "base"
+
+
+async def _reply(
+    store: TraceStore, item: Item, step: dict[str, str], open_run: Open, comment: str
+) -> Acted:
+    """Take the step that a person is waited for; a question that can go on at once does so."""
+    if comment:
+        await remark(store, item, comment)
+    how = how_asked(store, item.trajectory)
+    if how is None or not how.overseer:
+        # A run that stopped here takes the step from the log when it goes on.
+        form = item.form or {}
+        said = form["proposal"] if step["kind"] == "approve" else step
+        if said["kind"] != "answer":
+            raise UsageError("this run can only be answered: use an edit")
+        key = CallKey(item.trajectory, item.path, "overseer", item.step, item.attempt)
+        async with open_run(_model(store, item.trajectory)) as opened:
+            await opened.caller.step(key, "person", Answer(said["text"]), digest_of(form))
+        return Acted("answered: go on with `reflux run --resume`", item.trajectory)
+    async with open_run(how.model) as opened, free_context(opened, how) as context:
+        context = revised_context(context, item.trajectory)
+        async with open_patient(context, opened.folder.checkpoints_path) as patient:
+            waiting = (await patient.look(item.trajectory)).pending
+            ids = [each.id for each in waiting if each.path == item.path]
+            if not ids:
+                raise UsageError(f"{item.id} waits for nobody any more")
+            progressed = await patient.reply(item.trajectory, {ids[0]: step})
+    return Acted("answered", item.trajectory, progressed.outcome)

@@ -1,0 +1,208 @@
+"""The Tower of Hanoi, one move at a time: a chain of 2^n - 1 questions that all must be right.
+
+A copy is asked for one move, `move 5 ; X Z Y X ; b X Y ; X c ; Y b ; Z a`: how many were made so
+far, the round that the smallest disk makes, the last move, and what lies on each peg, the top
+first. Disks are letters, `a` the smallest. The answer `a Z Y` moves disk a from peg Z to peg Y.
+
+The rule, which H knows and copies have to learn, is that of MAKER (arXiv 2511.09030): the smallest
+disk moves every second time, always on to the next peg of its round; in between there is one legal
+move of another disk. H makes each move that was voted for, so a wrong one leads astray. The check
+knows the form of an answer and what is legal, not what is best.
+
+The puzzle itself is `solve to Z ; - ; X a b c ; Y ; Z`, with the last move where there was one; its
+answer is the number of moves. Puzzles lie on the shortest ways from one peg to another, and no
+single move to be learned does: neither H's primitives nor any other training question shows disks
+as they lie on such a way, whatever its pegs are called.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+from agents.checker import Checker, RuleChecker
+from agents.errors import UsageError
+from agents.overseer import PASS, Overseer
+from agents.tools import Tool
+from agents.types import Answer, Chain, Exchange, Step
+from graphs.task import Split, is_held_out
+from reflux.tasks.tower import (
+    DISKS,
+    NO_MOVE,
+    PEGS,
+    WAYS,
+    WAYS_ROUND,
+    Position,
+    best,
+    cleared,
+    first_move,
+    left,
+    legal,
+    on_a_way,
+    on_the_way,
+    read,
+    strictly,
+)
+
+SIZES = range(4, 14)
+"""Disks of H's primitives: more than those of a tower that they prepare for, because a tower's
+largest disks move on its shortest way alone."""
+EACH = 300
+"""Primitives of each size."""
+
+
+class Mover:
+    """H: sets out on a puzzle, makes every move that copies choose, and counts them."""
+
+    name = "script:hanoi"
+
+    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+        """A puzzle is a chain of moves; a single move is a primitive."""
+        position = read(question)
+        if not position.goal:
+            return Answer(best(position))
+        return Chain(first_move(position).text) if may_ask else PASS
+
+    def follow(self, asked: str, answer: str) -> str | Answer:
+        """Make the move; where all disks lie on one peg, the number of moves is the answer."""
+        position = read(asked).after(answer)
+        return Answer(str(position.moves)) if cleared(position.pegs) else position.text
+
+
+class Hanoi:
+    """Puzzles and their moves; the level is the number of disks."""
+
+    name = "hanoi"
+    system_prompt = ""
+
+    def overseers(self) -> Sequence[Overseer]:
+        """One, which knows the rule."""
+        return (Mover(),)
+
+    def tools(self) -> Mapping[str, Tool]:
+        """None."""
+        return {}
+
+    def answer_tokens(self, question: str) -> int:
+        """A move or a number, its end, and some to spare."""
+        return 12
+
+    def checker(self) -> Checker:
+        """Of a move form and legality; of a puzzle's answer that it is a number."""
+        return RuleChecker({"form": has_form, "legal": is_legal})
+
+    def primitives(self) -> Sequence[str]:
+        """Single moves of towers from 4 to 13 disks."""
+        return _primitives()
+
+    def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
+        """Training: single moves. Held out: puzzles that begin anywhere on a shortest way.
+
+        Raises:
+            UsageError: a tower of no such number of disks.
+        """
+        _require(level)
+        generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
+        found: dict[str, None] = {}
+        for _ in range(50 * n):
+            if len(found) == n:
+                break
+            if split == "held_out":
+                start, end = generator.choice(WAYS)
+                question = on_the_way(level, start, end, generator.randrange(2**level - 1)).text
+            else:
+                question = single_move(level, generator)
+            if question and is_held_out(self, question) == (split == "held_out"):
+                found[question] = None
+        return list(found)
+
+    def canonical(self, question: str) -> str:
+        """Whatever the number of moves made so far."""
+        head, _, rest = question.strip().partition(" ; ")
+        return f"move ; {rest}" if head.startswith("move ") else question.strip()
+
+    def normalise(self, answer: str) -> str:
+        """One blank between symbols."""
+        return " ".join(answer.split())
+
+    def from_user(self, text: str) -> str:
+        """`hanoi 10`, from peg X to peg Z, or a question of the task's own.
+
+        Raises:
+            UsageError: neither.
+        """
+        words = text.split()
+        if len(words) == 2 and words[0].lower() == "hanoi" and words[1].isdecimal():
+            _require(int(words[1]))
+            return on_the_way(int(words[1]), "X", "Z", 0).text
+        try:
+            return strictly(text.strip()).text
+        except ValueError as error:
+            raise UsageError(f'{error}; a puzzle is asked as "hanoi 10"') from error
+
+    def to_user(self, question: str, answer: str) -> str:
+        """The number of moves in words, or the move."""
+        return f"solved in {answer} moves" if answer.isdecimal() else answer
+
+    def score(self, question: str, answer: str) -> bool:
+        """A puzzle takes as many moves as its shortest way; a single move is that of the rule."""
+        position = read(question)
+        if not position.goal:
+            return answer == best(position)
+        ways = (left(position.pegs, peg, position.goal) for peg in PEGS if peg != position.goal)
+        return answer in {str(way) for way in ways if way is not None}
+
+
+@cache
+def _primitives() -> tuple[str, ...]:
+    generator = random.Random("hanoi:primitives")
+    found: dict[str, None] = {}
+    for size in SIZES:
+        due = len(found) + EACH
+        while len(found) < due:
+            if question := single_move(size, generator):
+                found[question] = None
+    return tuple(found)
+
+
+def _require(disks: int) -> None:
+    if not 2 <= disks <= len(DISKS):
+        raise UsageError(f"a tower of {disks} disks: there must be 2 to {len(DISKS)}")
+
+
+def single_move(disks: int, generator: random.Random) -> str:
+    """The question for one move of a tower that lies on no shortest way; empty where chance finds
+    one that does.
+
+    In two of three the smallest disks lie together, so that moves of the large ones, of which a way
+    has few and needs every one, are not as rare as there.
+    """
+    together = generator.randrange(1, disks) if generator.random() < 2 / 3 else 1
+    home = generator.choice(PEGS)
+    on = dict.fromkeys(PEGS, "")
+    for size in range(disks):
+        on[home if size < together else generator.choice(PEGS)] += DISKS[size]
+    pegs = on["X"], on["Y"], on["Z"]
+    if on_a_way(pegs):
+        return ""
+    start, first, second = generator.choice(WAYS_ROUND)
+    cycle = f"{start} {first} {second} {start}"
+    # What can have moved last: the smallest disk, or the smaller of the other two on top.
+    small, large = sorted((peg for peg in PEGS if peg != home), key=lambda p: on[p] or "~")
+    last = f"{DISKS[0]} {cycle[cycle.rindex(home) - 2]} {home}"
+    if on[small] and generator.random() < (0.5 if together == 1 else 0.25):
+        last = f"{on[small][0]} {large} {small}"
+    if generator.random() < 0.03:
+        last = NO_MOVE
+    return Position(pegs, last, cycle, generator.randrange(2**disks)).text
+
+
+def has_form(question: str, answer: str) -> bool:
+    """A number where a puzzle is asked, otherwise three symbols."""
+    if question.startswith("solve "):
+        return answer.isdecimal()
+    return len(answer) == 5 and answer[1] == answer[3] == " "
+
+
+def is_legal(question: str, answer: str) -> bool:
+    """A move keeps the rules of the game; a number has none to keep."""
+    return question.startswith("solve ") or legal(read(question).pegs, answer)

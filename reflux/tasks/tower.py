@@ -1,0 +1,203 @@
+"""The game of the Tower of Hanoi: positions as text, legal moves, shortest ways."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+DISKS = "abcdefghijklmnopqrst"
+PEGS: tuple[str, ...] = ("X", "Y", "Z")
+WAYS: tuple[tuple[str, str], ...] = tuple(
+    (one, other) for one in PEGS for other in PEGS if one != other
+)
+WAYS_ROUND = tuple(
+    (one, other, third) for one, other in WAYS for third in PEGS if third not in (one, other)
+)
+NO_MOVE = "-"
+Pegs = tuple[str, str, str]
+"""The disks on each peg, the smallest first."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """A puzzle, or the question for one of its moves."""
+
+    pegs: Pegs
+    last: str
+    """The last move, `a X Z`; `-` where there was none."""
+    cycle: str = ""
+    """The round of the smallest disk, `X Z Y X`; empty in a puzzle."""
+    moves: int = 0
+    """How many were made; not told in a puzzle."""
+    goal: str = ""
+    """The peg to which all are to come; empty in the question for a move."""
+
+    @property
+    def text(self) -> str:
+        """The question."""
+        x, y, z = self.pegs
+        lying = f"{' '.join('X' + x)} ; {' '.join('Y' + y)} ; {' '.join('Z' + z)}"
+        if self.goal:
+            return f"solve to {self.goal} ; {self.last} ; {lying}"
+        return f"move {self.moves} ; {self.cycle} ; {self.last} ; {lying}"
+
+    def after(self, move: str) -> "Position":
+        """What is asked after a legal move.
+
+        Raises:
+            ValueError: it is not legal.
+        """
+        if not legal(self.pegs, move):
+            raise ValueError(f"{move!r} is not legal in {self.text!r}")
+        return Position(moved(self.pegs, move), move, self.cycle, self.moves + 1)
+
+
+def read(question: str) -> Position:
+    """The inverse of `Position.text`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    head, *parts = question.split(" ; ")
+    kind, _, detail = head.partition(" ")
+    if kind == "move" and detail.isdecimal() and len(parts) == 5:
+        found = Position(_pegs(parts[2:]), parts[1], parts[0], int(detail))
+    elif kind == "solve" and detail[:3] == "to " and len(parts) == 4:
+        found = Position(_pegs(parts[1:]), parts[0], goal=detail[3:])
+    else:
+        raise ValueError(f"{question[:80]!r} is no position of a tower")
+    return found
+
+
+def strictly(question: str) -> Position:
+    """Read what a person wrote.
+
+    Raises:
+        ValueError: it is no position, or an impossible one.
+    """
+    found = read(question)
+    disks = sorted("".join(found.pegs))
+    right = (
+        found.text == question
+        and disks == list(DISKS[: len(disks)])
+        and len(disks) > 1
+        and all(list(peg) == sorted(peg) for peg in found.pegs)
+        and (found.goal in PEGS or tuple(sorted(found.cycle.split()[:3])) == PEGS)
+    )
+    if not right:
+        raise ValueError(f"{question[:80]!r} is no position of a tower")
+    return found
+
+
+def _pegs(parts: Sequence[str]) -> Pegs:
+    x, y, z = parts
+    return x[2:].replace(" ", ""), y[2:].replace(" ", ""), z[2:].replace(" ", "")
+
+
+def legal(pegs: Pegs, move: str) -> bool:
+    """The disk lies on top of its peg, and the other peg is empty or shows a larger one."""
+    disk, _, way = move.partition(" ")
+    start, _, end = way.partition(" ")
+    if start not in PEGS or end not in PEGS:
+        return False
+    there = pegs[PEGS.index(end)]
+    return disk != "" and pegs[PEGS.index(start)][:1] == disk and (not there or disk < there[0])
+
+
+def moved(pegs: Pegs, move: str) -> Pegs:
+    """The pegs after a legal move."""
+    disk, start, end = move.split(" ")
+    after = list(pegs)
+    after[PEGS.index(start)] = after[PEGS.index(start)][1:]
+    after[PEGS.index(end)] = disk + after[PEGS.index(end)]
+    return after[0], after[1], after[2]
+
+
+def moves(pegs: Pegs) -> list[str]:
+    """All legal moves: three, or two where all disks lie on one peg."""
+    lying = dict(zip(PEGS, pegs, strict=True))
+    return [
+        f"{lying[start][0]} {start} {end}"
+        for start, end in WAYS
+        if lying[start] and (not lying[end] or lying[start][0] < lying[end][0])
+    ]
+
+
+def best(position: Position) -> str:
+    """The move that the rule asks for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = moves(position.pegs)
+    if position.last[:1] == DISKS[0]:
+        for move in found:
+            if move[0] != DISKS[0]:
+                return move
+        raise ValueError(f"no other disk can move in {position.text!r}")
+    at = next(move[2] for move in found if move[0] == DISKS[0])
+    return f"{DISKS[0]} {at} {position.cycle[position.cycle.index(at) + 2]}"
+
+
+def cleared(pegs: Pegs) -> bool:
+    """True where all disks lie on one peg."""
+    return pegs.count("") == 2
+
+
+def left(pegs: Pegs, start: str, end: str) -> int | None:
+    """Moves left on the shortest way between two pegs; None where it does not lead here."""
+    found = 0
+    for size in reversed(range(sum(map(len, pegs)))):
+        at = next(peg for peg, lying in zip(PEGS, pegs, strict=True) if DISKS[size] in lying)
+        if at == start:
+            found, end = found + 2**size, _third(start, end)
+        elif at == end:
+            start = _third(start, end)
+        else:
+            return None
+    return found
+
+
+def _third(one: str, other: str) -> str:
+    return next(peg for peg in PEGS if peg not in (one, other))
+
+
+def on_a_way(pegs: Pegs) -> bool:
+    """True where the shortest way between some two pegs leads here."""
+    return any(left(pegs, start, end) is not None for start, end in WAYS)
+
+
+def on_the_way(disks: int, start: str, end: str, made: int) -> Position:
+    """The puzzle after so many moves of its shortest way."""
+    pegs = _lying(disks, start, end, made)
+    last = NO_MOVE
+    if made:
+        before = _lying(disks, start, end, made - 1)
+        last = next(move for move in moves(before) if moved(before, move) == pegs)
+    return Position(pegs, last, goal=end)
+
+
+def _lying(disks: int, start: str, end: str, made: int) -> Pegs:
+    pegs = dict.fromkeys(PEGS, "")
+    for size in reversed(range(disks)):
+        if made < 2**size:
+            pegs[start] = DISKS[size] + pegs[start]
+            end = _third(start, end)
+        else:
+            pegs[end] = DISKS[size] + pegs[end]
+            made, start = made - 2**size, _third(start, end)
+    return pegs["X"], pegs["Y"], pegs["Z"]
+
+
+def first_move(puzzle: Position) -> Position:
+    """The question for a puzzle's first move.
+
+    Raises:
+        ValueError: no shortest way to its goal leads here, or it is solved.
+    """
+    for start in PEGS:
+        if start != puzzle.goal and left(puzzle.pegs, start, puzzle.goal):
+            other = _third(start, puzzle.goal)
+            # With an odd number of disks the smallest goes to the goal first.
+            odd = sum(map(len, puzzle.pegs)) % 2
+            first, second = (puzzle.goal, other) if odd else (other, puzzle.goal)
+            return Position(puzzle.pegs, puzzle.last, f"{start} {first} {second} {start}")
+    raise ValueError(f"{puzzle.text!r} lies on no shortest way to its goal")

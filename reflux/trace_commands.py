@@ -1,0 +1,146 @@
+"""`reflux traces`: what was asked, as a list, as trees, as pages, as rows for training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from agents.errors import UsageError
+from agents.purse import Price
+from finetune.datasets import Form, export
+from finetune.rounds_config import config_from
+from finetune.run_folder import RunFolder, write_whole
+from graphs.revision import NEWEST, newest
+from graphs.traces import TraceStore
+from graphs.tree import find_question, load_tree
+from reflux.app import OUT, RUNS, Json, RunDir, emit, open_existing
+from reflux.distill_source import logged_rows
+from reflux.show import escape, total_line, tree_view
+from reflux.tree_page import tree_page
+
+traces = typer.Typer(help="Trajectories: list, show, page, export.", no_args_is_help=True)
+
+LISTED = f"""
+SELECT q.id, q.round, q.system, q.split, q.text,
+  (SELECT detail ->> 'status' FROM judgements j WHERE j.question = q.id AND j.path = ''
+   AND j.kind IN ('outcome', 'leaf') ORDER BY j.id DESC LIMIT 1) AS status,
+  (SELECT detail ->> 'answer' FROM judgements j WHERE j.question = q.id AND j.path = ''
+   AND j.kind IN ('outcome', 'leaf') ORDER BY j.id DESC LIMIT 1) AS answer,
+  (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model') AS calls
+FROM questions q
+WHERE (:system IS NULL OR q.system = :system) AND (:status IS NULL OR status = :status)
+  AND {NEWEST}
+ORDER BY q.created DESC LIMIT :limit
+"""  # noqa: S608 - the part is a constant of ours
+
+
+@traces.command("list")
+def list_traces(
+    run: RunDir = RUNS / "demo",
+    system: Annotated[str | None, typer.Option(help="direct, amplified, student, …")] = None,
+    status: Annotated[str | None, typer.Option(help="ok, rejected, over_budget, failed")] = None,
+    limit: Annotated[int, typer.Option(help="The newest so many.", min=1)] = 20,
+    as_json: Json = False,
+) -> None:
+    """The newest trajectories."""
+    store = TraceStore(open_existing(run).traces_path)
+    asked = {"system": system, "status": status, "limit": limit}
+    found = [dict(row) for row in store.select(LISTED, asked)]
+    store.close()
+    if as_json:
+        emit(found)
+        return
+    table = Table()
+    for heading in ("trajectory", "round", "system", "split", "question", "answer", "status"):
+        table.add_column(heading, no_wrap=heading == "trajectory")
+    table.add_column("calls", justify="right")
+    for row in found:
+        shown = (row["id"], row["round"], row["system"], row["split"], row["text"])
+        table.add_row(
+            *(escape(str(value)) for value in shown),
+            escape(row["answer"] or "–"),
+            row["status"] or "running",
+            str(row["calls"]),
+        )
+    OUT.print(table)
+
+
+@traces.command("show")
+def show_trace(
+    trajectory: Annotated[str, typer.Argument(help="Id, or the beginning of one.")],
+    run: RunDir = RUNS / "demo",
+    as_json: Json = False,
+) -> None:
+    """The tree of one trajectory: votes, checks, persons' words and costs."""
+    folder = open_existing(run)
+    store = TraceStore(folder.traces_path)
+    try:
+        shown, _ = find_question(store, trajectory)
+        tree = load_tree(store, shown, prices_of(folder))
+        last = newest(store, shown)
+    finally:
+        store.close()
+    if as_json:
+        emit(tree.to_json())
+        return
+    OUT.print(tree_view(tree, why=True))
+    OUT.print(total_line(tree), highlight=False)
+    if last != shown:
+        OUT.print(f"edited since: reflux traces show {last}", highlight=False)
+
+
+@traces.command("page")
+def page_of_trace(
+    trajectory: Annotated[str, typer.Argument(help="Id, or the beginning of one.")],
+    out: Annotated[Path, typer.Option("--out", help="The file.")] = Path("tree.html"),
+    run: RunDir = RUNS / "demo",
+    as_json: Json = False,
+) -> None:
+    """One tree as a page of its own, to send to a colleague: one file, no outside address."""
+    folder = open_existing(run)
+    store = TraceStore(folder.traces_path)
+    try:
+        write_whole(out, tree_page(store, trajectory, prices_of(folder)))
+    finally:
+        store.close()
+    if as_json:
+        emit({"file": str(out)})
+        return
+    OUT.print(f"{out} is written", soft_wrap=True)
+
+
+def prices_of(folder: RunFolder) -> Mapping[str, Price]:
+    """What the run's models cost, where its config tells."""
+    if not folder.exists:
+        return {}
+    return config_from(folder.load_config(), str(folder.config_path)).purse.prices
+
+
+@traces.command("export")
+def export_traces(
+    out: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file.")],
+    run: RunDir = RUNS / "demo",
+    form: Annotated[
+        str, typer.Option(help="prompt-completion, messages or preference, as TRL takes them.")
+    ] = "prompt-completion",
+    format: Annotated[
+        str | None, typer.Option(help="jsonl or parquet; by default what the file ends in.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Accepted trajectories as rows for TRL, with their provenance in a sidecar."""
+    forms: dict[str, Form] = {
+        "prompt-completion": "prompt-completion",
+        "messages": "messages",
+        "preference": "preference",
+    }
+    if form not in forms:
+        raise UsageError(f"there is no form {form!r}; there are: {', '.join(forms)}")
+    rows = logged_rows(open_existing(run))
+    written = export(rows, out, forms[form], format)
+    if as_json:
+        emit({"rows": written, "file": str(out)})
+        return
+    OUT.print(f"{written} rows in {out}", soft_wrap=True)

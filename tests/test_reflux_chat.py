@@ -1,0 +1,256 @@
+"""Talking to the amplified agent: from a pipe, at a terminal, stopped, kept and resumed."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commanding import Ended, Running, begin
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
+
+from finetune.run_folder import RunFolder
+from reflux.conversations import Conversation, Turn, resume
+
+PLAIN = ("--overseer", "plain")
+
+
+@dataclass
+class Endpoint:
+    """An endpoint that says the last line of what it is asked, in capitals; as H it asks for two
+    parts, and then answers with both."""
+
+    url: str
+    asked: list[str] = field(default_factory=list[str])
+    overseen: list[str] = field(default_factory=list[str])
+    """What H was asked."""
+    gone: threading.Event = field(default_factory=threading.Event)
+    """Set at the end: a reply to "slow" waits for it."""
+
+    def reply(self, request: Request) -> Response:
+        body = request.get_json()
+        text = body["messages"][-1]["content"]
+        if "response_format" in body:
+            self.overseen.append(text)
+            parts = [{"question": f"part {name}", "needs": []} for name in "ab"]
+            step = {"answer": "both"} if "PART B" in text else {"ask": parts}
+            return self._said(json.dumps(step))
+        self.asked.append(text)
+        if text.endswith("slow"):
+            self.gone.wait(60)
+        return self._said(text.splitlines()[-1].upper())
+
+    def _said(self, text: str) -> Response:
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+        return Response(
+            json.dumps(body | {"choices": [choice], "usage": usage}), mimetype="application/json"
+        )
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with HTTPServer(threaded=True) as server:
+        found = Endpoint(server.url_for("/v1"))
+        server.expect_request("/v1/chat/completions").respond_with_handler(found.reply)
+        yield found
+        found.gone.set()
+
+
+def env(endpoint: Endpoint) -> dict[str, str]:
+    return {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": "none"}
+
+
+def chat(endpoint: Endpoint, folder: Path, *words: str, typed: str = "") -> Ended:
+    given = ["chat", "--run", str(folder), "--model", "m", *words]
+    return begin(given, env(endpoint), typed=typed).wait()
+
+
+def test_each_line_of_a_pipe_is_answered_in_its_turn(endpoint: Endpoint, tmp_path: Path) -> None:
+    ended = chat(endpoint, tmp_path / "run", *PLAIN, typed="one\n\ntwo\n")
+    assert (ended.code, ended.stdout) == (0, "ONE\nTWO\n"), ended.stderr
+    assert endpoint.asked == [
+        "one",
+        "Conversation so far:\nUser: one\nAssistant: ONE\n\nQuestion:\ntwo",
+    ]
+
+
+def test_a_conversation_is_one_json_document(endpoint: Endpoint, tmp_path: Path) -> None:
+    ended = chat(endpoint, tmp_path / "run", *PLAIN, "--json", typed="one\n")
+    told = json.loads(ended.stdout)
+    (turn,) = told["turns"]
+    assert (turn["user"], turn["answer"], turn["status"], turn["calls"]) == ("one", "ONE", "ok", 1)
+    listed = begin(["chat", "--list", "--json", "--run", str(tmp_path / "run")]).wait()
+    assert json.loads(listed.stdout) == [{"id": told["conversation"], "turns": 1, "begins": "one"}]
+
+
+def test_a_resumed_conversation_knows_what_was_said(endpoint: Endpoint, tmp_path: Path) -> None:
+    chat(endpoint, tmp_path / "run", *PLAIN, typed="one\n")
+    chat(endpoint, tmp_path / "run", *PLAIN, "--resume", "last", typed="two\n/history\n")
+    assert "User: one\nAssistant: ONE" in endpoint.asked[-1]
+    kept = resume(tmp_path / "run", "last")
+    assert [turn.user for turn in kept.turns] == ["one", "two"]
+
+
+def test_h_sees_the_conversation_and_a_copy_its_sub_question_alone(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    chat(endpoint, tmp_path / "run", *PLAIN, typed="one\n")
+    ended = chat(endpoint, tmp_path / "run", "--resume", "last", typed="two\n")
+    assert (ended.code, ended.stdout) == (0, "both\n"), ended.stderr
+    assert all("User: one\nAssistant: ONE" in text for text in endpoint.overseen)
+    assert sorted(endpoint.asked) == ["one", "part a", "part b"]
+
+
+def test_what_is_wrong_with_one_line_does_not_end_the_others(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    typed = (
+        "/nothing\n/budget tokens lots\n/budget calls 0\none\n/budget calls 9\ntwo\n/quit\nthree\n"
+    )
+    ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
+    assert "there is no /nothing; /help names the commands" in ended.stderr
+    assert "tokens must be a number from 0 up, not 'lots'" in ended.stderr
+    assert "no accepted answer (over_budget)" in ended.stdout
+    assert ended.stdout.rstrip().endswith("TWO")
+    assert ended.code == 1
+
+
+def test_commands_tell_of_the_last_answer(endpoint: Endpoint, tmp_path: Path) -> None:
+    out = tmp_path / "said"
+    typed = (
+        f"one\n/why\n/tree\n/model\n/overseer\n/budget\n/save {out}.md\n/save {out}.jsonl\n/help\n"
+    )
+    ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
+    assert ended.code == 0, ended.stderr
+    for said in ("one → ONE by m", "check: ONE passed", "X = m", "H = plain", "1 calls, 6 tokens"):
+        assert said in ended.stdout
+    assert (tmp_path / "said.md").read_text() == "**You**\n\none\n\n**Reflux**\n\nONE\n"
+    row = json.loads((tmp_path / "said.jsonl").read_text())
+    assert [m["content"] for m in row["messages"]] == ["one", "ONE"]
+
+
+def test_a_task_is_asked_in_its_own_form_by_its_own_h(endpoint: Endpoint, tmp_path: Path) -> None:
+    ended = chat(endpoint, tmp_path / "run", "--task", "addition", typed="3+4\nhello\n")
+    assert ended.stdout.startswith("7\n")
+    assert endpoint.asked == []  # A sum of one digit is H's own.
+    assert "hello" in ended.stderr
+    assert ended.code == 1
+
+
+def test_an_endpoint_that_is_down_ends_a_pipe(tmp_path: Path) -> None:
+    down = {
+        "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
+        "OPENAI_API_KEY": "x",
+        "REFLUX_RETRIES": "0",
+    }
+    words = ["chat", "--run", str(tmp_path / "run"), "--model", "m", *PLAIN]
+    ended = begin(words, down, typed="one\ntwo\n").wait()
+    assert (ended.code, "Traceback" in ended.stderr) == (3, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--resume", "nothing"), "no one conversation is called 'nothing'"),
+        (("--overseer", "oracle"), "no overseer is called 'oracle'"),
+        (("--overseer", "plain", "--task", "addition"), "leave one out"),
+        (("--task", "odd"), "there is no task 'odd'"),
+    ],
+)
+def test_bad_input_gets_one_message(
+    endpoint: Endpoint, tmp_path: Path, words: Sequence[str], said: str
+) -> None:
+    ended = chat(endpoint, tmp_path / "run", *words)
+    assert (ended.code, said in " ".join(ended.stderr.split())) == (2, True)
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+    kept = Conversation(tmp_path / "conversations" / "1.jsonl")
+    kept.add(Turn("one", "ONE", "ok", "t", "plain", "m"))
+    with kept.path.open("a") as file:
+        file.write('{"user": "tw')
+    assert [turn.user for turn in resume(tmp_path, "1").turns] == ["one"]
+
+
+# At a terminal.
+
+
+def at_terminal(name: str) -> None:
+    """Give a process this terminal, as its own."""
+    os.setsid()
+    terminal = os.open(name, os.O_RDWR)
+    for number in range(3):
+        os.dup2(terminal, number)
+    sys.stdin = os.fdopen(0, closefd=False)
+
+
+class Terminal:
+    """A person's end of a terminal on which a command runs."""
+
+    def __init__(self, words: Sequence[str], env: dict[str, str]) -> None:
+        self._person, self._theirs = os.openpty()
+        os.set_blocking(self._person, False)
+        env = {**env, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "100"}
+        before = partial(at_terminal, os.ttyname(self._theirs))
+        self.running: Running = begin(words, env, before)
+        self._seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._person, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Read until a text appears; what came before it is forgotten."""
+        self.wait_until(lambda: text in self._seen)
+        self._seen = self._seen.partition(text)[2]
+
+    def wait_until(self, true: Any) -> None:
+        end = time.monotonic() + 60
+        while not true():
+            try:
+                self._seen += os.read(self._person, 65536).decode(errors="replace")
+            except BlockingIOError:
+                time.sleep(0.01)
+            assert time.monotonic() < end, self._seen
+
+    def end(self) -> int | None:
+        """The exit code, once it has ended."""
+        self.wait_until(lambda: not self.running.process.is_alive())
+        os.close(self._person)
+        os.close(self._theirs)
+        return self.running.wait().code
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(endpoint: Endpoint, tmp_path: Path) -> None:
+    words = ["chat", "--run", str(tmp_path / "run"), "--model", "m", *PLAIN]
+    terminal = Terminal(words, env(endpoint))
+    terminal.wait_for("you>")
+    terminal.type("one\r")
+    terminal.wait_for("ONE")
+    terminal.wait_for("you>")
+    terminal.type("slow\r")
+    terminal.wait_until(lambda: len(endpoint.asked) == 2)
+    terminal.type("\x03")
+    terminal.wait_for("stopped after")
+    terminal.wait_for("you>")
+    terminal.type("two\r")
+    terminal.wait_for("TWO")
+    terminal.wait_for("you>")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    turns = resume(tmp_path / "run", "last").turns
+    assert [turn.status for turn in turns] == ["ok", "stopped", "ok"]
+    assert "slow" not in endpoint.asked[-1]  # What was not answered is not told.
+    store = RunFolder(tmp_path / "run").store()
+    rows = list(store.select("SELECT completion FROM calls WHERE kind='model'"))
+    store.close()
+    assert sorted(row["completion"] for row in rows) == ["ONE", "TWO"]
