@@ -21,8 +21,6 @@ WORDS = (
     "river", "copper", "lantern", "orchard", "winter", "signal", "paper", "harbour", "ember",
     "meadow", "glass", "thunder",
 )  # fmt: skip
-    "river copper lantern orchard winter signal paper harbour ember meadow glass thunder".split()
-)
 SYSTEMS = ("direct", "amplified", "student")
 QUESTION = "INSERT INTO questions VALUES (?, 'many', ?, ?, 'addition', ?, ?, ?{more})"
 CALL = (

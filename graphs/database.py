@@ -1,7 +1,7 @@
 """What an SQLite file that fails means to a user: no space, no access, another process, damage."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def of_sqlite(
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
+def reading(path: Path) -> Generator[sqlite3.Connection]:
     """A connection that only reads, for the length of a block: of a thread of its own, if need be.
 
     Raises:

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from agents.errors import UsageError
 from agents.purse import Price
 from graphs.database import reading
 
+_TURNS = TypeAdapter(list[dict[str, Any]])
 MOST = 200
 """Calls, and judgements, of one node; a node with more tells how many there are."""
 
@@ -96,13 +99,16 @@ def _messages(text: str | None) -> list[dict[str, Any]]:
     """Of a model's call its messages; of a tool's its arguments, which may be anything."""
     if not text:
         return []
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if isinstance(found, list) and all(isinstance(each, dict) for each in found):
+    if (found := _turns(text)) is not None:
         return found
     return [{"role": "arguments", "content": text}]
+
+
+def _turns(text: str) -> list[dict[str, Any]] | None:
+    try:
+        return _TURNS.validate_json(text)
+    except ValidationError:
+        return None
 
 
 def _judgement(row: sqlite3.Row) -> dict[str, Any]:

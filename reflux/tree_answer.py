@@ -1,7 +1,7 @@
 """A chat request answered by H with copies of X."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from langchain_core import messages as lc
 from langchain_core.messages import BaseMessage
@@ -64,6 +64,7 @@ class TreeAnswer:
         self._tree = tree
         self._waiting = waiting
         self._stops = request.stops
+        self._heat = request.temperature
         self.question = redact(_question(tree, request.messages))
         self.trajectory = self._asked.question_id(self.question)
         self.model = x
@@ -79,18 +80,31 @@ class TreeAnswer:
             ApiError: no answer was accepted.
         """
         context = replace(self.context, emit=emit)
+        row = {"id": self.trajectory, "text": self.question, **vars(self._asked)}
+        await self._run.store.add_question(row)
+        # With it, a person's edit recomputes the tree as it was asked.
+        told = asdict(self._how())
+        await self._run.store.add_judgement(self.trajectory, "", "how", None, told, key="0")
         if asks_persons(self._tree.overseer):
-            return self._reply(await self._ask_persons(context, put))
+            answered = self._waiting.answer(self.trajectory, self.question, context, put)
+            return self._reply(await answered)
         (outcome,) = await answer_all(Amplified(context), self._asked, [self.question])
         return self._reply(outcome)
 
-    async def _ask_persons(self, context: AmplifyContext, put: Put[Said]) -> Outcome:
-        row = {"id": self.trajectory, "text": self.question, **vars(self._asked)}
-        await self._run.store.add_question(row)
+    def _how(self) -> How:
+        context, task = self.context, self._tree.task
         limits, most = context.limits, context.answer_tokens(self.question)
         caps = (limits.depth, limits.calls, limits.tokens, limits.seconds)
-        how = How(self._tree.name, context.model, (), *caps, most)
-        return await self._waiting.answer(self.trajectory, self.question, context, how, put)
+        return How(
+            "" if task else self._tree.name,
+            context.model,
+            (),
+            *caps,
+            max_tokens=most,
+            task=task.name if task else "",
+            temperature=self._heat,
+            seed=context.seed,
+        )
 
     def _reply(self, outcome: Outcome) -> Reply:
         if outcome["status"] == "failed" and self.context.caller.outage is not None:

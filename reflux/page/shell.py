@@ -11,7 +11,14 @@ from fastapi.responses import FileResponse
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from reflux.page import evaluations_api, jobs_api, runs_api, students_api, trajectories_api
+from reflux.page import (
+    evaluations_api,
+    jobs_api,
+    review_api,
+    runs_api,
+    students_api,
+    trajectories_api,
+)
 
 STATIC = Path(__file__).parent / "static"
 FRESH = {"cache-control": "no-cache"}
@@ -36,5 +43,12 @@ def add_page(app: FastAPI) -> None:
         return FileResponse(STATIC / "index.html", headers=FRESH)
 
     app.mount("/page", _Files(directory=STATIC), name="page")
-    for routes in (trajectories_api, runs_api, evaluations_api, students_api, jobs_api):
+    for routes in (
+        trajectories_api,
+        runs_api,
+        evaluations_api,
+        students_api,
+        jobs_api,
+        review_api,
+    ):
         app.include_router(routes.router)

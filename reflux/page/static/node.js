@@ -19,14 +19,19 @@ export function closeNode() {
 // `changed` is called with the id of the tree to show, after a person's word changed it.
 export async function openNode(trajectory, path, changed) {
   const mine = ++last;
-  before = document.activeElement;
+  if (drawer.hidden) before = document.activeElement;
+  // A person's word leads to another tree: this drawer goes along, unless it has moved on.
+  const again = async (id, did) => {
+    await changed(id, did);
+    if (mine === last && !drawer.hidden) await openNode(id, path, changed);
+  };
   const where = `/api/trajectories/${encodeURIComponent(trajectory)}`;
   await attempt(async () => {
     const [record, tree] = await Promise.all([json(`${where}/node?path=${encodeURIComponent(path)}`), json(where)]);
     if (mine !== last) return;
     const node = find(tree.tree, path);
     drawer.hidden = false;
-    show(drawer, head(node), figures(node, record), ...said(node, record), ...calls(record), judgements(record), changed ? actions(trajectory, node, changed) : "");
+    show(drawer, head(node), figures(node, record), ...said(node, record), ...calls(record), judgements(record), changed ? actions(trajectory, node, again) : "");
     drawer.scrollTop = 0;
   });
 }

@@ -60,6 +60,7 @@ export class TreeView {
     const { line, group, twist } = held;
     const bits = [];
     if (told.by) bits.push(el("span", { class: `by ${told.by === "H" ? "h" : ""}` }, told.by));
+    if (told.verdict) bits.push(el("span", { class: "h" }, told.verdict));
     if (told.votes > 1) bits.push(el("span", {}, `${told.votes} votes`));
     if (told.tools) bits.push(el("span", {}, `${told.tools} tool calls`));
     if (told.tokens) bits.push(el("span", {}, `${number(told.tokens)} tokens`));
