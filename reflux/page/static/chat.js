@@ -105,7 +105,8 @@ async function look(said, state) {
 async function reload(id) {
   const found = await json(`/api/trajectories/${encodeURIComponent(id)}`);
   const said = talk.messages.find((each) => each.trajectory === talk.trajectory);
-  if (said && found.tree.answer !== null) Object.assign(said, { content: found.tree.answer, trajectory: id, error: null });
+  if (said) said.trajectory = id;
+  if (said && found.tree.answer !== null) Object.assign(said, { content: found.tree.answer, error: null });
   talk.trajectory = id;
   talk.view = { model: TreeModel.from(found.tree) };
   draw(talk.state);
