@@ -121,20 +121,20 @@ def disputed(url: str, folder: Path) -> str:
 
 
 def test_an_item_of_the_queue_is_approved_and_leaves_it(tmp_path: Path, script: Scripted) -> None:
-    with serving(tmp_path, script) as url, browsing() as seen:
+    with serving(tmp_path, script) as url:
         trajectory = disputed(url, tmp_path)
-        page = seen.page
-        page.goto(f"{url}/#review")
-        item = page.locator(".item").filter(has_text="beta")
-        item.get_by_text("votes are split, 67% for the first").wait_for()
-        item.get_by_label("Comment", exact=True).fill("seen it")
-        item.get_by_role("button", name="Approve").click()
-        item.wait_for(state="detached")
+        with browsing() as seen:
+            seen.page.goto(f"{url}/#review")
+            item = seen.page.locator(".item").filter(has_text="beta")
+            item.get_by_text("votes are split, 67% for the first").wait_for()
+            item.get_by_label("Comment", exact=True).fill("seen it")
+            item.get_by_role("button", name="Approve").click()
+            item.wait_for(state="detached")
+            assert seen.errors == []
         left = httpx2.get(f"{url}/api/review", params={"why": "disputed"}).json()
         assert left["items"] == []
         node = tree_of(url, trajectory)["children"][1]
         assert node["verdict"] == "approved" and node["comments"] == ["seen it"]
-        assert seen.errors == []
 
 
 def test_what_waits_for_a_person_is_answered_in_the_queue_and_goes_on(
