@@ -1,6 +1,6 @@
 """Evaluations and distillations that the page starts: one at a time, as commands, seen again."""
 
-import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
     with scripted() as script:
         monkeypatch.setenv("OPENAI_BASE_URL", script.url)
         monkeypatch.setenv("OPENAI_API_KEY", "none")
-        root = Path(__file__).parent.parent
-        monkeypatch.setenv(
-            "PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-        )
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
         yield script
 
 
@@ -94,8 +91,6 @@ def test_a_job_ends_with_its_server(tmp_path: Path, script: Scripted) -> None:
         assert begin(url, **EVALUATION | {"limit": 500}).status_code == 201
     asked = len(script.asked)
     script.pause = lambda body: 0.0
-    import time
-
     time.sleep(2)
     assert len(script.asked) == asked
 
@@ -110,8 +105,8 @@ def test_a_job_ends_with_its_server(tmp_path: Path, script: Scripted) -> None:
         ({"task": "nothing"}, "there is no task 'nothing'"),
         ({"name": "../out"}, "name"),
         ({"data": "/etc/passwd"}, "data"),
-        ({"out": "/tmp"}, "out"),
-        ({"kind": "distillation", "name": "student-r0"}, "not supported|choose another name"),
+        ({"out": "elsewhere"}, "out"),
+        ({"kind": "distillation", "name": "student-r0"}, "choose another name"),
     ],
 )
 def test_what_a_request_may_not_start_is_refused(
@@ -119,10 +114,10 @@ def test_what_a_request_may_not_start_is_refused(
 ) -> None:
     make_run(tmp_path, ("student-r0",))
     with serving(tmp_path, script) as url:
-        got = begin(url, **EVALUATION | body)
+        got = begin(url, **body if "kind" in body else EVALUATION | body)
         assert got.status_code == 400
         message = got.json()["error"]["message"]
-        assert any(part in message for part in why.split("|")), message
+        assert why in message
         assert job(url) is None
 
 

@@ -53,7 +53,9 @@ def test_every_tab_fits_the_screen_and_asks_nobody_but_the_server(
         page.goto(url)
         page.get_by_label("Question", exact=True).fill(QUESTION)
         page.keyboard.press("Enter")
-        page.locator(".bubble:not(.mine)").filter(has_text="CAPITAL OF PERU").wait_for()
+        page.locator(".bubble:not(.mine)").filter(has_text="CAPITAL OF PERU").wait_for(
+            state="attached"
+        )
         page.get_by_role("button", name="Ask", exact=True).wait_for(state="attached")
         page.locator(".tree .dot.ok").nth(3).wait_for()
         page.wait_for_timeout(400)
