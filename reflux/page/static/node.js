@@ -54,7 +54,7 @@ function figures(node, record) {
   const spent = record.calls.reduce((sum, call) => sum + call.prompt_tokens + call.completion_tokens, 0);
   const told = [
     ["answered by", node.answered_by || "–"],
-    ["calls", number(record.calls_made)],
+    ["model calls", number(node.calls || 0)],
     ["tokens", number(spent)],
     ["time", seconds(took)],
     ["cost", record.cost === null ? "no price" : record.cost ? record.cost.toPrecision(2) : "0"],

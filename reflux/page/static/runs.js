@@ -24,7 +24,7 @@ export async function open(place) {
       el("div", { class: "row legend" }, SYSTEMS.map(([, label, colour]) => el("span", {}, el("i", { class: `swatch ${colour}` }), label)))),
     el("div", { class: "card" }, el("h2", {}, "Rounds"), accuracies(rounds)),
     el("div", { class: "card" }, el("h2", {}, "Cost"), costs(rounds)));
-  const draw = () => show(drawn, chart(rounds, Math.min(760, drawn.clientWidth)));
+  const draw = () => show(drawn, chart(rounds, Math.min(980, drawn.clientWidth)));
   const sized = new ResizeObserver(draw);
   sized.observe(drawn.parentElement);
   return () => sized.disconnect();
