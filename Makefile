@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+SITE := $(VENV)/.installed-docs
+DEV_SERVER := .venv-dev-server
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs dev-server clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Reflux needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -22,6 +24,10 @@ $(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+$(SITE): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
 demo: $(STAMP)
 	$(BIN)/reflux demo
 
@@ -34,5 +40,22 @@ check: $(DEV)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+# The site in build/site: offline, and every warning is an error.
+docs: $(SITE)
+	$(BIN)/python -m benchmarks.measurements
+	$(BIN)/python docs/build.py
+
+# LangGraph's dev server over the packages of $(VENV), in an environment of its own: it is under the
+# Elastic licence, and no part of Reflux needs it.
+$(DEV_SERVER)/.installed: $(DEV)
+	$(PYTHON) -m venv $(DEV_SERVER)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$($(DEV_SERVER)/bin/python -c 'import site; print(site.getsitepackages()[0])')/reflux.pth"
+	$(DEV_SERVER)/bin/python -m pip install --quiet --disable-pip-version-check 'langgraph-cli[inmem]>=0.4,<0.5'
+	touch $@
+
+dev-server: $(DEV_SERVER)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 -m dev_server tests/test_reflux_dev_server.py
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(DEV_SERVER) $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

@@ -28,6 +28,7 @@ LEAD = re.compile(
 )
 """Words that may come before an expression. Any other word would make it another question:
 "five minus 3" is not 3."""
+FACTORIAL = re.compile(r"[\d)] ?!(?!=)")
 SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "^": "**"})
 
 
@@ -68,8 +69,14 @@ class Calculator:
 
 
 def expression_in(text: str) -> str:
-    """The expression in a plain text, in one line and with Python's signs."""
+    """The expression in a plain text, in one line and with Python's signs.
+
+    Raises:
+        ValueError: it writes a factorial as `n!`.
+    """
     line = " ".join(text.replace(ROUNDED, "").split()).translate(SIGNS)
+    if FACTORIAL.search(line):  # As an exclamation mark it would be dropped, and 5! be 5.
+        raise ValueError(f"{text[:80]!r} has a factorial: write factorial(n) for n!")
     line = LEAD.sub("", line).rstrip(" ?.=!").strip()
     line = re.sub(r"(?<=[\d)]) x (?=[\d(])", " * ", line)
     if not re.search(r"[A-Za-z]", line):  # In max(1,000) the comma parts arguments.

@@ -3,18 +3,20 @@
 import asyncio
 import math
 import random
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
-from openai import AsyncOpenAI, AsyncStream
+from openai import AsyncOpenAI, AsyncStream, DefaultAsyncHttpxClient
 
 from agents.errors import EndpointError, UsageError
 from agents.replies import read_reply
@@ -58,7 +60,7 @@ class OpenAIClient:
         """
         self.base_url = base_url
         self._connect = partial(
-            AsyncOpenAI, base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout
+            _connect, base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout
         )
         self._pools = [_Pool(self._connect())]
         self._timeout = timeout
@@ -193,6 +195,16 @@ class OpenAIClient:
         """Close the connections."""
         for pool in self._pools:
             await pool.client.close()
+
+
+def _connect(**options: Any) -> AsyncOpenAI:
+    return AsyncOpenAI(http_client=DefaultAsyncHttpxClient(verify=_certificates()), **options)
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: to read them takes some 20 ms, in which nothing else would go on."""
+    return httpx2.create_ssl_context()
 
 
 @dataclass

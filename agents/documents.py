@@ -170,8 +170,11 @@ class Documents:
                 except OSError as error:
                     self._unreadable(error)
                     continue
-                if why := _unfit(path, found):
-                    self.skipped[path.relative_to(self._folder).as_posix()] = why
+                place = path.relative_to(self._folder).as_posix()
+                shown = os.fsencode(place).decode("utf-8", "replace")
+                why = _unfit(path, found)
+                if why or shown != place:
+                    self.skipped[shown] = why or "its name is not UTF-8: rename it"
                 else:
                     yield path, f"{found.st_mtime_ns}:{found.st_size}"
 

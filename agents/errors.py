@@ -11,6 +11,7 @@ RefluxError
 """
 
 import errno
+import math
 import os
 
 NO_SPACE = "what was recorded is kept: free some space, then go on (a run: with --resume)"
@@ -66,3 +67,23 @@ def of_system(error: OSError) -> RefluxError:
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
         return UsageError(f"{what}; a file and a folder cannot share a name, choose another")
     return RefluxError(f"{what}; what was recorded is kept, see that the disk and its files work")
+
+
+def within(
+    name: str,
+    value: float,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Hold a setting to its range; `above` and `below` are no part of it.
+
+    Raises:
+        UsageError: it lies outside, or is no number.
+    """
+    bounds = {"at least": least, "more than": above, "less than": below}
+    wanted = " and ".join(f"{what} {end:g}" for what, end in bounds.items() if end is not None)
+    low = (least is None or value >= least) and (above is None or value > above)
+    if math.isnan(value) or not low or (below is not None and value >= below):
+        raise UsageError(f"{name} is {value:g}; it must be {wanted or 'a number'}")

@@ -8,6 +8,7 @@ worth is measured from the log by `graphs.vote_log.flag_effects`.
 import re
 from dataclasses import dataclass
 
+from agents.errors import UsageError
 from agents.types import Completion
 
 REPEATED_WORDS = 8
@@ -28,6 +29,14 @@ class RedFlags:
     """Those that hold one of these phrases, in any case."""
     repeats: int | None = None
     """Those that say the same words more than so many times in a row."""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise UsageError(
+                f"the pattern {self.pattern!r} is no regular expression: {error}; correct it"
+            ) from error
 
     def of(self, reply: Completion) -> str:
         """The name of the first rule that a reply breaks; empty where it breaks none."""

@@ -5,7 +5,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, cast
 
 from agents.budget import Budget
-from agents.types import Answer, Ask, ChatRequest, Completion, Defer, Exchange, Step
+from agents.types import (
+    Answer,
+    Ask,
+    Chain,
+    ChatRequest,
+    Completion,
+    Defer,
+    Exchange,
+    Step,
+    SubQuestion,
+)
 
 
 class Overseer(Protocol):
@@ -109,6 +119,39 @@ def seated(overseer: AnyOverseer, desk: Desk) -> Overseer:
 def reserve_of(overseer: AnyOverseer) -> Budget:
     """What H's later steps need of a question's budget, before its sub-questions share it."""
     return getattr(overseer, "reserve", Budget(0, 0))
+
+
+def sound(step: object) -> Step:
+    """A step as H's code or a person gave it, held to what a step is.
+
+    Raises:
+        TypeError: it is none, or one of its parts has not the type that it must have.
+    """
+    if isinstance(step, Answer):
+        _must(step.text, str, "the text of an Answer")
+    elif isinstance(step, Ask):
+        for sub in _must(step.subquestions, tuple | list, "the sub-questions of an Ask"):
+            _must(sub, SubQuestion, "a sub-question")
+            _must(sub.text, str, "the text of a SubQuestion")
+            _must(sub.to, str, "the `to` of a SubQuestion")
+            for need in _must(sub.needs, tuple | list, "the needs of a SubQuestion"):
+                _must(need, int, "a need of a SubQuestion")
+    elif isinstance(step, Chain):
+        _must(step.first, str, "the first question of a Chain")
+    else:
+        _must(step, Defer, "a step")
+    return cast(Step, step)
+
+
+def _must(value: Any, kind: Any, what: str) -> Any:
+    if not isinstance(value, kind):
+        wanted = (
+            "Answer, Ask, Chain or Defer" if kind is Defer else getattr(kind, "__name__", str(kind))
+        )
+        raise TypeError(
+            f"{what} must be of type {wanted}, not {type(value).__name__}: {value!r:.80}"
+        )
+    return value
 
 
 PASS = Ask(())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agents.errors import UsageError, within
 from agents.types import Completion
 
 
@@ -20,6 +21,10 @@ class Price:
     """For a million prompt tokens."""
     completion: float = 0.0
     """For a million completion tokens."""
+
+    def __post_init__(self) -> None:
+        within("purse.prices.prompt", self.prompt, least=0)
+        within("purse.prices.completion", self.completion, least=0)
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
         """What one call costs."""
@@ -44,7 +49,15 @@ class Purse:
         Args:
             prices: by model name; a model without one is free.
             parent: the run's purse, which pays for this question, too.
+
+        Raises:
+            UsageError: money is limited, and no model costs any.
         """
+        if money is not None and not prices:
+            raise UsageError(
+                f"money is limited to {money:g}, and no model has a price, so that nothing would "
+                "ever be spent: give purse.prices, or leave the limit out"
+            )
         self._limits = {"seconds": seconds, "money": money, "calls": calls, "tokens": tokens}
         self._prices = prices or {}
         self._parent = parent

@@ -10,8 +10,9 @@ SECRET = re.compile(
     | \bhf_[A-Za-z0-9]{20,}
     | \bAKIA[0-9A-Z]{16}\b                       # AWS
     | \bxox[abprs]-[A-Za-z0-9-]{10,}             # Slack
-    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----.*?
-      -----END\ [A-Z ]*PRIVATE\ KEY(?:\ BLOCK)?-----
+    | -----BEGIN\ [A-Z ]{0,64}PRIVATE\ KEY(?:\ BLOCK)?-----
+      (?:(?!-----BEGIN).)*?                      # Up to the next, or many would take for ever
+      -----END\ [A-Z ]{0,64}PRIVATE\ KEY(?:\ BLOCK)?-----
     """,
     re.VERBOSE | re.DOTALL,
 )

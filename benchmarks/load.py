@@ -30,9 +30,6 @@ class Asker:
     def __init__(self, base_url: str) -> None:
         self._url = urlsplit(base_url)
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self.under_way = 0
-        self.most = 0
-        """Requests under way at once, at the most."""
 
     async def ask(
         self, model: str, question: str, stream: bool = False, due: float | None = None
@@ -44,16 +41,12 @@ class Asker:
         """
         begun = time.perf_counter() if due is None else due
         reader, writer = await self._connection()
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
         try:
             writer.write(self._request(model, question, stream))
             text, first = await (_read_stream if stream else _read_whole)(reader)
         except BaseException:
             writer.close()
             raise
-        finally:
-            self.under_way -= 1
         self._free.append((reader, writer))
         return Said(text, first - begun, time.perf_counter() - begun)
 

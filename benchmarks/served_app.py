@@ -50,6 +50,7 @@ def _serve(run: Path, endpoint_url: str, x: str) -> None:
     from finetune.run_folder import RunFolder
     from reflux.serve_settings import ServeSettings
     from reflux.server import create_app
+    from reflux.wire import server_config
 
     clients = {
         name: Endpoint(OpenAIClient(endpoint_url, "none", concurrency=most), "mock")
@@ -61,7 +62,7 @@ def _serve(run: Path, endpoint_url: str, x: str) -> None:
     app = create_app(RunFolder(run), settings, {"split": ScriptedOverseer("split", split)})
     with socket.create_server(("127.0.0.1", 0), backlog=2_048) as listening:
         print(listening.getsockname()[1], flush=True)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        config = server_config(app, timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -7,14 +7,9 @@ Implements the seed's 8.4.3. The checkpoint holds the stage of the round and not
 stage did is in the call log and the registry, so a stage that is run again repeats no call.
 """
 
-import sqlite3
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 
@@ -25,8 +20,10 @@ from finetune.rounds_config import RoundsConfig
 from finetune.run_folder import OpenRun, write_json
 from finetune.stages import Progress, Stages
 from graphs.checkpoints import open_checkpoints
-from graphs.database import of_sqlite
 from graphs.task import Task
+
+DAMAGED = "delete it and go on with --resume, which asks no recorded call again"
+"""The remedy for damaged checkpoints: they hold the stage of a round, no more."""
 
 
 class RoundsState(TypedDict):
@@ -147,18 +144,6 @@ def build_rounds_graph() -> StateGraph[RoundsState, Stages, RoundsState, RoundsS
     return graph
 
 
-@asynccontextmanager
-async def _checkpoints(path: Path) -> AsyncIterator[AsyncSqliteSaver]:
-    """The checkpointer of a run. Trajectories raise errors of their own, so what fails here as
-    SQLite's is this file."""
-    try:
-        async with open_checkpoints(path) as saver:
-            yield saver
-    except sqlite3.Error as error:
-        remedy = "delete it and go on with --resume, which asks no recorded call again"
-        raise of_sqlite(path, error, remedy) from error
-
-
 async def run_rounds(
     run: OpenRun, config: RoundsConfig, task: Task, progress: Progress, rounds: int | None = None
 ) -> list[dict[str, Any]]:
@@ -175,7 +160,8 @@ async def run_rounds(
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {total}")
     config = config.model_copy(update={"rounds": config.rounds[:total]})
     stages = Stages(config, task, run, progress, config.purse.open())
-    async with _checkpoints(run.folder.checkpoints_path) as saver:
+    path = run.folder.checkpoints_path
+    async with open_checkpoints(path, DAMAGED) as saver:
         graph = build_rounds_graph().compile(checkpointer=saver)
         settings: Any = {
             "configurable": {"thread_id": "rounds"},

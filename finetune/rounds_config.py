@@ -1,5 +1,6 @@
 """The config of a run of rounds. Unknown keys are errors; every field has its unit or meaning."""
 
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ class Strict(BaseModel):
 class RoundSpec(Strict):
     """One round."""
 
-    level: int = Field(ge=1)
+    level: int = Field(ge=1, le=1000)
     """Level of the task's questions; for addition their digits."""
     questions: int = Field(default=1000, ge=0)
     """Training questions to amplify; round 0 takes all primitives instead."""
@@ -122,6 +123,12 @@ class RoundsConfig(Strict):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _prices_what_it_limits(self) -> "RoundsConfig":
+        if not self.purse.prices and not self.limits.money is self.purse.money is None:
+            raise ValueError("money is limited, and no model has a price: add purse.prices")
+        return self
+
 
 def config_from(data: Any, source: str) -> RoundsConfig:
     """A config from parsed YAML.
@@ -133,16 +140,25 @@ def config_from(data: Any, source: str) -> RoundsConfig:
         return RoundsConfig.model_validate(data)
     except ValidationError as error:
         raise UsageError(f"{source}: {problems(error)}") from error
+    except UsageError as error:  # Of a value that is out of range wherever it is given.
+        raise UsageError(f"{source}: {error}") from error
 
 
 def problems(error: ValidationError) -> str:
     """Every key that is wrong, and why, in one line."""
     found: list[str] = []
-    for problem in error.errors():
+    for problem in _meant(error.errors()):
         key = ".".join(str(part) for part in problem["loc"]) or "config"
         unknown = problem["type"] == "extra_forbidden"
         found.append(f"{key}: {'unknown key, remove or rename it' if unknown else problem['msg']}")
     return "; ".join(found)
+
+
+def _meant(problems: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Without those of a kind of `rule` that is not the one named; all, where none is."""
+    other = {p["loc"][:-1] for p in problems if p["type"] == "literal_error"}
+    kept = [p for p in problems if not any(p["loc"][: len(loc)] == loc for loc in other)]
+    return kept or problems
 
 
 def read_config(path: Path) -> RoundsConfig:

@@ -46,6 +46,7 @@ from graphs.state import (
     SubResult,
     SubTask,
     failed_outcome,
+    hold_together,
     left_of,
     listening,
     plus,
@@ -62,7 +63,12 @@ def _context(runtime: Ran) -> AmplifyContext:
 
 
 def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifyState:
-    """The state of a root question before its first step."""
+    """The state of a root question before its first step.
+
+    Raises:
+        UsageError: no answer could meet the context's settings.
+    """
+    hold_together(context)
     limits, question = context.limits, redact(question)
     retries = context.asked_before("", question)
     return _fresh(question, question_id, "", 0, [], limits.calls, limits.tokens, retries)
@@ -182,6 +188,7 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
 
 async def subtask(task: SubTask, runtime: Ran) -> Update:
     """One copy's work on one sub-question: H's primitive, X's answer, or a level deeper."""
+    spans, model = runtime.context.caller.spans, runtime.context.model
     async with runtime.context.branches.at(task["depth"]):
         context = _context(runtime)
         again = context.asked_before(task["path"], task["text"])
@@ -199,7 +206,9 @@ async def subtask(task: SubTask, runtime: Ran) -> Update:
             task["tokens"],
             task["retries"],
         )
-        outcome = await _resolve(state, task, context)
+        with spans.node(task["path"], task["to"], model) as span:
+            outcome = await _resolve(state, task, context)
+            span.ended(outcome["status"])
     result: SubResult = {"index": task["index"], "question": task["text"], "outcome": outcome}
     return {"results": [result]}
 

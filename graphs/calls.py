@@ -31,15 +31,22 @@ from agents.types import (
     step_to_json,
 )
 from graphs.revision import before
+from graphs.spans import NO_SPANS, Spans, own_spans
 from graphs.traces import CallKey, TraceStore
 
 
 class Caller:
     """Makes the calls of one run: replay, else ask, then record, and only then use."""
 
-    def __init__(self, client: ChatClient, store: TraceStore) -> None:
+    def __init__(self, client: ChatClient, store: TraceStore, spans: Spans | None = None) -> None:
+        """`spans` are those of the environment where None.
+
+        Raises:
+            MissingError, UsageError: see `graphs.spans.spans_of`.
+        """
         self.client = client
         self.store = store
+        self.spans = own_spans() if spans is None else spans
         self.outage: EndpointError | None = None
         """The failure of the last call, where it failed at the endpoint."""
 
@@ -53,15 +60,32 @@ class Caller:
         request, asked = await self._asked(request)
         if (known := self._recorded(key, asked["request_digest"])) is not None:
             return known
-        try:
-            reply = self._before(key, asked["request_digest"]) or await self.client.complete(
-                request
-            )
-        except EndpointError as error:
-            self.outage = error
-            await self._failed(key, asked, Completion("", cached=error.cached), str(error))
-            raise
-        return await self._replied(key, asked, reply)
+        if (earlier := self._before(key, asked["request_digest"])) is not None:
+            return await self._replied(key, asked, earlier)
+        with self.spans.call(key, request, asked["model_digest"]) as span:
+            try:
+                reply = await self.client.complete(request)
+            except EndpointError as error:
+                self.outage = error
+                await self._failed(key, asked, Completion("", cached=error.cached), str(error))
+                raise
+            reply = await self._replied(key, asked, reply)
+            span.replied(reply)
+        return reply
+
+    async def unrecorded(self, key: CallKey, request: ChatRequest) -> Completion:
+        """Answer one request whose reply is recorded by whoever asks, with others of its kind.
+
+        Raises:
+            EndpointError: no reply.
+        """
+        if self.spans is NO_SPANS:
+            return await self.client.complete(request)
+        digest = await self.client.model_digest(request.model)
+        with self.spans.call(key, request, digest) as span:
+            reply = await self.client.complete(request)
+            span.replied(replace(reply, text=redact(reply.text)))
+        return reply
 
     async def stream(self, key: CallKey, request: ChatRequest) -> Pieces:
         """Answer one request piece by piece, as it comes; the whole, last, is on the record.
@@ -85,24 +109,28 @@ class Caller:
             return
         came: list[str] = []
         whole: Completion | None = None
-        try:
-            async with aclosing(stream_of(self.client, request)) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, Completion):
-                        whole = piece
-                    else:
-                        came.append(piece.text)
-                        yield piece
-        except EndpointError as error:
-            self.outage = error
-            await self._failed(key, asked, Completion("".join(came)), str(error))
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            left = f"the reader left after {len(came)} pieces"
-            await self._failed(key, asked, Completion("".join(came)), left)
-            raise
+        with self.spans.call(key, request, asked["model_digest"], streamed=True) as span:
+            try:
+                async with aclosing(stream_of(self.client, request)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, Completion):
+                            whole = piece
+                        else:
+                            came.append(piece.text)
+                            yield piece
+            except EndpointError as error:
+                self.outage = error
+                await self._failed(key, asked, Completion("".join(came)), str(error))
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                left = f"the reader left after {len(came)} pieces"
+                await self._failed(key, asked, Completion("".join(came)), left)
+                raise
+            if whole is not None:
+                whole = await self._replied(key, asked, whole)
+                span.replied(whole)
         if whole is not None:
-            yield await self._replied(key, asked, whole)
+            yield whole
 
     async def _asked(self, request: ChatRequest) -> tuple[ChatRequest, dict[str, str]]:
         """The request without secrets, and its columns."""
@@ -161,9 +189,12 @@ class Caller:
         begun = time.perf_counter()
         if (row := self._earlier(key, digest)) is not None:
             said = ToolReply(row["completion"], row["finish_reason"] != "refused")
+            said = ToolReply(redact(said.text), said.ok)
         else:
-            said = await work()
-        said = ToolReply(redact(said.text), said.ok)
+            with self.spans.tool(key, name, arguments) as span:
+                said = await work()
+                said = ToolReply(redact(said.text), said.ok)
+                span.said(said)
         done = Completion(
             said.text,
             seconds=time.perf_counter() - begun,

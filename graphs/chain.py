@@ -29,7 +29,7 @@ from agents.types import Answer, Chain, ChatRequest, Completion
 from graphs.copies import Place, chain_request, record_leaf, side_by_side, vote_of
 from graphs.links import read_votes, write_votes
 from graphs.state import NOTHING_SPENT, AmplifyContext, Outcome, Spent, Status, failed_outcome, plus
-from graphs.traces import LinkKey
+from graphs.traces import CallKey, LinkKey
 from graphs.voting import Vote, wave, winner
 
 UNSURE = -1.0
@@ -122,7 +122,7 @@ async def _link(
             return winner(at.votes), "over_budget", lacking and f"no {lacking} left"
         numbers = range(first + len(at.votes), first + len(at.votes) + min(more, left.calls))
         asked = [chain_request(context, at.asked, number) for number in numbers]
-        replies, failure = await _replies(context, asked)
+        replies, failure = await _replies(context, key, at.number, asked)
         votes = [vote_of(context, at.asked, n, reply) for n, reply in replies]
         tokens = sum(reply.tokens for _, reply in replies)
         at.votes += votes
@@ -180,17 +180,20 @@ def _first_vote(context: AmplifyContext, key: LinkKey) -> int:
 
 
 async def _replies(
-    context: AmplifyContext, asked: Sequence[ChatRequest]
+    context: AmplifyContext, key: LinkKey, link: int, asked: Sequence[ChatRequest]
 ) -> tuple[list[tuple[int, Completion]], EndpointError | None]:
     """(vote, reply) of those that came before the first failure, and that failure.
 
     What came after it is asked again when the chain goes on, so that votes keep their numbers.
     """
-    client = context.caller.client
-    came, failure = await side_by_side([client.complete(request) for request in asked])
+    caller = context.caller
+    calls = [CallKey(key.question, key.path, "chain", link, vote=each.vote) for each in asked]
+    came, failure = await side_by_side(
+        [caller.unrecorded(call, each) for call, each in zip(calls, asked, strict=True)]
+    )
     for at, reply in came.items():
         context.purse.pay(asked[at].model, reply)
-    context.caller.outage = failure
+    caller.outage = failure
     first_lost = next((at for at in range(len(asked)) if at not in came), len(asked))
     kept = range(first_lost)
     return [(asked[at].vote, replace(came[at], text=redact(came[at].text))) for at in kept], failure

@@ -66,12 +66,14 @@ async def answer_chat(
         await caller.store.add_judgement(question_id, "", "leaf", ok, detail, key="0.0")
         emit(answered("", True, detail))
 
-    try:
-        replies = await _together([one(at, request) for at, request in enumerate(requests)])
-    except EndpointError as error:
-        await judge(None, "failed", str(error))
-        raise
-    await judge(replies[0].text, "ok", None)
+    with caller.spans.run(question_id, vars(asked)) as span:
+        try:
+            replies = await _together([one(at, request) for at, request in enumerate(requests)])
+        except EndpointError as error:
+            await judge(None, "failed", str(error))
+            raise
+        await judge(replies[0].text, "ok", None)
+        span.ended("ok")
     return replies
 
 

@@ -28,6 +28,8 @@ from graphs.traces import CallKey
 
 UNCONFIRMED = "unconfirmed"
 """The rule that an answer breaks which passed, and on which too few attempts agree."""
+UNEXAMINED = "unexamined"
+"""The rule that an answer breaks whose examiner's endpoint failed."""
 
 
 async def judged(
@@ -46,9 +48,10 @@ async def judged(
         if not verdict.ok:
             break
         try:
-            verdict = await examiner.examine(desk, question, answer, transcript)
+            found = await examiner.examine(desk, question, answer, transcript)
+            verdict = Verdict(found.ok, found.rule)  # What is no verdict fails here, as a value.
         except EndpointError:
-            verdict = Verdict(False, "unexamined")
+            verdict = Verdict(False, UNEXAMINED)
         except RefluxError:
             raise
         except Exception as failure:  # noqa: BLE001 - an examiner is the user's code
@@ -83,11 +86,17 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         passed, rule = [*passed, proposal], UNCONFIRMED
     proposals = state["proposals"] + ([proposal] if proposal is not None and not ok else [])
     used_up = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
-    broke = used_up or context.purse.lacks is not None
-    if broke or state["attempt"] + 1 >= context.limits.attempts:
+    lacking = context.purse.lacks
+    if used_up:
+        lacking = "calls" if spent["calls"] >= state["calls"] else "tokens"
+    if lacking or state["attempt"] + 1 >= context.limits.attempts:
         best = best_proposal(passed or proposals)
-        status: Status = "over_budget" if broke else "rejected" if best is not None else "failed"
-        error = state["error"] or f"the check {rule!r} failed"
+        refused = best is not None and rule != UNEXAMINED  # An outage says nothing of an answer.
+        status: Status = "over_budget" if lacking else "rejected" if refused else "failed"
+        short = f"no {lacking} left" if lacking and proposal is None else None
+        outage = context.caller.outage if rule == UNEXAMINED else None
+        unexamined = f"the answer could not be examined: {outage}" if outage else None
+        error = state["error"] or short or unexamined or f"the check {rule!r} failed"
         return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}
     context.emit({"event": "retry", "path": state["path"], "rule": rule, "error": state["error"]})
     return {

@@ -37,3 +37,16 @@ def rare_collections() -> Generator[None]:
             _inside -= 1
             if _inside == 0:
                 gc.set_threshold(*_before)
+
+
+@contextmanager
+def settled() -> Generator[None]:
+    """For a process that serves: what lives at its start, libraries above all, is walked no more,
+    and the rest rarely. A full collection would let every answer under way wait for it."""
+    gc.collect()
+    gc.freeze()
+    try:
+        with rare_collections():
+            yield
+    finally:
+        gc.unfreeze()

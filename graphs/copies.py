@@ -84,6 +84,8 @@ def vote_of(context: AmplifyContext, question: str, number: int, reply: Completi
     """A copy's reply as a vote, which flags and check may refuse."""
     text = context.normalise(reply.text)
     weight = context.votes.variant(number).weight
+    if not text:  # Of tools, its turns or its budget may have ended before it said anything.
+        return Vote(text, False, reply.min_logprob, weight, "unanswered")
     if flag := context.flags.of(reply):
         return Vote(text, False, reply.min_logprob, weight, flag)
     verdict = context.checker.check(question, text)

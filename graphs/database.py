@@ -10,11 +10,10 @@ from agents.errors import NO_ACCESS, NO_SPACE, RefluxError, UsageError
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 CLOSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN)
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+RESTORE = "restore it, or name another --run"
 
 
-def of_sqlite(
-    path: Path, error: sqlite3.Error, damaged: str = "restore it, or name another --run"
-) -> RefluxError:
+def of_sqlite(path: Path, error: sqlite3.Error, damaged: str = RESTORE) -> RefluxError:
     """The error to raise; `damaged` is the remedy where the file is no whole database."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # The rest of it is a finer cause.
     if code in FULL:

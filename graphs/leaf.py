@@ -50,14 +50,22 @@ async def answer_directly(
         named = to.partition(":")[2].split(",") if ":" in to else None
         panel = [e for e in context.experts if named is None or e.name in named]
         if not panel or (named and len(panel) < len(named)):
-            return failed_outcome(f"H asked {to!r}; there is {_known(context)}")
+            return await _nobody(context, place, f"H asked {to!r}; there is {_known(context)}")
         return await answer_by_panel(context, place, given, tuple(panel))
     if not to:
         return await answer_by_votes(context, place, given)
     expert = next((e for e in context.experts if f"expert:{e.name}" == to), None)
     if expert is None:
-        return failed_outcome(f"H asked {to!r}, whom nobody knows; there is {_known(context)}")
+        reason = f"H asked {to!r}, whom nobody knows; there is {_known(context)}"
+        return await _nobody(context, place, reason)
     return await answer_by_votes(context, place, given, expert)
+
+
+async def _nobody(context: AmplifyContext, place: Place, reason: str) -> Outcome:
+    """A question to somebody who is not there: it has ended, and is recorded so."""
+    outcome = failed_outcome(reason)
+    await record_leaf(context, place, outcome, {"votes": 0})
+    return outcome
 
 
 def _known(context: AmplifyContext) -> str:

@@ -14,9 +14,12 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.types import Command
 
 from agents.errors import UsageError
+from agents.overseer import sound
+from agents.types import Ask, step_from_json
 from graphs.amplify import begin, build_graph
 from graphs.checkpoints import open_checkpoints
 from graphs.state import AmplifyContext, Outcome
+from graphs.steps import approved
 from graphs.systems import recursion_limit, with_purse
 
 
@@ -79,22 +82,53 @@ class Patient:
         holds a proposal.
 
         Raises:
-            UsageError: an id that nobody waits under.
+            UsageError: an id that nobody waits under, or a reply that is no step there; all go on
+                waiting.
         """
-        waiting = {each.id for each in (await self.look(question_id)).pending}
-        if strange := sorted(set(replies) - waiting):
+        waiting = {each.id: each for each in (await self.look(question_id)).pending}
+        if strange := sorted(set(replies) - set(waiting)):
             there = ", ".join(sorted(waiting)) or "nothing"
             raise UsageError(f"nothing waits under {', '.join(strange)}; pending: {there}")
+        for id, said in replies.items():
+            _take(waiting[id], said)
         return await self._go(question_id, Command(resume=dict(replies)))
 
     async def _go(self, question_id: str, put: Any) -> Progressed:
         context = with_purse(self.context)
         config = self._config(question_id) | {"recursion_limit": recursion_limit(context)}
-        state = await self._graph.ainvoke(put, config, context=context)
-        return Progressed(state.get("outcome"), _pending(state.get("__interrupt__", ())))
+        with context.caller.spans.run(question_id, self._asked(question_id)) as span:
+            state = await self._graph.ainvoke(put, config, context=context)
+            outcome = state.get("outcome")
+            span.ended(outcome["status"] if outcome else "waiting")
+        return Progressed(outcome, _pending(state.get("__interrupt__", ())))
+
+    def _asked(self, question_id: str) -> Mapping[str, Any]:
+        """Where the question comes from, as the store has it; empty where it has nothing."""
+        asked = "SELECT run, round, system FROM questions WHERE id=?"
+        return dict(next(self.context.caller.store.select(asked, (question_id,)), ()))
 
     def _config(self, question_id: str) -> dict[str, Any]:
         return {"configurable": {"thread_id": question_id}}
+
+
+def _take(pending: Pending, said: Any) -> None:
+    """Refuse a reply that could not be gone on with: it would be spent, and its question lost."""
+    try:
+        if said.get("kind") == "approve" and "proposal" not in pending.form:
+            raise UsageError(
+                f"there is no proposal to approve under {pending.id}; reply with a step"
+            )
+        step = sound(step_from_json(approved(said, pending.form)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"the reply to {pending.id} is no step ({type(error).__name__}: {error}); write "
+            '{"kind": "answer", "text": "..."} or {"kind": "ask", "subquestions": [{"text": "...", '
+            '"needs": []}]}'
+        ) from error
+    if isinstance(step, Ask) and step.subquestions and pending.form.get("may_ask") is False:
+        raise UsageError(
+            f"{pending.id} lies as deep as sub-questions go (limits.depth): answer it, or pass"
+        )
 
 
 def _pending(interrupts: Sequence[Any]) -> tuple[Pending, ...]:

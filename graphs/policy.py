@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from agents.errors import UsageError, within
 
 Action = Literal["retry", "other", "person"]
 """`retry`: the same H with fresh votes. `other`: the next H's decomposition. `person`: a person
@@ -19,6 +21,12 @@ class CheckPolicy:
     after_failure: tuple[Action, ...] = ()
     """What follows the first attempt that does not settle the question, the second, and so on;
     `other` where the list ends."""
+
+    def __post_init__(self) -> None:
+        within("checks.confirm", self.confirm, least=1)
+        if strange := [each for each in self.after_failure if each not in get_args(Action)]:
+            there = ", ".join(get_args(Action))
+            raise UsageError(f"no action is called {strange[0]!r}; there are {there}")
 
     def action(self, attempt: int) -> Action:
         """What led to an attempt, from 1."""

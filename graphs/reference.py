@@ -9,7 +9,7 @@ from agents.budget import Budget
 from agents.overseer import reserve_of, seated
 from agents.types import Answer, Chain, Exchange, SubQuestion
 from graphs.chain import walk_chain
-from graphs.check import judged
+from graphs.check import UNEXAMINED, judged
 from graphs.copies import Place
 from graphs.desk import StepDesk
 from graphs.leaf import answer_directly
@@ -53,7 +53,7 @@ async def amplify_reference(
         proposal, used, direct, transcript, step = await _attempt(
             context, question, question_id, path, depth, ancestors, left, retries, attempt,
         )  # fmt: skip
-        spent = plus(spent, used)
+        spent, unexamined = plus(spent, used), False
         if direct is not None:  # A leaf below the root is answered once, by its own votes.
             return {**direct, "spent": spent}
         if proposal is not None:
@@ -66,10 +66,11 @@ async def amplify_reference(
             if verdict.ok and context.checks.confirmed(passed, proposal):
                 return {"answer": proposal, "status": "ok", "error": None, "spent": spent}
             (passed if verdict.ok else proposals).append(proposal)
+            unexamined = verdict.rule == UNEXAMINED
         if spent["calls"] >= budget.calls or spent["tokens"] >= budget.tokens:
             status = "over_budget"
             break
-        status = "rejected" if passed or proposals else "failed"
+        status = "rejected" if (passed or proposals) and not unexamined else "failed"
     best = best_proposal(passed or proposals)
     return {"answer": best, "status": status, "error": status, "spent": spent}
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from agents.budget import Budget
 from agents.checker import Checker, RuleChecker
+from agents.errors import UsageError, within
 from agents.examiner import Examiner
 from agents.flags import RedFlags
 from agents.judge import Equivalence
@@ -53,9 +54,15 @@ class Limits:
     tool_turns: int = 4
     """Replies of one copy that may ask for tools; after them it must answer."""
     seconds: float | None = None
-    """Of one root question, from its start; None for no limit. Time decides what it cuts off."""
+    """Of one root question, from its start; None for no limit. Time decides what is asked no more;
+    calls under way are waited for."""
     money: float | None = None
     """Of one root question, in the currency of the prices; None for no limit."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None:
+                within(f"limits.{name}", value, least=1 if name == "question_chars" else 0)
 
 
 def tries(above: int, attempt: int, depth: int, limits: Limits) -> int:
@@ -162,6 +169,20 @@ class AmplifyContext:
                     "left": self.purse.left(),
                 }
             )
+
+
+def hold_together(context: AmplifyContext) -> None:
+    """Refuse settings that are each in range and together ask for what cannot be.
+
+    Raises:
+        UsageError: more attempts must agree than there are.
+    """
+    confirm, attempts = context.checks.confirm, context.limits.attempts
+    if confirm > max(1, attempts):
+        raise UsageError(
+            f"checks.confirm is {confirm} and limits.attempts {attempts}: so many attempts can "
+            f"never agree; raise limits.attempts to {confirm} or more"
+        )
 
 
 def listening(context: AmplifyContext, writer: Callable[[Event], None]) -> AmplifyContext:

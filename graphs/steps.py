@@ -12,7 +12,7 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.types import interrupt
 
 from agents.errors import EndpointError, RefluxError
-from agents.overseer import AnyOverseer, PersonOverseer, seated
+from agents.overseer import AnyOverseer, PersonOverseer, seated, sound
 from agents.types import Defer, Exchange, Step, step_from_json, step_to_json
 from graphs.desk import StepDesk
 from graphs.state import NOTHING_SPENT, AmplifyContext, AmplifyState, Spent, left_of, tries
@@ -37,18 +37,19 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
     may_ask = state["depth"] < context.limits.depth
     shown: str | None = None
     try:
-        step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
-        if isinstance(step, Defer):
-            form = dict(step.form) | _failed(state, context)
-            shown = digest_of(form)
-            said = context.caller.person_step(key, shown)
-            if said is None:
-                await _deferred(context, key, form)
-                said = interrupt({"path": state["path"], "form": form})
-                if "proposal" in form:
-                    await _reviewed(context, key, form, said)
-            step = step_from_json(approved(said, form))
-        step = await context.caller.step(key, overseer.name, step, shown)
+        with context.caller.spans.step(key, overseer.name):
+            step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
+            if isinstance(step, Defer):
+                form = dict(step.form) | _failed(state, context)
+                shown = digest_of(form)
+                said = context.caller.person_step(key, shown)
+                if said is None:
+                    await _deferred(context, key, form)
+                    said = interrupt({"path": state["path"], "form": form})
+                    if "proposal" in form:
+                        await _reviewed(context, key, form, said)
+                step = step_from_json(approved(said, form))
+            step = await context.caller.step(key, overseer.name, sound(step), shown)
     except GraphBubbleUp:
         raise
     except EndpointError as failure:

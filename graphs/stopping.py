@@ -16,6 +16,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from agents.errors import within
+
 
 class StoppingRule(Protocol):
     """Says whether two counts decide a vote."""
@@ -25,9 +27,9 @@ class StoppingRule(Protocol):
         """Votes at the most."""
         ...
 
-    def decided(self, first: float, second: float, left: int) -> bool:
-        """May the voting stop with these weights of the leader and its runner-up, and `left`
-        votes that could still be asked?"""
+    def decided(self, first: float, second: float, left: float) -> bool:
+        """May the voting stop with these weights of the leader and its runner-up, and the weight
+        `left` of the votes that could still be asked?"""
         ...
 
 
@@ -39,7 +41,10 @@ class Majority:
     kind: Literal["majority"] = "majority"
     most: int = 7
 
-    def decided(self, first: float, second: float, left: int) -> bool:
+    def __post_init__(self) -> None:
+        within("votes.rule.most", self.most, least=1)
+
+    def decided(self, first: float, second: float, left: float) -> bool:
         """The lead is larger than what is left."""
         return first - second > left
 
@@ -53,7 +58,11 @@ class AheadBy:
     most: int = 7
     kind: Literal["ahead"] = "ahead"
 
-    def decided(self, first: float, second: float, left: int) -> bool:
+    def __post_init__(self) -> None:
+        within("votes.rule.lead", self.lead, least=1)
+        within("votes.rule.most", self.most, least=1)
+
+    def decided(self, first: float, second: float, left: float) -> bool:
         """The leader is k ahead."""
         return first - second >= self.lead
 
@@ -61,24 +70,30 @@ class AheadBy:
 @dataclass(frozen=True)
 class Sprt:
     """Wald's sequential probability ratio test (1945) of the leader's share (as ConSol, arXiv
-    2503.17587): `share` against `null`.
+    2503.17587): `share` against `against`.
 
-    It also stops where it accepts the null: the votes are split, and more will not part them.
+    It also stops where it accepts `against`: the votes are split, and more will not part them.
     """
 
     kind: Literal["sprt"] = "sprt"
     share: float = 0.8
     """Of the leader among its and the runner-up's votes, where it is to be believed."""
-    null: float = 0.5
+    against: float = 0.5
     """The share at which it is not."""
     error: float = 0.05
     """Of the first kind and of the second."""
     most: int = 40
 
-    def decided(self, first: float, second: float, left: int) -> bool:
+    def __post_init__(self) -> None:
+        within("votes.rule.against", self.against, above=0, below=1)
+        within("votes.rule.share", self.share, above=self.against, below=1)
+        within("votes.rule.error", self.error, above=0, below=0.5)
+        within("votes.rule.most", self.most, least=1)
+
+    def decided(self, first: float, second: float, left: float) -> bool:
         """The likelihood ratio has left the open interval between Wald's bounds."""
-        ratio = first * math.log(self.share / self.null)
-        ratio += second * math.log((1 - self.share) / (1 - self.null))
+        ratio = first * math.log(self.share / self.against)
+        ratio += second * math.log((1 - self.share) / (1 - self.against))
         return abs(ratio) >= math.log((1 - self.error) / self.error) - 1e-12
 
 
@@ -98,7 +113,13 @@ class Posterior:
     wrong: float = 2.0
     most: int = 40
 
-    def decided(self, first: float, second: float, left: int) -> bool:
+    def __post_init__(self) -> None:
+        within("votes.rule.confidence", self.confidence, above=0, below=1)
+        within("votes.rule.right", self.right, above=0)
+        within("votes.rule.wrong", self.wrong, above=0)
+        within("votes.rule.most", self.most, least=1)
+
+    def decided(self, first: float, second: float, left: float) -> bool:
         """The leader's posterior reaches the confidence."""
         return self.belief(first, second) >= self.confidence
 
@@ -118,7 +139,11 @@ class Weighted:
     error: float = 0.01
     most: int = 40
 
-    def decided(self, first: float, second: float, left: int) -> bool:
+    def __post_init__(self) -> None:
+        within("votes.rule.error", self.error, above=0, below=0.5)
+        within("votes.rule.most", self.most, least=1)
+
+    def decided(self, first: float, second: float, left: float) -> bool:
         """The lead, in nats, suffices."""
         return first - second >= math.log((1 - self.error) / self.error)
 

@@ -85,7 +85,8 @@ class Direct:
     """X itself: one copy, asked once, greedily, or as often as `votes` says."""
 
     def __init__(self, context: AmplifyContext, votes: VotePolicy | None = None) -> None:
-        self.context = replace(context, votes=votes or VotePolicy(most=1))
+        # Not a `replace` of the policy: its rule or its variants would ask more, or another.
+        self.context = replace(context, votes=votes or VotePolicy(most=1), everyone=False)
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask X."""
@@ -162,7 +163,9 @@ async def answer_all(
         async with gate:
             question_id = asked.question_id(question)
             await store.add_question({"id": question_id, "text": question, **vars(asked)})
-            outcome = await system.answer(question, question_id)
+            with system.context.caller.spans.run(question_id, vars(asked)) as span:
+                outcome = await system.answer(question, question_id)
+                span.ended(outcome["status"])
         done += 1
         if on_done is not None:
             on_done(done)

@@ -74,15 +74,18 @@ def find_question(store: TraceStore, question: str) -> tuple[str, str]:
     Raises:
         UsageError: no such trajectory, or several.
     """
-    found = list(
-        store.select(
-            "SELECT id, text FROM questions WHERE id = :q OR (substr(id, 1, length(:q)) = :q"
-            " AND (revises IS NULL OR instr(:q, '~'))) ORDER BY id != :q LIMIT 2",
-            {"q": question},
+    asked = {"q": question}
+    found = list(store.select("SELECT id, text FROM questions WHERE id = :q", asked))
+    if not found:
+        # By the index: a scan of 100,000 questions would hold up everything else.
+        found = list(
+            store.select(
+                "SELECT id, text FROM questions WHERE id > :q AND id < :q || char(1114111)"
+                " AND substr(id, 1, length(:q)) = :q AND (revises IS NULL OR instr(:q, '~'))"
+                " LIMIT 2",
+                asked,
+            )
         )
-    )
-    if found and found[0]["id"] == question:
-        del found[1:]
     if len(found) != 1:
         what = "several trajectories begin" if found else "no trajectory begins"
         raise UsageError(f"{what} with {question!r}; `reflux traces list` names them")

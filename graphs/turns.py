@@ -36,6 +36,8 @@ async def reply_in_turns(
     Raises:
         EndpointError: a call failed for good.
     """
+    if context.limits.tool_turns == 0:
+        tools = ()
     reply, spent = await _ask(context, key, _with(request, tools))
     for turn in range(1, context.limits.tool_turns + 1):
         left = left.minus(1, reply.tokens)

@@ -1,13 +1,14 @@
 """Votes on one question, as pure functions: how many more to ask for, and who has won.
 
 A stopping rule says of two counts whether they decide; everything else here follows from that. The
-next wave is the fewest votes after which the rule could stop, so none is asked in vain: a wave
-changes when votes are asked, never which. The rules themselves are in `graphs.stopping`.
+next wave is no larger than the fewest votes after which the rule could stop, so none is asked in
+vain: a wave changes when votes are asked, never which. The rules are in `graphs.stopping`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agents.errors import UsageError, within
 from graphs.stopping import AheadBy, AnyRule
 
 
@@ -42,6 +43,16 @@ class Variant:
     weight: float = 1
     """Of its vote."""
 
+    def __post_init__(self) -> None:
+        within("votes.variants.weight", self.weight, above=0)
+        if "{question}" not in self.wording:
+            raise UsageError(
+                f"votes.variants.wording is {self.wording!r}, in which no copy would see its "
+                "question: write {question} where it is to stand"
+            )
+        if self.temperature is not None:
+            within("votes.variants.temperature", self.temperature, least=0)
+
 
 PLAIN_VARIANT = Variant()
 
@@ -65,6 +76,13 @@ class VotePolicy:
     """How copies differ beyond seed and temperature: vote i takes the one at i modulo their
     number."""
 
+    def __post_init__(self) -> None:
+        within("votes.lead", self.lead, least=1)
+        within("votes.most", self.most, least=1)
+        within("votes.temperature", self.temperature, least=0)
+        if self.sure is not None:
+            within("votes.sure", self.sure)
+
     @property
     def stopping(self) -> AnyRule:
         """The rule that counts."""
@@ -73,6 +91,14 @@ class VotePolicy:
     def variant(self, number: int) -> Variant:
         """What vote `number` differs by."""
         return self.variants[number % len(self.variants)] if self.variants else PLAIN_VARIANT
+
+    def weight_between(self, begin: int, end: int) -> float:
+        """Weight of the votes from number `begin` to just before `end`."""
+        if not self.variants:
+            return (end - begin) * PLAIN_VARIANT.weight
+        weights = [variant.weight for variant in self.variants]
+        cycles, rest = divmod(end - begin, len(weights))
+        return cycles * sum(weights) + sum(self.variant(begin + n).weight for n in range(rest))
 
     def warmth(self, number: int) -> float:
         """Temperature of vote `number`."""
@@ -103,16 +129,18 @@ def wave(votes: Sequence[Vote], policy: VotePolicy) -> int:
     ranking = tally(votes)
     first = ranking[0][1] if ranking else 0
     second = ranking[1][1] if len(ranking) > 1 else 0
-    if ranking and rule.decided(first, second, left):
+    open_weight = policy.weight_between(len(votes), rule.most)
+    if ranking and rule.decided(first, second, open_weight):
         return 0
-    unit = max((vote.weight for vote in votes), default=1)
+    gain = 0.0
     for more in range(1, left):
-        gain = more * unit
-        if rule.decided(first + gain, second, left - more):
+        weight = policy.variant(len(votes) + more - 1).weight
+        gain, open_weight = gain + weight, open_weight - weight
+        if rule.decided(first + gain, second, open_weight):
             return more
-        # The runner-up draws level, or passes.
-        low, high = sorted((first, second + gain))
-        if rule.decided(high, low, left - more):
+        # The runner-up comes as near as it can: a rule may give up on votes that stay split.
+        half = (first + second + gain) / 2
+        if rule.decided(max(first, half), min(second + gain, half), open_weight):
             return more
     return left
 

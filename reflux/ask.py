@@ -16,7 +16,7 @@ from graphs.tree import load_tree
 from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
 from reflux.freely import How, ask_freely, tell
 from reflux.rounds import shipped_config
-from reflux.show import escape, tree_view
+from reflux.show import ended, escape, tree_view
 from reflux.tasks import task_named
 
 TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
@@ -84,7 +84,9 @@ def ask(
     depth: Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)] = 1,
     calls: Annotated[int, typer.Option(help="Model calls at the most.", min=0)] = 1000,
     tokens: Annotated[int, typer.Option(help="Tokens at the most.", min=0)] = 1_000_000,
-    seconds: Annotated[float | None, typer.Option(help="Seconds at the most.", min=0)] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Seconds after which nothing more is asked.", min=0)
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of one free answer.", min=1)] = 256,
     as_json: Json = False,
 ) -> None:
@@ -147,6 +149,6 @@ async def _ask(
         )
     if outcome["status"] != "ok":
         raise RefluxError(
-            f"no accepted answer ({outcome['status']}: {outcome['error']}); allow more --depth or "
-            "--calls, or take a --model that can answer the parts"
+            f"no accepted answer ({ended(outcome)}); allow more --depth or --calls, or take a "
+            "--model that can answer the parts"
         )

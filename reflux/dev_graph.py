@@ -131,12 +131,16 @@ def chat_graph(
             emit=lambda event: here.run(runtime.stream_writer, event),
             **context,
         )
-        done = await inner.ainvoke(
-            begin(state["asked"], state["trajectory"], amplified),
-            {"recursion_limit": recursion_limit(amplified)},
-            context=amplified,
-        )
-        return {"outcome": done["outcome"]}
+        asked = {"run": x.open().folder.name, "round": -1}
+        with amplified.caller.spans.run(state["trajectory"], asked) as span:
+            done = await inner.ainvoke(
+                begin(state["asked"], state["trajectory"], amplified),
+                {"recursion_limit": recursion_limit(amplified)},
+                context=amplified,
+            )
+            outcome = done["outcome"]
+            span.ended(outcome["status"] if outcome else "waiting")
+        return {"outcome": outcome}
 
     def reply(state: ChatState) -> dict[str, Any]:
         """Say the answer, or why there is none that was accepted."""

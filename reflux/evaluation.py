@@ -27,8 +27,8 @@ from reflux.overseers import OVERSEERS, overseer_named
 from reflux.progress import ProgressView
 from reflux.tasks import task_named
 
-LEVEL, LIMIT = 3, 200
-"""Of a task, where none is named."""
+LEVEL, LIMIT, HIGHEST = 3, 200, 1000
+"""Of a task: level and number of questions where none is named, and the highest level."""
 ALONE = ("model", "plain")
 """Overseers that wait for nobody."""
 
@@ -83,7 +83,10 @@ def evaluate_systems(
     run: RunDir = RUNS / "demo",
     task: TaskName = None,
     level: Annotated[
-        int | None, typer.Option(help=f"Of a task; for addition: digits. Default: {LEVEL}.", min=1)
+        int | None,
+        typer.Option(
+            help=f"Of a task; for addition: digits. Default: {LEVEL}.", min=1, max=HIGHEST
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Questions and answers as JSONL, in place of a task.")

@@ -28,7 +28,7 @@ from graphs.voting import Variant, VotePolicy
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
 from reflux.overseers import OVERSEERS, overseer_named
 from reflux.persons import converse, form_view, step_of
-from reflux.show import escape, tree_view
+from reflux.show import ended, escape, tree_view
 from reflux.tasks import task_named
 from reflux.tools import open_tools
 
@@ -75,7 +75,11 @@ class How:
 
 
 def how_asked(store: TraceStore, trajectory: str) -> How | None:
-    """How a question was asked, a revision as what it revises; None where that is not on record."""
+    """How a question was asked, a revision as what it revises; None where that is not on record.
+
+    Raises:
+        UsageError: what is recorded of it is another version's.
+    """
     found = store.select(
         "SELECT detail FROM judgements WHERE question=? AND kind='how' ORDER BY id LIMIT 1",
         (first_of(trajectory),),
@@ -83,7 +87,12 @@ def how_asked(store: TraceStore, trajectory: str) -> How | None:
     if (row := next(found, None)) is None:
         return None
     said: dict[str, Any] = json.loads(row["detail"])
-    return How(**{**said, "tools": tuple(said["tools"])})
+    try:
+        return How(**{**said, "tools": tuple(said["tools"])})
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"{trajectory} was asked by another version of Reflux ({error}); ask it anew"
+        ) from error
 
 
 class Meter:
@@ -218,7 +227,10 @@ def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
             highlight=False,
         )
     if outcome is not None and outcome["status"] != "ok":
-        raise RefluxError(f"no accepted answer ({outcome['status']}: {outcome['error']})")
+        raise RefluxError(
+            f"no accepted answer ({ended(outcome)}); allow more --calls, --tokens or --seconds, or "
+            "take a --model that can answer it"
+        )
 
 
 def reply(

@@ -5,8 +5,10 @@ name point here (DNS rebinding). So `Host` must be a name of this server, and `O
 is one, the same host and port or one that the settings name.
 """
 
+import asyncio
 import hmac
 import ipaddress
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -27,6 +29,9 @@ OPEN = ("/healthz",)
 SHELL = "/page/"
 """Files of the page, which hold nothing of any run: like `/` they need no key, so that the page can
 ask for it."""
+HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
+STUCK_SECONDS = 60.0
+"""In which a client has to take what it is sent, piece by piece."""
 REMEMBERED = 10_000
 """Clients whose rate is known; the longest silent is forgotten first."""
 HEADERS: Mapping[str, str] = {
@@ -50,6 +55,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def client_of(address: str) -> str:
+    """Who asks, by the address: of IPv6 the network, since one client has all addresses of it."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, 64), strict=False))
+
+
 def refuse_open_door(settings: ServeSettings) -> None:
     """A server that others can reach needs a key.
 
@@ -62,8 +80,12 @@ def refuse_open_door(settings: ServeSettings) -> None:
             f"{settings.host} can be reached from outside: set REFLUX_API_KEY to a secret that "
             "clients then have to show, or serve on 127.0.0.1"
         )
-    if not (key.isascii() and key.isprintable()):
+    if not (key.isascii() and key.isprintable()) or key != key.strip():
         raise UsageError("REFLUX_API_KEY holds characters that no HTTP header can carry")
+
+
+class ClientStuck(Exception):
+    """The client takes nothing of what it is sent."""
 
 
 class Guard:
@@ -96,8 +118,10 @@ class Guard:
         self._under_way += 1
         self._metrics.under_way.inc()
         try:
-            limited = _limited(receive, self._settings.body_bytes)
-            await self._app(scope, limited, _with_headers(send))
+            limited = _limited(receive, self._settings.body_bytes, self._settings.body_seconds)
+            await self._app(scope, limited, _with_headers(_unless_stuck(send)))
+        except ClientStuck:
+            self._metrics.refused.labels("stuck").inc()
         finally:
             self._under_way -= 1
             self._metrics.under_way.dec()
@@ -106,6 +130,13 @@ class Guard:
         headers = Headers(scope=scope)
         if (refusal := self._stranger(headers)) is not None or scope["path"] in OPEN:
             return refusal
+        client = client_of(scope["client"][0]) if scope.get("client") else ""
+        if (wait := self._rates.wait(client)) > 0:  # Before the key: guesses at it count, too.
+            return _later(
+                f"more than {self._settings.per_second:g} requests a second: wait {wait:.1f} s",
+                "rate_limit_exceeded",
+                wait,
+            )
         # Browsers ask without a key whether an origin may send one.
         asks_first = (
             scope.get("method") == "OPTIONS" and headers.get("origin") in self._settings.origins
@@ -122,13 +153,6 @@ class Guard:
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._settings.body_bytes:
             return ApiError(413, _too_long(self._settings.body_bytes), code="body_too_large")
-        client = scope["client"][0] if scope.get("client") else ""
-        if (wait := self._rates.wait(client)) > 0:
-            return _later(
-                f"more than {self._settings.per_second:g} requests a second: wait {wait:.1f} s",
-                "rate_limit_exceeded",
-                wait,
-            )
         if self._under_way >= self._settings.together:
             return _later(
                 f"{self._under_way} requests are under way, the limit is "
@@ -139,7 +163,8 @@ class Guard:
         return None
 
     def _stranger(self, headers: Headers) -> ApiError | None:
-        host = headers.get("host", "")
+        hosts = headers.getlist("host")
+        host = hosts[0] if len(hosts) == 1 else ""  # Of two, others may have read the other.
         if _name_of(host) not in self._hosts:
             return ApiError(
                 403,
@@ -191,27 +216,48 @@ def _later(message: str, code: str, seconds: float) -> ApiError:
     return ApiError(429, message, "rate_limit_error", code=code, headers=headers)
 
 
-def _name_of(host: str) -> str:
-    """The name of a `Host`, without its port."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
+def _name_of(host: str) -> str | None:
+    """The name of a `Host`, without its port; None where it is none."""
+    found = HOST.fullmatch(host)
+    return (found["v6"] or found["name"]).lower() if found else None
 
 
-def _limited(receive: Receive, most: int) -> Receive:
-    """Receives no more than so many bytes, also of a body that does not tell its length."""
-    came = 0
+def _limited(receive: Receive, most: int, seconds: float) -> Receive:
+    """Receives a body of no more than so many bytes, in no more than so many seconds, whether or
+    not it tells its length; what comes behind the body, that the client leaves, at any time."""
+    came, whole = 0, False
+    until = asyncio.get_running_loop().time() + seconds
 
     async def received() -> Message:
-        nonlocal came
-        message = await receive()
+        nonlocal came, whole
+        if whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            late = f"the body took more than {seconds:g} s: send it faster, or ask for less"
+            raise HTTPException(408, late, headers={"connection": "close"}) from None
+        whole = not message.get("more_body", False)
         came += len(message.get("body", b""))
         if came > most:
             raise HTTPException(413, _too_long(most))
         return message
 
     return received
+
+
+def _unless_stuck(send: Send) -> Send:
+    """Sends, and gives up on a client that keeps its connection and takes nothing."""
+
+    async def sent(message: Message) -> None:
+        try:
+            async with asyncio.timeout(STUCK_SECONDS):
+                await send(message)
+        except TimeoutError:
+            raise ClientStuck from None
+
+    return sent
 
 
 def _too_long(most: int) -> str:

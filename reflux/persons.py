@@ -21,15 +21,19 @@ def step_of(reply: str) -> dict[str, Any]:
     """A person's words as a step: see `HELP`.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none, or an answer without words.
     """
     text = reply.strip()
     if not text:
         raise UsageError(f"an empty reply is no step. {HELP}")
-    if text in ("approve", "pass"):
-        return {"kind": "approve"} if text == "approve" else {"kind": "ask", "subquestions": []}
-    if text.startswith("answer:"):
-        return {"kind": "answer", "text": text.removeprefix("answer:").strip()}
+    word, colon, rest = text.partition(":")
+    if text.lower() in ("approve", "pass"):
+        approves = text.lower() == "approve"
+        return {"kind": "approve"} if approves else {"kind": "ask", "subquestions": []}
+    if colon and word.strip().lower() == "answer":
+        if not rest.strip():
+            raise UsageError(f"an answer of nothing is none. {HELP}")
+        return {"kind": "answer", "text": rest.strip()}
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return {"kind": "ask", "subquestions": [{"text": line, "needs": []} for line in lines]}
 
@@ -72,16 +76,16 @@ async def converse(patient: Patient, question_id: str, progressed: Progressed) -
         except UsageError as error:
             ERR.print(str(error), highlight=False)
             continue
-        if reply["kind"] == "approve" and "proposal" not in first.form:
-            ERR.print("there is no proposal to approve", highlight=False)
-            continue
-        progressed = await patient.reply(question_id, {first.id: reply})
+        try:
+            progressed = await patient.reply(question_id, {first.id: reply})
+        except UsageError as error:
+            ERR.print(str(error), highlight=False)
     return progressed
 
 
 def _read() -> str:
     first = input("> ")
-    if first.strip() in ("", "approve", "pass") or first.startswith("answer:"):
+    if first.strip().lower() in ("", "approve", "pass") or first.lower().startswith("answer:"):
         return first
     lines = [first]
     while line := input("… "):

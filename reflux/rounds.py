@@ -116,6 +116,8 @@ def climb(
 ) -> None:
     """Run rounds in a folder and show the report."""
     config = settle_config(folder, config_file, resume)
+    if rounds is not None and not 1 <= rounds <= len(config.rounds):  # Before a run is begun here.
+        raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
     folder.lock()
     if not folder.exists:
         folder.save_config(config.model_dump(mode="json"))

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from finetune.rounds_config import read_yaml
 from finetune.run_folder import RunFolder
 from graphs.state import Limits
 from reflux.app import ERR, RUNS, Json, RunDir, emit
+from reflux.guards import refuse_open_door
 from reflux.serve_settings import ServeSettings
 
 KEY = "REFLUX_API_KEY"
@@ -22,6 +24,8 @@ ENDPOINT_REQUESTS = 256
 """Requests under way at once at each endpoint."""
 STOP_SECONDS = 5
 """For answers under way when the server is told to end."""
+BACKLOG = 2048
+"""Connections that wait to be accepted, as uvicorn has it."""
 
 
 class _Strict(BaseModel):
@@ -44,6 +48,7 @@ class ServeConfig(_Strict):
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     body_bytes: int = Field(default=1_000_000, ge=1)
+    body_seconds: float = Field(default=30, gt=0)
     per_second: float = Field(default=100, ge=0)
     burst: int = Field(default=1_000, ge=1)
     together: int = Field(default=1_024, ge=1)
@@ -73,12 +78,14 @@ def serve(
     import uvicorn
 
     from reflux.server import create_app
+    from reflux.wire import open_more_files, server_config
 
+    open_more_files()
     said = _read(config)
     settings = ServeSettings(
         host=host,
         port=port,
-        api_key=os.environ.get(KEY, ""),
+        api_key=os.environ.get(KEY, "").strip(),
         overseer=overseer,
         model=model or "",
         endpoints=_endpoints(said, model),
@@ -88,20 +95,14 @@ def serve(
     )
     app = create_app(RunFolder(run), settings)
     with _bound(host, port) as listening:
+        refuse_open_door(replace(settings, host=listening.getsockname()[0]))  # A name may lie.
         url = _url(host, listening.getsockname()[1])
         if as_json:
             emit({"url": url, "run": str(run)})
         else:
             ERR.print(f"{run}: page {url}, API {url}/v1; an interrupt ends it", highlight=False)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                server_header=False,
-                timeout_graceful_shutdown=STOP_SECONDS,
-            )
-        )
-        server.run(sockets=[listening])
+        how = server_config(app, timeout_graceful_shutdown=STOP_SECONDS)
+        uvicorn.Server(how).run(sockets=[listening])
 
 
 def _read(path: Path | None) -> ServeConfig:
@@ -152,6 +153,7 @@ def _bound(host: str, port: int) -> socket.socket:
         listening = socket.socket(family)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(BACKLOG)  # Whoever reads the address is let in, however soon.
     except OSError as error:
         raise UsageError(f"{host}:{port} cannot be served: {error}; take another --port") from error
     return listening

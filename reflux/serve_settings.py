@@ -35,6 +35,8 @@ class ServeSettings:
     """How `base` and the students run."""
     body_bytes: int = 1_000_000
     """Of a request, at the most."""
+    body_seconds: float = 30.0
+    """In which a request's body has to come."""
     per_second: float = 100.0
     """Requests of one client, in the long run; 0 for no limit."""
     burst: int = 1_000

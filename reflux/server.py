@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
@@ -17,6 +17,8 @@ from agents.embedded import EmbeddedClient
 from agents.endpoints import Endpoints
 from agents.overseer import AnyOverseer
 from finetune.run_folder import OpenRun, RunFolder
+from graphs.collector import settled
+from graphs.spans import own_spans
 from reflux import chat_api, pending_api, tree_api
 from reflux.api_errors import answer_errors
 from reflux.chat_api import TRACE, Served, served
@@ -39,7 +41,7 @@ async def healthy() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def show_metrics(request: Request) -> Response:
     """Counts for Prometheus."""
     return Response(served(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -57,6 +59,7 @@ def create_app(
 
     Raises:
         UsageError: the settings contradict themselves, or would leave the server open to others.
+        MissingError: spans are asked for, and what sends them is not installed.
     """
     settings = settings or ServeSettings()
     refuse_open_door(settings)
@@ -74,10 +77,12 @@ def create_app(
         app.state.jobs = jobs = Jobs()
         async with AsyncExitStack() as ends:  # Last in, first out.
             ends.push_async_callback(client.close)
+            ends.push_async_callback(asyncio.to_thread, run.caller.spans.flush)
             await ends.enter_async_context(run)
             ends.push_async_callback(waiting.close)
             ends.push_async_callback(_end, tasks)
             ends.push_async_callback(jobs.stop)
+            ends.enter_context(settled())
             yield
 
     app = FastAPI(
@@ -86,6 +91,13 @@ def create_app(
         lifespan=opened,
         docs_url=None,  # The documentation pages load their scripts from elsewhere.
         redoc_url=None,
+        # A request's span, above that of its run, and below the client's where it names one. Its
+        # logs would hold what was asked.
+        telemetry={
+            "tracer_provider": own_spans().provider,
+            "operation_spans": False,
+            "logs": False,
+        },
     )
     if settings.origins:
         app.add_middleware(

@@ -10,6 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from finetune.gates import failed_gates
+from graphs.state import Outcome
 from graphs.tree import Node
 
 STATUS_COLOUR = {"ok": "green", "rejected": "yellow", "over_budget": "yellow", "failed": "red"}
@@ -146,6 +147,11 @@ def _chain(chain: Mapping[str, Any]) -> str:
         asked, answer = chain["last"]
         shown += f", last {escape(asked)} → {escape(answer or '–')}"
     return f"{chain['links']:,} links, {chain['doubtful']:,} in doubt; {shown}"
+
+
+def ended(outcome: Outcome) -> str:
+    """How a question ended, and why where that is known."""
+    return f"{outcome['status']}: {outcome['error']}" if outcome["error"] else outcome["status"]
 
 
 def escape(text: str) -> str:

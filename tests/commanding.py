@@ -37,9 +37,9 @@ class Running:
     folder: Path
     """Holds what it says, in `out` and `err`."""
 
-    def wait(self) -> Ended:
-        """Wait for its end."""
-        self.process.join(timeout=240)
+    def wait(self, seconds: float = 240) -> Ended:
+        """Wait for its end, so long at the most."""
+        self.process.join(timeout=seconds)
         out, err = ((self.folder / name).read_text() for name in ("out", "err"))
         return Ended(self.process.exitcode, out, err)
 

@@ -19,6 +19,7 @@ from agents.types import Answer, Ask, Exchange, Step
 from finetune.run_folder import RunFolder
 from reflux.serve_settings import ServeSettings
 from reflux.server import create_app
+from reflux.wire import server_config
 
 X = "x"
 """The name under which the scripted endpoint is served."""
@@ -76,6 +77,9 @@ def scripted() -> Iterator[Scripted]:
         server: "Server"
 
         def log_message(self, *_: object) -> None: ...
+
+        def do_GET(self) -> None:
+            self._whole({"object": "list", "data": [{"id": X, "object": "model"}]})
 
         def do_POST(self) -> None:
             script = self.server.script
@@ -173,10 +177,7 @@ def serving(
     if script is not None:
         told = replace(told, endpoints={X: Endpoint(script.client(), "far")}, model=X)
     app = create_app(RunFolder(run), replace(told, **settings), overseers)
-    config = uvicorn.Config(
-        app, port=0, log_level="warning", timeout_graceful_shutdown=1, server_header=False
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(app, port=0, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

@@ -165,3 +165,14 @@ async def test_the_longest_value_is_written_in_full() -> None:
     value = 10**3998 + 7
     assert await Calculator().answer("10**3998 + 7") == ToolReply(str(value))
     assert (await Calculator().answer("1 / (3**2000 - 2)")).text == f"1/{3**2000 - 2}"
+
+
+@pytest.mark.parametrize("text", ["5!", "What is 5!?", "(1 + 2) !", "5! / 3"])
+async def test_a_factorial_is_refused_rather_than_its_sign_dropped(text: str) -> None:
+    reply = await Calculator().answer(text)
+    assert (reply.ok, "write factorial(n)" in reply.text) == (False, True)
+
+
+async def test_an_exclamation_mark_after_words_is_no_factorial() -> None:
+    assert (await Calculator().answer("2 + 3 = ?!")).text == "5"
+    assert (await Calculator().answer("2 != 3")).text == "true"

@@ -207,3 +207,11 @@ def test_prose_is_cut_at_paragraphs_into_passages_of_100_to_200_words() -> None:
     counts = [len(each.text.split()) for each in passages(text)]
     assert all(100 <= count <= 200 for count in counts[:-1])
     assert all(each.text.startswith("The committee") for each in passages(text))
+
+
+def test_a_name_that_is_not_unicode_is_skipped_and_told(folder: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("A giraffe.")
+    documents = Documents(folder)
+    assert documents.skipped == {"caf\ufffd.txt": "its name is not UTF-8: rename it"}
+    assert documents.find("giraffe") == []
+    assert documents.find("harbour") != []

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.errors import UsageError
 from agents.flags import RedFlags, repetitions
 from agents.types import Completion
 
@@ -52,3 +53,8 @@ def by_hand(words: list[str]) -> int:
 @given(st.lists(st.sampled_from("ab"), max_size=20))
 def test_repetitions_are_counted_as_by_hand(words: list[str]) -> None:
     assert repetitions(" ".join(words)) == by_hand(words)
+
+
+def test_a_pattern_that_is_no_regular_expression_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match=r"the pattern '\(' is no regular expression"):
+        RedFlags(pattern="(")

@@ -1,8 +1,10 @@
 """Seconds and money are one pool, of a question and of its run."""
 
+import pytest
 from amplifying import ONE_VOTE, amplified, asking
 from test_graphs_experts import answers_of
 
+from agents.errors import UsageError
 from agents.purse import Price, Purse
 from agents.scripted import ScriptedClient
 from agents.types import Completion
@@ -31,6 +33,13 @@ def test_money_follows_from_tokens_and_prices_and_replayed_calls_are_free() -> N
     assert purse.left() == {"money": 0.6}
     purse.pay("base", Completion("a", 600_000, 0))
     assert purse.lacks == "money"
+
+
+def test_money_that_nothing_costs_is_not_limited_in_silence() -> None:
+    with pytest.raises(UsageError, match=r"limited to 2.*purse\.prices"):
+        Purse(money=2)
+    with pytest.raises(UsageError, match=r"limited to 0\.5"):
+        Purse().for_question(seconds=None, money=0.5)
 
 
 def test_a_question_has_the_lesser_of_its_own_and_what_the_run_has_left() -> None:

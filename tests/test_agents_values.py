@@ -91,6 +91,12 @@ def test_secrets_are_taken_out_and_the_rest_stays(secret: str) -> None:
     assert redact(f"{secret}\n{secret}") == f"{PLACEHOLDER}\n{PLACEHOLDER}"
 
 
+def test_a_key_that_never_ends_takes_nothing_with_it() -> None:
+    begun = "-----BEGIN PRIVATE KEY-----"
+    whole = f"{begun}\nMIIE\n-----END PRIVATE KEY-----"
+    assert redact(f"{begun} in prose, and {whole}") == f"{begun} in prose, and {PLACEHOLDER}"
+
+
 @pytest.mark.parametrize("text", ["", "403+715=", "a risk-averse sk-learn user", "the hf_hub tool"])
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text

@@ -1,10 +1,11 @@
 """The examples run, on a scripted model where the words matter and on the real one where not."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 from types import ModuleType
+
+from documented import module_at
 
 from agents.embedded import EmbeddedClient, ModelFiles, default_gguf
 from agents.scripted import ScriptedClient
@@ -14,12 +15,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(EXAMPLES / f"{name}.py")
 
 
 def clinic(request: ChatRequest) -> str:

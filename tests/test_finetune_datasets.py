@@ -77,6 +77,20 @@ def test_no_rows_and_no_file_are_errors(tmp_path: Path) -> None:
         export([ROW], tmp_path / "rows.csv", "messages")
 
 
+def test_a_file_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes('{"prompt": "caf\xe9", "completion": "x"}'.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"d.jsonl is not UTF-8"):
+        read_jsonl(path)
+
+
+def test_only_a_line_feed_ends_a_row_and_a_byte_order_mark_begins_none(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    rows = ['{"prompt": "a\u2028b", "completion": "x\x85y"}', '{"prompt": "c", "completion": "d"}']
+    path.write_bytes(("\ufeff" + "\r\n".join(rows)).encode())
+    assert [row["completion"][0]["content"] for row in read_jsonl(path)] == ["x\x85y", "d"]
+
+
 def test_the_kind_of_file_may_be_said(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 

@@ -9,7 +9,7 @@ from amplifying import ONE_VOTE, amplified, asking
 
 from agents.calculator import Calculator
 from agents.checker import RuleChecker
-from agents.overseer import ScriptedOverseer
+from agents.overseer import PASS, ScriptedOverseer
 from agents.purse import Price
 from agents.scripted import ScriptedClient
 from agents.types import (
@@ -84,8 +84,7 @@ async def test_a_vote_is_as_sure_as_its_share(store: TraceStore) -> None:
 async def test_experts_are_as_sure_as_they_agree(store: TraceStore) -> None:
     client = ScriptedClient(lambda request: "a" if request.messages[0][1] != "odd" else "b")
     experts = [Expert(str(i), system="odd" if i == 2 else "even") for i in range(3)]
-    system = direct(store, lambda _: "", experts=experts, everyone=True)
-    system.context.caller.client = client
+    system = amplified(store, client, lambda *_: PASS, experts=experts, everyone=True)
     assert await confidence_of(system, "q") == pytest.approx(2 / 3, abs=1e-3)
 
 

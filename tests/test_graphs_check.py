@@ -3,12 +3,13 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from amplifying import ONE_VOTE, Transcript, amplified, asked_of, asking, echo, rejecting
 
 from agents.calculator import Calculator
+from agents.errors import EndpointError, UsageError
 from agents.examiner import ByTool, Consistent, Critic, Inverse
 from agents.overseer import PASS, ScriptedOverseer
 from agents.prompts import verdict_in
@@ -62,6 +63,33 @@ async def test_a_critic_rejects_what_it_calls_wrong(
     critic = [text for text in asked_of(client) if "Proposed answer" in text]
     assert outcome["spent"]["calls"] == len(client.requests)
     assert all("root" in text and "A+B" in text and "- a A" in text for text in critic)
+
+
+async def test_an_answer_whose_critic_is_out_of_reach_has_failed_and_says_why(
+    store: TraceStore,
+) -> None:
+    def reply(request: ChatRequest) -> str:
+        if "Proposed answer" in request.messages[-1][1]:
+            raise EndpointError("the endpoint is down")
+        return echo(request)
+
+    client = ScriptedClient(reply)
+    outcome = await answered(
+        store, client, asking("a"), examiners=[Critic()], limits=Limits(attempts=2)
+    )
+    assert (outcome["status"], outcome["answer"]) == ("failed", "A")
+    assert outcome["error"] == "the answer could not be examined: the endpoint is down"
+
+
+async def test_attempts_that_can_never_agree_are_refused_before_any_call(
+    store: TraceStore,
+) -> None:
+    client = ScriptedClient(echo)
+    with pytest.raises(UsageError, match=r"confirm is 3 and limits\.attempts 2.*raise"):
+        await answered(
+            store, client, asking("a"), checks=CheckPolicy(confirm=3), limits=Limits(attempts=2)
+        )
+    assert client.requests == []
 
 
 @pytest.mark.parametrize(
@@ -123,6 +151,16 @@ async def test_an_answer_must_follow_from_its_parts(store: TraceStore, broken: b
         store, ScriptedClient(echo), asking("a", "b"), examiners=[Consistent("parts", holds)]
     )
     assert outcome["status"] == ("rejected" if broken else "ok")
+
+
+async def test_an_examiner_that_gives_no_verdict_leaves_doubt(store: TraceStore) -> None:
+    class Careless:
+        async def examine(self, *_: object) -> Any:
+            return True
+
+    outcome = await answered(store, ScriptedClient(echo), asking("a"), examiners=[Careless()])
+    assert outcome["status"] == "rejected"
+    assert checks(store)[0] == (0, "Careless raised AttributeError")
 
 
 async def test_an_examiner_that_raises_leaves_doubt_and_ends_nothing(store: TraceStore) -> None:
@@ -208,3 +246,10 @@ async def test_a_person_is_asked_where_checks_go_on_failing_and_has_the_last_wor
     assert done.outcome is not None
     assert (done.outcome["answer"], done.outcome["status"]) == ("mine", "ok")
     assert asked_of(client) == ["a", "a"]
+
+
+def test_an_action_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(UsageError, match="'persn'; there are retry, other, person"):
+        CheckPolicy(after_failure=cast(Any, ("persn",)))
+    with pytest.raises(UsageError, match=r"checks.confirm is 0"):
+        CheckPolicy(confirm=0)

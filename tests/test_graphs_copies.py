@@ -105,6 +105,26 @@ async def test_a_copy_that_never_stops_calling_must_answer_after_its_turns(
     assert tool.made == 3
 
 
+async def test_a_copy_that_is_cut_off_while_it_waits_for_a_tool_has_not_answered(
+    store: TraceStore,
+) -> None:
+    system = amplified(
+        store, ScriptedClient(wanting), asks(SubQuestion("21")), votes=ONE_VOTE,
+        grants={"answer": [Doubling()]}, limits=Limits(calls=1),
+    )  # fmt: skip
+    await answers_of(system, "root")
+    (child,) = load_tree(store, "root-id").children
+    assert (child.status, child.calls) == ("rejected", 1)
+
+
+async def test_with_no_turns_for_tools_none_is_offered(store: TraceStore) -> None:
+    system = amplified(
+        store, ScriptedClient(wanting), asks(SubQuestion("21")), votes=ONE_VOTE,
+        grants={"answer": [Doubling()]}, limits=Limits(tool_turns=0),
+    )  # fmt: skip
+    assert (await answers_of(system, "root"))["answer"] == "I cannot know"
+
+
 async def test_wishes_that_make_no_sense_are_refused_to_the_model_alone(store: TraceStore) -> None:
     wishes = [("nothing", "{}"), ("double", "[1"), ("double", '{"number": "x"}')]
 

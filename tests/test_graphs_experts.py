@@ -12,6 +12,7 @@ from agents.errors import EndpointError
 from agents.overseer import PASS
 from agents.scripted import ScriptedClient
 from agents.types import Answer, Ask, ChatRequest, Completion, Step, SubQuestion
+from graphs.events import Event
 from graphs.experts import (
     Consensus,
     Expert,
@@ -24,6 +25,7 @@ from graphs.experts import (
 from graphs.state import Limits, Outcome
 from graphs.systems import Amplified
 from graphs.traces import TraceStore
+from graphs.tree import load_tree
 
 THREE = (Expert("ann", model="a"), Expert("bob", model="b"), Expert("cem", system="You are Cem."))
 
@@ -89,6 +91,21 @@ async def test_one_expert_can_be_asked_by_name_and_an_unknown_one_is_a_value(
     said = (await unknown.answer("root", "other"))["answer"]
     assert said is not None
     assert "H asked 'expert:dan', whom nobody knows; there is expert:ann" in said
+
+
+@pytest.mark.parametrize("whom", ["expert:dora", "experts:ann,dora", "experts:"])
+async def test_a_question_to_nobody_ends_on_the_record_and_for_listeners(
+    store: TraceStore, whom: str
+) -> None:
+    heard: list[Event] = []
+    system = amplified(
+        store, ScriptedClient(by_expert()), to(whom), experts=THREE, emit=heard.append
+    )
+    assert str((await answers_of(system, "root"))["answer"]).startswith("none: H asked ")
+    (child,) = load_tree(store, "root-id").children
+    assert (child.status, child.answer) == ("failed", None)
+    below = [event["event"] for event in heard if event["path"]]
+    assert below == ["asked", "answered"]
 
 
 async def test_everyone_answers_what_h_leaves_where_that_is_the_rule(store: TraceStore) -> None:

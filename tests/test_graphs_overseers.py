@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from amplifying import amplified, echo
 from hostile import BOTH, FRANCE, JAPAN, QUESTION, REPLIES, SOUND
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
@@ -18,7 +19,16 @@ from agents.panel import Panel
 from agents.recorded import recorded_overseers
 from agents.reviewed import APPROVE, Reviewed
 from agents.scripted import ScriptedClient
-from agents.types import Answer, Ask, ChatRequest, Defer, Exchange, Step, step_to_json
+from agents.types import (
+    Answer,
+    Ask,
+    ChatRequest,
+    Defer,
+    Exchange,
+    Step,
+    SubQuestion,
+    step_to_json,
+)
 from graphs.amplify import begin, build_graph
 from graphs.calls import Caller
 from graphs.recorded_steps import recorded_steps
@@ -257,3 +267,23 @@ async def test_a_record_holds_the_steps_of_every_depth_and_of_people(store: Trac
 async def test_a_person_s_answer_is_in_the_record_as_the_step(store: TraceStore) -> None:
     await reviewed(store, PersonOverseer(), step_to_json(Answer("mine")))
     assert recorded_steps(store, "q") == {QUESTION: [[Answer("mine")]]}
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        (None, "a step must be of type Answer, Ask, Chain or Defer, not NoneType"),
+        ("Paris", "a step must be of type Answer, Ask, Chain or Defer, not str: 'Paris'"),
+        (Answer(cast(Any, 42)), "the text of an Answer must be of type str, not int: 42"),
+        (Ask(cast(Any, ["a"])), "a sub-question must be of type SubQuestion, not str: 'a'"),
+        (Ask((SubQuestion("a"), SubQuestion("b {0}", cast(Any, ("0",))))), "not str: '0'"),
+        (Ask((SubQuestion("a", cast(Any, None)),)), "the needs of a SubQuestion"),
+        (Ask((SubQuestion("a", (), cast(Any, 5)),)), "the `to` of a SubQuestion"),
+    ],
+)
+async def test_what_is_no_step_is_a_failure_that_says_what_a_step_is(
+    store: TraceStore, odd: Any, says: str
+) -> None:
+    outcome = await amplified(store, ScriptedClient(echo), lambda *_: odd).answer("root", "q")
+    assert outcome["status"] == "failed"
+    assert says in str(outcome["error"])

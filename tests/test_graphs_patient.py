@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_graphs_defer import overseer, plain
 
 from agents.errors import UsageError
+from agents.overseer import PASS, PersonOverseer
 from agents.scripted import ScriptedClient
+from agents.types import Ask, step_to_json
 from graphs.calls import Caller
 from graphs.patient import Patient, Progressed, open_patient
 from graphs.state import AmplifyContext, Limits
@@ -78,6 +81,53 @@ async def test_asking_again_begins_nothing_anew(tmp_path: Path) -> None:
         first = await patient.ask("root", "q")
         assert await patient.ask("root", "q") == first
     assert len(client.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        ({"kind": "approve"}, "there is no proposal to approve"),
+        ({"kind": "anser", "text": "x"}, "is no step"),
+        ({"kind": "answer"}, "is no step"),
+        ({"kind": "ask", "subquestions": [{"text": "b"}]}, "is no step"),
+        ({"kind": "ask", "subquestions": [{"text": "b", "needs": ["a"]}]}, "is no step"),
+        ("an answer", "is no step"),
+    ],
+)
+async def test_a_reply_that_is_no_step_is_refused_and_the_question_goes_on_waiting(
+    tmp_path: Path, reply: Any, says: str
+) -> None:
+    async with day(tmp_path, loud(), {}) as patient:
+        (waits,) = (await patient.ask("root?", "q")).pending
+        with pytest.raises(UsageError, match=says):
+            await patient.reply("q", {waits.id: reply})
+    async with day(tmp_path, loud(), {}) as patient:
+        assert (await patient.look("q")).pending == (waits,)
+        done = await patient.reply("q", {waits.id: plain("so")})
+    assert done.outcome is not None
+    assert done.outcome["answer"] == "so"
+
+
+async def test_a_person_who_may_not_ask_any_deeper_is_told_so(tmp_path: Path) -> None:
+    store = TraceStore(tmp_path / "traces.db")
+    limits = Limits(depth=0)
+    context = AmplifyContext(Caller(loud(), store), "base", [PersonOverseer()], limits=limits)
+    async with open_patient(context, tmp_path / "checkpoints.db") as patient:
+        (waits,) = (await patient.ask("root", "q")).pending
+        asks = step_to_json(Ask.of("a", "b"))
+        with pytest.raises(UsageError, match=r"as deep as sub-questions go \(limits.depth\)"):
+            await patient.reply("q", {waits.id: asks})
+        done = await patient.reply("q", {waits.id: step_to_json(PASS)})
+    store.close()
+    assert done.outcome is not None
+    assert done.outcome["answer"] == "ROOT"
+
+
+async def test_a_damaged_file_of_checkpoints_is_told_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints.db").write_bytes(b"no database" * 1_000)
+    with pytest.raises(UsageError, match=r"checkpoints.db is not a whole database.*restore it"):
+        async with day(tmp_path, loud()) as patient:
+            await patient.ask("root", "q")
 
 
 async def test_a_reply_to_nobody_is_refused_with_what_waits(tmp_path: Path) -> None:

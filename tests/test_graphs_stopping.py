@@ -1,5 +1,6 @@
 """Stopping rules and waves: against brute force, closed forms and simulation."""
 
+import itertools
 import math
 import random
 
@@ -46,6 +47,48 @@ def test_waves_ask_exactly_the_votes_that_would_be_asked_one_by_one(
     assert in_waves(rule, texts) == one_by_one(rule, texts)
 
 
+def test_votes_that_stay_split_are_not_asked_beyond_the_point_where_a_rule_gives_up() -> None:
+    votes = [Vote(text, True) for text in "ab" * 6]
+    policy = VotePolicy(sure=None, rule=Sprt())
+    assert wave(votes, policy) == 2
+    assert wave([*votes, *votes[:2]], policy) == 0
+
+
+WEIGHTS = (1.0, 3.0, 2.0)
+UNEQUAL = tuple(Variant(weight=weight) for weight in WEIGHTS)
+
+
+def weighed(text: str) -> list[Vote]:
+    """Votes of copies that count for more or less, in turn."""
+    return [Vote(each, True, weight=WEIGHTS[at % 3]) for at, each in enumerate(text)]
+
+
+@given(rules, st.text("ab", min_size=12, max_size=12))
+def test_no_fewer_votes_of_unequal_copies_could_decide_than_a_wave_asks(
+    rule: AnyRule, texts: str
+) -> None:
+    policy, votes = VotePolicy(sure=None, rule=rule, variants=UNEQUAL), weighed(texts)
+    asked = 0
+    while more := wave(votes[:asked], policy):
+        for fewer in range(1, min(more, 6)):
+            outcomes = itertools.product("abc", repeat=fewer)
+            ends = [weighed(texts[:asked] + "".join(outcome)) for outcome in outcomes]
+            assert all(wave(end, policy) for end in ends)
+        asked += more
+
+
+@given(st.text("abc", min_size=9, max_size=9))
+def test_a_majority_of_unequal_copies_stops_only_where_the_rest_cannot_change_it(
+    texts: str,
+) -> None:
+    policy = VotePolicy(sure=None, rule=Majority(most=9), variants=UNEQUAL)
+    votes, asked = weighed(texts), 0
+    while more := wave(votes[:asked], policy):
+        asked += more
+    early, whole = tally(votes[:asked]), dict(tally(votes))
+    assert whole[early[0][0]] == max(whole.values())
+
+
 @given(st.text("abc", min_size=9, max_size=9))
 def test_a_majority_that_stops_early_chooses_as_all_its_votes_would(texts: str) -> None:
     early = winner(in_waves(Majority(most=9), texts))
@@ -58,7 +101,7 @@ def test_a_majority_that_stops_early_chooses_as_all_its_votes_would(texts: str) 
 @given(st.floats(0.55, 0.99), st.integers(1, 6))
 def test_ahead_by_k_is_the_sprt_of_a_known_accuracy(accuracy: float, lead: int) -> None:
     error = 1 / (1 + (accuracy / (1 - accuracy)) ** lead)
-    sprt = Sprt(share=accuracy, null=1 - accuracy, error=error * (1 + 1e-9), most=99)
+    sprt = Sprt(share=accuracy, against=1 - accuracy, error=error * (1 + 1e-9), most=99)
     for first in range(12):
         for second in range(first + 1):
             assert sprt.decided(first, second, 50) == AheadBy(lead, 99).decided(first, second, 50)

@@ -13,12 +13,23 @@ from agents.errors import EndpointError, MissingError
 from agents.overseer import PASS, ScriptedOverseer
 from agents.screen import PLACEHOLDER
 from agents.scripted import ScriptedClient
-from agents.types import Answer, Ask, ChatClient, ChatRequest, Completion, Exchange, Step
+from agents.types import (
+    Answer,
+    Ask,
+    ChatClient,
+    ChatRequest,
+    Completion,
+    Exchange,
+    Step,
+    TokenLogprob,
+)
 from graphs.calls import Caller
 from graphs.collector import THRESHOLDS, rare_collections
 from graphs.state import AmplifyContext, Limits
+from graphs.stopping import Majority
 from graphs.systems import Amplified, Asked, Direct, answer_all, recursion_limit, task_context
 from graphs.traces import TraceStore
+from graphs.voting import Variant, VotePolicy
 from reflux.tasks.addition import Addition
 
 ASKED = Asked("run", 0, "amplified", "letters", "train")
@@ -158,6 +169,19 @@ async def test_x_alone_is_asked_once_and_greedily_whatever_the_votes(store: Trac
     (request,) = client.requests
     assert (request.sampling.temperature, request.vote) == (0.0, 0)
     assert request.sampling.max_tokens == task.answer_tokens("40+71=")
+
+
+@pytest.mark.parametrize(
+    "votes",
+    [VotePolicy(rule=Majority(most=5)), VotePolicy(variants=(Variant("other", temperature=0.9),))],
+    ids=["rule", "variants"],
+)
+async def test_x_alone_is_no_vote_and_no_variant(store: TraceStore, votes: VotePolicy) -> None:
+    client = ScriptedClient(lambda _: Completion("A", logprobs=(TokenLogprob("A", -3.0),)))
+    system = Direct(context(store, client, votes=votes))
+    await answer_all(system, ASKED, ["ab"])
+    (request,) = client.requests
+    assert (request.model, request.sampling.temperature) == ("base", 0.0)
 
 
 async def test_called_from_another_graph_nothing_of_its_own_is_in_its_checkpoints(

@@ -14,7 +14,7 @@ votes_drawn = st.lists(
     max_size=9,
 )
 policies = st.builds(
-    VotePolicy, lead=st.integers(1, 4), most=st.integers(0, 9), sure=st.floats(-5, 0.1)
+    VotePolicy, lead=st.integers(1, 4), most=st.integers(1, 9), sure=st.floats(-5, 0.1)
 )
 
 

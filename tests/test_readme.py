@@ -3,43 +3,30 @@
 import re
 from pathlib import Path
 
-import pytest
+from documented import ROOT, blocks, leaves, refuse_unknown, session
+from serving import scripted
 
-import reflux
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
 
 
-def test_the_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """In order, as one program."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    printed: list[str] = []
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
-        printed.append(capsys.readouterr().out)
-    facade, voted, chat_model = printed
-    assert "Paris" in facade and "'calls': 3" in facade
-    assert "Paris" in voted
-    assert "Paris" in chat_model and "'calls': 2" in chat_model
+def test_what_it_shows_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    with scripted() as script, session(tmp_path, script) as reader:
+        reader.follow(blocks(README))
+        assert reader.names  # Its Python blocks are one program.
 
 
 def test_files_that_are_named_are_there() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    links = re.findall(r"\]\((?!http)([^)#]+)", README.read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_commands_that_are_named_are_there() -> None:
-    from typer.main import get_command
-
-    from reflux.cli import app
-
-    known = set(get_command(app).commands)  # type: ignore[attr-defined]
-    named = set(re.findall(r"`reflux (\w+)", README)) | set(
-        re.findall(r"^reflux (\w+)", README, re.MULTILINE)
-    )
-    assert named <= known
+    text = README.read_text()
+    named = set(re.findall(r"`reflux (\w+)", text))
+    assert named <= set(leaves())
     assert len(named) > 7
-    assert reflux.__version__
+    for block in blocks(README):
+        for command in block.commands:
+            if command.words[:1] == ["reflux"]:
+                refuse_unknown(command)

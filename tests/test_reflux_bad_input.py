@@ -445,6 +445,15 @@ def test_a_shell_may_close_every_stream(folder: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
 
 
+@pytest.mark.parametrize("rounds", ["0", "4"])
+def test_rounds_that_the_config_has_not_begin_no_run(tmp_path: Path, rounds: str) -> None:
+    run = tmp_path / "run"
+    refuses(
+        2, f"the config has 3 rounds, not {rounds}", "run", "--rounds", rounds, "--run", f"{run}"
+    )
+    assert not run.exists()
+
+
 def test_a_fresh_demo_deletes_a_run_and_nothing_else(recorded: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / "students").mkdir(parents=True)

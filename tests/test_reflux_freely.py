@@ -70,3 +70,31 @@ def test_a_reply_that_nobody_waits_for_is_refused(tmp_path: Path) -> None:
     assert reflux(folder, "reply", id, "answer: so").code == 0
     again = reflux(folder, "reply", id, "answer: no")
     assert (again.code, "waits for nobody" in again.stderr) == (2, True)
+
+
+def test_a_reply_that_cannot_be_taken_leaves_the_question_waiting(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    id = told(reflux(folder, "ask", "Why?", "--overseer", "person", "--json"))["trajectory"]
+    for words, said in (("approve", "no proposal to approve"), ("answer: ", "answer of nothing")):
+        ended = reflux(folder, "reply", id, words)
+        assert (ended.code, said in ended.stderr) == (2, True), ended.stderr
+        assert "Traceback" not in ended.stderr
+    assert told(reflux(folder, "reply", id, "Answer: so", "--json"))["answer"] == "so"
+
+
+def test_a_damaged_file_of_checkpoints_is_exit_code_2(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    id = told(reflux(folder, "ask", "Why?", "--overseer", "person", "--json"))["trajectory"]
+    whole = (folder / "checkpoints.db").read_bytes()
+    (folder / "checkpoints.db").write_bytes(whole[:5_000])
+    ended = reflux(folder, "reply", id, "answer: so")
+    assert (ended.code, "checkpoints.db is not a whole database" in ended.stderr) == (2, True)
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_budget_that_is_used_up_is_told_with_the_options_that_raise_it(tmp_path: Path) -> None:
+    ended = reflux(tmp_path / "run", "ask", "Why?", "--overseer", "plain", "--calls", "0")
+    assert ended.code == 1
+    assert (
+        "no accepted answer (over_budget: no calls left); allow more --calls, --tok" in ended.stderr
+    )

@@ -312,6 +312,7 @@ def test_the_name_that_is_mentioned_first_counts_and_of_two_the_longer() -> None
     words = [word for pair in KIN.values() for word in pair]
     assert first_of(words, "David's Grandfather, a father") == "grandfather"
     assert first_of(["San", "San José"], "It is San José") == "San José"
+    assert first_of(words, "his ſon") == first_of(words, "his SON") == "son"
     with pytest.raises(ValueError, match="none of"):
         first_of(words, "a fathers' day")
 

@@ -285,7 +285,7 @@ def worlds(draw: st.DrawFn, *, poor: bool = False, voting: bool = False) -> Worl
         doubts=draw(st.sampled_from([1, 2] if voting else [0, 2])),
         wasteful=_often(draw, [0], [3]),
         advice=_often(draw, [0], [1, 3]),
-        confirm=_often(draw, [1], [2]),
+        confirm=min(_often(draw, [1], [2]), max(1, limits.attempts)),
         same_way=draw(_rarely),
         examined=_often(draw, [0], [2, 4]),
     )

@@ -99,12 +99,13 @@ def last_clock(reply: str) -> str:
 
 def first_of(names: Sequence[str], reply: str) -> str:
     """The name that a reply mentions first; the longest of those that begin there."""
-    pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    ways = {name: re.escape(name) for name in sorted(names, key=len, reverse=True)}
+    pattern = "|".join(ways.values())
     found = re.search(rf"(?<!\w)(?:{pattern})(?!\w)", reply, re.IGNORECASE) if pattern else None
     if found is None:
         raise ValueError(f"none of {', '.join(names)[:80]!r} in {reply[:80]!r}")
-    spelled = {name.lower(): name for name in names}
-    return spelled[found[0].lower()]
+    # Not by lower case, which "ſon" and "son" do not share although one matches the other.
+    return next(n for n, way in ways.items() if re.fullmatch(way, found[0], re.IGNORECASE))
 
 
 def matched(pattern: str, question: str) -> re.Match[str]:
