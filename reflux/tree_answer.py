@@ -1,5 +1,6 @@
 """A chat request answered by H with copies of X."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -81,10 +82,12 @@ class TreeAnswer:
         """
         context = replace(self.context, emit=emit)
         row = {"id": self.trajectory, "text": self.question, **vars(self._asked)}
-        await self._run.store.add_question(row)
-        # With it, a person's edit recomputes the tree as it was asked.
-        told = asdict(self._how())
-        await self._run.store.add_judgement(self.trajectory, "", "how", None, told, key="0")
+        store, told = self._run.store, asdict(self._how())
+        # With `how`, a person's edit recomputes the tree as it was asked. One commit takes both.
+        await asyncio.gather(
+            store.add_question(row),
+            store.add_judgement(self.trajectory, "", "how", None, told, key="0"),
+        )
         if asks_persons(self._tree.overseer):
             answered = self._waiting.answer(self.trajectory, self.question, context, put)
             return self._reply(await answered)

@@ -171,4 +171,11 @@ def test_a_second_question_is_part_of_the_same_conversation(
         assert [said["content"] for said in script.asked[-1]["messages"]][-3:] == [
             "first words", "FIRST WORDS", "second words",
         ]  # fmt: skip
+        seen.page.reload()
+        seen.page.locator(".bubble:not(.mine)").filter(has_text="SECOND WORDS").wait_for()
+        seen.page.get_by_role("button", name="New chat").click()
+        assert seen.page.locator(".bubble").count() == 0
+        ask(seen, "other words")
+        seen.page.locator(".bubble:not(.mine)").filter(has_text="OTHER WORDS").wait_for()
+        assert len(script.asked[-1]["messages"]) == 2
     assert seen.errors == []

@@ -5,8 +5,22 @@ import { attempt, el, show, toast } from "./dom.js";
 import { TreeModel } from "./tree_model.js";
 import { TreeView } from "./tree_view.js";
 
-// The conversation outlives a change of tabs.
-const talk = { messages: [], model: null, view: null, trajectory: null, busy: null };
+// The conversation outlives a change of tabs, and what is in it a reload of this tab, too.
+const KEPT = "reflux-chat";
+const talk = { messages: [], model: null, view: null, trajectory: null, busy: null, ...recalled() };
+
+function recalled() {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEPT)) || {};
+  } catch {
+    return {};
+  }
+}
+
+function keep() {
+  const { messages, model, trajectory } = talk;
+  sessionStorage.setItem(KEPT, JSON.stringify({ messages, model, trajectory }));
+}
 
 export async function open(place) {
   const log = el("div", { class: "log", role: "log", "aria-live": "polite", "aria-label": "Conversation" });
@@ -14,7 +28,8 @@ export async function open(place) {
   const select = el("select", { "aria-label": "Who answers" });
   const input = el("textarea", { rows: 1, placeholder: "Ask anything", "aria-label": "Question", "data-search": true });
   const button = el("button", { class: "primary round", type: "submit", "aria-label": "Ask" }, "↑");
-  const form = el("form", { class: "composer" }, input, el("div", { class: "row between" }, select, button));
+  const anew = el("button", { type: "button", class: "quiet", onclick: () => { clear(); draw(state); input.focus(); } }, "New chat");
+  const form = el("form", { class: "composer" }, input, el("div", { class: "row" }, select, el("span", { class: "grow" }), anew, button));
   const sides = el("div", { class: "sides", role: "group", "aria-label": "Side" });
   const chat = el("div", { class: "pane talk" }, log, form);
   const beside = el("div", { class: "pane beside" }, tree);
@@ -27,7 +42,7 @@ export async function open(place) {
   }
   side("talk");
   show(place, sides, el("div", { class: "split" }, chat, beside));
-  const state = { log, tree, button, input, side };
+  const state = { log, tree, button, input, side, anew };
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -38,14 +53,21 @@ export async function open(place) {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
   });
   input.addEventListener("input", () => fit(input));
-  select.addEventListener("change", () => { talk.model = select.value; });
+  select.addEventListener("change", () => { talk.model = select.value; keep(); });
 
   draw(state);
   const { data } = await json("/v1/models");
   for (const { id } of data) select.append(el("option", { value: id }, id));
-  talk.model ??= data[0].id;
+  if (!data.some(({ id }) => id === talk.model)) talk.model = data[0].id;
   select.value = talk.model;
+  if (!talk.view && talk.trajectory) await attempt(() => reload(talk.trajectory));
   if (matchMedia("(min-width: 60rem)").matches) input.focus();
+}
+
+function clear() {
+  talk.busy?.abort();
+  Object.assign(talk, { messages: [], view: null, trajectory: null });
+  keep();
 }
 
 function fit(input) {
@@ -59,6 +81,7 @@ function draw(state) {
   show(log, talk.messages.length ? talk.messages.map((said) => bubble(said, state)) : welcome());
   log.scrollTop = log.scrollHeight;
   busy(button);
+  state.anew.hidden = talk.messages.length === 0;
   if (talk.view) grow(tree, talk.trajectory, talk.view.model);
   else show(tree, el("div", { class: "empty" }, el("h2", {}, "The tree grows here"),
     el("p", {}, "Each question that is put to a copy of the model becomes a node. Open one to see its messages, votes, verdict and cost.")));
@@ -109,6 +132,7 @@ async function reload(id) {
   if (said && found.tree.answer !== null) Object.assign(said, { content: found.tree.answer, error: null });
   talk.trajectory = id;
   talk.view = { model: TreeModel.from(found.tree) };
+  keep();
   draw(talk.state);
 }
 
@@ -142,9 +166,11 @@ async function ask(state, question) {
     await settle(said);
   } catch (error) {
     said.error = error.name === "AbortError" ? "Stopped." : error.message;
+    if (error.name !== "AbortError" && said.trajectory) await attempt(() => settle(said));
   } finally {
     said.state = "done";
-    talk.busy = null;
+    if (talk.busy === abort) talk.busy = null;
+    keep();
     draw(talk.state);
   }
 }

@@ -36,7 +36,12 @@ export class TreeView {
     this.count();
   }
 
+  // Once a frame at the most: a large tree has thousands of events.
   count() {
+    this.counting ??= requestAnimationFrame(() => { this.counting = null; this.tell(); });
+  }
+
+  tell() {
     const { nodes, calls, tokens, money } = this.model.totals();
     const words = [`${number(nodes)} ${nodes === 1 ? "node" : "nodes"}`, `${number(calls)} calls`, `${number(tokens)} tokens`];
     if (money) words.push(`${money.toPrecision(2)} spent`);
