@@ -19,7 +19,7 @@ function recalled() {
 
 function keep() {
   const { messages, model, trajectory } = talk;
-  sessionStorage.setItem(KEPT, JSON.stringify({ messages, model, trajectory }));
+  sessionStorage.setItem(KEPT, JSON.stringify({ messages: messages.map((said) => ({ ...said, state: "done" })), model, trajectory }));
 }
 
 export async function open(place) {
