@@ -1,6 +1,8 @@
 """What an SQLite file that fails means to a user: no space, no access, another process, damage."""
 
 import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from agents.errors import NO_ACCESS, NO_SPACE, RefluxError, UsageError
@@ -21,3 +23,23 @@ def of_sqlite(path: Path, error: sqlite3.Error, damaged: str = RESTORE) -> Reflu
     if code in BUSY:
         return RefluxError(f"another process holds {path}: {error}; wait for it, then go on")
     return UsageError(f"{path} is not a whole database: {error}; {damaged}")
+
+
+@contextmanager
+def reading(path: Path) -> Generator[sqlite3.Connection]:
+    """A connection that only reads, for the length of a block: of a thread of its own, if need be.
+
+    Raises:
+        UsageError: the file is damaged, or not to be read.
+    """
+    try:
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
+    except sqlite3.Error as error:
+        raise of_sqlite(path, error) from error
+    try:
+        database.row_factory = sqlite3.Row
+        yield database
+    except sqlite3.Error as error:
+        raise of_sqlite(path, error) from error
+    finally:
+        database.close()

@@ -4,7 +4,7 @@ wait for a person."""
 import json
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -24,9 +24,9 @@ from graphs.state import AmplifyContext, Limits, silent
 from graphs.systems import Asked, task_context
 from graphs.traces import TraceStore
 from graphs.tree import Node, find_question, load_tree
-from graphs.voting import VotePolicy
+from graphs.voting import Variant, VotePolicy
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
-from reflux.overseers import overseer_named
+from reflux.overseers import OVERSEERS, overseer_named
 from reflux.persons import converse, form_view, step_of
 from reflux.show import ended, escape, tree_view
 from reflux.tasks import task_named
@@ -50,6 +50,9 @@ class How:
     seconds: float | None = None
     max_tokens: int = 256
     task: str = ""
+    temperature: float | None = None
+    """None: greedy at first, as votes are."""
+    seed: int = 0
 
     def limits(self) -> Limits:
         """The caps of the question."""
@@ -63,9 +66,15 @@ class How:
             (overseer,),
             limits=self.limits(),
             max_tokens=self.max_tokens,
-            votes=VotePolicy(most=1),
+            votes=self._votes(),
+            seed=self.seed,
             **more,
         )
+
+    def _votes(self) -> VotePolicy:
+        if (heat := self.temperature) is None:
+            return VotePolicy(most=1)
+        return VotePolicy(most=1, temperature=heat, variants=(Variant(temperature=heat),))
 
 
 def how_asked(store: TraceStore, trajectory: str) -> How | None:
@@ -151,7 +160,10 @@ async def ask_freely(folder: RunFolder, opened: OpenRun, text: str, how: How) ->
 
 @asynccontextmanager
 async def free_context(
-    opened: OpenRun, how: How, emit: Callable[[Event], None] = silent
+    opened: OpenRun,
+    how: How,
+    emit: Callable[[Event], None] = silent,
+    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
 ) -> AsyncGenerator[AmplifyContext]:
     """The context of a question that is asked so; its tools are open as long as it is."""
     granted = {"answer": list(how.tools)} if how.tools else {}
@@ -161,7 +173,8 @@ async def free_context(
             context = AmplifyContext(caller, how.model, (), limits=how.limits(), emit=emit)
             yield task_context(context, task_named(how.task))
         else:
-            yield how.context(caller, overseer_named(how.overseer), grants=grants, emit=emit)
+            overseer = overseer_named(how.overseer, overseers)
+            yield how.context(caller, overseer, grants=grants, emit=emit)
 
 
 async def go_on(

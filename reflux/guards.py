@@ -26,6 +26,9 @@ from reflux.serve_settings import ServeSettings
 HERE = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/healthz",)
 """Paths that need no key, and count towards no limit."""
+SHELL = "/page/"
+"""Files of the page, which hold nothing of any run: like `/` they need no key, so that the page can
+ask for it."""
 HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 STUCK_SECONDS = 60.0
 """In which a client has to take what it is sent, piece by piece."""
@@ -33,7 +36,7 @@ REMEMBERED = 10_000
 """Clients whose rate is known; the longest silent is forgotten first."""
 HEADERS: Mapping[str, str] = {
     "content-security-policy": (
-        "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+        "default-src 'self'; img-src 'self' data:; "
         "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
         "frame-ancestors 'none'"
     ),
@@ -138,7 +141,8 @@ class Guard:
         asks_first = (
             scope.get("method") == "OPTIONS" and headers.get("origin") in self._settings.origins
         )
-        if self._settings.api_key and not asks_first and not self._shows_key(headers):
+        public = asks_first or scope["path"] == "/" or scope["path"].startswith(SHELL)
+        if self._settings.api_key and not public and not self._shows_key(headers):
             return ApiError(
                 401,
                 "this server needs its key: Authorization: Bearer KEY",

@@ -1,5 +1,6 @@
 """Progress on stderr: bars on a terminal, a line now and then in a log."""
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -16,7 +17,7 @@ from rich.progress import (
 )
 
 QUIET_SECONDS = 20.0
-"""In a log, the least time between two lines of one stage."""
+"""In a log, the least time between two lines of one stage; REFLUX_PROGRESS_SECONDS sets another."""
 
 
 class ProgressView:
@@ -36,6 +37,7 @@ class ProgressView:
         )
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
+        self._quiet = float(os.environ.get("REFLUX_PROGRESS_SECONDS") or QUIET_SECONDS)
 
     def __enter__(self) -> "ProgressView":
         self._bars.start()
@@ -62,7 +64,7 @@ class ProgressView:
 
     def _say(self, what: str, done: int, total: int, detail: str) -> None:
         now = time.monotonic()
-        if 0 < done < total and now - self._said.get(what, 0) < QUIET_SECONDS:
+        if 0 < done < total and now - self._said.get(what, 0) < self._quiet:
             return
         self._said[what] = now
         sys.stderr.write(f"{what}: {done}/{total} {detail}".rstrip() + "\n")

@@ -5,11 +5,12 @@ Verdicts and comments are rows. An edit is an override (`graphs.override`): the 
 more in the context in which it was asked, and asks only for what depended on the node.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from agents.errors import UsageError
+from agents.overseer import AnyOverseer
 from agents.types import Answer
 from finetune.rounds_config import config_from
 from finetune.run_folder import OpenRun, RunFolder
@@ -24,6 +25,7 @@ from graphs.systems import Amplified, Direct, System, task_context
 from graphs.traces import CallKey, TraceStore
 from graphs.verdicts import judge, remark
 from reflux.freely import ALONE, free_context, how_asked
+from reflux.overseers import OVERSEERS
 from reflux.tasks import TASKS, task_named
 
 Emit = Callable[[Event], None]
@@ -121,10 +123,15 @@ async def put(
 
 
 async def recompute(
-    opened: OpenRun, made: str, path: str, answer: str | None, emit: Emit = silent
+    opened: OpenRun,
+    made: str,
+    path: str,
+    answer: str | None,
+    emit: Emit = silent,
+    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
 ) -> Outcome | None:
     """Answer a revision; None where a person is waited for."""
-    async with asked_in(opened, made, emit) as (context, system):
+    async with asked_in(opened, made, emit, overseers) as (context, system):
         if how_asked(opened.store, made) is None:
             return (await override(context, made, path, answer, system)).outcome
         context = revised_context(context, made)
@@ -137,7 +144,10 @@ async def recompute(
 
 @asynccontextmanager
 async def asked_in(
-    opened: OpenRun, question_id: str, emit: Emit = silent
+    opened: OpenRun,
+    question_id: str,
+    emit: Emit = silent,
+    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
 ) -> AsyncGenerator[tuple[AmplifyContext, Callable[[AmplifyContext], System]]]:
     """The context in which a root was asked, as far as the record and the run's config tell.
 
@@ -146,7 +156,7 @@ async def asked_in(
     """
     how = how_asked(opened.store, question_id)
     if how is not None:
-        async with free_context(opened, how, emit) as context:
+        async with free_context(opened, how, emit, overseers) as context:
             yield context, Amplified
         return
     task = _refuse_unknown(opened.store, question_id)

@@ -100,7 +100,7 @@ def serve(
         if as_json:
             emit({"url": url, "run": str(run)})
         else:
-            ERR.print(f"{run} is served at {url}/v1; an interrupt ends it", highlight=False)
+            ERR.print(f"{run}: page {url}, API {url}/v1; an interrupt ends it", highlight=False)
         how = server_config(app, timeout_graceful_shutdown=STOP_SECONDS)
         uvicorn.Server(how).run(sockets=[listening])
 

@@ -66,8 +66,10 @@ class ServedModels:
         """
         self._folder = folder
         self._settings = settings
-        self._overseers = overseers
-        self._task = _task_of(folder)
+        self.overseers = overseers
+        """H by name."""
+        self.task = _task_of(folder)
+        """The run's own."""
         if settings.overseer not in self._known():
             raise UsageError(
                 f"no overseer is called {settings.overseer!r}; there are {', '.join(self._known())}"
@@ -120,12 +122,12 @@ class ServedModels:
         return self._settings.model or self._folder.current_model()
 
     def _tree(self, name: str) -> Tree:
-        if self._task is not None and name == self._task.name and name not in self._overseers:
-            return Tree(name, None, self._task)
-        return Tree(name, self._overseers[name])
+        if self.task is not None and name == self.task.name and name not in self.overseers:
+            return Tree(name, None, self.task)
+        return Tree(name, self.overseers[name])
 
     def _known(self) -> list[str]:
-        return list(dict.fromkeys([*self._overseers, *([self._task.name] if self._task else [])]))
+        return list(dict.fromkeys([*self.overseers, *([self.task.name] if self.task else [])]))
 
 
 def _task_of(folder: RunFolder) -> Task | None:

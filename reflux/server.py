@@ -1,7 +1,7 @@
 """The server of one run folder: an app of routers, with one set of guards before all of them.
 
-A page is one more router (or a mounted app) on what `create_app` returns; it finds the run, the
-models and the events of growing trees in `app.state.served`, as `reflux.chat_api.Served`.
+Every route finds the run, the models and the events of growing trees in `app.state.served`, as
+`reflux.chat_api.Served`; those of the page are in `reflux/page`.
 """
 
 import asyncio
@@ -26,6 +26,8 @@ from reflux.event_log import EventLogs
 from reflux.guards import Guard, refuse_open_door
 from reflux.metrics import Metrics
 from reflux.overseers import OVERSEERS
+from reflux.page.jobs import Jobs
+from reflux.page.shell import add_page
 from reflux.serve_settings import ServeSettings
 from reflux.served_models import ServedModels
 from reflux.waiting import Waiting
@@ -72,12 +74,14 @@ def create_app(
         waiting, tasks = Waiting(run, overseers), set[asyncio.Task[None]]()
         logs = EventLogs(settings.kept_events)
         app.state.served = Served(run, settings, models, logs, metrics, waiting, tasks)
+        app.state.jobs = jobs = Jobs()
         async with AsyncExitStack() as ends:  # Last in, first out.
             ends.push_async_callback(client.close)
             ends.push_async_callback(asyncio.to_thread, run.caller.spans.flush)
             await ends.enter_async_context(run)
             ends.push_async_callback(waiting.close)
             ends.push_async_callback(_end, tasks)
+            ends.push_async_callback(jobs.stop)
             ends.enter_context(settled())
             yield
 
@@ -107,6 +111,7 @@ def create_app(
     answer_errors(app)
     for routes in (router, chat_api.router, tree_api.router, pending_api.router):
         app.include_router(routes)
+    add_page(app)
     return app
 
 

@@ -1,5 +1,6 @@
 """A chat request answered by H with copies of X."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -64,6 +65,7 @@ class TreeAnswer:
         self._tree = tree
         self._waiting = waiting
         self._stops = request.stops
+        self._heat = request.temperature
         self.question = redact(_question(tree, request.messages))
         self.trajectory = self._asked.question_id(self.question)
         self.model = x
@@ -79,26 +81,34 @@ class TreeAnswer:
             ApiError: no answer was accepted.
         """
         context = replace(self.context, emit=emit)
-        if asks_persons(self._tree.overseer):
-            return self._reply(await self._ask_persons(context, put))
-        await self._run.store.add_judgement(
-            self.trajectory, "", "how", None, asdict(self._how()), key="0"
+        row = {"id": self.trajectory, "text": self.question, **vars(self._asked)}
+        store, told = self._run.store, asdict(self._how())
+        # With `how`, a person's edit recomputes the tree as it was asked. One commit takes both.
+        await asyncio.gather(
+            store.add_question(row),
+            store.add_judgement(self.trajectory, "", "how", None, told, key="0"),
         )
+        if asks_persons(self._tree.overseer):
+            answered = self._waiting.answer(self.trajectory, self.question, context, put)
+            return self._reply(await answered)
         (outcome,) = await answer_all(Amplified(context), self._asked, [self.question])
         return self._reply(outcome)
 
-    async def _ask_persons(self, context: AmplifyContext, put: Put[Said]) -> Outcome:
-        row = {"id": self.trajectory, "text": self.question, **vars(self._asked)}
-        await self._run.store.add_question(row)
-        how = self._how()
-        return await self._waiting.answer(self.trajectory, self.question, context, how, put)
-
     def _how(self) -> How:
         """Kept with the question, so that it can be gone on with, and edited."""
-        limits, most = self.context.limits, self.context.answer_tokens(self.question)
+        context, task = self.context, self._tree.task
+        limits, most = context.limits, context.answer_tokens(self.question)
         caps = (limits.depth, limits.calls, limits.tokens, limits.seconds)
-        task = self._tree.task.name if self._tree.task else ""
-        return How("" if task else self._tree.name, self.model, (), *caps, most, task)
+        return How(
+            "" if task else self._tree.name,
+            context.model,
+            (),
+            *caps,
+            max_tokens=most,
+            task=task.name if task else "",
+            temperature=self._heat,
+            seed=context.seed,
+        )
 
     def _reply(self, outcome: Outcome) -> Reply:
         if outcome["status"] == "failed" and self.context.caller.outage is not None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
@@ -14,6 +14,7 @@ from agents.reviewed import Reviewed
 from finetune.run_folder import OpenRun
 from graphs.calls import Caller
 from graphs.checkpoints import open_checkpoints
+from graphs.override import revised_context
 from graphs.patient import Patient, Pending, Progressed
 from graphs.state import AmplifyContext, Outcome
 from graphs.tree import find_question
@@ -52,14 +53,12 @@ class Waiting:
         trajectory: str,
         question: str,
         context: AmplifyContext,
-        how: How,
         say: Callable[[str], None],
     ) -> Outcome:
         """Ask a question that the store knows, and wait for every person that H defers to.
 
         Where the waiting is cancelled, what waits goes on waiting: a later reply is not lost.
         """
-        await self._run.store.add_judgement(trajectory, "", "how", None, asdict(how), key="0")
         talk = _Conversation(Patient(context, await self._checkpoints()))
         self._conversations[trajectory] = talk
         try:
@@ -102,9 +101,7 @@ class Waiting:
         async with self._replying.setdefault(question_id, asyncio.Lock()):
             talk = self._conversations.get(question_id)
             saver = await self._checkpoints()
-            patient = (
-                talk.patient if talk else Patient(self._context(self._how(question_id)), saver)
-            )
+            patient = talk.patient if talk else Patient(self._context(question_id), saver)
             waiting = {each.id: each for each in await patient.pending(question_id)}
             if id not in waiting:
                 there = ", ".join(waiting) or "nothing"
@@ -135,11 +132,13 @@ class Waiting:
             raise UsageError(f"{trajectory} was not asked in a way that waits for persons")
         return how
 
-    def _context(self, how: How) -> AmplifyContext:
+    def _context(self, trajectory: str) -> AmplifyContext:
         """As the question was asked; a tool that a copy was granted is not known here."""
+        how = self._how(trajectory)
         if how.tools:
             raise UsageError("this question's copies have tools: go on with `reflux reply`")
-        return how.context(self._caller(), overseer_named(how.overseer, self._overseers))
+        context = how.context(self._caller(), overseer_named(how.overseer, self._overseers))
+        return revised_context(context, trajectory)
 
     def _caller(self) -> Caller:
         return Caller(self._run.cache, self._run.store)

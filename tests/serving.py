@@ -50,6 +50,8 @@ class Scripted:
     pause: Callable[[dict[str, Any]], float] = lambda body: 0.0
     """Seconds before each word."""
     refusal: Callable[[dict[str, Any]], tuple[int, str] | None] = lambda body: None
+    says: Callable[[str], str] = str.upper
+    """What is said to a question."""
     breaks: bool = False
     """Drops the connection after the first word of a stream."""
     left: int = 0
@@ -86,7 +88,7 @@ def scripted() -> Iterator[Scripted]:
             if (refused := script.refusal(body)) is not None:
                 self._whole({"error": {"message": refused[1]}}, refused[0])
                 return
-            words = str(body["messages"][-1]["content"]).upper().split()
+            words = script.says(str(body["messages"][-1]["content"])).split()
             words = words[: body["max_tokens"]]
             usage = {"prompt_tokens": 10, "completion_tokens": len(words)}
             logprob = {"top_logprobs": [{"token": "a", "logprob": -0.5}], "logprob": -0.5}

@@ -1,0 +1,139 @@
+"""What a person says of a node on the page: approve, edit, ask again, reject, comment.
+
+A word that changes an answer begins a revision at once, and the tree is recomputed behind it: its
+events can be followed under the revision's id like those of any answer under way.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from agents.errors import RefluxError, UsageError
+from finetune.run_folder import OpenRun
+from graphs.events import answered
+from graphs.override import revise, root_answer
+from graphs.review import Item, find_item
+from graphs.revision import newest
+from graphs.traces import TraceStore
+from graphs.verdicts import judge, remark
+from reflux.chat_api import Served
+from reflux.freely import how_asked
+from reflux.reviewing import approve, edit, recompute
+
+Action = Literal["approve", "edit", "again", "reject", "comment"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of it."""
+
+    did: str
+    trajectory: str
+    """The revision that holds it."""
+    recomputing: bool = False
+    """Whether the revision is being answered."""
+
+
+async def act(
+    shared: Served, trajectory: str, path: str, action: Action, answer: str, comment: str
+) -> Judged:
+    """Take a person's word on a node of a trajectory's newest revision.
+
+    Raises:
+        UsageError: there is no such node, or the word cannot be taken there.
+    """
+    store = shared.run.store
+    item = find_item(store, f"{trajectory}{path}")
+    if action == "comment":
+        await remark(store, item, comment)
+        return Judged("commented", item.trajectory)
+    if action == "reject":
+        await judge(store, item, False, comment)
+        return Judged("rejected", item.trajectory)
+    if item.why == "escalated" and action in ("approve", "edit"):
+        return await _reply(shared, item, action, answer, comment)
+    if action == "approve" and item.status == "ok":
+        await judge(store, item, True, comment)
+        return Judged("approved", item.trajectory)
+    if action == "approve" and item.answer is None:
+        raise UsageError("there is no answer to approve: put one in with an edit")
+    if action == "edit" and not answer.strip():
+        raise UsageError("an empty answer is none: reject the node instead")
+    word = {"approve": item.answer, "edit": answer, "again": None}[action]
+    return await _put(shared, item, word, comment)
+
+
+async def _put(shared: Served, item: Item, word: str | None, comment: str) -> Judged:
+    """Begin a revision, and have it answered."""
+    store = shared.run.store
+    _require_known(store, item)
+    made = await revise(store, item.trajectory, item.path, word)
+    last = made or newest(store, item.trajectory)
+    if comment.strip():
+        detail = {"comment": comment}
+        await store.add_judgement(last, item.path, "comment", None, detail, author="person")
+    if made is None:
+        return Judged("unchanged", last)
+    did = "asked again" if word is None else "edited"
+    if root_answer(store, made) is not None:
+        return Judged(did, made)
+    shared.logs.begin(made)
+    task = asyncio.create_task(_recompute(shared, made, item.path, word))
+    shared.tasks.add(task)
+    task.add_done_callback(shared.tasks.discard)
+    return Judged(did, made, recomputing=True)
+
+
+def _require_known(store: TraceStore, item: Item) -> None:
+    """Where nobody knows how a question was asked, a revision could never be answered.
+
+    Raises:
+        UsageError: it is so, and the node is not the root.
+    """
+    (asked,) = store.select("SELECT task FROM questions WHERE id=?", (item.trajectory,))
+    if item.path and how_asked(store, item.trajectory) is None and not asked["task"]:
+        raise UsageError(
+            "it is not recorded how this was asked, so only its root can be edited; ask it anew"
+        )
+
+
+async def _recompute(shared: Served, made: str, path: str, word: str | None) -> None:
+    log = shared.logs.begin(made)
+    try:
+        await recompute(shared.run, made, path, word, log.add, shared.models.overseers)
+    except RefluxError as error:
+        failed = {"answer": None, "status": "failed", "error": str(error)}
+        log.add(answered("", False, failed))
+    finally:
+        shared.logs.end(made)
+
+
+async def _reply(shared: Served, item: Item, action: Action, answer: str, comment: str) -> Judged:
+    """Take the step that a person is waited for; the question goes on until it ends or waits."""
+    store = shared.run.store
+
+    @asynccontextmanager
+    async def opened(_: str) -> AsyncGenerator[OpenRun]:
+        yield shared.run
+
+    how = how_asked(store, item.trajectory)
+    if how is None or not how.overseer:  # A run that stopped here, and goes on from the log.
+        done = (
+            await approve(store, item, opened, comment)
+            if action == "approve"
+            else await edit(store, item, answer, opened, comment)
+        )
+        return Judged(done.did, done.trajectory)
+    if action == "edit" and not answer.strip():
+        raise UsageError("an empty answer is none")
+    if comment.strip():
+        await remark(store, item, comment)
+    words = "approve" if action == "approve" else f"answer: {answer}"
+    waits = [each for id, _, each in await shared.waiting.pending() if id == item.trajectory]
+    ids = [each.id for each in waits if each.path == item.path]
+    if not ids:
+        raise UsageError(f"{item.id} waits for nobody any more")
+    await shared.waiting.reply(item.trajectory, ids[0], words)
+    return Judged("answered", item.trajectory)

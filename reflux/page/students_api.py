@@ -1,0 +1,68 @@
+"""`/api/students`: the students of the run, and which of them is the agent."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from finetune.registry import Registry, Student
+from finetune.run_folder import RunFolder
+from reflux.chat_api import ERRORS, served
+
+router = APIRouter(prefix="/api/students", responses=ERRORS)
+
+
+@router.get("")
+async def list_students(request: Request) -> dict[str, Any]:
+    """Every student by round, with scores and gates, and the promoted one."""
+    registry = served(request).run.folder.registry
+    return await asyncio.to_thread(_listed, registry)
+
+
+@router.post("/{student}/promote")
+async def promote_student(student: str, request: Request) -> dict[str, Any]:
+    """Make a student the agent; who asks `amplified` or `student` next is answered by it."""
+    return await _turned(request, lambda registry: registry.promote(student))
+
+
+@router.post("/rollback")
+async def roll_back(request: Request) -> dict[str, Any]:
+    """Make the agent before the current one the agent again."""
+    return await _turned(request, lambda registry: registry.rollback())
+
+
+async def _turned(request: Request, turn: Callable[[Registry], object]) -> dict[str, Any]:
+    folder = RunFolder(served(request).run.folder.path)
+
+    def turned() -> dict[str, Any]:
+        with folder.locked():  # A run that is under way promotes, too.
+            turn(folder.registry)
+        return _listed(folder.registry)
+
+    return await asyncio.to_thread(turned)
+
+
+def _listed(registry: Registry) -> dict[str, Any]:
+    promoted = registry.current()
+    return {
+        "current": promoted.id if promoted else None,
+        "students": [_plain(student) for student in registry.list()],
+    }
+
+
+def _plain(student: Student) -> dict[str, Any]:
+    report = student.config.get("report", {})
+    return {
+        "id": student.id,
+        "parent": student.parent,
+        "round": student.round,
+        "base": student.base.model_id,
+        "created": student.created,
+        "adapter_sha256": student.adapter_sha256,
+        "rows": report.get("rows"),
+        "seconds": report.get("seconds"),
+        "final_loss": report.get("final_loss"),
+        "scores": dict(student.scores),
+        "gates": [dict(gate) for gate in student.gates],
+    }

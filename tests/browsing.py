@@ -1,0 +1,59 @@
+"""A browser on a page of Reflux, with every request that it makes on record."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+DESK, PHONE = (1280, 800), (390, 844)
+
+needs_browser = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium is found: apt-get install chromium"),
+]
+"""For `pytestmark` of a test file."""
+
+
+@dataclass
+class Seen:
+    """A page, and what it asked for and complained of."""
+
+    page: Any
+    """Of Playwright."""
+    requests: list[str] = field(default_factory=list[str])
+    errors: list[str] = field(default_factory=list[str])
+
+    @property
+    def hosts(self) -> set[str]:
+        """Where its requests went."""
+        return {urlsplit(url).netloc for url in self.requests}
+
+
+@contextmanager
+def browsing(size: tuple[int, int] = DESK, scheme: str = "light", **options: Any) -> Iterator[Seen]:
+    """A fresh browser with one empty page."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        width, height = size
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, **options
+        )
+        context.set_default_timeout(20_000)
+        seen = Seen(context.new_page())
+        context.on("request", lambda request: seen.requests.append(request.url))
+        seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))
+        seen.page.on(
+            "console",
+            lambda said: seen.errors.append(said.text) if said.type == "error" else None,
+        )
+        try:
+            yield seen
+        finally:
+            browser.close()

@@ -1,0 +1,131 @@
+"""Evaluations and distillations that the page starts: one at a time, as commands, seen again."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from browsing import browsing, needs_browser
+from made_runs import make_run
+from serving import Scripted, scripted, serving, soon
+
+EVALUATION = {"kind": "evaluation", "name": "first", "level": 2, "limit": 3, "task": "addition"}
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
+    """The endpoint of the server and of what it starts."""
+    with scripted() as script:
+        monkeypatch.setenv("OPENAI_BASE_URL", script.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        yield script
+
+
+def begin(url: str, **body: Any) -> httpx2.Response:
+    return httpx2.post(f"{url}/api/job", json=body)
+
+
+def job(url: str) -> dict[str, Any]:
+    return httpx2.get(f"{url}/api/job").json()["job"]
+
+
+def ended(url: str) -> dict[str, Any]:
+    for _ in range(8):
+        try:
+            soon(lambda: job(url)["state"] != "running")
+            break
+        except AssertionError:
+            continue
+    return job(url)
+
+
+@pytest.mark.browser
+@needs_browser[1]
+def test_an_evaluation_is_started_on_the_page_and_found_again_after_a_reload(
+    tmp_path: Path, script: Scripted
+) -> None:
+    with serving(tmp_path, script) as url, browsing() as seen:
+        page = seen.page
+        page.goto(f"{url}/#evaluation")
+        page.get_by_text("Start an evaluation").click()
+        page.get_by_label("Name").fill("first")
+        page.get_by_label("Questions").fill("3")
+        page.get_by_role("button", name="Evaluate").click()
+        page.locator(".job .badge").filter(has_text="at work").wait_for()
+        page.reload()
+        page.locator(".job").get_by_text("evaluation first").wait_for()
+        page.locator(".job .badge").filter(has_text="done").wait_for(timeout=90_000)
+        table = page.locator("table").first
+        table.filter(has_text="amplified").wait_for()
+        assert "0.000" in table.inner_text()
+        failure = page.locator(".failures details").first
+        failure.locator("summary").click()
+        failure.locator(".tree .node").first.wait_for()
+        assert seen.errors == []
+        assert seen.hosts == {url.removeprefix("http://")}
+    assert (tmp_path / "evaluations" / "first" / "eval.html").is_file()
+
+
+def test_one_job_is_under_way_at_a_time_and_can_be_stopped(
+    tmp_path: Path, script: Scripted
+) -> None:
+    script.pause = lambda body: 0.5
+    with serving(tmp_path, script) as url:
+        assert httpx2.get(f"{url}/api/job").json() == {"job": None}
+        assert begin(url, **EVALUATION | {"limit": 500}).status_code == 201
+        second = begin(url, **EVALUATION | {"name": "second"})
+        assert second.status_code == 400
+        assert "evaluation first is under way" in second.json()["error"]["message"]
+        soon(lambda: script.asked or job(url)["state"] != "running")
+        told = httpx2.delete(f"{url}/api/job").json()["job"]
+        assert told["state"] == "stopped"
+        assert told["command"].startswith("reflux eval --run ")
+
+
+def test_a_job_ends_with_its_server(tmp_path: Path, script: Scripted) -> None:
+    script.pause = lambda body: 0.5
+    with serving(tmp_path, script) as url:
+        assert begin(url, **EVALUATION | {"limit": 500}).status_code == 201
+    asked = len(script.asked)
+    script.pause = lambda body: 0.0
+    time.sleep(2)
+    assert len(script.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"systems": ["module:graph"]}, "cannot be evaluated from here"),
+        ({"systems": ["endpoint:m@http://evil.example/v1"]}, "cannot be evaluated from here"),
+        ({"systems": ["best-of-n"]}, "add amplified"),
+        ({"systems": ["student-r9"]}, "cannot be evaluated from here"),
+        ({"task": "nothing"}, "there is no task 'nothing'"),
+        ({"name": "../out"}, "name"),
+        ({"data": "/etc/passwd"}, "data"),
+        ({"out": "elsewhere"}, "out"),
+        ({"kind": "distillation", "name": "student-r0"}, "choose another name"),
+    ],
+)
+def test_what_a_request_may_not_start_is_refused(
+    tmp_path: Path, script: Scripted, body: dict[str, Any], why: str
+) -> None:
+    make_run(tmp_path, ("student-r0",))
+    with serving(tmp_path, script) as url:
+        got = begin(url, **body if "kind" in body else EVALUATION | body)
+        assert got.status_code == 400
+        message = got.json()["error"]["message"]
+        assert why in message
+        assert job(url) is None
+
+
+def test_a_distillation_without_rows_says_what_is_missing(tmp_path: Path, script: Scripted) -> None:
+    with serving(tmp_path, script) as url:
+        got = begin(url, kind="distillation", name="mine", steps=1, learning_rate=0.001)
+        assert got.status_code == 201
+        told = ended(url)
+        assert (told["state"], told["code"]) == ("failed", 2)
+        assert any("holds no run" in line for line in told["lines"])
+        assert "--student mine" in told["command"]
