@@ -107,7 +107,7 @@ async def put(
         UsageError: there is no such node, or it is not known how to recompute.
     """
     if path or answer is None:
-        _refuse_unknown(store, trajectory)
+        refuse_unknown(store, trajectory)
     made = await revise(store, trajectory, path, answer)
     last = made or newest(store, trajectory)
     if comment:
@@ -159,7 +159,7 @@ async def asked_in(
         async with free_context(opened, how, emit, overseers) as context:
             yield context, Amplified
         return
-    task = _refuse_unknown(opened.store, question_id)
+    task = refuse_unknown(opened.store, question_id)
     folder = opened.folder
     config = config_from(folder.load_config(), str(folder.config_path))
     context = AmplifyContext(
@@ -176,7 +176,7 @@ async def asked_in(
     yield task_context(context, task_named(task)), _system(opened.store, question_id)
 
 
-def _refuse_unknown(store: TraceStore, question_id: str) -> str:
+def refuse_unknown(store: TraceStore, question_id: str) -> str:
     """The task of a root that can be answered once more as it was asked; empty where it has none.
 
     Raises:

@@ -98,11 +98,14 @@ def test_what_is_answered_by_a_model_alone_can_be_edited_at_its_root_only(
         for said, status in (
             ({"action": "edit", "answer": " "}, 400),
             ({"action": "edit", "answer": "a", "path": "/9.9.9"}, 400),
+            ({"action": "again"}, 400),
             ({"action": "comment"}, 400),
             ({"action": "dance"}, 400),
         ):
             got = httpx2.post(f"{url}/api/trajectories/{trajectory}/judgements", json=said)
             assert got.status_code == status, got.text
+        listed = httpx2.get(f"{url}/api/trajectories").json()["trajectories"]
+        assert [row["id"] for row in listed] == [f"{trajectory}~1", trajectory]
 
 
 def disputed(url: str, folder: Path) -> str:

@@ -16,11 +16,10 @@ from graphs.events import answered
 from graphs.override import revise, root_answer
 from graphs.review import Item, find_item
 from graphs.revision import newest
-from graphs.traces import TraceStore
 from graphs.verdicts import judge, remark
 from reflux.chat_api import Served
 from reflux.freely import how_asked
-from reflux.reviewing import approve, edit, recompute
+from reflux.reviewing import approve, edit, recompute, refuse_unknown
 
 Action = Literal["approve", "edit", "again", "reject", "comment"]
 
@@ -68,7 +67,8 @@ async def act(
 async def _put(shared: Served, item: Item, word: str | None, comment: str) -> Judged:
     """Begin a revision, and have it answered."""
     store = shared.run.store
-    _require_known(store, item)
+    if item.path or word is None:
+        refuse_unknown(store, item.trajectory)
     made = await revise(store, item.trajectory, item.path, word)
     last = made or newest(store, item.trajectory)
     if comment.strip():
@@ -84,19 +84,6 @@ async def _put(shared: Served, item: Item, word: str | None, comment: str) -> Ju
     shared.tasks.add(task)
     task.add_done_callback(shared.tasks.discard)
     return Judged(did, made, recomputing=True)
-
-
-def _require_known(store: TraceStore, item: Item) -> None:
-    """Where nobody knows how a question was asked, a revision could never be answered.
-
-    Raises:
-        UsageError: it is so, and the node is not the root.
-    """
-    (asked,) = store.select("SELECT task FROM questions WHERE id=?", (item.trajectory,))
-    if item.path and how_asked(store, item.trajectory) is None and not asked["task"]:
-        raise UsageError(
-            "it is not recorded how this was asked, so only its root can be edited; ask it anew"
-        )
 
 
 async def _recompute(shared: Served, made: str, path: str, word: str | None) -> None:
