@@ -39,7 +39,7 @@ def test_a_question_is_asked_and_its_tree_grows_before_the_answer_is_there(
     with serving(tmp_path, script) as url, browsing() as seen:
         seen.page.goto(url)
         ask(seen, THREE)
-        seen.page.locator(".tree .node").filter(has_text="ALPHA").wait_for()
+        seen.page.locator(".tree .answer").filter(has_text="ALPHA").first.wait_for()
         assert seen.page.locator(".tree .dot.running").count() >= 2
         assert seen.page.locator(".bubble:not(.mine) .text").inner_text() == ""
         nodes = answered(seen, "ALPHA+BETA+GAMMA")
