@@ -127,5 +127,5 @@ def test_a_distillation_without_rows_says_what_is_missing(tmp_path: Path, script
         assert got.status_code == 201
         told = ended(url)
         assert (told["state"], told["code"]) == ("failed", 2)
-        assert any("holds no run" in line for line in told["lines"])
+        assert any("has no accepted trajectories" in line for line in told["lines"])
         assert "--student mine" in told["command"]
