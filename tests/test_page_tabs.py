@@ -78,7 +78,7 @@ def test_every_tab_fits_the_screen_and_asks_nobody_but_the_server(
         page.get_by_label("Question", exact=True).fill(QUESTION)
         page.keyboard.press("Enter")
         page.locator(".bubble:not(.mine)").filter(has_text="Nairobi").wait_for(state="attached")
-        page.get_by_role("button", name="Ask", exact=True).wait_for(state="attached")
+        page.locator(".composer [aria-label=Ask]").wait_for(state="attached")
         page.locator(".tree .dot.ok").nth(4).wait_for()
         page.wait_for_timeout(400)
         picture(seen, tmp_path, f"{place}-{scheme}-chat")
