@@ -134,7 +134,9 @@ def _line(node: Node) -> str:
     note = f" [dim]({escape(node.note)})[/]" if node.note else ""
     if node.chain is not None:
         note += f" [dim]({_chain(node.chain)})[/]"
-    error = f" [dim]{escape(node.error)}[/]" if node.error and node.status != "ok" else ""
+    broken = next((said["rule"] for said in reversed(node.checks) if said.get("rule")), "")
+    why = node.error or (f"refused by {broken}" if broken else "")
+    error = f" [dim]{escape(why)}[/]" if why and node.status != "ok" else ""
     answer = escape(node.answer) if node.answer is not None else "no answer"
     if node.status not in ("ok", "running"):
         answer += f" ({node.status})"
