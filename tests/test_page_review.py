@@ -172,5 +172,5 @@ def test_an_edit_of_the_page_becomes_a_row_of_the_next_distillation(
         done = word(url, trajectory, path="/0.0.0", action="edit", answer="omega")
         soon(lambda: tree_of(url, done["trajectory"])["status"] == "ok")
     rows, _ = rows_for(folder, None)
-    assert [row["completion"][0]["content"] for row in rows] == ["omega+BETA"]
+    assert [row["completion"][0]["content"] for row in rows] == ["omega+BETA", "omega"]
     assert rows[0]["prompt"][-1]["content"] == "alpha and beta"
