@@ -223,7 +223,10 @@ class _Pool:
 
 
 def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | None:
-    """The endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name, or None where neither is set.
+    """The endpoint at OPENAI_BASE_URL, with the key OPENAI_API_KEY; None without an address.
+
+    A key alone means nothing: many programs share that variable, and none of them is asked where
+    Reflux's model is.
 
     REFLUX_TIMEOUT and REFLUX_RETRIES say how long one try may take, and how many follow it.
 
@@ -233,9 +236,8 @@ def endpoint_from_env(env: dict[str, str], **options: Any) -> OpenAIClient | Non
     """
     url = env.get("OPENAI_BASE_URL", "").strip()
     key = env.get("OPENAI_API_KEY", "").strip()
-    if not url and not key:
+    if not url:
         return None
-    url = url or "https://api.openai.com/v1"
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"OPENAI_BASE_URL is {url!r}; it must start with http:// or https://")
     try:

@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from agents.batch import alike, merge, settle
 from agents.budget import Budget
-from agents.errors import EndpointError, RefluxError
+from agents.errors import EndpointError, RefluxError, UsageError
 from agents.overseer import AnyOverseer, Desk, Overseer, reserve_of, seated
 from agents.prompts import choice_prompt
 from agents.types import Answer, Ask, Chain, ChatRequest, Exchange, Sampling, Step
@@ -50,6 +50,13 @@ class Panel:
     """The endpoint's name of the judge; X itself where empty."""
     fanout: int = 8
     """Sub-questions of a merged batch; further ones are cut."""
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise UsageError("a panel without members takes no step; give it two overseers or more")
+        if self.choice not in get_args(Choice):
+            there = ", ".join(get_args(Choice))
+            raise UsageError(f"a panel cannot choose by {self.choice!r}; there are {there}")
 
     @property
     def name(self) -> str:
@@ -103,7 +110,7 @@ class _Meeting:
                 raise failure
         proposals = [step for step in heard if not isinstance(step, BaseException)]
         if not proposals:
-            raise failures[0] if failures else EndpointError("a panel needs a member at least")
+            raise failures[0]
         step = await self._choose(question, transcript, proposals)
         failed = f"{len(failures)} of {len(heard)} members failed" if failures else ""
         return _noted(step, failed)

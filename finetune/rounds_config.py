@@ -136,6 +136,8 @@ def config_from(data: Any, source: str) -> RoundsConfig:
     Raises:
         UsageError: unknown keys or values out of range, all named.
     """
+    if isinstance(data, dict) and "format" in data:  # As a run folder keeps it.
+        data = {key: value for key, value in data.items() if key != "format"}
     try:
         return RoundsConfig.model_validate(data)
     except ValidationError as error:

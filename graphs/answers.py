@@ -11,6 +11,7 @@ from typing import Any
 from agents.purse import Price
 from graphs.confidence import confidence
 from graphs.exam import Exam
+from graphs.links import chains
 from graphs.state import Outcome
 from graphs.systems import Asked
 from graphs.traces import TraceStore
@@ -53,7 +54,7 @@ class Answered:
 
 
 class Ledger:
-    """Reads what answers cost from the call log of one run."""
+    """Reads what answers cost from the call log of one run, and from the links of its chains."""
 
     def __init__(self, store: TraceStore, prices: Mapping[str, Price]) -> None:
         self._store = store
@@ -80,7 +81,20 @@ class Ledger:
             elif spent["cost"] is not None:
                 spent["cost"] += row["prompt_tokens"] * price.prompt / 1e6
                 spent["cost"] += row["completion_tokens"] * price.completion / 1e6
+        self._add_links(trajectory, spent)
         return spent
+
+    def _add_links(self, trajectory: str, spent: dict[str, Any]) -> None:
+        """Votes on the links of chains. Of their tokens only the sum is kept, so that their cost is
+        known where nothing of a model is charged for, or all of it alike; of their time nothing."""
+        for _, _, calls, tokens, model in chains(self._store, trajectory):
+            spent["calls"] += calls
+            spent["tokens"] += tokens
+            price = self._prices.get(model)
+            if price is None or price.prompt != price.completion:
+                spent["cost"] = None
+            elif spent["cost"] is not None:
+                spent["cost"] += price.of(tokens, 0)
 
     def _first(self, digest: str) -> float:
         """Seconds of the call that a cached one repeats."""

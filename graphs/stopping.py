@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from agents.errors import within
+from agents.errors import UsageError, within
 
 
 class StoppingRule(Protocol):
@@ -61,6 +61,11 @@ class AheadBy:
     def __post_init__(self) -> None:
         within("votes.rule.lead", self.lead, least=1)
         within("votes.rule.most", self.most, least=1)
+        if self.lead > self.most > 1:
+            raise UsageError(
+                f"with a lead of {self.lead} and {self.most} votes at the most no answer can ever "
+                f"be ahead enough; allow {self.lead} votes or more, or one to switch voting off"
+            )
 
     def decided(self, first: float, second: float, left: float) -> bool:
         """The leader is k ahead."""

@@ -82,6 +82,8 @@ class VotePolicy:
         within("votes.temperature", self.temperature, least=0)
         if self.sure is not None:
             within("votes.sure", self.sure)
+        if self.rule is None:
+            AheadBy(self.lead, self.most)  # Raises where they contradict each other.
 
     @property
     def stopping(self) -> AnyRule:

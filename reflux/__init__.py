@@ -17,11 +17,14 @@ if getattr(agents, "DISTRIBUTION", None) != "reflux-ida":
     )
 
 if TYPE_CHECKING:
+    from agents.calculator import Calculator
     from agents.checker import Checker, RuleChecker, Verdict
     from agents.client import OpenAIClient
+    from agents.documents import Documents
     from agents.errors import RefluxError
     from agents.examiner import ByTool, Consistent, Critic, Examiner, Inverse
     from agents.flags import RedFlags
+    from agents.foreign_tools import LangChainTool
     from agents.judge import Equivalence, Judge
     from agents.langchain_client import LangChainClient
     from agents.model_overseer import ModelOverseer
@@ -50,11 +53,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 HOMES = {
+    "agents.calculator": ("Calculator",),
     "agents.checker": ("Checker", "RuleChecker", "Verdict"),
     "agents.client": ("OpenAIClient",),
+    "agents.documents": ("Documents",),
     "agents.errors": ("RefluxError",),
     "agents.examiner": ("ByTool", "Consistent", "Critic", "Examiner", "Inverse"),
     "agents.flags": ("RedFlags",),
+    "agents.foreign_tools": ("LangChainTool",),
     "agents.judge": ("Equivalence", "Judge"),
     "agents.langchain_client": ("LangChainClient",),
     "agents.model_overseer": ("ModelOverseer",),
@@ -91,6 +97,7 @@ __all__ = [
     "Answer",
     "Ask",
     "ByTool",
+    "Calculator",
     "ChatClient",
     "CheckPolicy",
     "Checker",
@@ -98,6 +105,7 @@ __all__ = [
     "Consistent",
     "Critic",
     "Defer",
+    "Documents",
     "Equivalence",
     "Examiner",
     "Exchange",
@@ -105,6 +113,7 @@ __all__ = [
     "Inverse",
     "Judge",
     "LangChainClient",
+    "LangChainTool",
     "Limits",
     "Majority",
     "ModelOverseer",
@@ -154,3 +163,7 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(module), name)
     raise AttributeError(f"reflux has no {name!r}; it has: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

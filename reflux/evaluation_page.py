@@ -146,9 +146,9 @@ def _failure(answer: Answered, exam: Exam, store: TraceStore) -> str:
     cut = "" if left[0] >= 0 else '<p class="dim">The tree is longer than what is shown.</p>'
     sure = "" if answer.confidence is None else f", confidence {answer.confidence:.3f}"
     cost = f"{answer.calls} calls, {answer.tokens} tokens, seed {answer.seed}{sure}"
+    said = _said(answer.answer, answer.status, wrong=True)
     return (
-        f"<details><summary>{_text(answer.question)} → {_said(answer.answer, answer.status)}"
-        f"{expected}</summary>"
+        f"<details><summary>{_text(answer.question)} → {said}{expected}</summary>"
         f'<p class="dim">{cost}, trajectory {escape(answer.trajectory)}</p>{tree}{cut}</details>'
     )
 
@@ -172,8 +172,8 @@ def _node(node: Node, left: list[int]) -> str:
     return f"<details><summary>{line}</summary>{below}</details>"
 
 
-def _said(answer: str | None, status: str) -> str:
-    kind = "ok" if status == "ok" else "bad"
+def _said(answer: str | None, status: str, *, wrong: bool = False) -> str:
+    kind = "ok" if status == "ok" and not wrong else "bad"
     said = "no answer" if answer is None else _text(answer)
     ended = "" if status == "ok" else f' <span class="dim">{escape(status)}</span>'
     return f'<span class="{kind}">{said}</span>{ended}'

@@ -3,14 +3,18 @@
 import asyncio
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langchain_core.language_models import BaseChatModel
+
 from agents.cache import CachedClient
 from agents.checker import Checker, RuleChecker
 from agents.embedded import EmbeddedClient, ModelFiles, default_gguf
+from agents.errors import UsageError
+from agents.langchain_client import LangChainClient
 from agents.overseer import AnyOverseer
 from agents.types import ChatClient
 from graphs.calls import Caller
@@ -19,6 +23,7 @@ from graphs.systems import Amplified, Asked, answer_all
 from graphs.traces import TraceStore
 from graphs.tree import Node, load_tree
 from graphs.voting import VotePolicy
+from reflux.overseers import overseer_named
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,9 @@ class Amplification:
 
 async def amplify(
     question: str,
-    overseer: AnyOverseer | Sequence[AnyOverseer],
+    overseer: AnyOverseer | str | Sequence[AnyOverseer],
     *,
-    client: ChatClient | None = None,
+    client: ChatClient | BaseChatModel | None = None,
     model: str = "base",
     checker: Checker | None = None,
     limits: Limits | None = None,
@@ -45,16 +50,24 @@ async def amplify(
     """Answer one question by H and many copies of X.
 
     Args:
-        overseer: H, or several: a retry takes the next one's decomposition.
-        client: where X runs; the embedded default model where None.
+        overseer: H, or several: a retry takes the next one's decomposition. By name, `model` or
+            `plain`, as the commands know them.
+        client: where X runs, a chat model of LangChain among others; the embedded default model
+            where None.
         model: name of X there.
         traces: file of trajectories to add to; a temporary one where None.
         context: further fields of `AmplifyContext`, for example `max_tokens`.
 
     Raises:
         MissingError: the model or its endpoint is not there.
+        UsageError: no overseer has that name, or something else cannot be what it is said to be.
     """
+    if isinstance(overseer, str):
+        overseer = overseer_named(overseer)
     overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
+    _refuse_strange(overseers, context.get("tools", {}))
+    if isinstance(client, BaseChatModel):
+        client = LangChainClient(client)
     engine = None
     if client is None:
         engine = client = EmbeddedClient(lambda _: ModelFiles(default_gguf()))
@@ -83,7 +96,35 @@ async def amplify(
 
 
 def amplify_sync(
-    question: str, overseer: AnyOverseer | Sequence[AnyOverseer], **options: Any
+    question: str, overseer: AnyOverseer | str | Sequence[AnyOverseer], **options: Any
 ) -> Amplification:
-    """`amplify` for programs without an event loop."""
+    """`amplify` for programs without an event loop.
+
+    Raises:
+        UsageError: a loop is running, as in a notebook.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise UsageError(
+            "amplify_sync cannot wait within a running event loop, such as a notebook's: write "
+            "`await reflux.amplify(...)` there"
+        )
     return asyncio.run(amplify(question, overseer, **options))
+
+
+def _refuse_strange(overseers: Sequence[Any], tools: Mapping[str, Any]) -> None:
+    for one in overseers:
+        if not (hasattr(one, "act") or hasattr(one, "at")):
+            raise UsageError(
+                f"{one!r:.80} is no overseer: it has no `act(question, transcript, may_ask)`; wrap "
+                "a function as reflux.ScriptedOverseer(name, function)"
+            )
+    for name, tool in tools.items():
+        if not hasattr(tool, "answer"):
+            raise UsageError(
+                f"the tool {name!r} is a {type(tool).__name__}, without `answer(question)`; wrap a "
+                "tool of LangChain as reflux.LangChainTool(tool)"
+            )

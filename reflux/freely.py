@@ -21,7 +21,7 @@ from graphs.override import revised_context
 from graphs.patient import Patient, Progressed, open_patient
 from graphs.revision import first_of
 from graphs.state import AmplifyContext, Limits, silent
-from graphs.systems import Asked, task_context
+from graphs.systems import Asked, refuse_outage, task_context
 from graphs.traces import TraceStore
 from graphs.tree import Node, find_question, load_tree
 from graphs.voting import Variant, VotePolicy
@@ -197,6 +197,8 @@ async def go_on(
             patient = await stack.enter_async_context(open_patient(context, path))
             progressed = await first(patient)
         progressed = await converse(patient, question_id, progressed)
+    if progressed.outcome is not None:
+        refuse_outage([progressed.outcome], opened.caller)
     return Told(question_id, how, progressed, load_tree(opened.store, question_id))
 
 

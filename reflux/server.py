@@ -23,7 +23,7 @@ from reflux import chat_api, pending_api, tree_api
 from reflux.api_errors import answer_errors
 from reflux.chat_api import TRACE, Served, served
 from reflux.event_log import EventLogs
-from reflux.guards import Guard, refuse_open_door
+from reflux.guards import OPEN, Guard, refuse_open_door
 from reflux.metrics import Metrics
 from reflux.overseers import OVERSEERS
 from reflux.page.jobs import Jobs
@@ -97,6 +97,7 @@ def create_app(
             "tracer_provider": own_spans().provider,
             "operation_spans": False,
             "logs": False,
+            "exclude": lambda scope: scope.get("path") in OPEN,  # A watchdog asks for ever.
         },
     )
     if settings.origins:

@@ -12,6 +12,7 @@ from rich.tree import Tree
 from finetune.gates import failed_gates
 from graphs.state import Outcome
 from graphs.tree import Node
+from reflux.conversation import last_question
 
 STATUS_COLOUR = {"ok": "green", "rejected": "yellow", "over_budget": "yellow", "failed": "red"}
 
@@ -134,11 +135,14 @@ def _line(node: Node) -> str:
     note = f" [dim]({escape(node.note)})[/]" if node.note else ""
     if node.chain is not None:
         note += f" [dim]({_chain(node.chain)})[/]"
-    error = f" [dim]{escape(node.error)}[/]" if node.error and node.status != "ok" else ""
+    broken = next((said["rule"] for said in reversed(node.checks) if said.get("rule")), "")
+    why = node.error or (f"refused by {broken}" if broken else "")
+    error = f" [dim]{escape(why)}[/]" if why and node.status != "ok" else ""
     answer = escape(node.answer) if node.answer is not None else "no answer"
     if node.status not in ("ok", "running"):
         answer += f" ({node.status})"
-    return f"{escape(node.question)} → [{colour}]{answer}[/]{by}{cost}{verdict}{note}{error}"
+    asked = escape(last_question(node.question))
+    return f"{asked} → [{colour}]{answer}[/]{by}{cost}{verdict}{note}{error}"
 
 
 def _chain(chain: Mapping[str, Any]) -> str:

@@ -33,7 +33,8 @@ SELECT q.id, q.round, q.system, q.split, q.text,
    AND j.kind IN ('outcome', 'leaf') ORDER BY j.id DESC LIMIT 1) AS status,
   (SELECT detail ->> 'answer' FROM judgements j WHERE j.question = q.id AND j.path = ''
    AND j.kind IN ('outcome', 'leaf') ORDER BY j.id DESC LIMIT 1) AS answer,
-  (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model') AS calls
+  (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model')
+    + (SELECT coalesce(sum(l.calls), 0) FROM links l WHERE l.question = q.id) AS calls
 FROM questions q
 WHERE (:system IS NULL OR q.system = :system) AND (:status IS NULL OR status = :status)
   AND {NEWEST}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from agents.errors import UsageError
+from agents.errors import RefluxError, UsageError
 from finetune.rounds_config import RoundsConfig
 from finetune.run_folder import RunFolder
 from graphs.correlation import Votes, correlation
@@ -56,7 +56,10 @@ def plan_votes(
     probe: Annotated[
         int, typer.Option(help="Ask so many held-out questions anew, with 4 votes each.", min=0)
     ] = 0,
-    level: Annotated[int, typer.Option(help="Level of the probe's questions.", min=1)] = 1,
+    level: Annotated[
+        int | None,
+        typer.Option(help="Level of the probe's questions; the run's last by default.", min=1),
+    ] = None,
     task: Annotated[str | None, typer.Option("--task", help="Default: that of the run.")] = None,
     model: Model = None,
     price: Annotated[float, typer.Option(help="Of a million tokens.", min=0)] = 0.0,
@@ -72,7 +75,17 @@ def plan_votes(
     p = accuracy if accuracy is not None else found["accuracy"]
     rho = shared if shared is not None else max(0.0, found.get("correlation") or 0.0)
     many = steps if steps is not None else max(1, round(found.get("steps", 1)))
-    made = plan(target, many, p, rho)
+    try:
+        made = plan(target, many, p, rho)
+    except UsageError as error:
+        if not found:
+            raise
+        # What was measured is worth its price whatever follows from it.
+        if as_json:
+            emit({"plan": None, "measured": found, "verdict": str(error)})
+        else:
+            _show([], found)
+        raise RefluxError(str(error)) from error
     body = {"plan": {**asdict(made), "votes": made.votes}, "measured": found or None}
     tokens = found.get("tokens")
     if tokens is not None:
@@ -80,16 +93,17 @@ def plan_votes(
     if as_json:
         emit(body)
         return
-    _show(made, found, body["plan"], price)
+    _show(_planned(made, body["plan"], price), found)
 
 
 async def _measured(
-    run: Path, system: str, task_name: str | None, model: str | None, probe: int, level: int
+    run: Path, system: str, task_name: str | None, model: str | None, probe: int, level: int | None
 ) -> dict[str, Any]:
     folder = RunFolder(run) if probe else open_existing(run)
     task = task_named(task_of(folder, task_name))
     config = config_of(folder)
     if probe:
+        level = level or (config.rounds[-1].level if config else 1)
         voted = await _probed(folder, task, model, probe, level, config)
     else:
         store = TraceStore(folder.traces_path)
@@ -183,10 +197,10 @@ def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:
             "observed_n": len(marks)}  # fmt: skip
 
 
-def _show(made: Plan, found: dict[str, Any], price_of: dict[str, Any], price: float) -> None:
+def _show(planned: Sequence[tuple[str, str]], found: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
-    measured, planned = _found(found), _planned(made, price_of, price)
-    for line in [*measured, *([("", "")] if measured else []), *planned]:
+    measured = _found(found)
+    for line in [*measured, *([("", "")] if measured and planned else []), *planned]:
         table.add_row(*line)
     OUT.print(table)
     for effect in found.get("flags", ()):

@@ -308,10 +308,9 @@ def test_without_variables_there_is_no_endpoint() -> None:
     assert endpoint_from_env({"OPENAI_BASE_URL": "", "OPENAI_API_KEY": " "}) is None
 
 
-def test_a_key_alone_means_openai_and_an_address_needs_no_key() -> None:
-    by_key = endpoint_from_env({"OPENAI_API_KEY": "k\n"})
+def test_a_key_alone_names_no_endpoint_and_an_address_needs_no_key() -> None:
     by_url = endpoint_from_env({"OPENAI_BASE_URL": "http://localhost:8000/v1"})
-    assert by_key is not None and by_key.base_url == "https://api.openai.com/v1"
+    assert endpoint_from_env({"OPENAI_API_KEY": "k\n"}) is None
     assert by_url is not None and by_url.base_url == "http://localhost:8000/v1"
 
 
@@ -325,5 +324,5 @@ def test_an_address_that_cannot_be_one_is_refused(url: str) -> None:
 
 def test_a_key_that_no_header_can_carry_is_refused_without_showing_it() -> None:
     with pytest.raises(UsageError, match="OPENAI_API_KEY") as caught:
-        endpoint_from_env({"OPENAI_API_KEY": "schlüssel"})
+        endpoint_from_env({"OPENAI_BASE_URL": "http://x/v1", "OPENAI_API_KEY": "schlüssel"})
     assert "schlüssel" not in str(caught.value)

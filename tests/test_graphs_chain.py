@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agents.errors import EndpointError, ReplayError
 from agents.overseer import PASS
+from agents.purse import Price
 from agents.scripted import ScriptedClient
 from agents.types import (
     Answer,
@@ -25,6 +26,7 @@ from agents.types import (
     step_from_json,
     step_to_json,
 )
+from graphs.answers import Ledger
 from graphs.calls import Caller
 from graphs.override import override
 from graphs.reference import amplify_reference
@@ -103,6 +105,17 @@ async def test_each_link_is_made_of_the_last_answer(store: TraceStore) -> None:
     assert h.followed == [("0", "1"), ("1", "2"), ("2", "3"), ("3", "4")]
     # Where all agree, that is what is kept.
     assert links(store)[0] == (0, 0, "0", '["1", 2]', "1")
+
+
+async def test_a_ledger_counts_the_votes_on_links(store: TraceStore) -> None:
+    client = ScriptedClient(counting())
+    outcome = await counted(context(store, client, Counting(4)))
+    spent = Ledger(store, {"base": Price(2.0, 2.0)}).of("q")
+    assert spent["calls"] == outcome["spent"]["calls"] == 8
+    assert spent["tokens"] == outcome["spent"]["tokens"] > 0
+    assert spent["cost"] == pytest.approx(spent["tokens"] * 2.0 / 1e6)
+    # Which tokens were the prompt's is not kept of a link.
+    assert Ledger(store, {"base": Price(2.0, 5.0)}).of("q")["cost"] is None
 
 
 async def test_votes_that_differ_are_kept_one_by_one(store: TraceStore) -> None:

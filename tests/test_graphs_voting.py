@@ -14,8 +14,11 @@ votes_drawn = st.lists(
     max_size=9,
 )
 policies = st.builds(
-    VotePolicy, lead=st.integers(1, 4), most=st.integers(1, 9), sure=st.floats(-5, 0.1)
-)
+    lambda lead, more, sure: VotePolicy(lead=lead, most=lead + more, sure=sure),
+    st.integers(1, 4),
+    st.integers(0, 5),
+    st.floats(-5, 0.1),
+) | st.builds(lambda sure: VotePolicy(most=1, sure=sure), st.floats(-5, 0.1))
 
 
 def yes(*texts: str) -> list[Vote]:

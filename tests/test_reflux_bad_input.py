@@ -149,6 +149,12 @@ def test_an_endpoint_that_fails_is_told_with_its_remedy(
         ask(kind)
 
 
+def test_an_endpoint_that_is_not_there_is_missing_whoever_oversees(folder: Path) -> None:
+    env = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "REFLUX_RETRIES": "0"}
+    words = ("ask", "Why?", "--overseer", "plain", "--model", "m", "--run", str(folder))
+    refuses(3, "is it running?", *words, env=env)
+
+
 def test_an_evaluation_is_not_scored_on_questions_that_an_endpoint_left_open(
     httpserver: HTTPServer, folder: Path
 ) -> None:

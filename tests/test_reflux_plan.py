@@ -79,3 +79,15 @@ async def test_a_run_tells_accuracy_correlation_and_what_came_of_them(tmp_path: 
     table = begin(["plan", "--run", str(tmp_path / "run"), "--task", "addition"]).wait()
     assert "first to be ahead by" in table.stdout
     assert "n=300" in table.stdout
+
+
+async def test_what_was_measured_is_shown_where_no_vote_can_help(tmp_path: Path) -> None:
+    await amplify(RunFolder(tmp_path / "run"))
+    words = ["plan", "--run", str(tmp_path / "run"), "--task", "addition", "--correlation", "0.6"]
+    shown = begin(words).wait()
+    assert shown.code == 1
+    assert "one vote is right" in shown.stdout and "n=300" in shown.stdout
+    assert "voting cannot help" in shown.stderr
+    told = json.loads(begin([*words, "--json"]).wait().stdout)
+    assert told["plan"] is None and "voting cannot help" in told["verdict"]
+    assert told["measured"]["observed_n"] == 300

@@ -14,7 +14,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from pytest_httpserver import HTTPServer
-from serving import scripted
+from serving import scripted, soon
 from werkzeug import Request, Response
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -182,6 +182,7 @@ def test_a_server_that_is_told_to_end_sends_the_spans_of_its_last_answers_below_
         with started(SERVE, tmp_path, {**env, "OTEL_BSP_SCHEDULE_DELAY": "60000"}) as server:
             try:
                 url = json.loads(_document(server))["url"]
+                soon(lambda: _answers(url))  # It prints before it listens.
                 for model in ("far", "amplified"):
                     body = {"model": model, "messages": [{"role": "user", "content": "one"}]}
                     reply = httpx2.post(
@@ -210,6 +211,13 @@ def test_a_server_that_is_told_to_end_sends_the_spans_of_its_last_answers_below_
             "POST /v1/chat/completions": "the client",
             "invoke_workflow serve": "POST /v1/chat/completions",
         }.get(span.name, "invoke_workflow serve")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/healthz", timeout=60).status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 def _document(server: subprocess.Popen[str]) -> str:
