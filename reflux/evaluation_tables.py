@@ -13,6 +13,12 @@ from reflux.show import escape
 WORDS = ("system", "systems", "model", "how questions ended")
 """Columns that may take several lines."""
 NO_WIDTH = "An interval without width: no question told the two apart, so it says nothing."
+MEANT = (
+    "known: of these calls, answered before and kept; seconds: the sum of the models' latencies, "
+    "which overlap."
+)
+REASON = 100
+"""Characters of the commonest reason why a system's questions failed."""
 LOOK: dict[str, Any] = {
     "title_justify": "left",
     "caption_justify": "left",
@@ -85,8 +91,10 @@ def equal_text(equal: EqualTokens) -> str:
 
 def _price(found: Results) -> Table:
     table = _table(
-        "Price", "system", "calls", "cached", "tokens", "seconds", "cost", "how questions ended"
-    )
+        "Price",
+        "system", "calls", "known", "tokens", "seconds", "cost", "how questions ended",
+        caption=MEANT,
+    )  # fmt: skip
     for key, s in found.summaries.items():
         ended = ", ".join(f"{count} {status}" for status, count in s.statuses.items())
         cost = "–" if s.cost is None else f"{s.cost:.4g}"
@@ -132,7 +140,7 @@ def _calibration(found: Results) -> Table:
 def _breakdown(key: str, found: Results) -> Table:
     table = _table(
         f"{key} by depth and kind of node",
-        "node", "nodes", "accepted", "calls", "tokens", "marked", "accuracy", "95%",
+        "node", "nodes", "accept", "calls", "tokens", "marked", "right", "95%",
     )  # fmt: skip
     for level in found.levels[key]:
         right = "–" if level.accuracy is None else f"{level.accuracy:.3f}"
