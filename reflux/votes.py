@@ -33,6 +33,7 @@ from graphs.voting import VotePolicy
 from reflux.app import OUT, Json, emit, open_existing, run_async
 from reflux.ask import Model, batch_config, config_of, open_run, task_of
 from reflux.progress import ProgressView
+from reflux.show import counted
 from reflux.tasks import task_named
 
 PROBE_VOTES = 4
@@ -246,7 +247,7 @@ def _found(found: dict[str, Any]) -> Sequence[tuple[str, str]]:
 
 def _planned(made: Plan, price_of: dict[str, Any], price: float) -> Sequence[tuple[str, str]]:
     lines = [
-        ("target", f"{made.target:g} over {made.steps:,} answers"),
+        ("target", f"{made.target:g} over {counted(made.steps, 'answer')}"),
         ("without votes", f"{price_of['success_without_votes']:.3f} are all right"),
         ("votes", f"first to be ahead by {made.lead}"),
         ("error of one answer", f"{made.step_error:.3g}"),
