@@ -45,7 +45,7 @@ def test_what_waits_is_shown_with_the_way_to_reply(tmp_path: Path) -> None:
     assert ended.code == 0
     assert "not answered yet" in ended.stdout
     assert "approve | pass | sub-questions" in ended.stdout
-    (listed,) = told(reflux(tmp_path / "run", "traces", "list", "--json"))
+    (listed,) = json.loads(reflux(tmp_path / "run", "traces", "list", "--json").stdout)
     assert listed["waits"] == 1
     listed = reflux(tmp_path / "run", "traces", "list")
     assert "waits for a" in listed.stdout
