@@ -56,8 +56,9 @@ async def mcp_tools(server: str, seconds: float = SECONDS) -> AsyncGenerator[lis
                 else (f"{type(error).__name__}: {error}")
             )
             raise MissingError(
-                f"the MCP server {server!r} did not start and list its tools ({why}); try its "
-                "command in a terminal"
+                f"the MCP server {server!r} did not start and list its tools ({why}); a command "
+                "must start a server that speaks MCP on stdin and stdout: try it in a terminal, "
+                "where it waits for input and does not end"
             ) from error
         yield [LangChainTool(tool, seconds) for tool in tools]
     finally:

@@ -87,17 +87,22 @@ def report(
 ) -> str:
     """One report: what was found, what the specialists say, what to test, and where it stands."""
     opinion = said[1 + len(symptoms)].answer or "no agreement"
+    named = [name.replace("-", " ") for name in candidates]
     tests = said[2 + len(symptoms) :]
+    # A look-up finds passages on other conditions as well.
     found = [
-        line.strip()
+        line
         for each in tests
-        for line in re.findall(r"The \w+ test confirms[^.:]*[.:][^.]*\.", each.answer or "")
+        for line in re.findall(
+            r"The \w+ test confirms[^.:]*[.:][^.]*\.", " ".join((each.answer or "").split())
+        )
+        if any(f"confirms {name}" in line.replace("'", "") for name in named)
     ]
     return "\n".join(
         [
             f"Case: {case}",
             f"Symptoms: {', '.join(symptoms)}",
-            f"Conditions to consider: {', '.join(name.replace('-', ' ') for name in candidates)}",
+            f"Conditions to consider: {', '.join(named)}",
             f"The specialists: {opinion}",
             "Tests: " + (" ".join(dict.fromkeys(found)) or "none found"),
             f"Sources: {', '.join(sources(said))}",

@@ -17,6 +17,7 @@ import reflux
 from graphs.calls import Caller
 from graphs.patient import Progressed
 from graphs.traces import TraceStore
+from reflux.persons import proposal_text
 
 QUESTION_ID = "example"
 
@@ -65,7 +66,8 @@ async def main(verb: str, text: str) -> None:
     finally:
         await client.close()
     for each in progressed.pending:
-        print(f"waits: {each.form.get('proposal') or each.form['question']}")
+        proposal = each.form.get("proposal")
+        print(f"waits: {proposal_text(proposal) if proposal else each.form['question']}")
     if progressed.outcome is not None:
         print(progressed.outcome["answer"])
 

@@ -157,10 +157,18 @@ def problems(error: ValidationError) -> str:
 
 
 def _meant(problems: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Without those of a kind of `rule` that is not the one named; all, where none is."""
-    other = {p["loc"][:-1] for p in problems if p["type"] == "literal_error"}
+    """Without those of a kind of `rule` that is not the one named; one, where none is named so."""
+    kinds = [p for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
+    other = {p["loc"][:-1] for p in kinds}
     kept = [p for p in problems if not any(p["loc"][: len(loc)] == loc for loc in other)]
-    return kept or problems
+    for place in dict.fromkeys(loc[:-1] for loc in (p["loc"][:-1] for p in kinds)):
+        if any(p["loc"][: len(place)] == place for p in kept):
+            continue  # The kind is known, and something else is wrong.
+        here = [p for p in kinds if p["loc"][:-2] == place]
+        known = ", ".join(sorted(p["ctx"]["expected"].strip("'") for p in here))
+        said = f"kind is one of {known}, not {here[0]['input']!r}"
+        kept.append({"loc": place, "type": "literal_error", "msg": said})
+    return kept
 
 
 def read_config(path: Path) -> RoundsConfig:

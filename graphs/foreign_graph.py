@@ -10,10 +10,11 @@ answer is one row of the call log, of kind `graph`, so that no question is asked
 
 import asyncio
 import hashlib
+import inspect
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -60,16 +61,31 @@ def load_graph(name: str) -> Loaded:
     if isinstance(found, StateGraph):
         found = cast(Any, found).compile()
     elif not isinstance(found, Runnable) and callable(found):
+        _refuse_factory(name, cast(Any, found))
         found = RunnableLambda(cast(Any, found))
     if not isinstance(found, Runnable):
         raise UsageError(
-            f"{name} is a {type(found).__name__}; it must be a LangGraph graph, another Runnable, "
-            "or a function of the question"
+            f"{name} is of type {type(found).__name__}; it must be a LangGraph graph, another "
+            "Runnable, or a function of the question"
         )
     file = Path(module.__file__ or "")
     source = file.read_bytes() if file.is_file() else b""
     digest = hashlib.sha256(name.encode() + b"\0" + source).hexdigest()[:16]
     return Loaded(name, cast(Any, found), f"graph:{digest}")
+
+
+def _refuse_factory(name: str, found: Callable[..., Any]) -> None:
+    """A function that takes nothing cannot be given a question: it makes a graph, as a rule."""
+    try:
+        inspect.signature(found).bind("question")
+    except TypeError as error:
+        raise UsageError(
+            f"{name} is a function that does not take one question ({error}); name a graph, or a "
+            "function of the question: where it makes a graph, write `graph = "
+            f"{name.rpartition(':')[2]}()` there, and name that"
+        ) from error
+    except ValueError:
+        return  # Of some functions written in C, nothing is known.
 
 
 class Meter(AsyncCallbackHandler):
@@ -246,7 +262,9 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return json.dumps(value)
-    raise ValueError(f"its answer is a {type(value).__name__}, no text that could be compared")
+    raise ValueError(
+        f"its answer is of type {type(value).__name__}, no text that could be compared"
+    )
 
 
 def _failure(name: str, error: Exception, seconds: float | None) -> RefluxError:

@@ -5,7 +5,10 @@ Nothing heavy is imported outside `main`: Ctrl-C is answered in one line from th
 
 import sys
 
-INTERRUPTED = "reflux: interrupted; what was recorded is kept, --resume goes on with a run\n"
+INTERRUPTED = (
+    "reflux: interrupted; what was recorded is kept: `reflux run --resume` goes on with a run, "
+    "and of an eval the same command goes on\n"
+)
 
 
 def main() -> None:

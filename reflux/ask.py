@@ -11,18 +11,24 @@ from agents.errors import RefluxError, UsageError
 from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.amplify import begin, screened
-from graphs.state import AmplifyContext, Limits
+from graphs.state import AmplifyContext, Limits, Outcome
 from graphs.systems import Amplified, Asked, answer_all, refuse_outage, task_context
 from graphs.tree import load_tree
 from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
 from reflux.freely import How, ask_freely, tell
 from reflux.rounds import shipped_config
-from reflux.show import ended, escape, tree_view
+from reflux.show import counted, ended, escape, tree_view
 from reflux.tasks import DEFAULT_TASK, task_named
 
 ROOMY = EngineConfig(parallel=4, context=4096)
 """llama.cpp where people ask: a conversation, H's examples and its reply fit, and a few copies are
 asked at once."""
+
+WRITTEN = {
+    "addition": "digits are written in reverse, the lowest first",
+    "multiplication": "digits are written in reverse, the lowest first",
+}
+"""How a task's tree writes what a person writes otherwise."""
 
 TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
 Model = Annotated[
@@ -144,16 +150,27 @@ async def _ask(
         )
     else:
         OUT.print(tree_view(tree))
+        if (form := WRITTEN.get(task.name)) is not None:
+            OUT.print(f"[dim]in the tree, {form}[/]")
         spent = outcome["spent"]
         OUT.print(
             f"\n[bold]{escape(answer) if answer is not None else 'no answer'}[/]   "
-            f"{outcome['status']}, X = {x}, {spent['calls']} calls, {spent['tokens']} tokens, "
-            f"trajectory {trajectory}",
+            f"{outcome['status']}, X = {x}, {counted(spent['calls'], 'call')}, "
+            f"{spent['tokens']} tokens, trajectory {trajectory}",
             soft_wrap=True,
             highlight=False,
         )
     if outcome["status"] != "ok":
-        raise RefluxError(
-            f"no accepted answer ({ended(outcome)}); allow more --depth or --calls, or take a "
-            "--model that can answer the parts"
+        raise RefluxError(f"no accepted answer ({ended(outcome)}); {_remedy(x, outcome, limits)}")
+
+
+def _remedy(x: str, outcome: Outcome, limits: Limits) -> str:
+    """What to do for an answer that is accepted."""
+    if outcome["spent"]["calls"] >= limits.calls:
+        return f"the budget is {counted(limits.calls, 'call')}: allow more --calls"
+    if x == "base" and endpoint() is None:
+        return (
+            "X is the untrained base, which cannot answer the parts: train a student first with "
+            "`reflux demo`, or with `reflux init` and its --run, or name a --model that can"
         )
+    return "allow more --depth or --calls, or take a --model that can answer the parts"

@@ -23,7 +23,8 @@ from reflux.freely import ALONE, How
 from reflux.keys import unechoed
 from reflux.live_tree import LiveTree
 from reflux.overseers import DEFAULT_OVERSEER, overseer_named
-from reflux.show import escape, plain
+from reflux.persons import CHOICES
+from reflux.show import counted, escape, plain
 from reflux.tasks import task_named
 
 REFRESH = 8.0
@@ -150,7 +151,9 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         live.stop()
         turn = session.stopped(text)
         broken = "\n" if said else ""
-        ERR.print(f"{broken}stopped after {tree.calls} calls", style="dim", highlight=False)
+        ERR.print(
+            f"{broken}stopped after {counted(tree.calls, 'call')}", style="dim", highlight=False
+        )
         return turn
     finally:
         live.stop()
@@ -161,12 +164,15 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
     elif turn.answer is not None:
         OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
     elif turn.status == "waiting":
-        waiting = f'reflux reply {turn.trajectory} "answer: …" --run {session.opened.folder.path}'
+        run = session.opened.folder.path
+        waiting = f'reflux reply {turn.trajectory} "{CHOICES}" --run {run}'
         OUT.print(f"a person is waited for: {waiting}", soft_wrap=True, highlight=False)
     else:
         OUT.print(f"no accepted answer ({turn.status}); /why tells how it came about")
     if _at_terminal():
-        cost = f"{turn.status}, H = {turn.overseer}, X = {turn.model}, {turn.calls} calls, "
+        cost = (
+            f"{turn.status}, H = {turn.overseer}, X = {turn.model}, {counted(turn.calls, 'call')}, "
+        )
         ERR.print(f"{escape(cost)}{turn.tokens} tokens", style="dim", highlight=False)
     return turn
 

@@ -86,7 +86,7 @@ def _budget(session: ChatSession, words: str) -> RenderableType:
         table.add_row(name, "no limit" if value is None else f"{value:,}")
     turns = session.conversation.turns
     calls, tokens = sum(t.calls for t in turns), sum(t.tokens for t in turns)
-    table.add_row("spent here", f"{calls:,} calls, {tokens:,} tokens")
+    table.add_row("spent here", f"{calls:,} {'call' if calls == 1 else 'calls'}, {tokens:,} tokens")
     return table
 
 

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -102,6 +102,17 @@ class AmplifiedChatModel(BaseChatModel):
             return load_tree(store, trajectory)
         finally:
             store.close()
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
+        """
+        Raises:
+            NotImplementedError: always; H and its copies have the tools that they are granted.
+        """
+        raise NotImplementedError(
+            "AmplifiedChatModel binds no tools: the whole tree answers, so no single reply could "
+            "call one; grant tools to the copies (`reflux.amplify(…, tools=…)`), or bind yours to "
+            "another model"
+        )
 
     async def aclose(self) -> None:
         """Close what this event loop's calls have opened: the engine, the trajectories."""

@@ -65,7 +65,7 @@ def logged_rows(folder: RunFolder) -> list[Row]:
     Raises:
         UsageError: the folder holds no run.
     """
-    name = DEFAULT_TASK
+    name = DEFAULT_TASK  # Of a folder in which people only asked, there is no config.
     if folder.exists or not folder.traces_path.is_file():
         name = config_from(folder.load_config(), str(folder.config_path)).task
     task = task_named(name)

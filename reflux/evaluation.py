@@ -220,13 +220,20 @@ async def _evaluate(folder: RunFolder, plan: Plan, model: str | None) -> Results
                 plan,
                 x,
                 stack,
-                lambda key, done, total: view(f"evaluate {key}", done, total, ""),
+                lambda key, done, total: view(_stage(key, plan.keys), done, total, ""),
             )
         if plan.out is not None:
             from reflux.evaluation_page import write_report
 
             write_report(plan.out, found, plan.exam, opened.store, plan.source)
     return found
+
+
+def _stage(key: str, named: Sequence[str]) -> str:
+    """What is under way; a system that nobody named is a trial for `best-of-n`."""
+    if key in named:
+        return f"evaluate {key}"
+    return f"equal tokens by {key.removeprefix('best-of-')} votes?"
 
 
 async def compare(

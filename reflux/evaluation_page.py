@@ -17,7 +17,8 @@ from graphs.results import Results
 from graphs.traces import TraceStore
 from graphs.tree import Node, load_tree
 from reflux.evaluation_charts import charts
-from reflux.evaluation_tables import equal_text, p_text, title
+from reflux.evaluation_tables import MEANT, equal_text, p_text, reasons, title
+from reflux.show import counted
 
 SHOWN = 50
 """Failures of each system on the page; `eval.jsonl` has all."""
@@ -86,8 +87,9 @@ def _figures(found: Results) -> list[str]:
         )
         for key, s in found.summaries.items()
     ]  # fmt: skip
-    named = ("system", "model", "n", "accuracy", "95%", "calls", "cached", "tokens", "seconds")
+    named = ("system", "model", "n", "accuracy", "95%", "calls", "known", "tokens", "seconds")
     parts = ["<h2>Systems</h2>", _table((*named, "cost", "ended"), systems)]
+    parts += [f"<p>{escape(line)}</p>" for line in (MEANT, *reasons(found))]
     if found.equal is not None:
         parts.append(f"<p>{escape(equal_text(found.equal))}</p>")
     if found.differences:
@@ -145,10 +147,11 @@ def _failure(answer: Answered, exam: Exam, store: TraceStore) -> str:
     tree = _node(load_tree(store, answer.trajectory), left)
     cut = "" if left[0] >= 0 else '<p class="dim">The tree is longer than what is shown.</p>'
     sure = "" if answer.confidence is None else f", confidence {answer.confidence:.3f}"
-    cost = f"{answer.calls} calls, {answer.tokens} tokens, seed {answer.seed}{sure}"
+    cost = f"{counted(answer.calls, 'call')}, {answer.tokens} tokens{sure}"
     said = _said(answer.answer, answer.status, wrong=True)
     return (
-        f"<details><summary>{_text(answer.question)} → {said}{expected}</summary>"
+        f"<details><summary>{_text(answer.question)} → {said}"
+        f'{expected} <span class="dim">seed {answer.seed}</span></summary>'
         f'<p class="dim">{cost}, trajectory {escape(answer.trajectory)}</p>{tree}{cut}</details>'
     )
 
@@ -160,7 +163,7 @@ def _node(node: Node, left: list[int]) -> str:
         return ""
     by = f" by {_text(node.answered_by)}" if node.answered_by else ""
     votes = f", {node.votes} votes" if node.votes > 1 else ""
-    cost = f" ({node.calls} calls, {node.tokens} tokens{votes})" if node.calls else ""
+    cost = f" ({counted(node.calls, 'call')}, {node.tokens} tokens{votes})" if node.calls else ""
     note = " ".join(_text(text) for text in (node.note, node.error) if text)
     line = (
         f"{_text(node.question)} → {_said(node.answer, node.status)}{by}"

@@ -1,5 +1,6 @@
 """An evaluation on the terminal."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,19 @@ from reflux.show import escape
 WORDS = ("system", "systems", "model", "how questions ended")
 """Columns that may take several lines."""
 NO_WIDTH = "An interval without width: no question told the two apart, so it says nothing."
+MEANT = (
+    "known: of these calls, answered before and kept; seconds: the sum of the models' latencies, "
+    "which overlap."
+)
+REASON = 100
+"""Characters of the commonest reason why a system's questions failed."""
 LOOK: dict[str, Any] = {
     "title_justify": "left",
     "caption_justify": "left",
     "box": SIMPLE_HEAD,
     "show_edge": False,
     "pad_edge": False,
+    "padding": (0, 1, 0, 0),
 }
 
 
@@ -75,7 +83,7 @@ def _accuracy(found: Results, source: Mapping[str, Any]) -> Table:
 
 
 def equal_text(equal: EqualTokens) -> str:
-    """Why best-of-n has so many votes."""
+    """Why best-of-n has so many votes: it looks for the number that costs amplified's tokens."""
     said = (
         f"best-of-n: {equal.votes} vote{'s' if equal.votes > 1 else ''}, {equal.tokens} tokens "
         f"against the {equal.amplified_tokens} of amplified"
@@ -85,14 +93,28 @@ def equal_text(equal: EqualTokens) -> str:
 
 def _price(found: Results) -> Table:
     table = _table(
-        "Price", "system", "calls", "cached", "tokens", "seconds", "cost", "how questions ended"
-    )
+        "Price",
+        "system", "calls", "known", "tokens", "seconds", "cost", "how questions ended",
+        caption="\n".join([MEANT, *map(escape, reasons(found))]),
+    )  # fmt: skip
     for key, s in found.summaries.items():
         ended = ", ".join(f"{count} {status}" for status, count in s.statuses.items())
         cost = "–" if s.cost is None else f"{s.cost:.4g}"
         figures = (s.calls, s.cached, s.tokens, f"{s.seconds:.1f}", cost, ended)
         table.add_row(escape(key), *map(str, figures))
     return table
+
+
+def reasons(found: Results) -> list[str]:
+    """The commonest reason why questions of a system ended without an accepted answer, a line for
+    each system of which one is known."""
+    lines: list[str] = []
+    for key, answers in found.answers.items():
+        why = Counter(a.error for a in answers if a.status != "ok" and a.error)
+        for error, times in why.most_common(1):
+            cut = error if len(error) <= REASON else error[: REASON - 1] + "…"
+            lines.append(f"{key}, {times} of {why.total()} not accepted: {cut}")
+    return lines
 
 
 def _differences(found: Results) -> Table:
@@ -129,14 +151,20 @@ def _calibration(found: Results) -> Table:
     return table
 
 
+def _short(count: int) -> str:
+    """As it is below a million, then in millions: the table fits 80 columns."""
+    return str(count) if count < 1_000_000 else f"{count / 1e6:.1f}M"
+
+
 def _breakdown(key: str, found: Results) -> Table:
     table = _table(
         f"{key} by depth and kind of node",
-        "node", "nodes", "accepted", "calls", "tokens", "marked", "accuracy", "95%",
+        "node", "nodes", "accept", "calls", "tokens", "marked", "right", "95%",
     )  # fmt: skip
     for level in found.levels[key]:
         right = "–" if level.accuracy is None else f"{level.accuracy:.3f}"
-        figures = (level.nodes, f"{level.accepted:.3f}", level.calls, level.tokens, level.marked)
+        spent = (_short(level.calls), _short(level.tokens))
+        figures = (_short(level.nodes), f"{level.accepted:.3f}", *spent, _short(level.marked))
         around = "–" if level.ci95 is None else interval(level.ci95)
         table.add_row(f"{level.depth} {level.kind}", *map(str, figures), right, around)
     return table

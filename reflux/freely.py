@@ -27,8 +27,8 @@ from graphs.tree import Node, find_question, load_tree
 from graphs.voting import Variant, VotePolicy
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
 from reflux.overseers import OVERSEERS, overseer_named
-from reflux.persons import converse, form_view, step_of
-from reflux.show import ended, escape, tree_view
+from reflux.persons import CHOICES, converse, form_view, step_of
+from reflux.show import counted, ended, escape, tree_view
 from reflux.tasks import task_named
 from reflux.tools import open_tools
 
@@ -215,9 +215,10 @@ def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
         OUT.print(tree_view(told.tree))
         for pending in told.progressed.pending:
             OUT.print(form_view(pending))
+        many = len(told.progressed.pending)
         OUT.print(
-            f"{len(told.progressed.pending)} wait for a person: reflux reply {told.trajectory} "
-            f'"answer: …" --run {folder.path}',
+            f"{many} {'waits' if many == 1 else 'wait'} for a person: reflux reply "
+            f'{told.trajectory} "{CHOICES}" --run {folder.path}',
             soft_wrap=True,
             highlight=False,
         )
@@ -227,7 +228,8 @@ def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
         OUT.print(
             f"\n[bold]{escape(answer) if answer is not None else 'no answer'}[/]   "
             f"{outcome['status']}, H = {told.how.overseer}, X = {told.how.model}, "
-            f"{spent['calls']} calls, {spent['tokens']} tokens, trajectory {told.trajectory}",
+            f"{counted(spent['calls'], 'call')}, {spent['tokens']} tokens, "
+            f"trajectory {told.trajectory}",
             soft_wrap=True,
             highlight=False,
         )

@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.tree import Tree
 
 from graphs.events import Event
-from reflux.show import STATUS_COLOUR, escape
+from reflux.show import STATUS_COLOUR, counted, escape
 
 OPEN = 8
 """Unanswered sub-questions of one question that are shown; the others are counted."""
@@ -81,8 +81,8 @@ class LiveTree:
         yield _grown(self._root)
         seconds = self._clock() - self._begun
         yield (
-            f"[dim]{self.calls} calls, {self.tokens} tokens, {seconds:.0f} s{self._left}; "
-            "Ctrl-C stops[/]"
+            f"[dim]{counted(self.calls, 'call')}, {self.tokens} tokens, {seconds:.0f} s"
+            f"{self._left}; Ctrl-C stops[/]"
         )
 
 

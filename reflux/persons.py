@@ -11,6 +11,8 @@ from graphs.patient import Patient, Pending, Progressed
 from reflux.app import ERR
 from reflux.show import escape
 
+CHOICES = "answer: TEXT | approve | pass | sub-questions, one a line"
+"""What may stand where a reply's words are wanted."""
 HELP = (
     "Reply with `answer: TEXT`, `approve` where a step is proposed, `pass` to leave it to X, or "
     "one sub-question a line and an empty line at the end. Ctrl-D leaves it waiting."

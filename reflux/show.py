@@ -114,8 +114,8 @@ def total_line(tree: Node) -> str:
     nodes = list(tree.walk())
     calls, cached = sum(n.calls for n in nodes), sum(n.cached for n in nodes)
     parts = [
-        f"{len(nodes)} questions",
-        f"{calls} calls ({cached} known before)" if cached else f"{calls} calls",
+        counted(len(nodes), "question"),
+        counted(calls, "call") + (f" ({cached} known before)" if cached else ""),
         f"{sum(n.tokens for n in nodes)} tokens",
         f"{sum(n.seconds for n in nodes):.1f} s of models",
     ]
@@ -129,7 +129,9 @@ def _line(node: Node) -> str:
     by = f" by {node.answered_by}" if node.answered_by else ""
     votes = f", {node.votes} votes" if node.votes > 1 else ""
     money = f", {node.money:.3g}" if node.money else ""
-    spent = f"{node.calls} calls, {node.tokens} tokens, {node.seconds:.1f} s{votes}{money}"
+    spent = (
+        f"{counted(node.calls, 'call')}, {node.tokens} tokens, {node.seconds:.1f} s{votes}{money}"
+    )
     cost = f" ({spent})" if node.calls else ""
     verdict = f" [bold]{node.verdict}[/]" if node.verdict else ""
     note = f" [dim]({escape(node.note)})[/]" if node.note else ""
@@ -138,7 +140,8 @@ def _line(node: Node) -> str:
     broken = next((said["rule"] for said in reversed(node.checks) if said.get("rule")), "")
     why = node.error or (f"refused by {broken}" if broken else "")
     error = f" [dim]{escape(why)}[/]" if why and node.status != "ok" else ""
-    answer = escape(node.answer) if node.answer is not None else "no answer"
+    missing = "not answered yet" if node.status == "running" else "no answer"
+    answer = escape(node.answer) if node.answer is not None else missing
     if node.status not in ("ok", "running"):
         answer += f" ({node.status})"
     asked = escape(last_question(node.question))
@@ -153,6 +156,11 @@ def _chain(chain: Mapping[str, Any]) -> str:
         asked, answer = chain["last"]
         shown += f", last {escape(asked)} → {escape(answer or '–')}"
     return f"{chain['links']:,} links, {chain['doubtful']:,} in doubt; {shown}"
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 call`, `2 calls`."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def ended(outcome: Outcome) -> str:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from agents.errors import UsageError
@@ -13,10 +14,11 @@ from agents.purse import Price
 from finetune.datasets import Form, export
 from finetune.rounds_config import config_from
 from finetune.run_folder import RunFolder, write_whole
+from graphs.review import WAITING
 from graphs.revision import NEWEST, newest
 from graphs.traces import TraceStore
 from graphs.tree import find_question, load_tree
-from reflux.app import OUT, RUNS, Json, RunDir, emit, open_existing
+from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing
 from reflux.conversation import last_question
 from reflux.distill_source import logged_rows
 from reflux.show import escape, total_line, tree_view
@@ -33,6 +35,7 @@ SELECT q.id, q.round, q.system, q.split, q.text,
    AND j.kind IN ('outcome', 'leaf') ORDER BY j.id DESC LIMIT 1) AS status,
   (SELECT detail ->> 'answer' FROM judgements j WHERE j.question = q.id AND j.path = ''
    AND j.kind IN ('outcome', 'leaf') ORDER BY j.id DESC LIMIT 1) AS answer,
+  EXISTS (SELECT 1 FROM judgements j WHERE j.question = q.id AND {WAITING}) AS waits,
   (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model')
     + (SELECT coalesce(sum(l.calls), 0) FROM links l WHERE l.question = q.id) AS calls
 FROM questions q
@@ -58,20 +61,32 @@ def list_traces(
     if as_json:
         emit(found)
         return
-    table = Table()
-    for heading in ("trajectory", "round", "system", "split", "question", "answer", "status"):
-        table.add_column(heading, no_wrap=heading == "trajectory")
-    table.add_column("calls", justify="right")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in ("trajectory", "by", "question", "answer", "status"):
+        table.add_column(heading, no_wrap=heading == "trajectory", overflow="fold")
+    table.add_column("calls", justify="right", no_wrap=True)
     for row in found:
-        shown = (row["id"], row["round"], row["system"], row["split"])
         table.add_row(
-            *(escape(str(value)) for value in shown),
+            escape(row["id"]),
+            escape(_by(row)),
             escape(cut(last_question(row["text"]), CHARS)),
             escape(cut(row["answer"] or "–", CHARS)),
-            row["status"] or "running",
+            _status(row),
             str(row["calls"]),
         )
     OUT.print(table)
+
+
+def _by(row: Mapping[str, Any]) -> str:
+    """`amplified, round 1, held_out`; what a person asked or evaluated has no round."""
+    if row["split"] == "asked":
+        return "asked"  # Its system is a name of its own, made up for each asking.
+    of_round = f", round {row['round']}" if row["round"] is not None and row["round"] >= 0 else ""
+    return f"{row['system']}{of_round}, {row['split']}"
+
+
+def _status(row: Mapping[str, Any]) -> str:
+    return row["status"] or ("waits for a person" if row["waits"] else "running")
 
 
 @traces.command("show")
@@ -147,6 +162,14 @@ def export_traces(
         raise UsageError(f"there is no form {form!r}; there are: {', '.join(forms)}")
     rows = logged_rows(open_existing(run))
     written = export(rows, out, forms[form], format)
+    if not written:
+        ERR.print(
+            f"no rows: export takes the accepted trajectories of `reflux run`, and what was edited "
+            f"with `reflux review`; what was only asked is not learned ({escape(str(run))} holds "
+            "none of the others)",
+            highlight=False,
+            soft_wrap=True,
+        )
     if as_json:
         emit({"rows": written, "file": str(out)})
         return

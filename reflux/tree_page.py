@@ -14,6 +14,7 @@ from agents.purse import Price
 from graphs.revision import newest
 from graphs.traces import TraceStore
 from graphs.tree import NO_PRICES, Node, find_question, load_tree
+from reflux.show import counted
 
 CHARS = 20_000
 """Characters of one text on the page."""
@@ -77,7 +78,7 @@ def tree_page(store: TraceStore, trajectory: str, prices: Mapping[str, Price] = 
 def _total(tree: Node) -> str:
     nodes = list(tree.walk())
     money = sum(node.money for node in nodes)
-    parts = [f"{len(nodes)} questions", f"{sum(node.calls for node in nodes)} calls"]
+    parts = [counted(len(nodes), "question"), counted(sum(node.calls for node in nodes), "call")]
     parts += [f"{sum(node.tokens for node in nodes)} tokens"]
     parts += [f"{sum(node.seconds for node in nodes):.1f} s of models"]
     return ", ".join(parts + ([f"{money:.4g} in money"] if money else []))
@@ -98,7 +99,8 @@ def _node(node: Node, calls: Mapping[str, list[Any]], opened: bool = False) -> s
 
 def _answer(node: Node) -> str:
     kind = "ok" if node.status == "ok" else "bad"
-    said = "no answer" if node.answer is None else _text(node.answer)
+    missing = "not answered yet" if node.status == "running" else "no answer"
+    said = missing if node.answer is None else _text(node.answer)
     ended = "" if node.status == "ok" else f" ({escape(node.status)})"
     return f'<span class="{kind}">{said}{ended}</span>'
 
@@ -106,7 +108,7 @@ def _answer(node: Node) -> str:
 def _cost(node: Node) -> str:
     parts = [f"by {_plain(node.answered_by)}"] if node.answered_by else []
     if node.calls:
-        parts += [f"{node.calls} calls", f"{node.tokens} tokens", f"{node.seconds:.2f} s"]
+        parts += [counted(node.calls, "call"), f"{node.tokens} tokens", f"{node.seconds:.2f} s"]
     if node.votes > 1:
         parts.append(f"{node.votes} votes")
     if node.money:

@@ -33,6 +33,7 @@ from graphs.voting import VotePolicy
 from reflux.app import OUT, Json, emit, open_existing, run_async
 from reflux.ask import Model, batch_config, config_of, open_run, task_of
 from reflux.progress import ProgressView
+from reflux.show import counted
 from reflux.tasks import task_named
 
 PROBE_VOTES = 4
@@ -72,7 +73,17 @@ def plan_votes(
         found = run_async(_measured(run, system, task, model, probe, level))
     elif accuracy is None:
         raise UsageError("name a --run to measure in, or the --accuracy of one vote and --steps")
+    elif price:
+        raise UsageError(
+            "--price needs a --run, which tells how many tokens an answer takes; add one, or leave "
+            "--price out"
+        )
     p = accuracy if accuracy is not None else found["accuracy"]
+    if accuracy == 1.0:
+        raise UsageError(
+            "--accuracy 1 says that one vote is always right: no vote is needed; give less than 1, "
+            "or a --run to measure in"
+        )
     rho = shared if shared is not None else max(0.0, found.get("correlation") or 0.0)
     many = steps if steps is not None else max(1, round(found.get("steps", 1)))
     try:
@@ -86,7 +97,11 @@ def plan_votes(
         else:
             _show([], found)
         raise RefluxError(str(error)) from error
-    body = {"plan": {**asdict(made), "votes": made.votes}, "measured": found or None}
+    voteless = made.accuracy**made.steps  # Each is asked once, and nothing is checked.
+    body = {
+        "plan": {**asdict(made), "votes": made.votes, "success_without_votes": voteless},
+        "measured": found or None,
+    }
     tokens = found.get("tokens")
     if tokens is not None:
         body["plan"] |= {"tokens": made.votes * tokens, "cost": made.votes * tokens * price / 1e6}
@@ -245,19 +260,21 @@ def _found(found: dict[str, Any]) -> Sequence[tuple[str, str]]:
 
 
 def _planned(made: Plan, price_of: dict[str, Any], price: float) -> Sequence[tuple[str, str]]:
-    capped = walk(made.lead, 4 * made.lead + 3, made.accuracy)
     lines = [
-        ("target", f"{made.target:g} over {made.steps:,} answers"),
+        ("target", f"{made.target:g} over {counted(made.steps, 'answer')}"),
+        ("without votes", f"{price_of['success_without_votes']:.3f} are all right"),
         ("votes", f"first to be ahead by {made.lead}"),
         ("error of one answer", f"{made.step_error:.3g}"),
         ("all are right", f"{made.success:.6f}"),
         ("votes of one answer", f"{made.votes_per_step:.2f}"),
         ("votes in all", f"{made.votes:,.0f}"),
-        (
-            "with a limit",
-            f"votes.most: {4 * made.lead + 3} leaves {capped.undecided:.2g} undecided",
-        ),
     ]
+    if made.lead > 1:  # The first vote decides where a lead of one is enough.
+        most = 4 * made.lead + 3
+        capped = walk(made.lead, most, made.accuracy)
+        lines.append(
+            ("with a limit", f"votes.most: {most} leaves {capped.undecided:.2g} undecided")
+        )
     if "tokens" in price_of:
         lines.append(("tokens in all", f"{price_of['tokens']:,.0f}"))
     if price and "cost" in price_of:

@@ -40,6 +40,9 @@ async def test_the_specialists_agree_on_one_report_with_its_sources() -> None:
     assert report["Conditions to consider"].startswith("marsh fever")
     assert report["The specialists"] == "Marsh fever"
     assert "The lantern test confirms marsh fever" in report["Tests"]
+    considered = report["Conditions to consider"].split(", ")
+    tested = re.findall(r"test confirms ([^.:]+)[.:]", report["Tests"])
+    assert set(tested) and {each.replace("'", "") for each in tested} <= set(considered)
     for source in report["Sources"].split(", "):
         name, first, last = re.fullmatch(r"([a-z-]+\.md):(\d+)-(\d+)", source).groups()
         assert (

@@ -130,12 +130,12 @@ async def test_an_answer_that_is_recorded_is_not_asked_for_again(store: TraceSto
 @pytest.mark.parametrize(
     ("output", "says"),
     [
-        ({"answer": ["a", "b"]}, "its answer is a list, no text that could be compared"),
-        ({"answer": None}, "its answer is a NoneType"),
-        ({"answer": float("nan")}, "its answer is a float"),
+        ({"answer": ["a", "b"]}, "its answer is of type list, no text that could be compared"),
+        ({"answer": None}, "its answer is of type NoneType"),
+        ({"answer": float("nan")}, "its answer is of type float"),
         ({"result": "a"}, "its output holds result, and neither"),
         ({}, "holds nothing"),
-        (None, "its answer is a NoneType"),
+        (None, "its answer is of type NoneType"),
     ],
 )
 async def test_what_cannot_be_compared_is_a_failed_answer(
@@ -217,6 +217,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "graph.add_node('n', lambda state: {'answer': 'x'})\n"
         "graph.add_edge(START, 'n')\n"
         "number = 7\n"
+        "def make():\n"
+        "    return graph\n"
         "class inner:\n"
         "    ask = staticmethod(lambda question: question + '?')\n"
     )
@@ -249,7 +251,8 @@ def test_another_file_under_the_same_name_has_another_digest(folder: Path) -> No
         ("nowhere_of_test:graph", UsageError, "there is no module 'nowhere_of_test'"),
         ("nowhere_of_test.py:graph", UsageError, "there is no file nowhere_of_test.py"),
         ("mine_of_test:grph", UsageError, "has no 'grph'"),
-        ("mine_of_test:number", UsageError, "is a int; it must be a LangGraph graph"),
+        ("mine_of_test:make", UsageError, "write `graph = make()` there"),
+        ("mine_of_test:number", UsageError, "is of type int; it must be a LangGraph graph"),
         (":graph", UsageError, "names no object"),
         ("broken_of_test:graph", RefluxError, "ZeroDivisionError"),
         ("lacking_of_test:graph", MissingError, "needs not_installed_of_test"),

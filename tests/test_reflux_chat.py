@@ -152,7 +152,7 @@ def test_commands_tell_of_the_last_answer(endpoint: Endpoint, tmp_path: Path) ->
     )
     ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
     assert ended.code == 0, ended.stderr
-    for said in ("one → ONE by m", "check: ONE passed", "X = m", "H = plain", "1 calls, 6 tokens"):
+    for said in ("one → ONE by m", "check: ONE passed", "X = m", "H = plain", "1 call, 6 tokens"):
         assert said in ended.stdout
     assert (tmp_path / "said.md").read_text() == "**You**\n\none\n\n**Reflux**\n\nONE\n"
     row = json.loads((tmp_path / "said.jsonl").read_text())

@@ -103,6 +103,22 @@ def test_bad_input_gets_one_message_and_exit_code(
     assert ended.stdout == ""
 
 
+def test_what_was_only_asked_is_listed_in_80_columns_and_export_says_what_it_needs(
+    tmp_path: Path,
+) -> None:
+    folder, out = tmp_path / "asked", tmp_path / "rows.jsonl"
+    asked = run("ask", "What now?", "--overseer", "person", "--run", str(folder))
+    assert asked.returncode == 0, asked.stderr
+    listed = run("traces", "list", "--run", str(folder), env={"COLUMNS": "80"}).stdout
+    assert max(map(len, listed.splitlines())) <= 80
+    assert "What now?" in listed
+    assert "-1" not in listed
+    exported = run("traces", "export", str(out), "--run", str(folder))
+    assert exported.returncode == 0
+    assert "what was only asked is not learned" in exported.stderr
+    assert "0 rows" in exported.stdout
+
+
 def test_an_endpoint_that_is_down_is_exit_code_3(tmp_path: Path) -> None:
     env = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "x"}
     ended = run("doctor", env=env, cwd=tmp_path)

@@ -1,10 +1,13 @@
 """`reflux eval`: what it compares, prints and writes, and what it says of bad input."""
 
 import asyncio
+import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,7 +28,7 @@ from graphs.question_file import read_questions
 from graphs.results import Results
 from reflux.evaluation import Plan, Settings, compare
 from reflux.evaluation_page import write_report
-from reflux.evaluation_tables import tables
+from reflux.evaluation_tables import reasons, tables
 from reflux.tasks.addition import Addition
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b[31m\x00"
@@ -113,6 +116,59 @@ def test_best_of_n_has_the_tokens_of_the_amplified_system(tmp_path: Path) -> Non
     assert equal.amplified_tokens == found.summaries["amplified"].tokens
     assert equal.votes == max(1, found.summaries["amplified"].tokens // (40 * 15))
     assert list(found.summaries) == ["best-of-n", "amplified"]
+
+
+def test_every_table_fits_80_columns_whole(tmp_path: Path) -> None:
+    """Figures of a large run: none is cut, and none is lost."""
+    keys = ("direct", "amplified", "best-of-n")
+    found, _ = compared(tmp_path / "r", TaskExam(Addition(), 3, 20), keys)
+    level = found.levels["amplified"][-1]
+    large = replace(
+        level,
+        depth=10,
+        kind="combined",
+        nodes=123_456,
+        calls=987_654,
+        tokens=9_876_543_210,
+        marked=123_456,
+    )
+    found = replace(
+        found, levels={**found.levels, "amplified": [large, *found.levels["amplified"]]}
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in tables(found, {"level": 3}):
+        console.print(table)
+    printed = console.export_text()
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
+    headed = next(line for line in printed.splitlines() if "accept" in line)
+    named = "node nodes accept calls tokens marked right 95%"
+    assert " ".join(headed.split()) == named
+    row = next(line for line in printed.splitlines() if "9876.5M" in line)
+    assert row.rstrip().endswith("]")
+    assert "123456" in row
+    assert "987654" in row
+
+
+def test_why_a_system_failed_is_told_by_the_commonest_reason(tmp_path: Path) -> None:
+    exam = TaskExam(Addition(), 2, 12)
+    found, _ = compared(tmp_path / "r", exam, ("amplified",), lambda _: "?", out=tmp_path / "out")
+    failed = [answer for answer in found.answers["amplified"] if answer.status != "ok"]
+    (line,) = reasons(found)
+    assert line.startswith("amplified, ")
+    assert f" of {len(failed)} not accepted: " in line
+    assert failed[0].error is not None
+    assert any((answer.error or "")[:60] in line for answer in failed)
+    assert "not accepted: " in (tmp_path / "out" / "eval.html").read_text()
+
+
+def test_the_page_tells_the_seed_of_each_failure_beside_its_question(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compared(tmp_path / "r", TaskExam(Addition(), 2, 4), ("direct",), lambda _: "?", out,
+             seeds=(3, 5))  # fmt: skip
+    page = (out / "eval.html").read_text()
+    for seed in (3, 5):
+        assert re.search(rf"<summary>[^\n]*?seed {seed}</span></summary>", page)
 
 
 def test_what_is_priced_costs(tmp_path: Path) -> None:

@@ -43,7 +43,14 @@ def test_a_person_divides_a_question_and_answers_its_parts_in_any_order(tmp_path
 def test_what_waits_is_shown_with_the_way_to_reply(tmp_path: Path) -> None:
     ended = reflux(tmp_path / "run", "ask", "What now?", "--overseer", "person")
     assert ended.code == 0
-    assert "1 wait for a person: reflux reply " in ended.stdout
+    assert "not answered yet" in ended.stdout
+    assert "approve | pass | sub-questions" in ended.stdout
+    (listed,) = json.loads(reflux(tmp_path / "run", "traces", "list", "--json").stdout)
+    assert listed["waits"] == 1
+    listed = reflux(tmp_path / "run", "traces", "list")
+    assert "waits for a" in listed.stdout
+    assert "ask-" not in listed.stdout
+    assert "1 waits for a person: reflux reply " in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def test_what_a_call_cannot_set_is_named() -> None:
 
 
 def test_it_binds_no_tools_and_no_schema() -> None:
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="grant tools to the copies"):
         model_of().bind_tools([])
     with pytest.raises(NotImplementedError):
         model_of().with_structured_output({"title": "x", "type": "object"})

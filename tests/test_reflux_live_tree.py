@@ -37,7 +37,7 @@ def called(path: str, **left: float) -> dict[str, Any]:
 def test_what_is_under_way_is_shown_with_who_is_asked() -> None:
     text = drawn(heard(asked("/0.0.0", "x"), called("/0.0.0", seconds=9.0)))
     assert "x … base" in text
-    assert "1 calls, 7 tokens, 0 s, 9 seconds left; Ctrl-C stops" in text
+    assert "1 call, 7 tokens, 0 s, 9 seconds left; Ctrl-C stops" in text
 
 
 def test_a_question_that_is_answered_hides_what_is_below_it() -> None:

@@ -26,6 +26,22 @@ def test_given_figures_are_planned_without_a_run() -> None:
     assert made["votes"] == pytest.approx(4 / (2 * 0.9978 - 1) * 1048575, rel=1e-6)
 
 
+def test_a_plan_says_what_happens_without_votes() -> None:
+    words = ["plan", "--accuracy", "0.99", "--steps", "10"]
+    shown = begin(words).wait().stdout
+    assert "without votes" in shown
+    assert "0.904 are all right" in shown
+    made = json.loads(begin([*words, "--json"]).wait().stdout)["plan"]
+    assert made["success_without_votes"] == pytest.approx(0.99**10)
+
+
+def test_a_lead_of_one_leaves_nothing_undecided_and_names_no_limit() -> None:
+    words = ["plan", "--accuracy", "0.999", "--steps", "2"]
+    shown = begin(words).wait().stdout
+    assert "first to be ahead by 1" in shown
+    assert "votes.most" not in shown
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -34,6 +50,8 @@ def test_given_figures_are_planned_without_a_run() -> None:
         (["--accuracy", "0.9", "--correlation", "0.4", "--steps", "99"], "voting cannot help"),
         (["--accuracy", "0.9", "--target", "2"], "between 0 and 1"),
         ([], "--accuracy"),
+        (["--accuracy", "1", "--steps", "9"], "no vote is needed; give less"),
+        (["--accuracy", "0.9", "--price", "2"], "--price needs a --run"),
         (["--run", "nowhere"], "holds no run"),
     ],
 )

@@ -154,7 +154,8 @@ def part(exchange: Exchange, formed: Callable[[str, str], bool]) -> str:
         ValueError: there is none.
     """
     if exchange.answer is None or not formed(exchange.question, exchange.answer):
-        raise ValueError(f"no usable answer to {exchange.question}: {exchange.answer!r}")
+        said = repr(exchange.answer) if exchange.answer is not None else exchange.error or "none"
+        raise ValueError(f"no usable answer to {exchange.question}: {said}")
     return exchange.answer
 
 
