@@ -145,7 +145,7 @@ def load_tree(store: TraceStore, question: str, prices: Mapping[str, Price] = NO
         node.answered_by = detail.get("by", node.answered_by)
         node.tally = [(text, weight) for text, weight in detail.get("tally", node.tally)]
         # A leaf that was answered anew after an outage is judged twice: the newest counts.
-        votes[row["path"], row["key"].rsplit(":", 1)[0]] = detail.get("votes", 0)
+        votes[row["path"], (row["key"] or "").rsplit(":", 1)[0]] = detail.get("votes", 0)
     for (path, _), number in votes.items():
         nodes[path].votes += number
     _judge(store, root_id, nodes)

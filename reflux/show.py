@@ -160,7 +160,7 @@ def _chain(chain: Mapping[str, Any]) -> str:
 
 def counted(count: int, thing: str) -> str:
     """`1 call`, `2 calls`."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def ended(outcome: Outcome) -> str:

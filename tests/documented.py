@@ -280,7 +280,9 @@ class Session:
         if any(word.split("/")[0] == "ID" for word in words):
             newest = self._newest()
             words = [re.sub(r"^ID(?=/|$)", newest, word) for word in words]
-        env = {**env, "COLUMNS": "100", "PYTHONPATH": str(self.folder)}
+        # As in an activated environment, where `python` is its own.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**env, "COLUMNS": "100", "PYTHONPATH": str(self.folder), "PATH": path}
         before = partial(_enter, self.folder)
         if words[:1] == ["serve"]:
             self.served = begin([*words, "--port", "0", "--json"], env, before)
