@@ -49,6 +49,21 @@ def test_a_question_is_asked_and_its_tree_grows_before_the_answer_is_there(
     assert seen.hosts == {url.removeprefix("http://")}
 
 
+def test_who_asks_before_the_models_are_listed_is_answered(
+    tmp_path: Path, script: Scripted
+) -> None:
+    held: list[Any] = []
+    with serving(tmp_path, script) as url, browsing() as seen:
+        seen.page.route("**/v1/models", lambda route: held.append(route))
+        seen.page.goto(url)
+        ask(seen, THREE)
+        seen.page.locator(".bubble.mine").wait_for()
+        (models,) = held
+        models.continue_()
+        answered(seen, "ALPHA+BETA+GAMMA")
+    assert seen.errors == []
+
+
 def test_a_node_shows_its_messages_votes_verdict_and_cost(tmp_path: Path, script: Scripted) -> None:
     with serving(tmp_path, script) as url, browsing() as seen:
         seen.page.goto(url)

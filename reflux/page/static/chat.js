@@ -55,13 +55,18 @@ export async function open(place) {
   input.addEventListener("input", () => fit(input));
   select.addEventListener("change", () => { talk.model = select.value; keep(); });
 
+  state.offered = offer(select);
   draw(state);
+  await state.offered;
+  if (!talk.view && talk.trajectory) await attempt(() => reload(talk.trajectory));
+  if (matchMedia("(min-width: 60rem)").matches) input.focus();
+}
+
+async function offer(select) {
   const { data } = await json("/v1/models");
   for (const { id } of data) select.append(el("option", { value: id }, id));
   if (!data.some(({ id }) => id === talk.model)) talk.model = data[0].id;
   select.value = talk.model;
-  if (!talk.view && talk.trajectory) await attempt(() => reload(talk.trajectory));
-  if (matchMedia("(min-width: 60rem)").matches) input.focus();
 }
 
 function clear() {
@@ -146,6 +151,8 @@ async function ask(state, question) {
   fit(state.input);
   draw(state);
   try {
+    await state.offered; // Who asks at once has not seen who answers.
+    said.model = talk.model;
     const response = await send("/v1/chat/completions", {
       body: { model: said.model, messages: sent, stream: true }, signal: abort.signal,
     });
