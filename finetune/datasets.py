@@ -117,15 +117,11 @@ def row_of(
 
 def _replaced(store: TraceStore, question: str, answer: str) -> str | None:
     """The answer to the root before the newest edit that changed it."""
-    sql = (
-        "SELECT detail ->> 'answer' AS answer FROM judgements WHERE question=? AND path=''"
-        " AND kind IN ('outcome', 'leaf') ORDER BY kind = 'outcome' DESC, id DESC LIMIT 1"
-    )
     words = {
         id: word for id in (question, *before(question)) for _, word in overrides_made(store, id)
     }
     for id, earlier in pairwise((question, *before(question))):
-        found = next(store.select(sql, (earlier,)), None)
+        found = store.how_ended(earlier)
         if (
             id in words
             and words[id]["answer"] is not None

@@ -29,11 +29,6 @@ WHERE q.revises IS NOT NULL AND q.split NOT IN ('held_out', 'canary') AND {NEWES
 ORDER BY q.round, q.id, o.path
 """  # noqa: S608 - the part is a constant of ours
 """Sub-questions with a person's answer, but for those that H asked a tool."""
-WAS = """
-SELECT detail ->> 'question' AS text, detail ->> 'answer' AS answer FROM judgements
-WHERE question = ? AND path = ? AND kind IN ('outcome', 'leaf')
-ORDER BY kind = 'outcome' DESC, id DESC LIMIT 1
-"""
 
 
 def edited(store: TraceStore, task: Task) -> Iterator[Row]:
@@ -59,10 +54,11 @@ def edited(store: TraceStore, task: Task) -> Iterator[Row]:
 def _replaced(store: TraceStore, found: Any) -> str | None:
     """The last other answer to a sub-question, in the revisions before."""
     for earlier in before(found["id"]):
-        for row in store.select(WAS, (earlier, found["path"])):
-            same = row["text"] == found["text"]
-            if same and row["answer"] not in (None, found["answer"]):
-                return str(row["answer"])
+        was = store.how_ended(earlier, found["path"])
+        if was is None or was["question"] != found["text"]:
+            continue
+        if was["answer"] not in (None, found["answer"]):
+            return str(was["answer"])
     return None
 
 

@@ -14,8 +14,9 @@ from agents.flags import RedFlags
 from agents.purse import Price, Purse
 from finetune.batched import BatchedConfig
 from finetune.gates import GateConfig
+from graphs.calls import Caller
 from graphs.policy import CheckPolicy
-from graphs.state import Limits
+from graphs.state import AmplifyContext, Limits
 from graphs.voting import VotePolicy
 
 
@@ -122,6 +123,20 @@ class RoundsConfig(Strict):
                     "before and at most twice as long, or its halves were never learned"
                 )
         return self
+
+    def context(self, caller: Caller, model: str, **more: Any) -> AmplifyContext:
+        """A context of the config's limits, votes and checks; `more` are further fields of it."""
+        return AmplifyContext(
+            caller,
+            model,
+            (),
+            limits=self.limits,
+            votes=self.votes,
+            flags=self.flags,
+            checks=self.checks,
+            seed=self.seed,
+            **more,
+        )
 
     @model_validator(mode="after")
     def _prices_what_it_limits(self) -> "RoundsConfig":

@@ -56,17 +56,7 @@ class Stages:
 
     def context(self, model: str) -> AmplifyContext:
         """The task's context with `model` as X."""
-        given = AmplifyContext(
-            self.run.caller,
-            model,
-            (),
-            limits=self.config.limits,
-            votes=self.config.votes,
-            flags=self.config.flags,
-            checks=self.config.checks,
-            seed=self.config.seed,
-            purse=self.purse,
-        )
+        given = self.config.context(self.run.caller, model, purse=self.purse)
         return task_context(given, self.task)
 
     def asked(self, number: int, system: str, split: str, task: str | None = None) -> Asked:

@@ -21,7 +21,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Send
 
-from agents.errors import RefluxError
+from agents.errors import RefluxError, UsageError
 from agents.screen import redact, unaskable
 from agents.types import (
     Answer,
@@ -116,6 +116,16 @@ def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
     if context.canonical(question) in map(context.canonical, state["ancestors"]):
         return f"CycleError: {question!r} repeats one of its ancestors"
     return None
+
+
+def refuse_unaskable(question: str, context: AmplifyContext) -> None:
+    """Refuse a root question before anything of it is asked or recorded.
+
+    Raises:
+        UsageError: it cannot be asked, or nothing could answer it in this context.
+    """
+    if (reason := screened(begin(question, "", context), context)) is not None:
+        raise UsageError(f"{reason}; ask another")
 
 
 async def screen(state: AmplifyState, runtime: Ran) -> Update:

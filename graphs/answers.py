@@ -79,8 +79,7 @@ class Ledger:
             if price is None:
                 spent["cost"] = None
             elif spent["cost"] is not None:
-                spent["cost"] += row["prompt_tokens"] * price.prompt / 1e6
-                spent["cost"] += row["completion_tokens"] * price.completion / 1e6
+                spent["cost"] += price.of(row["prompt_tokens"], row["completion_tokens"])
         self._add_links(trajectory, spent)
         return spent
 

@@ -185,11 +185,10 @@ class Caller:
                     f"the tool call {key} was recorded with other arguments than {name}("
                     f"{arguments[:80]}): the model, prompt or tools changed; use a new --run"
                 )
-            return ToolReply(row["completion"], row["finish_reason"] != "refused")
+            return _tool_reply_of(row)
         begun = time.perf_counter()
         if (row := self._earlier(key, digest)) is not None:
-            said = ToolReply(row["completion"], row["finish_reason"] != "refused")
-            said = ToolReply(redact(said.text), said.ok)
+            said = _tool_reply_of(row)
         else:
             with self.spans.tool(key, name, arguments) as span:
                 said = await work()
@@ -293,6 +292,11 @@ def _reply(reply: Completion) -> dict[str, object]:
         if reply.tool_calls
         else None,
     }
+
+
+def _tool_reply_of(row: sqlite3.Row) -> ToolReply:
+    """A tool's recorded work as the reply that it was, without secrets."""
+    return ToolReply(row["completion"], row["finish_reason"] != "refused")
 
 
 def completion_of(row: sqlite3.Row) -> Completion:

@@ -68,10 +68,7 @@ def node_record(
 
 def _call(row: sqlite3.Row, prices: Mapping[str, Price]) -> dict[str, Any]:
     price = prices.get(row["model"])
-    cost = None
-    if price is not None:
-        asked, said = row["prompt_tokens"], row["completion_tokens"]
-        cost = (asked * price.prompt + said * price.completion) / 1e6
+    cost = price.of(row["prompt_tokens"], row["completion_tokens"]) if price else None
     return {
         "id": row["id"],
         "role": row["role"],

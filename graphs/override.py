@@ -4,7 +4,6 @@ The root is run once more as a revision (`graphs.revision`). What did not depend
 replayed; the node's ancestors recompute, and every later question that held its answer.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -88,8 +87,9 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
         return None
     known = overrides_of(store, last).get(path)
     again = known.again if known is not None else 0
+    ended = store.how_ended(last, path)
     word = Override(
-        _question(store, last, path) or node.question,
+        ended["question"] if ended else node.question,
         answer,
         again + (answer is None),
         *_spent(store, last, path),
@@ -99,7 +99,7 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
 
 def _begun(store: TraceStore, last: str, path: str, answer: str | None) -> str | None:
     """The newest revision, where this very word began it and it has no outcome yet."""
-    if _ended(store, last):
+    if store.how_ended(last) is not None:
         return None
     same = any(
         at == path and detail["answer"] == answer for at, detail in overrides_made(store, last)
@@ -175,25 +175,6 @@ def text_of(store: TraceStore, question_id: str) -> str:
     """The text of a root question."""
     (row,) = store.select("SELECT text FROM questions WHERE id = ?", (question_id,))
     return row["text"]
-
-
-def _ended(store: TraceStore, question_id: str) -> bool:
-    found = store.select(
-        "SELECT 1 FROM judgements WHERE question = ? AND path = '' AND kind IN ('outcome', 'leaf')",
-        (question_id,),
-    )
-    return next(found, None) is not None
-
-
-def _question(store: TraceStore, question_id: str, path: str) -> str | None:
-    """The node's question as it was asked; None where H answered it at once."""
-    found = store.select(
-        "SELECT detail FROM judgements WHERE question = ? AND path = ?"
-        " AND kind IN ('outcome', 'leaf') ORDER BY id DESC LIMIT 1",
-        (question_id, path),
-    )
-    row = next(found, None)
-    return json.loads(row["detail"])["question"] if row else None
 
 
 def _spent(store: TraceStore, question_id: str, path: str) -> tuple[int, int]:

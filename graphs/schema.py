@@ -35,6 +35,11 @@ DISPUTED = (
     " OR json_array_length(detail, '$.tally') > 1 OR detail ->> 'disagreement' > 0)"
 )
 """SQL: of a judgement, that copies, experts or a check did not agree with its answer."""
+HOW_IT_ENDED = "kind IN ('outcome', 'leaf') ORDER BY kind = 'outcome' DESC, id DESC LIMIT 1"
+"""SQL: of the judgements of one node, the one that says how it ended."""
+ROOT_ENDED = f"(SELECT id FROM judgements WHERE question = q.id AND path = '' AND {HOW_IT_ENDED})"  # noqa: S608
+"""SQL: its id, for the root `q` of `questions`."""
+NODE_ENDED = f"SELECT detail FROM judgements WHERE question=? AND path=? AND {HOW_IT_ENDED}"  # noqa: S608
 BY_PERSONS = "kind IN ('verdict', 'override')"
 INDEXES = f"""
 CREATE INDEX IF NOT EXISTS revised ON questions (revises) WHERE revises IS NOT NULL;

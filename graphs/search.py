@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from graphs.database import reading
+from graphs.schema import ROOT_ENDED
 
 LOOKED_AT = 25_000
 """Most questions that one page looks at; see `benchmarks/page.py` for what that costs."""
 
-ENDED = """
-LEFT JOIN judgements j ON j.id = (
-  SELECT o.id FROM judgements o WHERE o.question = q.id AND o.path = ''
-  AND o.kind IN ('outcome', 'leaf') ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
-"""
 PAGE = f"""
 SELECT q.rowid AS at, q.id, q.run, q.round, q.system, q.task, q.split, q.text, q.created,
   coalesce(j.detail ->> 'status', 'running') AS status, j.detail ->> 'answer' AS answer
-FROM questions q {ENDED}
+FROM questions q LEFT JOIN judgements j ON j.id = {ROOT_ENDED}
 WHERE q.rowid < :before AND q.rowid >= :first
   AND (:system = '' OR q.system = :system) AND (:split = '' OR q.split = :split)
   AND (:text = '' OR q.text LIKE :text ESCAPE '\\' OR q.id LIKE :start ESCAPE '\\')

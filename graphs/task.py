@@ -85,6 +85,11 @@ class Task(Protocol):
         ...
 
 
+def writing_of(task: Task) -> str:
+    """How a task's trees write what persons write otherwise, its optional `writing`; or empty."""
+    return getattr(task, "writing", "")
+
+
 def is_held_out(task: Task, question: str) -> bool:
     """True where no student may learn from this question or its answer."""
     canonical = task.canonical(question)

@@ -19,18 +19,22 @@ from typing import Any, NamedTuple
 
 from agents.errors import ReplayError, UsageError, of_system
 from graphs.database import of_sqlite
-from graphs.schema import INDEXES, LATER_COLUMNS, SCHEMA, SCHEMA_VERSION
+from graphs.schema import (
+    INDEXES,
+    LATER_COLUMNS,
+    NODE_ENDED,
+    ROOT_ENDED,
+    SCHEMA,
+    SCHEMA_VERSION,
+)
 
 BATCH = 512
 """Most rows in one commit."""
 
-ROOTS = """
+ROOTS = f"""
 CREATE TEMP VIEW roots AS SELECT q.*, j.kind, j.ok, j.detail
-FROM questions q JOIN judgements j ON j.id = (
-  SELECT o.id FROM judgements o
-  WHERE o.question = q.id AND o.path = '' AND o.kind IN ('outcome', 'leaf')
-  ORDER BY o.kind = 'outcome' DESC, o.id DESC LIMIT 1)
-"""
+FROM questions q JOIN judgements j ON j.id = {ROOT_ENDED}
+"""  # noqa: S608 - the part is a constant of ours
 """Questions that have ended, with the judgement that says how; for whoever reads."""
 
 LAST_LINK = """
@@ -228,6 +232,12 @@ class TraceStore:
             (key.question, key.path, key.role, key.step, key.attempt, key.vote),
         )
         return next(found, None)
+
+    def how_ended(self, question: str, path: str = "") -> dict[str, Any] | None:
+        """What is recorded of how a node ended: `question`, `answer`, `status` and more; None where
+        it has not, or H answered it at once."""
+        found = self.select(NODE_ENDED, (question, path))
+        return next((json.loads(row["detail"]) for row in found), None)
 
     def select(
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()

@@ -48,13 +48,8 @@ def rejected_by_persons(store: TraceStore) -> set[str]:
 
 
 def _answer_now(store: TraceStore, first: str, path: str, unknown: str | None) -> str | None:
-    found = store.select(
-        "SELECT detail FROM judgements WHERE question = ? AND path = ?"
-        " AND kind IN ('outcome', 'leaf') ORDER BY kind = 'outcome' DESC, id DESC LIMIT 1",
-        (newest(store, first), path),
-    )
-    row = next(found, None)
-    return json.loads(row["detail"])["answer"] if row else unknown
+    ended = store.how_ended(newest(store, first), path)
+    return ended["answer"] if ended else unknown
 
 
 def edited_by_persons(store: TraceStore) -> set[str]:

@@ -7,6 +7,7 @@ vain: a wave changes when votes are asked, never which. The rules are in `graphs
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from agents.errors import UsageError, within
 from graphs.stopping import AheadBy, AnyRule
@@ -82,10 +83,9 @@ class VotePolicy:
         within("votes.temperature", self.temperature, least=0)
         if self.sure is not None:
             within("votes.sure", self.sure)
-        if self.rule is None:
-            AheadBy(self.lead, self.most)  # Raises where they contradict each other.
+        _ = self.stopping  # Raises where lead and most contradict each other.
 
-    @property
+    @cached_property
     def stopping(self) -> AnyRule:
         """The rule that counts."""
         return self.rule or AheadBy(self.lead, self.most)

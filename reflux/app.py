@@ -44,6 +44,14 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 RunDir = Annotated[
     Path, typer.Option("--run", help="The run folder.", metavar="DIR", show_default=True)
 ]
+Model = Annotated[
+    str | None, typer.Option("--model", help="X: base, a student, or your endpoint's model.")
+]
+Tools = Annotated[
+    list[str] | None,
+    typer.Option("--tool", help="For copies: calculator, python, documents:FOLDER, mcp:COMMAND."),
+]
+Depth = Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)]
 
 
 def emit(body: Any) -> None:

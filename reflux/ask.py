@@ -1,21 +1,23 @@
 """`reflux ask`: one question."""
 
 import uuid
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
 from agents.embedded import EngineConfig
 from agents.errors import RefluxError, UsageError
+from agents.purse import Price
 from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
-from graphs.amplify import begin, screened
+from graphs.amplify import refuse_unaskable
 from graphs.state import AmplifyContext, Limits, Outcome
 from graphs.systems import Amplified, Asked, answer_all, refuse_outage, task_context
+from graphs.task import writing_of
 from graphs.tree import load_tree
-from reflux.app import OUT, RUNS, Json, RunDir, emit, endpoint, run_async
-from reflux.freely import How, ask_freely, tell
+from reflux.app import OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit, endpoint, run_async
+from reflux.freely import How, ask_freely, keep_how, tell
 from reflux.rounds import shipped_config
 from reflux.show import counted, ended, escape, tree_view
 from reflux.tasks import DEFAULT_TASK, task_named
@@ -24,16 +26,7 @@ ROOMY = EngineConfig(parallel=4, context=4096)
 """llama.cpp where people ask: a conversation, H's examples and its reply fit, and a few copies are
 asked at once."""
 
-WRITTEN = {
-    "addition": "digits are written in reverse, the lowest first",
-    "multiplication": "digits are written in reverse, the lowest first",
-}
-"""How a task's tree writes what a person writes otherwise."""
-
 TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
-Model = Annotated[
-    str | None, typer.Option("--model", help="X: base, a student, or your endpoint's model.")
-]
 
 
 def open_run(
@@ -70,6 +63,12 @@ def config_of(folder: RunFolder) -> RoundsConfig | None:
     return config_from(folder.load_config(), str(folder.config_path))
 
 
+def prices_of(folder: RunFolder) -> Mapping[str, Price]:
+    """What a million tokens of each model cost, where the run's config tells."""
+    config = config_of(folder)
+    return config.purse.prices if config else {}
+
+
 def batch_config(folder: RunFolder) -> RoundsConfig:
     """What says how many questions are answered together: the run's config, or the demo's."""
     return config_of(folder) or read_config(shipped_config("demo"))
@@ -86,13 +85,8 @@ def ask(
             "--overseer", help="Any question, by this H: model, person, reviewed or plain."
         ),
     ] = None,
-    tool: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tool", help="For copies: calculator, python, documents:FOLDER, mcp:COMMAND."
-        ),
-    ] = None,
-    depth: Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)] = 1,
+    tool: Tools = None,
+    depth: Depth = 1,
     calls: Annotated[int, typer.Option(help="Model calls at the most.", min=0)] = 1000,
     tokens: Annotated[int, typer.Option(help="Tokens at the most.", min=0)] = 1_000_000,
     seconds: Annotated[
@@ -129,14 +123,13 @@ async def _ask(
     opened, x = open_run(folder, model)
     async with opened:
         context = task_context(AmplifyContext(opened.caller, x, (), limits=limits), task)
-        if (reason := screened(begin(question, "", context), context)) is not None:
-            raise UsageError(f"{reason}; ask another")
+        refuse_unaskable(question, context)
         # Every asking is a trajectory of its own, whatever was asked before.
         asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
         trajectory = asked.question_id(question)
         caps = limits.depth, limits.calls, limits.tokens, limits.seconds
         how = How("", x, (), *caps, task=task.name)
-        await opened.store.add_judgement(trajectory, "", "how", None, asdict(how), key="0")
+        await keep_how(opened.store, trajectory, how)
         outcomes = await answer_all(Amplified(context), asked, [question])
         refuse_outage(outcomes, opened.caller)
         tree = load_tree(opened.store, trajectory)
@@ -150,8 +143,8 @@ async def _ask(
         )
     else:
         OUT.print(tree_view(tree))
-        if (form := WRITTEN.get(task.name)) is not None:
-            OUT.print(f"[dim]in the tree, {form}[/]")
+        if writing := writing_of(task):
+            OUT.print(f"[dim]in the tree, {writing}[/]")
         spent = outcome["spent"]
         OUT.print(
             f"\n[bold]{escape(answer) if answer is not None else 'no answer'}[/]   "

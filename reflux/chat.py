@@ -14,7 +14,7 @@ from rich.table import Table
 
 from agents.errors import EndpointError, RefluxError, UsageError
 from finetune.run_folder import OpenRun, RunFolder
-from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit
+from reflux.app import ERR, OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit
 from reflux.ask import open_run
 from reflux.chat_commands import COMMANDS, run_command
 from reflux.chat_session import ChatSession
@@ -33,22 +33,15 @@ REFRESH = 8.0
 
 def chat(
     run: RunDir = RUNS / "demo",
-    model: Annotated[
-        str | None, typer.Option("--model", help="X: base, a student, or your endpoint's model.")
-    ] = None,
+    model: Model = None,
     overseer: Annotated[
         str | None, typer.Option("--overseer", help="H: model, plain, person, reviewed; or none.")
     ] = None,
     task: Annotated[
         str | None, typer.Option("--task", help="Questions of this task, H being its own.")
     ] = None,
-    tool: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tool", help="For copies: calculator, python, documents:FOLDER, mcp:COMMAND."
-        ),
-    ] = None,
-    depth: Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)] = 1,
+    tool: Tools = None,
+    depth: Depth = 1,
     calls: Annotated[int, typer.Option(help="Model calls an answer.", min=0)] = 1000,
     tokens: Annotated[int, typer.Option(help="Tokens an answer.", min=0)] = 1_000_000,
     seconds: Annotated[float | None, typer.Option(help="Seconds an answer.", min=0)] = None,

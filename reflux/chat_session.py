@@ -6,20 +6,20 @@ are heard as they come.
 
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from agents.errors import EndpointError, UsageError
 from agents.screen import redact, unaskable
 from agents.types import ChatRequest, Sampling
 from finetune.run_folder import OpenRun
-from graphs.amplify import begin, screened
+from graphs.amplify import refuse_unaskable
 from graphs.chat import answer_chat
 from graphs.events import Event
-from graphs.patient import Patient, Progressed, open_patient
+from graphs.patient import open_patient
 from graphs.state import AmplifyContext
 from graphs.systems import Asked
 from reflux.conversations import Conversation, Turn
-from reflux.freely import ALONE, How, free_context
+from reflux.freely import ALONE, How, free_context, keep_how
 from reflux.persons import converse
 from reflux.tasks import task_named
 
@@ -62,12 +62,10 @@ class ChatSession:
         asked = self._asked()
         self.trajectory = asked.question_id(question)
         async with free_context(self.opened, self.how, hear) as context:
-            if (reason := screened(begin(question, "", context), context)) is not None:
-                raise UsageError(f"{reason}; ask another")
+            refuse_unaskable(question, context)
             store = self.opened.store
             await store.add_question({"id": self.trajectory, "text": question, **vars(asked)})
-            how = asdict(self.how)
-            await store.add_judgement(self.trajectory, "", "how", None, how, key="0")
+            await keep_how(store, self.trajectory, self.how)
             turn = self._turn(text, None, "stopped")
             try:
                 turn = await self._answered(context, text, question, hush)
@@ -92,8 +90,7 @@ class ChatSession:
         sampling = Sampling(max_tokens=self.how.max_tokens)
         request = ChatRequest(self.how.model, (*turns, ("user", text)), sampling)
         turn = self._turn(text, None, "stopped")
-        how = asdict(self.how)
-        await self.opened.store.add_judgement(self.trajectory, "", "how", None, how, key="0")
+        await keep_how(self.opened.store, self.trajectory, self.how)
         try:
             (reply,) = await answer_chat(
                 self.opened.caller, asked, question, [request],
@@ -127,7 +124,7 @@ class ChatSession:
             progressed = await patient.ask(question, self.trajectory)
             if progressed.pending:
                 hush()
-                progressed = await self._heard(patient, progressed)
+                progressed = await converse(patient, self.trajectory, progressed)
         outcome = progressed.outcome
         if outcome is None:
             return self._turn(text, None, "waiting")
@@ -137,9 +134,6 @@ class ChatSession:
         spent = outcome["spent"]
         turn = self._turn(text, answer if outcome["status"] == "ok" else None, outcome["status"])
         return replace(turn, calls=spent["calls"], tokens=spent["tokens"])
-
-    async def _heard(self, patient: Patient, progressed: Progressed) -> Progressed:
-        return await converse(patient, self.trajectory, progressed)
 
     def _question(self, text: str) -> str:
         """A task's questions stand alone; any other is asked with what was said before."""

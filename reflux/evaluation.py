@@ -19,8 +19,8 @@ from graphs.sitting import Hall, Heard, Sitting
 from graphs.state import AmplifyContext, Limits
 from graphs.user_code import load_object
 from graphs.voting import VotePolicy
-from reflux.app import OUT, RUNS, Json, RunDir, emit, run_async
-from reflux.ask import Model, TaskName, batch_config, config_of, open_run, task_of
+from reflux.app import OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
+from reflux.ask import TaskName, batch_config, open_run, prices_of, task_of
 from reflux.entrants import EQUAL, Entrants, asks_x, named
 from reflux.evaluation_tables import tables
 from reflux.overseers import OVERSEERS, overseer_named
@@ -109,7 +109,7 @@ def evaluate_systems(
         list[int] | None, typer.Option(help="Of questions and samples; may be repeated.")
     ] = None,
     overseer: Annotated[str, typer.Option(help="H of a file's questions: model or plain.")] = "",
-    depth: Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)] = 1,
+    depth: Depth = 1,
     calls: Annotated[int, typer.Option(help="Model calls a question.", min=1)] = 1000,
     tokens: Annotated[int, typer.Option(help="Tokens a question.", min=1)] = 1_000_000,
     seconds: Annotated[float | None, typer.Option(help="Seconds a question.", min=0)] = None,
@@ -148,7 +148,7 @@ def evaluate_systems(
         )
         source = {"data": str(data), "repeats": exam.file.repeats}
     seeds = tuple(dict.fromkeys(seed or [1]))
-    prices = prices_of(folder, price or [])
+    prices = _prices(folder, price or [])
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Before anything is asked that it could not hold.
     plan = Plan(exam, keys, seeds, settings, prices, source, out)
@@ -186,15 +186,13 @@ def _overseer(name: str) -> str:
     return name
 
 
-def prices_of(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
+def _prices(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
     """Prices by model: those of the run's config, and those that are given.
 
     Raises:
         UsageError: one is no price.
     """
-    prices: dict[str, Price] = {}
-    if (config := config_of(folder)) is not None:
-        prices.update(config.purse.prices)
+    prices = dict(prices_of(folder))
     for text in given:
         name, _, costs = text.rpartition("=")
         try:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from graphs.results import Results
+from reflux.plain_text import printable
 
 COLOURS = ("#8a8f98", "#c2571a", "#2463a8", "#4c8c4a", "#8e4fa8", "#a88a24", "#2a9d9d", "#b3395b")
 Panel = Callable[[Any, Results], None]
@@ -74,7 +75,7 @@ def _coloured(found: Results) -> list[tuple[str, Any, str]]:
 
 def short(name: str) -> str:
     """A name that fits beside an axis."""
-    plain = "".join(char if char.isprintable() else " " for char in name)
+    plain = printable(name)
     return plain if len(plain) <= 28 else f"{plain[:12]}…{plain[-15:]}"
 
 

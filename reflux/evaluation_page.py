@@ -18,6 +18,7 @@ from graphs.traces import TraceStore
 from graphs.tree import Node, load_tree
 from reflux.evaluation_charts import charts
 from reflux.evaluation_tables import MEANT, equal_text, p_text, reasons, title
+from reflux.plain_text import html_text
 from reflux.show import counted
 
 SHOWN = 50
@@ -183,7 +184,4 @@ def _said(answer: str | None, status: str, *, wrong: bool = False) -> str:
 
 
 def _text(text: str) -> str:
-    """Somebody else's text, as it is: no markup, no control characters, and not without end."""
-    cut = f"{text[:CHARS]} … {len(text) - CHARS} characters more" if len(text) > CHARS else text
-    plain = "".join(char if char.isprintable() or char == "\n" else " " for char in cut)
-    return f'<span class="text">{escape(plain)}</span>'
+    return html_text(text, CHARS)

@@ -14,7 +14,7 @@ import typer
 from agents.errors import RefluxError, UsageError
 from agents.overseer import AnyOverseer
 from finetune.run_folder import OpenRun, RunFolder
-from graphs.amplify import begin, screened
+from graphs.amplify import refuse_unaskable
 from graphs.calls import Caller
 from graphs.events import Event
 from graphs.override import revised_context
@@ -75,6 +75,11 @@ class How:
         if (heat := self.temperature) is None:
             return VotePolicy(most=1)
         return VotePolicy(most=1, temperature=heat, variants=(Variant(temperature=heat),))
+
+
+async def keep_how(store: TraceStore, trajectory: str, how: How) -> None:
+    """Keep how a question is asked with it: so it can be gone on with, and recomputed."""
+    await store.add_judgement(trajectory, "", "how", None, asdict(how), key="0")
 
 
 def how_asked(store: TraceStore, trajectory: str) -> How | None:
@@ -152,7 +157,7 @@ async def ask_freely(folder: RunFolder, opened: OpenRun, text: str, how: How) ->
     async with opened:
         store = opened.store
         await store.add_question({"id": question_id, "text": text, **vars(asked)})
-        await store.add_judgement(question_id, "", "how", None, asdict(how), key="0")
+        await keep_how(store, question_id, how)
         return await go_on(
             folder, opened, question_id, text, how, lambda patient: patient.ask(text, question_id)
         )
@@ -191,8 +196,7 @@ async def go_on(
             meter = Meter(how, status.update)
             context = await stack.enter_async_context(free_context(opened, how, meter))
             context = revised_context(context, question_id)
-            if (reason := screened(begin(text, "", context), context)) is not None:
-                raise UsageError(f"{reason}; ask another")
+            refuse_unaskable(text, context)
             path = folder.checkpoints_path
             patient = await stack.enter_async_context(open_patient(context, path))
             progressed = await first(patient)

@@ -42,6 +42,8 @@ class Acted:
     """The revision that holds it."""
     outcome: Outcome | None = None
     """Of the root, where it was recomputed; None where nothing was, or a person is waited for."""
+    recomputes: bool = False
+    """The revision is begun, and its root still to be answered."""
 
 
 async def approve(store: TraceStore, item: Item, open_run: Open, comment: str = "") -> Acted:
@@ -54,12 +56,31 @@ async def approve(store: TraceStore, item: Item, open_run: Open, comment: str = 
         if item.form is None or "proposal" not in item.form:
             raise UsageError("nothing is proposed here to approve: answer it with an edit")
         return await _reply(store, item, {"kind": "approve"}, open_run, comment)
-    if item.answer is None:
-        raise UsageError("there is no answer to approve: put one in with an edit")
-    if item.status != "ok":
-        return await put(store, item.trajectory, item.path, item.answer, open_run, comment)
+    if (answer := approvable(item)) is not None:
+        return await put(store, item.trajectory, item.path, answer, open_run, comment)
     await judge(store, item, True, comment)
     return Acted("approved", item.trajectory)
+
+
+def approvable(item: Item) -> str | None:
+    """The refused answer that an approval puts in; None where the node's stands, and is approved.
+
+    Raises:
+        UsageError: there is no answer to approve.
+    """
+    if item.answer is None:
+        raise UsageError("there is no answer to approve: put one in with an edit")
+    return item.answer if item.status != "ok" else None
+
+
+def refuse_empty(answer: str) -> None:
+    """Refuse an edit that puts nothing in.
+
+    Raises:
+        UsageError: it does.
+    """
+    if not answer.strip():
+        raise UsageError("an empty answer is none: reject the node instead")
 
 
 async def reject(store: TraceStore, item: Item, comment: str = "") -> Acted:
@@ -82,8 +103,7 @@ async def edit(
     Raises:
         UsageError: the answer is empty.
     """
-    if not answer.strip():
-        raise UsageError("an empty answer is none: reject the node instead")
+    refuse_empty(answer)
     if item.why == "escalated":
         step = {"kind": "answer", "text": answer}
         return await _reply(store, item, step, open_run, comment)
@@ -106,20 +126,34 @@ async def put(
     Raises:
         UsageError: there is no such node, or it is not known how to recompute.
     """
+    begun = await begin_override(store, trajectory, path, answer, comment)
+    if not begun.recomputes:
+        return begun
+    made = begun.trajectory
+    async with open_run(_model(store, made)) as opened:
+        return Acted(begun.did, made, await recompute(opened, made, path, answer, emit))
+
+
+async def begin_override(
+    store: TraceStore, trajectory: str, path: str, answer: str | None, comment: str = ""
+) -> Acted:
+    """Put a person's word on the record as a revision, which `recompute` answers.
+
+    Raises:
+        UsageError: there is no such node, or it is not known how to recompute.
+    """
     if path or answer is None:
         refuse_unknown(store, trajectory)
     made = await revise(store, trajectory, path, answer)
     last = made or newest(store, trajectory)
-    if comment:
+    if comment.strip():
         detail = {"comment": comment}
         await store.add_judgement(last, path, "comment", None, detail, author="person")
     if made is None:
         return Acted("unchanged", last)
+    outcome = root_answer(store, made)
     did = "edited" if answer is not None else "asked again"
-    if (outcome := root_answer(store, made)) is not None:
-        return Acted(did, made, outcome)
-    async with open_run(_model(store, made)) as opened:
-        return Acted(did, made, await recompute(opened, made, path, answer, emit))
+    return Acted(did, made, outcome, recomputes=outcome is None)
 
 
 async def recompute(
@@ -162,17 +196,7 @@ async def asked_in(
     task = refuse_unknown(opened.store, question_id)
     folder = opened.folder
     config = config_from(folder.load_config(), str(folder.config_path))
-    context = AmplifyContext(
-        opened.caller,
-        _model(opened.store, question_id),
-        (),
-        limits=config.limits,
-        votes=config.votes,
-        flags=config.flags,
-        checks=config.checks,
-        seed=config.seed,
-        emit=emit,
-    )
+    context = config.context(opened.caller, _model(opened.store, question_id), emit=emit)
     yield task_context(context, task_named(task)), _system(opened.store, question_id)
 
 

@@ -15,7 +15,7 @@ from agents.errors import MissingError, UsageError
 from finetune.rounds_config import read_yaml
 from finetune.run_folder import RunFolder
 from graphs.state import Limits
-from reflux.app import ERR, RUNS, Json, RunDir, emit
+from reflux.app import ERR, RUNS, Depth, Json, Model, RunDir, emit
 from reflux.guards import refuse_open_door
 from reflux.serve_settings import ServeSettings
 
@@ -59,14 +59,12 @@ def serve(
     run: RunDir = RUNS / "demo",
     host: Annotated[str, typer.Option(help="Others than 127.0.0.1 need a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8700,
-    model: Annotated[
-        str | None, typer.Option("--model", help="X: base, a student, or your endpoint's model.")
-    ] = None,
+    model: Model = None,
     overseer: Annotated[str, typer.Option(help="H of `amplified`; model, plain, …")] = "model",
     config: Annotated[
         Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.")
     ] = None,
-    depth: Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)] = 1,
+    depth: Depth = 1,
     calls: Annotated[int, typer.Option(help="Of one answer, at the most.", min=0)] = 1000,
     tokens: Annotated[int, typer.Option(help="Of one answer, at the most.", min=0)] = 1_000_000,
     seconds: Annotated[float, typer.Option(help="Of one answer, at the most.", min=0)] = 600,

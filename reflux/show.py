@@ -13,6 +13,7 @@ from finetune.gates import failed_gates
 from graphs.state import Outcome
 from graphs.tree import Node
 from reflux.conversation import last_question
+from reflux.plain_text import LINES, printable
 
 STATUS_COLOUR = {"ok": "green", "rejected": "yellow", "over_budget": "yellow", "failed": "red"}
 
@@ -170,10 +171,10 @@ def ended(outcome: Outcome) -> str:
 
 def escape(text: str) -> str:
     """Text of a model or user, shown as it is: no markup, no control characters."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return escape_markup(printable if len(printable) <= 300 else printable[:297] + "…")
+    shown = printable(text)
+    return escape_markup(shown if len(shown) <= 300 else shown[:297] + "…")
 
 
 def plain(text: str) -> Text:
     """The whole text of a model or user, with its lines: no markup, no control characters."""
-    return Text("".join(c if c.isprintable() or c == "\n" else " " for c in text))
+    return Text(printable(text, LINES))

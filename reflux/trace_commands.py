@@ -10,15 +10,15 @@ from rich.table import Table
 
 from agents.errors import UsageError
 from agents.prompts import cut
-from agents.purse import Price
 from finetune.datasets import Form, export
-from finetune.rounds_config import config_from
-from finetune.run_folder import RunFolder, write_whole
+from finetune.run_folder import write_whole
 from graphs.review import WAITING
 from graphs.revision import NEWEST, newest
+from graphs.schema import ROOT_ENDED
 from graphs.traces import TraceStore
 from graphs.tree import find_question, load_tree
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing
+from reflux.ask import prices_of
 from reflux.conversation import last_question
 from reflux.distill_source import logged_rows
 from reflux.show import escape, total_line, tree_view
@@ -31,14 +31,11 @@ traces = typer.Typer(help="Trajectories: list, show, page, export.", no_args_is_
 
 LISTED = f"""
 SELECT q.id, q.round, q.system, q.split, q.text,
-  (SELECT detail ->> 'status' FROM judgements j WHERE j.question = q.id AND j.path = ''
-   AND j.kind IN ('outcome', 'leaf') ORDER BY j.id DESC LIMIT 1) AS status,
-  (SELECT detail ->> 'answer' FROM judgements j WHERE j.question = q.id AND j.path = ''
-   AND j.kind IN ('outcome', 'leaf') ORDER BY j.id DESC LIMIT 1) AS answer,
+  j.detail ->> 'status' AS status, j.detail ->> 'answer' AS answer,
   EXISTS (SELECT 1 FROM judgements j WHERE j.question = q.id AND {WAITING}) AS waits,
   (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model')
     + (SELECT coalesce(sum(l.calls), 0) FROM links l WHERE l.question = q.id) AS calls
-FROM questions q
+FROM questions q LEFT JOIN judgements j ON j.id = {ROOT_ENDED}
 WHERE (:system IS NULL OR q.system = :system) AND (:status IS NULL OR status = :status)
   AND {NEWEST}
 ORDER BY q.created DESC LIMIT :limit
@@ -131,13 +128,6 @@ def page_of_trace(
         emit({"file": str(out)})
         return
     OUT.print(f"{out} is written", soft_wrap=True)
-
-
-def prices_of(folder: RunFolder) -> Mapping[str, Price]:
-    """What the run's models cost, where its config tells."""
-    if not folder.exists:
-        return {}
-    return config_from(folder.load_config(), str(folder.config_path)).purse.prices
 
 
 @traces.command("export")

@@ -2,16 +2,15 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from langchain_core import messages as lc
 from langchain_core.messages import BaseMessage
 
-from agents.errors import UsageError
 from agents.screen import redact
 from agents.types import Completion
 from finetune.run_folder import OpenRun
-from graphs.amplify import begin, screened
+from graphs.amplify import refuse_unaskable
 from graphs.calls import Caller
 from graphs.state import AmplifyContext, Outcome
 from graphs.systems import Amplified, answer_all, task_context
@@ -20,7 +19,7 @@ from graphs.voting import Variant, VotePolicy
 from reflux.answers import Emit, Reply, Said, asked_anew, seed_of
 from reflux.api_errors import ApiError
 from reflux.conversation import cut_at, question_of
-from reflux.freely import How
+from reflux.freely import How, keep_how
 from reflux.openai_api import (
     AssistantMessage,
     ChatRequest,
@@ -70,8 +69,7 @@ class TreeAnswer:
         self.trajectory = self._asked.question_id(self.question)
         self.model = x
         self.context = _context(run, settings, tree, x, request)
-        if (reason := screened(begin(self.question, "", self.context), self.context)) is not None:
-            raise UsageError(f"{reason}; ask another")
+        refuse_unaskable(self.question, self.context)
 
     async def answer(self, put: Put[Said], emit: Emit) -> Reply:
         """Let the tree grow until its answer is accepted.
@@ -82,11 +80,11 @@ class TreeAnswer:
         """
         context = replace(self.context, emit=emit)
         row = {"id": self.trajectory, "text": self.question, **vars(self._asked)}
-        store, told = self._run.store, asdict(self._how())
+        store = self._run.store
         # With `how`, a person's edit recomputes the tree as it was asked. One commit takes both.
         await asyncio.gather(
             store.add_question(row),
-            store.add_judgement(self.trajectory, "", "how", None, told, key="0"),
+            keep_how(store, self.trajectory, self._how()),
         )
         if asks_persons(self._tree.overseer):
             answered = self._waiting.answer(self.trajectory, self.question, context, put)

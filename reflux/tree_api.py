@@ -12,8 +12,8 @@ from agents.errors import UsageError
 from graphs.events import Event
 from graphs.tree import find_question, load_tree, tokens_of
 from reflux.api_errors import ApiError
+from reflux.ask import prices_of
 from reflux.chat_api import ERRORS, PING_SECONDS, served
-from reflux.evaluation import prices_of
 from reflux.event_log import EventLog
 
 router = APIRouter(prefix="/api", responses=ERRORS)
@@ -29,7 +29,7 @@ async def show_tree(trajectory: str, request: Request) -> dict[str, Any]:
     except UsageError as error:
         raise ApiError(404, str(error), param="trajectory", code="no_trajectory") from error
     asked, said = tokens_of(store, known)
-    prices = prices_of(served(request).run.folder, [])
+    prices = prices_of(served(request).run.folder)
     usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
     return {"trajectory": known, "usage": usage, "tree": load_tree(store, known, prices).to_json()}
 

@@ -14,6 +14,7 @@ from agents.purse import Price
 from graphs.revision import newest
 from graphs.traces import TraceStore
 from graphs.tree import NO_PRICES, Node, find_question, load_tree
+from reflux.plain_text import LINES, html_text, printable
 from reflux.show import counted
 
 CHARS = 20_000
@@ -167,12 +168,8 @@ def _token(token: str, logprob: float) -> str:
 
 
 def _text(text: str) -> str:
-    """Somebody else's text, as it is, and not without end."""
-    more = len(text) - CHARS
-    cut = f"{text[:CHARS]} … {more} characters more" if more > 0 else text
-    return f'<span class="text">{escape(_plain(cut))}</span>'
+    return html_text(text, CHARS)
 
 
 def _plain(text: str) -> str:
-    """Without control characters."""
-    return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+    return printable(text, LINES)

@@ -30,8 +30,8 @@ from graphs.vote_log import (
     voted_questions,
 )
 from graphs.voting import VotePolicy
-from reflux.app import OUT, Json, emit, open_existing, run_async
-from reflux.ask import Model, batch_config, config_of, open_run, task_of
+from reflux.app import OUT, Json, Model, emit, open_existing, run_async
+from reflux.ask import batch_config, config_of, open_run, task_of
 from reflux.progress import ProgressView
 from reflux.show import counted
 from reflux.tasks import task_named

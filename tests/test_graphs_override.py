@@ -241,9 +241,10 @@ def a_revision(world: World, place: int, said: str | None) -> tuple[Played, Play
 
 
 def _word(store: TraceStore, id: str, node: Node, answer: str | None) -> Override:
-    from graphs.override import _question, _spent
+    from graphs.override import _spent
 
-    asked = _question(store, id, node.path) or node.question
+    ended = store.how_ended(id, node.path)
+    asked = ended["question"] if ended else node.question
     return Override(asked, answer, 0, *_spent(store, id, node.path))
 
 

@@ -13,13 +13,18 @@ from typing import Literal
 from agents.errors import RefluxError, UsageError
 from finetune.run_folder import OpenRun
 from graphs.events import answered
-from graphs.override import revise, root_answer
 from graphs.review import Item, find_item
-from graphs.revision import newest
 from graphs.verdicts import judge, remark
 from reflux.chat_api import Served
 from reflux.freely import how_asked
-from reflux.reviewing import approve, edit, recompute, refuse_unknown
+from reflux.reviewing import (
+    approvable,
+    approve,
+    begin_override,
+    edit,
+    recompute,
+    refuse_empty,
+)
 
 Action = Literal["approve", "edit", "again", "reject", "comment"]
 
@@ -53,37 +58,25 @@ async def act(
         return Judged("rejected", item.trajectory)
     if item.why == "escalated" and action in ("approve", "edit"):
         return await _reply(shared, item, action, answer, comment)
-    if action == "approve" and item.status == "ok":
+    word = approvable(item) if action == "approve" else None
+    if action == "approve" and word is None:
         await judge(store, item, True, comment)
         return Judged("approved", item.trajectory)
-    if action == "approve" and item.answer is None:
-        raise UsageError("there is no answer to approve: put one in with an edit")
-    if action == "edit" and not answer.strip():
-        raise UsageError("an empty answer is none: reject the node instead")
-    word = {"approve": item.answer, "edit": answer, "again": None}[action]
+    if action == "edit":
+        refuse_empty(answer)
+        word = answer
     return await _put(shared, item, word, comment)
 
 
 async def _put(shared: Served, item: Item, word: str | None, comment: str) -> Judged:
     """Begin a revision, and have it answered."""
-    store = shared.run.store
-    if item.path or word is None:
-        refuse_unknown(store, item.trajectory)
-    made = await revise(store, item.trajectory, item.path, word)
-    last = made or newest(store, item.trajectory)
-    if comment.strip():
-        detail = {"comment": comment}
-        await store.add_judgement(last, item.path, "comment", None, detail, author="person")
-    if made is None:
-        return Judged("unchanged", last)
-    did = "asked again" if word is None else "edited"
-    if root_answer(store, made) is not None:
-        return Judged(did, made)
-    shared.logs.begin(made)
-    task = asyncio.create_task(_recompute(shared, made, item.path, word))
-    shared.tasks.add(task)
-    task.add_done_callback(shared.tasks.discard)
-    return Judged(did, made, recomputing=True)
+    begun = await begin_override(shared.run.store, item.trajectory, item.path, word, comment)
+    if begun.recomputes:
+        shared.logs.begin(begun.trajectory)
+        task = asyncio.create_task(_recompute(shared, begun.trajectory, item.path, word))
+        shared.tasks.add(task)
+        task.add_done_callback(shared.tasks.discard)
+    return Judged(begun.did, begun.trajectory, begun.recomputes)
 
 
 async def _recompute(shared: Served, made: str, path: str, word: str | None) -> None:
@@ -113,8 +106,8 @@ async def _reply(shared: Served, item: Item, action: Action, answer: str, commen
             else await edit(store, item, answer, opened, comment)
         )
         return Judged(done.did, done.trajectory)
-    if action == "edit" and not answer.strip():
-        raise UsageError("an empty answer is none")
+    if action == "edit":
+        refuse_empty(answer)
     if comment.strip():
         await remark(store, item, comment)
     words = "approve" if action == "approve" else f"answer: {answer}"

@@ -9,8 +9,8 @@ from agents.errors import UsageError
 from graphs.node_record import node_record
 from graphs.search import Wanted, facets, search
 from reflux.api_errors import ApiError
+from reflux.ask import prices_of
 from reflux.chat_api import ERRORS, served
-from reflux.evaluation import prices_of
 
 router = APIRouter(prefix="/api", responses=ERRORS)
 
@@ -51,7 +51,7 @@ async def show_node(
     """All that is recorded of one node: its calls with their messages, and what was judged."""
     run = served(request).run
     try:
-        prices = prices_of(run.folder, [])
+        prices = prices_of(run.folder)
         return await asyncio.to_thread(node_record, run.store.path, trajectory, path, prices)
     except UsageError as error:
         raise ApiError(404, str(error), param="trajectory", code="no_node") from error

@@ -57,6 +57,7 @@ class Multiplication:
 
     name = "multiplication"
     system_prompt = ""
+    writing = "digits are written in reverse, the lowest first"
 
     def __init__(self, leaf: int = LEAF_DIGITS) -> None:
         """
