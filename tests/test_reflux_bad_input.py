@@ -289,8 +289,9 @@ def test_a_full_disk_is_told_whatever_file_it_hits(folder: Path, tmp_path: Path)
     refuses(1, "free some space", *SUM, "--run", str(folder), before=small)  # traces.db, grown.
     resume = ("run", "--resume", "--run", str(folder))
     for name in ("report.json", "report.png"):
-        (folder / f".{name}.tmp").symlink_to("/dev/full")
+        (folder / name).symlink_to("/dev/full")
         refuses(1, "free some space", *resume)
+        (folder / name).unlink()
     ended = reflux(*resume, "--json")
     assert ended.code == 0, ended.stderr
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
@@ -299,7 +300,7 @@ def test_a_full_disk_is_told_whatever_file_it_hits(folder: Path, tmp_path: Path)
     # Enough to open the trajectories, too little for the stages of a run.
     refuses(1, "checkpoints.db cannot be written", *resume, before=no_big_files(33_000))
     rows = tmp_path / "rows.jsonl"
-    (tmp_path / ".rows.jsonl.tmp").symlink_to("/dev/full")
+    rows.symlink_to("/dev/full")
     refuses(1, "free some space", "traces", "export", str(rows), "--run", str(folder))
 
 
