@@ -11,6 +11,7 @@ would be one of other questions.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,10 +100,15 @@ def _lines(path: Path) -> list[str]:
 
 
 def _parsed(line: str) -> Mapping[str, Any]:
-    found = json.loads(line)
+    # Decimal: an answer is compared as it is written, 1e999 and forty digits of pi among them.
+    found = json.loads(line, parse_float=Decimal, parse_constant=_refuse_constant)
     if not isinstance(found, dict):
         raise TypeError(f"a JSON {type(found).__name__}, no object")
     return cast(Mapping[str, Any], found)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON; write a number, or a text in quotes")
 
 
 def _row(found: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
@@ -162,8 +168,8 @@ def _text(found: Mapping[str, Any], key: str, blank: bool = False) -> str:
     if key not in found:
         raise ValueError(f'it lacks "{key}"')
     value = found[key]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = json.dumps(value)
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        value = str(value)
     if not isinstance(value, str):
         raise TypeError(f'"{key}" is no text')
     if not value.strip() and not blank:

@@ -125,6 +125,10 @@ def _refuse_broken(key: str, outcomes: Sequence[Outcome]) -> None:
     """A graph that never answers is broken, not wrong."""
     if all(outcome["status"] == "failed" for outcome in outcomes):
         raise RefluxError(
-            f"{key} failed on all {len(outcomes)} questions, on the first with "
-            f"{outcomes[0]['error']}; correct it and give the same command again"
+            f"{key} failed on {_every(len(outcomes))} with {outcomes[0]['error']}; correct it and "
+            "give the same command again"
         )
+
+
+def _every(n: int) -> str:
+    return "its only question," if n == 1 else f"all {n} questions, on the first"

@@ -78,6 +78,8 @@ def chat(
     if as_json:
         told = [asdict(turn) for turn in turns]
         emit({"conversation": conversation.id if conversation.turns else None, "turns": told})
+    if session.unkept is not None and not _at_terminal():
+        raise of_system(session.unkept)
     if not _at_terminal() and any(turn.status != "ok" for turn in turns):
         bad = sum(turn.status != "ok" for turn in turns)
         raise RefluxError(f"{bad} of {len(turns)} questions have no accepted answer")
@@ -100,6 +102,8 @@ def _talk(runner: asyncio.Runner, session: ChatSession, as_json: bool) -> list[T
                 (ERR if as_json else OUT).print(run_command(session, line))
                 continue
             asked.append(_answer(runner, session, line, quiet=as_json))
+            if session.unkept is not None and _at_terminal():
+                _complain(of_system(session.unkept))
         except EndpointError as error:
             if not _at_terminal():
                 raise

@@ -39,6 +39,9 @@ class ChatSession:
     how: How
     trajectory: str = ""
     """Of the message that was asked last."""
+    unkept: OSError | None = None
+    """Why the conversation is no longer on disk as it is here; the answers are told all the same,
+    and their trajectories are."""
 
     async def ask(
         self,
@@ -74,7 +77,7 @@ class ChatSession:
             try:
                 turn = await self._answered(context, text, question, hush)
             finally:
-                self.conversation.add(turn)
+                self._keep(turn)
         if turn.status == "failed" and self.opened.caller.outage is not None:
             raise EndpointError(self.opened.caller.outage)
         return turn
@@ -104,7 +107,7 @@ class ChatSession:
             turn = replace(turn, status="failed")
             raise
         finally:
-            self.conversation.add(turn)
+            self._keep(turn)
         return turn
 
     def _refuse_unaskable(self, question: str) -> None:
@@ -116,8 +119,14 @@ class ChatSession:
         """The turn of a message that was stopped; it is kept, too, where it had not begun."""
         turns = self.conversation.turns
         if not turns or turns[-1].trajectory != self.trajectory:
-            self.conversation.add(self._turn(text, None, "stopped"))
+            self._keep(self._turn(text, None, "stopped"))
         return turns[-1]
+
+    def _keep(self, turn: Turn) -> None:
+        try:
+            self.conversation.add(turn)
+        except OSError as error:
+            self.unkept = error
 
     def _asked(self) -> Asked:
         """Where a message comes from: each is a trajectory of its own."""

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from json import JSONDecodeError
 from typing import NoReturn
 
 import typer
@@ -58,6 +59,8 @@ def run() -> None:
         sys.stdout.flush()
     except RefluxError as error:
         _end(str(error), error.exit_code)
+    except JSONDecodeError as error:  # Whatever else is read as JSON says what it is.
+        _end(f"a record of the run is damaged ({error}): restore the run, or name another --run", 2)
     except SystemExit as error:  # Not ours: a graph or a scorer of the user's ended the program.
         _end(
             f"something that was run called sys.exit({error.code!r}) in the middle of the work; "

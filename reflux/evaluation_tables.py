@@ -9,7 +9,7 @@ from rich.table import Table
 
 from graphs.best_of import EqualTokens
 from graphs.results import Results
-from reflux.show import escape
+from reflux.show import counted, escape
 
 WORDS = ("system", "systems", "model", "how questions ended")
 """Columns that may take several lines."""
@@ -45,10 +45,10 @@ def tables(found: Results, source: Mapping[str, Any]) -> list[Table]:
 def title(found: Results, source: Mapping[str, Any]) -> str:
     """What was asked: the exam, n and seeds."""
     level = f", level {source['level']}" if "level" in source else ""
-    questions = max(summary.questions for summary in found.summaries.values())
+    n = max(summary.questions for summary in found.summaries.values())
     seeds = ", ".join(map(str, found.seeds))
-    kind = "held-out questions" if found.split == "held_out" else "questions"
-    return f"{found.exam}{level}: {questions} {kind}, seed {seeds}, score {found.rule}"
+    kind = "held-out question" if found.split == "held_out" else "question"
+    return f"{found.exam}{level}: {counted(n, kind)}, seed {seeds}, score {found.rule}"
 
 
 def _table(heading: str, *columns: str, caption: str | None = None) -> Table:

@@ -85,6 +85,8 @@ def test_a_row_that_is_there_twice_is_asked_once(tmp_path: Path) -> None:
         ({"question": "a", "answer": []}, '"answer" is an empty list'),
         ({"question": "a", "answer": [" "]}, '"answer" is empty'),
         ({"question": " ", "answer": "1"}, '"question" is empty'),
+        ('{"question": "a", "answer": NaN}', "NaN is no JSON"),
+        ('{"question": "a", "answer": -Infinity}', "-Infinity is no JSON"),
         ({"question": ["a"], "answer": "1"}, '"question" is no text'),
         ('{"question": "\\ud800", "answer": "1"}', "half a surrogate pair"),
         ({"messages": "a"}, "messages of assistant"),
@@ -239,3 +241,10 @@ def test_questions_that_differ_in_a_sign_alone_are_two() -> None:
     exam = FileExam(asked(("3 + 2?", "5"), ("3 - 2?", "1")), "exact")
     assert exam.same_question("3 + 2?") != exam.same_question("3 - 2?")
     assert exam.same_question("3 + 2?") == exam.same_question(" 3 +\n2? ")
+
+
+def test_a_number_is_the_answer_as_it_is_written(tmp_path: Path) -> None:
+    numbers = ("3.14159265358979323846264338327950288", "1e999", "7", "0.50")
+    path = written(tmp_path, *(f'{{"question": "{n}?", "answer": {n}}}' for n in numbers))
+    answers = [row.answers[0] for row in read_questions(path).rows]
+    assert answers == [numbers[0], "1E+999", "7", "0.50"]

@@ -500,3 +500,16 @@ def test_what_an_endpoint_says_of_itself_reaches_no_terminal_as_it_is(
         assert ended.code == 3, ended.stderr
         assert "[2Jno" in ended.stderr
         assert "\x1b" not in ended.stderr + ended.stdout
+
+
+def test_a_record_that_is_damaged_is_told(folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    with contextlib.closing(sqlite3.connect(damaged / "traces.db")) as store, store:
+        store.execute("DROP INDEX disputed")  # It would not take what is no JSON.
+        store.execute("UPDATE judgements SET detail = substr(detail, 1, 30) WHERE kind = 'leaf'")
+        (id,) = store.execute("SELECT question FROM judgements WHERE kind = 'leaf'").fetchone()
+    ended = reflux("traces", "show", id, "--run", str(damaged))
+    assert ended.code == 2, ended.stderr
+    assert "restore" in ended.stderr
+    assert "Traceback" not in ended.stderr

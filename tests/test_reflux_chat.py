@@ -337,6 +337,18 @@ def test_where_a_conversation_cannot_be_saved_it_goes_on(
     assert "6 of 8 questions" in ended.stderr
 
 
+def test_an_answer_is_told_where_the_conversation_cannot_be_kept(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "conversations").write_text("in the way")
+    ended = chat(endpoint, tmp_path / "run", *PLAIN, typed="one\ntwo\n")
+    assert ended.code == 2
+    assert "conversations: File exists" in ended.stderr
+    assert ended.stdout.startswith("ONE\n")
+    assert "User: one" in endpoint.asked[-1]  # What is not on disk is known all the same.
+
+
 def test_names_with_markup_are_shown_as_they_are(endpoint: Endpoint, tmp_path: Path) -> None:
     typed = "/model [/x]\none\n/tree\n/why\n/model\n"
     ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
