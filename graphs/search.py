@@ -1,4 +1,4 @@
-"""Trajectories by what was asked, by whom and how it ended: pages of a list of any length.
+"""Trajectories by question, answer, origin and ending: pages of a list of any length.
 
 A page costs the same in any store: it reads from the newest backwards, in the order of the rows
 themselves, and looks at no more than `LOOKED_AT` of them. Each reader has a connection of its own,
@@ -21,7 +21,8 @@ SELECT q.rowid AS at, q.id, q.run, q.round, q.system, q.task, q.split, q.text, q
 FROM questions q LEFT JOIN judgements j ON j.id = {ROOT_ENDED}
 WHERE q.rowid < :before AND q.rowid >= :first
   AND (:system = '' OR q.system = :system) AND (:split = '' OR q.split = :split)
-  AND (:text = '' OR q.text LIKE :text ESCAPE '\\' OR q.id LIKE :start ESCAPE '\\')
+  AND (:text = '' OR q.text LIKE :text ESCAPE '\\' OR q.id LIKE :start ESCAPE '\\'
+    OR j.detail ->> 'answer' LIKE :text ESCAPE '\\')
   AND (:status = '' OR coalesce(j.detail ->> 'status', 'running') = :status)
 ORDER BY q.rowid DESC LIMIT :limit
 """  # noqa: S608 - every part is a constant of ours
@@ -32,7 +33,8 @@ class Wanted:
     """What a trajectory has to be; an empty field admits all."""
 
     text: str = ""
-    """Part of the question, in any case of its ASCII letters; or the beginning of the id."""
+    """Part of the question or of the answer, in any case of its ASCII letters; or the beginning of
+    the id."""
     system: str = ""
     split: str = ""
     status: str = ""

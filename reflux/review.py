@@ -160,7 +160,7 @@ def _all(store: TraceStore, whys: tuple[Why, ...]) -> Iterator[Item]:
     for why in whys:
         start: int | None = None
         while True:
-            items, start = page(store, why, 20, start)
+            items, start = page(store.select, why, 20, start)
             for item in items:
                 if item.id not in seen:
                     seen.add(item.id)
