@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from graphs.database import reading
-from graphs.schema import ROOT_ENDED
+from graphs.schema import ROOT_ENDED, STOPPED
 
 LOOKED_AT = 25_000
 """Most questions that one page looks at; see `benchmarks/page.py` for what that costs."""
 
+STATUS = f"coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped' ELSE 'running' END)"
 PAGE = f"""
 SELECT q.rowid AS at, q.id, q.run, q.round, q.system, q.task, q.split, q.text, q.created,
-  coalesce(j.detail ->> 'status', 'running') AS status, j.detail ->> 'answer' AS answer
+  {STATUS} AS status, j.detail ->> 'answer' AS answer
 FROM questions q LEFT JOIN judgements j ON j.id = {ROOT_ENDED}
 WHERE q.rowid < :before AND q.rowid >= :first
   AND (:system = '' OR q.system = :system) AND (:split = '' OR q.split = :split)
   AND (:text = '' OR q.text LIKE :text ESCAPE '\\' OR q.id LIKE :start ESCAPE '\\'
     OR j.detail ->> 'answer' LIKE :text ESCAPE '\\')
-  AND (:status = '' OR coalesce(j.detail ->> 'status', 'running') = :status)
+  AND (:status = '' OR {STATUS} = :status)
 ORDER BY q.rowid DESC LIMIT :limit
 """  # noqa: S608 - every part is a constant of ours
 
@@ -38,7 +39,7 @@ class Wanted:
     system: str = ""
     split: str = ""
     status: str = ""
-    """`ok`, `rejected`, `over_budget`, `failed` or `running`."""
+    """`ok`, `rejected`, `over_budget`, `failed`, `stopped` or `running`."""
 
 
 def search(

@@ -16,6 +16,7 @@ from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.amplify import refuse_unaskable
 from graphs.state import AmplifyContext, Limits, Outcome
+from graphs.stops import marked_when_stopped
 from graphs.systems import Amplified, Asked, answer_all, refuse_outage, task_context
 from graphs.task import writing_of
 from graphs.tree import load_tree
@@ -146,7 +147,8 @@ async def _ask(
         caps = limits.depth, limits.calls, limits.tokens, limits.seconds
         how = How("", x, (), *caps, task=task.name)
         await keep_how(opened.store, trajectory, how)
-        outcomes = await answer_all(Amplified(context), asked, [question])
+        async with marked_when_stopped(opened.store, trajectory):
+            outcomes = await answer_all(Amplified(context), asked, [question])
         refuse_outage(outcomes, opened.caller)
         tree = load_tree(opened.store, trajectory)
     outcome = outcomes[0]
