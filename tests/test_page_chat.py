@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx2
@@ -47,6 +48,22 @@ def test_a_question_is_asked_and_its_tree_grows_before_the_answer_is_there(
         assert nodes.count() == 4
     assert seen.errors == []
     assert seen.hosts == {url.removeprefix("http://")}
+
+
+def test_on_a_phone_the_tree_is_seen_while_it_grows_and_then_the_answer(
+    tmp_path: Path, script: Scripted
+) -> None:
+    held = Event()
+    script.pause = lambda body: 0.0 * held.wait(60)
+    with serving(tmp_path, script) as url, browsing(PHONE) as seen:
+        seen.page.goto(url)
+        ask(seen, THREE)
+        seen.page.locator(".tree .dot.running").first.wait_for(state="visible")
+        assert seen.page.locator(".log").is_hidden()
+        held.set()
+        seen.page.locator(".bubble:not(.mine)").filter(has_text="ALPHA+BETA+GAMMA").wait_for()
+        assert seen.page.locator(".tree").is_hidden()
+    assert seen.errors == []
 
 
 def test_who_asks_before_the_models_are_listed_is_answered(

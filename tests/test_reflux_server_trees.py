@@ -95,7 +95,7 @@ def test_a_recorded_tree_is_shown_with_its_usage(tmp_path: Path, script: Scripte
         shown = httpx2.get(f"{url}/api/trajectories/{trajectory[:12]}").json()
     assert shown["usage"] == {"prompt_tokens": 20, "completion_tokens": 2, "total_tokens": 22}
     assert shown["trajectory"] == trajectory
-    assert shown["tree"]["answer"] == "ONE+TWO"
+    assert (shown["tree"]["answer"], shown["tree"]["writing"]) == ("ONE+TWO", "")
     assert [child["answer"] for child in shown["tree"]["children"]] == ["ONE", "TWO"]
 
 

@@ -216,6 +216,8 @@ async function ask(state, question) {
     if (talk.busy === abort) talk.busy = null;
     keep();
     draw(talk.state);
+    // Where one side is seen at a time: who is reading a node goes on.
+    if (document.getElementById("drawer").hidden) talk.state.side("talk");
   }
 }
 

@@ -45,6 +45,7 @@ export class TreeView {
     const { nodes, calls, tokens, money } = this.model.totals();
     const words = [`${number(nodes)} ${nodes === 1 ? "node" : "nodes"}`, `${number(calls)} calls`, `${number(tokens)} tokens`];
     if (money) words.push(`${money.toPrecision(2)} spent`);
+    if (this.model.writing) words.push(this.model.writing);
     this.sum.textContent = words.join(" · ");
   }
 
