@@ -5,14 +5,18 @@ and wrong together (MAKER, arXiv 2511.09030, section 3.3). Rules are data; what 
 worth is measured from the log by `graphs.vote_log.flag_effects`.
 """
 
-import re
 from dataclasses import dataclass
 
-from agents.errors import UsageError
+import regex
+
+from agents.errors import UsageError, within
 from agents.types import Completion
 
 REPEATED_WORDS = 8
 """Longest run of words that is looked for in repetitions."""
+PATIENCE = 5.0
+"""Seconds of the processor that matching one reply may take; a sound pattern takes milliseconds for
+a megabyte, and one that backtracks would take for ever."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +36,46 @@ class RedFlags:
 
     def __post_init__(self) -> None:
         try:
-            re.compile(self.pattern)
-        except re.error as error:
+            regex.compile(self.pattern)
+        except regex.error as error:
             raise UsageError(
                 f"the pattern {self.pattern!r} is no regular expression: {error}; correct it"
             ) from error
+        for name, value in (("longest", self.longest), ("repeats", self.repeats)):
+            if value is not None:
+                within(f"flags.{name}", value, least=1)
+        if not all(phrase.strip() for phrase in self.hedges):
+            raise UsageError("flags.hedges holds an empty phrase, which every reply has; remove it")
 
     def of(self, reply: Completion) -> str:
-        """The name of the first rule that a reply breaks; empty where it breaks none."""
+        """The name of the first rule that a reply breaks; empty where it breaks none.
+
+        Raises:
+            UsageError: the pattern cannot be matched in any sensible time.
+        """
         text = reply.text.strip()
-        broken = {
-            "cut_off": self.cut_off and reply.finish_reason == "length",
-            "longest": self.longest is not None and len(text) > self.longest,
-            "pattern": bool(self.pattern) and re.fullmatch(self.pattern, text, re.DOTALL) is None,
-            "hedges": any(phrase.lower() in text.lower() for phrase in self.hedges),
-            "repeats": self.repeats is not None and repetitions(text) > self.repeats,
-        }
-        return next((name for name, holds in broken.items() if holds), "")
+        if self.cut_off and reply.finish_reason == "length":
+            return "cut_off"
+        if self.longest is not None and len(text) > self.longest:
+            return "longest"
+        if self.pattern and not self._matches(text):
+            return "pattern"
+        if any(phrase.lower() in text.lower() for phrase in self.hedges):
+            return "hedges"
+        if self.repeats is not None and repetitions(text) > self.repeats:
+            return "repeats"
+        return ""
+
+    def _matches(self, text: str) -> bool:
+        try:
+            found = regex.fullmatch(self.pattern, text, regex.DOTALL, timeout=PATIENCE)
+        except TimeoutError as error:
+            raise UsageError(
+                f"flags.pattern {self.pattern!r} has not matched a reply of {len(text)} characters "
+                f"in {PATIENCE:g} s: it tries too many ways; write it without repetitions of "
+                "repetitions, such as (a+)+, or set flags.longest, too"
+            ) from error
+        return found is not None
 
 
 def repetitions(text: str) -> int:

@@ -207,6 +207,8 @@ def export(rows: Sequence[Row], path: Path, form: Form, kind: str | None = None)
             f"cannot export to {path.name!r} as {kind!r}: end it in .jsonl or .parquet, or say "
             "--format jsonl or parquet"
         )
+    if not path.is_file():  # A device or a pipe has nothing beside it.
+        return len(kept)
     sidecar = path.with_name(f"{path.stem}.provenance.jsonl")
     write_whole(sidecar, "".join(json.dumps(row.provenance) + "\n" for row, _ in kept))
     return len(kept)

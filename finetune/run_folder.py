@@ -3,6 +3,7 @@
 One process at a time writes it; a lock that dies with its process keeps others out.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -201,17 +202,29 @@ class OpenRun:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that readers, and a kill, see the old or the new one whole."""
+    """Write a file so that readers, and a kill, see the old or the new one whole; into a device or
+    a pipe, which nothing may replace, what there is to write goes as it is."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if temporary != path:
+            os.fsync(file.fileno())
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its place when the block ends well."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """A file beside `path` to write, which takes its place when the block ends well.
+
+    A device or a pipe is written itself. Of a link, what it leads to is replaced.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = Path(os.path.realpath(path))
+    # With the process's number: another one may write the same file at this moment.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.replace(path)

@@ -16,7 +16,7 @@ from graphs.statistics import wilson
 from graphs.tree import Node
 
 KINDS = ("combined", "H", "copy", "tool")
-PartRight = Callable[[str, str], bool | None]
+PartRight = Callable[[str, str | None], bool | None]
 """(question, answer) → right? None where nobody may or can tell."""
 
 
@@ -67,7 +67,7 @@ def breakdown(trees: Iterable[Node], part_right: PartRight) -> list[Level]:
 def _level(depth: int, kind: str, nodes: list[Node], part_right: PartRight) -> Level:
     marks: dict[str, list[bool]] = {}
     for node in nodes:
-        if (mark := _mark(node, part_right)) is not None:
+        if (mark := part_right(node.question, node.answer)) is not None:
             marks.setdefault(node.question, []).append(mark)
     known = [mark for same in marks.values() for mark in same]
     shares = [sum(same) / len(same) for same in marks.values()]
@@ -82,9 +82,3 @@ def _level(depth: int, kind: str, nodes: list[Node], part_right: PartRight) -> L
         accuracy=sum(known) / len(known) if known else None,
         ci95=wilson(sum(shares), len(shares)) if known else None,
     )
-
-
-def _mark(node: Node, part_right: PartRight) -> bool | None:
-    """No answer is a wrong one, but only where an answer could be marked."""
-    said = part_right(node.question, node.answer or "")
-    return None if said is None else said and node.answer is not None

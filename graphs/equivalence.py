@@ -1,7 +1,8 @@
 """When two answers are the same: each rule brings a text to a form that equal answers share.
 
     exact        to the letter, white space at the ends apart
-    normalised   words alone: no case, punctuation or articles (Rajpurkar et al. 2016, SQuAD)
+    normalised   words alone: no case, punctuation or articles (Rajpurkar et al. 2016, SQuAD); of a
+                 number the minus and the point stay, for `-5` is not `5`
     number       the last number of the text: `1,200.0` is `1200`, `0.5` is `1/2`
     set          the different items of a list, in any order: `b, a` is `[a; b; a]`
     contains     the words of the true answer stand in the answer, one after another
@@ -18,8 +19,11 @@ from fractions import Fraction
 Form = Callable[[str], str | None]
 NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:(?<=\d)\.?|\.(?=\d))\d*"
-    r"(?:[eE][-+]?\d{1,3})?(?:\s?/\s?\d+)?(?![\d])"
+    r"(?:[eE][-+]?\d{1,3})?(?:\s?/\s?\d+)?(?!\d|[eE][-+]?\d)"
 )
+SIGN = r"(?<![\w)\]])-(?=\d)"
+"""A minus that belongs to a number: in `7-5` and `(7)-5` it does not."""
+WORD = re.compile(rf"(?:{SIGN})?\d+(?:[.,:/]\d+)+|(?:{SIGN})?[^\W_]+|[^\s\w]")
 ARTICLES = frozenset(("a", "an", "the"))
 LONGEST = 1_000
 """Most characters of a number; a longer one is compared with none."""
@@ -33,23 +37,26 @@ def exact(text: str) -> str | None:
 
 def normalised(text: str) -> str | None:
     """Words in lower case without articles; None where there are none."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = unicodedata.normalize("NFKC", text).casefold().translate(MINUS)
     # A mark within a number or a word is part of it: 3.5, don't.
     kept = re.sub(r"(?<=\w)['’](?=\w)", "", plain)
-    words = re.findall(r"\d+(?:[.,:/]\d+)+|[^\W_]+|[^\s\w]", kept)
-    spoken = [word for word in words if word[0].isalnum()]
+    kept = re.sub(r"(?<![\w.])\.(?=\d)", "0.", re.sub(r"[$€£¥](?=\.?\d)", "", kept))
+    words = WORD.findall(kept)
+    spoken = [word for word in words if word[-1].isalnum()]
     telling = [word for word in spoken if word not in ARTICLES]
     # An answer may be an article (the first of four choices) or a mark: then that is what counts.
     return " ".join(telling or spoken or words) or None
 
 
 def number(text: str) -> str | None:
-    """The last number, as a fraction in lowest terms; None where there is none."""
+    """The last number, as a fraction in lowest terms; None where there is none, or that one has no
+    value: an earlier number is not what the text ends with."""
     plain = unicodedata.normalize("NFKC", text).translate(MINUS).replace("⁄", "/")
-    for found in reversed([match[0] for match in NUMBER.finditer(plain)]):
-        if (value := _value(found.replace(",", ""))) is not None:
-            return str(value)
-    return None
+    last = None
+    for match in NUMBER.finditer(plain):
+        last = match[0]
+    value = None if last is None else _value(last.replace(",", ""))
+    return None if value is None else str(value)
 
 
 def _value(text: str) -> Fraction | None:

@@ -67,8 +67,9 @@ class Exam(Protocol):
         """Where they may be shown, otherwise none."""
         ...
 
-    def part_right(self, question: str, answer: str) -> bool | None:
-        """Is an answer within a tree right? None where nobody may or can tell."""
+    def part_right(self, question: str, answer: str | None) -> bool | None:
+        """Is an answer within a tree right? No answer is a wrong one. None where nobody may or can
+        tell."""
         ...
 
     def context(self, context: AmplifyContext) -> AmplifyContext:
@@ -120,12 +121,13 @@ class TaskExam:
         """A task has a scorer and no list of answers."""
         return ()
 
-    def part_right(self, question: str, answer: str) -> bool | None:
+    def part_right(self, question: str, answer: str | None) -> bool | None:
         """Held-out questions of the task alone are marked, at whatever depth they are asked."""
         try:
             if not is_held_out(self.task, question):
                 return None
-            return score_held_out(self.task, question, answer)
+            # Without an answer, too: the scorer says whether its key is known.
+            return score_held_out(self.task, question, answer or "") and answer is not None
         except (UsageError, ValueError):  # Not of the task's form, or without a known key.
             return None
 
@@ -191,8 +193,8 @@ class FileExam:
         return [questions[at] for at in sorted(chosen)]
 
     def same_question(self, question: str) -> str:
-        """Its words."""
-        return normalised(question) or question
+        """To the letter, white space apart: `3 + 2` and `3 - 2` have the same words."""
+        return " ".join(question.split())
 
     def same_answer(self, answer: str) -> str:
         """By the rule's form, or in words where a function marks."""
@@ -212,11 +214,12 @@ class FileExam:
         """Those of the file."""
         return self._rows[question].answers
 
-    def part_right(self, question: str, answer: str) -> bool | None:
-        """The file tells of its own questions only."""
+    def part_right(self, question: str, answer: str | None) -> bool | None:
+        """The file tells of its own questions only; a scorer of the user's never sees the answer
+        that is missing."""
         if question not in self._rows:
             return None
-        return self.right(question, answer)
+        return answer is not None and self.right(question, answer)
 
     def context(self, context: AmplifyContext) -> AmplifyContext:
         """The file's system message; H and the rest are the caller's."""
@@ -235,7 +238,7 @@ repeated"
         found = mark()
     except RefluxError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RefluxError(
             f"the scorer {who!r} failed on {question[:80]!r}: {type(error).__name__}: "
             f"{str(error)[:300]}; {kept}"

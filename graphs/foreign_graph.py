@@ -59,7 +59,12 @@ def load_graph(name: str) -> Loaded:
     """
     found, module = load_object(name)
     if isinstance(found, StateGraph):
-        found = cast(Any, found).compile()
+        try:
+            found = cast(Any, found).compile()
+        except Exception as error:
+            raise UsageError(
+                f"{name} cannot be compiled: {type(error).__name__}: {error}; correct the graph"
+            ) from error
     elif not isinstance(found, Runnable) and callable(found):
         _refuse_factory(name, cast(Any, found))
         found = RunnableLambda(cast(Any, found))
@@ -162,7 +167,10 @@ class ForeignGraph:
                 )
             answer, confidence = read_output(output)
             meter.read(output)
-        except Exception as error:  # noqa: BLE001 - the user's code: its failures are values
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | GeneratorExit) or _is_cancelled():
+                raise
+            # The user's code: its failures are values, even that it wants to end the program.
             failure = _failure(self.loaded.name, error, self.context.limits.seconds)
             seconds = time.perf_counter() - begun
             await caller.store.add_call(key, made | _row("", meter, seconds, str(failure)))
@@ -200,6 +208,12 @@ class ForeignGraph:
         store = self.context.caller.store
         await store.add_judgement(key.question, "", "outcome", answer is not None, detail, key="0")
         return outcome
+
+
+def _is_cancelled() -> bool:
+    """True where it is this question that is to stop, and no graph that raised the like."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _input_keys(runnable: Runnable[Any, Any]) -> frozenset[str] | None:
@@ -267,12 +281,12 @@ def _text(value: Any) -> str:
     )
 
 
-def _failure(name: str, error: Exception, seconds: float | None) -> RefluxError:
+def _failure(name: str, error: BaseException, seconds: float | None) -> RefluxError:
     """An error that may pass is an outage, so that it is not scored; any other is the graph's."""
     text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
     if isinstance(error, TimeoutError) and not error.args and seconds is not None:
         return RefluxError(f"no answer in {seconds:g} s")
-    if worth_retrying(error):
+    if isinstance(error, Exception) and worth_retrying(error):
         return EndpointError(f"{name} failed: {text}; is what it asks up?")
     return RefluxError(text)
 

@@ -7,7 +7,7 @@ replayed; the node's ancestors recompute, and every later question that held its
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agents.errors import RefluxError, UsageError
+from agents.errors import RefluxError
 from agents.screen import redact
 from graphs.revision import (
     Override,
@@ -21,7 +21,7 @@ from graphs.revision import (
 from graphs.state import AmplifyContext, Outcome
 from graphs.systems import Amplified, System
 from graphs.traces import TraceStore
-from graphs.tree import Node, load_tree
+from graphs.tree import held, load_tree
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
         UsageError: there is no such node.
     """
     last = newest(store, question_id)
-    node = node_at(load_tree(store, last), path, last)
+    id, node = held(store, last, path)
     answer = None if answer is None else redact(answer).strip()
     if begun := _begun(store, last, path, answer):
         return begun
@@ -87,12 +87,12 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
         return None
     known = overrides_of(store, last).get(path)
     again = known.again if known is not None else 0
-    ended = store.how_ended(last, path)
+    ended = store.how_ended(id, path)
     word = Override(
         ended["question"] if ended else node.question,
         answer,
         again + (answer is None),
-        *_spent(store, last, path),
+        *_spent(store, id, path),
     )
     return await _append(store, last, path, word)
 
@@ -156,19 +156,15 @@ def refuse_unheard(store: TraceStore, question_id: str) -> None:
             )
 
 
-def node_at(tree: Node, path: str, question_id: str) -> Node:
-    """A node by its path.
-
-    Raises:
-        UsageError: there is none.
-    """
-    found = next((node for node in tree.walk() if node.path == path), None)
-    if found is None:
-        raise UsageError(
-            f"{question_id} has no node {path!r}; `reflux traces show {question_id}` shows its "
-            "tree, --json the paths"
-        )
-    return found
+def under_way(store: TraceStore, question_id: str) -> tuple[str, str | None] | None:
+    """(path, answer) of the word that began a revision whose root has no outcome yet, and waits for
+    nobody; None of any other trajectory."""
+    waits = store.select(
+        "SELECT 1 FROM judgements WHERE question = ? AND kind = 'deferred' LIMIT 1", (question_id,)
+    )
+    if store.how_ended(question_id) is not None or next(waits, None) is not None:
+        return None
+    return next(((path, word["answer"]) for path, word in overrides_made(store, question_id)), None)
 
 
 def text_of(store: TraceStore, question_id: str) -> str:

@@ -11,11 +11,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from agents.errors import UsageError
 from graphs.stopping import log_beta
 
 MOST_LEAD = 1_000
-"""Larger leads are not looked for."""
+"""Larger leads are not looked for where errors are shared, nor walked."""
+MOST_STEPS = 10**18
+TINY = 1e-12
+"""A correlation below it is none: what it changes is less than what is rounded."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,9 @@ def votes_needed(target: float, steps: int, accuracy: float, correlation: float 
     """
     _require(target, steps, accuracy, correlation)
     allowed = -math.expm1(math.log(target) / steps)  # Error of one step.
-    if correlation == 0.0:
+    if correlation < TINY:
+        if allowed >= 1 - accuracy:  # Of one vote: it may be any up to 1, which has no log-odds.
+            return 1
         # Not log(allowed / (1 - allowed)) of a rounded 1 - allowed: allowed can be 1e-9.
         return max(1, math.ceil(_logit(allowed) / _logit(1 - accuracy) - 1e-12))
     floor = shared_floor(accuracy, correlation)
@@ -129,19 +136,20 @@ class Walk:
 
 
 def walk(lead: int, most: int, accuracy: float) -> Walk:
-    """The same with at most `most` votes, exactly, by dynamic programming."""
-    at = {0: 1.0}
+    """The same with at most `most` votes, exactly, by dynamic programming; takes `lead * most`
+    steps."""
+    at = np.zeros(2 * lead - 1)  # (places,): chances of all between the walls, zero in the middle.
+    at[lead - 1] = 1.0
     right = wrong = votes = 0.0
     for _ in range(most):
-        votes += sum(at.values())
-        moved: dict[int, float] = {}
-        for place, chance in at.items():
-            moved[place + 1] = moved.get(place + 1, 0.0) + chance * accuracy
-            moved[place - 1] = moved.get(place - 1, 0.0) + chance * (1 - accuracy)
-        right += moved.pop(lead, 0.0)
-        wrong += moved.pop(-lead, 0.0)
-        at = moved
-    return Walk(right, wrong, sum(at.values()), votes)
+        votes += float(at.sum())
+        right += float(at[-1]) * accuracy
+        wrong += float(at[0]) * (1 - accuracy)
+        up, down = at[:-1] * accuracy, at[1:] * (1 - accuracy)
+        at = np.zeros_like(at)
+        at[1:] += up
+        at[:-1] += down
+    return Walk(right, wrong, float(at.sum()), votes)
 
 
 def wald_bound(error: float, accuracy: float) -> float:
@@ -162,7 +170,7 @@ def _ruin(lead: int, logit: float) -> float:
 
 def _length(lead: int, logit: float) -> float:
     """k (1 - 2e) / (2p - 1), which is k² at an even chance."""
-    if abs(logit) < 1e-6:
+    if abs(logit) < 1e-300:  # Not larger: a large lead tells 0.500001 from an even chance.
         return float(lead * lead)
     return lead * math.tanh(lead * logit / 2) / math.tanh(logit / 2)
 
@@ -184,7 +192,7 @@ def _averaged(of: Callable[[float], float], accuracy: float, correlation: float)
     if not 0 < accuracy < 1:
         return of(math.copysign(700.0, accuracy - 0.5))
     centre = _logit(accuracy)
-    if correlation <= 0:
+    if correlation < TINY:
         return of(centre)
     if correlation >= 1:
         return accuracy * of(700.0) + (1 - accuracy) * of(-700.0)
@@ -215,6 +223,8 @@ def _require(target: float, steps: int, accuracy: float, correlation: float) -> 
         raise UsageError(f"the target is {target:g}; it must lie between 0 and 1, say 0.99")
     if steps < 1:
         raise UsageError(f"{steps} steps: there must be at least 1")
+    if steps > MOST_STEPS:
+        raise UsageError(f"the steps have {len(str(steps))} digits: at most {MOST_STEPS:g} can be")
     if not 0 <= correlation <= 1:
         raise UsageError(f"the correlation is {correlation:g}; it must be 0 to 1")
     if not 0 <= accuracy <= 1:

@@ -85,7 +85,8 @@ def read_questions(path: Path) -> QuestionFile:
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
-        why = "it is a folder" if path.is_dir() else "no such file"
+        kind = "it is a pipe or a device" if path.exists() else "no such file"
+        why = "it is a folder" if path.is_dir() else kind
         raise UsageError(f"there are no questions in {path}: {why}; name a JSONL file")
     try:
         # Not `splitlines`: JSON texts may hold what it takes for an end of line.

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from agents.errors import UsageError
-from graphs.revision import NEWEST, newest
+from graphs.revision import NEWEST, first_of, newest
 from graphs.schema import BY_PERSONS, DISPUTED
 from graphs.traces import TraceStore
-from graphs.tree import find_question, load_tree
+from graphs.tree import find_question, held
 
 Why = Literal["escalated", "disputed", "audit"]
 WHYS: tuple[Why, ...] = ("escalated", "disputed", "audit")
@@ -150,9 +149,7 @@ def _audit(select: Select, limit: int, start: int) -> tuple[list[Item], int | No
     sql += " AND j.ok = 1 AND j.id IN (SELECT value FROM json_each(?)) ORDER BY j.id DESC"
     items: list[Item] = []
     for block in range(last // AUDITED, -1, -limit):
-        drawn = [
-            at for b in range(block, block - limit, -1) if b >= 0 and (at := _drawn(b)) <= last
-        ]
+        drawn = [at for b in range(block, max(-1, block - limit), -1) if (at := _drawn(b)) <= last]
         for row in select(sql, (json.dumps(drawn),)):
             items.append(_item(row, "audit"))
             if len(items) == limit:
@@ -205,6 +202,23 @@ def _reason(detail: dict[str, Any], why: Why) -> str:
     return "; ".join(said)
 
 
+def state_of(store: TraceStore, item: Item) -> tuple[object, ...]:
+    """What a judgement of an item rests on: where it is another than when the item was shown,
+    somebody else was first, or what is asked has another answer.
+
+    Raises:
+        UsageError: the node is not there any more.
+    """
+    first = first_of(item.trajectory)
+    now = find_item(store, f"{first}{item.path}")
+    said = store.select(
+        f"SELECT max(id) FROM judgements WHERE {BY_PERSONS} AND path = :path"  # noqa: S608
+        " AND (question = :first OR question > :first || '~' AND question < :first || '~~')",
+        {"path": item.path, "first": first},
+    )
+    return now.trajectory, now.answer, now.status, now.why == "escalated", next(said)[0]
+
+
 def find_item(store: TraceStore, id: str) -> Item:
     """The item of an id, `TRAJECTORY/PATH`, whether it is in the queue or not; in the newest
     revision where none is named.
@@ -220,9 +234,7 @@ def find_item(store: TraceStore, id: str) -> Item:
     row = next(store.select(waiting, (trajectory, path)), None)
     if row is not None:
         return _item(row, "escalated")
-    node = next((n for n in load_tree(store, trajectory).walk() if n.path == path), None)
-    if node is None:
-        raise UsageError(f"{trajectory} has no node {path!r}; `reflux review list` names them")
+    _, node = held(store, trajectory, path)
     (asked,) = store.select("SELECT run, round, system FROM questions WHERE id=?", (trajectory,))
     return Item(
         trajectory, path, "audit", "named", node.question or text, node.answer, node.status,

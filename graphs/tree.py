@@ -9,6 +9,7 @@ from agents.errors import UsageError
 from agents.purse import Price
 from agents.types import Answer, Ask, Step, SubQuestion, step_from_json
 from graphs.links import chains
+from graphs.revision import before
 from graphs.schema import STOPPED
 from graphs.traces import TraceStore
 
@@ -162,6 +163,28 @@ def load_tree(store: TraceStore, question: str, prices: Mapping[str, Price] = NO
         if path in asked:
             nodes[path].question = _filled(nodes, path, asked[path])
     return nodes[""]
+
+
+def held(store: TraceStore, last: str, path: str) -> tuple[str, Node]:
+    """(revision, node): a node by its path, as the newest revision that came to it holds it.
+
+    One that is still being recomputed, or whose recomputing was cut off, has not come to all.
+
+    Args:
+        last: the newest revision.
+
+    Raises:
+        UsageError: there is no such node.
+    """
+    for id in (last, *before(last)):
+        node = next((node for node in load_tree(store, id).walk() if node.path == path), None)
+        if node is not None:
+            return id, node
+        if store.how_ended(id) is not None:
+            break
+    raise UsageError(
+        f"{last} has no node {path!r}; `reflux traces show {last}` shows its tree, --json the paths"
+    )
 
 
 def tokens_of(store: TraceStore, question: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ def load_object(name: str) -> tuple[Any, ModuleType]:
     Raises:
         UsageError: there is no such module, or nothing of this name in it.
         MissingError: it needs a module that is not installed.
-        RefluxError: the module fails when it is imported.
+        RefluxError: the module fails when it is imported, or ends the program.
     """
     where, _, attribute = name.rpartition(":")
     if not where or not attribute:
@@ -24,9 +24,12 @@ def load_object(name: str) -> tuple[Any, ModuleType]:
     module = _load_module(where, name)
     found: Any = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise UsageError(f"{name}: {where} has no {attribute!r}; correct the name")
-        found = getattr(found, part)
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise UsageError(f"{name}: {where} has no {attribute!r}; correct the name") from error
+        except Exception as error:
+            raise RefluxError(f"{name} fails when it is looked up: {error!r}") from error
     return found, module
 
 
@@ -36,6 +39,8 @@ def _load_module(where: str, name: str) -> ModuleType:
         sys.path.insert(0, here)
     try:
         if not where.endswith(".py"):
+            if where.startswith("."):
+                raise UsageError(f"{name} names a module within another; write it from the top")
             return importlib.import_module(where)
         if not Path(where).is_file():
             raise UsageError(f"{name}: there is no file {where}; name one as path/file.py:object")
@@ -54,6 +59,11 @@ def _load_module(where: str, name: str) -> ModuleType:
                 "module:object or path/file.py:object"
             ) from error
         raise MissingError(f"{name} needs {error.name}, which is not installed") from error
+    except SystemExit as error:  # No Exception: unheard, it would end us as if all were well.
+        raise RefluxError(
+            f"{name} ends the program when it is imported: sys.exit({error.code!r}); put what it "
+            'does there under `if __name__ == "__main__":`'
+        ) from error
     except Exception as error:
         raise RefluxError(
             f"{name} fails when it is imported: {type(error).__name__}: {str(error)[:300]}; "

@@ -18,6 +18,8 @@ from finetune.run_folder import RunFolder
 
 T = TypeVar("T")
 RUNS = Path("runs")
+MOST = 10**9
+"""Lines of a list; SQLite knows no number beyond 2^63."""
 
 
 def drop_output() -> None:

@@ -23,7 +23,7 @@ from graphs.tree import load_tree
 from reflux.app import OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit, endpoint, run_async
 from reflux.freely import How, ask_freely, keep_how, tell
 from reflux.rounds import shipped_config
-from reflux.show import counted, ended, escape, tree_view
+from reflux.show import answer_line, counted, ended, tree_view
 from reflux.tasks import DEFAULT_TASK, task_named
 
 ROOMY = EngineConfig(parallel=4, context=4096)
@@ -164,13 +164,11 @@ async def _ask(
         if writing := writing_of(task):
             OUT.print(f"[dim]in the tree, {writing}[/]")
         spent = outcome["spent"]
-        OUT.print(
-            f"\n[bold]{escape(answer) if answer is not None else 'no answer'}[/]   "
+        about = (
             f"{outcome['status']}, X = {x}, {counted(spent['calls'], 'call')}, "
-            f"{spent['tokens']} tokens, trajectory {trajectory}",
-            soft_wrap=True,
-            highlight=False,
+            f"{spent['tokens']} tokens, trajectory {trajectory}"
         )
+        OUT.print(answer_line(answer, about), soft_wrap=True, highlight=False)
     if outcome["status"] != "ok":
         raise RefluxError(f"no accepted answer ({ended(outcome)}); {_remedy(x, outcome, limits)}")
 

@@ -12,7 +12,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from agents.errors import EndpointError, RefluxError, UsageError
+from agents.errors import EndpointError, RefluxError, UsageError, of_system
 from finetune.run_folder import OpenRun, RunFolder
 from reflux.app import ERR, OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit
 from reflux.ask import open_run
@@ -104,15 +104,17 @@ def _talk(runner: asyncio.Runner, session: ChatSession, as_json: bool) -> list[T
             if not _at_terminal():
                 raise
             _complain(error)
-        except RefluxError as error:
-            _complain(error)
+        except BrokenPipeError:
+            raise
+        except (RefluxError, OSError) as error:
+            _complain(of_system(error) if isinstance(error, OSError) else error)
             if not _at_terminal():
                 asked.append(Turn(line, None, "failed", "", session.how.overseer, ""))
     return asked
 
 
 def _complain(error: RefluxError) -> None:
-    ERR.print(str(error), style="red", markup=False, highlight=False)
+    ERR.print(plain(str(error)), style="red", highlight=False)
 
 
 def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool) -> Turn:

@@ -38,9 +38,9 @@ def _model(session: ChatSession, words: str) -> RenderableType:
             session.opened.folder.models(words)  # Raises where there is no such student.
         session.how = replace(session.how, model=words)
     if own is not None:
-        return f"X = {session.how.model}, at {own.base_url}"
+        return plain(f"X = {session.how.model}, at {own.base_url}")
     there = ["base", *(student.id for student in session.opened.folder.registry.list())]
-    return f"X = {session.how.model}; there are {', '.join(there)}"
+    return plain(f"X = {session.how.model}; there are {', '.join(there)}")
 
 
 def _overseer(session: ChatSession, words: str) -> RenderableType:
@@ -93,7 +93,13 @@ def _budget(session: ChatSession, words: str) -> RenderableType:
 def _save(session: ChatSession, words: str) -> RenderableType:
     if not words:
         raise UsageError("name the file: /save FILE; one that ends in .jsonl is a row for TRL")
-    session.conversation.save(Path(words).expanduser())
+    if "\0" in words:
+        raise UsageError(f"{words!r} is no path: it holds a NUL character; name another file")
+    try:
+        path = Path(words).expanduser()
+    except RuntimeError as error:  # Nobody has this name.
+        raise UsageError(f"{words!r} is no path ({error}); name another file") from error
+    session.conversation.save(path)
     return plain(f"{words} is written")
 
 

@@ -26,6 +26,9 @@ from reflux.tasks import task_named
 
 CAPS = ("depth", "calls", "tokens", "seconds", "max_tokens")
 """What `/budget` sets."""
+UNBOUNDED = 2**31 - 1
+RANGES = {"depth": (0, 16), "max_tokens": (1, UNBOUNDED)}
+"""Of those that may not be any number from 0 up; as on the command line."""
 
 
 @dataclass
@@ -60,6 +63,7 @@ class ChatSession:
         if self.how.overseer == ALONE:
             return await self._alone(text, hear, say)
         question = self._question(text)
+        self._refuse_unaskable(question)
         asked = self._asked()
         self.trajectory = asked.question_id(question)
         async with free_context(self.opened, self.how, hear) as context:
@@ -82,8 +86,7 @@ class ChatSession:
     ) -> Turn:
         """X goes on with the conversation; what it says is passed on and cannot be recalled."""
         question = redact(self.conversation.question(text))
-        if (reason := unaskable(question, self.how.limits().question_chars)) is not None:
-            raise UsageError(f"{reason}; ask another")
+        self._refuse_unaskable(question)
         asked = self._asked()
         self.trajectory = asked.question_id(question)
         turns: list[tuple[str, str]] = [("system", "")]
@@ -105,6 +108,11 @@ class ChatSession:
         finally:
             self.conversation.add(turn)
         return turn
+
+    def _refuse_unaskable(self, question: str) -> None:
+        """Before anything is made of it: what is no Unicode has not even an id."""
+        if (reason := unaskable(question, self.how.limits().question_chars)) is not None:
+            raise UsageError(f"{reason}; ask another")
 
     def stopped(self, text: str) -> Turn:
         """The turn of a message that was stopped; it is kept, too, where it had not begun."""
@@ -151,7 +159,7 @@ class ChatSession:
         """Set one limit of the messages to come.
 
         Raises:
-            UsageError: there is no such limit, or it is no number from 0 up.
+            UsageError: there is no such limit, or it is no number of its range.
         """
         if name not in CAPS:
             raise UsageError(f"there is no limit {name!r}; there are: {', '.join(CAPS)}")
@@ -162,7 +170,9 @@ class ChatSession:
             number = float(value) if name == "seconds" else int(value)
         except ValueError:
             number = -1
-        if not 0 <= number < 2**31:
+        least, most = RANGES.get(name, (0, UNBOUNDED))
+        if not least <= number <= most:
             none = ", or none" if name == "seconds" else ""
-            raise UsageError(f"{name} must be a number from 0 up{none}, not {value!r}")
+            end = "up" if most == UNBOUNDED else f"to {most}"
+            raise UsageError(f"{name} must be a number from {least} {end}{none}, not {value!r}")
         self.how = replace(self.how, **{name: number})

@@ -1,5 +1,6 @@
 """The `reflux` command. Exit codes: 0 done, 1 failed, 2 usage, 3 missing, 130 interrupted."""
 
+import io
 import os
 import sys
 from typing import NoReturn
@@ -9,6 +10,7 @@ import typer
 from agents.errors import RefluxError, of_system
 from reflux import ask, chat, evaluation, freely, look, review, rounds, serve, trace_commands, votes
 from reflux.app import drop_output
+from reflux.plain_text import printable
 
 INTERRUPTED = 130
 LONGEST = 2_000
@@ -48,11 +50,20 @@ def run() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _open_streams()
+    for word in sys.argv[1:]:
+        if not _is_unicode(word):
+            _end(f"the argument {word!a} is not UTF-8; write it in UTF-8", 2)
     try:
         code = app(standalone_mode=False)  # Returns the code of a `typer.Exit`.
         sys.stdout.flush()
     except RefluxError as error:
         _end(str(error), error.exit_code)
+    except SystemExit as error:  # Not ours: a graph or a scorer of the user's ended the program.
+        _end(
+            f"something that was run called sys.exit({error.code!r}) in the middle of the work; "
+            "have it raise an error, or return",
+            1,
+        )
     except BrokenPipeError:  # Whoever read the output has left; that is no failure of the work.
         drop_output()
         code = 0
@@ -73,10 +84,21 @@ def _open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # What is not UTF-8 is refused where it is used, line by line, and ends nothing.
+        sys.stdin.reconfigure(errors="surrogateescape")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _end(message: str, code: int) -> NoReturn:
-    text = " ".join(message.split())
+    text = printable(" ".join(message.split()))  # It may quote what an endpoint or a graph said.
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     sys.stderr.write(f"reflux: {text}\n")

@@ -1,15 +1,18 @@
 """Conversations, kept in the run folder: one file each, a line for every turn."""
 
+import fcntl
 import json
+import os
 import re
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from pydantic import TypeAdapter, ValidationError
 
 from agents.errors import UsageError
 from finetune.run_folder import write_whole
@@ -37,6 +40,9 @@ class Turn:
     at: float = field(default_factory=time.time)
 
 
+TURN = TypeAdapter(Turn)
+
+
 @dataclass
 class Conversation:
     """Turns in order; one without an answer is shown and not told to H."""
@@ -50,11 +56,16 @@ class Conversation:
         return self.path.stem
 
     def add(self, turn: Turn) -> None:
-        """Keep a turn; it is on disk when this returns."""
+        """Keep a turn; it is on disk when this returns.
+
+        What a kill or a full disk left of another is cut away first, or it would spoil this one.
+        """
         self.turns.append(turn)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(turn)) + "\n")
+        with self.path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # Another chat may go on with it, too.
+            _cut_to_whole_lines(file)
+            file.write(json.dumps(asdict(turn)).encode() + b"\n")
 
     def question(self, text: str) -> str:
         """What H is asked: the new message, and before it what is still told."""
@@ -122,34 +133,58 @@ def resume(run: Path, id: str) -> Conversation:
 
 
 def listed(run: Path) -> Sequence[dict[str, Any]]:
-    """Kept conversations, the newest first, by their first words."""
+    """Kept conversations, the newest first, by their first words; of one that cannot be read, why
+    not."""
     found: list[dict[str, Any]] = []
     for path in reversed(_files(run)):
-        turns = _turns(path)
+        try:
+            turns = _turns(path)
+        except UsageError as error:
+            found.append({"id": path.stem, "turns": 0, "begins": f"damaged: {error}"})
+            continue
         first = turns[0].user if turns else ""
         found.append({"id": path.stem, "turns": len(turns), "begins": first})
     return found
 
 
 def _files(run: Path) -> list[Path]:
-    return sorted((run / FOLDER).glob("*.jsonl"))
+    return sorted(path for path in (run / FOLDER).glob("*.jsonl") if path.is_file())
 
 
 def _turns(path: Path) -> list[Turn]:
     """The whole lines of a file: a last one that a kill cut short is left out.
 
     Raises:
-        UsageError: another line is no turn.
+        UsageError: another line is no turn, or the file cannot be read.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     turns: list[Turn] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            turns.append(Turn(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            turns.append(TURN.validate_json(line))
+        except ValidationError as error:
             if number == len(lines):
                 break
-            raise UsageError(f"{path}, line {number}: not a turn ({error})") from error
+            first = error.errors()[0]
+            why = ": ".join([*map(str, first["loc"]), first["msg"]])
+            raise UsageError(
+                f"{path}, line {number}: not a turn ({why}); remove the line, and the others are "
+                "kept"
+            ) from error
     return turns
+
+
+def _cut_to_whole_lines(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)

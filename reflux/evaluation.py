@@ -1,8 +1,10 @@
 """`reflux eval`: any systems on any questions, side by side."""
 
+import asyncio
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +16,7 @@ from agents.errors import UsageError
 from agents.purse import Price
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.exam import Exam, FileExam, Marker, TaskExam
+from graphs.own_threads import OwnThreads
 from graphs.question_file import read_questions
 from graphs.results import Results, results
 from graphs.sitting import Hall, Heard, Sitting
@@ -31,6 +34,8 @@ from reflux.tasks import task_named
 
 LEVEL, LIMIT, HIGHEST = 3, 200, 1000
 """Of a task: level and number of questions where none is named, and the highest level."""
+MOST = 100_000
+"""Questions of a task: more would be drawn for minutes before the first is asked."""
 ALONE = ("model", "plain")
 """Overseers that wait for nobody."""
 
@@ -108,7 +113,7 @@ def evaluate_systems(
     ] = "direct,amplified",
     model: Model = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="Of questions and samples; may be repeated.")
+        list[int] | None, typer.Option(help="Of questions and samples; may be repeated.", min=0)
     ] = None,
     overseer: Annotated[str, typer.Option(help="H of a file's questions: model or plain.")] = "",
     depth: Depth = 1,
@@ -139,13 +144,16 @@ def evaluate_systems(
             raise UsageError(
                 "--score, --overseer and --max-tokens are for --data: a task brings its own"
             )
+        if limit is not None and limit > MOST:
+            raise UsageError(f"--limit {limit} is more than the {MOST} questions of a task at most")
         name = task_of(folder, task)
         exam: Exam = TaskExam(task_named(name), level or LEVEL, limit or LIMIT)
         source: dict[str, Any] = {"task": name, "level": level or LEVEL}
     else:
         if task or level:
             raise UsageError("--data brings its own questions: leave --task and --level out")
-        exam = _file_exam(data, score or "normalised", limit)
+        with redirect_stdout(sys.stderr):
+            exam = _file_exam(data, score or "normalised", limit)
         settings = replace(
             settings,
             overseer=_overseer(overseer),
@@ -158,7 +166,9 @@ def evaluate_systems(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Before anything is asked that it could not hold.
     plan = Plan(exam, keys, seeds, settings, prices, source, out)
-    found = run_async(_evaluate(folder, plan, model, configured(read_serve_config(config))))
+    endpoints = configured(read_serve_config(config))
+    with redirect_stdout(sys.stderr):  # What graphs and scorers of the user's print is no result.
+        found = run_async(_evaluate(folder, plan, model, endpoints))
     if as_json:
         emit(source | found.to_json())
         return
@@ -217,6 +227,8 @@ def _prices(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
 async def _evaluate(
     folder: RunFolder, plan: Plan, model: str | None, endpoints: Mapping[str, Endpoint]
 ) -> Results:
+    # Graphs of the user's may block, and for ever.
+    asyncio.get_running_loop().set_default_executor(OwnThreads())
     x_given = model if asks_x(plan.keys) else model or "base"
     opened, x = open_run(folder, x_given, batch_config(folder), endpoints)
     async with opened, AsyncExitStack() as stack:

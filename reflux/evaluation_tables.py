@@ -13,7 +13,7 @@ from reflux.show import escape
 
 WORDS = ("system", "systems", "model", "how questions ended")
 """Columns that may take several lines."""
-NO_WIDTH = "An interval without width: no question told the two apart, so it says nothing."
+NO_WIDTH = "An interval without width says nothing: all questions told the same of the two."
 MEANT = (
     "known: of these calls, answered before and kept; seconds: the sum of the models' latencies, "
     "which overlap."

@@ -29,7 +29,7 @@ from graphs.voting import Variant, VotePolicy
 from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
 from reflux.overseers import OVERSEERS, overseer_named
 from reflux.persons import CHOICES, converse, form_view, step_of
-from reflux.show import counted, ended, escape, tree_view
+from reflux.show import answer_line, counted, ended, tree_view
 from reflux.tasks import task_named
 from reflux.tools import open_tools
 
@@ -231,14 +231,12 @@ def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
     else:
         OUT.print(tree_view(told.tree))
         spent, answer = outcome["spent"], outcome["answer"]
-        OUT.print(
-            f"\n[bold]{escape(answer) if answer is not None else 'no answer'}[/]   "
+        about = (
             f"{outcome['status']}, H = {told.how.overseer}, X = {told.how.model}, "
             f"{counted(spent['calls'], 'call')}, {spent['tokens']} tokens, "
-            f"trajectory {told.trajectory}",
-            soft_wrap=True,
-            highlight=False,
+            f"trajectory {told.trajectory}"
         )
+        OUT.print(answer_line(answer, about), soft_wrap=True, highlight=False)
     if outcome is not None and outcome["status"] != "ok":
         raise RefluxError(
             f"no accepted answer ({ended(outcome)}); allow more --calls, --tokens or --seconds, or "

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from agents.errors import UsageError
+
 QUIET_SECONDS = 20.0
 """In a log, the least time between two lines of one stage; REFLUX_PROGRESS_SECONDS sets another."""
 
@@ -26,18 +28,19 @@ class ProgressView:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._bars = Progress(
-            TextColumn("{task.description:<34}"),
+            # Names of models and systems are the user's: no markup.
+            TextColumn("{task.description:<34}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
-        self._quiet = float(os.environ.get("REFLUX_PROGRESS_SECONDS") or QUIET_SECONDS)
+        self._quiet = _quiet_seconds()
 
     def __enter__(self) -> "ProgressView":
         self._bars.start()
@@ -69,3 +72,11 @@ class ProgressView:
         self._said[what] = now
         sys.stderr.write(f"{what}: {done}/{total} {detail}".rstrip() + "\n")
         sys.stderr.flush()
+
+
+def _quiet_seconds() -> float:
+    given = os.environ.get("REFLUX_PROGRESS_SECONDS") or str(QUIET_SECONDS)
+    try:
+        return float(given)
+    except ValueError as error:
+        raise UsageError(f"REFLUX_PROGRESS_SECONDS is {given!r}; give it a number") from error

@@ -10,15 +10,16 @@ from rich.table import Table
 
 from agents.errors import RefluxError, UsageError
 from finetune.run_folder import OpenRun, RunFolder
-from graphs.review import WHYS, Item, Why, find_item, page, queue
+from graphs.review import WHYS, Item, Why, find_item, page, queue, state_of
+from graphs.revision import NEWEST, first_of
 from graphs.traces import TraceStore
 from graphs.tree import load_tree
-from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
+from reflux.app import ERR, MOST, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
 from reflux.ask import open_run
 from reflux.keys import read_key, read_line
 from reflux.persons import proposal_text
 from reflux.reviewing import Acted, approve, comment_on, edit, put, reject
-from reflux.show import escape, plain, tree_view
+from reflux.show import begun_hint, escape, plain, tree_view
 
 KEYS = "a approve · e edit · g ask again · r reject · c comment · s skip · q quit"
 
@@ -40,7 +41,7 @@ def review(
     why: Annotated[
         str | None, typer.Option("--why", help="Only escalated, disputed or audit.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Items of the list.", min=1)] = 20,
+    limit: Annotated[int, typer.Option(help="Items of the list.", min=1, max=MOST)] = 20,
     as_json: Json = False,
 ) -> None:
     """Judge what waits for a person, is in dispute, or was drawn by chance."""
@@ -53,6 +54,8 @@ def review(
             return
         if item is None or item == "list":
             _list(queue(store, limit, whys), as_json)
+            if not as_json:
+                _tell_cut_off(folder, store)
             return
         chosen = {"a": approved, "r": rejected, "e": answer is not None, "g": again}
         keys = [key for key, is_chosen in chosen.items() if is_chosen]
@@ -129,6 +132,7 @@ def _one_by_one(folder: RunFolder, store: TraceStore, items: Iterable[Item]) -> 
     judged = 0
     for item in items:
         OUT.print(item_view(store, item))
+        shown = state_of(store, item)
         while True:
             key = read_key(KEYS)
             if key == "q":
@@ -144,15 +148,29 @@ def _one_by_one(folder: RunFolder, store: TraceStore, items: Iterable[Item]) -> 
                 continue
             answer, comment = (words, "") if key == "e" else ("", words)
             try:
+                if (now := state_of(store, item)) != shown:
+                    item, shown = find_item(store, f"{first_of(item.trajectory)}{item.path}"), now
+                    ERR.print("somebody was here meanwhile; it is now as follows", highlight=False)
+                    OUT.print(item_view(store, item))
+                    continue
                 acted = run_async(_act(folder, store, item, key, answer, comment))
             except RefluxError as error:
-                ERR.print(str(error), highlight=False, markup=False)
+                ERR.print(plain(str(error)), highlight=False)
                 continue
             OUT.print(_line(acted, item), highlight=False)
             judged += key != "c"
             if key != "c":
                 break
     OUT.print(f"nothing else waits for a review; {judged} judged")
+    _tell_cut_off(folder, store)
+
+
+def _tell_cut_off(folder: RunFolder, store: TraceStore) -> None:
+    """Edits whose trees were not recomputed to the end: they count for nothing until then."""
+    rows = store.select(f"SELECT id FROM questions q WHERE revises IS NOT NULL AND {NEWEST}")  # noqa: S608
+    for row in list(rows):
+        if (hint := begun_hint(store, row["id"], folder.path)) is not None:
+            OUT.print(hint, soft_wrap=True, highlight=False)
 
 
 def _all(store: TraceStore, whys: tuple[Why, ...]) -> Iterator[Item]:
@@ -160,7 +178,8 @@ def _all(store: TraceStore, whys: tuple[Why, ...]) -> Iterator[Item]:
     for why in whys:
         start: int | None = None
         while True:
-            items, start = page(store.select, why, 20, start)
+            # One at a time: others may judge meanwhile what would come next.
+            items, start = page(store.select, why, 1, start)
             for item in items:
                 if item.id not in seen:
                     seen.add(item.id)
@@ -182,5 +201,5 @@ def item_view(store: TraceStore, item: Item) -> RenderableType:
     parts += [f"[dim]{escape(item.reason)}[/]", tree_view(node, why=True)]
     if item.path:
         parts.append(f"[dim]for:[/] {escape(tree.question)} → {escape(str(tree.answer))}")
-    title = f"{item.why} · {escape(item.run)} round {item.round} · {item.system}"
+    title = f"{item.why} · {escape(item.run)} round {item.round} · {escape(item.system)}"
     return Panel(Group(*parts), title=title, title_align="left", subtitle=item.id)

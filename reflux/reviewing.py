@@ -74,13 +74,17 @@ def approvable(item: Item) -> str | None:
 
 
 def refuse_empty(answer: str) -> None:
-    """Refuse an edit that puts nothing in.
+    """Refuse an edit that puts nothing in, or what is no text.
 
     Raises:
         UsageError: it does.
     """
     if not answer.strip():
         raise UsageError("an empty answer is none: reject the node instead")
+    try:
+        answer.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("the answer is no Unicode text; write it in UTF-8") from error
 
 
 async def reject(store: TraceStore, item: Item, comment: str = "") -> Acted:

@@ -1,6 +1,8 @@
 """Tables and trees on the terminal."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,7 +12,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from finetune.gates import failed_gates
+from graphs.override import under_way
+from graphs.revision import first_of
 from graphs.state import Outcome
+from graphs.traces import TraceStore
 from graphs.tree import Node
 from reflux.conversation import last_question
 from reflux.plain_text import LINES, printable
@@ -127,7 +132,7 @@ def total_line(tree: Node) -> str:
 
 def _line(node: Node) -> str:
     colour = STATUS_COLOUR.get(node.status, "white")
-    by = f" by {node.answered_by}" if node.answered_by else ""
+    by = f" by {escape(node.answered_by)}" if node.answered_by else ""
     votes = f", {node.votes} votes" if node.votes > 1 else ""
     money = f", {node.money:.3g}" if node.money else ""
     spent = (
@@ -178,3 +183,25 @@ def escape(text: str) -> str:
 def plain(text: str) -> Text:
     """The whole text of a model or user, with its lines: no markup, no control characters."""
     return Text(printable(text, LINES))
+
+
+def answer_line(answer: str | None, about: str) -> Text:
+    """The whole answer, however long, and after it what it took."""
+    shown = Text("\n")
+    shown.append("no answer" if answer is None else printable(answer, LINES), style="bold")
+    return shown.append(f"   {printable(about)}")
+
+
+def begun_hint(store: TraceStore, question_id: str, run: Path) -> Text | None:
+    """How to go on with a person's word whose tree was not recomputed to its end; None where it
+    was, or there is none."""
+    begun = under_way(store, question_id)
+    if begun is None:
+        return None
+    path, answer = begun
+    word = "--again" if answer is None else f"--edit {shlex.quote(answer)}"
+    node = f"{first_of(question_id)}{path}"
+    return plain(
+        f"{question_id} is not recomputed to its end; if nothing works on it any more: "
+        f"reflux review {node} {word} --run {shlex.quote(str(run))}"
+    )

@@ -17,11 +17,11 @@ from graphs.revision import NEWEST, newest
 from graphs.schema import ROOT_ENDED, STOPPED
 from graphs.traces import TraceStore
 from graphs.tree import find_question, load_tree
-from reflux.app import ERR, OUT, RUNS, Json, RunDir, emit, open_existing
+from reflux.app import ERR, MOST, OUT, RUNS, Json, RunDir, emit, open_existing
 from reflux.ask import prices_of
 from reflux.conversation import last_question
 from reflux.distill_source import logged_rows
-from reflux.show import escape, total_line, tree_view
+from reflux.show import begun_hint, escape, total_line, tree_view
 from reflux.tree_page import tree_page
 
 CHARS = 120
@@ -50,7 +50,7 @@ def list_traces(
     status: Annotated[
         str | None, typer.Option(help="ok, rejected, over_budget, failed, stopped")
     ] = None,
-    limit: Annotated[int, typer.Option(help="The newest so many.", min=1)] = 20,
+    limit: Annotated[int, typer.Option(help="The newest so many.", min=1, max=MOST)] = 20,
     as_json: Json = False,
 ) -> None:
     """The newest trajectories."""
@@ -86,7 +86,11 @@ def _by(row: Mapping[str, Any]) -> str:
 
 
 def _status(row: Mapping[str, Any]) -> str:
-    return row["status"] or ("waits for a person" if row["waits"] else "running")
+    if row["status"]:
+        return row["status"]
+    if row["waits"]:
+        return "waits for a person"
+    return "recomputing" if "~" in row["id"] else "running"
 
 
 @traces.command("show")
@@ -102,6 +106,7 @@ def show_trace(
         shown, _ = find_question(store, trajectory)
         tree = load_tree(store, shown, prices_of(folder))
         last = newest(store, shown)
+        begun = begun_hint(store, shown, run)
     finally:
         store.close()
     if as_json:
@@ -111,6 +116,8 @@ def show_trace(
     OUT.print(total_line(tree), highlight=False)
     if last != shown:
         OUT.print(f"edited since: reflux traces show {last}", highlight=False)
+    elif begun is not None:
+        OUT.print(begun, soft_wrap=True, highlight=False)
 
 
 @traces.command("page")
@@ -124,6 +131,7 @@ def page_of_trace(
     folder = open_existing(run)
     store = TraceStore(folder.traces_path)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, tree_page(store, trajectory, prices_of(folder)))
     finally:
         store.close()

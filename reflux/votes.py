@@ -1,6 +1,7 @@
 """`reflux plan`: how many votes a reliability takes, and what they cost."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from agents.errors import RefluxError, UsageError
 from finetune.rounds_config import RoundsConfig
 from finetune.run_folder import RunFolder
 from graphs.correlation import Votes, correlation
-from graphs.plan import Plan, plan, walk
+from graphs.plan import MOST_LEAD, Plan, plan, walk
 from graphs.state import AmplifyContext, Limits
 from graphs.statistics import wilson
 from graphs.stopping import AheadBy
@@ -55,7 +56,10 @@ def plan_votes(
     ] = None,
     system: Annotated[str, typer.Option(help="Of the run: whose votes count.")] = "amplified",
     probe: Annotated[
-        int, typer.Option(help="Ask so many held-out questions anew, with 4 votes each.", min=0)
+        int,
+        typer.Option(
+            help="Ask so many held-out questions anew, with 4 votes each.", min=0, max=100_000
+        ),
     ] = 0,
     level: Annotated[
         int | None,
@@ -68,7 +72,11 @@ def plan_votes(
 ) -> None:
     """How many votes a target reliability takes: predicted error, votes and price, and beside them
     what was observed."""
+    if not price < math.inf:
+        raise UsageError(f"--price {price} is none; name what a million tokens cost")
     found: dict[str, Any] = {}
+    if run is None and (probe or level):
+        raise UsageError("--probe and --level need a --run, whose agent is asked; name one")
     if run is not None:
         found = run_async(_measured(run, system, task, model, probe, level))
     elif accuracy is None:
@@ -171,7 +179,10 @@ async def _probed(
     seed = config.seed if config else 0
     questions = task.sample(probe, level, "held_out", seed + 2)
     if len(questions) < 2:
-        raise UsageError(f"{task.name} has no held-out questions at level {level}; name another")
+        raise UsageError(
+            f"a probe needs 2 questions or more: --probe {probe} draws {len(questions)} held-out "
+            f"ones of {task.name} at level {level}; ask more, or name another level"
+        )
     opened, x = open_run(folder, model, batch_config(folder))
     # With the lead as large as the limit, all votes are asked in one wave.
     policy = VotePolicy(sure=None, rule=AheadBy(PROBE_VOTES, PROBE_VOTES))
@@ -269,7 +280,8 @@ def _planned(made: Plan, price_of: dict[str, Any], price: float) -> Sequence[tup
         ("votes of one answer", f"{made.votes_per_step:.2f}"),
         ("votes in all", f"{made.votes:,.0f}"),
     ]
-    if made.lead > 1:  # The first vote decides where a lead of one is enough.
+    # The first vote decides where a lead of one is enough; a very long walk is not walked.
+    if 1 < made.lead <= MOST_LEAD:
         most = 4 * made.lead + 3
         capped = walk(made.lead, most, made.accuracy)
         lines.append(

@@ -61,6 +61,12 @@ def begin(
     return Running(process, folder)
 
 
+def piped(path: Path) -> None:
+    """Have the command read a file, or a pipe, whatever its bytes are: a `before` of `begin`."""
+    os.dup2(os.open(path, os.O_RDONLY), 0)
+    sys.stdin = os.fdopen(0, closefd=False)
+
+
 def _main(
     words: list[str], folder: Path, env: dict[str, str], before: Callable[[], None] | None
 ) -> None:

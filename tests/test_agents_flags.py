@@ -1,5 +1,7 @@
 """Red flags: each rule by what it discards and what it lets pass."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,3 +60,32 @@ def test_repetitions_are_counted_as_by_hand(words: list[str]) -> None:
 def test_a_pattern_that_is_no_regular_expression_is_refused_at_once() -> None:
     with pytest.raises(UsageError, match=r"the pattern '\(' is no regular expression"):
         RedFlags(pattern="(")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"longest": 0}, "flags.longest is 0; it must be at least 1"),
+        ({"repeats": 0}, "flags.repeats is 0; it must be at least 1"),
+        ({"hedges": ("not sure", " ")}, "an empty phrase, which every reply has"),
+    ],
+)
+def test_a_rule_that_every_reply_breaks_is_refused(settings: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        RedFlags(**settings)
+
+
+def test_a_pattern_that_would_take_for_ever_is_an_error_and_no_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agents.flags.PATIENCE", 0.2)
+    flags = RedFlags(pattern=r"(a|aa)+b", longest=100)
+    with pytest.raises(UsageError, match=r"'\(a\|aa\)\+b' has not matched a reply of 60 char"):
+        flags.of(Completion("a" * 60))
+    assert flags.of(Completion("a" * 200)) == "longest"  # The pattern is not even looked at.
+    assert flags.of(Completion("aaab")) == ""
+
+
+def test_replies_of_a_megabyte_are_looked_at() -> None:
+    flags = RedFlags(pattern=r"\w+( \w+)*", hedges=("not sure",), repeats=3)
+    assert flags.of(Completion("word " * 200_000)) == "repeats"

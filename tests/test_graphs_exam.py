@@ -1,6 +1,7 @@
 """Exams: questions of a file or a task, and what may be marked."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ def boom(*_: str) -> bool:
         (lambda *_: None, "says None"),
         (lambda *_: "yes", "says 'yes'"),
         (lambda q, a: True, "TypeError"),
+        (lambda *_: sys.exit(0), "SystemExit: 0"),
     ],
 )
 def test_a_scorer_that_fails_or_says_nonsense_is_an_error_and_no_wrong_answer(
@@ -223,3 +225,17 @@ def test_a_tasks_scorer_that_fails_is_an_error() -> None:
     exam = TaskExam(Broken(), 2, 5)
     with pytest.raises(RefluxError, match=r"the scorer 'addition' failed .* out of order"):
         exam.right(exam.questions(1)[0], "1")
+
+
+def test_a_scorer_never_sees_the_answer_that_is_missing() -> None:
+    exam = FileExam(asked(("a", "1")), "mine:f", lambda q, answer, truth: int(answer) == int(truth))
+    assert exam.part_right("a", None) is False
+    assert exam.part_right("another", None) is None
+    assert TaskExam(Addition(), 2, 5).part_right("21+43=", None) in (False, None)
+    assert TaskExam(Addition(), 2, 5).part_right("what is love?", None) is None
+
+
+def test_questions_that_differ_in_a_sign_alone_are_two() -> None:
+    exam = FileExam(asked(("3 + 2?", "5"), ("3 - 2?", "1")), "exact")
+    assert exam.same_question("3 + 2?") != exam.same_question("3 - 2?")
+    assert exam.same_question("3 + 2?") == exam.same_question(" 3 +\n2? ")

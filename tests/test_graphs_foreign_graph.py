@@ -1,7 +1,9 @@
 """Graphs that are not ours: how they are found, asked, recorded, and what they may get wrong."""
 
+import asyncio
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,6 +21,7 @@ from graphs.calls import Caller
 from graphs.confidence import confidence
 from graphs.exam import FileExam
 from graphs.foreign_graph import ForeignGraph, Loaded, load_graph
+from graphs.own_threads import OwnThreads
 from graphs.question_file import QuestionFile, Row
 from graphs.sitting import Entrant, Hall
 from graphs.state import AmplifyContext, Limits
@@ -152,14 +155,43 @@ async def test_a_graph_that_waits_for_a_person_fails(store: TraceStore) -> None:
 
 
 async def test_a_graph_that_takes_too_long_fails(store: TraceStore) -> None:
-    import asyncio
-
     async def node(state: Asking) -> Asking:
         await asyncio.sleep(60)
         return {"answer": "late"}
 
     outcome = await answer(store, one_node(node), limits=Limits(seconds=0.05))
     assert (outcome["status"], outcome["error"]) == ("failed", "no answer in 0.05 s")
+
+
+class Odd(BaseException):
+    """No Exception, as pytest's own outcomes are none."""
+
+
+@pytest.mark.parametrize("raised", [Odd("odd"), asyncio.CancelledError()])
+async def test_whatever_a_graph_raises_is_a_missing_answer(
+    store: TraceStore, raised: BaseException
+) -> None:
+    async def ask(question: str) -> str:
+        raise raised
+
+    outcome = await answer(store, RunnableLambda(ask))
+    assert (outcome["status"], outcome["answer"]) == ("failed", None)
+    assert type(raised).__name__ in (outcome["error"] or "")
+
+
+async def test_blocking_graphs_do_not_wait_for_one_another(store: TraceStore) -> None:
+    """More of them than a pool of threads has: each one's seconds are its own."""
+    asyncio.get_running_loop().set_default_executor(OwnThreads())
+    all_there = threading.Barrier(40)
+
+    def node(state: Asking) -> Asking:
+        all_there.wait(60)
+        return {"answer": "x"}
+
+    system = foreign(store, one_node(node), limits=Limits(seconds=60))
+    questions = [f"q{number}" for number in range(40)]
+    outcomes = await answer_all(system, ASKED, questions, together=40)
+    assert [outcome["status"] for outcome in outcomes] == ["ok"] * 40
 
 
 def hall(*questions: str) -> Hall:
@@ -223,6 +255,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "    ask = staticmethod(lambda question: question + '?')\n"
     )
     (tmp_path / "broken_of_test.py").write_text("1 / 0\n")
+    (tmp_path / "ending_of_test.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "empty_of_test.py").write_text(
+        "from langgraph.graph import StateGraph\n"
+        "graph = StateGraph(dict)\n"
+        "class Odd:\n"
+        "    def __getattr__(self, name):\n"
+        "        raise RuntimeError('odd')\n"
+        "odd = Odd()\n"
+    )
     (tmp_path / "lacking_of_test.py").write_text("import not_installed_of_test\n")
     yield tmp_path
     for name in set(sys.modules) - known:
@@ -255,6 +296,11 @@ def test_another_file_under_the_same_name_has_another_digest(folder: Path) -> No
         ("mine_of_test:number", UsageError, "is of type int; it must be a LangGraph graph"),
         (":graph", UsageError, "names no object"),
         ("broken_of_test:graph", RefluxError, "ZeroDivisionError"),
+        ("ending_of_test:graph", RefluxError, "ends the program when it is imported: sys.exit(0)"),
+        ("ending_of_test.py:graph", RefluxError, "ends the program when it is imported"),
+        ("empty_of_test:graph", UsageError, "cannot be compiled: ValueError"),
+        ("empty_of_test:odd.graph", RefluxError, "RuntimeError('odd')"),
+        ("..of_test:graph", UsageError, "write it from the top"),
         ("lacking_of_test:graph", MissingError, "needs not_installed_of_test"),
     ],
 )

@@ -18,12 +18,14 @@ from agents.errors import UsageError
 from agents.overseer import PASS
 from agents.scripted import ScriptedClient
 from agents.types import Answer, Ask, Exchange, Step, SubQuestion
-from graphs.override import override
+from graphs.override import override, revise, under_way
+from graphs.review import find_item, state_of
 from graphs.revision import Override, newest, overrides_of
 from graphs.state import AmplifyContext, Outcome
 from graphs.systems import Amplified, Direct, answer_all
 from graphs.traces import TraceStore
 from graphs.tree import Node, load_tree
+from graphs.verdicts import judge
 
 Q = ASKED.question_id("root")
 
@@ -299,3 +301,35 @@ def test_words_are_read_back_as_they_were_put_in(tmp_path: Path) -> None:
     store = TraceStore(tmp_path / "t.db")
     assert overrides_of(store, "nothing") == {}
     store.close()
+
+
+async def test_a_word_that_comes_while_a_revision_is_recomputed_is_taken(store: TraceStore) -> None:
+    """The revision has not come to the node yet: it is found in the one before."""
+    client = ScriptedClient(echo)
+    context = await asked(store, client, asking("x", "y"), votes=ONE_VOTE)
+    begun = await revise(store, Q, "/0.0.0", "ex")
+    assert begun == f"{Q}~1"
+    assert under_way(store, begun) == ("/0.0.0", "ex")
+    second = await override(context, Q, "/0.0.1", "why")
+    assert second.id == f"{Q}~2"
+    assert second.outcome is not None and second.outcome["answer"] == "ex+why"
+    assert client.requests == []
+    assert under_way(store, second.id) is None
+    with pytest.raises(UsageError, match=r"has no node '/9\.9\.9'"):
+        await revise(store, Q, "/9.9.9", "what")
+
+
+async def test_what_a_node_is_judged_by_changes_with_every_word_of_others(
+    store: TraceStore,
+) -> None:
+    context = await asked(store, ScriptedClient(echo), asking("x", "y"), votes=ONE_VOTE)
+    item = find_item(store, f"{Q}/0.0.0")
+    states = [state_of(store, item)]
+    await judge(store, item, True)
+    states.append(state_of(store, item))
+    await override(context, Q, "/0.0.1", "why")
+    states.append(state_of(store, item))
+    await override(context, Q, "/0.0.0", "ex")
+    states.append(state_of(store, item))
+    assert state_of(store, item) == states[-1]
+    assert len(set(states)) == 4

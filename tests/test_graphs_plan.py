@@ -94,6 +94,7 @@ def test_tiny_correlations_meet_none() -> None:
         ((1.0, 10, 0.9), "between 0 and 1"),
         ((0.99, 0, 0.9), "at least 1"),
         ((0.99, 10, 0.9, 1.5), "0 to 1"),
+        ((0.99, 10**400, 0.9), "401 digits"),
         ((0.99, 100, 0.9, 0.3), "voting cannot help"),
         ((0.99, 100, 0.9, 1.0), "voting cannot help"),
     ],
@@ -127,3 +128,30 @@ def test_later_votes_of_questions_that_have_more_do_not_count() -> None:
 def test_one_vote_each_tells_of_no_correlation() -> None:
     with pytest.raises(UsageError, match="at least 2"):
         correlation([[True], [False]])
+
+
+@given(
+    st.floats(0, 1), st.integers(1, 10**18), st.floats(0.5, 1),
+    st.sampled_from([0.0, 5e-324, 1e-308, 1e-100, 1e-13, 1e-9, 0.01, 0.5, 1 - 1e-16, 1.0]),
+)  # fmt: skip
+def test_whatever_is_given_there_is_a_plan_or_a_reason(
+    target: float, steps: int, p: float, shared: float
+) -> None:
+    try:
+        made = plan(target, steps, p, shared)
+    except UsageError:
+        return
+    assert made.lead >= 1
+    assert made.success >= target - 1e-9
+    assert made.votes_per_step >= 1 - 1e-9
+
+
+def test_a_target_below_what_one_vote_reaches_takes_one_vote() -> None:
+    assert votes_needed(1e-20, 1, 0.9) == 1
+    assert votes_needed(0.5, 1, 0.9) == 1
+
+
+def test_near_an_even_chance_a_long_walk_is_not_taken_for_a_fair_one() -> None:
+    p, k = 0.5000001, 10_000_000
+    assert expected_votes(k, p) == pytest.approx(k * (1 - 2 * step_error(k, p)) / (2 * p - 1))
+    assert expected_votes(3, 0.5) == 9

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from itertools import product
-from math import comb
+from math import comb, erfc
 
 import numpy as np
 import pytest
@@ -211,3 +211,11 @@ def test_answers_of_unknown_confidence_are_counted_and_left_out() -> None:
     assert found is not None
     assert (found.n, found.unknown, found.brier, found.ece) == (1, 2, 0.0, 0.0)
     assert calibration([(None, True)]) is None
+
+
+def test_the_test_of_very_many_questions_ends() -> None:
+    n = 60_000
+    assert mcnemar(n // 2, n // 2) == 1.0
+    # By the normal distribution, with the correction for continuity.
+    z = (1_000 - 1) / n**0.5
+    assert mcnemar(n // 2 - 500, n // 2 + 500) == pytest.approx(erfc(z / 2**0.5), rel=1e-3)

@@ -289,8 +289,9 @@ def test_a_full_disk_is_told_whatever_file_it_hits(folder: Path, tmp_path: Path)
     refuses(1, "free some space", *SUM, "--run", str(folder), before=small)  # traces.db, grown.
     resume = ("run", "--resume", "--run", str(folder))
     for name in ("report.json", "report.png"):
-        (folder / f".{name}.tmp").symlink_to("/dev/full")
+        (folder / name).symlink_to("/dev/full")
         refuses(1, "free some space", *resume)
+        (folder / name).unlink()
     ended = reflux(*resume, "--json")
     assert ended.code == 0, ended.stderr
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
@@ -299,7 +300,7 @@ def test_a_full_disk_is_told_whatever_file_it_hits(folder: Path, tmp_path: Path)
     # Enough to open the trajectories, too little for the stages of a run.
     refuses(1, "checkpoints.db cannot be written", *resume, before=no_big_files(33_000))
     rows = tmp_path / "rows.jsonl"
-    (tmp_path / ".rows.jsonl.tmp").symlink_to("/dev/full")
+    rows.symlink_to("/dev/full")
     refuses(1, "free some space", "traces", "export", str(rows), "--run", str(folder))
 
 
@@ -470,3 +471,32 @@ def test_a_fresh_demo_deletes_a_run_and_nothing_else(recorded: Path, tmp_path: P
     (folder / "notes.txt").write_text("mine")
     clear(RunFolder(folder))
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("traces", "show", "\udcff"),
+        ("traces", "list", "--system", "\udcff"),
+        ("eval", "--model", "\udcff"),
+        ("ask", "1+1", "--run", "r\udcff"),
+    ],
+)
+def test_an_argument_that_is_no_text_is_named(words: tuple[str, ...]) -> None:
+    refuses(2, "\\udcff' is not UTF-8", *words)
+
+
+def test_what_an_endpoint_says_of_itself_reaches_no_terminal_as_it_is(
+    httpserver: HTTPServer, tmp_path: Path
+) -> None:
+    body = json.dumps({"error": {"message": "\x1b]0;mine\x07\x1b[2Jno"}})
+    httpserver.expect_request("/v1/chat/completions").respond_with_data(body, status=400)
+    env = {"OPENAI_BASE_URL": httpserver.url_for("/v1"), "REFLUX_RETRIES": "0"}
+    words = ("--overseer", "plain", "--model", "m", "--run", str(tmp_path / "r"))
+    for ended in (
+        reflux("ask", "what?", *words, env=env),
+        begin(["chat", *words], env, typed="what?\n").wait(),
+    ):
+        assert ended.code == 3, ended.stderr
+        assert "[2Jno" in ended.stderr
+        assert "\x1b" not in ended.stderr + ended.stdout

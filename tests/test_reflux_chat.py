@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commanding import Ended, Running, begin
+from commanding import Ended, Running, begin, piped
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from agents.errors import UsageError
 from finetune.run_folder import RunFolder
 from graphs.search import Wanted, search
 from reflux.conversation import last_question
-from reflux.conversations import TOLD, Conversation, Turn, resume
+from reflux.conversations import TOLD, Conversation, Turn, listed, resume
 
 PLAIN = ("--overseer", "plain")
 
@@ -136,11 +137,14 @@ def test_what_is_wrong_with_one_line_does_not_end_the_others(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
     typed = (
-        "/nothing\n/budget tokens lots\n/budget calls 0\none\n/budget calls 9\ntwo\n/quit\nthree\n"
+        "/nothing\n/budget tokens lots\n/budget depth 17\n/budget max_tokens 0\n"
+        "/budget calls 0\none\n/budget calls 9\ntwo\n/quit\nthree\n"
     )
     ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
     assert "there is no /nothing; /help names the commands" in ended.stderr
     assert "tokens must be a number from 0 up, not 'lots'" in ended.stderr
+    assert "depth must be a number from 0 to 16, not '17'" in ended.stderr
+    assert "max_tokens must be a number from 1 up, not '0'" in ended.stderr
     assert "no accepted answer (over_budget)" in ended.stdout
     assert ended.stdout.rstrip().endswith("TWO")
     assert ended.code == 1
@@ -238,6 +242,122 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     with kept.path.open("a") as file:
         file.write('{"user": "tw')
     assert [turn.user for turn in resume(tmp_path, "1").turns] == ["one"]
+
+
+def test_what_follows_a_line_that_was_cut_short_is_kept(tmp_path: Path) -> None:
+    kept = Conversation(tmp_path / "conversations" / "1.jsonl")
+    kept.add(Turn("one", "ONE", "ok", "t", "plain", "m"))
+    with kept.path.open("a") as file:
+        file.write('{"user": "tw')  # A kill, or a full disk.
+    for text in ("two", "three"):
+        resume(tmp_path, "1").add(Turn(text, text.upper(), "ok", "t", "plain", "m"))
+    assert [turn.user for turn in resume(tmp_path, "1").turns] == ["one", "two", "three"]
+
+
+def test_two_chats_on_one_conversation_lose_no_turn(tmp_path: Path) -> None:
+    path = tmp_path / "conversations" / "1.jsonl"
+    long = "word " * 50_000
+
+    def talk(name: str) -> None:
+        mine = Conversation(path)
+        for number in range(20):
+            mine.add(Turn(f"{name} {number}", long, "ok", "t", "plain", "m"))
+
+    talkers = [threading.Thread(target=talk, args=(name,)) for name in "abcd"]
+    for talker in talkers:
+        talker.start()
+    for talker in talkers:
+        talker.join()
+    said = {turn.user for turn in resume(tmp_path, "1").turns}
+    assert said == {f"{name} {number}" for name in "abcd" for number in range(20)}
+
+
+TURN = (
+    '{"user": "a", "answer": "b", "status": "ok", "trajectory": "t", "overseer": "h", "model": "m"'
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"\xff\xfe\n", "line 1: not a turn"),
+        (b"[]\n", "line 1: not a turn (Input should be an object)"),
+        (TURN.encode() + b"}\n\0\0\n", "line 2: not a turn (Invalid JSON"),
+        (TURN.replace('"a"', "5").encode() + b"}\n", "line 1: not a turn (user: Input should be"),
+        (TURN.replace('"a"', '"\\ud800"').encode() + b"}\n", "line 1: not a turn"),
+        (b'{"user": "a"}\n', "not a turn (answer: Field required); remove the line"),
+    ],
+)
+def test_a_damaged_conversation_is_told_and_hides_no_other(
+    tmp_path: Path, body: bytes, says: str
+) -> None:
+    sound = Conversation(tmp_path / "conversations" / "2.jsonl")
+    sound.add(Turn("one", "ONE", "ok", "t", "plain", "m"))
+    damaged = sound.path.with_name("1.jsonl")
+    damaged.write_bytes(body)
+    sound.path.with_name("3.jsonl").mkdir()
+    with pytest.raises(UsageError) as told:
+        resume(tmp_path, "1")
+    assert says in str(told.value)
+    first, second = listed(tmp_path)
+    assert (first["id"], first["begins"]) == ("2", "one")
+    assert says in second["begins"]
+    assert resume(tmp_path, "last").id == "2"
+
+
+def test_a_turn_of_a_later_version_is_read_as_far_as_it_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "conversations" / "1.jsonl"
+    path.parent.mkdir()
+    path.write_text(TURN + ', "mood": "good"}\n')
+    (turn,) = resume(tmp_path, "1").turns
+    assert (turn.user, turn.answer, turn.calls) == ("a", "b", 0)
+
+
+def test_a_line_that_is_no_text_ends_no_other(endpoint: Endpoint, tmp_path: Path) -> None:
+    typed = tmp_path / "typed"
+    typed.write_bytes(b"one\nt\xffwo\nthree\n")
+    words = ["chat", "--run", str(tmp_path / "run"), "--model", "m", *PLAIN]
+    ended = begin(words, env(endpoint), partial(piped, typed)).wait()
+    assert ended.code == 1
+    assert (endpoint.asked[0], len(endpoint.asked)) == ("one", 2)
+    assert "no Unicode text" in ended.stderr
+    assert "1 of 3 questions" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_where_a_conversation_cannot_be_saved_it_goes_on(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    odd = ["/proc/nowhere/x", "/", ".", "~nobody-of-this-name/x", "a\0b", f"{tmp_path}/f/x"]
+    (tmp_path / "f").write_text("a file")
+    typed = "".join(f"/save {path}\n" for path in odd)
+    ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=f"one\n{typed}two\n")
+    assert "Traceback" not in ended.stderr
+    assert "ONE" in ended.stdout
+    assert endpoint.asked[-1].endswith("two")
+    assert "6 of 8 questions" in ended.stderr
+
+
+def test_names_with_markup_are_shown_as_they_are(endpoint: Endpoint, tmp_path: Path) -> None:
+    typed = "/model [/x]\none\n/tree\n/why\n/model\n"
+    ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
+    assert ended.code == 0, ended.stderr
+    assert ended.stdout.count("X = [/x]") == 2
+    assert ended.stdout.count("one → ONE by [/x]") == 2
+    run = ["--run", str(tmp_path / "run"), "--model", "[/x]"]
+    asked = begin(["ask", "two", "--overseer", "plain", *run], env(endpoint)).wait()
+    assert asked.code == 0, asked.stderr
+    assert "X = [/x]" in asked.stdout
+    trajectory = asked.stdout.split()[-1]
+    shown = begin(["traces", "show", trajectory, *run[:2]], env(endpoint)).wait()
+    assert "two → TWO by [/x]" in shown.stdout
+
+
+def test_a_long_answer_is_told_to_its_end(endpoint: Endpoint, tmp_path: Path) -> None:
+    words = ["ask", "word " * 200 + "end", "--overseer", "plain", "--model", "m"]
+    ended = begin([*words, "--run", str(tmp_path / "run")], env(endpoint)).wait()
+    assert ended.code == 0, ended.stderr
+    assert "WORD END   ok, H = plain" in ended.stdout
 
 
 # At a terminal.

@@ -360,6 +360,12 @@ def folder(tmp_path: Path) -> Path:
         "number = 7\n"
         "def graph(question):\n    return {'answer': {'a': '1', 'b': '3'}[question]}\n"
         "def ill(question):\n    raise ValueError('ill')\n"
+        "def halves(question):\n    return {'answer': {'a': '1'}[question]}\n"
+        "def whole(question, answer, truth):\n    return int(answer) == int(truth)\n"
+        "def ends(*_):\n    raise SystemExit(0)\n"
+        "def loud(question):\n    print('hello')\n    return '1'\n"
+        "def blocks(question):\n    time.sleep(0 if question == 'a' else 600)\n    return '1'\n"
+        "import time\n"
     )
     (tmp_path / "lacking_for_eval.py").write_text("import not_installed_for_eval\n")
     (tmp_path / "file").write_text("mine")
@@ -473,6 +479,11 @@ def test_a_scorer_that_fails_in_the_end_loses_no_answer(
         ((*DATA, "--systems", "nowhere:graph"), 2, "there is no module 'nowhere'"),
         ((*DATA, "--systems", "lacking_for_eval:graph"), 3, "needs not_installed_for_eval"),
         ((*DATA, "--systems", "mine_for_eval:ill"), 1, "failed on all 2 questions"),
+        ((*DATA, "--score", "mine_for_eval:ends"), 1, "failed on 'a': SystemExit: 0"),
+        ((*DATA, "--systems", "mine_for_eval:ends"), 1, "called sys.exit(0)"),
+        ((*DATA, "--systems", "mine_for_eval:graph", "--seed", "-1"), 2, "--seed"),
+        (("--task", "addition", "--limit", "100001"), 2, "--limit 100001 is more than"),
+        (("--data", "/dev/null"), 2, "it is a pipe or a device"),
         (("--score", "number"), 2, "are for --data"),
         (("--task", "addition", "--level", "1"), 2, "holds out no question"),
         (("--limit", "0"), 2, "limit"),
@@ -486,3 +497,48 @@ def test_bad_input_gets_one_message_and_its_exit_code(
     assert says in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
+
+
+def test_a_scorer_that_takes_numbers_alone_is_not_shown_an_answer_that_is_missing(
+    folder: Path,
+) -> None:
+    words = (*DATA, "--systems", "mine_for_eval:halves", "--score", "mine_for_eval:whole")
+    ended = reflux(folder, *words, "--json")
+    assert ended.code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["systems"]["mine_for_eval:halves"]["accuracy"] == 0.5
+    assert [level["marked"] for level in found["breakdown"]["mine_for_eval:halves"]] == [2]
+
+
+def test_what_a_graph_prints_is_no_part_of_the_document(folder: Path) -> None:
+    ended = reflux(folder, *DATA, "--systems", "mine_for_eval:loud", "--json")
+    assert ended.code == 0, ended.stderr
+    assert json.loads(ended.stdout)["systems"]["mine_for_eval:loud"]["n"] == 2
+    assert ended.stderr.count("hello") == 2
+
+
+def test_a_graph_that_blocks_for_ever_costs_its_question_and_not_the_evaluation(
+    folder: Path,
+) -> None:
+    words = (*DATA, "--systems", "mine_for_eval:blocks", "--seconds", "1", "--json")
+    run = ("--run", str(folder / "run"))
+    ended = begin(("eval", *words, *run), None, partial(os.chdir, str(folder))).wait(60)
+    assert ended.code == 0, ended.stderr
+    assert json.loads(ended.stdout)["systems"]["mine_for_eval:blocks"]["statuses"] == {
+        "failed": 1, "ok": 1
+    }  # fmt: skip
+
+
+def test_an_interval_without_width_is_told_whoever_won(tmp_path: Path) -> None:
+    def wrong(request: ChatRequest) -> str:
+        whole = len(request.messages[-1][1].split("+")[0]) == 3
+        return "wrong" if whole else sums(request).text
+
+    found, _ = compared(tmp_path / "r", TaskExam(Addition(), 3, 1), ("direct", "amplified"), wrong)
+    assert found.differences[0].ci95 == (1.0, 1.0)
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in tables(found, {"level": 3}):
+        console.print(table)
+    printed = " ".join(console.export_text().split())
+    assert "An interval without width says nothing" in printed
+    assert "no question told the two apart" not in printed

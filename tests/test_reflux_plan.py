@@ -42,6 +42,12 @@ def test_a_lead_of_one_leaves_nothing_undecided_and_names_no_limit() -> None:
     assert "votes.most" not in shown
 
 
+def test_a_lead_too_long_to_be_walked_is_planned_without_a_limit() -> None:
+    shown = begin(["plan", "--accuracy", "0.50000001", "--steps", "9"]).wait(60).stdout
+    assert "first to be ahead by" in shown
+    assert "votes.most" not in shown
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -53,6 +59,9 @@ def test_a_lead_of_one_leaves_nothing_undecided_and_names_no_limit() -> None:
         (["--accuracy", "1", "--steps", "9"], "no vote is needed; give less"),
         (["--accuracy", "0.9", "--price", "2"], "--price needs a --run"),
         (["--run", "nowhere"], "holds no run"),
+        (["--accuracy", "0.9", "--steps", "1" + "0" * 400], "401 digits"),
+        (["--accuracy", "0.9", "--price", "inf"], "--price inf is none"),
+        (["--accuracy", "0.9", "--probe", "9"], "need a --run"),
     ],
 )
 def test_what_cannot_be_planned_is_said_with_a_remedy(words: list[str], says: str) -> None:

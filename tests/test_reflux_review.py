@@ -1,13 +1,19 @@
 """The review queue at the command line: listed, judged by id, or one item after the other."""
 
+import asyncio
 import json
+import os
+import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commanding import Ended, begin
+from commanding import Ended, begin, piped
+from serving import soon
 
 from finetune.run_folder import RunFolder
+from graphs.override import revise
 from graphs.review import queue
 from graphs.revision import newest
 from graphs.tree import load_tree
@@ -130,3 +136,55 @@ def test_bad_input_gets_one_message(folder: Path, words: tuple[str, ...], said: 
 def test_a_node_that_is_not_there_is_named(folder: Path) -> None:
     ended = reflux(folder, "review", "nothing/0.0.0", "--approve")
     assert (ended.code, "no trajectory begins with 'nothing'" in ended.stderr) == (2, True)
+
+
+def test_an_edit_that_was_cut_off_is_told_with_how_to_go_on(answered: tuple[Path, str]) -> None:
+    folder, id = answered
+    store = RunFolder(folder).store()
+    asyncio.run(revise(store, id, "/0.0.0", "it's me"))  # And then nothing.
+    store.close()
+    (row,) = told(reflux(folder, "traces", "list", "--json"))
+    assert (row["id"], row["status"]) == (f"{id}~1", None)
+    assert "recomputing" in reflux(folder, "traces", "list").stdout
+    word = shlex.quote("it's me")
+    hint = f"reflux review {id}/0.0.0 --edit {word} --run {folder}"
+    for words in (("review", "list"), ("review",), ("traces", "show", f"{id}~1")):
+        assert hint in reflux(folder, *words).stdout
+    done = told(reflux(folder, *shlex.split(hint)[1:-2], "--json"))
+    assert done["trajectory"] == f"{id}~1"
+    assert hint not in reflux(folder, "review", "list").stdout
+
+
+def test_what_somebody_else_judged_meanwhile_is_shown_anew(folder: Path, tmp_path: Path) -> None:
+    """One person looks at an item; another answers it, and what the first says then is unheard."""
+    keys = tmp_path / "keys"
+    os.mkfifo(keys)
+    looking = begin(["review", "--run", str(folder)], before=partial(piped, keys))
+    with keys.open("w", buffering=1) as typed:
+        soon(lambda: "What now?" in (looking.folder / "out").read_text())
+        (item,) = told(reflux(folder, "review", "list", "--json"))
+        told(reflux(folder, "review", item["id"], "--edit", "theirs", "--json"))
+        typed.write("e\nmine\n")
+    ended = looking.wait()
+    assert ended.code == 0, ended.stderr
+    assert "somebody was here meanwhile" in ended.stderr
+    assert "What now? → theirs by H" in ended.stdout
+    store = RunFolder(folder).store()
+    assert load_tree(store, newest(store, item["trajectory"])).answer == "theirs"
+    store.close()
+
+
+def test_what_is_no_text_is_no_answer(answered: tuple[Path, str], tmp_path: Path) -> None:
+    folder, id = answered
+    typed = tmp_path / "typed"
+    typed.write_bytes(b"e\nel\xffsewhere\nq\n")
+    ended = begin(["review", id, "--run", str(folder)], before=partial(piped, typed)).wait()
+    assert (ended.code, "no Unicode text" in ended.stderr) == (0, True)
+    assert "0 judged" in ended.stderr
+
+
+def test_a_list_of_any_length_ends(answered: tuple[Path, str]) -> None:
+    folder, _ = answered
+    assert told(reflux(folder, "review", "list", "--limit", "1000000000", "--json")) == []
+    assert reflux(folder, "review", "list", "--limit", "1" + "0" * 30).code == 2
+    assert reflux(folder, "traces", "list", "--limit", "1" + "0" * 30).code == 2
