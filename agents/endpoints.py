@@ -1,6 +1,6 @@
 """Several endpoints behind one client: the model's name says which one answers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,14 @@ class Endpoint:
 
     client: ChatClient
     model: str
+
+
+async def close_clients(clients: Iterable[ChatClient]) -> None:
+    """Close each one that can be closed, once."""
+    for client in {id(client): client for client in clients}.values():
+        close: Any = getattr(client, "close", None)
+        if close is not None:
+            await close()
 
 
 class Endpoints:
@@ -43,11 +51,7 @@ class Endpoints:
 
     async def close(self) -> None:
         """Close every client that can be closed."""
-        clients = [self._rest, *(there.client for there in self._named.values())]
-        for client in {id(client): client for client in clients}.values():
-            close: Any = getattr(client, "close", None)
-            if close is not None:
-                await close()
+        await close_clients([self._rest, *(there.client for there in self._named.values())])
 
     def _at(self, model: str) -> Endpoint:
         return self._named.get(model) or Endpoint(self._rest, model)

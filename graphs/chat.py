@@ -12,6 +12,7 @@ from agents.types import ChatRequest, Completion
 from graphs.calls import Caller
 from graphs.events import Event, answered
 from graphs.state import Status, silent
+from graphs.stops import marked_when_stopped
 from graphs.systems import Asked
 from graphs.traces import CallKey
 
@@ -68,7 +69,8 @@ async def answer_chat(
 
     with caller.spans.run(question_id, vars(asked)) as span:
         try:
-            replies = await _together([one(at, request) for at, request in enumerate(requests)])
+            async with marked_when_stopped(caller.store, question_id):
+                replies = await _together([one(at, said) for at, said in enumerate(requests)])
         except EndpointError as error:
             await judge(None, "failed", str(error))
             raise

@@ -6,7 +6,8 @@ Held-out questions and canaries are not queued: no row is made of them.
 """
 
 import json
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -83,8 +84,12 @@ SELECT min(id) FROM (SELECT id FROM judgements INDEXED BY {{index}} WHERE {{whic
 """  # noqa: S608
 
 
+Select = Callable[[str, Any], Iterator[sqlite3.Row]]
+"""Rows of a query and its parameters: `TraceStore.select`, or a connection's `execute`."""
+
+
 def page(
-    store: TraceStore, why: Why, limit: int = 20, before: int | None = None
+    select: Select, why: Why, limit: int = 20, before: int | None = None
 ) -> tuple[list[Item], int | None]:
     """(items of one kind, the newest first; where the next page begins, None at the end).
 
@@ -93,11 +98,11 @@ def page(
     """
     start = 2**62 if before is None else before
     if why == "audit":
-        return _audit(store, limit, start)
+        return _audit(select, limit, start)
     index = "deferred" if why == "escalated" else "disputed"
     bare = "kind = 'deferred'" if why == "escalated" else DISPUTED
     window = WINDOW.format(index=index, which=bare)
-    (row,) = store.select(window, {"before": start})
+    (row,) = select(window, {"before": start})
     if (first := row[0]) is None:
         return [], None
     which = WAITING if why == "escalated" else IN_DISPUTE
@@ -105,14 +110,14 @@ def page(
     sql += " AND j.id < :before AND j.id >= :first ORDER BY j.id DESC"
     items: list[Item] = []
     seen: set[str] = set()
-    for row in store.select(sql, {"before": start, "first": first}):
+    for row in select(sql, {"before": start, "first": first}):
         item = _item(row, why)
         if item.id not in seen:
             seen.add(item.id)
             items.append(item)
         if len(items) == limit:
             return items, item.at
-    return items, first if _more(store, bare, index, first) else None
+    return items, first if _more(select, bare, index, first) else None
 
 
 def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> list[Item]:
@@ -121,7 +126,7 @@ def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> lis
     for why in whys:
         start: int | None = None
         while len(items) < limit:
-            found, start = page(store, why, limit - len(items), start)
+            found, start = page(store.select, why, limit - len(items), start)
             for item in found:
                 items.setdefault(item.id, item)
             if start is None:
@@ -129,14 +134,14 @@ def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> lis
     return list(items.values())
 
 
-def _more(store: TraceStore, bare: str, index: str, first: int) -> bool:
-    rows = store.select(WINDOW.format(index=index, which=bare), {"before": first})
+def _more(select: Select, bare: str, index: str, first: int) -> bool:
+    rows = select(WINDOW.format(index=index, which=bare), {"before": first})
     return next(rows)[0] is not None
 
 
-def _audit(store: TraceStore, limit: int, start: int) -> tuple[list[Item], int | None]:
+def _audit(select: Select, limit: int, start: int) -> tuple[list[Item], int | None]:
     """Judgements whose number is drawn: one in each block, the same whenever it is asked."""
-    (row,) = store.select("SELECT max(id) FROM judgements")
+    (row,) = select("SELECT max(id) FROM judgements", ())
     last = min(start - 1, row[0] or 0)
     sql = QUEUED.format(
         by="", which=f"j.kind IN ('leaf', 'outcome') AND ({IN_DISPUTE}) IS NOT TRUE"
@@ -145,7 +150,7 @@ def _audit(store: TraceStore, limit: int, start: int) -> tuple[list[Item], int |
     items: list[Item] = []
     for block in range(last // AUDITED, -1, -limit):
         drawn = [at for b in range(block, max(-1, block - limit), -1) if (at := _drawn(b)) <= last]
-        for row in store.select(sql, (json.dumps(drawn),)):
+        for row in select(sql, (json.dumps(drawn),)):
             items.append(_item(row, "audit"))
             if len(items) == limit:
                 return items, items[-1].at

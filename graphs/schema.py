@@ -40,6 +40,11 @@ HOW_IT_ENDED = "kind IN ('outcome', 'leaf') ORDER BY kind = 'outcome' DESC, id D
 ROOT_ENDED = f"(SELECT id FROM judgements WHERE question = q.id AND path = '' AND {HOW_IT_ENDED})"  # noqa: S608
 """SQL: its id, for the root `q` of `questions`."""
 NODE_ENDED = f"SELECT detail FROM judgements WHERE question=? AND path=? AND {HOW_IT_ENDED}"  # noqa: S608
+STOPPED = (
+    "EXISTS (SELECT 1 FROM judgements s"
+    " WHERE s.question = q.id AND s.path = '' AND s.kind = 'stopped')"
+)
+"""SQL: of the root `q`, that it was stopped at some time; see `graphs.stops`."""
 BY_PERSONS = "kind IN ('verdict', 'override')"
 INDEXES = f"""
 CREATE INDEX IF NOT EXISTS revised ON questions (revises) WHERE revises IS NOT NULL;

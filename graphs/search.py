@@ -1,4 +1,4 @@
-"""Trajectories by what was asked, by whom and how it ended: pages of a list of any length.
+"""Trajectories by question, answer, origin and ending: pages of a list of any length.
 
 A page costs the same in any store: it reads from the newest backwards, in the order of the rows
 themselves, and looks at no more than `LOOKED_AT` of them. Each reader has a connection of its own,
@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from graphs.database import reading
-from graphs.schema import ROOT_ENDED
+from graphs.schema import ROOT_ENDED, STOPPED
 
 LOOKED_AT = 25_000
 """Most questions that one page looks at; see `benchmarks/page.py` for what that costs."""
 
+STATUS = f"coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped' ELSE 'running' END)"
 PAGE = f"""
 SELECT q.rowid AS at, q.id, q.run, q.round, q.system, q.task, q.split, q.text, q.created,
-  coalesce(j.detail ->> 'status', 'running') AS status, j.detail ->> 'answer' AS answer
+  {STATUS} AS status, j.detail ->> 'answer' AS answer
 FROM questions q LEFT JOIN judgements j ON j.id = {ROOT_ENDED}
 WHERE q.rowid < :before AND q.rowid >= :first
   AND (:system = '' OR q.system = :system) AND (:split = '' OR q.split = :split)
-  AND (:text = '' OR q.text LIKE :text ESCAPE '\\' OR q.id LIKE :start ESCAPE '\\')
-  AND (:status = '' OR coalesce(j.detail ->> 'status', 'running') = :status)
+  AND (:text = '' OR q.text LIKE :text ESCAPE '\\' OR q.id LIKE :start ESCAPE '\\'
+    OR j.detail ->> 'answer' LIKE :text ESCAPE '\\')
+  AND (:status = '' OR {STATUS} = :status)
 ORDER BY q.rowid DESC LIMIT :limit
 """  # noqa: S608 - every part is a constant of ours
 
@@ -32,11 +34,12 @@ class Wanted:
     """What a trajectory has to be; an empty field admits all."""
 
     text: str = ""
-    """Part of the question, in any case of its ASCII letters; or the beginning of the id."""
+    """Part of the question or of the answer, in any case of its ASCII letters; or the beginning of
+    the id."""
     system: str = ""
     split: str = ""
     status: str = ""
-    """`ok`, `rejected`, `over_budget`, `failed` or `running`."""
+    """`ok`, `rejected`, `over_budget`, `failed`, `stopped` or `running`."""
 
 
 def search(

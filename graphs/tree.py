@@ -10,9 +10,11 @@ from agents.purse import Price
 from agents.types import Answer, Ask, Step, SubQuestion, step_from_json
 from graphs.links import chains
 from graphs.revision import before
+from graphs.schema import STOPPED
 from graphs.traces import TraceStore
 
 NO_PRICES: Mapping[str, Price] = {}
+WAS_STOPPED = f"SELECT {STOPPED} FROM questions q WHERE q.id = ?"  # noqa: S608 - a constant of ours
 
 
 @dataclass
@@ -23,7 +25,8 @@ class Node:
     question: str
     answer: str | None = None
     status: str = "running"
-    """`ok`, `rejected`, `over_budget`, `failed`; `running` where no outcome is recorded."""
+    """`ok`, `rejected`, `over_budget`, `failed`; where no outcome is recorded, `stopped` if that
+    is, else `running`."""
     error: str | None = None
     answered_by: str = ""
     """`H` for a primitive or a combination, `person` where one overrode it, otherwise the model's
@@ -150,6 +153,9 @@ def load_tree(store: TraceStore, question: str, prices: Mapping[str, Price] = NO
     for (path, _), number in votes.items():
         nodes[path].votes += number
     _judge(store, root_id, nodes)
+    if nodes[""].status == "running" and next(store.select(WAS_STOPPED, (root_id,)))[0]:
+        for node in nodes.values():
+            node.status = "stopped" if node.status == "running" else node.status
     for path in sorted(nodes, key=_order):
         if path:
             parent = path.rsplit("/", 1)[0]

@@ -2,17 +2,21 @@
 
 import uuid
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
 
 from agents.embedded import EngineConfig
+from agents.endpoints import Endpoint, Endpoints
 from agents.errors import RefluxError, UsageError
 from agents.purse import Price
+from agents.types import ChatClient
 from finetune.rounds_config import RoundsConfig, config_from, read_config
 from finetune.run_folder import OpenRun, RunFolder
 from graphs.amplify import refuse_unaskable
 from graphs.state import AmplifyContext, Limits, Outcome
+from graphs.stops import marked_when_stopped
 from graphs.systems import Amplified, Asked, answer_all, refuse_outage, task_context
 from graphs.task import writing_of
 from graphs.tree import load_tree
@@ -26,26 +30,39 @@ ROOMY = EngineConfig(parallel=4, context=4096)
 """llama.cpp where people ask: a conversation, H's examples and its reply fit, and a few copies are
 asked at once."""
 
+NOWHERE_ELSE: Mapping[str, Endpoint] = MappingProxyType({})
+
 TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
 
 
 def open_run(
-    folder: RunFolder, model: str | None, config: RoundsConfig | None = None
+    folder: RunFolder,
+    model: str | None,
+    config: RoundsConfig | None = None,
+    endpoints: Mapping[str, Endpoint] = NOWHERE_ELSE,
 ) -> tuple[OpenRun, str]:
     """The folder with a client for X: the user's endpoint, else the engine of `config`, else
     llama.cpp, which starts at once.
+
+    Args:
+        endpoints: answer for the models that they name; whoever opened them closes them.
 
     Raises:
         UsageError: an endpoint, and no name of its model.
     """
     client = endpoint()
+
+    def among(rest: ChatClient) -> ChatClient:
+        return Endpoints(endpoints, rest) if endpoints else rest
+
     if client is None:
         settings = config.engine_settings if config else ROOMY
-        run = OpenRun(folder, settings, llama_cpp=config.llama_cpp if config else None)
+        llama_cpp = config.llama_cpp if config else None
+        run = OpenRun(folder, settings, wrap=among, llama_cpp=llama_cpp)
         return run, model or folder.current_model()
     if model is None:
         raise UsageError(f"{client.base_url} is set: name its model with --model")
-    return OpenRun(folder, client=client), model
+    return OpenRun(folder, client=client, wrap=among), model
 
 
 def task_of(folder: RunFolder, name: str | None) -> str:
@@ -130,7 +147,8 @@ async def _ask(
         caps = limits.depth, limits.calls, limits.tokens, limits.seconds
         how = How("", x, (), *caps, task=task.name)
         await keep_how(opened.store, trajectory, how)
-        outcomes = await answer_all(Amplified(context), asked, [question])
+        async with marked_when_stopped(opened.store, trajectory):
+            outcomes = await answer_all(Amplified(context), asked, [question])
         refuse_outage(outcomes, opened.caller)
         tree = load_tree(opened.store, trajectory)
     outcome = outcomes[0]

@@ -60,7 +60,7 @@ def _last_tree(session: ChatSession) -> Node:
     session.trajectory = newest(session.opened.store, last.trajectory)
     tree = load_tree(session.opened.store, session.trajectory)
     tree.question = last.user  # What was said before it is known here.
-    if tree.status == "running":
+    if tree.status in ("running", "stopped"):
         tree.status = last.status
     return tree
 

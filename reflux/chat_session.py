@@ -17,6 +17,7 @@ from graphs.chat import answer_chat
 from graphs.events import Event
 from graphs.patient import open_patient
 from graphs.state import AmplifyContext
+from graphs.stops import marked_when_stopped
 from graphs.systems import Asked
 from reflux.conversations import Conversation, Turn
 from reflux.freely import ALONE, How, free_context, keep_how
@@ -75,7 +76,8 @@ class ChatSession:
             await keep_how(store, self.trajectory, self.how)
             turn = self._turn(text, None, "stopped")
             try:
-                turn = await self._answered(context, text, question, hush)
+                async with marked_when_stopped(store, self.trajectory):
+                    turn = await self._answered(context, text, question, hush)
             finally:
                 self._keep(turn)
         if turn.status == "failed" and self.opened.caller.outage is not None:

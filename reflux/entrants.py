@@ -5,6 +5,7 @@ amplified           H with copies of X
 student-rN          one call to a student, or to any model of the endpoint
 best-of-n           the majority of n answers of X, n such that it costs amplified's tokens
 best-of-8           the majority of 8
+endpoint:NAME       one call to an endpoint of --config
 endpoint:MODEL      one call to a model at OPENAI_BASE_URL, or at endpoint:MODEL@URL
 module:graph        a LangGraph graph or another Runnable, also path/file.py:graph
 """
@@ -69,6 +70,8 @@ class Entrants:
     """Brings answers that say the same to equal text: votes are counted by it."""
     stack: AsyncExitStack
     """Closes what is opened here."""
+    endpoints: frozenset[str] = frozenset()
+    """Names of models that `opened` knows beside its own."""
 
     async def entrant(self, key: str) -> Entrant:
         """The system of a name.
@@ -80,7 +83,8 @@ class Entrants:
         if key == "amplified":
             return await self._model(key, self.x, Amplified)
         if key == "direct":
-            return await self._model(key, self.x if endpoint() else "base", Direct)
+            alone = self.x if endpoint() or self.x in self.endpoints else "base"
+            return await self._model(key, alone, Direct)
         if key.startswith("best-of-"):
             return await self.best_of(_votes(key))
         if key.startswith("endpoint:"):
@@ -123,6 +127,8 @@ class Entrants:
         model, at, url = key.removeprefix("endpoint:"), False, ""
         if (found := re.fullmatch(r"(.*?)@(https?://.*)", model, re.DOTALL)) is not None:
             model, at, url = found[1], True, found[2]
+        if model in self.endpoints:
+            return await self._model(key, model, Direct)
         if not model:
             raise UsageError(f"{key!r} names no model; write endpoint:MODEL or endpoint:MODEL@URL")
         if not at:

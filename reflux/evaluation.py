@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agents.endpoints import Endpoint, close_clients
 from agents.errors import UsageError
 from agents.purse import Price
 from finetune.run_folder import OpenRun, RunFolder
@@ -28,6 +29,7 @@ from reflux.entrants import EQUAL, Entrants, asks_x, named
 from reflux.evaluation_tables import tables
 from reflux.overseers import OVERSEERS, overseer_named
 from reflux.progress import ProgressView
+from reflux.serve_config import configured, read_serve_config
 from reflux.tasks import task_named
 
 LEVEL, LIMIT, HIGHEST = 3, 200, 1000
@@ -125,6 +127,10 @@ def evaluate_systems(
         list[str] | None,
         typer.Option(help="MODEL=PROMPT,COMPLETION for a million tokens; may be repeated."),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML of `reflux serve`; its endpoints can be named.", metavar="FILE"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for eval.jsonl, eval.json and eval.html.")
     ] = None,
@@ -160,8 +166,9 @@ def evaluate_systems(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Before anything is asked that it could not hold.
     plan = Plan(exam, keys, seeds, settings, prices, source, out)
+    endpoints = configured(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # What graphs and scorers of the user's print is no result.
-        found = run_async(_evaluate(folder, plan, model))
+        found = run_async(_evaluate(folder, plan, model, endpoints))
     if as_json:
         emit(source | found.to_json())
         return
@@ -217,12 +224,15 @@ def _prices(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
     return prices
 
 
-async def _evaluate(folder: RunFolder, plan: Plan, model: str | None) -> Results:
+async def _evaluate(
+    folder: RunFolder, plan: Plan, model: str | None, endpoints: Mapping[str, Endpoint]
+) -> Results:
     # Graphs of the user's may block, and for ever.
     asyncio.get_running_loop().set_default_executor(OwnThreads())
     x_given = model if asks_x(plan.keys) else model or "base"
-    opened, x = open_run(folder, x_given, batch_config(folder))
+    opened, x = open_run(folder, x_given, batch_config(folder), endpoints)
     async with opened, AsyncExitStack() as stack:
+        stack.push_async_callback(close_clients, [there.client for there in endpoints.values()])
         with ProgressView() as view:
             found = await compare(
                 opened,
@@ -230,6 +240,7 @@ async def _evaluate(folder: RunFolder, plan: Plan, model: str | None) -> Results
                 x,
                 stack,
                 lambda key, done, total: view(_stage(key, plan.keys), done, total, ""),
+                frozenset(endpoints),
             )
         if plan.out is not None:
             from reflux.evaluation_page import write_report
@@ -246,9 +257,17 @@ def _stage(key: str, named: Sequence[str]) -> str:
 
 
 async def compare(
-    opened: OpenRun, plan: Plan, x: str, stack: AsyncExitStack, heard: Heard
+    opened: OpenRun,
+    plan: Plan,
+    x: str,
+    stack: AsyncExitStack,
+    heard: Heard,
+    endpoints: frozenset[str] = frozenset(),
 ) -> Results:
     """Have every named system sit the exam, and compare them; nothing recorded is asked again.
+
+    Args:
+        endpoints: names of models that `opened` knows beside those of the run.
 
     Raises:
         UsageError: there is no such system, or there are no questions.
@@ -263,6 +282,7 @@ async def compare(
         lambda name, seed: plan.settings.context(opened, name, seed, plan.exam),
         plan.exam.same_answer,
         stack,
+        endpoints,
     )
     # All are made before the first is asked: a wrong name costs no call.
     made = {key: await entrants.entrant(key) for key in plan.keys if key != EQUAL}

@@ -21,6 +21,7 @@ from graphs.override import revised_context
 from graphs.patient import Patient, Progressed, open_patient
 from graphs.revision import first_of
 from graphs.state import AmplifyContext, Limits, silent
+from graphs.stops import marked_when_stopped
 from graphs.systems import Asked, refuse_outage, task_context
 from graphs.traces import TraceStore
 from graphs.tree import Node, find_question, load_tree
@@ -158,9 +159,10 @@ async def ask_freely(folder: RunFolder, opened: OpenRun, text: str, how: How) ->
         store = opened.store
         await store.add_question({"id": question_id, "text": text, **vars(asked)})
         await keep_how(store, question_id, how)
-        return await go_on(
-            folder, opened, question_id, text, how, lambda patient: patient.ask(text, question_id)
-        )
+        async with marked_when_stopped(store, question_id):
+            return await go_on(
+                folder, opened, question_id, text, how, lambda to: to.ask(text, question_id)
+            )
 
 
 @asynccontextmanager

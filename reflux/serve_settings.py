@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from agents.embedded import EngineConfig
 from agents.endpoints import Endpoint
@@ -27,6 +28,8 @@ class ServeSettings:
     """X; where empty, the promoted student, or `base`."""
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict[str, Endpoint])
     """Models of other endpoints, by the names under which they are served."""
+    config: Path | None = None
+    """The file that told of them, for the commands that the page starts."""
     limits: Limits = field(default_factory=lambda: Limits(seconds=600))
     """The caps of one amplified answer."""
     max_tokens: int = 512

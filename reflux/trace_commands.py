@@ -14,7 +14,7 @@ from finetune.datasets import Form, export
 from finetune.run_folder import write_whole
 from graphs.review import WAITING
 from graphs.revision import NEWEST, newest
-from graphs.schema import ROOT_ENDED
+from graphs.schema import ROOT_ENDED, STOPPED
 from graphs.traces import TraceStore
 from graphs.tree import find_question, load_tree
 from reflux.app import ERR, MOST, OUT, RUNS, Json, RunDir, emit, open_existing
@@ -31,7 +31,8 @@ traces = typer.Typer(help="Trajectories: list, show, page, export.", no_args_is_
 
 LISTED = f"""
 SELECT q.id, q.round, q.system, q.split, q.text,
-  j.detail ->> 'status' AS status, j.detail ->> 'answer' AS answer,
+  coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped' END) AS status,
+  j.detail ->> 'answer' AS answer,
   EXISTS (SELECT 1 FROM judgements j WHERE j.question = q.id AND {WAITING}) AS waits,
   (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model')
     + (SELECT coalesce(sum(l.calls), 0) FROM links l WHERE l.question = q.id) AS calls
@@ -46,7 +47,9 @@ ORDER BY q.created DESC LIMIT :limit
 def list_traces(
     run: RunDir = RUNS / "demo",
     system: Annotated[str | None, typer.Option(help="direct, amplified, student, …")] = None,
-    status: Annotated[str | None, typer.Option(help="ok, rejected, over_budget, failed")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="ok, rejected, over_budget, failed, stopped")
+    ] = None,
     limit: Annotated[int, typer.Option(help="The newest so many.", min=1, max=MOST)] = 20,
     as_json: Json = False,
 ) -> None:

@@ -13,6 +13,7 @@ from finetune.run_folder import OpenRun
 from graphs.amplify import refuse_unaskable
 from graphs.calls import Caller
 from graphs.state import AmplifyContext, Outcome
+from graphs.stops import marked_when_stopped
 from graphs.systems import Amplified, answer_all, task_context
 from graphs.tree import tokens_of
 from graphs.voting import Variant, VotePolicy
@@ -86,11 +87,12 @@ class TreeAnswer:
             store.add_question(row),
             keep_how(store, self.trajectory, self._how()),
         )
-        if asks_persons(self._tree.overseer):
-            answered = self._waiting.answer(self.trajectory, self.question, context, put)
-            return self._reply(await answered)
-        (outcome,) = await answer_all(Amplified(context), self._asked, [self.question])
-        return self._reply(outcome)
+        async with marked_when_stopped(store, self.trajectory):
+            if asks_persons(self._tree.overseer):
+                answered = self._waiting.answer(self.trajectory, self.question, context, put)
+                return self._reply(await answered)
+            (outcome,) = await answer_all(Amplified(context), self._asked, [self.question])
+            return self._reply(outcome)
 
     def _how(self) -> How:
         """Kept with the question, so that it can be gone on with, and edited."""

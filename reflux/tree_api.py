@@ -10,11 +10,14 @@ from fastapi.responses import StreamingResponse
 
 from agents.errors import UsageError
 from graphs.events import Event
+from graphs.task import writing_of
+from graphs.traces import TraceStore
 from graphs.tree import find_question, load_tree, tokens_of
 from reflux.api_errors import ApiError
 from reflux.ask import prices_of
 from reflux.chat_api import ERRORS, PING_SECONDS, served
 from reflux.event_log import EventLog
+from reflux.tasks import TASKS, task_named
 
 router = APIRouter(prefix="/api", responses=ERRORS)
 LONGEST_ID = 64
@@ -23,15 +26,23 @@ LONGEST_ID = 64
 @router.get("/trajectories/{trajectory}")
 async def show_tree(trajectory: str, request: Request) -> dict[str, Any]:
     """The tree of an answer, as far as it is recorded, and its tokens."""
-    store = served(request).run.store
+    shared = served(request)
+    store = shared.run.store
     try:
         known, _ = find_question(store, trajectory[:LONGEST_ID])
     except UsageError as error:
         raise ApiError(404, str(error), param="trajectory", code="no_trajectory") from error
     asked, said = tokens_of(store, known)
-    prices = prices_of(served(request).run.folder)
+    prices = prices_of(shared.run.folder)
     usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
-    return {"trajectory": known, "usage": usage, "tree": load_tree(store, known, prices).to_json()}
+    tree = load_tree(store, known, prices).to_json() | {"writing": _writing(store, known)}
+    return {"trajectory": known, "usage": usage, "tree": tree}
+
+
+def _writing(store: TraceStore, trajectory: str) -> str:
+    """How the question's task writes, where that is not as people do."""
+    (row,) = store.select("SELECT task FROM questions WHERE id = ?", (trajectory,))
+    return writing_of(task_named(row["task"])) if row["task"] in TASKS else ""
 
 
 @router.get(

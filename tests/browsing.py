@@ -45,7 +45,7 @@ def browsing(size: tuple[int, int] = DESK, scheme: str = "light", **options: Any
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, **options
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)  # Two workers may share two cores.
         seen = Seen(context.new_page())
         context.on("request", lambda request: seen.requests.append(request.url))
         seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))

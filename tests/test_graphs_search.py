@@ -58,6 +58,7 @@ async def test_text_is_found_in_any_case_and_means_nothing_but_itself(store: Tra
     assert found(store, text="%") == ["a1"]
     assert found(store, text="\\") == []
     assert found(store, text="b2") == ["b2"]
+    assert found(store, text="TO half") == ["b2", "a1"]  # Of the answer.
 
 
 async def test_filters_hold_together(store: TraceStore) -> None:

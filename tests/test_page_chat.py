@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx2
 import pytest
 from browsing import PHONE, Seen, browsing, needs_browser
-from serving import Scripted, X, scripted, serving
+from serving import Scripted, X, scripted, serving, soon
 
 pytestmark = needs_browser
 
@@ -47,6 +48,22 @@ def test_a_question_is_asked_and_its_tree_grows_before_the_answer_is_there(
         assert nodes.count() == 4
     assert seen.errors == []
     assert seen.hosts == {url.removeprefix("http://")}
+
+
+def test_on_a_phone_the_tree_is_seen_while_it_grows_and_then_the_answer(
+    tmp_path: Path, script: Scripted
+) -> None:
+    held = Event()
+    script.pause = lambda body: 0.0 * held.wait(60)
+    with serving(tmp_path, script) as url, browsing(PHONE) as seen:
+        seen.page.goto(url)
+        ask(seen, THREE)
+        seen.page.locator(".tree .dot.running").first.wait_for(state="visible")
+        assert seen.page.locator(".log").is_hidden()
+        held.set()
+        seen.page.locator(".bubble:not(.mine)").filter(has_text="ALPHA+BETA+GAMMA").wait_for()
+        assert seen.page.locator(".tree").is_hidden()
+    assert seen.errors == []
 
 
 def test_who_asks_before_the_models_are_listed_is_answered(
@@ -137,7 +154,7 @@ def test_a_question_that_fails_says_why_in_the_chat(tmp_path: Path, script: Scri
         seen.page.get_by_label("Who answers").select_option(X)
         ask(seen, THREE)
         seen.page.locator(".bubble .bad").filter(has_text="no such model here").wait_for()
-        assert seen.page.get_by_role("button", name="Ask").is_visible()
+        assert seen.page.get_by_role("button", name="Ask", exact=True).is_visible()
 
 
 def test_the_keyboard_alone_reaches_everything_in_the_tree(
@@ -180,12 +197,13 @@ def test_a_second_question_is_part_of_the_same_conversation(
         seen.page.get_by_label("Who answers").select_option(X)
         ask(seen, "first words")
         seen.page.locator(".bubble:not(.mine)").filter(has_text="FIRST WORDS").wait_for()
-        seen.page.get_by_role("button", name="Ask").wait_for()
+        seen.page.get_by_role("button", name="Ask", exact=True).wait_for()
         ask(seen, "second words")
         seen.page.locator(".bubble:not(.mine)").filter(has_text="SECOND WORDS").wait_for()
         assert [said["content"] for said in script.asked[-1]["messages"]][-3:] == [
             "first words", "FIRST WORDS", "second words",
         ]  # fmt: skip
+        seen.page.get_by_role("button", name="Ask", exact=True).wait_for()
         seen.page.reload()
         seen.page.locator(".bubble:not(.mine)").filter(has_text="SECOND WORDS").wait_for()
         seen.page.get_by_role("button", name="New chat").click()
@@ -193,4 +211,26 @@ def test_a_second_question_is_part_of_the_same_conversation(
         ask(seen, "other words")
         seen.page.locator(".bubble:not(.mine)").filter(has_text="OTHER WORDS").wait_for()
         assert len(script.asked[-1]["messages"]) == 2
+    assert seen.errors == []
+
+
+def test_a_page_that_was_left_during_an_answer_keeps_its_words_and_asks_again(
+    tmp_path: Path, script: Scripted
+) -> None:
+    script.pause = lambda body: 60.0 if len(script.asked) == 1 and body["stream"] else 0.0
+    with serving(tmp_path, script) as url, browsing() as seen:
+        page = seen.page
+        page.goto(url)
+        page.get_by_label("Who answers").select_option(X)
+        ask(seen, "first words")
+        page.get_by_role("button", name="Stop").wait_for()
+        soon(lambda: script.asked)
+        page.reload()
+        bubble = page.locator(".bubble:not(.mine)")
+        bubble.get_by_text("the page was left before the answer was whole").wait_for()
+        assert page.locator(".bubble.mine").inner_text() == "first words"
+        bubble.get_by_role("button", name="Ask again").click()
+        bubble.filter(has_text="FIRST WORDS").wait_for()
+        assert page.locator(".bubble").count() == 2
+        assert script.questions() == ["first words", "first words"]
     assert seen.errors == []

@@ -7,9 +7,13 @@ from typing import Any
 
 import httpx2
 import pytest
+import yaml
 from browsing import browsing, needs_browser
 from made_runs import make_run
 from serving import Scripted, scripted, serving, soon
+
+from finetune.run_folder import RunFolder
+from reflux.serve_config import configured, read_serve_config
 
 EVALUATION = {"kind": "evaluation", "name": "first", "level": 2, "limit": 3, "task": "addition"}
 
@@ -67,6 +71,63 @@ def test_an_evaluation_is_started_on_the_page_and_found_again_after_a_reload(
         assert seen.errors == []
         assert seen.hosts == {url.removeprefix("http://")}
     assert (tmp_path / "evaluations" / "first" / "eval.html").is_file()
+
+
+@pytest.mark.browser
+@needs_browser[1]
+def test_an_answer_edited_on_the_page_is_learned_by_a_student_that_the_page_distills(
+    tmp_path: Path, script: Scripted
+) -> None:
+    with serving(tmp_path, script) as url, browsing() as seen:
+        asked = {"model": "x", "messages": [{"role": "user", "content": "the sea at night"}]}
+        got = httpx2.post(f"{url}/v1/chat/completions", json=asked)
+        page = seen.page
+        page.goto(f"{url}/#trajectories/{got.headers['x-reflux-trajectory']}")
+        page.locator(".tree .node").click()
+        page.locator("#drawer").get_by_role("button", name="Edit").click()
+        page.get_by_label("Right answer").fill("dark and calm")
+        page.get_by_role("button", name="Save").click()
+        page.locator(".tree .node").filter(has_text="dark and calm").wait_for()
+        page.locator("#tab-students").click()
+        page.get_by_text("Start a distillation").click()
+        page.get_by_label("Name of the student").fill("mine")
+        page.get_by_label("Or steps").fill("1")
+        page.get_by_role("button", name="Distill").click()
+        page.locator(".job .badge").filter(has_text="done").wait_for(timeout=300_000)
+        page.locator(".student").filter(has_text="mine").wait_for()
+        assert page.get_by_role("button", name="Promote").count() == 1
+        assert seen.errors == []
+    student = RunFolder(tmp_path).registry.get("mine")
+    assert (student.config["report"]["rows"], student.config["report"]["steps"]) == (1, 1)
+
+
+@pytest.mark.browser
+@needs_browser[1]
+def test_endpoints_of_the_servers_config_can_be_evaluated_from_the_page(
+    tmp_path: Path, script: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    monkeypatch.setenv("MY_KEY", "secret")
+    config = tmp_path / "serve.yaml"
+    where = {"base_url": script.url, "model": "there", "api_key_env": "MY_KEY"}
+    config.write_text(yaml.safe_dump({"endpoints": {"far": where}}))
+    endpoints = configured(read_serve_config(config))
+    with serving(tmp_path / "run", script, endpoints=endpoints, config=config) as url:
+        with browsing() as seen:
+            page = seen.page
+            page.goto(f"{url}/#evaluation")
+            page.get_by_text("Start an evaluation").click()
+            page.get_by_label("Name").fill("first")
+            page.get_by_label("Questions").fill("3")
+            for unwanted in ("direct", "amplified"):
+                page.get_by_label(unwanted, exact=True).uncheck()
+            page.get_by_label("endpoint:far").check()
+            page.get_by_role("button", name="Evaluate").click()
+            page.locator(".job .badge").filter(has_text="done").wait_for(timeout=90_000)
+            page.locator("table").first.filter(has_text="endpoint:far").wait_for()
+            assert seen.errors == []
+        assert "secret" not in job(url)["command"]
+    assert [body["model"] for body in script.asked] == ["there"] * 3
 
 
 def test_one_job_is_under_way_at_a_time_and_can_be_stopped(

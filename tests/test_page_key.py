@@ -67,7 +67,7 @@ def test_a_person_enters_the_key_once_and_a_wrong_one_is_asked_again(tmp_path: P
         seen.page.get_by_role("button", name="Open").click()
         seen.page.get_by_label("Who answers").locator("option").first.wait_for(state="attached")
         seen.page.get_by_label("Question", exact=True).fill("hello and hello")
-        seen.page.get_by_role("button", name="Ask").click()
+        seen.page.get_by_role("button", name="Ask", exact=True).click()
         seen.page.locator(".bubble:not(.mine)").filter(has_text="HELLO+HELLO").wait_for()
         seen.page.reload()
         seen.page.get_by_label("Who answers").locator("option").first.wait_for(state="attached")

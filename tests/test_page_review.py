@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx2
@@ -51,7 +52,7 @@ def test_an_edited_node_changes_what_depends_on_it_and_asks_nothing_else_again(
         page.get_by_label("Question", exact=True).fill("alpha and beta and gamma")
         page.keyboard.press("Enter")
         page.locator(".bubble:not(.mine)").filter(has_text="ALPHA+BETA+GAMMA").wait_for()
-        page.get_by_role("button", name="Ask").wait_for()
+        page.get_by_role("button", name="Ask", exact=True).wait_for()
         before = len(script.asked)
         page.locator(".tree .node").nth(2).click()
         page.locator("#drawer").get_by_role("button", name="Edit").click()
@@ -71,6 +72,28 @@ def test_an_edited_node_changes_what_depends_on_it_and_asks_nothing_else_again(
         assert load_tree(store, made.partition("~")[0]).answer == "ALPHA+BETA+GAMMA"
     finally:
         store.close()
+
+
+def test_the_tree_of_an_edit_grows_while_it_recomputes(tmp_path: Path, script: Scripted) -> None:
+    from playwright.sync_api import expect
+
+    with serving(tmp_path, script) as url, browsing() as seen:
+        trajectory = asked(url, "alpha and beta and gamma")
+        held = Event()
+        script.pause = lambda body: 0.0 * held.wait(60)
+        page = seen.page
+        page.goto(f"{url}/#trajectories/{trajectory}")
+        page.locator(".tree .node").nth(2).click()
+        page.locator("#drawer").get_by_role("button", name="Ask again").click()
+        nodes = page.locator(".tree .node")
+        expect(page.locator(".tree .dot.running")).to_have_count(2)
+        nodes.filter(has_text="ALPHA").last.wait_for()
+        nodes.filter(has_text="GAMMA").last.wait_for()
+        held.set()
+        nodes.filter(has_text="ALPHA+BETA+GAMMA").wait_for()
+        page.locator(".toast").filter(has_text="recomputed").last.wait_for()
+        assert page.locator(".tree .dot.ok").count() == nodes.count() == 4
+        assert seen.errors == []
 
 
 def test_a_node_asked_again_goes_to_the_model_with_another_seed(

@@ -18,6 +18,7 @@ from werkzeug import Request, Response
 
 from agents.errors import UsageError
 from finetune.run_folder import RunFolder
+from graphs.search import Wanted, search
 from reflux.conversation import last_question
 from reflux.conversations import TOLD, Conversation, Turn, listed, resume
 
@@ -462,3 +463,5 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endpoint: Endpoint, tmp_pat
     rows = list(store.select("SELECT completion FROM calls WHERE kind='model'"))
     store.close()
     assert sorted(row["completion"] for row in rows) == ["ONE", "TWO"]
+    listed, _ = search(store.path, Wanted())
+    assert [row["status"] for row in listed] == ["ok", "stopped", "ok"]

@@ -411,6 +411,28 @@ def test_the_command_prints_one_document_and_writes_three_files(
     assert len(asked) == before
 
 
+def test_endpoints_of_a_servers_config_are_systems_and_x_by_their_names(
+    folder: Path, endpoint: tuple[dict[str, str], list[str]]
+) -> None:
+    env, _ = endpoint
+    there = {"base_url": env.pop("OPENAI_BASE_URL"), "model": "llama3.2", "api_key_env": "MY_KEY"}
+    (folder / "serve.yaml").write_text(json.dumps({"endpoints": {"near": there}, "burst": 5}))
+    words = ("--data", "asked.jsonl", "--systems", "direct,endpoint:near", "--model", "near")
+    words = (*words, "--score", "contains", "--config", "serve.yaml", "--json")
+    ended = reflux(folder, *words, env={**env, "MY_KEY": "secret"})
+    assert ended.code == 0, ended.stderr
+    found = json.loads(ended.stdout)["systems"]
+    assert {key: (each["model"], each["accuracy"]) for key, each in found.items()} == {
+        "direct": ("near", 0.5), "endpoint:near": ("near", 0.5),
+    }  # fmt: skip
+    (folder / "run" / "traces.db").read_bytes().index(b"1 by llama3.2")
+    unset = reflux(folder, *words, env=env)
+    assert (unset.code, "MY_KEY, the key of near, is not set" in unset.stderr) == (3, True)
+    (folder / "serve.yaml").write_text("endpoint: {}\n")
+    wrong = reflux(folder, *words, env=env)
+    assert (wrong.code, "endpoint: unknown key" in wrong.stderr) == (2, True)
+
+
 def test_a_scorer_that_fails_in_the_end_loses_no_answer(
     folder: Path, endpoint: tuple[dict[str, str], list[str]]
 ) -> None:

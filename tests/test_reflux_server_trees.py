@@ -15,6 +15,7 @@ from serving import Scripted, X, scripted, serving, soon
 from agents.endpoints import Endpoint
 from graphs.state import Limits
 from graphs.traces import TraceStore
+from graphs.tree import load_tree
 
 Said = list[Any]
 
@@ -94,7 +95,7 @@ def test_a_recorded_tree_is_shown_with_its_usage(tmp_path: Path, script: Scripte
         shown = httpx2.get(f"{url}/api/trajectories/{trajectory[:12]}").json()
     assert shown["usage"] == {"prompt_tokens": 20, "completion_tokens": 2, "total_tokens": 22}
     assert shown["trajectory"] == trajectory
-    assert shown["tree"]["answer"] == "ONE+TWO"
+    assert (shown["tree"]["answer"], shown["tree"]["writing"]) == ("ONE+TWO", "")
     assert [child["answer"] for child in shown["tree"]["children"]] == ["ONE", "TWO"]
 
 
@@ -128,6 +129,10 @@ async def test_a_client_that_leaves_stops_the_spending_of_its_tree(
         assert len(script.asked) == asked < 30
         ended = 'reflux_answers_total{ended="left",model="amplified"} 1.0'
         assert ended in httpx2.get(f"{url}/metrics").text
+        (listed,) = httpx2.get(f"{url}/api/trajectories?status=stopped").json()["trajectories"]
+        tree = httpx2.get(f"{url}/api/trajectories/{listed['id']}").json()["tree"]
+        assert (tree["status"], tree["answer"]) == ("stopped", None)
+        assert {child["status"] for child in tree["children"]} == {"ok", "stopped"}
 
 
 def narrow(script: Scripted) -> dict[str, Any]:
@@ -158,6 +163,7 @@ async def test_a_client_that_leaves_a_stream_of_one_model_closes_the_models_own(
         await asyncio.to_thread(soon, lambda: script.left)
     store = TraceStore(tmp_path / "traces.db")
     (row,) = store.select("SELECT error, completion FROM calls WHERE question=?", (trajectory,))
+    assert load_tree(store, trajectory).status == "stopped"
     store.close()
     assert "the reader left" in row["error"] and row["completion"].startswith("WORD")
 

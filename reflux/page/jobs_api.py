@@ -71,7 +71,7 @@ async def list_choices(request: Request) -> dict[str, Any]:
     return {
         "tasks": sorted(TASKS),
         "task": own.name if own else "",
-        "systems": ["direct", "amplified", "best-of-n", *_students(shared)],
+        "systems": ["direct", "amplified", "best-of-n", *_students(shared), *_endpoints(shared)],
     }
 
 
@@ -99,15 +99,21 @@ def _students(shared: Served) -> list[str]:
     return [student.id for student in shared.run.folder.registry.list()]
 
 
+def _endpoints(shared: Served) -> list[str]:
+    """Systems of one call each; none of a server that was told of no endpoint."""
+    return [f"endpoint:{name}" for name in shared.settings.endpoints]
+
+
 def _evaluate(shared: Served, asked: Evaluation) -> list[str]:
     if asked.task and asked.task not in TASKS:
         raise UsageError(f"there is no task {asked.task[:80]!r}; there are {', '.join(TASKS)}")
-    students = _students(shared)
+    known = [*_students(shared), *_endpoints(shared)]
     for system in asked.systems:
-        if not SYSTEM.fullmatch(system) and system not in students:
+        if not SYSTEM.fullmatch(system) and system not in known:
             raise UsageError(
                 f"{system[:80]!r} cannot be evaluated from here: take direct, amplified, "
-                "best-of-n, best-of-8 or a student; `reflux eval` knows more"
+                "best-of-n, best-of-8, a student or an endpoint of the server's --config; "
+                "`reflux eval` knows more"
             )
     systems = ",".join(asked.systems)
     named(systems)
@@ -116,13 +122,16 @@ def _evaluate(shared: Served, asked: Evaluation) -> list[str]:
     words += ["--level", str(asked.level), "--limit", str(asked.limit), "--seed", str(asked.seed)]
     words += ["--task", asked.task] if asked.task else []
     words += ["--model", shared.settings.model] if _is_named(shared) else []
+    if (config := shared.settings.config) is not None:
+        words += ["--config", str(config)]
     return [*words, "--out", str(folder.path / FOLDER / asked.name)]
 
 
 def _is_named(shared: Served) -> bool:
     """True where the server was given an X that another process can find."""
     x = shared.settings.model
-    return bool(x) and (x == BASE or x in _students(shared) or "OPENAI_BASE_URL" in os.environ)
+    found = x == BASE or x in _students(shared) or shared.settings.config is not None
+    return bool(x) and (found or "OPENAI_BASE_URL" in os.environ)
 
 
 def _distill(shared: Served, asked: Distillation) -> list[str]:

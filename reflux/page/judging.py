@@ -14,6 +14,7 @@ from agents.errors import RefluxError, UsageError
 from finetune.run_folder import OpenRun
 from graphs.events import answered
 from graphs.review import Item, find_item
+from graphs.stops import marked_when_stopped
 from graphs.verdicts import judge, remark
 from reflux.chat_api import Served
 from reflux.freely import how_asked
@@ -82,7 +83,8 @@ async def _put(shared: Served, item: Item, word: str | None, comment: str) -> Ju
 async def _recompute(shared: Served, made: str, path: str, word: str | None) -> None:
     log = shared.logs.begin(made)
     try:
-        await recompute(shared.run, made, path, word, log.add, shared.models.overseers)
+        async with marked_when_stopped(shared.run.store, made):
+            await recompute(shared.run, made, path, word, log.add, shared.models.overseers)
     except RefluxError as error:
         failed = {"answer": None, "status": "failed", "error": str(error)}
         log.add(answered("", False, failed))

@@ -1,12 +1,15 @@
 """`/api/review`: the queue of nodes that a person is to judge; and the judging, of any node."""
 
+import asyncio
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
-from graphs.review import Why, page
+from graphs.database import reading
+from graphs.review import Item, Why, page
 from graphs.tree import find_question
 from reflux.chat_api import ERRORS, served
 from reflux.openai_api import Asked
@@ -34,8 +37,14 @@ async def list_reviews(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
     """Nodes of one kind, the newest first; `next`, where there is one, is the `before` of more."""
-    items, more = page(served(request).run.store, why, limit, before)
+    path = served(request).run.store.path
+    items, more = await asyncio.to_thread(_page, path, why, limit, before)
     return {"items": [item.to_json() for item in items], "next": more}
+
+
+def _page(path: Path, why: Why, limit: int, before: int | None) -> tuple[list[Item], int | None]:
+    with reading(path) as database:
+        return page(database.execute, why, limit, before)
 
 
 @router.post("/trajectories/{trajectory}/judgements")

@@ -11,16 +11,28 @@ const talk = { messages: [], model: null, view: null, trajectory: null, busy: nu
 
 function recalled() {
   try {
-    return JSON.parse(sessionStorage.getItem(KEPT)) || {};
+    const kept = JSON.parse(sessionStorage.getItem(KEPT)) || {};
+    // The server ends what nobody waits for, so what was not whole then never will be.
+    for (const said of kept.messages || []) {
+      if (said.state === "waiting") Object.assign(said, { state: "done", error: "Stopped: the page was left before the answer was whole." });
+    }
+    return kept;
   } catch {
     return {};
   }
 }
 
+let leaving = false;
+
 function keep() {
+  if (leaving) return;
   const { messages, model, trajectory } = talk;
-  sessionStorage.setItem(KEPT, JSON.stringify({ messages: messages.map((said) => ({ ...said, state: "done" })), model, trajectory }));
+  sessionStorage.setItem(KEPT, JSON.stringify({ messages, model, trajectory }));
 }
+
+// What fails after this fails because the page is left. It may yet stay, as for a download.
+addEventListener("beforeunload", () => { keep(); leaving = true; setTimeout(() => { leaving = false; }, 3000); });
+addEventListener("pagehide", keep);
 
 export async function open(place) {
   const log = el("div", { class: "log", role: "log", "aria-live": "polite", "aria-label": "Conversation" });
@@ -108,7 +120,11 @@ function bubble(said, state) {
   const box = el("article", { class: mine ? "bubble mine" : "bubble", "aria-label": mine ? "You" : "Answer" }, text);
   if (!mine) {
     text.classList.toggle("waiting", said.state === "waiting");
-    if (said.error) box.append(el("p", { class: "bad" }, said.error));
+    if (said.error) {
+      const last = talk.messages.at(-1) === said && !talk.busy;
+      box.append(el("p", { class: "bad" }, said.error, last ? " " : "",
+        last ? el("button", { type: "button", class: "link", onclick: () => askAgain(said, state) }, "Ask again") : ""));
+    }
     if (said.trajectory) {
       box.append(el("div", { class: "meta" }, el("span", {}, said.model), el("button", {
         type: "button", class: "link", onclick: () => attempt(() => look(said, state)),
@@ -120,8 +136,20 @@ function bubble(said, state) {
 
 function grow(place, trajectory, model) {
   talk.trajectory = trajectory;
-  talk.view = new TreeView(place, trajectory, model, (id) => attempt(() => reload(id)));
+  talk.view = new TreeView(place, trajectory, model, (id, did, grows) => (grows ? regrow(id, model.root.question) : attempt(() => reload(id, did === "recomputed"))));
 }
+
+// A revision begins to grow; what is returned hears of it.
+function regrow(id, question) {
+  const said = saidBy(talk.trajectory);
+  if (said) said.trajectory = id;
+  talk.trajectory = id;
+  talk.view = { model: new TreeModel(question) };
+  draw(talk.state);
+  return (event) => hear(id, event);
+}
+
+const saidBy = (trajectory) => talk.messages.find((each) => each.trajectory === trajectory);
 
 async function look(said, state) {
   const found = await json(`/api/trajectories/${encodeURIComponent(said.trajectory)}`);
@@ -129,16 +157,23 @@ async function look(said, state) {
   state.side("tree");
 }
 
-// After an edit: the newest revision is what is shown, and the answer that holds.
-async function reload(id) {
+// After an edit: the newest revision is what is shown, and the answer that holds. Whoever looks at
+// another tree by the time that it is recomputed stays there.
+async function reload(id, late = false) {
   const found = await json(`/api/trajectories/${encodeURIComponent(id)}`);
-  const said = talk.messages.find((each) => each.trajectory === talk.trajectory);
+  const moved = late && talk.trajectory !== id;
+  const said = saidBy(moved ? id : talk.trajectory);
   if (said) said.trajectory = id;
   if (said && found.tree.answer !== null) Object.assign(said, { content: found.tree.answer, error: null });
-  talk.trajectory = id;
-  talk.view = { model: TreeModel.from(found.tree) };
+  if (!moved) Object.assign(talk, { trajectory: id, view: { model: TreeModel.from(found.tree) } });
   keep();
   draw(talk.state);
+}
+
+function askAgain(said, state) {
+  const at = talk.messages.indexOf(said);
+  const [{ content }] = talk.messages.splice(at - 1, 2);
+  ask(state, content);
 }
 
 async function ask(state, question) {
@@ -161,6 +196,7 @@ async function ask(state, question) {
     talk.view = { model: new TreeModel(question) };
     draw(talk.state);
     if (said.model.startsWith("amplified")) talk.state.side("tree");
+    keep();
     const grown = follow(said.trajectory, abort.signal);
     for await (const [, data] of eventsOf(response)) {
       if (data === "[DONE]") break;
@@ -169,6 +205,7 @@ async function ask(state, question) {
       const words = told.choices?.[0]?.delta?.content;
       if (words) { said.content += words; say(said); }
     }
+    said.state = "done";
     await grown;
     await settle(said);
   } catch (error) {
@@ -179,6 +216,8 @@ async function ask(state, question) {
     if (talk.busy === abort) talk.busy = null;
     keep();
     draw(talk.state);
+    // Where one side is seen at a time: who is reading a node goes on.
+    if (document.getElementById("drawer").hidden) talk.state.side("talk");
   }
 }
 
@@ -192,11 +231,15 @@ function say(said) {
 async function follow(trajectory, signal) {
   try {
     for await (const event of treeEvents(trajectory, signal)) {
-      if (talk.trajectory === trajectory) (talk.view.hear ? talk.view : talk.view.model).hear(event);
+      hear(trajectory, event);
     }
   } catch (error) {
     if (error.name !== "AbortError") toast(`The tree cannot be followed: ${error.message}`, true);
   }
+}
+
+function hear(trajectory, event) {
+  if (talk.trajectory === trajectory) (talk.view.hear ? talk.view : talk.view.model).hear(event);
 }
 
 // What is recorded has the last word: votes, tools and costs.

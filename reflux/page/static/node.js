@@ -16,14 +16,15 @@ export function closeNode() {
   before?.isConnected && before.focus({ preventScroll: true });
 }
 
-// `changed` is called with the id of the tree to show, after a person's word changed it.
+// `changed` is called with the tree to show after a person's word changed it; see `actions`.
 export async function openNode(trajectory, path, changed) {
   const mine = ++last;
   if (drawer.hidden) before = document.activeElement;
   // A person's word leads to another tree: this drawer goes along, unless it has moved on.
-  const again = async (id, did) => {
-    await changed(id, did);
-    if (mine === last && !drawer.hidden) await openNode(id, path, changed);
+  const again = async (id, did, grows) => {
+    const hear = await changed(id, did, grows);
+    if (!grows && mine === last && !drawer.hidden) await openNode(id, path, changed);
+    return hear;
   };
   const where = `/api/trajectories/${encodeURIComponent(trajectory)}`;
   await attempt(async () => {

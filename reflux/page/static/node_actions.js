@@ -3,8 +3,8 @@
 import { json, treeEvents } from "./api.js";
 import { attempt, el, toast } from "./dom.js";
 
-// Buttons and the editor for a node; `changed(id)` is called with the tree to show, at once and
-// again when it is recomputed.
+// Buttons and the editor for a node. `changed(id, did, grows)` is called with the tree to show; where
+// it `grows`, what is returned hears its events, and it is called again when all is recomputed.
 export function actions(trajectory, node, changed, escalated = null) {
   const comment = el("input", { "aria-label": "Comment", placeholder: "Comment (may be empty)", maxlength: 10000 });
   const act = (action, answer = "") => attempt(async () => {
@@ -30,13 +30,14 @@ export function actions(trajectory, node, changed, escalated = null) {
 export async function judge(trajectory, path, said, changed) {
   const done = await json(`/api/trajectories/${encodeURIComponent(trajectory)}/judgements`, { body: { path, ...said } });
   toast(done.recomputing ? `${done.did}: recomputing what depends on it` : done.did);
-  await changed(done.trajectory, done.did);
+  const hear = await changed(done.trajectory, done.did, done.recomputing);
   if (!done.recomputing) return;
   let failed = null;
   for await (const event of treeEvents(done.trajectory)) {
+    hear?.(event);
     if (event.event === "answered" && event.path === "" && event.status === "failed") failed = event.error;
   }
   if (failed) toast(failed, true);
   else toast("recomputed");
-  await changed(done.trajectory, "recomputed");
+  await changed(done.trajectory, "recomputed", false);
 }

@@ -5,7 +5,7 @@ import { attempt, el, empty, number, show, when } from "./dom.js";
 import { TreeModel } from "./tree_model.js";
 import { TreeView } from "./tree_view.js";
 
-const STATUSES = ["ok", "rejected", "over_budget", "failed", "running"];
+const STATUSES = ["ok", "rejected", "over_budget", "failed", "stopped", "running"];
 const kept = { q: "", system: "", split: "", status: "" };
 
 export async function open(place, [chosen]) {
@@ -14,7 +14,7 @@ export async function open(place, [chosen]) {
   const count = el("p", { class: "sum", "aria-live": "polite" });
   const state = { place, list, tree, count, loading: 0, next: null };
   const filters = el("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
-    el("input", { type: "search", placeholder: "Search questions", "aria-label": "Search questions", "data-search": true, value: kept.q, maxlength: 200, oninput: later((event) => { kept.q = event.target.value; refresh(state); }, 150) }));
+    el("input", { type: "search", placeholder: "Search questions and answers", "aria-label": "Search questions and answers", "data-search": true, value: kept.q, maxlength: 200, oninput: later((event) => { kept.q = event.target.value; refresh(state); }, 150) }));
   const body = el("div", { class: "scroll-list" }, list);
   body.addEventListener("scroll", () => {
     if (body.scrollTop + body.clientHeight > body.scrollHeight - 800) more(state);
@@ -103,8 +103,18 @@ async function pick(state, id) {
   const found = await json(`/api/trajectories/${encodeURIComponent(id)}`);
   history.replaceState(null, "", `#trajectories/${encodeURIComponent(id)}`);
   for (const each of state.list.querySelectorAll(".trow")) each.toggleAttribute("aria-current", each.dataset.id === id);
-  new TreeView(state.tree, found.trajectory, TreeModel.from(found.tree), (changed) => attempt(() => pick(state, changed)));
+  grow(state, found.trajectory, TreeModel.from(found.tree));
   state.place.dataset.side = "tree";
+}
+
+// What is returned hears of the tree's growth, as long as no other one is looked at.
+function grow(state, id, model) {
+  state.looked = id;
+  const view = new TreeView(state.tree, id, model, (changed, did, grows) => {
+    if (grows) return grow(state, changed, new TreeModel(model.root.question));
+    return did === "recomputed" && state.looked !== changed ? null : attempt(() => pick(state, changed));
+  });
+  return (event) => view.hear(event);
 }
 
 function walk(event) {

@@ -17,10 +17,12 @@ export class TreeModel {
   constructor(question) {
     this.nodes = new Map([["", node("", question)]]);
     this.left = {};
+    this.writing = ""; // How the task writes, where that is not as people do.
   }
 
   static from(json) {
     const model = new TreeModel(json.question);
+    model.writing = json.writing || "";
     const add = (told) => {
       const { children, answered_by: by, ...rest } = told;
       const kept = Object.assign(model.nodes.get(told.path) || node(told.path), rest, { by, children: children.map((c) => c.path) });

@@ -4,7 +4,7 @@ import { el, number } from "./dom.js";
 import { openNode } from "./node.js";
 
 const BATCH = 100; // Children that are drawn before a person asks for more.
-const STATUS = { ok: "accepted", rejected: "rejected", over_budget: "over budget", failed: "failed", running: "at work", waiting: "waits for a person" };
+const STATUS = { ok: "accepted", rejected: "rejected", over_budget: "over budget", failed: "failed", stopped: "stopped", running: "at work", waiting: "waits for a person" };
 
 export class TreeView {
   constructor(place, trajectory, model, changed = null) {
@@ -45,6 +45,7 @@ export class TreeView {
     const { nodes, calls, tokens, money } = this.model.totals();
     const words = [`${number(nodes)} ${nodes === 1 ? "node" : "nodes"}`, `${number(calls)} calls`, `${number(tokens)} tokens`];
     if (money) words.push(`${money.toPrecision(2)} spent`);
+    if (this.model.writing) words.push(this.model.writing);
     this.sum.textContent = words.join(" · ");
   }
 
