@@ -36,7 +36,10 @@ def read_key(keys: str) -> str:
     if sys.stdin is None or not sys.stdin.isatty():
         line = sys.stdin.readline() if sys.stdin is not None else ""
         return line.strip()[:1].lower() if line else "q"
-    key = typer.getchar()
+    try:
+        key = typer.getchar()
+    except EOFError:  # Ctrl-D.
+        return "q"
     if key == "\x03":
         raise KeyboardInterrupt
     return "q" if key in ENDED else key.lower()

@@ -1,7 +1,9 @@
 """Persons in the terminal: what waits for them is shown, and what they write becomes a step."""
 
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.panel import Panel
@@ -72,7 +74,8 @@ async def converse(patient: Patient, question_id: str, progressed: Progressed) -
         ERR.print(form_view(first))
         ERR.print(HELP, highlight=False)
         try:
-            reply = step_of(_read())
+            with _interruptible():
+                reply = step_of(_read())
         except EOFError:
             break
         except UsageError as error:
@@ -83,6 +86,16 @@ async def converse(patient: Patient, question_id: str, progressed: Progressed) -
         except UsageError as error:
             ERR.print(str(error), highlight=False)
     return progressed
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends a line that is being typed: asyncio's own handler waits for its end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _read() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from commanding import Ended, Running, begin, piped
 from pytest_httpserver import HTTPServer
+from serving import soon
 from werkzeug import Request, Response
 
 from agents.errors import UsageError
@@ -465,3 +466,35 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endpoint: Endpoint, tmp_pat
     assert sorted(row["completion"] for row in rows) == ["ONE", "TWO"]
     listed, _ = search(store.path, Wanted())
     assert [row["status"] for row in listed] == ["ok", "stopped", "ok"]
+
+
+def test_ctrl_c_stops_a_question_that_waits_for_whoever_sits_there(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    words = ["chat", "--run", str(tmp_path / "run"), "--model", "m", "--overseer", "person"]
+    terminal = Terminal(words, env(endpoint))
+    terminal.wait_for("you>")
+    terminal.type("What now?\r")
+    terminal.wait_for("waiting.")
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    terminal.wait_for("stopped after 0 calls")
+    terminal.wait_for("you>")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    (turn,) = resume(tmp_path / "run", "last").turns
+    assert turn.status == "stopped"
+    run = ["--run", str(tmp_path / "run")]
+    replied = begin(["reply", turn.trajectory, "answer: this", *run], env(endpoint)).wait()
+    assert (replied.code, "this" in replied.stdout) == (0, True), replied.stderr
+
+
+def test_ctrl_d_leaves_a_review(endpoint: Endpoint, tmp_path: Path) -> None:
+    run = ["--run", str(tmp_path / "run")]
+    begin(["ask", "What?", "--overseer", "person", "--model", "m", *run], env(endpoint)).wait()
+    terminal = Terminal(["review", *run], env(endpoint))
+    terminal.wait_for("q quit")
+    # A key that comes before the terminal is read key by key is thrown away.
+    soon(lambda: terminal.type("\x04") or not terminal.running.process.is_alive())
+    terminal.wait_for("0 judged")
+    assert terminal.end() == 0
