@@ -65,12 +65,9 @@ def breakdown(trees: Iterable[Node], part_right: PartRight) -> list[Level]:
 
 
 def _level(depth: int, kind: str, nodes: list[Node], part_right: PartRight) -> Level:
-    marks: dict[str, list[bool]] = {}
-    for node in nodes:
-        if (mark := part_right(node.question, node.answer)) is not None:
-            marks.setdefault(node.question, []).append(mark)
-    known = [mark for same in marks.values() for mark in same]
-    shares = [sum(same) / len(same) for same in marks.values()]
+    marks = [(node.question, part_right(node.question, node.answer)) for node in nodes]
+    known = [mark for _, mark in marks if mark is not None]
+    different = len({question for question, mark in marks if mark is not None})
     return Level(
         depth=depth,
         kind=kind,
@@ -80,5 +77,6 @@ def _level(depth: int, kind: str, nodes: list[Node], part_right: PartRight) -> L
         tokens=sum(node.tokens for node in nodes),
         marked=len(known),
         accuracy=sum(known) / len(known) if known else None,
-        ci95=wilson(sum(shares), len(shares)) if known else None,
+        # Around the accuracy: a mean over questions lies elsewhere where some are asked often.
+        ci95=wilson(sum(known) * different / len(known), different) if known else None,
     )

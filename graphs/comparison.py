@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from agents.errors import RefluxError
+from agents.errors import RefluxError, UsageError
 from graphs.answers import Answered
 from graphs.statistics import Calibration, Difference, calibration, difference, wilson
 
@@ -43,20 +43,22 @@ def summary(model: str, answers: Sequence[Answered]) -> Summary:
     Raises:
         UsageError: there are none.
     """
-    clusters: dict[str, list[bool]] = {}
+    if not answers:
+        raise UsageError("0 questions were asked: an interval needs at least 1; raise --limit")
+    questions = len({answer.id for answer in answers})
+    right = sum(answer.right for answer in answers)
     statuses: dict[str, int] = {}
     for answer in answers:
-        clusters.setdefault(answer.id, []).append(answer.right)
         statuses[answer.status] = statuses.get(answer.status, 0) + 1
-    shares = [sum(seen) / len(seen) for seen in clusters.values()]
     costs = [answer.cost for answer in answers]
     known = [cost for cost in costs if cost is not None]
     return Summary(
         model=model,
-        accuracy=sum(answer.right for answer in answers) / len(answers),
+        accuracy=right / len(answers),
         n=len(answers),
-        questions=len(clusters),
-        ci95=wilson(sum(shares), len(shares)),
+        questions=questions,
+        # Around the accuracy, whichever questions were asked more often than others.
+        ci95=wilson(right * questions / len(answers), questions),
         calls=sum(answer.calls for answer in answers),
         cached=sum(answer.cached for answer in answers),
         tokens=sum(answer.tokens for answer in answers),

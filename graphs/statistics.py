@@ -25,8 +25,8 @@ BINS = 10
 def wilson(right: float, n: int, z: float = Z95) -> tuple[float, float]:
     """95% score interval of a proportion (Wilson 1927).
 
-    `right` need not be whole: where each of n questions was asked several times it is the sum of
-    their shares, which vary less than single answers, so that the interval is rather too wide.
+    `right` need not be whole: where n questions were asked several times it is n times the share of
+    right answers, which varies less than single answers, so that the interval is rather too wide.
 
     Raises:
         UsageError: no questions.

@@ -33,7 +33,7 @@ from graphs.state import AmplifyContext, Outcome
 from graphs.statistics import wilson
 from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
 from graphs.traces import TraceStore
-from graphs.tree import load_tree
+from graphs.tree import Node, load_tree
 from graphs.voting import VotePolicy
 from reflux.tasks.addition import Addition
 
@@ -265,3 +265,22 @@ async def test_the_breakdown_tells_who_answered(store: TraceStore) -> None:
     ]
     assert [level.marked for level in levels] == [0, 0, 1, 0]
     assert levels[2].accuracy == 1.0
+
+
+def test_an_interval_holds_its_accuracy_however_often_each_question_was_asked() -> None:
+    often = [Node("", "often", answer="x", status="ok", answered_by="base") for _ in range(999)]
+    once = Node("", "once", answer="y", status="ok", answered_by="base")
+    (level,) = breakdown([*often, once], lambda question, answer: answer == "x")
+    assert level.ci95 is not None and level.accuracy == 0.999
+    assert level.ci95[0] < level.accuracy <= level.ci95[1]
+    assert level.ci95 == wilson(2 * 0.999, 2)  # Of two questions, not of a thousand.
+    made = [answered(id, right) for id, right in [("a", True)] * 999 + [("b", False)]]
+    found = summary("base", made)
+    assert (found.accuracy, found.questions, found.n) == (0.999, 2, 1_000)
+    assert found.ci95 == level.ci95
+
+
+def answered(id: str, right: bool) -> Answered:
+    return Answered(
+        "direct", 1, id, "q", "x", right, "ok", None, None, 1, 0, 2, 0.1, None, 0, "t"
+    )  # fmt: skip
