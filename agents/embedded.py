@@ -15,12 +15,14 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agents.client import OpenAIClient
 from agents.errors import MissingError
 from agents.streaming import Pieces
 from agents.types import ChatRequest, Completion
+
+if TYPE_CHECKING:
+    from agents.client import OpenAIClient
 
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -135,7 +137,7 @@ class EmbeddedClient:
         for name in list(self._servers):
             await self._stop(name)
 
-    async def _acquire(self, name: str) -> OpenAIClient:
+    async def _acquire(self, name: str) -> "OpenAIClient":
         async with self._starting:
             if name not in self._servers:
                 files = self._resolve(name)
@@ -227,8 +229,10 @@ def start_server(
     return server
 
 
-def connect(server: Any, config: EngineConfig) -> OpenAIClient:
+def connect(server: Any, config: EngineConfig) -> "OpenAIClient":
     """A client of a started server that keeps all of its slots busy."""
+    from agents.client import OpenAIClient  # A third of a second, beside the loading of a model.
+
     return OpenAIClient(
         f"{server.listening_address}/v1",
         "embedded",

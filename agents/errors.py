@@ -16,6 +16,8 @@ import os
 
 NO_SPACE = "what was recorded is kept: free some space, then go on (a run: with --resume)"
 NO_ACCESS = "make it writable, or name another --run"
+RETRIED_STATUS = frozenset((408, 409, 425, 429))
+"""Of an endpoint's refusals, those that may pass, as all from 500 up do."""
 
 
 class RefluxError(Exception):

@@ -27,8 +27,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, convert_to_messages
 from langchain_core.runnables import RunnableConfig
 
-from agents.client import RETRIED_STATUS
-from agents.errors import EndpointError, MissingError, UsageError
+from agents.errors import RETRIED_STATUS, EndpointError, MissingError, UsageError
 from agents.langchain_agent import FIELDS, LangChainAgent, read_message, read_structured
 from agents.screen import redact
 from agents.types import ChatRequest, Completion

@@ -1,11 +1,13 @@
 """Reads what an endpoint of the OpenAI chat protocol replies, and holds it to what is promised."""
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import openai
 from pydantic import BaseModel, Field, ValidationError
 
 from agents.types import Completion, TokenLogprob, ToolCall
+
+if TYPE_CHECKING:
+    import openai
 
 
 class Alternative(BaseModel):
@@ -80,11 +82,9 @@ def read_reply(body: bytes, seconds: float) -> Completion:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise openai.APIError(
+        raise garbled(
             f"the reply is no chat completion ({where or 'body'}: {first['msg']}); it begins "
-            f"{body[:120].decode(errors='replace')!r}",
-            cast(Any, None),
-            body=None,
+            f"{body[:120].decode(errors='replace')!r}"
         ) from error
     choice, usage = reply.choices[0], reply.usage or Usage()
     return Completion(
@@ -99,3 +99,10 @@ def read_reply(body: bytes, seconds: float) -> Completion:
             for call in choice.message.tool_calls or ()
         ),
     )
+
+
+def garbled(what: str) -> "openai.APIError":
+    """The error of a reply that the protocol does not know; it is worth another try."""
+    import openai  # A third of a second, which whoever gets sound replies is spared.
+
+    return openai.APIError(what, cast(Any, None), body=None)

@@ -9,10 +9,9 @@ from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
-import openai
 from pydantic import BaseModel, ValidationError
 
-from agents.replies import Logprobs, Usage
+from agents.replies import Logprobs, Usage, garbled
 from agents.types import ChatClient, ChatRequest, Completion, TokenLogprob, ToolCall
 
 
@@ -149,13 +148,9 @@ async def read_stream(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "chunk"
-        raise _broken(f"a chunk is none of a chat completion ({where}: {first['msg']})") from error
+        raise garbled(f"a chunk is none of a chat completion ({where}: {first['msg']})") from error
     except ValueError as error:
-        raise _broken(f"a chunk is no JSON ({error})") from error
+        raise garbled(f"a chunk is no JSON ({error})") from error
     if not gathered.finish_reason:
-        raise _broken("the stream ended before the reply did")
+        raise garbled("the stream ended before the reply did")
     yield gathered.whole(time.perf_counter() - begun, retries)
-
-
-def _broken(what: str) -> openai.APIError:
-    return openai.APIError(what, cast(Any, None), body=None)

@@ -26,7 +26,8 @@ from benchmarks.tiny_model import tiny_model
 from benchmarks.training_rows import Rows, figure, row, rows_of
 from benchmarks.training_share import shares
 from finetune.base_model import dequantised_base, load_base
-from finetune.sft import LORA_DEFAULTS, SFT_DEFAULTS, generate_greedy, train
+from finetune.greedy import generate_greedy
+from finetune.sft import LORA_DEFAULTS, SFT_DEFAULTS, train
 from graphs.statistics import wilson
 from reflux.tasks.addition import Addition
 

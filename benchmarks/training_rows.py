@@ -10,8 +10,8 @@ import torch
 from agents.prompts import answer_prompt
 from finetune.anchor import anchor_prompts
 from finetune.base_model import load_base
+from finetune.greedy import generate_greedy
 from finetune.packing import IGNORED
-from finetune.sft import generate_greedy
 from reflux.tasks.addition import Addition, read
 
 Rows = list[dict[str, Any]]

@@ -27,7 +27,8 @@ from agents.types import ChatClient
 from finetune.batched import BatchedClient, BatchedConfig
 from finetune.registry import Registry
 from finetune.rounds_config import read_yaml
-from graphs.calls import Caller, completion_of
+from graphs.call_rows import completion_of
+from graphs.calls import Caller
 from graphs.traces import TraceStore
 
 FORMAT = 1

@@ -21,7 +21,7 @@ def peft_answers(
 ) -> list[str]:
     """The greedy answers of the adapter in plain transformers and PEFT, normalised."""
     from finetune.base_model import load_adapted
-    from finetune.sft import generate_greedy
+    from finetune.greedy import generate_greedy
 
     student, tokenizer = load_adapted(base, adapter)
     prompts = [

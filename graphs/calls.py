@@ -19,17 +19,13 @@ from agents.screen import redact
 from agents.streaming import Pieces, in_one_piece, stream_of
 from agents.tools import ToolReply
 from agents.types import (
-    Answer,
-    Ask,
-    Chain,
     ChatClient,
     ChatRequest,
     Completion,
     Step,
-    TokenLogprob,
-    ToolCall,
     step_to_json,
 )
+from graphs.call_rows import completion_of, redacted_step, row_of, tool_reply_of
 from graphs.revision import before
 from graphs.spans import NO_SPANS, Spans, own_spans
 from graphs.traces import CallKey, TraceStore
@@ -151,7 +147,7 @@ class Caller:
         self, key: CallKey, asked: Mapping[str, str], reply: Completion, error: str
     ) -> None:
         reply = replace(reply, text=redact(reply.text), finish_reason="error")
-        await self.store.add_call(key, {**asked, **_reply(reply), "error": redact(error)})
+        await self.store.add_call(key, {**asked, **row_of(reply), "error": redact(error)})
 
     async def _replied(
         self, key: CallKey, asked: Mapping[str, str], reply: Completion
@@ -161,7 +157,7 @@ class Caller:
         wishes = tuple(replace(c, arguments=redact(c.arguments)) for c in reply.tool_calls)
         reply = replace(reply, text=redact(reply.text), tool_calls=wishes)
         try:
-            await self.store.add_call(key, {**asked, **_reply(reply)})
+            await self.store.add_call(key, {**asked, **row_of(reply)})
         except ReplayError:
             # Another process on this folder was the first to record the call: its answer counts.
             if (known := self._recorded(key, asked["request_digest"])) is None:
@@ -185,10 +181,10 @@ class Caller:
                     f"the tool call {key} was recorded with other arguments than {name}("
                     f"{arguments[:80]}): the model, prompt or tools changed; use a new --run"
                 )
-            return _tool_reply_of(row)
+            return tool_reply_of(row)
         begun = time.perf_counter()
         if (row := self._earlier(key, digest)) is not None:
-            said = _tool_reply_of(row)
+            said = tool_reply_of(row)
         else:
             with self.spans.tool(key, name, arguments) as span:
                 said = await work()
@@ -200,7 +196,7 @@ class Caller:
             finish_reason="stop" if said.ok else "refused",
         )
         made = {"kind": "tool", "model": name, "request_digest": digest, "messages": arguments}
-        await self.store.add_call(key, made | _reply(done))
+        await self.store.add_call(key, made | row_of(done))
         return said
 
     def _recorded(self, key: CallKey, digest: str) -> Completion | None:
@@ -240,12 +236,12 @@ class Caller:
         Raises:
             ReplayError: on replay H took another step.
         """
-        step = _redacted(step)
+        step = redacted_step(step)
         text = json.dumps(step_to_json(step))
         if self._taken(key, overseer, text):
             return step
         taken = {"kind": "script", "model": overseer, "request_digest": shown}
-        taken |= _reply(Completion(text))
+        taken |= row_of(Completion(text))
         try:
             await self.store.add_call(key, taken)
         except ReplayError:
@@ -263,56 +259,3 @@ class Caller:
                 "be deterministic, or its step must come from the log; use a new --run"
             )
         return True
-
-
-def _redacted(step: Step) -> Step:
-    if isinstance(step, Answer):
-        return Answer(redact(step.text))
-    if isinstance(step, Chain):
-        return Chain(redact(step.first))
-    if isinstance(step, Ask):
-        asked = tuple(replace(s, text=redact(s.text)) for s in step.subquestions)
-        return Ask(asked, redact(step.note))
-    return step
-
-
-def _reply(reply: Completion) -> dict[str, object]:
-    return {
-        "completion": reply.text,
-        "logprobs": json.dumps([[t.token, t.logprob, t.top] for t in reply.logprobs])
-        if reply.logprobs
-        else None,
-        "finish_reason": reply.finish_reason,
-        "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": reply.completion_tokens,
-        "seconds": reply.seconds,
-        "cached": int(reply.cached),
-        "retries": json.dumps(reply.retries) if reply.retries else None,
-        "tool_calls": json.dumps([[c.id, c.name, c.arguments] for c in reply.tool_calls])
-        if reply.tool_calls
-        else None,
-    }
-
-
-def _tool_reply_of(row: sqlite3.Row) -> ToolReply:
-    """A tool's recorded work as the reply that it was, without secrets."""
-    return ToolReply(row["completion"], row["finish_reason"] != "refused")
-
-
-def completion_of(row: sqlite3.Row) -> Completion:
-    """A recorded call as the completion it was."""
-    logprobs: list[tuple[str, float, list[tuple[str, float]]]] = json.loads(row["logprobs"] or "[]")
-    return Completion(
-        text=row["completion"],
-        prompt_tokens=row["prompt_tokens"],
-        completion_tokens=row["completion_tokens"],
-        seconds=row["seconds"],
-        finish_reason=row["finish_reason"],
-        logprobs=tuple(
-            TokenLogprob(token, logprob, tuple((t, p) for t, p in top))
-            for token, logprob, top in logprobs
-        ),
-        retries=tuple(json.loads(row["retries"])) if row["retries"] else (),
-        cached=bool(row["cached"]),
-        tool_calls=tuple(ToolCall(*call) for call in json.loads(row["tool_calls"] or "[]")),
-    )

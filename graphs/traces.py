@@ -1,23 +1,19 @@
-"""Trajectories in SQLite: append-only, one writer thread, group commit.
+"""Trajectories in SQLite: append-only, written by one thread (`graphs.writer`).
 
 Three tables. `questions` are the roots; `calls` is every step and every model call below them;
 `judgements` refer to either. Nothing is rewritten: a correction is a new row.
 """
 
-import asyncio
 import hashlib
 import json
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
-from agents.errors import ReplayError, UsageError, of_system
+from agents.errors import UsageError, of_system
 from graphs.database import of_sqlite
 from graphs.schema import (
     INDEXES,
@@ -27,9 +23,7 @@ from graphs.schema import (
     SCHEMA,
     SCHEMA_VERSION,
 )
-
-BATCH = 512
-"""Most rows in one commit."""
+from graphs.writer import Writer
 
 ROOTS = f"""
 CREATE TEMP VIEW roots AS SELECT q.*, j.kind, j.ok, j.detail
@@ -109,12 +103,7 @@ class TraceStore:
             self._reader.close()
             raise
         self._closed = False
-        writer = self._connect()
-        self._queue: SimpleQueue[_Row | None] = SimpleQueue()
-        self._thread = threading.Thread(
-            target=self._write, args=(writer,), name="trace-writer", daemon=True
-        )
-        self._thread.start()
+        self._writer = Writer(path, self._connect())
 
     def _prepare(self) -> None:
         """Make the tables of a new file; an existing one must be of this version as it is."""
@@ -261,85 +250,12 @@ class TraceStore:
     async def _put(self, sql: str, values: Sequence[Any]) -> None:
         if self._closed:
             raise UsageError(f"{self.path} was closed; open it again to write")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Row(sql, values, done))
-        await done
-
-    def _write(self, connection: sqlite3.Connection) -> None:
-        while (first := self._queue.get()) is not None:
-            batch = [first]
-            stop = False
-            while len(batch) < BATCH and not self._queue.empty():
-                item = self._queue.get()
-                if item is None:
-                    stop = True
-                    break
-                batch.append(item)
-            self._commit(connection, batch)
-            if stop:
-                break
-        connection.close()
-
-    def _commit(self, connection: sqlite3.Connection, batch: Sequence["_Row"]) -> None:
-        """Insert a batch and commit it; a row that fails does not take the others with it."""
-        failures: dict[int, Exception] = {}
-
-        def lose(before: int, error: sqlite3.Error) -> None:
-            connection.rollback()
-            for index in range(before):
-                failures.setdefault(index, of_sqlite(self.path, error))
-
-        for index, row in enumerate(batch):
-            try:
-                connection.execute(row.sql, row.values)
-            except sqlite3.IntegrityError as error:
-                message = f"a row with this key is recorded already: {error}"
-                failures[index] = ReplayError(message)
-            except sqlite3.Error as error:
-                # SQLite may have rolled back on its own; what was to be kept is not there.
-                lose(index + 1, error)
-            except (ValueError, OverflowError) as error:
-                failures[index] = UsageError(f"a row that SQLite cannot hold: {error}")
-        try:
-            connection.commit()
-        except sqlite3.Error as error:
-            lose(len(batch), error)
-        _tell(batch, failures)
+        await self._writer.put(sql, values)
 
     def close(self) -> None:
         """Write what is queued, and close; once more does nothing."""
         if self._closed:
             return
         self._closed = True
-        self._queue.put(None)
-        self._thread.join()
+        self._writer.close()
         self._reader.close()
-
-
-class _Row(NamedTuple):
-    """A row on its way, and who waits for its commit."""
-
-    sql: str
-    values: Sequence[Any]
-    done: asyncio.Future[None]
-
-
-def _tell(batch: Sequence[_Row], failures: Mapping[int, Exception]) -> None:
-    """Wake those who wait: each event loop once, because to wake one from a thread is dear."""
-    waiting: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], Exception | None]]]
-    waiting = {}
-    for index, row in enumerate(batch):
-        waiting.setdefault(row.done.get_loop(), []).append((row.done, failures.get(index)))
-    for loop, results in waiting.items():
-        with suppress(RuntimeError):  # The loop was closed: nobody waits any more.
-            loop.call_soon_threadsafe(_resolve, results)
-
-
-def _resolve(results: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
-    for done, error in results:
-        if done.cancelled():
-            continue
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)

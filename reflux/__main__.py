@@ -3,6 +3,7 @@
 Nothing heavy is imported outside `main`: Ctrl-C is answered in one line from the first moment.
 """
 
+import gc
 import sys
 
 INTERRUPTED = (
@@ -13,9 +14,13 @@ INTERRUPTED = (
 
 def main() -> None:
     """Run the command line; see `reflux.cli.run`."""
+    # What is imported lives to the end: it is not walked for cycles, neither now nor later.
+    gc.disable()
     try:
         from reflux.cli import run
 
+        gc.freeze()
+        gc.enable()
         run()
     except KeyboardInterrupt:
         sys.stderr.write(INTERRUPTED)

@@ -9,7 +9,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
-from agents.client import endpoint_from_env
+from agents.endpoint_env import endpoint_from_env
 from agents.errors import UsageError
 from agents.types import ChatClient
 from finetune.run_folder import OpenRun, RunFolder

@@ -6,15 +6,18 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
-from agents.client import OpenAIClient, endpoint_from_env
+from agents.endpoint_env import endpoint_from_env
 from agents.errors import UsageError
 from finetune.registry import Registry
 from finetune.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from agents.client import OpenAIClient
 
 T = TypeVar("T")
 RUNS = Path("runs")
@@ -98,6 +101,6 @@ def no_run(path: Path) -> UsageError:
     return UsageError(f"{path} holds no run; begin one with `reflux demo` or `reflux run`")
 
 
-def endpoint() -> OpenAIClient | None:
+def endpoint() -> "OpenAIClient | None":
     """The user's own endpoint, where the environment names one."""
     return endpoint_from_env(dict(os.environ))

@@ -21,7 +21,8 @@ from graphs.systems import Amplified, Asked, answer_all, refuse_outage, task_con
 from graphs.task import writing_of
 from graphs.tree import load_tree
 from reflux.app import OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit, endpoint, run_async
-from reflux.freely import How, ask_freely, keep_how, tell
+from reflux.freely import ask_freely, tell
+from reflux.how import How, keep_how
 from reflux.rounds import shipped_config
 from reflux.show import answer_line, counted, ended, tree_view
 from reflux.tasks import DEFAULT_TASK, task_named

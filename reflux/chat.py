@@ -19,7 +19,7 @@ from reflux.ask import open_run
 from reflux.chat_commands import COMMANDS, run_command
 from reflux.chat_session import ChatSession
 from reflux.conversations import FOLDER, Conversation, Turn, begin, listed, resume
-from reflux.freely import ALONE, How
+from reflux.how import ALONE, How
 from reflux.keys import unechoed
 from reflux.live_tree import LiveTree
 from reflux.overseers import DEFAULT_OVERSEER, overseer_named

@@ -12,7 +12,7 @@ from graphs.revision import newest
 from graphs.tree import Node, load_tree
 from reflux.app import endpoint
 from reflux.chat_session import CAPS, ChatSession
-from reflux.freely import ALONE
+from reflux.how import ALONE
 from reflux.overseers import OVERSEERS, overseer_named
 from reflux.show import plain, total_line, tree_view
 

@@ -20,7 +20,7 @@ from graphs.state import AmplifyContext
 from graphs.stops import marked_when_stopped
 from graphs.systems import Asked
 from reflux.conversations import Conversation, Turn
-from reflux.freely import ALONE, How, free_context, keep_how
+from reflux.how import ALONE, How, free_context, keep_how
 from reflux.persons import converse
 from reflux.tasks import task_named
 

@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from agents.cache import CachedClient
-from agents.client import endpoint_from_env
+from agents.endpoint_env import endpoint_from_env
 from agents.errors import MissingError, UsageError
 from finetune.run_folder import OpenRun
 from graphs.best_of import MOST, BestOf

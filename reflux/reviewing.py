@@ -24,7 +24,7 @@ from graphs.steps import digest_of
 from graphs.systems import Amplified, Direct, System, task_context
 from graphs.traces import CallKey, TraceStore
 from graphs.verdicts import judge, remark
-from reflux.freely import ALONE, free_context, how_asked
+from reflux.how import ALONE, free_context, how_asked
 from reflux.overseers import OVERSEERS
 from reflux.tasks import TASKS, task_named
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agents.client import endpoint_from_env
+from agents.endpoint_env import endpoint_from_env
 from agents.endpoints import Endpoint
 from agents.errors import MissingError, UsageError
 from finetune.rounds_config import problems, read_yaml

@@ -20,7 +20,7 @@ from graphs.voting import Variant, VotePolicy
 from reflux.answers import Emit, Reply, Said, asked_anew, seed_of
 from reflux.api_errors import ApiError
 from reflux.conversation import cut_at, question_of
-from reflux.freely import How, keep_how
+from reflux.how import How, keep_how
 from reflux.openai_api import (
     AssistantMessage,
     ChatRequest,

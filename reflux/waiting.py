@@ -18,7 +18,7 @@ from graphs.override import revised_context
 from graphs.patient import Patient, Pending, Progressed
 from graphs.state import AmplifyContext, Outcome
 from graphs.tree import find_question
-from reflux.freely import How, how_asked
+from reflux.how import How, how_asked
 from reflux.overseers import overseer_named
 from reflux.persons import step_of
 

@@ -14,7 +14,8 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from agents.client import POOL, OpenAIClient, endpoint_from_env
+from agents.client import POOL, OpenAIClient
+from agents.endpoint_env import endpoint_from_env
 from agents.errors import EndpointError, UsageError
 from agents.types import ChatRequest, Sampling, TokenLogprob
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agents import embedded
+from agents.client import OpenAIClient
 from agents.embedded import (
     SPIN_VARIABLE,
     SPINS,
@@ -198,11 +199,11 @@ def held(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, Callable[[], l
         await release.wait()
         return request.model
 
-    async def close(self: embedded.OpenAIClient) -> None:
+    async def close(self: OpenAIClient) -> None:
         closed.append(self.base_url)
 
-    monkeypatch.setattr(embedded.OpenAIClient, "complete", complete)
-    monkeypatch.setattr(embedded.OpenAIClient, "close", close)
+    monkeypatch.setattr(OpenAIClient, "complete", complete)
+    monkeypatch.setattr(OpenAIClient, "close", close)
     return release, lambda: closed
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from agents.errors import RefluxError, UsageError
 from finetune.base_model import base_digest, load_base
-from finetune.sft import Progress, StudentTrainer, TrainReport, generate_greedy, train
+from finetune.greedy import generate_greedy
+from finetune.sft import Progress, TrainReport, train
+from finetune.student_trainer import StudentTrainer
 
 
 def row(question: str, answer: str) -> dict[str, Any]:

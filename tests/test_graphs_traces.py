@@ -17,7 +17,8 @@ from agents.scripted import ScriptedClient
 from agents.types import ChatRequest, Completion, Sampling, TokenLogprob
 from graphs.calls import Caller
 from graphs.schema import SCHEMA_VERSION
-from graphs.traces import BATCH, CallKey, TraceStore
+from graphs.traces import CallKey, TraceStore
+from graphs.writer import BATCH
 
 GOLDEN = Path(__file__).parent / "golden" / "traces-v1.sql"
 KEY = CallKey("q1", "/0.0.1", "answer")

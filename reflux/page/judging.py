@@ -17,7 +17,7 @@ from graphs.review import Item, find_item
 from graphs.stops import marked_when_stopped
 from graphs.verdicts import judge, remark
 from reflux.chat_api import Served
-from reflux.freely import how_asked
+from reflux.how import how_asked
 from reflux.reviewing import (
     approvable,
     approve,
