@@ -45,6 +45,8 @@ class Caller:
         self.spans = own_spans() if spans is None else spans
         self.outage: EndpointError | None = None
         """The failure of the last call, where it failed at the endpoint."""
+        self.left_open: dict[str, EndpointError] = {}
+        """By the id of a root question: a failure of one of its calls that may pass."""
 
     async def ask(self, key: CallKey, request: ChatRequest) -> Completion:
         """Answer one request under its key.
@@ -62,12 +64,18 @@ class Caller:
             try:
                 reply = await self.client.complete(request)
             except EndpointError as error:
-                self.outage = error
+                self.lost(key.question, error)
                 await self._failed(key, asked, Completion("", cached=error.cached), str(error))
                 raise
             reply = await self._replied(key, asked, reply)
             span.replied(reply)
         return reply
+
+    def lost(self, question: str, error: EndpointError) -> None:
+        """Hear that a call failed at its endpoint."""
+        self.outage = error
+        if not error.refused:
+            self.left_open[question] = error
 
     async def unrecorded(self, key: CallKey, request: ChatRequest) -> Completion:
         """Answer one request whose reply is recorded by whoever asks, with others of its kind.
@@ -115,7 +123,7 @@ class Caller:
                             came.append(piece.text)
                             yield piece
             except EndpointError as error:
-                self.outage = error
+                self.lost(key.question, error)
                 await self._failed(key, asked, Completion("".join(came)), str(error))
                 raise
             except (asyncio.CancelledError, GeneratorExit):

@@ -196,7 +196,9 @@ async def _replies(
     )
     for at, reply in came.items():
         context.purse.pay(asked[at].model, reply)
-    caller.outage = failure
+    caller.outage = None
+    if failure is not None:
+        caller.lost(key.question, failure)
     first_lost = next((at for at in range(len(asked)) if at not in came), len(asked))
     kept = range(first_lost)
     return [(asked[at].vote, replace(came[at], text=redact(came[at].text))) for at in kept], failure

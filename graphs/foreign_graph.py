@@ -174,7 +174,9 @@ class ForeignGraph:
             failure = _failure(self.loaded.name, error, self.context.limits.seconds)
             seconds = time.perf_counter() - begun
             await caller.store.add_call(key, made | _row("", meter, seconds, str(failure)))
-            caller.outage = failure if isinstance(failure, EndpointError) else None
+            caller.outage = None
+            if isinstance(failure, EndpointError):
+                caller.lost(question_id, failure)
             done = {"answer": None, "error": str(failure), "calls": meter.calls}
             return await self._ended(question, key, done, 0)
         caller.outage = None

@@ -162,6 +162,7 @@ async def answer_all(
         nonlocal done
         async with gate:
             question_id = asked.question_id(question)
+            system.context.caller.left_open.pop(question_id, None)
             await store.add_question({"id": question_id, "text": question, **vars(asked)})
             with system.context.caller.spans.run(question_id, vars(asked)) as span:
                 outcome = await system.answer(question, question_id)
@@ -192,11 +193,13 @@ async def answer_every(
     of money.
 
     Raises:
-        EndpointError: the endpoint is down; what it did answer is recorded.
+        EndpointError: the endpoint is down, or was for a moment that cost an answer; what it did
+            answer is recorded.
         RefluxError: the run's purse is empty.
     """
     outcomes = await answer_all(system, asked, questions, together=together, on_done=on_done)
     refuse_outage(outcomes, system.context.caller)
+    refuse_left_open(asked, questions, outcomes, system.context.caller)
     refuse_broke(outcomes, system.context.purse)
     return outcomes
 
@@ -212,6 +215,28 @@ def refuse_broke(outcomes: Sequence[Outcome], purse: Purse) -> None:
         raise RefluxError(
             f"the run has no {lacking} left: raise purse.{lacking}. What was answered is kept, the "
             "same command goes on with it and pays nothing twice"
+        )
+
+
+def refuse_left_open(
+    asked: Asked, questions: Sequence[str], outcomes: Sequence[Outcome], caller: Caller
+) -> None:
+    """A question whose call failed for a while must not look like a wrong answer, whatever was
+    answered after it.
+
+    Raises:
+        EndpointError: there are such questions, without an accepted answer.
+    """
+    lost = [
+        caller.left_open[id]
+        for question, outcome in zip(questions, outcomes, strict=True)
+        if outcome["status"] != "ok"
+        and (id := asked.question_id(redact(question))) in caller.left_open
+    ]
+    if lost:
+        raise EndpointError(
+            f"{len(lost)} of {len(outcomes)} questions failed: {lost[-1]}. What was answered is "
+            "kept, the same command goes on with it"
         )
 
 

@@ -177,6 +177,28 @@ def test_an_evaluation_is_not_scored_on_questions_that_an_endpoint_left_open(
     assert left == [0]
 
 
+def test_a_question_that_an_endpoint_left_open_is_not_scored_whatever_it_answered_after(
+    httpserver: HTTPServer, folder: Path
+) -> None:
+    """It fails once, in the middle."""
+    left = [5]
+
+    def reply(_: Request) -> Response:
+        left[0] -= 1
+        message = {"choices": [{"message": {"content": "7"}}]}
+        return Response(json.dumps(message), 503 if left[0] == 0 else 200)
+
+    httpserver.expect_request("/v1/chat/completions").respond_with_handler(reply)
+    env = {"OPENAI_BASE_URL": httpserver.url_for("/v1"), "REFLUX_RETRIES": "0"}
+    words = ("eval", "--systems", "direct", "--limit", "9", "--model", "m", "--run", str(folder))
+    refuses(3, "1 of 9 questions failed", *words, env=env)
+    assert left == [-4]
+    again = reflux(*words, "--json", env=env)
+    assert again.code == 0, again.stderr
+    assert json.loads(again.stdout)["systems"]["direct"]["statuses"] == {"rejected": 9}
+    assert left == [-5]
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("REFLUX_RETRIES", "many"), ("REFLUX_TIMEOUT", "0"), ("REFLUX_TIMEOUT", "")]
 )
