@@ -71,9 +71,10 @@ def _value(text: str) -> Fraction | None:
 
 def items(text: str) -> str | None:
     """The items of a list, each normalised and once, in order of the alphabet."""
-    plain = re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", text.strip(), flags=re.MULTILINE)
-    plain = plain.strip("[](){}")
-    parts = re.split(r"[;\n]|,(?!\d{3}\b)|\s+(?:and|&)\s+", plain)
+    # White space first: patterns that begin with any number of blanks take the square of them.
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    plain = "\n".join(re.sub(r"^(?:[-*•]|\d+[.)]) ", "", line) for line in lines if line)
+    parts = re.split(r"[;\n]|,(?!\d{3}\b)| (?:and|&) ", plain.strip("[](){}"))
     found = {form for part in parts if (form := normalised(part)) is not None}
     return " | ".join(sorted(found)) or None
 

@@ -31,6 +31,7 @@ from graphs.equivalence import FORMS, same
         ("set", "b, a and c", "[a; b; c]"),
         ("set", "- x\n- y\n- x", "y, x"),
         ("set", "['Rome', 'Paris']", "paris, rome"),
+        ("set", "  1. x \n\n\t2) y  and   z", "x, y, z"),
         ("contains", "It is the city of Paris, France.", "Paris"),
     ],
 )
@@ -86,6 +87,14 @@ def test_a_number_is_read_whatever_stands_around_it(top: int, bottom: int, words
 
 
 def test_a_text_of_any_length_is_read() -> None:
-    for text in ("1" * 100_000, "1,111" * 20_000, "-" * 100_000, "1e" * 50_000, "a, " * 50_000):
+    blanks = ("a" + " " * 400_000 + "b", "a" + "\n" * 400_000 + "b")
+    for text in (
+        *blanks,
+        "1" * 100_000,
+        "1,111" * 20_000,
+        "-" * 100_000,
+        "1e" * 50_000,
+        "a, " * 50_000,
+    ):
         for form in FORMS.values():
             form(text)

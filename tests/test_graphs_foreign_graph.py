@@ -209,7 +209,7 @@ async def test_a_failure_that_may_pass_is_never_scored(store: TraceStore) -> Non
     down = [True]
 
     def node(state: Asking) -> Asking:
-        if down[0] and state["question"] == "b":
+        if down[0] and state.get("question") == "b":
             raise ConnectionError("refused")
         if down[0]:
             time.sleep(0.2)  # Its answer comes after the failure, and does not make up for it.
@@ -224,7 +224,7 @@ async def test_a_failure_that_may_pass_is_never_scored(store: TraceStore) -> Non
 
 async def test_a_failure_of_the_graphs_own_is_an_answer_that_is_missing(store: TraceStore) -> None:
     def node(state: Asking) -> Asking:
-        if state["question"] == "b":
+        if state.get("question") == "b":
             raise ValueError("no idea")
         return {"answer": "x"}
 

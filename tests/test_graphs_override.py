@@ -308,6 +308,7 @@ async def test_a_word_that_comes_while_a_revision_is_recomputed_is_taken(store: 
     client = ScriptedClient(echo)
     context = await asked(store, client, asking("x", "y"), votes=ONE_VOTE)
     begun = await revise(store, Q, "/0.0.0", "ex")
+    assert begun is not None
     assert begun == f"{Q}~1"
     assert under_way(store, begun) == ("/0.0.0", "ex")
     second = await override(context, Q, "/0.0.1", "why")
