@@ -68,6 +68,8 @@ def of_system(error: OSError) -> RefluxError:
         return UsageError(f"{what}; {NO_ACCESS}")
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
         return UsageError(f"{what}; a file and a folder cannot share a name, choose another")
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return UsageError(f"{what}; choose another name")
     return RefluxError(f"{what}; what was recorded is kept, see that the disk and its files work")
 
 

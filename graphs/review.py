@@ -57,6 +57,8 @@ class Item:
         return {"id": self.id, **asdict(self)}
 
 
+AGAIN = "(kind = 'override' AND v.detail ->> 'answer' IS NULL)"
+"""SQL: that a person had a node asked again, which says nothing of what came of it."""
 FIRST = "substr(j.question, 1, instr(j.question || '~', '~') - 1)"
 ITEMS = """
 SELECT j.id AS at, j.question AS trajectory, j.path, j.kind, j.ok, j.detail,
@@ -67,7 +69,8 @@ QUEUED = f"""{ITEMS}
 WHERE {{which}} AND q.split NOT IN ('held_out', 'canary') AND {NEWEST}
   AND NOT EXISTS (SELECT 1 FROM judgements v INDEXED BY reviewed
     WHERE v.question >= {FIRST} AND v.question < {FIRST} || '~~' AND v.path = j.path
-    AND {BY_PERSONS.replace("kind", "v.kind")} AND (v.question = j.question
+    AND {BY_PERSONS.replace("kind", "v.kind")} AND NOT {AGAIN.replace("kind", "v.kind")}
+    AND (v.question = j.question
       OR (v.question = {FIRST} OR instr(v.question, {FIRST} || '~') = 1)
         AND v.detail ->> 'answer' IS j.detail ->> 'answer'))
 """  # noqa: S608 - every part is a constant of ours

@@ -15,6 +15,7 @@ from agents.errors import EndpointError, RefluxError
 from agents.overseer import AnyOverseer, PersonOverseer, seated, sound
 from agents.types import Defer, Exchange, Step, step_from_json, step_to_json
 from graphs.desk import StepDesk
+from graphs.revision import AGAIN
 from graphs.state import NOTHING_SPENT, AmplifyContext, AmplifyState, Spent, left_of, tries
 from graphs.traces import CallKey
 
@@ -41,7 +42,9 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
             step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
             if isinstance(step, Defer):
                 form = dict(step.form) | _failed(state, context)
-                shown = digest_of(form)
+                # Who is asked again is to say it again, and not to be quoted.
+                again = state["retries"] // AGAIN
+                shown = digest_of(form | ({"asked_again": again} if again else {}))
                 said = context.caller.person_step(key, shown)
                 if said is None:
                     await _deferred(context, key, form)

@@ -535,3 +535,9 @@ def test_a_record_that_is_damaged_is_told(folder: Path, tmp_path: Path) -> None:
     assert ended.code == 2, ended.stderr
     assert "restore" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    for words in (("traces", "list", "--run"), ("eval", "--data")):
+        ended = reflux(*words, "x" * 5_000)
+        assert (ended.code, "File name too long; choose another" in ended.stderr) == (2, True)

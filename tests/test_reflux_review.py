@@ -188,3 +188,21 @@ def test_a_list_of_any_length_ends(answered: tuple[Path, str]) -> None:
     assert told(reflux(folder, "review", "list", "--limit", "1000000000", "--json")) == []
     assert reflux(folder, "review", "list", "--limit", "1" + "0" * 30).code == 2
     assert reflux(folder, "traces", "list", "--limit", "1" + "0" * 30).code == 2
+
+
+def test_a_person_who_is_asked_again_is_waited_for_and_not_quoted(
+    answered: tuple[Path, str],
+) -> None:
+    folder, id = answered
+    done = told(reflux(folder, "review", f"{id}/0.0.0", "--again", "--json"))
+    assert (done["trajectory"], done["outcome"]) == (f"{id}~1", None)
+    (item,) = told(reflux(folder, "review", "list", "--json"))
+    assert (item["path"], item["question"]) == ("/0.0.0", "Who?")
+    told(reflux(folder, "review", item["id"], "--edit", "another", "--json"))
+    (item,) = told(reflux(folder, "review", "list", "--json"))
+    assert [said["answer"] for said in item["form"]["transcript"]] == ["another", "so"]
+    told(reflux(folder, "review", item["id"], "--edit", "another, so", "--json"))
+    # What was said then is known when something else is edited.
+    done = told(reflux(folder, "review", f"{id}/0.0.1", "--edit", "there", "--json"))
+    (item,) = told(reflux(folder, "review", "list", "--json"))
+    assert [said["answer"] for said in item["form"]["transcript"]] == ["another", "there"]
