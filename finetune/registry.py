@@ -29,6 +29,8 @@ PICKLE = "adapter_model.bin"
 FILES = ("adapter_config.json", ADAPTER, TWIN, CARD)
 
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_TAKEN = re.compile(r"base|student|amplified|direct|best-of-.*|.*\.json")
+"""Names of what else can be asked, and of files beside the students."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -118,7 +120,7 @@ class Registry:
         Raises:
             UsageError: a bad or a taken id, or a file is missing at the end.
         """
-        self._require_free(id)
+        self.require_free(id)
         self.root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{id}-", dir=self.root))
         try:
@@ -129,7 +131,7 @@ class Registry:
                     f"student {id} lacks {', '.join(missing)}: train and export into the staging "
                     "folder, then call write()"
                 )
-            self._require_free(id)
+            self.require_free(id)
             for name in FILES:
                 _sync(folder / name)
             folder.chmod(0o755)
@@ -290,11 +292,16 @@ class Registry:
     def _point(self, pointer: _Pointer) -> None:
         _write_whole(self.root / "current.json", pointer)
 
-    def _require_free(self, id: str) -> None:
+    def require_free(self, id: str) -> None:
+        """Hold an id to what a new student may be called.
+
+        Raises:
+            UsageError: a bad or a taken id.
+        """
         _require_id(id)
         if (self.root / id).exists():
             raise UsageError(
-                f"student {id} exists in {self.root} and never changes: choose another id"
+                f"student {id} exists in {self.root} and never changes: choose another name"
             )
 
 
@@ -317,6 +324,8 @@ def _require_id(id: str) -> None:
             f"{id!r} cannot name a student: use small letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"
         )
+    if _TAKEN.fullmatch(id):
+        raise UsageError(f"{id!r} cannot name a student: it means something else; take another")
 
 
 def _load(path: Path, model: type[_Model]) -> _Model:

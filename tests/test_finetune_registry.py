@@ -136,6 +136,12 @@ def test_an_id_cannot_lead_out_of_the_folder(registry: Registry, id: str) -> Non
         registry.get(id)
 
 
+@pytest.mark.parametrize("id", ["base", "amplified", "best-of-8", "current.json", "a.json"])
+def test_an_id_does_not_mean_anything_else(registry: Registry, id: str) -> None:
+    with pytest.raises(UsageError, match="means something else"):
+        registry.require_free(id)
+
+
 def test_an_unknown_student_is_told_with_the_known_ones(registry: Registry) -> None:
     make(registry, "student-r0")
     with pytest.raises(UsageError, match=r"no student 'student-r7'.*known: student-r0"):

@@ -103,6 +103,22 @@ def test_every_tab_fits_the_screen_and_asks_nobody_but_the_server(
     assert seen.hosts == {url.removeprefix("http://")}
 
 
+def test_an_address_that_was_cut_short_and_a_damaged_evaluation_are_told(
+    tmp_path: Path, script: Scripted
+) -> None:
+    for name, text in (("cut", '{"systems": {'), ("other", "[]")):
+        (tmp_path / "evaluations" / name).mkdir(parents=True)
+        (tmp_path / "evaluations" / name / "eval.json").write_text(text)
+    with serving(tmp_path, script) as url, browsing() as seen:
+        seen.page.goto(f"{url}/#trajectories/%E0%A4%A")
+        seen.page.locator(".toast.bad").filter(has_text="no trajectory begins with").wait_for()
+        seen.page.goto(f"{url}/#evaluation/cut")
+        seen.page.locator(".bad").filter(has_text="cut/eval.json cannot be read").wait_for()
+        seen.page.get_by_label("Evaluation", exact=True).select_option("other")
+        seen.page.locator(".bad").filter(has_text="it is no evaluation").wait_for()
+    assert [error for error in seen.errors if "404" not in error] == []
+
+
 def test_the_colours_are_changed_by_a_button_and_stay_changed(
     tmp_path: Path, script: Scripted
 ) -> None:

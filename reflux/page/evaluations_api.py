@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Query, Request
 
@@ -20,7 +20,7 @@ FOLDER = "evaluations"
 
 @router.get("")
 async def list_evaluations(request: Request) -> dict[str, Any]:
-    """Names and figures, the newest first."""
+    """Names and figures, the newest first; of one that cannot be read its name and an `error`."""
     return {"evaluations": await asyncio.to_thread(_listed, served(request).run.folder.path)}
 
 
@@ -60,10 +60,12 @@ def _listed(run: Path) -> list[dict[str, Any]]:
 def _figures(folder: Path) -> dict[str, Any]:
     path = folder / "eval.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}; delete it, or restore it") from error
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(found, dict) and {"systems", "differences"} <= found.keys()):
+            raise ValueError("it is no evaluation")
+        return cast(dict[str, Any], found)
+    except (OSError, ValueError) as error:  # The others are shown all the same.
+        return {"error": f"{path} cannot be read: {error}; delete it, or restore it"}
 
 
 def _failed(folder: Path, system: str) -> Iterator[dict[str, Any]]:

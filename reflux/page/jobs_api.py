@@ -136,8 +136,7 @@ def _is_named(shared: Served) -> bool:
 
 def _distill(shared: Served, asked: Distillation) -> list[str]:
     folder = shared.run.folder
-    if (folder.registry.root / asked.name).exists():
-        raise UsageError(f"student {asked.name} exists and never changes: choose another name")
+    folder.registry.require_free(asked.name)
     words = ["distill", "--run", str(folder.path), "--student", asked.name]
     told = {
         "num_train_epochs": asked.epochs,

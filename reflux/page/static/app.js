@@ -20,7 +20,16 @@ let opened = 0;
 function here() {
   const [name, ...rest] = location.hash.slice(1).split("/");
   const known = VIEWS.find(([id]) => id === name);
-  return known ? [known, rest.map(decodeURIComponent)] : [VIEWS[0], []];
+  return known ? [known, rest.map(decoded)] : [VIEWS[0], []];
+}
+
+// An address that somebody cut short names nothing, and is looked up as it is.
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 async function route() {

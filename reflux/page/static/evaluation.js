@@ -30,6 +30,10 @@ function draw(place, evaluations, chosen) {
   const select = el("select", { "aria-label": "Evaluation", onchange: () => draw(place, evaluations, select.value) },
     evaluations.map(({ name, created }) => el("option", { value: name, selected: name === one.name }, `${name} · ${when(created)}`)));
   const failures = el("div", { class: "failures" });
+  if (one.error) {
+    show(place, el("div", { class: "card" }, el("div", { class: "row between" }, el("h2", {}, one.name), select), el("p", { class: "bad text" }, one.error)));
+    return;
+  }
   show(place,
     el("div", { class: "card" },
       el("div", { class: "row between" }, el("h2", {}, "Systems side by side"), select),
