@@ -183,13 +183,8 @@ class Caller:
         """
         arguments = redact(arguments)
         digest = hashlib.sha256(json.dumps([name, arguments]).encode()).hexdigest()[:32]
-        if (row := self.store.find_call(key)) is not None:
-            if row["request_digest"] != digest:
-                raise ReplayError(
-                    f"the tool call {key} was recorded with other arguments than {name}("
-                    f"{arguments[:80]}): the model, prompt or tools changed; use a new --run"
-                )
-            return tool_reply_of(row)
+        if (known := self._told(key, digest, name, arguments)) is not None:
+            return known
         begun = time.perf_counter()
         if (row := self._earlier(key, digest)) is not None:
             said = tool_reply_of(row)
@@ -204,8 +199,24 @@ class Caller:
             finish_reason="stop" if said.ok else "refused",
         )
         made = {"kind": "tool", "model": name, "request_digest": digest, "messages": arguments}
-        await self.store.add_call(key, made | row_of(done))
+        try:
+            await self.store.add_call(key, made | row_of(done))
+        except ReplayError:  # As for a model's call: another process was the first.
+            if (known := self._told(key, digest, name, arguments)) is None:
+                raise
+            return known
         return said
+
+    def _told(self, key: CallKey, digest: str, name: str, arguments: str) -> ToolReply | None:
+        """What the log holds of a tool's reply."""
+        if (row := self.store.find_call(key)) is None:
+            return None
+        if row["request_digest"] != digest:
+            raise ReplayError(
+                f"the tool call {key} was recorded with other arguments than {name}("
+                f"{arguments[:80]}): the model, prompt or tools changed; use a new --run"
+            )
+        return tool_reply_of(row)
 
     def _recorded(self, key: CallKey, digest: str) -> Completion | None:
         if (row := self.store.find_call(key)) is None:

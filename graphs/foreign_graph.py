@@ -153,12 +153,8 @@ class ForeignGraph:
             "messages": json.dumps([{"role": "user", "content": question}]),
         }
         caller = self.context.caller
-        if (row := caller.store.find_call(key)) is not None:
-            if row["request_digest"] != made["request_digest"]:
-                raise ReplayError(f"{key} was answered by another graph; use a new --run")
-            done: dict[str, Any] = json.loads(row["completion"])
-            tokens = row["prompt_tokens"] + row["completion_tokens"]
-            return await self._ended(question, key, done, tokens)
+        if (known := self._recorded(key, made["request_digest"])) is not None:
+            return await self._ended(question, key, *known)
         meter, begun = Meter(), time.perf_counter()
         try:
             async with asyncio.timeout(self.context.limits.seconds):
@@ -182,9 +178,23 @@ class ForeignGraph:
         caller.outage = None
         done = {"answer": redact(answer), "confidence": confidence, "calls": meter.calls}
         row_values = _row(json.dumps(done), meter, time.perf_counter() - begun, None)
-        await caller.store.add_call(key, made | row_values)
+        try:
+            await caller.store.add_call(key, made | row_values)
+        except ReplayError:
+            # Another process on this folder was the first: its answer counts.
+            if (known := self._recorded(key, made["request_digest"])) is None:
+                raise
+            return await self._ended(question, key, *known)
         tokens = meter.prompt_tokens + meter.completion_tokens
         return await self._ended(question, key, done, tokens)
+
+    def _recorded(self, key: CallKey, digest: str) -> tuple[dict[str, Any], int] | None:
+        """What the log holds of the answer, and its tokens."""
+        if (row := self.context.caller.store.find_call(key)) is None:
+            return None
+        if row["request_digest"] != digest:
+            raise ReplayError(f"{key} was answered by another graph; use a new --run")
+        return json.loads(row["completion"]), row["prompt_tokens"] + row["completion_tokens"]
 
     def _input(self, question: str) -> Any:
         if self._keys is None:
@@ -286,6 +296,7 @@ def _text(value: Any) -> str:
 def _failure(name: str, error: BaseException, seconds: float | None) -> RefluxError:
     """An error that may pass is an outage, so that it is not scored; any other is the graph's."""
     text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    text = text.encode(errors="replace").decode()  # Half a surrogate pair cannot be recorded.
     if isinstance(error, TimeoutError) and not error.args and seconds is not None:
         return RefluxError(f"no answer in {seconds:g} s")
     if isinstance(error, Exception) and worth_retrying(error):

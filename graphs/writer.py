@@ -77,7 +77,10 @@ class Writer:
             try:
                 connection.execute(row.sql, row.values)
             except sqlite3.IntegrityError as error:
-                message = f"a row with this key is recorded already: {error}"
+                message = (
+                    f"a row with this key is recorded already ({error}): another process works on "
+                    "the same questions in this folder; wait for it, then give the command again"
+                )
                 failures[index] = ReplayError(message)
             except sqlite3.Error as error:
                 # SQLite may have rolled back on its own; what was to be kept is not there.

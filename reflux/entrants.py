@@ -27,6 +27,7 @@ from graphs.sitting import Entrant
 from graphs.state import AmplifyContext
 from graphs.systems import Amplified, Direct, System
 from reflux.app import endpoint
+from reflux.keys import interruptible
 
 EQUAL = "best-of-n"
 Contexts = Callable[[str, int], AmplifyContext]
@@ -90,7 +91,8 @@ class Entrants:
         if key.startswith("endpoint:"):
             return await self._endpoint(key)
         if ":" in key:
-            loaded = load_graph(key)
+            with interruptible():
+                loaded = load_graph(key)
             return Entrant(
                 key,
                 key,

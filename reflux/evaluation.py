@@ -27,6 +27,7 @@ from reflux.app import OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
 from reflux.ask import TaskName, batch_config, open_run, prices_of, task_of
 from reflux.entrants import EQUAL, Entrants, asks_x, named
 from reflux.evaluation_tables import tables
+from reflux.keys import interruptible
 from reflux.overseers import OVERSEERS, overseer_named
 from reflux.progress import ProgressView
 from reflux.serve_config import configured, read_serve_config
@@ -291,4 +292,5 @@ async def compare(
     if EQUAL in plan.keys:
         sittings[EQUAL], equal = await hall.sit_equally(entrants.best_of, sittings["amplified"])
     ordered = {key: sittings[key] for key in plan.keys}
-    return results(plan.exam, ordered, equal, opened.store, plan.prices, settings)
+    with interruptible():  # A scorer may never end.
+        return results(plan.exam, ordered, equal, opened.store, plan.prices, settings)

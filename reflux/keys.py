@@ -1,7 +1,9 @@
 """One key, or one line, from whoever sits at the terminal; from a pipe, lines."""
 
+import signal
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +27,20 @@ def unechoed() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends what blocks the event loop, a line being typed or code of the user's: asyncio's
+    own handler would wait for its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def read_key(keys: str) -> str:

@@ -1,9 +1,7 @@
 """Persons in the terminal: what waits for them is shown, and what they write becomes a step."""
 
-import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from rich.panel import Panel
@@ -11,6 +9,7 @@ from rich.panel import Panel
 from agents.errors import UsageError
 from graphs.patient import Patient, Pending, Progressed
 from reflux.app import ERR
+from reflux.keys import interruptible
 from reflux.show import escape
 
 CHOICES = "answer: TEXT | approve | pass | sub-questions, one a line"
@@ -74,7 +73,7 @@ async def converse(patient: Patient, question_id: str, progressed: Progressed) -
         ERR.print(form_view(first))
         ERR.print(HELP, highlight=False)
         try:
-            with _interruptible():
+            with interruptible():
                 reply = step_of(_read())
         except EOFError:
             break
@@ -86,16 +85,6 @@ async def converse(patient: Patient, question_id: str, progressed: Progressed) -
         except UsageError as error:
             ERR.print(str(error), highlight=False)
     return progressed
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends a line that is being typed: asyncio's own handler waits for its end."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _read() -> str:

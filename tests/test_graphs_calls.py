@@ -1,13 +1,16 @@
 """Model calls on the record: replayed, or made, committed and only then used."""
 
+import asyncio
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from agents.errors import EndpointError, ReplayError
 from agents.screen import PLACEHOLDER
 from agents.scripted import ScriptedClient
+from agents.tools import ToolReply
 from agents.types import Answer, Ask, ChatRequest, Completion, SubQuestion, TokenLogprob
 from graphs.calls import Caller
 from graphs.traces import CallKey, TraceStore
@@ -109,3 +112,23 @@ async def test_a_step_taken_again_is_one_row_and_another_step_is_an_error(
     assert len(list(store.select("SELECT 1 FROM calls"))) == 1
     with pytest.raises(ReplayError, match="deterministic"):
         await caller.step(KEY, "script:h", Answer("a"))
+
+
+async def test_a_tool_that_two_ask_at_once_has_one_reply(store: TraceStore) -> None:
+    """As two processes on one run folder do."""
+    both_there = asyncio.Barrier(2)
+
+    async def work(reply: str) -> ToolReply:
+        await both_there.wait()
+        return ToolReply(reply, True)
+
+    callers = [Caller(ScriptedClient(lambda _: "4"), store) for _ in range(2)]
+    replies = await asyncio.gather(
+        *(
+            caller.tool(KEY, "dice", "roll", partial(work, str(number)))
+            for number, caller in enumerate(callers)
+        )
+    )
+    assert len({reply.text for reply in replies}) == 1
+    with pytest.raises(ReplayError, match="other arguments"):
+        await callers[0].tool(KEY, "dice", "roll twice", partial(work, "7"))

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -162,6 +163,30 @@ async def test_a_graph_that_takes_too_long_fails(store: TraceStore) -> None:
 
     outcome = await answer(store, one_node(node), limits=Limits(seconds=0.05))
     assert (outcome["status"], outcome["error"]) == ("failed", "no answer in 0.05 s")
+
+
+async def test_two_who_ask_the_same_at_once_have_one_answer(store: TraceStore) -> None:
+    """As two evaluations on one run folder do."""
+    both_there, number = asyncio.Barrier(2), count()
+
+    async def ask(question: str) -> str:
+        mine = next(number)
+        await both_there.wait()
+        return f"answer {mine}"
+
+    systems = [foreign(store, RunnableLambda(ask)) for _ in range(2)]
+    found = await asyncio.gather(*(answer_all(system, ASKED, ["ab"]) for system in systems))
+    answers = {outcome["answer"] for (outcome,) in found}
+    assert answers in ({"answer 0"}, {"answer 1"})
+    assert {outcome["status"] for (outcome,) in found} == {"ok"}
+
+
+async def test_an_error_that_is_no_text_is_recorded_as_far_as_it_is(store: TraceStore) -> None:
+    async def ask(question: str) -> str:
+        raise ValueError("half \ud800 a pair")
+
+    outcome = await answer(store, RunnableLambda(ask))
+    assert (outcome["status"], outcome["error"]) == ("failed", "ValueError: half ? a pair")
 
 
 class Odd(BaseException):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 from commanding import Ended, begin
 from pytest_httpserver import HTTPServer
 from rich.console import Console
+from serving import soon
 from werkzeug import Request, Response
 
 from agents.purse import Price
@@ -542,3 +544,21 @@ def test_an_interval_without_width_is_told_whoever_won(tmp_path: Path) -> None:
     printed = " ".join(console.export_text().split())
     assert "An interval without width says nothing" in printed
     assert "no question told the two apart" not in printed
+
+
+def test_one_ctrl_c_ends_a_scorer_that_never_does(folder: Path) -> None:
+    (folder / "hanging_for_eval.py").write_text(
+        "def mark(question, answer, truth):\n"
+        "    if question == 'b':\n"
+        "        open('marking', 'w').close()\n"
+        "        while True:\n"
+        "            pass\n"
+        "    return True\n"
+    )
+    words = (*DATA, "--systems", "mine_for_eval:graph", "--score", "hanging_for_eval:mark")
+    run = ("--run", str(folder / "run"))
+    running = begin(("eval", *words, *run), None, partial(os.chdir, str(folder)))
+    soon((folder / "marking").exists)
+    os.kill(running.process.pid or 0, signal.SIGINT)
+    ended = running.wait(60)
+    assert (ended.code, "interrupted" in ended.stderr) == (130, True), ended.stderr
