@@ -1,12 +1,18 @@
 """Fixtures that several test files share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from agents.embedded import SPIN_VARIABLE, SPINS
 from graphs.traces import TraceStore
+
+# Workers share the cores: who waits lets the others work. It is read when torch is first imported,
+# here or in the process that forks the commands.
+os.environ.setdefault(SPIN_VARIABLE, SPINS)
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("untimed", deadline=None)

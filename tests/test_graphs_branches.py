@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from worlds import World, worlds
 
 from agents.overseer import PASS
 from agents.scripted import ScriptedClient
-from agents.types import Answer, Ask, Defer, Step, step_to_json
+from agents.types import Answer, Ask, ChatRequest, Completion, Defer, Step, step_to_json
 from graphs.amplify import begin, build_graph
 from graphs.branches import Branches
 from graphs.state import Limits
@@ -49,6 +50,21 @@ class Watched(Branches):
         return Entered()
 
 
+class Gathered(ScriptedClient):
+    """Replies once so many requests were under way at the same time."""
+
+    def __init__(self, reply: Callable[[ChatRequest], str], number: int) -> None:
+        super().__init__(reply)
+        self._barrier = asyncio.Barrier(number)
+        self._met = False
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        if not self._met:
+            await self._barrier.wait()
+            self._met = True
+        return await super().complete(request)
+
+
 def splitting(fanout: int, levels: int) -> Any:
     """An H that splits a question "/" down to a depth, and puts the answers in brackets."""
 
@@ -67,7 +83,7 @@ async def test_no_more_of_a_depth_are_under_way_than_the_bound_and_every_tree_en
     store: TraceStore, most: int
 ) -> None:
     branches = Watched(most)
-    client = ScriptedClient(lambda request: request.messages[-1][1][-2], lambda _: 0.001)
+    client = Gathered(lambda request: request.messages[-1][1][-2], min(most, 27))
     system = amplified(
         store, client, splitting(3, 3), votes=ONE_VOTE, limits=Limits(depth=3), branches=branches
     )
