@@ -27,8 +27,10 @@ VERSION = 1
 ADAPTER, TWIN, CARD = "adapter_model.safetensors", "adapter.gguf", "student.json"
 PICKLE = "adapter_model.bin"
 FILES = ("adapter_config.json", ADAPTER, TWIN, CARD)
+RESERVED = ("amplified", "base", "direct", "student")
+"""Names by which something else is asked for; a student of that name would never be."""
 
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(?<!\.json)")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -118,7 +120,7 @@ class Registry:
         Raises:
             UsageError: a bad or a taken id, or a file is missing at the end.
         """
-        self._require_free(id)
+        self.require_free(id)
         self.root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{id}-", dir=self.root))
         try:
@@ -129,7 +131,7 @@ class Registry:
                     f"student {id} lacks {', '.join(missing)}: train and export into the staging "
                     "folder, then call write()"
                 )
-            self._require_free(id)
+            self.require_free(id)
             for name in FILES:
                 _sync(folder / name)
             folder.chmod(0o755)
@@ -290,8 +292,15 @@ class Registry:
     def _point(self, pointer: _Pointer) -> None:
         _write_whole(self.root / "current.json", pointer)
 
-    def _require_free(self, id: str) -> None:
+    def require_free(self, id: str) -> None:
+        """Refuse an id that no new student can have.
+
+        Raises:
+            UsageError: it is taken, or is none.
+        """
         _require_id(id)
+        if id in RESERVED:
+            raise UsageError(f"{id!r} names no student: it means something else; choose another id")
         if (self.root / id).exists():
             raise UsageError(
                 f"student {id} exists in {self.root} and never changes: choose another id"
@@ -314,8 +323,8 @@ def refuse_pickle(folder: Path) -> None:
 def _require_id(id: str) -> None:
     if not _ID.fullmatch(id):
         raise UsageError(
-            f"{id!r} cannot name a student: use small letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit"
+            f"{id[:130]!r} cannot name a student: use at most 128 small letters, digits, '.', '_' "
+            "and '-', beginning with a letter or digit, and not ending in .json"
         )
 
 

@@ -51,7 +51,7 @@ def _folders(run: Path) -> dict[str, Path]:
 
 def _listed(run: Path) -> list[dict[str, Any]]:
     told = [
-        {"name": name, "created": (folder / "eval.json").stat().st_mtime, **_figures(folder)}
+        {**_figures(folder), "name": name, "created": (folder / "eval.json").stat().st_mtime}
         for name, folder in _folders(run).items()
     ]
     return sorted(told, key=lambda each: each["created"], reverse=True)
@@ -60,9 +60,8 @@ def _listed(run: Path) -> list[dict[str, Any]]:
 def _figures(folder: Path) -> dict[str, Any]:
     path = folder / "eval.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError) as error:
+        return {**json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} cannot be read: {error}; delete it, or restore it") from error
 
 
@@ -74,5 +73,5 @@ def _failed(folder: Path, system: str) -> Iterator[dict[str, Any]]:
                 answer = json.loads(line)
                 if not answer["right"] and system in ("", answer["system"]):
                     yield answer
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} cannot be read: {error}; evaluate again") from error

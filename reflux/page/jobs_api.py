@@ -79,7 +79,10 @@ async def list_choices(request: Request) -> dict[str, Any]:
 async def begin_job(body: Begun, request: Request) -> dict[str, Any]:
     """Begin one; there is one at a time."""
     shared = served(request)
-    words = _evaluate(shared, body) if isinstance(body, Evaluation) else _distill(shared, body)
+
+    def words() -> list[str]:
+        return _evaluate(shared, body) if isinstance(body, Evaluation) else _distill(shared, body)
+
     job = await _jobs(request).start(body.kind, body.name, words)
     return {"job": job.to_json(0)}
 
@@ -138,6 +141,7 @@ def _distill(shared: Served, asked: Distillation) -> list[str]:
     folder = shared.run.folder
     if (folder.registry.root / asked.name).exists():
         raise UsageError(f"student {asked.name} exists and never changes: choose another name")
+    folder.registry.require_free(asked.name)
     words = ["distill", "--run", str(folder.path), "--student", asked.name]
     told = {
         "num_train_epochs": asked.epochs,

@@ -27,7 +27,9 @@ let leaving = false;
 function keep() {
   if (leaving) return;
   const { messages, model, trajectory } = talk;
-  sessionStorage.setItem(KEPT, JSON.stringify({ messages, model, trajectory }));
+  try {
+    sessionStorage.setItem(KEPT, JSON.stringify({ messages, model, trajectory }));
+  } catch { /* Over what a browser keeps, some 5 MB: the talk goes on, and a reload ends it. */ }
 }
 
 // What fails after this fails because the page is left. It may yet stay, as for a download.
