@@ -27,10 +27,9 @@ VERSION = 1
 ADAPTER, TWIN, CARD = "adapter_model.safetensors", "adapter.gguf", "student.json"
 PICKLE = "adapter_model.bin"
 FILES = ("adapter_config.json", ADAPTER, TWIN, CARD)
-
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_TAKEN = re.compile(r"base|student|amplified|direct|best-of-.*|.*\.json")
-"""Names of what else can be asked, and of files beside the students."""
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(?<!\.json)")
+_TAKEN = re.compile(r"amplified|base|direct|student|best-of-.*")
+"""Names by which something else is asked for; a student of that name would never be."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -296,9 +295,11 @@ class Registry:
         """Hold an id to what a new student may be called.
 
         Raises:
-            UsageError: a bad or a taken id.
+            UsageError: it is taken, or is none.
         """
         _require_id(id)
+        if _TAKEN.fullmatch(id):
+            raise UsageError(f"{id!r} names no student: it means something else; choose another")
         if (self.root / id).exists():
             raise UsageError(
                 f"student {id} exists in {self.root} and never changes: choose another name"
@@ -321,11 +322,9 @@ def refuse_pickle(folder: Path) -> None:
 def _require_id(id: str) -> None:
     if not _ID.fullmatch(id):
         raise UsageError(
-            f"{id!r} cannot name a student: use small letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit"
+            f"{id[:130]!r} cannot name a student: use at most 128 small letters, digits, '.', '_' "
+            "and '-', beginning with a letter or digit, and not ending in .json"
         )
-    if _TAKEN.fullmatch(id):
-        raise UsageError(f"{id!r} cannot name a student: it means something else; take another")
 
 
 def _load(path: Path, model: type[_Model]) -> _Model:

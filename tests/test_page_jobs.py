@@ -168,7 +168,7 @@ def test_a_job_ends_with_its_server(tmp_path: Path, script: Scripted) -> None:
         ({"data": "/etc/passwd"}, "data"),
         ({"out": "elsewhere"}, "out"),
         ({"kind": "distillation", "name": "student-r0"}, "choose another name"),
-        ({"kind": "distillation", "name": "current.json"}, "means something else"),
+        ({"kind": "distillation", "name": "current.json"}, "cannot name a student"),
     ],
 )
 def test_what_a_request_may_not_start_is_refused(

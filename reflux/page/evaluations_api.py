@@ -51,7 +51,7 @@ def _folders(run: Path) -> dict[str, Path]:
 
 def _listed(run: Path) -> list[dict[str, Any]]:
     told = [
-        {"name": name, "created": (folder / "eval.json").stat().st_mtime, **_figures(folder)}
+        {**_figures(folder), "name": name, "created": (folder / "eval.json").stat().st_mtime}
         for name, folder in _folders(run).items()
     ]
     return sorted(told, key=lambda each: each["created"], reverse=True)
@@ -76,5 +76,5 @@ def _failed(folder: Path, system: str) -> Iterator[dict[str, Any]]:
                 answer = json.loads(line)
                 if not answer["right"] and system in ("", answer["system"]):
                     yield answer
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} cannot be read: {error}; evaluate again") from error

@@ -1,7 +1,8 @@
 """Long work that the page started: one `reflux` command at a time, in a process of its own.
 
 The process is the command that a person would have typed, so it does what they do and no more. It
-belongs to the server, not to the page: a page that is reloaded finds it where it is.
+belongs to the server, not to the page: a page that is reloaded finds it where it is, and it ends
+with the server, however that ends.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,9 +83,13 @@ class Jobs:
         self._task: asyncio.Task[None] | None = None
 
     async def start(
-        self, kind: str, name: str, words: Sequence[str], env: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        name: str,
+        prepare: Callable[[], Sequence[str]],
+        env: Mapping[str, str] | None = None,
     ) -> Job:
-        """Begin `reflux WORDS`.
+        """Begin `reflux` with the words that `prepare` gives, once no other job is in its way.
 
         Raises:
             UsageError: another job is under way.
@@ -94,14 +99,15 @@ class Jobs:
                 raise UsageError(
                     f"{self.last.kind} {self.last.name} is under way: wait for it, or stop it"
                 )
+            words = prepare()
             told = {key: value for key, value in os.environ.items() if key not in UNTOLD}
             told |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "110", "REFLUX_PROGRESS_SECONDS": "1"}
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "reflux",
+                "reflux.page.tethered",
                 *words,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env={**told, **(env or {})},

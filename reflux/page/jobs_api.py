@@ -79,7 +79,10 @@ async def list_choices(request: Request) -> dict[str, Any]:
 async def begin_job(body: Begun, request: Request) -> dict[str, Any]:
     """Begin one; there is one at a time."""
     shared = served(request)
-    words = _evaluate(shared, body) if isinstance(body, Evaluation) else _distill(shared, body)
+
+    def words() -> list[str]:
+        return _evaluate(shared, body) if isinstance(body, Evaluation) else _distill(shared, body)
+
     job = await _jobs(request).start(body.kind, body.name, words)
     return {"job": job.to_json(0)}
 

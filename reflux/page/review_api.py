@@ -21,7 +21,7 @@ router = APIRouter(prefix="/api", responses=ERRORS)
 class Judgement(Asked):
     """A person's word on a node."""
 
-    path: str = Field(default="", max_length=2_000)
+    path: str = Field(default="", max_length=2_000, pattern=r"^(/[0-9.]+)*$")
     """Empty for the root."""
     action: Action
     answer: str = Field(default="", max_length=100_000)

@@ -1,6 +1,7 @@
 """`/api/students`: the students of the run, and which of them is the agent."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from finetune.run_folder import RunFolder
 from reflux.chat_api import ERRORS, served
 
 router = APIRouter(prefix="/api/students", responses=ERRORS)
+_TURN = threading.Lock()
+"""The folder's lock keeps other processes out, and would tell two requests of this one apart."""
 
 
 @router.get("")
@@ -36,7 +39,7 @@ async def _turned(request: Request, turn: Callable[[Registry], object]) -> dict[
     folder = RunFolder(served(request).run.folder.path)
 
     def turned() -> dict[str, Any]:
-        with folder.locked():  # A run that is under way promotes, too.
+        with _TURN, folder.locked():  # A run that is under way promotes, too.
             turn(folder.registry)
         return _listed(folder.registry)
 
@@ -52,7 +55,8 @@ def _listed(registry: Registry) -> dict[str, Any]:
 
 
 def _plain(student: Student) -> dict[str, Any]:
-    report = student.config.get("report", {})
+    told = student.config.get("report")
+    report = told if isinstance(told, dict) else {}
     return {
         "id": student.id,
         "parent": student.parent,

@@ -96,14 +96,14 @@ export async function* treeEvents(trajectory, signal) {
 function askForKey(wrong) {
   asking ??= new Promise((resolve) => {
     const input = el("input", { type: "password", required: true, autocomplete: "current-password", "aria-label": "API key", autofocus: true });
-    const dialog = el("dialog", { class: "dialog", oncancel: (event) => event.preventDefault() },
+    const dialog = el("dialog", { class: "dialog", onclose: () => asking && dialog.showModal() },
       el("form", {
         onsubmit: (event) => {
           event.preventDefault();
           sessionStorage.setItem("reflux-key", input.value.trim());
+          asking = null; // Before it closes: Escape closes it, too, and nothing goes on without the key.
           dialog.close();
           dialog.remove();
-          asking = null;
           resolve();
         },
       },

@@ -23,7 +23,7 @@ function here() {
   return known ? [known, rest.map(decoded)] : [VIEWS[0], []];
 }
 
-// An address that somebody cut short names nothing, and is looked up as it is.
+// An address that somebody cut short, or typed, may be no escaped text.
 function decoded(part) {
   try {
     return decodeURIComponent(part);
@@ -42,15 +42,22 @@ async function route() {
     if (chosen) tab.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
   document.title = `${title} · Reflux`;
-  const view = await load();
-  if (mine !== opened) return;
+  const view = await attempt(() => load().catch(unloaded));
+  if (mine !== opened || !view) return;
   leave?.();
   closeNode();
   main.dataset.view = name;
   const place = el("section", { class: `view ${name}`, role: "tabpanel", "aria-label": title });
   show(main, place);
   leave = null;
-  leave = (await attempt(() => view.open(place, rest))) || null;
+  const left = (await attempt(() => view.open(place, rest))) || null;
+  if (mine === opened) leave = left;
+  else left?.(); // Another view was opened meanwhile.
+}
+
+// A browser remembers that a file could not be had until the page is loaded anew.
+function unloaded() {
+  throw new Error("This view could not be loaded: reload the page once the server answers.");
 }
 
 function addTabs() {
@@ -100,7 +107,8 @@ document.addEventListener("keydown", (event) => {
 addTheme();
 addTabs();
 addEventListener("hashchange", route);
-route();
+// The other views' files come behind the first, so that they are there while the server is not.
+route().then(() => VIEWS.forEach(([, , load]) => load().catch(() => {})));
 attempt(async () => {
   const about = await json("/api/run");
   document.getElementById("where").textContent = about.name;

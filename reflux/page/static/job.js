@@ -1,7 +1,7 @@
 // Start a long job, watch it, stop it. The server holds it, so a reload of the page loses nothing.
 
 import { json } from "./api.js";
-import { attempt, el, seconds, show } from "./dom.js";
+import { attempt, el, seconds, show, toast } from "./dom.js";
 import { FORMS } from "./job_forms.js";
 
 const POLL = 700; // Milliseconds.
@@ -17,6 +17,7 @@ export async function jobPanel(kind, ended) {
 async function look(state) {
   const { job } = await json(`/api/job?after=${state.said}`);
   if (state.closed) return;
+  state.lost = false;
   if (!job || (job.kind !== state.kind && job.state !== "running")) { show(state.element, await form(state)); return; }
   if (!state.log || state.of !== job.command) {
     state.of = job.command;
@@ -36,7 +37,21 @@ async function look(state) {
     if (job.kind === state.kind && job.state === "done") { state.saying.open = false; state.ended(job); }
   }
   state.running = running;
-  if (running) state.timer = setTimeout(() => attempt(() => look(state)), POLL);
+  if (running) poll(state);
+}
+
+// The job goes on while the server is not heard for a moment, and so does the looking.
+function poll(state) {
+  state.timer = setTimeout(async () => {
+    try {
+      await look(state);
+    } catch (error) {
+      if (state.closed) return;
+      if (!state.lost) toast(error.message, true);
+      state.lost = true;
+      poll(state);
+    }
+  }, POLL);
 }
 
 const STATES = { running: "at work", done: "done", failed: "failed", stopped: "stopped" };
