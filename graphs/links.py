@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graphs.database import Rows
 from graphs.traces import TraceStore
 from graphs.voting import Vote
 
@@ -66,7 +67,7 @@ def read_votes(kept: str) -> list[tuple[str, bool, str]]:
     return [(text, ok, flag) for text, ok, flag in body]
 
 
-def chains(store: TraceStore, question: str) -> Iterator[tuple[str, dict[str, Any], int, int, str]]:
+def chains(store: Rows, question: str) -> Iterator[tuple[str, dict[str, Any], int, int, str]]:
     """Of each chain of a trajectory, and each of its attempts in order: its path, what
     `graphs.tree.Node.chain` shows, calls, tokens, and the name of the model."""
     for row in list(store.select(IN_SHORT, (question,))):
