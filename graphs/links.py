@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphs.database import Rows
-from graphs.traces import TraceStore
 from graphs.voting import Vote
 
 IN_SHORT = """
@@ -35,7 +34,7 @@ class Link:
 
 
 def links(
-    store: TraceStore, question: str, path: str = "", attempt: int = 0, begin: int = 0
+    store: Rows, question: str, path: str = "", attempt: int = 0, begin: int = 0
 ) -> Iterator[Link]:
     """The links of one chain from number `begin` on; memory does not grow with their number."""
     link: Link | None = None

@@ -13,6 +13,7 @@ from serving import Scripted, scripted, serving, soon
 
 import reflux.page.judging
 import reflux.tree_api
+from graphs.events import answered
 from reflux.event_log import EventLogs
 
 
@@ -100,7 +101,7 @@ def test_events_of_an_answer_that_went_on_later_take_the_room_of_one() -> None:
     def fill(trajectory: str) -> None:
         log = logs.begin(trajectory)
         for _ in range(4):
-            log.add({"event": "asked", "path": ""})
+            log.add(answered("", False, {"answer": "a"}))
         logs.end(trajectory)
 
     async def all_of_them() -> None:
