@@ -1,9 +1,11 @@
 """What an SQLite file that fails means to a user: no space, no access, another process, damage."""
 
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from agents.errors import NO_ACCESS, NO_SPACE, RefluxError, UsageError
 
@@ -23,6 +25,29 @@ def of_sqlite(path: Path, error: sqlite3.Error, damaged: str = RESTORE) -> Reflu
     if code in BUSY:
         return RefluxError(f"another process holds {path}: {error}; wait for it, then go on")
     return UsageError(f"{path} is not a whole database: {error}; {damaged}")
+
+
+class Rows(Protocol):
+    """Where rows are read from: the store itself, or a `Reader`."""
+
+    def select(
+        self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> Iterator[sqlite3.Row]:
+        """Rows of a read-only query, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Rows of a connection of one's own (`reading`), so that a thread can read much."""
+
+    database: sqlite3.Connection
+
+    def select(
+        self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> Iterator[sqlite3.Row]:
+        """Rows of a read-only query, in order."""
+        yield from self.database.execute(sql, parameters)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphs.traces import TraceStore
+from graphs.database import Rows
 from graphs.voting import Vote
 
 IN_SHORT = """
@@ -34,7 +34,7 @@ class Link:
 
 
 def links(
-    store: TraceStore, question: str, path: str = "", attempt: int = 0, begin: int = 0
+    store: Rows, question: str, path: str = "", attempt: int = 0, begin: int = 0
 ) -> Iterator[Link]:
     """The links of one chain from number `begin` on; memory does not grow with their number."""
     link: Link | None = None
@@ -66,7 +66,7 @@ def read_votes(kept: str) -> list[tuple[str, bool, str]]:
     return [(text, ok, flag) for text, ok, flag in body]
 
 
-def chains(store: TraceStore, question: str) -> Iterator[tuple[str, dict[str, Any], int, int, str]]:
+def chains(store: Rows, question: str) -> Iterator[tuple[str, dict[str, Any], int, int, str]]:
     """Of each chain of a trajectory, and each of its attempts in order: its path, what
     `graphs.tree.Node.chain` shows, calls, tokens, and the name of the model."""
     for row in list(store.select(IN_SHORT, (question,))):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from graphs.database import Rows
 from graphs.revision import NEWEST, first_of, newest
 from graphs.schema import BY_PERSONS, DISPUTED
 from graphs.traces import TraceStore
@@ -222,7 +223,7 @@ def state_of(store: TraceStore, item: Item) -> tuple[object, ...]:
     return now.trajectory, now.answer, now.status, now.why == "escalated", next(said)[0]
 
 
-def find_item(store: TraceStore, id: str) -> Item:
+def find_item(store: Rows, id: str) -> Item:
     """The item of an id, `TRAJECTORY/PATH`, whether it is in the queue or not; in the newest
     revision where none is named.
 

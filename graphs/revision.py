@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graphs.database import Rows
 from graphs.traces import TraceStore
 
 AGAIN = 10_000
@@ -56,7 +57,7 @@ def before(question_id: str) -> Iterator[str]:
         yield revision(question_id, number)
 
 
-def newest(store: TraceStore, question_id: str) -> str:
+def newest(store: Rows, question_id: str) -> str:
     """The newest revision of a trajectory that a word was put into."""
     first = first_of(question_id)
     rows = store.select(

@@ -8,10 +8,10 @@ from typing import Any
 from agents.errors import UsageError
 from agents.purse import Price
 from agents.types import Answer, Ask, Step, SubQuestion, step_from_json
+from graphs.database import Rows
 from graphs.links import chains
 from graphs.revision import before
-from graphs.schema import STOPPED
-from graphs.traces import TraceStore
+from graphs.schema import NODE_ENDED, STOPPED
 
 NO_PRICES: Mapping[str, Price] = {}
 WAS_STOPPED = f"SELECT {STOPPED} FROM questions q WHERE q.id = ?"  # noqa: S608 - a constant of ours
@@ -70,7 +70,7 @@ class Node:
         return {**vars(self), "children": [child.to_json() for child in self.children]}
 
 
-def find_question(store: TraceStore, question: str) -> tuple[str, str]:
+def find_question(store: Rows, question: str) -> tuple[str, str]:
     """Id and text of a root question, by its id or an unambiguous beginning of it.
 
     A beginning without `~` is that of a trajectory as it was asked, not of its revisions.
@@ -96,7 +96,7 @@ def find_question(store: TraceStore, question: str) -> tuple[str, str]:
     return found[0]["id"], found[0]["text"]
 
 
-def load_tree(store: TraceStore, question: str, prices: Mapping[str, Price] = NO_PRICES) -> Node:
+def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICES) -> Node:
     """The tree of one root question, by its id or an unambiguous beginning of it.
 
     `prices` are those of the models, by name.
@@ -165,7 +165,7 @@ def load_tree(store: TraceStore, question: str, prices: Mapping[str, Price] = NO
     return nodes[""]
 
 
-def held(store: TraceStore, last: str, path: str) -> tuple[str, Node]:
+def held(store: Rows, last: str, path: str) -> tuple[str, Node]:
     """(revision, node): a node by its path, as the newest revision that came to it holds it.
 
     One that is still being recomputed, or whose recomputing was cut off, has not come to all.
@@ -180,14 +180,14 @@ def held(store: TraceStore, last: str, path: str) -> tuple[str, Node]:
         node = next((node for node in load_tree(store, id).walk() if node.path == path), None)
         if node is not None:
             return id, node
-        if store.how_ended(id) is not None:
+        if next(store.select(NODE_ENDED, (id, "")), None) is not None:
             break
     raise UsageError(
         f"{last} has no node {path!r}; `reflux traces show {last}` shows its tree, --json the paths"
     )
 
 
-def tokens_of(store: TraceStore, question: str) -> tuple[int, int]:
+def tokens_of(store: Rows, question: str) -> tuple[int, int]:
     """Prompt and completion tokens of a tree, cache hits among them; `question` is its id."""
     (row,) = store.select(
         "SELECT sum(prompt_tokens) AS asked, sum(completion_tokens) AS said FROM calls"
@@ -197,7 +197,7 @@ def tokens_of(store: TraceStore, question: str) -> tuple[int, int]:
     return row["asked"] or 0, row["said"] or 0
 
 
-def _judge(store: TraceStore, root_id: str, nodes: dict[str, Node]) -> None:
+def _judge(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
     """What checks and persons said of the nodes."""
     for row in store.select(
         "SELECT path, kind, ok, detail FROM judgements WHERE question=?"

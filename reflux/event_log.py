@@ -59,12 +59,18 @@ class EventLogs:
         """The log of an answer that begins."""
         return self._open.setdefault(trajectory, EventLog())
 
+    def growing(self, trajectory: str) -> bool:
+        """Whether the answer is under way."""
+        return trajectory in self._open
+
     def end(self, trajectory: str) -> None:
         """The answer has ended; its events stay as long as there is room."""
         log = self._open.pop(trajectory, None)
         if log is None:
             return
         log.end()
+        if (former := self._ended.pop(trajectory, None)) is not None:
+            self._held -= len(former.events)
         self._ended[trajectory] = log
         self._held += len(log.events)
         while self._held > self._most and len(self._ended) > 1:

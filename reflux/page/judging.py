@@ -8,10 +8,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from agents.errors import RefluxError, UsageError
 from finetune.run_folder import OpenRun
+from graphs.database import Reader, reading
 from graphs.events import answered
 from graphs.review import Item, find_item
 from graphs.stops import marked_when_stopped
@@ -50,7 +52,7 @@ async def act(
         UsageError: there is no such node, or the word cannot be taken there.
     """
     store = shared.run.store
-    item = find_item(store, f"{trajectory}{path}")
+    item = await asyncio.to_thread(_item, store.path, f"{trajectory}{path}")
     if action == "comment":
         await remark(store, item, comment)
         return Judged("commented", item.trajectory)
@@ -69,10 +71,15 @@ async def act(
     return await _put(shared, item, word, comment)
 
 
+def _item(store: Path, id: str) -> Item:
+    with reading(store) as database:
+        return find_item(Reader(database), id)
+
+
 async def _put(shared: Served, item: Item, word: str | None, comment: str) -> Judged:
-    """Begin a revision, and have it answered."""
+    """Begin a revision, and have it answered: once, if two say the same at once."""
     begun = await begin_override(shared.run.store, item.trajectory, item.path, word, comment)
-    if begun.recomputes:
+    if begun.recomputes and not shared.logs.growing(begun.trajectory):
         shared.logs.begin(begun.trajectory)
         task = asyncio.create_task(_recompute(shared, begun.trajectory, item.path, word))
         shared.tasks.add(task)
