@@ -98,7 +98,7 @@ def pages(store: TraceStore, why: Why, most: int) -> list[float]:
     took: list[float] = []
     start: int | None = None
     while len(took) < most:
-        ms, (_, start) = timed(lambda start=start: page(store.select, why, PER_PAGE, start))
+        ms, (_, start) = timed(lambda start=start: page(store, why, PER_PAGE, start))
         took.append(ms)
         if start is None:
             break

@@ -6,8 +6,7 @@ Held-out questions and canaries are not queued: no row is made of them.
 """
 
 import json
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -88,12 +87,8 @@ SELECT min(id) FROM (SELECT id FROM judgements INDEXED BY {{index}} WHERE {{whic
 """  # noqa: S608
 
 
-Select = Callable[[str, Any], Iterator[sqlite3.Row]]
-"""Rows of a query and its parameters: `TraceStore.select`, or a connection's `execute`."""
-
-
 def page(
-    select: Select, why: Why, limit: int = 20, before: int | None = None
+    store: Rows, why: Why, limit: int = 20, before: int | None = None
 ) -> tuple[list[Item], int | None]:
     """(items of one kind, the newest first; where the next page begins, None at the end).
 
@@ -102,11 +97,11 @@ def page(
     """
     start = 2**62 if before is None else before
     if why == "audit":
-        return _audit(select, limit, start)
+        return _audit(store, limit, start)
     index = "deferred" if why == "escalated" else "disputed"
     bare = "kind = 'deferred'" if why == "escalated" else DISPUTED
     window = WINDOW.format(index=index, which=bare)
-    (row,) = select(window, {"before": start})
+    (row,) = store.select(window, {"before": start})
     if (first := row[0]) is None:
         return [], None
     which = WAITING if why == "escalated" else IN_DISPUTE
@@ -114,14 +109,14 @@ def page(
     sql += " AND j.id < :before AND j.id >= :first ORDER BY j.id DESC"
     items: list[Item] = []
     seen: set[str] = set()
-    for row in select(sql, {"before": start, "first": first}):
+    for row in store.select(sql, {"before": start, "first": first}):
         item = _item(row, why)
         if item.id not in seen:
             seen.add(item.id)
             items.append(item)
         if len(items) == limit:
             return items, item.at
-    return items, first if _more(select, bare, index, first) else None
+    return items, first if _more(store, bare, index, first) else None
 
 
 def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> list[Item]:
@@ -130,7 +125,7 @@ def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> lis
     for why in whys:
         start: int | None = None
         while len(items) < limit:
-            found, start = page(store.select, why, limit - len(items), start)
+            found, start = page(store, why, limit - len(items), start)
             for item in found:
                 items.setdefault(item.id, item)
             if start is None:
@@ -138,14 +133,14 @@ def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> lis
     return list(items.values())
 
 
-def _more(select: Select, bare: str, index: str, first: int) -> bool:
-    rows = select(WINDOW.format(index=index, which=bare), {"before": first})
+def _more(store: Rows, bare: str, index: str, first: int) -> bool:
+    rows = store.select(WINDOW.format(index=index, which=bare), {"before": first})
     return next(rows)[0] is not None
 
 
-def _audit(select: Select, limit: int, start: int) -> tuple[list[Item], int | None]:
+def _audit(store: Rows, limit: int, start: int) -> tuple[list[Item], int | None]:
     """Judgements whose number is drawn: one in each block, the same whenever it is asked."""
-    (row,) = select("SELECT max(id) FROM judgements", ())
+    (row,) = store.select("SELECT max(id) FROM judgements")
     last = min(start - 1, row[0] or 0)
     sql = QUEUED.format(
         by="", which=f"j.kind IN ('leaf', 'outcome') AND ({IN_DISPUTE}) IS NOT TRUE"
@@ -154,7 +149,7 @@ def _audit(select: Select, limit: int, start: int) -> tuple[list[Item], int | No
     items: list[Item] = []
     for block in range(last // AUDITED, -1, -limit):
         drawn = [at for b in range(block, max(-1, block - limit), -1) if (at := _drawn(b)) <= last]
-        for row in select(sql, (json.dumps(drawn),)):
+        for row in store.select(sql, (json.dumps(drawn),)):
             items.append(_item(row, "audit"))
             if len(items) == limit:
                 return items, items[-1].at

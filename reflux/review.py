@@ -179,7 +179,7 @@ def _all(store: TraceStore, whys: tuple[Why, ...]) -> Iterator[Item]:
         start: int | None = None
         while True:
             # One at a time: others may judge meanwhile what would come next.
-            items, start = page(store.select, why, 1, start)
+            items, start = page(store, why, 1, start)
             for item in items:
                 if item.id not in seen:
                     seen.add(item.id)

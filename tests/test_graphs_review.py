@@ -83,11 +83,11 @@ async def test_one_judgement_in_a_hundred_is_drawn_for_an_audit(store: TraceStor
         await store.add_question({"id": name, "text": name, "split": "train"})
         detail = {"question": name, "answer": "a", "status": "ok", "error": None}
         await store.add_judgement(name, "", "leaf", True, detail, key="0")
-    items, _ = page(store.select, "audit", limit=100)
+    items, _ = page(store, "audit", limit=100)
     assert len(items) == 10
     assert [item.at for item in items] == sorted((item.at for item in items), reverse=True)
     assert len({item.at % 100 for item in items}) > 5  # Not every hundredth: drawn.
-    assert page(store.select, "audit", limit=100)[0] == items
+    assert page(store, "audit", limit=100)[0] == items
 
 
 async def test_pages_follow_one_another_without_a_gap_or_a_repeat(store: TraceStore) -> None:
@@ -98,7 +98,7 @@ async def test_pages_follow_one_another_without_a_gap_or_a_repeat(store: TraceSt
     seen: list[str] = []
     start: int | None = None
     while True:
-        items, start = page(store.select, "disputed", 10, start)
+        items, start = page(store, "disputed", 10, start)
         seen += [item.trajectory for item in items]
         if start is None:
             break

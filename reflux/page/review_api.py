@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
-from graphs.database import reading
+from graphs.database import Reader, reading
 from graphs.review import Item, Why, page
 from graphs.tree import find_question
 from reflux.chat_api import ERRORS, served
@@ -44,7 +44,7 @@ async def list_reviews(
 
 def _page(path: Path, why: Why, limit: int, before: int | None) -> tuple[list[Item], int | None]:
     with reading(path) as database:
-        return page(database.execute, why, limit, before)
+        return page(Reader(database), why, limit, before)
 
 
 @router.post("/trajectories/{trajectory}/judgements")
