@@ -149,3 +149,14 @@ def test_an_evaluation_has_the_name_of_its_folder_whatever_its_file_says(tmp_pat
     with serving(tmp_path) as url:
         (found,) = httpx2.get(f"{url}/api/evaluations").json()["evaluations"]
         assert (found["name"], type(found["created"])) == ("one", float)
+
+
+def test_a_student_of_an_earlier_reflux_whose_name_is_taken_now_is_listed(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, ("student-r0",))
+    card = folder.registry.root / "student-r0" / "student.json"
+    card.write_text(card.read_text().replace('"id": "student-r0"', '"id": "direct"'))
+    card.parent.rename(folder.registry.root / "direct")
+    (folder.registry.root / "current.json").unlink()
+    with serving(tmp_path) as url:
+        (found,) = httpx2.get(f"{url}/api/students").json()["students"]
+        assert found["id"] == "direct"

@@ -1,10 +1,11 @@
 """The page where the network, the address bar or a person does what nobody had in mind."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import browsing, needs_browser
+from browsing import PHONE, browsing, needs_browser
 from made_runs import make_run
 from serving import Scripted, scripted, serving
 
@@ -108,3 +109,20 @@ def test_a_talk_longer_than_a_browser_keeps_goes_on(tmp_path: Path, script: Scri
             page.get_by_role("button", name="Ask", exact=True).wait_for()
         assert seen.errors == []
         assert page.locator(".bubble .bad").count() == 0
+
+
+def test_long_names_of_systems_and_exams_stay_within_a_phone(
+    tmp_path: Path, script: Scripted
+) -> None:
+    figures = {"model": "m", "accuracy": 0.5, "ci95": [0.1, 0.9], "n": 3, "calls": 3, "tokens": 9}
+    figures |= {"seconds": 1.0, "cost": None}
+    said = {"exam": "W" * 400, "split": "held_out", "score": "task", "differences": []}
+    folder = tmp_path / "evaluations" / "one"
+    folder.mkdir(parents=True)
+    (folder / "eval.json").write_text(json.dumps(said | {"systems": {"V" * 200: figures}}))
+    (folder / "eval.jsonl").write_text("")
+    with serving(tmp_path, script) as url, browsing(PHONE) as seen:
+        seen.page.goto(f"{url}/#evaluation")
+        seen.page.locator(".failures").get_by_text("Every answer was right").wait_for()
+        wide = "(place) => place.scrollWidth - place.clientWidth"
+        assert seen.page.locator("#view .scroll").evaluate(wide) == 0

@@ -51,10 +51,17 @@ def _folders(run: Path) -> dict[str, Path]:
 
 def _listed(run: Path) -> list[dict[str, Any]]:
     told = [
-        {**_figures(folder), "name": name, "created": (folder / "eval.json").stat().st_mtime}
+        {**_figures(folder), "name": name, "created": _written(folder)}
         for name, folder in _folders(run).items()
     ]
     return sorted(told, key=lambda each: each["created"], reverse=True)
+
+
+def _written(folder: Path) -> float:
+    try:
+        return (folder / "eval.json").stat().st_mtime
+    except OSError:  # Deleted a moment ago: `_figures` says so.
+        return 0.0
 
 
 def _figures(folder: Path) -> dict[str, Any]:
