@@ -16,9 +16,13 @@ LOOKED_AT = 25_000
 """Most questions that one page looks at; see `benchmarks/page.py` for what that costs."""
 
 STATUS = f"coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped' ELSE 'running' END)"
+SHOWN = 1_000
+"""Characters of a question and of an answer in the list; the tree has the whole."""
+CUT = f"substr({{0}}, 1, {SHOWN}) || iif(length({{0}}) > {SHOWN}, '…', '')"
 PAGE = f"""
-SELECT q.rowid AS at, q.id, q.run, q.round, q.system, q.task, q.split, q.text, q.created,
-  {STATUS} AS status, j.detail ->> 'answer' AS answer
+SELECT q.rowid AS at, q.id, q.run, q.round, q.system, q.task, q.split, q.created,
+  {CUT.format("q.text")} AS text, {STATUS} AS status,
+  {CUT.format("(j.detail ->> 'answer')")} AS answer
 FROM questions q LEFT JOIN judgements j ON j.id = {ROOT_ENDED}
 WHERE q.rowid < :before AND q.rowid >= :first
   AND (:system = '' OR q.system = :system) AND (:split = '' OR q.split = :split)

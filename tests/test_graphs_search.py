@@ -61,6 +61,13 @@ async def test_text_is_found_in_any_case_and_means_nothing_but_itself(store: Tra
     assert found(store, text="TO half") == ["b2", "a1"]  # Of the answer.
 
 
+async def test_a_long_text_is_searched_whole_and_listed_in_part(store: TraceStore) -> None:
+    await add(store, "a", f"{'long ' * 1_000}needle")
+    ((row,), _) = search(store.path, Wanted("needle"))
+    assert row["text"] == f"{'long ' * 200}…"
+    assert row["answer"] == f"to {'long ' * 200}"[:1_000] + "…"
+
+
 async def test_filters_hold_together(store: TraceStore) -> None:
     await add(store, "a", "x", system="direct", split="train")
     await add(store, "b", "x", system="amplified", split="train")
