@@ -90,6 +90,11 @@ def find_question(store: Rows, question: str) -> tuple[str, str]:
                 asked,
             )
         )
+    if len(found) != 1 and "~" in question and not question.startswith("~"):
+        asked_first, _, number = question.partition("~")
+        whole = f"{find_question(store, asked_first)[0]}~{number}"
+        if whole != question:
+            return find_question(store, whole)
     if len(found) != 1:
         what = "several trajectories begin" if found else "no trajectory begins"
         raise UsageError(f"{what} with {question!r}; `reflux traces list` names them")

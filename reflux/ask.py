@@ -137,7 +137,10 @@ async def _ask(
     as_json: bool,
 ) -> None:
     task = task_named(task_name)
-    question = task.from_user(text)
+    try:
+        question = task.from_user(text)
+    except UsageError as error:
+        raise UsageError(f"{error}; any other question takes --overseer model, or plain") from error
     opened, x = open_run(folder, model)
     async with opened:
         context = task_context(AmplifyContext(opened.caller, x, (), limits=limits), task)

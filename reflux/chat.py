@@ -15,7 +15,7 @@ from rich.table import Table
 from agents.errors import EndpointError, RefluxError, UsageError, of_system
 from finetune.run_folder import OpenRun, RunFolder
 from reflux.app import ERR, OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit
-from reflux.ask import open_run
+from reflux.ask import config_of, open_run
 from reflux.chat_commands import COMMANDS, run_command
 from reflux.chat_session import ChatSession
 from reflux.conversations import FOLDER, Conversation, Turn, begin, listed, resume
@@ -183,6 +183,12 @@ def _greet(session: ChatSession) -> None:
         f"{session.conversation.id}; /help names the commands, Ctrl-C stops an answer, Ctrl-D ends",
         style="dim", highlight=False,
     )  # fmt: skip
+    own = config_of(session.opened.folder)
+    if own is not None and not how.task:
+        ERR.print(
+            f"this run's own questions are of {own.task}: --task {own.task} asks them",
+            style="dim", highlight=False, markup=False,
+        )  # fmt: skip
     if session.conversation.turns:
         ERR.print(run_command(session, "/history"))
 

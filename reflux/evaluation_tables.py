@@ -13,7 +13,10 @@ from reflux.show import counted, escape
 
 WORDS = ("system", "systems", "model", "how questions ended")
 """Columns that may take several lines."""
-NO_WIDTH = "An interval without width says nothing: all questions told the same of the two."
+NO_WIDTH = (
+    "An interval without width is no certainty: all questions told the same of the two, and p says "
+    "what that is worth."
+)
 MEANT = (
     "known: of these calls, answered before and kept; seconds: the sum of the models' latencies, "
     "which overlap."
@@ -113,7 +116,8 @@ def reasons(found: Results) -> list[str]:
         why = Counter(a.error for a in answers if a.status != "ok" and a.error)
         for error, times in why.most_common(1):
             cut = error if len(error) <= REASON else error[: REASON - 1] + "…"
-            lines.append(f"{key}, {times} of {why.total()} not accepted: {cut}")
+            often = f"{times} of them" if times < why.total() else "all of them"
+            lines.append(f"{key}, {why.total()} of {len(answers)} not accepted, {often}: {cut}")
     return lines
 
 

@@ -79,12 +79,14 @@ class ServedModels:
                 raise UsageError(f"an endpoint is called {name!r}, which means something else here")
 
     def listed(self) -> list[Listed]:
-        """All models, those that are told apart by H first."""
+        """All models, those that are told apart by H first, and that of the run's own task before
+        all: it is what such a run can answer."""
         students = self._folder.registry.list()
         promoted = self._folder.registry.current()
         return [
+            *([Listed(f"{AMPLIFIED}:{self.task.name}")] if self.task else []),
             Listed(AMPLIFIED),
-            *(Listed(f"{AMPLIFIED}:{name}") for name in self._known()),
+            *(Listed(f"{AMPLIFIED}:{name}") for name in self._known() if not self._is_own(name)),
             Listed(BASE),
             *([Listed(STUDENT, _seconds(promoted.created))] if promoted else []),
             *(Listed(student.id, _seconds(student.created)) for student in students),
@@ -125,6 +127,9 @@ class ServedModels:
         if self.task is not None and name == self.task.name and name not in self.overseers:
             return Tree(name, None, self.task)
         return Tree(name, self.overseers[name])
+
+    def _is_own(self, overseer: str) -> bool:
+        return self.task is not None and overseer == self.task.name
 
     def _known(self) -> list[str]:
         return list(dict.fromkeys([*self.overseers, *([self.task.name] if self.task else [])]))

@@ -14,13 +14,12 @@ from agents.errors import UsageError
 from agents.purse import Price
 from graphs.database import Reader, Rows, reading
 from graphs.events import Event
-from graphs.task import writing_of
 from graphs.tree import find_question, load_tree, tokens_of
 from reflux.api_errors import ApiError
 from reflux.ask import prices_of
 from reflux.chat_api import ERRORS, PING_SECONDS, served
 from reflux.event_log import EventLog
-from reflux.tasks import TASKS, task_named
+from reflux.tasks import writing_named
 
 router = APIRouter(prefix="/api", responses=ERRORS)
 LONGEST_ID = 64
@@ -50,9 +49,8 @@ def _told(path: Path, known: str, prices: Mapping[str, Price]) -> bytes:
 
 
 def _writing(store: Rows, trajectory: str) -> str:
-    """How the question's task writes, where that is not as people do."""
     (row,) = store.select("SELECT task FROM questions WHERE id = ?", (trajectory,))
-    return writing_of(task_named(row["task"])) if row["task"] in TASKS else ""
+    return writing_named(row["task"])
 
 
 @router.get(

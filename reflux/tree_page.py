@@ -16,6 +16,7 @@ from graphs.traces import TraceStore
 from graphs.tree import NO_PRICES, Node, find_question, load_tree
 from reflux.plain_text import LINES, html_text, printable
 from reflux.show import counted
+from reflux.tasks import writing_named
 
 CHARS = 20_000
 """Characters of one text on the page."""
@@ -56,10 +57,11 @@ def tree_page(store: TraceStore, trajectory: str, prices: Mapping[str, Price] = 
     calls: dict[str, list[Any]] = {}
     for row in store.select(CALLS, (id,)):
         calls.setdefault(row["path"], []).append(row)
-    (asked,) = store.select("SELECT run, round, system FROM questions WHERE id = ?", (id,))
+    (asked,) = store.select("SELECT run, round, system, task FROM questions WHERE id = ?", (id,))
     last = newest(store, id)
     about = [f"trajectory {id}", f"run {asked['run']}", f"system {asked['system']}"]
     about += [f"edited since, as {last}"] if last != id else []
+    about += [writing] if (writing := writing_named(asked["task"])) else []
     return "".join(
         (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from graphs.database import Reader, reading
 from graphs.review import Item, Why, page
+from graphs.task import writing_of
 from graphs.tree import find_question
 from reflux.chat_api import ERRORS, served
 from reflux.openai_api import Asked
@@ -36,10 +37,15 @@ async def list_reviews(
     before: Annotated[int | None, Query(ge=1, lt=2**53)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
-    """Nodes of one kind, the newest first; `next`, where there is one, is the `before` of more."""
-    path = served(request).run.store.path
-    items, more = await asyncio.to_thread(_page, path, why, limit, before)
-    return {"items": [item.to_json() for item in items], "next": more}
+    """Nodes of one kind, the newest first; `next`, where there is one, is the `before` of more.
+
+    `writing` tells how the run's own task writes, where that is not as people do.
+    """
+    shared = served(request)
+    items, more = await asyncio.to_thread(_page, shared.run.store.path, why, limit, before)
+    own = shared.models.task
+    told = {"items": [item.to_json() for item in items], "next": more}
+    return told | {"writing": writing_of(own) if own else ""}
 
 
 def _page(path: Path, why: Why, limit: int, before: int | None) -> tuple[list[Item], int | None]:

@@ -6,8 +6,8 @@ which are imported when the first question is drawn.
 
 from collections.abc import Callable
 
-from agents.errors import UsageError
-from graphs.task import Task
+from agents.errors import RefluxError, UsageError
+from graphs.task import Task, writing_of
 from reflux.tasks.addition import Addition
 from reflux.tasks.chain_sum import chain_sum
 from reflux.tasks.family_relationships import family_relationships
@@ -54,3 +54,12 @@ def task_named(name: str) -> Task:
     if name not in TASKS:
         raise UsageError(f"there is no task {name!r}; there are: {', '.join(sorted(TASKS))}")
     return TASKS[name]()
+
+
+def writing_named(name: str | None) -> str:
+    """How a task of that name writes, where that is not as people do; empty, too, where there is
+    no such task, or what it needs is not installed."""
+    try:
+        return writing_of(task_named(name or ""))
+    except RefluxError:
+        return ""

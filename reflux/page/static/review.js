@@ -35,6 +35,7 @@ async function more(list, why, before) {
     const asked = new URLSearchParams({ why, ...(next ? { before: next } : {}) });
     const page = await json(`/api/review?${asked}`);
     list.querySelector(".more")?.remove();
+    if (page.writing && page.items.length && !list.firstChild) list.append(el("p", { class: "dim small" }, `In this run ${page.writing}.`));
     list.append(...page.items.map(card));
     next = page.next;
     if (page.items.length) break;

@@ -58,7 +58,7 @@ function card(student, current, promote) {
   const gates = student.gates.map((gate) => el("span", { class: `badge ${gate.passed ? "ok" : "failed"}`, title: `at least ${gate.limit}` },
     `${gate.name} ${Number(gate.value).toFixed(3)}`));
   const made = [
-    student.parent ? `child of ${student.parent}` : "child of the base",
+    `taught by H with ${student.parent || "the base"}`,
     student.rows ? `${number(student.rows)} rows` : null,
     student.seconds ? `${Math.round(student.seconds)} s of training` : null,
     student.final_loss ? `loss ${student.final_loss.toFixed(3)}` : null,
