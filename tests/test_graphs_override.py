@@ -24,7 +24,7 @@ from graphs.revision import Override, newest, overrides_of
 from graphs.state import AmplifyContext, Outcome
 from graphs.systems import Amplified, Direct, answer_all
 from graphs.traces import TraceStore
-from graphs.tree import Node, load_tree
+from graphs.tree import Node, find_question, load_tree
 from graphs.verdicts import judge
 
 Q = ASKED.question_id("root")
@@ -334,3 +334,12 @@ async def test_what_a_node_is_judged_by_changes_with_every_word_of_others(
     states.append(state_of(store, item))
     assert state_of(store, item) == states[-1]
     assert len(set(states)) == 4
+
+
+async def test_a_revision_is_found_by_the_beginning_of_what_it_revises(store: TraceStore) -> None:
+    await store.add_question({"id": "abc", "text": "one"})
+    await store.add_question({"id": "abc~1", "text": "one", "revises": "abc"})
+    assert find_question(store, "a~1")[0] == "abc~1"
+    for unknown in ("a~2", "b~1", "~1"):
+        with pytest.raises(UsageError, match="no trajectory begins"):
+            find_question(store, unknown)
