@@ -37,8 +37,15 @@ def unaskable(question: str, longest: int) -> str | None:
         return "the question is empty"
     if len(question) > longest:
         return f"the question has {len(question)} characters, the limit is {longest}"
-    try:
-        question.encode()
-    except UnicodeEncodeError:
+    if not is_unicode(question):
         return "the question is no Unicode text: it holds half a surrogate pair"
     return None
+
+
+def is_unicode(text: str) -> bool:
+    """False where it holds half a surrogate pair, as bytes do that were no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,14 +1,16 @@
 """What an SQLite file that fails means to a user: no space, no access, another process, damage."""
 
+import asyncio
 import sqlite3
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from agents.errors import NO_ACCESS, NO_SPACE, RefluxError, UsageError
 
+T = TypeVar("T")
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 CLOSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN)
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -68,3 +70,17 @@ def reading(path: Path) -> Generator[sqlite3.Connection]:
         raise of_sqlite(path, error) from error
     finally:
         database.close()
+
+
+async def read_apart(path: Path, read: Callable[[Rows], T]) -> T:
+    """What `read` makes of the rows, in a thread: what reads much keeps no other answer waiting.
+
+    Raises:
+        UsageError: the file is damaged, or not to be read.
+    """
+
+    def there() -> T:
+        with reading(path) as database:
+            return read(Reader(database))
+
+    return await asyncio.to_thread(there)

@@ -4,14 +4,12 @@ The root is run once more as a revision (`graphs.revision`). What did not depend
 replayed; the node's ancestors recompute, and every later question that held its answer.
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from agents.errors import RefluxError
 from agents.screen import redact
-from graphs.database import Reader, reading
+from graphs.database import read_apart
 from graphs.revision import (
     Override,
     newest,
@@ -24,7 +22,7 @@ from graphs.revision import (
 from graphs.state import AmplifyContext, Outcome
 from graphs.systems import Amplified, System
 from graphs.traces import TraceStore
-from graphs.tree import Node, held, load_tree
+from graphs.tree import held, load_tree
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
         UsageError: there is no such node.
     """
     last = newest(store, question_id)
-    id, node = await asyncio.to_thread(_held, store.path, last, path)
+    id, node = await read_apart(store.path, lambda rows: held(rows, last, path))
     answer = None if answer is None else redact(answer).strip()
     if begun := _begun(store, last, path, answer):
         return begun
@@ -98,12 +96,6 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
         *_spent(store, id, path),
     )
     return await _append(store, last, path, word)
-
-
-def _held(store: Path, last: str, path: str) -> tuple[str, Node]:
-    """In a thread: a large tree takes a while to read, and others are answered meanwhile."""
-    with reading(store) as database:
-        return held(Reader(database), last, path)
 
 
 def _begun(store: TraceStore, last: str, path: str, answer: str | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from agents.errors import RefluxError, of_system
+from agents.screen import is_unicode
 from reflux import ask, chat, evaluation, freely, look, review, rounds, serve, trace_commands, votes
 from reflux.app import drop_output
 from reflux.plain_text import printable
@@ -52,7 +53,7 @@ def run() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _open_streams()
     for word in sys.argv[1:]:
-        if not _is_unicode(word):
+        if not is_unicode(word):
             _end(f"the argument {word!a} is not UTF-8; write it in UTF-8", 2)
     try:
         code = app(standalone_mode=False)  # Returns the code of a `typer.Exit`.
@@ -90,14 +91,6 @@ def _open_streams() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         # What is not UTF-8 is refused where it is used, line by line, and ends nothing.
         sys.stdin.reconfigure(errors="surrogateescape")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from agents.errors import UsageError
 from agents.overseer import AnyOverseer
+from agents.screen import is_unicode
 from agents.types import Answer
 from finetune.rounds_config import config_from
 from finetune.run_folder import OpenRun, RunFolder
@@ -81,10 +82,8 @@ def refuse_empty(answer: str) -> None:
     """
     if not answer.strip():
         raise UsageError("an empty answer is none: reject the node instead")
-    try:
-        answer.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError("the answer is no Unicode text; write it in UTF-8") from error
+    if not is_unicode(answer):
+        raise UsageError("the answer is no Unicode text; write it in UTF-8")
 
 
 async def reject(store: TraceStore, item: Item, comment: str = "") -> Acted:

@@ -1,10 +1,8 @@
 """`/api/trajectories`: a tree as it is recorded, and its events while it grows."""
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -12,7 +10,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from agents.errors import UsageError
 from agents.purse import Price
-from graphs.database import Reader, Rows, reading
+from graphs.database import Rows, read_apart
 from graphs.events import Event
 from graphs.tree import find_question, load_tree, tokens_of
 from reflux.api_errors import ApiError
@@ -35,16 +33,14 @@ async def show_tree(trajectory: str, request: Request) -> Response:
         raise ApiError(404, str(error), param="trajectory", code="no_trajectory") from error
     prices = prices_of(run.folder)
     # A tree of 10,000 nodes takes a second, in which every other answer would stand still.
-    told = await asyncio.to_thread(_told, run.store.path, known, prices)
+    told = await read_apart(run.store.path, lambda rows: _told(rows, known, prices))
     return Response(told, media_type="application/json")
 
 
-def _told(path: Path, known: str, prices: Mapping[str, Price]) -> bytes:
-    with reading(path) as database:
-        store = Reader(database)
-        asked, said = tokens_of(store, known)
-        usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
-        tree = load_tree(store, known, prices).to_json() | {"writing": _writing(store, known)}
+def _told(store: Rows, known: str, prices: Mapping[str, Price]) -> bytes:
+    asked, said = tokens_of(store, known)
+    usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+    tree = load_tree(store, known, prices).to_json() | {"writing": _writing(store, known)}
     return json.dumps({"trajectory": known, "usage": usage, "tree": tree}).encode()
 
 

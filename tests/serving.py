@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 
 from agents.client import OpenAIClient
@@ -156,6 +157,16 @@ def scripted() -> Iterator[Scripted]:
         thread.start()
         yield server.script
         server.shutdown()
+
+
+@contextmanager
+def scripted_for_commands(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
+    """The endpoint of a server, and of the commands that it starts."""
+    with scripted() as script:
+        monkeypatch.setenv("OPENAI_BASE_URL", script.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        yield script
 
 
 CALL = {

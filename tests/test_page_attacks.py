@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import yaml
 from made_runs import make_run
-from serving import Scripted, scripted, serving, soon
+from serving import Scripted, scripted_for_commands, serving, soon
 
 from agents.errors import UsageError
 from finetune.run_folder import RunFolder
@@ -22,10 +22,7 @@ from finetune.run_folder import RunFolder
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
     """The endpoint of the server and of what it starts."""
-    with scripted() as script:
-        monkeypatch.setenv("OPENAI_BASE_URL", script.url)
-        monkeypatch.setenv("OPENAI_API_KEY", "none")
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    with scripted_for_commands(monkeypatch) as script:
         yield script
 
 

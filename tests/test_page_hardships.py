@@ -7,17 +7,14 @@ from pathlib import Path
 import pytest
 from browsing import PHONE, browsing, needs_browser
 from made_runs import make_run
-from serving import Scripted, scripted, serving
+from serving import Scripted, scripted_for_commands, serving
 
 pytestmark = needs_browser
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
-    with scripted() as script:
-        monkeypatch.setenv("OPENAI_BASE_URL", script.url)
-        monkeypatch.setenv("OPENAI_API_KEY", "none")
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    with scripted_for_commands(monkeypatch) as script:
         yield script
 
 
@@ -54,12 +51,7 @@ def test_a_job_is_followed_on_after_the_server_was_not_heard_for_a_while(
     script.pause = lambda body: 0.4
     with serving(tmp_path, script) as url, browsing() as seen:
         page = seen.page
-        page.goto(f"{url}/#evaluation")
-        page.get_by_text("Start an evaluation").click()
-        page.get_by_label("Name").fill("first")
-        page.get_by_label("Questions").fill("5")
-        page.get_by_role("button", name="Evaluate").click()
-        page.locator(".job .badge").filter(has_text="at work").wait_for()
+        seen.evaluate(url, 5)
         page.context.set_offline(True)
         page.get_by_text("The server does not answer").wait_for()
         page.wait_for_timeout(2_000)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from browsing import browsing, needs_browser
 from made_runs import make_run
-from serving import Scripted, scripted, serving, soon
+from serving import Scripted, scripted_for_commands, serving, soon
 
 from finetune.run_folder import RunFolder
 from reflux.serve_config import configured, read_serve_config
@@ -21,10 +21,7 @@ EVALUATION = {"kind": "evaluation", "name": "first", "level": 2, "limit": 3, "ta
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
     """The endpoint of the server and of what it starts."""
-    with scripted() as script:
-        monkeypatch.setenv("OPENAI_BASE_URL", script.url)
-        monkeypatch.setenv("OPENAI_API_KEY", "none")
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    with scripted_for_commands(monkeypatch) as script:
         yield script
 
 
@@ -53,12 +50,7 @@ def test_an_evaluation_is_started_on_the_page_and_found_again_after_a_reload(
 ) -> None:
     with serving(tmp_path, script) as url, browsing() as seen:
         page = seen.page
-        page.goto(f"{url}/#evaluation")
-        page.get_by_text("Start an evaluation").click()
-        page.get_by_label("Name").fill("first")
-        page.get_by_label("Questions").fill("3")
-        page.get_by_role("button", name="Evaluate").click()
-        page.locator(".job .badge").filter(has_text="at work").wait_for()
+        seen.evaluate(url, 3)
         page.reload()
         page.locator(".job").get_by_text("evaluation first").wait_for()
         page.locator(".job .badge").filter(has_text="done").wait_for(timeout=90_000)

@@ -8,12 +8,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from agents.errors import RefluxError, UsageError
 from finetune.run_folder import OpenRun
-from graphs.database import Reader, reading
+from graphs.database import read_apart
 from graphs.events import answered
 from graphs.review import Item, find_item
 from graphs.stops import marked_when_stopped
@@ -52,7 +51,7 @@ async def act(
         UsageError: there is no such node, or the word cannot be taken there.
     """
     store = shared.run.store
-    item = await asyncio.to_thread(_item, store.path, f"{trajectory}{path}")
+    item = await read_apart(store.path, lambda rows: find_item(rows, f"{trajectory}{path}"))
     if action == "comment":
         await remark(store, item, comment)
         return Judged("commented", item.trajectory)
@@ -69,11 +68,6 @@ async def act(
         refuse_empty(answer)
         word = answer
     return await _put(shared, item, word, comment)
-
-
-def _item(store: Path, id: str) -> Item:
-    with reading(store) as database:
-        return find_item(Reader(database), id)
 
 
 async def _put(shared: Served, item: Item, word: str | None, comment: str) -> Judged:

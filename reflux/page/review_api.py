@@ -1,15 +1,13 @@
 """`/api/review`: the queue of nodes that a person is to judge; and the judging, of any node."""
 
-import asyncio
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
-from graphs.database import Reader, reading
-from graphs.review import Item, Why, page
+from graphs.database import read_apart
+from graphs.review import Why, page
 from graphs.task import writing_of
 from graphs.tree import find_question
 from reflux.chat_api import ERRORS, served
@@ -42,15 +40,11 @@ async def list_reviews(
     `writing` tells how the run's own task writes, where that is not as people do.
     """
     shared = served(request)
-    items, more = await asyncio.to_thread(_page, shared.run.store.path, why, limit, before)
+    path = shared.run.store.path
+    items, more = await read_apart(path, lambda rows: page(rows, why, limit, before))
     own = shared.models.task
     told = {"items": [item.to_json() for item in items], "next": more}
     return told | {"writing": writing_of(own) if own else ""}
-
-
-def _page(path: Path, why: Why, limit: int, before: int | None) -> tuple[list[Item], int | None]:
-    with reading(path) as database:
-        return page(Reader(database), why, limit, before)
 
 
 @router.post("/trajectories/{trajectory}/judgements")
