@@ -1,6 +1,6 @@
 """Text of models and users, made fit to be shown: no control characters, and not without end."""
 
-from html import escape
+import html
 
 LINES = "\n"
 """What `printable` keeps of a text of several lines."""
@@ -16,4 +16,4 @@ def html_text(text: str, longest: int) -> str:
     most so many characters."""
     more = len(text) - longest
     cut = f"{text[:longest]} … {more} characters more" if more > 0 else text
-    return f'<span class="text">{escape(printable(cut, LINES))}</span>'
+    return f'<span class="text">{html.escape(printable(cut, LINES))}</span>'
