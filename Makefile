@@ -55,7 +55,7 @@ $(DEV_SERVER)/.installed: $(DEV)
 	touch $@
 
 dev-server: $(DEV_SERVER)/.installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 -m dev_server tests/test_reflux_dev_server.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 -m dev_server tests/integrations/test_dev_server.py
 
 clean:
 	rm -rf $(DEV_SERVER) $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

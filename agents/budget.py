@@ -1,6 +1,18 @@
-"""Budgets are split statically among the children, so timing never changes an answer."""
+"""Budgets are split statically among the children, so timing never changes an answer.
 
+Seconds and money: one pool for a question or a run, unlike calls and tokens, which are split.
+
+A pool is shared by all that run at once, so where it ends depends on timing; whoever wants answers
+that do not limits calls and tokens.
+"""
+
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from reflux.agents.errors import UsageError, within
+from reflux.agents.types import Completion
 
 
 @dataclass(frozen=True)
@@ -29,3 +41,103 @@ class Budget:
     def empty(self) -> bool:
         """True where not one more call can be paid."""
         return self.calls < 1 or self.tokens < 1
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a model costs, in one currency for all."""
+
+    prompt: float = 0.0
+    """For a million prompt tokens."""
+    completion: float = 0.0
+    """For a million completion tokens."""
+
+    def __post_init__(self) -> None:
+        within("purse.prices.prompt", self.prompt, least=0)
+        within("purse.prices.completion", self.completion, least=0)
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What one call costs."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
+class Purse:
+    """Counts down seconds, money, calls and tokens; each of them may be without limit."""
+
+    def __init__(
+        self,
+        *,
+        seconds: float | None = None,
+        money: float | None = None,
+        calls: int | None = None,
+        tokens: int | None = None,
+        prices: Mapping[str, Price] | None = None,
+        parent: "Purse | None" = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            prices: by model name; a model without one is free.
+            parent: the run's purse, which pays for this question, too.
+
+        Raises:
+            UsageError: money is limited, and no model costs any.
+        """
+        if money is not None and not prices:
+            raise UsageError(
+                f"money is limited to {money:g}, and no model has a price, so that nothing would "
+                "ever be spent: give purse.prices, or leave the limit out"
+            )
+        self._limits = {"seconds": seconds, "money": money, "calls": calls, "tokens": tokens}
+        self._prices = prices or {}
+        self._parent = parent
+        self._clock = clock
+        self._begun = clock()
+        self.money = 0.0
+        """Spent so far."""
+        self._calls = 0
+        self._tokens = 0
+
+    def for_question(self, seconds: float | None, money: float | None) -> "Purse":
+        """A purse with limits of its own, which begins now; this one pays with it."""
+        return Purse(
+            seconds=seconds, money=money, prices=self._prices, parent=self, clock=self._clock
+        )
+
+    def pay(self, model: str, reply: Completion) -> None:
+        """Take the price of one call out; a reply from the cache is free."""
+        if self._parent is not None:
+            self._parent.pay(model, reply)
+        if reply.cached:
+            return
+        price = self._prices.get(model) or Price()
+        self.money += price.of(reply.prompt_tokens, reply.completion_tokens)
+        self._calls += 1
+        self._tokens += reply.tokens
+
+    def left(self) -> dict[str, float]:
+        """What is left of each limit that there is, this purse's or the run's: the lesser."""
+        spent = {
+            "seconds": self._clock() - self._begun,
+            "money": self.money,
+            "calls": self._calls,
+            "tokens": self._tokens,
+        }
+        found = {
+            name: max(0.0, limit - spent[name])
+            for name, limit in self._limits.items()
+            if limit is not None
+        }
+        for name, value in (self._parent.left() if self._parent else {}).items():
+            found[name] = min(value, found.get(name, value))
+        return found
+
+    @property
+    def lacks(self) -> str | None:
+        """The limit that is used up, or None."""
+        return next((name for name, value in self.left().items() if value <= 0), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is left and the money spent, rounded for display."""
+        left = {name: round(value, 4) for name, value in self.left().items()}
+        return {"left": left, "money": round(self.money, 6)}

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from agents.types import Exchange, Step, Turn, step_to_json
+from reflux.agents.types import Exchange, Step, Turn, step_to_json
 
 
 def answer_prompt(question: str, system: str = "") -> tuple[tuple[str, str], ...]:

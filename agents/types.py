@@ -64,7 +64,7 @@ class Defer:
 @dataclass(frozen=True)
 class Chain:
     """H asks one question after the other, each made of the last answer by its `follow`; see
-    `agents.overseer.Follower`."""
+    `reflux.agents.overseers.protocol.Follower`."""
 
     first: str
 

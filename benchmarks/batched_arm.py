@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.embedded import ModelFiles, default_gguf
-from agents.types import ChatRequest, Sampling
 from benchmarks.measured import WARM_SEED, Clock, Measured, neighbours, peak_mib
 from benchmarks.subquestions import messages, subquestions
-from finetune import batched
-from finetune.batched import BatchedClient, BatchedConfig
+from reflux.agents.clients.llama_cpp import ModelFiles, default_gguf
+from reflux.agents.types import ChatRequest, Sampling
+from reflux.finetune.engine import client as batched
+from reflux.finetune.engine.client import BatchedClient, BatchedConfig
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class BatchedArm:
 
 
 def _unmerged(files: ModelFiles) -> tuple[Any, Any]:
-    from finetune.base_model import dequantised_base, load_adapted, load_base
+    from reflux.finetune.base_model import dequantised_base, load_adapted, load_base
 
     base = dequantised_base(files.gguf)
     if files.peft is None:

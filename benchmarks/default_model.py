@@ -1,7 +1,7 @@
 """The default model on the engine of choice, for benchmarks that are not about engines."""
 
-from agents.embedded import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
-from finetune.batched import BatchedClient, BatchedConfig
+from reflux.agents.clients.llama_cpp import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
+from reflux.finetune.engine.client import BatchedClient, BatchedConfig
 
 ENGINES = ("batched", "llama.cpp")
 

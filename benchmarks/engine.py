@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.embedded import EngineConfig, default_gguf
 from benchmarks.batched_arm import BatchedArm
 from benchmarks.engine_arm import EngineArm
 from benchmarks.generate_arm import GenerateArm
@@ -24,7 +23,8 @@ from benchmarks.measured import Arm, Measured, in_own_process
 from benchmarks.report import Claim, Report, middle, spread
 from benchmarks.subquestions import subquestions
 from benchmarks.weights import random_adapter, requantised
-from finetune.batched import BatchedConfig
+from reflux.agents.clients.llama_cpp import EngineConfig, default_gguf
+from reflux.finetune.engine.client import BatchedConfig
 
 Found = list[tuple[Arm, list[Measured]]]
 """Each arm with its repeats."""

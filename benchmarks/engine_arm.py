@@ -9,10 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.embedded import EngineConfig, ModelFiles, connect, default_gguf, start_server
-from agents.types import ChatRequest, Sampling
 from benchmarks.measured import WARM_SEED, Clock, Measured, neighbours, peak_mib
 from benchmarks.subquestions import messages, subquestions
+from reflux.agents.clients.llama_cpp import (
+    EngineConfig,
+    ModelFiles,
+    connect,
+    default_gguf,
+    start_server,
+)
+from reflux.agents.types import ChatRequest, Sampling
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agents.embedded import default_gguf
 from benchmarks.measured import WARM_SEED, Clock, Measured, peak_mib
 from benchmarks.subquestions import messages, subquestions
+from reflux.agents.clients.llama_cpp import default_gguf
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class GenerateArm:
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
         """Answer the questions in batches, in order of length so that little is padded."""
-        from finetune.base_model import dequantised_base, load_base
+        from reflux.finetune.base_model import dequantised_base, load_base
 
         model, tokenizer = load_base(dequantised_base(default_gguf()))
         model.set_attn_implementation(self.attention)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from agents.types import ChatRequest, Completion
+from reflux.agents.types import ChatRequest, Completion
 from reflux.tasks.tower import best, moves, read
 
 

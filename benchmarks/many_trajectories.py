@@ -12,8 +12,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from agents.types import Answer, Ask, step_to_json
-from graphs.traces import TraceStore
+from reflux.agents.types import Answer, Ask, step_to_json
+from reflux.graphs.traces.store import TraceStore
 
 NEEDLE = "zanzibar"
 """In the question of the oldest trajectory, and in no other."""

@@ -7,7 +7,7 @@ catches it. Each run is in a process of its own; the longest is killed by SIGKIL
 goes on.
 
 An error is a recorded step that is not the best move. What is kept of a step: the question, the
-answer, and its votes where they were not unanimous (`graphs.chain`).
+answer, and its votes where they were not unanimous (`reflux.graphs.amplify.chain`).
 
 Then the default model itself climbs, distilled on single moves (`benchmarks.tower_student`).
 """
@@ -24,18 +24,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.types import ChatRequest
 from benchmarks.hanoi import NoisyAgent
 from benchmarks.measured import peak_mib
 from benchmarks.report import Claim, Report
 from benchmarks.tower_student import MOST, TARGET, StudentConfig, climb_with, climb_with_student
-from graphs.calls import Caller
-from graphs.plan import Plan, plan
-from graphs.state import AmplifyContext, Limits
-from graphs.stopping import AheadBy
-from graphs.systems import Amplified, Asked, task_context
-from graphs.traces import TraceStore
-from graphs.voting import VotePolicy
+from reflux.agents.types import ChatRequest
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.ask import Amplified, Asked, task_context
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.voting.planner import Plan, plan
+from reflux.graphs.voting.stopping import AheadBy
+from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.hanoi import Hanoi
 from reflux.tasks.tower import Position, best, first_move, on_the_way
 

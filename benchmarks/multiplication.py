@@ -1,10 +1,10 @@
 """Products of five and six digits, by a student that knows products and sums of one and two digits.
 
 H splits a product down to products of one digit and short sums; the student of
-`reflux/multiplication.yaml` answers these, voted and checked. First the leaves are measured: how
-often a vote is right, of those that pass the check, and how far votes err together. From that the
-planner picks the lead, before any product is asked. Beside it the same student, and the base,
-answer each product in one call.
+`reflux/configs/multiplication.yaml` answers these, voted and checked. First the leaves are
+measured: how often a vote is right, of those that pass the check, and how far votes err together.
+From that the planner picks the lead, before any product is asked. Beside it the same student, and
+the base, answer each product in one call.
 
 The predicted error at the root is that of the votes alone: it leaves out that a level whose parts
 fail its check is tried again, another way, so fewer errors than predicted are to be expected.
@@ -22,23 +22,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.cache import CachedClient
-from agents.errors import UsageError
-from agents.scripted import ScriptedClient
-from agents.types import ChatClient, ChatRequest
 from benchmarks.report import Claim, Report
-from finetune.run_folder import RunFolder
-from graphs.calls import Caller
-from graphs.correlation import correlation
-from graphs.evaluate import evaluate
-from graphs.plan import expected_votes, step_error, votes_needed
-from graphs.state import AmplifyContext, Limits
-from graphs.statistics import wilson
-from graphs.stopping import AheadBy
-from graphs.systems import Amplified, Asked, Direct, answer_all, task_context
-from graphs.traces import TraceStore
-from graphs.vote_log import voted_questions
-from graphs.voting import VotePolicy
+from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.scripted import ScriptedClient
+from reflux.agents.errors import UsageError
+from reflux.agents.types import ChatClient, ChatRequest
+from reflux.finetune.run_folder import RunFolder
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.ask import Amplified, Asked, Direct, answer_all, task_context
+from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.runner import evaluate
+from reflux.graphs.evals.vote_log import correlation, voted_questions
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.voting.planner import expected_votes, step_error, votes_needed
+from reflux.graphs.voting.stopping import AheadBy
+from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.multiplication import Multiplication, MultiplicationLeaves, is_product
 
 TARGETS = {5: 0.99, 6: 0.95}
@@ -223,7 +222,7 @@ async def with_store(config: Config, client: ChatClient, model: str, report: Rep
 
 async def with_student(config: Config, folder: RunFolder, report: Report) -> None:
     """Measure the promoted student of a run folder."""
-    from finetune.batched import BatchedClient, BatchedConfig
+    from reflux.finetune.engine.client import BatchedClient, BatchedConfig
 
     client = BatchedClient(folder.models, BatchedConfig())
     try:
@@ -233,8 +232,8 @@ async def with_student(config: Config, folder: RunFolder, report: Report) -> Non
 
 
 def made(path: Path) -> RunFolder:
-    """A run of `reflux/multiplication.yaml`, begun and ended."""
-    from reflux.rounds import climb, shipped_config
+    """A run of `reflux/configs/multiplication.yaml`, begun and ended."""
+    from reflux.cli.rounds import climb, shipped_config
 
     folder = RunFolder(path)
     climb(folder, shipped_config("multiplication"), resume=False, as_json=False)

@@ -32,17 +32,17 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 from openai import AsyncOpenAI
 
-from agents.client import OpenAIClient
-from agents.overseer import PASS
-from agents.prompts import answer_prompt
-from agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step
 from benchmarks.mock_endpoint import SPLIT, Endpoint, mock_endpoint
 from benchmarks.report import Claim, Report, middle, spread
-from graphs.calls import Caller
-from graphs.state import AmplifyContext, Limits
-from graphs.systems import Amplified, Asked
-from graphs.traces import CallKey, TraceStore
-from graphs.voting import VotePolicy
+from reflux.agents.clients.openai import OpenAIClient
+from reflux.agents.overseers.protocol import PASS
+from reflux.agents.prompts import answer_prompt
+from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.ask import Amplified, Asked
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import CallKey, TraceStore
+from reflux.graphs.voting.voting import VotePolicy
 
 ASKED = Asked("overhead", 0, "amplified", "overhead", "train")
 MODEL = "mock"

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.many_trajectories import NEEDLE, fill
 from benchmarks.report import Claim, Report, middle, spread
-from graphs.search import Wanted, facets, search
+from reflux.graphs.traces.search import Wanted, facets, search
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WANTED = {

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, s
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from finetune.base_model import quiet_libraries
+from reflux.finetune.base_model import quiet_libraries
 
 
 @dataclass(frozen=True)

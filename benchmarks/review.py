@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Claim, Report, middle
-from graphs.override import revise
-from graphs.review import Why, page, queue
-from graphs.traces import TraceStore
-from graphs.verdicts import rejected_by_persons
+from reflux.graphs.amplify.recompute import revise
+from reflux.graphs.traces.review import Why, page, queue, rejected_by_persons
+from reflux.graphs.traces.store import TraceStore
 
 WHYS: tuple[Why, ...] = ("escalated", "disputed", "audit")
 PER_PAGE = 50

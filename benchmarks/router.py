@@ -15,19 +15,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agents.cache import CachedClient
-from agents.overseer import PASS, ScriptedOverseer
-from agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from benchmarks.default_model import ENGINES, open_default_model
 from benchmarks.report import Claim, Report
-from graphs.calls import Caller
-from graphs.copies import first_request
-from graphs.router import Past, Routed, Router
-from graphs.state import AmplifyContext, Limits
-from graphs.statistics import wilson
-from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
-from graphs.traces import TraceStore
-from graphs.voting import VotePolicy
+from reflux.agents.clients.cached import CachedClient
+from reflux.agents.overseers.protocol import PASS
+from reflux.agents.overseers.router import Past, Routed, Router
+from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.amplify.sampling import first_request
+from reflux.graphs.ask import Amplified, Asked, Direct, System, answer_all, task_context
+from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import task_named
 from reflux.tasks.gym import offline_package
 from reflux.tasks.multihop import WORDS

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from agents.client import OpenAIClient
-from agents.endpoints import Endpoint
-from agents.overseer import PASS, ScriptedOverseer
-from agents.types import Answer, Ask, Exchange, Step
 from benchmarks.mock_endpoint import SPLIT
+from reflux.agents.clients.endpoints import Endpoint
+from reflux.agents.clients.openai import OpenAIClient
+from reflux.agents.overseers.protocol import PASS
+from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.types import Answer, Ask, Exchange, Step
 
 MODELS = {"x": 1_024, "narrow": 8}
 """Names of the endpoint's model, and requests under way at once there."""
@@ -47,10 +48,10 @@ def _serve(run: Path, endpoint_url: str, x: str) -> None:
 
     import uvicorn
 
-    from finetune.run_folder import RunFolder
-    from reflux.serve_settings import ServeSettings
-    from reflux.server import create_app
-    from reflux.wire import server_config
+    from reflux.finetune.run_folder import RunFolder
+    from reflux.server.app import create_app
+    from reflux.server.http_limits import server_config
+    from reflux.server.settings import ServeSettings
 
     clients = {
         name: Endpoint(OpenAIClient(endpoint_url, "none", concurrency=most), "mock")

@@ -19,16 +19,17 @@ from typing import cast
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from agents.overseer import PASS, ScriptedOverseer
-from agents.scripted import ScriptedClient
-from agents.types import Answer, Ask, ChatRequest, Exchange, Step
 from benchmarks.report import Claim, Report, middle, spread
-from graphs.calls import Caller
-from graphs.otel import OtelSpans
-from graphs.spans import NO_SPANS, Spans
-from graphs.state import AmplifyContext, Limits
-from graphs.systems import Amplified, Asked, answer_all
-from graphs.traces import CallKey, TraceStore
+from reflux.agents.clients.scripted import ScriptedClient
+from reflux.agents.overseers.protocol import PASS
+from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.ask import Amplified, Asked, answer_all
+from reflux.graphs.traces.otel import OtelSpans
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import CallKey, TraceStore
+from reflux.graphs.traces.telemetry import NO_SPANS, Spans
 
 KEY = CallKey("q", "/0.0.0", "answer")
 REQUEST = ChatRequest("base", (("system", ""), ("user", "a question")))

@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.cache import CachedClient
-from agents.tools import Tool, ToolReply
-from agents.types import ToolSpec
 from benchmarks.default_model import ENGINES, open_default_model
 from benchmarks.report import Claim, Report
-from graphs.calls import Caller
-from graphs.state import AmplifyContext, Limits
-from graphs.statistics import mcnemar, wilson
-from graphs.systems import Amplified, Asked, Direct, System, answer_all, task_context
-from graphs.task import score_held_out
-from graphs.traces import TraceStore
-from graphs.voting import VotePolicy
+from reflux.agents.clients.cached import CachedClient
+from reflux.agents.tools.protocol import Tool, ToolReply
+from reflux.agents.types import ToolSpec
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.ask import Amplified, Asked, Direct, System, answer_all, task_context
+from reflux.graphs.evals.metrics import mcnemar, wilson
+from reflux.graphs.evals.task import score_held_out
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import task_named
 from reflux.tasks.gym import GymTask
 

@@ -12,22 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.types import ChatClient
 from benchmarks.report import Claim, Report
-from finetune.batched import BatchedConfig
-from finetune.rounds_config import RoundsConfig, RoundSpec
-from finetune.run_folder import OpenRun, RunFolder
-from finetune.stages import Stages
-from graphs.correlation import Votes, correlation
-from graphs.links import links
-from graphs.plan import expected_votes, step_error, votes_needed
-from graphs.state import AmplifyContext, Limits
-from graphs.statistics import wilson
-from graphs.stopping import AheadBy
-from graphs.systems import Amplified, Asked, Direct, answer_all, task_context
-from graphs.task import is_held_out
-from graphs.vote_log import by_task, measure, voted_questions
-from graphs.voting import VotePolicy
+from reflux.agents.types import ChatClient
+from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.engine.client import BatchedConfig
+from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.finetune.stages import Stages
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.ask import Amplified, Asked, Direct, answer_all, task_context
+from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.task import is_held_out
+from reflux.graphs.evals.vote_log import Votes, by_task, correlation, measure, voted_questions
+from reflux.graphs.traces.chain_links import links
+from reflux.graphs.voting.planner import expected_votes, step_error, votes_needed
+from reflux.graphs.voting.stopping import AheadBy
+from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.hanoi import Hanoi, single_move
 from reflux.tasks.tower import best, cleared, first_move, on_the_way, read
 

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from agents.embedded import default_gguf
 from benchmarks.plain_sft import Setting, train_plain
 from benchmarks.report import Claim, Report, middle, spread
 from benchmarks.tiny_model import tiny_model
 from benchmarks.training_rows import Rows, figure, row, rows_of
 from benchmarks.training_share import shares
-from finetune.base_model import dequantised_base, load_base
-from finetune.greedy import generate_greedy
-from finetune.sft import LORA_DEFAULTS, SFT_DEFAULTS, train
-from graphs.statistics import wilson
+from reflux.agents.clients.llama_cpp import default_gguf
+from reflux.finetune.base_model import dequantised_base, load_base
+from reflux.finetune.export.parity import generate_greedy
+from reflux.finetune.train.sft import LORA_DEFAULTS, SFT_DEFAULTS, train
+from reflux.graphs.evals.metrics import wilson
 from reflux.tasks.addition import Addition
 
 

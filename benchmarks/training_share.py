@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from agents.errors import RefluxError
 from benchmarks.matrix_rate import layer_shapes, matrix_rate, work
 from benchmarks.report import middle, spread
 from benchmarks.training_rows import Figure, Rows, batches, figure
-from finetune.base_model import load_base
-from finetune.packing import IGNORED, pack
-from finetune.sft import LORA_DEFAULTS, SFT_DEFAULTS
+from reflux.agents.errors import RefluxError
+from reflux.finetune.base_model import load_base
+from reflux.finetune.train.packing import IGNORED, pack
+from reflux.finetune.train.sft import LORA_DEFAULTS, SFT_DEFAULTS
 
 
 def shares(base: Path, rows: Rows, rates: dict[str, float], seconds: float) -> Iterator[Figure]:

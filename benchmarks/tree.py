@@ -22,17 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from agents.client import OpenAIClient
-from agents.overseer import PASS
-from agents.types import Answer, Ask, ChatClient, ChatRequest, Completion, Exchange, Step
 from benchmarks.mock_endpoint import SPLIT, mock_endpoint
 from benchmarks.report import Claim, Report, middle, spread
-from graphs.branches import Branches
-from graphs.calls import Caller
-from graphs.state import AmplifyContext, Limits
-from graphs.systems import Amplified, Asked
-from graphs.traces import TraceStore
-from graphs.voting import VotePolicy
+from reflux.agents.clients.openai import OpenAIClient
+from reflux.agents.overseers.protocol import PASS
+from reflux.agents.types import Answer, Ask, ChatClient, ChatRequest, Completion, Exchange, Step
+from reflux.graphs.amplify.context import AmplifyContext, Branches, Limits
+from reflux.graphs.ask import Amplified, Asked
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.voting.voting import VotePolicy
 
 ASKED = Asked("tree", 0, "amplified", "tree", "train")
 JOIN = "join"

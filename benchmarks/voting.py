@@ -14,12 +14,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agents.errors import UsageError
 from benchmarks.report import Claim, Report
-from graphs.plan import expected_votes, plan, step_error, wald_bound
-from graphs.statistics import wilson
-from graphs.stopping import AheadBy, AnyRule, Majority, Posterior, Sprt
-from graphs.voting import Vote, VotePolicy, wave, winner
+from reflux.agents.errors import UsageError
+from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.voting.planner import expected_votes, plan, step_error, wald_bound
+from reflux.graphs.voting.stopping import AheadBy, AnyRule, Majority, Posterior, Sprt
+from reflux.graphs.voting.voting import Vote, VotePolicy, wave, winner
 
 UNBOUNDED = 10**6
 RIGHT, WRONG = "right", "wrong"

@@ -62,9 +62,9 @@ def random_adapter(folder: Path) -> Path:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from agents.embedded import default_gguf
-    from finetune.base_model import dequantised_base, load_base
-    from finetune.gguf import export_adapter
+    from reflux.agents.clients.llama_cpp import default_gguf
+    from reflux.finetune.base_model import dequantised_base, load_base
+    from reflux.finetune.export.gguf import export_adapter
 
     base = dequantised_base(default_gguf())
     torch.manual_seed(0)

@@ -131,7 +131,7 @@ def commands() -> str:
     """What every command says of itself."""
     from typer.main import get_command
 
-    from reflux.cli import app
+    from reflux.cli.main import app
 
     os.environ["COLUMNS"] = "90"
     parts: list[str] = []

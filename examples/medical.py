@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import reflux
-from agents.documents import Documents
-from graphs.calls import Caller
-from graphs.traces import TraceStore
 from reflux import Answer, Ask, Exchange, Expert, SubQuestion
+from reflux.agents.tools.documents import Documents
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import TraceStore
 
 HANDBOOK = Path(__file__).with_name("handbook")
 SPECIALISTS = (

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import reflux
-from graphs.calls import Caller
-from graphs.patient import Progressed
-from graphs.traces import TraceStore
-from reflux.persons import proposal_text
+from reflux.cli.human_input import proposal_text
+from reflux.graphs.amplify.interrupts import Progressed
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import TraceStore
 
 QUESTION_ID = "example"
 
@@ -57,7 +57,7 @@ async def go_on(
 
 async def main(verb: str, text: str) -> None:
     """One day of the conversation, on the embedded default model."""
-    from agents.embedded import EmbeddedClient, ModelFiles, default_gguf
+    from reflux.agents.clients.llama_cpp import EmbeddedClient, ModelFiles, default_gguf
 
     client = EmbeddedClient(lambda _: ModelFiles(default_gguf()))
     try:

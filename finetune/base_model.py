@@ -21,8 +21,8 @@ import transformers
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from agents.embedded import file_sha256
-from agents.errors import NO_SPACE, MissingError, RefluxError, UsageError
+from reflux.agents.clients.llama_cpp import file_sha256
+from reflux.agents.errors import NO_SPACE, MissingError, RefluxError, UsageError
 
 CACHE_VARIABLE = "REFLUX_CACHE"
 WEIGHTS = "model.safetensors"

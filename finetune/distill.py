@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agents.embedded import DEFAULT_MODEL_ID, default_gguf, file_sha256
-from agents.errors import RefluxError
-from finetune.base_model import base_digest, dequantised_base
-from finetune.gguf import export_adapter
-from finetune.registry import Registry, Student
+from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, default_gguf, file_sha256
+from reflux.agents.errors import RefluxError
+from reflux.finetune.base_model import base_digest, dequantised_base
+from reflux.finetune.export.gguf import export_adapter
+from reflux.finetune.registry import Registry, Student
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def distill(
         RefluxError: `stop` was set, or the loss is not finite.
         UsageError: no rows, an unknown key in `sft` or `lora`, or the id is taken.
     """
-    from finetune.sft import Progress, train
+    from reflux.finetune.train.sft import Progress, train
 
     def go_on() -> None:
         if stop is not None and stop.is_set():

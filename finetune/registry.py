@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from agents.embedded import file_sha256
-from agents.errors import UsageError
+from reflux.agents.clients.llama_cpp import file_sha256
+from reflux.agents.errors import UsageError
 
 VERSION = 1
 ADAPTER, TWIN, CARD = "adapter_model.safetensors", "adapter.gguf", "student.json"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.run_folder import replacing
+from reflux.finetune.run_folder import replacing
 
 SYSTEMS = (
     ("direct", "base, one call", "#8a8f98", "o"),

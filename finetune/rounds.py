@@ -13,14 +13,14 @@ from typing import Any, TypedDict, cast
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 
-from agents.embedded import DEFAULT_MODEL_ID, DEFAULT_SHA256
-from agents.errors import UsageError
-from finetune.report import draw
-from finetune.rounds_config import RoundsConfig
-from finetune.run_folder import OpenRun, write_json
-from finetune.stages import Progress, Stages
-from graphs.checkpoints import open_checkpoints
-from graphs.task import Task
+from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, DEFAULT_SHA256
+from reflux.agents.errors import UsageError
+from reflux.finetune.config import RoundsConfig
+from reflux.finetune.report import draw
+from reflux.finetune.run_folder import OpenRun, write_json
+from reflux.finetune.stages import Progress, Stages
+from reflux.graphs.amplify.interrupts import open_checkpoints
+from reflux.graphs.evals.task import Task
 
 DAMAGED = "delete it and go on with --resume, which asks no recorded call again"
 """The remedy for damaged checkpoints: they hold the stage of a round, no more."""

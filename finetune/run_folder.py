@@ -14,22 +14,21 @@ from typing import IO, Any
 
 import yaml
 
-from agents.cache import CachedClient
-from agents.embedded import (
+from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.llama_cpp import (
     EmbeddedClient,
     EngineConfig,
     ModelFiles,
     default_gguf,
     file_sha256,
 )
-from agents.errors import UsageError
-from agents.types import ChatClient
-from finetune.batched import BatchedClient, BatchedConfig
-from finetune.registry import Registry
-from finetune.rounds_config import read_yaml
-from graphs.call_rows import completion_of
-from graphs.calls import Caller
-from graphs.traces import TraceStore
+from reflux.agents.errors import UsageError
+from reflux.agents.types import ChatClient
+from reflux.finetune.config import read_yaml
+from reflux.finetune.engine.client import BatchedClient, BatchedConfig
+from reflux.finetune.registry import Registry
+from reflux.graphs.traces.recorded_client import Caller, completion_of
+from reflux.graphs.traces.store import TraceStore
 
 FORMAT = 1
 

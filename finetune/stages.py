@@ -12,28 +12,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agents.errors import RefluxError
-from agents.purse import Purse
-from finetune.anchor import anchor_prompts, canary_prompts, overlap
-from finetune.datasets import Row, accepted, refuse_leaks, rows_digest
-from finetune.edited import edited
-from finetune.gates import failed_gates, judge
-from finetune.hard import hardness
-from finetune.rounds_config import RoundsConfig, RoundSpec
-from finetune.run_folder import OpenRun
-from finetune.twins import agreement, peft_answers
-from graphs.evaluate import Score, evaluate
-from graphs.state import AmplifyContext, Outcome
-from graphs.statistics import wilson
-from graphs.systems import (
-    Amplified,
-    Asked,
-    Direct,
-    System,
-    answer_every,
-    task_context,
-)
-from graphs.task import Task
+from reflux.agents.budget import Purse
+from reflux.agents.errors import RefluxError
+from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.data.anchor import anchor_prompts, canary_prompts, overlap
+from reflux.finetune.data.corrections import edited
+from reflux.finetune.data.hard_examples import hardness
+from reflux.finetune.data.rows import Row, accepted, refuse_leaks, rows_digest
+from reflux.finetune.export.parity import agreement, peft_answers
+from reflux.finetune.gates import failed_gates, judge
+from reflux.finetune.run_folder import OpenRun
+from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.ask import Amplified, Asked, Direct, System, answer_every, task_context
+from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.runner import Score, evaluate
+from reflux.graphs.evals.task import Task
 
 Progress = Callable[[str, int, int, str], None]
 """Hears (what is being done, done so far, of how many, detail)."""
@@ -153,7 +147,7 @@ class Stages:
 
     async def distill(self, number: int) -> dict[str, Any]:
         """Train a LoRA on the pristine base and write the student, once."""
-        from finetune.distill import StudentPlan, distill
+        from reflux.finetune.distill import StudentPlan, distill
 
         name = f"student-r{number}"
         registry = self.run.folder.registry
@@ -288,7 +282,7 @@ class Stages:
     async def twin(self, number: int) -> dict[str, Any]:
         """Agreement of the last student's PEFT adapter with its GGUF twin in llama.cpp (greedy,
         held out)."""
-        from finetune.base_model import dequantised_base
+        from reflux.finetune.base_model import dequantised_base
 
         name = f"student-r{number}"
         files = self.run.folder.models(name)

@@ -7,84 +7,103 @@ imported when it is first asked for, so that a command can be interrupted from i
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import agents
-
-if getattr(agents, "DISTRIBUTION", None) != "reflux-ida":
-    raise ImportError(
-        f"`import agents` found {getattr(agents, '__file__', None) or 'another package'}, which is "
-        "not Reflux's: PyPI's `openai-agents` imports under the same name. Install Reflux in an "
-        "environment without it: python -m venv .venv && .venv/bin/pip install -e ."
-    )
-
 if TYPE_CHECKING:
-    from agents.calculator import Calculator
-    from agents.checker import Checker, RuleChecker, Verdict
-    from agents.client import OpenAIClient
-    from agents.documents import Documents
-    from agents.errors import RefluxError
-    from agents.examiner import ByTool, Consistent, Critic, Examiner, Inverse
-    from agents.flags import RedFlags
-    from agents.foreign_tools import LangChainTool
-    from agents.judge import Equivalence, Judge
-    from agents.langchain_client import LangChainClient
-    from agents.model_overseer import ModelOverseer
-    from agents.overseer import PASS, Overseer, PersonOverseer, ScriptedOverseer
-    from agents.panel import Panel
-    from agents.purse import Price, Purse
-    from agents.recorded import RecordedOverseer
-    from agents.reviewed import Reviewed
-    from agents.scripted import ScriptedClient
-    from agents.tools import Tool, ToolReply
-    from agents.types import Answer, Ask, ChatClient, Defer, Exchange, Step, SubQuestion
-    from graphs.amplify import build_graph
-    from graphs.experts import Consensus, Expert, Vote, learned_weights, past_answers
-    from graphs.patient import Patient, Pending, open_patient
-    from graphs.plan import Plan, plan
-    from graphs.policy import CheckPolicy
-    from graphs.router import Routed, Router
-    from graphs.state import AmplifyContext, Limits
-    from graphs.stopping import AheadBy, Majority, Posterior, Sprt, Weighted
-    from graphs.task import Task
-    from graphs.tree import Node
-    from graphs.voting import Variant, VotePolicy
-    from reflux.chat_model import AmplifiedChatModel
+    from reflux.agents.budget import Price, Purse
+    from reflux.agents.clients.langchain import LangChainClient
+    from reflux.agents.clients.openai import OpenAIClient
+    from reflux.agents.clients.scripted import ScriptedClient
+    from reflux.agents.errors import RefluxError
+    from reflux.agents.overseers.model import ModelOverseer
+    from reflux.agents.overseers.panel import Panel
+    from reflux.agents.overseers.protocol import PASS, Overseer
+    from reflux.agents.overseers.recorded import RecordedOverseer
+    from reflux.agents.overseers.reviewed import Reviewed
+    from reflux.agents.overseers.router import Routed, Router
+    from reflux.agents.overseers.scripted import PersonOverseer, ScriptedOverseer
+    from reflux.agents.tools.calculator import Calculator
+    from reflux.agents.tools.documents import Documents
+    from reflux.agents.tools.langchain import LangChainTool
+    from reflux.agents.tools.protocol import Tool, ToolReply
+    from reflux.agents.types import Answer, Ask, ChatClient, Defer, Exchange, Step, SubQuestion
+    from reflux.agents.verifiers.red_flags import RedFlags
+    from reflux.agents.verifiers.rules import Checker, RuleChecker, Verdict
+    from reflux.agents.verifiers.verifier import (
+        ByTool,
+        Consistent,
+        Critic,
+        Equivalence,
+        Examiner,
+        Inverse,
+        Judge,
+    )
     from reflux.facade import Amplification, amplify, amplify_sync
+    from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
+    from reflux.graphs.amplify.experts import Consensus, Expert, Vote, learned_weights, past_answers
+    from reflux.graphs.amplify.graph import build_graph
+    from reflux.graphs.amplify.interrupts import Patient, Pending, open_patient
+    from reflux.graphs.evals.task import Task
+    from reflux.graphs.traces.tree import Node
+    from reflux.graphs.voting.planner import Plan, plan
+    from reflux.graphs.voting.stopping import AheadBy, Majority, Posterior, Sprt, Weighted
+    from reflux.graphs.voting.voting import Variant, VotePolicy
+    from reflux.integrations.chat_model import AmplifiedChatModel
 
 __version__ = "0.1.0"
 
 HOMES = {
-    "agents.calculator": ("Calculator",),
-    "agents.checker": ("Checker", "RuleChecker", "Verdict"),
-    "agents.client": ("OpenAIClient",),
-    "agents.documents": ("Documents",),
-    "agents.errors": ("RefluxError",),
-    "agents.examiner": ("ByTool", "Consistent", "Critic", "Examiner", "Inverse"),
-    "agents.flags": ("RedFlags",),
-    "agents.foreign_tools": ("LangChainTool",),
-    "agents.judge": ("Equivalence", "Judge"),
-    "agents.langchain_client": ("LangChainClient",),
-    "agents.model_overseer": ("ModelOverseer",),
-    "agents.overseer": ("PASS", "Overseer", "PersonOverseer", "ScriptedOverseer"),
-    "agents.panel": ("Panel",),
-    "agents.purse": ("Price", "Purse"),
-    "agents.recorded": ("RecordedOverseer",),
-    "agents.reviewed": ("Reviewed",),
-    "agents.scripted": ("ScriptedClient",),
-    "agents.tools": ("Tool", "ToolReply"),
-    "agents.types": ("Answer", "Ask", "ChatClient", "Defer", "Exchange", "Step", "SubQuestion"),
-    "graphs.amplify": ("build_graph",),
-    "graphs.experts": ("Consensus", "Expert", "Vote", "learned_weights", "past_answers"),
-    "graphs.patient": ("Patient", "Pending", "open_patient"),
-    "graphs.plan": ("Plan", "plan"),
-    "graphs.policy": ("CheckPolicy",),
-    "graphs.router": ("Routed", "Router"),
-    "graphs.state": ("AmplifyContext", "Limits"),
-    "graphs.stopping": ("AheadBy", "Majority", "Posterior", "Sprt", "Weighted"),
-    "graphs.task": ("Task",),
-    "graphs.tree": ("Node",),
-    "graphs.voting": ("Variant", "VotePolicy"),
-    "reflux.chat_model": ("AmplifiedChatModel",),
+    "reflux.agents.budget": ("Price", "Purse"),
+    "reflux.agents.clients.langchain": ("LangChainClient",),
+    "reflux.agents.clients.openai": ("OpenAIClient",),
+    "reflux.agents.clients.scripted": ("ScriptedClient",),
+    "reflux.agents.errors": ("RefluxError",),
+    "reflux.agents.overseers.model": ("ModelOverseer",),
+    "reflux.agents.overseers.panel": ("Panel",),
+    "reflux.agents.overseers.protocol": ("Overseer", "PASS"),
+    "reflux.agents.overseers.recorded": ("RecordedOverseer",),
+    "reflux.agents.overseers.reviewed": ("Reviewed",),
+    "reflux.agents.overseers.router": ("Routed", "Router"),
+    "reflux.agents.overseers.scripted": ("PersonOverseer", "ScriptedOverseer"),
+    "reflux.agents.tools.calculator": ("Calculator",),
+    "reflux.agents.tools.documents": ("Documents",),
+    "reflux.agents.tools.langchain": ("LangChainTool",),
+    "reflux.agents.tools.protocol": ("Tool", "ToolReply"),
+    "reflux.agents.types": (
+        "Answer",
+        "Ask",
+        "ChatClient",
+        "Defer",
+        "Exchange",
+        "Step",
+        "SubQuestion",
+    ),
+    "reflux.agents.verifiers.red_flags": ("RedFlags",),
+    "reflux.agents.verifiers.rules": ("Checker", "RuleChecker", "Verdict"),
+    "reflux.agents.verifiers.verifier": (
+        "ByTool",
+        "Consistent",
+        "Critic",
+        "Equivalence",
+        "Examiner",
+        "Inverse",
+        "Judge",
+    ),
     "reflux.facade": ("Amplification", "amplify", "amplify_sync"),
+    "reflux.graphs.amplify.context": ("AmplifyContext", "CheckPolicy", "Limits"),
+    "reflux.graphs.amplify.experts": (
+        "Consensus",
+        "Expert",
+        "Vote",
+        "learned_weights",
+        "past_answers",
+    ),
+    "reflux.graphs.amplify.graph": ("build_graph",),
+    "reflux.graphs.amplify.interrupts": ("Patient", "Pending", "open_patient"),
+    "reflux.graphs.evals.task": ("Task",),
+    "reflux.graphs.traces.tree": ("Node",),
+    "reflux.graphs.voting.planner": ("Plan", "plan"),
+    "reflux.graphs.voting.stopping": ("AheadBy", "Majority", "Posterior", "Sprt", "Weighted"),
+    "reflux.graphs.voting.voting": ("Variant", "VotePolicy"),
+    "reflux.integrations.chat_model": ("AmplifiedChatModel",),
 }
 """Where each public name is made."""
 

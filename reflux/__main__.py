@@ -13,11 +13,11 @@ INTERRUPTED = (
 
 
 def main() -> None:
-    """Run the command line; see `reflux.cli.run`."""
+    """Run the command line; see `reflux.cli.main.run`."""
     # What is imported lives to the end: it is not walked for cycles, neither now nor later.
     gc.disable()
     try:
-        from reflux.cli import run
+        from reflux.cli.main import run
 
         gc.freeze()
         gc.enable()

@@ -13,13 +13,26 @@ One message is the question as it stands. With earlier turns or instructions the
     ...
 
 where the further lines of a turn are indented, so that no turn can pass itself off as another.
+
+Conversations, kept in the run folder: one file each, a line for every turn.
 """
 
+import fcntl
+import json
+import os
+import re
+import time
+import uuid
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from pydantic import TypeAdapter, ValidationError
 
-from agents.errors import UsageError
+from reflux.agents.errors import UsageError
+from reflux.finetune.run_folder import write_whole
 
 SPEAKERS = {"human": "User", "ai": "Assistant", "tool": "Tool", "function": "Tool"}
 SAID = {"text", "reasoning", "thinking", "tool_call", "tool_use"}
@@ -81,3 +94,175 @@ def cut_at(text: str, stops: Sequence[str]) -> str:
     """The text before the first of the stop sequences."""
     found = (at for stop in stops if stop and (at := text.find(stop)) >= 0)
     return text[: min(found, default=len(text))]
+
+
+FOLDER = "conversations"
+TOLD = 4_000
+"""Characters of earlier turns that are told with a new message; the newest whole turns."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a user said, and what became of it."""
+
+    user: str
+    answer: str | None
+    """None where the answer was stopped, or there was none."""
+    status: str
+    """`ok`, `rejected`, `over_budget`, `failed`, `waiting`, or `stopped`."""
+    trajectory: str
+    overseer: str
+    model: str
+    calls: int = 0
+    tokens: int = 0
+    at: float = field(default_factory=time.time)
+
+
+TURN = TypeAdapter(Turn)
+
+
+@dataclass
+class Conversation:
+    """Turns in order; one without an answer is shown and not told to H."""
+
+    path: Path
+    turns: list[Turn] = field(default_factory=list[Turn])
+
+    @property
+    def id(self) -> str:
+        """The file's name."""
+        return self.path.stem
+
+    def add(self, turn: Turn) -> None:
+        """Keep a turn; it is on disk when this returns.
+
+        What a kill or a full disk left of another is cut away first, or it would spoil this one.
+        """
+        self.turns.append(turn)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # Another chat may go on with it, too.
+            _cut_to_whole_lines(file)
+            file.write(json.dumps(asdict(turn)).encode() + b"\n")
+
+    def question(self, text: str) -> str:
+        """What H is asked: the new message, and before it what is still told."""
+        said: list[BaseMessage] = []
+        for user, answer in self.told():
+            said += [HumanMessage(user), AIMessage(answer)]
+        return question_of([*said, HumanMessage(text)])
+
+    def told(self, chars: int = TOLD) -> list[tuple[str, str]]:
+        """(message, answer) of the newest answered turns that are `chars` long at the most."""
+        found: list[tuple[str, str]] = []
+        for turn in reversed(self.turns):
+            if turn.answer is None:
+                continue
+            chars -= len(turn.user) + len(turn.answer)
+            if chars < 0:
+                break
+            found.append((turn.user, turn.answer))
+        return found[::-1]
+
+    def messages(self) -> list[dict[str, str]]:
+        """The answered turns as chat messages."""
+        return [
+            {"role": role, "content": text}
+            for turn in self.turns
+            if turn.answer is not None
+            for role, text in (("user", turn.user), ("assistant", turn.answer))
+        ]
+
+    def save(self, path: Path) -> None:
+        """Write it for people, or in a file that ends in .jsonl as one row for TRL.
+
+        Raises:
+            UsageError: there is nothing to write.
+        """
+        if not self.messages():
+            raise UsageError("nothing was answered yet, so there is nothing to save")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".jsonl":
+            write_whole(path, json.dumps({"messages": self.messages()}) + "\n")
+            return
+        names = {"user": "You", "assistant": "Reflux"}
+        parts = [f"**{names[said['role']]}**\n\n{said['content']}\n" for said in self.messages()]
+        write_whole(path, "\n".join(parts))
+
+
+def begin(run: Path) -> Conversation:
+    """A new conversation, which has a file once it has a turn."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    return Conversation(run / FOLDER / f"{name}.jsonl")
+
+
+def resume(run: Path, id: str) -> Conversation:
+    """A kept conversation by its id, an unambiguous beginning of it, or `last`.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    kept = _files(run)
+    found = kept[-1:] if id == "last" else [path for path in kept if path.stem.startswith(id)]
+    if len(found) != 1 or (id != "last" and not re.fullmatch(r"[0-9a-f-]+", id)):
+        there = ", ".join(path.stem for path in kept[-5:]) or "none"
+        raise UsageError(f"no one conversation is called {id!r}; the newest: {there}")
+    return Conversation(found[0], _turns(found[0]))
+
+
+def listed(run: Path) -> Sequence[dict[str, Any]]:
+    """Kept conversations, the newest first, by their first words; of one that cannot be read, why
+    not."""
+    found: list[dict[str, Any]] = []
+    for path in reversed(_files(run)):
+        try:
+            turns = _turns(path)
+        except UsageError as error:
+            found.append({"id": path.stem, "turns": 0, "begins": f"damaged: {error}"})
+            continue
+        first = turns[0].user if turns else ""
+        found.append({"id": path.stem, "turns": len(turns), "begins": first})
+    return found
+
+
+def _files(run: Path) -> list[Path]:
+    return sorted(path for path in (run / FOLDER).glob("*.jsonl") if path.is_file())
+
+
+def _turns(path: Path) -> list[Turn]:
+    """The whole lines of a file: a last one that a kill cut short is left out.
+
+    Raises:
+        UsageError: another line is no turn, or the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    turns: list[Turn] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            turns.append(TURN.validate_json(line))
+        except ValidationError as error:
+            if number == len(lines):
+                break
+            first = error.errors()[0]
+            why = ": ".join([*map(str, first["loc"]), first["msg"]])
+            raise UsageError(
+                f"{path}, line {number}: not a turn ({why}); remove the line, and the others are "
+                "kept"
+            ) from error
+    return turns
+
+
+def _cut_to_whole_lines(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)

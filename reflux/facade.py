@@ -10,19 +10,20 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
-from agents.cache import CachedClient
-from agents.checker import Checker, RuleChecker
-from agents.embedded import EmbeddedClient, ModelFiles, default_gguf
-from agents.errors import UsageError
-from agents.langchain_client import LangChainClient
-from agents.overseer import AnyOverseer
-from agents.types import ChatClient
-from graphs.calls import Caller
-from graphs.state import AmplifyContext, Limits, Outcome
-from graphs.systems import Amplified, Asked, answer_all
-from graphs.traces import TraceStore
-from graphs.tree import Node, load_tree
-from graphs.voting import VotePolicy
+from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.langchain import LangChainClient
+from reflux.agents.clients.llama_cpp import EmbeddedClient, ModelFiles, default_gguf
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.types import ChatClient
+from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.ask import Amplified, Asked, answer_all
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.tree import Node, load_tree
+from reflux.graphs.voting.voting import VotePolicy
 from reflux.overseers import overseer_named
 
 

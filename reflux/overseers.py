@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-from agents.errors import UsageError
-from agents.model_overseer import ModelOverseer
-from agents.overseer import PASS, AnyOverseer, PersonOverseer, ScriptedOverseer
-from agents.reviewed import Reviewed
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.model import ModelOverseer
+from reflux.agents.overseers.protocol import PASS, AnyOverseer
+from reflux.agents.overseers.reviewed import Reviewed
+from reflux.agents.overseers.scripted import PersonOverseer, ScriptedOverseer
 
 DEFAULT_OVERSEER = "model"
 """H where none is named."""

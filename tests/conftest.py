@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from agents.embedded import SPIN_VARIABLE, SPINS
-from graphs.traces import TraceStore
+from reflux.agents.clients.llama_cpp import SPIN_VARIABLE, SPINS
+from reflux.graphs.traces.store import TraceStore
 
 # Workers share the cores: who waits lets the others work. It is read when torch is first imported,
 # here or in the process that forks the commands.

@@ -6,8 +6,8 @@ which are imported when the first question is drawn.
 
 from collections.abc import Callable
 
-from agents.errors import RefluxError, UsageError
-from graphs.task import Task, writing_of
+from reflux.agents.errors import RefluxError, UsageError
+from reflux.graphs.evals.task import Task, writing_of
 from reflux.tasks.addition import Addition
 from reflux.tasks.chain_sum import chain_sum
 from reflux.tasks.family_relationships import family_relationships

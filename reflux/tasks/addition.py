@@ -13,12 +13,13 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from agents.checker import Checker, RuleChecker
-from agents.errors import UsageError
-from agents.overseer import PASS, Overseer, ScriptedOverseer
-from agents.tools import Tool
-from agents.types import Answer, Ask, Exchange, Step
-from graphs.task import Split, is_held_out
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.protocol import PASS, Overseer
+from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.tools.protocol import Tool
+from reflux.agents.types import Answer, Ask, Exchange, Step
+from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.graphs.evals.task import Split, is_held_out
 
 QUESTION = re.compile(r"(\d+)\+(\d+)(\+1)?=")
 

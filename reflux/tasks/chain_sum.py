@@ -9,7 +9,7 @@ calculator's work: SmolLM2-135M adds two digits right once in twenty times.
 import re
 from collections.abc import Sequence
 
-from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.tasks.gym import Gym, GymTask
 from reflux.tasks.replies import last_number, matched, number_said
 

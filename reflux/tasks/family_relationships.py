@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agents.types import Answer, Ask, Exchange, Step
+from reflux.agents.types import Answer, Ask, Exchange, Step
 from reflux.tasks.gym import Gym, GymTask
 from reflux.tasks.replies import first_of, matched, said
 

@@ -17,14 +17,15 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
-from agents.calculator import Calculator
-from agents.checker import Checker, RuleChecker
-from agents.errors import MissingError, UsageError
-from agents.overseer import PASS, Overseer, ScriptedOverseer
-from agents.sandbox import Sandbox
-from agents.tools import Tool
-from agents.types import Exchange, Step
-from graphs.task import Split, is_held_out
+from reflux.agents.errors import MissingError, UsageError
+from reflux.agents.overseers.protocol import PASS, Overseer
+from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.tools.calculator import Calculator
+from reflux.agents.tools.protocol import Tool
+from reflux.agents.tools.python_sandbox import Sandbox
+from reflux.agents.types import Exchange, Step
+from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.graphs.evals.task import Split, is_held_out
 
 INSTALL = "pip install 'reflux-ida[tasks]'"
 Entry = Mapping[str, Any]
@@ -98,7 +99,7 @@ def offline_package(name: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class GymTask:
-    """A `graphs.task.Task` made of a source, a script and two readers of text."""
+    """A `reflux.graphs.evals.task.Task` made of a source, a script and two readers of text."""
 
     name: str
     source: Source

@@ -19,12 +19,12 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-from agents.checker import Checker, RuleChecker
-from agents.errors import UsageError
-from agents.overseer import PASS, Overseer
-from agents.tools import Tool
-from agents.types import Answer, Chain, Exchange, Step
-from graphs.task import Split, is_held_out
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.protocol import PASS, Overseer
+from reflux.agents.tools.protocol import Tool
+from reflux.agents.types import Answer, Chain, Exchange, Step
+from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.graphs.evals.task import Split, is_held_out
 from reflux.tasks.tower import (
     DISKS,
     NO_MOVE,

@@ -9,7 +9,7 @@ Python tool counts, the calculator adds: SmolLM2-135M does not see letters insid
 import json
 from collections.abc import Sequence
 
-from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.tasks.gym import Gym, GymTask
 from reflux.tasks.replies import last_count, matched, whole_said
 

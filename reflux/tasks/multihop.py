@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from agents.types import Answer, Ask, Exchange, Step
+from reflux.agents.types import Answer, Ask, Exchange, Step
 from reflux.tasks.gym import Entry, GymTask, offline_package
 from reflux.tasks.replies import first_of, matched, said
 

@@ -8,7 +8,7 @@ H asks the calculator how far each number lies from the bound, and keeps by the 
 import re
 from collections.abc import Sequence
 
-from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.tasks.gym import Gym, GymTask
 from reflux.tasks.replies import matched, number_list, number_said
 

@@ -8,7 +8,7 @@ difference tells. The package's scorer lets each number be off by 1.
 
 from collections.abc import Sequence
 
-from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.tasks.gym import Gym, GymTask
 from reflux.tasks.replies import matched, number_list, number_said
 from reflux.tasks.sorting import Pair, merge_sort

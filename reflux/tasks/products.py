@@ -8,7 +8,7 @@ place, then the rows added. The rows and their sum are the calculator's work.
 
 from collections.abc import Sequence
 
-from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.tasks.chain_sum import value
 from reflux.tasks.gym import Gym, GymTask
 from reflux.tasks.replies import matched, whole_said

@@ -7,7 +7,7 @@ is none. They know forms and words, never what is right.
 import re
 from collections.abc import Sequence
 
-from agents.types import Exchange
+from reflux.agents.types import Exchange
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)")
 COUNTS = (

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.tasks.gym import Gym, GymTask
 from reflux.tasks.replies import last_word, matched, said
 

@@ -10,7 +10,7 @@ in reasoning-gym 0.1.25 are often one millisecond short.
 
 from collections.abc import Sequence
 
-from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.tasks.gym import Gym, GymTask
 from reflux.tasks.replies import last_clock, matched, whole_said
 

@@ -9,7 +9,7 @@ spell a word, so it cannot compare two.
 import json
 from collections.abc import Sequence
 
-from agents.types import Answer, Ask, Exchange, Step, SubQuestion
+from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.tasks.gym import Gym, GymTask
 from reflux.tasks.replies import matched, said, word_list
 from reflux.tasks.sorting import Pair, merge_sort

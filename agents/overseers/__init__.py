@@ -1,0 +1,1 @@
+"""Who decomposes a question and combines the answers."""

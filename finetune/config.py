@@ -1,0 +1,211 @@
+"""The config of a run of rounds. Unknown keys are errors; every field has its unit or meaning."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reflux.agents.budget import Price, Purse
+from reflux.agents.clients.llama_cpp import EngineConfig
+from reflux.agents.errors import UsageError
+from reflux.agents.verifiers.red_flags import RedFlags
+from reflux.finetune.engine.client import BatchedConfig
+from reflux.finetune.gates import GateConfig
+from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.voting.voting import VotePolicy
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class RoundSpec(Strict):
+    """One round."""
+
+    level: int = Field(ge=1, le=1000)
+    """Level of the task's questions; for addition their digits."""
+    questions: int = Field(default=1000, ge=0)
+    """Training questions to amplify; round 0 takes all primitives instead."""
+    held_out: int = Field(default=400, ge=0)
+    """Questions to evaluate on; round 0 is judged on the primitives instead."""
+    hard: float = Field(default=0.1, ge=0, le=1)
+    """Share of `questions` that is asked on top of them: those which failed, or were in doubt, in
+    the round before."""
+    primitive_repeats: int = Field(default=2, ge=0)
+    """Times that each of H's primitives stands in the training rows."""
+    sft: dict[str, Any] = {}
+    """Overrides of the run's `sft` for this round."""
+
+
+class PurseConfig(Strict):
+    """What a whole run may spend, from its start or its resumption; None is no limit."""
+
+    seconds: float | None = Field(default=None, gt=0)
+    money: float | None = Field(default=None, gt=0)
+    """In the currency of the prices."""
+    calls: int | None = Field(default=None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
+    prices: dict[str, Price] = {}
+    """By model name, for a million prompt and completion tokens."""
+
+    def open(self) -> Purse:
+        """A purse that is full."""
+        return Purse(
+            seconds=self.seconds,
+            money=self.money,
+            calls=self.calls,
+            tokens=self.tokens,
+            prices=self.prices,
+        )
+
+
+class RoundsConfig(Strict):
+    """Everything that decides a run."""
+
+    task: str = "addition"
+    seed: int = 0
+    rounds: tuple[RoundSpec, ...] = Field(min_length=1)
+    """The first is round 0, which imitates H."""
+    anchor: int = Field(default=500, ge=0, le=500)
+    """General prompts that the base answers and every student learns, too."""
+    anchor_tokens: int = Field(default=32, ge=1)
+    """Tokens of such an answer."""
+    canaries: int = Field(default=20, ge=0, le=100)
+    """Prompts on which a student is compared with the base."""
+    limits: Limits = Field(default_factory=Limits)
+    votes: VotePolicy = Field(default_factory=VotePolicy)
+    flags: RedFlags = Field(default_factory=RedFlags)
+    checks: CheckPolicy = Field(default_factory=CheckPolicy)
+    purse: PurseConfig = Field(default_factory=PurseConfig)
+    engine: Literal["batched", "llama.cpp"] = "batched"
+    """What runs the models; in a batched run llama.cpp answers requests with tools or schemas."""
+    batched: BatchedConfig = Field(default_factory=BatchedConfig)
+    """How the batched engine runs."""
+    llama_cpp: EngineConfig = Field(default_factory=EngineConfig)
+    """How llama.cpp runs."""
+    gates: GateConfig = Field(default_factory=GateConfig)
+    together: int = Field(default=64, ge=1)
+    """Questions amplified at once."""
+    sft: dict[str, Any] = {}
+    """Goes unchanged to TRL's SFTConfig."""
+    lora: dict[str, Any] = {}
+    """Goes unchanged to PEFT's LoraConfig."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _engine_by_settings(cls, data: Any) -> Any:
+        """An `engine` that is a mapping holds llama.cpp's settings: there was no other engine."""
+        if not isinstance(data, dict) or not isinstance(data.get("engine"), dict):
+            return data
+        if "llama_cpp" in data:
+            raise ValueError("engine and llama_cpp both hold settings of llama.cpp: leave one out")
+        return {**data, "engine": "llama.cpp", "llama_cpp": data["engine"]}
+
+    @property
+    def engine_settings(self) -> EngineConfig | BatchedConfig:
+        """Those of the engine that runs the models."""
+        return self.batched if self.engine == "batched" else self.llama_cpp
+
+    @model_validator(mode="after")
+    def _grows_slowly(self) -> "RoundsConfig":
+        levels = [spec.level for spec in self.rounds]
+        for before, after in pairwise(levels):
+            if not before < after <= 2 * before:
+                raise ValueError(
+                    f"rounds go from level {before} to {after}; each must be longer than the one "
+                    "before and at most twice as long, or its halves were never learned"
+                )
+        return self
+
+    def context(self, caller: Caller, model: str, **more: Any) -> AmplifyContext:
+        """A context of the config's limits, votes and checks; `more` are further fields of it."""
+        return AmplifyContext(
+            caller,
+            model,
+            (),
+            limits=self.limits,
+            votes=self.votes,
+            flags=self.flags,
+            checks=self.checks,
+            seed=self.seed,
+            **more,
+        )
+
+    @model_validator(mode="after")
+    def _prices_what_it_limits(self) -> "RoundsConfig":
+        if not self.purse.prices and not self.limits.money is self.purse.money is None:
+            raise ValueError("money is limited, and no model has a price: add purse.prices")
+        return self
+
+
+def config_from(data: Any, source: str) -> RoundsConfig:
+    """A config from parsed YAML.
+
+    Raises:
+        UsageError: unknown keys or values out of range, all named.
+    """
+    if isinstance(data, dict) and "format" in data:  # As a run folder keeps it.
+        data = {key: value for key, value in data.items() if key != "format"}
+    try:
+        return RoundsConfig.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{source}: {problems(error)}") from error
+    except UsageError as error:  # Of a value that is out of range wherever it is given.
+        raise UsageError(f"{source}: {error}") from error
+
+
+def problems(error: ValidationError) -> str:
+    """Every key that is wrong, and why, in one line."""
+    found: list[str] = []
+    for problem in _meant(error.errors()):
+        key = ".".join(str(part) for part in problem["loc"]) or "config"
+        unknown = problem["type"] == "extra_forbidden"
+        found.append(f"{key}: {'unknown key, remove or rename it' if unknown else problem['msg']}")
+    return "; ".join(found)
+
+
+def _meant(problems: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Without those of a kind of `rule` that is not the one named; one, where none is named so."""
+    kinds = [p for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
+    other = {p["loc"][:-1] for p in kinds}
+    kept = [p for p in problems if not any(p["loc"][: len(loc)] == loc for loc in other)]
+    for place in dict.fromkeys(loc[:-1] for loc in (p["loc"][:-1] for p in kinds)):
+        if any(p["loc"][: len(place)] == place for p in kept):
+            continue  # The kind is known, and something else is wrong.
+        here = [p for p in kinds if p["loc"][:-2] == place]
+        known = ", ".join(sorted(p["ctx"]["expected"].strip("'") for p in here))
+        said = f"kind is one of {known}, not {here[0]['input']!r}"
+        kept.append({"loc": place, "type": "literal_error", "msg": said})
+    return kept
+
+
+def read_config(path: Path) -> RoundsConfig:
+    """A config from a YAML file.
+
+    Raises:
+        UsageError: no such file, no YAML, or no config.
+    """
+    return config_from(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        UsageError: no such file, or no YAML.
+    """
+    if not path.is_file():
+        why = "it is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"there is no config {path}: {why}; name a YAML file")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is not YAML: {' '.join(str(error).split())}; correct or restore it"
+        ) from error

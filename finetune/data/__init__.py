@@ -1,0 +1,1 @@
+"""Trajectories and files become training rows."""

@@ -1,0 +1,1 @@
+"""The batched engine: many requests decoded together in this process."""

@@ -1,0 +1,1 @@
+"""An adapter becomes a GGUF file, and is compared with it."""

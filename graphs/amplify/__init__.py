@@ -1,0 +1,2 @@
+"""Amplify: one question, decomposed by an overseer and answered by many copies, as a LangGraph
+graph."""

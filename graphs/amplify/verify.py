@@ -1,0 +1,118 @@
+"""The check of an answer: the rules first, because they are free, then the examiners in order, then
+the answers that passed before, where more than one attempt has to agree."""
+
+# pyright: reportMissingTypeStubs=false
+
+from collections.abc import Sequence
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from reflux.agents.errors import EndpointError, RefluxError
+from reflux.agents.types import Exchange
+from reflux.agents.verifiers.rules import Verdict
+from reflux.graphs.amplify.context import AmplifyContext, listening
+from reflux.graphs.amplify.state import (
+    NOTHING_SPENT,
+    AmplifyState,
+    Spent,
+    Status,
+    best_proposal,
+    left_of,
+    plus,
+)
+from reflux.graphs.amplify.steps import StepDesk, tried
+from reflux.graphs.traces.store import CallKey
+
+UNCONFIRMED = "unconfirmed"
+"""The rule that an answer breaks which passed, and on which too few attempts agree."""
+UNEXAMINED = "unexamined"
+"""The rule that an answer breaks whose examiner's endpoint failed."""
+
+
+async def judged(
+    context: AmplifyContext,
+    desk: StepDesk,
+    question: str,
+    answer: str,
+    transcript: Sequence[Exchange],
+) -> tuple[Verdict, Spent]:
+    """What rules and examiners say of an answer, and what that cost.
+
+    An examiner that cannot be asked, or raises, leaves the answer in doubt.
+    """
+    verdict = context.checker.check(question, answer)
+    for examiner in context.examiners:
+        if not verdict.ok:
+            break
+        try:
+            found = await examiner.examine(desk, question, answer, transcript)
+            verdict = Verdict(found.ok, found.rule)  # What is no verdict fails here, as a value.
+        except EndpointError:
+            verdict = Verdict(False, UNEXAMINED)
+        except RefluxError:
+            raise
+        except Exception as failure:  # noqa: BLE001 - an examiner is the user's code
+            verdict = Verdict(False, f"{type(examiner).__name__} raised {type(failure).__name__}")
+    return verdict, desk.spent if context.examiners else NOTHING_SPENT
+
+
+async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[str, Any]:
+    """Test the proposal; a failure leads to another attempt while attempts and budget last."""
+    if state["outcome"] is not None:
+        return {}  # A chain broke off.
+    context = listening(runtime.context, runtime.stream_writer)
+    proposal, passed = state["proposal"], state.get("passed", [])
+    spent, rule, ok = state["spent"], "no_answer", False
+    if proposal is not None:
+        by_person, verdict = context.checks.by_person(state["attempt"]), Verdict(True)
+        if not by_person:
+            verdict, cost = await _judged(state, context, proposal)
+            spent = plus(spent, cost)
+        ok, rule = verdict.ok, verdict.rule
+        await context.caller.store.add_judgement(
+            state["question_id"],
+            state["path"],
+            "check",
+            ok,
+            {"answer": proposal, "rule": "" if ok else rule},
+            key=str(tried(state, context)),
+        )
+        if ok and (by_person or context.checks.confirmed(passed, proposal)):
+            return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}
+    if ok and proposal is not None:
+        passed, rule = [*passed, proposal], UNCONFIRMED
+    proposals = state["proposals"] + ([proposal] if proposal is not None and not ok else [])
+    used_up = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
+    lacking = context.purse.lacks
+    if used_up:
+        lacking = "calls" if spent["calls"] >= state["calls"] else "tokens"
+    if lacking or state["attempt"] + 1 >= context.limits.attempts:
+        best = best_proposal(passed or proposals)
+        refused = best is not None and rule != UNEXAMINED  # An outage says nothing of an answer.
+        status: Status = "over_budget" if lacking else "rejected" if refused else "failed"
+        short = f"no {lacking} left" if lacking and proposal is None else None
+        outage = context.caller.outage if rule == UNEXAMINED else None
+        unexamined = f"the answer could not be examined: {outage}" if outage else None
+        error = state["error"] or short or unexamined or f"the check {rule!r} failed"
+        return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}
+    context.emit({"event": "retry", "path": state["path"], "rule": rule, "error": state["error"]})
+    return {
+        "attempt": state["attempt"] + 1,
+        "step": 0,
+        "transcript": [],
+        "proposal": None,
+        "error": None,
+        "proposals": proposals,
+        "passed": passed,
+        "spent": spent,
+    }
+
+
+async def _judged(
+    state: AmplifyState, context: AmplifyContext, proposal: str
+) -> tuple[Verdict, Spent]:
+    key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
+    desk = StepDesk(context, key, tried(state, context), left_of(state), ".check")
+    transcript = [Exchange(**said) for said in state["transcript"]]
+    return await judged(context, desk, state["question"], proposal, transcript)

@@ -1,0 +1,109 @@
+"""A conversation that one model goes on with: no tree, and on the record all the same."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from reflux.agents.clients.streaming import Delta
+from reflux.agents.errors import EndpointError, RefluxError
+from reflux.agents.redaction import redact
+from reflux.agents.types import ChatRequest, Completion
+from reflux.graphs.amplify.context import silent
+from reflux.graphs.amplify.state import Status
+from reflux.graphs.ask import Asked
+from reflux.graphs.traces.events import Event, answered
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.review import marked_when_stopped
+from reflux.graphs.traces.store import CallKey
+
+Hear = Callable[[int, Delta], None]
+"""Hears each piece of each reply, by the reply's position."""
+
+
+async def answer_chat(
+    caller: Caller,
+    asked: Asked,
+    text: str,
+    requests: Sequence[ChatRequest],
+    *,
+    hear: Hear | None = None,
+    emit: Callable[[Event], None] = silent,
+) -> list[Completion]:
+    """One reply to each request, side by side; the first is the answer that the record names.
+
+    Args:
+        text: the conversation as one question, under which it is recorded.
+        requests: the same conversation with other seeds; at least one.
+        hear: hears the pieces as they come; None where nobody listens.
+
+    Raises:
+        EndpointError: a reply did not come; the others were stopped.
+    """
+    text = redact(text)
+    question_id = asked.question_id(text)
+    await caller.store.add_question({"id": question_id, "text": text, **vars(asked)})
+
+    async def one(at: int, request: ChatRequest) -> Completion:
+        key = CallKey(question_id, "", "answer", vote=at)
+        reply = await _reply(caller, key, request, at, hear)
+        emit(
+            {
+                "event": "called",
+                "path": "",
+                "role": "answer",
+                "model": request.model,
+                "tokens": reply.tokens,
+                "cached": reply.cached,
+                "seconds": reply.seconds,
+                "left": {},
+            }
+        )
+        return reply
+
+    async def judge(answer: str | None, status: Status, error: str | None) -> None:
+        detail: dict[str, Any] = {"question": text, "answer": answer, "status": status}
+        detail |= {"error": error, "votes": len(requests)}
+        ok = status == "ok"
+        await caller.store.add_judgement(question_id, "", "leaf", ok, detail, key="0.0")
+        emit(answered("", True, detail))
+
+    with caller.spans.run(question_id, vars(asked)) as span:
+        try:
+            async with marked_when_stopped(caller.store, question_id):
+                replies = await _together([one(at, said) for at, said in enumerate(requests)])
+        except EndpointError as error:
+            await judge(None, "failed", str(error))
+            raise
+        await judge(replies[0].text, "ok", None)
+        span.ended("ok")
+    return replies
+
+
+async def _together(asked: Sequence[Coroutine[Any, Any, Completion]]) -> list[Completion]:
+    if len(asked) == 1:  # Nearly always: no task is made for it.
+        return [await asked[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in asked]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [task.result() for task in tasks]
+
+
+async def _reply(
+    caller: Caller, key: CallKey, request: ChatRequest, at: int, hear: Hear | None
+) -> Completion:
+    # An endpoint that refuses a schema is asked without it for a whole reply, never for a stream.
+    if hear is None and not request.schema:
+        return await caller.ask(key, request)
+    whole: Completion | None = None
+    async with aclosing(caller.stream(key, request)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Completion):
+                whole = piece
+            elif hear is not None:
+                hear(at, piece)
+    if whole is None:
+        raise RefluxError("a stream ended without its reply; please report this")
+    return whole

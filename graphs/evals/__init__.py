@@ -1,0 +1,1 @@
+"""Evaluation: tasks, datasets, scorers, systems, results."""

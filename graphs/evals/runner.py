@@ -1,0 +1,196 @@
+"""Runs a system over held-out questions and scores it, with an interval and its price.
+
+One system sits an exam: every question of every seed, recorded, and none asked twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from reflux.agents.errors import RefluxError
+from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.ask import Asked, System, answer_every
+from reflux.graphs.evals.best_of import EqualTokens, equal_votes
+from reflux.graphs.evals.eval_task import Exam
+from reflux.graphs.evals.external_graph import ForeignGraph
+from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.task import Task, refuse_training, score_held_out
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one system did on n held-out questions."""
+
+    accuracy: float
+    n: int
+    ci95: tuple[float, float]
+    """Wilson score interval."""
+    calls: int
+    """Model calls the system made, those answered from the cache among them."""
+    cached: int
+    tokens: int
+    statuses: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; ci95 as a list."""
+        return {**asdict(self), "ci95": list(self.ci95)}
+
+
+async def evaluate(
+    system: System,
+    task: Task,
+    asked: Asked,
+    questions: Sequence[str],
+    *,
+    together: int = 32,
+    on_done: Callable[[int], None] | None = None,
+) -> Score:
+    """Answer every question and score the answers.
+
+    Raises:
+        UsageError: a training question is among them, or there are none.
+        EndpointError: the endpoint is down; what it did answer is recorded.
+        RefluxError: the run's purse is empty.
+    """
+    for question in questions:
+        refuse_training(task, question)
+    outcomes = await answer_every(system, asked, questions, together=together, on_done=on_done)
+    right = sum(
+        score_held_out(task, question, outcome["answer"])
+        for question, outcome in zip(questions, outcomes, strict=True)
+    )
+    statuses: dict[str, int] = {}
+    for outcome in outcomes:
+        statuses[outcome["status"]] = statuses.get(outcome["status"], 0) + 1
+    return Score(
+        accuracy=right / max(1, len(questions)),
+        n=len(questions),
+        ci95=wilson(right, len(questions)),
+        calls=sum(o["spent"]["calls"] for o in outcomes),
+        cached=sum(o["spent"]["cached"] for o in outcomes),
+        tokens=sum(o["spent"]["tokens"] for o in outcomes),
+        statuses=statuses,
+    )
+
+
+Heard = Callable[[str, int, int], None]
+"""Hears (system, questions answered, of how many)."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A system by name, and how it is made for each seed."""
+
+    key: str
+    """As the user named it."""
+    model: str
+    """What answers."""
+    digest: str
+    """Of the model or graph: with another one every question is asked anew."""
+    make: Callable[[int], System]
+    """The system that draws its samples from a seed."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a system answered to the questions of one seed."""
+
+    seed: int
+    asked: Asked
+    questions: Sequence[str]
+    outcomes: Sequence[Outcome]
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """All that one system answered."""
+
+    entrant: Entrant
+    papers: Sequence[Paper]
+
+    @property
+    def tokens(self) -> int:
+        """Of all its answers."""
+        return sum(o["spent"]["tokens"] for paper in self.papers for o in paper.outcomes)
+
+
+@dataclass(frozen=True)
+class Hall:
+    """Where systems sit an exam."""
+
+    exam: Exam
+    seeds: Sequence[int]
+    run: str
+    """Recorded with each question."""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What else decides the answers: with other settings every question is asked anew."""
+    together: int = 32
+    heard: Heard = lambda key, done, total: None
+
+    async def sit(self, entrant: Entrant) -> Sitting:
+        """Have a system answer everything; what is recorded is replayed.
+
+        Raises:
+            UsageError: there are no questions.
+            EndpointError: the endpoint is down; what it did answer is recorded.
+            RefluxError: the run's purse is empty, or a foreign graph fails on every question.
+        """
+        drawn = {seed: self.exam.questions(seed) for seed in self.seeds}
+        total = sum(map(len, drawn.values()))
+        papers: list[Paper] = []
+        before = 0
+        self.heard(entrant.key, 0, total)
+        for seed, questions in drawn.items():
+            system, asked = entrant.make(seed), self._asked(entrant, seed)
+            outcomes = await answer_every(
+                system,
+                asked,
+                questions,
+                together=self.together,
+                on_done=lambda done, before=before: self.heard(entrant.key, before + done, total),
+            )
+            if isinstance(system, ForeignGraph):
+                _refuse_broken(entrant.key, outcomes)
+            papers.append(Paper(seed, asked, questions, outcomes))
+            before += len(questions)
+        return Sitting(entrant, papers)
+
+    def _asked(self, entrant: Entrant, seed: int) -> Asked:
+        decides = json.dumps([entrant.digest, self.settings], sort_keys=True)
+        mark = hashlib.sha256(decides.encode()).hexdigest()[:12]
+        system = f"eval-{entrant.key}-{entrant.model}-{mark}-{seed}"
+        return Asked(self.run, -1, system, self.exam.name, self.exam.split)
+
+    async def sit_equally(
+        self, entrant: Callable[[int], Awaitable[Entrant]], amplified: Sitting
+    ) -> tuple[Sitting, EqualTokens]:
+        """Have best-of-n answer with as many votes as the amplified system's tokens pay;
+        `entrant(n)` is best-of-n for one n.
+
+        Raises:
+            RefluxError: as for `sit`, or nobody knows the tokens.
+        """
+        sittings: dict[int, Sitting] = {}
+
+        async def tokens_of(votes: int) -> int:
+            if votes not in sittings:
+                sittings[votes] = await self.sit(await entrant(votes))
+            return sittings[votes].tokens
+
+        equal = await equal_votes(tokens_of, amplified.tokens)
+        return sittings[equal.votes], equal
+
+
+def _refuse_broken(key: str, outcomes: Sequence[Outcome]) -> None:
+    """A graph that never answers is broken, not wrong."""
+    if all(outcome["status"] == "failed" for outcome in outcomes):
+        raise RefluxError(
+            f"{key} failed on {_every(len(outcomes))} with {outcomes[0]['error']}; correct it and "
+            "give the same command again"
+        )
+
+
+def _every(n: int) -> str:
+    return "its only question," if n == 1 else f"all {n} questions, on the first"

@@ -1,0 +1,1 @@
+"""Trajectories: recorded, replayed, searched, reviewed."""

@@ -1,0 +1,341 @@
+"""Replies and steps as rows of the call log, and back.
+
+Model calls on the record: each is replayed from the log, or made and then committed.
+
+The call log is the one way to resume: the same key with the same request replays the recorded
+answer, another request under the same key is an error.
+"""
+
+import asyncio
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from reflux.agents.clients.streaming import Pieces, in_one_piece, stream_of
+from reflux.agents.errors import EndpointError, ReplayError
+from reflux.agents.redaction import redact
+from reflux.agents.tools.protocol import ToolReply
+from reflux.agents.types import (
+    Answer,
+    Ask,
+    Chain,
+    ChatClient,
+    ChatRequest,
+    Completion,
+    Step,
+    TokenLogprob,
+    ToolCall,
+    step_to_json,
+)
+from reflux.graphs.traces.revisions import before
+from reflux.graphs.traces.store import CallKey, TraceStore
+from reflux.graphs.traces.telemetry import NO_SPANS, Spans, own_spans
+
+
+def redacted_step(step: Step) -> Step:
+    """A step without secrets."""
+    if isinstance(step, Answer):
+        return Answer(redact(step.text))
+    if isinstance(step, Chain):
+        return Chain(redact(step.first))
+    if isinstance(step, Ask):
+        asked = tuple(replace(s, text=redact(s.text)) for s in step.subquestions)
+        return Ask(asked, redact(step.note))
+    return step
+
+
+def row_of(reply: Completion) -> dict[str, object]:
+    """The columns of a reply."""
+    return {
+        "completion": reply.text,
+        "logprobs": json.dumps([[t.token, t.logprob, t.top] for t in reply.logprobs])
+        if reply.logprobs
+        else None,
+        "finish_reason": reply.finish_reason,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        "seconds": reply.seconds,
+        "cached": int(reply.cached),
+        "retries": json.dumps(reply.retries) if reply.retries else None,
+        "tool_calls": json.dumps([[c.id, c.name, c.arguments] for c in reply.tool_calls])
+        if reply.tool_calls
+        else None,
+    }
+
+
+def tool_reply_of(row: sqlite3.Row) -> ToolReply:
+    """A tool's recorded work as the reply that it was, without secrets."""
+    return ToolReply(row["completion"], row["finish_reason"] != "refused")
+
+
+def completion_of(row: sqlite3.Row) -> Completion:
+    """A recorded call as the completion it was."""
+    logprobs: list[tuple[str, float, list[tuple[str, float]]]] = json.loads(row["logprobs"] or "[]")
+    return Completion(
+        text=row["completion"],
+        prompt_tokens=row["prompt_tokens"],
+        completion_tokens=row["completion_tokens"],
+        seconds=row["seconds"],
+        finish_reason=row["finish_reason"],
+        logprobs=tuple(
+            TokenLogprob(token, logprob, tuple((t, p) for t, p in top))
+            for token, logprob, top in logprobs
+        ),
+        retries=tuple(json.loads(row["retries"])) if row["retries"] else (),
+        cached=bool(row["cached"]),
+        tool_calls=tuple(ToolCall(*call) for call in json.loads(row["tool_calls"] or "[]")),
+    )
+
+
+class Caller:
+    """Makes the calls of one run: replay, else ask, then record, and only then use."""
+
+    def __init__(self, client: ChatClient, store: TraceStore, spans: Spans | None = None) -> None:
+        """`spans` are those of the environment where None.
+
+        Raises:
+            MissingError, UsageError: see `reflux.graphs.traces.telemetry.spans_of`.
+        """
+        self.client = client
+        self.store = store
+        self.spans = own_spans() if spans is None else spans
+        self.outage: EndpointError | None = None
+        """The failure of the last call, where it failed at the endpoint."""
+        self.left_open: dict[str, EndpointError] = {}
+        """By the id of a root question: a failure of one of its calls that may pass."""
+
+    async def ask(self, key: CallKey, request: ChatRequest) -> Completion:
+        """Answer one request under its key.
+
+        Raises:
+            ReplayError: the log holds another request under this key.
+            EndpointError: no reply; the failure is recorded, too.
+        """
+        request, asked = await self._asked(request)
+        if (known := self._recorded(key, asked["request_digest"])) is not None:
+            return known
+        if (earlier := self._before(key, asked["request_digest"])) is not None:
+            return await self._replied(key, asked, earlier)
+        with self.spans.call(key, request, asked["model_digest"]) as span:
+            try:
+                reply = await self.client.complete(request)
+            except EndpointError as error:
+                self.lost(key.question, error)
+                await self._failed(key, asked, Completion("", cached=error.cached), str(error))
+                raise
+            reply = await self._replied(key, asked, reply)
+            span.replied(reply)
+        return reply
+
+    def lost(self, question: str, error: EndpointError) -> None:
+        """Hear that a call failed at its endpoint."""
+        self.outage = error
+        if not error.refused:
+            self.left_open[question] = error
+
+    async def unrecorded(self, key: CallKey, request: ChatRequest) -> Completion:
+        """Answer one request whose reply is recorded by whoever asks, with others of its kind.
+
+        Raises:
+            EndpointError: no reply.
+        """
+        if self.spans is NO_SPANS:
+            return await self.client.complete(request)
+        digest = await self.client.model_digest(request.model)
+        with self.spans.call(key, request, digest) as span:
+            reply = await self.client.complete(request)
+            span.replied(replace(reply, text=redact(reply.text)))
+        return reply
+
+    async def stream(self, key: CallKey, request: ChatRequest) -> Pieces:
+        """Answer one request piece by piece, as it comes; the whole, last, is on the record.
+
+        What was passed on cannot be recalled: the pieces are not redacted, and they are used
+        before they are recorded. A stream that breaks off, or whose reader leaves, is recorded as
+        an error with what came of it.
+
+        Raises:
+            ReplayError: the log holds another request under this key.
+            EndpointError: no reply, or half of one.
+        """
+        request, asked = await self._asked(request)
+        if (known := self._recorded(key, asked["request_digest"])) is not None:
+            for piece in in_one_piece(known):
+                yield piece
+            return
+        if (earlier := self._before(key, asked["request_digest"])) is not None:
+            for piece in in_one_piece(await self._replied(key, asked, earlier)):
+                yield piece
+            return
+        came: list[str] = []
+        whole: Completion | None = None
+        with self.spans.call(key, request, asked["model_digest"], streamed=True) as span:
+            try:
+                async with aclosing(stream_of(self.client, request)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, Completion):
+                            whole = piece
+                        else:
+                            came.append(piece.text)
+                            yield piece
+            except EndpointError as error:
+                self.lost(key.question, error)
+                await self._failed(key, asked, Completion("".join(came)), str(error))
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                left = f"the reader left after {len(came)} pieces"
+                await self._failed(key, asked, Completion("".join(came)), left)
+                raise
+            if whole is not None:
+                whole = await self._replied(key, asked, whole)
+                span.replied(whole)
+        if whole is not None:
+            yield whole
+
+    async def _asked(self, request: ChatRequest) -> tuple[ChatRequest, dict[str, str]]:
+        """The request without secrets, and its columns."""
+        request = replace(
+            request, messages=tuple(tuple(map(redact, turn)) for turn in request.messages)
+        )
+        model_digest = await self.client.model_digest(request.model)
+        return request, {
+            "kind": "model",
+            "model": request.model,
+            "model_digest": model_digest,
+            "request_digest": request.digest(model_digest),
+            "messages": json.dumps(request.payload()),
+            "sampling": json.dumps(vars(request.sampling)),
+        }
+
+    async def _failed(
+        self, key: CallKey, asked: Mapping[str, str], reply: Completion, error: str
+    ) -> None:
+        reply = replace(reply, text=redact(reply.text), finish_reason="error")
+        await self.store.add_call(key, {**asked, **row_of(reply), "error": redact(error)})
+
+    async def _replied(
+        self, key: CallKey, asked: Mapping[str, str], reply: Completion
+    ) -> Completion:
+        """The reply as it stands on the record."""
+        self.outage = None
+        wishes = tuple(replace(c, arguments=redact(c.arguments)) for c in reply.tool_calls)
+        reply = replace(reply, text=redact(reply.text), tool_calls=wishes)
+        try:
+            await self.store.add_call(key, {**asked, **row_of(reply)})
+        except ReplayError:
+            # Another process on this folder was the first to record the call: its answer counts.
+            if (known := self._recorded(key, asked["request_digest"])) is None:
+                raise
+            return known
+        return reply
+
+    async def tool(
+        self, key: CallKey, name: str, arguments: str, work: Callable[[], Awaitable[ToolReply]]
+    ) -> ToolReply:
+        """Have a tool do its work, once: what it replied is recorded, and replayed.
+
+        Raises:
+            ReplayError: the log holds another wish under this key.
+        """
+        arguments = redact(arguments)
+        digest = hashlib.sha256(json.dumps([name, arguments]).encode()).hexdigest()[:32]
+        if (known := self._told(key, digest, name, arguments)) is not None:
+            return known
+        begun = time.perf_counter()
+        if (row := self._earlier(key, digest)) is not None:
+            said = tool_reply_of(row)
+        else:
+            with self.spans.tool(key, name, arguments) as span:
+                said = await work()
+                said = ToolReply(redact(said.text), said.ok)
+                span.said(said)
+        done = Completion(
+            said.text,
+            seconds=time.perf_counter() - begun,
+            finish_reason="stop" if said.ok else "refused",
+        )
+        made = {"kind": "tool", "model": name, "request_digest": digest, "messages": arguments}
+        try:
+            await self.store.add_call(key, made | row_of(done))
+        except ReplayError:  # As for a model's call: another process was the first.
+            if (known := self._told(key, digest, name, arguments)) is None:
+                raise
+            return known
+        return said
+
+    def _told(self, key: CallKey, digest: str, name: str, arguments: str) -> ToolReply | None:
+        """What the log holds of a tool's reply."""
+        if (row := self.store.find_call(key)) is None:
+            return None
+        if row["request_digest"] != digest:
+            raise ReplayError(
+                f"the tool call {key} was recorded with other arguments than {name}("
+                f"{arguments[:80]}): the model, prompt or tools changed; use a new --run"
+            )
+        return tool_reply_of(row)
+
+    def _recorded(self, key: CallKey, digest: str) -> Completion | None:
+        if (row := self.store.find_call(key)) is None:
+            return None
+        if row["request_digest"] != digest:
+            raise ReplayError(
+                f"call {key} was recorded with another request ({row['request_digest']}, now "
+                f"{digest}): the model, prompt or config changed; use a new --run"
+            )
+        return completion_of(row)
+
+    def _before(self, key: CallKey, digest: str) -> Completion | None:
+        """What an earlier revision of this trajectory was replied to the same request, there."""
+        if (row := self._earlier(key, digest)) is None:
+            return None
+        return replace(completion_of(row), cached=True, seconds=0.0, retries=())
+
+    def _earlier(self, key: CallKey, digest: str) -> sqlite3.Row | None:
+        for question in before(key.question):
+            row = self.store.find_call(replace(key, question=question))
+            if row is not None and row["request_digest"] == digest:
+                return row
+        return None
+
+    def person_step(self, key: CallKey, shown: str) -> Mapping[str, Any] | None:
+        """The step that a person took here, as JSON, or took in an earlier revision where the
+        digest of what was `shown` is the same; None where nobody has yet."""
+        row = self.store.find_call(key) or self._earlier(key, shown)
+        return json.loads(row["completion"]) if row else None
+
+    async def step(self, key: CallKey, overseer: str, step: Step, shown: str | None = None) -> Step:
+        """Record a step that H took without a model, and return it as recorded: redacted.
+
+        It costs no call. `shown` is the digest of what a person saw.
+
+        Raises:
+            ReplayError: on replay H took another step.
+        """
+        step = redacted_step(step)
+        text = json.dumps(step_to_json(step))
+        if self._taken(key, overseer, text):
+            return step
+        taken = {"kind": "script", "model": overseer, "request_digest": shown}
+        taken |= row_of(Completion(text))
+        try:
+            await self.store.add_call(key, taken)
+        except ReplayError:
+            if not self._taken(key, overseer, text):
+                raise
+        return step
+
+    def _taken(self, key: CallKey, overseer: str, text: str) -> bool:
+        """True where the log holds this very step."""
+        if (row := self.store.find_call(key)) is None:
+            return False
+        if row["completion"] != text:
+            raise ReplayError(
+                f"{overseer} took another step at {key} than the log holds; an overseer must "
+                "be deterministic, or its step must come from the log; use a new --run"
+            )
+        return True

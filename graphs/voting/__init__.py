@@ -1,0 +1,1 @@
+"""Votes: when they decide, who wins, and how many a reliability takes."""

@@ -1,0 +1,161 @@
+"""Rules that say when votes decide.
+
+All look at the two leading answers alone: what is neither of them counts for nothing but the limit.
+Each is checked against simulation and, where there is one, its closed form.
+
+| rule | stops when | for |
+|---|---|---|
+| `Majority` | no vote that is left can change the winner | a fixed price |
+| `AheadBy` | one answer leads by k | a known accuracy: it is Wald's test, with no vote too many |
+| `Sprt` | the leader's share is decided against another | stopping where votes stay split |
+| `Posterior` | the leader is right with a given probability | an accuracy that varies by question |
+| `Weighted` | the leader's log-odds suffice | copies that are unequally good |
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from reflux.agents.errors import UsageError, within
+
+
+class StoppingRule(Protocol):
+    """Says whether two counts decide a vote."""
+
+    @property
+    def most(self) -> int:
+        """Votes at the most."""
+        ...
+
+    def decided(self, first: float, second: float, left: float) -> bool:
+        """May the voting stop with these weights of the leader and its runner-up, and the weight
+        `left` of the votes that could still be asked?"""
+        ...
+
+
+@dataclass(frozen=True)
+class Majority:
+    """The most frequent of `most` votes; it stops as soon as the rest cannot change that
+    (early-stopping self-consistency, arXiv 2401.10480, without its window)."""
+
+    kind: Literal["majority"] = "majority"
+    most: int = 7
+
+    def __post_init__(self) -> None:
+        within("votes.rule.most", self.most, least=1)
+
+    def decided(self, first: float, second: float, left: float) -> bool:
+        """The lead is larger than what is left."""
+        return first - second > left
+
+
+@dataclass(frozen=True)
+class AheadBy:
+    """First to be ahead by k (MAKER, arXiv 2511.09030, section 3.2)."""
+
+    lead: int = 2
+    """k."""
+    most: int = 7
+    kind: Literal["ahead"] = "ahead"
+
+    def __post_init__(self) -> None:
+        within("votes.rule.lead", self.lead, least=1)
+        within("votes.rule.most", self.most, least=1)
+        if self.lead > self.most > 1:
+            raise UsageError(
+                f"with a lead of {self.lead} and {self.most} votes at the most no answer can ever "
+                f"be ahead enough; allow {self.lead} votes or more, or one to switch voting off"
+            )
+
+    def decided(self, first: float, second: float, left: float) -> bool:
+        """The leader is k ahead."""
+        return first - second >= self.lead
+
+
+@dataclass(frozen=True)
+class Sprt:
+    """Wald's sequential probability ratio test (1945) of the leader's share (as ConSol, arXiv
+    2503.17587): `share` against `against`.
+
+    It also stops where it accepts `against`: the votes are split, and more will not part them.
+    """
+
+    kind: Literal["sprt"] = "sprt"
+    share: float = 0.8
+    """Of the leader among its and the runner-up's votes, where it is to be believed."""
+    against: float = 0.5
+    """The share at which it is not."""
+    error: float = 0.05
+    """Of the first kind and of the second."""
+    most: int = 40
+
+    def __post_init__(self) -> None:
+        within("votes.rule.against", self.against, above=0, below=1)
+        within("votes.rule.share", self.share, above=self.against, below=1)
+        within("votes.rule.error", self.error, above=0, below=0.5)
+        within("votes.rule.most", self.most, least=1)
+
+    def decided(self, first: float, second: float, left: float) -> bool:
+        """The likelihood ratio has left the open interval between Wald's bounds."""
+        ratio = first * math.log(self.share / self.against)
+        ratio += second * math.log((1 - self.share) / (1 - self.against))
+        return abs(ratio) >= math.log((1 - self.error) / self.error) - 1e-12
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Stops when the leader is right with probability `confidence` (adaptive consistency, arXiv
+    2305.11860, with a prior of the copies' accuracy in place of a flat one of the shares).
+
+    The accuracy of a copy on a question is drawn from Beta(`right`, `wrong`) once per question, so
+    that the votes on a hard question are wrong together; `reflux.graphs.evals.vote_log` estimates
+    both from the log.
+    """
+
+    kind: Literal["posterior"] = "posterior"
+    confidence: float = 0.95
+    right: float = 8.0
+    wrong: float = 2.0
+    most: int = 40
+
+    def __post_init__(self) -> None:
+        within("votes.rule.confidence", self.confidence, above=0, below=1)
+        within("votes.rule.right", self.right, above=0)
+        within("votes.rule.wrong", self.wrong, above=0)
+        within("votes.rule.most", self.most, least=1)
+
+    def decided(self, first: float, second: float, left: float) -> bool:
+        """The leader's posterior reaches the confidence."""
+        return self.belief(first, second) >= self.confidence
+
+    def belief(self, first: float, second: float) -> float:
+        """Probability that the leader is right, given that one of the two is."""
+        odds = log_beta(first + self.right, second + self.wrong)
+        odds -= log_beta(second + self.right, first + self.wrong)
+        return 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Votes weigh their copy's log-odds of being right; stops at a lead of ln((1 - error)/error),
+    where the leader is wrong with probability `error` if the errors are independent."""
+
+    kind: Literal["weighted"] = "weighted"
+    error: float = 0.01
+    most: int = 40
+
+    def __post_init__(self) -> None:
+        within("votes.rule.error", self.error, above=0, below=0.5)
+        within("votes.rule.most", self.most, least=1)
+
+    def decided(self, first: float, second: float, left: float) -> bool:
+        """The lead, in nats, suffices."""
+        return first - second >= math.log((1 - self.error) / self.error)
+
+
+AnyRule = Majority | AheadBy | Sprt | Posterior | Weighted
+
+
+def log_beta(a: float, b: float) -> float:
+    """Natural logarithm of the beta function."""
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)

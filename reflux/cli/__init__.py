@@ -1,0 +1,1 @@
+"""The `reflux` command: one file a command."""

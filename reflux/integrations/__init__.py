@@ -1,0 +1,1 @@
+"""Reflux inside LangChain and LangGraph programs."""

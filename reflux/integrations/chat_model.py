@@ -1,0 +1,282 @@
+"""Amplify^H(X) as a chat model of LangChain: wherever a `BaseChatModel` fits, the tree fits."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.utils.utils import from_env, secret_from_env
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
+
+from reflux.agents.errors import EndpointError, RefluxError, UsageError
+from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.redaction import redact
+from reflux.agents.types import ChatClient
+from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.conversation import cut_at, question_of
+from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
+from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.ask import Amplified, Asked, answer_all
+from reflux.graphs.traces.events import Event
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.tree import Node, load_tree, tokens_of
+from reflux.graphs.voting.voting import VotePolicy
+from reflux.integrations.agent import Agent
+from reflux.integrations.loop_thread import loop_thread
+from reflux.overseers import overseer_named
+
+Emit = Callable[[Event], None]
+OPTIONS = {"model", "max_tokens", "temperature", "seed", "stream"}
+"""What a call may set for itself."""
+
+
+class AmplifiedChatModel(BaseChatModel):
+    """A chat model whose answers are amplified: each is H's, with many copies of X below.
+
+    A conversation becomes one question (`reflux/conversation.py`). A reply's `usage_metadata`
+    counts the whole tree, cache hits among it; its `response_metadata` holds `trajectory`,
+    `status`, `spent` and, as `model_name`, X. A stream yields the text at once when it is accepted,
+    because what was streamed cannot be recalled. It binds no tools and no schema.
+
+    H must not defer to a person here, who can only be waited for by a graph with a checkpointer.
+    """
+
+    overseer: SkipValidation[AnyOverseer | Sequence[AnyOverseer]] = Field(
+        default_factory=overseer_named
+    )
+    """H, or several: a retry takes the next one's decomposition."""
+    client: SkipValidation[ChatClient | BaseChatModel | None] = Field(default=None, exclude=True)
+    """Where X runs; a chat model of LangChain among others. None: the endpoint of `base_url` and
+    `api_key`, by default OPENAI_BASE_URL and OPENAI_API_KEY, or the embedded engine without one."""
+    model: str = Field(default_factory=from_env("REFLUX_MODEL", default=""))
+    """The name of X; where empty, the run's promoted student, or `base`."""
+    run: Path | None = None
+    """Run folder with students and trajectories; a temporary one where None."""
+    base_url: str = Field(default_factory=from_env("OPENAI_BASE_URL", default=""))
+    api_key: SecretStr = Field(default_factory=secret_from_env("OPENAI_API_KEY", default=""))
+    max_retries: int = 5
+    """Tries after the first at that endpoint; a `client` has its own."""
+    checker: SkipValidation[Checker] = Field(default_factory=lambda: RuleChecker({}))
+    limits: Limits = Limits()
+    votes: VotePolicy = VotePolicy(most=1)
+    temperature: float | None = None
+    """Of the votes after the first, which is greedy, and of retries; that of `votes` where None."""
+    max_tokens: int = 256
+    """Tokens of one copy's answer."""
+    seed: int = 0
+    stop: list[str] = []  # noqa: RUF012 - pydantic copies it
+    """Texts before which the accepted answer is cut; the copies below do not see them."""
+    timeout: float | None = None
+    """Seconds for one whole answer."""
+    unaccepted: Literal["raise", "return"] = "raise"
+    """Whether the best of the answers that did not pass the check, or that were there when the
+    budget ended, is an error or a reply whose `status` says so."""
+    tree_events: bool = False
+    """Whether a stream yields, before the text, a chunk without text for each event of the growing
+    tree, under `additional_kwargs["reflux_events"]`."""
+    streaming: bool = False
+    """Whether `invoke` goes by way of the stream, as for every chat model."""
+
+    model_config = ConfigDict(extra="forbid")
+    _agent: Agent = PrivateAttr()
+
+    def model_post_init(self, _: Any, /) -> None:
+        """Say where X is; nothing is opened before the first question."""
+        key = self.api_key.get_secret_value()
+        env = {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": key}
+        self._agent = Agent(self.client, self.run, env, retries=self.max_retries)
+
+    def tree(self, trajectory: str) -> Node:
+        """The tree behind a reply, by the `trajectory` of its `response_metadata`.
+
+        Raises:
+            UsageError: there is no such trajectory.
+        """
+        store = TraceStore(self._agent.folder.traces_path)
+        try:
+            return load_tree(store, trajectory)
+        finally:
+            store.close()
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
+        """
+        Raises:
+            NotImplementedError: always; H and its copies have the tools that they are granted.
+        """
+        raise NotImplementedError(
+            "AmplifiedChatModel binds no tools: the whole tree answers, so no single reply could "
+            "call one; grant tools to the copies (`reflux.amplify(…, tools=…)`), or bind yours to "
+            "another model"
+        )
+
+    async def aclose(self) -> None:
+        """Close what this event loop's calls have opened: the engine, the trajectories."""
+        await self._agent.close()
+
+    def close(self) -> None:
+        """Close what sync calls have opened."""
+        loop_thread().run(self._agent.close())
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return loop_thread().run(self._agenerate(messages, stop, **kwargs))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        message = AIMessage(**await self._reply(messages, stop, silent, kwargs))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        chunks = self._astream(messages, stop, **kwargs)
+        try:
+            while (chunk := loop_thread().run(_next(chunks))) is not None:
+                yield chunk
+        finally:
+            loop_thread().run(_end(chunks))
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        heard: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
+        emit = heard.put_nowait if self.tree_events else silent
+        reply = asyncio.create_task(self._reply(messages, stop, emit, kwargs))
+        reply.add_done_callback(lambda _: heard.put_nowait(None))
+        try:
+            while (event := await heard.get()) is not None:
+                told = {"reflux_events": [dict(event)]}
+                yield ChatGenerationChunk(
+                    message=AIMessageChunk(content="", additional_kwargs=told)
+                )
+            message = AIMessageChunk(**(await reply), chunk_position="last")
+        finally:
+            reply.cancel()
+            await asyncio.gather(reply, return_exceptions=True)
+        yield ChatGenerationChunk(message=message)
+
+    async def _reply(
+        self,
+        messages: Sequence[BaseMessage],
+        stop: list[str] | None,
+        emit: Emit,
+        options: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """The fields of the message that answers."""
+        question = question_of(messages)
+        opened = self._agent.open()
+        x = self._agent.name(options.get("model") or self.model)
+        context = self._context(AmplifyContext(opened.caller, x, (), emit=emit), options)
+        asked = Asked(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
+        trajectory = asked.question_id(redact(question))
+        try:
+            async with asyncio.timeout(self.timeout):
+                (outcome,) = await answer_all(Amplified(context), asked, [question])
+        except TimeoutError as error:
+            raise RefluxError(
+                f"no answer in {self.timeout:g} s (trajectory {trajectory}); raise timeout, or "
+                "lower limits"
+            ) from error
+        if outcome["status"] == "failed" and opened.caller.outage:
+            raise EndpointError(opened.caller.outage)
+        return {
+            "content": cut_at(self._accepted(outcome, trajectory), stop or self.stop),
+            "usage_metadata": _usage(opened.store, trajectory),
+            "response_metadata": {
+                "model_name": context.model,
+                "finish_reason": "stop",
+                "trajectory": trajectory,
+                "status": outcome["status"],
+                "spent": dict(outcome["spent"]),
+            },
+        }
+
+    def _context(self, bare: AmplifyContext, options: Mapping[str, Any]) -> AmplifyContext:
+        if unknown := set(options) - OPTIONS:
+            raise UsageError(
+                f"the amplified system takes no {', '.join(sorted(unknown))}; a call may set "
+                f"{', '.join(sorted(OPTIONS))}"
+            )
+        temperature = options.get("temperature", self.temperature)
+        votes = self.votes
+        if temperature is not None:
+            votes = replace(votes, temperature=temperature)
+        h = self.overseer
+        return replace(
+            bare,
+            overseers=tuple(h) if isinstance(h, Sequence) else (h,),
+            checker=self.checker,
+            limits=self.limits,
+            votes=votes,
+            max_tokens=options.get("max_tokens", self.max_tokens),
+            seed=options.get("seed", self.seed),
+        )
+
+    def _accepted(self, outcome: Outcome, trajectory: str) -> str:
+        answer, status = outcome["answer"], outcome["status"]
+        if answer is not None and (status == "ok" or self.unaccepted == "return"):
+            return answer
+        best = "" if answer is None else f"; unaccepted='return' gives the best so far, {answer!r}"
+        why = f": {outcome['error']}" if outcome["error"] else ""
+        raise RefluxError(f"{status}{why} (trajectory {trajectory}){best}")
+
+    @property
+    def _llm_type(self) -> str:
+        return "reflux-amplified"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        h = self.overseer
+        overseers = [o.name for o in (h if isinstance(h, Sequence) else (h,))]
+        plain = self.model_dump(include={"model", "temperature", "max_tokens", "seed", "stop"})
+        return plain | {
+            "client": type(self.client).__name__,
+            "run": str(self.run),
+            "base_url": self.base_url,
+            "overseers": overseers,
+            "checker": type(self.checker).__name__,
+            "limits": asdict(self.limits),
+            "votes": asdict(self.votes),
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "reflux"
+        return params
+
+
+def _usage(store: TraceStore, trajectory: str) -> UsageMetadata:
+    asked, said = tokens_of(store, trajectory)
+    return UsageMetadata(input_tokens=asked, output_tokens=said, total_tokens=asked + said)
+
+
+async def _next(chunks: AsyncIterator[ChatGenerationChunk]) -> ChatGenerationChunk | None:
+    return await anext(chunks, None)
+
+
+def _end(chunks: Any) -> Coroutine[Any, Any, None]:
+    return chunks.aclose()

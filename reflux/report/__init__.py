@@ -1,0 +1,1 @@
+"""Trees and evaluations as text, tables, charts and pages."""

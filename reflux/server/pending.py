@@ -1,0 +1,145 @@
+"""Answers that wait for persons: shown and replied to through the server, kept through restarts."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.reviewed import Reviewed
+from reflux.agents.overseers.scripted import PersonOverseer
+from reflux.ask_options import How, how_asked
+from reflux.cli.human_input import step_of
+from reflux.finetune.run_folder import OpenRun
+from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.interrupts import Patient, Pending, Progressed, open_checkpoints
+from reflux.graphs.amplify.recompute import revised_context
+from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.tree import find_question
+from reflux.overseers import overseer_named
+
+
+def asks_persons(overseer: AnyOverseer | None) -> bool:
+    """True where H may have to wait for somebody."""
+    return isinstance(overseer, PersonOverseer | Reviewed)
+
+
+@dataclass
+class _Conversation:
+    """A client that waits for an answer, and how far that has come."""
+
+    patient: Patient
+    progressed: asyncio.Queue[Progressed] = field(default_factory=asyncio.Queue)
+
+
+class Waiting:
+    """What waits for persons in one run folder."""
+
+    def __init__(self, run: OpenRun, overseers: Mapping[str, AnyOverseer]) -> None:
+        self._run = run
+        self._overseers = overseers
+        self._open = AsyncExitStack()
+        self._saver: AsyncSqliteSaver | None = None
+        self._opening = asyncio.Lock()
+        self._conversations: dict[str, _Conversation] = {}
+        self._replying: dict[str, asyncio.Lock] = {}
+
+    async def answer(
+        self,
+        trajectory: str,
+        question: str,
+        context: AmplifyContext,
+        say: Callable[[str], None],
+    ) -> Outcome:
+        """Ask a question that the store knows, and wait for every person that H defers to.
+
+        Where the waiting is cancelled, what waits goes on waiting: a later reply is not lost.
+        """
+        talk = _Conversation(Patient(context, await self._checkpoints()))
+        self._conversations[trajectory] = talk
+        try:
+            progressed = await talk.patient.ask(question, trajectory)
+            while progressed.outcome is None:
+                for pending in progressed.pending:
+                    say(f"a person is asked: {pending.form.get('question', question)}\n")
+                progressed = await talk.progressed.get()
+            return progressed.outcome
+        finally:
+            del self._conversations[trajectory]
+
+    async def pending(self) -> list[tuple[str, str, Pending]]:
+        """(trajectory, question, what waits), the newest question first; nothing is set going."""
+        if self._saver is None and not self._run.folder.checkpoints_path.is_file():
+            return []
+        saver = await self._checkpoints()
+        async with saver.conn.execute("SELECT DISTINCT thread_id FROM checkpoints") as rows:
+            threads = [str(row[0]) async for row in rows]
+        patient = Patient(AmplifyContext(self._caller(), "", ()), saver)
+        asked = self._run.store.select(
+            "SELECT id, text FROM questions WHERE id IN (SELECT value FROM json_each(?))"
+            " ORDER BY created DESC",
+            (json.dumps(threads),),
+        )
+        return [
+            (row["id"], row["text"], each)
+            for row in list(asked)
+            for each in await patient.pending(row["id"])
+        ]
+
+    async def reply(self, trajectory: str, id: str, words: str) -> Progressed:
+        """A person's words (see `reflux.cli.human_input.HELP`); the question goes on with them.
+
+        Raises:
+            UsageError: nothing waits under this id, or the words are no step.
+        """
+        step = step_of(words)
+        question_id, _ = find_question(self._run.store, trajectory)
+        async with self._replying.setdefault(question_id, asyncio.Lock()):
+            talk = self._conversations.get(question_id)
+            saver = await self._checkpoints()
+            patient = talk.patient if talk else Patient(self._context(question_id), saver)
+            waiting = {each.id: each for each in await patient.pending(question_id)}
+            if id not in waiting:
+                there = ", ".join(waiting) or "nothing"
+                raise UsageError(f"nothing waits under {id[:80]!r}; pending: {there}")
+            if step["kind"] == "approve" and "proposal" not in waiting[id].form:
+                raise UsageError("there is no proposal to approve: answer, ask, or pass")
+            progressed = await patient.reply(question_id, {id: step})
+            if talk:
+                talk.progressed.put_nowait(progressed)
+        return progressed
+
+    async def close(self) -> None:
+        """Close the checkpoints."""
+        await self._open.aclose()
+
+    async def _checkpoints(self) -> AsyncSqliteSaver:
+        async with self._opening:
+            if self._saver is None:
+                path = self._run.folder.checkpoints_path
+                saver = await self._open.enter_async_context(open_checkpoints(path))
+                await saver.setup()
+                self._saver = saver
+            return self._saver
+
+    def _how(self, trajectory: str) -> How:
+        how = how_asked(self._run.store, trajectory)
+        if how is None:
+            raise UsageError(f"{trajectory} was not asked in a way that waits for persons")
+        return how
+
+    def _context(self, trajectory: str) -> AmplifyContext:
+        """As the question was asked; a tool that a copy was granted is not known here."""
+        how = self._how(trajectory)
+        if how.tools:
+            raise UsageError("this question's copies have tools: go on with `reflux reply`")
+        context = how.context(self._caller(), overseer_named(how.overseer, self._overseers))
+        return revised_context(context, trajectory)
+
+    def _caller(self) -> Caller:
+        return Caller(self._run.cache, self._run.store)

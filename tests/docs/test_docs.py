@@ -1,0 +1,114 @@
+"""What the documentation shows works, what it names is there, and the site calls nobody."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import reflux
+from benchmarks.measurements import PAGE, page
+from tests.support.documented import ROOT, blocks, leaves, module_at, refuse_unknown, session
+from tests.support.serving import scripted
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+def names(path: Path) -> str:
+    return str(path.relative_to(DOCS))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", PAGES, ids=names)
+def test_what_a_page_shows_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
+    with scripted() as script, session(tmp_path, script) as reader:
+        reader.follow(blocks(path))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=names)
+def test_every_command_and_option_that_a_page_names_exists(path: Path) -> None:
+    for block in blocks(path):
+        for command in block.commands:
+            if command.words[:1] == ["reflux"]:
+                refuse_unknown(command)
+    known = set(leaves())
+    named = re.findall(r"[`(]reflux ((?:traces |students )?[a-z]+)", path.read_text())
+    assert [name for name in named if name not in known] == []
+
+
+def test_every_command_is_shown_somewhere() -> None:
+    text = "\n".join(path.read_text() for path in PAGES)
+    assert [name for name in leaves() if f"reflux {name}" not in text] == []
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = (DOCS / "reference" / "python.md").read_text()
+    told = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    assert told == set(reflux.__all__)
+
+
+def test_the_measurements_are_those_of_the_committed_results() -> None:
+    assert page() == PAGE.read_text(), "run python -m benchmarks.measurements"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    told = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    assert set(targets(told)) == {*map(names, PAGES), "source/index.md"}
+
+
+def targets(nav: Any) -> Iterator[str]:
+    for entry in nav:
+        for to in entry.values():
+            yield from [to] if isinstance(to, str) else targets(to)
+
+
+def build() -> ModuleType:
+    return module_at(DOCS / "build.py")
+
+
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_outside() -> None:
+    done = subprocess.run(
+        [sys.executable, DOCS / "build.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    site = ROOT / "build" / "site"
+    assert list(build().outside(site)) == []
+    for path in PAGES:
+        built = (site / path.relative_to(DOCS)).with_suffix(".html").read_text()
+        assert "Content-Security-Policy" in built
+        assert built.count("<h1") == 1
+    source = (site / "source" / "agents" / "overseer.py.html").read_text()
+    assert "who decomposes a question and combines the answers" in source
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<link href="//fonts.example/css" rel="stylesheet">',
+        "<img loading=lazy src='http://a.example/a.png'>",
+        "a { background: url(https://a.example/b.png) }",
+        "@import 'https://a.example/c.css';",
+    ],
+)
+def test_what_a_browser_would_load_from_outside_is_found(line: str, tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(f"<p>{line}</p>")
+    assert len(list(build().outside(tmp_path))) == 1
+
+
+def test_an_address_to_click_on_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text('<a class=x href="https://arxiv.org/abs/1810.08575">1</a>')
+    assert list(build().outside(tmp_path)) == []
+
+
+def test_a_link_to_no_file_ends_the_build() -> None:
+    module = build()
+    with pytest.raises(SystemExit, match="which is no file"):
+        module.relinked("[a](../nowhere.py)", module.STAGE / "index.md", set())

@@ -1,0 +1,32 @@
+"""What the README shows works."""
+
+import re
+from pathlib import Path
+
+from tests.support.documented import ROOT, blocks, leaves, refuse_unknown, session
+from tests.support.serving import scripted
+
+README = ROOT / "README.md"
+
+
+def test_what_it_shows_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    with scripted() as script, session(tmp_path, script) as reader:
+        reader.follow(blocks(README))
+        assert reader.names  # Its Python blocks are one program.
+
+
+def test_files_that_are_named_are_there() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", README.read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_commands_that_are_named_are_there() -> None:
+    text = README.read_text()
+    named = set(re.findall(r"`reflux (\w+)", text))
+    assert named <= set(leaves())
+    assert len(named) > 7
+    for block in blocks(README):
+        for command in block.commands:
+            if command.words[:1] == ["reflux"]:
+                refuse_unknown(command)

@@ -1,0 +1,171 @@
+"""Configs: what ships is valid, what is wrong is named."""
+
+from pathlib import Path
+
+import pytest
+
+from reflux.agents.clients.llama_cpp import EngineConfig
+from reflux.agents.errors import UsageError
+from reflux.cli.rounds import settle_config, shipped_config
+from reflux.finetune.config import config_from, read_config
+from reflux.finetune.engine.client import BatchedConfig
+from reflux.finetune.gates import GateConfig, all_passed, judge
+from reflux.finetune.run_folder import RunFolder
+
+
+@pytest.mark.parametrize("name", ["demo", "long"])
+def test_shipped_configs_are_valid(name: str) -> None:
+    assert read_config(shipped_config(name)).rounds[0].level == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"rounds": [{"level": 1}], "colour": 1}, "colour"),
+        ({"rounds": [{"level": 1, "qestions": 1}]}, r"rounds\.0\.qestions"),
+        ({"rounds": [{"level": 1}], "limits": {"dept": 2}}, "dept"),
+        ({"rounds": [{"level": 1}], "engine": "vllm"}, "engine"),
+        ({"rounds": [{"level": 1}], "engine": {"slots": 2}}, r"llama_cpp\.slots"),
+        ({"rounds": [{"level": 1}], "engine": {}, "llama_cpp": {}}, "leave one out"),
+        ({"rounds": [{"level": 1}], "batched": {"rows": 0}}, r"batched\.rows"),
+        ({"rounds": []}, "rounds"),
+        ({"rounds": [{"level": 1}, {"level": 3}]}, "from level 1 to 3"),
+        ({"rounds": [{"level": 2}, {"level": 2}]}, "from level 2 to 2"),
+        (None, "config"),
+        ([1], "config"),
+    ],
+)
+def test_a_wrong_config_names_the_key(data, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        config_from(data, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"votes": {"most": 0}}, r"votes\.most is 0; it must be at least 1"),
+        ({"votes": {"rule": {"kind": "ahead", "lead": 0}}}, r"votes\.rule\.lead is 0"),
+        ({"votes": {"rule": {"kind": "sprt", "share": 1.0}}}, "more than 0.5 and less than 1"),
+        ({"votes": {"rule": {"kind": "sprt", "against": 0.9}}}, r"votes\.rule\.share is 0\.8"),
+        ({"votes": {"rule": {"kind": "posterior", "right": 0}}}, r"votes\.rule\.right is 0"),
+        ({"votes": {"rule": {"kind": "weighted", "error": 0}}}, r"votes\.rule\.error is 0"),
+        ({"votes": {"sure": float("nan")}}, "it must be a number"),
+        ({"votes": {"variants": [{"wording": "Go on."}]}}, "write {question} where"),
+        ({"votes": {"variants": [{"weight": 0}]}}, r"votes\.variants\.weight is 0"),
+        ({"limits": {"calls": -5}}, r"limits\.calls is -5; it must be at least 0"),
+        ({"limits": {"seconds": float("nan")}}, r"limits\.seconds is nan"),
+        ({"purse": {"prices": {"base": {"prompt": -1}}}}, r"purse\.prices\.prompt is -1"),
+        ({"purse": {"money": 1}}, r"no model has a price: add purse\.prices"),
+        ({"limits": {"money": 1}}, r"no model has a price: add purse\.prices"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_range(section, says: str) -> None:
+    with pytest.raises(UsageError, match=f"^x.yaml: .*{says}"):
+        config_from({"rounds": [{"level": 1}], **section}, "x.yaml")
+
+
+def test_of_a_rule_that_is_named_only_its_own_faults_are_told() -> None:
+    rule = {"kind": "sprt", "lead": 2}
+    with pytest.raises(UsageError, match=r"Sprt.lead") as refused:
+        config_from({"rounds": [{"level": 1}], "votes": {"rule": rule}}, "x.yaml")
+    assert "Majority" not in str(refused.value)
+    with pytest.raises(
+        UsageError, match=r"rule: kind is one of ahead, maj.*weighted, not 'most'"
+    ) as kind:
+        config_from({"rounds": [{"level": 1}], "votes": {"rule": {"kind": "most"}}}, "x.yaml")
+    assert "AheadBy" not in str(kind.value)
+
+
+@pytest.mark.parametrize("kind", ["majority", "ahead", "sprt", "posterior", "weighted"])
+def test_every_rule_can_be_named_and_comes_back_from_the_run_folder(
+    tmp_path: Path, kind: str
+) -> None:
+    votes = {"rule": {"kind": kind, "most": 9}, "variants": [{"system": "Be brief.", "weight": 2}]}
+    config = config_from({"rounds": [{"level": 1}], "votes": votes}, "x.yaml")
+    assert config.votes.rule is not None
+    assert (config.votes.rule.kind, config.votes.stopping.most) == (kind, 9)
+    folder = RunFolder(tmp_path / "r")
+    folder.save_config(config.model_dump(mode="json"))
+    assert config_from(folder.load_config(), "x.yaml") == config
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no config"):
+        read_config(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text("a: [")
+    with pytest.raises(UsageError, match="not YAML"):
+        read_config(tmp_path / "x.yaml")
+
+
+def test_a_run_is_not_overwritten_and_keeps_its_config(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    config = read_config(shipped_config("demo"))
+    folder.save_config(config.model_dump(mode="json"))
+    with pytest.raises(UsageError, match="--resume"):
+        settle_config(folder, None, resume=False)
+    assert settle_config(folder, None, resume=True) == config
+    assert settle_config(folder, shipped_config("demo"), resume=True) == config
+    with pytest.raises(UsageError, match="another config"):
+        settle_config(folder, shipped_config("long"), resume=True)
+
+
+def test_new_runs_are_batched_unless_the_config_says_otherwise() -> None:
+    config = config_from({"rounds": [{"level": 1}]}, "x.yaml")
+    assert config.engine_settings == BatchedConfig()
+    config = config_from({"rounds": [{"level": 1}], "engine": "llama.cpp"}, "x.yaml")
+    assert config.engine_settings == EngineConfig()
+    given = {"engine": "llama.cpp", "llama_cpp": {"context": 99}, "batched": {"rows": 8}}
+    config = config_from({"rounds": [{"level": 1}], **given}, "x.yaml")
+    assert config.engine_settings == EngineConfig(context=99)
+    assert config.batched == BatchedConfig(rows=8)
+
+
+@pytest.mark.parametrize("engine", [{}, {"engine": {"parallel": 16, "context": 700}}])
+def test_a_run_begun_before_there_was_a_choice_goes_on_with_llama_cpp(
+    tmp_path: Path, engine: dict
+) -> None:
+    folder = RunFolder(tmp_path / "r")
+    demo = read_config(shipped_config("demo")).model_dump(mode="json")
+    old = {key: demo[key] for key in demo if key not in ("engine", "batched", "llama_cpp")}
+    folder.save_config(old | engine | {"together": 32})
+    for given in (None, shipped_config("demo")):
+        config = settle_config(folder, given, resume=True)
+        assert config.engine == "llama.cpp"
+        assert config.llama_cpp.context == (700 if engine else 512)
+        assert config.together == 32
+    other = tmp_path / "other.yaml"
+    other.write_text(shipped_config("demo").read_text() + "engine: batched\n")
+    with pytest.raises(UsageError, match="another config"):
+        settle_config(folder, other, resume=True)
+
+
+def test_a_folder_of_another_version_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    folder.save_config({})
+    folder.config_path.write_text("format: 99\n")
+    with pytest.raises(UsageError, match="another version"):
+        folder.load_config()
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.lock()
+    with pytest.raises(UsageError, match="another process"):
+        second.lock()
+    first.unlock()
+    second.lock()
+    second.unlock()
+
+
+def test_gates_stop_a_student_that_forgot_or_drifted() -> None:
+    config = GateConfig()
+    good = judge(config, amplified=0.99, student=0.95, before=(0.98, 0.97), canary=0.6)
+    assert all_passed(good)
+    for worse in (
+        {"student": 0.5},
+        {"before": (0.98, 0.7)},
+        {"canary": 0.05},
+    ):
+        measured = {"amplified": 0.99, "student": 0.95, "before": (0.98, 0.97), "canary": 0.6}
+        assert not all_passed(judge(config, **(measured | worse)))
+    assert not all_passed(judge(config, imitation=0.9))

@@ -1,0 +1,164 @@
+"""The rounds as a whole: real training on the default model, a scripted X, stops at every stage."""
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_finetune_stages import exact
+
+from reflux.agents.clients.scripted import ScriptedClient
+from reflux.agents.types import ChatRequest
+from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.gates import GateConfig
+from reflux.finetune.rounds import run_rounds
+from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.tasks.addition import Addition
+
+CONFIG = RoundsConfig(
+    rounds=(
+        RoundSpec(level=1, primitive_repeats=1),
+        RoundSpec(level=2, questions=20, held_out=10, primitive_repeats=1),
+        RoundSpec(level=3, questions=20, held_out=10, primitive_repeats=1),
+    ),
+    anchor=3,
+    canaries=2,
+    sft={"max_steps": 2, "per_device_train_batch_size": 4},
+)
+
+
+class Stopped(BaseException):
+    """What a kill is to the code that it hits."""
+
+
+async def climb(
+    folder: Path, client: ScriptedClient, config: RoundsConfig = CONFIG, stop_at: str = ""
+) -> list[dict[str, Any]]:
+    """Run the rounds of a folder, to the end or until `stop_at` begins."""
+
+    def progress(what: str, done: int, total: int, detail: str) -> None:
+        if stop_at and what.startswith(stop_at):
+            raise Stopped
+
+    async with OpenRun(RunFolder(folder), client=client) as run:
+        return await run_rounds(run, config, Addition(), progress)
+
+
+def timeless(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reports without what the clock decides."""
+    kept = json.loads(json.dumps(reports))
+    for report in kept:
+        for key in ("train_seconds", "examples_per_second", "seconds", "twin"):
+            report.pop(key, None)
+        report["amplify"].pop("seconds")
+    return kept
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], int]:
+    """(folder, reports, calls) of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    client = ScriptedClient(exact)
+    return folder, asyncio.run(climb(folder, client)), len(client.requests)
+
+
+def test_the_report_says_all_it_has_to(undisturbed: tuple[Path, list[dict], int]) -> None:
+    folder, _, _ = undisturbed
+    report = json.loads((folder / "report.json").read_text())
+    assert [r["round"] for r in report["rounds"]] == [0, 1, 2]
+    for r in report["rounds"]:
+        assert {"task", "rows", "train_seconds", "promoted", "gates"} <= set(r)
+        for system in ("direct", "amplified", "student"):
+            if r["round"] == 0 and system == "amplified":
+                assert r[system] is None
+            else:
+                assert {"accuracy", "n", "ci95", "calls", "tokens"} <= set(r[system])
+    assert [r["rows"] for r in report["rounds"]] == [203, 223, 243]
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_student_comes_from_the_one_before(
+    undisturbed: tuple[Path, list[dict], int],
+) -> None:
+    folder, reports, _ = undisturbed
+    assert [r["agent"] for r in reports] == ["base", "student-r0", "student-r1"]
+    students = RunFolder(folder).registry.list()
+    assert [s.parent for s in students] == [None, "student-r0", "student-r1"]
+    assert len({s.base.dequantised_sha256 for s in students}) == 1
+
+
+def test_checkpoints_hold_stages_and_no_questions(
+    undisturbed: tuple[Path, list[dict], int],
+) -> None:
+    folder, _, _ = undisturbed
+    assert (folder / "checkpoints.db").stat().st_size < 500_000
+
+
+async def test_a_run_stopped_at_every_stage_goes_on_and_asks_nothing_again(
+    undisturbed: tuple[Path, list[dict], int], tmp_path: Path
+) -> None:
+    _, reports, calls = undisturbed
+    client = ScriptedClient(exact)
+    for stage in (
+        "the base answers the anchor",
+        "H answers its primitives",
+        "load the base",
+        "distill student-r0",
+        "imitate H: student",
+        "amplify student-r0",
+        "evaluate amplified",
+        "canaries: student-r1",
+        "distill student-r2",
+        "compare the PEFT adapter",
+    ):
+        with pytest.raises(Stopped):
+            await climb(tmp_path / "whole", client, stop_at=stage)
+    resumed = await climb(tmp_path / "whole", client)
+    asked = Counter(r.digest(f"scripted:{r.model}") for r in client.requests)
+    assert max(asked.values()) == 1
+    assert sum(asked.values()) == calls
+    assert timeless(resumed) == timeless(reports)
+
+
+async def test_a_finished_run_is_reported_and_not_run_again(
+    undisturbed: tuple[Path, list[dict], int],
+) -> None:
+    folder, reports, _ = undisturbed
+    client = ScriptedClient(exact)
+    assert await climb(folder, client) == reports
+    assert client.requests == []
+
+
+async def test_a_failed_gate_ends_the_run_and_can_be_overruled(
+    tmp_path: Path,
+) -> None:
+    def forgetful(request: ChatRequest) -> str:
+        return "?" if request.model == "student-r1" else exact(request)
+
+    rounds = tuple(spec.model_copy(update={"held_out": 4}) for spec in CONFIG.rounds)
+    config = CONFIG.model_copy(
+        update={"rounds": rounds, "gates": GateConfig(canary=0.0), "canaries": 0}
+    )
+    reports = await climb(tmp_path / "r", ScriptedClient(forgetful), config)
+    assert [r["promoted"] for r in reports] == [True, False]
+    assert [g["name"] for g in reports[1]["gates"] if not g["passed"]] == [
+        "retention",
+        "no_regression",
+    ]
+    assert RunFolder(tmp_path / "r").current_model() == "student-r0"
+    reports = await climb(tmp_path / "r", ScriptedClient(forgetful), config)
+    assert [r["agent"] for r in reports] == ["base", "student-r0", "student-r0"]
+    assert RunFolder(tmp_path / "r").current_model() == "student-r2"
+
+
+async def test_a_run_of_fewer_rounds_is_taken_further(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    client = ScriptedClient(exact)
+    async with OpenRun(RunFolder(folder), client=client) as run:
+        first = await run_rounds(run, CONFIG, Addition(), lambda *_: None, rounds=1)
+    assert [r["round"] for r in first] == [0]
+    reports = await climb(folder, client)
+    assert [r["round"] for r in reports] == [0, 1, 2]
+    assert reports[0] == first[0]

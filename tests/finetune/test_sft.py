@@ -1,0 +1,261 @@
+"""Supervised fine-tuning: the lean loss is TRL's, and a run leaves a standard adapter."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reflux.agents.errors import RefluxError, UsageError
+from reflux.finetune.base_model import base_digest, load_base
+from reflux.finetune.export.parity import generate_greedy
+from reflux.finetune.train.sft import Progress, TrainReport, train
+from reflux.finetune.train.trainer import StudentTrainer
+
+
+def row(question: str, answer: str) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "system", "content": ""}, {"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+
+
+ROWS = [row(f"{a}+{b}=?", str(a + b)) for a in range(6) for b in range(6)]
+QUICK = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine take 30 times as long for a tiny model."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(
+    one_thread: None, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, TrainReport]:
+    out = tmp_path_factory.mktemp("trained")
+    return out, train(ROWS, tiny_base, out, sft={**QUICK, "num_train_epochs": 8})
+
+
+def trainer_of(kind: Any, tiny_base: Path, folder: Path, **options: Any) -> Any:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    model, tokenizer = load_base(tiny_base)
+    options = {
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "gradient_checkpointing": False,
+        **options,
+    }
+    trainer = kind(
+        model=model.float(),
+        args=SFTConfig(output_dir=str(folder), seed=7, **options),
+        train_dataset=Dataset.from_list([*ROWS[:5], row("a longer question " * 8, "12345")]),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    torch.manual_seed(3)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:  # Zero at the start, which would hide lora_A's gradients.
+            parameter.data.normal_(std=0.05)
+    return trainer
+
+
+def loss_and_gradients(trainer: Any, items: int | None, return_outputs: bool = False) -> Any:
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
+    trainer.model.train()
+    trainer.model.zero_grad()
+    found = trainer.compute_loss(
+        trainer.model, dict(batch), return_outputs=return_outputs, num_items_in_batch=items
+    )
+    loss = found[0] if return_outputs else found
+    loss.backward()
+    named = trainer.model.named_parameters()
+    return batch, found, {n: p.grad.clone() for n, p in named if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("items", "options"),
+    # Checkpointing keeps the batch padded, in case its layers' inputs are computed again.
+    [(None, {}), (50, {}), (50, {"gradient_checkpointing": True})],
+)
+def test_the_lean_loss_and_its_gradients_are_trls(
+    tiny_base: Path, tmp_path: Path, items: int | None, options: dict[str, Any]
+) -> None:
+    import torch
+    from trl import SFTTrainer
+
+    trainer = trainer_of(StudentTrainer, tiny_base, tmp_path, **options)
+    _, lean, ours = loss_and_gradients(trainer, items)
+    _, fused, theirs = loss_and_gradients(trainer_of(SFTTrainer, tiny_base, tmp_path), items)
+    torch.testing.assert_close(lean, fused, rtol=1e-5, atol=1e-6)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 2 * 7 * 2
+    for name, gradient in theirs.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_lean_loss_is_the_models_own(tiny_base: Path, tmp_path: Path) -> None:
+    import torch
+
+    trainer = trainer_of(StudentTrainer, tiny_base, tmp_path)
+    batch, lean, _ = loss_and_gradients(trainer, None)
+    own = trainer.model(**batch).loss
+    torch.testing.assert_close(lean, own, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_outputs_are_returned_where_they_are_asked_for(tiny_base: Path, tmp_path: Path) -> None:
+    import torch
+
+    trainer = trainer_of(StudentTrainer, tiny_base, tmp_path)
+    batch, lean, _ = loss_and_gradients(trainer, None)
+    _, (loss, outputs), _ = loss_and_gradients(trainer, None, return_outputs=True)
+    torch.testing.assert_close(lean, loss, rtol=1e-5, atol=1e-6)
+    assert outputs.logits.shape[:2] == batch["input_ids"].shape
+
+
+def test_other_losses_are_left_to_trl(tiny_base: Path, tmp_path: Path) -> None:
+    import torch
+    from trl import SFTTrainer
+
+    both = [
+        loss_and_gradients(trainer_of(kind, tiny_base, tmp_path, loss_type="dft"), None)[1]
+        for kind in (StudentTrainer, SFTTrainer)
+    ]
+    torch.testing.assert_close(both[0], both[1])
+
+
+def test_training_lowers_the_loss_and_reports_it(trained: tuple[Path, TrainReport]) -> None:
+    _, report = trained
+    assert (report.rows, report.dropped, report.truncated) == (36, 0, 0)
+    assert report.steps == len(report.losses) == 8 * math.ceil(36 / 8)
+    assert report.final_loss == report.losses[-1]
+    assert report.final_loss < 0.7 * report.losses[0]
+
+
+def test_the_adapter_is_standard_and_alone(
+    trained: tuple[Path, TrainReport], tiny_base: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+
+    out, _ = trained
+    assert sorted(p.name for p in out.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert (config["r"], config["lora_alpha"]) == (16, 32)
+    assert config["target_modules"] == sorted(config["target_modules"])
+    model, tokenizer = load_base(tiny_base)
+    before = generate_greedy(model, tokenizer, [ROWS[0]["prompt"]], 4)
+    student = PeftModel.from_pretrained(model, str(out))
+    loras = [p for n, p in student.named_parameters() if "lora_" in n]
+    assert {p.dtype for p in loras} == {torch.float32}
+    assert generate_greedy(student, tokenizer, [ROWS[0]["prompt"]], 4) != before
+
+
+def test_a_batch_of_prompts_is_answered_as_each_alone(tiny_base: Path) -> None:
+    model, tokenizer = load_base(tiny_base)
+    model.float()
+    prompts = [r["prompt"] for r in [*ROWS[:3], row("a much longer question, padded?", "")]]
+    together = generate_greedy(model, tokenizer, prompts, 6)
+    assert together == [generate_greedy(model, tokenizer, [p], 6)[0] for p in prompts]
+    assert generate_greedy(model, tokenizer, [], 6) == []
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    def weights(name: str, seed: int) -> bytes:
+        train(ROWS[:16], tiny_base, tmp_path / name, sft=QUICK, seed=seed)
+        return (tmp_path / name / "adapter_model.safetensors").read_bytes()
+
+    assert weights("a", 1) == weights("b", 1)
+    assert weights("a2", 1) != weights("c", 2)
+
+
+def test_progress_is_heard_after_every_step_and_nothing_is_printed(
+    tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[Progress] = []
+    report = train(ROWS, tiny_base, tmp_path, sft=QUICK, on_progress=heard.append)
+    assert [p.step for p in heard] == [1, 2, 3, 4, 5]
+    assert {p.steps for p in heard} == {5}
+    assert [p.loss for p in heard] == report.losses
+    assert all(p.examples_per_second > 0 for p in heard)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_gradient_accumulation_reports_whole_steps(tiny_base: Path, tmp_path: Path) -> None:
+    options = {**QUICK, "max_steps": 1, "per_device_train_batch_size": 16}
+    whole = train(ROWS[:16], tiny_base, tmp_path / "w", sft=options)
+    halves = {**options, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    parts = train(ROWS[:16], tiny_base, tmp_path / "p", sft=halves)
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-2)
+
+
+def test_what_the_listener_raises_ends_the_training(tiny_base: Path, tmp_path: Path) -> None:
+    def stop(at: Progress) -> None:
+        raise RefluxError(f"stopped at {at.step}")
+
+    with pytest.raises(RefluxError, match="stopped at 1"):
+        train(ROWS, tiny_base, tmp_path / "out", sft=QUICK, on_progress=stop)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "told"),
+    [
+        ([], {}, "0 rows"),
+        ([{**ROWS[0], "id": 3}], {}, "row 0 has the keys"),
+        (ROWS[:2], {"sft": {"learning_rat": 1}}, "sft.learning_rat is unknown.*learning_rate"),
+        (ROWS[:2], {"lora": {"rank": 4}}, "lora.rank is unknown to LoraConfig"),
+        (ROWS[:2], {"sft": {"output_dir": "x"}}, "sft.output_dir is set by Reflux"),
+        (ROWS[:2], {"sft": {"lr_scheduler_type": "no"}}, "sft: SFTConfig refuses"),
+        (ROWS[:2], {"lora": {"target_modules": ["none_such"]}}, "none_such"),
+        (ROWS[:2], {"sft": {"max_length": 8}}, "every prompt fills max_length=8"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    tiny_base: Path, tmp_path: Path, rows: list[Any], options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        train(rows, tiny_base, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_rows_are_counted(tiny_base: Path, tmp_path: Path) -> None:
+    rows = [*ROWS[:4], row("q" * 200, "1"), row("1+1=?", "2" * 200)]
+    report = train(rows, tiny_base, tmp_path, sft={**QUICK, "max_length": 100})
+    assert (report.rows, report.dropped, report.truncated) == (5, 1, 1)
+    assert report == replace(report, steps=1)
+
+
+def test_a_loss_that_is_not_finite_says_step_and_learning_rate(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    wild = {**QUICK, "learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0}
+    with pytest.raises(RefluxError, match=r"the loss is \w+ at step \d+ with learning rate"):
+        train(ROWS, tiny_base, tmp_path / "out", sft=wild)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_is_known_by_its_weights(tiny_base: Path) -> None:
+    assert len(base_digest(tiny_base)) == 64

@@ -1,0 +1,232 @@
+"""Systems: many questions in order, each once, each a trajectory of its own."""
+
+import asyncio
+import gc
+from collections.abc import Sequence
+from typing import Any, TypedDict, cast
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph
+
+from reflux.agents.clients.scripted import ScriptedClient
+from reflux.agents.errors import EndpointError, MissingError
+from reflux.agents.overseers.protocol import PASS
+from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.redaction import PLACEHOLDER
+from reflux.agents.types import (
+    Answer,
+    Ask,
+    ChatClient,
+    ChatRequest,
+    Completion,
+    Exchange,
+    Step,
+    TokenLogprob,
+)
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.ask import (
+    THRESHOLDS,
+    Amplified,
+    Asked,
+    Direct,
+    answer_all,
+    rare_collections,
+    recursion_limit,
+    task_context,
+)
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.voting.stopping import Majority
+from reflux.graphs.voting.voting import Variant, VotePolicy
+from reflux.tasks.addition import Addition
+
+ASKED = Asked("run", 0, "amplified", "letters", "train")
+SECRET = "sk-abcdefghijklmnopqrstuvwx"
+
+
+def letters(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+    """Asks for each letter of a word and joins the answers."""
+    if transcript:
+        return Answer("".join(str(e.answer) for e in transcript))
+    return Ask.of(*question) if may_ask else PASS
+
+
+def echo(request: ChatRequest) -> str:
+    return request.messages[-1][1].upper()
+
+
+def context(store: TraceStore, client: ChatClient, **other: Any) -> AmplifyContext:
+    overseers = [ScriptedOverseer("letters", letters)]
+    return AmplifyContext(Caller(client, store), "base", overseers, **other)
+
+
+async def test_outcomes_come_in_the_order_of_the_questions(store: TraceStore) -> None:
+    answered: list[str] = []
+    last_is_done = asyncio.Event()
+
+    class Late(ScriptedClient):
+        async def complete(self, request: ChatRequest) -> Completion:
+            if echo(request) != "F":
+                await last_is_done.wait()
+            answered.append(echo(request))
+            last_is_done.set()
+            return await super().complete(request)
+
+    system = Amplified(context(store, Late(echo)))
+    outcomes = await answer_all(system, ASKED, ["ab", "cd", "ef"])
+    assert [o["answer"] for o in outcomes] == ["AB", "CD", "EF"]
+    assert answered[0] == "F"
+
+
+async def test_no_more_than_so_many_questions_are_under_way_together(store: TraceStore) -> None:
+    three = asyncio.Barrier(3)
+    here: set[str] = set()
+    most: list[int] = []
+
+    class Meeting(ScriptedClient):
+        async def complete(self, request: ChatRequest) -> Completion:
+            here.add(echo(request))
+            most.append(len(here))
+            async with asyncio.timeout(20):
+                await three.wait()  # Nobody leaves before three are here.
+            here.remove(echo(request))
+            return await super().complete(request)
+
+    await answer_all(Direct(context(store, Meeting(echo))), ASKED, list("abcdef"), together=3)
+    assert max(most) == 3
+
+
+async def test_a_question_that_is_there_twice_is_answered_once(store: TraceStore) -> None:
+    client = ScriptedClient(echo)
+    done: list[int] = []
+    outcomes = await answer_all(
+        Amplified(context(store, client)), ASKED, ["ab", "cd", "ab"], on_done=done.append
+    )
+    assert [o["answer"] for o in outcomes] == ["AB", "CD", "AB"]
+    assert len(client.requests) == 4
+    assert done == [1, 2]
+
+
+async def test_each_question_is_recorded_with_where_it_comes_from(store: TraceStore) -> None:
+    await answer_all(Amplified(context(store, ScriptedClient(echo))), ASKED, ["ab"])
+    (row,) = store.select("SELECT id, run, round, system, task, split, text FROM questions")
+    assert tuple(row) == (
+        ASKED.question_id("ab"), "run", 0, "amplified", "letters", "train", "ab"
+    )  # fmt: skip
+
+
+async def test_the_same_questions_of_the_same_run_cost_no_second_call(store: TraceStore) -> None:
+    first = await answer_all(Amplified(context(store, ScriptedClient(echo))), ASKED, ["ab", "c"])
+    silent = ScriptedClient(lambda _: pytest.fail("a recorded call was made again"))
+    again = await answer_all(Amplified(context(store, silent)), ASKED, ["c", "ab"])
+    assert again == first[::-1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Asked("other", 0, "amplified", "letters", "train"),
+        Asked("run", 1, "amplified", "letters", "train"),
+        Asked("run", 0, "direct", "letters", "train"),
+        Asked("run", 0, "amplified", "words", "train"),
+        Asked("run", 0, "amplified", "letters", "held_out"),
+    ],
+)
+async def test_asked_from_elsewhere_the_same_text_is_asked_anew(
+    store: TraceStore, other: Asked
+) -> None:
+    client = ScriptedClient(echo)
+    for asked in (ASKED, other):
+        await answer_all(Amplified(context(store, client)), asked, ["ab"])
+    assert len(client.requests) == 4
+
+
+async def test_secrets_are_taken_out_of_a_question_before_it_has_an_id(store: TraceStore) -> None:
+    client = ScriptedClient(echo)
+    await answer_all(Direct(context(store, client)), ASKED, [f"use {SECRET}"])
+    (row,) = store.select("SELECT id, text FROM questions")
+    assert tuple(row) == (ASKED.question_id(f"use {PLACEHOLDER}"), f"use {PLACEHOLDER}")
+
+
+async def test_an_endpoint_that_fails_is_an_outcome_and_a_missing_one_ends_all(
+    store: TraceStore,
+) -> None:
+    def fail(request: ChatRequest) -> str:
+        if echo(request) == "X":
+            raise EndpointError("busy")
+        if echo(request) == "Y":
+            raise MissingError("no such model")
+        return echo(request)
+
+    system = Direct(context(store, ScriptedClient(fail)))
+    failed, fine = await answer_all(system, ASKED, ["x", "a"])
+    assert (failed["status"], failed["error"], fine["answer"]) == ("failed", "busy", "A")
+    with pytest.raises(MissingError, match="no such model"):
+        await answer_all(system, ASKED, ["b", "y", "c"], together=1)
+    made = {r["messages"] for r in store.select("SELECT messages FROM calls WHERE error IS NULL")}
+    assert sum('"b"' in m for m in made) == 1  # What was recorded until then stays.
+    assert not any('"c"' in m for m in made)
+
+
+async def test_x_alone_is_asked_once_and_greedily_whatever_the_votes(store: TraceStore) -> None:
+    client = ScriptedClient(echo)
+    task = Addition()
+    system = Direct(task_context(context(store, client), task))
+    outcome = await system.answer("40+71=", "q")
+    assert (outcome["answer"], outcome["status"]) == ("40+71=", "rejected")
+    (request,) = client.requests
+    assert (request.sampling.temperature, request.vote) == (0.0, 0)
+    assert request.sampling.max_tokens == task.answer_tokens("40+71=")
+
+
+@pytest.mark.parametrize(
+    "votes",
+    [VotePolicy(rule=Majority(most=5)), VotePolicy(variants=(Variant("other", temperature=0.9),))],
+    ids=["rule", "variants"],
+)
+async def test_x_alone_is_no_vote_and_no_variant(store: TraceStore, votes: VotePolicy) -> None:
+    client = ScriptedClient(lambda _: Completion("A", logprobs=(TokenLogprob("A", -3.0),)))
+    system = Direct(context(store, client, votes=votes))
+    await answer_all(system, ASKED, ["ab"])
+    (request,) = client.requests
+    assert (request.model, request.sampling.temperature) == ("base", 0.0)
+
+
+async def test_called_from_another_graph_nothing_of_its_own_is_in_its_checkpoints(
+    store: TraceStore,
+) -> None:
+    system = Amplified(context(store, ScriptedClient(echo)))
+
+    class Outer(TypedDict):
+        answer: str | None
+
+    async def ask(state: Outer) -> Outer:
+        (outcome,) = await answer_all(system, ASKED, ["ab"])
+        return {"answer": outcome["answer"]}
+
+    graph = StateGraph(Outer)
+    graph.add_node("ask", ask)
+    graph.add_edge(START, "ask")
+    graph.add_edge("ask", END)
+    saver = InMemorySaver()
+    compiled = cast(Any, graph).compile(checkpointer=saver)
+    state = await compiled.ainvoke({"answer": None}, {"configurable": {"thread_id": "t"}})
+    assert state["answer"] == "AB"
+    assert set(saver.storage["t"]) == {""}
+    assert "/0.0.0" not in repr(saver.storage) + repr(saver.writes) + repr(saver.blobs)
+
+
+def test_the_most_steps_that_the_limits_allow_are_no_more_than_langgraph_allows() -> None:
+    few = AmplifyContext(cast(Any, None), "base", [], limits=Limits(attempts=1, steps=1, fanout=1))
+    # screen, oversee, subtask, aggregate, oversee, check, record.
+    assert recursion_limit(few) >= 7
+
+
+def test_the_collector_is_as_before_once_the_last_tree_has_ended() -> None:
+    before = gc.get_threshold()
+    with rare_collections():
+        with rare_collections():
+            assert gc.get_threshold() == THRESHOLDS
+        assert gc.get_threshold() == THRESHOLDS
+    assert gc.get_threshold() == before

@@ -1,0 +1,250 @@
+"""Exams: questions of a file or a task, and what may be marked."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reflux.agents.errors import RefluxError, UsageError
+from reflux.graphs.evals.datasets import QuestionFile, Row, read_questions
+from reflux.graphs.evals.eval_task import FileExam, TaskExam
+from reflux.graphs.evals.task import is_held_out
+from reflux.tasks.addition import Addition
+from reflux.tasks.products import products
+
+
+def written(folder: Path, *lines: Any) -> Path:
+    """A file of lines; what is no text is written as JSON."""
+    path = folder / "asked.jsonl"
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts) + "\n")
+    return path
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_every_form_of_a_row_is_a_question_with_its_answers(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        {"question": "a", "answer": "1"},
+        {"question": "b", "answer": 2, "source": "mine"},
+        {"question": "c", "answer": ["3", 4, "3"]},
+        "",
+        {"prompt": "d", "completion": "5"},
+        {"prompt": [said("user", "e")], "completion": [said("assistant", "6")]},
+        {"messages": [said("system", ""), said("user", "f"), said("assistant", "7")]},
+        {"messages": [said("user", "g"), said("assistant", "8\u2028and a line")]},
+    )
+    found = read_questions(path)
+    assert [(row.question, row.answers, row.line) for row in found.rows] == [
+        ("a", ("1",), 1),
+        ("b", ("2",), 2),
+        ("c", ("3", "4"), 3),
+        ("d", ("5",), 5),
+        ("e", ("6",), 6),
+        ("f", ("7",), 7),
+        ("g", ("8\u2028and a line",), 8),
+    ]
+    assert found.system == ""
+
+
+def test_a_system_message_that_all_rows_share_is_kept(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [said("system", "Be brief."), said("user", q), said("assistant", "x")]}
+        for q in ("a", "b")
+    ]
+    found = read_questions(written(tmp_path, *rows))
+    assert found.system == "Be brief."
+    rows.append({"question": "c", "answer": "x"})
+    with pytest.raises(UsageError, match=r"line 3: its system message is not that of line 1"):
+        read_questions(written(tmp_path, *rows))
+
+
+def test_a_row_that_is_there_twice_is_asked_once(tmp_path: Path) -> None:
+    row = {"question": "a", "answer": "1"}
+    found = read_questions(written(tmp_path, row, {"question": "b", "answer": "2"}, row))
+    assert ([r.question for r in found.rows], found.repeats) == (["a", "b"], 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"question": "a", "ans', "Unterminated string"),
+        ("[1, 2]", "a JSON list, no object"),
+        ({"question": "a"}, 'it lacks "answer"'),
+        ({"answer": "a"}, 'it lacks "question"'),
+        ({"text": "a", "label": 1}, "it has only label, text"),
+        ({}, "it has only no keys"),
+        ({"question": "a", "answer": None}, '"answer" is no text'),
+        ({"question": "a", "answer": True}, '"answer" is no text'),
+        ({"question": "a", "answer": []}, '"answer" is an empty list'),
+        ({"question": "a", "answer": [" "]}, '"answer" is empty'),
+        ({"question": " ", "answer": "1"}, '"question" is empty'),
+        ('{"question": "a", "answer": NaN}', "NaN is no JSON"),
+        ('{"question": "a", "answer": -Infinity}', "-Infinity is no JSON"),
+        ({"question": ["a"], "answer": "1"}, '"question" is no text'),
+        ('{"question": "\\ud800", "answer": "1"}', "half a surrogate pair"),
+        ({"messages": "a"}, "messages of assistant"),
+        ({"messages": {"a": 1}}, '"messages" is no list'),
+        ({"messages": ["a"]}, "holds what is no message"),
+        ({"messages": []}, "messages of nobody"),
+        ({"messages": [said("user", "a"), said("user", "b")]}, "messages of user, user"),
+        ({"prompt": "a", "completion": 7.5}, '"completion" is no list of messages'),
+        ("[" * 100_000, "recursion"),
+        ({"question": "first", "answer": "2"}, "the question of line 1 with another answer"),
+    ],
+)
+def test_a_broken_line_is_told_by_its_number(tmp_path: Path, line: Any, says: str) -> None:
+    path = written(tmp_path, {"question": "first", "answer": "1"}, "", line)
+    with pytest.raises(UsageError) as told:
+        read_questions(path)
+    assert f"{path}, line 3: " in str(told.value)
+    assert says in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "it is a folder"),
+        (lambda path: path.write_text("\n \n"), "holds no questions"),
+        (lambda path: path.write_bytes(b'{"question": "a"\n\xff\xfe'), "line 2: not UTF-8"),
+    ],
+)
+def test_a_file_without_questions_is_told(
+    tmp_path: Path, make: Callable[[Path], Any], says: str
+) -> None:
+    path = tmp_path / "asked.jsonl"
+    make(path)
+    with pytest.raises(UsageError, match=says):
+        read_questions(path)
+
+
+def asked(*rows: tuple[str, str]) -> QuestionFile:
+    return QuestionFile(
+        Path("asked.jsonl"), tuple(Row(q, (a,), i) for i, (q, a) in enumerate(rows, start=1))
+    )
+
+
+def test_an_answer_is_right_where_it_is_as_good_as_any_true_one() -> None:
+    file = QuestionFile(Path("f.jsonl"), (Row("q", ("Paris", "Lutetia"), 1),))
+    exam = FileExam(file, "normalised")
+    assert exam.right("q", "LUTETIA.")
+    assert not exam.right("q", "Rome")
+    assert exam.true_answers("q") == ("Paris", "Lutetia")
+    assert exam.part_right("q", "paris") is True
+    assert exam.part_right("another", "paris") is None
+
+
+def test_a_true_answer_that_the_rule_cannot_compare_is_told_before_anything_is_asked() -> None:
+    with pytest.raises(UsageError, match=r"line 2: the answer 'two' has no form .* number"):
+        FileExam(asked(("a", "1"), ("b", "two")), "number")
+    with pytest.raises(UsageError, match="no score 'rouge'; there are: exact, normalised"):
+        FileExam(asked(("a", "1")), "rouge")
+
+
+def boom(*_: str) -> bool:
+    raise KeyError("where")
+
+
+@pytest.mark.parametrize(
+    ("marker", "says"),
+    [
+        (boom, "the scorer 'mine:f' failed on 'a': KeyError: 'where'"),
+        (lambda *_: 0.7, "says 0.7 of the answer to 'a', not True or False"),
+        (lambda *_: None, "says None"),
+        (lambda *_: "yes", "says 'yes'"),
+        (lambda q, a: True, "TypeError"),
+        (lambda *_: sys.exit(0), "SystemExit: 0"),
+    ],
+)
+def test_a_scorer_that_fails_or_says_nonsense_is_an_error_and_no_wrong_answer(
+    marker: Any, says: str
+) -> None:
+    with pytest.raises(RefluxError) as told:
+        FileExam(asked(("a", "1")), "mine:f", marker)
+    assert says in str(told.value)
+    assert "every answer is recorded" in str(told.value)
+    assert told.value.exit_code == 1
+
+
+def test_a_scorer_sees_question_answer_and_truth() -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def marker(*given: str) -> bool:
+        seen.append(given)
+        return given[1] == "x"
+
+    exam = FileExam(asked(("a", "1")), "mine:f", marker)
+    assert exam.right("a", "x")
+    assert not exam.right("a", "y")
+    assert seen == [("a", "1", "1"), ("a", "x", "1"), ("a", "y", "1")]
+
+
+def test_a_limit_draws_the_same_questions_for_every_seed() -> None:
+    exam = FileExam(asked(*((f"q{i}", "1") for i in range(50))), "exact", limit=7)
+    drawn = exam.questions(1)
+    assert len(set(drawn)) == 7
+    assert drawn == exam.questions(2)
+    assert list(drawn) != [f"q{i}" for i in range(7)]
+    assert len(FileExam(exam.file, "exact", limit=90).questions(1)) == 50
+
+
+def test_a_task_is_examined_on_held_out_questions_that_the_seed_draws() -> None:
+    exam = TaskExam(Addition(), 3, 20)
+    one, other = exam.questions(1), exam.questions(2)
+    assert one != other
+    assert all(is_held_out(exam.task, question) for question in (*one, *other))
+    assert exam.same_question("123+456=") == exam.same_question("456+123=")
+    with pytest.raises(UsageError, match="holds out no question at --level 1"):
+        TaskExam(Addition(), 1, 5).questions(1)
+
+
+def test_parts_of_a_tree_are_marked_where_they_are_held_out_and_nowhere_else() -> None:
+    exam = TaskExam(Addition(), 4, 20)
+    for question in Addition().sample(20, 2, "held_out", 0):
+        a, b = (int(part[::-1]) for part in question.rstrip("=").split("+"))
+        assert exam.part_right(question, str(a + b).zfill(3)[::-1]) is True
+        assert exam.part_right(question, "no sum") is False
+    for question in Addition().sample(20, 2, "train", 0):
+        assert exam.part_right(question, "000") is None
+    assert exam.part_right("3+4=", "70") is None  # A primitive.
+    assert exam.part_right("what is love?", "000") is None
+    gym = TaskExam(products(), 1, 5)
+    assert gym.part_right("Calculate 12 * 3.", "36") is None  # Its key is not known.
+
+
+def test_a_tasks_scorer_that_fails_is_an_error() -> None:
+    class Broken(Addition):
+        def score(self, question: str, answer: str) -> bool:
+            raise RuntimeError("out of order")
+
+    exam = TaskExam(Broken(), 2, 5)
+    with pytest.raises(RefluxError, match=r"the scorer 'addition' failed .* out of order"):
+        exam.right(exam.questions(1)[0], "1")
+
+
+def test_a_scorer_never_sees_the_answer_that_is_missing() -> None:
+    exam = FileExam(asked(("a", "1")), "mine:f", lambda q, answer, truth: int(answer) == int(truth))
+    assert exam.part_right("a", None) is False
+    assert exam.part_right("another", None) is None
+    assert TaskExam(Addition(), 2, 5).part_right("21+43=", None) in (False, None)
+    assert TaskExam(Addition(), 2, 5).part_right("what is love?", None) is None
+
+
+def test_questions_that_differ_in_a_sign_alone_are_two() -> None:
+    exam = FileExam(asked(("3 + 2?", "5"), ("3 - 2?", "1")), "exact")
+    assert exam.same_question("3 + 2?") != exam.same_question("3 - 2?")
+    assert exam.same_question("3 + 2?") == exam.same_question(" 3 +\n2? ")
+
+
+def test_a_number_is_the_answer_as_it_is_written(tmp_path: Path) -> None:
+    numbers = ("3.14159265358979323846264338327950288", "1e999", "7", "0.50")
+    path = written(tmp_path, *(f'{{"question": "{n}?", "answer": {n}}}' for n in numbers))
+    answers = [row.answers[0] for row in read_questions(path).rows]
+    assert answers == [numbers[0], "1E+999", "7", "0.50"]

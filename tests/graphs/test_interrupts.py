@@ -1,0 +1,140 @@
+"""A question waits for persons through restarts, and nothing that was finished is done again."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_graphs_defer import overseer, plain
+
+from reflux.agents.clients.scripted import ScriptedClient
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.protocol import PASS
+from reflux.agents.overseers.scripted import PersonOverseer
+from reflux.agents.types import Ask, step_to_json
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.amplify.interrupts import Patient, Progressed, open_patient
+from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.store import TraceStore
+
+TREE = {"root": ["a", "mid", "late?"], "mid": ["b", "deep", "c"], "deep": ["early?", "d"]}
+
+
+@asynccontextmanager
+async def day(
+    folder: Path, client: ScriptedClient, tree: Mapping[str, Sequence[str]] = TREE
+) -> AsyncIterator[Patient]:
+    """A process that comes and goes; its files stay."""
+    store = TraceStore(folder / "traces.db")
+    context = AmplifyContext(
+        Caller(client, store), "base", [overseer(tree)], limits=Limits(depth=4)
+    )
+    async with open_patient(context, folder / "checkpoints.db") as patient:
+        yield patient
+    store.close()
+
+
+def forms(progressed: Progressed) -> dict[str, str]:
+    return {each.form["about"]: each.id for each in progressed.pending}
+
+
+def loud() -> ScriptedClient:
+    return ScriptedClient(lambda request: request.messages[-1][1].upper())
+
+
+async def test_two_that_wait_deep_in_the_tree_are_answered_after_restarts_in_reverse_order(
+    tmp_path: Path,
+) -> None:
+    client = loud()
+    async with day(tmp_path, client) as patient:
+        progressed = await patient.ask("root", "q")
+        assert progressed.outcome is None
+        assert {each.path for each in progressed.pending} == {"/0.0.1/0.0.1/0.0.0", "/0.0.2"}
+    asked = Counter(request.messages[-1][1] for request in client.requests)
+    assert asked == Counter("abcd")
+    for name in ("late", "early"):
+        async with day(tmp_path, client) as patient:
+            waiting = forms(await patient.look("q"))
+            progressed = await patient.reply("q", {waiting[f"{name}?"]: plain(name)})
+    assert progressed.outcome is not None
+    assert progressed.outcome["answer"] == "(A (B (early D) C) late)"
+    assert Counter(request.messages[-1][1] for request in client.requests) == asked
+    async with day(tmp_path, client) as patient:
+        again = await patient.ask("root", "q")
+    assert (again.outcome, again.pending) == (progressed.outcome, ())
+
+
+async def test_both_can_be_answered_at_once(tmp_path: Path) -> None:
+    client = loud()
+    async with day(tmp_path, client) as patient:
+        waiting = forms(await patient.ask("root", "q"))
+        replies = {waiting["late?"]: plain("2"), waiting["early?"]: plain("1")}
+        done = await patient.reply("q", replies)
+    assert done.outcome is not None
+    assert done.outcome["answer"] == "(A (B (1 D) C) 2)"
+
+
+async def test_asking_again_begins_nothing_anew(tmp_path: Path) -> None:
+    client = loud()
+    async with day(tmp_path, client) as patient:
+        first = await patient.ask("root", "q")
+        assert await patient.ask("root", "q") == first
+    assert len(client.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        ({"kind": "approve"}, "there is no proposal to approve"),
+        ({"kind": "anser", "text": "x"}, "is no step"),
+        ({"kind": "answer"}, "is no step"),
+        ({"kind": "ask", "subquestions": [{"text": "b"}]}, "is no step"),
+        ({"kind": "ask", "subquestions": [{"text": "b", "needs": ["a"]}]}, "is no step"),
+        ("an answer", "is no step"),
+    ],
+)
+async def test_a_reply_that_is_no_step_is_refused_and_the_question_goes_on_waiting(
+    tmp_path: Path, reply: Any, says: str
+) -> None:
+    async with day(tmp_path, loud(), {}) as patient:
+        (waits,) = (await patient.ask("root?", "q")).pending
+        with pytest.raises(UsageError, match=says):
+            await patient.reply("q", {waits.id: reply})
+    async with day(tmp_path, loud(), {}) as patient:
+        assert (await patient.look("q")).pending == (waits,)
+        done = await patient.reply("q", {waits.id: plain("so")})
+    assert done.outcome is not None
+    assert done.outcome["answer"] == "so"
+
+
+async def test_a_person_who_may_not_ask_any_deeper_is_told_so(tmp_path: Path) -> None:
+    store = TraceStore(tmp_path / "traces.db")
+    limits = Limits(depth=0)
+    context = AmplifyContext(Caller(loud(), store), "base", [PersonOverseer()], limits=limits)
+    async with open_patient(context, tmp_path / "checkpoints.db") as patient:
+        (waits,) = (await patient.ask("root", "q")).pending
+        asks = step_to_json(Ask.of("a", "b"))
+        with pytest.raises(UsageError, match=r"as deep as sub-questions go \(limits.depth\)"):
+            await patient.reply("q", {waits.id: asks})
+        done = await patient.reply("q", {waits.id: step_to_json(PASS)})
+    store.close()
+    assert done.outcome is not None
+    assert done.outcome["answer"] == "ROOT"
+
+
+async def test_a_damaged_file_of_checkpoints_is_told_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints.db").write_bytes(b"no database" * 1_000)
+    with pytest.raises(UsageError, match=r"checkpoints.db is not a whole database.*restore it"):
+        async with day(tmp_path, loud()) as patient:
+            await patient.ask("root", "q")
+
+
+async def test_a_reply_to_nobody_is_refused_with_what_waits(tmp_path: Path) -> None:
+    async with day(tmp_path, loud()) as patient:
+        await patient.ask("root", "q")
+        with pytest.raises(UsageError, match="nothing waits under xyz; pending: "):
+            await patient.reply("q", {"xyz": plain("?")})
+        with pytest.raises(UsageError, match="there is no question 'p' to go on with"):
+            await patient.look("p")

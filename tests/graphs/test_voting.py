@@ -1,0 +1,98 @@
+"""Voting against brute force: when to stop, and who has won."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reflux.graphs.voting.voting import Vote, VotePolicy, settled, tally, winner
+
+votes_drawn = st.lists(
+    st.builds(
+        Vote, st.sampled_from("abc"), st.booleans(), st.none() | st.floats(-5, 0, allow_nan=False)
+    ),
+    max_size=9,
+)
+policies = st.builds(
+    lambda lead, more, sure: VotePolicy(lead=lead, most=lead + more, sure=sure),
+    st.integers(1, 4),
+    st.integers(0, 5),
+    st.floats(-5, 0.1),
+) | st.builds(lambda sure: VotePolicy(most=1, sure=sure), st.floats(-5, 0.1))
+
+
+def yes(*texts: str) -> list[Vote]:
+    """Accepted votes whose model was not sure of any."""
+    return [Vote(text, True, -1.0) for text in texts]
+
+
+@given(votes_drawn)
+def test_the_tally_counts_the_accepted_votes_most_first(votes: list[Vote]) -> None:
+    accepted = [vote.text for vote in votes if vote.ok]
+    ranking = tally(votes)
+    assert dict(ranking) == Counter(accepted)
+    # Among equals the one that appeared first.
+    assert ranking == sorted(ranking, key=lambda item: (-item[1], accepted.index(item[0])))
+
+
+@given(votes_drawn, policies)
+def test_voting_ends_by_number_by_lead_or_with_a_sure_first_vote(
+    votes: list[Vote], policy: VotePolicy
+) -> None:
+    counts = {text: sum(v.ok and v.text == text for v in votes) for text in "abc"}
+    ahead = any(all(counts[a] - counts[b] >= policy.lead for b in counts if b != a) for a in counts)
+    alone = len(votes) == 1 and votes[0].ok
+    sure = alone and (votes[0].logprob is None or votes[0].logprob >= policy.sure)
+    assert settled(votes, policy) == (len(votes) >= policy.most or ahead or sure)
+
+
+@given(votes_drawn)
+def test_the_winner_is_the_first_vote_for_the_most_frequent_accepted_answer(
+    votes: list[Vote],
+) -> None:
+    accepted = [vote for vote in votes if vote.ok]
+    won = winner(votes)
+    if accepted:
+        most = max(sum(v.text == w.text for v in accepted) for w in accepted)
+        leaders = [v for v in accepted if sum(v.text == w.text for w in accepted) == most]
+        assert won is leaders[0]
+    else:
+        assert won is (votes[0] if votes else None)
+
+
+def test_no_votes_settle_nothing_and_nobody_wins() -> None:
+    assert not settled([], VotePolicy())
+    assert winner([]) is None
+
+
+def test_a_single_vote_is_all_where_voting_is_off() -> None:
+    assert settled([Vote("a", False, -9.0)], VotePolicy(most=1))
+
+
+def test_a_first_vote_stands_alone_only_if_sure_and_accepted() -> None:
+    policy = VotePolicy(sure=-0.05)
+    assert settled([Vote("a", True, -0.01)], policy)
+    assert settled([Vote("a", True, None)], policy)
+    assert not settled([Vote("a", True, -0.06)], policy)
+    assert not settled([Vote("a", False, -0.01)], policy)
+
+
+def test_a_lead_of_one_takes_the_first_accepted_vote() -> None:
+    assert settled(yes("a"), VotePolicy(lead=1))
+    assert not settled(yes("a", "b"), VotePolicy(lead=1))
+
+
+def test_two_that_lead_together_vote_on_to_the_limit() -> None:
+    policy = VotePolicy(lead=2, most=6)
+    assert not settled(yes("a", "b", "a", "b", "a"), policy)
+    assert settled(yes("a", "b", "a", "b", "a", "b"), policy)
+    winning = winner(yes("b", "a", "a", "b"))
+    assert winning is not None and winning.text == "b"
+
+
+def test_refused_votes_use_up_the_limit_and_do_not_count() -> None:
+    refused = Vote("a", False, -1.0)
+    assert not settled([refused, refused], VotePolicy(lead=2, most=3))
+    assert settled([refused] * 3, VotePolicy(lead=2, most=3))
+    assert winner([refused] * 3) is not None
+    assert tally([refused] * 3) == []

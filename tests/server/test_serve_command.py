@@ -1,0 +1,98 @@
+"""`reflux serve`: what it says, what it reads, how it ends."""
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.commanding import Running, begin
+from tests.support.serving import scripted, soon
+
+
+def started(running: Running) -> str:
+    """The address that the command prints once it listens."""
+
+    def told() -> str:
+        assert running.process.is_alive()
+        said = running.folder / "out"
+        text = said.read_text() if said.is_file() else ""
+        return json.loads(text)["url"] if text.endswith("}\n") else ""
+
+    url: str = soon(told)
+    soon(lambda: _answers(url))
+    return url
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def test_it_serves_the_endpoints_of_the_environment_and_the_config_until_interrupted(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "serve.yaml"
+    run = tmp_path / "run"
+    with scripted() as script:
+        config.write_text(
+            f"endpoints:\n  other: {{base_url: '{script.url}', model: far, api_key_env: FAR_KEY}}\n"
+            "body_bytes: 2000\n"
+        )
+        words = ["serve", "--port", "0", "--json", "--run", str(run), "--model", "near"]
+        words += ["--config", str(config), "--overseer", "plain"]
+        env = {"OPENAI_BASE_URL": script.url, "OPENAI_API_KEY": "k", "FAR_KEY": "secret"}
+        running = begin(words, env)
+        url = started(running)
+        listed = [model["id"] for model in httpx2.get(f"{url}/v1/models").json()["data"]]
+        assert {"other", "near", "base", "amplified:model"} <= set(listed)
+        for model in ("other", "near", "amplified"):
+            body = {"model": model, "messages": [{"role": "user", "content": f"hello {model}"}]}
+            got = httpx2.post(f"{url}/v1/chat/completions", json=body).json()
+            assert got["choices"][0]["message"]["content"] == f"HELLO {model.upper()}"
+        assert [body["model"] for body in script.asked] == ["far", "near", "near"]
+        too_long = httpx2.post(f"{url}/v1/chat/completions", content=b"x" * 2_001)
+        assert too_long.status_code == 413
+        os.kill(running.process.pid or 0, signal.SIGINT)
+        ended = running.wait()
+    assert ended.code == 130
+    assert "Traceback" not in ended.stderr
+    assert "secret" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "code", "why"),
+    [
+        (["--host", "0.0.0.0"], {}, 2, "set REFLUX_API_KEY"),  # noqa: S104
+        (["--overseer", "nobody"], {}, 2, "no overseer is called 'nobody'"),
+        ([], {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}, 2, "name its model with --model"),
+        (["--config", "colour: red"], {}, 2, "colour"),
+        (["--config", "endpoints: {e: {base_url: 'ftp://x', model: m}}"], {}, 2, "http://"),
+        (
+            ["--config", "endpoints: {e: {base_url: 'http://x', model: m, api_key_env: NO_KEY}}"],
+            {}, 3, "NO_KEY, the key of e, is not set",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_served_is_said_before_it_listens(
+    tmp_path: Path, words: list[str], env: dict[str, str], code: int, why: str
+) -> None:
+    if words[:1] == ["--config"]:
+        (tmp_path / "serve.yaml").write_text(words[1])
+        words = ["--config", str(tmp_path / "serve.yaml")]
+    ended = begin(["serve", "--port", "0", "--run", str(tmp_path / "run"), *words], env).wait()
+    assert (ended.code, ended.stdout) == (code, "")
+    assert why in ended.stderr
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = begin(["serve", "--port", port, "--run", str(tmp_path)]).wait()
+    assert ended.code == 2
+    assert f"127.0.0.1:{port} cannot be served" in ended.stderr and "--port" in ended.stderr

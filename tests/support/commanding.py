@@ -1,0 +1,91 @@
+"""Runs `reflux` commands in processes of their own, forked from one that imported everything."""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+LOADED = (
+    "reflux.finetune.distill",
+    "reflux.finetune.rounds",
+    "reflux.finetune.train.sft",
+    "reflux.finetune.export.parity",
+    "reflux.cli.main",
+)
+"""Imported once, by the server that forks the processes."""
+
+
+@cache
+def _said() -> tempfile.TemporaryDirectory[str]:
+    """What all commands of this process say, until it ends; none in the commands' own processes."""
+    return tempfile.TemporaryDirectory(prefix="reflux-commands-")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Running:
+    """A command under way."""
+
+    process: BaseProcess
+    folder: Path
+    """Holds what it says, in `out` and `err`."""
+
+    def wait(self, seconds: float = 240) -> Ended:
+        """Wait for its end, so long at the most."""
+        self.process.join(timeout=seconds)
+        out, err = ((self.folder / name).read_text() for name in ("out", "err"))
+        return Ended(self.process.exitcode, out, err)
+
+
+def begin(
+    words: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+    typed: str = "",
+) -> Running:
+    """Start `reflux WORDS`; `before` runs in its process first. No endpoint is set but in `env`;
+    `typed` is what comes by stdin, a pipe."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(LOADED))
+    folder = Path(tempfile.mkdtemp(dir=_said().name))
+    (folder / "in").write_text(typed)
+    process = server.Process(target=_main, args=(list(words), folder, dict(env or {}), before))
+    process.start()
+    return Running(process, folder)
+
+
+def piped(path: Path) -> None:
+    """Have the command read a file, or a pipe, whatever its bytes are: a `before` of `begin`."""
+    os.dup2(os.open(path, os.O_RDONLY), 0)
+    sys.stdin = os.fdopen(0, closefd=False)
+
+
+def _main(
+    words: list[str], folder: Path, env: dict[str, str], before: Callable[[], None] | None
+) -> None:
+    for number, name in enumerate(("in", "out", "err")):
+        file = os.open(folder / name, os.O_RDWR | os.O_CREAT)
+        os.dup2(file, number)
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing has put another in its place.
+    for name in [n for n in os.environ if n.startswith(("OPENAI_", "REFLUX_"))]:
+        del os.environ[name]
+    os.environ.update(env)
+    if before is not None:
+        before()
+    from reflux.__main__ import main
+
+    sys.argv = ["reflux", *words]
+    main()

@@ -1,0 +1,182 @@
+"""Every tab in a real browser: in light and dark, at a desk and on a phone; and from the keyboard.
+
+The pictures lie in the test's temporary folder; with REFLUX_PICTURES set to a folder, there, too.
+`docs/page-desk.png` and `docs/page-phone.png` are two of them.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from reflux.agents.overseers.protocol import PASS, AnyOverseer
+from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.types import Answer, Ask, Exchange, Step
+from tests.support.browsing import DESK, PHONE, Seen, browsing, needs_browser
+from tests.support.run_folders import make_run
+from tests.support.serving import Scripted, scripted, serving
+
+pytestmark = needs_browser
+
+CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Peru": "Lima", "Kenya": "Nairobi"}
+QUESTION = f"Capitals of: {', '.join(CAPITALS)}"
+SIDEWAYS = "document.documentElement.scrollWidth - innerWidth"
+TABS = {
+    "trajectories": ".trow",
+    "runs": ".chart",
+    "evaluation": ".job",
+    "review": "[data-why]",
+    "students": ".student",
+}
+"""What each shows once it is there."""
+
+
+@pytest.fixture
+def script() -> Iterator[Scripted]:
+    with scripted() as script:
+        yield script
+
+
+def act(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+    """Asks for each country's capital."""
+    if transcript:
+        return Answer(" ".join(str(said.answer) for said in transcript))
+    *_, names = question.rsplit("Capitals of: ", 1)
+    if not may_ask or names == question:
+        return PASS
+    return Ask.of(*(f"What is the capital of {name}?" for name in names.split(", ")))
+
+
+def says(question: str) -> str:
+    *_, country = question.rstrip("?").rsplit(" ", 1)
+    return f"The capital of {country} is {CAPITALS[country]}."
+
+
+def picture(seen: Seen, folder: Path, name: str) -> None:
+    path = folder / f"{name}.png"
+    seen.page.screenshot(path=path)
+    if kept := os.environ.get("REFLUX_PICTURES"):
+        shutil.copy(path, kept)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("place", "size"), [("desk", DESK), ("phone", PHONE)])
+def test_every_tab_fits_the_screen_and_asks_nobody_but_the_server(
+    tmp_path: Path, script: Scripted, place: str, size: tuple[int, int], scheme: str
+) -> None:
+    make_run(tmp_path / "demo")
+    script.says = says
+    overseers: Mapping[str, AnyOverseer] = {"splits": ScriptedOverseer("capitals", act)}
+    with (
+        serving(tmp_path / "demo", script, overseers) as url,
+        browsing(size, scheme) as seen,
+    ):
+        page = seen.page
+        page.goto(url)
+        page.get_by_label("Question", exact=True).fill(QUESTION)
+        page.keyboard.press("Enter")
+        page.locator(".bubble:not(.mine)").filter(has_text="Nairobi").wait_for(state="attached")
+        page.locator(".composer [aria-label=Ask]").wait_for(state="attached")
+        page.locator(".tree .dot.ok").nth(4).wait_for(state="attached")
+        page.wait_for_timeout(400)
+        picture(seen, tmp_path, f"{place}-{scheme}-chat")
+        assert page.evaluate(SIDEWAYS) <= 0
+        if place == "phone":
+            page.get_by_role("button", name="Tree", exact=True).click()
+            assert page.evaluate(SIDEWAYS) <= 0
+        page.locator(".tree .node").nth(1).click()
+        page.locator("#drawer").get_by_text("node 0.0.0").wait_for()
+        picture(seen, tmp_path, f"{place}-{scheme}-node")
+        assert page.evaluate(SIDEWAYS) <= 0
+        for tab, there in TABS.items():
+            page.locator(f"#tab-{tab}").click()
+            page.locator(there).first.wait_for()
+            page.wait_for_timeout(200)
+            picture(seen, tmp_path, f"{place}-{scheme}-{tab}")
+            assert page.evaluate(SIDEWAYS) <= 0, tab
+            assert page.locator(f"#tab-{tab}").get_attribute("aria-selected") == "true"
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (ground == "rgb(22, 20, 18)") is (scheme == "dark")
+    assert seen.errors == []
+    assert seen.hosts == {url.removeprefix("http://")}
+
+
+def test_an_address_that_was_cut_short_and_a_damaged_evaluation_are_told(
+    tmp_path: Path, script: Scripted
+) -> None:
+    for name, text in (("cut", '{"systems": {'), ("other", "[]")):
+        (tmp_path / "evaluations" / name).mkdir(parents=True)
+        (tmp_path / "evaluations" / name / "eval.json").write_text(text)
+    with serving(tmp_path, script) as url, browsing() as seen:
+        seen.page.goto(f"{url}/#trajectories/%E0%A4%A")
+        seen.page.locator(".toast.bad").filter(has_text="no trajectory begins with").wait_for()
+        seen.page.goto(f"{url}/#evaluation/cut")
+        seen.page.locator(".bad").filter(has_text="cut/eval.json cannot be read").wait_for()
+        seen.page.locator("select[aria-label=Evaluation]").select_option("other")
+        seen.page.locator(".bad").filter(has_text="it is no evaluation").wait_for()
+    assert [error for error in seen.errors if "404" not in error] == []
+
+
+def test_the_colours_are_changed_by_a_button_and_stay_changed(
+    tmp_path: Path, script: Scripted
+) -> None:
+    with serving(tmp_path, script) as url, browsing() as seen:
+        theme = "document.documentElement.dataset.theme"
+        seen.page.goto(url)
+        assert seen.page.evaluate(theme) == "light"
+        seen.page.get_by_role("button", name="Dark colours").click()
+        seen.page.reload()
+        assert seen.page.evaluate(theme) == "dark"
+
+
+def test_a_student_is_promoted_and_rolled_back_on_the_page(
+    tmp_path: Path, script: Scripted
+) -> None:
+    folder = make_run(tmp_path, ("student-r0", "student-r1"))
+    with serving(tmp_path, script) as url, browsing() as seen:
+        page = seen.page
+        page.goto(f"{url}/#students")
+        card = page.locator("[data-student=student-r0]")
+        card.get_by_role("button", name="Promote").click()
+        page.locator("dialog").get_by_role("button", name="Promote").click()
+        card.get_by_text("the agent", exact=True).wait_for()
+        promoted = folder.registry.current()
+        assert promoted is not None and promoted.id == "student-r0"
+        page.get_by_role("button", name="Roll back").click()
+        page.locator("dialog").get_by_role("button", name="Cancel").click()
+        assert card.get_by_text("the agent", exact=True).is_visible()
+        page.get_by_role("button", name="Roll back").click()
+        page.locator("dialog").get_by_role("button", name="Roll back").click()
+        page.locator("[data-student=student-r1]").get_by_text("the agent", exact=True).wait_for()
+        promoted = folder.registry.current()
+        assert promoted is not None and promoted.id == "student-r1"
+    assert seen.errors == []
+
+
+def test_trajectories_are_searched_filtered_and_opened(tmp_path: Path, script: Scripted) -> None:
+    with serving(tmp_path, script) as url:
+        for words in ("copper and tin", "lantern", "orchard and copper"):
+            body = {"model": "amplified", "messages": [{"role": "user", "content": words}]}
+            httpx2.post(f"{url}/v1/chat/completions", json=body)
+        with browsing() as seen:
+            page = seen.page
+            page.goto(f"{url}/#trajectories")
+            page.get_by_text("3 trajectories", exact=True).wait_for()
+            page.get_by_label("Search questions").fill("COPPER")
+            page.get_by_text("2 found of 3").wait_for()
+            assert page.locator(".trow").count() == 2
+            page.get_by_label("Status").select_option("rejected")
+            page.get_by_text("Nothing fits").wait_for()
+            page.get_by_label("Status").select_option("ok")
+            page.locator(".trow").nth(1).wait_for()
+            page.keyboard.press("Tab")
+            page.locator(".trow").first.focus()
+            page.keyboard.press("ArrowDown")
+            page.keyboard.press("Enter")
+            page.locator(".tree .node").filter(has_text="TIN").first.wait_for()
+            page.reload()
+            page.locator(".tree .node").filter(has_text="TIN").first.wait_for()
+        assert seen.errors == []
