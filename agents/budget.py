@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reflux.agents.errors import UsageError, within
+from reflux.agents.errors import UsageError, check_range
 from reflux.agents.types import Completion
 
 
@@ -53,15 +53,15 @@ class Price:
     """For a million completion tokens."""
 
     def __post_init__(self) -> None:
-        within("purse.prices.prompt", self.prompt, least=0)
-        within("purse.prices.completion", self.completion, least=0)
+        check_range("spend_limit.prices.prompt", self.prompt, least=0)
+        check_range("spend_limit.prices.completion", self.completion, least=0)
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
         """What one call costs."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
-class Purse:
+class SpendLimit:
     """Counts down seconds, money, calls and tokens; each of them may be without limit."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Purse:
         calls: int | None = None,
         tokens: int | None = None,
         prices: Mapping[str, Price] | None = None,
-        parent: "Purse | None" = None,
+        parent: "SpendLimit | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -86,7 +86,7 @@ class Purse:
         if money is not None and not prices:
             raise UsageError(
                 f"money is limited to {money:g}, and no model has a price, so that nothing would "
-                "ever be spent: give purse.prices, or leave the limit out"
+                "ever be spent: give spend_limit.prices, or leave the limit out"
             )
         self._limits = {"seconds": seconds, "money": money, "calls": calls, "tokens": tokens}
         self._prices = prices or {}
@@ -98,9 +98,9 @@ class Purse:
         self._calls = 0
         self._tokens = 0
 
-    def for_question(self, seconds: float | None, money: float | None) -> "Purse":
+    def for_question(self, seconds: float | None, money: float | None) -> "SpendLimit":
         """A purse with limits of its own, which begins now; this one pays with it."""
-        return Purse(
+        return SpendLimit(
             seconds=seconds, money=money, prices=self._prices, parent=self, clock=self._clock
         )
 

@@ -7,7 +7,7 @@ RefluxError
 ├── ReplayError     exit 1   the call log holds another request under the same key
 └── CycleError      exit 1   a question asks itself again, directly or through its children
 
-`of_system` makes one of them out of what the operating system refuses.
+`from_os_error` makes one of them out of what the operating system refuses.
 """
 
 import errno
@@ -58,7 +58,7 @@ class CycleError(RefluxError):
     """A question repeats one of its ancestors, so its recursion would never end."""
 
 
-def of_system(error: OSError) -> RefluxError:
+def from_os_error(error: OSError) -> RefluxError:
     """What a full disk, a read-only folder or a file in the way means to the user."""
     what = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     what += error.strerror or str(error)
@@ -73,7 +73,7 @@ def of_system(error: OSError) -> RefluxError:
     return RefluxError(f"{what}; what was recorded is kept, see that the disk and its files work")
 
 
-def within(
+def check_range(
     name: str,
     value: float,
     *,

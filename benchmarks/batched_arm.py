@@ -27,7 +27,7 @@ class BatchedArm:
     environ: Mapping[str, str] = field(default_factory=dict)
     """Variables that torch's thread pool reads when it is loaded."""
     top_logprobs: int = 1
-    together: int = 1000
+    max_concurrency: int = 1000
     """Requests under way at once."""
     backwards: bool = False
     """The last question is asked first."""
@@ -37,7 +37,7 @@ class BatchedArm:
     """False leaves the adapter's products to PEFT's own layers."""
     beside: int = 0
     """Processes that do nothing but take processor time meanwhile."""
-    most: int | None = None
+    max_requests: int | None = None
     """Questions asked, where all would take too long."""
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
@@ -85,7 +85,7 @@ class BatchedArm:
     async def _ask(
         self, client: BatchedClient, questions: Sequence[str], sampling: Sampling
     ) -> list[Any]:
-        gate = asyncio.Semaphore(self.together)
+        gate = asyncio.Semaphore(self.max_concurrency)
 
         async def ask(question: str) -> Any:
             chat = tuple((m["role"], m["content"]) for m in messages(question))

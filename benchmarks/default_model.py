@@ -1,12 +1,12 @@
 """The default model on the engine of choice, for benchmarks that are not about engines."""
 
-from reflux.agents.clients.llama_cpp import EmbeddedClient, EngineConfig, ModelFiles, default_gguf
+from reflux.agents.clients.llama_cpp import EngineConfig, LlamaCppClient, ModelFiles, default_gguf
 from reflux.finetune.engine.client import BatchedClient, BatchedConfig
 
 ENGINES = ("batched", "llama.cpp")
 
 
-def open_default_model(engine: str, context: int) -> BatchedClient | EmbeddedClient:
+def open_default_model(engine: str, context: int) -> BatchedClient | LlamaCppClient:
     """A client of the default model; `context` is the tokens of one request.
 
     Raises:
@@ -16,5 +16,5 @@ def open_default_model(engine: str, context: int) -> BatchedClient | EmbeddedCli
     if engine == "batched":
         return BatchedClient(lambda _: files, BatchedConfig(context=context))
     if engine == "llama.cpp":
-        return EmbeddedClient(lambda _: files, EngineConfig(context=context))
+        return LlamaCppClient(lambda _: files, EngineConfig(context=context))
     raise ValueError(f"there is no engine {engine!r}; take one of {', '.join(ENGINES)}")

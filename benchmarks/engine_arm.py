@@ -39,7 +39,7 @@ class EngineArm:
     gguf: Path | None = None
     """None is the default model."""
     adapter: Path | None = None
-    most: int | None = None
+    max_requests: int | None = None
     """Questions asked, where all would take too long."""
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:

@@ -22,7 +22,7 @@ class GenerateArm:
     keep_prefix: bool = False
     """True computes the shared prefix once and starts every batch from its keys and values."""
     attention: str = "eager"
-    most: int | None = None
+    max_requests: int | None = None
     """Questions asked, where all would take too long."""
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:

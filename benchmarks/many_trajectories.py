@@ -59,7 +59,7 @@ def fill(path: Path, number: int, seed: int = 0) -> None:
 def _calls(id: str, text: str, tree: bool, created: float) -> Iterator[tuple[Any, ...]]:
     copies = [f"{text}, part {part}" for part in range(3)] if tree else []
     if tree:
-        for step, taken in enumerate((Ask.of(*copies), Answer("together"))):
+        for step, taken in enumerate((Ask.of(*copies), Answer("max_concurrency"))):
             said = json.dumps(step_to_json(taken))
             yield (
                 id,
@@ -93,6 +93,6 @@ def _judgements(
         detail = json.dumps({**told, "status": "ok", "error": None, "votes": 1, "refused": 0})
         yield id, path, "leaf", 1, detail, f"{id}{path}:leaf:0.0:x", created
     kind = "outcome" if tree else "leaf"
-    told = {"question": text, "answer": "together" if tree else "about 0", "status": status}
+    told = {"question": text, "answer": "max_concurrency" if tree else "about 0", "status": status}
     detail = json.dumps({**told, "error": None, "votes": 1, "refused": 0})
     yield id, "", kind, int(status == "ok"), detail, f"{id}:{kind}:0.0:x", created

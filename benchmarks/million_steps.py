@@ -31,7 +31,7 @@ from benchmarks.tower_student import MOST, TARGET, StudentConfig, climb_with, cl
 from reflux.agents.types import ChatRequest
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Asked, task_context
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.planner import Plan, plan
 from reflux.graphs.voting.stopping import AheadBy
@@ -86,11 +86,11 @@ def climb(case: Case, path: Path, told: Path) -> None:
     asked = case.plan
     limits = Limits(calls=int(1.2 * asked.votes) + 1_000, tokens=10**12, attempts=1)
     given = AmplifyContext(
-        Caller(NoisyAgent(case.accuracy, case.seed), store),
+        RecordedClient(NoisyAgent(case.accuracy, case.seed), store),
         "noisy",
         (),
         limits=limits,
-        votes=VotePolicy(sure=None, rule=AheadBy(asked.lead, MOST)),
+        votes=VotePolicy(min_logprob=None, rule=AheadBy(asked.margin, MOST)),
         top_logprobs=0,
     )
     context = task_context(given, Hanoi())
@@ -135,7 +135,7 @@ def walked(case: Case) -> dict[str, Any]:
         "disks": case.disks,
         "accuracy": case.accuracy,
         "seed": case.seed,
-        "k": asked.lead,
+        "k": asked.margin,
         "steps": steps,
         "errors": errors + (found["outcome"]["status"] != "ok"),
         "votes": votes,
@@ -168,9 +168,9 @@ def marked(case: Case, path: Path) -> tuple[int, int, int, int]:
     connection = sqlite3.connect(path)
     rows = "SELECT number, wave, asked, answer, calls FROM links ORDER BY number, wave"
     asked = ""
-    for number, wave, question, answer, calls in connection.execute(rows):
+    for number, next_votes, question, answer, calls in connection.execute(rows):
         votes += calls
-        asked = question if wave == 0 else asked
+        asked = question if next_votes == 0 else asked
         if answer is None:
             continue
         right = best(due)

@@ -33,7 +33,7 @@ from reflux.graphs.ask import Amplified, Asked, Direct, answer_all, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.runner import evaluate
 from reflux.graphs.evals.vote_log import correlation, voted_questions
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.planner import expected_votes, step_error, votes_needed
 from reflux.graphs.voting.stopping import AheadBy
@@ -56,7 +56,7 @@ class Config:
     """Held-out sums of two digits among the leaves that are measured; the products are all 100."""
     votes: int = 5
     """Of each leaf that is measured."""
-    most: int = 9
+    max_votes: int = 9
     """Votes of a leaf in a tree, at the most."""
     seed: int = 0
     quick: bool = False
@@ -76,13 +76,15 @@ class Leaf:
 class Subject:
     """Who is measured."""
 
-    caller: Caller
+    recorded_client: RecordedClient
     model: str
     base: str
 
     def context(self, model: str, task: Multiplication, votes: VotePolicy) -> AmplifyContext:
         """The task's context with a model as X."""
-        given = AmplifyContext(self.caller, model, (), limits=LIMITS, votes=votes, top_logprobs=0)
+        given = AmplifyContext(
+            self.recorded_client, model, (), limits=LIMITS, votes=votes, top_logprobs=0
+        )
         return task_context(given, task)
 
 
@@ -96,7 +98,7 @@ async def measure_leaves(config: Config, subject: Subject, report: Report) -> di
     task = MultiplicationLeaves()
     products = [question for question in task.primitives() if is_product(question)]
     sums = task.sample(config.sums, 2, "held_out", config.seed + 1)
-    policy = VotePolicy(sure=None, rule=AheadBy(config.votes, config.votes))
+    policy = VotePolicy(min_logprob=None, rule=AheadBy(config.votes, config.votes))
     found: dict[str, Leaf] = {}
     for kind, questions in (("products, 1x1", products), ("sums, 2 digits", sums)):
         system = Direct(subject.context(subject.model, task, policy), policy)
@@ -104,7 +106,7 @@ async def measure_leaves(config: Config, subject: Subject, report: Report) -> di
         await answer_all(system, asked(f"leaves: {kind}", task.name, split), questions)
         right: list[list[bool]] = []
         refused = 0
-        for voted in voted_questions(subject.caller.store, f"leaves: {kind}"):
+        for voted in voted_questions(subject.recorded_client.store, f"leaves: {kind}"):
             texts = [task.normalise(reply.text) for reply in voted.replies]
             passed = [x for x in texts if task.checker().check(voted.question, x).ok]
             refused += len(texts) - len(passed)
@@ -127,7 +129,7 @@ async def measure_leaves(config: Config, subject: Subject, report: Report) -> di
 
 def leaves_of(subject: Subject, system: str) -> tuple[int, int, int]:
     """(products, sums, votes) that copies answered for a system."""
-    voted = list(voted_questions(subject.caller.store, system))
+    voted = list(voted_questions(subject.recorded_client.store, system))
     products = sum(is_product(one.question) for one in voted)
     return products, len(voted) - products, sum(len(one.replies) for one in voted)
 
@@ -141,10 +143,10 @@ def lead_for(target: float, steps: int, leaves: dict[str, Leaf]) -> tuple[int, s
         return 3, f"3, for want of a plan: {error}"
 
 
-def predicted_error(lead: int, counts: tuple[float, float], leaves: dict[str, Leaf]) -> float:
+def predicted_error(margin: int, counts: tuple[float, float], leaves: dict[str, Leaf]) -> float:
     """Of a root with so many products and sums, all of which have to be right the first time."""
     logs = (
-        n * math.log1p(-step_error(lead, leaf.accuracy, leaf.shared))
+        n * math.log1p(-step_error(margin, leaf.accuracy, leaf.shared))
         for n, leaf in zip(counts, leaves.values(), strict=True)
     )
     return -math.expm1(sum(logs))
@@ -158,10 +160,12 @@ async def measure(config: Config, subject: Subject, report: Report) -> None:
         name = f"{digits}x{digits}"
         target = TARGETS.get(digits, 0.95)
         # About digits² products and as many sums are planned for; the report has the true number.
-        lead, why = lead_for(target, 3 * digits * digits, leaves)
-        policy = VotePolicy(sure=None, rule=AheadBy(lead, max(config.most, 3 * lead)))
+        margin, why = lead_for(target, 3 * digits * digits, leaves)
+        policy = VotePolicy(
+            min_logprob=None, rule=AheadBy(margin, max(config.max_votes, 3 * margin))
+        )
         questions = task.sample(config.questions, digits, "held_out", config.seed)
-        one = VotePolicy(most=1)
+        one = VotePolicy(max_votes=1)
         systems = {
             f"amplified, {name}": Amplified(subject.context(subject.model, task, policy)),
             f"student, one call, {name}": Direct(subject.context(subject.model, task, one)),
@@ -180,13 +184,13 @@ async def measure(config: Config, subject: Subject, report: Report) -> None:
                 products, sums, votes = leaves_of(subject, system)
                 counts = products / score.n, sums / score.n
                 wanted = [
-                    n * expected_votes(lead, leaf.accuracy, leaf.shared)
+                    n * expected_votes(margin, leaf.accuracy, leaf.shared)
                     for n, leaf in zip(counts, leaves.values(), strict=True)
                 ]
                 row |= {
-                    "lead": lead, "why": why, "leaves": sum(counts),
+                    "lead": margin, "why": why, "leaves": sum(counts),
                     "root error": 1 - score.accuracy,
-                    "predicted": predicted_error(lead, counts, leaves),
+                    "predicted": predicted_error(margin, counts, leaves),
                     "votes per leaf": votes / max(1, products + sums),
                     "votes predicted": sum(wanted) / max(1e-9, sum(counts)),
                     "statuses": str(score.statuses),
@@ -214,7 +218,7 @@ async def with_store(config: Config, client: ChatClient, model: str, report: Rep
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(Path(scratch) / "traces.db")
         try:
-            subject = Subject(Caller(CachedClient(client), store), model, "base")
+            subject = Subject(RecordedClient(CachedClient(client), store), model, "base")
             await measure(config, subject, report)
         finally:
             store.close()

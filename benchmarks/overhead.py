@@ -40,7 +40,7 @@ from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Asked
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 
@@ -172,8 +172,8 @@ class SplitAndJoin:
 
     name = "split-and-join"
 
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
+    def __init__(self, recorded_client: RecordedClient) -> None:
+        self._caller = recorded_client
 
     async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
         """Split the root, join its answers, leave every part to X."""
@@ -194,13 +194,13 @@ class UnwrittenStore(TraceStore):
 
 def reflux(client: OpenAIClient, store: TraceStore, widest: int) -> Arm:
     """The amplification graph."""
-    caller = Caller(client, store)
+    recorded_client = RecordedClient(client, store)
     context = AmplifyContext(
-        caller,
+        recorded_client,
         MODEL,
-        [SplitAndJoin(caller)],
+        [SplitAndJoin(recorded_client)],
         limits=Limits(depth=1, fanout=widest, calls=10 * widest, tokens=10**9),
-        votes=VotePolicy(most=1),
+        votes=VotePolicy(max_votes=1),
         max_tokens=MAX_TOKENS,
         top_logprobs=0,
     )
@@ -237,9 +237,9 @@ async def compare(config: Config, report: Report) -> None:
     found: dict[tuple[str, int, float], list[Sample]] = {}
     with mock_endpoint() as endpoint, tempfile.TemporaryDirectory() as folder:
         for latency in config.latencies_ms:
-            url, most = endpoint.base_url(latency), config.concurrency
-            plain = [Plain(url, most) for _ in range(2)]
-            ours = [OpenAIClient(url, "none", concurrency=most) for _ in range(3)]
+            url, max_votes = endpoint.base_url(latency), config.concurrency
+            plain = [Plain(url, max_votes) for _ in range(2)]
+            ours = [OpenAIClient(url, "none", concurrency=max_votes) for _ in range(3)]
             stores = [
                 TraceStore(Path(folder, f"{latency}.db")),
                 UnwrittenStore(Path(folder, f"{latency}-unwritten.db")),

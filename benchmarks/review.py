@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.report import Claim, Report, middle
 from reflux.graphs.amplify.recompute import revise
-from reflux.graphs.traces.review import Why, page, queue, rejected_by_persons
+from reflux.graphs.traces.review import Why, page, queue, rejected_by_humans
 from reflux.graphs.traces.store import TraceStore
 
 WHYS: tuple[Why, ...] = ("escalated", "disputed", "audit")
@@ -121,7 +121,7 @@ def main(config: Config) -> Report:
             )
         took = [timed(lambda: queue(store, PER_PAGE))[0] for _ in range(5)]
         report.rows.append(_row("the first items of all kinds", took))
-        took = [timed(lambda: rejected_by_persons(store))[0] for _ in range(5)]
+        took = [timed(lambda: rejected_by_humans(store))[0] for _ in range(5)]
         report.rows.append(_row("who was rejected, for a distillation", took))
         took = asyncio.run(_edits(store, ids[:20]))
         report.rows.append(_row("a root edited", took))

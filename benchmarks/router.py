@@ -26,7 +26,7 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.sampling import first_request
 from reflux.graphs.ask import Amplified, Asked, Direct, System, answer_all, task_context
 from reflux.graphs.evals.metrics import wilson
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import task_named
@@ -34,7 +34,7 @@ from reflux.tasks.gym import offline_package
 from reflux.tasks.multihop import WORDS
 from reflux.tasks.replies import first_of
 
-Fresh = Callable[[], Caller]
+Fresh = Callable[[], RecordedClient]
 """Makes a caller with a cache of its own."""
 
 
@@ -163,7 +163,7 @@ async def learned(kind: Kind, past: list[Past]) -> None:
     """Answer the questions to be fitted on both ways, and read the log for how sure X was."""
     direct = await went(kind, Direct(kind.context), "fit-direct", kind.fit)
     tree = await went(kind, Amplified(kind.context), "fit-amplified", kind.fit)
-    client = kind.context.caller.client
+    client = kind.context.recorded_client.client
     for question, one, other in zip(kind.fit, direct.right, tree.right, strict=True):
         reply = await client.complete(first_request(kind.context, question))
         past.append(Past(question, reply.min_logprob, one, other))
@@ -173,7 +173,7 @@ async def judged(kind: Kind, router: Router, report: Report, fresh: Fresh) -> No
     """One row: both arms and the router on the same questions."""
     n, arms = len(kind.judge), dict[str, Went]()
     for arm in ("direct", "amplified", "routed"):
-        context = replace(kind.context, caller=fresh())
+        context = replace(kind.context, recorded_client=fresh())
         if arm == "routed":
             (h, *_), probe = context.overseers, context
             routed = Routed(h, router, lambda q, probe=probe: first_request(probe, q))
@@ -199,11 +199,15 @@ async def run(config: Config, report: Report) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(Path(scratch) / "traces.db")
 
-        def fresh() -> Caller:
-            return Caller(CachedClient(engine), store)
+        def fresh() -> RecordedClient:
+            return RecordedClient(CachedClient(engine), store)
 
         base = AmplifyContext(
-            fresh(), "base", (), limits=Limits(attempts=config.attempts), votes=VotePolicy(most=1)
+            fresh(),
+            "base",
+            (),
+            limits=Limits(attempts=config.attempts),
+            votes=VotePolicy(max_votes=1),
         )
         try:
             kinds = [task_kind("multihop", 2, base, config), *facts(base, config)]

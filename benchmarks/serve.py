@@ -132,7 +132,7 @@ async def latency(config: Config, server_url: str, engine_url: str, report: Repo
 
         return ask
 
-    async def side_by_side(at: int, due: float) -> Said:
+    async def run_concurrently(at: int, due: float) -> Said:
         parts = [f"part {part} of {at}" for part in range(config.fanout)]
         said = await asyncio.gather(*(engine.ask("x", part, False, due) for part in parts))
         return max(said, key=lambda one: one.last)
@@ -146,7 +146,7 @@ async def latency(config: Config, server_url: str, engine_url: str, report: Repo
     await compare(f"direct, {rate:g}/s", whole, rate, config, report)
     first = {"engine": direct(engine, True), "server": direct(server, True)}
     added = await compare(f"first word, {rate:g}/s", first, rate, config, report)
-    grown: dict[str, Ask] = {"engine": side_by_side, "server": tree}
+    grown: dict[str, Ask] = {"engine": run_concurrently, "server": tree}
     await compare(f"tree of {config.fanout}, {trees:g}/s", grown, trees, config, report)
     server.close()
     engine.close()

@@ -54,11 +54,11 @@ def _serve(run: Path, endpoint_url: str, x: str) -> None:
     from reflux.server.settings import ServeSettings
 
     clients = {
-        name: Endpoint(OpenAIClient(endpoint_url, "none", concurrency=most), "mock")
-        for name, most in MODELS.items()
+        name: Endpoint(OpenAIClient(endpoint_url, "none", concurrency=max_votes), "mock")
+        for name, max_votes in MODELS.items()
     }
     settings = ServeSettings(
-        overseer="split", endpoints=clients, model=x, per_second=0, together=4_096
+        overseer="split", endpoints=clients, model=x, per_second=0, max_concurrency=4_096
     )
     app = create_app(RunFolder(run), settings, {"split": ScriptedOverseer("split", split)})
     with socket.create_server(("127.0.0.1", 0), backlog=2_048) as listening:

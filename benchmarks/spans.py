@@ -27,7 +27,7 @@ from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Asked, answer_all
 from reflux.graphs.traces.otel import OtelSpans
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.telemetry import NO_SPANS, Spans
 
@@ -75,7 +75,7 @@ async def call_ms(config: Config, spans: Spans) -> float:
     with tempfile.TemporaryDirectory() as folder:
         store = TraceStore(Path(folder, "traces.db"))
         context = AmplifyContext(
-            Caller(ScriptedClient(lambda _: "4"), store, spans),
+            RecordedClient(ScriptedClient(lambda _: "4"), store, spans),
             "base",
             [ScriptedOverseer("parts", act)],
             limits=Limits(fanout=config.fanout),

@@ -23,7 +23,7 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Asked, Direct, System, answer_all, task_context
 from reflux.graphs.evals.metrics import mcnemar, wilson
 from reflux.graphs.evals.task import score_held_out
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import task_named
@@ -53,7 +53,7 @@ class Config:
     questions: int = 200
     """Held-out questions of each task."""
     attempts: int = 2
-    together: int = 64
+    max_concurrency: int = 64
     engine: str = "batched"
     seed: int = 0
     quick: bool = False
@@ -108,7 +108,7 @@ async def answered(
 ) -> Answered:
     """Every question through one system."""
     asked = Asked("benchmark", 0, name, task.name, "held_out")
-    outcomes = await answer_all(system, asked, questions, together=config.together)
+    outcomes = await answer_all(system, asked, questions, max_concurrency=config.max_concurrency)
     done = Answered(
         [score_held_out(task, q, o["answer"]) for q, o in zip(questions, outcomes, strict=True)],
         calls=sum(o["spent"]["calls"] for o in outcomes),
@@ -120,15 +120,21 @@ async def answered(
     return done
 
 
-async def side_by_side(
-    caller: Caller, task: GymTask, level: int, config: Config, report: Report
+async def run_concurrently(
+    recorded_client: RecordedClient, task: GymTask, level: int, config: Config, report: Report
 ) -> None:
     """One row and one claim: the task through both systems."""
     tools = {name: Counted(tool) for name, tool in task.tools().items()}
     limits = Limits(attempts=config.attempts)
     context = task_context(
         AmplifyContext(
-            caller, "base", (), limits=limits, votes=VotePolicy(most=1), tools=tools, top_logprobs=0
+            recorded_client,
+            "base",
+            (),
+            limits=limits,
+            votes=VotePolicy(max_votes=1),
+            tools=tools,
+            top_logprobs=0,
         ),
         task,
     )
@@ -174,12 +180,12 @@ async def run(config: Config, report: Report) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(Path(scratch) / "traces.db")
         try:
-            caller = Caller(CachedClient(engine), store)
+            recorded_client = RecordedClient(CachedClient(engine), store)
             for name in config.tasks:
                 task = task_named(name)
                 if not isinstance(task, GymTask):
                     raise TypeError(f"{name!r} does not say who answers its sub-questions")
-                await side_by_side(caller, task, LEVELS[name], config, report)
+                await run_concurrently(recorded_client, task, LEVELS[name], config, report)
         finally:
             store.close()
             await engine.close()

@@ -88,7 +88,9 @@ async def climb(config: StudentConfig, run: OpenRun, model: str, report: Report)
     """Measure the votes, plan, and walk the tower."""
     task = Hanoi()
     limits = Limits(calls=10 * MOST * config.steps, tokens=10**12, attempts=1)
-    given = AmplifyContext(run.caller, model, (), limits=limits, seed=config.seed, top_logprobs=0)
+    given = AmplifyContext(
+        run.recorded_client, model, (), limits=limits, seed=config.seed, top_logprobs=0
+    )
     context = task_context(given, task)
     probed = await probed_votes(config, context)
     report.rows.append(figures(f"single moves of {config.disks} disks, off the ways", probed))
@@ -96,20 +98,20 @@ async def climb(config: StudentConfig, run: OpenRun, model: str, report: Report)
     if low <= 0.5:
         report.claims.append(Claim("student: steps of the tower", 0, ">=", config.steps, 1))
         return
-    lead = votes_needed(TARGET, config.steps, low)
-    due = expected_votes(lead, probed.accuracy) * config.steps
+    margin = votes_needed(TARGET, config.steps, low)
+    due = expected_votes(margin, probed.accuracy) * config.steps
     report.rows[-1] |= {
-        "k": lead,
+        "k": margin,
         "predicted votes": round(due),
-        "predicted errors": round(step_error(lead, low) * config.steps, 5),
+        "predicted errors": round(step_error(margin, low) * config.steps, 5),
     }
     asked = Asked("student", 0, "amplified", task.name, "asked")
     question = on_the_way(config.disks, "X", "Z", 0).text
-    voting = replace(context, votes=VotePolicy(sure=None, rule=AheadBy(lead, MOST)))
+    voting = replace(context, votes=VotePolicy(min_logprob=None, rule=AheadBy(margin, MOST)))
     (outcome,) = await answer_all(Amplified(voting), asked, [question])
     marks, errors = marked(run, asked.question_id(question), config)
     votes = sum(map(len, marks))
-    found = correlation(marks) if lead > 1 else None
+    found = correlation(marks) if margin > 1 else None
     report.rows.append(
         figures(f"tower of {config.disks}", found)
         | {"steps": len(marks), "errors": errors, "votes": votes}
@@ -137,9 +139,9 @@ async def probed_votes(config: StudentConfig, context: AmplifyContext) -> Votes:
         if question and is_held_out(task, question):
             found[question] = None
     asked = Asked("student", 0, "probe", task.name, "held_out")
-    policy = VotePolicy(sure=None, rule=AheadBy(config.votes, config.votes))
+    policy = VotePolicy(min_logprob=None, rule=AheadBy(config.votes, config.votes))
     await answer_all(Direct(context, policy), asked, list(found))
-    voted = list(voted_questions(context.caller.store, asked.system))
+    voted = list(voted_questions(context.recorded_client.store, asked.system))
     measured = measure(voted, by_task(task))
     if measured is None:
         raise RuntimeError("no probe was answered")

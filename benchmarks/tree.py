@@ -27,9 +27,9 @@ from benchmarks.report import Claim, Report, middle, spread
 from reflux.agents.clients.openai import OpenAIClient
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatClient, ChatRequest, Completion, Exchange, Step
-from reflux.graphs.amplify.context import AmplifyContext, Branches, Limits
+from reflux.graphs.amplify.context import AmplifyContext, ConcurrencyLimit, Limits
 from reflux.graphs.ask import Amplified, Asked
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 
@@ -43,7 +43,7 @@ class Shape:
 
     fanout: int
     levels: int
-    branches: int = 128
+    concurrency: int = 128
     """Sub-questions of each depth under way at once."""
 
     @property
@@ -56,18 +56,18 @@ class Shape:
 class Config:
     """What is measured, and how often."""
 
-    wide: Shape = Shape(10, 3, branches=256)
+    wide: Shape = Shape(10, 3, concurrency=256)
     """The default bound lies above the 128 requests, so that none of them waits for a record."""
     latency_ms: float = 200
     concurrency: int = 128
     repeats: int = 10
     large: tuple[Shape, ...] = (
-        Shape(10, 3, branches=16),
-        Shape(10, 4, branches=16),
-        Shape(10, 5, branches=16),
+        Shape(10, 3, concurrency=16),
+        Shape(10, 4, concurrency=16),
+        Shape(10, 5, concurrency=16),
         Shape(10, 5),
-        Shape(316, 2, branches=32),
-        Shape(10, 4, branches=10**6),
+        Shape(316, 2, concurrency=32),
+        Shape(10, 4, concurrency=10**6),
     )
     """The first three grow while their open branches stay as many: even the smallest has more
     than 16 at a depth. The last is as if there were no bound."""
@@ -126,13 +126,13 @@ async def answered(shape: Shape, client: ChatClient, store: TraceStore, *, model
     # With the model's part, a node's split and join are children, too.
     limits = Limits(shape.levels, shape.fanout, calls=20 * shape.leaves, tokens=10**12)
     context = AmplifyContext(
-        Caller(client, store),
+        RecordedClient(client, store),
         "mock",
         [overseer],
         limits=limits,
-        votes=VotePolicy(most=1),
+        votes=VotePolicy(max_votes=1),
         top_logprobs=0,
-        branches=Branches(shape.branches),
+        concurrency=ConcurrencyLimit(shape.concurrency),
     )
     question_id = ASKED.question_id(str(time.perf_counter_ns()))
     await store.add_question({"id": question_id, "text": "/", **vars(ASKED)})
@@ -155,9 +155,9 @@ def ideal_waves(shape: Shape, slots: int, *, model: bool) -> int:
     waits: dict[tuple[int, int], int] = {}
     waves = 0
     while ready:
-        wave = [heapq.heappop(ready) for _ in range(min(slots, len(ready)))]
+        next_votes = [heapq.heappop(ready) for _ in range(min(slots, len(ready)))]
         waves += 1
-        for _, kind, depth, number in wave:
+        for _, kind, depth, number in next_votes:
             if kind == "split":
                 waits[depth, number] = shape.fanout
                 below = "leaf" if depth + 1 == shape.levels else "split"
@@ -178,11 +178,11 @@ def ideal_waves(shape: Shape, slots: int, *, model: bool) -> int:
 async def timed(config: Config, *, model: bool) -> list[float]:
     """Wall seconds of the wide tree against the mock endpoint, after one warm-up."""
     seconds: list[float] = []
-    shape, most = config.wide, config.concurrency
+    shape, max_votes = config.wide, config.concurrency
     above = (shape.leaves - 1) // (shape.fanout - 1)
     due = shape.leaves + (2 * above if model else 0)
     with mock_endpoint() as endpoint, tempfile.TemporaryDirectory() as folder:
-        client = OpenAIClient(endpoint.base_url(config.latency_ms), "none", concurrency=most)
+        client = OpenAIClient(endpoint.base_url(config.latency_ms), "none", concurrency=max_votes)
         store = TraceStore(Path(folder, "t.db"))
         for _ in range(1 + config.repeats):
             before, begun = endpoint.count(), time.perf_counter()
@@ -211,7 +211,7 @@ def grown(shape: Shape) -> dict[str, Any]:
         "leaves": shape.leaves,
         "fanout": shape.fanout,
         "levels": shape.levels,
-        "branches": shape.branches,
+        "branches": shape.concurrency,
         "cpu_ms_per_call": round(1e3 * cpu / calls, 4),
         "wall_s": round(wall, 2),
         "peak_mb": round(_peak_mb(), 1),
@@ -240,7 +240,7 @@ def wide(config: Config, report: Report) -> None:
                 "leaves": config.wide.leaves,
                 "fanout": config.wide.fanout,
                 "levels": config.wide.levels,
-                "branches": config.wide.branches,
+                "branches": config.wide.concurrency,
                 "split_and_join": "by the model" if model else "by a script",
                 "n": len(seconds),
                 "ideal_s": round(ideal, 3),
@@ -263,18 +263,18 @@ def large(config: Config, report: Report) -> None:
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
         found = list(processes.map(grown, config.large))
     report.rows += found
-    least, middling, most = found[:3]
-    size = f"{most['leaves']:,} sub-questions"
+    least, middling, max_votes = found[:3]
+    size = f"{max_votes['leaves']:,} sub-questions"
     report.claims += [
-        Claim(f"peak memory of {size}, MB", most["peak_mb"], "<=", 1500, 1),
+        Claim(f"peak memory of {size}, MB", max_votes["peak_mb"], "<=", 1500, 1),
         Claim(
             f"its part above the start, times that of {middling['leaves']:,}",
-            most["peak_mb_above_start"] / middling["peak_mb_above_start"],
+            max_votes["peak_mb_above_start"] / middling["peak_mb_above_start"],
             "<=", 1.5, 1,
         ),
         Claim(
             f"CPU per call of {size}, times that of {least['leaves']:,}",
-            most["cpu_ms_per_call"] / least["cpu_ms_per_call"],
+            max_votes["cpu_ms_per_call"] / least["cpu_ms_per_call"],
             "<=", 1.2, 1,
         ),
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from reflux.agents.errors import UsageError
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.voting.planner import expected_votes, plan, step_error, wald_bound
 from reflux.graphs.voting.stopping import AheadBy, AnyRule, Majority, Posterior, Sprt
-from reflux.graphs.voting.voting import Vote, VotePolicy, wave, winner
+from reflux.graphs.voting.voting import Vote, VotePolicy, next_votes, winner
 
 UNBOUNDED = 10**6
 RIGHT, WRONG = "right", "wrong"
@@ -65,7 +65,7 @@ class Tally:
     def add(self, policy: VotePolicy, accuracy: float, draw: random.Random) -> None:
         """Vote on one question."""
         votes: list[Vote] = []
-        while more := wave(votes, policy):
+        while more := next_votes(votes, policy):
             votes += [Vote(RIGHT if draw.random() < accuracy else WRONG, True) for _ in range(more)]
             self.waves += 1
         found = winner(votes)
@@ -76,7 +76,7 @@ class Tally:
 
 def policy(rule: AnyRule) -> VotePolicy:
     """Votes by a rule alone: no first vote stands for itself."""
-    return VotePolicy(sure=None, rule=rule)
+    return VotePolicy(min_logprob=None, rule=rule)
 
 
 def by_question(config: Config, report: Report) -> None:
@@ -91,8 +91,8 @@ def by_question(config: Config, report: Report) -> None:
             for c in (0.9, 0.95, 0.97)
         ),
         ("sprt, 0.8 against 0.5", Sprt(error=0.05)),
-        ("majority of 40", Majority(most=40)),
-        ("fixed 40", Majority(most=40)),
+        ("majority of 40", Majority(max_votes=40)),
+        ("fixed 40", Majority(max_votes=40)),
     ]
     found: dict[str, Tally] = {}
     for name, rule in rules:
@@ -105,7 +105,7 @@ def by_question(config: Config, report: Report) -> None:
         row = {"rule": name, "error": one.error, "votes": one.mean_votes}
         row |= {"waves": one.waves / n, "n": n}
         if isinstance(rule, AheadBy):
-            k = rule.lead
+            k = rule.margin
             bound = sum(wald_bound(step_error(k, p), p) for p in accuracies) / len(accuracies)
             row |= {"Wald's bound": bound, "votes / bound": one.mean_votes / bound}
             report.claims.append(

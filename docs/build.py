@@ -100,6 +100,7 @@ def source_page(file: Path) -> str:
     if file.suffix == ".py" and file.parts[0] in PACKAGES:
         parts = file.with_suffix("").parts
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        module = module if module.startswith("reflux") else f"reflux.{module}"
         return f"# {file}\n\n::: {module}\n"
     text = (ROOT / file).read_text()
     fence = "`" * (3 + max((len(run) for run in re.findall("`{3,}", text)), default=0))

@@ -21,7 +21,7 @@ from typing import Any
 import reflux
 from reflux import Answer, Ask, Exchange, Expert, SubQuestion
 from reflux.agents.tools.documents import Documents
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 
 HANDBOOK = Path(__file__).with_name("handbook")
@@ -129,17 +129,21 @@ async def diagnosis(case: str, client: reflux.ChatClient | None = None) -> reflu
 
 
 @asynccontextmanager
-async def reviewed(folder: Path, client: reflux.ChatClient) -> AsyncGenerator[reflux.Patient]:
+async def reviewed(
+    folder: Path, client: reflux.ChatClient
+) -> AsyncGenerator[reflux.InterruptibleRun]:
     """The same, but no report leaves before a reviewer has approved or edited it.
 
     The reviewer's comment is kept with the report, as a judgement `review`.
     """
     store = TraceStore(folder / "traces.db")
     h = reflux.Reviewed(H, when="answers")
-    context = reflux.AmplifyContext(Caller(client, store), "base", (h,), **ward())
+    context = reflux.AmplifyContext(RecordedClient(client, store), "base", (h,), **ward())
     try:
-        async with reflux.open_patient(context, folder / "checkpoints.db") as patient:
-            yield patient
+        async with reflux.open_interruptible_run(
+            context, folder / "checkpoints.db"
+        ) as interruptible_run:
+            yield interruptible_run
     finally:
         store.close()
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import reflux
 from reflux.cli.human_input import proposal_text
-from reflux.graphs.amplify.interrupts import Progressed
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.amplify.interrupts import RunProgress
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 
 QUESTION_ID = "example"
@@ -34,42 +34,44 @@ def step_of(reply: str) -> dict[str, Any]:
 
 async def go_on(
     folder: Path, client: reflux.ChatClient, question: str = "", reply: str = ""
-) -> Progressed:
+) -> RunProgress:
     """Ask the question, or give the reply to whatever waits first; tell how far it came."""
     store = TraceStore(folder / "traces.db")
     context = reflux.AmplifyContext(
-        Caller(client, store),
+        RecordedClient(client, store),
         "base",
         [reflux.Reviewed(reflux.ModelOverseer(), when="root")],
         limits=reflux.Limits(depth=1),
         max_tokens=100,
     )
     try:
-        async with reflux.open_patient(context, folder / "checkpoints.db") as patient:
+        async with reflux.open_interruptible_run(
+            context, folder / "checkpoints.db"
+        ) as interruptible_run:
             if question:
                 await store.add_question({"id": QUESTION_ID, "text": question})
-                return await patient.ask(question, QUESTION_ID)
-            first, *_ = (await patient.look(QUESTION_ID)).pending
-            return await patient.reply(QUESTION_ID, {first.id: step_of(reply)})
+                return await interruptible_run.ask(question, QUESTION_ID)
+            first, *_ = (await interruptible_run.look(QUESTION_ID)).pending
+            return await interruptible_run.reply(QUESTION_ID, {first.id: step_of(reply)})
     finally:
         store.close()
 
 
 async def main(verb: str, text: str) -> None:
     """One day of the conversation, on the embedded default model."""
-    from reflux.agents.clients.llama_cpp import EmbeddedClient, ModelFiles, default_gguf
+    from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 
-    client = EmbeddedClient(lambda _: ModelFiles(default_gguf()))
+    client = LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     try:
         given = {"question": text} if verb == "ask" else {"reply": text}
-        progressed = await go_on(Path("runs/person"), client, **given)
+        progress = await go_on(Path("runs/person"), client, **given)
     finally:
         await client.close()
-    for each in progressed.pending:
+    for each in progress.pending:
         proposal = each.form.get("proposal")
         print(f"waits: {proposal_text(proposal) if proposal else each.form['question']}")
-    if progressed.outcome is not None:
-        print(progressed.outcome["answer"])
+    if progress.outcome is not None:
+        print(progress.outcome["answer"])
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from reflux.agents.budget import Price, Purse
+from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers.red_flags import RedFlags
 from reflux.finetune.engine.client import BatchedConfig
 from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.voting.voting import VotePolicy
 
 
@@ -43,7 +43,7 @@ class RoundSpec(Strict):
     """Overrides of the run's `sft` for this round."""
 
 
-class PurseConfig(Strict):
+class SpendLimitConfig(Strict):
     """What a whole run may spend, from its start or its resumption; None is no limit."""
 
     seconds: float | None = Field(default=None, gt=0)
@@ -54,9 +54,9 @@ class PurseConfig(Strict):
     prices: dict[str, Price] = {}
     """By model name, for a million prompt and completion tokens."""
 
-    def open(self) -> Purse:
+    def open(self) -> SpendLimit:
         """A purse that is full."""
-        return Purse(
+        return SpendLimit(
             seconds=self.seconds,
             money=self.money,
             calls=self.calls,
@@ -82,7 +82,7 @@ class RoundsConfig(Strict):
     votes: VotePolicy = Field(default_factory=VotePolicy)
     flags: RedFlags = Field(default_factory=RedFlags)
     checks: CheckPolicy = Field(default_factory=CheckPolicy)
-    purse: PurseConfig = Field(default_factory=PurseConfig)
+    spend_limit: SpendLimitConfig = Field(default_factory=SpendLimitConfig)
     engine: Literal["batched", "llama.cpp"] = "batched"
     """What runs the models; in a batched run llama.cpp answers requests with tools or schemas."""
     batched: BatchedConfig = Field(default_factory=BatchedConfig)
@@ -90,7 +90,7 @@ class RoundsConfig(Strict):
     llama_cpp: EngineConfig = Field(default_factory=EngineConfig)
     """How llama.cpp runs."""
     gates: GateConfig = Field(default_factory=GateConfig)
-    together: int = Field(default=64, ge=1)
+    max_concurrency: int = Field(default=64, ge=1)
     """Questions amplified at once."""
     sft: dict[str, Any] = {}
     """Goes unchanged to TRL's SFTConfig."""
@@ -123,10 +123,10 @@ class RoundsConfig(Strict):
                 )
         return self
 
-    def context(self, caller: Caller, model: str, **more: Any) -> AmplifyContext:
+    def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
         """A context of the config's limits, votes and checks; `more` are further fields of it."""
         return AmplifyContext(
-            caller,
+            recorded_client,
             model,
             (),
             limits=self.limits,
@@ -139,8 +139,8 @@ class RoundsConfig(Strict):
 
     @model_validator(mode="after")
     def _prices_what_it_limits(self) -> "RoundsConfig":
-        if not self.purse.prices and not self.limits.money is self.purse.money is None:
-            raise ValueError("money is limited, and no model has a price: add purse.prices")
+        if not self.spend_limit.prices and not self.limits.money is self.spend_limit.money is None:
+            raise ValueError("money is limited, and no model has a price: add spend_limit.prices")
         return self
 
 

@@ -203,7 +203,7 @@ class Registry:
             UsageError: no such student, one of another version, or its files were altered.
         """
         student = self._read(id)
-        refuse_pickle(student.path)
+        check_no_pickle(student.path)
         for path, expected in (
             (student.adapter_model, student.adapter_sha256),
             (student.adapter_gguf, student.twin_sha256),
@@ -306,7 +306,7 @@ class Registry:
             )
 
 
-def refuse_pickle(folder: Path) -> None:
+def check_no_pickle(folder: Path) -> None:
     """Where an adapter's weights are a pickle only, they are not read: that would run its code.
 
     Raises:

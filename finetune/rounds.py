@@ -159,7 +159,7 @@ async def run_rounds(
     if not 1 <= total <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {total}")
     config = config.model_copy(update={"rounds": config.rounds[:total]})
-    stages = Stages(config, task, run, progress, config.purse.open())
+    stages = Stages(config, task, run, progress, config.spend_limit.open())
     path = run.folder.checkpoints_path
     async with open_checkpoints(path, DAMAGED) as saver:
         graph = build_rounds_graph().compile(checkpointer=saver)

@@ -16,8 +16,8 @@ import yaml
 
 from reflux.agents.clients.cached import CachedClient
 from reflux.agents.clients.llama_cpp import (
-    EmbeddedClient,
     EngineConfig,
+    LlamaCppClient,
     ModelFiles,
     default_gguf,
     file_sha256,
@@ -27,7 +27,7 @@ from reflux.agents.types import ChatClient
 from reflux.finetune.config import read_yaml
 from reflux.finetune.engine.client import BatchedClient, BatchedConfig
 from reflux.finetune.registry import Registry
-from reflux.graphs.traces.recorded_client import Caller, completion_of
+from reflux.graphs.traces.recorded_client import RecordedClient, completion_of
 from reflux.graphs.traces.store import TraceStore
 
 FORMAT = 1
@@ -173,18 +173,18 @@ class OpenRun:
             if isinstance(engine, BatchedConfig):
                 self._engine = client = BatchedClient(folder.models, engine, llama_cpp)
             else:
-                self._engine = client = EmbeddedClient(folder.models, engine)
+                self._engine = client = LlamaCppClient(folder.models, engine)
         self.cache = CachedClient(wrap(client) if wrap else client)
-        self.caller = Caller(self.cache, self.store)
+        self.recorded_client = RecordedClient(self.cache, self.store)
         if warm:
             self._warm()
 
     @property
-    def llama_cpp(self) -> Caller:
+    def llama_cpp(self) -> RecordedClient:
         """Calls to llama.cpp where a batched engine is the run's; else those of the run."""
         if not isinstance(self._engine, BatchedClient):
-            return self.caller
-        return Caller(CachedClient(self._engine.llama_cpp), self.store)
+            return self.recorded_client
+        return RecordedClient(CachedClient(self._engine.llama_cpp), self.store)
 
     def _warm(self) -> None:
         """Replies of earlier sessions on this folder are known to the cache."""

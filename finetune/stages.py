@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reflux.agents.budget import Purse
+from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
 from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.data.anchor import anchor_prompts, canary_prompts, overlap
 from reflux.finetune.data.corrections import edited
 from reflux.finetune.data.hard_examples import hardness
-from reflux.finetune.data.rows import Row, accepted, refuse_leaks, rows_digest
+from reflux.finetune.data.rows import Row, accepted, check_leaks, rows_digest
 from reflux.finetune.export.parity import agreement, peft_answers
 from reflux.finetune.gates import failed_gates, judge
 from reflux.finetune.run_folder import OpenRun
@@ -41,7 +41,7 @@ class Stages:
     task: Task
     run: OpenRun
     progress: Progress
-    purse: Purse = field(default_factory=Purse)
+    spend_limit: SpendLimit = field(default_factory=SpendLimit)
     """The run's; every model call pays into it."""
 
     def spec(self, number: int) -> RoundSpec:
@@ -50,7 +50,7 @@ class Stages:
 
     def context(self, model: str) -> AmplifyContext:
         """The task's context with `model` as X."""
-        given = self.config.context(self.run.caller, model, purse=self.purse)
+        given = self.config.context(self.run.recorded_client, model, spend_limit=self.spend_limit)
         return task_context(given, self.task)
 
     def asked(self, number: int, system: str, split: str, task: str | None = None) -> Asked:
@@ -73,7 +73,7 @@ class Stages:
             system,
             asked,
             questions,
-            together=self.config.together,
+            max_concurrency=self.config.max_concurrency,
             on_done=self._tick(what, len(questions)) if what else None,
         )
 
@@ -119,12 +119,12 @@ class Stages:
     def _plain(self, model: str) -> Direct:
         """X asked for free text, without the task's checker and forms."""
         context = AmplifyContext(
-            self.run.caller,
+            self.run.recorded_client,
             model,
             (),
             max_tokens=self.config.anchor_tokens,
             top_logprobs=0,
-            purse=self.purse,
+            spend_limit=self.spend_limit,
         )
         return Direct(context)
 
@@ -141,7 +141,7 @@ class Stages:
         anchor = list(accepted(store, "train", "anchor", 0, ""))
         by_persons = list(edited(store, self.task))
         rows = [*primitives, *amplified, *anchor, *by_persons]
-        refuse_leaks(rows, self.task)
+        check_leaks(rows, self.task)
         repeated = primitives * self.spec(number).primitive_repeats
         return rows, [*repeated, *amplified, *anchor, *by_persons]
 
@@ -190,7 +190,12 @@ class Stages:
             tick = self._tick(f"evaluate {key}", len(questions))
             asked = self.asked(number, key, "held_out")
             score = await evaluate(
-                system, self.task, asked, questions, together=self.config.together, on_done=tick
+                system,
+                self.task,
+                asked,
+                questions,
+                max_concurrency=self.config.max_concurrency,
+                on_done=tick,
             )
             scores[key] = score.to_json()
         return scores
@@ -249,7 +254,7 @@ class Stages:
                 self.task,
                 self.asked(number, f"regression-{agent}", "held_out"),
                 questions,
-                together=self.config.together,
+                max_concurrency=self.config.max_concurrency,
                 on_done=self._tick(f"one level down: {agent}", len(questions)),
             )
             accuracy.append(score.accuracy)
@@ -291,11 +296,11 @@ class Stages:
             min(200, spec.held_out), spec.level, "held_out", self.config.seed + 1
         )
         self.progress("compare the PEFT adapter with its GGUF twin", 0, len(questions), "")
-        caller = self.run.llama_cpp
+        recorded_client = self.run.llama_cpp
         # Where llama.cpp has run the round, it has answered these already.
-        key = "student" if caller is self.run.caller else "twin"
+        key = "student" if recorded_client is self.run.recorded_client else "twin"
         outcomes = await self._answers(
-            Direct(replace(self.context(name), caller=caller)),
+            Direct(replace(self.context(name), recorded_client=recorded_client)),
             self.asked(number, key, "held_out"),
             questions,
         )

@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
 
-from reflux.agents.budget import Purse
+from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.redaction import redact
 from reflux.graphs.amplify.context import AmplifyContext
@@ -27,7 +27,7 @@ from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.self_consistency import answer_directly
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.evals.task import Task
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.voting.voting import VotePolicy
 
 THRESHOLDS = (50_000, 20, 20)
@@ -114,7 +114,7 @@ class Amplified:
             UsageError: H deferred to a person, for whom this run cannot wait.
         """
         outer = var_child_runnable_config.set(None)
-        context = with_purse(self.context)
+        context = with_spend_limit(self.context)
         try:
             with rare_collections():
                 state = await _compiled().ainvoke(
@@ -137,13 +137,13 @@ class Direct:
 
     def __init__(self, context: AmplifyContext, votes: VotePolicy | None = None) -> None:
         # Not a `replace` of the policy: its rule or its variants would ask more, or another.
-        self.context = replace(context, votes=votes or VotePolicy(most=1), everyone=False)
+        self.context = replace(context, votes=votes or VotePolicy(max_votes=1), everyone=False)
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask X."""
         limits = self.context.limits
         return await answer_directly(
-            with_purse(self.context),
+            with_spend_limit(self.context),
             question=question,
             question_id=question_id,
             path="",
@@ -153,13 +153,13 @@ class Direct:
         )
 
 
-def with_purse(context: AmplifyContext) -> AmplifyContext:
+def with_spend_limit(context: AmplifyContext) -> AmplifyContext:
     """The context of one root question: its seconds count from now, the run's purse pays, too."""
     limits = context.limits
     if limits.seconds is None and limits.money is None:
         return context
-    purse = context.purse.for_question(limits.seconds, limits.money)
-    return replace(context, purse=purse)
+    spend_limit = context.spend_limit.for_question(limits.seconds, limits.money)
+    return replace(context, spend_limit=spend_limit)
 
 
 @cache
@@ -195,27 +195,28 @@ async def answer_all(
     asked: Asked,
     questions: Sequence[str],
     *,
-    together: int = 32,
+    max_concurrency: int = 32,
     on_done: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
-    """Answer many questions, `together` at a time; outcomes come in the order of `questions`.
+    """Answer many questions, `max_concurrency` at a time; outcomes come in the order of
+    `questions`.
 
     What was recorded under the same run before is replayed and costs no call. A question that
     is there twice is answered once. The first error that is no outcome ends all; what was
     recorded until then stays.
     """
     questions = [redact(question) for question in questions]
-    gate = asyncio.Semaphore(together)
-    store = system.context.caller.store
+    gate = asyncio.Semaphore(max_concurrency)
+    store = system.context.recorded_client.store
     done = 0
 
     async def one(question: str) -> Outcome:
         nonlocal done
         async with gate:
             question_id = asked.question_id(question)
-            system.context.caller.left_open.pop(question_id, None)
+            system.context.recorded_client.left_open.pop(question_id, None)
             await store.add_question({"id": question_id, "text": question, **vars(asked)})
-            with system.context.caller.spans.run(question_id, vars(asked)) as span:
+            with system.context.recorded_client.spans.run(question_id, vars(asked)) as span:
                 outcome = await system.answer(question, question_id)
                 span.ended(outcome["status"])
         done += 1
@@ -237,7 +238,7 @@ async def answer_every(
     asked: Asked,
     questions: Sequence[str],
     *,
-    together: int = 32,
+    max_concurrency: int = 32,
     on_done: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
     """`answer_all` for those who score the answers: none is missing for want of an endpoint or
@@ -248,29 +249,34 @@ async def answer_every(
             answer is recorded.
         RefluxError: the run's purse is empty.
     """
-    outcomes = await answer_all(system, asked, questions, together=together, on_done=on_done)
-    refuse_outage(outcomes, system.context.caller)
-    refuse_left_open(asked, questions, outcomes, system.context.caller)
-    refuse_broke(outcomes, system.context.purse)
+    outcomes = await answer_all(
+        system, asked, questions, max_concurrency=max_concurrency, on_done=on_done
+    )
+    check_outage(outcomes, system.context.recorded_client)
+    check_lost_calls(asked, questions, outcomes, system.context.recorded_client)
+    check_spend_limit(outcomes, system.context.spend_limit)
     return outcomes
 
 
-def refuse_broke(outcomes: Sequence[Outcome], purse: Purse) -> None:
+def check_spend_limit(outcomes: Sequence[Outcome], spend_limit: SpendLimit) -> None:
     """A run whose purse is empty must not look like a model that fails.
 
     Raises:
         RefluxError: one of its limits is used up, and some question was not answered for it.
     """
     cut = any(outcome["status"] in ("over_budget", "failed") for outcome in outcomes)
-    if cut and (lacking := purse.lacks) is not None:
+    if cut and (lacking := spend_limit.lacks) is not None:
         raise RefluxError(
             f"the run has no {lacking} left: raise purse.{lacking}. What was answered is kept, the "
             "same command goes on with it and pays nothing twice"
         )
 
 
-def refuse_left_open(
-    asked: Asked, questions: Sequence[str], outcomes: Sequence[Outcome], caller: Caller
+def check_lost_calls(
+    asked: Asked,
+    questions: Sequence[str],
+    outcomes: Sequence[Outcome],
+    recorded_client: RecordedClient,
 ) -> None:
     """A question whose call failed for a while must not look like a wrong answer, whatever was
     answered after it.
@@ -279,10 +285,10 @@ def refuse_left_open(
         EndpointError: there are such questions, without an accepted answer.
     """
     lost = [
-        caller.left_open[id]
+        recorded_client.left_open[id]
         for question, outcome in zip(questions, outcomes, strict=True)
         if outcome["status"] != "ok"
-        and (id := asked.question_id(redact(question))) in caller.left_open
+        and (id := asked.question_id(redact(question))) in recorded_client.left_open
     ]
     if lost:
         raise EndpointError(
@@ -291,7 +297,7 @@ def refuse_left_open(
         )
 
 
-def refuse_outage(outcomes: Sequence[Outcome], caller: Caller) -> None:
+def check_outage(outcomes: Sequence[Outcome], recorded_client: RecordedClient) -> None:
     """An endpoint that is down must not look like a model that fails.
 
     Raises:
@@ -299,7 +305,7 @@ def refuse_outage(outcomes: Sequence[Outcome], caller: Caller) -> None:
             that it would answer another time.
     """
     failed = sum(outcome["status"] == "failed" for outcome in outcomes)
-    outage = caller.outage
+    outage = recorded_client.outage
     if outage is None or not failed or (outage.refused and failed < len(outcomes)):
         return
     which = f"{failed} of {len(outcomes)} questions" if len(outcomes) > 1 else "the question"

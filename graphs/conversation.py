@@ -13,21 +13,21 @@ from reflux.graphs.amplify.context import silent
 from reflux.graphs.amplify.state import Status
 from reflux.graphs.ask import Asked
 from reflux.graphs.traces.events import Event, answered
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import CallKey
 
-Hear = Callable[[int, Delta], None]
+Listener = Callable[[int, Delta], None]
 """Hears each piece of each reply, by the reply's position."""
 
 
 async def answer_chat(
-    caller: Caller,
+    recorded_client: RecordedClient,
     asked: Asked,
     text: str,
     requests: Sequence[ChatRequest],
     *,
-    hear: Hear | None = None,
+    hear: Listener | None = None,
     emit: Callable[[Event], None] = silent,
 ) -> list[Completion]:
     """One reply to each request, side by side; the first is the answer that the record names.
@@ -42,11 +42,11 @@ async def answer_chat(
     """
     text = redact(text)
     question_id = asked.question_id(text)
-    await caller.store.add_question({"id": question_id, "text": text, **vars(asked)})
+    await recorded_client.store.add_question({"id": question_id, "text": text, **vars(asked)})
 
     async def one(at: int, request: ChatRequest) -> Completion:
         key = CallKey(question_id, "", "answer", vote=at)
-        reply = await _reply(caller, key, request, at, hear)
+        reply = await _reply(recorded_client, key, request, at, hear)
         emit(
             {
                 "event": "called",
@@ -65,12 +65,12 @@ async def answer_chat(
         detail: dict[str, Any] = {"question": text, "answer": answer, "status": status}
         detail |= {"error": error, "votes": len(requests)}
         ok = status == "ok"
-        await caller.store.add_judgement(question_id, "", "leaf", ok, detail, key="0.0")
+        await recorded_client.store.add_judgement(question_id, "", "leaf", ok, detail, key="0.0")
         emit(answered("", True, detail))
 
-    with caller.spans.run(question_id, vars(asked)) as span:
+    with recorded_client.spans.run(question_id, vars(asked)) as span:
         try:
-            async with marked_when_stopped(caller.store, question_id):
+            async with marked_when_stopped(recorded_client.store, question_id):
                 replies = await _together([one(at, said) for at, said in enumerate(requests)])
         except EndpointError as error:
             await judge(None, "failed", str(error))
@@ -92,13 +92,17 @@ async def _together(asked: Sequence[Coroutine[Any, Any, Completion]]) -> list[Co
 
 
 async def _reply(
-    caller: Caller, key: CallKey, request: ChatRequest, at: int, hear: Hear | None
+    recorded_client: RecordedClient,
+    key: CallKey,
+    request: ChatRequest,
+    at: int,
+    hear: Listener | None,
 ) -> Completion:
     # An endpoint that refuses a schema is asked without it for a whole reply, never for a stream.
     if hear is None and not request.schema:
-        return await caller.ask(key, request)
+        return await recorded_client.ask(key, request)
     whole: Completion | None = None
-    async with aclosing(caller.stream(key, request)) as pieces:
+    async with aclosing(recorded_client.stream(key, request)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Completion):
                 whole = piece

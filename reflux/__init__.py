@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reflux.agents.budget import Price, Purse
+    from reflux.agents.budget import Price, SpendLimit
     from reflux.agents.clients.langchain import LangChainClient
     from reflux.agents.clients.openai import OpenAIClient
     from reflux.agents.clients.scripted import ScriptedClient
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reflux.agents.overseers.recorded import RecordedOverseer
     from reflux.agents.overseers.reviewed import Reviewed
     from reflux.agents.overseers.router import Routed, Router
-    from reflux.agents.overseers.scripted import PersonOverseer, ScriptedOverseer
+    from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
     from reflux.agents.tools.calculator import Calculator
     from reflux.agents.tools.documents import Documents
     from reflux.agents.tools.langchain import LangChainTool
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from reflux.agents.verifiers.red_flags import RedFlags
     from reflux.agents.verifiers.rules import Checker, RuleChecker, Verdict
     from reflux.agents.verifiers.verifier import (
-        ByTool,
-        Consistent,
-        Critic,
+        BackwardVerifier,
+        ConsistencyVerifier,
+        CriticVerifier,
         Equivalence,
-        Examiner,
-        Inverse,
         Judge,
+        ToolVerifier,
+        Verifier,
     )
     from reflux.facade import Amplification, amplify, amplify_sync
     from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
     from reflux.graphs.amplify.experts import Consensus, Expert, Vote, learned_weights, past_answers
     from reflux.graphs.amplify.graph import build_graph
-    from reflux.graphs.amplify.interrupts import Patient, Pending, open_patient
+    from reflux.graphs.amplify.interrupts import InterruptibleRun, Pending, open_interruptible_run
     from reflux.graphs.evals.task import Task
     from reflux.graphs.traces.tree import Node
     from reflux.graphs.voting.planner import Plan, plan
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 HOMES = {
-    "reflux.agents.budget": ("Price", "Purse"),
+    "reflux.agents.budget": ("Price", "SpendLimit"),
     "reflux.agents.clients.langchain": ("LangChainClient",),
     "reflux.agents.clients.openai": ("OpenAIClient",),
     "reflux.agents.clients.scripted": ("ScriptedClient",),
@@ -62,7 +62,7 @@ HOMES = {
     "reflux.agents.overseers.recorded": ("RecordedOverseer",),
     "reflux.agents.overseers.reviewed": ("Reviewed",),
     "reflux.agents.overseers.router": ("Routed", "Router"),
-    "reflux.agents.overseers.scripted": ("PersonOverseer", "ScriptedOverseer"),
+    "reflux.agents.overseers.scripted": ("HumanOverseer", "ScriptedOverseer"),
     "reflux.agents.tools.calculator": ("Calculator",),
     "reflux.agents.tools.documents": ("Documents",),
     "reflux.agents.tools.langchain": ("LangChainTool",),
@@ -79,12 +79,12 @@ HOMES = {
     "reflux.agents.verifiers.red_flags": ("RedFlags",),
     "reflux.agents.verifiers.rules": ("Checker", "RuleChecker", "Verdict"),
     "reflux.agents.verifiers.verifier": (
-        "ByTool",
-        "Consistent",
-        "Critic",
+        "ToolVerifier",
+        "ConsistencyVerifier",
+        "CriticVerifier",
         "Equivalence",
-        "Examiner",
-        "Inverse",
+        "Verifier",
+        "BackwardVerifier",
         "Judge",
     ),
     "reflux.facade": ("Amplification", "amplify", "amplify_sync"),
@@ -97,7 +97,7 @@ HOMES = {
         "past_answers",
     ),
     "reflux.graphs.amplify.graph": ("build_graph",),
-    "reflux.graphs.amplify.interrupts": ("Patient", "Pending", "open_patient"),
+    "reflux.graphs.amplify.interrupts": ("InterruptibleRun", "Pending", "open_interruptible_run"),
     "reflux.graphs.evals.task": ("Task",),
     "reflux.graphs.traces.tree": ("Node",),
     "reflux.graphs.voting.planner": ("Plan", "plan"),
@@ -115,21 +115,21 @@ __all__ = [
     "AmplifyContext",
     "Answer",
     "Ask",
-    "ByTool",
+    "BackwardVerifier",
     "Calculator",
     "ChatClient",
     "CheckPolicy",
     "Checker",
     "Consensus",
-    "Consistent",
-    "Critic",
+    "ConsistencyVerifier",
+    "CriticVerifier",
     "Defer",
     "Documents",
     "Equivalence",
-    "Examiner",
     "Exchange",
     "Expert",
-    "Inverse",
+    "HumanOverseer",
+    "InterruptibleRun",
     "Judge",
     "LangChainClient",
     "LangChainTool",
@@ -140,13 +140,10 @@ __all__ = [
     "OpenAIClient",
     "Overseer",
     "Panel",
-    "Patient",
     "Pending",
-    "PersonOverseer",
     "Plan",
     "Posterior",
     "Price",
-    "Purse",
     "RecordedOverseer",
     "RedFlags",
     "RefluxError",
@@ -156,14 +153,17 @@ __all__ = [
     "RuleChecker",
     "ScriptedClient",
     "ScriptedOverseer",
+    "SpendLimit",
     "Sprt",
     "Step",
     "SubQuestion",
     "Task",
     "Tool",
     "ToolReply",
+    "ToolVerifier",
     "Variant",
     "Verdict",
+    "Verifier",
     "Vote",
     "VotePolicy",
     "Weighted",
@@ -171,7 +171,7 @@ __all__ = [
     "amplify_sync",
     "build_graph",
     "learned_weights",
-    "open_patient",
+    "open_interruptible_run",
     "past_answers",
     "plan",
 ]

@@ -1,4 +1,5 @@
-"""How a question is asked that is not a run's own: kept with it, so that it can be gone on with,
+"""How a question is asked that is not a run's own: kept with it, so that it can be gone on
+with,
 and recomputed, in the same way."""
 
 import json
@@ -14,7 +15,7 @@ from reflux.granted_tools import open_tools
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
 from reflux.graphs.ask import task_context
 from reflux.graphs.traces.events import Event
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.revisions import first_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import Variant, VotePolicy
@@ -26,8 +27,9 @@ ALONE = "none"
 
 
 @dataclass(frozen=True)
-class How:
-    """How a free question is asked; kept with it, so that a reply goes on in the same way."""
+class AskOptions:
+    """How a free question is asked; kept with it, so that a reply goes on in the same
+    way."""
 
     overseer: str
     """Empty where H is the task's own."""
@@ -47,10 +49,12 @@ class How:
         """The caps of the question."""
         return Limits(depth=self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
 
-    def context(self, caller: Caller, overseer: AnyOverseer, **more: Any) -> AmplifyContext:
+    def context(
+        self, recorded_client: RecordedClient, overseer: AnyOverseer, **more: Any
+    ) -> AmplifyContext:
         """The context of the question; `more` are further fields of it."""
         return AmplifyContext(
-            caller,
+            recorded_client,
             self.model,
             (overseer,),
             limits=self.limits(),
@@ -62,17 +66,18 @@ class How:
 
     def _votes(self) -> VotePolicy:
         if (heat := self.temperature) is None:
-            return VotePolicy(most=1)
-        return VotePolicy(most=1, temperature=heat, variants=(Variant(temperature=heat),))
+            return VotePolicy(max_votes=1)
+        return VotePolicy(max_votes=1, temperature=heat, variants=(Variant(temperature=heat),))
 
 
-async def keep_how(store: TraceStore, trajectory: str, how: How) -> None:
+async def save_options(store: TraceStore, trajectory: str, options: AskOptions) -> None:
     """Keep how a question is asked with it: so it can be gone on with, and recomputed."""
-    await store.add_judgement(trajectory, "", "how", None, asdict(how), key="0")
+    await store.add_judgement(trajectory, "", "how", None, asdict(options), key="0")
 
 
-def how_asked(store: TraceStore, trajectory: str) -> How | None:
-    """How a question was asked, a revision as what it revises; None where that is not on record.
+def options_of(store: TraceStore, trajectory: str) -> AskOptions | None:
+    """How a question was asked, a revision as what it revises; None where that is not on
+    record.
 
     Raises:
         UsageError: what is recorded of it is another version's.
@@ -85,7 +90,7 @@ def how_asked(store: TraceStore, trajectory: str) -> How | None:
         return None
     said: dict[str, Any] = json.loads(row["detail"])
     try:
-        return How(**{**said, "tools": tuple(said["tools"])})
+        return AskOptions(**{**said, "tools": tuple(said["tools"])})
     except (KeyError, TypeError) as error:
         raise UsageError(
             f"{trajectory} was asked by another version of Reflux ({error}); ask it anew"
@@ -93,19 +98,21 @@ def how_asked(store: TraceStore, trajectory: str) -> How | None:
 
 
 @asynccontextmanager
-async def free_context(
+async def open_context(
     opened: OpenRun,
-    how: How,
+    options: AskOptions,
     emit: Callable[[Event], None] = silent,
     overseers: Mapping[str, AnyOverseer] = OVERSEERS,
 ) -> AsyncGenerator[AmplifyContext]:
     """The context of a question that is asked so; its tools are open as long as it is."""
-    granted = {"answer": list(how.tools)} if how.tools else {}
+    granted = {"answer": list(options.tools)} if options.tools else {}
     async with open_tools(granted) as grants:
-        caller = opened.caller
-        if how.task:
-            context = AmplifyContext(caller, how.model, (), limits=how.limits(), emit=emit)
-            yield task_context(context, task_named(how.task))
+        recorded_client = opened.recorded_client
+        if options.task:
+            context = AmplifyContext(
+                recorded_client, options.model, (), limits=options.limits(), emit=emit
+            )
+            yield task_context(context, task_named(options.task))
         else:
-            overseer = overseer_named(how.overseer, overseers)
-            yield how.context(caller, overseer, grants=grants, emit=emit)
+            overseer = overseer_named(options.overseer, overseers)
+            yield options.context(recorded_client, overseer, grants=grants, emit=emit)

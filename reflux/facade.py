@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel
 
 from reflux.agents.clients.cached import CachedClient
 from reflux.agents.clients.langchain import LangChainClient
-from reflux.agents.clients.llama_cpp import EmbeddedClient, ModelFiles, default_gguf
+from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.agents.types import ChatClient
@@ -20,7 +20,7 @@ from reflux.agents.verifiers.rules import Checker, RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Asked, answer_all
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
@@ -66,23 +66,23 @@ async def amplify(
     if isinstance(overseer, str):
         overseer = overseer_named(overseer)
     overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
-    _refuse_strange(overseers, context.get("tools", {}))
+    _check_overseers(overseers, context.get("tools", {}))
     if isinstance(client, BaseChatModel):
         client = LangChainClient(client)
     engine = None
     if client is None:
-        engine = client = EmbeddedClient(lambda _: ModelFiles(default_gguf()))
+        engine = client = LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(traces or Path(scratch) / "traces.db")
         try:
             amplified = Amplified(
                 AmplifyContext(
-                    Caller(CachedClient(client), store),
+                    RecordedClient(CachedClient(client), store),
                     model,
                     overseers,
                     checker=checker or RuleChecker({}),
                     limits=limits or Limits(),
-                    votes=votes or VotePolicy(most=1),
+                    votes=votes or VotePolicy(max_votes=1),
                     **context,
                 )
             )
@@ -116,7 +116,7 @@ def amplify_sync(
     return asyncio.run(amplify(question, overseer, **options))
 
 
-def _refuse_strange(overseers: Sequence[Any], tools: Mapping[str, Any]) -> None:
+def _check_overseers(overseers: Sequence[Any], tools: Mapping[str, Any]) -> None:
     for one in overseers:
         if not (hasattr(one, "act") or hasattr(one, "at")):
             raise UsageError(

@@ -6,7 +6,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, AnyOverseer
 from reflux.agents.overseers.reviewed import Reviewed
-from reflux.agents.overseers.scripted import PersonOverseer, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 
 DEFAULT_OVERSEER = "model"
 """H where none is named."""
@@ -15,7 +15,7 @@ OVERSEERS: Mapping[str, AnyOverseer] = {
     "model": ModelOverseer(),
     "reviewed": Reviewed(ModelOverseer(), "root"),
     "plain": ScriptedOverseer("plain", lambda question, transcript, may_ask: PASS),
-    "person": PersonOverseer(),
+    "person": HumanOverseer(),
 }
 """`model`: X itself decides how to divide a question; `reviewed`: a person sees its steps at the
 root first; `plain` leaves every question to X, undivided; `person` defers every one to a person."""

@@ -13,14 +13,14 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.agents.redaction import is_unicode
 from reflux.agents.types import Answer
-from reflux.ask_options import ALONE, free_context, how_asked
+from reflux.ask_options import ALONE, open_context, options_of
 from reflux.finetune.config import config_from
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, silent
-from reflux.graphs.amplify.interrupts import open_patient
+from reflux.graphs.amplify.interrupts import open_interruptible_run
 from reflux.graphs.amplify.recompute import (
+    check_editable,
     override,
-    refuse_unheard,
     revise,
     revised_context,
     root_answer,
@@ -81,7 +81,7 @@ def approvable(item: Item) -> str | None:
     return item.answer if item.status != "ok" else None
 
 
-def refuse_empty(answer: str) -> None:
+def check_not_empty(answer: str) -> None:
     """Refuse an edit that puts nothing in, or what is no text.
 
     Raises:
@@ -113,7 +113,7 @@ async def edit(
     Raises:
         UsageError: the answer is empty.
     """
-    refuse_empty(answer)
+    check_not_empty(answer)
     if item.why == "escalated":
         step = {"kind": "answer", "text": answer}
         return await _reply(store, item, step, open_run, comment)
@@ -153,7 +153,7 @@ async def begin_override(
         UsageError: there is no such node, or it is not known how to recompute.
     """
     if path or answer is None:
-        refuse_unknown(store, trajectory)
+        check_known(store, trajectory)
     made = await revise(store, trajectory, path, answer)
     last = made or newest(store, trajectory)
     if comment.strip():
@@ -176,14 +176,16 @@ async def recompute(
 ) -> Outcome | None:
     """Answer a revision; None where a person is waited for."""
     async with asked_in(opened, made, emit, overseers) as (context, system):
-        if how_asked(opened.store, made) is None:
+        if options_of(opened.store, made) is None:
             return (await override(context, made, path, answer, system)).outcome
         context = revised_context(context, made)
-        async with open_patient(context, opened.folder.checkpoints_path) as patient:
-            progressed = await patient.ask(text_of(opened.store, made), made)
-    if progressed.outcome is not None:
-        refuse_unheard(opened.store, made)
-    return progressed.outcome
+        async with open_interruptible_run(
+            context, opened.folder.checkpoints_path
+        ) as interruptible_run:
+            progress = await interruptible_run.ask(text_of(opened.store, made), made)
+    if progress.outcome is not None:
+        check_editable(opened.store, made)
+    return progress.outcome
 
 
 @asynccontextmanager
@@ -198,29 +200,29 @@ async def asked_in(
     Raises:
         UsageError: they do not tell.
     """
-    how = how_asked(opened.store, question_id)
-    if how is not None:
-        async with free_context(opened, how, emit, overseers) as context:
+    options = options_of(opened.store, question_id)
+    if options is not None:
+        async with open_context(opened, options, emit, overseers) as context:
             yield context, Amplified
         return
-    task = refuse_unknown(opened.store, question_id)
+    task = check_known(opened.store, question_id)
     folder = opened.folder
     config = config_from(folder.load_config(), str(folder.config_path))
-    context = config.context(opened.caller, _model(opened.store, question_id), emit=emit)
+    context = config.context(opened.recorded_client, _model(opened.store, question_id), emit=emit)
     yield task_context(context, task_named(task)), _system(opened.store, question_id)
 
 
-def refuse_unknown(store: TraceStore, question_id: str) -> str:
+def check_known(store: TraceStore, question_id: str) -> str:
     """The task of a root that can be answered once more as it was asked; empty where it has none.
 
     Raises:
         UsageError: it cannot.
     """
-    how = how_asked(store, question_id)
-    if how is not None and how.overseer == ALONE:
+    options = options_of(store, question_id)
+    if options is not None and options.overseer == ALONE:
         raise UsageError("X answered alone: edit its answer, or ask again in a chat")
-    if how is not None:
-        return how.task
+    if options is not None:
+        return options.task
     (asked,) = store.select("SELECT task FROM questions WHERE id=?", (question_id,))
     if asked["task"] not in TASKS or not RunFolder(store.path.parent).exists:
         raise UsageError(
@@ -241,8 +243,8 @@ def _system(store: TraceStore, question_id: str) -> Callable[[AmplifyContext], S
 
 def _model(store: TraceStore, question_id: str) -> str:
     """X, as it was then."""
-    if (how := how_asked(store, question_id)) is not None:
-        return how.model
+    if (options := options_of(store, question_id)) is not None:
+        return options.model
     found = store.select(
         "SELECT model FROM calls WHERE question=? AND kind='model' AND role='answer' LIMIT 1",
         (first_of(question_id),),
@@ -257,8 +259,8 @@ async def _reply(
     """Take the step that a person is waited for; a question that can go on at once does so."""
     if comment:
         await remark(store, item, comment)
-    how = how_asked(store, item.trajectory)
-    if how is None or not how.overseer:
+    options = options_of(store, item.trajectory)
+    if options is None or not options.overseer:
         # A run that stopped here takes the step from the log when it goes on.
         form = item.form or {}
         said = form["proposal"] if step["kind"] == "approve" else step
@@ -266,14 +268,16 @@ async def _reply(
             raise UsageError("this run can only be answered: use an edit")
         key = CallKey(item.trajectory, item.path, "overseer", item.step, item.attempt)
         async with open_run(_model(store, item.trajectory)) as opened:
-            await opened.caller.step(key, "person", Answer(said["text"]), digest_of(form))
+            await opened.recorded_client.step(key, "person", Answer(said["text"]), digest_of(form))
         return Acted("answered: go on with `reflux run --resume`", item.trajectory)
-    async with open_run(how.model) as opened, free_context(opened, how) as context:
+    async with open_run(options.model) as opened, open_context(opened, options) as context:
         context = revised_context(context, item.trajectory)
-        async with open_patient(context, opened.folder.checkpoints_path) as patient:
-            waiting = (await patient.look(item.trajectory)).pending
+        async with open_interruptible_run(
+            context, opened.folder.checkpoints_path
+        ) as interruptible_run:
+            waiting = (await interruptible_run.look(item.trajectory)).pending
             ids = [each.id for each in waiting if each.path == item.path]
             if not ids:
                 raise UsageError(f"{item.id} waits for nobody any more")
-            progressed = await patient.reply(item.trajectory, {ids[0]: step})
-    return Acted("answered", item.trajectory, progressed.outcome)
+            progress = await interruptible_run.reply(item.trajectory, {ids[0]: step})
+    return Acted("answered", item.trajectory, progress.outcome)

@@ -92,7 +92,7 @@ def file_sha256(path: Path) -> str:
     return _sha256_at(path, stat.st_size, stat.st_mtime_ns)
 
 
-class EmbeddedClient:
+class LlamaCppClient:
     """Completes chats on llama.cpp servers in this process.
 
     `resolve` maps a model name to its files; it is asked each time a server starts, so a student

@@ -88,7 +88,7 @@ class _Meeting:
         return self.panel.name
 
     async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-        """Hear every member, then choose.
+        """Listener every member, then choose.
 
         Raises:
             EndpointError: every member failed, the first one at its endpoint.
@@ -96,12 +96,12 @@ class _Meeting:
         # Who asks no models needs no place at the desk, and no share of what is left there.
         asking = [hasattr(member, "at") for member in self.panel.members]
         places = iter(self.desk.members(sum(asking)) if any(asking) else ())
-        sitting = [
+        eval_run = [
             seated(member, next(places) if asks else self.desk)
             for member, asks in zip(self.panel.members, asking, strict=True)
         ]
         heard = await asyncio.gather(
-            *(member.act(question, transcript, may_ask) for member in sitting),
+            *(member.act(question, transcript, may_ask) for member in eval_run),
             return_exceptions=True,
         )
         failures = [step for step in heard if isinstance(step, BaseException)]

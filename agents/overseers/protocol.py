@@ -120,7 +120,7 @@ def reserve_of(overseer: AnyOverseer) -> Budget:
     return getattr(overseer, "reserve", Budget(0, 0))
 
 
-def sound(step: object) -> Step:
+def validate_step(step: object) -> Step:
     """A step as H's code or a person gave it, held to what a step is.
 
     Raises:

@@ -86,8 +86,8 @@ class Router:
     def fit(past: Sequence[Past], **options: Any) -> "Router":
         """Learn from questions that were answered both ways.
 
-        How many like questions are looked at, and how like they must be, is chosen among `GRID` by
-        leaving each past question out in turn, unless `options` say it.
+        How many like questions are looked at, and how like they must be, is chosen among
+        `GRID` by leaving each past question out in turn, unless `options` say it.
 
         Raises:
             UsageError: fewer than 20 of them.

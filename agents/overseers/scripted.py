@@ -31,7 +31,7 @@ class ScriptedOverseer:
         return step
 
 
-class PersonOverseer:
+class HumanOverseer:
     """An overseer that defers every question to a person, who answers or decomposes it."""
 
     name = "person"

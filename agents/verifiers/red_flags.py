@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import regex
 
-from reflux.agents.errors import UsageError, within
+from reflux.agents.errors import UsageError, check_range
 from reflux.agents.types import Completion
 
 REPEATED_WORDS = 8
@@ -43,7 +43,7 @@ class RedFlags:
             ) from error
         for name, value in (("longest", self.longest), ("repeats", self.repeats)):
             if value is not None:
-                within(f"flags.{name}", value, least=1)
+                check_range(f"flags.{name}", value, least=1)
         if not all(phrase.strip() for phrase in self.hedges):
             raise UsageError("flags.hedges holds an empty phrase, which every reply has; remove it")
 
@@ -79,7 +79,8 @@ class RedFlags:
 
 
 def repetitions(text: str) -> int:
-    """How often the same run of up to `REPEATED_WORDS` words stands in a row, at the most."""
+    """How often the same run of up to `REPEATED_WORDS` words stands in a row, at the
+    most."""
     words = text.split()
     most = min(1, len(words))
     for length in range(1, min(REPEATED_WORDS, len(words) // 2) + 1):

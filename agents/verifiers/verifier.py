@@ -20,10 +20,10 @@ from reflux.agents.types import ChatRequest, Exchange, Sampling
 from reflux.agents.verifiers.rules import Verdict
 
 
-class Examiner(Protocol):
+class Verifier(Protocol):
     """Tests an answer that the rules have let pass. It never sees the true one."""
 
-    async def examine(
+    async def verify(
         self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         """Judge an answer; what it asks at the desk is recorded and charged to the question.
@@ -35,14 +35,14 @@ class Examiner(Protocol):
 
 
 @dataclass(frozen=True)
-class Critic:
+class CriticVerifier:
     """A model that says whether an answer is right. Where it says neither, the answer stands."""
 
     model: str = ""
     """X where empty."""
     max_tokens: int = 128
 
-    async def examine(
+    async def verify(
         self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         """Ask once, greedily."""
@@ -58,7 +58,7 @@ there is none."""
 
 
 @dataclass(frozen=True)
-class Inverse:
+class BackwardVerifier:
     """X is asked the question backwards: of a sum, what is left without one of its parts."""
 
     invert: Inversion
@@ -66,7 +66,7 @@ class Inverse:
     """X where empty."""
     max_tokens: int = 64
 
-    async def examine(
+    async def verify(
         self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         """Ask the inverse question once, greedily."""
@@ -80,7 +80,7 @@ class Inverse:
 
 
 @dataclass(frozen=True)
-class ByTool:
+class ToolVerifier:
     """A tool that finds the answer, or tests it, by itself; it is asked again on replay."""
 
     tool: Tool
@@ -89,7 +89,7 @@ class ByTool:
     agrees: Callable[[str, str], bool]
     """Does its reply, the second, agree with the answer?"""
 
-    async def examine(
+    async def verify(
         self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         """Ask the tool; where it refuses, it tells nothing, and the answer stands."""
@@ -98,13 +98,13 @@ class ByTool:
 
 
 @dataclass(frozen=True)
-class Consistent:
+class ConsistencyVerifier:
     """A rule of question, sub-answers and answer: do the parts bear the whole?"""
 
     name: str
     holds: Callable[[str, Sequence[Exchange], str], bool]
 
-    async def examine(
+    async def verify(
         self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         """Apply the rule; one that raises `ValueError` has failed."""

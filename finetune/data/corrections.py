@@ -12,7 +12,7 @@ from typing import Any
 from reflux.agents.errors import UsageError
 from reflux.finetune.data.rows import Row, row_of, rows_where
 from reflux.graphs.evals.task import Task, is_held_out
-from reflux.graphs.traces.review import edited_by_persons, rejected_by_persons
+from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of
 from reflux.graphs.traces.store import TraceStore
 
@@ -35,7 +35,7 @@ def edited(store: TraceStore, task: Task) -> Iterator[Row]:
     """Rows of the newest revision of every trajectory that persons edited: of its root, unless it
     is one of the run's own training questions, which `accepted` has, and of the sub-questions that
     they answered; none of a held-out question."""
-    by_persons = edited_by_persons(store)
+    by_persons = edited_by_humans(store)
 
     def system_prompt(name: str) -> str:
         return task.system_prompt if name == task.name else ""
@@ -43,7 +43,7 @@ def edited(store: TraceStore, task: Task) -> Iterator[Row]:
     for row in rows_where(store, ASKED, {}, system_prompt):
         if first_of(row.provenance["trajectory"]) in by_persons and not _kept_out(task, row):
             yield row
-    rejected = rejected_by_persons(store)
+    rejected = rejected_by_humans(store)
     for found in store.select(PARTS):
         prompt, replaced = system_prompt(found["task"]), _replaced(store, found)
         part = row_of(found, found["answer"], prompt, replaced, path=found["path"])

@@ -31,9 +31,9 @@ class Hardness:
     doubtful: tuple[str, ...]
     """Accepted ones whose copies did not agree on some sub-question, the least settled first."""
 
-    def hardest(self, most: int) -> list[str]:
+    def hardest(self, max_votes: int) -> list[str]:
         """Up to so many of them, the failed ones first."""
-        return [*self.failed, *self.doubtful][:most]
+        return [*self.failed, *self.doubtful][:max_votes]
 
 
 def hardness(store: TraceStore, round_number: int) -> Hardness:

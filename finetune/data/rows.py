@@ -17,7 +17,7 @@ from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Message
 from reflux.finetune.run_folder import replacing, write_whole
 from reflux.graphs.evals.task import Task, is_held_out
-from reflux.graphs.traces.review import edited_by_persons, rejected_by_persons
+from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
 from reflux.graphs.traces.store import TraceStore
 
@@ -73,8 +73,8 @@ def rows_where(
 ) -> Iterator[Row]:
     """Rows of the accepted roots `q` that an SQL condition picks; the prompt is that of the task
     whose name is given."""
-    rejected = rejected_by_persons(store)
-    edited = edited_by_persons(store)
+    rejected = rejected_by_humans(store)
+    edited = edited_by_humans(store)
     for found in store.select(ACCEPTED.format(which=which), values):
         first = first_of(found["id"])
         if first in rejected:
@@ -144,7 +144,7 @@ def _refused(store: TraceStore, question: str, answer: str) -> str | None:
     return None
 
 
-def refuse_leaks(rows: Sequence[Row], task: Task) -> None:
+def check_leaks(rows: Sequence[Row], task: Task) -> None:
     """Make sure that no held-out question of the task is among the rows.
 
     Raises:

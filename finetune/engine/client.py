@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from reflux.agents.clients.llama_cpp import (
-    EmbeddedClient,
     EngineConfig,
+    LlamaCppClient,
     ModelFiles,
     file_sha256,
     short_waits,
@@ -57,7 +57,7 @@ class BatchedConfig:
 class BatchedClient:
     """Completes chats in batches, in a thread that starts with the first request.
 
-    `resolve` maps a model name to its files, as for `EmbeddedClient`.
+    `resolve` maps a model name to its files, as for `LlamaCppClient`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class BatchedClient:
         llama_cpp: EngineConfig | None = None,
     ) -> None:
         """`llama_cpp` is how the engine runs that answers what this one does not."""
-        self.llama_cpp = EmbeddedClient(resolve, llama_cpp)
+        self.llama_cpp = LlamaCppClient(resolve, llama_cpp)
         """llama.cpp, with the same models; it starts when it is asked."""
         self._resolve = resolve
         self._config = config or BatchedConfig()

@@ -22,7 +22,7 @@ HIDDEN = torch.finfo(torch.float32).min
 
 
 @dataclass(frozen=True)
-class Beginning:
+class SharedPrefix:
     """What several prompts begin with, read once."""
 
     ids: tuple[int, ...] = ()
@@ -30,7 +30,7 @@ class Beginning:
     """Keys and values of each layer, (key heads, tokens, size)."""
 
 
-class Slots:
+class KVCache:
     """The slots of rows that share a beginning; to transformers' layers it is their cache.
 
     Slots 0 to `len(slots)` are taken. Before a forward, `read` or `step` says what it will write.
@@ -161,7 +161,7 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor,
     scaling: float,
-    beginning: Beginning,
+    beginning: SharedPrefix,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention to a shared beginning and the row's own columns, in one softmax.
@@ -179,8 +179,8 @@ def attend(
         out = weights @ value
     else:
         keys, values = beginning.layers[module.layer_idx]  # type: ignore[index]
-        together = asked.transpose(0, 1).reshape(key_heads, -1, size)
-        there = (together @ keys.transpose(-1, -2)).view(
+        max_concurrency = asked.transpose(0, 1).reshape(key_heads, -1, size)
+        there = (max_concurrency @ keys.transpose(-1, -2)).view(
             key_heads, rows, -1, tokens, len(beginning.ids)
         )
         there = there.transpose(0, 1).float().mul_(scaling)

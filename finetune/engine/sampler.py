@@ -11,7 +11,7 @@ LEAST_SHARE = 0.05
 """Tokens less likely than this share of the likeliest are never drawn; llama.cpp's own default."""
 
 
-class Dice:
+class TokenSampler:
     """The random numbers of one request: they follow from its seed and vote."""
 
     def __init__(self, seed: int, vote: int) -> None:
@@ -25,7 +25,7 @@ class Dice:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledTokens:
     """One token, with what is known of the runners-up."""
 
     token: int
@@ -35,8 +35,8 @@ class Drawn:
 
 
 def draw(
-    logits: torch.Tensor, samplings: Sequence[Sampling], dice: Sequence[Dice | None]
-) -> list[Drawn]:
+    logits: torch.Tensor, samplings: Sequence[Sampling], dice: Sequence[TokenSampler | None]
+) -> list[SampledTokens]:
     """A token for each row of logits (rows, vocabulary), in float32.
 
     The likeliest where there are no dice; ties go to the lower id.
@@ -48,7 +48,7 @@ def draw(
             tokens[row] = _thrown(logits[row], samplings[row].temperature, own.throw())
     asked = [row for row, sampling in enumerate(samplings) if sampling.top_logprobs]
     if not asked:
-        return [Drawn(token) for token in tokens]
+        return [SampledTokens(token) for token in tokens]
     chosen = logits if len(asked) == len(tokens) else logits[asked]
     total = chosen.logsumexp(1)
     drawn = chosen.gather(1, torch.tensor([[tokens[row]] for row in asked], device=logits.device))
@@ -63,8 +63,8 @@ def draw(
     for at, row in enumerate(asked):
         kept = samplings[row].top_logprobs
         top = tuple(zip(top_ids[at][:kept], of_top[at][:kept], strict=True))
-        found[row] = Drawn(tokens[row], of_drawn[at], top)
-    return [found.get(row) or Drawn(token) for row, token in enumerate(tokens)]
+        found[row] = SampledTokens(tokens[row], of_drawn[at], top)
+    return [found.get(row) or SampledTokens(token) for row, token in enumerate(tokens)]
 
 
 def _thrown(logits: torch.Tensor, temperature: float, number: float) -> int:

@@ -17,8 +17,8 @@ import torch
 
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.finetune.engine.kv_cache import ATTENTION, Beginning, Slots
-from reflux.finetune.engine.sampler import Dice, Drawn, draw
+from reflux.finetune.engine.kv_cache import ATTENTION, KVCache, SharedPrefix
+from reflux.finetune.engine.sampler import SampledTokens, TokenSampler, draw
 from reflux.finetune.train.packing import groups_of_like_length
 
 KEPT = 8
@@ -42,8 +42,8 @@ class Row:
     """Tokens that may be drawn."""
     opening: tuple[int, ...] = ()
     """What every prompt with this system message begins with."""
-    dice: Dice | None = None
-    drawn: list[Drawn] = field(default_factory=list[Drawn])
+    dice: TokenSampler | None = None
+    drawn: list[SampledTokens] = field(default_factory=list[SampledTokens])
     text: str = ""
     finish: str = ""
     """Why it is done; empty while it is not."""
@@ -55,8 +55,8 @@ class Row:
 class _Group:
     """Rows that share a beginning, and so a forward."""
 
-    beginning: Beginning
-    slots: Slots
+    beginning: SharedPrefix
+    slots: KVCache
     rows: list[Row] = field(default_factory=list[Row])
     """By slot."""
     waiting: list[Row] = field(default_factory=list[Row])
@@ -123,7 +123,7 @@ class Decoder:
         if self._keep:
             row.opening = self._opening(request, ids)
         if sampling.temperature > 0:
-            row.dice = Dice(sampling.seed, request.vote)
+            row.dice = TokenSampler(sampling.seed, request.vote)
         return row
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -224,17 +224,17 @@ class Decoder:
             if len(self._groups) > KEPT:
                 del self._groups[key]
 
-    def _slots(self) -> Slots:
-        return Slots(self._model.config, self._model.dtype, self._model.device)
+    def _slots(self) -> KVCache:
+        return KVCache(self._model.config, self._model.dtype, self._model.device)
 
-    def _beginning(self, ids: tuple[int, ...]) -> Beginning:
+    def _beginning(self, ids: tuple[int, ...]) -> SharedPrefix:
         """Read what prompts begin with."""
         if not ids:
-            return Beginning()
+            return SharedPrefix()
         slots = self._slots()
         mask, places = slots.read([len(ids)])
-        self._forward([list(ids)], mask, places, slots, Beginning())
-        return Beginning(ids, slots.layers())
+        self._forward([list(ids)], mask, places, slots, SharedPrefix())
+        return SharedPrefix(ids, slots.layers())
 
     def _read(self, group: _Group, count: int) -> None:
         """Read the prompts of the first who wait, like lengths together, and draw their firsts."""
@@ -277,8 +277,8 @@ class Decoder:
         ids: list[list[int]],
         mask: torch.Tensor,
         places: torch.Tensor,
-        slots: Slots,
-        beginning: Beginning,
+        slots: KVCache,
+        beginning: SharedPrefix,
     ) -> torch.Tensor:
         """Logits after the last column, (rows, vocabulary), in float32."""
         out = self._model(
@@ -312,7 +312,7 @@ class Decoder:
         if gone:
             group.rows = [group.rows[at] for at in group.slots.leave(gone)]
 
-    def _logprob(self, drawn: Drawn) -> TokenLogprob:
+    def _logprob(self, drawn: SampledTokens) -> TokenLogprob:
         top = tuple((self._text(token), logprob) for token, logprob in drawn.top)
         return TokenLogprob(self._text(drawn.token), drawn.logprob, top)
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from reflux.agents.errors import MissingError, UsageError
-from reflux.finetune.registry import refuse_pickle
+from reflux.finetune.registry import check_no_pickle
 
 ARCHITECTURES = {"LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA}
 """Each has its own row order and names, so only what a test holds against llama.cpp is here."""
@@ -136,7 +136,7 @@ def _require_plain_lora(config: dict[str, Any], folder: Path) -> None:
 def _read_pairs(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """`{module: (A (rank, in), B (out, rank))}`, the modules named as in the base."""
     path = folder / "adapter_model.safetensors"
-    refuse_pickle(folder)
+    check_no_pickle(folder)
     if not path.is_file():
         raise MissingError(f"{path} is not there: is {folder} a PEFT adapter?")
     try:

@@ -26,12 +26,18 @@ from reflux.agents.overseers.protocol import AnyOverseer, follow_of
 from reflux.agents.redaction import redact, unaskable
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.sampling import Place, chain_request, record_leaf, side_by_side, vote_of
+from reflux.graphs.amplify.sampling import (
+    NodeRef,
+    chain_link_request,
+    record_answer,
+    run_concurrently,
+    vote_of,
+)
 from reflux.graphs.amplify.state import NOTHING_SPENT, Outcome, Spent, Status, failed_outcome, plus
 from reflux.graphs.traces.chain_links import read_votes, write_votes
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import CallKey, LinkKey, TraceStore
-from reflux.graphs.voting.voting import Vote, wave, winner
+from reflux.graphs.voting.voting import Vote, next_votes, winner
 
 UNSURE = -1.0
 """Stands for the log-probability of a vote on record: one that was sure enough to stand alone has
@@ -61,7 +67,7 @@ class Walked:
 
 
 async def walk_chain(
-    context: AmplifyContext, place: Place, overseer: AnyOverseer, chain: Chain, given: Budget
+    context: AmplifyContext, place: NodeRef, overseer: AnyOverseer, chain: Chain, given: Budget
 ) -> Walked:
     """Walk a chain to its end; `given` is for all of it.
 
@@ -107,9 +113,9 @@ async def walk_chain(
             break
         at = _Walk(at.number + 1, asked, [], 0, at.spent)
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": at.spent}
-    disputed = context.caller.store.disputed_links(key)
+    disputed = context.recorded_client.store.disputed_links(key)
     told = {"links": at.number + 1, "disputed": disputed, "last": at.asked}
-    await record_leaf(context, place, outcome, told, ("chain",))
+    await record_answer(context, place, outcome, told, ("chain",))
     return Walked(outcome, broke_off)
 
 
@@ -117,23 +123,23 @@ async def _link(
     context: AmplifyContext, key: LinkKey, at: _Walk, given: Budget
 ) -> tuple[Vote | None, Status, str | None]:
     """Vote on one link."""
-    policy, caller = context.votes, context.caller
+    policy, recorded_client = context.votes, context.recorded_client
     first = _first_vote(context, key)
-    while more := 0 if at.decided else wave(_fresh(context, at.votes), policy):
+    while more := 0 if at.decided else next_votes(_fresh(context, at.votes), policy):
         left = given.minus(at.spent["calls"], at.spent["tokens"])
-        lacking = context.purse.lacks
+        lacking = context.spend_limit.lacks
         if left.empty or lacking:
             return winner(at.votes), "over_budget", lacking and f"no {lacking} left"
         numbers = range(first + len(at.votes), first + len(at.votes) + min(more, left.calls))
-        asked = [chain_request(context, at.asked, number) for number in numbers]
+        asked = [chain_link_request(context, at.asked, number) for number in numbers]
         replies, failure = await _replies(context, key, at.number, asked)
         votes = [vote_of(context, at.asked, n, reply) for n, reply in replies]
         tokens = sum(reply.tokens for _, reply in replies)
         at.votes += votes
-        enough = failure is None and wave(_fresh(context, at.votes), policy) == 0
+        enough = failure is None and next_votes(_fresh(context, at.votes), policy) == 0
         chosen = winner(at.votes) if enough else None
         if votes:
-            await caller.store.add_link(
+            await recorded_client.store.add_link(
                 key,
                 {
                     "number": at.number,
@@ -169,18 +175,18 @@ async def _link(
 
 def _fresh(context: AmplifyContext, votes: list[Vote]) -> list[Vote]:
     """The votes of a link's current try; all those of the tries before it were refused."""
-    most, tries = context.votes.stopping.most, max(1, context.limits.attempts)
+    max_votes, tries = context.votes.stopping.max_votes, max(1, context.limits.attempts)
     begun = 0
-    while len(votes) >= begun + most and begun < most * (tries - 1):
-        if any(vote.ok for vote in votes[begun : begun + most]):
+    while len(votes) >= begun + max_votes and begun < max_votes * (tries - 1):
+        if any(vote.ok for vote in votes[begun : begun + max_votes]):
             break
-        begun += most
+        begun += max_votes
     return votes[begun:] if begun else votes
 
 
 def _first_vote(context: AmplifyContext, key: LinkKey) -> int:
     """The number of a link's first vote: no try of a link draws the votes of another attempt's."""
-    return key.attempt * context.votes.stopping.most * max(1, context.limits.attempts)
+    return key.attempt * context.votes.stopping.max_votes * max(1, context.limits.attempts)
 
 
 async def _replies(
@@ -190,16 +196,16 @@ async def _replies(
 
     What came after it is asked again when the chain goes on, so that votes keep their numbers.
     """
-    caller = context.caller
+    recorded_client = context.recorded_client
     calls = [CallKey(key.question, key.path, "chain", link, vote=each.vote) for each in asked]
-    came, failure = await side_by_side(
-        [caller.unrecorded(call, each) for call, each in zip(calls, asked, strict=True)]
+    came, failure = await run_concurrently(
+        [recorded_client.unrecorded(call, each) for call, each in zip(calls, asked, strict=True)]
     )
     for at, reply in came.items():
-        context.purse.pay(asked[at].model, reply)
-    caller.outage = None
+        context.spend_limit.pay(asked[at].model, reply)
+    recorded_client.outage = None
     if failure is not None:
-        caller.lost(key.question, failure)
+        recorded_client.lost(key.question, failure)
     first_lost = next((at for at in range(len(asked)) if at not in came), len(asked))
     kept = range(first_lost)
     return [(asked[at].vote, replace(came[at], text=redact(came[at].text))) for at in kept], failure
@@ -207,7 +213,7 @@ async def _replies(
 
 def _resumed(context: AmplifyContext, key: LinkKey, first: str) -> _Walk:
     """Where the log leaves the chain: at the first link, or at the last one that was begun."""
-    store = context.caller.store
+    store = context.recorded_client.store
     waves = store.last_link(key)
     if not waves:
         return _Walk(0, first, [], 0, NOTHING_SPENT)
@@ -224,7 +230,7 @@ def _resumed(context: AmplifyContext, key: LinkKey, first: str) -> _Walk:
 async def _walked_before(context: AmplifyContext, key: LinkKey, digest: str) -> bool:
     """Give a revision's chain the links that an earlier revision walked, where it is made of the
     same; false where there are none, or it has links of its own."""
-    store = context.caller.store
+    store = context.recorded_client.store
     if store.last_link(key):
         return False
     for question in before(key.question):
@@ -249,13 +255,13 @@ async def _same_chain(context: AmplifyContext, key: LinkKey, first: str) -> str:
     Raises:
         ReplayError: it is not.
     """
-    request = chain_request(context, first, 0)
-    model_digest = await context.caller.client.model_digest(request.model)
+    request = chain_link_request(context, first, 0)
+    model_digest = await context.recorded_client.client.model_digest(request.model)
     made = json.dumps([request.digest(model_digest), repr(context.votes), repr(context.flags)])
     digest = hashlib.sha256(made.encode()).hexdigest()[:32]
     detail = {"attempt": key.attempt, "digest": digest, "first": first}
     detail |= {"model": request.model, "model_digest": model_digest}
-    store = context.caller.store
+    store = context.recorded_client.store
     if _begun(store, key) - {digest}:
         raise ReplayError(
             f"the chain at {key.path or 'the root'} was begun with another model, prompt, vote "

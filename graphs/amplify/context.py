@@ -18,18 +18,18 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from reflux.agents.budget import Purse
-from reflux.agents.errors import UsageError, within
+from reflux.agents.budget import SpendLimit
+from reflux.agents.errors import UsageError, check_range
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.types import Completion, Turn
 from reflux.agents.verifiers.red_flags import RedFlags
 from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.agents.verifiers.verifier import Equivalence, Examiner
+from reflux.agents.verifiers.verifier import Equivalence, Verifier
 from reflux.graphs.amplify.experts import Combiner, Expert, Vote
 from reflux.graphs.traces.events import Event
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.revisions import AGAIN, Override
 from reflux.graphs.traces.store import CallKey
 from reflux.graphs.voting.voting import VotePolicy
@@ -51,7 +51,7 @@ class CheckPolicy:
     `other` where the list ends."""
 
     def __post_init__(self) -> None:
-        within("checks.confirm", self.confirm, least=1)
+        check_range("checks.confirm", self.confirm, least=1)
         if strange := [each for each in self.after_failure if each not in get_args(Action)]:
             there = ", ".join(get_args(Action))
             raise UsageError(f"no action is called {strange[0]!r}; there are {there}")
@@ -60,7 +60,7 @@ class CheckPolicy:
         """What led to an attempt, from 1."""
         return self.after_failure[attempt - 1] if attempt <= len(self.after_failure) else "other"
 
-    def by_person(self, attempt: int) -> bool:
+    def by_human(self, attempt: int) -> bool:
         """True where a person takes the steps of an attempt."""
         return attempt > 0 and self.action(attempt) == "person"
 
@@ -73,15 +73,15 @@ class CheckPolicy:
         return 1 + passed.count(answer) >= self.confirm
 
 
-class Branches:
+class ConcurrencyLimit:
     """Lets at most `most` sub-questions of each depth be under way; the others wait their turn.
 
     Questions that share one of these share the bound. It serves one event loop at a time.
     """
 
-    def __init__(self, most: int = 256) -> None:
+    def __init__(self, max_votes: int = 256) -> None:
         """Where `most` is below the requests that the client makes at once, it limits those."""
-        self.most = most
+        self.max_votes = max_votes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gates: dict[int, asyncio.Semaphore] = {}
 
@@ -91,7 +91,7 @@ class Branches:
         if loop is not self._loop:  # A semaphore belongs to the loop that it was used in.
             self._loop, self._gates = loop, {}
         if depth not in self._gates:
-            self._gates[depth] = asyncio.Semaphore(self.most)
+            self._gates[depth] = asyncio.Semaphore(self.max_votes)
         return self._gates[depth]
 
 
@@ -124,7 +124,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None:
-                within(f"limits.{name}", value, least=1 if name == "question_chars" else 0)
+                check_range(f"limits.{name}", value, least=1 if name == "question_chars" else 0)
 
 
 def tries(above: int, attempt: int, depth: int, limits: Limits) -> int:
@@ -149,7 +149,7 @@ def silent(event: Event) -> None:
 class AmplifyContext:
     """All that the graph needs beside its state."""
 
-    caller: Caller
+    recorded_client: RecordedClient
     model: str
     """The name of X."""
     overseers: Sequence[AnyOverseer]
@@ -163,7 +163,7 @@ class AmplifyContext:
     """Equivalent questions, the plainest first: vote i asks the one at i modulo their number."""
     same: Equivalence | None = None
     """Tells which votes are for one answer where their normalised texts differ."""
-    examiners: Sequence[Examiner] = ()
+    verifiers: Sequence[Verifier] = ()
     """Test by other methods what the checker lets pass, wherever H divides."""
     checks: CheckPolicy = field(default_factory=CheckPolicy)
     max_tokens: int | Callable[[str], int] = 256
@@ -186,12 +186,13 @@ class AmplifyContext:
     """All experts answer whatever H leaves to X."""
     combiner: Combiner = field(default_factory=Vote)
     """Makes one answer of what several experts say."""
-    purse: Purse = field(default_factory=Purse)
+    spend_limit: SpendLimit = field(default_factory=SpendLimit)
     """Seconds and money of the question, and of its run."""
     overrides: Mapping[str, Override] = field(default_factory=dict[str, Override])
     """What persons put in the place of nodes, by path; see `reflux.graphs.traces.revisions`."""
-    branches: Branches = field(default_factory=Branches)
-    """How many sub-questions of each depth are under way at once: what a tree takes of memory is
+    concurrency: ConcurrencyLimit = field(default_factory=ConcurrencyLimit)
+    """How many sub-questions of each depth are under way at once: what a tree takes of
+    memory is
     set by this, not by its size. It changes no answer."""
     emit: Callable[[Event], None] = silent
     """Hears of every event of the growing tree; by default they leave by the graph's stream
@@ -217,7 +218,7 @@ class AmplifyContext:
 
     def heard(self, key: CallKey, model: str, reply: Completion) -> None:
         """Pay for a reply, and tell the listeners of it."""
-        self.purse.pay(model, reply)
+        self.spend_limit.pay(model, reply)
         if self.emit is not silent:
             self.emit(
                 {
@@ -228,12 +229,12 @@ class AmplifyContext:
                     "tokens": reply.tokens,
                     "cached": reply.cached,
                     "seconds": reply.seconds,
-                    "left": self.purse.left(),
+                    "left": self.spend_limit.left(),
                 }
             )
 
 
-def hold_together(context: AmplifyContext) -> None:
+def validate_context(context: AmplifyContext) -> None:
     """Refuse settings that are each in range and together ask for what cannot be.
 
     Raises:

@@ -113,8 +113,8 @@ def disagreement(said: Sequence[Said]) -> float:
     from all."""
     if not said:
         return 0.0
-    most = max(weigh(said).values(), default=0.0)
-    return 1.0 - most / len(said)
+    max_votes = max(weigh(said).values(), default=0.0)
+    return 1.0 - max_votes / len(said)
 
 
 PAST_PANELS = (

@@ -25,9 +25,9 @@ from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.redaction import redact, unaskable
 from reflux.agents.types import Answer, Chain, Defer, step_from_json, step_to_json
 from reflux.graphs.amplify.chain import walk_chain
-from reflux.graphs.amplify.context import AmplifyContext, hold_together, listening
+from reflux.graphs.amplify.context import AmplifyContext, listening, validate_context
 from reflux.graphs.amplify.dispatch import aggregate, ask_batch, dispatch
-from reflux.graphs.amplify.sampling import Place
+from reflux.graphs.amplify.sampling import NodeRef
 from reflux.graphs.amplify.self_consistency import answer_directly
 from reflux.graphs.amplify.state import (
     NOTHING_SPENT,
@@ -60,7 +60,7 @@ def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifySt
     Raises:
         UsageError: no answer could meet the context's settings.
     """
-    hold_together(context)
+    validate_context(context)
     limits, question = context.limits, redact(question)
     retries = context.asked_before("", question)
     return _fresh(question, question_id, "", 0, [], limits.calls, limits.tokens, retries)
@@ -110,7 +110,7 @@ def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
     return None
 
 
-def refuse_unaskable(question: str, context: AmplifyContext) -> None:
+def check_askable(question: str, context: AmplifyContext) -> None:
     """Refuse a root question before anything of it is asked or recorded.
 
     Raises:
@@ -156,7 +156,7 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
 async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -> Update:
     """A chain is walked within this node; its end is H's answer."""
     number = tried(state, context)
-    place = Place(state["question"], state["question_id"], state["path"], state["step"], number)
+    place = NodeRef(state["question"], state["question_id"], state["path"], state["step"], number)
     overseer = overseer_of(state, context)
     walked = await walk_chain(context, place, overseer, chain, left_of(state))
     outcome, spent = walked.outcome, plus(state["spent"], walked.outcome["spent"])
@@ -190,8 +190,8 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
 
 async def subtask(task: SubTask, runtime: Ran) -> Update:
     """One copy's work on one sub-question: H's primitive, X's answer, or a level deeper."""
-    spans, model = runtime.context.caller.spans, runtime.context.model
-    async with runtime.context.branches.at(task["depth"]):
+    spans, model = runtime.context.recorded_client.spans, runtime.context.model
+    async with runtime.context.concurrency.at(task["depth"]):
         context = _context(runtime)
         again = context.asked_before(task["path"], task["text"])
         task = {**task, "retries": task["retries"] + again}
@@ -293,7 +293,7 @@ async def record(state: AmplifyState, runtime: Ran) -> Update:
 async def _record(
     state: AmplifyState, context: AmplifyContext, outcome: Outcome, **more: str
 ) -> None:
-    await context.caller.store.add_judgement(
+    await context.recorded_client.store.add_judgement(
         state["question_id"],
         state["path"],
         "outcome",

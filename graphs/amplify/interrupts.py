@@ -21,14 +21,14 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.types import Command
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.protocol import sound
+from reflux.agents.overseers.protocol import validate_step
 from reflux.agents.types import Ask, step_from_json
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.steps import approved
-from reflux.graphs.ask import recursion_limit, with_purse
-from reflux.graphs.traces.database import RESTORE, of_sqlite
+from reflux.graphs.ask import recursion_limit, with_spend_limit
+from reflux.graphs.traces.database import RESTORE, from_sqlite_error
 
 
 @asynccontextmanager
@@ -48,7 +48,7 @@ async def open_checkpoints(path: Path, damaged: str = RESTORE) -> AsyncGenerator
             saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
             yield saver
     except sqlite3.Error as error:
-        raise of_sqlite(path, error, damaged) from error
+        raise from_sqlite_error(path, error, damaged) from error
 
 
 @dataclass(frozen=True)
@@ -64,28 +64,28 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Progressed:
+class RunProgress:
     """How far a question came: to its outcome, or to persons who have to answer first."""
 
     outcome: Outcome | None
     pending: Sequence[Pending] = ()
 
 
-class Patient:
+class InterruptibleRun:
     """Amplify^H(X) on a checkpointer: what H defers is kept until somebody answers."""
 
     def __init__(self, context: AmplifyContext, saver: BaseCheckpointSaver[Any]) -> None:
         self.context = context
         self._graph = cast(Any, build_graph()).compile(checkpointer=saver)
 
-    async def ask(self, question: str, question_id: str) -> Progressed:
+    async def ask(self, question: str, question_id: str) -> RunProgress:
         """Begin a question, or tell how far it is: one that has begun does not begin again."""
         known = await self._graph.aget_state(self._config(question_id))
         if known.values:
             return await self.look(question_id)
         return await self._go(question_id, begin(question, question_id, self.context))
 
-    async def look(self, question_id: str) -> Progressed:
+    async def look(self, question_id: str) -> RunProgress:
         """How far a question is; one that a crash has stopped goes on.
 
         Raises:
@@ -96,13 +96,13 @@ class Patient:
             raise UsageError(f"there is no question {question_id!r} to go on with; ask it first")
         if known.next and not known.interrupts:
             return await self._go(question_id, None)
-        return Progressed(known.values.get("outcome"), _pending(known.interrupts))
+        return RunProgress(known.values.get("outcome"), _pending(known.interrupts))
 
     async def pending(self, question_id: str) -> Sequence[Pending]:
         """What of a question waits for persons; nothing is set going, nothing is spent."""
         return _pending((await self._graph.aget_state(self._config(question_id))).interrupts)
 
-    async def reply(self, question_id: str, replies: Mapping[str, Any]) -> Progressed:
+    async def reply(self, question_id: str, replies: Mapping[str, Any]) -> RunProgress:
         """Answer some of what is pending, by id, in any order; the rest goes on waiting.
 
         A reply is a step as JSON: `{"kind": "answer", "text": ...}`, `{"kind": "ask",
@@ -121,19 +121,19 @@ class Patient:
             _take(waiting[id], said)
         return await self._go(question_id, Command(resume=dict(replies)))
 
-    async def _go(self, question_id: str, put: Any) -> Progressed:
-        context = with_purse(self.context)
+    async def _go(self, question_id: str, put: Any) -> RunProgress:
+        context = with_spend_limit(self.context)
         config = self._config(question_id) | {"recursion_limit": recursion_limit(context)}
-        with context.caller.spans.run(question_id, self._asked(question_id)) as span:
+        with context.recorded_client.spans.run(question_id, self._asked(question_id)) as span:
             state = await self._graph.ainvoke(put, config, context=context)
             outcome = state.get("outcome")
             span.ended(outcome["status"] if outcome else "waiting")
-        return Progressed(outcome, _pending(state.get("__interrupt__", ())))
+        return RunProgress(outcome, _pending(state.get("__interrupt__", ())))
 
     def _asked(self, question_id: str) -> Mapping[str, Any]:
         """Where the question comes from, as the store has it; empty where it has nothing."""
         asked = "SELECT run, round, system FROM questions WHERE id=?"
-        return dict(next(self.context.caller.store.select(asked, (question_id,)), ()))
+        return dict(next(self.context.recorded_client.store.select(asked, (question_id,)), ()))
 
     def _config(self, question_id: str) -> dict[str, Any]:
         return {"configurable": {"thread_id": question_id}}
@@ -146,7 +146,7 @@ def _take(pending: Pending, said: Any) -> None:
             raise UsageError(
                 f"there is no proposal to approve under {pending.id}; reply with a step"
             )
-        step = sound(step_from_json(approved(said, pending.form)))
+        step = validate_step(step_from_json(approved(said, pending.form)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"the reply to {pending.id} is no step ({type(error).__name__}: {error}); write "
@@ -165,7 +165,9 @@ def _pending(interrupts: Sequence[Any]) -> tuple[Pending, ...]:
 
 
 @asynccontextmanager
-async def open_patient(context: AmplifyContext, path: Path) -> AsyncGenerator[Patient]:
+async def open_interruptible_run(
+    context: AmplifyContext, path: Path
+) -> AsyncGenerator[InterruptibleRun]:
     """A patient whose checkpoints are in a SQLite file."""
     async with open_checkpoints(path) as saver:
-        yield Patient(context, saver)
+        yield InterruptibleRun(context, saver)

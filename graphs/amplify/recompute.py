@@ -55,7 +55,7 @@ async def override(
     Raises:
         UsageError: there is no such node.
     """
-    store = context.caller.store
+    store = context.recorded_client.store
     made = await revise(store, question_id, path, answer)
     if made is None:
         return Revised(newest(store, question_id), None)
@@ -63,13 +63,13 @@ async def override(
         return Revised(made, outcome)
     revised = system(revised_context(context, made))
     outcome = await revised.answer(text_of(store, made), made)
-    refuse_unheard(store, made)
+    check_editable(store, made)
     return Revised(made, outcome)
 
 
 def revised_context(context: AmplifyContext, question_id: str) -> AmplifyContext:
     """The context in which a revision is answered."""
-    return replace(context, overrides=overrides_of(context.caller.store, question_id))
+    return replace(context, overrides=overrides_of(context.recorded_client.store, question_id))
 
 
 async def revise(store: TraceStore, question_id: str, path: str, answer: str | None) -> str | None:
@@ -142,7 +142,7 @@ def root_answer(store: TraceStore, question_id: str) -> Outcome | None:
     return None
 
 
-def refuse_unheard(store: TraceStore, question_id: str) -> None:
+def check_editable(store: TraceStore, question_id: str) -> None:
     """A word that no node took is an error, not a tree that looks edited.
 
     Raises:

@@ -10,7 +10,7 @@ from reflux.agents.overseers.protocol import reserve_of, seated
 from reflux.agents.types import Answer, Chain, Exchange, SubQuestion
 from reflux.graphs.amplify.chain import walk_chain
 from reflux.graphs.amplify.context import AmplifyContext, tries
-from reflux.graphs.amplify.sampling import Place
+from reflux.graphs.amplify.sampling import NodeRef
 from reflux.graphs.amplify.self_consistency import answer_directly
 from reflux.graphs.amplify.state import (
     NOTHING_SPENT,
@@ -108,7 +108,7 @@ async def _attempt(
             ok: Outcome = {"answer": text, "status": "ok", "error": None, "spent": spent}
             return text, spent, ok if first_below_root else None, transcript, step_number + 1
         if isinstance(step, Chain) and may_ask:
-            place = Place(question, question_id, path, step_number + 1, tried)
+            place = NodeRef(question, question_id, path, step_number + 1, tried)
             left = budget.minus(spent["calls"], spent["tokens"])
             walked = await walk_chain(context, place, overseer, step, left)
             spent = plus(spent, walked.outcome["spent"])

@@ -33,7 +33,7 @@ class Reply:
     spent: Spent
 
 
-async def reply_in_turns(
+async def run_tool_loop(
     context: AmplifyContext,
     tools: Sequence[Tool],
     key: CallKey,
@@ -79,7 +79,7 @@ def _with(request: ChatRequest, tools: Sequence[Tool]) -> ChatRequest:
 async def _ask(
     context: AmplifyContext, key: CallKey, request: ChatRequest
 ) -> tuple[Completion, Spent]:
-    reply = await context.caller.ask(key, request)
+    reply = await context.recorded_client.ask(key, request)
     context.heard(key, request.model, reply)
     return reply, {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens}
 
@@ -100,7 +100,7 @@ async def _called(
             {"event": "tool", "path": key.path, "tool": wish.name, "arguments": wish.arguments}
         )
         place = replace(key, role=f"{key.role}~{turn}.tool{index}")
-        said = await context.caller.tool(
+        said = await context.recorded_client.tool(
             place, wish.name, wish.arguments, lambda wish=wish: run_call(tools, wish)
         )
         turns.append(("tool", said.text, json.dumps({"tool_call_id": wish.id})))
@@ -112,7 +112,7 @@ PLAIN = Expert("")
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeRef:
     """Where in which tree a question is answered directly."""
 
     question: str
@@ -126,8 +126,8 @@ class Place:
         return CallKey(self.question_id, self.path, role, self.step, self.retries, vote)
 
 
-async def ask_copy(
-    context: AmplifyContext, place: Place, number: int, left: Budget, expert: Expert = PLAIN
+async def sample_answer(
+    context: AmplifyContext, place: NodeRef, number: int, left: Budget, expert: Expert = PLAIN
 ) -> Reply:
     """Have one copy answer. `number` is its vote, and 0 is greedy; `left` is for all its turns.
 
@@ -137,7 +137,7 @@ async def ask_copy(
     role = f"answer:{expert.name}" if expert.name else "answer"
     request = _request(context, place.question, number, left.tokens, expert)
     tools = context.grants.get("answer", ())
-    return await reply_in_turns(context, tools, place.key(role, number), request, left)
+    return await run_tool_loop(context, tools, place.key(role, number), request, left)
 
 
 def first_request(context: AmplifyContext, question: str) -> ChatRequest:
@@ -164,7 +164,7 @@ def _request(
     return ChatRequest(model, prompt, sampling, vote=number)
 
 
-def chain_request(context: AmplifyContext, question: str, number: int) -> ChatRequest:
+def chain_link_request(context: AmplifyContext, question: str, number: int) -> ChatRequest:
     """The call of vote `number` on a link of a chain; copies on a chain have no tools."""
     return _request(context, question, number, context.limits.tokens, PLAIN)
 
@@ -184,7 +184,7 @@ def vote_of(context: AmplifyContext, question: str, number: int, reply: Completi
 T = TypeVar("T")
 
 
-async def side_by_side(
+async def run_concurrently(
     asked: Sequence[Coroutine[Any, Any, T]],
 ) -> tuple[dict[int, T], EndpointError | None]:
     """What came of several calls, by position, and the first failure; the others go on beside it.
@@ -210,7 +210,7 @@ async def side_by_side(
     return replies, failure
 
 
-async def answer_by_tool(context: AmplifyContext, place: Place, name: str) -> Outcome:
+async def answer_by_tool(context: AmplifyContext, place: NodeRef, name: str) -> Outcome:
     """H's sub-question to a tool, `to="tool:NAME"`: its reply is the answer, a refusal a failure.
 
     It costs no model call.
@@ -225,18 +225,18 @@ async def answer_by_tool(context: AmplifyContext, place: Place, name: str) -> Ou
         )
     else:
         work = partial(guarded_answer, tool, asked)
-        said = await context.caller.tool(place.key("tool"), name, asked, work)
+        said = await context.recorded_client.tool(place.key("tool"), name, asked, work)
     answer = context.normalise(said.text) if said.ok else None
     status: Status = "ok" if said.ok else "failed"
     error = None if said.ok else said.text
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": NOTHING_SPENT}
-    await record_leaf(context, place, outcome, {"votes": 0})
+    await record_answer(context, place, outcome, {"votes": 0})
     return outcome
 
 
-async def record_leaf(
+async def record_answer(
     context: AmplifyContext,
-    place: Place,
+    place: NodeRef,
     outcome: Outcome,
     more: Mapping[str, Any],
     kinds: Sequence[str] = ("leaf",),
@@ -251,14 +251,14 @@ async def record_leaf(
     }
     ok, key = outcome["status"] == "ok", f"{place.step}.{place.retries}"
     for kind in kinds:
-        await context.caller.store.add_judgement(
+        await context.recorded_client.store.add_judgement(
             place.question_id, place.path, kind, ok, detail, key=key
         )
     context.emit(answered(place.path, True, detail))
 
 
-def leaf_place(key: str) -> tuple[int, int]:
-    """The step and the try of a leaf, out of the key of its judgement; see `record_leaf`."""
+def node_of_key(key: str) -> tuple[int, int]:
+    """The step and the try of a leaf, out of the key of its judgement; see `record_answer`."""
     step, tried = key.rsplit(":", 2)[1].split(".")
     return int(step), int(tried)
 

@@ -19,28 +19,28 @@ from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.experts import Expert, Said, disagreement
 from reflux.graphs.amplify.sampling import (
     PLAIN,
-    Place,
+    NodeRef,
     Reply,
     answer_by_tool,
-    ask_copy,
-    record_leaf,
-    side_by_side,
+    record_answer,
+    run_concurrently,
+    sample_answer,
     vote_of,
 )
 from reflux.graphs.amplify.state import NOTHING_SPENT, Outcome, Spent, Status, failed_outcome, plus
 from reflux.graphs.amplify.steps import StepDesk
-from reflux.graphs.voting.voting import Vote, tally, wave, winner
+from reflux.graphs.voting.voting import Vote, next_votes, tally, winner
 
 
 async def answer_by_panel(
-    context: AmplifyContext, place: Place, given: Budget, experts: tuple[Expert, ...]
+    context: AmplifyContext, place: NodeRef, given: Budget, experts: tuple[Expert, ...]
 ) -> Outcome:
     """Ask every expert once and combine what they say.
 
     Each has a share of `given`, and the combiner another. An expert that fails leaves the others
     standing; nobody's answer is lost: all are in the judgement `panel`, with their disagreement.
     """
-    number = place.retries * context.votes.stopping.most
+    number = place.retries * context.votes.stopping.max_votes
     *shares, last = given.split(len(experts) + 1)
     replies = await asyncio.gather(
         *(
@@ -58,7 +58,7 @@ async def answer_by_panel(
 
     async def ask(request: ChatRequest) -> Completion:
         nonlocal spent, last
-        if last.empty or context.purse.lacks:
+        if last.empty or context.spend_limit.lacks:
             raise EndpointError("nothing is left for the experts' consensus: raise limits.calls")
         sampling = replace(
             request.sampling,
@@ -68,7 +68,7 @@ async def answer_by_panel(
         model = request.model or context.model
         request = replace(request, model=model, sampling=sampling, vote=number)
         key = place.key("consensus", number)
-        reply = await context.caller.ask(key, request)
+        reply = await context.recorded_client.ask(key, request)
         context.heard(key, model, reply)
         last = last.minus(1, reply.tokens)
         spent = plus(spent, {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens})
@@ -90,25 +90,27 @@ async def answer_by_panel(
 
 
 async def _ask(
-    context: AmplifyContext, place: Place, number: int, share: Budget, expert: Expert
+    context: AmplifyContext, place: NodeRef, number: int, share: Budget, expert: Expert
 ) -> Reply | str:
     """What an expert replies, or why it does not."""
-    if share.empty or context.purse.lacks:
+    if share.empty or context.spend_limit.lacks:
         return "over budget"
     try:
-        return await ask_copy(context, place, number, share, expert)
+        return await sample_answer(context, place, number, share, expert)
     except EndpointError as failure:
         return str(failure)
 
 
-def _said(context: AmplifyContext, place: Place, number: int, expert: Expert, reply: Reply) -> Said:
+def _said(
+    context: AmplifyContext, place: NodeRef, number: int, expert: Expert, reply: Reply
+) -> Said:
     vote = vote_of(context, place.question, number, reply.completion)
     return Said(expert, vote.text, vote.ok)
 
 
 async def _record(
     context: AmplifyContext,
-    place: Place,
+    place: NodeRef,
     said: list[Said],
     failures: dict[str, str],
     outcome: Outcome,
@@ -120,7 +122,7 @@ async def _record(
         "disagreement": round(disagreement(said), 4),
         "votes": len(said),
     }
-    await record_leaf(context, place, outcome, more, ("panel", "leaf"))
+    await record_answer(context, place, outcome, more, ("panel", "leaf"))
 
 
 async def answer_directly(
@@ -139,7 +141,7 @@ async def answer_directly(
 
     `calls` and `tokens` are the most it may spend; `to` is as in `SubQuestion`.
     """
-    place = Place(question, question_id, path, step, retries)
+    place = NodeRef(question, question_id, path, step, retries)
     if to.startswith("tool:"):
         return await answer_by_tool(context, place, to.removeprefix("tool:"))
     given = Budget(calls, tokens)
@@ -158,10 +160,10 @@ async def answer_directly(
     return await answer_by_votes(context, place, given, expert)
 
 
-async def _nobody(context: AmplifyContext, place: Place, reason: str) -> Outcome:
+async def _nobody(context: AmplifyContext, place: NodeRef, reason: str) -> Outcome:
     """A question to somebody who is not there: it has ended, and is recorded so."""
     outcome = failed_outcome(reason)
-    await record_leaf(context, place, outcome, {"votes": 0})
+    await record_answer(context, place, outcome, {"votes": 0})
     return outcome
 
 
@@ -170,7 +172,7 @@ def _known(context: AmplifyContext) -> str:
 
 
 async def answer_by_votes(
-    context: AmplifyContext, place: Place, given: Budget, expert: Expert = PLAIN
+    context: AmplifyContext, place: NodeRef, given: Budget, expert: Expert = PLAIN
 ) -> Outcome:
     """Ask copies, and ask again while the rule of the votes leaves doubt.
 
@@ -182,20 +184,20 @@ async def answer_by_votes(
     status: Status | None = None
     error: str | None = None
     compared = 0
-    first = place.retries * context.votes.stopping.most
-    while more := wave(votes, context.votes):
+    first = place.retries * context.votes.stopping.max_votes
+    while more := next_votes(votes, context.votes):
         left = given.minus(spent["calls"], spent["tokens"])
-        lacking = context.purse.lacks
+        lacking = context.spend_limit.lacks
         if left.empty or lacking:
             status, error = "over_budget", lacking and f"no {lacking} left"
             break
         shares = left.split(min(more, left.calls, left.tokens))
         numbers = range(first + len(votes), first + len(votes) + len(shares))
         asked = [
-            ask_copy(context, place, number, share, expert)
+            sample_answer(context, place, number, share, expert)
             for number, share in zip(numbers, shares, strict=True)
         ]
-        replies, failure = await side_by_side(asked)
+        replies, failure = await run_concurrently(asked)
         spent = plus(spent, *(reply.spent for reply in replies.values()))
         new = [
             vote_of(context, place.question, numbers[at], reply.completion)
@@ -224,7 +226,7 @@ async def answer_by_votes(
     }
     if flags := {vote.flag for vote in votes if vote.flag}:
         counted["flags"] = {name: sum(v.flag == name for v in votes) for name in sorted(flags)}
-    await record_leaf(context, place, outcome, counted)
+    await record_answer(context, place, outcome, counted)
     return outcome
 
 

@@ -19,8 +19,8 @@ from langgraph.types import interrupt
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, RefluxError
-from reflux.agents.overseers.protocol import AnyOverseer, seated, sound
-from reflux.agents.overseers.scripted import PersonOverseer
+from reflux.agents.overseers.protocol import AnyOverseer, seated, validate_step
+from reflux.agents.overseers.scripted import HumanOverseer
 from reflux.agents.types import (
     ChatRequest,
     Completion,
@@ -31,7 +31,7 @@ from reflux.agents.types import (
     step_to_json,
 )
 from reflux.graphs.amplify.context import AmplifyContext, tries
-from reflux.graphs.amplify.sampling import reply_in_turns
+from reflux.graphs.amplify.sampling import run_tool_loop
 from reflux.graphs.amplify.state import NOTHING_SPENT, AmplifyState, Spent, left_of, plus
 from reflux.graphs.traces.revisions import AGAIN
 from reflux.graphs.traces.store import CallKey
@@ -106,7 +106,7 @@ class StepDesk:
             EndpointError: no reply after every retry, or nothing is left to pay it.
         """
         left = self.left
-        if (lacking := self._context.purse.lacks) is not None:
+        if (lacking := self._context.spend_limit.lacks) is not None:
             raise EndpointError(f"no {lacking} left for H's step: raise limits.{lacking}")
         if left.empty:
             raise EndpointError(
@@ -126,7 +126,7 @@ class StepDesk:
         role = f"{self._role}{self._place}"
         key = replace(self._key, role=role, vote=self._made)
         tools = self._context.grants.get("overseer", ())
-        reply = await reply_in_turns(self._context, tools, key, request, left)
+        reply = await run_tool_loop(self._context, tools, key, request, left)
         self._spent = plus(self._spent, reply.spent)
         return reply.completion
 
@@ -159,21 +159,23 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
     may_ask = state["depth"] < context.limits.depth
     shown: str | None = None
     try:
-        with context.caller.spans.step(key, overseer.name):
+        with context.recorded_client.spans.step(key, overseer.name):
             step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
             if isinstance(step, Defer):
                 form = dict(step.form) | _failed(state, context)
                 # Who is asked again is to say it again, and not to be quoted.
                 again = state["retries"] // AGAIN
                 shown = digest_of(form | ({"asked_again": again} if again else {}))
-                said = context.caller.person_step(key, shown)
+                said = context.recorded_client.human_step(key, shown)
                 if said is None:
                     await _deferred(context, key, form)
                     said = interrupt({"path": state["path"], "form": form})
                     if "proposal" in form:
                         await _reviewed(context, key, form, said)
                 step = step_from_json(approved(said, form))
-            step = await context.caller.step(key, overseer.name, sound(step), shown)
+            step = await context.recorded_client.step(
+                key, overseer.name, validate_step(step), shown
+            )
     except GraphBubbleUp:
         raise
     except EndpointError as failure:
@@ -189,7 +191,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
 
 def _failed(state: AmplifyState, context: AmplifyContext) -> dict[str, Any]:
     """What a person is shown of the attempts before, where checks led to the person."""
-    if not context.checks.by_person(state["attempt"]):
+    if not context.checks.by_human(state["attempt"]):
         return {}
     return {"failed": state["proposals"], "passed": state.get("passed", [])}
 
@@ -199,13 +201,13 @@ def overseer_of(state: AmplifyState, context: AmplifyContext) -> AnyOverseer:
     return overseer_at(context, state["attempt"])
 
 
-PERSON = PersonOverseer()
+HUMAN = HumanOverseer()
 
 
 def overseer_at(context: AmplifyContext, attempt: int) -> AnyOverseer:
     """H of an attempt, by the policy for failed checks."""
-    if context.checks.by_person(attempt):
-        return PERSON
+    if context.checks.by_human(attempt):
+        return HUMAN
     return context.overseers[context.checks.way(attempt) % len(context.overseers)]
 
 
@@ -223,7 +225,7 @@ async def _deferred(context: AmplifyContext, key: CallKey, form: Mapping[str, An
     """What waits for a person is on the record, for the review queue: until the step is taken."""
     detail = {"step": key.step, "attempt": key.attempt, "form": form}
     place = f"{key.step}.{key.attempt}"
-    store = context.caller.store
+    store = context.recorded_client.store
     await store.add_judgement(key.question, key.path, "deferred", None, detail, key=place)
 
 
@@ -232,7 +234,7 @@ async def _reviewed(
 ) -> None:
     """What a person made of a proposal is a judgement of its own, comment and all."""
     detail = {"proposal": form["proposal"], "reply": said, "comment": said.get("comment", "")}
-    await context.caller.store.add_judgement(
+    await context.recorded_client.store.add_judgement(
         key.question,
         key.path,
         "review",

@@ -42,11 +42,11 @@ async def judged(
     An examiner that cannot be asked, or raises, leaves the answer in doubt.
     """
     verdict = context.checker.check(question, answer)
-    for examiner in context.examiners:
+    for examiner in context.verifiers:
         if not verdict.ok:
             break
         try:
-            found = await examiner.examine(desk, question, answer, transcript)
+            found = await examiner.verify(desk, question, answer, transcript)
             verdict = Verdict(found.ok, found.rule)  # What is no verdict fails here, as a value.
         except EndpointError:
             verdict = Verdict(False, UNEXAMINED)
@@ -54,7 +54,7 @@ async def judged(
             raise
         except Exception as failure:  # noqa: BLE001 - an examiner is the user's code
             verdict = Verdict(False, f"{type(examiner).__name__} raised {type(failure).__name__}")
-    return verdict, desk.spent if context.examiners else NOTHING_SPENT
+    return verdict, desk.spent if context.verifiers else NOTHING_SPENT
 
 
 async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[str, Any]:
@@ -65,12 +65,12 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
     proposal, passed = state["proposal"], state.get("passed", [])
     spent, rule, ok = state["spent"], "no_answer", False
     if proposal is not None:
-        by_person, verdict = context.checks.by_person(state["attempt"]), Verdict(True)
-        if not by_person:
+        by_human, verdict = context.checks.by_human(state["attempt"]), Verdict(True)
+        if not by_human:
             verdict, cost = await _judged(state, context, proposal)
             spent = plus(spent, cost)
         ok, rule = verdict.ok, verdict.rule
-        await context.caller.store.add_judgement(
+        await context.recorded_client.store.add_judgement(
             state["question_id"],
             state["path"],
             "check",
@@ -78,13 +78,13 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
             {"answer": proposal, "rule": "" if ok else rule},
             key=str(tried(state, context)),
         )
-        if ok and (by_person or context.checks.confirmed(passed, proposal)):
+        if ok and (by_human or context.checks.confirmed(passed, proposal)):
             return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}
     if ok and proposal is not None:
         passed, rule = [*passed, proposal], UNCONFIRMED
     proposals = state["proposals"] + ([proposal] if proposal is not None and not ok else [])
     used_up = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
-    lacking = context.purse.lacks
+    lacking = context.spend_limit.lacks
     if used_up:
         lacking = "calls" if spent["calls"] >= state["calls"] else "tokens"
     if lacking or state["attempt"] + 1 >= context.limits.attempts:
@@ -92,7 +92,7 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         refused = best is not None and rule != UNEXAMINED  # An outage says nothing of an answer.
         status: Status = "over_budget" if lacking else "rejected" if refused else "failed"
         short = f"no {lacking} left" if lacking and proposal is None else None
-        outage = context.caller.outage if rule == UNEXAMINED else None
+        outage = context.recorded_client.outage if rule == UNEXAMINED else None
         unexamined = f"the answer could not be examined: {outage}" if outage else None
         error = state["error"] or short or unexamined or f"the check {rule!r} failed"
         return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}

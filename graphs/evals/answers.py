@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.graphs.amplify.sampling import leaf_place
+from reflux.graphs.amplify.sampling import node_of_key
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Asked
-from reflux.graphs.evals.eval_task import Exam
+from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.traces.chain_links import chains
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
@@ -52,7 +52,8 @@ class _Logged:
 
 
 def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:
-    """How sure the answer at the root is, 0 to 1; None where nothing that is logged tells."""
+    """How sure the answer at the root is, 0 to 1; None where nothing that is logged
+    tells."""
     if root.answer is None:
         return None
     logged = _Logged()
@@ -65,7 +66,7 @@ def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:
         if row["kind"] == "outcome":
             logged.stated = detail.get("confidence")
             continue
-        logged.leaves[row["path"]] = (detail, *leaf_place(row["key"]))
+        logged.leaves[row["path"]] = (detail, *node_of_key(row["key"]))
     if logged.stated is not None:
         return logged.stated
     for row in store.select(
@@ -205,7 +206,7 @@ class Ledger:
 def answers_of(
     ledger: Ledger,
     store: TraceStore,
-    exam: Exam,
+    eval_task: EvalTask,
     system: str,
     seed: int,
     asked: Asked,
@@ -218,7 +219,7 @@ def answers_of(
         RefluxError: the exam's marker failed.
     """
     return [
-        _answered(ledger, store, exam, system, seed, asked, question, outcome)
+        _answered(ledger, store, eval_task, system, seed, asked, question, outcome)
         for question, outcome in zip(questions, outcomes, strict=True)
     ]
 
@@ -226,7 +227,7 @@ def answers_of(
 def _answered(
     ledger: Ledger,
     store: TraceStore,
-    exam: Exam,
+    eval_task: EvalTask,
     system: str,
     seed: int,
     asked: Asked,
@@ -236,14 +237,14 @@ def _answered(
     answer = outcome["answer"]
     trajectory = asked.question_id(question)
     tree = load_tree(store, trajectory)
-    shared = f"{exam.name}:{exam.same_question(question)}"
+    shared = f"{eval_task.name}:{eval_task.same_question(question)}"
     return Answered(
         system=system,
         seed=seed,
         id=hashlib.sha256(shared.encode()).hexdigest()[:16],
         question=question,
         answer=answer,
-        right=answer is not None and exam.right(question, answer),
+        right=answer is not None and eval_task.right(question, answer),
         status=outcome["status"],
         error=outcome["error"],
         confidence=confidence(store, trajectory, tree),

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.sampling import Place, Reply, ask_copy, record_leaf
+from reflux.graphs.amplify.sampling import NodeRef, Reply, record_answer, sample_answer
 from reflux.graphs.amplify.state import Outcome, Status, plus
-from reflux.graphs.ask import with_purse
+from reflux.graphs.ask import with_spend_limit
 
 MOST = 10_000
 """Votes on one question, at the most."""
@@ -36,8 +36,8 @@ class BestOf:
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask all votes side by side."""
-        context = with_purse(self.context)
-        place = Place(question, question_id, "")
+        context = with_spend_limit(self.context)
+        place = NodeRef(question, question_id, "")
         limits = context.limits
         shares = Budget(limits.calls, limits.tokens).split(self.votes)
         replies = await asyncio.gather(
@@ -64,17 +64,17 @@ class BestOf:
             "refused": len(texts) - len(passed),
             "tally": counts.most_common(),
         }
-        await record_leaf(context, place, outcome, counted)
+        await record_answer(context, place, outcome, counted)
         return outcome
 
 
-async def _ask(context: AmplifyContext, place: Place, number: int, share: Budget) -> Reply | str:
+async def _ask(context: AmplifyContext, place: NodeRef, number: int, share: Budget) -> Reply | str:
     if share.empty:
         return "no calls or tokens left: raise limits.calls or limits.tokens"
-    if (lacking := context.purse.lacks) is not None:
+    if (lacking := context.spend_limit.lacks) is not None:
         return f"no {lacking} left"
     try:
-        return await ask_copy(context, place, number, share)
+        return await sample_answer(context, place, number, share)
     except EndpointError as failure:
         return str(failure)
 

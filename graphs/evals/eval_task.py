@@ -15,13 +15,13 @@ from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import task_context
 from reflux.graphs.evals.datasets import QuestionFile, Row
 from reflux.graphs.evals.scorers import FORMS, normalised, same
-from reflux.graphs.evals.task import Task, is_held_out, refuse_training, score_held_out
+from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out
 
-Marker = Callable[[str, str, str], object]
+Scorer = Callable[[str, str, str], object]
 """A scorer of the user's: (question, answer, true answer) → right? It must return a bool."""
 
 
-class Exam(Protocol):
+class EvalTask(Protocol):
     """What systems are compared on."""
 
     @property
@@ -78,7 +78,7 @@ class Exam(Protocol):
 
 
 @dataclass(frozen=True)
-class TaskExam:
+class LevelEvalTask:
     """Held-out questions of one level of a task."""
 
     task: Task
@@ -102,7 +102,7 @@ class TaskExam:
                 f"{self.name} holds out no question at --level {self.level}; take another"
             )
         for question in questions:
-            refuse_training(self.task, question)
+            check_held_out(self.task, question)
         return questions
 
     def same_question(self, question: str) -> str:
@@ -137,12 +137,12 @@ class TaskExam:
 
 
 @dataclass(frozen=True)
-class FileExam:
+class FileEvalTask:
     """Questions of a file, marked by a rule of `reflux.graphs.evals.scorers` or by a function."""
 
     file: QuestionFile
     rule: str
-    marker: Marker | None = None
+    scorer: Scorer | None = None
     limit: int | None = None
     """So many of them, drawn by chance; None for all."""
 
@@ -155,7 +155,7 @@ class FileExam:
             UsageError: no such rule, or a true answer without its form.
             RefluxError: the marker fails on the first question.
         """
-        if self.marker is not None:
+        if self.scorer is not None:
             first = self.file.rows[0]
             self.right(first.question, first.answers[0])
             return
@@ -205,10 +205,10 @@ class FileExam:
         return any(self._as_good(question, answer, truth) for truth in self._rows[question].answers)
 
     def _as_good(self, question: str, answer: str, truth: str) -> bool:
-        marker = self.marker
-        if marker is None:
+        scorer = self.scorer
+        if scorer is None:
             return same(self.rule, answer, truth)
-        return marked(self.rule, question, lambda: marker(question, answer, truth))
+        return marked(self.rule, question, lambda: scorer(question, answer, truth))
 
     def true_answers(self, question: str) -> Sequence[str]:
         """Those of the file."""

@@ -67,7 +67,7 @@ def load_graph(name: str) -> Loaded:
                 f"{name} cannot be compiled: {type(error).__name__}: {error}; correct the graph"
             ) from error
     elif not isinstance(found, Runnable) and callable(found):
-        _refuse_factory(name, cast(Any, found))
+        _check_no_factory(name, cast(Any, found))
         found = RunnableLambda(cast(Any, found))
     if not isinstance(found, Runnable):
         raise UsageError(
@@ -80,7 +80,7 @@ def load_graph(name: str) -> Loaded:
     return Loaded(name, cast(Any, found), f"graph:{digest}")
 
 
-def _refuse_factory(name: str, found: Callable[..., Any]) -> None:
+def _check_no_factory(name: str, found: Callable[..., Any]) -> None:
     """A function that takes nothing cannot be given a question: it makes a graph, as a rule."""
     try:
         inspect.signature(found).bind("question")
@@ -103,7 +103,7 @@ class Meter(AsyncCallbackHandler):
         self.completion_tokens = 0
 
     async def on_llm_end(self, response: LLMResult, **_: Any) -> None:
-        """Hear of one call."""
+        """Listener of one call."""
         self.calls += 1
         for generation in (one for several in response.generations for one in several):
             message = generation.message if isinstance(generation, ChatGeneration) else None
@@ -128,7 +128,7 @@ class Meter(AsyncCallbackHandler):
 
 
 @dataclass
-class ForeignGraph:
+class ExternalGraph:
     """Answers by a graph of the user's."""
 
     context: AmplifyContext
@@ -153,7 +153,7 @@ class ForeignGraph:
             "request_digest": request.hexdigest()[:32],
             "messages": json.dumps([{"role": "user", "content": question}]),
         }
-        caller = self.context.caller
+        recorded_client = self.context.recorded_client
         if (known := self._recorded(key, made["request_digest"])) is not None:
             return await self._ended(question, key, *known)
         meter, begun = Meter(), time.perf_counter()
@@ -170,17 +170,17 @@ class ForeignGraph:
             # The user's code: its failures are values, even that it wants to end the program.
             failure = _failure(self.loaded.name, error, self.context.limits.seconds)
             seconds = time.perf_counter() - begun
-            await caller.store.add_call(key, made | _row("", meter, seconds, str(failure)))
-            caller.outage = None
+            await recorded_client.store.add_call(key, made | _row("", meter, seconds, str(failure)))
+            recorded_client.outage = None
             if isinstance(failure, EndpointError):
-                caller.lost(question_id, failure)
+                recorded_client.lost(question_id, failure)
             done = {"answer": None, "error": str(failure), "calls": meter.calls}
             return await self._ended(question, key, done, 0)
-        caller.outage = None
+        recorded_client.outage = None
         done = {"answer": redact(answer), "confidence": confidence, "calls": meter.calls}
         row_values = _row(json.dumps(done), meter, time.perf_counter() - begun, None)
         try:
-            await caller.store.add_call(key, made | row_values)
+            await recorded_client.store.add_call(key, made | row_values)
         except ReplayError:
             # Another process on this folder was the first: its answer counts.
             if (known := self._recorded(key, made["request_digest"])) is None:
@@ -191,7 +191,7 @@ class ForeignGraph:
 
     def _recorded(self, key: CallKey, digest: str) -> tuple[dict[str, Any], int] | None:
         """What the log holds of the answer, and its tokens."""
-        if (row := self.context.caller.store.find_call(key)) is None:
+        if (row := self.context.recorded_client.store.find_call(key)) is None:
             return None
         if row["request_digest"] != digest:
             raise ReplayError(f"{key} was answered by another graph; use a new --run")
@@ -218,7 +218,7 @@ class ForeignGraph:
             "spent": {"calls": done["calls"], "cached": 0, "tokens": tokens},
         }
         detail = {"question": question, "confidence": done.get("confidence"), **outcome}
-        store = self.context.caller.store
+        store = self.context.recorded_client.store
         await store.add_judgement(key.question, "", "outcome", answer is not None, detail, key="0")
         return outcome
 

@@ -21,7 +21,7 @@ from reflux.agents.budget import Price
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.evals.answers import Answered, Ledger, answers_of
 from reflux.graphs.evals.best_of import EqualTokens
-from reflux.graphs.evals.eval_task import Exam
+from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.metrics import (
     RESAMPLES,
     Calibration,
@@ -30,7 +30,7 @@ from reflux.graphs.evals.metrics import (
     difference,
     wilson,
 )
-from reflux.graphs.evals.runner import Sitting
+from reflux.graphs.evals.runner import EvalRun
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 
@@ -184,7 +184,7 @@ def _pairs(
 class Results:
     """All of one evaluation; systems in the order in which they were named."""
 
-    exam: str
+    eval_task: str
     split: str
     rule: str
     """What made an answer right."""
@@ -200,7 +200,7 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         """All but the single answers, as plain JSON types."""
         return {
-            "exam": self.exam,
+            "exam": self.eval_task,
             "split": self.split,
             "score": self.rule,
             "seeds": list(self.seeds),
@@ -216,8 +216,8 @@ class Results:
 
 
 def results(
-    exam: Exam,
-    sittings: Mapping[str, Sitting],
+    eval_task: EvalTask,
+    eval_runs: Mapping[str, EvalRun],
     equal: EqualTokens | None,
     store: TraceStore,
     prices: Mapping[str, Price],
@@ -233,26 +233,33 @@ def results(
     answers = {
         key: [
             answer
-            for paper in sitting.papers
+            for seed_result in eval_run.seed_results
             for answer in answers_of(
-                ledger, store, exam, key, paper.seed, paper.asked, paper.questions, paper.outcomes
+                ledger,
+                store,
+                eval_task,
+                key,
+                seed_result.seed,
+                seed_result.asked,
+                seed_result.questions,
+                seed_result.outcomes,
             )
         ]
-        for key, sitting in sittings.items()
+        for key, eval_run in eval_runs.items()
     }
-    seeds = [paper.seed for paper in next(iter(sittings.values())).papers]
+    seeds = [seed_result.seed for seed_result in next(iter(eval_runs.values())).seed_results]
     return Results(
-        exam=exam.name,
-        split=exam.split,
-        rule=exam.rule,
+        eval_task=eval_task.name,
+        split=eval_task.split,
+        rule=eval_task.rule,
         seeds=seeds,
         answers=answers,
         summaries={
-            key: summary(sittings[key].entrant.model, found) for key, found in answers.items()
+            key: summary(eval_runs[key].system_spec.model, found) for key, found in answers.items()
         },
         differences=differences(answers, seeds[0]),
         levels={
-            key: breakdown((load_tree(store, a.trajectory) for a in found), exam.part_right)
+            key: breakdown((load_tree(store, a.trajectory) for a in found), eval_task.part_right)
             for key, found in answers.items()
         },
         equal=equal,

@@ -13,10 +13,10 @@ from reflux.agents.errors import RefluxError
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Asked, System, answer_every
 from reflux.graphs.evals.best_of import EqualTokens, equal_votes
-from reflux.graphs.evals.eval_task import Exam
-from reflux.graphs.evals.external_graph import ForeignGraph
+from reflux.graphs.evals.eval_task import EvalTask
+from reflux.graphs.evals.external_graph import ExternalGraph
 from reflux.graphs.evals.metrics import wilson
-from reflux.graphs.evals.task import Task, refuse_training, score_held_out
+from reflux.graphs.evals.task import Task, check_held_out, score_held_out
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ async def evaluate(
     asked: Asked,
     questions: Sequence[str],
     *,
-    together: int = 32,
+    max_concurrency: int = 32,
     on_done: Callable[[int], None] | None = None,
 ) -> Score:
     """Answer every question and score the answers.
@@ -55,8 +55,10 @@ async def evaluate(
         RefluxError: the run's purse is empty.
     """
     for question in questions:
-        refuse_training(task, question)
-    outcomes = await answer_every(system, asked, questions, together=together, on_done=on_done)
+        check_held_out(task, question)
+    outcomes = await answer_every(
+        system, asked, questions, max_concurrency=max_concurrency, on_done=on_done
+    )
     right = sum(
         score_held_out(task, question, outcome["answer"])
         for question, outcome in zip(questions, outcomes, strict=True)
@@ -75,12 +77,12 @@ async def evaluate(
     )
 
 
-Heard = Callable[[str, int, int], None]
+Listener = Callable[[str, int, int], None]
 """Hears (system, questions answered, of how many)."""
 
 
 @dataclass(frozen=True)
-class Entrant:
+class SystemSpec:
     """A system by name, and how it is made for each seed."""
 
     key: str
@@ -94,7 +96,7 @@ class Entrant:
 
 
 @dataclass(frozen=True)
-class Paper:
+class SeedResult:
     """What a system answered to the questions of one seed."""
 
     seed: int
@@ -104,32 +106,34 @@ class Paper:
 
 
 @dataclass(frozen=True)
-class Sitting:
+class EvalRun:
     """All that one system answered."""
 
-    entrant: Entrant
-    papers: Sequence[Paper]
+    system_spec: SystemSpec
+    seed_results: Sequence[SeedResult]
 
     @property
     def tokens(self) -> int:
         """Of all its answers."""
-        return sum(o["spent"]["tokens"] for paper in self.papers for o in paper.outcomes)
+        return sum(
+            o["spent"]["tokens"] for seed_result in self.seed_results for o in seed_result.outcomes
+        )
 
 
 @dataclass(frozen=True)
-class Hall:
+class EvalRunner:
     """Where systems sit an exam."""
 
-    exam: Exam
+    eval_task: EvalTask
     seeds: Sequence[int]
     run: str
     """Recorded with each question."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What else decides the answers: with other settings every question is asked anew."""
-    together: int = 32
-    heard: Heard = lambda key, done, total: None
+    max_concurrency: int = 32
+    heard: Listener = lambda key, done, total: None
 
-    async def sit(self, entrant: Entrant) -> Sitting:
+    async def run_system(self, system_spec: SystemSpec) -> EvalRun:
         """Have a system answer everything; what is recorded is replayed.
 
         Raises:
@@ -137,53 +141,55 @@ class Hall:
             EndpointError: the endpoint is down; what it did answer is recorded.
             RefluxError: the run's purse is empty, or a foreign graph fails on every question.
         """
-        drawn = {seed: self.exam.questions(seed) for seed in self.seeds}
+        drawn = {seed: self.eval_task.questions(seed) for seed in self.seeds}
         total = sum(map(len, drawn.values()))
-        papers: list[Paper] = []
+        seed_results: list[SeedResult] = []
         before = 0
-        self.heard(entrant.key, 0, total)
+        self.heard(system_spec.key, 0, total)
         for seed, questions in drawn.items():
-            system, asked = entrant.make(seed), self._asked(entrant, seed)
+            system, asked = system_spec.make(seed), self._asked(system_spec, seed)
             outcomes = await answer_every(
                 system,
                 asked,
                 questions,
-                together=self.together,
-                on_done=lambda done, before=before: self.heard(entrant.key, before + done, total),
+                max_concurrency=self.max_concurrency,
+                on_done=lambda done, before=before: self.heard(
+                    system_spec.key, before + done, total
+                ),
             )
-            if isinstance(system, ForeignGraph):
-                _refuse_broken(entrant.key, outcomes)
-            papers.append(Paper(seed, asked, questions, outcomes))
+            if isinstance(system, ExternalGraph):
+                _check_answered(system_spec.key, outcomes)
+            seed_results.append(SeedResult(seed, asked, questions, outcomes))
             before += len(questions)
-        return Sitting(entrant, papers)
+        return EvalRun(system_spec, seed_results)
 
-    def _asked(self, entrant: Entrant, seed: int) -> Asked:
-        decides = json.dumps([entrant.digest, self.settings], sort_keys=True)
+    def _asked(self, system_spec: SystemSpec, seed: int) -> Asked:
+        decides = json.dumps([system_spec.digest, self.settings], sort_keys=True)
         mark = hashlib.sha256(decides.encode()).hexdigest()[:12]
-        system = f"eval-{entrant.key}-{entrant.model}-{mark}-{seed}"
-        return Asked(self.run, -1, system, self.exam.name, self.exam.split)
+        system = f"eval-{system_spec.key}-{system_spec.model}-{mark}-{seed}"
+        return Asked(self.run, -1, system, self.eval_task.name, self.eval_task.split)
 
-    async def sit_equally(
-        self, entrant: Callable[[int], Awaitable[Entrant]], amplified: Sitting
-    ) -> tuple[Sitting, EqualTokens]:
+    async def run_at_equal_tokens(
+        self, system_spec: Callable[[int], Awaitable[SystemSpec]], amplified: EvalRun
+    ) -> tuple[EvalRun, EqualTokens]:
         """Have best-of-n answer with as many votes as the amplified system's tokens pay;
-        `entrant(n)` is best-of-n for one n.
+        `system_spec(n)` is best-of-n for one n.
 
         Raises:
-            RefluxError: as for `sit`, or nobody knows the tokens.
+            RefluxError: as for `run_system`, or nobody knows the tokens.
         """
-        sittings: dict[int, Sitting] = {}
+        eval_runs: dict[int, EvalRun] = {}
 
         async def tokens_of(votes: int) -> int:
-            if votes not in sittings:
-                sittings[votes] = await self.sit(await entrant(votes))
-            return sittings[votes].tokens
+            if votes not in eval_runs:
+                eval_runs[votes] = await self.run_system(await system_spec(votes))
+            return eval_runs[votes].tokens
 
         equal = await equal_votes(tokens_of, amplified.tokens)
-        return sittings[equal.votes], equal
+        return eval_runs[equal.votes], equal
 
 
-def _refuse_broken(key: str, outcomes: Sequence[Outcome]) -> None:
+def _check_answered(key: str, outcomes: Sequence[Outcome]) -> None:
     """A graph that never answers is broken, not wrong."""
     if all(outcome["status"] == "failed" for outcome in outcomes):
         raise RefluxError(

@@ -86,7 +86,8 @@ class Task(Protocol):
 
 
 def writing_of(task: Task) -> str:
-    """How a task's trees write what persons write otherwise, its optional `writing`; or empty."""
+    """How a task's trees write what persons write otherwise, its optional `writing`; or
+    empty."""
     return getattr(task, "writing", "")
 
 
@@ -109,7 +110,7 @@ def hashed_out(text: str) -> bool:
     return int.from_bytes(digest[:8]) < HELD_OUT_SHARE * 2**64
 
 
-def refuse_training(task: Task, question: str) -> None:
+def check_held_out(task: Task, question: str) -> None:
     """Let held-out questions pass.
 
     Raises:
@@ -127,5 +128,5 @@ def score_held_out(task: Task, question: str, answer: str | None) -> bool:
     Raises:
         UsageError: a training question, whose true answer nobody may look at.
     """
-    refuse_training(task, question)
+    check_held_out(task, question)
     return answer is not None and task.score(question, answer)

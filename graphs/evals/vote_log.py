@@ -20,7 +20,7 @@ from typing import Any
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Completion
 from reflux.agents.verifiers.red_flags import RedFlags
-from reflux.graphs.amplify.sampling import leaf_place
+from reflux.graphs.amplify.sampling import node_of_key
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.store import TraceStore
@@ -60,7 +60,7 @@ def correlation(right: Sequence[Sequence[bool]], seed: int = 0) -> Votes:
     if len(usable) < 2:
         raise UsageError(
             f"{len(usable)} questions have two votes or more: the correlation of errors needs at "
-            "least 2; have every question voted on (votes.sure: null)"
+            "least 2; have every question voted on (votes.min_logprob: null)"
         )
     size = min(map(len, usable))
     counts = [sum(votes[:size]) for votes in usable]
@@ -88,9 +88,9 @@ def _intraclass(counts: Sequence[int], size: int) -> float:
     n = len(counts)
     mean = sum(counts) / (n * size)
     between = sum((count / size - mean) ** 2 for count in counts) * size / (n - 1)
-    within = sum(count * (1 - count / size) for count in counts) / (n * (size - 1))
-    whole = between + (size - 1) * within
-    return (between - within) / whole if whole else 0.0
+    check_range = sum(count * (1 - count / size) for count in counts) / (n * (size - 1))
+    whole = between + (size - 1) * check_range
+    return (between - check_range) / whole if whole else 0.0
 
 
 def _standard_error(found: float, size: int, n: int) -> float:
@@ -150,7 +150,7 @@ def voted_questions(
             finish_reason=row["finish_reason"],
         )
     for row in store.select(LEAVES, where):
-        place = row["question"], row["path"], leaf_place(row["key"])
+        place = row["question"], row["path"], node_of_key(row["key"])
         if (votes := replies.pop(place, None)) is not None:
             detail: dict[str, Any] = json.loads(row["detail"])
             yield VotedQuestion(

@@ -58,12 +58,12 @@ STOPPED = (
     " WHERE s.question = q.id AND s.path = '' AND s.kind = 'stopped')"
 )
 """SQL: of the root `q`, that it was stopped at some time; see `reflux.graphs.traces.review`."""
-BY_PERSONS = "kind IN ('verdict', 'override')"
+BY_HUMANS = "kind IN ('verdict', 'override')"
 INDEXES = f"""
 CREATE INDEX IF NOT EXISTS revised ON questions (revises) WHERE revises IS NOT NULL;
 CREATE INDEX IF NOT EXISTS deferred ON judgements (id) WHERE kind = 'deferred';
 CREATE INDEX IF NOT EXISTS disputed ON judgements (id) WHERE {DISPUTED};
-CREATE INDEX IF NOT EXISTS reviewed ON judgements (question, path) WHERE {BY_PERSONS};
+CREATE INDEX IF NOT EXISTS reviewed ON judgements (question, path) WHERE {BY_HUMANS};
 """
 
 
@@ -74,7 +74,7 @@ BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 RESTORE = "restore it, or name another --run"
 
 
-def of_sqlite(path: Path, error: sqlite3.Error, damaged: str = RESTORE) -> RefluxError:
+def from_sqlite_error(path: Path, error: sqlite3.Error, damaged: str = RESTORE) -> RefluxError:
     """The error to raise; `damaged` is the remedy where the file is no whole database."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # The rest of it is a finer cause.
     if code in FULL:
@@ -119,12 +119,12 @@ def reading(path: Path) -> Generator[sqlite3.Connection]:
     try:
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
     except sqlite3.Error as error:
-        raise of_sqlite(path, error) from error
+        raise from_sqlite_error(path, error) from error
     try:
         database.row_factory = sqlite3.Row
         yield database
     except sqlite3.Error as error:
-        raise of_sqlite(path, error) from error
+        raise from_sqlite_error(path, error) from error
     finally:
         database.close()
 

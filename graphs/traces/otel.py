@@ -71,10 +71,10 @@ def capturing(env: Mapping[str, str]) -> bool:
 class OtelSpan(Span):
     """One span. While it is entered, spans of the same task and of tasks made in it are below."""
 
-    def __init__(self, span: trace.Span, within: Context | None, contents: bool) -> None:
-        """`within` is the context of what is below it; None where nothing is."""
+    def __init__(self, span: trace.Span, check_range: Context | None, contents: bool) -> None:
+        """`check_range` is the context of what is below it; None where nothing is."""
         self._span = span
-        self._within = within
+        self._within = check_range
         self._contents = contents
         self._token: Token[Context] | None = None
 
@@ -234,8 +234,8 @@ class OtelSpans(Spans):
     ) -> OtelSpan:
         run: Any = context.get_value(_RUN) or {}
         span = self._tracer.start_span(name, kind=kind, attributes={**run, **attributes})
-        within = None if below is None else trace.set_span_in_context(span, below)
-        return OtelSpan(span, within, self._contents)
+        check_range = None if below is None else trace.set_span_in_context(span, below)
+        return OtelSpan(span, check_range, self._contents)
 
 
 def _kind(kind: type[BaseException], error: BaseException | None) -> str:

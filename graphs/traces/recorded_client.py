@@ -92,7 +92,7 @@ def completion_of(row: sqlite3.Row) -> Completion:
     )
 
 
-class Caller:
+class RecordedClient:
     """Makes the calls of one run: replay, else ask, then record, and only then use."""
 
     def __init__(self, client: ChatClient, store: TraceStore, spans: Spans | None = None) -> None:
@@ -133,7 +133,7 @@ class Caller:
         return reply
 
     def lost(self, question: str, error: EndpointError) -> None:
-        """Hear that a call failed at its endpoint."""
+        """Listener that a call failed at its endpoint."""
         self.outage = error
         if not error.refused:
             self.left_open[question] = error
@@ -302,7 +302,7 @@ class Caller:
                 return row
         return None
 
-    def person_step(self, key: CallKey, shown: str) -> Mapping[str, Any] | None:
+    def human_step(self, key: CallKey, shown: str) -> Mapping[str, Any] | None:
         """The step that a person took here, as JSON, or took in an earlier revision where the
         digest of what was `shown` is the same; None where nobody has yet."""
         row = self.store.find_call(key) or self._earlier(key, shown)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from reflux.agents.errors import UsageError
 from reflux.agents.redaction import redact
-from reflux.graphs.traces.database import BY_PERSONS, DISPUTED, Rows
+from reflux.graphs.traces.database import BY_HUMANS, DISPUTED, Rows
 from reflux.graphs.traces.revisions import NEWEST, first_of, newest
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import find_question, held
@@ -79,7 +79,7 @@ QUEUED = f"""{ITEMS}
 WHERE {{which}} AND q.split NOT IN ('held_out', 'canary') AND {NEWEST}
   AND NOT EXISTS (SELECT 1 FROM judgements v INDEXED BY reviewed
     WHERE v.question >= {FIRST} AND v.question < {FIRST} || '~~' AND v.path = j.path
-    AND {BY_PERSONS.replace("kind", "v.kind")} AND NOT {AGAIN.replace("kind", "v.kind")}
+    AND {BY_HUMANS.replace("kind", "v.kind")} AND NOT {AGAIN.replace("kind", "v.kind")}
     AND (v.question = j.question
       OR (v.question = {FIRST} OR instr(v.question, {FIRST} || '~') = 1)
         AND v.detail ->> 'answer' IS j.detail ->> 'answer'))
@@ -221,7 +221,7 @@ def state_of(store: TraceStore, item: Item) -> tuple[object, ...]:
     first = first_of(item.trajectory)
     now = find_item(store, f"{first}{item.path}")
     said = store.select(
-        f"SELECT max(id) FROM judgements WHERE {BY_PERSONS} AND path = :path"  # noqa: S608
+        f"SELECT max(id) FROM judgements WHERE {BY_HUMANS} AND path = :path"  # noqa: S608
         " AND (question = :first OR question > :first || '~' AND question < :first || '~~')",
         {"path": item.path, "first": first},
     )
@@ -272,11 +272,11 @@ async def remark(store: TraceStore, item: Item, comment: str) -> None:
     await store.add_judgement(item.trajectory, item.path, "comment", None, detail, author="person")
 
 
-def rejected_by_persons(store: TraceStore) -> set[str]:
+def rejected_by_humans(store: TraceStore) -> set[str]:
     """Trajectories, by their first id, with a node that a person rejected, whose answer is still
     that one, and which nobody has approved or overridden since."""
     standing: dict[tuple[str, str], str | None] = {}
-    sql = f"SELECT question, path, ok, detail FROM judgements WHERE {BY_PERSONS} ORDER BY id"  # noqa: S608
+    sql = f"SELECT question, path, ok, detail FROM judgements WHERE {BY_HUMANS} ORDER BY id"  # noqa: S608
     for row in store.select(sql):
         place = first_of(row["question"]), row["path"]
         standing.pop(place, None)
@@ -294,9 +294,9 @@ def _answer_now(store: TraceStore, first: str, path: str, unknown: str | None) -
     return ended["answer"] if ended else unknown
 
 
-def edited_by_persons(store: TraceStore) -> set[str]:
+def edited_by_humans(store: TraceStore) -> set[str]:
     """Trajectories, by their first id, with an answer that a person put in."""
-    sql = f"SELECT question FROM judgements WHERE {BY_PERSONS}"  # noqa: S608
+    sql = f"SELECT question FROM judgements WHERE {BY_HUMANS}"  # noqa: S608
     rows = store.select(f"{sql} AND kind = 'override' AND detail ->> 'answer' IS NOT NULL")
     return {first_of(row["question"]) for row in rows}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reflux.agents.errors import UsageError, of_system
+from reflux.agents.errors import UsageError, from_os_error
 from reflux.graphs.traces.database import (
     INDEXES,
     LATER_COLUMNS,
@@ -21,7 +21,7 @@ from reflux.graphs.traces.database import (
     ROOT_ENDED,
     SCHEMA,
     SCHEMA_VERSION,
-    of_sqlite,
+    from_sqlite_error,
 )
 from reflux.graphs.traces.writer import Writer
 
@@ -93,9 +93,9 @@ class TraceStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._reader = self._connect()
         except OSError as error:
-            raise of_system(error) from error
+            raise from_os_error(error) from error
         except sqlite3.Error as error:
-            raise of_sqlite(path, error) from error
+            raise from_sqlite_error(path, error) from error
         try:
             self._prepare()
             self._reader.execute(ROOTS)
@@ -123,7 +123,7 @@ class TraceStore:
             self._reader.commit()
             self._check_version()
         except sqlite3.Error as error:
-            raise of_sqlite(self.path, error) from error
+            raise from_sqlite_error(self.path, error) from error
 
     def _add_columns(self) -> None:
         for table, column in LATER_COLUMNS.items():
@@ -239,7 +239,7 @@ class TraceStore:
         try:
             yield from self._reader.execute(sql, parameters)
         except sqlite3.Error as error:
-            raise of_sqlite(self.path, error) from error
+            raise from_sqlite_error(self.path, error) from error
 
     async def _insert(self, table: str, values: Mapping[str, Any], ignore: bool = False) -> None:
         names, marks = _columns(values)

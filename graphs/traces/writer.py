@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from reflux.agents.errors import ReplayError, UsageError
-from reflux.graphs.traces.database import of_sqlite
+from reflux.graphs.traces.database import from_sqlite_error
 
 BATCH = 512
 """Most rows in one commit."""
@@ -71,7 +71,7 @@ class Writer:
         def lose(before: int, error: sqlite3.Error) -> None:
             connection.rollback()
             for index in range(before):
-                failures.setdefault(index, of_sqlite(self._path, error))
+                failures.setdefault(index, from_sqlite_error(self._path, error))
 
         for index, row in enumerate(batch):
             try:

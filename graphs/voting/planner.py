@@ -34,7 +34,7 @@ class Plan:
     """Of one vote."""
     correlation: float
     """Of two votes on one question being right, 0 to 1."""
-    lead: int
+    margin: int
     """k, the least that meets the target."""
     step_error: float
     votes_per_step: float
@@ -47,14 +47,14 @@ class Plan:
         return self.votes_per_step * self.steps
 
 
-def step_error(lead: int, accuracy: float, correlation: float = 0.0) -> float:
+def step_error(margin: int, accuracy: float, correlation: float = 0.0) -> float:
     """Probability that a step's vote ends wrong, without a limit of votes."""
-    return _averaged(lambda logit: _ruin(lead, logit), accuracy, correlation)
+    return _averaged(lambda logit: _ruin(margin, logit), accuracy, correlation)
 
 
-def expected_votes(lead: int, accuracy: float, correlation: float = 0.0) -> float:
+def expected_votes(margin: int, accuracy: float, correlation: float = 0.0) -> float:
     """Votes that a step takes on average, without a limit."""
-    return _averaged(lambda logit: _length(lead, logit), accuracy, correlation)
+    return _averaged(lambda logit: _length(margin, logit), accuracy, correlation)
 
 
 def votes_needed(target: float, steps: int, accuracy: float, correlation: float = 0.0) -> int:
@@ -101,16 +101,16 @@ def plan(target: float, steps: int, accuracy: float, correlation: float = 0.0) -
     Raises:
         UsageError: voting cannot meet it; the message says why.
     """
-    lead = votes_needed(target, steps, accuracy, correlation)
-    error = step_error(lead, accuracy, correlation)
+    margin = votes_needed(target, steps, accuracy, correlation)
+    error = step_error(margin, accuracy, correlation)
     return Plan(
         target,
         steps,
         accuracy,
         correlation,
-        lead,
+        margin,
         error,
-        expected_votes(lead, accuracy, correlation),
+        expected_votes(margin, accuracy, correlation),
         math.exp(steps * math.log1p(-error)) if error < 1 else 0.0,
     )
 
@@ -135,13 +135,15 @@ class Walk:
     """On average."""
 
 
-def walk(lead: int, most: int, accuracy: float) -> Walk:
-    """The same with at most `most` votes, exactly, by dynamic programming; takes `lead * most`
+def walk(margin: int, max_votes: int, accuracy: float) -> Walk:
+    """The same with at most `most` votes, exactly, by dynamic programming; takes `margin * most`
     steps."""
-    at = np.zeros(2 * lead - 1)  # (places,): chances of all between the walls, zero in the middle.
-    at[lead - 1] = 1.0
+    at = np.zeros(
+        2 * margin - 1
+    )  # (places,): chances of all between the walls, zero in the middle.
+    at[margin - 1] = 1.0
     right = wrong = votes = 0.0
-    for _ in range(most):
+    for _ in range(max_votes):
         votes += float(at.sum())
         right += float(at[-1]) * accuracy
         wrong += float(at[0]) * (1 - accuracy)
@@ -162,17 +164,17 @@ def wald_bound(error: float, accuracy: float) -> float:
     return (2 * error - 1) * _logit(error) / drift if drift else 0.0
 
 
-def _ruin(lead: int, logit: float) -> float:
+def _ruin(margin: int, logit: float) -> float:
     """1 / (1 + (p/q)^k)."""
-    x = lead * logit
+    x = margin * logit
     return math.exp(-x) / (1 + math.exp(-x)) if x > 0 else 1 / (1 + math.exp(x))
 
 
-def _length(lead: int, logit: float) -> float:
+def _length(margin: int, logit: float) -> float:
     """k (1 - 2e) / (2p - 1), which is k² at an even chance."""
     if abs(logit) < 1e-300:  # Not larger: a large lead tells 0.500001 from an even chance.
-        return float(lead * lead)
-    return lead * math.tanh(lead * logit / 2) / math.tanh(logit / 2)
+        return float(margin * margin)
+    return margin * math.tanh(margin * logit / 2) / math.tanh(logit / 2)
 
 
 def _logit(p: float) -> float:

@@ -16,14 +16,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from reflux.agents.errors import UsageError, within
+from reflux.agents.errors import UsageError, check_range
 
 
 class StoppingRule(Protocol):
     """Says whether two counts decide a vote."""
 
     @property
-    def most(self) -> int:
+    def max_votes(self) -> int:
         """Votes at the most."""
         ...
 
@@ -39,10 +39,10 @@ class Majority:
     (early-stopping self-consistency, arXiv 2401.10480, without its window)."""
 
     kind: Literal["majority"] = "majority"
-    most: int = 7
+    max_votes: int = 7
 
     def __post_init__(self) -> None:
-        within("votes.rule.most", self.most, least=1)
+        check_range("votes.rule.max_votes", self.max_votes, least=1)
 
     def decided(self, first: float, second: float, left: float) -> bool:
         """The lead is larger than what is left."""
@@ -53,23 +53,23 @@ class Majority:
 class AheadBy:
     """First to be ahead by k (MAKER, arXiv 2511.09030, section 3.2)."""
 
-    lead: int = 2
+    margin: int = 2
     """k."""
-    most: int = 7
+    max_votes: int = 7
     kind: Literal["ahead"] = "ahead"
 
     def __post_init__(self) -> None:
-        within("votes.rule.lead", self.lead, least=1)
-        within("votes.rule.most", self.most, least=1)
-        if self.lead > self.most > 1:
+        check_range("votes.rule.margin", self.margin, least=1)
+        check_range("votes.rule.max_votes", self.max_votes, least=1)
+        if self.margin > self.max_votes > 1:
             raise UsageError(
-                f"with a lead of {self.lead} and {self.most} votes at the most no answer can ever "
-                f"be ahead enough; allow {self.lead} votes or more, or one to switch voting off"
+                f"with a margin of {self.margin} and at most {self.max_votes} votes no answer can "
+                f"be ahead enough; allow {self.margin} votes or more, or one to switch voting off"
             )
 
     def decided(self, first: float, second: float, left: float) -> bool:
         """The leader is k ahead."""
-        return first - second >= self.lead
+        return first - second >= self.margin
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Sprt:
     """The share at which it is not."""
     error: float = 0.05
     """Of the first kind and of the second."""
-    most: int = 40
+    max_votes: int = 40
 
     def __post_init__(self) -> None:
-        within("votes.rule.against", self.against, above=0, below=1)
-        within("votes.rule.share", self.share, above=self.against, below=1)
-        within("votes.rule.error", self.error, above=0, below=0.5)
-        within("votes.rule.most", self.most, least=1)
+        check_range("votes.rule.against", self.against, above=0, below=1)
+        check_range("votes.rule.share", self.share, above=self.against, below=1)
+        check_range("votes.rule.error", self.error, above=0, below=0.5)
+        check_range("votes.rule.max_votes", self.max_votes, least=1)
 
     def decided(self, first: float, second: float, left: float) -> bool:
         """The likelihood ratio has left the open interval between Wald's bounds."""
@@ -116,13 +116,13 @@ class Posterior:
     confidence: float = 0.95
     right: float = 8.0
     wrong: float = 2.0
-    most: int = 40
+    max_votes: int = 40
 
     def __post_init__(self) -> None:
-        within("votes.rule.confidence", self.confidence, above=0, below=1)
-        within("votes.rule.right", self.right, above=0)
-        within("votes.rule.wrong", self.wrong, above=0)
-        within("votes.rule.most", self.most, least=1)
+        check_range("votes.rule.confidence", self.confidence, above=0, below=1)
+        check_range("votes.rule.right", self.right, above=0)
+        check_range("votes.rule.wrong", self.wrong, above=0)
+        check_range("votes.rule.max_votes", self.max_votes, least=1)
 
     def decided(self, first: float, second: float, left: float) -> bool:
         """The leader's posterior reaches the confidence."""
@@ -142,11 +142,11 @@ class Weighted:
 
     kind: Literal["weighted"] = "weighted"
     error: float = 0.01
-    most: int = 40
+    max_votes: int = 40
 
     def __post_init__(self) -> None:
-        within("votes.rule.error", self.error, above=0, below=0.5)
-        within("votes.rule.most", self.most, least=1)
+        check_range("votes.rule.error", self.error, above=0, below=0.5)
+        check_range("votes.rule.max_votes", self.max_votes, least=1)
 
     def decided(self, first: float, second: float, left: float) -> bool:
         """The lead, in nats, suffices."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from reflux.agents.errors import UsageError, within
+from reflux.agents.errors import UsageError, check_range
 from reflux.graphs.voting.stopping import AheadBy, AnyRule
 
 
@@ -46,14 +46,14 @@ class Variant:
     """Of its vote."""
 
     def __post_init__(self) -> None:
-        within("votes.variants.weight", self.weight, above=0)
+        check_range("votes.variants.weight", self.weight, above=0)
         if "{question}" not in self.wording:
             raise UsageError(
                 f"votes.variants.wording is {self.wording!r}, in which no copy would see its "
                 "question: write {question} where it is to stand"
             )
         if self.temperature is not None:
-            within("votes.variants.temperature", self.temperature, least=0)
+            check_range("votes.variants.temperature", self.temperature, least=0)
 
 
 PLAIN_VARIANT = Variant()
@@ -63,33 +63,33 @@ PLAIN_VARIANT = Variant()
 class VotePolicy:
     """How many votes a question gets."""
 
-    lead: int = 2
+    margin: int = 2
     """Votes by which an answer must be ahead (k), where no `rule` is given."""
-    most: int = 7
+    max_votes: int = 7
     """Votes at the most, where no `rule` is given; 1 switches voting off."""
-    sure: float | None = -0.05
+    min_logprob: float | None = -0.05
     """A first vote whose least certain token has at least this log-probability stands alone,
     and so does one whose log-probabilities are unknown. None: none does."""
     temperature: float = 0.7
     """Of every vote but the first, which is greedy."""
     rule: AnyRule | None = None
-    """When the votes decide; first to be ahead by `lead` where None."""
+    """When the votes decide; first to be ahead by `margin` where None."""
     variants: tuple[Variant, ...] = ()
     """How copies differ beyond seed and temperature: vote i takes the one at i modulo their
     number."""
 
     def __post_init__(self) -> None:
-        within("votes.lead", self.lead, least=1)
-        within("votes.most", self.most, least=1)
-        within("votes.temperature", self.temperature, least=0)
-        if self.sure is not None:
-            within("votes.sure", self.sure)
+        check_range("votes.margin", self.margin, least=1)
+        check_range("votes.max_votes", self.max_votes, least=1)
+        check_range("votes.temperature", self.temperature, least=0)
+        if self.min_logprob is not None:
+            check_range("votes.min_logprob", self.min_logprob)
         _ = self.stopping  # Raises where lead and most contradict each other.
 
     @cached_property
     def stopping(self) -> AnyRule:
         """The rule that counts."""
-        return self.rule or AheadBy(self.lead, self.most)
+        return self.rule or AheadBy(self.margin, self.max_votes)
 
     def variant(self, number: int) -> Variant:
         """What vote `number` differs by."""
@@ -118,21 +118,21 @@ def tally(votes: Sequence[Vote]) -> list[tuple[str, float]]:
     return sorted(counts.items(), key=lambda item: -item[1])
 
 
-def wave(votes: Sequence[Vote], policy: VotePolicy) -> int:
+def next_votes(votes: Sequence[Vote], policy: VotePolicy) -> int:
     """Votes to ask next, all at once; 0 where these are enough."""
     rule = policy.stopping
-    left = rule.most - len(votes)
+    left = rule.max_votes - len(votes)
     if left <= 0:
         return 0
-    if policy.sure is not None:
+    if policy.min_logprob is not None:
         if not votes:
             return 1  # It may stand alone.
-        if len(votes) == 1 and votes[0].ok and _sure(votes[0], policy.sure):
+        if len(votes) == 1 and votes[0].ok and _sure(votes[0], policy.min_logprob):
             return 0
     ranking = tally(votes)
     first = ranking[0][1] if ranking else 0
     second = ranking[1][1] if len(ranking) > 1 else 0
-    open_weight = policy.weight_between(len(votes), rule.most)
+    open_weight = policy.weight_between(len(votes), rule.max_votes)
     if ranking and rule.decided(first, second, open_weight):
         return 0
     gain = 0.0
@@ -150,7 +150,7 @@ def wave(votes: Sequence[Vote], policy: VotePolicy) -> int:
 
 def settled(votes: Sequence[Vote], policy: VotePolicy) -> bool:
     """True where no further vote is to be asked."""
-    return wave(votes, policy) == 0
+    return next_votes(votes, policy) == 0
 
 
 def _sure(vote: Vote, least: float) -> bool:

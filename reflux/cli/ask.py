@@ -12,7 +12,7 @@ from reflux.agents.clients.endpoints import Endpoint, Endpoints
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.types import ChatClient
-from reflux.ask_options import How, keep_how
+from reflux.ask_options import AskOptions, save_options
 from reflux.cli.contract import (
     OUT,
     RUNS,
@@ -30,9 +30,9 @@ from reflux.cli.rounds import shipped_config
 from reflux.finetune.config import RoundsConfig, config_from, read_config
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.graph import refuse_unaskable
+from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, answer_all, refuse_outage, task_context
+from reflux.graphs.ask import Amplified, Asked, answer_all, check_outage, task_context
 from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.tree import load_tree
@@ -96,7 +96,7 @@ def config_of(folder: RunFolder) -> RoundsConfig | None:
 def prices_of(folder: RunFolder) -> Mapping[str, Price]:
     """What a million tokens of each model cost, where the run's config tells."""
     config = config_of(folder)
-    return config.purse.prices if config else {}
+    return config.spend_limit.prices if config else {}
 
 
 def batch_config(folder: RunFolder) -> RoundsConfig:
@@ -131,8 +131,10 @@ def ask(
         if task is not None:
             raise UsageError("--overseer asks any question and --task one of a task: leave one out")
         opened, x = open_run(folder, model)
-        how = How(overseer, x, tuple(tool or ()), depth, calls, tokens, seconds, max_tokens)
-        tell(folder, run_async(ask_freely(folder, opened, question, how)), as_json)
+        options = AskOptions(
+            overseer, x, tuple(tool or ()), depth, calls, tokens, seconds, max_tokens
+        )
+        tell(folder, run_async(ask_freely(folder, opened, question, options)), as_json)
         return
     if tool:
         raise UsageError("--tool needs --overseer: a task's copies have no tools")
@@ -155,17 +157,17 @@ async def _ask(
         raise UsageError(f"{error}; any other question takes --overseer model, or plain") from error
     opened, x = open_run(folder, model)
     async with opened:
-        context = task_context(AmplifyContext(opened.caller, x, (), limits=limits), task)
-        refuse_unaskable(question, context)
+        context = task_context(AmplifyContext(opened.recorded_client, x, (), limits=limits), task)
+        check_askable(question, context)
         # Every asking is a trajectory of its own, whatever was asked before.
         asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
         trajectory = asked.question_id(question)
         caps = limits.depth, limits.calls, limits.tokens, limits.seconds
-        how = How("", x, (), *caps, task=task.name)
-        await keep_how(opened.store, trajectory, how)
+        options = AskOptions("", x, (), *caps, task=task.name)
+        await save_options(opened.store, trajectory, options)
         async with marked_when_stopped(opened.store, trajectory):
             outcomes = await answer_all(Amplified(context), asked, [question])
-        refuse_outage(outcomes, opened.caller)
+        check_outage(outcomes, opened.recorded_client)
         tree = load_tree(opened.store, trajectory)
     outcome = outcomes[0]
     answer = None if outcome["answer"] is None else task.to_user(question, outcome["answer"])

@@ -12,8 +12,8 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from reflux.agents.errors import EndpointError, RefluxError, UsageError, of_system
-from reflux.ask_options import ALONE, How
+from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
+from reflux.ask_options import ALONE, AskOptions
 from reflux.cli.ask import config_of, open_run
 from reflux.cli.chat_commands import COMMANDS, run_command
 from reflux.cli.chat_session import ChatSession
@@ -69,7 +69,9 @@ def chat(
     opened, x = open_run(RunFolder(run), model)
     h = "" if task else overseer or DEFAULT_OVERSEER
     caps = depth, calls, tokens, seconds, max_tokens
-    session = ChatSession(opened, conversation, How(h, x, tuple(tool or ()), *caps, task or ""))
+    session = ChatSession(
+        opened, conversation, AskOptions(h, x, tuple(tool or ()), *caps, task or "")
+    )
     with asyncio.Runner() as runner:
         try:
             turns = _talk(runner, session, as_json)
@@ -79,7 +81,7 @@ def chat(
         told = [asdict(turn) for turn in turns]
         emit({"conversation": conversation.id if conversation.turns else None, "turns": told})
     if session.unkept is not None and not _at_terminal():
-        raise of_system(session.unkept)
+        raise from_os_error(session.unkept)
     if not _at_terminal() and any(turn.status != "ok" for turn in turns):
         bad = sum(turn.status != "ok" for turn in turns)
         raise RefluxError(f"{bad} of {len(turns)} questions have no accepted answer")
@@ -103,7 +105,7 @@ def _talk(runner: asyncio.Runner, session: ChatSession, as_json: bool) -> list[T
                 continue
             asked.append(_answer(runner, session, line, quiet=as_json))
             if session.unkept is not None and _at_terminal():
-                _complain(of_system(session.unkept))
+                _complain(from_os_error(session.unkept))
         except EndpointError as error:
             if not _at_terminal():
                 raise
@@ -111,9 +113,9 @@ def _talk(runner: asyncio.Runner, session: ChatSession, as_json: bool) -> list[T
         except BrokenPipeError:
             raise
         except (RefluxError, OSError) as error:
-            _complain(of_system(error) if isinstance(error, OSError) else error)
+            _complain(from_os_error(error) if isinstance(error, OSError) else error)
             if not _at_terminal():
-                asked.append(Turn(line, None, "failed", "", session.how.overseer, ""))
+                asked.append(Turn(line, None, "failed", "", session.options.overseer, ""))
     return asked
 
 
@@ -125,7 +127,7 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
     """One answer, its tree growing before the eyes of whoever looks; Ctrl-C stops it."""
     tree = LiveTree(text)
     live = Live(tree, console=ERR, refresh_per_second=REFRESH, transient=True)
-    shown = ERR.is_terminal and session.how.overseer != ALONE
+    shown = ERR.is_terminal and session.options.overseer != ALONE
     said: list[str] = []
 
     def say(piece: str) -> None:
@@ -177,14 +179,16 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
 
 
 def _greet(session: ChatSession) -> None:
-    how = session.how
+    options = session.options
     ERR.print(
-        f"H = {escape(how.overseer or how.task)}, X = {escape(how.model)}; conversation "
-        f"{session.conversation.id}; /help names the commands, Ctrl-C stops an answer, Ctrl-D ends",
-        style="dim", highlight=False,
-    )  # fmt: skip
+        f"H = {escape(options.overseer or options.task)}, X = {escape(options.model)}; "
+        f"conversation {session.conversation.id}; /help names the commands, Ctrl-C stops an "
+        "answer, Ctrl-D ends",
+        style="dim",
+        highlight=False,
+    )
     own = config_of(session.opened.folder)
-    if own is not None and not how.task:
+    if own is not None and not options.task:
         ERR.print(
             f"this run's own questions are of {own.task}: --task {own.task} asks them",
             style="dim", highlight=False, markup=False,

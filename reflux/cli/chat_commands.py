@@ -36,20 +36,20 @@ def _model(session: ChatSession, words: str) -> RenderableType:
     if words:
         if own is None:
             session.opened.folder.models(words)  # Raises where there is no such student.
-        session.how = replace(session.how, model=words)
+        session.options = replace(session.options, model=words)
     if own is not None:
-        return plain(f"X = {session.how.model}, at {own.base_url}")
+        return plain(f"X = {session.options.model}, at {own.base_url}")
     there = ["base", *(student.id for student in session.opened.folder.registry.list())]
-    return plain(f"X = {session.how.model}; there are {', '.join(there)}")
+    return plain(f"X = {session.options.model}; there are {', '.join(there)}")
 
 
 def _overseer(session: ChatSession, words: str) -> RenderableType:
     if words:
         if words != ALONE:
             overseer_named(words)
-        session.how = replace(session.how, overseer=words, task="")
+        session.options = replace(session.options, overseer=words, task="")
     there = ", ".join([*OVERSEERS, ALONE])
-    return f"H = {session.how.overseer or session.how.task}; there are {there}"
+    return f"H = {session.options.overseer or session.options.task}; there are {there}"
 
 
 def _last_tree(session: ChatSession) -> Node:
@@ -82,7 +82,7 @@ def _budget(session: ChatSession, words: str) -> RenderableType:
         session.set_cap(name, value.strip())
     table = Table(show_header=False, box=None, pad_edge=False)
     for name in CAPS:
-        value = getattr(session.how, name)
+        value = getattr(session.options, name)
         table.add_row(name, "no limit" if value is None else f"{value:,}")
     turns = session.conversation.turns
     calls, tokens = sum(t.calls for t in turns), sum(t.tokens for t in turns)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.redaction import redact, unaskable
 from reflux.agents.types import ChatRequest, Sampling
-from reflux.ask_options import ALONE, How, free_context, keep_how
+from reflux.ask_options import ALONE, AskOptions, open_context, save_options
 from reflux.cli.human_input import converse
 from reflux.conversation import Conversation, Turn
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.graph import refuse_unaskable
-from reflux.graphs.amplify.interrupts import open_patient
+from reflux.graphs.amplify.graph import check_askable
+from reflux.graphs.amplify.interrupts import open_interruptible_run
 from reflux.graphs.ask import Asked
 from reflux.graphs.conversation import answer_chat
 from reflux.graphs.traces.events import Event
@@ -37,7 +37,7 @@ class ChatSession:
 
     opened: OpenRun
     conversation: Conversation
-    how: How
+    options: AskOptions
     trajectory: str = ""
     """Of the message that was asked last."""
     unkept: OSError | None = None
@@ -63,25 +63,25 @@ class ChatSession:
             EndpointError: nobody answered at the endpoint.
         """
         self.trajectory = ""
-        if self.how.overseer == ALONE:
+        if self.options.overseer == ALONE:
             return await self._alone(text, hear, say)
         question = self._question(text)
-        self._refuse_unaskable(question)
+        self._check_askable(question)
         asked = self._asked()
         self.trajectory = asked.question_id(question)
-        async with free_context(self.opened, self.how, hear) as context:
-            refuse_unaskable(question, context)
+        async with open_context(self.opened, self.options, hear) as context:
+            check_askable(question, context)
             store = self.opened.store
             await store.add_question({"id": self.trajectory, "text": question, **vars(asked)})
-            await keep_how(store, self.trajectory, self.how)
+            await save_options(store, self.trajectory, self.options)
             turn = self._turn(text, None, "stopped")
             try:
                 async with marked_when_stopped(store, self.trajectory):
                     turn = await self._answered(context, text, question, hush)
             finally:
                 self._keep(turn)
-        if turn.status == "failed" and self.opened.caller.outage is not None:
-            raise EndpointError(self.opened.caller.outage)
+        if turn.status == "failed" and self.opened.recorded_client.outage is not None:
+            raise EndpointError(self.opened.recorded_client.outage)
         return turn
 
     async def _alone(
@@ -89,19 +89,19 @@ class ChatSession:
     ) -> Turn:
         """X goes on with the conversation; what it says is passed on and cannot be recalled."""
         question = redact(self.conversation.question(text))
-        self._refuse_unaskable(question)
+        self._check_askable(question)
         asked = self._asked()
         self.trajectory = asked.question_id(question)
         turns: list[tuple[str, str]] = [("system", "")]
         for user, answer in self.conversation.told():
             turns += [("user", user), ("assistant", answer)]
-        sampling = Sampling(max_tokens=self.how.max_tokens)
-        request = ChatRequest(self.how.model, (*turns, ("user", text)), sampling)
+        sampling = Sampling(max_tokens=self.options.max_tokens)
+        request = ChatRequest(self.options.model, (*turns, ("user", text)), sampling)
         turn = self._turn(text, None, "stopped")
-        await keep_how(self.opened.store, self.trajectory, self.how)
+        await save_options(self.opened.store, self.trajectory, self.options)
         try:
             (reply,) = await answer_chat(
-                self.opened.caller, asked, question, [request],
+                self.opened.recorded_client, asked, question, [request],
                 hear=lambda _, delta: say(delta.text), emit=hear,
             )  # fmt: skip
             turn = replace(turn, answer=reply.text, status="ok", calls=1, tokens=reply.tokens)
@@ -112,9 +112,9 @@ class ChatSession:
             self._keep(turn)
         return turn
 
-    def _refuse_unaskable(self, question: str) -> None:
+    def _check_askable(self, question: str) -> None:
         """Before anything is made of it: what is no Unicode has not even an id."""
-        if (reason := unaskable(question, self.how.limits().question_chars)) is not None:
+        if (reason := unaskable(question, self.options.limits().question_chars)) is not None:
             raise UsageError(f"{reason}; ask another")
 
     def stopped(self, text: str) -> Turn:
@@ -133,36 +133,36 @@ class ChatSession:
     def _asked(self) -> Asked:
         """Where a message comes from: each is a trajectory of its own."""
         name = f"chat-{self.conversation.id}-{uuid.uuid4().hex[:6]}"
-        return Asked(self.opened.folder.name, -1, name, self.how.task, "asked")
+        return Asked(self.opened.folder.name, -1, name, self.options.task, "asked")
 
     async def _answered(
         self, context: AmplifyContext, text: str, question: str, hush: Callable[[], None]
     ) -> Turn:
         path = self.opened.folder.checkpoints_path
-        async with open_patient(context, path) as patient:
-            progressed = await patient.ask(question, self.trajectory)
-            if progressed.pending:
+        async with open_interruptible_run(context, path) as interruptible_run:
+            progress = await interruptible_run.ask(question, self.trajectory)
+            if progress.pending:
                 hush()
-                progressed = await converse(patient, self.trajectory, progressed)
-        outcome = progressed.outcome
+                progress = await converse(interruptible_run, self.trajectory, progress)
+        outcome = progress.outcome
         if outcome is None:
             return self._turn(text, None, "waiting")
         answer = outcome["answer"]
-        if self.how.task and answer is not None:
-            answer = task_named(self.how.task).to_user(question, answer)
+        if self.options.task and answer is not None:
+            answer = task_named(self.options.task).to_user(question, answer)
         spent = outcome["spent"]
         turn = self._turn(text, answer if outcome["status"] == "ok" else None, outcome["status"])
         return replace(turn, calls=spent["calls"], tokens=spent["tokens"])
 
     def _question(self, text: str) -> str:
         """A task's questions stand alone; any other is asked with what was said before."""
-        if self.how.task:
-            return task_named(self.how.task).from_user(text)
+        if self.options.task:
+            return task_named(self.options.task).from_user(text)
         return redact(self.conversation.question(text))
 
     def _turn(self, text: str, answer: str | None, status: str) -> Turn:
-        overseer = self.how.overseer or self.how.task
-        return Turn(text, answer, status, self.trajectory, overseer, self.how.model)
+        overseer = self.options.overseer or self.options.task
+        return Turn(text, answer, status, self.trajectory, overseer, self.options.model)
 
     def set_cap(self, name: str, value: str) -> None:
         """Set one limit of the messages to come.
@@ -173,15 +173,15 @@ class ChatSession:
         if name not in CAPS:
             raise UsageError(f"there is no limit {name!r}; there are: {', '.join(CAPS)}")
         if name == "seconds" and value == "none":
-            self.how = replace(self.how, seconds=None)
+            self.options = replace(self.options, seconds=None)
             return
         try:
             number = float(value) if name == "seconds" else int(value)
         except ValueError:
             number = -1
-        least, most = RANGES.get(name, (0, UNBOUNDED))
-        if not least <= number <= most:
+        least, max_votes = RANGES.get(name, (0, UNBOUNDED))
+        if not least <= number <= max_votes:
             none = ", or none" if name == "seconds" else ""
-            end = "up" if most == UNBOUNDED else f"to {most}"
+            end = "up" if max_votes == UNBOUNDED else f"to {max_votes}"
             raise UsageError(f"{name} must be a number from {least} {end}{none}, not {value!r}")
-        self.how = replace(self.how, **{name: number})
+        self.options = replace(self.options, **{name: number})

@@ -36,7 +36,7 @@ class PipedConsole(Console):
     """A console that goes on when its reader leaves, so that the exit code tells of the work."""
 
     def on_broken_pipe(self) -> None:
-        """Hear that the reader has left."""
+        """Listener that the reader has left."""
         drop_output()
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reflux.agents.errors import UsageError
 from reflux.finetune.config import config_from, problems, read_yaml
 from reflux.finetune.data.corrections import edited
-from reflux.finetune.data.rows import Row, accepted, read_jsonl, refuse_leaks, rows_digest
+from reflux.finetune.data.rows import Row, accepted, check_leaks, read_jsonl, rows_digest
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks import DEFAULT_TASK, task_named
@@ -79,5 +79,5 @@ def logged_rows(folder: RunFolder) -> list[Row]:
         ]
     finally:
         store.close()
-    refuse_leaks(rows, task)
+    check_leaks(rows, task)
     return rows

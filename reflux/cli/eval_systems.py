@@ -25,9 +25,9 @@ from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.evals.best_of import MOST, BestOf
-from reflux.graphs.evals.external_graph import ForeignGraph, load_graph
-from reflux.graphs.evals.runner import Entrant
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.evals.external_graph import ExternalGraph, load_graph
+from reflux.graphs.evals.runner import SystemSpec
+from reflux.graphs.traces.recorded_client import RecordedClient
 
 EQUAL = "best-of-n"
 Contexts = Callable[[str, int], AmplifyContext]
@@ -60,7 +60,7 @@ def asks_x(keys: Sequence[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Entrants:
+class SystemSpecs:
     """Makes systems of their names."""
 
     opened: OpenRun
@@ -74,7 +74,7 @@ class Entrants:
     endpoints: frozenset[str] = frozenset()
     """Names of models that `opened` knows beside its own."""
 
-    async def entrant(self, key: str) -> Entrant:
+    async def system_spec(self, key: str) -> SystemSpec:
         """The system of a name.
 
         Raises:
@@ -93,17 +93,17 @@ class Entrants:
         if ":" in key:
             with interruptible():
                 loaded = load_graph(key)
-            return Entrant(
+            return SystemSpec(
                 key,
                 key,
                 loaded.digest,
-                lambda seed: ForeignGraph(self.contexts(key, seed), loaded),
+                lambda seed: ExternalGraph(self.contexts(key, seed), loaded),
             )
         if endpoint() is None:
             self.opened.folder.models(key)  # Raises where there is no such student.
         return await self._model(key, key, Direct)
 
-    async def best_of(self, votes: int) -> Entrant:
+    async def best_of(self, votes: int) -> SystemSpec:
         """Best of so many."""
         return await self._model(
             f"best-of-{votes}", self.x, lambda context: BestOf(context, votes, self.same_answer)
@@ -114,18 +114,18 @@ class Entrants:
         key: str,
         model: str,
         make: Callable[[AmplifyContext], System],
-        caller: Caller | None = None,
-    ) -> Entrant:
-        asks = caller or self.opened.caller
+        recorded_client: RecordedClient | None = None,
+    ) -> SystemSpec:
+        asks = recorded_client or self.opened.recorded_client
         digest = await asks.client.model_digest(model)
-        return Entrant(
+        return SystemSpec(
             key,
             model,
             digest,
-            lambda seed: make(replace(self.contexts(model, seed), caller=asks)),
+            lambda seed: make(replace(self.contexts(model, seed), recorded_client=asks)),
         )
 
-    async def _endpoint(self, key: str) -> Entrant:
+    async def _endpoint(self, key: str) -> SystemSpec:
         model, at, url = key.removeprefix("endpoint:"), False, ""
         if (found := re.fullmatch(r"(.*?)@(https?://.*)", model, re.DOTALL)) is not None:
             model, at, url = found[1], True, found[2]
@@ -145,7 +145,7 @@ class Entrants:
             raise UsageError(f"{key!r} names no endpoint")
         self.stack.push_async_callback(client.close)
         return await self._model(
-            key, model, Direct, Caller(CachedClient(client), self.opened.store)
+            key, model, Direct, RecordedClient(CachedClient(client), self.opened.store)
         )
 
 

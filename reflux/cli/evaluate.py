@@ -16,15 +16,15 @@ from reflux.agents.clients.endpoints import Endpoint, close_clients
 from reflux.agents.errors import UsageError
 from reflux.cli.ask import TaskName, batch_config, open_run, prices_of, task_of
 from reflux.cli.contract import OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
-from reflux.cli.eval_systems import EQUAL, Entrants, asks_x, named
+from reflux.cli.eval_systems import EQUAL, SystemSpecs, asks_x, named
 from reflux.cli.progress import ProgressView
 from reflux.cli.terminal_input import interruptible
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.evals.datasets import read_questions
-from reflux.graphs.evals.eval_task import Exam, FileExam, Marker, TaskExam
+from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask, Scorer
 from reflux.graphs.evals.results import Results, results
-from reflux.graphs.evals.runner import Hall, Heard, Sitting
+from reflux.graphs.evals.runner import EvalRun, EvalRunner, Listener
 from reflux.graphs.evals.user_code import OwnThreads, load_object
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.overseers import OVERSEERS, overseer_named
@@ -55,27 +55,29 @@ class Settings:
     system: str = ""
     """The system message of a file."""
 
-    def context(self, opened: OpenRun, model: str, seed: int, exam: Exam) -> AmplifyContext:
+    def context(
+        self, opened: OpenRun, model: str, seed: int, eval_task: EvalTask
+    ) -> AmplifyContext:
         """The context of one system."""
         limits = Limits(
             depth=self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds
         )
-        context = AmplifyContext(opened.caller, model, (), limits=limits, seed=seed)
+        context = AmplifyContext(opened.recorded_client, model, (), limits=limits, seed=seed)
         if self.overseer:
             context = replace(
                 context,
                 overseers=(overseer_named(self.overseer),),
                 max_tokens=self.max_tokens,
-                votes=VotePolicy(most=1),
+                votes=VotePolicy(max_votes=1),
             )
-        return exam.context(context)
+        return eval_task.context(context)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Who is asked what."""
 
-    exam: Exam
+    eval_task: EvalTask
     keys: Sequence[str]
     """Systems by name."""
     seeds: Sequence[int] = (1,)
@@ -147,25 +149,25 @@ def evaluate_systems(
         if limit is not None and limit > MOST:
             raise UsageError(f"--limit {limit} is more than the {MOST} questions of a task at most")
         name = task_of(folder, task)
-        exam: Exam = TaskExam(task_named(name), level or LEVEL, limit or LIMIT)
+        eval_task: EvalTask = LevelEvalTask(task_named(name), level or LEVEL, limit or LIMIT)
         source: dict[str, Any] = {"task": name, "level": level or LEVEL}
     else:
         if task or level:
             raise UsageError("--data brings its own questions: leave --task and --level out")
         with redirect_stdout(sys.stderr):
-            exam = _file_exam(data, score or "normalised", limit)
+            eval_task = _file_exam(data, score or "normalised", limit)
         settings = replace(
             settings,
             overseer=_overseer(overseer),
             max_tokens=max_tokens or 256,
-            system=exam.file.system,
+            system=eval_task.file.system,
         )
-        source = {"data": str(data), "repeats": exam.file.repeats}
+        source = {"data": str(data), "repeats": eval_task.file.repeats}
     seeds = tuple(dict.fromkeys(seed or [1]))
     prices = _prices(folder, price or [])
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Before anything is asked that it could not hold.
-    plan = Plan(exam, keys, seeds, settings, prices, source, out)
+    plan = Plan(eval_task, keys, seeds, settings, prices, source, out)
     endpoints = configured(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # What graphs and scorers of the user's print is no result.
         found = run_async(_evaluate(folder, plan, model, endpoints))
@@ -178,17 +180,17 @@ def evaluate_systems(
         OUT.print(f"every answer, the figures and a page with charts: {out}", soft_wrap=True)
 
 
-def _file_exam(data: Path, score: str, limit: int | None) -> FileExam:
+def _file_exam(data: Path, score: str, limit: int | None) -> FileEvalTask:
     file = read_questions(data)
-    marker: Marker | None = None
+    scorer: Scorer | None = None
     if ":" in score:
-        marker, _ = load_object(score)
-        if not callable(marker):
+        scorer, _ = load_object(score)
+        if not callable(scorer):
             raise UsageError(
                 f"{score} is no function; a scorer takes (question, answer, true answer) and says "
                 "True or False"
             )
-    return FileExam(file, score, marker, limit)
+    return FileEvalTask(file, score, scorer, limit)
 
 
 def _overseer(name: str) -> str:
@@ -245,7 +247,7 @@ async def _evaluate(
         if plan.out is not None:
             from reflux.report.eval_page import write_report
 
-            write_report(plan.out, found, plan.exam, opened.store, plan.source)
+            write_report(plan.out, found, plan.eval_task, opened.store, plan.source)
     return found
 
 
@@ -261,7 +263,7 @@ async def compare(
     plan: Plan,
     x: str,
     stack: AsyncExitStack,
-    heard: Heard,
+    heard: Listener,
     endpoints: frozenset[str] = frozenset(),
 ) -> Results:
     """Have every named system sit the exam, and compare them; nothing recorded is asked again.
@@ -275,21 +277,25 @@ async def compare(
         RefluxError: an endpoint, a graph or the scorer failed.
     """
     settings = vars(plan.settings)
-    hall = Hall(plan.exam, plan.seeds, opened.folder.name, settings, heard=heard)
-    entrants = Entrants(
+    runner = EvalRunner(plan.eval_task, plan.seeds, opened.folder.name, settings, heard=heard)
+    system_specs = SystemSpecs(
         opened,
         x,
-        lambda name, seed: plan.settings.context(opened, name, seed, plan.exam),
-        plan.exam.same_answer,
+        lambda name, seed: plan.settings.context(opened, name, seed, plan.eval_task),
+        plan.eval_task.same_answer,
         stack,
         endpoints,
     )
     # All are made before the first is asked: a wrong name costs no call.
-    made = {key: await entrants.entrant(key) for key in plan.keys if key != EQUAL}
-    sittings: dict[str, Sitting] = {key: await hall.sit(entrant) for key, entrant in made.items()}
+    made = {key: await system_specs.system_spec(key) for key in plan.keys if key != EQUAL}
+    eval_runs: dict[str, EvalRun] = {
+        key: await runner.run_system(system_spec) for key, system_spec in made.items()
+    }
     equal = None
     if EQUAL in plan.keys:
-        sittings[EQUAL], equal = await hall.sit_equally(entrants.best_of, sittings["amplified"])
-    ordered = {key: sittings[key] for key in plan.keys}
+        eval_runs[EQUAL], equal = await runner.run_at_equal_tokens(
+            system_specs.best_of, eval_runs["amplified"]
+        )
+    ordered = {key: eval_runs[key] for key in plan.keys}
     with interruptible():  # A scorer may never end.
-        return results(plan.exam, ordered, equal, opened.store, plan.prices, settings)
+        return results(plan.eval_task, ordered, equal, opened.store, plan.prices, settings)

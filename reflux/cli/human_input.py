@@ -9,7 +9,7 @@ from rich.panel import Panel
 from reflux.agents.errors import UsageError
 from reflux.cli.contract import ERR
 from reflux.cli.terminal_input import interruptible
-from reflux.graphs.amplify.interrupts import Patient, Pending, Progressed
+from reflux.graphs.amplify.interrupts import InterruptibleRun, Pending, RunProgress
 from reflux.report.terminal import escape
 
 CHOICES = "answer: TEXT | approve | pass | sub-questions, one a line"
@@ -63,13 +63,15 @@ def proposal_text(step: Mapping[str, Any]) -> str:
     return f"ask: {' | '.join(asked)}" if asked else "pass"
 
 
-async def converse(patient: Patient, question_id: str, progressed: Progressed) -> Progressed:
+async def converse(
+    interruptible_run: InterruptibleRun, question_id: str, progress: RunProgress
+) -> RunProgress:
     """Show what waits and take replies from the terminal, until nothing waits or the person leaves.
 
     Where stdin is no terminal, nothing is asked.
     """
-    while progressed.pending and sys.stdin is not None and sys.stdin.isatty():
-        first = progressed.pending[0]
+    while progress.pending and sys.stdin is not None and sys.stdin.isatty():
+        first = progress.pending[0]
         ERR.print(form_view(first))
         ERR.print(HELP, highlight=False)
         try:
@@ -81,10 +83,10 @@ async def converse(patient: Patient, question_id: str, progressed: Progressed) -
             ERR.print(str(error), highlight=False)
             continue
         try:
-            progressed = await patient.reply(question_id, {first.id: reply})
+            progress = await interruptible_run.reply(question_id, {first.id: reply})
         except UsageError as error:
             ERR.print(str(error), highlight=False)
-    return progressed
+    return progress
 
 
 def _read() -> str:

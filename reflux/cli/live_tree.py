@@ -40,7 +40,7 @@ class LiveTree:
         self._left = ""
 
     def __call__(self, event: Event) -> None:
-        """Hear of one event."""
+        """Listener of one event."""
         node = self._node(event["path"])
         match event["event"]:
             case "asked":

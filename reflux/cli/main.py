@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from reflux.agents.errors import RefluxError, of_system
+from reflux.agents.errors import RefluxError, from_os_error
 from reflux.agents.redaction import is_unicode
 from reflux.cli import admin, ask, chat, evaluate, plain_ask, plan, review, rounds, serve, traces
 from reflux.cli.contract import drop_output
@@ -72,7 +72,7 @@ def run() -> None:
         drop_output()
         code = 0
     except OSError as error:
-        told = of_system(error)
+        told = from_os_error(error)
         _end(str(told), told.exit_code)
     except typer.Abort as error:
         raise KeyboardInterrupt from error

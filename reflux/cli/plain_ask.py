@@ -11,14 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.ask_options import How, free_context, how_asked, keep_how
+from reflux.ask_options import AskOptions, open_context, options_of, save_options
 from reflux.cli.contract import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
 from reflux.cli.human_input import CHOICES, converse, form_view, step_of
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.amplify.graph import refuse_unaskable
-from reflux.graphs.amplify.interrupts import Patient, Progressed, open_patient
+from reflux.graphs.amplify.graph import check_askable
+from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_interruptible_run
 from reflux.graphs.amplify.recompute import revised_context
-from reflux.graphs.ask import Asked, refuse_outage
+from reflux.graphs.ask import Asked, check_outage
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.tree import Node, find_question, load_tree
@@ -28,13 +28,13 @@ from reflux.report.terminal import answer_line, counted, ended, tree_view
 class Meter:
     """Shows what is spent while the tree grows."""
 
-    def __init__(self, how: How, show: Callable[[str], None]) -> None:
-        self._how = how
+    def __init__(self, options: AskOptions, show: Callable[[str], None]) -> None:
+        self._how = options
         self._show = show
         self._count: Counter[str] = Counter()
 
     def __call__(self, event: Event) -> None:
-        """Hear of one event."""
+        """Listener of one event."""
         self._count[event["event"]] += 1
         if event["event"] != "called":
             return
@@ -51,18 +51,18 @@ class Told:
     """How far a question came, and how it was asked."""
 
     trajectory: str
-    how: How
-    progressed: Progressed
+    options: AskOptions
+    progress: RunProgress
     tree: Node
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        outcome = self.progressed.outcome
-        waiting = [asdict(pending) for pending in self.progressed.pending]
+        outcome = self.progress.outcome
+        waiting = [asdict(pending) for pending in self.progress.pending]
         return {
             "trajectory": self.trajectory,
-            "overseer": self.how.overseer,
-            "model": self.how.model,
+            "overseer": self.options.overseer,
+            "model": self.options.model,
             "answer": outcome["answer"] if outcome else None,
             "status": outcome["status"] if outcome else "waiting",
             "error": outcome["error"] if outcome else None,
@@ -72,17 +72,17 @@ class Told:
         }
 
 
-async def ask_freely(folder: RunFolder, opened: OpenRun, text: str, how: How) -> Told:
+async def ask_freely(folder: RunFolder, opened: OpenRun, text: str, options: AskOptions) -> Told:
     """Ask, and let persons in the terminal reply where H defers to them."""
     asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", "", "asked")
     question_id = asked.question_id(text)
     async with opened:
         store = opened.store
         await store.add_question({"id": question_id, "text": text, **vars(asked)})
-        await keep_how(store, question_id, how)
+        await save_options(store, question_id, options)
         async with marked_when_stopped(store, question_id):
             return await go_on(
-                folder, opened, question_id, text, how, lambda to: to.ask(text, question_id)
+                folder, opened, question_id, text, options, lambda to: to.ask(text, question_id)
             )
 
 
@@ -91,23 +91,25 @@ async def go_on(
     opened: OpenRun,
     question_id: str,
     text: str,
-    how: How,
-    first: Callable[[Patient], Awaitable[Progressed]],
+    options: AskOptions,
+    first: Callable[[InterruptibleRun], Awaitable[RunProgress]],
 ) -> Told:
     """Do what comes `first`, then hear persons, and tell how far the question came."""
     async with AsyncExitStack() as stack:
         with ERR.status("asking") as status:
-            meter = Meter(how, status.update)
-            context = await stack.enter_async_context(free_context(opened, how, meter))
+            meter = Meter(options, status.update)
+            context = await stack.enter_async_context(open_context(opened, options, meter))
             context = revised_context(context, question_id)
-            refuse_unaskable(text, context)
+            check_askable(text, context)
             path = folder.checkpoints_path
-            patient = await stack.enter_async_context(open_patient(context, path))
-            progressed = await first(patient)
-        progressed = await converse(patient, question_id, progressed)
-    if progressed.outcome is not None:
-        refuse_outage([progressed.outcome], opened.caller)
-    return Told(question_id, how, progressed, load_tree(opened.store, question_id))
+            interruptible_run = await stack.enter_async_context(
+                open_interruptible_run(context, path)
+            )
+            progress = await first(interruptible_run)
+        progress = await converse(interruptible_run, question_id, progress)
+    if progress.outcome is not None:
+        check_outage([progress.outcome], opened.recorded_client)
+    return Told(question_id, options, progress, load_tree(opened.store, question_id))
 
 
 def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
@@ -116,14 +118,14 @@ def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
     Raises:
         RefluxError: it ended without an accepted answer.
     """
-    outcome = told.progressed.outcome
+    outcome = told.progress.outcome
     if as_json:
         emit(told.to_json())
     elif outcome is None:
         OUT.print(tree_view(told.tree))
-        for pending in told.progressed.pending:
+        for pending in told.progress.pending:
             OUT.print(form_view(pending))
-        many = len(told.progressed.pending)
+        many = len(told.progress.pending)
         OUT.print(
             f"{many} {'waits' if many == 1 else 'wait'} for a person: reflux reply "
             f'{told.trajectory} "{CHOICES}" --run {folder.path}',
@@ -134,7 +136,7 @@ def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
         OUT.print(tree_view(told.tree))
         spent, answer = outcome["spent"], outcome["answer"]
         about = (
-            f"{outcome['status']}, H = {told.how.overseer}, X = {told.how.model}, "
+            f"{outcome['status']}, H = {told.options.overseer}, X = {told.options.model}, "
             f"{counted(spent['calls'], 'call')}, {spent['tokens']} tokens, "
             f"trajectory {told.trajectory}"
         )
@@ -168,22 +170,24 @@ async def _reply(folder: RunFolder, trajectory: str, words: str, to: str | None)
     store = folder.store()
     try:
         question_id, text = find_question(store, trajectory)
-        how = how_asked(store, question_id)
+        options = options_of(store, question_id)
     finally:
         store.close()
-    if how is None or not how.overseer:
+    if options is None or not options.overseer:
         raise UsageError(f"{question_id} was not asked with --overseer, so it waits for nobody")
-    opened, _ = open_run(folder, how.model)
+    opened, _ = open_run(folder, options.model)
 
-    async def first(patient: Patient) -> Progressed:
-        progressed = await patient.look(question_id)
+    async def first(interruptible_run: InterruptibleRun) -> RunProgress:
+        progress = await interruptible_run.look(question_id)
         if not words:
-            return progressed
-        if not progressed.pending:
+            return progress
+        if not progress.pending:
             raise UsageError(
                 f"{question_id} waits for nobody; see `reflux traces show {question_id}`"
             )
-        return await patient.reply(question_id, {to or progressed.pending[0].id: step_of(words)})
+        return await interruptible_run.reply(
+            question_id, {to or progress.pending[0].id: step_of(words)}
+        )
 
     async with opened:
-        return await go_on(folder, opened, question_id, text, how, first)
+        return await go_on(folder, opened, question_id, text, options, first)

@@ -71,7 +71,8 @@ def plan_votes(
     price: Annotated[float, typer.Option(help="Of a million tokens.", min=0)] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """How many votes a target reliability takes: predicted error, votes and price, and beside them
+    """How many votes a target reliability takes: predicted error, votes and price, and
+    beside them
     what was observed."""
     if not price < math.inf:
         raise UsageError(f"--price {price} is none; name what a million tokens cost")
@@ -186,10 +187,10 @@ async def _probed(
         )
     opened, x = open_run(folder, model, batch_config(folder))
     # With the lead as large as the limit, all votes are asked in one wave.
-    policy = VotePolicy(sure=None, rule=AheadBy(PROBE_VOTES, PROBE_VOTES))
+    policy = VotePolicy(min_logprob=None, rule=AheadBy(PROBE_VOTES, PROBE_VOTES))
     async with opened:
         context = AmplifyContext(
-            opened.caller, x, (), votes=policy, limits=Limits(attempts=1), seed=seed
+            opened.recorded_client, x, (), votes=policy, limits=Limits(attempts=1), seed=seed
         )
         asked = Asked(folder.name, -1, f"probe-{x}-{level}", task.name, "held_out")
         with ProgressView() as view:
@@ -275,18 +276,21 @@ def _planned(made: Plan, price_of: dict[str, Any], price: float) -> Sequence[tup
     lines = [
         ("target", f"{made.target:g} over {counted(made.steps, 'answer')}"),
         ("without votes", f"{price_of['success_without_votes']:.3f} are all right"),
-        ("votes", f"first to be ahead by {made.lead}"),
+        ("votes", f"first to be ahead by {made.margin}"),
         ("error of one answer", f"{made.step_error:.3g}"),
         ("all are right", f"{made.success:.6f}"),
         ("votes of one answer", f"{made.votes_per_step:.2f}"),
         ("votes in all", f"{made.votes:,.0f}"),
     ]
     # The first vote decides where a lead of one is enough; a very long walk is not walked.
-    if 1 < made.lead <= MOST_LEAD:
-        most = 4 * made.lead + 3
-        capped = walk(made.lead, most, made.accuracy)
+    if 1 < made.margin <= MOST_LEAD:
+        max_votes = 4 * made.margin + 3
+        capped = walk(made.margin, max_votes, made.accuracy)
         lines.append(
-            ("with a limit", f"votes.most: {most} leaves {capped.undecided:.2g} undecided")
+            (
+                "with a limit",
+                f"votes.max_votes: {max_votes} leaves {capped.undecided:.2g} undecided",
+            )
         )
     if "tokens" in price_of:
         lines.append(("tokens in all", f"{price_of['tokens']:,.0f}"))

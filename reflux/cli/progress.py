@@ -55,7 +55,7 @@ class ProgressView:
         self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int, detail: str) -> None:
-        """Hear of a stage's progress."""
+        """Listener of a stage's progress."""
         if not self._console.is_terminal:
             self._say(what, done, total, detail)
             return

@@ -124,7 +124,7 @@ def climb(
     reports = run_async(_climb(folder, config, rounds))
     if as_json:
         emit({"run": str(folder.path), "rounds": reports})
-        refuse_rejected(folder, reports)
+        check_promoted(folder, reports)
         return
     for table in rounds_tables(reports):
         OUT.print(table)
@@ -139,10 +139,10 @@ def climb(
         )
     if folder.registry.current() is not None:
         OUT.print(f'Try: reflux ask "304+517" --run {folder.path}', soft_wrap=True)
-    refuse_rejected(folder, reports)
+    check_promoted(folder, reports)
 
 
-def refuse_rejected(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
+def check_promoted(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
     """A run that ended at a gate has failed, whatever it reports.
 
     Raises:
@@ -198,9 +198,10 @@ def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> 
 
 
 def _as_begun(given: RoundsConfig, begun: RoundsConfig) -> RoundsConfig:
-    """How a run was begun stands where the file leaves it open: defaults of it have changed."""
-    how = {"engine", "batched", "llama_cpp", "together"} - given.model_fields_set
-    return given.model_copy(update={name: getattr(begun, name) for name in how})
+    """How a run was begun stands where the file leaves it open: defaults of it have
+    changed."""
+    options = {"engine", "batched", "llama_cpp", "max_concurrency"} - given.model_fields_set
+    return given.model_copy(update={name: getattr(begun, name) for name in options})
 
 
 def distill(

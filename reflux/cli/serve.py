@@ -12,7 +12,7 @@ from reflux.agents.errors import UsageError
 from reflux.cli.contract import ERR, RUNS, Depth, Json, Model, RunDir, emit
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import Limits
-from reflux.server.guards import refuse_open_door
+from reflux.server.guards import check_exposure
 from reflux.server.settings import ServeSettings, read_serve_config, with_environment
 
 KEY = "REFLUX_API_KEY"
@@ -61,14 +61,14 @@ def serve(
     )
     app = create_app(RunFolder(run), settings)
     with _bound(host, port) as listening:
-        refuse_open_door(replace(settings, host=listening.getsockname()[0]))  # A name may lie.
+        check_exposure(replace(settings, host=listening.getsockname()[0]))  # A name may lie.
         url = _url(host, listening.getsockname()[1])
         if as_json:
             emit({"url": url, "run": str(run)})
         else:
             ERR.print(f"{run}: page {url}, API {url}/v1; an interrupt ends it", highlight=False)
-        how = server_config(app, timeout_graceful_shutdown=STOP_SECONDS)
-        uvicorn.Server(how).run(sockets=[listening])
+        options = server_config(app, timeout_graceful_shutdown=STOP_SECONDS)
+        uvicorn.Server(options).run(sockets=[listening])
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -64,7 +64,7 @@ class AmplifiedChatModel(BaseChatModel):
     """Tries after the first at that endpoint; a `client` has its own."""
     checker: SkipValidation[Checker] = Field(default_factory=lambda: RuleChecker({}))
     limits: Limits = Limits()
-    votes: VotePolicy = VotePolicy(most=1)
+    votes: VotePolicy = VotePolicy(max_votes=1)
     temperature: float | None = None
     """Of the votes after the first, which is greedy, and of retries; that of `votes` where None."""
     max_tokens: int = 256
@@ -190,7 +190,7 @@ class AmplifiedChatModel(BaseChatModel):
         question = question_of(messages)
         opened = self._agent.open()
         x = self._agent.name(options.get("model") or self.model)
-        context = self._context(AmplifyContext(opened.caller, x, (), emit=emit), options)
+        context = self._context(AmplifyContext(opened.recorded_client, x, (), emit=emit), options)
         asked = Asked(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
         trajectory = asked.question_id(redact(question))
         try:
@@ -201,8 +201,8 @@ class AmplifiedChatModel(BaseChatModel):
                 f"no answer in {self.timeout:g} s (trajectory {trajectory}); raise timeout, or "
                 "lower limits"
             ) from error
-        if outcome["status"] == "failed" and opened.caller.outage:
-            raise EndpointError(opened.caller.outage)
+        if outcome["status"] == "failed" and opened.recorded_client.outage:
+            raise EndpointError(opened.recorded_client.outage)
         return {
             "content": cut_at(self._accepted(outcome, trajectory), stop or self.stop),
             "usage_metadata": _usage(opened.store, trajectory),

@@ -103,7 +103,7 @@ def chat_graph(
     run = Path(os.environ.get("REFLUX_RUN") or "runs/chat")
     x = agent or Agent(run=run)
     inner: Any = build_graph().compile()
-    context.setdefault("votes", VotePolicy(most=1))
+    context.setdefault("votes", VotePolicy(max_votes=1))
 
     async def read(state: ChatState, runtime: Runtime[Settings]) -> dict[str, Any]:
         """Make one question of the messages, under an id that stays when the run is resumed."""
@@ -124,7 +124,7 @@ def chat_graph(
         # of nested graphs only to clients that ask for subgraphs.
         here = contextvars.copy_context()
         amplified = AmplifyContext(
-            x.open().caller,
+            x.open().recorded_client,
             x.name(settings.model),
             (overseer_named(settings.overseer, overseers),),
             limits=Limits(depth=settings.depth, attempts=settings.attempts, calls=settings.calls),
@@ -133,7 +133,7 @@ def chat_graph(
             **context,
         )
         asked = {"run": x.open().folder.name, "round": -1}
-        with amplified.caller.spans.run(state["trajectory"], asked) as span:
+        with amplified.recorded_client.spans.run(state["trajectory"], asked) as span:
             done = await inner.ainvoke(
                 begin(state["asked"], state["trajectory"], amplified),
                 {"recursion_limit": recursion_limit(amplified)},

@@ -12,7 +12,7 @@ from typing import Any
 
 from reflux.finetune.run_folder import write_json, write_whole
 from reflux.graphs.evals.answers import Answered
-from reflux.graphs.evals.eval_task import Exam
+from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.results import Results
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
@@ -43,21 +43,21 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_report(
-    folder: Path, found: Results, exam: Exam, store: TraceStore, source: Mapping[str, Any]
+    folder: Path, found: Results, eval_task: EvalTask, store: TraceStore, source: Mapping[str, Any]
 ) -> None:
     """Write the three files, each whole."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-        json.dumps(answer.to_json() | {"expected": list(exam.true_answers(answer.question))})
+        json.dumps(answer.to_json() | {"expected": list(eval_task.true_answers(answer.question))})
         for answers in found.answers.values()
         for answer in answers
     ]
     write_whole(folder / "eval.jsonl", "".join(f"{line}\n" for line in lines))
     write_json(folder / "eval.json", dict(source) | found.to_json())
-    write_whole(folder / "eval.html", page(found, exam, store, source))
+    write_whole(folder / "eval.html", page(found, eval_task, store, source))
 
 
-def page(found: Results, exam: Exam, store: TraceStore, source: Mapping[str, Any]) -> str:
+def page(found: Results, eval_task: EvalTask, store: TraceStore, source: Mapping[str, Any]) -> str:
     """The whole page."""
     heading = escape(title(found, source))
     body = [
@@ -68,7 +68,7 @@ def page(found: Results, exam: Exam, store: TraceStore, source: Mapping[str, Any
         *_figures(found),
     ]
     for key, answers in found.answers.items():
-        body.append(_failures(key, answers, exam, store))
+        body.append(_failures(key, answers, eval_task, store))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -132,16 +132,16 @@ def _table(named: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _failures(key: str, answers: Sequence[Answered], exam: Exam, store: TraceStore) -> str:
+def _failures(key: str, answers: Sequence[Answered], eval_task: EvalTask, store: TraceStore) -> str:
     wrong = [answer for answer in answers if not answer.right]
     more = f", the first {SHOWN} shown" if len(wrong) > SHOWN else ""
-    shown = [_failure(answer, exam, store) for answer in wrong[:SHOWN]]
+    shown = [_failure(answer, eval_task, store) for answer in wrong[:SHOWN]]
     heading = f"{escape(key)}: {len(wrong)} of {len(answers)} not right{more}"
     return f"<h2>{heading}</h2>\n" + "\n".join(shown)
 
 
-def _failure(answer: Answered, exam: Exam, store: TraceStore) -> str:
-    true = " or ".join(exam.true_answers(answer.question))
+def _failure(answer: Answered, eval_task: EvalTask, store: TraceStore) -> str:
+    true = " or ".join(eval_task.true_answers(answer.question))
     expected = f' <span class="dim">expected {_text(true)}</span>' if true else ""
     left = [NODES]
     tree = _node(load_tree(store, answer.trajectory), left)

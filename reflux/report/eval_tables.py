@@ -51,7 +51,7 @@ def title(found: Results, source: Mapping[str, Any]) -> str:
     n = max(summary.questions for summary in found.summaries.values())
     seeds = ", ".join(map(str, found.seeds))
     kind = "held-out question" if found.split == "held_out" else "question"
-    return f"{found.exam}{level}: {counted(n, kind)}, seed {seeds}, score {found.rule}"
+    return f"{found.eval_task}{level}: {counted(n, kind)}, seed {seeds}, score {found.rule}"
 
 
 def _table(heading: str, *columns: str, caption: str | None = None) -> Table:

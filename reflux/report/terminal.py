@@ -213,7 +213,8 @@ def answer_line(answer: str | None, about: str) -> Text:
 
 
 def begun_hint(store: TraceStore, question_id: str, run: Path) -> Text | None:
-    """How to go on with a person's word whose tree was not recomputed to its end; None where it
+    """How to go on with a person's word whose tree was not recomputed to its end; None where
+    it
     was, or there is none."""
     begun = under_way(store, question_id)
     if begun is None:

@@ -88,15 +88,15 @@ def _total(tree: Node) -> str:
 
 def _node(node: Node, calls: Mapping[str, list[Any]], opened: bool = False) -> str:
     below = "".join(_node(child, calls) for child in node.children)
-    within = "".join(f"<p>{line}</p>" for line in _reasons(node))
-    within += "".join(map(_call, calls.get(node.path, ())))
+    check_range = "".join(f"<p>{line}</p>" for line in _reasons(node))
+    check_range += "".join(map(_call, calls.get(node.path, ())))
     line = (
         f'{_text(node.question)} → {_answer(node)} <span class="dim">{escape(_cost(node))}</span>'
     )
-    if not below and not within:
+    if not below and not check_range:
         return f'<div class="leaf">{line}</div>\n'
     is_open = " open" if opened else ""
-    return f"<details{is_open}><summary>{line}</summary>\n{within}{below}</details>\n"
+    return f"<details{is_open}><summary>{line}</summary>\n{check_range}{below}</details>\n"
 
 
 def _answer(node: Node) -> str:

@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
 from reflux.agents.clients.endpoints import Endpoints
-from reflux.agents.clients.llama_cpp import EmbeddedClient
+from reflux.agents.clients.llama_cpp import LlamaCppClient
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.ask import settled
@@ -24,7 +24,7 @@ from reflux.server import chat_api, tree_api
 from reflux.server.chat_api import TRACE, Served, served
 from reflux.server.errors import answer_errors
 from reflux.server.event_log import EventLogs
-from reflux.server.guards import OPEN, Guard, refuse_open_door
+from reflux.server.guards import OPEN, Guard, check_exposure
 from reflux.server.metrics import Metrics
 from reflux.server.pending import Waiting
 from reflux.server.served_models import ServedModels
@@ -62,13 +62,13 @@ def create_app(
         MissingError: spans are asked for, and what sends them is not installed.
     """
     settings = settings or ServeSettings()
-    refuse_open_door(settings)
+    check_exposure(settings)
     models = ServedModels(folder, settings, overseers)
     metrics = Metrics()
 
     @asynccontextmanager
     async def opened(app: FastAPI) -> AsyncGenerator[None]:
-        engine = EmbeddedClient(folder.models, settings.engine)
+        engine = LlamaCppClient(folder.models, settings.engine)
         client = Endpoints(settings.endpoints, engine)
         run = OpenRun(folder, client=client, warm=False)
         waiting, tasks = Waiting(run, overseers), set[asyncio.Task[None]]()
@@ -77,7 +77,7 @@ def create_app(
         app.state.jobs = jobs = Jobs()
         async with AsyncExitStack() as ends:  # Last in, first out.
             ends.push_async_callback(client.close)
-            ends.push_async_callback(asyncio.to_thread, run.caller.spans.flush)
+            ends.push_async_callback(asyncio.to_thread, run.recorded_client.spans.flush)
             await ends.enter_async_context(run)
             ends.push_async_callback(waiting.close)
             ends.push_async_callback(_end, tasks)

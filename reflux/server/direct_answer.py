@@ -7,7 +7,7 @@ from reflux.agents.types import ChatRequest as ModelRequest
 from reflux.agents.types import Sampling
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.conversation import answer_chat
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.server.chat_reply import Emit, Reply, Said, asked_anew, seed_of
 from reflux.server.chat_request import ChatRequest, Message, text_of, turn_of
 from reflux.server.jobs import Put
@@ -47,7 +47,7 @@ class DirectAnswer:
     async def answer(self, put: Put[Said], emit: Emit) -> Reply:
         """Put the pieces, where they are streamed."""
         replies = await answer_chat(
-            Caller(self._run.cache, self._run.store),
+            RecordedClient(self._run.cache, self._run.store),
             self._asked,
             self._question,
             self._whole,

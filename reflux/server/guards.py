@@ -68,7 +68,7 @@ def client_of(address: str) -> str:
     return str(ipaddress.ip_network((found, 64), strict=False))
 
 
-def refuse_open_door(settings: ServeSettings) -> None:
+def check_exposure(settings: ServeSettings) -> None:
     """A server that others can reach needs a key.
 
     Raises:
@@ -153,10 +153,10 @@ class Guard:
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._settings.body_bytes:
             return ApiError(413, _too_long(self._settings.body_bytes), code="body_too_large")
-        if self._under_way >= self._settings.together:
+        if self._under_way >= self._settings.max_concurrency:
             return _later(
                 f"{self._under_way} requests are under way, the limit is "
-                f"{self._settings.together}: wait for some to end",
+                f"{self._settings.max_concurrency}: wait for some to end",
                 "too_many_at_once",
                 1,
             )

@@ -11,30 +11,35 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.agents.overseers.reviewed import Reviewed
-from reflux.agents.overseers.scripted import PersonOverseer
-from reflux.ask_options import How, how_asked
+from reflux.agents.overseers.scripted import HumanOverseer
+from reflux.ask_options import AskOptions, options_of
 from reflux.cli.human_input import step_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.interrupts import Patient, Pending, Progressed, open_checkpoints
+from reflux.graphs.amplify.interrupts import (
+    InterruptibleRun,
+    Pending,
+    RunProgress,
+    open_checkpoints,
+)
 from reflux.graphs.amplify.recompute import revised_context
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.tree import find_question
 from reflux.overseers import overseer_named
 
 
-def asks_persons(overseer: AnyOverseer | None) -> bool:
+def asks_humans(overseer: AnyOverseer | None) -> bool:
     """True where H may have to wait for somebody."""
-    return isinstance(overseer, PersonOverseer | Reviewed)
+    return isinstance(overseer, HumanOverseer | Reviewed)
 
 
 @dataclass
 class _Conversation:
     """A client that waits for an answer, and how far that has come."""
 
-    patient: Patient
-    progressed: asyncio.Queue[Progressed] = field(default_factory=asyncio.Queue)
+    interruptible_run: InterruptibleRun
+    progress: asyncio.Queue[RunProgress] = field(default_factory=asyncio.Queue)
 
 
 class Waiting:
@@ -60,15 +65,15 @@ class Waiting:
 
         Where the waiting is cancelled, what waits goes on waiting: a later reply is not lost.
         """
-        talk = _Conversation(Patient(context, await self._checkpoints()))
+        talk = _Conversation(InterruptibleRun(context, await self._checkpoints()))
         self._conversations[trajectory] = talk
         try:
-            progressed = await talk.patient.ask(question, trajectory)
-            while progressed.outcome is None:
-                for pending in progressed.pending:
+            progress = await talk.interruptible_run.ask(question, trajectory)
+            while progress.outcome is None:
+                for pending in progress.pending:
                     say(f"a person is asked: {pending.form.get('question', question)}\n")
-                progressed = await talk.progressed.get()
-            return progressed.outcome
+                progress = await talk.progress.get()
+            return progress.outcome
         finally:
             del self._conversations[trajectory]
 
@@ -79,7 +84,7 @@ class Waiting:
         saver = await self._checkpoints()
         async with saver.conn.execute("SELECT DISTINCT thread_id FROM checkpoints") as rows:
             threads = [str(row[0]) async for row in rows]
-        patient = Patient(AmplifyContext(self._caller(), "", ()), saver)
+        interruptible_run = InterruptibleRun(AmplifyContext(self._caller(), "", ()), saver)
         asked = self._run.store.select(
             "SELECT id, text FROM questions WHERE id IN (SELECT value FROM json_each(?))"
             " ORDER BY created DESC",
@@ -88,10 +93,10 @@ class Waiting:
         return [
             (row["id"], row["text"], each)
             for row in list(asked)
-            for each in await patient.pending(row["id"])
+            for each in await interruptible_run.pending(row["id"])
         ]
 
-    async def reply(self, trajectory: str, id: str, words: str) -> Progressed:
+    async def reply(self, trajectory: str, id: str, words: str) -> RunProgress:
         """A person's words (see `reflux.cli.human_input.HELP`); the question goes on with them.
 
         Raises:
@@ -102,17 +107,21 @@ class Waiting:
         async with self._replying.setdefault(question_id, asyncio.Lock()):
             talk = self._conversations.get(question_id)
             saver = await self._checkpoints()
-            patient = talk.patient if talk else Patient(self._context(question_id), saver)
-            waiting = {each.id: each for each in await patient.pending(question_id)}
+            interruptible_run = (
+                talk.interruptible_run
+                if talk
+                else InterruptibleRun(self._context(question_id), saver)
+            )
+            waiting = {each.id: each for each in await interruptible_run.pending(question_id)}
             if id not in waiting:
                 there = ", ".join(waiting) or "nothing"
                 raise UsageError(f"nothing waits under {id[:80]!r}; pending: {there}")
             if step["kind"] == "approve" and "proposal" not in waiting[id].form:
                 raise UsageError("there is no proposal to approve: answer, ask, or pass")
-            progressed = await patient.reply(question_id, {id: step})
+            progress = await interruptible_run.reply(question_id, {id: step})
             if talk:
-                talk.progressed.put_nowait(progressed)
-        return progressed
+                talk.progress.put_nowait(progress)
+        return progress
 
     async def close(self) -> None:
         """Close the checkpoints."""
@@ -127,19 +136,19 @@ class Waiting:
                 self._saver = saver
             return self._saver
 
-    def _how(self, trajectory: str) -> How:
-        how = how_asked(self._run.store, trajectory)
-        if how is None:
+    def _how(self, trajectory: str) -> AskOptions:
+        options = options_of(self._run.store, trajectory)
+        if options is None:
             raise UsageError(f"{trajectory} was not asked in a way that waits for persons")
-        return how
+        return options
 
     def _context(self, trajectory: str) -> AmplifyContext:
         """As the question was asked; a tool that a copy was granted is not known here."""
-        how = self._how(trajectory)
-        if how.tools:
+        options = self._how(trajectory)
+        if options.tools:
             raise UsageError("this question's copies have tools: go on with `reflux reply`")
-        context = how.context(self._caller(), overseer_named(how.overseer, self._overseers))
+        context = options.context(self._caller(), overseer_named(options.overseer, self._overseers))
         return revised_context(context, trajectory)
 
-    def _caller(self) -> Caller:
-        return Caller(self._run.cache, self._run.store)
+    def _caller(self) -> RecordedClient:
+        return RecordedClient(self._run.cache, self._run.store)

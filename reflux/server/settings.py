@@ -43,7 +43,7 @@ class ServeSettings:
     max_tokens: int = 512
     """Of a reply, and of each copy's, where a request says nothing."""
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(parallel=8, context=2048))
-    """How `base` and the students run."""
+    """AskOptions `base` and the students run."""
     body_bytes: int = 1_000_000
     """Of a request, at the most."""
     body_seconds: float = 30.0
@@ -52,7 +52,7 @@ class ServeSettings:
     """Requests of one client, in the long run; 0 for no limit."""
     burst: int = 1_000
     """Requests of one client at once, before that limit counts."""
-    together: int = 1_024
+    max_concurrency: int = 1_024
     """Requests under way, of all clients."""
     kept_events: int = 200_000
     """Events of answers that are kept to be replayed; the oldest answers' go first."""
@@ -85,7 +85,7 @@ class ServeConfig(_Strict):
     body_seconds: float = Field(default=30, gt=0)
     per_second: float = Field(default=100, ge=0)
     burst: int = Field(default=1_000, ge=1)
-    together: int = Field(default=1_024, ge=1)
+    max_concurrency: int = Field(default=1_024, ge=1)
     kept_events: int = Field(default=200_000, ge=0)
 
 

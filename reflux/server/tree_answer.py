@@ -9,14 +9,14 @@ from langchain_core.messages import BaseMessage
 
 from reflux.agents.redaction import redact
 from reflux.agents.types import Completion
-from reflux.ask_options import How, keep_how
+from reflux.ask_options import AskOptions, save_options
 from reflux.conversation import cut_at, question_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.graph import refuse_unaskable
+from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, answer_all, task_context
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.tree import tokens_of
 from reflux.graphs.voting.voting import Variant, VotePolicy
@@ -32,7 +32,7 @@ from reflux.server.chat_request import (
 )
 from reflux.server.errors import ApiError
 from reflux.server.jobs import Put
-from reflux.server.pending import Waiting, asks_persons
+from reflux.server.pending import Waiting, asks_humans
 from reflux.server.served_models import Tree
 from reflux.server.settings import ServeSettings
 
@@ -71,7 +71,7 @@ class TreeAnswer:
         self.trajectory = self._asked.question_id(self.question)
         self.model = x
         self.context = _context(run, settings, tree, x, request)
-        refuse_unaskable(self.question, self.context)
+        check_askable(self.question, self.context)
 
     async def answer(self, put: Put[Said], emit: Emit) -> Reply:
         """Let the tree grow until its answer is accepted.
@@ -83,37 +83,38 @@ class TreeAnswer:
         context = replace(self.context, emit=emit)
         row = {"id": self.trajectory, "text": self.question, **vars(self._asked)}
         store = self._run.store
-        # With `how`, a person's edit recomputes the tree as it was asked. One commit takes both.
+        # With `options`, a person's edit recomputes the tree as it was asked. One commit takes
+        # both.
         await asyncio.gather(
             store.add_question(row),
-            keep_how(store, self.trajectory, self._how()),
+            save_options(store, self.trajectory, self._how()),
         )
         async with marked_when_stopped(store, self.trajectory):
-            if asks_persons(self._tree.overseer):
+            if asks_humans(self._tree.overseer):
                 answered = self._waiting.answer(self.trajectory, self.question, context, put)
                 return self._reply(await answered)
             (outcome,) = await answer_all(Amplified(context), self._asked, [self.question])
             return self._reply(outcome)
 
-    def _how(self) -> How:
+    def _how(self) -> AskOptions:
         """Kept with the question, so that it can be gone on with, and edited."""
         context, task = self.context, self._tree.task
-        limits, most = context.limits, context.answer_tokens(self.question)
+        limits, max_votes = context.limits, context.answer_tokens(self.question)
         caps = (limits.depth, limits.calls, limits.tokens, limits.seconds)
-        return How(
+        return AskOptions(
             "" if task else self._tree.name,
             context.model,
             (),
             *caps,
-            max_tokens=most,
+            max_tokens=max_votes,
             task=task.name if task else "",
             temperature=self._heat,
             seed=context.seed,
         )
 
     def _reply(self, outcome: Outcome) -> Reply:
-        if outcome["status"] == "failed" and self.context.caller.outage is not None:
-            raise self.context.caller.outage
+        if outcome["status"] == "failed" and self.context.recorded_client.outage is not None:
+            raise self.context.recorded_client.outage
         answer = outcome["answer"]
         if outcome["status"] != "ok" or answer is None:
             best = "" if answer is None else f"; the best so far: {answer}"
@@ -133,11 +134,11 @@ class TreeAnswer:
 def _context(
     run: OpenRun, settings: ServeSettings, tree: Tree, x: str, request: ChatRequest
 ) -> AmplifyContext:
-    votes = VotePolicy() if tree.task else VotePolicy(most=1)
+    votes = VotePolicy() if tree.task else VotePolicy(max_votes=1)
     if (heat := request.temperature) is not None:
         votes = replace(votes, temperature=heat, variants=(Variant(temperature=heat),))
     context = AmplifyContext(
-        Caller(run.cache, run.store),
+        RecordedClient(run.cache, run.store),
         x,
         (tree.overseer,) if tree.overseer is not None else (),
         limits=settings.limits,
@@ -148,8 +149,8 @@ def _context(
     if tree.task is None:
         return context
     context = task_context(context, tree.task)
-    most = request.most_tokens
-    return context if most is None else replace(context, max_tokens=most)
+    max_votes = request.most_tokens
+    return context if max_votes is None else replace(context, max_tokens=max_votes)
 
 
 def _question(tree: Tree, messages: Sequence[Message]) -> str:

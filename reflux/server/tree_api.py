@@ -52,11 +52,11 @@ async def reply_to_pending(
     trajectory: str, id: str, body: Words, request: Request
 ) -> dict[str, Any]:
     """Reply to what waits under an id: the question goes on until it ends, or waits again."""
-    progressed = await served(request).waiting.reply(trajectory, id, body.words)
+    progress = await served(request).waiting.reply(trajectory, id, body.words)
     return {
         "trajectory": trajectory,
-        "outcome": progressed.outcome,
-        "pending": [asdict(each) for each in progressed.pending],
+        "outcome": progress.outcome,
+        "pending": [asdict(each) for each in progress.pending],
     }
 
 

@@ -57,7 +57,8 @@ def task_named(name: str) -> Task:
 
 
 def writing_named(name: str | None) -> str:
-    """How a task of that name writes, where that is not as people do; empty, too, where there is
+    """How a task of that name writes, where that is not as people do; empty, too, where
+    there is
     no such task, or what it needs is not installed."""
     try:
         return writing_of(task_named(name or ""))

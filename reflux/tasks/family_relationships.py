@@ -48,7 +48,8 @@ class Family:
     parents: dict[str, tuple[str, str]]
 
     def path(self) -> str:
-        """How the person stands to the other, whichever sex; `ValueError` for what `KIN` lacks."""
+        """How the person stands to the other, whichever sex; `ValueError` for what `KIN`
+        lacks."""
         above = self.parents.get(self.other, ())
         if self.person in above:
             return "parent"

@@ -176,11 +176,11 @@ def single_move(disks: int, generator: random.Random) -> str:
     In two of three the smallest disks lie together, so that moves of the large ones, of which a way
     has few and needs every one, are not as rare as there.
     """
-    together = generator.randrange(1, disks) if generator.random() < 2 / 3 else 1
+    max_concurrency = generator.randrange(1, disks) if generator.random() < 2 / 3 else 1
     home = generator.choice(PEGS)
     on = dict.fromkeys(PEGS, "")
     for size in range(disks):
-        on[home if size < together else generator.choice(PEGS)] += DISKS[size]
+        on[home if size < max_concurrency else generator.choice(PEGS)] += DISKS[size]
     pegs = on["X"], on["Y"], on["Z"]
     if on_a_way(pegs):
         return ""
@@ -189,7 +189,7 @@ def single_move(disks: int, generator: random.Random) -> str:
     # What can have moved last: the smallest disk, or the smaller of the other two on top.
     small, large = sorted((peg for peg in PEGS if peg != home), key=lambda p: on[p] or "~")
     last = f"{DISKS[0]} {cycle[cycle.rindex(home) - 2]} {home}"
-    if on[small] and generator.random() < (0.5 if together == 1 else 0.25):
+    if on[small] and generator.random() < (0.5 if max_concurrency == 1 else 0.25):
         last = f"{on[small][0]} {large} {small}"
     if generator.random() < 0.03:
         last = NO_MOVE

@@ -1,6 +1,7 @@
 """How often a letter stands in a text.
 
-    How many times does the letter "d" appear in the text: "the second part of the …"?   →   1
+    How many times does the letter "d" appear in the text: "the second part of the …"?   →
+    1
 
 H cuts the text into runs of four words, has the letter counted in each, and the counts added. The
 Python tool counts, the calculator adds: SmolLM2-135M does not see letters inside its tokens.

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.ask_options import how_asked
+from reflux.ask_options import options_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.database import read_apart
@@ -31,7 +31,14 @@ from reflux.graphs.traces.review import (
     remark,
 )
 from reflux.graphs.traces.tree import find_question
-from reflux.review_actions import approvable, approve, begin_override, edit, recompute, refuse_empty
+from reflux.review_actions import (
+    approvable,
+    approve,
+    begin_override,
+    check_not_empty,
+    edit,
+    recompute,
+)
 from reflux.server.chat_api import ERRORS, Served, served
 from reflux.server.chat_request import Asked
 
@@ -72,7 +79,7 @@ async def act(
         await judge(store, item, True, comment)
         return Judged("approved", item.trajectory)
     if action == "edit":
-        refuse_empty(answer)
+        check_not_empty(answer)
         word = answer
     return await _put(shared, item, word, comment)
 
@@ -108,8 +115,10 @@ async def _reply(shared: Served, item: Item, action: Action, answer: str, commen
     async def opened(_: str) -> AsyncGenerator[OpenRun]:
         yield shared.run
 
-    how = how_asked(store, item.trajectory)
-    if how is None or not how.overseer:  # A run that stopped here, and goes on from the log.
+    options = options_of(store, item.trajectory)
+    if (
+        options is None or not options.overseer
+    ):  # A run that stopped here, and goes on from the log.
         done = (
             await approve(store, item, opened, comment)
             if action == "approve"
@@ -117,7 +126,7 @@ async def _reply(shared: Served, item: Item, action: Action, answer: str, commen
         )
         return Judged(done.did, done.trajectory)
     if action == "edit":
-        refuse_empty(answer)
+        check_not_empty(answer)
     if comment.strip():
         await remark(store, item, comment)
     words = "approve" if action == "approve" else f"answer: {answer}"

@@ -39,7 +39,8 @@ async def list_trajectories(
 
 @router.get("/trajectory-facets")
 async def list_facets(request: Request) -> dict[str, Any]:
-    """How many trajectories there are, and by which systems and splits they can be filtered."""
+    """How many trajectories there are, and by which systems and splits they can be
+    filtered."""
     return await asyncio.to_thread(facets, served(request).run.store.path)
 
 

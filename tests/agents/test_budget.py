@@ -3,7 +3,7 @@
 import pytest
 from test_graphs_experts import answers_of
 
-from reflux.agents.budget import Price, Purse
+from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Completion
@@ -25,26 +25,26 @@ class Clock:
 
 
 def test_money_follows_from_tokens_and_prices_and_replayed_calls_are_free() -> None:
-    purse = Purse(money=1.0, prices=PRICES)
-    purse.pay("base", Completion("a", 200_000, 100_000))
-    purse.pay("other", Completion("a", 10**6, 10**6))
-    purse.pay("base", Completion("a", 10**6, 10**6, cached=True))
-    assert purse.money == 0.4
-    assert purse.left() == {"money": 0.6}
-    purse.pay("base", Completion("a", 600_000, 0))
-    assert purse.lacks == "money"
+    spend_limit = SpendLimit(money=1.0, prices=PRICES)
+    spend_limit.pay("base", Completion("a", 200_000, 100_000))
+    spend_limit.pay("other", Completion("a", 10**6, 10**6))
+    spend_limit.pay("base", Completion("a", 10**6, 10**6, cached=True))
+    assert spend_limit.money == 0.4
+    assert spend_limit.left() == {"money": 0.6}
+    spend_limit.pay("base", Completion("a", 600_000, 0))
+    assert spend_limit.lacks == "money"
 
 
 def test_money_that_nothing_costs_is_not_limited_in_silence() -> None:
     with pytest.raises(UsageError, match=r"limited to 2.*purse\.prices"):
-        Purse(money=2)
+        SpendLimit(money=2)
     with pytest.raises(UsageError, match=r"limited to 0\.5"):
-        Purse().for_question(seconds=None, money=0.5)
+        SpendLimit().for_question(seconds=None, money=0.5)
 
 
 def test_a_question_has_the_lesser_of_its_own_and_what_the_run_has_left() -> None:
     clock = Clock()
-    run = Purse(seconds=10, calls=2, clock=clock)
+    run = SpendLimit(seconds=10, calls=2, clock=clock)
     clock.now = 4
     question = run.for_question(seconds=100, money=None)
     assert question.left() == {"seconds": 6, "calls": 2}
@@ -54,9 +54,9 @@ def test_a_question_has_the_lesser_of_its_own_and_what_the_run_has_left() -> Non
 
 
 def test_nothing_is_lacking_where_nothing_is_limited() -> None:
-    purse = Purse()
-    purse.pay("base", Completion("a", 10**9, 10**9))
-    assert (purse.lacks, purse.left()) == (None, {})
+    spend_limit = SpendLimit()
+    spend_limit.pay("base", Completion("a", 10**9, 10**9))
+    assert (spend_limit.lacks, spend_limit.left()) == (None, {})
 
 
 async def test_where_time_runs_out_no_copy_is_asked_and_h_joins_what_there_is(
@@ -70,7 +70,7 @@ async def test_where_time_runs_out_no_copy_is_asked_and_h_joins_what_there_is(
 
     system = amplified(
         store, ScriptedClient(slow), asking("a", "b", "c"), votes=ONE_VOTE,
-        limits=Limits(seconds=5), purse=Purse(clock=clock),
+        limits=Limits(seconds=5), spend_limit=SpendLimit(clock=clock),
     )  # fmt: skip
     outcome = await answers_of(system, "root")
     assert (outcome["answer"], outcome["spent"]["calls"]) == ("late+late+None", 2)
@@ -80,9 +80,9 @@ async def test_where_time_runs_out_no_copy_is_asked_and_h_joins_what_there_is(
 
 async def test_a_run_without_money_left_asks_nothing_more(store: TraceStore) -> None:
     client = ScriptedClient(lambda _: Completion("a", 500_000, 0))
-    purse = Purse(money=1.0, prices=PRICES)
-    first = amplified(store, client, asking("a", "b"), votes=ONE_VOTE, purse=purse)
+    spend_limit = SpendLimit(money=1.0, prices=PRICES)
+    first = amplified(store, client, asking("a", "b"), votes=ONE_VOTE, spend_limit=spend_limit)
     assert (await answers_of(first, "root"))["status"] == "ok"
-    second = amplified(store, client, asking("a", "b"), votes=ONE_VOTE, purse=purse)
+    second = amplified(store, client, asking("a", "b"), votes=ONE_VOTE, spend_limit=spend_limit)
     outcome = await answers_of(second, "another")
     assert (outcome["status"], outcome["answer"], len(client.requests)) == ("over_budget", None, 2)

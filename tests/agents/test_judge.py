@@ -18,7 +18,7 @@ from tests.support.amplifying import amplified, asking
 
 ASKED = Asked("run", 0, "amplified", "letters", "train")
 SAID = ["It is Paris.", "Lyon", "Paris", "The capital: Paris!", "Lyon, I think", "paris"]
-POLICY = VotePolicy(sure=None, rule=AheadBy(2, 6))
+POLICY = VotePolicy(min_logprob=None, rule=AheadBy(2, 6))
 
 
 def comparing(request: ChatRequest) -> str:

@@ -294,20 +294,20 @@ async def test_a_model_that_does_not_answer_in_time_is_a_failed_try() -> None:
 
 
 async def test_no_more_requests_are_under_way_than_allowed() -> None:
-    under_way, most = 0, 0
+    under_way, max_votes = 0, 0
 
     class Counting(Fake):
         async def _agenerate(self, *_: Any, **__: Any) -> ChatResult:
-            nonlocal under_way, most
+            nonlocal under_way, max_votes
             under_way += 1
-            most = max(most, under_way)
+            max_votes = max(max_votes, under_way)
             await asyncio.sleep(0)
             under_way -= 1
             return ChatResult(generations=[ChatGeneration(message=AIMessage("4"))])
 
     client = LangChainClient(Counting(replies=[], seen=[]), concurrency=3)
     await asyncio.gather(*(client.complete(QUESTION) for _ in range(12)))
-    assert most == 3
+    assert max_votes == 3
 
 
 @pytest.mark.parametrize(

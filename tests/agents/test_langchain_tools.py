@@ -43,7 +43,7 @@ class Reversed(BaseTool):
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeRef:
     name: str
     since: date
 
@@ -112,7 +112,7 @@ async def test_a_tool_that_takes_one_plain_string_can_be_asked() -> None:
         ({"a": [1, 2.5, None]}, '{"a":[1,2.5,null]}'),
         (["a", "b"], '["a","b"]'),
         (Where(city="Lima"), '{"city":"Lima","days":1}'),
-        (Place("Lima", date(1535, 1, 18)), '{"name":"Lima","since":"1535-01-18"}'),
+        (NodeRef("Lima", date(1535, 1, 18)), '{"name":"Lima","since":"1535-01-18"}'),
         (b"\xff", '"_w=="'),
         (float("nan"), "NaN"),
         (None, "null"),

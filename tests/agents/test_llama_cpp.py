@@ -14,8 +14,8 @@ from reflux.agents.clients import llama_cpp as embedded
 from reflux.agents.clients.llama_cpp import (
     SPIN_VARIABLE,
     SPINS,
-    EmbeddedClient,
     EngineConfig,
+    LlamaCppClient,
     ModelFiles,
     connect,
     default_gguf,
@@ -45,7 +45,7 @@ def head_of(gguf: Path, size: int, path: Path) -> Path:
 
 
 async def test_answers_with_log_probabilities_and_again_the_same(gguf: Path) -> None:
-    client = EmbeddedClient(lambda _: ModelFiles(gguf), SMALL)
+    client = LlamaCppClient(lambda _: ModelFiles(gguf), SMALL)
     first = await client.complete(QUESTION)
     again = await client.complete(QUESTION)
     await client.close()
@@ -57,7 +57,7 @@ async def test_answers_with_log_probabilities_and_again_the_same(gguf: Path) -> 
 
 
 async def test_a_request_longer_than_the_context_is_an_endpoint_error(gguf: Path) -> None:
-    client = EmbeddedClient(lambda _: ModelFiles(gguf), SMALL)
+    client = LlamaCppClient(lambda _: ModelFiles(gguf), SMALL)
     long = ChatRequest("base", answer_prompt("word " * 500))
     with pytest.raises(EndpointError, match="400"):
         await client.complete(long)
@@ -87,7 +87,7 @@ async def test_the_digest_is_of_the_weights_and_the_adapter(tmp_path: Path) -> N
         "student-r2": ModelFiles(base, other),
         "copy-of-r1": ModelFiles(base, tmp_path / "copy"),
     }
-    client = EmbeddedClient(files.__getitem__)
+    client = LlamaCppClient(files.__getitem__)
     digests = {name: await client.model_digest(name) for name in files}
     assert digests["copy-of-r1"] == digests.pop("student-r1")
     assert len(set(digests.values())) == 3
@@ -105,7 +105,7 @@ def test_a_file_that_changed_has_another_hash(tmp_path: Path) -> None:
 async def test_a_missing_file_is_named(tmp_path: Path, files: tuple[str, str | None]) -> None:
     (tmp_path / "base").write_text("base")
     found = ModelFiles(tmp_path / files[0], tmp_path / files[1] if files[1] else None)
-    client = EmbeddedClient(lambda _: found)
+    client = LlamaCppClient(lambda _: found)
     for asking in (client.model_digest("base"), client.complete(QUESTION)):
         with pytest.raises(MissingError, match=r"no\.gguf is not there"):
             await asking
@@ -211,7 +211,7 @@ async def test_the_least_recently_used_server_goes_first_and_a_busy_one_never(
     started: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, closed = held(monkeypatch)
-    client = EmbeddedClient(lambda name: ModelFiles(Path(name)), EngineConfig(servers=2))
+    client = LlamaCppClient(lambda name: ModelFiles(Path(name)), EngineConfig(servers=2))
 
     def ask(name: str) -> "asyncio.Task[object]":
         return asyncio.create_task(client.complete(ChatRequest(name, ())))
@@ -236,7 +236,7 @@ async def test_one_name_starts_one_server(
 ) -> None:
     release, _ = held(monkeypatch)
     release.set()
-    client = EmbeddedClient(lambda name: ModelFiles(Path(name)))
+    client = LlamaCppClient(lambda name: ModelFiles(Path(name)))
     await asyncio.gather(*(client.complete(QUESTION) for _ in range(5)))
     await client.close()
     assert len(started) == 1

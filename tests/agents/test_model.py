@@ -288,9 +288,9 @@ proposals = st.lists(
 
 
 @given(proposals, st.integers(0, 8))
-def test_what_is_asked_can_be_asked(asked: list[SubQuestion], most: int) -> None:
-    batch = settle(asked, ["a"], most).subquestions
-    assert len(batch) <= most
+def test_what_is_asked_can_be_asked(asked: list[SubQuestion], max_votes: int) -> None:
+    batch = settle(asked, ["a"], max_votes).subquestions
+    assert len(batch) <= max_votes
     texts = [alike(sub.text) for sub in batch]
     assert all(text and text != "a" for text in texts)
     assert len(set(texts)) == len(texts)

@@ -215,13 +215,13 @@ async def test_a_question_that_is_no_unicode_text_is_the_users_error(client: Ope
 
 
 async def test_no_more_requests_are_under_way_than_allowed(httpserver: HTTPServer) -> None:
-    lock, under_way, most = threading.Lock(), 0, 0
+    lock, under_way, max_votes = threading.Lock(), 0, 0
 
     def handler(_: Request) -> Response:
-        nonlocal under_way, most
+        nonlocal under_way, max_votes
         with lock:
             under_way += 1
-            most = max(most, under_way)
+            max_votes = max(max_votes, under_way)
         time.sleep(0.02)
         with lock:
             under_way -= 1
@@ -232,7 +232,7 @@ async def test_no_more_requests_are_under_way_than_allowed(httpserver: HTTPServe
     await asyncio.gather(*(client.complete(QUESTION) for _ in range(12)))
     await client.close()
     assert len(httpserver.log) == 12
-    assert 1 <= most <= 3
+    assert 1 <= max_votes <= 3
 
 
 async def test_more_requests_than_a_pool_holds_are_under_way_and_closing_ends_all_connections() -> (

@@ -168,7 +168,7 @@ async def test_what_is_missing_for_all_is_not_passed_over() -> None:
 
 
 async def test_members_ask_side_by_side_each_within_its_share() -> None:
-    together = asyncio.Barrier(2)
+    max_concurrency = asyncio.Barrier(2)
 
     class Meeting:
         name = "meeting"
@@ -176,7 +176,7 @@ async def test_members_ask_side_by_side_each_within_its_share() -> None:
         def at(self, desk: Any) -> Overseer:
             async def act(question: str, said: Sequence[Exchange], may_ask: bool) -> Step:
                 async with asyncio.timeout(20):
-                    await together.wait()
+                    await max_concurrency.wait()
                 await desk.ask(ChatRequest("base", (("user", "q"),)))
                 return Answer(f"{desk.left.calls}")
 

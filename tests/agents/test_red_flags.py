@@ -40,7 +40,7 @@ def test_a_reply_that_ended_at_its_limit_is_cut_off() -> None:
 
 
 def by_hand(words: list[str]) -> int:
-    most = min(1, len(words))
+    max_votes = min(1, len(words))
     for start in range(len(words)):
         for length in range(1, 9):
             run, times = words[start : start + length], 1
@@ -48,8 +48,8 @@ def by_hand(words: list[str]) -> int:
                 break
             while words[start + times * length : start + (times + 1) * length] == run:
                 times += 1
-            most = max(most, times)
-    return most
+            max_votes = max(max_votes, times)
+    return max_votes
 
 
 @given(st.lists(st.sampled_from("ab"), max_size=20))

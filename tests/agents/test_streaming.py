@@ -14,7 +14,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.clients.streaming import Delta, Pieces, stream_of
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob, ToolCall, ToolSpec
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from tests.support.serving import CALL, Scripted, scripted
 
@@ -123,32 +123,32 @@ async def test_the_name_of_a_model_says_which_endpoint_is_asked(script: Scripted
 async def test_a_streamed_call_is_recorded_before_it_is_whole_and_replayed(
     script: Scripted, store: TraceStore
 ) -> None:
-    caller = Caller(script.client(), store)
+    recorded_client = RecordedClient(script.client(), store)
     whole: Completion | None = None
-    async for piece in caller.stream(KEY, ASKED):
+    async for piece in recorded_client.stream(KEY, ASKED):
         if isinstance(piece, Completion):
             whole = piece
             assert rows(store) == [("ONE TWO THREE", None, "stop")]
         else:
             assert rows(store) == []
-    again = await read(caller.stream(KEY, ASKED))
+    again = await read(recorded_client.stream(KEY, ASKED))
     assert whole is not None and again == (["ONE TWO THREE"], whole)
     assert len(script.asked) == 1
     with pytest.raises(ReplayError):
-        await read(caller.stream(KEY, replace(ASKED, messages=(("user", "four"),))))
+        await read(recorded_client.stream(KEY, replace(ASKED, messages=(("user", "four"),))))
 
 
 async def test_what_came_of_a_broken_stream_is_recorded_with_the_error(
     script: Scripted, store: TraceStore
 ) -> None:
     script.breaks = True
-    caller = Caller(script.client(), store)
+    recorded_client = RecordedClient(script.client(), store)
     with pytest.raises(EndpointError):
-        await read(caller.stream(KEY, ASKED))
+        await read(recorded_client.stream(KEY, ASKED))
     ((text, error, reason),) = rows(store)
     assert (text, reason) == ("ONE", "error")
     assert error and script.url in error
-    assert caller.outage is not None
+    assert recorded_client.outage is not None
 
 
 async def test_a_reader_that_leaves_closes_the_stream_and_what_came_is_recorded(
@@ -156,7 +156,7 @@ async def test_a_reader_that_leaves_closes_the_stream_and_what_came_is_recorded(
 ) -> None:
     script.pause = lambda body: 0.02
     asked = replace(ASKED, messages=(("user", "word " * 200),))
-    async with aclosing(Caller(script.client(), store).stream(KEY, asked)) as pieces:
+    async with aclosing(RecordedClient(script.client(), store).stream(KEY, asked)) as pieces:
         await anext(pieces)
         await anext(pieces)
     assert rows(store) == [("WORD WORD", "the reader left after 2 pieces", "error")]
@@ -175,7 +175,7 @@ async def test_a_task_that_is_cancelled_records_what_came(
     first = asyncio.Event()
 
     async def work() -> None:
-        async with aclosing(Caller(script.client(), store).stream(KEY, asked)) as pieces:
+        async with aclosing(RecordedClient(script.client(), store).stream(KEY, asked)) as pieces:
             async for _ in pieces:
                 first.set()
 

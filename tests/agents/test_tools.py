@@ -150,11 +150,11 @@ async def test_who_is_cancelled_while_a_tool_works_stops_the_tool() -> None:
             ended.set()
         raise AssertionError
 
-    caller = asyncio.create_task(run_call([Scripted(works)], asking("{}")))
+    recorded_client = asyncio.create_task(run_call([Scripted(works)], asking("{}")))
     await begun.wait()
-    caller.cancel()
+    recorded_client.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await caller
+        await recorded_client
     await asyncio.wait_for(ended.wait(), 10)
 
 

@@ -11,7 +11,7 @@ from reflux.agents.budget import Budget
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError
 from reflux.agents.overseers.protocol import PASS
-from reflux.agents.overseers.scripted import PersonOverseer, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.redaction import PLACEHOLDER, redact
 from reflux.agents.types import (
@@ -168,7 +168,7 @@ async def test_a_script_may_be_plain_or_async() -> None:
 
 
 async def test_a_person_is_shown_question_and_transcript() -> None:
-    step = await PersonOverseer().act("q", [Exchange("sub", None, "it failed")], False)
+    step = await HumanOverseer().act("q", [Exchange("sub", None, "it failed")], False)
     assert step == Defer(
         {
             "question": "q",

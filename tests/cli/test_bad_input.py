@@ -40,7 +40,7 @@ SUM = ("ask", "12+34")
 def reflux(
     *words: str, env: dict[str, str] | None = None, before: Callable[[], None] | None = None
 ) -> Ended:
-    """How `reflux WORDS` ends; `before` runs in its process first."""
+    """AskOptions `reflux WORDS` ends; `before` runs in its process first."""
     return begin(words, env, before).wait()
 
 

@@ -291,11 +291,11 @@ TURN = (
 def test_a_damaged_conversation_is_told_and_hides_no_other(
     tmp_path: Path, body: bytes, says: str
 ) -> None:
-    sound = Conversation(tmp_path / "conversations" / "2.jsonl")
-    sound.add(Turn("one", "ONE", "ok", "t", "plain", "m"))
-    damaged = sound.path.with_name("1.jsonl")
+    validate_step = Conversation(tmp_path / "conversations" / "2.jsonl")
+    validate_step.add(Turn("one", "ONE", "ok", "t", "plain", "m"))
+    damaged = validate_step.path.with_name("1.jsonl")
     damaged.write_bytes(body)
-    sound.path.with_name("3.jsonl").mkdir()
+    validate_step.path.with_name("3.jsonl").mkdir()
     with pytest.raises(UsageError) as told:
         resume(tmp_path, "1")
     assert says in str(told.value)

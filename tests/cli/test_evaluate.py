@@ -25,7 +25,7 @@ from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.cli.evaluate import Plan, Settings, compare
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.evals.datasets import read_questions
-from reflux.graphs.evals.eval_task import Exam, FileExam, TaskExam
+from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask
 from reflux.graphs.evals.results import Results
 from reflux.report.eval_page import write_report
 from reflux.report.eval_tables import reasons, tables
@@ -48,7 +48,7 @@ def sums(request: ChatRequest) -> Completion:
 
 def compared(
     folder: Path,
-    exam: Exam,
+    eval_task: EvalTask,
     keys: tuple[str, ...],
     reply: Callable[[ChatRequest], str | Completion] = sums,
     out: Path | None = None,
@@ -60,10 +60,10 @@ def compared(
     async def run() -> Results:
         opened = OpenRun(RunFolder(folder), client=client)
         async with opened, AsyncExitStack() as stack:
-            made = Plan(exam, keys, **plan)
+            made = Plan(eval_task, keys, **plan)
             found = await compare(opened, made, "base", stack, lambda *_: None)
             if out is not None:
-                write_report(out, found, exam, opened.store, made.source)
+                write_report(out, found, eval_task, opened.store, made.source)
         return found
 
     return asyncio.run(run()), client
@@ -76,9 +76,9 @@ def no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_systems_are_compared_on_the_same_questions(tmp_path: Path) -> None:
-    exam = TaskExam(Addition(), 3, 60)
+    eval_task = LevelEvalTask(Addition(), 3, 60)
     keys = ("direct", "amplified", "best-of-3")
-    found, _ = compared(tmp_path / "r", exam, keys, seeds=(1, 2))
+    found, _ = compared(tmp_path / "r", eval_task, keys, seeds=(1, 2))
     asked = {key: [(a.seed, a.question) for a in answers] for key, answers in found.answers.items()}
     assert list(found.answers) == list(keys)
     assert asked["direct"] == asked["amplified"] == asked["best-of-3"]
@@ -97,21 +97,21 @@ def test_systems_are_compared_on_the_same_questions(tmp_path: Path) -> None:
 
 
 def test_the_same_command_again_asks_nothing_and_finds_the_same(tmp_path: Path) -> None:
-    exam = TaskExam(Addition(), 3, 30)
+    eval_task = LevelEvalTask(Addition(), 3, 30)
     keys = ("direct", "amplified", "best-of-n")
-    first, client = compared(tmp_path / "r", exam, keys)
+    first, client = compared(tmp_path / "r", eval_task, keys)
     assert client.requests
-    again, silent = compared(tmp_path / "r", exam, keys)
+    again, silent = compared(tmp_path / "r", eval_task, keys)
     assert silent.requests == []
     assert again == first
     # With another seed, or other limits, it is another evaluation.
-    _, other = compared(tmp_path / "r", exam, keys, settings=Settings(depth=2))
+    _, other = compared(tmp_path / "r", eval_task, keys, settings=Settings(depth=2))
     assert other.requests
 
 
 def test_best_of_n_has_the_tokens_of_the_amplified_system(tmp_path: Path) -> None:
-    exam = TaskExam(Addition(), 4, 40)
-    found, _ = compared(tmp_path / "r", exam, ("best-of-n", "amplified"))
+    eval_task = LevelEvalTask(Addition(), 4, 40)
+    found, _ = compared(tmp_path / "r", eval_task, ("best-of-n", "amplified"))
     equal = found.equal
     assert equal is not None
     assert equal.tokens == found.summaries["best-of-n"].tokens <= equal.amplified_tokens
@@ -123,7 +123,7 @@ def test_best_of_n_has_the_tokens_of_the_amplified_system(tmp_path: Path) -> Non
 def test_every_table_fits_80_columns_whole(tmp_path: Path) -> None:
     """Figures of a large run: none is cut, and none is lost."""
     keys = ("direct", "amplified", "best-of-n")
-    found, _ = compared(tmp_path / "r", TaskExam(Addition(), 3, 20), keys)
+    found, _ = compared(tmp_path / "r", LevelEvalTask(Addition(), 3, 20), keys)
     level = found.levels["amplified"][-1]
     large = replace(
         level,
@@ -153,8 +153,10 @@ def test_every_table_fits_80_columns_whole(tmp_path: Path) -> None:
 
 
 def test_why_a_system_failed_is_told_by_the_commonest_reason(tmp_path: Path) -> None:
-    exam = TaskExam(Addition(), 2, 12)
-    found, _ = compared(tmp_path / "r", exam, ("amplified",), lambda _: "?", out=tmp_path / "out")
+    eval_task = LevelEvalTask(Addition(), 2, 12)
+    found, _ = compared(
+        tmp_path / "r", eval_task, ("amplified",), lambda _: "?", out=tmp_path / "out"
+    )
     failed = [answer for answer in found.answers["amplified"] if answer.status != "ok"]
     (line,) = reasons(found)
     assert line.startswith(f"amplified, {len(failed)} of 12 not accepted, ")
@@ -165,7 +167,7 @@ def test_why_a_system_failed_is_told_by_the_commonest_reason(tmp_path: Path) -> 
 
 def test_the_page_tells_the_seed_of_each_failure_beside_its_question(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    compared(tmp_path / "r", TaskExam(Addition(), 2, 4), ("direct",), lambda _: "?", out,
+    compared(tmp_path / "r", LevelEvalTask(Addition(), 2, 4), ("direct",), lambda _: "?", out,
              seeds=(3, 5))  # fmt: skip
     page = (out / "eval.html").read_text()
     for seed in (3, 5):
@@ -173,13 +175,13 @@ def test_the_page_tells_the_seed_of_each_failure_beside_its_question(tmp_path: P
 
 
 def test_what_is_priced_costs(tmp_path: Path) -> None:
-    exam = TaskExam(Addition(), 3, 10)
+    eval_task = LevelEvalTask(Addition(), 3, 10)
     prices = {"base": Price(1.0, 100.0)}
-    found, _ = compared(tmp_path / "r", exam, ("direct",), prices=prices)
+    found, _ = compared(tmp_path / "r", eval_task, ("direct",), prices=prices)
     assert found.summaries["direct"].cost == pytest.approx(10 * (10 + 4 * 100) / 1e6)
 
 
-def capitals(folder: Path, *more: dict[str, Any]) -> FileExam:
+def capitals(folder: Path, *more: dict[str, Any]) -> FileEvalTask:
     path = folder / "capitals.jsonl"
     rows = [
         {"question": "Capital of France?", "answer": "Paris"},
@@ -188,7 +190,7 @@ def capitals(folder: Path, *more: dict[str, Any]) -> FileExam:
         *more,
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return FileExam(read_questions(path), "contains")
+    return FileEvalTask(read_questions(path), "contains")
 
 
 def knows(request: ChatRequest) -> str:
@@ -204,9 +206,9 @@ FREE = Settings(overseer="model", max_tokens=20)
 
 
 def test_a_file_of_questions_is_an_exam_with_a_model_as_h(tmp_path: Path) -> None:
-    exam = capitals(tmp_path)
+    eval_task = capitals(tmp_path)
     keys = ("direct", "amplified")
-    found, _ = compared(tmp_path / "r", exam, keys, knows, settings=FREE)
+    found, _ = compared(tmp_path / "r", eval_task, keys, knows, settings=FREE)
     for answers in found.answers.values():
         assert [answer.right for answer in answers] == [True, True, False]
     assert found.summaries["amplified"].calls == 6
@@ -240,8 +242,10 @@ class Page(HTMLParser):
 
 def test_the_page_stands_alone_and_shows_what_models_wrote_as_text(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    exam = capitals(tmp_path)
-    compared(tmp_path / "r", exam, ("direct", "amplified"), knows, out, settings=FREE, seeds=(1, 7))
+    eval_task = capitals(tmp_path)
+    compared(
+        tmp_path / "r", eval_task, ("direct", "amplified"), knows, out, settings=FREE, seeds=(1, 7)
+    )
     written = (out / "eval.html").read_text()
     page = Page()
     page.feed(written)
@@ -267,9 +271,9 @@ def test_failures_stand_on_the_page_with_their_trees(tmp_path: Path) -> None:
         length = len(request.messages[-1][1].split("+")[0])
         return "0" * (length + 1)
 
-    exam = TaskExam(Addition(), 4, 5)
+    eval_task = LevelEvalTask(Addition(), 4, 5)
     found, _ = compared(
-        tmp_path / "r", exam, ("amplified",), wrong, out, settings=Settings(depth=2)
+        tmp_path / "r", eval_task, ("amplified",), wrong, out, settings=Settings(depth=2)
     )
     page = Page()
     page.feed((out / "eval.html").read_text())
@@ -282,9 +286,11 @@ def test_failures_stand_on_the_page_with_their_trees(tmp_path: Path) -> None:
 
 def test_the_files_hold_every_answer_and_every_figure(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    exam = capitals(tmp_path)
+    eval_task = capitals(tmp_path)
     source = {"data": "capitals.jsonl"}
-    found, _ = compared(tmp_path / "r", exam, ("direct",), knows, out, settings=FREE, source=source)
+    found, _ = compared(
+        tmp_path / "r", eval_task, ("direct",), knows, out, settings=FREE, source=source
+    )
     lines = [json.loads(line) for line in (out / "eval.jsonl").read_text().splitlines()]
     assert [(line["answer"], line["right"], line["expected"]) for line in lines][:2] == [
         ("It is Paris.", True, ["Paris"]),
@@ -301,10 +307,10 @@ def test_the_files_hold_every_answer_and_every_figure(tmp_path: Path) -> None:
 
 
 def test_n_and_seeds_are_always_printed(tmp_path: Path) -> None:
-    exam = TaskExam(Addition(), 3, 20)
+    eval_task = LevelEvalTask(Addition(), 3, 20)
     source = {"task": "addition", "level": 3}
     found, _ = compared(
-        tmp_path / "r", exam, ("direct", "amplified", "best-of-n"), seeds=(4, 9), source=source
+        tmp_path / "r", eval_task, ("direct", "amplified", "best-of-n"), seeds=(4, 9), source=source
     )
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     for table in tables(found, source):
@@ -535,7 +541,9 @@ def test_an_interval_without_width_is_told_whoever_won(tmp_path: Path) -> None:
         whole = len(request.messages[-1][1].split("+")[0]) == 3
         return "wrong" if whole else sums(request).text
 
-    found, _ = compared(tmp_path / "r", TaskExam(Addition(), 3, 1), ("direct", "amplified"), wrong)
+    found, _ = compared(
+        tmp_path / "r", LevelEvalTask(Addition(), 3, 1), ("direct", "amplified"), wrong
+    )
     assert found.differences[0].ci95 == (1.0, 1.0)
     console = Console(width=80, record=True, file=io.StringIO())
     for table in tables(found, {"level": 3}):

@@ -26,7 +26,7 @@ from test_finetune_stages import exact
 from reflux.agents.types import ChatRequest, Completion
 from reflux.cli.evaluate import Plan, compare
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.evals.eval_task import TaskExam
+from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.tasks.addition import Addition
 
 QUESTIONS = 1_000
@@ -60,7 +60,7 @@ class NotingClient:
         return "scripted"
 
 
-def sit(folder: Path, graph: Path, seed: int) -> None:
+def run_system(folder: Path, graph: Path, seed: int) -> None:
     """Begin the evaluation, or go on with it, to its end, and write down what it found."""
     for name in [name for name in os.environ if name.startswith("OPENAI_")]:
         del os.environ[name]
@@ -70,8 +70,8 @@ def sit(folder: Path, graph: Path, seed: int) -> None:
 
     async def run() -> None:
         client = NotingClient(notes, random.Random(seed))
-        exam = TaskExam(Addition(), 3, QUESTIONS)
-        plan = Plan(exam, ("direct", "amplified", f"{graph}:graph"))
+        eval_task = LevelEvalTask(Addition(), 3, QUESTIONS)
+        plan = Plan(eval_task, ("direct", "amplified", f"{graph}:graph"))
         opened = OpenRun(RunFolder(folder), client=client)
         async with opened, AsyncExitStack() as stack:
             found = await compare(opened, plan, "base", stack, lambda *_: None)
@@ -85,7 +85,7 @@ def sit(folder: Path, graph: Path, seed: int) -> None:
 def start(folder: Path, graph: Path, seed: int) -> BaseProcess:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["reflux.cli.evaluate", "reflux.tasks.addition"])
-    process = server.Process(target=sit, args=(folder, graph, seed))
+    process = server.Process(target=run_system, args=(folder, graph, seed))
     process.start()
     return process
 

@@ -35,7 +35,7 @@ rounds:
   - {level: 2, questions: 20, held_out: 10, primitive_repeats: 1}
 anchor: 6
 canaries: 4
-together: 4
+max_concurrency: 4
 engine: llama.cpp
 gates: {imitation: 0.0, retention: 0.0, regression: 1.0, canary: 0.0}
 sft: {max_steps: 3, per_device_train_batch_size: 2}
@@ -111,7 +111,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
 
     client = NotingClient(root / "answered", hold)
     TASKS["addition"] = FewSums
-    run_folder.EmbeddedClient = lambda *_: client
+    run_folder.LlamaCppClient = lambda *_: client
     distill.default_gguf = run_folder.default_gguf = lambda: base / "config.json"
     distill.dequantised_base = base_model.dequantised_base = lambda gguf, cache=None: base
     rounds.draw = before("report", rounds.draw)

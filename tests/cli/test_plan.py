@@ -21,7 +21,7 @@ def test_given_figures_are_planned_without_a_run() -> None:
     ended = begin(["plan", "--accuracy", "0.9978", "--steps", "1048575", "--json"]).wait()
     assert ended.code == 0, ended.stderr
     made = json.loads(ended.stdout)["plan"]
-    assert made["lead"] == 4
+    assert made["margin"] == 4
     assert made["success"] > 0.99
     assert made["votes"] == pytest.approx(4 / (2 * 0.9978 - 1) * 1048575, rel=1e-6)
 
@@ -39,13 +39,13 @@ def test_a_lead_of_one_leaves_nothing_undecided_and_names_no_limit() -> None:
     words = ["plan", "--accuracy", "0.999", "--steps", "2"]
     shown = begin(words).wait().stdout
     assert "first to be ahead by 1" in shown
-    assert "votes.most" not in shown
+    assert "votes.max_votes" not in shown
 
 
 def test_a_lead_too_long_to_be_walked_is_planned_without_a_limit() -> None:
     shown = begin(["plan", "--accuracy", "0.50000001", "--steps", "9"]).wait(60).stdout
     assert "first to be ahead by" in shown
-    assert "votes.most" not in shown
+    assert "votes.max_votes" not in shown
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def sometimes_wrong(request: ChatRequest) -> str:
 
 async def amplify(folder: RunFolder) -> None:
     task = Addition()
-    votes = VotePolicy(sure=None, rule=AheadBy(2, 9))
+    votes = VotePolicy(min_logprob=None, rule=AheadBy(2, 9))
     async with OpenRun(folder, client=ScriptedClient(sometimes_wrong)) as opened:
-        context = AmplifyContext(opened.caller, "base", (), votes=votes)
+        context = AmplifyContext(opened.recorded_client, "base", (), votes=votes)
         asked = Asked("run", 1, "amplified", task.name, "held_out")
         questions = task.sample(300, 3, "held_out", 1)
         await answer_all(Amplified(task_context(context, task)), asked, questions)

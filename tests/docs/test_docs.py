@@ -13,7 +13,7 @@ import pytest
 
 import reflux
 from benchmarks.measurements import PAGE, page
-from tests.support.documented import ROOT, blocks, leaves, module_at, refuse_unknown, session
+from tests.support.documented import ROOT, blocks, check_known, leaves, module_at, session
 from tests.support.serving import scripted
 
 DOCS = ROOT / "docs"
@@ -37,7 +37,7 @@ def test_every_command_and_option_that_a_page_names_exists(path: Path) -> None:
     for block in blocks(path):
         for command in block.commands:
             if command.words[:1] == ["reflux"]:
-                refuse_unknown(command)
+                check_known(command)
     known = set(leaves())
     named = re.findall(r"[`(]reflux ((?:traces |students )?[a-z]+)", path.read_text())
     assert [name for name in named if name not in known] == []
@@ -84,7 +84,7 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_outside() ->
         built = (site / path.relative_to(DOCS)).with_suffix(".html").read_text()
         assert "Content-Security-Policy" in built
         assert built.count("<h1") == 1
-    source = (site / "source" / "agents" / "overseer.py.html").read_text()
+    source = (site / "source" / "agents" / "overseers" / "protocol.py.html").read_text()
     assert "who decomposes a question and combines the answers" in source
 
 

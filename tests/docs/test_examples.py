@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from reflux.agents.clients.llama_cpp import EmbeddedClient, ModelFiles, default_gguf
+from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
 from tests.support.documented import module_at
@@ -56,17 +56,19 @@ async def test_the_specialists_agree_on_one_report_with_its_sources() -> None:
 
 async def test_a_reviewer_sees_the_report_first_and_the_comment_is_kept(tmp_path: Path) -> None:
     medical, client = example("medical"), ScriptedClient(clinic)
-    async with medical.reviewed(tmp_path, client) as patient:
-        store = patient.context.caller.store
+    async with medical.reviewed(tmp_path, client) as interruptible_run:
+        store = interruptible_run.context.recorded_client.store
         await store.add_question({"id": "case", "text": medical.CASE})
-        (waiting,) = (await patient.ask(medical.CASE, "case")).pending
+        (waiting,) = (await interruptible_run.ask(medical.CASE, "case")).pending
         report = waiting.form["proposal"]["text"]
         assert report.startswith("Case: Wim")
     asked = len(client.requests)
-    async with medical.reviewed(tmp_path, client) as patient:
+    async with medical.reviewed(tmp_path, client) as interruptible_run:
         edited = {"kind": "answer", "text": f"{report}\nSee him again on Monday."}
-        done = await patient.reply("case", {waiting.id: edited | {"comment": "no date was given"}})
-        rows = patient.context.caller.store.select(
+        done = await interruptible_run.reply(
+            "case", {waiting.id: edited | {"comment": "no date was given"}}
+        )
+        rows = interruptible_run.context.recorded_client.store.select(
             "SELECT ok, author, detail FROM judgements WHERE kind='review'"
         )
         ((ok, author, detail),) = [tuple(row) for row in rows]
@@ -79,7 +81,7 @@ async def test_a_reviewer_sees_the_report_first_and_the_comment_is_kept(tmp_path
 
 async def test_the_real_model_comes_to_a_report_as_well() -> None:
     medical = example("medical")
-    client = EmbeddedClient(lambda _: ModelFiles(default_gguf()))
+    client = LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     try:
         found = await medical.diagnosis(medical.CASE, client)
     finally:

@@ -43,19 +43,19 @@ def test_a_wrong_config_names_the_key(data, named: str) -> None:
 @pytest.mark.parametrize(
     ("section", "says"),
     [
-        ({"votes": {"most": 0}}, r"votes\.most is 0; it must be at least 1"),
-        ({"votes": {"rule": {"kind": "ahead", "lead": 0}}}, r"votes\.rule\.lead is 0"),
+        ({"votes": {"max_votes": 0}}, r"votes\.max_votes is 0; it must be at least 1"),
+        ({"votes": {"rule": {"kind": "ahead", "margin": 0}}}, r"votes\.rule\.margin is 0"),
         ({"votes": {"rule": {"kind": "sprt", "share": 1.0}}}, "more than 0.5 and less than 1"),
         ({"votes": {"rule": {"kind": "sprt", "against": 0.9}}}, r"votes\.rule\.share is 0\.8"),
         ({"votes": {"rule": {"kind": "posterior", "right": 0}}}, r"votes\.rule\.right is 0"),
         ({"votes": {"rule": {"kind": "weighted", "error": 0}}}, r"votes\.rule\.error is 0"),
-        ({"votes": {"sure": float("nan")}}, "it must be a number"),
+        ({"votes": {"min_logprob": float("nan")}}, "it must be a number"),
         ({"votes": {"variants": [{"wording": "Go on."}]}}, "write {question} where"),
         ({"votes": {"variants": [{"weight": 0}]}}, r"votes\.variants\.weight is 0"),
         ({"limits": {"calls": -5}}, r"limits\.calls is -5; it must be at least 0"),
         ({"limits": {"seconds": float("nan")}}, r"limits\.seconds is nan"),
-        ({"purse": {"prices": {"base": {"prompt": -1}}}}, r"purse\.prices\.prompt is -1"),
-        ({"purse": {"money": 1}}, r"no model has a price: add purse\.prices"),
+        ({"spend_limit": {"prices": {"base": {"prompt": -1}}}}, r"purse\.prices\.prompt is -1"),
+        ({"spend_limit": {"money": 1}}, r"no model has a price: add purse\.prices"),
         ({"limits": {"money": 1}}, r"no model has a price: add purse\.prices"),
     ],
 )
@@ -65,7 +65,7 @@ def test_a_value_out_of_range_is_named_with_its_range(section, says: str) -> Non
 
 
 def test_of_a_rule_that_is_named_only_its_own_faults_are_told() -> None:
-    rule = {"kind": "sprt", "lead": 2}
+    rule = {"kind": "sprt", "margin": 2}
     with pytest.raises(UsageError, match=r"Sprt.lead") as refused:
         config_from({"rounds": [{"level": 1}], "votes": {"rule": rule}}, "x.yaml")
     assert "Majority" not in str(refused.value)
@@ -80,10 +80,13 @@ def test_of_a_rule_that_is_named_only_its_own_faults_are_told() -> None:
 def test_every_rule_can_be_named_and_comes_back_from_the_run_folder(
     tmp_path: Path, kind: str
 ) -> None:
-    votes = {"rule": {"kind": kind, "most": 9}, "variants": [{"system": "Be brief.", "weight": 2}]}
+    votes = {
+        "rule": {"kind": kind, "max_votes": 9},
+        "variants": [{"system": "Be brief.", "weight": 2}],
+    }
     config = config_from({"rounds": [{"level": 1}], "votes": votes}, "x.yaml")
     assert config.votes.rule is not None
-    assert (config.votes.rule.kind, config.votes.stopping.most) == (kind, 9)
+    assert (config.votes.rule.kind, config.votes.stopping.max_votes) == (kind, 9)
     folder = RunFolder(tmp_path / "r")
     folder.save_config(config.model_dump(mode="json"))
     assert config_from(folder.load_config(), "x.yaml") == config
@@ -127,12 +130,12 @@ def test_a_run_begun_before_there_was_a_choice_goes_on_with_llama_cpp(
     folder = RunFolder(tmp_path / "r")
     demo = read_config(shipped_config("demo")).model_dump(mode="json")
     old = {key: demo[key] for key in demo if key not in ("engine", "batched", "llama_cpp")}
-    folder.save_config(old | engine | {"together": 32})
+    folder.save_config(old | engine | {"max_concurrency": 32})
     for given in (None, shipped_config("demo")):
         config = settle_config(folder, given, resume=True)
         assert config.engine == "llama.cpp"
         assert config.llama_cpp.context == (700 if engine else 512)
-        assert config.together == 32
+        assert config.max_concurrency == 32
     other = tmp_path / "other.yaml"
     other.write_text(shipped_config("demo").read_text() + "engine: batched\n")
     with pytest.raises(UsageError, match="another config"):

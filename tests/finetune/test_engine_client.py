@@ -15,7 +15,7 @@ import torch
 from reflux.agents.clients.llama_cpp import (
     SPIN_VARIABLE,
     SPINS,
-    EmbeddedClient,
+    LlamaCppClient,
     ModelFiles,
     default_gguf,
 )
@@ -256,7 +256,7 @@ async def test_the_digest_tells_the_engine_the_base_and_the_adapter(
     known = {"base": files, "student-r0": ModelFiles(files.gguf, twin, adapter)}
     digests = {
         await client.model_digest(name)
-        for client in (BatchedClient(known.__getitem__), EmbeddedClient(known.__getitem__))
+        for client in (BatchedClient(known.__getitem__), LlamaCppClient(known.__getitem__))
         for name in known
     }
     assert len({digest[-12:] for digest in digests}) == 4  # `reflux eval` keeps that much.
@@ -267,12 +267,12 @@ async def test_a_run_asks_the_engine_of_its_config_and_llama_cpp_beside_it(
     tmp_path: Path,
 ) -> None:
     async with OpenRun(RunFolder(tmp_path / "a"), SMALL) as run:
-        there, beside = run.caller.client, run.llama_cpp.client
+        there, beside = run.recorded_client.client, run.llama_cpp.client
         assert (await there.model_digest("base")).startswith("bf16:")
         assert not (await beside.model_digest("base")).startswith("bf16:")
     async with OpenRun(RunFolder(tmp_path / "b")) as run:
-        assert run.llama_cpp is run.caller
-        assert not (await run.caller.client.model_digest("base")).startswith("bf16:")
+        assert run.llama_cpp is run.recorded_client
+        assert not (await run.recorded_client.client.model_digest("base")).startswith("bf16:")
 
 
 def test_its_threads_soon_sleep_while_they_wait_for_each_other() -> None:

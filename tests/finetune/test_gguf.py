@@ -221,8 +221,8 @@ def test_only_q_and_k_change_the_order_of_their_rows(tiny_base: Path, tmp_path: 
         rows = given[f"{attention}{name}_proj.lora_B.weight"]
         half = len(rows) // heads // 2
         for at, row in enumerate(tensors[f"blk.0.attn_{name}.weight.lora_b"]):
-            head, within = divmod(at, 2 * half)
-            pair, side = divmod(within, 2)
+            head, check_range = divmod(at, 2 * half)
+            pair, side = divmod(check_range, 2)
             np.testing.assert_array_equal(row, rows[head * 2 * half + side * half + pair])
     np.testing.assert_array_equal(
         tensors["blk.0.attn_v.weight.lora_b"], given[f"{attention}v_proj.lora_B.weight"]

@@ -15,7 +15,7 @@ from reflux.agents.types import ChatRequest, Completion, Sampling
 from reflux.finetune.base_model import load_base
 from reflux.finetune.engine import scheduler as decoder_file
 from reflux.finetune.engine.kv_cache import COLUMNS
-from reflux.finetune.engine.sampler import LEAST_SHARE, Dice, draw
+from reflux.finetune.engine.sampler import LEAST_SHARE, TokenSampler, draw
 from reflux.finetune.engine.scheduler import Decoder, Row
 
 SYSTEM = "You are one of many copies."
@@ -175,7 +175,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     shares = torch.tensor([0.5, 0.3, 0.19, 0.01])
     logits = shares.log()[None] * 2  # At temperature 2 they are as likely as that again.
     sampling = [Sampling(temperature=2.0)]
-    drawn = [draw(logits, sampling, [Dice(0, vote)])[0].token for vote in range(4000)]
+    drawn = [draw(logits, sampling, [TokenSampler(0, vote)])[0].token for vote in range(4000)]
     counts = [drawn.count(token) / 4000 for token in range(4)]
     assert LEAST_SHARE * 0.5 > 0.01
     assert counts[3] == 0

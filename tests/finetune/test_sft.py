@@ -175,8 +175,8 @@ def test_a_batch_of_prompts_is_answered_as_each_alone(tiny_base: Path) -> None:
     model, tokenizer = load_base(tiny_base)
     model.float()
     prompts = [r["prompt"] for r in [*ROWS[:3], row("a much longer question, padded?", "")]]
-    together = generate_greedy(model, tokenizer, prompts, 6)
-    assert together == [generate_greedy(model, tokenizer, [p], 6)[0] for p in prompts]
+    max_concurrency = generate_greedy(model, tokenizer, prompts, 6)
+    assert max_concurrency == [generate_greedy(model, tokenizer, [p], 6)[0] for p in prompts]
     assert generate_greedy(model, tokenizer, [], 6) == []
 
 

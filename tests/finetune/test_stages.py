@@ -9,8 +9,8 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import ChatRequest
-from reflux.finetune.config import PurseConfig, RoundsConfig, RoundSpec
-from reflux.finetune.data.rows import Row, accepted, refuse_leaks, rows_digest
+from reflux.finetune.config import RoundsConfig, RoundSpec, SpendLimitConfig
+from reflux.finetune.data.rows import Row, accepted, check_leaks, rows_digest
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.evals.task import is_held_out
@@ -89,10 +89,10 @@ async def test_no_held_out_question_is_in_the_rows_at_any_depth(tmp_path: Path) 
 
 
 async def test_a_run_without_money_ends_and_scores_nobody_as_wrong(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"purse": PurseConfig(calls=50)})
+    config = CONFIG.model_copy(update={"spend_limit": SpendLimitConfig(calls=50)})
     s = stages(tmp_path / "r")
     async with s.run:
-        broke = replace(s, config=config, purse=config.purse.open())
+        broke = replace(s, config=config, spend_limit=config.spend_limit.open())
         await broke.amplify(0, "base")
         with pytest.raises(RefluxError, match=r"no calls left: raise purse\.calls"):
             await broke.amplify(1, "student-r0")
@@ -105,7 +105,7 @@ async def test_a_leak_stops_the_training(tmp_path: Path) -> None:
     (leak,) = task.sample(1, 3, "held_out", 0)
     row = Row(({"role": "user", "content": leak},), "x", leak, "addition", {"trajectory": "t"})
     with pytest.raises(RefluxError, match="held-out"):
-        refuse_leaks([row], task)
+        check_leaks([row], task)
 
 
 async def test_rows_come_from_accepted_trajectories_only(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ async def test_amplifying_again_makes_no_call_and_the_same_rows(tmp_path: Path) 
         digest = rows_digest(first.rows(1)[1])
     again = stages(tmp_path / "r")
     client = ScriptedClient(exact)
-    again.run.caller.client = client
+    again.run.recorded_client.client = client
     async with again.run:
         await again.amplify(0, "base")
         retold = await again.amplify(1, "student-r0")

@@ -27,10 +27,10 @@ from reflux.graphs.amplify.experts import Expert
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Asked, Direct, System, answer_all, task_context
 from reflux.graphs.evals.answers import Answered, Ledger, answers_of, confidence
-from reflux.graphs.evals.eval_task import TaskExam
+from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.results import breakdown, differences, summary
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
@@ -40,25 +40,25 @@ from tests.support.amplifying import ONE_VOTE, amplified, asking
 ASKED = Asked("run", 0, "x", "any", "file")
 
 
-def sure(text: str, *logprobs: float) -> Completion:
+def min_logprob(text: str, *logprobs: float) -> Completion:
     tokens = tuple(TokenLogprob("t", logprob) for logprob in logprobs)
     return Completion(text, 10, 2, seconds=0.5, logprobs=tokens)
 
 
 async def confidence_of(system: System, question: str) -> float | None:
     await answer_all(system, ASKED, [question])
-    store = system.context.caller.store
+    store = system.context.recorded_client.store
     root = ASKED.question_id(question)
     return confidence(store, root, load_tree(store, root))
 
 
 def direct(store: TraceStore, reply: Any, **other: Any) -> Direct:
-    context = AmplifyContext(Caller(ScriptedClient(reply), store), "base", (), **other)
+    context = AmplifyContext(RecordedClient(ScriptedClient(reply), store), "base", (), **other)
     return Direct(context)
 
 
 async def test_one_copy_is_as_sure_as_its_least_certain_token(store: TraceStore) -> None:
-    system = direct(store, lambda _: sure("a", -0.1, -0.7, 0.0))
+    system = direct(store, lambda _: min_logprob("a", -0.1, -0.7, 0.0))
     assert await confidence_of(system, "q") == pytest.approx(math.exp(-0.7))
 
 
@@ -75,8 +75,8 @@ async def test_an_answer_that_is_missing_has_no_confidence(store: TraceStore) ->
 
 async def test_a_vote_is_as_sure_as_its_share(store: TraceStore) -> None:
     said = ["a", "b", "b", "b"]
-    client = ScriptedClient(lambda request: sure(said[request.vote], -2.0))
-    votes = VotePolicy(lead=2, most=4)
+    client = ScriptedClient(lambda request: min_logprob(said[request.vote], -2.0))
+    votes = VotePolicy(margin=2, max_votes=4)
     system = amplified(store, client, asking("part"), votes=votes)
     assert await confidence_of(system, "root") == pytest.approx(3 / 4)
 
@@ -93,7 +93,7 @@ async def test_a_combination_is_as_sure_as_its_least_sure_part(store: TraceStore
 
     def reply(request: ChatRequest) -> Completion:
         text = request.messages[-1][1]
-        return sure(text, logprobs[text])
+        return min_logprob(text, logprobs[text])
 
     system = amplified(store, ScriptedClient(reply), asking("one", "two"), votes=ONE_VOTE)
     assert await confidence_of(system, "root") == pytest.approx(math.exp(-0.9))
@@ -101,7 +101,7 @@ async def test_a_combination_is_as_sure_as_its_least_sure_part(store: TraceStore
 
 async def test_what_one_part_leaves_open_the_whole_does(store: TraceStore) -> None:
     def reply(request: ChatRequest) -> Completion:
-        return sure("x", -0.3) if request.messages[-1][1] == "one" else Completion("y", 1, 1)
+        return min_logprob("x", -0.3) if request.messages[-1][1] == "one" else Completion("y", 1, 1)
 
     system = amplified(store, ScriptedClient(reply), asking("one", "two"))
     assert await confidence_of(system, "root") is None
@@ -110,7 +110,7 @@ async def test_what_one_part_leaves_open_the_whole_does(store: TraceStore) -> No
 async def test_only_the_parts_of_the_last_attempt_count(store: TraceStore) -> None:
     def reply(request: ChatRequest) -> Completion:
         first = request.messages[-1][1] == "one"
-        return sure("bad", -3.0) if first else sure("good", -0.4)
+        return min_logprob("bad", -3.0) if first else min_logprob("good", -0.4)
 
     fussy = RuleChecker({"good": lambda q, answer: q != "root" or answer == "good"})
     system = amplified(
@@ -127,7 +127,7 @@ async def test_h_and_tools_bring_no_doubt_of_their_own(store: TraceStore) -> Non
             return Ask(())
         return Answer("done") if transcript else Ask.of("known", "part")
 
-    system = amplified(store, ScriptedClient(lambda _: sure("x", -0.6)), act, votes=ONE_VOTE)
+    system = amplified(store, ScriptedClient(lambda _: min_logprob("x", -0.6)), act, votes=ONE_VOTE)
     assert await confidence_of(system, "root") == pytest.approx(math.exp(-0.6))
     assert await confidence_of(system, "known") is None
 
@@ -141,22 +141,24 @@ def sums(request: ChatRequest) -> Completion:
     carry = request.messages[-1][1].count("+") - 1
     length = len(request.messages[-1][1].split("+")[0]) + 1
     off = 9 if request.messages[-1][1].startswith("1") else 0
-    return sure(str(a + b + carry + off).zfill(length)[::-1], -0.1)
+    return min_logprob(str(a + b + carry + off).zfill(length)[::-1], -0.1)
 
 
 async def records(
     store: TraceStore, system: System, key: str, prices: dict[str, Price] | None = None
 ) -> list[Answered]:
-    exam = TaskExam(TASK, 2, 40)
-    questions = exam.questions(1)
+    eval_task = LevelEvalTask(TASK, 2, 40)
+    questions = eval_task.questions(1)
     asked = Asked("run", -1, key, TASK.name, "held_out")
     outcomes = await answer_all(system, asked, questions)
     ledger = Ledger(store, prices or {})
-    return answers_of(ledger, store, exam, key, 1, asked, questions, outcomes)
+    return answers_of(ledger, store, eval_task, key, 1, asked, questions, outcomes)
 
 
 def of_task(store: TraceStore, reply: Any = sums) -> AmplifyContext:
-    return task_context(AmplifyContext(Caller(ScriptedClient(reply), store), "base", ()), TASK)
+    return task_context(
+        AmplifyContext(RecordedClient(ScriptedClient(reply), store), "base", ()), TASK
+    )
 
 
 async def test_a_record_says_what_was_answered_and_what_it_cost(store: TraceStore) -> None:
@@ -216,7 +218,7 @@ async def test_a_summary_adds_up_and_pairs_are_compared(store: TraceStore) -> No
 async def test_the_breakdown_counts_every_node_once(store: TraceStore) -> None:
     found = await records(store, Amplified(of_task(store)), "amplified")
     trees = [load_tree(store, answer.trajectory) for answer in found]
-    levels = breakdown(trees, TaskExam(TASK, 2, 40).part_right)
+    levels = breakdown(trees, LevelEvalTask(TASK, 2, 40).part_right)
     assert (levels[0].depth, levels[0].kind) == (0, "combined")
     assert {level.kind for level in levels if level.depth == 1} == {"copy"}
     assert sum(level.nodes for level in levels) == sum(len(list(t.walk())) for t in trees)
@@ -244,7 +246,7 @@ async def test_the_breakdown_tells_who_answered(store: TraceStore) -> None:
 
     system = Amplified(
         AmplifyContext(
-            Caller(ScriptedClient(lambda _: sure("x", -0.1)), store),
+            RecordedClient(ScriptedClient(lambda _: min_logprob("x", -0.1)), store),
             "base",
             [ScriptedOverseer("h", act)],
             tools={"calculator": Calculator()},

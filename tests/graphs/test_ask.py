@@ -35,7 +35,7 @@ from reflux.graphs.ask import (
     recursion_limit,
     task_context,
 )
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.stopping import Majority
 from reflux.graphs.voting.voting import Variant, VotePolicy
@@ -58,7 +58,7 @@ def echo(request: ChatRequest) -> str:
 
 def context(store: TraceStore, client: ChatClient, **other: Any) -> AmplifyContext:
     overseers = [ScriptedOverseer("letters", letters)]
-    return AmplifyContext(Caller(client, store), "base", overseers, **other)
+    return AmplifyContext(RecordedClient(client, store), "base", overseers, **other)
 
 
 async def test_outcomes_come_in_the_order_of_the_questions(store: TraceStore) -> None:
@@ -82,19 +82,21 @@ async def test_outcomes_come_in_the_order_of_the_questions(store: TraceStore) ->
 async def test_no_more_than_so_many_questions_are_under_way_together(store: TraceStore) -> None:
     three = asyncio.Barrier(3)
     here: set[str] = set()
-    most: list[int] = []
+    max_votes: list[int] = []
 
     class Meeting(ScriptedClient):
         async def complete(self, request: ChatRequest) -> Completion:
             here.add(echo(request))
-            most.append(len(here))
+            max_votes.append(len(here))
             async with asyncio.timeout(20):
                 await three.wait()  # Nobody leaves before three are here.
             here.remove(echo(request))
             return await super().complete(request)
 
-    await answer_all(Direct(context(store, Meeting(echo))), ASKED, list("abcdef"), together=3)
-    assert max(most) == 3
+    await answer_all(
+        Direct(context(store, Meeting(echo))), ASKED, list("abcdef"), max_concurrency=3
+    )
+    assert max(max_votes) == 3
 
 
 async def test_a_question_that_is_there_twice_is_answered_once(store: TraceStore) -> None:
@@ -163,7 +165,7 @@ async def test_an_endpoint_that_fails_is_an_outcome_and_a_missing_one_ends_all(
     failed, fine = await answer_all(system, ASKED, ["x", "a"])
     assert (failed["status"], failed["error"], fine["answer"]) == ("failed", "busy", "A")
     with pytest.raises(MissingError, match="no such model"):
-        await answer_all(system, ASKED, ["b", "y", "c"], together=1)
+        await answer_all(system, ASKED, ["b", "y", "c"], max_concurrency=1)
     made = {r["messages"] for r in store.select("SELECT messages FROM calls WHERE error IS NULL")}
     assert sum('"b"' in m for m in made) == 1  # What was recorded until then stays.
     assert not any('"c"' in m for m in made)
@@ -182,7 +184,10 @@ async def test_x_alone_is_asked_once_and_greedily_whatever_the_votes(store: Trac
 
 @pytest.mark.parametrize(
     "votes",
-    [VotePolicy(rule=Majority(most=5)), VotePolicy(variants=(Variant("other", temperature=0.9),))],
+    [
+        VotePolicy(rule=Majority(max_votes=5)),
+        VotePolicy(variants=(Variant("other", temperature=0.9),)),
+    ],
     ids=["rule", "variants"],
 )
 async def test_x_alone_is_no_vote_and_no_variant(store: TraceStore, votes: VotePolicy) -> None:

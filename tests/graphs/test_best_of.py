@@ -12,7 +12,7 @@ from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Asked, answer_all
 from reflux.graphs.evals.best_of import BestOf, equal_votes
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 
@@ -24,7 +24,9 @@ async def answered(
 ) -> tuple[Outcome, ScriptedClient]:
     """What becomes of votes that say this."""
     client = ScriptedClient(lambda request: said[request.vote])
-    context = AmplifyContext(Caller(client, store), "base", (), checker=checker or RuleChecker({}))
+    context = AmplifyContext(
+        RecordedClient(client, store), "base", (), checker=checker or RuleChecker({})
+    )
     system = BestOf(context, len(said), **other)  # type: ignore[arg-type]
     (outcome,) = await answer_all(system, ASKED, ["q"])
     return outcome, client
@@ -72,7 +74,7 @@ async def test_a_vote_that_is_missing_leaves_the_question_open(store: TraceStore
         return "a"
 
     client = ScriptedClient(reply)
-    system = BestOf(AmplifyContext(Caller(client, store), "base", ()), 4)
+    system = BestOf(AmplifyContext(RecordedClient(client, store), "base", ()), 4)
     (outcome,) = await answer_all(system, ASKED, ["q"])
     assert (outcome["status"], outcome["error"]) == ("failed", "busy")
     down[0] = False
@@ -120,6 +122,6 @@ async def test_without_tokens_there_is_no_equality() -> None:
 
 async def test_a_completion_is_paid_for_with_its_prompt(store: TraceStore) -> None:
     client = ScriptedClient(lambda _: Completion("a", 10, 2))
-    system = BestOf(AmplifyContext(Caller(client, store), "base", ()), 3)
+    system = BestOf(AmplifyContext(RecordedClient(client, store), "base", ()), 3)
     (outcome,) = await answer_all(system, ASKED, ["q"])
     assert outcome["spent"]["tokens"] == 36

@@ -31,7 +31,7 @@ from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Asked
 from reflux.graphs.evals.answers import Ledger
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 from reflux.graphs.voting.stopping import AheadBy
@@ -39,7 +39,7 @@ from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import rejecting
 
 ASKED = Asked("run", 0, "amplified", "counting", "train")
-POLICY = VotePolicy(sure=None, rule=AheadBy(2, 9))
+POLICY = VotePolicy(min_logprob=None, rule=AheadBy(2, 9))
 
 
 class Counting:
@@ -47,8 +47,8 @@ class Counting:
 
     name = "counting"
 
-    def __init__(self, most: int, *, below: bool = False) -> None:
-        self.most = most
+    def __init__(self, max_votes: int, *, below: bool = False) -> None:
+        self.max_votes = max_votes
         self.below = below
         self.followed: list[tuple[str, str]] = []
 
@@ -63,7 +63,7 @@ class Counting:
 
     def follow(self, asked: str, answer: str) -> str | Answer:
         self.followed.append((asked, answer))
-        return Answer(f"counted to {answer}") if int(answer) >= self.most else answer
+        return Answer(f"counted to {answer}") if int(answer) >= self.max_votes else answer
 
 
 def counting(error: float = 0.0, seed: int = 0) -> Callable[[ChatRequest], str]:
@@ -80,12 +80,14 @@ def counting(error: float = 0.0, seed: int = 0) -> Callable[[ChatRequest], str]:
 def context(
     store: TraceStore, client: ScriptedClient, h: Counting, **more: object
 ) -> AmplifyContext:
-    made = AmplifyContext(Caller(client, store), "base", [h], votes=POLICY, limits=Limits(depth=2))
+    made = AmplifyContext(
+        RecordedClient(client, store), "base", [h], votes=POLICY, limits=Limits(depth=2)
+    )
     return replace(made, **more)  # type: ignore[arg-type]
 
 
 async def counted(ctx: AmplifyContext) -> Outcome:
-    await ctx.caller.store.add_question({"id": "q", "text": "root", **vars(ASKED)})
+    await ctx.recorded_client.store.add_question({"id": "q", "text": "root", **vars(ASKED)})
     return await Amplified(ctx).answer("root", "q")
 
 

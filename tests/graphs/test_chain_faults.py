@@ -31,16 +31,16 @@ from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Asked
 from reflux.graphs.traces.chain_links import links
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree, recorded_steps
 from reflux.graphs.voting.stopping import AheadBy, AnyRule, Weighted
-from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, wave, winner
+from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, next_votes, winner
 from reflux.report.terminal import tree_view
 from tests.support.amplifying import asked_of
 
 ASKED = Asked("run", 0, "amplified", "counting", "train")
-TWO = VotePolicy(sure=None, rule=AheadBy(2, 6))
+TWO = VotePolicy(min_logprob=None, rule=AheadBy(2, 6))
 ENDS = 5
 SECRET = "sk-" + "a" * 20
 
@@ -68,11 +68,11 @@ def context(
     store: TraceStore, reply: Callable[[ChatRequest], Any], h: AnyOverseer = COUNTING, **more: Any
 ) -> AmplifyContext:
     given = {"votes": TWO, "limits": Limits(depth=2, attempts=3), **more}
-    return AmplifyContext(Caller(ScriptedClient(reply), store), "base", [h], **given)
+    return AmplifyContext(RecordedClient(ScriptedClient(reply), store), "base", [h], **given)
 
 
 async def counted(made: AmplifyContext) -> Outcome:
-    await made.caller.store.add_question({"id": "q", "text": "root", **vars(ASKED)})
+    await made.recorded_client.store.add_question({"id": "q", "text": "root", **vars(ASKED)})
     return await Amplified(made).answer("root", "q")
 
 
@@ -91,7 +91,7 @@ async def test_an_endpoint_that_fails_ends_the_question_and_the_way_so_far_stand
     outcome = await counted(again)
     assert (outcome["status"], outcome["answer"]) == ("ok", "counted to 5")
     assert outcome["spent"]["calls"] == 2 * ENDS
-    client = again.caller.client
+    client = again.recorded_client.client
     assert isinstance(client, ScriptedClient)
     assert asked_of(client) == ["3", "3", "4", "4"]
 
@@ -177,7 +177,7 @@ async def test_no_secret_leaves_with_a_link_or_is_kept(store: TraceStore) -> Non
     )
     made = context(store, lambda request: f"said {SECRET}", h)
     await counted(made)
-    client = made.caller.client
+    client = made.recorded_client.client
     assert isinstance(client, ScriptedClient)
     assert len(client.requests) == 4
     assert SECRET not in repr(client.requests)
@@ -219,7 +219,7 @@ class Stop(Exception):
     """The process ends here."""
 
 
-RULES: Sequence[AnyRule | None] = (None, AheadBy(2, 6), Weighted(error=0.05, most=8))
+RULES: Sequence[AnyRule | None] = (None, AheadBy(2, 6), Weighted(error=0.05, max_votes=8))
 
 
 @settings(max_examples=60, deadline=None)
@@ -233,20 +233,20 @@ def test_a_chain_that_breaks_off_goes_on_with_the_doubts_that_it_had(
     tmp_path_factory: pytest.TempPathFactory,
     salt: int,
     until: int,
-    sure: float | None,
+    min_logprob: float | None,
     rule: AnyRule | None,
 ) -> None:
     """Sure first votes, weights and limits count after the break as before it."""
     variants = (Variant(weight=2.0), Variant(weight=0.7), Variant(weight=1.3))
-    policy = VotePolicy(sure=sure, rule=rule, variants=variants)
+    policy = VotePolicy(min_logprob=min_logprob, rule=rule, variants=variants)
     folder = tmp_path_factory.mktemp("chain")
 
-    async def walk(name: str, most: int | None) -> tuple[Outcome | None, list[Any], int]:
+    async def walk(name: str, max_votes: int | None) -> tuple[Outcome | None, list[Any], int]:
         made = 0
 
         def reply(request: ChatRequest) -> Completion:
             nonlocal made
-            if most is not None and made >= most:
+            if max_votes is not None and made >= max_votes:
                 raise Stop
             made += 1
             return doubtful(salt)(request)
@@ -267,22 +267,24 @@ def test_a_chain_that_breaks_off_goes_on_with_the_doubts_that_it_had(
     assert broken in (None, whole)
     assert again == whole
     assert kept_again == kept
-    assert made <= first + second <= made + 2 * policy.stopping.most
+    assert made <= first + second <= made + 2 * policy.stopping.max_votes
 
 
 def plainly(reply: Callable[[ChatRequest], Completion], made: AmplifyContext) -> tuple[Any, ...]:
     """A chain of one attempt as a loop: (status, answer, calls, links)."""
     asked, calls, walked = "0", 0, 0
-    most, tries = made.votes.stopping.most, max(1, made.limits.attempts)
+    max_votes, tries = made.votes.stopping.max_votes, max(1, made.limits.attempts)
     while True:
         chosen = None
         for number in range(tries):
             votes: list[Vote] = []
-            while more := wave(votes, made.votes):
+            while more := next_votes(votes, made.votes):
                 for _ in range(more):
                     if calls >= made.limits.calls:
                         return "over_budget", None, calls, walked
-                    request = ChatRequest("x", (("user", asked),), vote=number * most + len(votes))
+                    request = ChatRequest(
+                        "x", (("user", asked),), vote=number * max_votes + len(votes)
+                    )
                     text = reply(request).text
                     calls += 1
                     votes.append(Vote(text, made.checker.check(asked, text).ok, -1.0))

@@ -17,7 +17,7 @@ from test_graphs_properties import essence, sorted_rows
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatRequest, Completion, Defer, Step, step_to_json
-from reflux.graphs.amplify.context import Branches, Limits
+from reflux.graphs.amplify.context import ConcurrencyLimit, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.traces.store import TraceStore
 from tests.support.amplifying import ONE_VOTE, Transcript, amplified, echo
@@ -25,11 +25,11 @@ from tests.support.playing import orders, play
 from tests.support.worlds import World, worlds
 
 
-class Watched(Branches):
+class Watched(ConcurrencyLimit):
     """Counts who is inside, and the most that ever were."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(most)
+    def __init__(self, max_votes: int) -> None:
+        super().__init__(max_votes)
         self.inside: Counter[int] = Counter()
         self.peak: Counter[int] = Counter()
 
@@ -77,48 +77,57 @@ def splitting(fanout: int, levels: int) -> Any:
     return act
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 8, 100])
+@pytest.mark.parametrize("max_votes", [1, 2, 3, 8, 100])
 async def test_no_more_of_a_depth_are_under_way_than_the_bound_and_every_tree_ends(
-    store: TraceStore, most: int
+    store: TraceStore, max_votes: int
 ) -> None:
-    branches = Watched(most)
-    client = Gathered(lambda request: request.messages[-1][1][-2], min(most, 27))
+    concurrency = Watched(max_votes)
+    client = Gathered(lambda request: request.messages[-1][1][-2], min(max_votes, 27))
     system = amplified(
-        store, client, splitting(3, 3), votes=ONE_VOTE, limits=Limits(depth=3), branches=branches
+        store,
+        client,
+        splitting(3, 3),
+        votes=ONE_VOTE,
+        limits=Limits(depth=3),
+        concurrency=concurrency,
     )
     outcome = await asyncio.wait_for(system.answer("/", "q"), 60)
     assert outcome["answer"] == f"({'((012)(012)(012))' * 3})"
-    assert branches.inside.total() == 0
-    assert branches.peak == {depth: min(most, 3**depth) for depth in (1, 2, 3)}
+    assert concurrency.inside.total() == 0
+    assert concurrency.peak == {depth: min(max_votes, 3**depth) for depth in (1, 2, 3)}
 
 
 @settings(max_examples=40, derandomize=True, deadline=None, database=None)
 @given(worlds(), orders, st.sampled_from([1, 2]), st.booleans())
 def test_a_bound_changes_no_answer_no_budget_and_no_record(
-    world: World, order: list[int], most: int, cached: bool
+    world: World, order: list[int], max_votes: int, cached: bool
 ) -> None:
-    bound = play(replace(world, branches=most), order, cached=cached)
+    bound = play(replace(world, concurrency=max_votes), order, cached=cached)
     free = play(world, order, cached=cached)
     assert essence(bound.outcomes) == essence(free.outcomes)
     assert sorted_rows(bound.rows, "cached") == sorted_rows(free.rows, "cached")
 
 
 async def test_questions_that_share_a_bound_all_end(store: TraceStore) -> None:
-    branches = Watched(2)
+    concurrency = Watched(2)
     system = amplified(
-        store, ScriptedClient(echo), splitting(3, 2), limits=Limits(depth=2), branches=branches
+        store,
+        ScriptedClient(echo),
+        splitting(3, 2),
+        limits=Limits(depth=2),
+        concurrency=concurrency,
     )
     answers = await asyncio.gather(*(system.answer("/", f"q{i}") for i in range(10)))
     assert {outcome["status"] for outcome in answers} == {"ok"}
-    assert max(branches.peak.values()) == 2
+    assert max(concurrency.peak.values()) == 2
 
 
 def test_one_bound_serves_one_event_loop_after_another(tmp_path: Path) -> None:
-    branches = Branches(1)
+    concurrency = ConcurrencyLimit(1)
     for day in range(2):
         store = TraceStore(tmp_path / f"{day}.db")
         system = amplified(
-            store, ScriptedClient(echo), splitting(3, 1), limits=Limits(1), branches=branches
+            store, ScriptedClient(echo), splitting(3, 1), limits=Limits(1), concurrency=concurrency
         )
         assert asyncio.run(system.answer("/", "q"))["status"] == "ok"
         store.close()
@@ -135,7 +144,7 @@ async def test_a_branch_that_waits_for_a_person_keeps_no_other_from_ending(
         return Defer({"about": question}) if question.endswith("?") else PASS
 
     client = ScriptedClient(echo)
-    context = amplified(store, client, act, branches=Branches(1)).context
+    context = amplified(store, client, act, concurrency=ConcurrencyLimit(1)).context
     graph: Any = build_graph().compile(checkpointer=InMemorySaver())  # type: ignore[call-arg]
     config = {"configurable": {"thread_id": "t"}}
     state = await graph.ainvoke(begin("root", "q", context), config, context=context)

@@ -20,12 +20,12 @@ from langgraph.types import Command
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
-from reflux.agents.overseers.scripted import PersonOverseer, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.ask import Amplified
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 
 Asked = Mapping[str, Sequence[str]]
@@ -65,7 +65,10 @@ class Desk:
         """The graph on its files: takes an input or a `Command`, returns the state."""
         store = TraceStore(self.folder / "traces.db")
         context = AmplifyContext(
-            Caller(self.client, store), "base", [overseer(self.asked)], limits=Limits(depth=4)
+            RecordedClient(self.client, store),
+            "base",
+            [overseer(self.asked)],
+            limits=Limits(depth=4),
         )
         path = str(self.folder / "checkpoints.db")
         async with AsyncSqliteSaver.from_conn_string(path) as saver:
@@ -233,7 +236,10 @@ async def test_a_state_holds_plain_json_types_alone(tmp_path: Path) -> None:
 async def test_a_person_who_oversees_sees_the_question_and_what_was_said(tmp_path: Path) -> None:
     store = TraceStore(tmp_path / "traces.db")
     context = AmplifyContext(
-        Caller(ScriptedClient(lambda _: "4"), store), "base", [PersonOverseer()], limits=Limits(1)
+        RecordedClient(ScriptedClient(lambda _: "4"), store),
+        "base",
+        [HumanOverseer()],
+        limits=Limits(1),
     )
     graph = cast(Any, build_graph()).compile(checkpointer=InMemorySaver())
     state = await graph.ainvoke(begin("2+2+3?", "q", context), CONFIG, context=context)
@@ -257,7 +263,7 @@ async def test_without_a_checkpointer_nobody_can_be_waited_for(
 ) -> None:
     store = TraceStore(tmp_path / "traces.db")
     context = AmplifyContext(
-        Caller(ScriptedClient(lambda _: "a"), store), "base", [overseer({"root": ["why?"]})]
+        RecordedClient(ScriptedClient(lambda _: "a"), store), "base", [overseer({"root": ["why?"]})]
     )
     with pytest.raises(UsageError, match=r"a person.*checkpointer"):
         await Amplified(context).answer(question, "q")

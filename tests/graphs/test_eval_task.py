@@ -10,7 +10,7 @@ import pytest
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.evals.datasets import QuestionFile, Row, read_questions
-from reflux.graphs.evals.eval_task import FileExam, TaskExam
+from reflux.graphs.evals.eval_task import FileEvalTask, LevelEvalTask
 from reflux.graphs.evals.task import is_held_out
 from reflux.tasks.addition import Addition
 from reflux.tasks.products import products
@@ -133,19 +133,19 @@ def asked(*rows: tuple[str, str]) -> QuestionFile:
 
 def test_an_answer_is_right_where_it_is_as_good_as_any_true_one() -> None:
     file = QuestionFile(Path("f.jsonl"), (Row("q", ("Paris", "Lutetia"), 1),))
-    exam = FileExam(file, "normalised")
-    assert exam.right("q", "LUTETIA.")
-    assert not exam.right("q", "Rome")
-    assert exam.true_answers("q") == ("Paris", "Lutetia")
-    assert exam.part_right("q", "paris") is True
-    assert exam.part_right("another", "paris") is None
+    eval_task = FileEvalTask(file, "normalised")
+    assert eval_task.right("q", "LUTETIA.")
+    assert not eval_task.right("q", "Rome")
+    assert eval_task.true_answers("q") == ("Paris", "Lutetia")
+    assert eval_task.part_right("q", "paris") is True
+    assert eval_task.part_right("another", "paris") is None
 
 
 def test_a_true_answer_that_the_rule_cannot_compare_is_told_before_anything_is_asked() -> None:
     with pytest.raises(UsageError, match=r"line 2: the answer 'two' has no form .* number"):
-        FileExam(asked(("a", "1"), ("b", "two")), "number")
+        FileEvalTask(asked(("a", "1"), ("b", "two")), "number")
     with pytest.raises(UsageError, match="no score 'rouge'; there are: exact, normalised"):
-        FileExam(asked(("a", "1")), "rouge")
+        FileEvalTask(asked(("a", "1")), "rouge")
 
 
 def boom(*_: str) -> bool:
@@ -164,10 +164,10 @@ def boom(*_: str) -> bool:
     ],
 )
 def test_a_scorer_that_fails_or_says_nonsense_is_an_error_and_no_wrong_answer(
-    marker: Any, says: str
+    scorer: Any, says: str
 ) -> None:
     with pytest.raises(RefluxError) as told:
-        FileExam(asked(("a", "1")), "mine:f", marker)
+        FileEvalTask(asked(("a", "1")), "mine:f", scorer)
     assert says in str(told.value)
     assert "every answer is recorded" in str(told.value)
     assert told.value.exit_code == 1
@@ -176,46 +176,46 @@ def test_a_scorer_that_fails_or_says_nonsense_is_an_error_and_no_wrong_answer(
 def test_a_scorer_sees_question_answer_and_truth() -> None:
     seen: list[tuple[str, ...]] = []
 
-    def marker(*given: str) -> bool:
+    def scorer(*given: str) -> bool:
         seen.append(given)
         return given[1] == "x"
 
-    exam = FileExam(asked(("a", "1")), "mine:f", marker)
-    assert exam.right("a", "x")
-    assert not exam.right("a", "y")
+    eval_task = FileEvalTask(asked(("a", "1")), "mine:f", scorer)
+    assert eval_task.right("a", "x")
+    assert not eval_task.right("a", "y")
     assert seen == [("a", "1", "1"), ("a", "x", "1"), ("a", "y", "1")]
 
 
 def test_a_limit_draws_the_same_questions_for_every_seed() -> None:
-    exam = FileExam(asked(*((f"q{i}", "1") for i in range(50))), "exact", limit=7)
-    drawn = exam.questions(1)
+    eval_task = FileEvalTask(asked(*((f"q{i}", "1") for i in range(50))), "exact", limit=7)
+    drawn = eval_task.questions(1)
     assert len(set(drawn)) == 7
-    assert drawn == exam.questions(2)
+    assert drawn == eval_task.questions(2)
     assert list(drawn) != [f"q{i}" for i in range(7)]
-    assert len(FileExam(exam.file, "exact", limit=90).questions(1)) == 50
+    assert len(FileEvalTask(eval_task.file, "exact", limit=90).questions(1)) == 50
 
 
 def test_a_task_is_examined_on_held_out_questions_that_the_seed_draws() -> None:
-    exam = TaskExam(Addition(), 3, 20)
-    one, other = exam.questions(1), exam.questions(2)
+    eval_task = LevelEvalTask(Addition(), 3, 20)
+    one, other = eval_task.questions(1), eval_task.questions(2)
     assert one != other
-    assert all(is_held_out(exam.task, question) for question in (*one, *other))
-    assert exam.same_question("123+456=") == exam.same_question("456+123=")
+    assert all(is_held_out(eval_task.task, question) for question in (*one, *other))
+    assert eval_task.same_question("123+456=") == eval_task.same_question("456+123=")
     with pytest.raises(UsageError, match="holds out no question at --level 1"):
-        TaskExam(Addition(), 1, 5).questions(1)
+        LevelEvalTask(Addition(), 1, 5).questions(1)
 
 
 def test_parts_of_a_tree_are_marked_where_they_are_held_out_and_nowhere_else() -> None:
-    exam = TaskExam(Addition(), 4, 20)
+    eval_task = LevelEvalTask(Addition(), 4, 20)
     for question in Addition().sample(20, 2, "held_out", 0):
         a, b = (int(part[::-1]) for part in question.rstrip("=").split("+"))
-        assert exam.part_right(question, str(a + b).zfill(3)[::-1]) is True
-        assert exam.part_right(question, "no sum") is False
+        assert eval_task.part_right(question, str(a + b).zfill(3)[::-1]) is True
+        assert eval_task.part_right(question, "no sum") is False
     for question in Addition().sample(20, 2, "train", 0):
-        assert exam.part_right(question, "000") is None
-    assert exam.part_right("3+4=", "70") is None  # A primitive.
-    assert exam.part_right("what is love?", "000") is None
-    gym = TaskExam(products(), 1, 5)
+        assert eval_task.part_right(question, "000") is None
+    assert eval_task.part_right("3+4=", "70") is None  # A primitive.
+    assert eval_task.part_right("what is love?", "000") is None
+    gym = LevelEvalTask(products(), 1, 5)
     assert gym.part_right("Calculate 12 * 3.", "36") is None  # Its key is not known.
 
 
@@ -224,23 +224,25 @@ def test_a_tasks_scorer_that_fails_is_an_error() -> None:
         def score(self, question: str, answer: str) -> bool:
             raise RuntimeError("out of order")
 
-    exam = TaskExam(Broken(), 2, 5)
+    eval_task = LevelEvalTask(Broken(), 2, 5)
     with pytest.raises(RefluxError, match=r"the scorer 'addition' failed .* out of order"):
-        exam.right(exam.questions(1)[0], "1")
+        eval_task.right(eval_task.questions(1)[0], "1")
 
 
 def test_a_scorer_never_sees_the_answer_that_is_missing() -> None:
-    exam = FileExam(asked(("a", "1")), "mine:f", lambda q, answer, truth: int(answer) == int(truth))
-    assert exam.part_right("a", None) is False
-    assert exam.part_right("another", None) is None
-    assert TaskExam(Addition(), 2, 5).part_right("21+43=", None) in (False, None)
-    assert TaskExam(Addition(), 2, 5).part_right("what is love?", None) is None
+    eval_task = FileEvalTask(
+        asked(("a", "1")), "mine:f", lambda q, answer, truth: int(answer) == int(truth)
+    )
+    assert eval_task.part_right("a", None) is False
+    assert eval_task.part_right("another", None) is None
+    assert LevelEvalTask(Addition(), 2, 5).part_right("21+43=", None) in (False, None)
+    assert LevelEvalTask(Addition(), 2, 5).part_right("what is love?", None) is None
 
 
 def test_questions_that_differ_in_a_sign_alone_are_two() -> None:
-    exam = FileExam(asked(("3 + 2?", "5"), ("3 - 2?", "1")), "exact")
-    assert exam.same_question("3 + 2?") != exam.same_question("3 - 2?")
-    assert exam.same_question("3 + 2?") == exam.same_question(" 3 +\n2? ")
+    eval_task = FileEvalTask(asked(("3 + 2?", "5"), ("3 - 2?", "1")), "exact")
+    assert eval_task.same_question("3 + 2?") != eval_task.same_question("3 - 2?")
+    assert eval_task.same_question("3 + 2?") == eval_task.same_question(" 3 +\n2? ")
 
 
 def test_a_number_is_the_answer_as_it_is_written(tmp_path: Path) -> None:

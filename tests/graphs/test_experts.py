@@ -32,7 +32,7 @@ THREE = (Expert("ann", model="a"), Expert("bob", model="b"), Expert("cem", syste
 
 
 async def answers_of(system: Amplified, question: str) -> Outcome:
-    store = system.context.caller.store
+    store = system.context.recorded_client.store
     await store.add_question({"id": f"{question}-id", "text": question})
     return await system.answer(question, f"{question}-id")
 
@@ -163,8 +163,8 @@ async def test_a_panel_spends_no_more_than_its_share(store: TraceStore) -> None:
 @given(st.lists(st.sampled_from("abc"), max_size=9))
 def test_disagreement_is_the_share_outside_the_largest_camp(texts: list[str]) -> None:
     said = [Said(THREE[0], text, True) for text in texts]
-    most = max((texts.count(text) for text in texts), default=0)
-    assert disagreement(said) == pytest.approx(1 - most / len(texts) if texts else 0)
+    max_votes = max((texts.count(text) for text in texts), default=0)
+    assert disagreement(said) == pytest.approx(1 - max_votes / len(texts) if texts else 0)
 
 
 def test_weights_are_the_log_odds_of_past_accuracy_and_never_negative() -> None:

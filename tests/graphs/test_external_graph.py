@@ -22,11 +22,11 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Asked, answer_all
 from reflux.graphs.evals.answers import Ledger, confidence
 from reflux.graphs.evals.datasets import QuestionFile, Row
-from reflux.graphs.evals.eval_task import FileExam
-from reflux.graphs.evals.external_graph import ForeignGraph, Loaded, load_graph
-from reflux.graphs.evals.runner import Entrant, Hall
+from reflux.graphs.evals.eval_task import FileEvalTask
+from reflux.graphs.evals.external_graph import ExternalGraph, Loaded, load_graph
+from reflux.graphs.evals.runner import EvalRunner, SystemSpec
 from reflux.graphs.evals.user_code import OwnThreads
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 
@@ -49,8 +49,8 @@ def one_node(node: Any, state: Any = Asking) -> Any:
 
 
 def foreign(store: TraceStore, runnable: Any, digest: str = "graph:1", **other: Any):
-    context = AmplifyContext(Caller(None, store), "mine:graph", (), **other)  # type: ignore[arg-type]
-    return ForeignGraph(context, Loaded("mine:graph", runnable, digest))
+    context = AmplifyContext(RecordedClient(None, store), "mine:graph", (), **other)  # type: ignore[arg-type]
+    return ExternalGraph(context, Loaded("mine:graph", runnable, digest))
 
 
 async def answer(store: TraceStore, runnable: Any, **other: Any):
@@ -215,18 +215,20 @@ async def test_blocking_graphs_do_not_wait_for_one_another(store: TraceStore) ->
 
     system = foreign(store, one_node(node), limits=Limits(seconds=60))
     questions = [f"q{number}" for number in range(40)]
-    outcomes = await answer_all(system, ASKED, questions, together=40)
+    outcomes = await answer_all(system, ASKED, questions, max_concurrency=40)
     assert [outcome["status"] for outcome in outcomes] == ["ok"] * 40
 
 
-def hall(*questions: str) -> Hall:
+def runner(*questions: str) -> EvalRunner:
     rows = tuple(Row(q, ("x",), i) for i, q in enumerate(questions, start=1))
-    return Hall(FileExam(QuestionFile(Path("f.jsonl"), rows), "exact"), (1,), "run")
+    return EvalRunner(FileEvalTask(QuestionFile(Path("f.jsonl"), rows), "exact"), (1,), "run")
 
 
-async def sit(store: TraceStore, node: Any, *questions: str):
+async def run_system(store: TraceStore, node: Any, *questions: str):
     system = foreign(store, one_node(node))
-    return await hall(*questions).sit(Entrant("mine:graph", "mine:graph", "1", lambda _: system))
+    return await runner(*questions).run_system(
+        SystemSpec("mine:graph", "mine:graph", "1", lambda _: system)
+    )
 
 
 async def test_a_failure_that_may_pass_is_never_scored(store: TraceStore) -> None:
@@ -240,10 +242,10 @@ async def test_a_failure_that_may_pass_is_never_scored(store: TraceStore) -> Non
         return {"answer": "x"}
 
     with pytest.raises(RefluxError, match=r"1 of 2 questions failed: .* refused; is what it asks"):
-        await sit(store, node, "a", "b")
+        await run_system(store, node, "a", "b")
     down[0] = False
-    sitting = await sit(store, node, "a", "b")
-    assert [o["status"] for o in sitting.papers[0].outcomes] == ["ok", "ok"]
+    eval_run = await run_system(store, node, "a", "b")
+    assert [o["status"] for o in eval_run.seed_results[0].outcomes] == ["ok", "ok"]
 
 
 async def test_a_failure_of_the_graphs_own_is_an_answer_that_is_missing(store: TraceStore) -> None:
@@ -252,8 +254,8 @@ async def test_a_failure_of_the_graphs_own_is_an_answer_that_is_missing(store: T
             raise ValueError("no idea")
         return {"answer": "x"}
 
-    sitting = await sit(store, node, "a", "b")
-    assert [o["status"] for o in sitting.papers[0].outcomes] == ["ok", "failed"]
+    eval_run = await run_system(store, node, "a", "b")
+    assert [o["status"] for o in eval_run.seed_results[0].outcomes] == ["ok", "failed"]
 
 
 async def test_a_graph_that_never_answers_is_broken_and_not_wrong(store: TraceStore) -> None:
@@ -261,7 +263,7 @@ async def test_a_graph_that_never_answers_is_broken_and_not_wrong(store: TraceSt
         raise ValueError("no idea")
 
     with pytest.raises(RefluxError, match=r"failed on all 2 questions, .* ValueError: no idea"):
-        await sit(store, node, "a", "b")
+        await run_system(store, node, "a", "b")
 
 
 @pytest.fixture

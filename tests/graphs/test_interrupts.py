@@ -12,11 +12,11 @@ from test_graphs_defer import overseer, plain
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
-from reflux.agents.overseers.scripted import PersonOverseer
+from reflux.agents.overseers.scripted import HumanOverseer
 from reflux.agents.types import Ask, step_to_json
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.interrupts import Patient, Progressed, open_patient
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_interruptible_run
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 
 TREE = {"root": ["a", "mid", "late?"], "mid": ["b", "deep", "c"], "deep": ["early?", "d"]}
@@ -25,19 +25,19 @@ TREE = {"root": ["a", "mid", "late?"], "mid": ["b", "deep", "c"], "deep": ["earl
 @asynccontextmanager
 async def day(
     folder: Path, client: ScriptedClient, tree: Mapping[str, Sequence[str]] = TREE
-) -> AsyncIterator[Patient]:
+) -> AsyncIterator[InterruptibleRun]:
     """A process that comes and goes; its files stay."""
     store = TraceStore(folder / "traces.db")
     context = AmplifyContext(
-        Caller(client, store), "base", [overseer(tree)], limits=Limits(depth=4)
+        RecordedClient(client, store), "base", [overseer(tree)], limits=Limits(depth=4)
     )
-    async with open_patient(context, folder / "checkpoints.db") as patient:
-        yield patient
+    async with open_interruptible_run(context, folder / "checkpoints.db") as interruptible_run:
+        yield interruptible_run
     store.close()
 
 
-def forms(progressed: Progressed) -> dict[str, str]:
-    return {each.form["about"]: each.id for each in progressed.pending}
+def forms(progress: RunProgress) -> dict[str, str]:
+    return {each.form["about"]: each.id for each in progress.pending}
 
 
 def loud() -> ScriptedClient:
@@ -48,39 +48,39 @@ async def test_two_that_wait_deep_in_the_tree_are_answered_after_restarts_in_rev
     tmp_path: Path,
 ) -> None:
     client = loud()
-    async with day(tmp_path, client) as patient:
-        progressed = await patient.ask("root", "q")
-        assert progressed.outcome is None
-        assert {each.path for each in progressed.pending} == {"/0.0.1/0.0.1/0.0.0", "/0.0.2"}
+    async with day(tmp_path, client) as interruptible_run:
+        progress = await interruptible_run.ask("root", "q")
+        assert progress.outcome is None
+        assert {each.path for each in progress.pending} == {"/0.0.1/0.0.1/0.0.0", "/0.0.2"}
     asked = Counter(request.messages[-1][1] for request in client.requests)
     assert asked == Counter("abcd")
     for name in ("late", "early"):
-        async with day(tmp_path, client) as patient:
-            waiting = forms(await patient.look("q"))
-            progressed = await patient.reply("q", {waiting[f"{name}?"]: plain(name)})
-    assert progressed.outcome is not None
-    assert progressed.outcome["answer"] == "(A (B (early D) C) late)"
+        async with day(tmp_path, client) as interruptible_run:
+            waiting = forms(await interruptible_run.look("q"))
+            progress = await interruptible_run.reply("q", {waiting[f"{name}?"]: plain(name)})
+    assert progress.outcome is not None
+    assert progress.outcome["answer"] == "(A (B (early D) C) late)"
     assert Counter(request.messages[-1][1] for request in client.requests) == asked
-    async with day(tmp_path, client) as patient:
-        again = await patient.ask("root", "q")
-    assert (again.outcome, again.pending) == (progressed.outcome, ())
+    async with day(tmp_path, client) as interruptible_run:
+        again = await interruptible_run.ask("root", "q")
+    assert (again.outcome, again.pending) == (progress.outcome, ())
 
 
 async def test_both_can_be_answered_at_once(tmp_path: Path) -> None:
     client = loud()
-    async with day(tmp_path, client) as patient:
-        waiting = forms(await patient.ask("root", "q"))
+    async with day(tmp_path, client) as interruptible_run:
+        waiting = forms(await interruptible_run.ask("root", "q"))
         replies = {waiting["late?"]: plain("2"), waiting["early?"]: plain("1")}
-        done = await patient.reply("q", replies)
+        done = await interruptible_run.reply("q", replies)
     assert done.outcome is not None
     assert done.outcome["answer"] == "(A (B (1 D) C) 2)"
 
 
 async def test_asking_again_begins_nothing_anew(tmp_path: Path) -> None:
     client = loud()
-    async with day(tmp_path, client) as patient:
-        first = await patient.ask("root", "q")
-        assert await patient.ask("root", "q") == first
+    async with day(tmp_path, client) as interruptible_run:
+        first = await interruptible_run.ask("root", "q")
+        assert await interruptible_run.ask("root", "q") == first
     assert len(client.requests) == 4
 
 
@@ -98,13 +98,13 @@ async def test_asking_again_begins_nothing_anew(tmp_path: Path) -> None:
 async def test_a_reply_that_is_no_step_is_refused_and_the_question_goes_on_waiting(
     tmp_path: Path, reply: Any, says: str
 ) -> None:
-    async with day(tmp_path, loud(), {}) as patient:
-        (waits,) = (await patient.ask("root?", "q")).pending
+    async with day(tmp_path, loud(), {}) as interruptible_run:
+        (waits,) = (await interruptible_run.ask("root?", "q")).pending
         with pytest.raises(UsageError, match=says):
-            await patient.reply("q", {waits.id: reply})
-    async with day(tmp_path, loud(), {}) as patient:
-        assert (await patient.look("q")).pending == (waits,)
-        done = await patient.reply("q", {waits.id: plain("so")})
+            await interruptible_run.reply("q", {waits.id: reply})
+    async with day(tmp_path, loud(), {}) as interruptible_run:
+        assert (await interruptible_run.look("q")).pending == (waits,)
+        done = await interruptible_run.reply("q", {waits.id: plain("so")})
     assert done.outcome is not None
     assert done.outcome["answer"] == "so"
 
@@ -112,13 +112,15 @@ async def test_a_reply_that_is_no_step_is_refused_and_the_question_goes_on_waiti
 async def test_a_person_who_may_not_ask_any_deeper_is_told_so(tmp_path: Path) -> None:
     store = TraceStore(tmp_path / "traces.db")
     limits = Limits(depth=0)
-    context = AmplifyContext(Caller(loud(), store), "base", [PersonOverseer()], limits=limits)
-    async with open_patient(context, tmp_path / "checkpoints.db") as patient:
-        (waits,) = (await patient.ask("root", "q")).pending
+    context = AmplifyContext(
+        RecordedClient(loud(), store), "base", [HumanOverseer()], limits=limits
+    )
+    async with open_interruptible_run(context, tmp_path / "checkpoints.db") as interruptible_run:
+        (waits,) = (await interruptible_run.ask("root", "q")).pending
         asks = step_to_json(Ask.of("a", "b"))
         with pytest.raises(UsageError, match=r"as deep as sub-questions go \(limits.depth\)"):
-            await patient.reply("q", {waits.id: asks})
-        done = await patient.reply("q", {waits.id: step_to_json(PASS)})
+            await interruptible_run.reply("q", {waits.id: asks})
+        done = await interruptible_run.reply("q", {waits.id: step_to_json(PASS)})
     store.close()
     assert done.outcome is not None
     assert done.outcome["answer"] == "ROOT"
@@ -127,14 +129,14 @@ async def test_a_person_who_may_not_ask_any_deeper_is_told_so(tmp_path: Path) ->
 async def test_a_damaged_file_of_checkpoints_is_told_with_its_remedy(tmp_path: Path) -> None:
     (tmp_path / "checkpoints.db").write_bytes(b"no database" * 1_000)
     with pytest.raises(UsageError, match=r"checkpoints.db is not a whole database.*restore it"):
-        async with day(tmp_path, loud()) as patient:
-            await patient.ask("root", "q")
+        async with day(tmp_path, loud()) as interruptible_run:
+            await interruptible_run.ask("root", "q")
 
 
 async def test_a_reply_to_nobody_is_refused_with_what_waits(tmp_path: Path) -> None:
-    async with day(tmp_path, loud()) as patient:
-        await patient.ask("root", "q")
+    async with day(tmp_path, loud()) as interruptible_run:
+        await interruptible_run.ask("root", "q")
         with pytest.raises(UsageError, match="nothing waits under xyz; pending: "):
-            await patient.reply("q", {"xyz": plain("?")})
+            await interruptible_run.reply("q", {"xyz": plain("?")})
         with pytest.raises(UsageError, match="there is no question 'p' to go on with"):
-            await patient.look("p")
+            await interruptible_run.look("p")

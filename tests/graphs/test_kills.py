@@ -40,7 +40,7 @@ CONFIG = RoundsConfig(
     ),
     anchor=10,
     canaries=5,
-    together=8,
+    max_concurrency=8,
     gates=GateConfig(imitation=0, retention=0, regression=1, canary=0),
     sft={"max_steps": 3, "per_device_train_batch_size": 2},
     lora={"r": 2},
@@ -201,12 +201,12 @@ def test_a_run_killed_at_random_moments_ends_as_one_undisturbed(
     kept: list[dict[str, Any]] = []
     in_flight: Counter[str] = Counter()
     kills = 0
-    for number, (_, most) in enumerate(MOMENTS, start=1):
+    for number, (_, max_votes) in enumerate(MOMENTS, start=1):
         known, before = len(noted(folder, "stages")), len(noted(folder, "asked"))
         process = start(folder, tiny_base, seed=number)
         # An earlier kill may have come after this stage: then the next one that is left.
         left = [stage for stage, _ in MOMENTS[number - 1 :]]
-        kills += kill(process, folder, known, left, after=luck.uniform(0, most))
+        kills += kill(process, folder, known, left, after=luck.uniform(0, max_votes))
         calls = read(folder, "calls")
         assert calls[: len(kept)] == kept
         kept = calls

@@ -34,7 +34,7 @@ async def test_a_batch_shares_the_budget_in_order_and_later_steps_get_what_it_le
 
     client = ScriptedClient(echo)
     system = amplified(
-        store, client, two_batches, votes=VotePolicy(most=9),
+        store, client, two_batches, votes=VotePolicy(max_votes=9),
         checker=RuleChecker({"cheap_is_good": lambda q, a: a in ("CHEAP", "end")}),
         limits=Limits(calls=8),
     )  # fmt: skip

@@ -162,8 +162,8 @@ def test_the_brier_score_is_a_mean_of_squares() -> None:
 
 
 def test_the_calibration_error_is_the_weighted_distance_of_the_bins() -> None:
-    sure = [(0.9, True)] * 9 + [(0.9, False)]
-    assert calibration_error(reliability(sure)) == pytest.approx(0.0)
+    min_logprob = [(0.9, True)] * 9 + [(0.9, False)]
+    assert calibration_error(reliability(min_logprob)) == pytest.approx(0.0)
     too_sure = [(1.0, k < 6) for k in range(10)] + [(0.5, k < 5) for k in range(30)]
     # By hand: 10 of 40 answers are 0.4 away, 30 are (0.5 - 5/30) away.
     assert calibration_error(reliability(too_sure, bins=2)) == pytest.approx(

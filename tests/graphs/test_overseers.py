@@ -16,7 +16,7 @@ from reflux.agents.overseers.panel import Panel
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.agents.overseers.recorded import recorded_overseers
 from reflux.agents.overseers.reviewed import APPROVE, Reviewed
-from reflux.agents.overseers.scripted import PersonOverseer, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import (
     Answer,
     Ask,
@@ -32,7 +32,7 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Asked, answer_all
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import recorded_steps
 from reflux.graphs.voting.voting import VotePolicy
@@ -60,7 +60,7 @@ async def amplify(
     store: TraceStore, client: ScriptedClient, *overseers: AnyOverseer, **other: Any
 ) -> Outcome:
     context = AmplifyContext(
-        Caller(client, store), "base", overseers, votes=VotePolicy(most=1), **other
+        RecordedClient(client, store), "base", overseers, votes=VotePolicy(max_votes=1), **other
     )
     (outcome,) = await answer_all(Amplified(context), ASKED, [QUESTION])
     return outcome
@@ -90,8 +90,8 @@ async def test_a_model_that_replies_so_to_all_leads_to_an_answer_in_few_calls(
     outcome = await amplify(store, client, h, limits=Limits(1, attempts=1, tokens=10**8))
     assert outcome["status"] == "ok"
     assert outcome["answer"]
-    most = h.asked + h.tries * (h.asked + 1)
-    assert outcome["spent"]["calls"] == len(client.requests) <= most
+    max_votes = h.asked + h.tries * (h.asked + 1)
+    assert outcome["spent"]["calls"] == len(client.requests) <= max_votes
     if REPLIES[name][1] is None:
         (step,) = steps_of(store)
         assert step["note"].startswith("unreadable: ")
@@ -192,7 +192,7 @@ async def test_a_panel_of_models_divides_and_combines(store: TraceStore, choice:
 async def reviewed(store: TraceStore, h: AnyOverseer, *replies: Any) -> tuple[list[Any], Any]:
     """The forms that a person saw, and the state after these replies."""
     client = world(SOUND, COMBINED)
-    context = AmplifyContext(Caller(client, store), "base", [h], limits=Limits(1))
+    context = AmplifyContext(RecordedClient(client, store), "base", [h], limits=Limits(1))
     graph = cast(Any, build_graph()).compile(checkpointer=InMemorySaver())
     await store.add_question({"id": "q", "text": QUESTION, **vars(ASKED)})
     config = {"configurable": {"thread_id": "t"}}
@@ -252,7 +252,7 @@ async def test_a_record_holds_the_steps_of_every_depth_and_of_people(store: Trac
         return {"ab": Ask.of("a", "b"), "b": Ask.of("c", "d")}.get(question, Answer(question))
 
     context = AmplifyContext(
-        Caller(world(""), store), "base", [ScriptedOverseer("h", act)], limits=Limits(2)
+        RecordedClient(world(""), store), "base", [ScriptedOverseer("h", act)], limits=Limits(2)
     )
     await answer_all(Amplified(context), ASKED, ["ab"])
     record = recorded_steps(store, ASKED.question_id("ab"))
@@ -267,7 +267,7 @@ async def test_a_record_holds_the_steps_of_every_depth_and_of_people(store: Trac
 
 
 async def test_a_person_s_answer_is_in_the_record_as_the_step(store: TraceStore) -> None:
-    await reviewed(store, PersonOverseer(), step_to_json(Answer("mine")))
+    await reviewed(store, HumanOverseer(), step_to_json(Answer("mine")))
     assert recorded_steps(store, "q") == {QUESTION: [[Answer("mine")]]}
 
 

@@ -54,8 +54,8 @@ def test_a_limit_of_votes_leaves_some_undecided() -> None:
 def test_the_lead_is_the_least_that_meets_the_target(p: float, steps: int, target: float) -> None:
     k = votes_needed(target, steps, p)
 
-    def success(lead: int) -> float:
-        return math.exp(steps * math.log1p(-step_error(lead, p)))
+    def success(margin: int) -> float:
+        return math.exp(steps * math.log1p(-step_error(margin, p)))
 
     assert success(k) >= target - 1e-9
     assert k == 1 or success(k - 1) < target
@@ -141,7 +141,7 @@ def test_whatever_is_given_there_is_a_plan_or_a_reason(
         made = plan(target, steps, p, shared)
     except UsageError:
         return
-    assert made.lead >= 1
+    assert made.margin >= 1
     assert made.success >= target - 1e-9
     assert made.votes_per_step >= 1 - 1e-9
 

@@ -206,7 +206,7 @@ async def _revise(
     world: World, context: AmplifyContext, words: dict[str, Override], id: str
 ) -> Any:
     """Answer the first root under an id with persons' words in it."""
-    store = context.caller.store
+    store = context.recorded_client.store
     await store.add_question({"id": id, "text": world.roots[0], **vars(ASKED)})
     system = Amplified(replace(context, overrides=words))
     return [await system.answer(world.roots[0], id)]

@@ -12,7 +12,7 @@ from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.redaction import PLACEHOLDER
 from reflux.agents.tools.protocol import ToolReply
 from reflux.agents.types import Answer, Ask, ChatRequest, Completion, SubQuestion, TokenLogprob
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 
 KEY = CallKey("q1", "/0.0.0", "answer")
@@ -25,32 +25,32 @@ FULL = Completion(
 
 async def test_a_recorded_call_is_replayed_whole_and_not_made_again(store: TraceStore) -> None:
     model = ScriptedClient(lambda _: FULL)
-    caller = Caller(model, store)
-    assert await caller.ask(KEY, REQUEST) == FULL
-    assert await caller.ask(KEY, REQUEST) == FULL
+    recorded_client = RecordedClient(model, store)
+    assert await recorded_client.ask(KEY, REQUEST) == FULL
+    assert await recorded_client.ask(KEY, REQUEST) == FULL
     assert len(model.requests) == 1
 
 
 async def test_another_request_under_the_same_key_is_an_error(store: TraceStore) -> None:
     model = ScriptedClient(lambda _: "4")
-    caller = Caller(model, store)
-    await caller.ask(KEY, REQUEST)
+    recorded_client = RecordedClient(model, store)
+    await recorded_client.ask(KEY, REQUEST)
     with pytest.raises(ReplayError, match=r"another request.*--run"):
-        await caller.ask(KEY, replace(REQUEST, model="student-r1"))
+        await recorded_client.ask(KEY, replace(REQUEST, model="student-r1"))
     assert len(model.requests) == 1
 
 
 async def test_keys_that_differ_are_calls_of_their_own(store: TraceStore) -> None:
     model = ScriptedClient(lambda _: "4")
-    caller = Caller(model, store)
+    recorded_client = RecordedClient(model, store)
     for key in (KEY, replace(KEY, vote=1), replace(KEY, path=""), replace(KEY, attempt=1)):
-        await caller.ask(key, REQUEST)
+        await recorded_client.ask(key, REQUEST)
     assert len(model.requests) == 4
 
 
 async def test_secrets_are_taken_out_before_sending_and_storing(store: TraceStore) -> None:
     model = ScriptedClient(lambda _: f"you said {SECRET}")
-    reply = await Caller(model, store).ask(
+    reply = await RecordedClient(model, store).ask(
         KEY, replace(REQUEST, messages=(("user", f"my key is {SECRET}"),))
     )
     assert reply.text == f"you said {PLACEHOLDER}"
@@ -63,13 +63,13 @@ async def test_secrets_are_taken_out_of_steps_and_errors(store: TraceStore) -> N
     def fail(_: ChatRequest) -> str:
         raise EndpointError(f"401: incorrect key {SECRET}")
 
-    caller = Caller(ScriptedClient(fail), store)
+    recorded_client = RecordedClient(ScriptedClient(fail), store)
     with pytest.raises(EndpointError):
-        await caller.ask(KEY, REQUEST)
+        await recorded_client.ask(KEY, REQUEST)
     asked = Ask((SubQuestion("first"), SubQuestion(f"use {SECRET} on {{0}}", (0,))))
-    step = await caller.step(replace(KEY, role="overseer"), "person", asked)
+    step = await recorded_client.step(replace(KEY, role="overseer"), "person", asked)
     assert step == Ask((SubQuestion("first"), SubQuestion(f"use {PLACEHOLDER} on {{0}}", (0,))))
-    await caller.step(replace(KEY, role="overseer", step=1), "person", Answer(SECRET))
+    await recorded_client.step(replace(KEY, role="overseer", step=1), "person", Answer(SECRET))
     stored = json.dumps([dict(row) for row in store.select("SELECT * FROM calls")])
     assert SECRET not in stored
     assert stored.count(PLACEHOLDER) == 3
@@ -83,18 +83,18 @@ async def test_a_failed_call_is_recorded_and_made_again_the_next_time(store: Tra
             raise failure
         return "4"
 
-    caller = Caller(ScriptedClient(reply), store)
+    recorded_client = RecordedClient(ScriptedClient(reply), store)
     with pytest.raises(EndpointError, match="down"):
-        await caller.ask(KEY, REQUEST)
+        await recorded_client.ask(KEY, REQUEST)
     (row,) = store.select("SELECT error, finish_reason, model, messages FROM calls")
     assert (row["error"], row["finish_reason"], row["model"]) == ("down", "error", "base")
     assert json.loads(row["messages"]) == REQUEST.payload()
-    assert (await caller.ask(KEY, REQUEST)).text == "4"
+    assert (await recorded_client.ask(KEY, REQUEST)).text == "4"
 
 
 async def test_the_row_is_there_when_the_answer_is_used(store: TraceStore) -> None:
-    caller = Caller(ScriptedClient(lambda _: FULL), store)
-    await caller.ask(KEY, REQUEST)
+    recorded_client = RecordedClient(ScriptedClient(lambda _: FULL), store)
+    await recorded_client.ask(KEY, REQUEST)
     row = store.find_call(KEY)
     assert row is not None
     assert (row["kind"], row["model"], row["model_digest"]) == ("model", "base", "scripted:base")
@@ -106,12 +106,12 @@ async def test_the_row_is_there_when_the_answer_is_used(store: TraceStore) -> No
 async def test_a_step_taken_again_is_one_row_and_another_step_is_an_error(
     store: TraceStore,
 ) -> None:
-    caller = Caller(ScriptedClient(lambda _: "4"), store)
+    recorded_client = RecordedClient(ScriptedClient(lambda _: "4"), store)
     for _ in range(2):
-        assert await caller.step(KEY, "script:h", Ask.of("a", "b")) == Ask.of("a", "b")
+        assert await recorded_client.step(KEY, "script:h", Ask.of("a", "b")) == Ask.of("a", "b")
     assert len(list(store.select("SELECT 1 FROM calls"))) == 1
     with pytest.raises(ReplayError, match="deterministic"):
-        await caller.step(KEY, "script:h", Answer("a"))
+        await recorded_client.step(KEY, "script:h", Answer("a"))
 
 
 async def test_a_tool_that_two_ask_at_once_has_one_reply(store: TraceStore) -> None:
@@ -122,11 +122,11 @@ async def test_a_tool_that_two_ask_at_once_has_one_reply(store: TraceStore) -> N
         await both_there.wait()
         return ToolReply(reply, True)
 
-    callers = [Caller(ScriptedClient(lambda _: "4"), store) for _ in range(2)]
+    callers = [RecordedClient(ScriptedClient(lambda _: "4"), store) for _ in range(2)]
     replies = await asyncio.gather(
         *(
-            caller.tool(KEY, "dice", "roll", partial(work, str(number)))
-            for number, caller in enumerate(callers)
+            recorded_client.tool(KEY, "dice", "roll", partial(work, str(number)))
+            for number, recorded_client in enumerate(callers)
         )
     )
     assert len({reply.text for reply in replies}) == 1

@@ -9,7 +9,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Defer, Step
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.interrupts import open_patient
+from reflux.graphs.amplify.interrupts import open_interruptible_run
 from reflux.graphs.amplify.recompute import override
 from reflux.graphs.ask import Asked, answer_all
 from reflux.graphs.traces.review import (
@@ -18,7 +18,7 @@ from reflux.graphs.traces.review import (
     judge,
     page,
     queue,
-    rejected_by_persons,
+    rejected_by_humans,
     remark,
 )
 from reflux.graphs.traces.store import TraceStore
@@ -28,7 +28,7 @@ from tests.support.amplifying import ONE_VOTE, amplified, asking, echo, rejectin
 
 ASKED = Asked("run", 1, "amplified", "words", "train")
 Q = ASKED.question_id("root")
-VOTED = VotePolicy(sure=None, lead=1, most=3)
+VOTED = VotePolicy(min_logprob=None, margin=1, max_votes=3)
 
 
 def split(request: Any) -> str:
@@ -58,7 +58,7 @@ async def test_an_answer_on_which_copies_were_split_is_in_dispute(store: TraceSt
     def reply(request: Any) -> str:
         return {0: "A", 1: "B", 2: "B"}[request.vote] if echo(request) == "X" else echo(request)
 
-    await asked(store, reply, votes=VotePolicy(sure=None, lead=2, most=3))
+    await asked(store, reply, votes=VotePolicy(min_logprob=None, margin=2, max_votes=3))
     (item,) = queue(store)
     assert (item.path, item.answer) == ("/0.0.0", "B")
     assert item.reason == "votes are split, 67% for the first"
@@ -74,13 +74,13 @@ async def test_what_waits_for_a_person_comes_first_until_it_is_answered(
 
     context = amplified(store, ScriptedClient(echo), act).context
     await store.add_question({"id": "w", "text": "who?", "split": "asked"})
-    async with open_patient(context, tmp_path / "c.db") as patient:
-        waiting = await patient.ask("who?", "w")
+    async with open_interruptible_run(context, tmp_path / "c.db") as interruptible_run:
+        waiting = await interruptible_run.ask("who?", "w")
         first, _ = queue(store)
         assert (first.id, first.why, first.form) == ("w", "escalated", {"question": "who?"})
         assert find_item(store, "w").why == "escalated"
         said = {"kind": "answer", "text": "me"}
-        await patient.reply("w", {waiting.pending[0].id: said})
+        await interruptible_run.reply("w", {waiting.pending[0].id: said})
     assert [item.why for item in queue(store)] == ["disputed"]
 
 
@@ -151,15 +151,15 @@ async def test_a_verdict_holds_in_later_revisions_where_the_answer_is_the_same(
     def reply(request: Any) -> str:
         return {0: "A", 1: "B", 2: "B"}[request.vote]
 
-    context = await asked(store, reply, votes=VotePolicy(sure=None, lead=2, most=3))
+    context = await asked(store, reply, votes=VotePolicy(min_logprob=None, margin=2, max_votes=3))
     x, y = sorted(queue(store), key=lambda item: item.path)
     await judge(store, x, False)
-    assert rejected_by_persons(store) == {Q}
+    assert rejected_by_humans(store) == {Q}
     await override(context, Q, y.path, "why")
     assert queue(store) == []
-    assert rejected_by_persons(store) == {Q}
+    assert rejected_by_humans(store) == {Q}
     await override(context, Q, x.path, "what")
-    assert rejected_by_persons(store) == set()
+    assert rejected_by_humans(store) == set()
 
 
 async def test_a_rejected_root_that_recomputed_to_another_answer_is_not_rejected_any_more(
@@ -167,9 +167,9 @@ async def test_a_rejected_root_that_recomputed_to_another_answer_is_not_rejected
 ) -> None:
     context = await asked(store, votes=ONE_VOTE)
     await judge(store, find_item(store, Q), False)
-    assert rejected_by_persons(store) == {Q}
+    assert rejected_by_humans(store) == {Q}
     await override(context, Q, "/0.0.0", "why")
-    assert rejected_by_persons(store) == set()
+    assert rejected_by_humans(store) == set()
 
 
 async def test_an_item_is_found_by_the_beginning_of_its_trajectory(store: TraceStore) -> None:

@@ -39,8 +39,10 @@ def past(n: int = 60) -> list[Past]:
     found: list[Past] = []
     for i in range(n):
         found += [Past(easy(i), -0.1, True, i % 3 > 0), Past(hard(i), -0.1, False, True)]
-        sure = luck.random() < 0.5
-        found.append(Past(murky(i), -0.01 if sure else -2.0, sure, luck.random() < 0.6))
+        min_logprob = luck.random() < 0.5
+        found.append(
+            Past(murky(i), -0.01 if min_logprob else -2.0, min_logprob, luck.random() < 0.6)
+        )
     return found
 
 
@@ -56,9 +58,9 @@ def test_like_questions_alone_decide_where_they_are_clear() -> None:
 def test_where_they_are_not_clear_x_s_own_certainty_decides() -> None:
     router = Router.fit(past())
     assert router.before(murky(1000)) is None
-    sure, unsure = router.after(murky(1000), -0.01), router.after(murky(1000), -2.0)
-    assert (sure.decompose, unsure.decompose) == (False, True)
-    assert sure.direct > unsure.direct
+    min_logprob, unsure = router.after(murky(1000), -0.01), router.after(murky(1000), -2.0)
+    assert (min_logprob.decompose, unsure.decompose) == (False, True)
+    assert min_logprob.direct > unsure.direct
 
 
 def test_a_question_like_no_other_is_looked_at_and_not_guessed() -> None:

@@ -11,7 +11,7 @@ from reflux.graphs.ask import Asked, Direct, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.runner import evaluate
 from reflux.graphs.evals.task import HELD_OUT_SHARE, hashed_out, is_held_out, score_held_out
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
 
@@ -59,9 +59,9 @@ async def test_a_score_adds_up_what_the_outcomes_say(store: TraceStore) -> None:
         return Completion(text, 10, 3, cached=at == 0)
 
     done: list[int] = []
-    context = AmplifyContext(Caller(ScriptedClient(reply), store), "base", ())
+    context = AmplifyContext(RecordedClient(ScriptedClient(reply), store), "base", ())
     system = Direct(task_context(context, TASK))
-    score = await evaluate(system, TASK, ASKED, questions, together=3, on_done=done.append)
+    score = await evaluate(system, TASK, ASKED, questions, max_concurrency=3, on_done=done.append)
     assert (score.accuracy, score.n, score.ci95) == (5 / 8, 8, wilson(5, 8))
     assert (score.calls, score.cached, score.tokens) == (8, 1, 8 * 13)
     assert score.statuses == {"ok": 5, "rejected": 3}
@@ -75,13 +75,13 @@ async def test_an_answer_that_the_check_refused_is_scored_by_the_truth_alone(
     questions = TASK.sample(2, 2, "held_out", 0)
     client = ScriptedClient(lambda request: true_sum(request.messages[-1][1]))
     never = RuleChecker({"never": lambda *_: False})
-    system = Direct(AmplifyContext(Caller(client, store), "base", (), never))
+    system = Direct(AmplifyContext(RecordedClient(client, store), "base", (), never))
     score = await evaluate(system, TASK, ASKED, questions)
     assert (score.accuracy, score.statuses) == (1.0, {"rejected": 2})
 
 
 async def test_training_questions_cannot_be_evaluated(store: TraceStore) -> None:
-    context = AmplifyContext(Caller(ScriptedClient(lambda _: "0"), store), "base", ())
+    context = AmplifyContext(RecordedClient(ScriptedClient(lambda _: "0"), store), "base", ())
     system = Direct(task_context(context, TASK))
     with pytest.raises(UsageError, match="only held-out ones are scored"):
         await evaluate(system, TASK, ASKED, TASK.sample(2, 3, "train", 0))

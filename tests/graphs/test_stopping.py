@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reflux.graphs.voting.stopping import AheadBy, AnyRule, Majority, Posterior, Sprt, Weighted
-from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, tally, wave, winner
+from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, next_votes, tally, winner
 
 RULES: list[AnyRule] = [
-    Majority(most=9),
+    Majority(max_votes=9),
     AheadBy(2, 9),
     AheadBy(3, 12),
-    Sprt(share=0.75, error=0.1, most=12),
-    Posterior(confidence=0.9, most=12),
-    Weighted(error=0.05, most=12),
+    Sprt(share=0.75, error=0.1, max_votes=12),
+    Posterior(confidence=0.9, max_votes=12),
+    Weighted(error=0.05, max_votes=12),
 ]
 rules = st.sampled_from(RULES)
 
@@ -25,17 +25,17 @@ rules = st.sampled_from(RULES)
 def one_by_one(rule: AnyRule, texts: str) -> list[Vote]:
     """Votes as they would be asked singly, a rule being looked at after each."""
     votes: list[Vote] = []
-    for text in texts[: rule.most]:
+    for text in texts[: rule.max_votes]:
         votes.append(Vote(text, True))
         ranking = [*(count for _, count in tally(votes)), 0]
-        if rule.decided(ranking[0], ranking[1], rule.most - len(votes)):
+        if rule.decided(ranking[0], ranking[1], rule.max_votes - len(votes)):
             break
     return votes
 
 
 def in_waves(rule: AnyRule, texts: str) -> list[Vote]:
-    policy, votes = VotePolicy(sure=None, rule=rule), []
-    while more := wave(votes, policy):
+    policy, votes = VotePolicy(min_logprob=None, rule=rule), []
+    while more := next_votes(votes, policy):
         votes += [Vote(text, True) for text in texts[len(votes) : len(votes) + more]]
     return votes
 
@@ -49,9 +49,9 @@ def test_waves_ask_exactly_the_votes_that_would_be_asked_one_by_one(
 
 def test_votes_that_stay_split_are_not_asked_beyond_the_point_where_a_rule_gives_up() -> None:
     votes = [Vote(text, True) for text in "ab" * 6]
-    policy = VotePolicy(sure=None, rule=Sprt())
-    assert wave(votes, policy) == 2
-    assert wave([*votes, *votes[:2]], policy) == 0
+    policy = VotePolicy(min_logprob=None, rule=Sprt())
+    assert next_votes(votes, policy) == 2
+    assert next_votes([*votes, *votes[:2]], policy) == 0
 
 
 WEIGHTS = (1.0, 3.0, 2.0)
@@ -67,13 +67,13 @@ def weighed(text: str) -> list[Vote]:
 def test_no_fewer_votes_of_unequal_copies_could_decide_than_a_wave_asks(
     rule: AnyRule, texts: str
 ) -> None:
-    policy, votes = VotePolicy(sure=None, rule=rule, variants=UNEQUAL), weighed(texts)
+    policy, votes = VotePolicy(min_logprob=None, rule=rule, variants=UNEQUAL), weighed(texts)
     asked = 0
-    while more := wave(votes[:asked], policy):
+    while more := next_votes(votes[:asked], policy):
         for fewer in range(1, min(more, 6)):
             outcomes = itertools.product("abc", repeat=fewer)
             ends = [weighed(texts[:asked] + "".join(outcome)) for outcome in outcomes]
-            assert all(wave(end, policy) for end in ends)
+            assert all(next_votes(end, policy) for end in ends)
         asked += more
 
 
@@ -81,9 +81,9 @@ def test_no_fewer_votes_of_unequal_copies_could_decide_than_a_wave_asks(
 def test_a_majority_of_unequal_copies_stops_only_where_the_rest_cannot_change_it(
     texts: str,
 ) -> None:
-    policy = VotePolicy(sure=None, rule=Majority(most=9), variants=UNEQUAL)
+    policy = VotePolicy(min_logprob=None, rule=Majority(max_votes=9), variants=UNEQUAL)
     votes, asked = weighed(texts), 0
-    while more := wave(votes[:asked], policy):
+    while more := next_votes(votes[:asked], policy):
         asked += more
     early, whole = tally(votes[:asked]), dict(tally(votes))
     assert whole[early[0][0]] == max(whole.values())
@@ -91,7 +91,7 @@ def test_a_majority_of_unequal_copies_stops_only_where_the_rest_cannot_change_it
 
 @given(st.text("abc", min_size=9, max_size=9))
 def test_a_majority_that_stops_early_chooses_as_all_its_votes_would(texts: str) -> None:
-    early = winner(in_waves(Majority(most=9), texts))
+    early = winner(in_waves(Majority(max_votes=9), texts))
     whole = winner([Vote(text, True) for text in texts])
     counts = {text: texts.count(text) for text in texts}
     assert early is not None and whole is not None
@@ -99,12 +99,12 @@ def test_a_majority_that_stops_early_chooses_as_all_its_votes_would(texts: str) 
 
 
 @given(st.floats(0.55, 0.99), st.integers(1, 6))
-def test_ahead_by_k_is_the_sprt_of_a_known_accuracy(accuracy: float, lead: int) -> None:
-    error = 1 / (1 + (accuracy / (1 - accuracy)) ** lead)
-    sprt = Sprt(share=accuracy, against=1 - accuracy, error=error * (1 + 1e-9), most=99)
+def test_ahead_by_k_is_the_sprt_of_a_known_accuracy(accuracy: float, margin: int) -> None:
+    error = 1 / (1 + (accuracy / (1 - accuracy)) ** margin)
+    sprt = Sprt(share=accuracy, against=1 - accuracy, error=error * (1 + 1e-9), max_votes=99)
     for first in range(12):
         for second in range(first + 1):
-            assert sprt.decided(first, second, 50) == AheadBy(lead, 99).decided(first, second, 50)
+            assert sprt.decided(first, second, 50) == AheadBy(margin, 99).decided(first, second, 50)
 
 
 def test_a_posterior_is_bayes_rule_over_the_prior_of_accuracies() -> None:
@@ -119,7 +119,7 @@ def test_a_posterior_is_bayes_rule_over_the_prior_of_accuracies() -> None:
 
 
 def test_a_sprt_gives_up_where_the_votes_stay_split() -> None:
-    rule = Sprt(share=0.8, error=0.05, most=100)
+    rule = Sprt(share=0.8, error=0.05, max_votes=100)
     split = next(n for n in range(50) if rule.decided(n, n, 100 - 2 * n))
     assert 0 < 2 * split < 20
 
@@ -134,14 +134,14 @@ def test_weighted_votes_add_up_their_log_odds() -> None:
 
 
 def test_a_first_vote_is_asked_alone_only_where_it_may_stand_alone() -> None:
-    assert wave([], VotePolicy(lead=3, sure=-0.05)) == 1
-    assert wave([], VotePolicy(lead=3, sure=None)) == 3
-    assert wave([Vote("a", True, None)], VotePolicy(lead=3, sure=None)) == 2
+    assert next_votes([], VotePolicy(margin=3, min_logprob=-0.05)) == 1
+    assert next_votes([], VotePolicy(margin=3, min_logprob=None)) == 3
+    assert next_votes([Vote("a", True, None)], VotePolicy(margin=3, min_logprob=None)) == 2
 
 
 def test_refused_votes_are_asked_again() -> None:
     refused = Vote("a", False, flag="cut_off")
-    assert wave([refused, refused], VotePolicy(lead=2, most=7, sure=None)) == 2
+    assert next_votes([refused, refused], VotePolicy(margin=2, max_votes=7, min_logprob=None)) == 2
 
 
 def test_variants_take_turns_and_the_first_vote_stays_greedy() -> None:

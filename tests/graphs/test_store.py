@@ -16,7 +16,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, ReplayError, UsageError
 from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob
 from reflux.graphs.traces.database import SCHEMA_VERSION
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.writer import BATCH
 
@@ -270,7 +270,9 @@ async def test_a_trace_file_of_version_1_opens_and_its_calls_replay(path: Path) 
     request = ChatRequest(
         "base", (("system", ""), ("user", "4+5=")), Sampling(0.7, 24, 1, 1, ("\n",)), vote=1
     )
-    reply = await Caller(model, store).ask(CallKey("5e1f0a", "/0.0.0", "answer", 0, 0, 1), request)
+    reply = await RecordedClient(model, store).ask(
+        CallKey("5e1f0a", "/0.0.0", "answer", 0, 0, 1), request
+    )
     judged = [json.loads(r["detail"]) for r in store.select("SELECT * FROM judgements")]
     store.close()
     assert reply == Completion(

@@ -24,11 +24,11 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.tools.protocol import ToolReply
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Exchange, Sampling, Step
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.interrupts import open_patient
+from reflux.graphs.amplify.interrupts import open_interruptible_run
 from reflux.graphs.ask import Amplified, Asked, Direct, answer_all
 from reflux.graphs.conversation import answer_chat
 from reflux.graphs.traces.otel import CAPTURE, OtelSpans, capturing
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.telemetry import NO_SPANS, spans_of
 from tests.support.amplifying import amplified, asking
@@ -42,7 +42,7 @@ REQUEST = ChatRequest(
 )
 
 
-class Heard:
+class Listener:
     """What a collector would be sent."""
 
     def __init__(self, contents: bool = False) -> None:
@@ -64,8 +64,8 @@ class Heard:
 
 
 @pytest.fixture
-def heard() -> Heard:
-    return Heard()
+def heard() -> Listener:
+    return Listener()
 
 
 def told(span: ReadableSpan, name: str) -> Any:
@@ -87,10 +87,10 @@ async def test_every_span_stands_below_its_node_however_nodes_overtake_each_othe
     above it, and every trace is one question's."""
     tree = {"root": ["a", "mid", "b"], "mid": ["c", "deep", "d"], "deep": ["e", "f"]}
     naps = {name: data.draw(st.sampled_from((0, 0.001, 0.004)), name) for name in "abcdef"}
-    heard, store = Heard(), TraceStore(tmp_path_factory.mktemp("spans") / "traces.db")
+    heard, store = Listener(), TraceStore(tmp_path_factory.mktemp("spans") / "traces.db")
     client = ScriptedClient(lambda _: "4", lambda request: naps[request.messages[-1][1][-1]])
-    caller = Caller(client, store, heard.spans)
-    context = AmplifyContext(caller, "base", [overseer(tree)], limits=Limits(depth=4))
+    recorded_client = RecordedClient(client, store, heard.spans)
+    context = AmplifyContext(recorded_client, "base", [overseer(tree)], limits=Limits(depth=4))
     try:
         await answer_all(Amplified(context), ASKED, ["root"])
     finally:
@@ -115,10 +115,10 @@ async def test_every_span_stands_below_its_node_however_nodes_overtake_each_othe
 
 
 async def test_questions_that_run_side_by_side_are_traces_of_their_own(
-    heard: Heard, store: TraceStore
+    heard: Listener, store: TraceStore
 ) -> None:
-    caller = Caller(ScriptedClient(str, lambda _: 0.002), store, heard.spans)
-    system = Direct(AmplifyContext(caller, "base", ()))
+    recorded_client = RecordedClient(ScriptedClient(str, lambda _: 0.002), store, heard.spans)
+    system = Direct(AmplifyContext(recorded_client, "base", ()))
     await answer_all(system, ASKED, [f"question {i}" for i in range(20)])
     traces = Counter(span.context.trace_id for span in heard.all if span.context)
     assert list(traces.values()) == [2] * 20
@@ -130,10 +130,10 @@ async def test_questions_that_run_side_by_side_are_traces_of_their_own(
 
 
 async def test_a_call_says_what_was_asked_of_which_model_and_what_it_took(
-    heard: Heard, store: TraceStore
+    heard: Listener, store: TraceStore
 ) -> None:
     reply = Completion("4", 9, 1, 0.5, "length", retries=("500 busy",))
-    await Caller(ScriptedClient(lambda _: reply), store, heard.spans).ask(KEY, REQUEST)
+    await RecordedClient(ScriptedClient(lambda _: reply), store, heard.spans).ask(KEY, REQUEST)
     (span,) = heard.all
     assert (span.name, span.kind) == ("chat student-r1", SpanKind.CLIENT)
     assert dict(span.attributes or {}) == {
@@ -174,7 +174,7 @@ async def test_a_call_says_what_was_asked_of_which_model_and_what_it_took(
     ],
 )
 def test_the_digest_of_the_weights_tells_adapter_or_address(
-    heard: Heard, digest: str, model: str, says: dict[str, Any]
+    heard: Listener, digest: str, model: str, says: dict[str, Any]
 ) -> None:
     with heard.spans.call(KEY, ChatRequest(model, (("user", "?"),)), digest):
         pass
@@ -185,17 +185,17 @@ def test_the_digest_of_the_weights_tells_adapter_or_address(
 
 
 async def test_a_call_that_is_replayed_has_no_span_and_one_from_the_cache_says_so(
-    heard: Heard, store: TraceStore
+    heard: Listener, store: TraceStore
 ) -> None:
     reply = Completion("4", cached=True)
-    caller = Caller(ScriptedClient(lambda _: reply), store, heard.spans)
-    await caller.ask(KEY, REQUEST)
-    await caller.ask(KEY, REQUEST)
+    recorded_client = RecordedClient(ScriptedClient(lambda _: reply), store, heard.spans)
+    await recorded_client.ask(KEY, REQUEST)
+    await recorded_client.ask(KEY, REQUEST)
     assert heard.one("chat")["reflux.cached"] is True
 
 
 async def test_a_failure_is_told_by_its_kind_and_never_by_its_text(
-    heard: Heard, store: TraceStore
+    heard: Listener, store: TraceStore
 ) -> None:
     def fail(_: ChatRequest) -> str:
         error = EndpointError("the endpoint says: your question '2+2?' is bad")
@@ -203,16 +203,18 @@ async def test_a_failure_is_told_by_its_kind_and_never_by_its_text(
         raise error
 
     with pytest.raises(EndpointError):
-        await Caller(ScriptedClient(fail), store, heard.spans).ask(KEY, REQUEST)
+        await RecordedClient(ScriptedClient(fail), store, heard.spans).ask(KEY, REQUEST)
     (span,) = heard.all
     assert span.status.status_code is StatusCode.ERROR
     assert told(span, "error.type") == "422"
     assert "2+2" not in span.to_json()
 
 
-async def test_a_call_that_is_cancelled_says_so(heard: Heard, store: TraceStore) -> None:
-    caller = Caller(ScriptedClient(lambda _: "4", lambda _: 60), store, heard.spans)
-    task = asyncio.create_task(caller.ask(KEY, REQUEST))
+async def test_a_call_that_is_cancelled_says_so(heard: Listener, store: TraceStore) -> None:
+    recorded_client = RecordedClient(
+        ScriptedClient(lambda _: "4", lambda _: 60), store, heard.spans
+    )
+    task = asyncio.create_task(recorded_client.ask(KEY, REQUEST))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -221,13 +223,13 @@ async def test_a_call_that_is_cancelled_says_so(heard: Heard, store: TraceStore)
 
 
 async def test_a_streamed_call_ends_with_its_stream_also_where_the_reader_leaves(
-    heard: Heard, store: TraceStore
+    heard: Listener, store: TraceStore
 ) -> None:
-    caller = Caller(ScriptedClient(lambda _: "4"), store, heard.spans)
-    async with aclosing(caller.stream(KEY, REQUEST)) as pieces:
+    recorded_client = RecordedClient(ScriptedClient(lambda _: "4"), store, heard.spans)
+    async with aclosing(recorded_client.stream(KEY, REQUEST)) as pieces:
         assert [piece async for piece in pieces]
         assert heard.one("chat")["gen_ai.usage.output_tokens"] == 1
-    async with aclosing(caller.stream(CallKey("q", "", "answer", 9), REQUEST)) as pieces:
+    async with aclosing(recorded_client.stream(CallKey("q", "", "answer", 9), REQUEST)) as pieces:
         await anext(pieces)
     whole, left = heard.all
     assert told(whole, "gen_ai.request.stream") is True and told(whole, "error.type") is None
@@ -235,24 +237,26 @@ async def test_a_streamed_call_ends_with_its_stream_also_where_the_reader_leaves
 
 
 async def test_replies_side_by_side_are_calls_of_one_conversation(
-    heard: Heard, store: TraceStore
+    heard: Listener, store: TraceStore
 ) -> None:
-    caller = Caller(ScriptedClient(lambda _: "4", lambda _: 0.001), store, heard.spans)
-    await answer_chat(caller, ASKED, "2+2?", [REQUEST] * 3, hear=lambda at, delta: None)
+    recorded_client = RecordedClient(
+        ScriptedClient(lambda _: "4", lambda _: 0.001), store, heard.spans
+    )
+    await answer_chat(recorded_client, ASKED, "2+2?", [REQUEST] * 3, hear=lambda at, delta: None)
     (run,) = heard.named("invoke_workflow")
     assert [above(span, heard.all) for span in heard.named("chat")] == [run] * 3
     assert told(run, "reflux.status") == "ok"
 
 
 async def test_a_tools_work_is_a_span_and_its_refusal_an_error(
-    heard: Heard, store: TraceStore
+    heard: Listener, store: TraceStore
 ) -> None:
-    caller = Caller(ScriptedClient(str), store, heard.spans)
+    recorded_client = RecordedClient(ScriptedClient(str), store, heard.spans)
 
     async def work() -> ToolReply:
         return ToolReply("17 is no list", False)
 
-    await caller.tool(KEY, "calculator", "sum(17)", work)
+    await recorded_client.tool(KEY, "calculator", "sum(17)", work)
     (span,) = heard.all
     assert (span.name, span.kind) == ("execute_tool calculator", SpanKind.INTERNAL)
     assert told(span, "gen_ai.tool.name") == "calculator"
@@ -261,7 +265,7 @@ async def test_a_tools_work_is_a_span_and_its_refusal_an_error(
 
 
 async def test_a_link_of_a_chain_is_a_call_below_the_step_that_began_it(
-    heard: Heard, store: TraceStore
+    heard: Listener, store: TraceStore
 ) -> None:
     class Counting:
         name = "counting"
@@ -274,14 +278,14 @@ async def test_a_link_of_a_chain_is_a_call_below_the_step_that_began_it(
 
     h = ScriptedOverseer("counting", Counting().act)
     h.follow = Counting().follow  # type: ignore[attr-defined]
-    caller = Caller(ScriptedClient(lambda _: "4"), store, heard.spans)
-    await answer_all(Amplified(AmplifyContext(caller, "base", [h])), ASKED, ["root"])
+    recorded_client = RecordedClient(ScriptedClient(lambda _: "4"), store, heard.spans)
+    await answer_all(Amplified(AmplifyContext(recorded_client, "base", [h])), ASKED, ["root"])
     assert [told(span, "reflux.step") for span in heard.named("chat")] == [0, 1, 2]
     assert {told(span, "reflux.role") for span in heard.named("chat")} == {"chain"}
 
 
 async def test_a_node_that_fails_is_an_error_and_the_run_that_goes_on_is_none(
-    heard: Heard, store: TraceStore
+    heard: Listener, store: TraceStore
 ) -> None:
     def reply(request: ChatRequest) -> str:
         if request.messages[-1][1] == "bad":
@@ -289,7 +293,7 @@ async def test_a_node_that_fails_is_an_error_and_the_run_that_goes_on_is_none(
         return "fine"
 
     system = amplified(store, ScriptedClient(reply), asking("good", "bad"))
-    system.context.caller.spans = heard.spans
+    system.context.recorded_client.spans = heard.spans
     await answer_all(system, ASKED, ["root"])
     ended = {told(n, "reflux.path"): n.status.status_code for n in heard.named("invoke_agent copy")}
     assert ended == {"/0.0.0": StatusCode.UNSET, "/0.0.1": StatusCode.ERROR}
@@ -297,15 +301,17 @@ async def test_a_node_that_fails_is_an_error_and_the_run_that_goes_on_is_none(
 
 
 async def test_waiting_for_a_person_is_no_error_and_each_reply_is_a_run_of_the_same_trajectory(
-    heard: Heard, store: TraceStore, tmp_path: Path
+    heard: Listener, store: TraceStore, tmp_path: Path
 ) -> None:
     h = overseer({"root": ["a", "who?"]})
-    caller = Caller(ScriptedClient(lambda _: "x"), store, heard.spans)
+    recorded_client = RecordedClient(ScriptedClient(lambda _: "x"), store, heard.spans)
     await store.add_question({"id": "q", "text": "root", **vars(ASKED)})
-    async with open_patient(AmplifyContext(caller, "base", [h]), tmp_path / "c.db") as patient:
-        waits = await patient.ask("root", "q")
+    async with open_interruptible_run(
+        AmplifyContext(recorded_client, "base", [h]), tmp_path / "c.db"
+    ) as interruptible_run:
+        waits = await interruptible_run.ask("root", "q")
         assert not [s for s in heard.all if s.status.status_code is StatusCode.ERROR]
-        await patient.reply("q", {waits.pending[0].id: plain("me")})
+        await interruptible_run.reply("q", {waits.pending[0].id: plain("me")})
     runs = heard.named("invoke_workflow")
     assert [told(run, "reflux.status") for run in runs] == ["waiting", "ok"]
     assert {(told(run, "reflux.trajectory"), told(run, "reflux.round")) for run in runs} == {
@@ -317,14 +323,16 @@ async def test_no_span_holds_what_was_said_unless_the_conventions_variable_asks_
     store: TraceStore,
 ) -> None:
     async def told_with(env: dict[str, str], key: CallKey) -> list[str]:
-        heard = Heard(capturing(env))
-        caller = Caller(ScriptedClient(lambda _: "the answer is four"), store, heard.spans)
+        heard = Listener(capturing(env))
+        recorded_client = RecordedClient(
+            ScriptedClient(lambda _: "the answer is four"), store, heard.spans
+        )
 
         async def work() -> ToolReply:
             return ToolReply("the tool says so")
 
-        await caller.ask(key, REQUEST)
-        await caller.tool(CallKey("q", key.path, "tool"), "search", "words to find", work)
+        await recorded_client.ask(key, REQUEST)
+        await recorded_client.tool(CallKey("q", key.path, "tool"), "search", "words to find", work)
         return [span.to_json() for span in heard.all]
 
     contents = ("2+2?", "Be brief.", "the answer is four", "words to find", "the tool says so")
@@ -359,11 +367,13 @@ def known() -> Iterator[str]:
 
 
 async def test_every_gen_ai_name_is_one_of_the_installed_conventions(store: TraceStore) -> None:
-    heard = Heard(contents=True)
+    heard = Listener(contents=True)
     system = amplified(store, ScriptedClient(lambda _: "4"), asking("a", "b"))
-    system.context.caller.spans = heard.spans
+    system.context.recorded_client.spans = heard.spans
     await answer_all(system, ASKED, ["root"])
-    await system.context.caller.tool(KEY, "search", "x", lambda: asyncio.sleep(0, ToolReply("y")))
+    await system.context.recorded_client.tool(
+        KEY, "search", "x", lambda: asyncio.sleep(0, ToolReply("y"))
+    )
     used = {name for span in heard.all for name in span.attributes or {} if "gen_ai" in name}
     assert len(used) > 12
     assert used <= set(known())

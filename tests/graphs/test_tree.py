@@ -14,7 +14,7 @@ from reflux.agents.types import SubQuestion as Sub
 from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Asked, Direct, answer_all
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
@@ -41,7 +41,7 @@ def context(
 ) -> AmplifyContext:
     limits = other.pop("limits", Limits(depth=2))
     overseers = [ScriptedOverseer("h", act)]
-    return AmplifyContext(Caller(client, store), "base", overseers, limits=limits, **other)
+    return AmplifyContext(RecordedClient(client, store), "base", overseers, limits=limits, **other)
 
 
 async def tree_of(store: TraceStore, made: AmplifyContext, question: str = "root") -> Node:
@@ -90,7 +90,7 @@ async def test_retries_are_branches_of_their_own_at_every_level(store: TraceStor
             return Answer(str(transcript[0].answer))
         return Ask.of({"root": "mid", "mid": "x"}[question]) if may_ask else PASS
 
-    made = context(store, client, act, checker=refuse_twice, votes=VotePolicy(most=1))
+    made = context(store, client, act, checker=refuse_twice, votes=VotePolicy(max_votes=1))
     tree = await tree_of(store, made)
     # The first X0 is refused by "mid", which tries again and gets another vote.
     assert [node.path for node in tree.walk()] == [
@@ -109,7 +109,7 @@ async def test_branches_below_a_retried_level_hang_under_their_own_attempt(
         return Ask.of({"root": "mid", "mid": "x"}[question]) if may_ask else PASS
 
     made = context(
-        store, ScriptedClient(lambda r: str(r.vote)), act, votes=VotePolicy(most=1),
+        store, ScriptedClient(lambda r: str(r.vote)), act, votes=VotePolicy(max_votes=1),
         checker=RuleChecker({"late": lambda q, a: q != "root" or a.endswith("1")}),
     )  # fmt: skip
     tree = await tree_of(store, made)

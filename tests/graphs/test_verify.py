@@ -14,12 +14,17 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.prompts import verdict_in
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
-from reflux.agents.verifiers.verifier import ByTool, Consistent, Critic, Inverse
+from reflux.agents.verifiers.verifier import (
+    BackwardVerifier,
+    ConsistencyVerifier,
+    CriticVerifier,
+    ToolVerifier,
+)
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
-from reflux.graphs.amplify.interrupts import Patient, open_patient
+from reflux.graphs.amplify.interrupts import InterruptibleRun, open_interruptible_run
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Asked
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from tests.support.amplifying import (
     ONE_VOTE,
@@ -63,7 +68,7 @@ async def test_a_critic_rejects_what_it_calls_wrong(
 ) -> None:
     client = critical(said)
     outcome = await answered(
-        store, client, asking("a", "b"), examiners=[Critic()], limits=Limits(attempts=2)
+        store, client, asking("a", "b"), verifiers=[CriticVerifier()], limits=Limits(attempts=2)
     )
     assert outcome["status"] == status
     assert outcome["answer"] == "A+B"
@@ -84,7 +89,7 @@ async def test_an_answer_whose_critic_is_out_of_reach_has_failed_and_says_why(
 
     client = ScriptedClient(reply)
     outcome = await answered(
-        store, client, asking("a"), examiners=[Critic()], limits=Limits(attempts=2)
+        store, client, asking("a"), verifiers=[CriticVerifier()], limits=Limits(attempts=2)
     )
     assert (outcome["status"], outcome["answer"]) == ("failed", "A")
     assert outcome["error"] == "the answer could not be examined: the endpoint is down"
@@ -129,23 +134,25 @@ async def test_the_inverse_question_finds_a_wrong_sum(
     client = ScriptedClient(
         lambda r: found if r.messages[-1][1] == "2+3" else str(int(r.messages[-1][1][0]) - 3)
     )
-    inverse = Inverse(lambda question, answer: (f"{answer}-3", lambda left: left == "2"))
-    outcome = await answered(store, client, sums, examiners=[inverse], limits=Limits(attempts=1))
+    inverse = BackwardVerifier(lambda question, answer: (f"{answer}-3", lambda left: left == "2"))
+    outcome = await answered(store, client, sums, verifiers=[inverse], limits=Limits(attempts=1))
     assert outcome["status"] == status
 
 
 @pytest.mark.parametrize(("found", "status"), [("5", "ok"), ("6", "rejected")])
 async def test_a_tool_finds_a_wrong_sum(store: TraceStore, found: str, status: str) -> None:
-    tool = ByTool(Calculator(), lambda question, answer: "2+3", lambda ours, theirs: ours == theirs)
+    tool = ToolVerifier(
+        Calculator(), lambda question, answer: "2+3", lambda ours, theirs: ours == theirs
+    )
     outcome = await answered(
-        store, ScriptedClient(lambda _: found), sums, examiners=[tool], limits=Limits(attempts=1)
+        store, ScriptedClient(lambda _: found), sums, verifiers=[tool], limits=Limits(attempts=1)
     )
     assert outcome["status"] == status
 
 
 async def test_a_tool_that_refuses_tells_nothing(store: TraceStore) -> None:
-    tool = ByTool(Calculator(), lambda question, answer: "2+", lambda ours, theirs: False)
-    outcome = await answered(store, ScriptedClient(lambda _: "5"), sums, examiners=[tool])
+    tool = ToolVerifier(Calculator(), lambda question, answer: "2+", lambda ours, theirs: False)
+    outcome = await answered(store, ScriptedClient(lambda _: "5"), sums, verifiers=[tool])
     assert outcome["status"] == "ok"
 
 
@@ -157,17 +164,20 @@ async def test_an_answer_must_follow_from_its_parts(store: TraceStore, broken: b
         return all(str(said.answer) in answer for said in transcript)
 
     outcome = await answered(
-        store, ScriptedClient(echo), asking("a", "b"), examiners=[Consistent("parts", holds)]
+        store,
+        ScriptedClient(echo),
+        asking("a", "b"),
+        verifiers=[ConsistencyVerifier("parts", holds)],
     )
     assert outcome["status"] == ("rejected" if broken else "ok")
 
 
 async def test_an_examiner_that_gives_no_verdict_leaves_doubt(store: TraceStore) -> None:
     class Careless:
-        async def examine(self, *_: object) -> Any:
+        async def verify(self, *_: object) -> Any:
             return True
 
-    outcome = await answered(store, ScriptedClient(echo), asking("a"), examiners=[Careless()])
+    outcome = await answered(store, ScriptedClient(echo), asking("a"), verifiers=[Careless()])
     assert outcome["status"] == "rejected"
     assert checks(store)[0] == (0, "Careless raised AttributeError")
 
@@ -177,16 +187,16 @@ async def test_an_examiner_that_raises_leaves_doubt_and_ends_nothing(store: Trac
         raise KeyError(question)
 
     outcome = await answered(
-        store, ScriptedClient(echo), asking("a"), examiners=[Consistent("parts", holds)]
+        store, ScriptedClient(echo), asking("a"), verifiers=[ConsistencyVerifier("parts", holds)]
     )
     assert outcome["status"] == "rejected"
-    assert checks(store)[0] == (0, "Consistent raised KeyError")
+    assert checks(store)[0] == (0, "ConsistencyVerifier raised KeyError")
 
 
 async def test_rules_come_before_examiners_that_cost(store: TraceStore) -> None:
     client = critical("WRONG")
     outcome = await answered(
-        store, client, asking("a"), examiners=[Critic()], checker=rejecting("A")
+        store, client, asking("a"), verifiers=[CriticVerifier()], checker=rejecting("A")
     )
     assert outcome["status"] == "rejected"
     assert not [text for text in asked_of(client) if "Proposed answer" in text]
@@ -225,18 +235,18 @@ async def test_a_policy_may_retry_the_same_decomposition_before_another(store: T
 
 
 @asynccontextmanager
-async def waiting(folder: Path, client: ScriptedClient) -> AsyncIterator[Patient]:
+async def waiting(folder: Path, client: ScriptedClient) -> AsyncIterator[InterruptibleRun]:
     store = TraceStore(folder / "traces.db")
     context = AmplifyContext(
-        Caller(client, store),
+        RecordedClient(client, store),
         "base",
         [ScriptedOverseer("way", asking("a"))],
         rejecting("A", "mine"),
         checks=CheckPolicy(after_failure=("retry", "person")),
         votes=ONE_VOTE,
     )
-    async with open_patient(context, folder / "checkpoints.db") as patient:
-        yield patient
+    async with open_interruptible_run(context, folder / "checkpoints.db") as interruptible_run:
+        yield interruptible_run
     store.close()
 
 
@@ -244,14 +254,14 @@ async def test_a_person_is_asked_where_checks_go_on_failing_and_has_the_last_wor
     tmp_path: Path,
 ) -> None:
     client = ScriptedClient(echo)
-    async with waiting(tmp_path, client) as patient:
-        progressed = await patient.ask("root", "q")
-    assert progressed.outcome is None
-    (pending,) = progressed.pending
+    async with waiting(tmp_path, client) as interruptible_run:
+        progress = await interruptible_run.ask("root", "q")
+    assert progress.outcome is None
+    (pending,) = progress.pending
     assert pending.form["question"] == "root"
     assert pending.form["failed"] == ["A", "A"]
-    async with waiting(tmp_path, client) as patient:
-        done = await patient.reply("q", {pending.id: {"kind": "answer", "text": "mine"}})
+    async with waiting(tmp_path, client) as interruptible_run:
+        done = await interruptible_run.reply("q", {pending.id: {"kind": "answer", "text": "mine"}})
     assert done.outcome is not None
     assert (done.outcome["answer"], done.outcome["status"]) == ("mine", "ok")
     assert asked_of(client) == ["a", "a"]

@@ -36,7 +36,10 @@ async def voted(store: TraceStore, reply: Any, *texts: str, **other: Any) -> Non
 async def test_votes_are_read_in_order_with_the_answer_they_chose(store: TraceStore) -> None:
     replies = {0: "no", 1: "yes", 2: "yes", 3: "yes"}
     await voted(
-        store, lambda r: said(replies[r.vote]), "a", votes=VotePolicy(rule=AheadBy(2, 9), sure=None)
+        store,
+        lambda r: said(replies[r.vote]),
+        "a",
+        votes=VotePolicy(rule=AheadBy(2, 9), min_logprob=None),
     )
     (one,) = voted_questions(store, "amplified")
     assert (one.question, one.path, one.answer) == ("a", "/0.0.0", "yes")
@@ -49,7 +52,7 @@ async def test_first_votes_alone_measure_the_accuracy(store: TraceStore) -> None
         asked = request.messages[-1][1]
         return said("wrong" if asked == "a" and request.vote == 0 else "right")
 
-    policy = VotePolicy(rule=AheadBy(1, 9), sure=None)
+    policy = VotePolicy(rule=AheadBy(1, 9), min_logprob=None)
     await voted(store, reply, "a", "b", "c", "d", votes=policy)
     measured = measure(list(voted_questions(store)), lambda question, text: text == "right")
     assert measured is not None
@@ -88,7 +91,7 @@ async def test_a_flag_is_worth_what_it_discards(store: TraceStore) -> None:
         asked = request.messages[-1][1]
         return said("perhaps 4" if asked in "ab" else "4")
 
-    await voted(store, reply, "a", "b", "c", votes=VotePolicy(most=1))
+    await voted(store, reply, "a", "b", "c", votes=VotePolicy(max_votes=1))
     log = list(voted_questions(store))
     flags = RedFlags(hedges=("perhaps",), longest=100)
     effects = {e.rule: e for e in flag_effects(log, flags, lambda question, text: text == "4")}
@@ -103,7 +106,7 @@ async def test_a_flag_is_worth_what_it_discards(store: TraceStore) -> None:
 async def test_flagged_replies_have_no_vote_and_are_asked_again(store: TraceStore) -> None:
     replies = {0: "perhaps 5", 1: "4", 2: "4"}
     client = ScriptedClient(lambda r: said(replies[r.vote]))
-    policy = VotePolicy(rule=AheadBy(2, 9), sure=None)
+    policy = VotePolicy(rule=AheadBy(2, 9), min_logprob=None)
     system = amplified(
         store, client, asking("a"), votes=policy, flags=RedFlags(hedges=("perhaps",))
     )

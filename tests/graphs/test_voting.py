@@ -14,11 +14,15 @@ votes_drawn = st.lists(
     max_size=9,
 )
 policies = st.builds(
-    lambda lead, more, sure: VotePolicy(lead=lead, most=lead + more, sure=sure),
+    lambda margin, more, min_logprob: VotePolicy(
+        margin=margin, max_votes=margin + more, min_logprob=min_logprob
+    ),
     st.integers(1, 4),
     st.integers(0, 5),
     st.floats(-5, 0.1),
-) | st.builds(lambda sure: VotePolicy(most=1, sure=sure), st.floats(-5, 0.1))
+) | st.builds(
+    lambda min_logprob: VotePolicy(max_votes=1, min_logprob=min_logprob), st.floats(-5, 0.1)
+)
 
 
 def yes(*texts: str) -> list[Vote]:
@@ -40,10 +44,12 @@ def test_voting_ends_by_number_by_lead_or_with_a_sure_first_vote(
     votes: list[Vote], policy: VotePolicy
 ) -> None:
     counts = {text: sum(v.ok and v.text == text for v in votes) for text in "abc"}
-    ahead = any(all(counts[a] - counts[b] >= policy.lead for b in counts if b != a) for a in counts)
+    ahead = any(
+        all(counts[a] - counts[b] >= policy.margin for b in counts if b != a) for a in counts
+    )
     alone = len(votes) == 1 and votes[0].ok
-    sure = alone and (votes[0].logprob is None or votes[0].logprob >= policy.sure)
-    assert settled(votes, policy) == (len(votes) >= policy.most or ahead or sure)
+    min_logprob = alone and (votes[0].logprob is None or votes[0].logprob >= policy.min_logprob)
+    assert settled(votes, policy) == (len(votes) >= policy.max_votes or ahead or min_logprob)
 
 
 @given(votes_drawn)
@@ -53,8 +59,8 @@ def test_the_winner_is_the_first_vote_for_the_most_frequent_accepted_answer(
     accepted = [vote for vote in votes if vote.ok]
     won = winner(votes)
     if accepted:
-        most = max(sum(v.text == w.text for v in accepted) for w in accepted)
-        leaders = [v for v in accepted if sum(v.text == w.text for w in accepted) == most]
+        max_votes = max(sum(v.text == w.text for v in accepted) for w in accepted)
+        leaders = [v for v in accepted if sum(v.text == w.text for w in accepted) == max_votes]
         assert won is leaders[0]
     else:
         assert won is (votes[0] if votes else None)
@@ -66,11 +72,11 @@ def test_no_votes_settle_nothing_and_nobody_wins() -> None:
 
 
 def test_a_single_vote_is_all_where_voting_is_off() -> None:
-    assert settled([Vote("a", False, -9.0)], VotePolicy(most=1))
+    assert settled([Vote("a", False, -9.0)], VotePolicy(max_votes=1))
 
 
 def test_a_first_vote_stands_alone_only_if_sure_and_accepted() -> None:
-    policy = VotePolicy(sure=-0.05)
+    policy = VotePolicy(min_logprob=-0.05)
     assert settled([Vote("a", True, -0.01)], policy)
     assert settled([Vote("a", True, None)], policy)
     assert not settled([Vote("a", True, -0.06)], policy)
@@ -78,12 +84,12 @@ def test_a_first_vote_stands_alone_only_if_sure_and_accepted() -> None:
 
 
 def test_a_lead_of_one_takes_the_first_accepted_vote() -> None:
-    assert settled(yes("a"), VotePolicy(lead=1))
-    assert not settled(yes("a", "b"), VotePolicy(lead=1))
+    assert settled(yes("a"), VotePolicy(margin=1))
+    assert not settled(yes("a", "b"), VotePolicy(margin=1))
 
 
 def test_two_that_lead_together_vote_on_to_the_limit() -> None:
-    policy = VotePolicy(lead=2, most=6)
+    policy = VotePolicy(margin=2, max_votes=6)
     assert not settled(yes("a", "b", "a", "b", "a"), policy)
     assert settled(yes("a", "b", "a", "b", "a", "b"), policy)
     winning = winner(yes("b", "a", "a", "b"))
@@ -92,7 +98,7 @@ def test_two_that_lead_together_vote_on_to_the_limit() -> None:
 
 def test_refused_votes_use_up_the_limit_and_do_not_count() -> None:
     refused = Vote("a", False, -1.0)
-    assert not settled([refused, refused], VotePolicy(lead=2, most=3))
-    assert settled([refused] * 3, VotePolicy(lead=2, most=3))
+    assert not settled([refused, refused], VotePolicy(margin=2, max_votes=3))
+    assert settled([refused] * 3, VotePolicy(margin=2, max_votes=3))
     assert winner([refused] * 3) is not None
     assert tally([refused] * 3) == []

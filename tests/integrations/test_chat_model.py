@@ -22,7 +22,7 @@ import reflux
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.overseers.protocol import PASS
-from reflux.agents.overseers.scripted import PersonOverseer, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
 from reflux.conversation import question_of
 from reflux.graphs.amplify.context import Limits
@@ -294,7 +294,7 @@ def test_an_answer_that_takes_too_long_is_an_error() -> None:
 
 def test_a_person_cannot_be_waited_for_here() -> None:
     with pytest.raises(UsageError, match="checkpointer"):
-        model_of(overseer=PersonOverseer()).invoke("q")
+        model_of(overseer=HumanOverseer()).invoke("q")
 
 
 def test_the_budget_is_that_of_the_limits() -> None:

@@ -18,7 +18,7 @@ from pytest_httpserver import HTTPServer
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
-from reflux.agents.overseers.scripted import PersonOverseer, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
 from reflux.graphs.traces.tree import load_tree
 from reflux.integrations.agent import Agent
@@ -41,7 +41,7 @@ def act(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
 
 
 SPLITS = ScriptedOverseer("splits", act)
-H = {DEFAULT_OVERSEER: SPLITS, "plain": SPLITS, "person": PersonOverseer()}
+H = {DEFAULT_OVERSEER: SPLITS, "plain": SPLITS, "person": HumanOverseer()}
 
 
 def made(run: Path, saver: Any = None, **context: Any) -> tuple[Any, ScriptedClient]:

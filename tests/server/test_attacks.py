@@ -16,7 +16,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.redaction import PLACEHOLDER, redact
 from reflux.server import guards
 from reflux.server import http_limits as wire
-from reflux.server.guards import client_of, refuse_open_door
+from reflux.server.guards import check_exposure, client_of
 from reflux.server.settings import ServeSettings
 from tests.support.serving import Scripted, X, scripted, serving, soon
 
@@ -99,7 +99,7 @@ def test_long_bodies_in_one_piece_and_many_requests_of_a_connection_are_no_long_
 
 
 def test_a_body_that_does_not_come_is_given_up_and_its_place_is_free_again(tmp_path: Path) -> None:
-    with serving(tmp_path, together=1, body_seconds=0.5) as url, connected(url) as attacker:
+    with serving(tmp_path, max_concurrency=1, body_seconds=0.5) as url, connected(url) as attacker:
         attacker.sendall(HEAD + b'content-length: 100\r\n\r\n{"model"')
         assert soon(lambda: answers(url) == 429)
         assert heard(attacker).startswith(b"HTTP/1.1 408")
@@ -113,7 +113,7 @@ def test_a_client_that_takes_nothing_is_given_up_and_its_tree_ended(
     words = b"word " * 40_000
     body = b'{"model": "x", "stream": true, "max_tokens": 100000, "messages": [{"role": "user", '
     body += b'"content": "%s"}]}' % words
-    with serving(tmp_path, script, together=1) as url, socket.socket() as attacker:
+    with serving(tmp_path, script, max_concurrency=1) as url, socket.socket() as attacker:
         attacker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         parts = urlsplit(url)
         attacker.connect((parts.hostname, parts.port))
@@ -223,19 +223,19 @@ def test_only_a_name_of_the_server_is_a_host(tmp_path: Path, host: bytes) -> Non
 )  # fmt: skip
 def test_every_address_that_is_not_surely_this_machine_needs_a_key(host: str) -> None:
     with pytest.raises(UsageError, match="REFLUX_API_KEY"):
-        refuse_open_door(ServeSettings(host=host))
-    refuse_open_door(ServeSettings(host=host, api_key="secret"))
+        check_exposure(ServeSettings(host=host))
+    check_exposure(ServeSettings(host=host, api_key="secret"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_addresses_of_this_machine_need_none(host: str) -> None:
-    refuse_open_door(ServeSettings(host=host))
+    check_exposure(ServeSettings(host=host))
 
 
 @pytest.mark.parametrize("key", ["sécret", "a\nb", " secret", "secret\t"])
 def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
     with pytest.raises(UsageError, match="no HTTP header can carry"):
-        refuse_open_door(ServeSettings(api_key=key))
+        check_exposure(ServeSettings(api_key=key))
 
 
 @pytest.mark.parametrize(

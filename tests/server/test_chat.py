@@ -223,12 +223,16 @@ def test_what_is_asked_for_reaches_the_model(client: OpenAI, script: Scripted) -
     first, second, third, fourth = ([body.get(k) for k in kept] for body in script.asked)
     assert first == [0.5, 7, 1, ["x", "y"]]
     assert second == [0.0, 0, 2, None]
-    assert third[1] != fourth[1]  # Drawn anew, where nothing is said.
+    assert third[1] != fourth[1]  # SampledTokens anew, where nothing is said.
 
 
 def test_log_probabilities_come_with_as_many_alternatives_as_asked(client: OpenAI) -> None:
-    for most, alternatives in ((None, 0), (1, 1)):
-        asked = {"logprobs": True, "top_logprobs": most, "temperature": 1}  # None is known already.
+    for max_votes, alternatives in ((None, 0), (1, 1)):
+        asked = {
+            "logprobs": True,
+            "top_logprobs": max_votes,
+            "temperature": 1,
+        }  # None is known already.
         whole = answered(client, X, **asked).choices[0].logprobs.content
         stream = answered(client, X, stream=True, **asked)
         pieces = [c.choices[0].logprobs for c in stream if c.choices[0].logprobs]

@@ -61,14 +61,15 @@ class Served:
     known: dict[str, Any]
     """Values that name something there, by their names in the description."""
 
-    def statuses(self, operation: Any, mode: GenerationMode, most: int) -> Counter[int]:
-        """How often each status came of made-up requests of one operation, three in four of them
+    def statuses(self, operation: Any, mode: GenerationMode, max_votes: int) -> Counter[int]:
+        """How often each status came of made-up requests of one operation, three in four of
+        them
         for what is there; none is a 5xx, and all are as the description says."""
         seen: Counter[int] = Counter()
         turns = {name: cycle([*values, None]) for name, values in self.known.items()}
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @hypothesis.settings(MADE_UP, max_examples=most)
+        @hypothesis.settings(MADE_UP, max_examples=max_votes)
         def hold(case: schemathesis.Case) -> None:
             for name, values in turns.items():
                 for place in (case.path_parameters, case.body):

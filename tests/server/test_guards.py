@@ -142,7 +142,7 @@ async def test_more_at_once_than_the_limit_is_refused_and_the_rest_goes_on(
     tmp_path: Path, script: Scripted
 ) -> None:
     script.pause = lambda body: 0.5
-    with serving(tmp_path, script, together=2) as url:
+    with serving(tmp_path, script, max_concurrency=2) as url:
         async with httpx2.AsyncClient(base_url=url) as client:
 
             async def one(number: int) -> int:

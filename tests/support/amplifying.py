@@ -10,19 +10,19 @@ from reflux.agents.types import Answer, Ask, ChatClient, ChatRequest, Exchange, 
 from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 
 Transcript = Sequence[Exchange]
 Way = Callable[[str, Transcript, bool], Step]
-ONE_VOTE = VotePolicy(most=1)
+ONE_VOTE = VotePolicy(max_votes=1)
 
 
 def amplified(store: TraceStore, client: ChatClient, *ways: Way, **other: Any) -> Amplified:
     """Amplify^H(X), where each way is one of H's decompositions."""
     overseers = [ScriptedOverseer(f"way-{i}", way) for i, way in enumerate(ways)]
-    return Amplified(AmplifyContext(Caller(client, store), "base", overseers, **other))
+    return Amplified(AmplifyContext(RecordedClient(client, store), "base", overseers, **other))
 
 
 def asking(*texts: str) -> Way:

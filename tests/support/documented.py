@@ -180,7 +180,7 @@ def module_at(path: Path) -> ModuleType:
     return module
 
 
-def refuse_unknown(command: Command) -> None:
+def check_known(command: Command) -> None:
     """Hold a command that is not run against what there is: commands, options, modules.
 
     Raises:
@@ -237,7 +237,7 @@ class Session:
             assert block.commands
             for at, command in enumerate(block.commands):
                 if not block.runs:
-                    refuse_unknown(command)
+                    check_known(command)
                     continue
                 last = at == len(block.commands) - 1
                 more = block.told("shorter ")

@@ -16,7 +16,7 @@ import uvicorn
 from reflux.agents.clients.endpoints import Endpoint
 from reflux.agents.clients.openai import OpenAIClient
 from reflux.agents.overseers.protocol import PASS, AnyOverseer
-from reflux.agents.overseers.scripted import PersonOverseer, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from reflux.finetune.run_folder import RunFolder
 from reflux.server.app import create_app
@@ -38,7 +38,7 @@ def act(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
 H: Mapping[str, AnyOverseer] = {
     "splits": ScriptedOverseer("splits", act),
     "plain": ScriptedOverseer("plain", lambda question, transcript, may_ask: PASS),
-    "person": PersonOverseer(),
+    "person": HumanOverseer(),
 }
 
 

@@ -24,8 +24,8 @@ from reflux.agents.types import (
     TokenLogprob,
 )
 from reflux.agents.verifiers.rules import RuleChecker, Verdict
-from reflux.graphs.amplify.context import AmplifyContext, Branches, CheckPolicy, Limits
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, ConcurrencyLimit, Limits
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 
@@ -65,7 +65,7 @@ class World:
     """Replies that cost far more than others."""
     advice: int = 0
     """One step of H in so many asks X first."""
-    branches: int = 256
+    concurrency: int = 256
     """Sub-questions of one depth under way at once."""
     confirm: int = 1
     """Attempts that have to agree."""
@@ -90,8 +90,12 @@ class World:
             raise EndpointError("down")
         said = GARBLED if self.chance(self.garbled, "garbled", asked) else ("a", "b", "c")
         text = said[self._number(asked) % len(said)]
-        sure = -1.0 if self.chance(self.doubts, "doubt", asked) else 0.0
-        known = () if self.chance(self.garbled, "unknown", asked) else (TokenLogprob(text, sure),)
+        min_logprob = -1.0 if self.chance(self.doubts, "doubt", asked) else 0.0
+        known = (
+            ()
+            if self.chance(self.garbled, "unknown", asked)
+            else (TokenLogprob(text, min_logprob),)
+        )
         cost = 50 if self.chance(self.wasteful, "waste", asked) else 2
         return Completion(text, 3, cost, logprobs=known)
 
@@ -132,7 +136,7 @@ class World:
     def context(self, client: ChatClient, store: TraceStore) -> AmplifyContext:
         """This world as the graph and the reference see it."""
         return AmplifyContext(
-            Caller(client, store),
+            RecordedClient(client, store),
             "base",
             [
                 self.adviser(way) if self.advice else self.overseer(way)
@@ -141,8 +145,8 @@ class World:
             RuleChecker({"luck": self.accepts}),
             self.limits,
             self.votes,
-            branches=Branches(self.branches),
-            examiners=[Luck(self)] if self.examined else [],
+            concurrency=ConcurrencyLimit(self.concurrency),
+            verifiers=[Luck(self)] if self.examined else [],
             checks=CheckPolicy(self.confirm, ("retry",) if self.same_way else ()),
         )
 
@@ -153,7 +157,7 @@ class Luck:
 
     world: World
 
-    async def examine(
+    async def verify(
         self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         asked = (question, answer, len(transcript))
@@ -224,8 +228,10 @@ def _plans(draw: st.DrawFn) -> dict[str, Plan]:
     """H's way with every name: the first is always taken apart, the last three never."""
     plans: dict[str, Plan] = {}
     for at, name in enumerate(NAMES):
-        least, most = (1, 2) if at == 0 else (0, 2) if at < len(NAMES) - 3 else (0, 0)
-        batches = draw(st.lists(_batches(name), min_size=least, max_size=most)) if most else []
+        least, max_votes = (1, 2) if at == 0 else (0, 2) if at < len(NAMES) - 3 else (0, 0)
+        batches = (
+            draw(st.lists(_batches(name), min_size=least, max_size=max_votes)) if max_votes else []
+        )
         plans[name] = Plan(tuple(batches), draw(st.sampled_from(ENDS if batches else LEAVES)))
     return plans
 
@@ -276,7 +282,9 @@ def worlds(draw: st.DrawFn, *, poor: bool = False, voting: bool = False) -> Worl
         roots,
         ways,
         limits,
-        VotePolicy(lead=draw(st.integers(1, 2)), most=draw(st.integers(2 if voting else 1, 4))),
+        VotePolicy(
+            margin=draw(st.integers(1, 2)), max_votes=draw(st.integers(2 if voting else 1, 4))
+        ),
         salt=draw(st.integers(0, 2**32)),
         faults=_often(draw, [0], [3, 8]),
         garbled=_often(draw, [0], [3]),

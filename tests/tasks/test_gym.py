@@ -20,7 +20,7 @@ from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Asked, Direct, task_context
 from reflux.graphs.evals.runner import evaluate
 from reflux.graphs.evals.task import is_held_out, score_held_out
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import TASKS
@@ -245,7 +245,9 @@ async def test_in_the_graph_the_tasks_own_tools_and_a_knowing_model_answer_all(
 ) -> None:
     made = task(name)
     client = ScriptedClient(lambda request: oracle(request.messages[-1][1]))
-    context = AmplifyContext(Caller(client, store), "base", (), votes=VotePolicy(most=1))
+    context = AmplifyContext(
+        RecordedClient(client, store), "base", (), votes=VotePolicy(max_votes=1)
+    )
     amplified = Amplified(task_context(context, made))
     questions = made.sample(3, 2, "held_out", 0)
     score = await evaluate(amplified, made, Asked("run", 0, "h", name, "held_out"), questions)
@@ -260,7 +262,9 @@ async def test_in_the_graph_a_useless_model_fails_only_where_it_has_to_work(
 ) -> None:
     made = task(name)
     client = ScriptedClient(lambda request: "!?")
-    context = AmplifyContext(Caller(client, store), "base", (), votes=VotePolicy(most=1))
+    context = AmplifyContext(
+        RecordedClient(client, store), "base", (), votes=VotePolicy(max_votes=1)
+    )
     amplified = Amplified(task_context(context, made))
     questions = made.sample(2, 1, "held_out", 0)
     asked = Asked("run", 0, "amplified", name, "held_out")
@@ -277,7 +281,7 @@ async def test_a_direct_answer_is_read_out_of_what_stands_around_it(store: Trace
         a, b = re.findall(r"\d+", request.messages[-1][1])
         return f"The product of {a} and {b} is {int(a) * int(b):,}."
 
-    context = AmplifyContext(Caller(ScriptedClient(reply), store), "base", ())
+    context = AmplifyContext(RecordedClient(ScriptedClient(reply), store), "base", ())
     direct = Direct(task_context(context, made))
     asked = Asked("run", 0, "direct", "products", "held_out")
     score = await evaluate(direct, made, asked, made.sample(5, 2, "held_out", 0))

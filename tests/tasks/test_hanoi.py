@@ -13,7 +13,7 @@ from reflux.agents.types import Answer, Chain, ChatRequest
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Asked, Direct, answer_all, task_context
 from reflux.graphs.evals.task import is_held_out
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import task_named
@@ -165,7 +165,11 @@ def right(request: ChatRequest) -> str:
 
 def solving(store: TraceStore, client: ScriptedClient) -> AmplifyContext:
     given = AmplifyContext(
-        Caller(client, store), "base", (), limits=Limits(attempts=1), votes=VotePolicy(most=1)
+        RecordedClient(client, store),
+        "base",
+        (),
+        limits=Limits(attempts=1),
+        votes=VotePolicy(max_votes=1),
     )
     return task_context(given, TASK)
 

@@ -15,7 +15,7 @@ from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, SubQuestion
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Asked, answer_all, task_context
 from reflux.graphs.evals.task import is_held_out
-from reflux.graphs.traces.recorded_client import Caller
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
@@ -136,11 +136,11 @@ async def amplified(
     """Answers of the voted and checked tree."""
     store = TraceStore(folder / "traces.db")
     context = AmplifyContext(
-        Caller(ScriptedClient(reply), store),
+        RecordedClient(ScriptedClient(reply), store),
         "base",
         (),
         limits=Limits(depth=10, calls=50_000, tokens=10**8),
-        votes=VotePolicy(sure=None, rule=AheadBy(2, 9)),
+        votes=VotePolicy(min_logprob=None, rule=AheadBy(2, 9)),
     )
     system = Amplified(task_context(context, TASK))
     outcomes = await answer_all(system, Asked("t", 0, "a", "t", "held_out"), questions)
