@@ -19,7 +19,7 @@ from reflux.agents.types import ChatClient
 from reflux.agents.verifiers.rules import Checker, RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, answer_all
+from reflux.graphs.ask import Amplified, Origin, answer_all
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
@@ -86,7 +86,7 @@ async def amplify(
                     **context,
                 )
             )
-            source = Asked("python", -1, f"ask-{uuid.uuid4().hex[:12]}", "", "asked")
+            source = Origin("python", -1, f"ask-{uuid.uuid4().hex[:12]}", "", "asked")
             (outcome,) = await answer_all(amplified, source, [question])
             tree = load_tree(store, source.question_id(question))
         finally:

@@ -12,6 +12,8 @@ class Verdict:
     ok: bool
     rule: str = ""
     """The first rule that failed; empty where none did."""
+    reason: str = ""
+    """Why the answer could not be tested."""
 
 
 class Checker(Protocol):

@@ -32,7 +32,7 @@ from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, answer_all, check_outage, task_context
+from reflux.graphs.ask import Amplified, Origin, answer_all, check_outage, task_context
 from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.tree import load_tree
@@ -160,7 +160,7 @@ async def _ask(
         context = task_context(AmplifyContext(opened.recorded_client, x, (), limits=limits), task)
         check_askable(question, context)
         # Every asking is a trajectory of its own, whatever was asked before.
-        asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
+        asked = Origin(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
         trajectory = asked.question_id(question)
         caps = limits.depth, limits.calls, limits.tokens, limits.seconds
         options = AskOptions("", x, (), *caps, task=task.name)

@@ -18,7 +18,7 @@ from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.interrupts import open_interruptible_run
-from reflux.graphs.ask import Asked
+from reflux.graphs.ask import Origin
 from reflux.graphs.conversation import answer_chat
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import marked_when_stopped
@@ -130,10 +130,10 @@ class ChatSession:
         except OSError as error:
             self.unkept = error
 
-    def _asked(self) -> Asked:
+    def _asked(self) -> Origin:
         """Where a message comes from: each is a trajectory of its own."""
         name = f"chat-{self.conversation.id}-{uuid.uuid4().hex[:6]}"
-        return Asked(self.opened.folder.name, -1, name, self.options.task, "asked")
+        return Origin(self.opened.folder.name, -1, name, self.options.task, "asked")
 
     async def _answered(
         self, context: AmplifyContext, text: str, question: str, hush: Callable[[], None]

@@ -18,7 +18,7 @@ from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_interruptible_run
 from reflux.graphs.amplify.recompute import revised_context
-from reflux.graphs.ask import Asked, check_outage
+from reflux.graphs.ask import Origin, check_outage
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.tree import Node, find_question, load_tree
@@ -74,7 +74,7 @@ class Told:
 
 async def ask_freely(folder: RunFolder, opened: OpenRun, text: str, options: AskOptions) -> Told:
     """Ask, and let persons in the terminal reply where H defers to them."""
-    asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", "", "asked")
+    asked = Origin(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", "", "asked")
     question_id = asked.question_id(text)
     async with opened:
         store = opened.store

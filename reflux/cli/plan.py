@@ -17,7 +17,7 @@ from reflux.cli.progress import ProgressView
 from reflux.finetune.config import RoundsConfig
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Asked, Direct, answer_every, task_context
+from reflux.graphs.ask import Origin, Direct, answer_every, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import Task, score_held_out
 from reflux.graphs.evals.vote_log import (
@@ -192,7 +192,7 @@ async def _probed(
         context = AmplifyContext(
             opened.recorded_client, x, (), votes=policy, limits=Limits(attempts=1), seed=seed
         )
-        asked = Asked(folder.name, -1, f"probe-{x}-{level}", task.name, "held_out")
+        asked = Origin(folder.name, -1, f"probe-{x}-{level}", task.name, "held_out")
         with ProgressView() as view:
             await answer_every(
                 Direct(task_context(context, task), votes=policy),

@@ -22,7 +22,7 @@ from reflux.agents.verifiers.rules import Checker, RuleChecker
 from reflux.conversation import cut_at, question_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, answer_all
+from reflux.graphs.ask import Amplified, Origin, answer_all
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree, tokens_of
@@ -191,7 +191,7 @@ class AmplifiedChatModel(BaseChatModel):
         opened = self._agent.open()
         x = self._agent.name(options.get("model") or self.model)
         context = self._context(AmplifyContext(opened.recorded_client, x, (), emit=emit), options)
-        asked = Asked(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
+        asked = Origin(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
         trajectory = asked.question_id(redact(question))
         try:
             async with asyncio.timeout(self.timeout):

@@ -35,7 +35,7 @@ from reflux.conversation import question_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.state import Outcome, Status
-from reflux.graphs.ask import Asked, recursion_limit
+from reflux.graphs.ask import Origin, recursion_limit
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.integrations.agent import Agent
 from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named
@@ -111,7 +111,7 @@ def chat_graph(
         said = [HumanMessage(plain)] if plain else []
         question = redact(question_of([*state.get("messages", []), *said]))
         opened = x.open()
-        asked = Asked(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
+        asked = Origin(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
         trajectory = asked.question_id(question)
         row = {"id": trajectory, "text": question, **vars(asked)}
         await opened.store.add_question(row)

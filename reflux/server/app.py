@@ -17,7 +17,7 @@ from reflux.agents.clients.endpoints import Endpoints
 from reflux.agents.clients.llama_cpp import LlamaCppClient
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.ask import settled
+from reflux.graphs.garbage_collection import settled
 from reflux.graphs.traces.telemetry import own_spans
 from reflux.overseers import OVERSEERS
 from reflux.server import chat_api, tree_api

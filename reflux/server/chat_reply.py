@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from reflux.agents.clients.streaming import Delta
 from reflux.agents.types import Completion, TokenLogprob
 from reflux.finetune.run_folder import OpenRun
-from reflux.graphs.ask import Asked
+from reflux.graphs.ask import Origin
 from reflux.graphs.traces.events import Event
 from reflux.server.chat_request import ChatRequest
 
@@ -40,9 +40,9 @@ Said = str | tuple[int, Delta] | Reply
 Emit = Callable[[Event], None]
 
 
-def asked_anew(run: OpenRun, task: str = "") -> Asked:
+def asked_anew(run: OpenRun, task: str = "") -> Origin:
     """Where a served question comes from: each is a trajectory of its own."""
-    return Asked(run.folder.name, -1, f"serve-{uuid.uuid4().hex[:12]}", task, "asked")
+    return Origin(run.folder.name, -1, f"serve-{uuid.uuid4().hex[:12]}", task, "asked")
 
 
 def seed_of(request: ChatRequest) -> int:
