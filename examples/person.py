@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import reflux
-from reflux.cli.human_input import proposal_text
-from reflux.graphs.amplify.interrupts import RunProgress
+from reflux.graphs.amplify.interrupts import RunProgress, proposal_text
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 

@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.cli.ask import batch_config, config_of, open_run, task_of
+from reflux.cli.ask import batch_config, task_of
+from reflux.models import config_of, open_run
 from reflux.cli.contract import OUT, Json, Model, emit, open_existing, run_async
 from reflux.cli.progress import ProgressView
 from reflux.finetune.config import RoundsConfig

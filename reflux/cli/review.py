@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.cli.ask import open_run
+from reflux.models import open_run
 from reflux.cli.contract import (
     ERR,
     MOST,
@@ -21,7 +21,7 @@ from reflux.cli.contract import (
     open_existing,
     run_async,
 )
-from reflux.cli.human_input import proposal_text
+from reflux.graphs.amplify.interrupts import proposal_text
 from reflux.cli.terminal_input import read_key, read_line
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue, state_of

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from reflux.agents.errors import UsageError
 from reflux.agents.prompts import cut
-from reflux.cli.ask import prices_of
+from reflux.models import prices_of
 from reflux.cli.contract import ERR, MOST, OUT, RUNS, Json, RunDir, emit, open_existing
 from reflux.cli.distill_source import logged_rows
 from reflux.conversation import last_question

@@ -19,7 +19,7 @@ from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.garbage_collection import settled
 from reflux.graphs.traces.telemetry import own_spans
-from reflux.overseers import OVERSEERS
+from reflux.ask_context import OVERSEERS
 from reflux.server import chat_api, tree_api
 from reflux.server.chat_api import TRACE, Served, served
 from reflux.server.errors import answer_errors

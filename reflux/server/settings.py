@@ -15,7 +15,7 @@ from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
 from reflux.finetune.config import problems, read_yaml
 from reflux.graphs.amplify.context import Limits
-from reflux.overseers import DEFAULT_OVERSEER
+from reflux.ask_context import DEFAULT_OVERSEER
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
-from reflux.cli.ask import prices_of
-from reflux.cli.human_input import HELP
+from reflux.graphs.amplify.interrupts import HELP
+from reflux.models import prices_of
 from reflux.graphs.traces.database import Rows, read_apart
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.tree import find_question, load_tree, tokens_of

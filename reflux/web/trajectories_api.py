@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from reflux.agents.errors import UsageError
-from reflux.cli.ask import prices_of
+from reflux.models import prices_of
 from reflux.graphs.traces.search import Wanted, facets, node_record, search
 from reflux.server.chat_api import ERRORS, served
 from reflux.server.errors import ApiError
