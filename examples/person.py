@@ -64,7 +64,7 @@ async def main(verb: str, text: str) -> None:
     client = LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     try:
         given = {"question": text} if verb == "ask" else {"reply": text}
-        progress = await go_on(Path("runs/person"), client, **given)
+        progress = await go_on(Path("runs/human"), client, **given)
     finally:
         await client.close()
     for each in progress.pending:

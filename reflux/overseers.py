@@ -15,10 +15,10 @@ OVERSEERS: Mapping[str, AnyOverseer] = {
     "model": ModelOverseer(),
     "reviewed": Reviewed(ModelOverseer(), "root"),
     "plain": ScriptedOverseer("plain", lambda question, transcript, may_ask: PASS),
-    "person": HumanOverseer(),
+    "human": HumanOverseer(),
 }
 """`model`: X itself decides how to divide a question; `reviewed`: a person sees its steps at the
-root first; `plain` leaves every question to X, undivided; `person` defers every one to a person."""
+root first; `plain` leaves every question to X, undivided; `human` defers every one to a person."""
 
 
 def overseer_named(

@@ -116,15 +116,15 @@ async def _append(store: TraceStore, last: str, path: str, word: Override) -> st
     while True:
         made = revision(last, number_of(last) + 1)
         await store.add_question({"id": made, **kept, "revises": last})
-        await store.add_judgement(made, path, "override", True, detail, author="person", key="0")
+        await store.add_judgement(made, path, "override", True, detail, author="human", key="0")
         if overrides_made(store, made) == [(path, detail)]:
             break
         last = made  # Somebody else was the first to put a word in there.
     if path == "" and word.answer is not None:
         ended = {"question": word.question, "answer": word.answer, "status": "ok", "error": None}
         spent = {"calls": word.calls, "cached": word.calls, "tokens": word.tokens}
-        detail = {**ended, "by": "person", "spent": spent}
-        await store.add_judgement(made, "", "outcome", True, detail, author="person", key="0")
+        detail = {**ended, "by": "human", "spent": spent}
+        await store.add_judgement(made, "", "outcome", True, detail, author="human", key="0")
     return made
 
 
@@ -150,7 +150,7 @@ def check_editable(store: TraceStore, question_id: str) -> None:
     """
     for path, word in overrides_made(store, question_id):
         node = next((n for n in load_tree(store, question_id).walk() if n.path == path), None)
-        if word["answer"] is not None and (node is None or node.answered_by != "person"):
+        if word["answer"] is not None and (node is None or node.answered_by != "human"):
             raise RefluxError(
                 f"the answer to {path} was not taken up: at its place stands "
                 f"{node.question if node else None!r}, it was for {word['question']!r}; H took "

@@ -107,7 +107,7 @@ def test_what_was_only_asked_is_listed_in_80_columns_and_export_says_what_it_nee
     tmp_path: Path,
 ) -> None:
     folder, out = tmp_path / "asked", tmp_path / "rows.jsonl"
-    asked = run("ask", "What now?", "--overseer", "person", "--run", str(folder))
+    asked = run("ask", "What now?", "--overseer", "human", "--run", str(folder))
     assert asked.returncode == 0, asked.stderr
     listed = run("traces", "list", "--run", str(folder), env={"COLUMNS": "80"}).stdout
     assert max(map(len, listed.splitlines())) <= 80
