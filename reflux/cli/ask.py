@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from reflux.agents.budget import Price
 from reflux.agents.clients.endpoints import Endpoint, Endpoints
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import RefluxError, UsageError
@@ -27,7 +26,7 @@ from reflux.cli.contract import (
 )
 from reflux.cli.plain_ask import ask_freely, tell
 from reflux.cli.rounds import shipped_config
-from reflux.finetune.config import RoundsConfig, config_from, read_config
+from reflux.finetune.config import RoundsConfig, read_config
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import check_askable
@@ -82,26 +81,13 @@ def task_of(folder: RunFolder, name: str | None) -> str:
     """The task that is named, else that of the run, else addition."""
     if name is not None:
         return name
-    config = config_of(folder)
+    config = folder.rounds_config()
     return config.task if config else DEFAULT_TASK
-
-
-def config_of(folder: RunFolder) -> RoundsConfig | None:
-    """What the run was begun with; None where there is none."""
-    if not folder.exists:
-        return None
-    return config_from(folder.load_config(), str(folder.config_path))
-
-
-def prices_of(folder: RunFolder) -> Mapping[str, Price]:
-    """What a million tokens of each model cost, where the run's config tells."""
-    config = config_of(folder)
-    return config.spend_limit.prices if config else {}
 
 
 def batch_config(folder: RunFolder) -> RoundsConfig:
     """What says how many questions are answered together: the run's config, or the demo's."""
-    return config_of(folder) or read_config(shipped_config("demo"))
+    return folder.rounds_config() or read_config(shipped_config("demo"))
 
 
 def ask(

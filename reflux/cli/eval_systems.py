@@ -29,29 +29,8 @@ from reflux.graphs.evals.external_graph import ExternalGraph, load_graph
 from reflux.graphs.evals.runner import SystemSpec
 from reflux.graphs.traces.recorded_client import RecordedClient
 
-EQUAL = "best-of-n"
 Contexts = Callable[[str, int], AmplifyContext]
 """(model, seed) → the context of a system."""
-
-
-def named(systems: str) -> list[str]:
-    """The names of a comma-separated list.
-
-    Raises:
-        UsageError: there are none, one is there twice, or best-of-n lacks what it is measured by.
-    """
-    keys = [key.strip() for key in systems.split(",") if key.strip()]
-    if not keys:
-        raise UsageError("--systems names none; for example: direct,amplified")
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UsageError(f"--systems names {twice!r} twice; name each system once")
-    if EQUAL in keys and "amplified" not in keys:
-        raise UsageError(
-            f"{EQUAL} takes as many votes as the amplified system takes tokens: add amplified to "
-            "--systems, or name the number, for example best-of-8"
-        )
-    return keys
 
 
 def asks_x(keys: Sequence[str]) -> bool:

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.overseers.human_reply import REPLY_FORMS, parse_reply
 from reflux.ask_options import AskOptions, open_context, options_of, save_options
 from reflux.cli.contract import ERR, OUT, RUNS, Json, RunDir, emit, open_existing, run_async
-from reflux.cli.human_input import CHOICES, converse, form_view, step_of
+from reflux.cli.human_input import converse, form_view
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_interruptible_run
@@ -128,7 +129,7 @@ def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
         many = len(told.progress.pending)
         OUT.print(
             f"{many} {'waits' if many == 1 else 'wait'} for a person: reflux reply "
-            f'{told.trajectory} "{CHOICES}" --run {folder.path}',
+            f'{told.trajectory} "{REPLY_FORMS}" --run {folder.path}',
             soft_wrap=True,
             highlight=False,
         )
@@ -186,7 +187,7 @@ async def _reply(folder: RunFolder, trajectory: str, words: str, to: str | None)
                 f"{question_id} waits for nobody; see `reflux traces show {question_id}`"
             )
         return await interruptible_run.reply(
-            question_id, {to or progress.pending[0].id: step_of(words)}
+            question_id, {to or progress.pending[0].id: parse_reply(words)}
         )
 
     async with opened:

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.cli.ask import batch_config, config_of, open_run, task_of
+from reflux.cli.ask import batch_config, open_run, task_of
 from reflux.cli.contract import OUT, Json, Model, emit, open_existing, run_async
 from reflux.cli.progress import ProgressView
 from reflux.finetune.config import RoundsConfig
@@ -126,7 +126,7 @@ async def _measured(
 ) -> dict[str, Any]:
     folder = RunFolder(run) if probe else open_existing(run)
     task = task_named(task_of(folder, task_name))
-    config = config_of(folder)
+    config = folder.rounds_config()
     if probe:
         level = level or (config.rounds[-1].level if config else 1)
         voted = await _probed(folder, task, model, probe, level, config)

@@ -9,6 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.overseers.human_reply import step_text
 from reflux.cli.ask import open_run
 from reflux.cli.contract import (
     ERR,
@@ -21,7 +22,6 @@ from reflux.cli.contract import (
     open_existing,
     run_async,
 )
-from reflux.cli.human_input import proposal_text
 from reflux.cli.terminal_input import read_key, read_line
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue, state_of
@@ -207,7 +207,7 @@ def item_view(store: TraceStore, item: Item) -> RenderableType:
         for said in item.form.get("transcript", ()):
             parts.append(plain(f"  {said['question']} → {said['answer']}"))
         if (proposal := item.form.get("proposal")) is not None:
-            parts.append(plain(f"proposed: {proposal_text(proposal)}"))
+            parts.append(plain(f"proposed: {step_text(proposal)}"))
     parts += [f"[dim]{escape(item.reason)}[/]", tree_view(node, why=True)]
     if item.path:
         parts.append(f"[dim]for:[/] {escape(tree.question)} → {escape(str(tree.answer))}")

@@ -83,7 +83,7 @@ def test_a_reply_that_nobody_waits_for_is_refused(tmp_path: Path) -> None:
 def test_a_reply_that_cannot_be_taken_leaves_the_question_waiting(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     id = told(reflux(folder, "ask", "Why?", "--overseer", "human", "--json"))["trajectory"]
-    for words, said in (("approve", "no proposal to approve"), ("answer: ", "answer of nothing")):
+    for words, said in (("approve", "no proposal to approve"), ("answer: ", "answer is empty")):
         ended = reflux(folder, "reply", id, words)
         assert (ended.code, said in ended.stderr) == (2, True), ended.stderr
         assert "Traceback" not in ended.stderr

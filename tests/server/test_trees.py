@@ -208,7 +208,7 @@ async def test_a_person_replies_while_the_client_waits(tmp_path: Path, script: S
             assert waiting["question"] == waiting["form"]["question"] == "who?"
             assert waiting["trajectory"] == stream.response.headers["x-reflux-trajectory"]
             to = f"/api/pending/{waiting['trajectory']}/{waiting['id']}"
-            for words, why in (("approve", "no proposal"), (" ", "empty reply")):
+            for words, why in (("approve", "no proposal"), (" ", "reply is empty")):
                 refused = await person.post(to, json={"words": words})
                 assert refused.status_code == 400 and why in refused.text
             asked = await person.post(to, json={"words": "one\ntwo"})
