@@ -65,7 +65,7 @@ def test_an_edited_root_is_the_newest_revision_and_needs_no_model(
     assert (done["did"], done["trajectory"]) == ("edited", f"{id}~1")
     shown = reflux(folder, "traces", "show", f"{id}~1").stdout
     assert "so it was by human" in shown
-    assert "a person says: past" in shown
+    assert "a human's comment: past" in shown
     assert f"edited since: reflux traces show {id}~1" in reflux(folder, "traces", "show", id).stdout
 
 
