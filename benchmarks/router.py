@@ -24,7 +24,7 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.sampling import first_request
-from reflux.graphs.ask import Amplified, Origin, Direct, System, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore

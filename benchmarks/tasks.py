@@ -20,7 +20,7 @@ from reflux.agents.clients.cached import CachedClient
 from reflux.agents.tools.protocol import Tool, ToolReply
 from reflux.agents.types import ToolSpec
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Origin, Direct, System, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all, task_context
 from reflux.graphs.evals.metrics import mcnemar, wilson
 from reflux.graphs.evals.task import score_held_out
 from reflux.graphs.traces.recorded_client import RecordedClient

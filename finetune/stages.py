@@ -24,7 +24,7 @@ from reflux.finetune.gates import failed_gates, judge
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Origin, Direct, System, answer_every, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_every, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.runner import Score, evaluate
 from reflux.graphs.evals.task import Task

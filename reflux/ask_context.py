@@ -32,10 +32,10 @@ OVERSEERS: Mapping[str, AnyOverseer] = {
     "model": ModelOverseer(),
     "reviewed": Reviewed(ModelOverseer(), "root"),
     "plain": ScriptedOverseer("plain", lambda question, transcript, may_ask: PASS),
-    "person": HumanOverseer(),
+    "human": HumanOverseer(),
 }
 """`model`: the agent itself divides a question; `reviewed`: a human sees its steps at the root
-first; `plain` leaves every question to the agent, undivided; `person` defers each one to a human."""
+first; `plain` leaves every question to the agent, undivided; `human` defers each one to a human."""
 
 
 def overseer_named(

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 
-from reflux.agents.budget import Price
 from reflux.agents.clients.cached import CachedClient
 from reflux.agents.clients.endpoints import Endpoint, Endpoints, endpoint_from_env
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.types import ChatClient
-from reflux.finetune.config import RoundsConfig, config_from
+from reflux.finetune.config import RoundsConfig
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.traces.recorded_client import RecordedClient
 
@@ -41,19 +40,6 @@ NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 def endpoint() -> "OpenAIClient | None":
     """The endpoint at OPENAI_BASE_URL; None if that is not set."""
     return endpoint_from_env(dict(os.environ))
-
-
-def config_of(folder: RunFolder) -> RoundsConfig | None:
-    """The config that the run was begun with; None if there is no run."""
-    if not folder.exists:
-        return None
-    return config_from(folder.load_config(), str(folder.config_path))
-
-
-def prices_of(folder: RunFolder) -> Mapping[str, Price]:
-    """Price of a million tokens of each model that the run's config names."""
-    config = config_of(folder)
-    return config.spend_limit.prices if config else {}
 
 
 def model_named(folder: RunFolder, name: str, endpoints: Collection[str] = ()) -> str:
@@ -133,29 +119,6 @@ def endpoint_model(key: str, run: OpenRun) -> tuple[str, RecordedClient, "OpenAI
     if client is None:
         raise UsageError(f"{key!r} names no endpoint")
     return model, RecordedClient(CachedClient(client), run.store), client
-
-
-BEST_OF_N = "best-of-n"
-
-
-def system_names(systems: str) -> list[str]:
-    """The names in a comma-separated list of systems to evaluate.
-
-    Raises:
-        UsageError: the list is empty, names one twice, or has best-of-n without `amplified`.
-    """
-    names = [name.strip() for name in systems.split(",") if name.strip()]
-    if not names:
-        raise UsageError("--systems names none; for example: direct,amplified")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"--systems names {twice!r} twice; name each system once")
-    if BEST_OF_N in names and "amplified" not in names:
-        raise UsageError(
-            f"{BEST_OF_N} takes as many votes as the amplified system takes tokens: add amplified "
-            "to --systems, or name the number, for example best-of-8"
-        )
-    return names
 
 
 class Agent:

@@ -158,7 +158,7 @@ async def begin_override(
     last = made or newest(store, trajectory)
     if comment.strip():
         detail = {"comment": comment}
-        await store.add_judgement(last, path, "comment", None, detail, author="person")
+        await store.add_judgement(last, path, "comment", None, detail, author="human")
     if made is None:
         return Acted("unchanged", last)
     outcome = root_answer(store, made)
@@ -268,7 +268,7 @@ async def _reply(
             raise UsageError("this run can only be answered: use an edit")
         key = CallKey(item.trajectory, item.path, "overseer", item.step, item.attempt)
         async with open_run(_model(store, item.trajectory)) as opened:
-            await opened.recorded_client.step(key, "person", Answer(said["text"]), digest_of(form))
+            await opened.recorded_client.step(key, "human", Answer(said["text"]), digest_of(form))
         return Acted("answered: go on with `reflux run --resume`", item.trajectory)
     async with open_run(options.model) as opened, open_context(opened, options) as context:
         context = revised_context(context, item.trajectory)

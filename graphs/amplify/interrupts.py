@@ -27,45 +27,6 @@ from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.steps import approved
 from reflux.graphs.traces.database import RESTORE, from_sqlite_error
 
-CHOICES = "answer: TEXT | approve | pass | sub-questions, one a line"
-"""The forms of a human's reply."""
-HELP = (
-    "Reply with `answer: TEXT`, `approve` to take the proposed step, `pass` to leave the question "
-    "to the agent, or one sub-question a line and an empty line at the end. Ctrl-D leaves it "
-    "waiting."
-)
-
-
-def step_of(reply: str) -> dict[str, Any]:
-    """A human's words as a step in JSON; `HELP` lists the forms.
-
-    Raises:
-        UsageError: the reply is empty, or an answer without text.
-    """
-    text = reply.strip()
-    if not text:
-        raise UsageError(f"an empty reply is no step. {HELP}")
-    word, colon, rest = text.partition(":")
-    if text.lower() in ("approve", "pass"):
-        approves = text.lower() == "approve"
-        return {"kind": "approve"} if approves else {"kind": "ask", "subquestions": []}
-    if colon and word.strip().lower() == "answer":
-        if not rest.strip():
-            raise UsageError(f"the answer is empty. {HELP}")
-        return {"kind": "answer", "text": rest.strip()}
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return {"kind": "ask", "subquestions": [{"text": line, "needs": []} for line in lines]}
-
-
-def proposal_text(step: Mapping[str, Any]) -> str:
-    """A step in one line."""
-    if step["kind"] == "answer":
-        return f"answer: {step['text']}"
-    if step["kind"] == "chain":
-        return f"chain: {step['first']}"
-    questions = [s["text"] for s in step.get("subquestions", ())]
-    return f"ask: {' | '.join(questions)}" if questions else "pass"
-
 
 def with_spend_limit(context: AmplifyContext) -> AmplifyContext:
     """The context of one root question: its seconds count from now, and the run's limit holds."""

@@ -114,15 +114,15 @@ async def _append(store: TraceStore, latest: str, path: str, change: Override) -
     while True:
         id = revision(latest, number_of(latest) + 1)
         await store.add_question({"id": id, **origin, "revises": latest})
-        await store.add_judgement(id, path, "override", True, detail, author="person", key="0")
+        await store.add_judgement(id, path, "override", True, detail, author="human", key="0")
         if overrides_made(store, id) == [(path, detail)]:
             break
         latest = id  # Another process added an override first.
     if path == "" and change.answer is not None:
         spent = {"calls": change.calls, "cached": change.calls, "tokens": change.tokens}
         detail = {"question": change.question, "answer": change.answer, "status": "ok"}
-        detail |= {"error": None, "by": "person", "spent": spent}
-        await store.add_judgement(id, "", "outcome", True, detail, author="person", key="0")
+        detail |= {"error": None, "by": "human", "spent": spent}
+        await store.add_judgement(id, "", "outcome", True, detail, author="human", key="0")
     return id
 
 
@@ -148,7 +148,7 @@ def check_editable(store: TraceStore, question_id: str) -> None:
     """
     for path, change in overrides_made(store, question_id):
         node = next((n for n in load_tree(store, question_id).walk() if n.path == path), None)
-        if change["answer"] is not None and (node is None or node.answered_by != "person"):
+        if change["answer"] is not None and (node is None or node.answered_by != "human"):
             raise RefluxError(
                 f"the answer to {path} was not taken up: the node now asks "
                 f"{node.question if node else None!r}, the answer was for {change['question']!r}; "

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from reflux.agents.errors import RefluxError
+from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin, System, answer_every
 from reflux.graphs.evals.best_of import EqualTokens, equal_votes
@@ -200,3 +200,27 @@ def _check_answered(key: str, outcomes: Sequence[Outcome]) -> None:
 
 def _every(n: int) -> str:
     return "its only question," if n == 1 else f"all {n} questions, on the first"
+
+
+EQUAL_TOKENS = "best-of-n"
+"""The system that takes as many votes as the amplified system's tokens pay for."""
+
+
+def system_names(systems: str) -> list[str]:
+    """The names of a comma-separated list.
+
+    Raises:
+        UsageError: the list is empty, repeats a name, or has best-of-n without amplified.
+    """
+    names = [name.strip() for name in systems.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--systems names none; for example: direct,amplified")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"--systems names {twice!r} twice; name each system once")
+    if EQUAL_TOKENS in names and "amplified" not in names:
+        raise UsageError(
+            f"{EQUAL_TOKENS} takes as many votes as the amplified system takes tokens: add "
+            "amplified to --systems, or name the number, for example best-of-8"
+        )
+    return names

@@ -10,6 +10,7 @@ import typer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.overseers.human_reply import REPLY_FORMS, parse_reply
 from reflux.ask_context import OVERSEERS, asks_humans, open_context
 from reflux.cli.contract import (
     ERR,
@@ -30,12 +31,10 @@ from reflux.finetune.config import RoundsConfig, read_config
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.interrupts import (
-    CHOICES,
     InterruptibleRun,
     Pending,
     RunProgress,
     open_checkpoints,
-    step_of,
 )
 from reflux.graphs.amplify.recompute import revised_context
 from reflux.graphs.amplify.state import Outcome
@@ -45,7 +44,7 @@ from reflux.graphs.ask_options import AskOptions, options_of
 from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.tree import Node, find_question, load_tree
-from reflux.models import config_of, endpoint, open_run
+from reflux.models import endpoint, open_run
 from reflux.report.terminal import answer_line, counted, ended, tree_view
 from reflux.tasks import DEFAULT_TASK, task_named
 
@@ -56,13 +55,13 @@ def task_of(folder: RunFolder, name: str | None) -> str:
     """The named task, else that of the run, else addition."""
     if name is not None:
         return name
-    config = config_of(folder)
+    config = folder.rounds_config()
     return config.task if config else DEFAULT_TASK
 
 
 def batch_config(folder: RunFolder) -> RoundsConfig:
     """The config that sets how many questions are answered together: the run's, or the demo's."""
-    return config_of(folder) or read_config(shipped_config("demo"))
+    return folder.rounds_config() or read_config(shipped_config("demo"))
 
 
 class Meter:
@@ -95,7 +94,7 @@ def ask(
         str | None,
         typer.Option(
             "--overseer",
-            help="Ask any question, with this overseer: model, person, reviewed or plain.",
+            help="Ask any question, with this overseer: model, human, reviewed or plain.",
         ),
     ] = None,
     tool: Tools = None,
@@ -208,7 +207,7 @@ async def _reply(
             raise UsageError(
                 f"{question_id} waits for nobody; see `reflux traces show {question_id}`"
             )
-        return {to or pending[0].id: step_of(words)}
+        return {to or pending[0].id: parse_reply(words)}
 
     async with _opened(opened, options) as (context, saver, wait):
         context = revised_context(context, question_id)
@@ -287,7 +286,7 @@ def _print_pending(folder: RunFolder, answered: Answered) -> None:
     count = len(answered.pending)
     OUT.print(
         f"{count} {'waits' if count == 1 else 'wait'} for a human: reflux reply "
-        f'{answered.trajectory} "{CHOICES}" --run {folder.path}',
+        f'{answered.trajectory} "{REPLY_FORMS}" --run {folder.path}',
         soft_wrap=True,
         highlight=False,
     )

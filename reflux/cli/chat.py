@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
+from reflux.agents.overseers.human_reply import REPLY_FORMS
 from reflux.ask_context import DEFAULT_OVERSEER, overseer_named
 from reflux.cli.chat_commands import COMMANDS, run_command
 from reflux.cli.chat_session import ChatSession
@@ -22,9 +23,8 @@ from reflux.cli.terminal_input import unechoed
 from reflux.conversation import FOLDER, Conversation, Turn, begin, listed, resume
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import Limits
-from reflux.graphs.amplify.interrupts import CHOICES
 from reflux.graphs.ask_options import ALONE, AskOptions
-from reflux.models import config_of, open_run
+from reflux.models import open_run
 from reflux.report.terminal import counted, escape, plain
 from reflux.tasks import task_named
 
@@ -172,7 +172,7 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
     elif turn.status == "waiting":
         run = session.opened.folder.path
-        waiting = f'reflux reply {turn.trajectory} "{CHOICES}" --run {run}'
+        waiting = f'reflux reply {turn.trajectory} "{REPLY_FORMS}" --run {run}'
         OUT.print(f"a person is waited for: {waiting}", soft_wrap=True, highlight=False)
     else:
         OUT.print(f"no accepted answer ({turn.status}); /why tells how it came about")
@@ -193,7 +193,7 @@ def _greet(session: ChatSession) -> None:
         style="dim",
         highlight=False,
     )
-    own = config_of(session.opened.folder)
+    own = session.opened.folder.rounds_config()
     if own is not None and not options.task:
         ERR.print(
             f"this run's own questions are of {own.task}: --task {own.task} asks them",

@@ -8,12 +8,12 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from reflux.agents.errors import UsageError
+from reflux.ask_context import OVERSEERS, overseer_named
 from reflux.cli.chat_session import CAPS, ChatSession
 from reflux.graphs.ask_options import ALONE
-from reflux.models import endpoint
 from reflux.graphs.traces.revisions import newest
 from reflux.graphs.traces.tree import Node, load_tree
-from reflux.ask_context import OVERSEERS, overseer_named
+from reflux.models import endpoint
 from reflux.report.terminal import plain, total_line, tree_view
 
 Command = Callable[[ChatSession, str], RenderableType]

@@ -14,8 +14,8 @@ import typer
 from reflux.agents.budget import Price
 from reflux.agents.clients.endpoints import Endpoint, close_clients
 from reflux.agents.errors import UsageError
+from reflux.ask_context import OVERSEERS, overseer_named
 from reflux.cli.ask import TaskName, batch_config, task_of
-from reflux.models import BEST_OF_N, open_run, prices_of, system_names
 from reflux.cli.contract import OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
 from reflux.cli.eval_systems import SystemSpecs, asks_x
 from reflux.cli.progress import ProgressView
@@ -25,10 +25,10 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask, Scorer
 from reflux.graphs.evals.results import Results, results
-from reflux.graphs.evals.runner import EvalRun, EvalRunner, Listener
+from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRun, EvalRunner, Listener, system_names
 from reflux.graphs.evals.user_code import OwnThreads, load_object
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.ask_context import OVERSEERS, overseer_named
+from reflux.models import open_run
 from reflux.report.eval_tables import tables
 from reflux.server.settings import configured, read_serve_config
 from reflux.tasks import task_named
@@ -211,7 +211,7 @@ def _prices(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
     Raises:
         UsageError: one is no price.
     """
-    prices = dict(prices_of(folder))
+    prices = dict(folder.prices())
     for text in given:
         name, _, costs = text.rpartition("=")
         try:
@@ -288,13 +288,13 @@ async def compare(
         endpoints,
     )
     # All are made before the first is asked: a wrong name costs no call.
-    made = {key: await system_specs.system_spec(key) for key in plan.keys if key != BEST_OF_N}
+    made = {key: await system_specs.system_spec(key) for key in plan.keys if key != EQUAL_TOKENS}
     eval_runs: dict[str, EvalRun] = {
         key: await runner.run_system(system_spec) for key, system_spec in made.items()
     }
     equal = None
-    if BEST_OF_N in plan.keys:
-        eval_runs[BEST_OF_N], equal = await runner.run_at_equal_tokens(
+    if EQUAL_TOKENS in plan.keys:
+        eval_runs[EQUAL_TOKENS], equal = await runner.run_at_equal_tokens(
             system_specs.best_of, eval_runs["amplified"]
         )
     ordered = {key: eval_runs[key] for key in plan.keys}

@@ -5,15 +5,13 @@ import sys
 from rich.panel import Panel
 
 from reflux.agents.errors import UsageError
+from reflux.agents.overseers.human_reply import REPLY_HELP, parse_reply, step_text
 from reflux.cli.contract import ERR
 from reflux.cli.terminal_input import interruptible
 from reflux.graphs.amplify.interrupts import (
-    HELP,
     InterruptibleRun,
     Pending,
     RunProgress,
-    proposal_text,
-    step_of,
 )
 from reflux.report.terminal import escape
 
@@ -25,7 +23,7 @@ def form_view(pending: Pending) -> Panel:
     for exchange in form.get("transcript", ()):
         lines.append(f"  {escape(exchange['question'])} → {escape(str(exchange['answer']))}")
     if (proposal := form.get("proposal")) is not None:
-        lines.append(f"proposed: {escape(proposal_text(proposal))}")
+        lines.append(f"proposed: {escape(step_text(proposal))}")
     title = pending.path or "the question itself"
     return Panel("\n".join(lines), title=title, title_align="left", subtitle=pending.id)
 
@@ -40,10 +38,10 @@ async def converse(
     while progress.pending and sys.stdin is not None and sys.stdin.isatty():
         first = progress.pending[0]
         ERR.print(form_view(first))
-        ERR.print(HELP, highlight=False)
+        ERR.print(REPLY_HELP, highlight=False)
         try:
             with interruptible():
-                step = step_of(_read())
+                step = parse_reply(_read())
         except EOFError:
             break
         except UsageError as error:

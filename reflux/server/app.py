@@ -16,10 +16,10 @@ from starlette.middleware.cors import CORSMiddleware
 from reflux.agents.clients.endpoints import Endpoints
 from reflux.agents.clients.llama_cpp import LlamaCppClient
 from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.ask_context import OVERSEERS
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.garbage_collection import settled
 from reflux.graphs.traces.telemetry import own_spans
-from reflux.ask_context import OVERSEERS
 from reflux.server import chat_api, tree_api
 from reflux.server.chat_api import TRACE, Served, served
 from reflux.server.errors import answer_errors

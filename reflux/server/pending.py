@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import UsageError
+from reflux.agents.overseers.human_reply import parse_reply
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.agents.overseers.reviewed import Reviewed
 from reflux.agents.overseers.scripted import HumanOverseer
 from reflux.ask_options import AskOptions, options_of
-from reflux.cli.human_input import step_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.interrupts import (
@@ -97,12 +97,12 @@ class Waiting:
         ]
 
     async def reply(self, trajectory: str, id: str, words: str) -> RunProgress:
-        """A person's words (see `reflux.cli.human_input.HELP`); the question goes on with them.
+        """A person's words (see `REPLY_HELP`); the question goes on with them.
 
         Raises:
             UsageError: nothing waits under this id, or the words are no step.
         """
-        step = step_of(words)
+        step = parse_reply(words)
         question_id, _ = find_question(self._run.store, trajectory)
         async with self._replying.setdefault(question_id, asyncio.Lock()):
             talk = self._conversations.get(question_id)

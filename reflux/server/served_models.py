@@ -16,7 +16,6 @@ from datetime import datetime
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import AnyOverseer
-from reflux.cli.ask import config_of
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.evals.task import Task
 from reflux.server.errors import ApiError
@@ -137,7 +136,7 @@ class ServedModels:
 
 def _task_of(folder: RunFolder) -> Task | None:
     try:
-        config = config_of(folder)
+        config = folder.rounds_config()
         return task_named(config.task) if config else None
     except RefluxError:  # The task is a program's own, or its config another version's.
         return None

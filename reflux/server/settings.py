@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reflux.agents.clients.endpoints import Endpoint, endpoint_from_env
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
+from reflux.ask_context import DEFAULT_OVERSEER
 from reflux.finetune.config import problems, read_yaml
 from reflux.graphs.amplify.context import Limits
-from reflux.ask_context import DEFAULT_OVERSEER
 
 
 @dataclass(frozen=True)

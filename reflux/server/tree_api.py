@@ -15,8 +15,7 @@ from pydantic import Field
 
 from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
-from reflux.graphs.amplify.interrupts import HELP
-from reflux.models import prices_of
+from reflux.agents.overseers.human_reply import REPLY_HELP
 from reflux.graphs.traces.database import Rows, read_apart
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.tree import find_question, load_tree, tokens_of
@@ -32,7 +31,7 @@ router = APIRouter(prefix="/api", responses=ERRORS)
 class Words(Asked):
     """A person's reply."""
 
-    words: str = Field(description=HELP, max_length=100_000)
+    words: str = Field(description=REPLY_HELP, max_length=100_000)
 
 
 @router.get("/pending")
@@ -71,7 +70,7 @@ async def show_tree(trajectory: str, request: Request) -> Response:
         known, _ = find_question(run.store, trajectory[:LONGEST_ID])
     except UsageError as error:
         raise ApiError(404, str(error), param="trajectory", code="no_trajectory") from error
-    prices = prices_of(run.folder)
+    prices = run.folder.prices()
     # A tree of 10,000 nodes takes a second, in which every other answer would stand still.
     told = await read_apart(run.store.path, lambda rows: _told(rows, known, prices))
     return Response(told, media_type="application/json")

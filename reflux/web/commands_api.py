@@ -14,9 +14,10 @@ from pydantic import Field
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.run_folder import RunFolder, write_whole
+from reflux.graphs.evals.runner import system_names
+from reflux.models import BASE
 from reflux.server.chat_api import ERRORS, Served, served
 from reflux.server.chat_request import Asked
-from reflux.models import BASE, system_names
 from reflux.tasks import TASKS
 from reflux.web.commands import Jobs
 from reflux.web.evaluations_api import FOLDER

@@ -16,8 +16,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.graphs.ask_options import options_of
 from reflux.finetune.run_folder import OpenRun
+from reflux.graphs.ask_options import options_of
 from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.events import answered

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from reflux.agents.errors import UsageError
-from reflux.models import prices_of
 from reflux.graphs.traces.search import Wanted, facets, node_record, search
 from reflux.server.chat_api import ERRORS, served
 from reflux.server.errors import ApiError
@@ -51,7 +50,7 @@ async def show_node(
     """All that is recorded of one node: its calls with their messages, and what was judged."""
     run = served(request).run
     try:
-        prices = prices_of(run.folder)
+        prices = run.folder.prices()
         return await asyncio.to_thread(node_record, run.store.path, trajectory, path, prices)
     except UsageError as error:
         raise ApiError(404, str(error), param="trajectory", code="no_node") from error

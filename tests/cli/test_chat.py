@@ -470,7 +470,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endpoint: Endpoint, tmp_pat
 def test_ctrl_c_stops_a_question_that_waits_for_whoever_sits_there(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    words = ["chat", "--run", str(tmp_path / "run"), "--model", "m", "--overseer", "person"]
+    words = ["chat", "--run", str(tmp_path / "run"), "--model", "m", "--overseer", "human"]
     terminal = Terminal(words, env(endpoint))
     terminal.wait_for("you>")
     terminal.type("What now?\r")
@@ -490,7 +490,7 @@ def test_ctrl_c_stops_a_question_that_waits_for_whoever_sits_there(
 
 def test_ctrl_d_leaves_a_review(endpoint: Endpoint, tmp_path: Path) -> None:
     run = ["--run", str(tmp_path / "run")]
-    begin(["ask", "What?", "--overseer", "person", "--model", "m", *run], env(endpoint)).wait()
+    begin(["ask", "What?", "--overseer", "human", "--model", "m", *run], env(endpoint)).wait()
     terminal = Terminal(["review", *run], env(endpoint))
     terminal.wait_for("q quit")
     # A key that comes before the terminal is read key by key is thrown away.
