@@ -8,9 +8,9 @@ from reflux.agents.types import Sampling
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.conversation import answer_chat
 from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.server.chat_reply import Emit, Reply, Said, asked_anew, seed_of
+from reflux.server.chat_reply import AnswerPart, Emit, Reply, question_source, seed_of
 from reflux.server.chat_request import ChatRequest, Message, text_of, turn_of
-from reflux.server.jobs import Put
+from reflux.server.running_answer import Put
 from reflux.server.settings import ServeSettings
 
 
@@ -21,7 +21,7 @@ class DirectAnswer:
         self, run: OpenRun, settings: ServeSettings, model: str, request: ChatRequest
     ) -> None:
         self._run = run
-        self._asked = asked_anew(run)
+        self._asked = question_source(run)
         self._question = _conversation(request.messages)
         self._request = request
         self._whole = [self._asking(settings, model, at) for at in range(request.n or 1)]
@@ -35,7 +35,7 @@ class DirectAnswer:
             turns = (("system", ""), *turns)
         sampling = Sampling(
             temperature=said.temperature or 0.0,
-            max_tokens=said.most_tokens or settings.max_tokens,
+            max_tokens=said.token_limit or settings.max_tokens,
             top_logprobs=max(1, said.top_logprobs or 0) if said.logprobs else 0,
             seed=(seed_of(said) + at) % 2**32,
             stop=said.stops,
@@ -44,7 +44,7 @@ class DirectAnswer:
         specs = tuple(tool.spec() for tool in tools)
         return ModelRequest(model, turns, sampling, at, specs, said.schema_text)
 
-    async def answer(self, put: Put[Said], emit: Emit) -> Reply:
+    async def answer(self, put: Put[AnswerPart], emit: Emit) -> Reply:
         """Put the pieces, where they are streamed."""
         replies = await answer_chat(
             RecordedClient(self._run.cache, self._run.store),

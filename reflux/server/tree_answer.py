@@ -20,7 +20,7 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.tree import tokens_of
 from reflux.graphs.voting.voting import Variant, VotePolicy
-from reflux.server.chat_reply import Emit, Reply, Said, asked_anew, seed_of
+from reflux.server.chat_reply import AnswerPart, Emit, Reply, question_source, seed_of
 from reflux.server.chat_request import (
     AssistantMessage,
     ChatRequest,
@@ -31,8 +31,8 @@ from reflux.server.chat_request import (
     text_of,
 )
 from reflux.server.errors import ApiError
-from reflux.server.jobs import Put
 from reflux.server.pending import Waiting, asks_humans
+from reflux.server.running_answer import Put
 from reflux.server.served_models import Tree
 from reflux.server.settings import ServeSettings
 
@@ -62,7 +62,7 @@ class TreeAnswer:
                 param=name,
             )
         self._run = run
-        self._asked = asked_anew(run, tree.task.name if tree.task else "")
+        self._asked = question_source(run, tree.task.name if tree.task else "")
         self._tree = tree
         self._waiting = waiting
         self._stops = request.stops
@@ -73,7 +73,7 @@ class TreeAnswer:
         self.context = _context(run, settings, tree, x, request)
         check_askable(self.question, self.context)
 
-    async def answer(self, put: Put[Said], emit: Emit) -> Reply:
+    async def answer(self, put: Put[AnswerPart], emit: Emit) -> Reply:
         """Let the tree grow until its answer is accepted.
 
         Raises:
@@ -144,12 +144,12 @@ def _context(
         limits=settings.limits,
         votes=votes,
         seed=seed_of(request),
-        max_tokens=request.most_tokens or settings.max_tokens,
+        max_tokens=request.token_limit or settings.max_tokens,
     )
     if tree.task is None:
         return context
     context = task_context(context, tree.task)
-    max_votes = request.most_tokens
+    max_votes = request.token_limit
     return context if max_votes is None else replace(context, max_tokens=max_votes)
 
 
