@@ -73,9 +73,9 @@ class System(Protocol):
 class Amplified:
     """Amplify^H(X): the amplification graph."""
 
-    def __init__(self, context: AmplifyContext, *, nested: bool = False) -> None:
-        """`nested` runs it as part of the graph that calls it: interrupts and checkpoints are that
-        graph's. Otherwise it is a separate run, whichever graph calls it."""
+    def __init__(self, context: AmplifyContext, *, nested: Any = None) -> None:
+        """`nested` is the compiled graph to run as part of the graph that calls it: interrupts and
+        checkpoints are that graph's. Without it the run is separate, whichever graph calls it."""
         self.context = context
         self._nested = nested
 
@@ -85,11 +85,11 @@ class Amplified:
         Raises:
             UsageError: the overseer deferred to a human, which needs a checkpointer.
         """
-        outer = None if self._nested else var_child_runnable_config.set(None)
+        outer = None if self._nested is not None else var_child_runnable_config.set(None)
         context = with_spend_limit(self.context)
         try:
             with rare_collections():
-                state = await _compiled().ainvoke(
+                state = await (self._nested or _compiled()).ainvoke(
                     begin(question, question_id, context),
                     {"recursion_limit": recursion_limit(context)},
                     context=context,
@@ -187,9 +187,10 @@ async def ask(
     checkpoints: BaseCheckpointSaver[Any] | None = None,
     wait: WaitForHumans | None = None,
 ) -> Answered:
-    """Ask one question; with `options` on record its tree can go on, and be edited, later.
+    """Ask one question. Its options are recorded, so its tree can go on, and be edited, later.
 
     Args:
+        options: what the context was made of; by default what it tells of itself.
         system: what answers; the amplification graph by default.
         checkpoints: keep a question that waits for a human, who may reply after a restart.
         wait: gets the replies of humans while this call lasts.
@@ -202,7 +203,7 @@ async def ask(
     check_askable(question, context)
     question_id = origin.question_id(question)
     store = context.recorded_client.store
-    async with recorded(store, question, origin, options):
+    async with recorded(store, question, origin, options or AskOptions.of(context)):
         if checkpoints is None:
             return await _answered(system or Amplified(context), question, origin)
         run, after = InterruptibleRun(context, checkpoints), last_call_id(store)

@@ -6,13 +6,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reflux.agents.errors import UsageError
-from reflux.graphs.amplify.context import Limits
+from reflux.agents.verifiers.rules import RuleChecker
+from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.traces.revisions import first_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import Variant, VotePolicy
 
 ALONE = "none"
 """Name of the overseer that is left out: the agent goes on with the conversation alone."""
+
+OF_A_PROGRAM = " of a program"
+"""Ends the name of an overseer whose questions nothing but that program can ask again."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,27 @@ class AskOptions:
     temperature: float | None = None
     """None: the first vote is greedy, and the others have the policy's temperature."""
     seed: int = 0
+
+    @classmethod
+    def of(cls, context: AmplifyContext) -> "AskOptions":
+        """The options of a context that a program has made.
+
+        What options cannot name, such as the program's own checker, makes the overseer one of the
+        program: nothing else can ask the question the same way.
+        """
+        name = context.overseers[0].name if context.overseers else ""
+        has_own = context.verifiers or context.experts or context.tools or context.grants
+        if has_own or not isinstance(context.checker, RuleChecker) or context.checker.rules:
+            name += OF_A_PROGRAM
+        max_tokens = context.max_tokens if isinstance(context.max_tokens, int) else None
+        return cls(
+            name,
+            context.model,
+            limits=context.limits,
+            max_tokens=max_tokens,
+            max_votes=context.votes.max_votes,
+            seed=context.seed,
+        )
 
     def votes(self) -> VotePolicy:
         """The votes of each question that is answered directly."""

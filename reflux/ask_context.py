@@ -173,6 +173,6 @@ async def open_context(
     emit: Callable[[Event], None] = silent,
     overseers: Mapping[str, AnyOverseer] = OVERSEERS,
 ) -> AsyncGenerator[AmplifyContext]:
-    """The context of a question that is asked with these options; its tools are open in the block."""
+    """The context of a question with these options; its tools are open as long as the block."""
     async with open_tools({"answer": options.tools} if options.tools else {}) as grants:
         yield context_of(recorded_client, options, overseers, grants=grants, emit=emit)

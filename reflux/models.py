@@ -1,11 +1,11 @@
 """A model by its name: which client answers for it, and under which name the call log holds it.
 
-    base                untrained model
-    student             promoted student; there is none before the first promotion
-    STUDENT             any student of the run, by its id
-    ENDPOINT            model of an endpoint that a config or the settings name
-    any name            model at OPENAI_BASE_URL, if that is set
-    endpoint:MODEL@URL  model at another address
+base                untrained model
+student             promoted student; there is none before the first promotion
+STUDENT             any student of the run, by its id
+ENDPOINT            model of an endpoint that a config or the settings name
+any name            model at OPENAI_BASE_URL, if that is set
+endpoint:MODEL@URL  model at another address
 """
 
 import asyncio

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -212,7 +212,9 @@ async def _reply(
     async with _opened(opened, options) as (context, saver, wait):
         context = revised_context(context, question_id)
         reply = choose if words else None
-        answered = await go_on(context, question_id, saver, reply=reply, wait=wait)
+        answered = await go_on(
+            context, question_id, cast(AsyncSqliteSaver, saver), reply=reply, wait=wait
+        )
         return answered.check_endpoint(), load_tree(opened.store, question_id)
 
 
@@ -295,9 +297,7 @@ def _print_pending(folder: RunFolder, answered: Answered) -> None:
 def _remedy(options: AskOptions, outcome: Outcome) -> str:
     """What leads to an accepted answer."""
     if not options.task:
-        return (
-            "allow more --calls, --tokens or --seconds, or take a --model that can answer it"
-        )
+        return "allow more --calls, --tokens or --seconds, or take a --model that can answer it"
     if outcome["spent"]["calls"] >= options.limits.calls:
         return f"the budget is {counted(options.limits.calls, 'call')}: allow more --calls"
     if options.model == "base" and endpoint() is None:

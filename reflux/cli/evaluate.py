@@ -30,7 +30,7 @@ from reflux.graphs.evals.user_code import OwnThreads, load_object
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import open_run
 from reflux.report.eval_tables import tables
-from reflux.server.settings import configured, read_serve_config
+from reflux.server.settings import config_endpoints, read_serve_config
 from reflux.tasks import task_named
 
 LEVEL, LIMIT, HIGHEST = 3, 200, 1000
@@ -169,7 +169,7 @@ def evaluate_systems(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Before anything is asked that it could not hold.
     plan = Plan(eval_task, keys, seeds, settings, prices, source, out)
-    endpoints = configured(read_serve_config(config))
+    endpoints = config_endpoints(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # What graphs and scorers of the user's print is no result.
         found = run_async(_evaluate(folder, plan, model, endpoints))
     if as_json:

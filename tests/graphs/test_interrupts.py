@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_graphs_defer import overseer, plain
+from tests.graphs.test_defer import overseer, plain
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError

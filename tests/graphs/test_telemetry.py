@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import SpanKind, StatusCode
-from test_graphs_defer import overseer, plain
+from tests.graphs.test_defer import overseer, plain
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, MissingError, UsageError
