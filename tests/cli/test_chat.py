@@ -359,7 +359,7 @@ def test_names_with_markup_are_shown_as_they_are(endpoint: Endpoint, tmp_path: P
     run = ["--run", str(tmp_path / "run"), "--model", "[/x]"]
     asked = begin(["ask", "two", "--overseer", "plain", *run], env(endpoint)).wait()
     assert asked.code == 0, asked.stderr
-    assert "X = [/x]" in asked.stdout
+    assert "agent [/x]" in asked.stdout
     trajectory = asked.stdout.split()[-1]
     shown = begin(["traces", "show", trajectory, *run[:2]], env(endpoint)).wait()
     assert "two → TWO by [/x]" in shown.stdout
@@ -369,7 +369,7 @@ def test_a_long_answer_is_told_to_its_end(endpoint: Endpoint, tmp_path: Path) ->
     words = ["ask", "word " * 200 + "end", "--overseer", "plain", "--model", "m"]
     ended = begin([*words, "--run", str(tmp_path / "run")], env(endpoint)).wait()
     assert ended.code == 0, ended.stderr
-    assert "WORD END   ok, H = plain" in ended.stdout
+    assert "WORD END   ok, overseer plain" in ended.stdout
 
 
 # At a terminal.
