@@ -20,7 +20,7 @@ from reflux.agents.clients.cached import CachedClient
 from reflux.agents.clients.endpoints import endpoint_from_env
 from reflux.agents.errors import MissingError, UsageError
 from reflux.cli.contract import endpoint
-from reflux.cli.terminal_input import interruptible
+from reflux.cli.human_input import interruptible
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
