@@ -18,8 +18,8 @@ from reflux.ask_context import DEFAULT_OVERSEER, overseer_named
 from reflux.cli.chat_commands import COMMANDS, run_command
 from reflux.cli.chat_session import ChatSession
 from reflux.cli.contract import ERR, OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit
-from reflux.cli.live_tree import LiveTree
-from reflux.cli.terminal_input import unechoed
+from reflux.cli.human_input import unechoed
+from reflux.cli.progress import LiveTree
 from reflux.conversation import FOLDER, Conversation, Turn, begin, listed, resume
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import Limits

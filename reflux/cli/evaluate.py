@@ -18,8 +18,8 @@ from reflux.ask_context import OVERSEERS, overseer_named
 from reflux.cli.ask import TaskName, batch_config, task_of
 from reflux.cli.contract import OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
 from reflux.cli.eval_systems import SystemSpecs, asks_x
+from reflux.cli.human_input import interruptible
 from reflux.cli.progress import ProgressView
-from reflux.cli.terminal_input import interruptible
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.evals.datasets import read_questions

@@ -1,19 +1,89 @@
-"""A human in the terminal sees what is pending and replies to it."""
+"""A human in the terminal: keys, lines, and replies to what is pending."""
 
+import signal
 import sys
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import typer
 from rich.panel import Panel
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.human_reply import REPLY_HELP, parse_reply, step_text
 from reflux.cli.contract import ERR
-from reflux.cli.terminal_input import interruptible
-from reflux.graphs.amplify.interrupts import (
-    InterruptibleRun,
-    Pending,
-    RunProgress,
-)
+from reflux.graphs.amplify.interrupts import InterruptibleRun, Pending, RunProgress
 from reflux.report.terminal import escape
+
+END_KEYS = ("", "\x04", "\x1a")
+"""End of input, Ctrl-D and Ctrl-Z."""
+
+
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Keys pressed meanwhile are not shown; the next read still gets them."""
+    if not is_terminal():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts blocking code at once: a line being typed, or code of the user's.
+
+    asyncio's own handler would wait until that code returns.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def is_terminal() -> bool:
+    """True if a human can type on stdin."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def read_key(prompt: str) -> str:
+    """The pressed key in lower case, or the first letter of a piped line; `q` at the end."""
+    ERR.print(prompt, style="dim", highlight=False, markup=False)
+    if not is_terminal():
+        line = _piped_line()
+        return line.strip()[:1].lower() if line else "q"
+    try:
+        key = typer.getchar()
+    except EOFError:
+        return "q"
+    if key == "\x03":
+        raise KeyboardInterrupt
+    return "q" if key in END_KEYS else key.lower()
+
+
+def read_line(prompt: str) -> str:
+    """A line; empty at the end of the input."""
+    ERR.print(f"{prompt}: ", end="", highlight=False, markup=False)
+    if not is_terminal():
+        return _piped_line().rstrip("\n")
+    try:
+        return input()
+    except EOFError:
+        return ""
+
+
+def _piped_line() -> str:
+    return sys.stdin.readline() if sys.stdin is not None else ""
 
 
 def form_view(pending: Pending) -> Panel:
@@ -35,7 +105,7 @@ async def converse(
 
     If stdin is no terminal, nothing is asked.
     """
-    while progress.pending and sys.stdin is not None and sys.stdin.isatty():
+    while progress.pending and is_terminal():
         first = progress.pending[0]
         ERR.print(form_view(first))
         ERR.print(REPLY_HELP, highlight=False)

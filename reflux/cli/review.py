@@ -21,7 +21,7 @@ from reflux.cli.contract import (
     open_existing,
     run_async,
 )
-from reflux.cli.terminal_input import read_key, read_line
+from reflux.cli.human_input import read_key, read_line
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue, state_of
 from reflux.graphs.traces.revisions import NEWEST, first_of
