@@ -11,25 +11,14 @@ again with a reply; nothing that was finished is asked a second time.
 import asyncio
 import sys
 from pathlib import Path
-from typing import Any
 
 import reflux
-from reflux.cli.human_input import proposal_text
+from reflux.agents.overseers.human_reply import parse_reply, step_text
 from reflux.graphs.amplify.interrupts import RunProgress
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 
 QUESTION_ID = "example"
-
-
-def step_of(reply: str) -> dict[str, Any]:
-    """A reply as the graph takes it: `approve`, `answer: text`, or sub-questions, one a line."""
-    if reply.strip() == "approve":
-        return {"kind": "approve"}
-    if reply.startswith("answer:"):
-        return {"kind": "answer", "text": reply.removeprefix("answer:").strip()}
-    asked = [{"text": line.strip(), "needs": []} for line in reply.splitlines() if line.strip()]
-    return {"kind": "ask", "subquestions": asked}
 
 
 async def go_on(
@@ -52,7 +41,7 @@ async def go_on(
                 await store.add_question({"id": QUESTION_ID, "text": question})
                 return await interruptible_run.ask(question, QUESTION_ID)
             first, *_ = (await interruptible_run.look(QUESTION_ID)).pending
-            return await interruptible_run.reply(QUESTION_ID, {first.id: step_of(reply)})
+            return await interruptible_run.reply(QUESTION_ID, {first.id: parse_reply(reply)})
     finally:
         store.close()
 
@@ -64,12 +53,12 @@ async def main(verb: str, text: str) -> None:
     client = LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     try:
         given = {"question": text} if verb == "ask" else {"reply": text}
-        progress = await go_on(Path("runs/person"), client, **given)
+        progress = await go_on(Path("runs/human"), client, **given)
     finally:
         await client.close()
     for each in progress.pending:
         proposal = each.form.get("proposal")
-        print(f"waits: {proposal_text(proposal) if proposal else each.form['question']}")
+        print(f"waits: {step_text(proposal) if proposal else each.form['question']}")
     if progress.outcome is not None:
         print(progress.outcome["answer"])
 

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.cli.ask import open_run
+from reflux.agents.overseers.human_reply import step_text
 from reflux.cli.contract import (
     ERR,
     MOST,
@@ -21,13 +21,13 @@ from reflux.cli.contract import (
     open_existing,
     run_async,
 )
-from reflux.cli.human_input import proposal_text
-from reflux.cli.terminal_input import read_key, read_line
+from reflux.cli.human_input import read_key, read_line
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue, state_of
 from reflux.graphs.traces.revisions import NEWEST, first_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
+from reflux.models import open_run
 from reflux.report.terminal import begun_hint, escape, plain, tree_view
 from reflux.review_actions import Acted, approve, comment_on, edit, put, reject
 
@@ -207,7 +207,7 @@ def item_view(store: TraceStore, item: Item) -> RenderableType:
         for said in item.form.get("transcript", ()):
             parts.append(plain(f"  {said['question']} → {said['answer']}"))
         if (proposal := item.form.get("proposal")) is not None:
-            parts.append(plain(f"proposed: {proposal_text(proposal)}"))
+            parts.append(plain(f"proposed: {step_text(proposal)}"))
     parts += [f"[dim]{escape(item.reason)}[/]", tree_view(node, why=True)]
     if item.path:
         parts.append(f"[dim]for:[/] {escape(tree.question)} → {escape(str(tree.answer))}")

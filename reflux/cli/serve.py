@@ -12,8 +12,12 @@ from reflux.agents.errors import UsageError
 from reflux.cli.contract import ERR, RUNS, Depth, Json, Model, RunDir, emit
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import Limits
-from reflux.server.guards import check_exposure
-from reflux.server.settings import ServeSettings, read_serve_config, with_environment
+from reflux.server.settings import (
+    ServeSettings,
+    all_endpoints,
+    check_exposure,
+    read_serve_config,
+)
 
 KEY = "REFLUX_API_KEY"
 STOP_SECONDS = 5
@@ -53,7 +57,7 @@ def serve(
         api_key=os.environ.get(KEY, "").strip(),
         overseer=overseer,
         model=model or "",
-        endpoints=with_environment(said, model),
+        endpoints=all_endpoints(said, model),
         config=config.absolute() if config else None,
         limits=Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
         max_tokens=max_tokens,

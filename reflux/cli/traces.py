@@ -10,7 +10,6 @@ from rich.table import Table
 
 from reflux.agents.errors import UsageError
 from reflux.agents.prompts import cut
-from reflux.cli.ask import prices_of
 from reflux.cli.contract import ERR, MOST, OUT, RUNS, Json, RunDir, emit, open_existing
 from reflux.cli.distill_source import logged_rows
 from reflux.conversation import last_question
@@ -104,7 +103,7 @@ def show_trace(
     store = TraceStore(folder.traces_path)
     try:
         shown, _ = find_question(store, trajectory)
-        tree = load_tree(store, shown, prices_of(folder))
+        tree = load_tree(store, shown, folder.prices())
         last = newest(store, shown)
         begun = begun_hint(store, shown, run)
     finally:
@@ -132,7 +131,7 @@ def page_of_trace(
     store = TraceStore(folder.traces_path)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, tree_page(store, trajectory, prices_of(folder)))
+        write_whole(out, tree_page(store, trajectory, folder.prices()))
     finally:
         store.close()
     if as_json:

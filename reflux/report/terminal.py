@@ -32,15 +32,24 @@ def printable(text: str, kept: str = "") -> str:
     return "".join(char if char.isprintable() or char in kept else " " for char in text)
 
 
-def html_text(text: str, longest: int) -> str:
-    """Somebody else's text as HTML that shows it as it is: no markup of its own, its lines, and at
-    most so many characters."""
-    more = len(text) - longest
-    cut = f"{text[:longest]} … {more} characters more" if more > 0 else text
-    return f'<span class="text">{html.escape(printable(cut, LINES))}</span>'
+def cut_text(text: str, max_chars: int) -> str:
+    """The text, cut after `max_chars` characters with a note of how many more there are."""
+    more = len(text) - max_chars
+    return f"{text[:max_chars]} … {more} characters more" if more > 0 else text
 
 
-STATUS_COLOUR = {"ok": "green", "rejected": "yellow", "over_budget": "yellow", "failed": "red"}
+def html_text(text: str, max_chars: int) -> str:
+    """Text of models and users as escaped HTML that keeps its lines."""
+    return f'<span class="text">{html.escape(printable(cut_text(text, max_chars), LINES))}</span>'
+
+
+STATUS_COLOUR = {
+    "ok": "green",
+    "rejected": "yellow",
+    "truncated": "yellow",
+    "over_budget": "yellow",
+    "failed": "red",
+}
 
 
 def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
@@ -112,27 +121,28 @@ def accuracy_text(score: Mapping[str, Any] | None) -> str:
 
 
 def tree_view(node: Node, why: bool = False) -> Tree:
-    """The tree of a trajectory, with who answered and what it cost; `why` adds its path, how the
-    votes went and what checks and persons said."""
+    """The tree of a trajectory, with who answered and the cost; `why` adds paths, votes, checks,
+    and what humans said."""
     tree = Tree(_line(node) + (f" [dim]{node.path}[/]" if why and node.path else ""))
-    for line in _reasons(node) if why else ():
-        tree.add(f"[dim]{line}[/]")
+    for label, text in reasons(node) if why else ():
+        tree.add(f"[dim]{escape(label)}: {escape(text)}[/]")
     for child in node.children:
         tree.children.append(tree_view(child, why))
     return tree
 
 
-def _reasons(node: Node) -> Iterator[str]:
+def reasons(node: Node) -> Iterator[tuple[str, str]]:
+    """What led to the answer, as (label, text): votes, checks, and what humans said."""
     if len(node.tally) > 1 or node.votes > 1:
-        counted = ", ".join(f"{escape(text)} {weight:g}" for text, weight in node.tally)
-        yield f"votes: {counted or 'none that counts'}"
-    for said in node.checks:
-        verdict = "passed" if said["ok"] else f"refused by {escape(said.get('rule', ''))}"
-        yield f"check: {escape(said['answer'])} {verdict}"
+        tally = ", ".join(f"{text} × {weight:g}" for text, weight in node.tally)
+        yield "votes", tally or "none counts"
+    for check in node.checks:
+        verdict = "passed" if check["ok"] else f"failed: {check.get('rule', '')}"
+        yield f"check {verdict}", check["answer"]
     if node.verdict:
-        yield f"a person {node.verdict} it"
+        yield "a human's verdict", node.verdict
     for comment in node.comments:
-        yield f"a person says: {escape(comment)}"
+        yield "a human's comment", comment
 
 
 def total_line(tree: Node) -> str:
@@ -141,7 +151,7 @@ def total_line(tree: Node) -> str:
     calls, cached = sum(n.calls for n in nodes), sum(n.cached for n in nodes)
     parts = [
         counted(len(nodes), "question"),
-        counted(calls, "call") + (f" ({cached} known before)" if cached else ""),
+        counted(calls, "call") + (f" ({cached} cached)" if cached else ""),
         f"{sum(n.tokens for n in nodes)} tokens",
         f"{sum(n.seconds for n in nodes):.1f} s of models",
     ]

@@ -168,7 +168,7 @@ def test_what_waits_for_a_person_is_answered_in_the_queue_and_goes_on(
 ) -> None:
     overseers: dict[str, AnyOverseer] = {**H}
     with (
-        serving(tmp_path, script, overseers, overseer="person") as url,
+        serving(tmp_path, script, overseers, overseer="human") as url,
         browsing() as seen,
     ):
         page = seen.page
