@@ -57,11 +57,12 @@ function lineage(students) {
 function card(student, current, promote) {
   const gates = student.gates.map((gate) => el("span", { class: `badge ${gate.passed ? "ok" : "failed"}`, title: `limit ${gate.limit}` },
     `${gate.passed ? "✓ passed" : "✗ failed"}: ${gate.name} ${Number(gate.value).toFixed(3)}`));
+  const report = student.config.report || {};
   const facts = [
     `trained on answers of the overseer with ${student.parent || "the base"}`,
-    student.rows ? `${number(student.rows)} rows` : null,
-    student.seconds ? `${Math.round(student.seconds)} s of training` : null,
-    student.final_loss ? `loss ${student.final_loss.toFixed(3)}` : null,
+    report.rows ? `${number(report.rows)} rows` : null,
+    report.seconds ? `${Math.round(report.seconds)} s of training` : null,
+    report.final_loss ? `loss ${report.final_loss.toFixed(3)}` : null,
   ].filter(Boolean);
   const isAgent = student.id === current;
   return [
