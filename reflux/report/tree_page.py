@@ -101,7 +101,7 @@ def _reasons(node: Node) -> list[tuple[str, str]]:
     return notes + list(reasons(node))
 
 
-def _call(row: Mapping[str, Any]) -> dict[str, Any]:
+def _call(row: Any) -> dict[str, Any]:
     """A call of a model or a tool, as the template shows it."""
     if row["kind"] == "tool":
         summary = f"tool {row['model']}"

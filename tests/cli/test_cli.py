@@ -115,7 +115,7 @@ def test_what_was_only_asked_is_listed_in_80_columns_and_export_says_what_it_nee
     assert "-1" not in listed
     exported = run("traces", "export", str(out), "--run", str(folder))
     assert exported.returncode == 0
-    assert "what was only asked is not learned" in exported.stderr
+    assert "answers to `reflux ask` are not exported" in exported.stderr
     assert "0 rows" in exported.stdout
 
 

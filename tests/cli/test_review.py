@@ -90,7 +90,7 @@ def test_keys_judge_one_item_after_the_other(folder: Path) -> None:
     told(reflux(folder, *WAITING))
     ended = reflux(folder, "review", keys="c\nhm\nr\nx\ns\ne\nthis\n")
     assert ended.code == 0, ended.stderr
-    assert "nothing else waits for a review; 2 judged" in ended.stdout
+    assert "nothing else to review; 2 judged" in ended.stdout
     store = RunFolder(folder).store()
     assert len(queue(store)) == 1
     store.close()
@@ -118,11 +118,11 @@ def test_q_and_the_end_of_what_is_typed_leave_the_queue_as_it_is(folder: Path) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--json",), "say one of --approve"),
-        (("--approve", "--reject"), "say one of --approve"),
+        (("--json",), "choose one of --approve"),
+        (("--approve", "--reject"), "choose one of --approve"),
         (("--approve",), "nothing is proposed here"),
         (("--edit", " "), "the answer is empty"),
-        (("--why", "odd"), "there is no 'odd' in the queue"),
+        (("--why", "odd"), "unknown --why 'odd'"),
     ],
 )
 def test_bad_input_gets_one_message(folder: Path, words: tuple[str, ...], said: str) -> None:
@@ -167,7 +167,7 @@ def test_what_somebody_else_judged_meanwhile_is_shown_anew(folder: Path, tmp_pat
         typed.write("e\nmine\n")
     ended = looking.wait()
     assert ended.code == 0, ended.stderr
-    assert "somebody was here meanwhile" in ended.stderr
+    assert "another user changed this item" in ended.stderr
     assert "What now? → theirs by H" in ended.stdout
     store = RunFolder(folder).store()
     assert load_tree(store, newest(store, item["trajectory"])).answer == "theirs"

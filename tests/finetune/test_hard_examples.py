@@ -58,4 +58,4 @@ def test_the_report_says_what_was_hard_and_what_became_of_it() -> None:
     (line,) = hard_lines([{"round": 0, "amplify": made}, {"round": 2, "amplify": made}])
     assert "5.0% failed" in line
     assert "2.5% were in doubt" in line
-    assert "8 of them had been hard in the round before, 6 of those" in line
+    assert "8 had been hard in the round before, 6 of these" in line
