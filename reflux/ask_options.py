@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.finetune.run_folder import OpenRun
 from reflux.granted_tools import open_tools
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
@@ -50,7 +50,7 @@ class AskOptions:
         return Limits(depth=self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
 
     def context(
-        self, recorded_client: RecordedClient, overseer: AnyOverseer, **more: Any
+        self, recorded_client: RecordedClient, overseer: Overseer, **more: Any
     ) -> AmplifyContext:
         """The context of the question; `more` are further fields of it."""
         return AmplifyContext(
@@ -102,7 +102,7 @@ async def open_context(
     opened: OpenRun,
     options: AskOptions,
     emit: Callable[[Event], None] = silent,
-    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> AsyncGenerator[AmplifyContext]:
     """The context of a question that is asked so; its tools are open as long as it is."""
     granted = {"answer": list(options.tools)} if options.tools else {}

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import ModelOverseer
-from reflux.agents.overseers.protocol import PASS, AnyOverseer
+from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.reviewed import Reviewed
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 
 DEFAULT_OVERSEER = "model"
 """H where none is named."""
 
-OVERSEERS: Mapping[str, AnyOverseer] = {
+OVERSEERS: Mapping[str, Overseer] = {
     "model": ModelOverseer(),
     "reviewed": Reviewed(ModelOverseer(), "root"),
     "plain": ScriptedOverseer("plain", lambda question, transcript, may_ask: PASS),
@@ -22,8 +22,8 @@ root first; `plain` leaves every question to X, undivided; `person` defers every
 
 
 def overseer_named(
-    name: str = DEFAULT_OVERSEER, overseers: Mapping[str, AnyOverseer] = OVERSEERS
-) -> AnyOverseer:
+    name: str = DEFAULT_OVERSEER, overseers: Mapping[str, Overseer] = OVERSEERS
+) -> Overseer:
     """The overseer of a name.
 
     Raises:

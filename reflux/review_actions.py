@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.redaction import is_unicode
 from reflux.agents.types import Answer
 from reflux.ask_options import ALONE, open_context, options_of
@@ -172,7 +172,7 @@ async def recompute(
     path: str,
     answer: str | None,
     emit: Emit = silent,
-    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> Outcome | None:
     """Answer a revision; None where a person is waited for."""
     async with asked_in(opened, made, emit, overseers) as (context, system):
@@ -193,7 +193,7 @@ async def asked_in(
     opened: OpenRun,
     question_id: str,
     emit: Emit = silent,
-    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> AsyncGenerator[tuple[AmplifyContext, Callable[[AmplifyContext], System]]]:
     """The context in which a root was asked, as far as the record and the run's config tell.
 

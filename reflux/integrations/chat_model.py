@@ -15,7 +15,7 @@ from langchain_core.utils.utils import from_env, secret_from_env
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
 
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.redaction import redact
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers.rules import Checker, RuleChecker
@@ -47,9 +47,7 @@ class AmplifiedChatModel(BaseChatModel):
     H must not defer to a person here, who can only be waited for by a graph with a checkpointer.
     """
 
-    overseer: SkipValidation[AnyOverseer | Sequence[AnyOverseer]] = Field(
-        default_factory=overseer_named
-    )
+    overseer: SkipValidation[Overseer | Sequence[Overseer]] = Field(default_factory=overseer_named)
     """H, or several: a retry takes the next one's decomposition."""
     client: SkipValidation[ChatClient | BaseChatModel | None] = Field(default=None, exclude=True)
     """Where X runs; a chat model of LangChain among others. None: the endpoint of `base_url` and

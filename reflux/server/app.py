@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from reflux.agents.clients.endpoints import Endpoints
 from reflux.agents.clients.llama_cpp import LlamaCppClient
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.ask import settled
 from reflux.graphs.traces.telemetry import own_spans
@@ -50,7 +50,7 @@ async def show_metrics(request: Request) -> Response:
 def create_app(
     folder: RunFolder,
     settings: ServeSettings | None = None,
-    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> FastAPI:
     """The app that serves a run folder; it opens the folder when it starts.
 

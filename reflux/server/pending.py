@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.reviewed import Reviewed
 from reflux.agents.overseers.scripted import HumanOverseer
 from reflux.ask_options import AskOptions, options_of
@@ -29,7 +29,7 @@ from reflux.graphs.traces.tree import find_question
 from reflux.overseers import overseer_named
 
 
-def asks_humans(overseer: AnyOverseer | None) -> bool:
+def asks_humans(overseer: Overseer | None) -> bool:
     """True where H may have to wait for somebody."""
     return isinstance(overseer, HumanOverseer | Reviewed)
 
@@ -45,7 +45,7 @@ class _Conversation:
 class Waiting:
     """What waits for persons in one run folder."""
 
-    def __init__(self, run: OpenRun, overseers: Mapping[str, AnyOverseer]) -> None:
+    def __init__(self, run: OpenRun, overseers: Mapping[str, Overseer]) -> None:
         self._run = run
         self._overseers = overseers
         self._open = AsyncExitStack()

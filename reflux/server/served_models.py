@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.cli.ask import config_of
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.evals.task import Task
@@ -39,7 +39,7 @@ class Tree:
     """H with copies of X."""
 
     name: str
-    overseer: AnyOverseer | None
+    overseer: Overseer | None
     """None where the task has its own."""
     task: Task | None = None
 
@@ -57,7 +57,7 @@ class ServedModels:
     """What a run folder and its settings have to serve."""
 
     def __init__(
-        self, folder: RunFolder, settings: ServeSettings, overseers: Mapping[str, AnyOverseer]
+        self, folder: RunFolder, settings: ServeSettings, overseers: Mapping[str, Overseer]
     ) -> None:
         """
         Raises:
