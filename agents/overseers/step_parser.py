@@ -138,8 +138,8 @@ def _repaired(text: str) -> Iterator[Any]:
 def _drop_cut(value: Any, end: str) -> bool:
     """Remove the last value of a repaired one if the text ends within it; True if it is all."""
     if isinstance(value, dict | list):
-        parts = cast(dict[Any, Any] | list[Any], value)
-        last = len(parts) - 1 if isinstance(parts, list) else next(reversed(parts), None)
+        parts = cast(Any, value)
+        last = len(parts) - 1 if isinstance(value, list) else next(reversed(parts), None)
         if parts and _drop_cut(parts[last], end):
             del parts[last]
         return False

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from reflux.agents.clients.streaming import Delta
+from reflux.agents.clients.chat_protocol import Delta
 from reflux.agents.types import Completion, TokenLogprob
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.ask import Asked
