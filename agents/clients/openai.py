@@ -84,10 +84,12 @@ class OpenAIClient:
         """
         failures: list[str] = []
         started = False
+
+        def may_retry(error: BaseException) -> bool:
+            return not started and _worth_retrying(error)
+
         try:
-            async for attempt in self._policy.retrying(
-                lambda error: not started and _worth_retrying(error)
-            ):
+            async for attempt in self._policy.retrying(may_retry):
                 with attempt:
                     async with self._gate, aclosing(self._pieces(request, failures)) as pieces:
                         async for piece in pieces:
