@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, ReplayError
-from reflux.agents.overseers.protocol import AnyOverseer, follow_of
+from reflux.agents.overseers.protocol import Overseer, follow_of
 from reflux.agents.redaction import redact, unaskable
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
@@ -67,7 +67,7 @@ class Walked:
 
 
 async def walk_chain(
-    context: AmplifyContext, place: NodeRef, overseer: AnyOverseer, chain: Chain, given: Budget
+    context: AmplifyContext, place: NodeRef, overseer: Overseer, chain: Chain, given: Budget
 ) -> Walked:
     """Walk a chain to its end; `given` is for all of it.
 

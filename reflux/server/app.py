@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from reflux import web
 from reflux.agents.clients.endpoints import Endpoints
 from reflux.agents.clients.llama_cpp import LlamaCppClient
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.ask_context import OVERSEERS
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.garbage_collection import settled
@@ -67,7 +67,7 @@ class _PageFiles(StaticFiles):
 def create_app(
     folder: RunFolder,
     settings: ServeSettings | None = None,
-    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> FastAPI:
     """Create the app of a run folder; the app opens the folder when it starts.
 

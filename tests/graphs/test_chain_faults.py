@@ -17,7 +17,7 @@ from langgraph.types import Command
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError
 from reflux.agents.overseers.panel import Panel
-from reflux.agents.overseers.protocol import PASS, AnyOverseer
+from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.recorded import RecordedOverseer
 from reflux.agents.overseers.reviewed import APPROVE, Reviewed
 from reflux.agents.overseers.router import Past, Routed, Router
@@ -65,7 +65,7 @@ def right(request: ChatRequest) -> str:
 
 
 def context(
-    store: TraceStore, reply: Callable[[ChatRequest], Any], h: AnyOverseer = COUNTING, **more: Any
+    store: TraceStore, reply: Callable[[ChatRequest], Any], h: Overseer = COUNTING, **more: Any
 ) -> AmplifyContext:
     given = {"votes": TWO, "limits": Limits(depth=2, attempts=3), **more}
     return AmplifyContext(RecordedClient(ScriptedClient(reply), store), "base", [h], **given)

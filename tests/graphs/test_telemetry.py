@@ -21,7 +21,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.tools.protocol import ToolReply
-from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Exchange, Sampling, Step
+from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Sampling
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.interrupts import open_interruptible_run
 from reflux.graphs.ask import Amplified, Direct, Origin, answer_all
@@ -267,17 +267,10 @@ async def test_a_tools_work_is_a_span_and_its_refusal_an_error(
 async def test_a_link_of_a_chain_is_a_call_below_the_step_that_began_it(
     heard: Listener, store: TraceStore
 ) -> None:
-    class Counting:
-        name = "counting"
+    def follow(question: str, answer: str) -> str | Answer:
+        return str(int(question) + 1) if question != "3" else Answer("done")
 
-        def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-            return Chain("1")
-
-        def follow(self, question: str, answer: str) -> str | Answer:
-            return str(int(question) + 1) if question != "3" else Answer("done")
-
-    h = ScriptedOverseer("counting", Counting().act)
-    h.follow = Counting().follow  # type: ignore[attr-defined]
+    h = ScriptedOverseer("counting", lambda question, transcript, may_ask: Chain("1"), follow)
     recorded_client = RecordedClient(ScriptedClient(lambda _: "4"), store, heard.spans)
     await answer_all(Amplified(AmplifyContext(recorded_client, "base", [h])), ASKED, ["root"])
     assert [told(span, "reflux.step") for span in heard.named("chat")] == [0, 1, 2]
