@@ -34,7 +34,7 @@ from reflux.agents.types import (
 )
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import CallKey, TraceStore
-from reflux.graphs.traces.telemetry import NO_SPANS, Spans, own_spans
+from reflux.graphs.traces.telemetry import NO_SPANS, Spans, process_spans
 
 
 def redacted_step(step: Step) -> Step:
@@ -99,11 +99,11 @@ class RecordedClient:
         """`spans` are those of the environment where None.
 
         Raises:
-            MissingError, UsageError: see `reflux.graphs.traces.telemetry.spans_of`.
+            MissingError, UsageError: see `reflux.graphs.traces.telemetry.spans_from_env`.
         """
         self.client = client
         self.store = store
-        self.spans = own_spans() if spans is None else spans
+        self.spans = process_spans() if spans is None else spans
         self.outage: EndpointError | None = None
         """The failure of the last call, where it failed at the endpoint."""
         self.left_open: dict[str, EndpointError] = {}
@@ -253,7 +253,7 @@ class RecordedClient:
             with self.spans.tool(key, name, arguments) as span:
                 said = await work()
                 said = ToolReply(redact(said.text), said.ok)
-                span.said(said)
+                span.tool_replied(said)
         done = Completion(
             said.text,
             seconds=time.perf_counter() - begun,

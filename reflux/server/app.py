@@ -18,7 +18,7 @@ from reflux.agents.clients.llama_cpp import LlamaCppClient
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.ask import settled
-from reflux.graphs.traces.telemetry import own_spans
+from reflux.graphs.traces.telemetry import process_spans
 from reflux.overseers import OVERSEERS
 from reflux.server import chat_api, tree_api
 from reflux.server.chat_api import TRACE, Served, served
@@ -94,7 +94,7 @@ def create_app(
         # A request's span, above that of its run, and below the client's where it names one. Its
         # logs would hold what was asked.
         telemetry={
-            "tracer_provider": own_spans().provider,
+            "tracer_provider": process_spans().provider,
             "operation_spans": False,
             "logs": False,
             "exclude": lambda scope: scope.get("path") in OPEN,  # A watchdog asks for ever.

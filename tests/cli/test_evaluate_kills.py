@@ -21,7 +21,7 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-from test_finetune_stages import exact
+from tests.finetune.test_stages import exact
 
 from reflux.agents.types import ChatRequest, Completion
 from reflux.cli.evaluate import Plan, compare
