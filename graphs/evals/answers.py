@@ -28,8 +28,7 @@ from reflux.graphs.amplify.sampling import node_of_key
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Asked
 from reflux.graphs.evals.eval_task import EvalTask
-from reflux.graphs.traces.chain_links import chains
-from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.store import TraceStore, chains
 from reflux.graphs.traces.tree import Node, load_tree
 
 NO_DOUBT = math.inf

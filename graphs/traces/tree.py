@@ -12,10 +12,9 @@ from typing import Any
 from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Answer, Ask, Step, SubQuestion, step_from_json
-from reflux.graphs.traces.chain_links import chains
 from reflux.graphs.traces.database import NODE_ENDED, STOPPED, Rows
 from reflux.graphs.traces.revisions import before
-from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.store import TraceStore, chains
 
 NO_PRICES: Mapping[str, Price] = {}
 WAS_STOPPED = f"SELECT {STOPPED} FROM questions q WHERE q.id = ?"  # noqa: S608 - a constant of ours
