@@ -24,9 +24,8 @@ from reflux.cli.terminal_input import interruptible
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
-from reflux.graphs.evals.best_of import MOST, BestOf
 from reflux.graphs.evals.external_graph import ExternalGraph, load_graph
-from reflux.graphs.evals.runner import SystemSpec
+from reflux.graphs.evals.runner import MAX_VOTES, BestOf, SystemSpec
 from reflux.graphs.traces.recorded_client import RecordedClient
 
 EQUAL = "best-of-n"
@@ -151,6 +150,6 @@ class SystemSpecs:
 
 def _votes(key: str) -> int:
     number = key.removeprefix("best-of-")
-    if not re.fullmatch(r"[0-9]{1,6}", number) or not 1 <= int(number) <= MOST:
-        raise UsageError(f"{key!r}: write best-of-n, or a number of votes from 1 to {MOST}")
+    if not re.fullmatch(r"[0-9]{1,6}", number) or not 1 <= int(number) <= MAX_VOTES:
+        raise UsageError(f"{key!r}: write best-of-n, or a number of votes from 1 to {MAX_VOTES}")
     return int(number)

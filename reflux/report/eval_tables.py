@@ -7,8 +7,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from reflux.graphs.evals.best_of import EqualTokens
 from reflux.graphs.evals.results import Results
+from reflux.graphs.evals.runner import EqualTokens
 from reflux.report.terminal import counted, escape
 
 WORDS = ("system", "systems", "model", "how questions ended")

@@ -37,7 +37,7 @@ function draw(place, evaluations, chosen) {
   show(place,
     el("div", { class: "card" },
       el("div", { class: "row between" }, el("h2", {}, "Systems side by side"), select),
-      el("p", { class: "dim" }, el("bdi", {}, one.exam), `, ${one.split} questions, right by ${one.score}; 95% intervals.`),
+      el("p", { class: "dim" }, el("bdi", {}, one.eval_task), `, ${one.split} questions, right by ${one.score}; 95% intervals.`),
       systems(one)),
     one.differences.length ? el("div", { class: "card" }, el("h2", {}, "Differences on the same questions"), differences(one)) : "",
     el("div", { class: "card" }, el("h2", {}, "Failures"), tabs(one, failures), failures));
