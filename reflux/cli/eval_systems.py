@@ -1,9 +1,9 @@
-"""The systems that `reflux eval` knows by name.
+"""The systems of `reflux eval` by name.
 
 direct              one call to the base, or to the endpoint's model
-amplified           H with copies of X
+amplified           the overseer with copies of the agent
 student-rN          one call to a student, or to any model of the endpoint
-best-of-n           the majority of n answers of X, n such that it costs amplified's tokens
+best-of-n           the majority of n answers of the agent, at the tokens of amplified
 best-of-8           the majority of 8
 endpoint:NAME       one call to an endpoint of --config
 endpoint:MODEL      one call to a model at OPENAI_BASE_URL, or at endpoint:MODEL@URL
@@ -33,11 +33,11 @@ Contexts = Callable[[str, int], AmplifyContext]
 """(model, seed) → the context of a system."""
 
 
-def named(systems: str) -> list[str]:
+def parse_systems(systems: str) -> list[str]:
     """The names of a comma-separated list.
 
     Raises:
-        UsageError: there are none, one is there twice, or best-of-n lacks what it is measured by.
+        UsageError: there are none, one is repeated, or best-of-n lacks amplified.
     """
     keys = [key.strip() for key in systems.split(",") if key.strip()]
     if not keys:
@@ -53,38 +53,37 @@ def named(systems: str) -> list[str]:
     return keys
 
 
-def asks_x(keys: Sequence[str]) -> bool:
-    """True where one of the systems is made of X."""
+def uses_agent(keys: Sequence[str]) -> bool:
+    """True where one of the systems runs the agent."""
     return any(key in ("direct", "amplified") or key.startswith("best-of-") for key in keys)
 
 
 @dataclass(frozen=True)
 class SystemSpecs:
-    """Makes systems of their names."""
+    """Makes systems from their names."""
 
     opened: OpenRun
-    x: str
-    """The name of X."""
+    agent: str
     contexts: Contexts
     same_answer: Callable[[str], str]
-    """Brings answers that say the same to equal text: votes are counted by it."""
+    """Maps equivalent answers to equal text; votes are counted by it."""
     stack: AsyncExitStack
-    """Closes what is opened here."""
+    """Closes the clients that are opened here."""
     endpoints: frozenset[str] = frozenset()
-    """Names of models that `opened` knows beside its own."""
+    """Names of the models of --config."""
 
     async def system_spec(self, key: str) -> SystemSpec:
         """The system of a name.
 
         Raises:
             UsageError: there is no such system.
-            MissingError: it needs an endpoint or a package that is not there.
+            MissingError: it needs an endpoint that is not set, or a package.
         """
         if key == "amplified":
-            return await self._model(key, self.x, Amplified)
+            return await self._model(key, self.agent, Amplified)
         if key == "direct":
-            alone = self.x if endpoint() or self.x in self.endpoints else "base"
-            return await self._model(key, alone, Direct)
+            model = self.agent if endpoint() or self.agent in self.endpoints else "base"
+            return await self._model(key, model, Direct)
         if key.startswith("best-of-"):
             return await self.best_of(_votes(key))
         if key.startswith("endpoint:"):
@@ -103,9 +102,9 @@ class SystemSpecs:
         return await self._model(key, key, Direct)
 
     async def best_of(self, votes: int) -> SystemSpec:
-        """Best of so many."""
+        """Best of a number of votes."""
         return await self._model(
-            f"best-of-{votes}", self.x, lambda context: BestOf(context, votes, self.same_answer)
+            f"best-of-{votes}", self.agent, lambda context: BestOf(context, votes, self.same_answer)
         )
 
     async def _model(
@@ -115,24 +114,24 @@ class SystemSpecs:
         make: Callable[[AmplifyContext], System],
         recorded_client: RecordedClient | None = None,
     ) -> SystemSpec:
-        asks = recorded_client or self.opened.recorded_client
-        digest = await asks.client.model_digest(model)
+        client = recorded_client or self.opened.recorded_client
+        digest = await client.client.model_digest(model)
         return SystemSpec(
             key,
             model,
             digest,
-            lambda seed: make(replace(self.contexts(model, seed), recorded_client=asks)),
+            lambda seed: make(replace(self.contexts(model, seed), recorded_client=client)),
         )
 
     async def _endpoint(self, key: str) -> SystemSpec:
-        model, at, url = key.removeprefix("endpoint:"), False, ""
-        if (found := re.fullmatch(r"(.*?)@(https?://.*)", model, re.DOTALL)) is not None:
-            model, at, url = found[1], True, found[2]
+        model, url = key.removeprefix("endpoint:"), None
+        if (match := re.fullmatch(r"(.*?)@(https?://.*)", model, re.DOTALL)) is not None:
+            model, url = match[1], match[2]
         if model in self.endpoints:
             return await self._model(key, model, Direct)
         if not model:
             raise UsageError(f"{key!r} names no model; write endpoint:MODEL or endpoint:MODEL@URL")
-        if not at:
+        if url is None:
             if endpoint() is None:
                 raise MissingError(
                     f"{key} is asked at OPENAI_BASE_URL, which is not set: set it, or write "
