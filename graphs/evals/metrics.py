@@ -151,11 +151,6 @@ class Calibration:
     unknown: int
     """Answers whose confidence is unknown."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        bins = [{**asdict(each), "ci95": list(each.ci95)} for each in self.bins]
-        return {**asdict(self), "bins": bins}
-
 
 def brier(answers: Sequence[tuple[float, bool]]) -> float:
     """Mean squared distance of (confidence, right) (Brier 1950)."""

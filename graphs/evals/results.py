@@ -49,10 +49,6 @@ class Level:
     ci95: tuple[float, float] | None
     """Wilson's over the different questions among the scored ones."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {**asdict(self), "ci95": list(self.ci95) if self.ci95 else None}
-
 
 def kind_of(node: Node) -> str:
     """Who answered a node, one of `KINDS`."""
@@ -102,11 +98,6 @@ class Summary(Score):
     """Sum over all model calls."""
     cost: float | None
     calibration: Calibration | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        calibrated = self.calibration.to_json() if self.calibration else None
-        return {**super().to_json(), "calibration": calibrated}
 
 
 def summary(model: str, answers: Sequence[Answered]) -> Summary:
@@ -169,7 +160,7 @@ class Results:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def to_json(self) -> dict[str, Any]:
-        """All but the single answers, as plain JSON types."""
+        """All but the single answers, for `json.dumps`."""
         return {
             "eval_task": self.eval_task,
             "split": self.split,
@@ -177,12 +168,10 @@ class Results:
             "seeds": list(self.seeds),
             "resamples": RESAMPLES,
             "settings": dict(self.settings),
-            "systems": {key: summary.to_json() for key, summary in self.summaries.items()},
-            "differences": [difference.to_json() for difference in self.differences],
+            "systems": {key: asdict(summary) for key, summary in self.summaries.items()},
+            "differences": [asdict(difference) for difference in self.differences],
             "equal_tokens": asdict(self.equal) if self.equal else None,
-            "breakdown": {
-                key: [level.to_json() for level in levels] for key, levels in self.levels.items()
-            },
+            "breakdown": {key: [*map(asdict, levels)] for key, levels in self.levels.items()},
         }
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,6 @@ from reflux.graphs.evals.vote_log import (
     measure,
     voted_questions,
 )
-from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.planner import MOST_LEAD, Plan, plan, walk
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
@@ -127,9 +127,8 @@ async def _measured(
         level = level or (config.rounds[-1].level if config else 1)
         voted = await _probed(folder, task, model, probe, level, config)
     else:
-        store = TraceStore(folder.traces_path)
-        voted = list(voted_questions(store, system))
-        store.close()
+        with closing(folder.store()) as store:
+            voted = list(voted_questions(store, system))
     if not voted:
         raise UsageError(
             f"{run} holds no answers of copies in the system {system!r}; name another --system "
@@ -207,13 +206,12 @@ WHERE system = ? AND split = 'held_out' AND revises IS NULL
 
 def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:
     """The share of held-out roots that ended wrong after all checks and retries."""
-    store = TraceStore(folder.traces_path)
-    scores = [
-        score_held_out(task, row["text"], json.loads(row["detail"])["answer"])
-        for row in store.select(ENDED, (system,))
-        if row["task"] == task.name
-    ]
-    store.close()
+    with closing(folder.store()) as store:
+        scores = [
+            score_held_out(task, row["text"], json.loads(row["detail"])["answer"])
+            for row in store.select(ENDED, (system,))
+            if row["task"] == task.name
+        ]
     if not scores:
         return {"observed": None}
     wrong = scores.count(False)

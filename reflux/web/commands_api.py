@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from reflux.agents.errors import UsageError
-from reflux.cli.eval_systems import named
+from reflux.cli.eval_systems import parse_systems
 from reflux.finetune.run_folder import RunFolder, write_whole
 from reflux.server.chat_api import ERRORS, Served, served
 from reflux.server.chat_request import Asked
@@ -119,7 +119,7 @@ def _evaluate(shared: Served, asked: Evaluation) -> list[str]:
                 "`reflux eval` knows more"
             )
     systems = ",".join(asked.systems)
-    named(systems)
+    parse_systems(systems)
     folder = shared.run.folder
     words = ["eval", "--run", str(folder.path), "--systems", systems]
     words += ["--level", str(asked.level), "--limit", str(asked.limit), "--seed", str(asked.seed)]
