@@ -30,9 +30,8 @@ from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin
-from reflux.graphs.traces.chain_links import links
 from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.store import TraceStore, links
 from reflux.graphs.traces.tree import load_tree, recorded_steps
 from reflux.graphs.voting.stopping import AheadBy, AnyRule, Weighted
 from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, next_votes, winner
