@@ -160,7 +160,7 @@ async def _ask(
         context = task_context(AmplifyContext(opened.recorded_client, x, (), limits=limits), task)
         check_askable(question, context)
         # Every asking is a trajectory of its own, whatever was asked before.
-        asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
+        asked = Asked(folder.id, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
         trajectory = asked.question_id(question)
         caps = limits.depth, limits.calls, limits.tokens, limits.seconds
         options = AskOptions("", x, (), *caps, task=task.name)

@@ -133,7 +133,7 @@ class ChatSession:
     def _asked(self) -> Asked:
         """Where a message comes from: each is a trajectory of its own."""
         name = f"chat-{self.conversation.id}-{uuid.uuid4().hex[:6]}"
-        return Asked(self.opened.folder.name, -1, name, self.options.task, "asked")
+        return Asked(self.opened.folder.id, -1, name, self.options.task, "asked")
 
     async def _answered(
         self, context: AmplifyContext, text: str, question: str, hush: Callable[[], None]

@@ -277,7 +277,7 @@ async def compare(
         RefluxError: an endpoint, a graph or the scorer failed.
     """
     settings = vars(plan.settings)
-    runner = EvalRunner(plan.eval_task, plan.seeds, opened.folder.name, settings, heard=heard)
+    runner = EvalRunner(plan.eval_task, plan.seeds, opened.folder.id, settings, heard=heard)
     system_specs = SystemSpecs(
         opened,
         x,

@@ -74,7 +74,7 @@ class Told:
 
 async def ask_freely(folder: RunFolder, opened: OpenRun, text: str, options: AskOptions) -> Told:
     """Ask, and let persons in the terminal reply where H defers to them."""
-    asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", "", "asked")
+    asked = Asked(folder.id, -1, f"ask-{uuid.uuid4().hex[:12]}", "", "asked")
     question_id = asked.question_id(text)
     async with opened:
         store = opened.store

@@ -192,7 +192,7 @@ async def _probed(
         context = AmplifyContext(
             opened.recorded_client, x, (), votes=policy, limits=Limits(attempts=1), seed=seed
         )
-        asked = Asked(folder.name, -1, f"probe-{x}-{level}", task.name, "held_out")
+        asked = Asked(folder.id, -1, f"probe-{x}-{level}", task.name, "held_out")
         with ProgressView() as view:
             await answer_every(
                 Direct(task_context(context, task), votes=policy),

@@ -191,7 +191,7 @@ class AmplifiedChatModel(BaseChatModel):
         opened = self._agent.open()
         x = self._agent.name(options.get("model") or self.model)
         context = self._context(AmplifyContext(opened.recorded_client, x, (), emit=emit), options)
-        asked = Asked(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
+        asked = Asked(opened.folder.id, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
         trajectory = asked.question_id(redact(question))
         try:
             async with asyncio.timeout(self.timeout):

@@ -111,7 +111,7 @@ def chat_graph(
         said = [HumanMessage(plain)] if plain else []
         question = redact(question_of([*state.get("messages", []), *said]))
         opened = x.open()
-        asked = Asked(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
+        asked = Asked(opened.folder.id, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
         trajectory = asked.question_id(question)
         row = {"id": trajectory, "text": question, **vars(asked)}
         await opened.store.add_question(row)
@@ -132,7 +132,7 @@ def chat_graph(
             emit=lambda event: here.run(runtime.stream_writer, event),
             **context,
         )
-        asked = {"run": x.open().folder.name, "round": -1}
+        asked = {"run": x.open().folder.id, "round": -1}
         with amplified.recorded_client.spans.run(state["trajectory"], asked) as span:
             done = await inner.ainvoke(
                 begin(state["asked"], state["trajectory"], amplified),

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from reflux.finetune.run_folder import write_json, write_whole
+from reflux.agents.files import write_json, write_whole
 from reflux.graphs.evals.answers import Answered
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.results import Results

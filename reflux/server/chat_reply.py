@@ -42,7 +42,7 @@ Emit = Callable[[Event], None]
 
 def asked_anew(run: OpenRun, task: str = "") -> Asked:
     """Where a served question comes from: each is a trajectory of its own."""
-    return Asked(run.folder.name, -1, f"serve-{uuid.uuid4().hex[:12]}", task, "asked")
+    return Asked(run.folder.id, -1, f"serve-{uuid.uuid4().hex[:12]}", task, "asked")
 
 
 def seed_of(request: ChatRequest) -> int:

@@ -13,8 +13,9 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from reflux.agents.errors import UsageError
+from reflux.agents.files import write_whole
 from reflux.cli.eval_systems import named
-from reflux.finetune.run_folder import RunFolder, write_whole
+from reflux.finetune.run_folder import RunFolder
 from reflux.server.chat_api import ERRORS, Served, served
 from reflux.server.chat_request import Asked
 from reflux.server.served_models import BASE
@@ -139,7 +140,7 @@ def _is_named(shared: Served) -> bool:
 
 def _distill(shared: Served, asked: Distillation) -> list[str]:
     folder = shared.run.folder
-    folder.registry.require_free(asked.name)
+    folder.registry.check_new(asked.name)
     words = ["distill", "--run", str(folder.path), "--student", asked.name]
     told = {
         "num_train_epochs": asked.epochs,

@@ -26,7 +26,7 @@ async def show_run(request: Request) -> dict[str, Any]:
     shared = served(request)
     folder = shared.run.folder
     return {
-        "name": folder.name,
+        "name": folder.path.name,
         "path": str(folder.path),
         "agent": shared.models.x(),
         "report": _report(folder.report_path),

@@ -9,7 +9,7 @@ from reflux.agents.errors import UsageError
 from reflux.cli.rounds import settle_config, shipped_config
 from reflux.finetune.config import config_from, read_config
 from reflux.finetune.engine.client import BatchedConfig
-from reflux.finetune.gates import GateConfig, all_passed, judge
+from reflux.finetune.gates import GateConfig, judge
 from reflux.finetune.run_folder import RunFolder
 
 
@@ -54,9 +54,12 @@ def test_a_wrong_config_names_the_key(data, named: str) -> None:
         ({"votes": {"variants": [{"weight": 0}]}}, r"votes\.variants\.weight is 0"),
         ({"limits": {"calls": -5}}, r"limits\.calls is -5; it must be at least 0"),
         ({"limits": {"seconds": float("nan")}}, r"limits\.seconds is nan"),
-        ({"spend_limit": {"prices": {"base": {"prompt": -1}}}}, r"purse\.prices\.prompt is -1"),
-        ({"spend_limit": {"money": 1}}, r"no model has a price: add purse\.prices"),
-        ({"limits": {"money": 1}}, r"no model has a price: add purse\.prices"),
+        (
+            {"spend_limit": {"prices": {"base": {"prompt": -1}}}},
+            r"spend_limit\.prices\.prompt is -1",
+        ),
+        ({"spend_limit": {"money": 1}}, r"no model has a price: add spend_limit\.prices"),
+        ({"limits": {"money": 1}}, r"no model has a price: add spend_limit\.prices"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range(section, says: str) -> None:
@@ -66,7 +69,7 @@ def test_a_value_out_of_range_is_named_with_its_range(section, says: str) -> Non
 
 def test_of_a_rule_that_is_named_only_its_own_faults_are_told() -> None:
     rule = {"kind": "sprt", "margin": 2}
-    with pytest.raises(UsageError, match=r"Sprt.lead") as refused:
+    with pytest.raises(UsageError, match=r"Sprt.margin") as refused:
         config_from({"rounds": [{"level": 1}], "votes": {"rule": rule}}, "x.yaml")
     assert "Majority" not in str(refused.value)
     with pytest.raises(
@@ -163,12 +166,12 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
 def test_gates_stop_a_student_that_forgot_or_drifted() -> None:
     config = GateConfig()
     good = judge(config, amplified=0.99, student=0.95, before=(0.98, 0.97), canary=0.6)
-    assert all_passed(good)
+    assert all(gate.passed for gate in good)
     for worse in (
         {"student": 0.5},
         {"before": (0.98, 0.7)},
         {"canary": 0.05},
     ):
         measured = {"amplified": 0.99, "student": 0.95, "before": (0.98, 0.97), "canary": 0.6}
-        assert not all_passed(judge(config, **(measured | worse)))
-    assert not all_passed(judge(config, imitation=0.9))
+        assert not all(gate.passed for gate in judge(config, **(measured | worse)))
+    assert not all(gate.passed for gate in judge(config, imitation=0.9))

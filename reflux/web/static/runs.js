@@ -18,7 +18,7 @@ export async function open(place) {
   const drawn = el("div", {});
   show(body,
     el("div", { class: "card" },
-      el("h2", {}, `Accuracy by round: ${report.run || name}`),
+      el("h2", {}, `Accuracy by round: ${name}`),
       el("p", { class: "dim" }, `Held-out questions of ${report.task}, 95% intervals; the agent is ${agent}.`),
       drawn,
       el("div", { class: "row legend" }, SYSTEMS.map(([, label, colour]) => el("span", {}, el("i", { class: `swatch ${colour}` }), label)))),

@@ -13,7 +13,7 @@ import pytest
 from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, default_gguf, start_server
 from reflux.agents.errors import MissingError, UsageError
 from reflux.finetune.base_model import base_digest, dequantised_base, load_base
-from reflux.finetune.export.gguf import export_adapter
+from reflux.finetune.export import export_adapter
 
 QUESTIONS = [
     "12+34=?",
@@ -167,7 +167,7 @@ def test_the_rows_of_q_and_k_in_the_other_order_would_be_noticed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("reflux.finetune.export.gguf._llama_rows", lambda module, b, base: b)
+    monkeypatch.setattr("reflux.finetune.export._llama_rows", lambda module, b, base: b)
     wrong = export_adapter(student, default_base, tmp_path / "wrong.gguf")
     assert distance(llama_cpp(wrong, exact_gguf), peft_says) > 3 * EXACT
 
