@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,7 +50,20 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class _Evaluation(_Strict):
+    version: int
+    scores: dict[str, Any]
+    gates: list[dict[str, Any]]
+
+
+class _Pointer(_Strict):
+    current: str | None = None
+    history: tuple[str, ...] = ()
+
+
 class _Card(_Strict):
+    """The content of student.json."""
+
     version: int
     id: str
     parent: str | None
@@ -65,34 +78,13 @@ class _Card(_Strict):
     """UTC, ISO 8601."""
 
 
-class _Evaluation(_Strict):
-    version: int
-    scores: dict[str, Any]
-    gates: list[dict[str, Any]]
-
-
-class _Pointer(_Strict):
-    current: str | None = None
-    history: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Student:
-    """One student on disk; its fields are those of its card, student.json."""
+class Student(_Card):
+    """One student on disk: its card, and its evaluation once it has one."""
 
     path: Path
     """Its folder, a standard PEFT adapter."""
-    id: str
-    parent: str | None
-    round: int | None
-    base: Base
-    adapter_sha256: str
-    adapter_gguf_sha256: str
-    rows_digest: str
-    config: Mapping[str, Any]
-    created: str
-    scores: Mapping[str, Any] = field(default_factory=dict)
-    gates: Sequence[Mapping[str, Any]] = ()
+    scores: dict[str, Any] = {}
+    gates: list[dict[str, Any]] = []
 
     @property
     def adapter_gguf(self) -> Path:
@@ -269,13 +261,8 @@ class Registry:
                 "the student's name"
             )
         evaluation = self._evaluation(id)
-        fields = {name: getattr(card, name) for name in _Card.model_fields if name != "version"}
-        return Student(
-            path=self.root / id,
-            **fields,
-            scores=evaluation.scores if evaluation else {},
-            gates=evaluation.gates if evaluation else (),
-        )
+        results = evaluation.model_dump(exclude={"version"}) if evaluation else {}
+        return Student(path=self.root / id, **dict(card), **results)
 
     def _evaluation(self, id: str) -> _Evaluation | None:
         path = self._evaluation_path(id)

@@ -119,10 +119,10 @@ def _summed_loss(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, in
 def _packed_loss(model: Any, packed: Packed) -> tuple[torch.Tensor, int]:
     """As `_summed_loss`, for a packed batch."""
     with packed_attention(model):
-        line = model.get_decoder()(
+        out = model.get_decoder()(
             input_ids=packed.ids, position_ids=packed.positions, use_cache=False, packed=packed
         )
-    hidden = line.last_hidden_state[0].index_select(0, packed.predicting)
+    hidden = out.last_hidden_state[0].index_select(0, packed.predicting)
     logits = model.get_output_embeddings()(hidden)
     return cross_entropy(logits.float(), packed.labels, reduction="sum"), len(packed.labels)
 
