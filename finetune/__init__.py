@@ -12,7 +12,7 @@ INSTALL_TRAIN = 'pip install "reflux-ida[train]"'
 
 
 def missing_training_packages() -> list[str]:
-    """Packages of `[train]` that are not installed, found without importing them."""
+    """Packages of `[train]` that are not installed; none is imported."""
     return [name for name in TRAIN_PACKAGES if find_spec(name) is None]
 
 

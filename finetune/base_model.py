@@ -29,12 +29,12 @@ WEIGHTS = "model.safetensors"
 
 
 def cache_folder() -> Path:
-    """The folder of files that can be made again: `REFLUX_CACHE`, else the user's cache folder."""
+    """The folder of reproducible files: `REFLUX_CACHE`, else the user's cache folder."""
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("reflux"))
 
 
 def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
-    """The GGUF's weights in bf16 as a plain transformers folder, made on the first call.
+    """The GGUF's weights in bf16 as a plain transformers folder, created by the first call.
 
     The folder's name holds the file's sha256. It is built under another name and then renamed, so
     that an interruption or a second process leaves no partial folder.
@@ -94,7 +94,7 @@ def base_digest(folder: Path) -> str:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise MissingError(
-            f"{folder} holds no {WEIGHTS}: delete the folder and it is made again, or save the "
+            f"{folder} holds no {WEIGHTS}: delete the folder to create it again, or save the "
             "model in one safetensors file"
         )
     return file_sha256(weights)
@@ -125,7 +125,7 @@ def load_base(folder: Path) -> tuple[Any, Any]:
         except (OSError, ValueError, SafetensorError) as error:
             raise MissingError(
                 f"{folder} is no complete base model: {error}; it needs config.json, safetensors "
-                "weights (no pickles) and a tokenizer: delete the folder and it is made again"
+                "weights (no pickles) and a tokenizer: delete the folder to create it again"
             ) from error
     return model.to("cuda" if cuda else "cpu"), tokenizer
 

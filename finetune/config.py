@@ -90,16 +90,6 @@ class RoundsConfig(Strict):
     lora: dict[str, Any] = {}
     """Goes unchanged to PEFT's LoraConfig."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _engine_by_settings(cls, data: Any) -> Any:
-        """A mapping under `engine` holds llama.cpp's settings."""
-        if not isinstance(data, dict) or not isinstance(data.get("engine"), dict):
-            return data
-        if "llama_cpp" in data:
-            raise ValueError("engine and llama_cpp both hold settings of llama.cpp: leave one out")
-        return {**data, "engine": "llama.cpp", "llama_cpp": data["engine"]}
-
     @property
     def engine_settings(self) -> EngineConfig | BatchedConfig:
         """Settings of the engine that runs the models."""

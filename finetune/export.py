@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -218,14 +217,6 @@ def generate_greedy(
     return tokenizer.batch_decode(replies, skip_special_tokens=True)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Share of questions on which two models give the same greedy answer."""
-
-    agreement: float
-    n: int
-
-
 def peft_answers(
     base: Path, adapter: Path, task: Task, questions: Sequence[str], batch: int = 64
 ) -> list[str]:
@@ -242,7 +233,6 @@ def peft_answers(
     return [task.normalise(answer) for answer in answers]
 
 
-def agreement(one: Sequence[str | None], other: Sequence[str | None]) -> Agreement:
-    """Compare two lists of answers to the same questions."""
-    equal = sum(a == b for a, b in zip(one, other, strict=True))
-    return Agreement(equal / max(1, len(one)), len(one))
+def agreement(one: Sequence[str | None], other: Sequence[str | None]) -> float:
+    """The share of questions to which two models give the same answer."""
+    return sum(a == b for a, b in zip(one, other, strict=True)) / max(1, len(one))

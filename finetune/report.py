@@ -20,7 +20,7 @@ BASE_STYLE = ("#8a8f98", "o", ":")
 AMPLIFIED_STYLE = ("#d55e00", "*", "--")
 STUDENT_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2")
 STUDENT_MARKERS = ("s", "D", "^", "v", "P", "X")
-TEXT_COLOR = "#767c85"
+TEXT_COLOR = "#7d848e"
 """Readable on white and on black: the chart has no background."""
 
 
@@ -114,7 +114,7 @@ def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, 
     levels = sorted({row["level"] for row in by_level})
     lines = _lines(by_level)
     with plt.rc_context(dict.fromkeys(_COLORED, TEXT_COLOR)):
-        figure, axes = plt.subplots(figsize=(7.2, 4.4), dpi=144)
+        figure, axes = plt.subplots(figsize=(8.0, 4.2), dpi=144)
         for index, (label, (color, marker, style), rows) in enumerate(lines):
             # Slightly apart, so that intervals of equal scores do not cover each other.
             shift = (index - (len(lines) - 1) / 2) * 0.04
@@ -138,7 +138,7 @@ def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, 
         axes.set_title(f"{task}: accuracy in one call, {_counts(by_level)}", fontsize=11)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="best", fontsize=9)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
         figure.tight_layout()
         try:
             with replacing(path) as temporary:

@@ -21,7 +21,7 @@ from reflux.finetune.stages import Progress, Stages, student_name
 from reflux.graphs.amplify.interrupts import open_checkpoints
 from reflux.graphs.evals.task import Task
 
-DAMAGED = "delete it and go on with --resume, which asks no recorded call again"
+DAMAGED = "delete it and continue with --resume, which repeats no recorded call"
 """The remedy for damaged checkpoints, which hold nothing but the stage."""
 
 

@@ -4,9 +4,9 @@ A row is what TRL takes, `{"prompt": [messages], "completion": [messages]}`; its
 beside it. No row holds a true answer: trajectories have none.
 
 A run's rows are the overseer's own answers to its primitives, the accepted answers of the
-amplified system, the base's answers to the anchor, and corrections. Answers that somebody asked
-for in a chat or at the command line are rows only once a human has edited their tree. A
-sub-question that a human answered is a row of its own, beside the root that was recomputed.
+amplified system, the base's answers to the anchor, and corrections. Answers in a chat or at the
+command line become rows only when a human edits their tree. A sub-question that a human answered
+is a separate row, beside the root that was recomputed.
 """
 
 import hashlib

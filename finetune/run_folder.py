@@ -33,7 +33,8 @@ from reflux.finetune.registry import Registry
 from reflux.graphs.traces.recorded_client import RecordedClient, completion_of
 from reflux.graphs.traces.store import TraceStore
 
-FORMAT = 1
+FORMAT = 2
+"""Of config.yaml and of what question ids consist of."""
 
 
 class RunFolder:
@@ -132,8 +133,7 @@ class RunFolder:
                 f"{self.config_path} is not of format {FORMAT}: another version of Reflux wrote "
                 "it; name another --run"
             )
-        # The first runs had no choice of engine.
-        return {"engine": "llama.cpp", **config}
+        return config
 
     def store(self) -> TraceStore:
         """The trajectories, opened."""
@@ -151,7 +151,7 @@ class RunFolder:
         student = self.registry.get(name)
         if student.base.gguf_sha256 != (digest := file_sha256(gguf)):
             raise UsageError(
-                f"{student.path} was made for a base with sha256 "
+                f"{student.path} belongs to a base with sha256 "
                 f"{student.base.gguf_sha256[:12]}…, and {gguf.name} has {digest[:12]}…: an adapter "
                 "fits its own base only; make the student again with `reflux distill`"
             )

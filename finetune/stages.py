@@ -304,7 +304,8 @@ class Stages:
         answers = await asyncio.to_thread(
             lambda: peft_answers(dequantised_base(files.gguf), adapter, self.task, questions)
         )
-        return vars(agreement(answers, [outcome["answer"] for outcome in outcomes]))
+        share = agreement(answers, [outcome["answer"] for outcome in outcomes])
+        return {"agreement": share, "n": len(questions)}
 
 
 def student_name(number: int) -> str:

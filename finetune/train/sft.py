@@ -165,7 +165,7 @@ def train(
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """What a student is made from."""
+    """The rows and settings of a new student."""
 
     id: str
     rows: Sequence[Mapping[str, Any]]

@@ -191,15 +191,11 @@ def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> 
             f"{folder.path} holds a run; continue it with --resume, or name another --run"
         )
     saved = config_from(folder.load_config(), str(folder.config_path))
-    if config is not None:
-        # Options that the file leaves out keep the run's values: their defaults have changed.
-        options = {"engine", "batched", "llama_cpp", "max_concurrency"} - config.model_fields_set
-        config = config.model_copy(update={name: getattr(saved, name) for name in options})
-        if config != saved:
-            raise UsageError(
-                f"{folder.path} was begun with another config than {config_file}; leave --config "
-                "out, or name another --run"
-            )
+    if config is not None and config != saved:
+        raise UsageError(
+            f"{folder.path} was begun with another config than {config_file}; leave --config out, "
+            "or name another --run"
+        )
     return saved
 
 

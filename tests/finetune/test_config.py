@@ -25,8 +25,7 @@ def test_shipped_configs_are_valid(name: str) -> None:
         ({"rounds": [{"level": 1, "qestions": 1}]}, r"rounds\.0\.qestions"),
         ({"rounds": [{"level": 1}], "limits": {"dept": 2}}, "dept"),
         ({"rounds": [{"level": 1}], "engine": "vllm"}, "engine"),
-        ({"rounds": [{"level": 1}], "engine": {"slots": 2}}, r"llama_cpp\.slots"),
-        ({"rounds": [{"level": 1}], "engine": {}, "llama_cpp": {}}, "leave one out"),
+        ({"rounds": [{"level": 1}], "llama_cpp": {"slots": 2}}, r"llama_cpp\.slots"),
         ({"rounds": [{"level": 1}], "batched": {"rows": 0}}, r"batched\.rows"),
         ({"rounds": []}, "rounds"),
         ({"rounds": [{"level": 1}, {"level": 3}]}, "from level 1 to 3"),
@@ -124,25 +123,6 @@ def test_new_runs_are_batched_unless_the_config_says_otherwise() -> None:
     config = config_from({"rounds": [{"level": 1}], **given}, "x.yaml")
     assert config.engine_settings == EngineConfig(context=99)
     assert config.batched == BatchedConfig(rows=8)
-
-
-@pytest.mark.parametrize("engine", [{}, {"engine": {"parallel": 16, "context": 700}}])
-def test_a_run_begun_before_there_was_a_choice_goes_on_with_llama_cpp(
-    tmp_path: Path, engine: dict
-) -> None:
-    folder = RunFolder(tmp_path / "r")
-    demo = read_config(shipped_config("demo")).model_dump(mode="json")
-    old = {key: demo[key] for key in demo if key not in ("engine", "batched", "llama_cpp")}
-    folder.save_config(old | engine | {"max_concurrency": 32})
-    for given in (None, shipped_config("demo")):
-        config = settle_config(folder, given, resume=True)
-        assert config.engine == "llama.cpp"
-        assert config.llama_cpp.context == (700 if engine else 512)
-        assert config.max_concurrency == 32
-    other = tmp_path / "other.yaml"
-    other.write_text(shipped_config("demo").read_text() + "engine: batched\n")
-    with pytest.raises(UsageError, match="another config"):
-        settle_config(folder, other, resume=True)
 
 
 def test_a_folder_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ async def test_an_adapter_in_llama_cpps_form_alone_is_refused(
 ) -> None:
     client = BatchedClient(lambda _: ModelFiles(files.gguf, adapter / "adapter.gguf"), SMALL)
     for asking in (client.model_digest("base"), client.complete(ask("?"))):
-        with pytest.raises(MissingError, match="name its folder, too"):
+        with pytest.raises(MissingError, match="name the PEFT folder"):
             await asking
     await client.close()
 

@@ -128,7 +128,6 @@ async def test_the_same_questions_of_the_same_run_cost_no_second_call(store: Tra
 @pytest.mark.parametrize(
     "other",
     [
-        Asked("other", 0, "amplified", "letters", "train"),
         Asked("run", 1, "amplified", "letters", "train"),
         Asked("run", 0, "direct", "letters", "train"),
         Asked("run", 0, "amplified", "words", "train"),
