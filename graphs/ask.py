@@ -25,7 +25,7 @@ from reflux.agents.redaction import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.self_consistency import answer_directly
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, exchange_error
 from reflux.graphs.evals.task import Task
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.voting.voting import VotePolicy
@@ -170,9 +170,9 @@ def _compiled() -> Any:
 def recursion_limit(context: AmplifyContext) -> int:
     """Super-steps that one question can take: LangGraph's own limit must not end it first."""
     limits = context.limits
-    waves = limits.fanout  # Sub-questions that need one another run one wave each.
+    batches = limits.fanout  # Sub-questions that need one another run one after the other.
     # Of an attempt's last two, one finds that no step is left, the other checks.
-    return max(1, limits.attempts) * (limits.steps * (1 + 2 * waves) + 2) + 10
+    return max(1, limits.attempts) * (limits.steps * (1 + 2 * batches) + 2) + 10
 
 
 def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
@@ -287,7 +287,7 @@ def check_lost_calls(
     lost = [
         recorded_client.left_open[id]
         for question, outcome in zip(questions, outcomes, strict=True)
-        if outcome["status"] != "ok"
+        if exchange_error(outcome) is not None
         and (id := asked.question_id(redact(question))) in recorded_client.left_open
     ]
     if lost:

@@ -31,7 +31,7 @@ from reflux.finetune.config import RoundsConfig, config_from, read_config
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import check_askable
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Amplified, Asked, answer_all, check_outage, task_context
 from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.review import marked_when_stopped
@@ -187,7 +187,12 @@ async def _ask(
             f"{spent['tokens']} tokens, trajectory {trajectory}"
         )
         OUT.print(answer_line(answer, about), soft_wrap=True, highlight=False)
-    if outcome["status"] != "ok":
+    if outcome["status"] == "truncated":
+        raise RefluxError(
+            f"the token limit cut the answer: raise the `answer_tokens` of the task {task.name}, "
+            "or ask with --overseer and a larger --max-tokens"
+        )
+    if not is_accepted(outcome["status"]):
         raise RefluxError(f"no accepted answer ({ended(outcome)}); {_remedy(x, outcome, limits)}")
 
 

@@ -23,6 +23,7 @@ from reflux.cli.live_tree import LiveTree
 from reflux.cli.terminal_input import unechoed
 from reflux.conversation import FOLDER, Conversation, Turn, begin, listed, resume
 from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.graphs.amplify.state import is_accepted
 from reflux.overseers import DEFAULT_OVERSEER, overseer_named
 from reflux.report.terminal import counted, escape, plain
 from reflux.tasks import task_named
@@ -82,8 +83,8 @@ def chat(
         emit({"conversation": conversation.id if conversation.turns else None, "turns": told})
     if session.unkept is not None and not _at_terminal():
         raise from_os_error(session.unkept)
-    if not _at_terminal() and any(turn.status != "ok" for turn in turns):
-        bad = sum(turn.status != "ok" for turn in turns)
+    if not _at_terminal() and any(not is_accepted(turn.status) for turn in turns):
+        bad = sum(not is_accepted(turn.status) for turn in turns)
         raise RefluxError(f"{bad} of {len(turns)} questions have no accepted answer")
 
 
@@ -164,6 +165,10 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         OUT.print()
     elif turn.answer is not None:
         OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
+    if turn.status == "truncated":
+        OUT.print("the token limit cut this answer: raise --max-tokens", style="yellow")
+    elif turn.answer is not None:
+        pass
     elif turn.status == "waiting":
         run = session.opened.folder.path
         waiting = f'reflux reply {turn.trajectory} "{CHOICES}" --run {run}'

@@ -18,6 +18,7 @@ from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.interrupts import open_interruptible_run
+from reflux.graphs.amplify.state import accepted_status, exchange_error
 from reflux.graphs.ask import Asked
 from reflux.graphs.conversation import answer_chat
 from reflux.graphs.traces.events import Event
@@ -104,7 +105,8 @@ class ChatSession:
                 self.opened.recorded_client, asked, question, [request],
                 hear=lambda _, delta: say(delta.text), emit=hear,
             )  # fmt: skip
-            turn = replace(turn, answer=reply.text, status="ok", calls=1, tokens=reply.tokens)
+            status = accepted_status(has_check=False, truncated=reply.truncated)
+            turn = replace(turn, answer=reply.text, status=status, calls=1, tokens=reply.tokens)
         except EndpointError:
             turn = replace(turn, status="failed")
             raise
@@ -151,7 +153,8 @@ class ChatSession:
         if self.options.task and answer is not None:
             answer = task_named(self.options.task).to_user(question, answer)
         spent = outcome["spent"]
-        turn = self._turn(text, answer if outcome["status"] == "ok" else None, outcome["status"])
+        usable = exchange_error(outcome) is None
+        turn = self._turn(text, answer if usable else None, outcome["status"])
         return replace(turn, calls=spent["calls"], tokens=spent["tokens"])
 
     def _question(self, text: str) -> str:

@@ -73,7 +73,7 @@ class LiveTree:
 
     def _step(self, node: _Growing, step: dict[str, object]) -> None:
         if step["kind"] == "answer":
-            node.answer, node.status = str(step["text"]), "ok"
+            node.answer, node.status = str(step["text"]), "unchecked"
         else:
             node.doing = "H divides it" if step.get("subquestions") else "left to X"
 

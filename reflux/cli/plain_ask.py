@@ -18,6 +18,7 @@ from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_interruptible_run
 from reflux.graphs.amplify.recompute import revised_context
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.ask import Asked, check_outage
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import marked_when_stopped
@@ -141,7 +142,11 @@ def tell(folder: RunFolder, told: Told, as_json: bool) -> None:
             f"trajectory {told.trajectory}"
         )
         OUT.print(answer_line(answer, about), soft_wrap=True, highlight=False)
-    if outcome is not None and outcome["status"] != "ok":
+    if outcome is not None and outcome["status"] == "truncated":
+        raise RefluxError(
+            f"the token limit cut the answer: raise --max-tokens from {told.options.max_tokens}"
+        )
+    if outcome is not None and not is_accepted(outcome["status"]):
         raise RefluxError(
             f"no accepted answer ({ended(outcome)}); allow more --calls, --tokens or --seconds, or "
             "take a --model that can answer it"

@@ -34,7 +34,7 @@ from reflux.agents.redaction import redact
 from reflux.conversation import question_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
-from reflux.graphs.amplify.state import Outcome, Status
+from reflux.graphs.amplify.state import Outcome, Status, exchange_error
 from reflux.graphs.ask import Asked, recursion_limit
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.integrations.agent import Agent
@@ -167,7 +167,7 @@ def chat_graph(
 
 def _said(outcome: Outcome) -> str:
     answer, status = outcome["answer"], outcome["status"]
-    if status == "ok" and answer is not None:
+    if answer is not None and exchange_error(outcome) is None:
         return answer
     best = "" if answer is None else f" The best so far: {answer}"
     return f"No answer was accepted ({status}: {outcome['error']}).{best}"

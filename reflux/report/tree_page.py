@@ -14,7 +14,7 @@ from reflux.agents.budget import Price
 from reflux.graphs.traces.revisions import newest
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import NO_PRICES, Node, find_question, load_tree
-from reflux.report.terminal import LINES, counted, html_text, printable
+from reflux.report.terminal import LINES, STATUS_CLASS, counted, html_text, printable
 from reflux.tasks import writing_named
 
 CHARS = 20_000
@@ -23,17 +23,18 @@ SHADES = 5
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 STYLE = """
 :root{color-scheme:light dark;--fg:#1d1d1f;--bg:#fff;--dim:#66686d;--line:#d9dadd;
---ok:#1f6f3a;--bad:#a52a2a;--shade:200,120,0}
+--ok:#1f6f3a;--bad:#a52a2a;--warn:#8a5a00;--shade:200,120,0}
 @media(prefers-color-scheme:dark){:root{--fg:#e8e8ea;--bg:#17181b;--dim:#9a9ca3;--line:#3a3c42;
---ok:#76c893;--bad:#ff8f85;--shade:255,170,60}}
+--ok:#76c893;--bad:#ff8f85;--warn:#e5b567;--shade:255,170,60}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:60rem;
 margin:1.5rem auto;padding:0 1rem}
 h1{font-size:1.25rem;overflow-wrap:anywhere;white-space:pre-wrap}
-details,.leaf{border-left:2px solid var(--line);margin:.4rem 0 .4rem .3rem;padding-left:.8rem}
+details,.single{border-left:2px solid var(--line);margin:.4rem 0 .4rem .3rem;padding-left:.8rem}
 summary{cursor:pointer;overflow-wrap:anywhere}
 summary:focus-visible{outline:2px solid var(--dim)}
 p{margin:.25rem 0}.dim{color:var(--dim);font-size:.875rem}
 .text{white-space:pre-wrap;overflow-wrap:anywhere}.ok{color:var(--ok)}.bad{color:var(--bad)}
+.warn{color:var(--warn)}
 .call{font-size:.875rem}.call .text{font-family:ui-monospace,monospace}
 """ + "".join(
     f".s{i}{{background:rgba(var(--shade),{0.16 * i:.2f})}}\n" for i in range(1, SHADES + 1)
@@ -94,13 +95,13 @@ def _node(node: Node, calls: Mapping[str, list[Any]], opened: bool = False) -> s
         f'{_text(node.question)} → {_answer(node)} <span class="dim">{escape(_cost(node))}</span>'
     )
     if not below and not check_range:
-        return f'<div class="leaf">{line}</div>\n'
+        return f'<div class="single">{line}</div>\n'
     is_open = " open" if opened else ""
     return f"<details{is_open}><summary>{line}</summary>\n{check_range}{below}</details>\n"
 
 
 def _answer(node: Node) -> str:
-    kind = "ok" if node.status == "ok" else "bad"
+    kind = STATUS_CLASS.get(node.status, "bad")
     missing = "not answered yet" if node.status == "running" else "no answer"
     said = missing if node.answer is None else _text(node.answer)
     ended = "" if node.status == "ok" else f" ({escape(node.status)})"

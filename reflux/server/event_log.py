@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from itertools import count
 
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.events import Event
 
 
@@ -28,7 +29,7 @@ def thought(event: Event) -> str:
             return f"{margin}← {_line(event['step']['text'])}\n"
         case "answered" if path:
             asked = _line(event.get("question", ""))
-            said = event["answer"] if event["status"] == "ok" else None
+            said = event["answer"] if is_accepted(event["status"]) else None
             what = _line(said) if said is not None else f"({event['error'] or event['status']})"
             return f"{margin}← {asked}: {what}\n" if asked else f"{margin}← {what}\n"
         case _:

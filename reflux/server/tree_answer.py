@@ -14,7 +14,7 @@ from reflux.conversation import cut_at, question_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.graph import check_askable
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, exchange_error
 from reflux.graphs.ask import Amplified, answer_all, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.review import marked_when_stopped
@@ -116,7 +116,7 @@ class TreeAnswer:
         if outcome["status"] == "failed" and self.context.recorded_client.outage is not None:
             raise self.context.recorded_client.outage
         answer = outcome["answer"]
-        if outcome["status"] != "ok" or answer is None:
+        if exchange_error(outcome) is not None or answer is None:
             best = "" if answer is None else f"; the best so far: {answer}"
             raise ApiError(
                 422,
@@ -128,7 +128,9 @@ class TreeAnswer:
         if self._tree.task is not None:
             answer = self._tree.task.to_user(self.question, answer)
         text = cut_at(answer, self._stops)
-        return Reply([Completion(text)], *tokens_of(self._run.store, self.trajectory))
+        reason = "length" if outcome["status"] == "truncated" else "stop"
+        completion = Completion(text, finish_reason=reason)
+        return Reply([completion], *tokens_of(self._run.store, self.trajectory))
 
 
 def _context(

@@ -139,7 +139,7 @@ def disputed(url: str, folder: Path) -> str:
         store = TraceStore(folder / "traces.db")
         detail = {"question": "beta", "answer": "BETA", "status": "ok", "error": None}
         detail |= {"votes": 3, "refused": 0, "tally": [["BETA", 2], ["GAMMA", 1]]}
-        await store.add_judgement(trajectory, "/0.0.1", "leaf", True, detail, key="0.1")
+        await store.add_judgement(trajectory, "/0.0.1", "direct", True, detail, key="0.1")
         store.close()
 
     asyncio.run(say())
