@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reflux.finetune.run_folder import write_json, write_whole
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.evals.answers import Answered
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.results import Results
@@ -178,7 +179,7 @@ def _node(node: Node, left: list[int]) -> str:
 def _said(answer: str | None, status: str, *, wrong: bool = False) -> str:
     kind = "bad" if wrong else STATUS_CLASS.get(status, "bad")
     said = "no answer" if answer is None else _text(answer)
-    ended = "" if status == "ok" else f' <span class="dim">{escape(status)}</span>'
+    ended = "" if is_accepted(status) else f' <span class="dim">{escape(status)}</span>'
     return f'<span class="{kind}">{said}</span>{ended}'
 
 

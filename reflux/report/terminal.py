@@ -177,7 +177,7 @@ def _line(node: Node) -> str:
     error = f" [dim]{escape(why)}[/]" if why and not is_accepted(node.status) else ""
     missing = "not answered yet" if node.status == "running" else "no answer"
     answer = escape(node.answer) if node.answer is not None else missing
-    if node.status not in ("ok", "running"):
+    if node.status not in ("ok", "unchecked", "running"):
         answer += f" ({node.status.replace('_', ' ')})"
     asked = escape(last_question(node.question))
     return f"{asked} → [{colour}]{answer}[/]{by}{cost}{verdict}{note}{error}"

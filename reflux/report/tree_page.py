@@ -11,6 +11,7 @@ from html import escape
 from typing import Any
 
 from reflux.agents.budget import Price
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.revisions import newest
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import NO_PRICES, Node, find_question, load_tree
@@ -104,7 +105,7 @@ def _answer(node: Node) -> str:
     kind = STATUS_CLASS.get(node.status, "bad")
     missing = "not answered yet" if node.status == "running" else "no answer"
     said = missing if node.answer is None else _text(node.answer)
-    ended = "" if node.status == "ok" else f" ({escape(node.status)})"
+    ended = "" if is_accepted(node.status) else f" ({escape(node.status)})"
     return f'<span class="{kind}">{said}{ended}</span>'
 
 

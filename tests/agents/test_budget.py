@@ -81,7 +81,7 @@ async def test_a_run_without_money_left_asks_nothing_more(store: TraceStore) -> 
     client = ScriptedClient(lambda _: Completion("a", 500_000, 0))
     spend_limit = SpendLimit(money=1.0, prices=PRICES)
     first = amplified(store, client, asking("a", "b"), votes=ONE_VOTE, spend_limit=spend_limit)
-    assert (await answers_of(first, "root"))["status"] == "ok"
+    assert (await answers_of(first, "root"))["status"] == "unchecked"
     second = amplified(store, client, asking("a", "b"), votes=ONE_VOTE, spend_limit=spend_limit)
     outcome = await answers_of(second, "another")
     assert (outcome["status"], outcome["answer"], len(client.requests)) == ("over_budget", None, 2)
