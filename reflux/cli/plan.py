@@ -32,7 +32,7 @@ from reflux.graphs.evals.vote_log import (
     voted_questions,
 )
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.voting.planner import MOST_LEAD, Plan, plan, walk
+from reflux.graphs.voting.planner import MAX_MARGIN, Plan, limited_vote, plan
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.report.terminal import counted
@@ -276,16 +276,16 @@ def _planned(made: Plan, price_of: dict[str, Any], price: float) -> Sequence[tup
     lines = [
         ("target", f"{made.target:g} over {counted(made.steps, 'answer')}"),
         ("without votes", f"{price_of['success_without_votes']:.3f} are all right"),
-        ("votes", f"first to be ahead by {made.margin}"),
+        ("votes", f"margin k={made.margin}"),
         ("error of one answer", f"{made.step_error:.3g}"),
-        ("all are right", f"{made.success:.6f}"),
+        ("P(all correct)", f"{made.p_all_correct:.6f}"),
         ("votes of one answer", f"{made.votes_per_step:.2f}"),
         ("votes in all", f"{made.votes:,.0f}"),
     ]
     # The first vote decides where a lead of one is enough; a very long walk is not walked.
-    if 1 < made.margin <= MOST_LEAD:
+    if 1 < made.margin <= MAX_MARGIN:
         max_votes = 4 * made.margin + 3
-        capped = walk(made.margin, max_votes, made.accuracy)
+        capped = limited_vote(made.margin, max_votes, made.accuracy)
         lines.append(
             (
                 "with a limit",
