@@ -213,7 +213,7 @@ def test_a_setting_of_the_endpoint_that_is_no_number_is_named(name: str, value: 
 @pytest.mark.parametrize(
     ("question", "says"),
     [
-        ("9" * 10**6, "a sum is asked as"),
+        ("9" * 10**6, "write a sum as"),
         ("9" * 500_000 + "+" + "1" * 500_000, "1000002 characters, the limit is 100000"),
     ],
     ids=("garbled", "long"),
