@@ -32,7 +32,7 @@ from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import task_named
 from reflux.tasks.gym import offline_package
 from reflux.tasks.multihop import WORDS
-from reflux.tasks.replies import first_of
+from reflux.tasks.replies import first_name
 
 Fresh = Callable[[], RecordedClient]
 """Makes a caller with a cache of its own."""
@@ -93,7 +93,7 @@ def facts(base: AmplifyContext, config: Config) -> list[Kind]:
 
     def lies(question: str, answer: str | None) -> bool:
         try:
-            return WORDS[first_of(tuple(WORDS), answer or "")] == continent[question]
+            return WORDS[first_name(tuple(WORDS), answer or "")] == continent[question]
         except ValueError:
             return False
 

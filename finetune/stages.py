@@ -20,7 +20,7 @@ from reflux.finetune.questions import anchor_prompts, canary_prompts, hardness, 
 from reflux.finetune.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_every, task_context
 from reflux.graphs.evals.runner import Score, evaluate
 from reflux.graphs.evals.task import Task
@@ -125,11 +125,11 @@ class Stages:
         hard = hardness(self.run.store, number)
         return {
             "questions": len(questions),
-            "accepted": sum(o["status"] == "ok" for o in outcomes),
+            "accepted": sum(is_accepted(o["status"]) for o in outcomes),
             "failed": len(hard.failed),
             "doubtful": len(hard.doubtful),
             "asked_again": len(hard_before),
-            "accepted_again": sum(o["status"] == "ok" for o in outcomes[: len(hard_before)]),
+            "accepted_again": sum(is_accepted(o["status"]) for o in outcomes[: len(hard_before)]),
             "calls": sum(o["spent"]["calls"] for o in outcomes),
             "cached": sum(o["spent"]["cached"] for o in outcomes),
             "tokens": sum(o["spent"]["tokens"] for o in outcomes),

@@ -33,6 +33,11 @@ class RuleChecker:
     def __init__(self, rules: Mapping[str, Callable[[str, str], bool]]) -> None:
         self.rules = dict(rules)
 
+    @property
+    def has_rules(self) -> bool:
+        """False where every answer is accepted untested."""
+        return bool(self._rules)
+
     def check(self, question: str, answer: str) -> Verdict:
         """Return the first failing rule, or an accepting verdict."""
         for name, rule in self.rules.items():

@@ -17,8 +17,12 @@ from reflux.graphs.amplify.state import (
     NOTHING_SPENT,
     Outcome,
     Spent,
+    Status,
+    accepted_status,
     best_proposal,
+    exchange_error,
     failed_outcome,
+    is_accepted,
     plus,
 )
 from reflux.graphs.amplify.steps import ModelCalls, StepContext, overseer_at
@@ -46,14 +50,14 @@ async def amplify_reference(
     proposals: list[str] = []
     passed: list[str] = []
     spent = NOTHING_SPENT
-    status = "failed"
+    status: Status = "failed"
     for attempt in range(max(1, limits.attempts)):
         left = budget.minus(spent["calls"], spent["tokens"])
-        proposal, used, direct, transcript, step = await _attempt(
+        proposal, used, direct, transcript, step, truncated = await _attempt(
             context, question, question_id, path, depth, ancestors, left, retries, attempt,
         )  # fmt: skip
         spent, unexamined = plus(spent, used), False
-        if direct is not None:  # Below the root a direct answer is final, with its own votes.
+        if direct is not None:  # A direct answer below the root is not tried again.
             return {**direct, "spent": spent}
         if proposal is not None:
             key = CallKey(question_id, path, "overseer", step, attempt)
@@ -63,7 +67,8 @@ async def amplify_reference(
             verdict, used = await judged(context, calls, question, proposal, transcript)
             spent = plus(spent, used)
             if verdict.ok and context.checks.confirmed(passed, proposal):
-                return {"answer": proposal, "status": "ok", "error": None, "spent": spent}
+                status = accepted_status(has_check=context.has_check, truncated=truncated)
+                return {"answer": proposal, "status": status, "error": None, "spent": spent}
             (passed if verdict.ok else proposals).append(proposal)
             unexamined = verdict.rule == UNEXAMINED
         if spent["calls"] >= budget.calls or spent["tokens"] >= budget.tokens:
@@ -84,9 +89,9 @@ async def _attempt(
     budget: Budget,
     retries: int,
     attempt: int,
-) -> tuple[str | None, Spent, Outcome | None, list[Exchange], int]:
-    """One attempt: (proposal or None, spent, the outcome of a direct answer below the root or None,
-    transcript, number of steps)."""
+) -> tuple[str | None, Spent, Outcome | None, list[Exchange], int, bool]:
+    """One attempt: (proposal or None, spent, the outcome of a direct answer below the root,
+    transcript, steps taken, whether the token limit cut the proposal)."""
     overseer = overseer_at(context, attempt)
     transcript: list[Exchange] = []
     spent = NOTHING_SPENT
@@ -102,35 +107,45 @@ async def _attempt(
         except Exception:  # noqa: BLE001 - an overseer is the user's code
             spent = plus(spent, step_context.spent)
             failure: Outcome = {**failed_outcome("the overseer failed"), "spent": spent}
-            return None, spent, failure if first_below_root else None, transcript, step_number
+            return (
+                None,
+                spent,
+                failure if first_below_root else None,
+                transcript,
+                step_number,
+                False,
+            )
         spent = plus(spent, step_context.spent)
         if isinstance(step, Answer):
             text = context.normalise(step.text)
-            ok: Outcome = {"answer": text, "status": "ok", "error": None, "spent": spent}
-            return text, spent, ok if first_below_root else None, transcript, step_number + 1
+            primitive: Outcome = {
+                "answer": text, "status": "unchecked", "error": None, "spent": spent
+            }  # fmt: skip
+            direct = primitive if first_below_root else None
+            return text, spent, direct, transcript, step_number + 1, False
         if isinstance(step, Chain) and may_ask:
             node = NodeRef(question, question_id, path, step_number + 1, retry_index)
             left = budget.minus(spent["calls"], spent["tokens"])
             chain = await walk_chain(context, node, overseer, step, left)
             spent = plus(spent, chain.outcome["spent"])
-            answer = chain.outcome["answer"] if chain.outcome["status"] == "ok" else None
-            ended: Outcome | None = {**chain.outcome, "spent": spent} if chain.broke_off else None
-            return answer, spent, ended, transcript, step_number + 1
+            answer = chain.outcome["answer"] if is_accepted(chain.outcome["status"]) else None
+            ended: Outcome | None = {**chain.outcome, "spent": spent} if chain.interrupted else None
+            return answer, spent, ended, transcript, step_number + 1, False
         batch = step.subquestions if isinstance(step, Ask) else ()
         left = budget.minus(spent["calls"], spent["tokens"])
         if not batch or not may_ask:
-            direct_outcome = await answer_directly(
+            reply = await answer_directly(
                 context, question=question, question_id=question_id, path=path,
                 calls=left.calls, tokens=left.tokens, retries=retry_index,
                 step=0 if first_below_root else step_number,
             )  # fmt: skip
-            spent = plus(spent, direct_outcome["spent"])
-            direct: Outcome | None = (
-                {**direct_outcome, "spent": spent} if first_below_root else None
-            )
-            return direct_outcome["answer"], spent, direct, transcript, step_number + 1
+            spent = plus(spent, reply["spent"])
+            whole: Outcome = {**reply, "spent": spent}
+            direct = whole if first_below_root else None
+            truncated = reply["status"] == "truncated"
+            return reply["answer"], spent, direct, transcript, step_number + 1, truncated
         if len(batch) > context.limits.fanout or _has_forward_needs(batch):
-            return None, spent, None, transcript, step_number + 1
+            return None, spent, None, transcript, step_number + 1, False
         outcomes: list[Outcome] = []
         reserve = reserve_of(overseer)
         shares = left.minus(reserve.calls, reserve.tokens).split(len(batch))
@@ -144,10 +159,9 @@ async def _attempt(
                     depth + 1, [*ancestors, question], share, retry_index,
                 )  # fmt: skip
             outcomes.append(outcome)
-            error = None if outcome["status"] == "ok" else outcome["error"] or outcome["status"]
-            transcript.append(Exchange(text, outcome["answer"], error))
+            transcript.append(Exchange(text, outcome["answer"], exchange_error(outcome)))
         spent = plus(spent, *(o["spent"] for o in outcomes))
-    return None, spent, None, transcript, context.limits.steps
+    return None, spent, None, transcript, context.limits.steps, False
 
 
 def _has_forward_needs(batch: Sequence[SubQuestion]) -> bool:

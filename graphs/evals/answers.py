@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.graphs.amplify.sampling import node_of_key
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.runner import SeedResult
 from reflux.graphs.traces.store import TraceStore, chains
@@ -170,12 +169,12 @@ def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:
     log, stated = _Log(), None
     for row in store.select(
         "SELECT path, kind, key, detail FROM judgements WHERE question=? AND "
-        "(kind='leaf' OR (kind='outcome' AND path='')) ORDER BY id",
+        "(kind='direct' OR (kind='outcome' AND path='')) ORDER BY id",
         (root_id,),
     ):
         detail = json.loads(row["detail"])
-        if row["kind"] == "leaf":
-            log.leaves[row["path"]] = (detail, *node_of_key(row["key"]))
+        if row["kind"] == "direct":
+            log.leaves[row["path"]] = (detail, *step_and_retries(row["key"]))
         else:
             stated = detail.get("confidence")
     if stated is not None:

@@ -13,7 +13,7 @@ from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.interrupts import with_spend_limit
 from reflux.graphs.amplify.sampling import NodeRef, Reply, record_answer, sample_answer
-from reflux.graphs.amplify.state import Outcome, Spent, Status, plus
+from reflux.graphs.amplify.state import Outcome, Spent, Status, accepted_status, plus
 from reflux.graphs.ask import Origin, System, answer_every
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.external_graph import ExternalGraph
@@ -328,9 +328,18 @@ class BestOf:
             wording.setdefault(self.same_answer(text), text)
         # A Counter keeps the order of appearance, which decides among equals.
         counts = Counter(wording[self.same_answer(text)] for text in passed or texts)
-        status: Status = "ok" if passed else "rejected"
+        answer = max(counts, key=lambda text: counts[text]) if counts else None
+        status: Status = "rejected"
+        if passed and answer is not None:
+            complete = {
+                self.same_answer(text)
+                for reply, text in zip(replies, texts, strict=True)
+                if not reply.completion.truncated
+            }
+            is_cut = self.same_answer(answer) not in complete
+            status = accepted_status(has_check=context.has_rules, truncated=is_cut)
         outcome: Outcome = {
-            "answer": max(counts, key=lambda text: counts[text]) if counts else None,
+            "answer": answer,
             # With a missing vote it is another system, so the question counts as not answered.
             "status": "failed" if errors else status,
             "error": errors[0] if errors else None,

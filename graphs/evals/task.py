@@ -5,7 +5,7 @@ questions (a+b and b+a) fall on the same side, at every depth of a tree.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, Protocol
 
@@ -130,3 +130,22 @@ def score_held_out(task: Task, question: str, answer: str | None) -> bool:
     """
     check_held_out(task, question)
     return answer is not None and task.score(question, answer)
+
+
+def draw_questions(
+    task: Task, n: int, split: Split, draw: Callable[[], str], max_draws: int
+) -> list[str]:
+    """Up to `n` distinct questions of one split, in the order drawn.
+
+    Args:
+        draw: returns a random question, or an empty text to skip.
+        max_draws: draws per question before it gives up.
+    """
+    questions: dict[str, None] = {}
+    for _ in range(max_draws * n):
+        if len(questions) == n:
+            break
+        question = draw()
+        if question and is_held_out(task, question) == (split == "held_out"):
+            questions[question] = None
+    return list(questions)

@@ -16,7 +16,6 @@ from typing import Any
 from reflux.agents.errors import UsageError, from_os_error
 from reflux.graphs.traces.database import (
     INDEXES,
-    LATER_COLUMNS,
     NODE_ENDED,
     ROOT_ENDED,
     SCHEMA,
@@ -36,11 +35,11 @@ FROM questions q JOIN judgements j ON j.id = {ROOT_ENDED}
 LAST_LINK = """
 SELECT * FROM links WHERE question=:question AND path=:path AND attempt=:attempt AND number = (
   SELECT max(number) FROM links WHERE question=:question AND path=:path AND attempt=:attempt)
-ORDER BY wave
+ORDER BY batch
 """
 COPY_LINKS = """
 INSERT OR IGNORE INTO links
-SELECT ?, path, attempt, number, wave, asked, votes, answer, calls, tokens, created FROM links
+SELECT ?, path, attempt, number, batch, asked, votes, answer, calls, tokens, created FROM links
 WHERE question=? AND path=? AND attempt=?
 """
 DISPUTED_LINKS = """
@@ -49,15 +48,15 @@ WHERE question=:question AND path=:path AND attempt=:attempt AND votes LIKE '[[%
 """
 CHAINS = """
 SELECT l.path, l.attempt, count(DISTINCT l.number) AS links, sum(l.calls) AS calls,
-  sum(l.tokens) AS tokens, count(DISTINCT CASE WHEN l.wave > 0 THEN l.number END) AS doubtful,
+  sum(l.tokens) AS tokens, count(DISTINCT CASE WHEN l.batch > 0 THEN l.number END) AS doubtful,
   max(l.number) AS last,
   (SELECT detail ->> 'model' FROM judgements j WHERE j.question = l.question AND j.path = l.path
    AND j.kind = 'chain_begun' ORDER BY j.id DESC LIMIT 1) AS model
 FROM links l WHERE l.question = ? GROUP BY l.path, l.attempt ORDER BY l.path, l.attempt
 """
 LINKS = """
-SELECT path, attempt, number, wave, asked, votes, answer FROM links
-WHERE question = ? AND path = ? AND attempt = ? AND number >= ? ORDER BY number, wave
+SELECT path, attempt, number, batch, asked, votes, answer FROM links
+WHERE question = ? AND path = ? AND attempt = ? AND number >= ? ORDER BY number, batch
 """
 SPENT_ON_LINKS = """
 SELECT coalesce(sum(calls), 0), coalesce(sum(tokens), 0) FROM links
@@ -129,7 +128,6 @@ class TraceStore:
                 self._check_version()
             self._reader.execute("PRAGMA journal_mode=WAL")
             self._reader.executescript(SCHEMA)
-            self._add_columns()
             self._reader.executescript(INDEXES)
             self._reader.execute(
                 "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
@@ -139,14 +137,13 @@ class TraceStore:
         except sqlite3.Error as error:
             raise from_sqlite_error(self.path, error) from error
 
-    def _add_columns(self) -> None:
-        for table, column in LATER_COLUMNS.items():
-            known = {row["name"] for row in self._reader.execute(f"PRAGMA table_info({table})")}
-            if column not in known:
-                self._reader.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT")
-
     def _check_version(self) -> None:
         row = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
+        if row is not None and row[0] == "1":
+            raise UsageError(
+                f"{self.path} was written by Reflux 0.1, and this version cannot open it: read it "
+                "with Reflux 0.1, or name another --run"
+            )
         if row is not None and row[0] != str(SCHEMA_VERSION):
             raise UsageError(
                 f"{self.path} has trace version {row[0]}, this Reflux writes {SCHEMA_VERSION}; "
@@ -294,7 +291,7 @@ def links(
     link: Link | None = None
     for row in store.select(LINKS, (question, path, attempt, begin)):
         text, earlier = row["asked"], ()
-        if link is not None and row["wave"]:
+        if link is not None and row["batch"]:
             text, earlier = link.question, link.votes
         elif link is not None:
             yield link

@@ -32,7 +32,7 @@ from reflux.graphs.evals.vote_log import (
     measure,
     voted_questions,
 )
-from reflux.graphs.voting.planner import MOST_LEAD, Plan, plan, walk
+from reflux.graphs.voting.planner import MAX_MARGIN, Plan, limited_vote, plan
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import open_run
@@ -262,16 +262,16 @@ def _plan_lines(result: Plan, figures: dict[str, Any], price: float) -> Sequence
     lines = [
         ("target", f"{result.target:g} over {counted(result.steps, 'answer')}"),
         ("without votes", f"{figures['success_without_votes']:.3f} are all right"),
-        ("votes", f"first to be ahead by {result.margin}"),
+        ("votes", f"margin k={result.margin}"),
         ("error of one answer", f"{result.step_error:.3g}"),
-        ("all are right", f"{result.success:.6f}"),
+        ("P(all correct)", f"{result.p_all_correct:.6f}"),
         ("votes of one answer", f"{result.votes_per_step:.2f}"),
         ("votes in all", f"{result.votes:,.0f}"),
     ]
     # With a margin of one the first vote decides; a very long walk takes too long to compute.
-    if 1 < result.margin <= MOST_LEAD:
+    if 1 < result.margin <= MAX_MARGIN:
         max_votes = 4 * result.margin + 3
-        undecided = walk(result.margin, max_votes, result.accuracy).undecided
+        undecided = limited_vote(result.margin, max_votes, result.accuracy).undecided
         limit = f"votes.max_votes: {max_votes} leaves {undecided:.2g} undecided"
         lines.append(("with a limit", limit))
     if "tokens" in figures:

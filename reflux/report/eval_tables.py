@@ -8,6 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.evals.results import Results
 from reflux.graphs.evals.runner import EqualTokens
 from reflux.report.terminal import counted, escape
@@ -116,7 +117,7 @@ def reasons(results: Results) -> list[str]:
     """The most common error of each system's questions that ended without an accepted answer."""
     lines: list[str] = []
     for key, answers in results.answers.items():
-        errors = Counter(a.error for a in answers if a.status != "ok" and a.error)
+        errors = Counter(a.error for a in answers if not is_accepted(a.status) and a.error)
         for error, count in errors.most_common(1):
             text = error if len(error) <= REASON else error[: REASON - 1] + "…"
             share = f"{count} of them" if count < errors.total() else "all of them"

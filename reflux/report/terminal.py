@@ -15,7 +15,7 @@ from rich.tree import Tree
 from reflux.conversation import last_question
 from reflux.finetune.gates import failed_gates
 from reflux.graphs.amplify.recompute import under_way
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.traces.revisions import first_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node
@@ -42,11 +42,14 @@ def html_text(text: str, max_chars: int) -> str:
 
 STATUS_COLOUR = {
     "ok": "green",
-    "rejected": "yellow",
     "truncated": "yellow",
+    "rejected": "yellow",
     "over_budget": "yellow",
     "failed": "red",
 }
+"""Green means that a check passed; `unchecked` stays neutral."""
+STATUS_CLASS = {"ok": "ok", "unchecked": "plain", "truncated": "warn", "running": "plain"}
+"""The class of an answer on an HTML page; `bad` for every other status."""
 
 
 def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
@@ -165,7 +168,7 @@ def _line(node: Node) -> str:
         answer = escape(node.answer)
     else:
         answer = "not answered yet" if node.status == "running" else "no answer"
-    if node.status not in ("ok", "running"):
+    if node.status not in ("ok", "unchecked", "running"):
         answer += f" ({node.status})"
     line = f"{question} → [{colour}]{answer}[/]"
     if node.answered_by:
@@ -183,7 +186,7 @@ def _line(node: Node) -> str:
         line += f" [dim]({_chain(node.chain)})[/]"
     rule = next((check["rule"] for check in reversed(node.checks) if check.get("rule")), "")
     reason = node.error or (f"failed the check {rule}" if rule else "")
-    if reason and node.status != "ok":
+    if reason and not is_accepted(node.status):
         line += f" [dim]{escape(reason)}[/]"
     return line
 

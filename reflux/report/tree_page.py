@@ -15,7 +15,15 @@ from reflux.agents.budget import Price
 from reflux.graphs.traces.revisions import newest
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import NO_PRICES, Node, find_question, load_tree
-from reflux.report.terminal import LINES, counted, cut_text, printable, reasons, total_line
+from reflux.report.terminal import (
+    LINES,
+    STATUS_CLASS,
+    counted,
+    cut_text,
+    printable,
+    reasons,
+    total_line,
+)
 from reflux.tasks import writing_named
 
 if TYPE_CHECKING:
@@ -24,8 +32,6 @@ if TYPE_CHECKING:
 MAX_CHARS = 20_000
 """Characters of one text on the page."""
 SHADES = 5
-NEUTRAL = ("unchecked", "running", "waiting")
-"""Statuses shown in neither green nor red."""
 CALLS = """
 SELECT path, role, kind, model, messages, completion, logprobs, finish_reason, prompt_tokens,
   completion_tokens, seconds, cached, error, vote
@@ -77,9 +83,7 @@ def _shown(text: str) -> str:
 
 def _tone(status: str) -> str:
     """The CSS class of a status: green for `ok` alone."""
-    if status == "ok":
-        return "ok"
-    return "" if status in NEUTRAL else "bad"
+    return STATUS_CLASS.get(status, "bad")
 
 
 def _cost(node: Node) -> str:

@@ -1,4 +1,4 @@
-"""The tasks that ship with Reflux: one file each, named here.
+"""The tasks that ship with Reflux, by name.
 
 All but addition, multiplication and hanoi draw their questions from packages of the extra `tasks`,
 which are imported when the first question is drawn.
@@ -9,19 +9,13 @@ from collections.abc import Callable
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.evals.task import Task, writing_of
 from reflux.tasks.addition import Addition
-from reflux.tasks.chain_sum import chain_sum
-from reflux.tasks.family_relationships import family_relationships
+from reflux.tasks.arithmetic import chain_sum, number_filtering, products, time_intervals
 from reflux.tasks.hanoi import Hanoi
-from reflux.tasks.letter_counting import letter_counting
+from reflux.tasks.letters import letter_counting, spell_backward
 from reflux.tasks.multihop import multihop
 from reflux.tasks.multiplication import Multiplication, MultiplicationLeaves
-from reflux.tasks.needle_haystack import needle_haystack
-from reflux.tasks.number_filtering import number_filtering
-from reflux.tasks.number_sorting import number_sorting
-from reflux.tasks.products import products
-from reflux.tasks.spell_backward import spell_backward
-from reflux.tasks.time_intervals import time_intervals
-from reflux.tasks.word_sorting import word_sorting
+from reflux.tasks.reading import family_relationships, needle_haystack
+from reflux.tasks.sorting import number_sorting, word_sorting
 
 TASKS: dict[str, Callable[[], Task]] = {
     "addition": Addition,
@@ -42,7 +36,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 DEFAULT_TASK = "addition"
-"""Where neither the user nor the run names one."""
+"""The task where neither the user nor the run names one."""
 
 
 def task_named(name: str) -> Task:
@@ -57,9 +51,10 @@ def task_named(name: str) -> Task:
 
 
 def writing_named(name: str | None) -> str:
-    """How a task of that name writes, where that is not as people do; empty, too, where
-    there is
-    no such task, or what it needs is not installed."""
+    """A note on how a task of that name writes its numbers, where it differs from people.
+
+    Empty for an unknown task, and where a package that the task needs is missing.
+    """
     try:
         return writing_of(task_named(name or ""))
     except RefluxError:

@@ -4,9 +4,9 @@ A question is `403+715=` for 304 + 517, or `403+715+1=` with a carry in; the ans
 reversed sum, one digit longer than the operands: the last digit is the carry out. Lowest digits
 first is what lets a small model write a sum from left to right.
 
-H answers sums of one digit itself, and splits longer ones into two parts: the low digits first,
-then the high digits with the carry of the low ones. Its check knows the form and casts out nines
-(a sum and its operands leave the same rest); neither H nor the check can add longer numbers.
+H answers sums of one digit itself and splits longer ones: the low digits first, then the high
+digits with the carry of the low ones. The check tests the form and casts out nines (a sum and its
+operands are equal modulo nine); neither H nor the check can add longer numbers.
 """
 
 import random
@@ -19,16 +19,16 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.tools.protocol import Tool
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.graphs.evals.task import Split, is_held_out
+from reflux.graphs.evals.task import Split, draw_questions
 
 QUESTION = re.compile(r"(\d+)\+(\d+)(\+1)?=")
 
 
 def read(question: str) -> tuple[str, str, int]:
-    """Take `a+b=` or `a+b+1=` apart: (a, b, carry in).
+    """The parts of `a+b=` or `a+b+1=`: (a, b, carry in).
 
     Raises:
-        ValueError: it is not a question of this task.
+        ValueError: the question has another form.
     """
     match = QUESTION.fullmatch(question.strip())
     if match is None or len(match[1]) != len(match[2]):
@@ -50,7 +50,7 @@ class Addition:
     level_unit = "digits"
 
     def overseers(self) -> Sequence[Overseer]:
-        """Two splits: the shorter part low, then the shorter part high."""
+        """Two splits: the first makes the low part the shorter one, the second the high part."""
         return (
             ScriptedOverseer("add-low-short", lambda q, t, m: split_sum(q, t, m, low_short=True)),
             ScriptedOverseer("add-low-long", lambda q, t, m: split_sum(q, t, m, low_short=False)),
@@ -61,7 +61,7 @@ class Addition:
         return {}
 
     def answer_tokens(self, question: str) -> int:
-        """One token a digit, the end, and two to spare."""
+        """One token per digit, one for the end, and two spare."""
         return len(question.split("+")[0]) + 4
 
     def checker(self) -> Checker:
@@ -75,20 +75,16 @@ class Addition:
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Training: any digits, with and without a carry. Held out: no carry, no leading zero."""
         generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
-        wanted = split == "held_out"
-        found: dict[str, None] = {}
-        for _ in range(200 * n):
-            if len(found) == n:
-                break
-            low = 10 ** (level - 1) if wanted else 0
+        low = 10 ** (level - 1) if split == "held_out" else 0
+
+        def draw() -> str:
             a, b = (str(generator.randrange(low, 10**level)).zfill(level)[::-1] for _ in range(2))
-            question = write(a, b, 0 if wanted else generator.randrange(2))
-            if is_held_out(self, question) == wanted:
-                found[question] = None
-        return list(found)
+            return write(a, b, 0 if split == "held_out" else generator.randrange(2))
+
+        return draw_questions(self, n, split, draw, max_draws=200)
 
     def canonical(self, question: str) -> str:
-        """The operands in order, whatever the carry: a+b, b+a, a+b+1 are one question."""
+        """The sorted operands without the carry: a+b, b+a and a+b+1 are one question."""
         try:
             a, b, _ = read(question)
         except ValueError:
@@ -101,10 +97,10 @@ class Addition:
         return "".join(answer.split())
 
     def from_user(self, text: str) -> str:
-        """`304+517` in any length, or the task's own `403+715=`.
+        """Reads `304+517` of any lengths, or the task's own `403+715=`.
 
         Raises:
-            UsageError: neither.
+            UsageError: the text has another form.
         """
         plain = re.fullmatch(r"\s*(\d+)\s*\+\s*(\d+)\s*", text)
         if plain is not None:
@@ -113,7 +109,7 @@ class Addition:
         try:
             read(text)
         except ValueError as error:
-            raise UsageError(f'{error}; a sum is asked as "304+517"') from error
+            raise UsageError(f'{error}; write a sum as "304+517"') from error
         return text.strip()
 
     def to_user(self, question: str, answer: str) -> str:
@@ -130,10 +126,10 @@ class Addition:
 def split_sum(
     question: str, transcript: Sequence[Exchange], may_ask: bool, *, low_short: bool
 ) -> Step:
-    """H's script: a primitive is answered, anything longer is asked in two parts."""
+    """H's step: answer a primitive, and ask anything longer in two parts."""
     a, b, carry = read(question)
     if not may_ask:
-        return PASS  # A part goes to a copy of X, even one of a single digit.
+        return PASS  # A copy answers, even a single digit.
     if len(a) == 1:
         return Answer(_one_digit(a, b, carry))
     at = len(a) // 2 if low_short else len(a) - len(a) // 2
@@ -151,29 +147,29 @@ def _one_digit(a: str, b: str, carry: int) -> str:
 
 
 def part(exchange: Exchange, formed: Callable[[str, str], bool]) -> str:
-    """A copy's answer, or its best guess; H can go on with any that has the form it needs.
+    """The sub-answer, accepted or not, as long as it has the form that H needs.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it has another form, or is missing.
     """
     if exchange.answer is None or not formed(exchange.question, exchange.answer):
-        said = repr(exchange.answer) if exchange.answer is not None else exchange.error or "none"
-        raise ValueError(f"no usable answer to {exchange.question}: {said}")
+        reply = repr(exchange.answer) if exchange.answer is not None else exchange.error or "none"
+        raise ValueError(f"no usable answer to {exchange.question}: {reply}")
     return exchange.answer
 
 
 def has_form(question: str, answer: str) -> bool:
-    """One digit more than the operands, and the last a carry."""
+    """True for one digit more than the operands have, of which the last is a carry."""
     a, _, _ = read(question)
     return re.fullmatch(rf"\d{{{len(a)}}}[01]", answer) is not None
 
 
 def casts_out_nines(question: str, answer: str) -> bool:
-    """The digits of the answer leave the same rest modulo nine as those of the operands."""
+    """True where the answer and the operands are equal modulo nine."""
     a, b, carry = read(question)
     return (digit_sum(a) + digit_sum(b) + carry - digit_sum(answer)) % 9 == 0
 
 
 def digit_sum(text: str) -> int:
-    """What a number leaves modulo nine, its digits leave as well."""
+    """The sum of the digits, which equals the number modulo nine."""
     return sum(int(digit) for digit in text)

@@ -1,12 +1,11 @@
-"""What the tasks of reasoning-gym share: entries, levels, the package's own scorer, the defaults.
+"""What the tasks of reasoning-gym share: entries, levels, the package's scorer, and defaults.
 
-A task's own file holds its levels and H. H is a script that splits a question, sends the parts to
-copies of X or to a tool, and joins what comes back; `leaves` says who does that work.
+A task adds its levels and a script as H, which splits a question, sends the parts to copies of the
+agent or to a tool, and joins the replies.
 
-The questions and scorers are those of `reasoning_gym` (extra `tasks`), which is imported when the
-first question is drawn. Left out, because their scorers accept wrong answers or refuse right ones:
-rubiks_cube, rush_hour, propositional_logic, boxnet, graph_color, game_of_life_halting and
-prime_factorization.
+`reasoning_gym` (extra `tasks`) is imported when the first question is drawn. Left out, because
+their scorers accept wrong answers or refuse right ones: rubiks_cube, rush_hour,
+propositional_logic, boxnet, graph_color, game_of_life_halting and prime_factorization.
 """
 
 import hashlib
@@ -29,15 +28,15 @@ from reflux.graphs.evals.task import Split, is_held_out
 
 INSTALL = "pip install 'reflux-ida[tasks]'"
 Entry = Mapping[str, Any]
-"""One generated question: `question`, `answer`, and whatever its scorer wants to know."""
+"""One generated question: `question`, `answer`, and what its scorer needs."""
 
 
 class Source(Protocol):
-    """Where questions come from."""
+    """A generator of questions with a scorer."""
 
     @property
     def levels(self) -> int:
-        """How many there are; the first is 1."""
+        """The number of levels; the first is 1."""
         ...
 
     def draw(self, level: int, seed: int) -> Iterator[Entry]:
@@ -45,7 +44,7 @@ class Source(Protocol):
         ...
 
     def right(self, answer: str, entry: Entry) -> bool:
-        """Full marks, by the source's own scorer."""
+        """True for full marks by the source's scorer."""
         ...
 
 
@@ -60,16 +59,16 @@ class Gym:
 
     @property
     def levels(self) -> int:
-        """One for each set of parameters."""
+        """One per set of parameters."""
         return len(self.parameters)
 
     def draw(self, level: int, seed: int) -> Iterator[Entry]:
         """Entries in the order of the package's own indices."""
-        made = self._dataset(level, seed)
-        return (entry for entry in (made[i] for i in range(len(made))) if self.keep(entry))
+        entries = self._dataset(level, seed)
+        return filter(self.keep, (entries[i] for i in range(len(entries))))
 
     def right(self, answer: str, entry: Entry) -> bool:
-        """The package's `score_answer`; a partial mark is a wrong answer."""
+        """The package's `score_answer`; partial marks count as wrong."""
         return self._scorer.score_answer(answer, dict(entry)) == 1.0
 
     @cached_property
@@ -104,35 +103,34 @@ class GymTask:
     name: str
     source: Source
     script: Callable[[Any, Sequence[Exchange]], Step]
-    """H: its next step on a question that was read, given what was answered so far. A
-    `ValueError` says that a sub-answer is of no use; the graph tries again, then gives up."""
+    """H's next step, from the parts of a question and the sub-answers so far. A `ValueError` means
+    an unusable sub-answer; the graph makes another attempt."""
     read: Callable[[str], Any]
-    """Takes a question apart; `ValueError` where it is none of this task's."""
+    """The parts of a question; `ValueError` where it is not one of this task's."""
     extract: Callable[[str, str], str]
-    """The answer in a reply, in the form that the scorer takes, whoever replied: X asked directly
-    or H. `ValueError` where there is none."""
-    leaves: str
-    """Who answers the sub-questions: `model`, `tool` or both, and what each does."""
+    """(question, reply) to the answer in the scorer's form; `ValueError` where there is none."""
+    answered_by: str
+    """What answers the sub-questions: `model: …`, `tool: …` or both."""
     canonical_parts: Callable[[Any], Any] | None = None
     """What equivalent questions share, where that is less than their text."""
     answer_room: int = 48
-    """Tokens for a whole question asked directly."""
-    leaf_room: int = 24
-    """Tokens for a sub-question."""
+    """Maximum tokens for a whole question asked directly."""
+    part_room: int = 24
+    """Maximum tokens for a sub-question."""
     system_prompt: str = ""
     _entries: dict[str, Entry] = field(default_factory=dict, init=False, repr=False)
 
     def overseers(self) -> Sequence[Overseer]:
-        """The one script; a retry asks the copies again with other seeds."""
+        """The one script; a retry samples the copies with other seeds."""
         return (ScriptedOverseer(self.name, self._act),)
 
     def tools(self) -> Mapping[str, Tool]:
-        """Those that the scripts of all these tasks ask."""
+        """The tools that the scripts of all these tasks use."""
         return {"calculator": Calculator(), "python": Sandbox()}
 
     def _act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
         if not may_ask or not self._reads(question):
-            return PASS  # A copy of X answers it, undivided.
+            return PASS
         return self.script(self.read(question), transcript)
 
     def _reads(self, question: str) -> bool:
@@ -143,22 +141,22 @@ class GymTask:
         return True
 
     def answer_tokens(self, question: str) -> int:
-        """Room for a whole question, or for one of H's."""
-        return self.answer_room if self._reads(question) else self.leaf_room
+        """Maximum tokens for a whole question, or for a sub-question."""
+        return self.answer_room if self._reads(question) else self.part_room
 
     def checker(self) -> Checker:
-        """Form only: a whole question's answer has one that can be scored, any other some text."""
+        """Tests the form only: of a whole question's answer; other answers must not be empty."""
         return RuleChecker({"empty": lambda _, answer: bool(answer.strip()), "form": self._formed})
 
     def _formed(self, question: str, answer: str) -> bool:
         return not self._reads(question) or bool(self.extract(question, answer))
 
     def primitives(self) -> Sequence[str]:
-        """None: H can answer nothing without asking."""
+        """None: H answers nothing without asking."""
         return ()
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
-        """Different questions of one side, remembered with their entries for `score`.
+        """Distinct questions of one split; `score` needs the entries that this stores.
 
         Raises:
             UsageError: there is no such level.
@@ -168,34 +166,33 @@ class GymTask:
             raise UsageError(
                 f"{self.name!r} has levels 1 to {self.source.levels}; {level} was asked for"
             )
-        wanted = split == "held_out"
-        mixed = hashlib.sha256(f"{self.name}:{level}:{split}:{seed}".encode()).digest()
-        entries = self.source.draw(level, int.from_bytes(mixed[:4]) >> 2)
-        found: dict[str, str] = {}
+        digest = hashlib.sha256(f"{self.name}:{level}:{split}:{seed}".encode()).digest()
+        entries = self.source.draw(level, int.from_bytes(digest[:4]) >> 2)
+        questions: dict[str, str] = {}
         for entry in islice(entries, 200 * n):
-            if len(found) == n:
+            if len(questions) == n:
                 break
             question = entry["question"].strip()
-            if is_held_out(self, question) == wanted:
-                found.setdefault(self.canonical(question), question)
+            if is_held_out(self, question) == (split == "held_out"):
+                questions.setdefault(self.canonical(question), question)
                 self._entries[question] = entry
-        return list(found.values())
+        return list(questions.values())
 
     def canonical(self, question: str) -> str:
-        """The parts that equivalent questions share; other texts without extra white space."""
+        """The parts that equivalent questions share; of other texts, the words."""
         if self.canonical_parts is not None and self._reads(question):
             return repr(self.canonical_parts(self.read(question)))
         return " ".join(question.split())
 
     def normalise(self, answer: str) -> str:
-        """Without white space at the ends: `extract` reads the rest, when it is scored."""
+        """Strips white space; scoring calls `extract`."""
         return answer.strip()
 
     def from_user(self, text: str) -> str:
         """A question in the words of its source.
 
         Raises:
-            UsageError: it is no such question.
+            UsageError: it has another form.
         """
         try:
             self.read(text.strip())
@@ -204,24 +201,24 @@ class GymTask:
         return text.strip()
 
     def to_user(self, question: str, answer: str) -> str:
-        """The answer alone, where the reply holds one."""
+        """The extracted answer, or the whole reply where there is none."""
         try:
             return self.extract(question, answer)
         except ValueError:
             return answer
 
     def score(self, question: str, answer: str) -> bool:
-        """Full marks by the source's own scorer; an answer without the form is wrong.
+        """True for full marks by the source's scorer; an answer in another form is wrong.
 
         Raises:
-            UsageError: the question was not drawn by `sample`, so nobody knows its key.
+            UsageError: `sample` did not draw the question, so its key is unknown.
         """
         if question not in self._entries:
             raise UsageError(
                 f"{question[:80]!r} was not drawn by {self.name!r}: call sample() before score()"
             )
         try:
-            given = self.extract(question, answer)
+            extracted = self.extract(question, answer)
         except ValueError:
             return False
-        return self.source.right(given, self._entries[question])
+        return self.source.right(extracted, self._entries[question])

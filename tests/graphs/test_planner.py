@@ -11,12 +11,12 @@ from reflux.agents.errors import UsageError
 from reflux.graphs.evals.vote_log import correlation
 from reflux.graphs.voting.planner import (
     expected_votes,
+    limited_vote,
     plan,
     shared_floor,
     step_error,
     votes_needed,
     wald_bound,
-    walk,
 )
 
 accuracies = st.floats(0.55, 0.999)
@@ -37,15 +37,15 @@ def test_ahead_by_k_needs_exactly_walds_bound(p: float, k: int) -> None:
 
 @given(accuracies, st.integers(1, 4))
 def test_the_walk_with_many_votes_is_the_walk_without_a_limit(p: float, k: int) -> None:
-    whole = walk(k, 3_000, p)
+    whole = limited_vote(k, 3_000, p)
     assert whole.wrong == pytest.approx(step_error(k, p), abs=1e-9)
     assert whole.votes == pytest.approx(expected_votes(k, p), rel=1e-6)
 
 
 def test_a_limit_of_votes_leaves_some_undecided() -> None:
     # Two votes, ahead by two: both right, both wrong, or one of each.
-    found = walk(2, 2, 0.9)
-    assert (found.right, found.wrong) == pytest.approx((0.81, 0.01))
+    found = limited_vote(2, 2, 0.9)
+    assert (found.correct, found.wrong) == pytest.approx((0.81, 0.01))
     assert found.undecided == pytest.approx(0.18)
     assert found.votes == 2
 
@@ -142,7 +142,7 @@ def test_whatever_is_given_there_is_a_plan_or_a_reason(
     except UsageError:
         return
     assert made.margin >= 1
-    assert made.success >= target - 1e-9
+    assert made.p_all_correct >= target - 1e-9
     assert made.votes_per_step >= 1 - 1e-9
 
 

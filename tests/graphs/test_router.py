@@ -17,8 +17,7 @@ from reflux.agents.types import Answer, Ask, ChatRequest, Completion, Step, Toke
 from reflux.graphs.amplify.sampling import first_request
 from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.store import TraceStore
-from tests.graphs.test_experts import answers_of
-from tests.support.amplifying import ONE_VOTE, Transcript, amplified
+from tests.support.amplifying import ONE_VOTE, Transcript, amplified, answers_of
 
 
 def easy(i: int) -> str:

@@ -106,7 +106,7 @@ def test_what_is_no_question_is_refused(text: str) -> None:
         read(text)
     assert TASK.canonical(text) == text.strip()
     if text != "1+2":
-        with pytest.raises(UsageError, match=r'asked as "304\+517"'):
+        with pytest.raises(UsageError, match=r'write a sum as "304\+517"'):
             TASK.from_user(text)
 
 

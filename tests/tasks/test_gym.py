@@ -24,11 +24,11 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import TASKS
-from reflux.tasks.family_relationships import KIN
 from reflux.tasks.gym import Gym, GymTask, offline_package
 from reflux.tasks.multihop import CONTINENTS, capitals
+from reflux.tasks.reading import KIN
 from reflux.tasks.replies import (
-    first_of,
+    first_name,
     last_clock,
     last_count,
     last_number,
@@ -254,7 +254,7 @@ async def test_in_the_graph_the_tasks_own_tools_and_a_knowing_model_answer_all(
     score = await evaluate(amplified, made, Origin("run", 0, "h", name, "held_out"), questions)
     assert (score.accuracy, score.statuses) == (1.0, {"ok": 3})
     # What the row of a benchmark says of who works is what happens.
-    assert (score.calls > 0) == ("model:" in made.leaves)
+    assert (score.calls > 0) == ("model:" in made.answered_by)
 
 
 @pytest.mark.parametrize("name", GYM)
@@ -270,7 +270,7 @@ async def test_in_the_graph_a_useless_model_fails_only_where_it_has_to_work(
     questions = made.sample(2, 1, "held_out", 0)
     asked = Origin("run", 0, "amplified", name, "held_out")
     score = await evaluate(amplified, made, asked, questions)
-    works = "model:" in made.leaves
+    works = "model:" in made.answered_by
     assert (score.accuracy, score.n) == (0.0 if works else 1.0, 2)
     assert ("ok" in score.statuses) is not works
 
@@ -315,11 +315,11 @@ def test_a_reader_takes_the_answer_out_of_a_reply(
 
 def test_the_name_that_is_mentioned_first_counts_and_of_two_the_longer() -> None:
     words = [word for pair in KIN.values() for word in pair]
-    assert first_of(words, "David's Grandfather, a father") == "grandfather"
-    assert first_of(["San", "San José"], "It is San José") == "San José"
-    assert first_of(words, "his ſon") == first_of(words, "his SON") == "son"
+    assert first_name(words, "David's Grandfather, a father") == "grandfather"
+    assert first_name(["San", "San José"], "It is San José") == "San José"
+    assert first_name(words, "his ſon") == first_name(words, "his SON") == "son"
     with pytest.raises(ValueError, match="none of"):
-        first_of(words, "a fathers' day")
+        first_name(words, "a fathers' day")
 
 
 def orders() -> Iterator[Sequence[str]]:

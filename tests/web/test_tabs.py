@@ -177,7 +177,7 @@ def test_trajectories_are_searched_filtered_and_opened(tmp_path: Path, script: S
             page.locator(".trow").nth(2).wait_for()
             assert page.get_by_label("Status").input_value() == ""
             page.get_by_label("Search questions").fill("COPPER")
-            page.get_by_label("Status").select_option("ok")
+            page.get_by_label("Status").select_option("unchecked")
             page.get_by_text("2 found of 3").wait_for()
             page.keyboard.press("Tab")
             page.locator(".trow").first.focus()

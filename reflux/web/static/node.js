@@ -6,6 +6,11 @@ import { shaded } from "./logprobs.js";
 import { actions } from "./node_actions.js";
 import { statusBadge } from "./status.js";
 
+export const STATUS = {
+  ok: "check passed", unchecked: "unchecked", truncated: "cut by the token limit", rejected: "rejected", over_budget: "over budget",
+  failed: "failed", stopped: "stopped", running: "running", waiting: "waits for a human",
+};
+
 const drawer = document.getElementById("drawer");
 let last = 0;
 let before = null;
@@ -125,11 +130,12 @@ function pretty(call) {
 }
 
 const WORDS = {
-  leaf: ["accepted", "not accepted"], outcome: ["accepted", "not accepted"], check: ["the check passed", "the check failed"],
+  check: ["the check passed", "the check failed"],
   verdict: ["approved", "rejected"], override: ["set by a human", ""], consensus: ["consensus", "no consensus"],
 };
 
-function verdict({ kind, ok }) {
+function verdict({ kind, ok, detail }) {
+  if (STATUS[detail.status]) return STATUS[detail.status];
   const words = WORDS[kind];
   if (!words || ok === null) return kind.replaceAll("_", " ");
   return ok ? words[0] : words[1];
@@ -140,7 +146,7 @@ function judgements(record) {
   if (!shown.length) return "";
   return el("div", {}, el("h3", {}, "Verdicts"), el("ul", { class: "verdicts" }, shown.map((each) => {
     const reason = each.detail.rule || each.detail.comment || each.detail.error || each.detail.reason || "";
-    const mark = each.ok === null ? "·" : each.ok ? "✓" : "✗";
+    const mark = each.ok === null || each.detail.status === "unchecked" ? "·" : each.ok ? "✓" : "✗";
     return el("li", { class: each.ok === false ? "bad" : "" },
       el("span", { class: "mark", "aria-hidden": true }, mark),
       el("span", {}, verdict(each)),
