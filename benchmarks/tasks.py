@@ -147,7 +147,7 @@ async def run_concurrently(
         {
             "task": task.name,
             "level": level,
-            "leaves": " + ".join(by for by in ("model", "tool") if f"{by}:" in task.leaves),
+            "leaves": " + ".join(by for by in ("model", "tool") if f"{by}:" in task.answered_by),
             "n": n,
             "direct": direct.accuracy,
             "direct 95%": list(direct.ci95),

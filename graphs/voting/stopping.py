@@ -1,12 +1,12 @@
-"""Rules that say when votes decide.
+"""Stopping rules: when votes decide.
 
-All look at the two leading answers alone: what is neither of them counts for nothing but the limit.
-Each is checked against simulation and, where there is one, its closed form.
+Every rule compares the two leading answers; votes for others count only toward the limit. Tests
+hold each rule against simulation and, where there is one, its closed form.
 
 | rule | stops when | for |
 |---|---|---|
-| `Majority` | no vote that is left can change the winner | a fixed price |
-| `AheadBy` | one answer leads by k | a known accuracy: it is Wald's test, with no vote too many |
+| `Majority` | no remaining vote can change the winner | a fixed price |
+| `AheadBy` | one answer leads by k | a known accuracy, where it is Wald's test |
 | `Sprt` | the leader's share is decided against another | stopping where votes stay split |
 | `Posterior` | the leader is right with a given probability | an accuracy that varies by question |
 | `Weighted` | the leader's log-odds suffice | copies that are unequally good |
@@ -20,22 +20,22 @@ from reflux.agents.errors import UsageError, check_range
 
 
 class StoppingRule(Protocol):
-    """Says whether two counts decide a vote."""
+    """Tells whether two counts decide a vote."""
 
     @property
     def max_votes(self) -> int:
-        """Votes at the most."""
+        """Maximum votes."""
         ...
 
     def decided(self, first: float, second: float, left: float) -> bool:
-        """May the voting stop with these weights of the leader and its runner-up, and the weight
-        `left` of the votes that could still be asked?"""
+        """True where voting may stop at these weights of the leader and the runner-up, with the
+        weight `left` of votes that could still be cast."""
         ...
 
 
 @dataclass(frozen=True)
 class Majority:
-    """The most frequent of `most` votes; it stops as soon as the rest cannot change that
+    """The most frequent of `max_votes` answers; stops once the remaining votes cannot change it
     (early-stopping self-consistency, arXiv 2401.10480, without its window)."""
 
     kind: Literal["majority"] = "majority"
@@ -63,8 +63,8 @@ class AheadBy:
         check_range("votes.rule.max_votes", self.max_votes, least=1)
         if self.margin > self.max_votes > 1:
             raise UsageError(
-                f"with a margin of {self.margin} and at most {self.max_votes} votes no answer can "
-                f"be ahead enough; allow {self.margin} votes or more, or one to switch voting off"
+                f"votes.rule.margin is {self.margin} and max_votes only {self.max_votes}: allow "
+                f"{self.margin} votes or more, or one to switch voting off"
             )
 
     def decided(self, first: float, second: float, left: float) -> bool:
@@ -77,16 +77,16 @@ class Sprt:
     """Wald's sequential probability ratio test (1945) of the leader's share (as ConSol, arXiv
     2503.17587): `share` against `against`.
 
-    It also stops where it accepts `against`: the votes are split, and more will not part them.
+    It also stops where it accepts `against`: the votes are split, and more would not decide.
     """
 
     kind: Literal["sprt"] = "sprt"
     share: float = 0.8
-    """Of the leader among its and the runner-up's votes, where it is to be believed."""
+    """The leader's share of both counts under the hypothesis that it is right."""
     against: float = 0.5
-    """The share at which it is not."""
+    """Its share under the hypothesis that it is not."""
     error: float = 0.05
-    """Of the first kind and of the second."""
+    """Probability of an error of either kind."""
     max_votes: int = 40
 
     def __post_init__(self) -> None:

@@ -85,7 +85,7 @@ class VotePolicy:
         check_range("votes.temperature", self.temperature, least=0)
         if self.min_logprob is not None:
             check_range("votes.min_logprob", self.min_logprob)
-        _ = self.stopping  # Raises where lead and most contradict each other.
+        _ = self.stopping  # Raises where margin and max_votes contradict each other.
 
     @cached_property
     def stopping(self) -> AnyRule:
