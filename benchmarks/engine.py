@@ -57,7 +57,7 @@ def settings() -> list[BatchedArm]:
     rows = BatchedConfig().rows
     return [
         *(BatchedArm(f"{n} rows", BatchedConfig(rows=n)) for n in (32, 64, 128, 256) if n != rows),
-        BatchedArm("nothing kept", BatchedConfig(keep=False)),
+        BatchedArm("nothing kept", BatchedConfig(prefix_cache=False)),
     ]
 
 
@@ -80,7 +80,9 @@ def prices() -> list[Arm]:
     return [
         BatchedArm("threads wait awake", environ=AWAKE),
         EngineArm("llama.cpp, threads wait awake", environ=AWAKE, max_requests=FEWER),
-        EngineArm("llama.cpp, flash attention off", params={"flash_attn_type": 0}, max_requests=FEWER),
+        EngineArm(
+            "llama.cpp, flash attention off", params={"flash_attn_type": 0}, max_requests=FEWER
+        ),
         GenerateArm("generate, 256 a batch", 256),
         BatchedArm("default, one at a time", max_concurrency=1, max_requests=16),
         EngineArm("llama.cpp, one at a time", EngineConfig(parallel=1), max_requests=16),

@@ -34,9 +34,8 @@ from reflux.graphs.amplify.sampling import (
     vote_of,
 )
 from reflux.graphs.amplify.state import NOTHING_SPENT, Outcome, Spent, Status, failed_outcome, plus
-from reflux.graphs.traces.chain_links import read_votes, write_votes
 from reflux.graphs.traces.revisions import before
-from reflux.graphs.traces.store import CallKey, LinkKey, TraceStore
+from reflux.graphs.traces.store import CallKey, LinkKey, TraceStore, read_votes, write_votes
 from reflux.graphs.voting.voting import Vote, next_votes, winner
 
 UNSURE = -1.0

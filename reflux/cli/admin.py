@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from reflux.cli.contract import (
     open_students,
     run_async,
 )
+from reflux.finetune import INSTALL_TRAIN, missing_training_packages
 from reflux.finetune.gates import failed_gates
 from reflux.finetune.run_folder import RunFolder
 from reflux.models import endpoint
@@ -124,24 +126,34 @@ def _check(what: str, ok: bool, detail: str) -> dict[str, Any]:
     return {"what": what, "ok": ok, "detail": detail}
 
 
+def _local_check(what: str, error: Exception) -> dict[str, Any]:
+    """A missing local part, which is needed only without an endpoint."""
+    if os.environ.get("OPENAI_BASE_URL"):
+        return _check(what, True, f"not installed, and not needed with an endpoint ({error})")
+    return _check(what, False, str(error))
+
+
 def _python() -> dict[str, Any]:
     return _check("python", True, f"{platform.python_version()}, {os.cpu_count()} cores")
 
 
 def _packages() -> dict[str, Any]:
-    names = ("langgraph", "openai", "transformers", "peft", "trl", "torch", "xllamacpp")
-    try:
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    except importlib.metadata.PackageNotFoundError as error:
-        return _check("packages", False, f"{error.name} is not installed: pip install -e .")
-    return _check("packages", True, versions)
+    names = ("langgraph", "openai", "xllamacpp", "torch", "transformers", "peft", "trl")
+    versions: list[str] = []
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    detail = ", ".join(versions)
+    if missing := missing_training_packages():
+        detail += f"; init, run, distill and demo need {', '.join(missing)}: {INSTALL_TRAIN}"
+    return _check("packages", True, detail)
 
 
 def _model() -> dict[str, Any]:
     try:
         return _check("default model", True, f"{default_gguf().name}, sha256 verified")
     except RefluxError as error:
-        return _check("default model", False, str(error))
+        return _local_check("default model", error)
 
 
 def _engine() -> dict[str, Any]:
@@ -150,7 +162,7 @@ def _engine() -> dict[str, Any]:
     try:
         server = start_server(ModelFiles(default_gguf()), EngineConfig(parallel=1))
     except (RefluxError, ImportError) as error:
-        return _check("embedded engine", False, str(error))
+        return _local_check("embedded engine", error)
     address = server.listening_address
     del server
     return _check("embedded engine", True, f"llama.cpp starts ({address})")

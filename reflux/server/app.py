@@ -21,7 +21,7 @@ from reflux.agents.overseers.protocol import Overseer
 from reflux.ask_context import OVERSEERS
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.garbage_collection import settled
-from reflux.graphs.traces.telemetry import own_spans
+from reflux.graphs.traces.telemetry import process_spans
 from reflux.server import chat_api
 from reflux.server.errors import add_error_handlers
 from reflux.server.guards import UNGUARDED_PATHS, Guard
@@ -109,7 +109,7 @@ def create_app(
         redoc_url=None,
         # A request's span is the parent of its run's span. Request logs would hold the questions.
         telemetry={
-            "tracer_provider": own_spans().provider,
+            "tracer_provider": process_spans().provider,
             "operation_spans": False,
             "logs": False,
             "exclude": lambda scope: scope.get("path") in UNGUARDED_PATHS,

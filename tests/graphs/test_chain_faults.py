@@ -24,15 +24,14 @@ from reflux.agents.overseers.router import Past, Routed, Router
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Exchange, Step, TokenLogprob
 from reflux.agents.verifiers.rules import RuleChecker
-from reflux.finetune.data.rows import accepted
+from reflux.finetune.rows import accepted
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin
-from reflux.graphs.traces.chain_links import links
 from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.store import TraceStore, links
 from reflux.graphs.traces.tree import load_tree, recorded_steps
 from reflux.graphs.voting.stopping import AheadBy, AnyRule, Weighted
 from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, next_votes, winner
