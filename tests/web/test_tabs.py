@@ -89,6 +89,7 @@ def test_every_tab_fits_the_screen_and_asks_nobody_but_the_server(
         assert page.evaluate(SIDEWAYS) <= 0
         if place == "phone":
             page.get_by_role("button", name="Tree", exact=True).click()
+            page.wait_for_timeout(600)
             picture(seen, tmp_path, f"{place}-{scheme}-tree")
             assert page.evaluate(SIDEWAYS) <= 0
         page.locator(".tree .node").nth(1).click()
