@@ -51,7 +51,7 @@ Attributes = dict[str, Any]
 _RUN = context.create_key("reflux.run")
 """Context key of the attributes that every span below a run repeats."""
 _LABEL = re.compile(r"-[0-9a-f]{12}$")
-"""Suffix that makes a repeated question a new one; see `reflux.server.chat_reply.asked_anew`."""
+"""Suffix that makes a repeated question a new one; see `reflux.graphs.ask.Origin.new`."""
 _ENGINE = re.compile(r"(bf16:)?[0-9a-f]{16}")
 """Beginning of an in-process engine's digest; see `ChatClient.model_digest`."""
 

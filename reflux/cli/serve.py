@@ -57,7 +57,6 @@ def serve(
     serve_config = read_serve_config(config)
     settings = ServeSettings(
         host=host,
-        port=port,
         api_key=os.environ.get(KEY, "").strip(),
         overseer=overseer,
         model=model or "",

@@ -20,7 +20,7 @@ from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.graphs.conversation import answer_chat
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.tree import tokens_of
-from reflux.server.chat_reply import AnswerPart, Emit, Reply, seed_of
+from reflux.server.chat_reply import Emit, Put, Reply, seed_of
 from reflux.server.chat_request import (
     AssistantMessage,
     ChatRequest,
@@ -33,7 +33,6 @@ from reflux.server.chat_request import (
 )
 from reflux.server.errors import ApiError
 from reflux.server.pending import Waiting
-from reflux.server.running_answer import Put
 from reflux.server.served_models import Tree
 from reflux.server.settings import ServeSettings
 
@@ -43,7 +42,7 @@ class ChatAnswer(Protocol):
 
     trajectory: str
 
-    async def answer(self, put: Put[AnswerPart], emit: Emit) -> Reply:
+    async def answer(self, put: Put, emit: Emit) -> Reply:
         """Compute it: `put` takes its parts as they come, `emit` the events of its tree.
 
         Raises:
@@ -77,7 +76,7 @@ class DirectAnswer:
         ]
         self.trajectory = self._origin.question_id(redact(self._question))
 
-    async def answer(self, put: Put[AnswerPart], emit: Emit) -> Reply:
+    async def answer(self, put: Put, emit: Emit) -> Reply:
         """Ask the model; a streamed reply is put in pieces."""
         replies = await answer_chat(
             RecordedClient(self._run.cache, self._run.store),
@@ -164,7 +163,7 @@ class TreeAnswer:
         check_askable(self._question, self._context)
         self.trajectory = self._origin.question_id(self._question)
 
-    async def answer(self, put: Put[AnswerPart], emit: Emit) -> Reply:
+    async def answer(self, put: Put, emit: Emit) -> Reply:
         """Grow the tree until its answer is accepted; a human may have to reply on the way."""
         context = replace(self._context, emit=emit)
         question, origin, options = self._question, self._origin, self._options

@@ -26,10 +26,9 @@ from reflux.server import chat_api
 from reflux.server.errors import add_error_handlers
 from reflux.server.guards import UNGUARDED_PATHS, Guard
 from reflux.server.pending import Waiting
-from reflux.server.running_answer import EventLogs
 from reflux.server.served_models import ServedModels
 from reflux.server.settings import ServeSettings, check_exposure
-from reflux.server.state import Metrics, ServerState, state_of
+from reflux.server.state import EventLogs, Metrics, ServerState, state_of
 from reflux.web import jobs, review_api, runs_api, trajectories_api
 
 STATIC = Path(web.__file__).parent / "static"

@@ -1,10 +1,11 @@
-"""`/v1/models` and `/v1/chat/completions` in the OpenAI protocol."""
+"""`/v1/models` and `/v1/chat/completions` in the OpenAI protocol, and answers while they run."""
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -24,7 +25,6 @@ from reflux.server.chat_reply import (
 )
 from reflux.server.chat_request import ChatRequest
 from reflux.server.errors import as_api_error
-from reflux.server.running_answer import ClientLeft, Put, RunningAnswer, while_connected
 from reflux.server.served_models import OneModel
 from reflux.server.state import ERRORS, ServerState, state_of
 
@@ -75,13 +75,11 @@ async def complete_chat(body: ChatRequest, request: Request) -> Response:
         await state.run.store.add_judgement(answer.trajectory, "", "user", None, detail)
     reply_format = ReplyFormat(body, answer.trajectory)
     headers = {TRAJECTORY_HEADER: answer.trajectory}
-    running = RunningAnswer[AnswerPart](
-        lambda put: _run(state, body.model, answer, put), state.tasks
-    )
+    running = RunningAnswer(state, body.model, answer)
     streamed = False
     try:
         if not body.stream:
-            reply = await while_connected(request, _reply(running))
+            reply = await while_connected(request, running.reply())
             whole = reply_format.whole(reply)
             return Response(whole, media_type="application/json", headers=headers)
         # An answer that fails before its first part still gets an error status.
@@ -99,18 +97,107 @@ async def complete_chat(body: ChatRequest, request: Request) -> Response:
             running.stop()
 
 
-async def _reply(running: RunningAnswer[AnswerPart]) -> Reply:
-    async for part in running.parts():
-        if isinstance(part, Reply):
-            return part
-    raise RefluxError("the answer ended without a reply; please report this")
+class RunningAnswer:
+    """A task that computes an answer, logs its events and counts it; a client reads its parts.
+
+    The task, not the reader, holds the resources to clean up: a server may cancel a reader
+    repeatedly, but it cancels the task once.
+    """
+
+    def __init__(self, state: ServerState, model: str, answer: ChatAnswer) -> None:
+        self._state = state
+        self._model = model
+        self._answer = answer
+        self._log = state.logs.begin(answer.trajectory)
+        self._start = time.perf_counter()
+        self._queue: asyncio.Queue[AnswerPart | None] = asyncio.Queue()
+        self._started = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._end)
+        state.tasks.add(self._task)
+
+    async def wait_started(self, seconds: float) -> None:
+        """Wait up to `seconds` for the first part.
+
+        Raises:
+            Exception: the error of a task that has failed by then.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._started.wait()
+        if self._task.done():
+            self._task.result()
+
+    async def parts(self) -> AsyncGenerator[AnswerPart]:
+        """Yield the parts until the task ends.
+
+        Raises:
+            Exception: the error of the task.
+        """
+        while (part := await self._queue.get()) is not None:
+            yield part
+        self._task.result()
+
+    async def reply(self) -> Reply:
+        """Wait for the whole reply.
+
+        Raises:
+            Exception: the error of the task.
+        """
+        async for part in self.parts():
+            if isinstance(part, Reply):
+                return part
+        raise RefluxError("the answer ended without a reply; please report this")
+
+    def stop(self) -> None:
+        """Cancel the task if it still runs."""
+        self._task.cancel()
+
+    def _put(self, part: AnswerPart) -> None:
+        if not self._started.is_set():
+            seconds = time.perf_counter() - self._start
+            self._state.metrics.first.labels(self._model).observe(seconds)
+        self._queue.put_nowait(part)
+        self._started.set()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._state.tasks.discard(task)
+        self._state.logs.end(self._answer.trajectory)
+        self._queue.put_nowait(None)
+        self._started.set()
+
+    def _emit(self, event: Event) -> None:
+        self._log.add(event)
+        if event["event"] == "called":
+            self._state.metrics.calls.labels(str(event["cached"]).lower()).inc()
+        if isinstance(self._answer, TreeAnswer) and (line := reasoning_line(event)):
+            self._put(line)
+
+    async def _run(self) -> None:
+        metrics, model = self._state.metrics, self._model
+        ended = "left"
+        try:
+            reply = await self._answer.answer(self._put, self._emit)
+            metrics.tokens.labels(model, "prompt").inc(reply.prompt_tokens)
+            metrics.tokens.labels(model, "completion").inc(reply.completion_tokens)
+            ended = "ok"
+            self._put(reply)
+        except RefluxError as error:
+            ended = as_api_error(error).detail.code or "failed"
+            raise
+        except Exception:
+            ended = "failed"
+            raise
+        finally:
+            metrics.answers.labels(model, ended).inc()
+            metrics.seconds.labels(model).observe(time.perf_counter() - self._start)
 
 
 class AnswerStream(EventSourceResponse):
     """An event stream that stops its answer when it ends, however it ends."""
 
     def __init__(
-        self, events: AsyncGenerator[str], running: RunningAnswer[Any], headers: Mapping[str, str]
+        self, events: AsyncGenerator[str], running: RunningAnswer, headers: Mapping[str, str]
     ) -> None:
         super().__init__(events, headers=headers, ping=PING_SECONDS, sep="\n")
         self._running = running
@@ -123,9 +210,7 @@ class AnswerStream(EventSourceResponse):
             self._running.stop()
 
 
-async def _events(
-    reply_format: ReplyFormat, running: RunningAnswer[AnswerPart]
-) -> AsyncGenerator[str]:
+async def _events(reply_format: ReplyFormat, running: RunningAnswer) -> AsyncGenerator[str]:
     try:
         for event in reply_format.first_events():
             yield event
@@ -137,40 +222,30 @@ async def _events(
         yield to_json(as_api_error(error).body())
 
 
-async def _run(state: ServerState, model: str, answer: ChatAnswer, put: Put[AnswerPart]) -> None:
-    """Compute an answer: put its parts, log its events, and update the metrics."""
-    metrics, start = state.metrics, time.perf_counter()
-    log = state.logs.begin(answer.trajectory)
-    started = False
+class ClientLeft(Exception):
+    """The client closed its connection, so no reader waits for the answer."""
 
-    def put_part(part: AnswerPart) -> None:
-        nonlocal started
-        if not started:
-            started = True
-            metrics.first.labels(model).observe(time.perf_counter() - start)
-        put(part)
 
-    def emit(event: Event) -> None:
-        log.add(event)
-        if event["event"] == "called":
-            metrics.calls.labels(str(event["cached"]).lower()).inc()
-        if isinstance(answer, TreeAnswer) and (line := reasoning_line(event)):
-            put_part(line)
+T = TypeVar("T")
 
-    ended = "left"
+
+async def while_connected(request: Request, awaitable: Coroutine[Any, Any, T]) -> T:
+    """Await something for as long as the client stays connected.
+
+    Raises:
+        ClientLeft: the client disconnected; the awaitable is cancelled.
+    """
+    task, left = asyncio.create_task(awaitable), asyncio.create_task(_disconnect(request))
     try:
-        reply = await answer.answer(put_part, emit)
-        metrics.tokens.labels(model, "prompt").inc(reply.prompt_tokens)
-        metrics.tokens.labels(model, "completion").inc(reply.completion_tokens)
-        ended = "ok"
-        put_part(reply)
-    except RefluxError as error:
-        ended = as_api_error(error).detail.code or "failed"
-        raise
-    except Exception:
-        ended = "failed"
-        raise
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeft
+        return task.result()
     finally:
-        metrics.answers.labels(model, ended).inc()
-        metrics.seconds.labels(model).observe(time.perf_counter() - start)
-        state.logs.end(answer.trajectory)
+        left.cancel()
+        task.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -39,6 +39,7 @@ class Reply:
 
 AnswerPart = str | tuple[int, Delta] | Reply
 """Reasoning text, a delta of the choice at an index, or, last, the whole reply."""
+Put = Callable[[AnswerPart], None]
 Emit = Callable[[Event], None]
 
 

@@ -27,7 +27,6 @@ class ServeSettings:
     """How a run folder is served."""
 
     host: str = "127.0.0.1"
-    port: int = 8700
     api_key: str = field(default="", repr=False)
     """The key that clients must send; required unless `host` is a loopback address."""
     hosts: tuple[str, ...] = ()

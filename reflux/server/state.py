@@ -1,16 +1,20 @@
-"""What the routes of one server share, and the Prometheus metrics of that server."""
+"""What the routes of one server share: its run, its models, event logs and metrics."""
 
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from reflux.finetune.run_folder import OpenRun
+from reflux.graphs.traces.events import Event
 from reflux.server.errors import ErrorBody
 from reflux.server.pending import Waiting
-from reflux.server.running_answer import EventLogs, Tasks
 from reflux.server.served_models import ServedModels
 from reflux.server.settings import ServeSettings
 
@@ -19,6 +23,74 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 422, 429, 502, 503)
 }
 """Error responses of every route, for the OpenAPI description."""
+
+
+class EventLog:
+    """The events of one trajectory in order; the first has number 1."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.ended = False
+        self._changed = asyncio.Event()
+
+    def add(self, event: Event) -> None:
+        """Append an event and wake the readers."""
+        self.events.append(event)
+        self._wake()
+
+    def end(self) -> None:
+        """Mark the log as complete."""
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def follow(self, after: int) -> AsyncGenerator[tuple[int, Event]]:
+        """Yield (number, event) for the events after number `after`, until the log ends."""
+        for index in count(max(0, after)):
+            while index >= len(self.events):
+                if self.ended:
+                    return
+                await self._changed.wait()
+            yield index + 1, self.events[index]
+
+
+class EventLogs:
+    """The event logs of a server. Over `max_events`, the oldest ended logs are dropped."""
+
+    def __init__(self, max_events: int) -> None:
+        self._max_events = max_events
+        self._open: dict[str, EventLog] = {}
+        self._ended: OrderedDict[str, EventLog] = OrderedDict()
+        self._ended_events = 0
+
+    def begin(self, trajectory: str) -> EventLog:
+        """Open the log of an answer."""
+        return self._open.setdefault(trajectory, EventLog())
+
+    def is_open(self, trajectory: str) -> bool:
+        """Return whether the answer is being computed."""
+        return trajectory in self._open
+
+    def end(self, trajectory: str) -> None:
+        """Close the log of an answer; its events stay while there is room."""
+        log = self._open.pop(trajectory, None)
+        if log is None:
+            return
+        log.end()
+        if (previous := self._ended.pop(trajectory, None)) is not None:
+            self._ended_events -= len(previous.events)
+        self._ended[trajectory] = log
+        self._ended_events += len(log.events)
+        while self._ended_events > self._max_events and len(self._ended) > 1:
+            _, oldest = self._ended.popitem(last=False)
+            self._ended_events -= len(oldest.events)
+
+    def find(self, trajectory: str) -> EventLog | None:
+        """Return the log of a trajectory if it is still kept."""
+        return self._open.get(trajectory) or self._ended.get(trajectory)
 
 
 class Metrics:
@@ -57,7 +129,8 @@ class ServerState:
     logs: EventLogs
     metrics: Metrics
     waiting: Waiting
-    tasks: Tasks
+    tasks: set[asyncio.Task[None]]
+    """Running tasks; the event loop itself holds only weak references."""
 
 
 def state_of(request: Request) -> ServerState:

@@ -16,8 +16,7 @@ from reflux.graphs.traces.database import Rows, read_apart
 from reflux.graphs.traces.search import Wanted, facets, node_record, search
 from reflux.graphs.traces.tree import find_question, load_tree, tokens_of
 from reflux.server.errors import ApiError
-from reflux.server.running_answer import EventLog
-from reflux.server.state import ERRORS, state_of
+from reflux.server.state import ERRORS, EventLog, state_of
 from reflux.tasks import writing_named
 
 router = APIRouter(prefix="/api", responses=ERRORS)

@@ -13,7 +13,7 @@ import pytest
 import reflux.web.review_api
 import reflux.web.trajectories_api
 from reflux.graphs.traces.events import answered
-from reflux.server.running_answer import EventLogs
+from reflux.server.state import EventLogs
 from tests.support.serving import Scripted, scripted, serving, soon
 
 

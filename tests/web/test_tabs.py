@@ -1,7 +1,7 @@
 """Every tab in a real browser: in light and dark, at a desk and on a phone; and from the keyboard.
 
 The pictures lie in the test's temporary folder; with REFLUX_PICTURES set to a folder, there, too.
-`docs/page-desk.png` and `docs/page-phone.png` are two of them.
+`docs/page-desk.png` is `desk-light-node.png`, `docs/page-phone.png` is `phone-dark-tree.png`.
 """
 
 import json
@@ -89,6 +89,8 @@ def test_every_tab_fits_the_screen_and_asks_nobody_but_the_server(
         assert page.evaluate(SIDEWAYS) <= 0
         if place == "phone":
             page.get_by_role("button", name="Tree", exact=True).click()
+            page.wait_for_timeout(600)
+            picture(seen, tmp_path, f"{place}-{scheme}-tree")
             assert page.evaluate(SIDEWAYS) <= 0
         page.locator(".tree .node").nth(1).click()
         page.locator("#drawer").get_by_text("node 0.0.0").wait_for()
