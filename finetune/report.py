@@ -21,7 +21,7 @@ def draw(rounds: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.2, 4.2), dpi=144)
-    for offset, (key, label, colour, scorer) in enumerate(SYSTEMS):
+    for offset, (key, label, colour, marker) in enumerate(SYSTEMS):
         points = [(r["round"], r[key]) for r in rounds if r.get(key)]
         if not points:
             continue
@@ -29,7 +29,7 @@ def draw(rounds: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
         y = [score["accuracy"] for _, score in points]
         low = [max(0.0, score["accuracy"] - score["ci95"][0]) for _, score in points]
         high = [max(0.0, score["ci95"][1] - score["accuracy"]) for _, score in points]
-        axes.errorbar(x, y, yerr=[low, high], label=label, color=colour, scorer=scorer, capsize=3)
+        axes.errorbar(x, y, yerr=[low, high], label=label, color=colour, marker=marker, capsize=3)
     axes.set_xticks([r["round"] for r in rounds])
     axes.set_xticklabels([f"round {r['round']}\nlevel {r['level']}" for r in rounds])
     axes.set_ylim(-0.03, 1.05)
