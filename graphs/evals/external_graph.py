@@ -270,7 +270,7 @@ def read_output(output: Any) -> tuple[str, float | None]:
         return _text(output), None
     values = cast(Mapping[str, Any], output)
     if "__interrupt__" in values:
-        raise ValueError("it waits for a person, for whom an evaluation cannot wait")
+        raise ValueError("it waits for human input, for which an evaluation cannot wait")
     stated = values.get("confidence")
     valid = isinstance(stated, int | float) and not isinstance(stated, bool) and 0 <= stated <= 1
     confidence = float(cast(float, stated)) if valid else None

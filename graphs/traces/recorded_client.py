@@ -149,7 +149,7 @@ def find_failure(store: TraceStore, question: str, after: int = 0) -> CallFailur
 
 
 class RecordedClient:
-    """Makes the calls of one run: replay, else ask, then record, and only then use."""
+    """The calls of one run: replayed, or made and recorded before the reply is used."""
 
     def __init__(self, client: ChatClient, store: TraceStore, spans: Spans | None = None) -> None:
         """`spans` are those of the environment where None.
@@ -193,7 +193,7 @@ class RecordedClient:
         await self._failed(key, asked, lost, str(error))
 
     async def unrecorded(self, key: CallKey, request: ChatRequest) -> Completion:
-        """Answer one request whose reply is recorded by whoever asks, with others of its kind.
+        """Answer one request whose reply the caller records, together with others.
 
         Raises:
             EndpointError: no reply.
@@ -207,11 +207,10 @@ class RecordedClient:
         return reply
 
     async def stream(self, key: CallKey, request: ChatRequest) -> Pieces:
-        """Answer one request piece by piece, as it comes; the whole, last, is on the record.
+        """Answer one request piece by piece; the last piece is the recorded completion.
 
-        What was passed on cannot be recalled: the pieces are not redacted, and they are used
-        before they are recorded. A stream that breaks off, or whose reader leaves, is recorded as
-        an error with what came of it.
+        The pieces are neither redacted nor recorded before they are used. A stream that breaks off,
+        or whose reader leaves, is recorded as an error with the text so far.
 
         Raises:
             ReplayError: the log holds another request under this key.

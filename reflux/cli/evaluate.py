@@ -203,7 +203,7 @@ def _overseer(name: str) -> str:
     name = name or "model"
     if name in OVERSEERS and name not in AUTOMATIC:
         raise UsageError(
-            f"--overseer {name} waits for a person, for whom an evaluation cannot wait; use "
+            f"--overseer {name} waits for human input, for which an evaluation cannot wait; use "
             f"{' or '.join(AUTOMATIC)}"
         )
     overseer_named(name)
@@ -242,7 +242,7 @@ async def _evaluate(
     async with opened, AsyncExitStack() as stack:
         stack.push_async_callback(close_clients, [each.client for each in endpoints.values()])
         with ProgressView() as view:
-            found = await compare(
+            outcome = await compare(
                 opened,
                 plan,
                 agent,
@@ -253,8 +253,8 @@ async def _evaluate(
         if plan.out is not None:
             from reflux.report.eval_page import write_report
 
-            write_report(plan.out, found, plan.eval_task, opened.store, plan.source)
-    return found
+            write_report(plan.out, outcome, plan.eval_task, opened.store, plan.source)
+    return outcome
 
 
 def _stage(key: str, keys: Sequence[str]) -> str:

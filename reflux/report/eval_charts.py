@@ -2,12 +2,13 @@
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from reflux.graphs.evals.results import Results
 from reflux.report.terminal import printable
 
+BLACK, BLUE = "#222222", "#2463a8"
 COLOURS = ("#8a8f98", "#c2571a", "#2463a8", "#4c8c4a", "#8e4fa8", "#a88a24", "#2a9d9d", "#b3395b")
 Panel = Callable[[Any, Results], None]
 
@@ -78,90 +79,76 @@ def short(name: str) -> str:
     return plain if len(plain) <= 28 else f"{plain[:12]}…{plain[-15:]}"
 
 
-def _bars(value: float, ci95: tuple[float, float]) -> list[list[float]]:
-    """Lengths below and above, never negative by rounding."""
-    return [[max(0.0, value - ci95[0])], [max(0.0, ci95[1] - value)]]
+def _errors(points: Iterable[tuple[float, tuple[float, float]]]) -> Any:
+    """Lengths below and above each (value, interval) `(2, n)`, never negative by rounding."""
+    pairs = [(max(0.0, value - low), max(0.0, high - value)) for value, (low, high) in points]
+    return list(zip(*pairs, strict=True))
 
 
 def _accuracy(axes: Any, results: Results) -> None:
     systems = _coloured(results)
-    for y, (_, summary, colour) in enumerate(systems):
-        axes.barh(y, summary.accuracy, color=colour, alpha=0.75, height=0.6)
-        bars = _bars(summary.accuracy, summary.ci95)
-        axes.errorbar(summary.accuracy, y, xerr=bars, color="#222222", capsize=3)
-    axes.set_yticks(range(len(systems)), [name for name, _, _ in systems])
+    y, accuracy = range(len(systems)), [s.accuracy for _, s, _ in systems]
+    axes.barh(y, accuracy, color=[c for _, _, c in systems], alpha=0.75, height=0.6)
+    errors = _errors((s.accuracy, s.ci95) for _, s, _ in systems)
+    axes.errorbar(accuracy, y, xerr=errors, color=BLACK, linestyle="", capsize=3)
+    axes.set_yticks(y, [name for name, _, _ in systems])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.02)
+    axes.set(xlim=(0, 1.02))
     axes.set_title("accuracy, 95% interval", fontsize=10)
 
 
 def _tokens(axes: Any, results: Results) -> None:
-    for name, summary, colour in _coloured(results):
-        bars = _bars(summary.accuracy, summary.ci95)
-        each = summary.tokens / summary.n
-        axes.errorbar(
-            each, summary.accuracy, yerr=bars, color=colour, marker="o", capsize=3, label=name
-        )
-    axes.set_ylim(-0.03, 1.05)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("tokens a question")
-    axes.set_ylabel("accuracy")
+    for name, s, colour in _coloured(results):
+        errors = _errors([(s.accuracy, s.ci95)])
+        style: dict[str, Any] = {"color": colour, "marker": "o", "capsize": 3, "label": name}
+        axes.errorbar([s.tokens / s.n], [s.accuracy], yerr=errors, **style)
+    axes.set(xlim=(0, None), ylim=(-0.03, 1.05), xlabel="tokens a question", ylabel="accuracy")
     axes.set_title("accuracy against tokens", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
 
 
 def _differences(axes: Any, results: Results) -> None:
     shown = results.differences[:12]
-    for y, d in enumerate(shown):
-        axes.errorbar(
-            d.value, y, xerr=_bars(d.value, d.ci95), color="#2463a8", marker="o", capsize=3
-        )
-    names = [f"{short(d.first)} − {short(d.second)}" for d in shown]
-    axes.set_yticks(range(len(shown)), names, fontsize=8)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.axvline(0, color="#222222", linewidth=0.8)
+    y, errors = range(len(shown)), _errors((d.value, d.ci95) for d in shown)
+    style: dict[str, Any] = {"color": BLUE, "marker": "o", "linestyle": "", "capsize": 3}
+    axes.errorbar([d.value for d in shown], y, xerr=errors, **style)
+    axes.set_yticks(y, [f"{short(d.first)} − {short(d.second)}" for d in shown], fontsize=8)
+    axes.set(ylim=(len(shown) - 0.5, -0.5))
+    axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.set_title("difference of accuracy, 95% interval", fontsize=10)
 
 
 def _reliability(axes: Any, results: Results) -> None:
-    axes.plot((0, 1), (0, 1), color="#222222", linewidth=0.8, linestyle=":")
+    axes.plot((0, 1), (0, 1), color=BLACK, linewidth=0.8, linestyle=":")
     for name, summary, colour in _coloured(results):
-        for number, each in enumerate(summary.calibration.bins if summary.calibration else ()):
-            axes.errorbar(
-                each.confidence,
-                each.accuracy,
-                yerr=_bars(each.accuracy, each.ci95),
-                color=colour,
-                marker="o",
-                markersize=4,
-                capsize=2,
-                linewidth=1,
-                label=None if number else name,
-            )
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.03, 1.05)
-    axes.set_xlabel("confidence")
-    axes.set_ylabel("accuracy")
+        if summary.calibration is None:
+            continue
+        bins = summary.calibration.bins
+        x, y = [each.confidence for each in bins], [each.accuracy for each in bins]
+        errors = _errors((each.accuracy, each.ci95) for each in bins)
+        style: dict[str, Any] = {"color": colour, "marker": "o", "linestyle": "", "label": name}
+        axes.errorbar(x, y, yerr=errors, markersize=4, capsize=2, elinewidth=1, **style)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.05), xlabel="confidence", ylabel="accuracy")
     axes.set_title("reliability, bins of equal mass", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
 
 
 def _depth(axes: Any, results: Results) -> None:
     """Share accepted and accuracy of the nodes of systems that decompose questions."""
-    names: list[str] = []
-    for (key, levels), (_, _, colour) in zip(
-        results.levels.items(), _coloured(results), strict=True
-    ):
-        if len(levels) < 2:
-            continue
-        for level in levels:
-            y = len(names)
-            names.append(f"{short(key)}: {level.depth} {level.kind}")
-            axes.barh(y, level.accepted, color=colour, alpha=0.35, height=0.6)
-            if level.accuracy is not None and level.ci95 is not None:
-                bars = _bars(level.accuracy, level.ci95)
-                axes.errorbar(level.accuracy, y, xerr=bars, color="#222222", marker="o", capsize=3)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    rows = [
+        (f"{short(key)}: {level.depth} {level.kind}", level, colour)
+        for (key, levels), (_, _, colour) in zip(
+            results.levels.items(), _coloured(results), strict=True
+        )
+        for level in levels
+        if len(levels) > 1
+    ]
+    for y, (_, level, colour) in enumerate(rows):
+        axes.barh(y, level.accepted, color=colour, alpha=0.35, height=0.6)
+        if level.accuracy is not None and level.ci95 is not None:
+            errors = _errors([(level.accuracy, level.ci95)])
+            axes.errorbar([level.accuracy], [y], xerr=errors, color=BLACK, marker="o", capsize=3)
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.02)
+    axes.set(xlim=(0, 1.02))
     axes.set_title("accepted (bar) and right (dot), by depth and kind", fontsize=10)

@@ -205,7 +205,7 @@ def knows(request: ChatRequest) -> str:
 FREE = Settings(overseer="model", max_tokens=20)
 
 
-def test_a_file_of_questions_is_an_exam_with_a_model_as_h(tmp_path: Path) -> None:
+def test_a_file_of_questions_is_an_eval_task_with_a_model_as_overseer(tmp_path: Path) -> None:
     eval_task = capitals(tmp_path)
     keys = ("direct", "amplified")
     found, _ = compared(tmp_path / "r", eval_task, keys, knows, settings=FREE)
@@ -470,7 +470,7 @@ def test_a_scorer_that_fails_in_the_end_loses_no_answer(
         ((*DATA, "--score", "mine_for_eval:number"), 2, "is no function"),
         ((*DATA, "--score", "mine_for_eval:vague"), 1, "says 'maybe' of the answer to 'a'"),
         ((*DATA, "--task", "addition"), 2, "leave --task and --level out"),
-        ((*DATA, "--overseer", "human"), 2, "waits for a person"),
+        ((*DATA, "--overseer", "human"), 2, "waits for human input"),
         ((*DATA, "--overseer", "nobody"), 2, "no overseer is called 'nobody'"),
         ((*DATA, "--price", "m=cheap"), 2, "write MODEL=PROMPT,COMPLETION"),
         ((*DATA, "--price", "m=-1,2"), 2, "write MODEL=PROMPT,COMPLETION"),

@@ -1,4 +1,4 @@
-"""Exams: questions of a file or a task, and what may be marked."""
+"""Eval tasks: questions of a file or a task, and what may be scored."""
 
 import json
 import sys
@@ -195,7 +195,7 @@ def test_a_limit_draws_the_same_questions_for_every_seed() -> None:
     assert len(FileEvalTask(eval_task.file, "exact", limit=90).questions(1)) == 50
 
 
-def test_a_task_is_examined_on_held_out_questions_that_the_seed_draws() -> None:
+def test_a_task_is_evaluated_on_held_out_questions_that_the_seed_draws() -> None:
     eval_task = LevelEvalTask(Addition(), 3, 20)
     one, other = eval_task.questions(1), eval_task.questions(2)
     assert one != other
