@@ -11,7 +11,7 @@ from typing import Any
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Asked, System, answer_every
+from reflux.graphs.ask import Origin, System, answer_every
 from reflux.graphs.evals.best_of import EqualTokens, equal_votes
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.external_graph import ExternalGraph
@@ -41,7 +41,7 @@ class Score:
 async def evaluate(
     system: System,
     task: Task,
-    asked: Asked,
+    asked: Origin,
     questions: Sequence[str],
     *,
     max_concurrency: int = 32,
@@ -100,7 +100,7 @@ class SeedResult:
     """What a system answered to the questions of one seed."""
 
     seed: int
-    asked: Asked
+    asked: Origin
     questions: Sequence[str]
     outcomes: Sequence[Outcome]
 
@@ -163,11 +163,11 @@ class EvalRunner:
             before += len(questions)
         return EvalRun(system_spec, seed_results)
 
-    def _asked(self, system_spec: SystemSpec, seed: int) -> Asked:
+    def _asked(self, system_spec: SystemSpec, seed: int) -> Origin:
         decides = json.dumps([system_spec.digest, self.settings], sort_keys=True)
         mark = hashlib.sha256(decides.encode()).hexdigest()[:12]
         system = f"eval-{system_spec.key}-{system_spec.model}-{mark}-{seed}"
-        return Asked(self.run, -1, system, self.eval_task.name, self.eval_task.split)
+        return Origin(self.run, -1, system, self.eval_task.name, self.eval_task.split)
 
     async def run_at_equal_tokens(
         self, system_spec: Callable[[int], Awaitable[SystemSpec]], amplified: EvalRun

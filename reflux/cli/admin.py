@@ -19,12 +19,12 @@ from reflux.cli.contract import (
     Json,
     RunDir,
     emit,
-    endpoint,
     open_students,
     run_async,
 )
 from reflux.finetune.gates import failed_gates
 from reflux.finetune.run_folder import RunFolder
+from reflux.models import endpoint
 from reflux.report.terminal import escape
 
 students = typer.Typer(help="List, promote and roll back students.", no_args_is_help=True)

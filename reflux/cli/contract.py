@@ -6,18 +6,14 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
-from reflux.agents.clients.endpoints import endpoint_from_env
 from reflux.agents.errors import UsageError
 from reflux.finetune.registry import Registry
 from reflux.finetune.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from reflux.agents.clients.openai import OpenAIClient
 
 T = TypeVar("T")
 RUNS = Path("runs")
@@ -102,8 +98,3 @@ def open_students(path: Path) -> Registry:
 def no_run(path: Path) -> UsageError:
     """The error for a folder that is missing or holds no run."""
     return UsageError(f"{path} holds no run; start one with `reflux demo` or `reflux run`")
-
-
-def endpoint() -> "OpenAIClient | None":
-    """The user's own endpoint, where the environment names one."""
-    return endpoint_from_env(dict(os.environ))

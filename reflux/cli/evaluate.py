@@ -14,7 +14,8 @@ import typer
 from reflux.agents.budget import Price
 from reflux.agents.clients.endpoints import Endpoint, close_clients
 from reflux.agents.errors import UsageError
-from reflux.cli.ask import TaskName, batch_config, open_run, task_of
+from reflux.ask_context import OVERSEERS, overseer_named
+from reflux.cli.ask import TaskName, batch_config, task_of
 from reflux.cli.contract import OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
 from reflux.cli.eval_systems import SystemSpecs, asks_x
 from reflux.cli.human_input import interruptible
@@ -27,9 +28,9 @@ from reflux.graphs.evals.results import Results, results
 from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRun, EvalRunner, Listener, system_names
 from reflux.graphs.evals.user_code import OwnThreads, load_object
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.overseers import OVERSEERS, overseer_named
+from reflux.models import open_run
 from reflux.report.eval_tables import tables
-from reflux.server.settings import configured, read_serve_config
+from reflux.server.settings import config_endpoints, read_serve_config
 from reflux.tasks import task_named
 
 LEVEL, LIMIT, HIGHEST = 3, 200, 1000
@@ -168,7 +169,7 @@ def evaluate_systems(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Before anything is asked that it could not hold.
     plan = Plan(eval_task, keys, seeds, settings, prices, source, out)
-    endpoints = configured(read_serve_config(config))
+    endpoints = config_endpoints(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # What graphs and scorers of the user's print is no result.
         found = run_async(_evaluate(folder, plan, model, endpoints))
     if as_json:

@@ -4,8 +4,9 @@ import signal
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 from rich.panel import Panel
@@ -82,28 +83,58 @@ def read_line(prompt: str) -> str:
         return ""
 
 
+def read_lines(prompt: str, history: Path, commands: Sequence[str]) -> Iterator[str]:
+    """Typed lines, with completion of commands and the history of earlier sessions; or piped lines.
+
+    Args:
+        history: file of typed lines; its folder is created.
+    """
+    if not is_terminal():
+        yield from (line.rstrip("\n") for line in sys.stdin or () if line.strip())
+        return
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory
+
+    history.parent.mkdir(parents=True, exist_ok=True)
+    session: PromptSession[str] = PromptSession(
+        history=FileHistory(str(history)),
+        completer=WordCompleter(list(commands), sentence=True),
+        complete_while_typing=False,
+    )
+    while True:
+        try:
+            line = session.prompt(prompt)
+        except KeyboardInterrupt:
+            continue  # Discards the line being typed.
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
 def _piped_line() -> str:
     return sys.stdin.readline() if sys.stdin is not None else ""
 
 
 def form_view(pending: Pending) -> Panel:
-    """What a person is shown."""
+    """The form that the human replies to."""
     form = pending.form
     lines = [f"[bold]{escape(str(form.get('question', dict(form))))}[/]"]
-    for said in form.get("transcript", ()):
-        lines.append(f"  {escape(said['question'])} → {escape(str(said['answer']))}")
+    for exchange in form.get("transcript", ()):
+        lines.append(f"  {escape(exchange['question'])} → {escape(str(exchange['answer']))}")
     if (proposal := form.get("proposal")) is not None:
         lines.append(f"proposed: {escape(step_text(proposal))}")
-    where = pending.path or "the question itself"
-    return Panel("\n".join(lines), title=where, title_align="left", subtitle=pending.id)
+    title = pending.path or "the question itself"
+    return Panel("\n".join(lines), title=title, title_align="left", subtitle=pending.id)
 
 
 async def converse(
     interruptible_run: InterruptibleRun, question_id: str, progress: RunProgress
 ) -> RunProgress:
-    """Show what waits and take replies from the terminal, until nothing waits or the person leaves.
+    """Take replies from the terminal until nothing waits or the human leaves with Ctrl-D.
 
-    Where stdin is no terminal, nothing is asked.
+    If stdin is no terminal, nothing is asked.
     """
     while progress.pending and is_terminal():
         first = progress.pending[0]
@@ -111,14 +142,14 @@ async def converse(
         ERR.print(REPLY_HELP, highlight=False)
         try:
             with interruptible():
-                reply = parse_reply(_read())
+                step = parse_reply(_read())
         except EOFError:
             break
         except UsageError as error:
             ERR.print(str(error), highlight=False)
             continue
         try:
-            progress = await interruptible_run.reply(question_id, {first.id: reply})
+            progress = await interruptible_run.reply(question_id, {first.id: step})
         except UsageError as error:
             ERR.print(str(error), highlight=False)
     return progress

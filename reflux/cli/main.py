@@ -10,7 +10,7 @@ import typer
 
 from reflux.agents.errors import RefluxError, from_os_error
 from reflux.agents.redaction import is_unicode
-from reflux.cli import admin, ask, chat, evaluate, plain_ask, plan, review, rounds, serve, traces
+from reflux.cli import admin, ask, chat, evaluate, plan, review, rounds, serve, traces
 from reflux.cli.contract import drop_output
 from reflux.report.terminal import printable
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 app.command()(rounds.demo)
 app.command()(ask.ask)
-app.command()(plain_ask.reply)
+app.command()(ask.reply)
 app.command()(chat.chat)
 app.command()(review.review)
 app.command()(rounds.init)

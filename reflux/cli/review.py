@@ -10,7 +10,6 @@ from rich.table import Table
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.human_reply import step_text
-from reflux.cli.ask import open_run
 from reflux.cli.contract import (
     ERR,
     MAX_LIMIT,
@@ -28,6 +27,7 @@ from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue,
 from reflux.graphs.traces.revisions import NEWEST, first_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
+from reflux.models import open_run
 from reflux.report.terminal import escape, plain, resume_hint, tree_view
 from reflux.review_actions import Acted, approve, comment_on, edit, put, reject
 

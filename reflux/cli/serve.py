@@ -12,8 +12,12 @@ from reflux.agents.errors import UsageError
 from reflux.cli.contract import ERR, RUNS, Depth, Json, Model, RunDir, emit
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import Limits
-from reflux.server.guards import check_exposure
-from reflux.server.settings import ServeSettings, read_serve_config, with_environment
+from reflux.server.settings import (
+    ServeSettings,
+    all_endpoints,
+    check_exposure,
+    read_serve_config,
+)
 
 KEY = "REFLUX_API_KEY"
 STOP_SECONDS = 5
@@ -57,7 +61,7 @@ def serve(
         api_key=os.environ.get(KEY, "").strip(),
         overseer=overseer,
         model=model or "",
-        endpoints=with_environment(serve_config, model),
+        endpoints=all_endpoints(serve_config, model),
         config=config.absolute() if config else None,
         limits=Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
         max_tokens=max_tokens,
@@ -65,10 +69,9 @@ def serve(
     )
     app = create_app(RunFolder(run), settings)
     with _bound(host, port) as listening:
-        check_exposure(
-            replace(settings, host=listening.getsockname()[0])
-        )  # The address, not the name.
-        url = _url(host, listening.getsockname()[1])
+        address, chosen_port = listening.getsockname()[:2]
+        check_exposure(replace(settings, host=address))  # `host` may be a name.
+        url = _url(host, chosen_port)
         if as_json:
             emit({"url": url, "run": str(run)})
         else:

@@ -51,7 +51,7 @@ def test_what_waits_is_shown_with_the_way_to_reply(tmp_path: Path) -> None:
     listed = reflux(tmp_path / "run", "traces", "list")
     assert "waits for a" in listed.stdout
     assert "ask-" not in listed.stdout
-    assert "1 waits for a person: reflux reply " in ended.stdout
+    assert "1 waits for a human: reflux reply " in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_q_and_the_end_of_what_is_typed_leave_the_queue_as_it_is(folder: Path) -
         (("--json",), "choose one of --approve"),
         (("--approve", "--reject"), "choose one of --approve"),
         (("--approve",), "nothing is proposed here"),
-        (("--edit", " "), "an empty answer is none"),
+        (("--edit", " "), "the answer is empty"),
         (("--why", "odd"), "unknown --why 'odd'"),
     ],
 )
@@ -179,7 +179,7 @@ def test_what_is_no_text_is_no_answer(answered: tuple[Path, str], tmp_path: Path
     typed = tmp_path / "typed"
     typed.write_bytes(b"e\nel\xffsewhere\nq\n")
     ended = begin(["review", id, "--run", str(folder)], before=partial(piped, typed)).wait()
-    assert (ended.code, "no Unicode text" in ended.stderr) == (0, True)
+    assert (ended.code, "not Unicode text" in ended.stderr) == (0, True)
     assert "0 judged" in ended.stderr
 
 

@@ -23,7 +23,7 @@ from reflux.agents.verifiers.verifier import (
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.amplify.interrupts import InterruptibleRun, open_interruptible_run
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Asked
+from reflux.graphs.ask import Origin
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from tests.support.amplifying import (
@@ -36,7 +36,7 @@ from tests.support.amplifying import (
     rejecting,
 )
 
-ASKED = Asked("run", 0, "amplified", "letters", "train")
+ASKED = Origin("run", 0, "amplified", "letters", "train")
 
 
 async def answered(store: TraceStore, client: ScriptedClient, *ways: Any, **other: Any) -> Outcome:

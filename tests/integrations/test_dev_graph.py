@@ -20,10 +20,10 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
+from reflux.ask_context import DEFAULT_OVERSEER
 from reflux.graphs.traces.tree import load_tree
-from reflux.integrations.agent import Agent
 from reflux.integrations.dev_graph import chat_graph
-from reflux.overseers import DEFAULT_OVERSEER
+from reflux.models import Agent
 from tests.support.amplifying import echo, rejecting
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,7 @@ async def test_a_client_chooses_h_x_and_the_limits_by_context(tmp_path: Path) ->
     )
     assert got["status"] != "failed"
     with pytest.raises(
-        UsageError, match="no overseer is called 'nobody'; there are model, plain, person"
+        UsageError, match="no overseer is called 'nobody'; there are model, plain, human"
     ):
         await graph.ainvoke(
             put, {"configurable": {"thread_id": "3"}}, context={"overseer": "nobody"}

@@ -8,13 +8,13 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.graphs.amplify.recompute import override
-from reflux.graphs.ask import Asked, answer_all
+from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.traces.review import find_item, remark
 from reflux.graphs.traces.store import TraceStore
 from reflux.report.tree_page import tree_page
 from tests.support.amplifying import ONE_VOTE, amplified, asking
 
-ASKED = Asked("run<", 1, "amplified", "words", "train")
+ASKED = Origin("run<", 1, "amplified", "words", "train")
 Q = ASKED.question_id("root")
 EVIL = "<script>alert(1)</script><img src=x onerror=y>\"'&\x1b[2J</details></style>"
 

@@ -221,7 +221,7 @@ async def test_a_person_replies_while_the_client_waits(tmp_path: Path, script: S
             gone = await person.post(to, json={"words": "answer: me"})
         assert gone.status_code == 400 and "nothing waits" in gone.text
     assert [delta.content for delta in deltas if delta.content] == ["me"]
-    assert "a person is asked: who?" in deltas[1].reasoning_content
+    assert "a human is asked: who?" in deltas[1].reasoning_content
     assert sorted(script.questions()) == ["one", "two"]
 
 

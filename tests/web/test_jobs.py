@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from reflux.finetune.run_folder import RunFolder
-from reflux.server.settings import configured, read_serve_config
+from reflux.server.settings import config_endpoints, read_serve_config
 from tests.support.browsing import browsing, needs_browser
 from tests.support.run_folders import make_run
 from tests.support.serving import Scripted, scripted_for_commands, serving, soon
@@ -103,7 +103,7 @@ def test_endpoints_of_the_servers_config_can_be_evaluated_from_the_page(
     config = tmp_path / "serve.yaml"
     where = {"base_url": script.url, "model": "there", "api_key_env": "MY_KEY"}
     config.write_text(yaml.safe_dump({"endpoints": {"far": where}}))
-    endpoints = configured(read_serve_config(config))
+    endpoints = config_endpoints(read_serve_config(config))
     with serving(tmp_path / "run", script, endpoints=endpoints, config=config) as url:
         with browsing() as seen:
             page = seen.page
@@ -131,7 +131,7 @@ def test_one_job_is_under_way_at_a_time_and_can_be_stopped(
         assert begin(url, **EVALUATION | {"limit": 500}).status_code == 201
         second = begin(url, **EVALUATION | {"name": "second"})
         assert second.status_code == 400
-        assert "evaluation first is under way" in second.json()["error"]["message"]
+        assert "evaluation first is running" in second.json()["error"]["message"]
         soon(lambda: script.asked or job(url)["state"] != "running")
         told = httpx2.delete(f"{url}/api/job").json()["job"]
         assert told["state"] == "stopped"

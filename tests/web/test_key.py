@@ -43,7 +43,7 @@ def test_the_policy_of_the_page_admits_no_other_origin_and_no_script_in_it(tmp_p
 
 
 def test_no_file_of_the_page_turns_text_into_markup(tmp_path: Path) -> None:
-    from reflux.web.shell import STATIC
+    from reflux.server.app import STATIC
 
     for path in STATIC.glob("*.js"):
         code = path.read_text()

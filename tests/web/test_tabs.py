@@ -116,7 +116,7 @@ def test_an_address_that_was_cut_short_and_a_damaged_evaluation_are_told(
         seen.page.goto(f"{url}/#evaluation/cut")
         seen.page.locator(".bad").filter(has_text="cut/eval.json cannot be read").wait_for()
         seen.page.locator("select[aria-label=Evaluation]").select_option("other")
-        seen.page.locator(".bad").filter(has_text="it is no evaluation").wait_for()
+        seen.page.locator(".bad").filter(has_text="it is not an evaluation").wait_for()
     assert [error for error in seen.errors if "404" not in error] == []
 
 
