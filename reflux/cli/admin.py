@@ -4,13 +4,19 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from reflux.agents.clients.llama_cpp import default_gguf
+from reflux.agents.clients.llama_cpp import (
+    EngineConfig,
+    ModelFiles,
+    default_gguf,
+    start_server,
+)
 from reflux.agents.errors import MissingError, RefluxError
 from reflux.cli.contract import (
     ERR,
@@ -108,7 +114,7 @@ def rollback_student(run: RunDir = RUNS / "demo", as_json: Json = False) -> None
 
 def doctor(as_json: Json = False) -> None:
     """Check packages, model, engine, endpoint and disk, and say how to fix what is missing."""
-    checks = [_python(), _packages(), _model(), _engine(), _endpoint(), _disk()]
+    checks = [_outcome(name, check) for name, check in CHECKS.items()]
     if as_json:
         emit(checks)
     else:
@@ -120,57 +126,54 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(MissingError.exit_code)
 
 
-def _check(what: str, ok: bool, detail: str) -> dict[str, Any]:
-    return {"what": what, "ok": ok, "detail": detail}
+def _outcome(name: str, check: Callable[[], str]) -> dict[str, Any]:
+    """`what` was checked, whether it is `ok`, and the `detail` or remedy."""
+    try:
+        return {"what": name, "ok": True, "detail": check()}
+    except (RefluxError, ImportError) as error:
+        return {"what": name, "ok": False, "detail": str(error)}
 
 
-def _python() -> dict[str, Any]:
-    return _check("python", True, f"{platform.python_version()}, {os.cpu_count()} cores")
+def _python() -> str:
+    return f"{platform.python_version()}, {os.cpu_count()} cores"
 
 
-def _packages() -> dict[str, Any]:
+def _packages() -> str:
     names = ("langgraph", "openai", "transformers", "peft", "trl", "torch", "xllamacpp")
     try:
-        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     except importlib.metadata.PackageNotFoundError as error:
-        return _check("packages", False, f"{error.name} is not installed: pip install -e .")
-    return _check("packages", True, versions)
+        raise MissingError(f"{error.name} is not installed: pip install reflux-ida") from error
 
 
-def _model() -> dict[str, Any]:
-    try:
-        return _check("default model", True, f"{default_gguf().name}, sha256 verified")
-    except RefluxError as error:
-        return _check("default model", False, str(error))
+def _model() -> str:
+    return f"{default_gguf().name}, sha256 verified"
 
 
-def _engine() -> dict[str, Any]:
-    from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, start_server
-
-    try:
-        server = start_server(ModelFiles(default_gguf()), EngineConfig(parallel=1))
-    except (RefluxError, ImportError) as error:
-        return _check("embedded engine", False, str(error))
-    address = server.listening_address
-    del server
-    return _check("embedded engine", True, f"llama.cpp starts ({address})")
+def _engine() -> str:
+    server = start_server(ModelFiles(default_gguf()), EngineConfig(parallel=1))
+    return f"llama.cpp starts ({server.listening_address})"
 
 
-def _endpoint() -> dict[str, Any]:
-    try:
-        client = endpoint()
-        if client is None:
-            return _check(
-                "endpoint", True, "OPENAI_BASE_URL is not set; the embedded engine answers"
-            )
-        names = run_async(client.models())
-    except RefluxError as error:
-        return _check("endpoint", False, str(error))
-    return _check("endpoint", True, f"{client.base_url} answers: {', '.join(names[:5])}")
+def _endpoint() -> str:
+    client = endpoint()
+    if client is None:
+        return "OPENAI_BASE_URL is not set; the embedded engine answers"
+    return f"{client.base_url} answers: {', '.join(run_async(client.models())[:5])}"
 
 
-def _disk() -> dict[str, Any]:
+def _disk() -> str:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return _check(
-        "disk", free > 2, f"{free:.1f} GiB free in the working folder (a run takes about 1)"
-    )
+    if free <= 2:
+        raise MissingError(f"{free:.1f} GiB free in the working folder; a run takes about 1")
+    return f"{free:.1f} GiB free in the working folder"
+
+
+CHECKS = {
+    "python": _python,
+    "packages": _packages,
+    "default model": _model,
+    "embedded engine": _engine,
+    "endpoint": _endpoint,
+    "disk": _disk,
+}
