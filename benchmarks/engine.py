@@ -72,32 +72,34 @@ def llama_settings() -> list[EngineArm]:
             if n != parallel
         ),
     ]
-    return [replace(arm, most=FEWER) for arm in arms]
+    return [replace(arm, max_requests=FEWER) for arm in arms]
 
 
 def prices() -> list[Arm]:
     """What log-probabilities, HTTP, busy neighbours and lack of company cost; other waiting."""
     return [
         BatchedArm("threads wait awake", environ=AWAKE),
-        EngineArm("llama.cpp, threads wait awake", environ=AWAKE, most=FEWER),
-        EngineArm("llama.cpp, flash attention off", params={"flash_attn_type": 0}, most=FEWER),
+        EngineArm("llama.cpp, threads wait awake", environ=AWAKE, max_requests=FEWER),
+        EngineArm(
+            "llama.cpp, flash attention off", params={"flash_attn_type": 0}, max_requests=FEWER
+        ),
         GenerateArm("generate, 256 a batch", 256),
-        BatchedArm("default, one at a time", max_concurrency=1, most=16),
-        EngineArm("llama.cpp, one at a time", EngineConfig(parallel=1), most=16),
-        BatchedArm("default, 16 at a time", max_concurrency=16, most=FEWER),
+        BatchedArm("default, one at a time", max_concurrency=1, max_requests=16),
+        EngineArm("llama.cpp, one at a time", EngineConfig(parallel=1), max_requests=16),
+        BatchedArm("default, 16 at a time", max_concurrency=16, max_requests=FEWER),
         BatchedArm("default, no log-probabilities", top_logprobs=0),
-        EngineArm("llama.cpp, no HTTP", http=False, most=FEWER),
-        BatchedArm("default, beside 2 busy processes", beside=2, most=FEWER),
-        BatchedArm("the same, threads wait awake", environ=AWAKE, beside=2, most=16),
-        EngineArm("llama.cpp, beside 2 busy processes", beside=2, most=16),
+        EngineArm("llama.cpp, no HTTP", http=False, max_requests=FEWER),
+        BatchedArm("default, beside 2 busy processes", beside=2, max_requests=FEWER),
+        BatchedArm("the same, threads wait awake", environ=AWAKE, beside=2, max_requests=16),
+        EngineArm("llama.cpp, beside 2 busy processes", beside=2, max_requests=16),
     ]
 
 
 def generates() -> list[GenerateArm]:
     """transformers, from the plainest use to the best that it offers."""
     return [
-        GenerateArm("generate, one by one", 1, most=16),
-        GenerateArm("generate, 16 a batch", 16, most=FEWER),
+        GenerateArm("generate, one by one", 1, max_requests=16),
+        GenerateArm("generate, 16 a batch", 16, max_requests=FEWER),
         GenerateArm("generate, 64 a batch", 64),
         GenerateArm("generate, 64 a batch, prefix kept", 64, keep_prefix=True),
     ]
@@ -112,9 +114,9 @@ def others(folder: Path) -> list[Arm]:
     return [
         BatchedArm("adapter, merged", adapter=adapter.parent),
         BatchedArm("adapter, beside the base", adapter=adapter.parent, merge=False),
-        EngineArm("llama.cpp, adapter", adapter=adapter, most=FEWER),
-        EngineArm("llama.cpp, weights as Q8_0", gguf=plain, most=FEWER),
-        EngineArm("llama.cpp, adapter merged, as Q8_0", gguf=merged, most=FEWER),
+        EngineArm("llama.cpp, adapter", adapter=adapter, max_requests=FEWER),
+        EngineArm("llama.cpp, weights as Q8_0", gguf=plain, max_requests=FEWER),
+        EngineArm("llama.cpp, adapter merged, as Q8_0", gguf=merged, max_requests=FEWER),
     ]
 
 

@@ -43,7 +43,7 @@ class Arm(Protocol):
     def name(self) -> str: ...
 
     @property
-    def max_votes(self) -> int | None: ...
+    def max_requests(self) -> int | None: ...
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
         """Answer all questions, warm."""
@@ -57,7 +57,7 @@ def in_own_process(arm: Arm, questions: Sequence[str], max_tokens: int) -> Measu
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(arm.measure, questions[: arm.max_votes], max_tokens).result()
+        return pool.submit(arm.measure, questions[: arm.max_requests], max_tokens).result()
 
 
 @contextmanager

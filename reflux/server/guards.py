@@ -4,8 +4,8 @@ A page of another origin can make a browser send requests to this machine, and i
 to this machine (DNS rebinding). So `Host` must be a name of this server, and `Origin`, if sent,
 must be the same host and port or listed in the settings.
 
-Starlette's `TrustedHostMiddleware` is not enough: it reads no IPv6 host, and it accepts a second
-`Host` header and text after the port.
+Starlette's `TrustedHostMiddleware` and body limit are not enough: the first trusts the first of two
+`Host` headers, and neither refuses in the form of the API's errors, with the limit and the remedy.
 """
 
 import asyncio

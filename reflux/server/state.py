@@ -1,6 +1,7 @@
 """What the routes of one server share, and the Prometheus metrics of that server."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -24,33 +25,22 @@ class Metrics:
     """Metrics of one server. Labels are names of served models, never text of a client."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
+        self._registry = CollectorRegistry()
+        counter = partial(Counter, registry=self._registry)
+        histogram = partial(Histogram, buckets=SECONDS, registry=self._registry)
         self.under_way = Gauge(
-            "reflux_requests_under_way", "Requests being answered.", registry=registry
+            "reflux_requests_under_way", "Requests being answered.", registry=self._registry
         )
-        self.refused = Counter(
-            "reflux_requests_refused", "Requests refused by a guard.", ["why"], registry=registry
+        self.refused = counter("reflux_requests_refused", "Requests refused by a guard.", ["why"])
+        self.answers = counter("reflux_answers", "Answers by how they ended.", ["model", "ended"])
+        self.tokens = counter("reflux_tokens", "Tokens of accepted trees.", ["model", "kind"])
+        self.calls = counter("reflux_model_calls", "Model calls, cached and not.", ["cached"])
+        self.seconds = histogram(
+            "reflux_answer_seconds", "From the request to the end of the answer.", ["model"]
         )
-        self.answers = Counter(
-            "reflux_answers", "Chat answers by how they ended.", ["model", "ended"],
-            registry=registry,
-        )  # fmt: skip
-        self.tokens = Counter(
-            "reflux_tokens", "Tokens of accepted answers, of the whole tree.", ["model", "kind"],
-            registry=registry,
-        )  # fmt: skip
-        self.calls = Counter(
-            "reflux_model_calls", "Model calls; cache hits are counted apart.", ["cached"],
-            registry=registry,
-        )  # fmt: skip
-        self.seconds = Histogram(
-            "reflux_answer_seconds", "From the request to the end of the answer.", ["model"],
-            buckets=SECONDS, registry=registry,
-        )  # fmt: skip
-        self.first = Histogram(
-            "reflux_first_piece_seconds", "From the request to the first part of a stream.",
-            ["model"], buckets=SECONDS, registry=registry,
-        )  # fmt: skip
+        self.first = histogram(
+            "reflux_first_piece_seconds", "From the request to the stream's first part.", ["model"]
+        )
 
     def text(self) -> bytes:
         """Return all metrics in the Prometheus text format."""

@@ -7,7 +7,7 @@ background. The revision's events can be followed like those of any running answ
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -31,12 +31,15 @@ from reflux.graphs.traces.review import (
 )
 from reflux.graphs.traces.tree import find_question
 from reflux.review_actions import (
+    Acted,
     approvable,
     approve,
     begin_override,
     check_not_empty,
+    comment_on,
     edit,
     recompute,
+    reject,
 )
 from reflux.server.chat_request import ApiModel
 from reflux.server.state import ERRORS, ServerState, state_of
@@ -59,17 +62,6 @@ class HumanReply(ApiModel):
     """A human's reply to a pending question."""
 
     words: str = Field(description=REPLY_HELP, max_length=100_000)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The result of a judgement."""
-
-    did: str
-    trajectory: str
-    """The revision that holds the result."""
-    recomputing: bool = False
-    """Whether the revision is being recomputed."""
 
 
 @router.get("/review")
@@ -102,30 +94,29 @@ async def judge_node(trajectory: str, body: Judgement, request: Request) -> dict
     item = await read_apart(
         state.run.store.path, lambda rows: find_item(rows, f"{question_id}{body.path}")
     )
-    return asdict(await _judge(state, item, body))
+    acted = await _judge(state, item, body)
+    return {"did": acted.did, "trajectory": acted.trajectory, "recomputing": acted.recomputes}
 
 
-async def _judge(state: ServerState, item: Item, judgement: Judgement) -> Judged:
+async def _judge(state: ServerState, item: Item, judgement: Judgement) -> Acted:
     store, action, comment = state.run.store, judgement.action, judgement.comment
     if action == "comment":
-        await remark(store, item, comment)
-        return Judged("commented", item.trajectory)
+        return await comment_on(store, item, comment)
     if action == "reject":
-        await judge(store, item, False, comment)
-        return Judged("rejected", item.trajectory)
+        return await reject(store, item, comment)
     if item.why == "escalated" and action in ("approve", "edit"):
         return await _reply(state, item, judgement)
     answer = approvable(item) if action == "approve" else None
     if action == "approve" and answer is None:
         await judge(store, item, True, comment)
-        return Judged("approved", item.trajectory)
+        return Acted("approved", item.trajectory)
     if action == "edit":
         check_not_empty(judgement.answer)
         answer = judgement.answer
     return await _override(state, item, answer, comment)
 
 
-async def _override(state: ServerState, item: Item, answer: str | None, comment: str) -> Judged:
+async def _override(state: ServerState, item: Item, answer: str | None, comment: str) -> Acted:
     """Create a revision and recompute it; two equal judgements at once share one recomputation."""
     begun = await begin_override(state.run.store, item.trajectory, item.path, answer, comment)
     if begun.recomputes and not state.logs.is_open(begun.trajectory):
@@ -133,7 +124,7 @@ async def _override(state: ServerState, item: Item, answer: str | None, comment:
         task = asyncio.create_task(_recompute(state, begun.trajectory, item.path, answer))
         state.tasks.add(task)
         task.add_done_callback(state.tasks.discard)
-    return Judged(begun.did, begun.trajectory, begun.recomputes)
+    return begun
 
 
 async def _recompute(state: ServerState, revision: str, path: str, answer: str | None) -> None:
@@ -147,7 +138,7 @@ async def _recompute(state: ServerState, revision: str, path: str, answer: str |
         state.logs.end(revision)
 
 
-async def _reply(state: ServerState, item: Item, judgement: Judgement) -> Judged:
+async def _reply(state: ServerState, item: Item, judgement: Judgement) -> Acted:
     """Reply to a pending question; it continues until it ends or waits again."""
     store, answer, comment = state.run.store, judgement.answer, judgement.comment
 
@@ -158,10 +149,8 @@ async def _reply(state: ServerState, item: Item, judgement: Judgement) -> Judged
     options = options_of(store, item.trajectory)
     if options is None or not options.overseer:  # A stopped run, which resumes from the call log.
         if judgement.action == "approve":
-            acted = await approve(store, item, open_run, comment)
-        else:
-            acted = await edit(store, item, answer, open_run, comment)
-        return Judged(acted.did, acted.trajectory)
+            return await approve(store, item, open_run, comment)
+        return await edit(store, item, answer, open_run, comment)
     if judgement.action == "edit":
         check_not_empty(answer)
     if comment.strip():
@@ -172,7 +161,7 @@ async def _reply(state: ServerState, item: Item, judgement: Judgement) -> Judged
         raise UsageError(f"{item.id} no longer waits for a reply; reload the queue")
     words = "approve" if judgement.action == "approve" else f"answer: {answer}"
     await state.waiting.reply(item.trajectory, ids[0], words)
-    return Judged("answered", item.trajectory)
+    return Acted("answered", item.trajectory)
 
 
 @router.get("/pending")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from reflux.agents.errors import UsageError
-from reflux.finetune.registry import Registry, Student
+from reflux.finetune.registry import Registry
 from reflux.finetune.run_folder import RunFolder
 from reflux.server.errors import ApiError
 from reflux.server.state import ERRORS, state_of
@@ -78,25 +78,7 @@ def _students(registry: Registry) -> dict[str, Any]:
     promoted = registry.current()
     return {
         "current": promoted.id if promoted else None,
-        "students": [_student_json(student) for student in registry.list()],
-    }
-
-
-def _student_json(student: Student) -> dict[str, Any]:
-    report = student.config.get("report")
-    report = report if isinstance(report, dict) else {}
-    return {
-        "id": student.id,
-        "parent": student.parent,
-        "round": student.round,
-        "base": student.base.model_id,
-        "created": student.created,
-        "adapter_sha256": student.adapter_sha256,
-        "rows": report.get("rows"),
-        "seconds": report.get("seconds"),
-        "final_loss": report.get("final_loss"),
-        "scores": dict(student.scores),
-        "gates": [dict(gate) for gate in student.gates],
+        "students": [vars(student) for student in registry.list()],
     }
 
 
