@@ -57,7 +57,7 @@ def settings() -> list[BatchedArm]:
     rows = BatchedConfig().rows
     return [
         *(BatchedArm(f"{n} rows", BatchedConfig(rows=n)) for n in (32, 64, 128, 256) if n != rows),
-        BatchedArm("nothing kept", BatchedConfig(keep=False)),
+        BatchedArm("nothing kept", BatchedConfig(prefix_cache=False)),
     ]
 
 

@@ -9,8 +9,8 @@ import torch
 
 from reflux.agents.prompts import answer_prompt
 from reflux.finetune.base_model import load_base
-from reflux.finetune.data.anchor import anchor_prompts
-from reflux.finetune.export.parity import generate_greedy
+from reflux.finetune.export import generate_greedy
+from reflux.finetune.questions import anchor_prompts
 from reflux.finetune.train.packing import IGNORED
 from reflux.tasks.addition import Addition, read
 
@@ -37,7 +37,7 @@ def rows_of(base: Path, levels: Sequence[int], sums: int, anchor: int, seed: int
 
 
 def row(question: str, answer: str, system: str) -> dict[str, Any]:
-    """A row as `reflux.finetune.data.rows` makes it."""
+    """A row as `reflux.finetune.rows` makes it."""
     prompt = [{"role": role, "content": text} for role, text in answer_prompt(question, system)]
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
 

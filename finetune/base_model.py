@@ -29,22 +29,22 @@ WEIGHTS = "model.safetensors"
 
 
 def cache_folder() -> Path:
-    """The folder for what can be made again: `REFLUX_CACHE`, else the user's cache folder."""
+    """The folder of reproducible files: `REFLUX_CACHE`, else the user's cache folder."""
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("reflux"))
 
 
 def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
-    """The GGUF's weights in bf16, as a plain transformers folder, made on the first call.
+    """The GGUF's weights in bf16 as a plain transformers folder, created by the first call.
 
-    The folder is named by the file's sha256 and appears whole or not at all: it is built beside
-    and renamed, so a kill or a second process leaves no half of one.
+    The folder's name holds the file's sha256. It is built under another name and then renamed, so
+    that an interruption or a second process leaves no partial folder.
 
     Raises:
         MissingError: there is no such file.
         UsageError: transformers cannot read it.
     """
     if not gguf.is_file():
-        raise MissingError(f"model file {gguf} is not there")
+        raise MissingError(f"there is no model file {gguf}")
     root = cache or cache_folder()
     folder = root / f"base-{file_sha256(gguf)}"
     if folder.is_dir():
@@ -56,7 +56,7 @@ def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
         try:
             built.replace(folder)
         except OSError:
-            # Another process finished the same folder first; the content has the same name.
+            # Another process finished the folder first; equal names have equal content.
             if not folder.is_dir():
                 raise
     return folder
@@ -80,13 +80,13 @@ def _unpack(gguf: Path, folder: Path) -> None:
                 f"{gguf} cannot be unpacked by transformers {transformers.__version__}: {error}; "
                 "use a GGUF of a supported architecture, or a transformers folder as the base"
             ) from error
-        with no_space():
+        with wrapping_write_errors():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
 
 def base_digest(folder: Path) -> str:
-    """sha256 of a base folder's weights, in hex: what an adapter was trained against.
+    """sha256 of a base folder's weights (hex), recorded with every adapter.
 
     Raises:
         MissingError: the folder holds no `model.safetensors`.
@@ -94,22 +94,22 @@ def base_digest(folder: Path) -> str:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise MissingError(
-            f"{folder} holds no {WEIGHTS}: delete the folder to have it made again, or save the "
+            f"{folder} holds no {WEIGHTS}: delete the folder to create it again, or save the "
             "model in one safetensors file"
         )
     return file_sha256(weights)
 
 
 def load_base(folder: Path) -> tuple[Any, Any]:
-    """The model and tokenizer of a base folder, in bf16, on the GPU where there is one.
+    """The model and tokenizer of a base folder, in bf16, on a GPU if there is one.
 
-    Reads safetensors only: pickled weights run code when they are read.
+    Reads safetensors only, because reading a pickle runs its code.
 
     Raises:
-        MissingError: the folder, its safetensors or its tokenizer is not there.
+        MissingError: the folder, its safetensors or its tokenizer is missing.
     """
     if not folder.is_dir():
-        raise MissingError(f"base model folder {folder} is not there")
+        raise MissingError(f"there is no base model folder {folder}")
     cuda = torch.cuda.is_available()
     with quiet_libraries():
         try:
@@ -124,8 +124,8 @@ def load_base(folder: Path) -> tuple[Any, Any]:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise MissingError(
-                f"{folder} is no whole base model: {error}; it needs config.json, safetensors "
-                "weights (no pickles) and a tokenizer: delete the folder to have it made again"
+                f"{folder} is no complete base model: {error}; it needs config.json, safetensors "
+                "weights (no pickles) and a tokenizer: delete the folder to create it again"
             ) from error
     return model.to("cuda" if cuda else "cpu"), tokenizer
 
@@ -140,11 +140,11 @@ def load_adapted(folder: Path, adapter: Path) -> tuple[Any, Any]:
 
 
 @contextmanager
-def no_space() -> Iterator[None]:
-    """Weights that cannot be written are told like any other file: safetensors has its own error.
+def wrapping_write_errors() -> Iterator[None]:
+    """Turn safetensors' write errors into ours.
 
     Raises:
-        RefluxError: they cannot.
+        RefluxError: weights cannot be written.
     """
     try:
         yield
@@ -154,7 +154,7 @@ def no_space() -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Transformers and datasets draw no bars and warn of nothing here; as before afterwards."""
+    """Silence the progress bars and warnings of transformers and datasets for a block."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     dataset_bars = datasets.are_progress_bars_disabled()
@@ -163,7 +163,7 @@ def quiet_libraries() -> Iterator[None]:
     datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
-            # They warn of each other's deprecated names, which nobody here can change.
+            # The libraries warn of each other's deprecated names.
             warnings.filterwarnings(
                 "ignore", category=FutureWarning, module="transformers|trl|peft"
             )

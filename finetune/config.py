@@ -1,4 +1,4 @@
-"""The config of a run of rounds. Unknown keys are errors; every field has its unit or meaning."""
+"""The config of a run. Unknown keys are errors."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -20,13 +20,13 @@ from reflux.graphs.voting.voting import VotePolicy
 
 
 class Strict(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 class RoundSpec(Strict):
-    """One round."""
+    """One round of a run."""
 
     level: int = Field(ge=1, le=1000)
     """Level of the task's questions; for addition their digits."""
@@ -35,16 +35,15 @@ class RoundSpec(Strict):
     held_out: int = Field(default=400, ge=0)
     """Questions to evaluate on; round 0 is judged on the primitives instead."""
     hard: float = Field(default=0.1, ge=0, le=1)
-    """Share of `questions` that is asked on top of them: those which failed, or were in doubt, in
-    the round before."""
+    """Hard questions of the round before that are added, as a share of `questions`."""
     primitive_repeats: int = Field(default=2, ge=0)
-    """Times that each of H's primitives stands in the training rows."""
+    """Copies of each of the overseer's primitives in the training rows."""
     sft: dict[str, Any] = {}
     """Overrides of the run's `sft` for this round."""
 
 
 class SpendLimitConfig(Strict):
-    """What a whole run may spend, from its start or its resumption; None is no limit."""
+    """Limits on the spending of a run since it started or resumed; None is no limit."""
 
     seconds: float | None = Field(default=None, gt=0)
     money: float | None = Field(default=None, gt=0)
@@ -52,17 +51,11 @@ class SpendLimitConfig(Strict):
     calls: int | None = Field(default=None, gt=0)
     tokens: int | None = Field(default=None, gt=0)
     prices: dict[str, Price] = {}
-    """By model name, for a million prompt and completion tokens."""
+    """By model name, per million prompt and completion tokens."""
 
     def open(self) -> SpendLimit:
-        """A purse that is full."""
-        return SpendLimit(
-            seconds=self.seconds,
-            money=self.money,
-            calls=self.calls,
-            tokens=self.tokens,
-            prices=self.prices,
-        )
+        """The limit, with nothing spent."""
+        return SpendLimit(**dict(self))
 
 
 class RoundsConfig(Strict):
@@ -71,11 +64,13 @@ class RoundsConfig(Strict):
     task: str = "addition"
     seed: int = 0
     rounds: tuple[RoundSpec, ...] = Field(min_length=1)
-    """The first is round 0, which imitates H."""
+    """The first is round 0, which imitates the overseer."""
     anchor: int = Field(default=500, ge=0, le=500)
-    """General prompts that the base answers and every student learns, too."""
+    """General prompts whose answers by the base every student learns."""
     anchor_tokens: int = Field(default=32, ge=1)
-    """Tokens of such an answer."""
+    """Maximum tokens of an answer to the anchor or a canary."""
+    questions_per_level: int = Field(default=100, ge=1)
+    """Held-out questions at each level on which every student is scored for the chart."""
     canaries: int = Field(default=20, ge=0, le=100)
     """Prompts on which a student is compared with the base."""
     limits: Limits = Field(default_factory=Limits)
@@ -84,11 +79,9 @@ class RoundsConfig(Strict):
     checks: CheckPolicy = Field(default_factory=CheckPolicy)
     spend_limit: SpendLimitConfig = Field(default_factory=SpendLimitConfig)
     engine: Literal["batched", "llama.cpp"] = "batched"
-    """What runs the models; in a batched run llama.cpp answers requests with tools or schemas."""
+    """Runs the models; in a batched run, llama.cpp answers requests with tools or schemas."""
     batched: BatchedConfig = Field(default_factory=BatchedConfig)
-    """How the batched engine runs."""
     llama_cpp: EngineConfig = Field(default_factory=EngineConfig)
-    """How llama.cpp runs."""
     gates: GateConfig = Field(default_factory=GateConfig)
     max_concurrency: int = Field(default=64, ge=1)
     """Questions amplified at once."""
@@ -97,19 +90,9 @@ class RoundsConfig(Strict):
     lora: dict[str, Any] = {}
     """Goes unchanged to PEFT's LoraConfig."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _engine_by_settings(cls, data: Any) -> Any:
-        """An `engine` that is a mapping holds llama.cpp's settings: there was no other engine."""
-        if not isinstance(data, dict) or not isinstance(data.get("engine"), dict):
-            return data
-        if "llama_cpp" in data:
-            raise ValueError("engine and llama_cpp both hold settings of llama.cpp: leave one out")
-        return {**data, "engine": "llama.cpp", "llama_cpp": data["engine"]}
-
     @property
     def engine_settings(self) -> EngineConfig | BatchedConfig:
-        """Those of the engine that runs the models."""
+        """Settings of the engine that runs the models."""
         return self.batched if self.engine == "batched" else self.llama_cpp
 
     @model_validator(mode="after")
@@ -118,13 +101,13 @@ class RoundsConfig(Strict):
         for before, after in pairwise(levels):
             if not before < after <= 2 * before:
                 raise ValueError(
-                    f"rounds go from level {before} to {after}; each must be longer than the one "
-                    "before and at most twice as long, or its halves were never learned"
+                    f"rounds go from level {before} to {after}: each level must be higher than the "
+                    "one before and at most twice as high, so that its halves were learned"
                 )
         return self
 
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
-        """A context of the config's limits, votes and checks; `more` are further fields of it."""
+        """A context with the config's limits, votes and checks; `more` sets further fields."""
         return AmplifyContext(
             recorded_client,
             model,
@@ -148,41 +131,41 @@ def config_from(data: Any, source: str) -> RoundsConfig:
     """A config from parsed YAML.
 
     Raises:
-        UsageError: unknown keys or values out of range, all named.
+        UsageError: unknown keys or values out of range; the message names all of them.
     """
-    if isinstance(data, dict) and "format" in data:  # As a run folder keeps it.
+    if isinstance(data, dict) and "format" in data:  # Run folders add it.
         data = {key: value for key, value in data.items() if key != "format"}
     try:
         return RoundsConfig.model_validate(data)
     except ValidationError as error:
         raise UsageError(f"{source}: {problems(error)}") from error
-    except UsageError as error:  # Of a value that is out of range wherever it is given.
+    except UsageError as error:  # Values check their own range.
         raise UsageError(f"{source}: {error}") from error
 
 
 def problems(error: ValidationError) -> str:
-    """Every key that is wrong, and why, in one line."""
-    found: list[str] = []
-    for problem in _meant(error.errors()):
+    """Every wrong key and the reason, in one line."""
+    lines: list[str] = []
+    for problem in _relevant(error.errors()):
         key = ".".join(str(part) for part in problem["loc"]) or "config"
         unknown = problem["type"] == "extra_forbidden"
-        found.append(f"{key}: {'unknown key, remove or rename it' if unknown else problem['msg']}")
-    return "; ".join(found)
+        lines.append(f"{key}: {'unknown key, remove or rename it' if unknown else problem['msg']}")
+    return "; ".join(lines)
 
 
-def _meant(problems: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Without those of a kind of `rule` that is not the one named; one, where none is named so."""
+def _relevant(problems: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Problems of the `rule` kind that was named, or one problem where the kind is unknown."""
     kinds = [p for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
-    other = {p["loc"][:-1] for p in kinds}
-    kept = [p for p in problems if not any(p["loc"][: len(loc)] == loc for loc in other)]
-    for place in dict.fromkeys(loc[:-1] for loc in (p["loc"][:-1] for p in kinds)):
-        if any(p["loc"][: len(place)] == place for p in kept):
+    others = {p["loc"][:-1] for p in kinds}
+    relevant = [p for p in problems if not any(p["loc"][: len(loc)] == loc for loc in others)]
+    for key in dict.fromkeys(p["loc"][:-2] for p in kinds):
+        if any(p["loc"][: len(key)] == key for p in relevant):
             continue  # The kind is known, and something else is wrong.
-        here = [p for p in kinds if p["loc"][:-2] == place]
-        known = ", ".join(sorted(p["ctx"]["expected"].strip("'") for p in here))
-        said = f"kind is one of {known}, not {here[0]['input']!r}"
-        kept.append({"loc": place, "type": "literal_error", "msg": said})
-    return kept
+        options = [p for p in kinds if p["loc"][:-2] == key]
+        known = ", ".join(sorted(p["ctx"]["expected"].strip("'") for p in options))
+        message = f"kind is one of {known}, not {options[0]['input']!r}"
+        relevant.append({"loc": key, "type": "literal_error", "msg": message})
+    return relevant
 
 
 def read_config(path: Path) -> RoundsConfig:
@@ -195,7 +178,7 @@ def read_config(path: Path) -> RoundsConfig:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
         UsageError: no such file, or no YAML.

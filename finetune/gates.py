@@ -1,4 +1,4 @@
-"""Gates decide whether a student may replace the agent (seed 8.4.3, limitations 1, 5 and 6)."""
+"""Gates decide whether a student replaces the agent (seed 8.4.3, limitations 1, 5 and 6)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,18 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class GateConfig(BaseModel):
-    """The limits that a student must keep."""
+    """Limits that a student must reach."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     imitation: float = Field(default=0.95, ge=0, le=1)
-    """Round 0: least share of H's own answers that the student gives."""
+    """Round 0: minimum share of the overseer's own answers that the student gives."""
     retention: float = Field(default=0.9, ge=0, le=1)
-    """Later rounds: least accuracy of the student over that of the amplified system."""
+    """Later rounds: minimum accuracy of the student, as a share of the amplified system's."""
     regression: float = Field(default=0.05, ge=0, le=1)
-    """Most accuracy lost on the level of the round before."""
+    """Maximum loss of accuracy on the level of the round before."""
     canary: float = Field(default=0.2, ge=0, le=1)
-    """Least overlap of the student's replies to the canaries with the base's."""
+    """Minimum overlap of the student's replies to the canaries with the base's."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """The value reaches the limit."""
+        """True if the value reaches the limit."""
         return self.value >= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, the verdict among them."""
+        """Plain JSON types, with the verdict."""
         return {**asdict(self), "passed": self.passed}
 
 
@@ -52,9 +52,9 @@ def judge(
     """The gates of one round.
 
     Args:
-        imitation: share of H's answers reproduced.
+        imitation: share of the overseer's answers that the student gives.
         amplified, student: accuracy on the same held-out questions.
-        before: accuracy on the level below of (the agent that is to be replaced, the student).
+        before: accuracy on the level of the round before of (the agent, the student).
         canary: mean overlap with the base.
     """
     gates: list[Gate] = []
@@ -71,10 +71,5 @@ def judge(
 
 
 def failed_gates(gates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of a student's recorded gates (`Gate.to_json`) that it did not pass."""
+    """The recorded gates (`Gate.to_json`) that a student did not pass."""
     return [gate for gate in gates if not gate["passed"]]
-
-
-def all_passed(gates: Sequence[Gate]) -> bool:
-    """True where nothing stands against promotion."""
-    return all(gate.passed for gate in gates)

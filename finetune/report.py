@@ -1,46 +1,187 @@
-"""The report of a run: `report.json`, and the chart of accuracy by round."""
+"""The report of a run: accuracy by level, `report.json`, and the chart `report.png`.
+
+The chart shows accuracy against the level of the questions, with one line for each student: the
+base, every round's student, and the amplified system of the last round. Every line covers all
+levels of the config, also those that its student was not trained for.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reflux.finetune.run_folder import replacing
+from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, DEFAULT_SHA256
+from reflux.agents.files import replacing, write_json
+from reflux.finetune.stages import Stages, student_name
+from reflux.graphs.ask import Amplified, Direct, System
+from reflux.graphs.evals.runner import Score
 
-SYSTEMS = (
-    ("direct", "base, one call", "#8a8f98", "o"),
-    ("amplified", "amplified (H + copies of X)", "#c2571a", "s"),
-    ("student", "student, one call", "#2463a8", "D"),
-)
+# Okabe and Ito's palette, which color-blind readers can tell apart; markers differ, too.
+BASE_STYLE = ("#8a8f98", "o", ":")
+AMPLIFIED_STYLE = ("#d55e00", "*", "--")
+STUDENT_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2")
+STUDENT_MARKERS = ("s", "D", "^", "v", "P", "X")
+TEXT_COLOR = "#7d848e"
+"""Readable on white and on black: the chart has no background."""
 
 
-def draw(rounds: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draw accuracy by round for direct, amplified and student, with 95% intervals (PNG)."""
+async def score_student_levels(stages: Stages, number: int) -> list[dict[str, Any]]:
+    """`by_level` rows of a round's student, in round 0 also of the base."""
+    name = student_name(number)
+    rows: list[dict[str, Any]] = []
+    if number == 0:
+        rows += await _score_levels(stages, None, "base", "base")
+    return rows + await _score_levels(stages, number, "student", name)
+
+
+async def score_amplified_levels(stages: Stages, number: int, model: str) -> list[dict[str, Any]]:
+    """`by_level` rows of the system that a round amplified."""
+    return await _score_levels(stages, number, "amplified", model)
+
+
+async def _score_levels(
+    stages: Stages, number: int | None, system_name: str, model: str
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for level in sorted({spec.level for spec in stages.config.rounds}):
+        score, split = await _score_level(stages, number or 0, system_name, model, level)
+        if score is None:
+            continue
+        rows.append(
+            {
+                "round": number,
+                "system": system_name,
+                "model": model,
+                "level": level,
+                "split": split,
+                "accuracy": score.accuracy,
+                "n": score.n,
+                "ci95": list(score.ci95),
+            }
+        )
+    return rows
+
+
+async def _score_level(
+    stages: Stages, number: int, system_name: str, model: str, level: int
+) -> tuple[Score | None, str]:
+    """(score at one level, split of its questions); no score where the level has no questions.
+
+    The first level of a task may consist of primitives, none of which is held out: there, the
+    score is the share of the overseer's own answers.
+    """
+    config = stages.config
+    questions = stages.task.sample(config.questions_per_level, level, "held_out", config.seed + 1)
+    key = f"{system_name}-level-{level}"
+    activity = f"level {level}: {system_name if number == 0 else model}"
+    if questions:
+        context = stages.context(model)
+        system: System = Amplified(context) if system_name == "amplified" else Direct(context)
+        source = stages.source(number, key, "held_out")
+        return await stages.score(system, source, questions, activity), "held_out"
+    if level > config.rounds[0].level or system_name == "amplified":
+        return None, "primitive"
+    if not stages.task.primitives():
+        return None, "primitive"
+    source = stages.source(number, key, "primitive")
+    return await stages.imitation(model, source, activity), "primitive"
+
+
+def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: float) -> None:
+    """Write `report.json` and `report.png` for the rounds so far."""
+    folder = stages.run.folder
+    by_level = [row for report in rounds for row in report["by_level"]]
+    body = {
+        "run": folder.id,
+        "task": stages.task.name,
+        "seed": stages.config.seed,
+        "model": {"id": DEFAULT_MODEL_ID, "gguf_sha256": DEFAULT_SHA256},
+        "seconds": round(seconds, 1),
+        "by_level": by_level,
+        "rounds": [{k: v for k, v in report.items() if k != "by_level"} for report in rounds],
+    }
+    write_json(folder.report_path, body)
+    unit = getattr(stages.task, "level_unit", "level")
+    draw_by_level(by_level, folder.chart_path, stages.task.name, unit)
+
+
+def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, unit: str) -> None:
+    """Draw accuracy against level with 95% intervals, one line for each system (PNG)."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), dpi=144)
-    for offset, (key, label, colour, scorer) in enumerate(SYSTEMS):
-        points = [(r["round"], r[key]) for r in rounds if r.get(key)]
-        if not points:
-            continue
-        x = [number + (offset - 1) * 0.06 for number, _ in points]
-        y = [score["accuracy"] for _, score in points]
-        low = [max(0.0, score["accuracy"] - score["ci95"][0]) for _, score in points]
-        high = [max(0.0, score["ci95"][1] - score["accuracy"]) for _, score in points]
-        axes.errorbar(x, y, yerr=[low, high], label=label, color=colour, scorer=scorer, capsize=3)
-    axes.set_xticks([r["round"] for r in rounds])
-    axes.set_xticklabels([f"round {r['round']}\nlevel {r['level']}" for r in rounds])
-    axes.set_ylim(-0.03, 1.05)
-    axes.set_ylabel("accuracy (95% interval)")
-    axes.set_title(title, fontsize=11)
-    axes.grid(axis="y", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="center left")
-    figure.tight_layout()
-    try:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format="png")
-    finally:
-        plt.close(figure)
+    levels = sorted({row["level"] for row in by_level})
+    lines = _lines(by_level)
+    with plt.rc_context(dict.fromkeys(_COLORED, TEXT_COLOR)):
+        figure, axes = plt.subplots(figsize=(8.0, 4.2), dpi=144)
+        for index, (label, (color, marker, style), rows) in enumerate(lines):
+            # Slightly apart, so that intervals of equal scores do not cover each other.
+            shift = (index - (len(lines) - 1) / 2) * 0.04
+            scores = [row["accuracy"] for row in rows]
+            low = [max(0.0, row["accuracy"] - row["ci95"][0]) for row in rows]
+            high = [max(0.0, row["ci95"][1] - row["accuracy"]) for row in rows]
+            axes.errorbar(
+                [levels.index(row["level"]) + shift for row in rows],
+                scores,
+                yerr=[low, high],
+                label=label,
+                color=color,
+                marker=marker,
+                linestyle=style,
+                capsize=3,
+            )
+        axes.set_xticks(range(len(levels)), [str(level) for level in levels])
+        axes.set_xlabel(unit)
+        axes.set_ylim(-0.03, 1.05)
+        axes.set_ylabel("accuracy (95% interval)")
+        axes.set_title(f"{task}: accuracy in one call, {_counts(by_level)}", fontsize=11)
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+        figure.tight_layout()
+        try:
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format="png", transparent=True)
+        finally:
+            plt.close(figure)
+
+
+_COLORED = (
+    "text.color",
+    "axes.edgecolor",
+    "axes.labelcolor",
+    "axes.titlecolor",
+    "xtick.color",
+    "ytick.color",
+    "grid.color",
+)
+
+
+def _lines(
+    by_level: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, tuple[str, str, str], list[Mapping[str, Any]]]]:
+    """(label, (color, marker, line style), rows by level) of each system of the chart."""
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for row in by_level:
+        key = (row["system"], -1 if row["round"] is None else row["round"])
+        groups.setdefault(key, []).append(row)
+    last = max((number for system, number in groups if system == "amplified"), default=None)
+    lines: list[tuple[str, tuple[str, str, str], list[Mapping[str, Any]]]] = []
+    for (system, number), rows in sorted(groups.items(), key=lambda group: group[0][1]):
+        rows = sorted(rows, key=lambda row: row["level"])
+        if system == "base":
+            lines.append(("base", BASE_STYLE, rows))
+        elif system == "student":
+            color = STUDENT_COLORS[number % len(STUDENT_COLORS)]
+            marker = STUDENT_MARKERS[number % len(STUDENT_MARKERS)]
+            lines.append((f"student r{number}", (color, marker, "-"), rows))
+    if last is not None:
+        lines.append(("amplified (last round)", AMPLIFIED_STYLE, groups["amplified", last]))
+    return lines
+
+
+def _counts(by_level: Sequence[Mapping[str, Any]]) -> str:
+    """`n = 100`, or `n = 100 to 200` where levels differ."""
+    counts = sorted({row["n"] for row in by_level}) or [0]
+    return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"

@@ -1,14 +1,15 @@
-"""A run folder: config, trajectories, checkpoints, students and report of one run.
+"""A run folder: the config, id, trajectories, checkpoints, students and report of one run.
 
-One process at a time writes it; a lock that dies with its process keeps others out.
+One process at a time writes it. A file lock, which ends with its process, keeps others out.
 """
 
-import errno
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,14 +25,17 @@ from reflux.agents.clients.llama_cpp import (
     file_sha256,
 )
 from reflux.agents.errors import UsageError
+from reflux.agents.files import write_once, write_whole
 from reflux.agents.types import ChatClient
+from reflux.finetune import check_training_packages
 from reflux.finetune.config import RoundsConfig, config_from, read_yaml
 from reflux.finetune.engine.client import BatchedClient, BatchedConfig
 from reflux.finetune.registry import Registry
 from reflux.graphs.traces.recorded_client import RecordedClient, completion_of
 from reflux.graphs.traces.store import TraceStore
 
-FORMAT = 1
+FORMAT = 2
+"""Of config.yaml and of what question ids consist of."""
 
 
 class RunFolder:
@@ -42,15 +46,30 @@ class RunFolder:
         self.traces_path = path / "traces.db"
         self.checkpoints_path = path / "checkpoints.db"
         self.config_path = path / "config.yaml"
+        self.id_path = path / "run.json"
         self.report_path = path / "report.json"
         self.chart_path = path / "report.png"
         self.registry = Registry(path / "students")
         self._lock: IO[str] | None = None
 
-    @property
-    def name(self) -> str:
-        """The folder's name, recorded with every question."""
-        return self.path.name
+    @cached_property
+    def id(self) -> str:
+        """The run's random id (hex, 12), recorded with every question for provenance only.
+
+        It is written on the first use and stays when the folder is renamed or copied. No question
+        id, row or seed depends on it, so two runs of one config make the same rows.
+
+        Raises:
+            UsageError: run.json is damaged.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n"
+        try:
+            return str(json.loads(write_once(self.id_path, text))["id"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(
+                f"{self.id_path} holds no run id ({error}): restore or delete it"
+            ) from error
 
     @property
     def exists(self) -> bool:
@@ -82,7 +101,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out for the length of a block; see `lock`."""
+        """Hold the lock for a block; see `lock`."""
         self.lock()
         try:
             yield
@@ -90,33 +109,32 @@ class RunFolder:
             self.unlock()
 
     def unlock(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def save_config(self, config: dict[str, Any]) -> None:
-        """Write the config that the run was begun with."""
+        """Write the config that the run begins with."""
         self.path.mkdir(parents=True, exist_ok=True)
         body = yaml.safe_dump({"format": FORMAT, **config}, sort_keys=False)
         write_whole(self.config_path, body)
 
     def load_config(self) -> dict[str, Any]:
-        """The config that the run was begun with; one that names no engine is of llama.cpp, since
-        runs had no other.
+        """The config that the run began with.
 
         Raises:
             UsageError: no run, or one of another version.
         """
         if not self.exists:
             raise UsageError(f"{self.path} holds no run; begin one with `reflux run`")
-        found = read_yaml(self.config_path)
-        if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+        config = read_yaml(self.config_path)
+        if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
             raise UsageError(
                 f"{self.config_path} is not of format {FORMAT}: another version of Reflux wrote "
                 "it; name another --run"
             )
-        return {"engine": "llama.cpp", **found}
+        return config
 
     def rounds_config(self) -> RoundsConfig | None:
         """The validated config of the run; None before one has begun."""
@@ -143,14 +161,14 @@ class RunFolder:
         student = self.registry.get(name)
         if student.base.gguf_sha256 != (digest := file_sha256(gguf)):
             raise UsageError(
-                f"{student.path} was made for a base with sha256 "
+                f"{student.path} belongs to a base with sha256 "
                 f"{student.base.gguf_sha256[:12]}…, and {gguf.name} has {digest[:12]}…: an adapter "
-                "acts on its own base only, make the student again with `reflux distill`"
+                "fits its own base only; make the student again with `reflux distill`"
             )
         return ModelFiles(gguf, student.adapter_gguf, student.path)
 
     def current_model(self) -> str:
-        """The name of X: the promoted student, or `base` where there is none."""
+        """The name of the agent: the promoted student, or `base`."""
         student = self.registry.current()
         return student.id if student else "base"
 
@@ -169,13 +187,18 @@ class OpenRun:
     ) -> None:
         """
         Args:
-            engine: what runs the models, llama.cpp where None.
+            engine: settings of the engine that runs the models; llama.cpp where None.
             client: replaces the engine.
-            wrap: is put around it, below the cache.
-            llama_cpp: how llama.cpp runs beside a batched engine.
-            warm: False leaves the cache without the replies of earlier sessions, and opening takes
-                the same time however many there are.
+            wrap: wraps the client, below the cache.
+            llama_cpp: settings of llama.cpp beside a batched engine.
+            warm: False leaves recorded replies out of the cache, so that opening takes the same
+                time however many there are.
+
+        Raises:
+            MissingError: the batched engine's packages are not installed.
         """
+        if client is None and isinstance(engine, BatchedConfig):
+            check_training_packages()
         self.folder = folder
         self.store = folder.store()
         self._engine = None
@@ -191,16 +214,15 @@ class OpenRun:
 
     @property
     def llama_cpp(self) -> RecordedClient:
-        """Calls to llama.cpp where a batched engine is the run's; else those of the run."""
+        """Calls to llama.cpp, also in a run of the batched engine."""
         if not isinstance(self._engine, BatchedClient):
             return self.recorded_client
         return RecordedClient(CachedClient(self._engine.llama_cpp), self.store)
 
     def _warm(self) -> None:
-        """Replies of earlier sessions on this folder are known to the cache."""
         recorded = "SELECT * FROM calls WHERE error IS NULL AND kind='model' AND cached=0"
-        for row in self.store.select(recorded):
-            self.cache.put(row["request_digest"], completion_of(row))
+        for call in self.store.select(recorded):
+            self.cache.put(call["request_digest"], completion_of(call))
 
     async def __aenter__(self) -> "OpenRun":
         return self
@@ -209,39 +231,3 @@ class OpenRun:
         self.store.close()
         if self._engine is not None:
             await self._engine.close()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that readers, and a kill, see the old or the new one whole; into a device or
-    a pipe, which nothing may replace, what there is to write goes as it is."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        if temporary != path:
-            os.fsync(file.fileno())
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its place when the block ends well.
-
-    A device or a pipe is written itself. Of a link, what it leads to is replaced.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    path = Path(os.path.realpath(path))
-    # With the process's number: another one may write the same file at this moment.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, body: Any) -> None:
-    """Write JSON whole; see `write_whole`."""
-    write_whole(path, json.dumps(body, indent=2) + "\n")

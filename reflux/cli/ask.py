@@ -165,7 +165,7 @@ async def _opened(
 
 
 async def _ask(opened: OpenRun, question: str, options: AskOptions) -> tuple[Answered, Node]:
-    origin = Origin.new(opened.folder.name, "ask", options.task)
+    origin = Origin.new(opened.folder.id, "ask", options.task)
     async with _opened(opened, options) as (context, saver, wait):
         answered = await ask_question(
             context, question, origin, options=options, checkpoints=saver, wait=wait

@@ -130,7 +130,7 @@ class ChatSession:
 
     def _origin(self) -> Origin:
         prefix = f"chat-{self.conversation.id}"
-        return Origin.new(self.opened.folder.name, prefix, self.options.task)
+        return Origin.new(self.opened.folder.id, prefix, self.options.task)
 
     def _question(self, text: str) -> str:
         """A task's questions stand alone; any other is asked after the conversation so far."""

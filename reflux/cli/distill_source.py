@@ -1,4 +1,4 @@
-"""Where `reflux distill` takes its rows and settings from."""
+"""The rows and settings of `reflux distill`."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.config import config_from, problems, read_yaml
-from reflux.finetune.data.corrections import edited
-from reflux.finetune.data.rows import Row, accepted, check_leaks, read_jsonl, rows_digest
+from reflux.finetune.row_files import read_jsonl
+from reflux.finetune.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks import DEFAULT_TASK, task_named
@@ -27,7 +27,7 @@ class DistillConfig(BaseModel):
 
     @staticmethod
     def read(path: Path | None) -> "DistillConfig":
-        """From a YAML file, or the defaults.
+        """The settings of a YAML file, or the defaults.
 
         Raises:
             UsageError: no such file, or unknown keys.
@@ -40,44 +40,39 @@ class DistillConfig(BaseModel):
             raise UsageError(f"{path}: {problems(error)}") from error
 
 
-def rows_for(folder: RunFolder, data: Path | None) -> tuple[list[dict[str, Any]], str]:
-    """(rows, their digest): of a JSONL file, or of all accepted trajectories of a run.
+def rows_for(
+    folder: RunFolder, data: Path | None, seed: int = 0
+) -> tuple[list[dict[str, Any]], str]:
+    """(rows, their digest) of a JSONL file in its order, or of all accepted trajectories of a run.
 
     Raises:
-        UsageError: neither is there.
+        UsageError: there are no rows.
     """
     if data is not None:
         rows = read_jsonl(data)
         body = json.dumps(rows, sort_keys=True).encode()
         return rows, hashlib.sha256(body).hexdigest()[:32]
-    found = logged_rows(folder)
-    if not found:
+    recorded = training_order(logged_rows(folder), seed)
+    if not recorded:
         raise UsageError(
-            f"{folder.path} has no accepted trajectories: run `reflux run` first, or put an answer "
-            "right with `reflux review`; what was only asked is not learned"
+            f"{folder.path} has no accepted trajectories: run `reflux run` first, or correct an "
+            "answer with `reflux review`; what was only asked is not learned"
         )
-    return [row.train() for row in found], rows_digest(found)
+    return [row.train() for row in recorded], rows_digest(recorded)
 
 
 def logged_rows(folder: RunFolder) -> list[Row]:
-    """Every accepted row of a run, checked for leaks; where people only asked, of what they edited.
+    """Every row of a run folder, checked for leaks; without a run, the corrections in it.
 
     Raises:
-        UsageError: the folder holds no run.
+        UsageError: the folder holds no trajectories.
     """
-    name = DEFAULT_TASK  # Of a folder in which people only asked, there is no config.
+    task = DEFAULT_TASK  # `ask` and `chat` write no config.
     if folder.exists or not folder.traces_path.is_file():
-        name = config_from(folder.load_config(), str(folder.config_path)).task
-    task = task_named(name)
+        task = config_from(folder.load_config(), str(folder.config_path)).task
     store = TraceStore(folder.traces_path)
     try:
-        rows = [
-            *accepted(store, "primitive", "overseer", 0, task.system_prompt),
-            *accepted(store, "train", "amplified", 10**6, task.system_prompt),
-            *accepted(store, "train", "anchor", 0, ""),
-            *edited(store, task),
-        ]
+        primitives, others = run_rows(store, task_named(task))
     finally:
         store.close()
-    check_leaks(rows, task)
-    return rows
+    return [*primitives, *others]

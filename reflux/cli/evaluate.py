@@ -283,7 +283,7 @@ async def compare(
         RefluxError: an endpoint, a graph or the scorer failed.
     """
     settings = vars(plan.settings)
-    runner = EvalRunner(plan.eval_task, plan.seeds, opened.folder.name, settings, listener=listener)
+    runner = EvalRunner(plan.eval_task, plan.seeds, opened.folder.id, settings, listener=listener)
     systems = SystemSpecs(
         opened,
         agent,

@@ -188,7 +188,7 @@ async def _probed(
         context = AmplifyContext(
             opened.recorded_client, agent, (), votes=policy, limits=Limits(attempts=1), seed=seed
         )
-        asked = Origin(folder.name, -1, f"probe-{agent}-{level}", task.name, "held_out")
+        asked = Origin(folder.id, -1, f"probe-{agent}-{level}", task.name, "held_out")
         with ProgressView() as view:
             await answer_every(
                 Direct(task_context(context, task), votes=policy),

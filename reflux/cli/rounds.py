@@ -1,6 +1,5 @@
 """Commands that make students: demo, init, run, distill."""
 
-import asyncio
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.cli.contract import ERR, OUT, RUNS, Json, RunDir, emit, run_async
 from reflux.cli.progress import ProgressView
+from reflux.finetune import check_training_packages
 from reflux.finetune.config import RoundsConfig, config_from, read_config
 from reflux.finetune.gates import failed_gates
 from reflux.finetune.run_folder import OpenRun, RunFolder
@@ -18,61 +18,62 @@ from reflux.report.terminal import hard_lines, rounds_tables
 from reflux.tasks import task_named
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML config of the run.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this folder.")]
-
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this folder.")]
 
 DATABASES = ("traces.db", "checkpoints.db")
 RUN_PARTS = (
     "config.yaml",
+    "run.json",
     *(f"{name}{end}" for name in DATABASES for end in ("", "-wal", "-shm", "-journal")),
     "students",
     "report.json",
     "report.png",
     "lock",
 )
-"""What a run makes in its folder."""
+"""Files and folders that a run creates."""
 
 
 def shipped_config(name: str) -> Path:
-    """A config that comes with Reflux: `demo` or `long`."""
+    """A config that Reflux ships: `demo`, `long` or `multiplication`."""
     return Path(str(files("reflux") / "configs" / f"{name}.yaml"))
 
 
 def demo(
     run: RunDir = RUNS / "demo",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin again, from nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run and start again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The whole loop on the embedded default model: three rounds, a table and a chart.
+    """Run the whole loop on the embedded default model: three rounds, a table and a chart.
 
-    An unfinished demo is resumed; a finished one is shown.
+    An unfinished demo resumes; a finished one shows its report.
     """
+    check_training_packages()
     folder = RunFolder(run)
     if fresh and run.exists():
         clear(folder)
     if not as_json:
         ERR.print(
-            "Reflux demo: a 135M model learns to add. H knows sums of one digit only; each round "
-            "amplifies the last student on longer numbers, and distills the answers into the "
-            "next.\nDigits are written in reverse: [bold]403+715=[/] asks for 304 + 517.",
+            "Reflux demo: a 135M model learns to add. The overseer knows sums of one digit only; "
+            "each round amplifies the last student on longer numbers, and distills the answers "
+            "into the next.\nDigits are written in reverse: [bold]403+715=[/] asks for 304 + 517.",
             highlight=False,
         )
     climb(folder, shipped_config("demo"), resume=folder.exists, as_json=as_json)
 
 
 def clear(folder: RunFolder) -> None:
-    """Delete what a run has made, and nothing else that lies beside it.
+    """Delete what a run created, and nothing else in its folder.
 
     Raises:
-        UsageError: the folder holds other things and no run, or another process works in it.
+        UsageError: the folder holds other files and no run, or another process works in it.
     """
-    if folder.path.is_dir():  # Before the lock makes a file in a folder that is none of ours.
-        made = {path for path in folder.path.iterdir() if path.name in RUN_PARTS}
+    if folder.path.is_dir():  # Checked before the lock creates a file in a foreign folder.
+        names = {path.name for path in folder.path.iterdir()}
         if folder.exists:
             folder.load_config()
-        elif strange := sorted({path.name for path in folder.path.iterdir() if path not in made}):
+        elif foreign := sorted(names - set(RUN_PARTS)):
             raise UsageError(
-                f"{folder.path} holds {strange[0]!r} and no run, so --fresh leaves it alone; name "
+                f"{folder.path} holds {foreign[0]!r} and no run, so --fresh leaves it alone; name "
                 "another --run"
             )
     with folder.locked():
@@ -89,7 +90,7 @@ def init(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Round 0: a student that imitates H."""
+    """Run round 0: train a student that imitates the overseer."""
     climb(RunFolder(run), config, resume=resume, as_json=as_json, rounds=1)
 
 
@@ -98,11 +99,11 @@ def run(
     config: ConfigFile = None,
     resume: Resume = False,
     rounds: Annotated[
-        int | None, typer.Option("--rounds", help="Stop after so many rounds in all.")
+        int | None, typer.Option("--rounds", help="Total rounds after which to stop.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """All rounds of a config: amplify, distill, evaluate, promote."""
+    """Run all rounds of a config: amplify, distill, evaluate, promote."""
     climb(RunFolder(run), config, resume=resume, as_json=as_json, rounds=rounds)
 
 
@@ -115,8 +116,9 @@ def climb(
     rounds: int | None = None,
 ) -> None:
     """Run rounds in a folder and show the report."""
+    check_training_packages()
     config = settle_config(folder, config_file, resume)
-    if rounds is not None and not 1 <= rounds <= len(config.rounds):  # Before a run is begun here.
+    if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
     folder.lock()
     if not folder.exists:
@@ -132,10 +134,10 @@ def climb(
     for line in hard_lines(reports):
         OUT.print(line, highlight=False)
     OUT.print(f"chart: {folder.chart_path}   report: {folder.report_path}", soft_wrap=True)
-    if twin := reports[-1].get("twin"):
+    if parity := reports[-1].get("parity"):
         OUT.print(
             f"The last student in PEFT and in llama.cpp give the same answer to "
-            f"{twin['agreement']:.1%} of {twin['n']} held-out questions."
+            f"{parity['agreement']:.1%} of {parity['n']} held-out questions."
         )
     if folder.registry.current() is not None:
         OUT.print(f'Try: reflux ask "304+517" --run {folder.path}', soft_wrap=True)
@@ -143,7 +145,7 @@ def climb(
 
 
 def check_promoted(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
-    """A run that ended at a gate has failed, whatever it reports.
+    """Check that the run did not end at a gate.
 
     Raises:
         RefluxError: the last student was not promoted.
@@ -152,13 +154,13 @@ def check_promoted(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
     if last["promoted"]:
         return
     failed = ", ".join(
-        f"{gate['name']} is {gate['value']:.3f}, at least {gate['limit']:.3f} is asked"
+        f"{gate['name']} is {gate['value']:.3f}, the limit is {gate['limit']:.3f}"
         for gate in failed_gates(last["gates"])
     )
     raise RefluxError(
         f"round {last['round']}: student-r{last['round']} was not promoted ({failed}). Give it "
         "more rows (questions, primitive_repeats) or another sft: in a new run; "
-        f"`reflux run --resume --run {folder.path}` goes on with {last['agent']} all the same"
+        f"`reflux run --resume --run {folder.path}` continues with {last['agent']}"
     )
 
 
@@ -174,34 +176,27 @@ async def _climb(
 
 
 def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> RoundsConfig:
-    """The config of the folder on resume, otherwise the one given.
+    """The config of the folder on resume, otherwise that of the file, or the demo's.
 
     Raises:
-        UsageError: a run is there and is not to be resumed, or was begun with another config.
+        UsageError: the folder holds a run without --resume, or a run of another config.
     """
-    given = read_config(config_file) if config_file else None
+    config = read_config(config_file) if config_file else None
     if not folder.exists:
         if resume and folder.traces_path.exists():
             raise UsageError(f"{folder.path} has no config.yaml; it cannot be resumed")
-        return given or read_config(shipped_config("demo"))
+        return config or read_config(shipped_config("demo"))
     if not resume:
         raise UsageError(
-            f"{folder.path} holds a run already; go on with --resume, or name another --run"
+            f"{folder.path} holds a run; continue it with --resume, or name another --run"
         )
-    begun = config_from(folder.load_config(), str(folder.config_path))
-    if given is not None and _as_begun(given, begun) != begun:
+    saved = config_from(folder.load_config(), str(folder.config_path))
+    if config is not None and config != saved:
         raise UsageError(
             f"{folder.path} was begun with another config than {config_file}; leave --config out, "
             "or name another --run"
         )
-    return begun
-
-
-def _as_begun(given: RoundsConfig, begun: RoundsConfig) -> RoundsConfig:
-    """How a run was begun stands where the file leaves it open: defaults of it have
-    changed."""
-    options = {"engine", "batched", "llama_cpp", "max_concurrency"} - given.model_fields_set
-    return given.model_copy(update={name: getattr(begun, name) for name in options})
+    return saved
 
 
 def distill(
@@ -217,15 +212,18 @@ def distill(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """One student, from the accepted trajectories of a run or from any JSONL file."""
+    """Train one student from the accepted trajectories of a run or from a JSONL file."""
+    check_training_packages()
     from reflux.cli.distill_source import DistillConfig, rows_for
-    from reflux.finetune.distill import StudentPlan
-    from reflux.finetune.distill import distill as make_student
 
     settings = DistillConfig.read(config)
     folder = RunFolder(run)
-    rows, digest = rows_for(folder, data)
+    rows, digest = rows_for(folder, data, settings.seed)
     folder.lock()
+    from reflux.finetune.stages import cancellable
+    from reflux.finetune.train.sft import StudentPlan
+    from reflux.finetune.train.sft import distill as train_student
+
     plan = StudentPlan(
         id=student,
         rows=rows,
@@ -236,20 +234,18 @@ def distill(
     )
 
     async def work() -> None:
-        from reflux.finetune.stages import cancellable
-
         with ProgressView() as view:
-            await cancellable(lambda stop: make_student(folder.registry, plan, view, stop))
+            await cancellable(lambda stop: train_student(folder.registry, plan, view, stop))
 
-    asyncio.run(work())
-    made = folder.registry.get(student)
+    run_async(work())
+    trained = folder.registry.get(student)
+    report = trained.config["report"]
     if as_json:
-        emit({"student": made.id, "path": str(made.path), "report": made.config["report"]})
+        emit({"student": trained.id, "path": str(trained.path), "report": report})
         return
-    report = made.config["report"]
     OUT.print(
-        f"{made.id}: {report['rows']} rows, {report['seconds']:.0f} s, final loss "
-        f"{report['final_loss']:.3f}\n{made.path}\n"
-        f"promote it with: reflux students promote {made.id} --run {run}",
+        f"{trained.id}: {report['rows']} rows, {report['seconds']:.0f} s, final loss "
+        f"{report['final_loss']:.3f}\n{trained.path}\n"
+        f"promote it with: reflux students promote {trained.id} --run {run}",
         soft_wrap=True,
     )

@@ -9,12 +9,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from reflux.agents.errors import UsageError
+from reflux.agents.files import write_whole
 from reflux.agents.prompts import cut
 from reflux.cli.contract import ERR, MAX_LIMIT, OUT, RUNS, Json, RunDir, emit, open_existing
 from reflux.cli.distill_source import logged_rows
 from reflux.conversation import last_question
-from reflux.finetune.data.rows import Form, export
-from reflux.finetune.run_folder import write_whole
+from reflux.finetune.row_files import Form, export
 from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
 from reflux.graphs.traces.review import WAITING
 from reflux.graphs.traces.revisions import NEWEST, newest

@@ -188,7 +188,7 @@ class AmplifiedChatModel(BaseChatModel):
         agent = self._agent.name(options.get("model") or self.model)
         bare = AmplifyContext(opened.recorded_client, agent, (), emit=emit)
         context = self._context(bare, options)
-        origin = Origin.new(opened.folder.name, "chat")
+        origin = Origin.new(opened.folder.id, "chat")
         trajectory = origin.question_id(redact(question))
         try:
             async with asyncio.timeout(self.timeout):

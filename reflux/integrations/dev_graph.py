@@ -109,7 +109,7 @@ def chat_graph(
         plain = state.get("question")
         messages = [HumanMessage(plain)] if plain else []
         question = redact(question_of([*state.get("messages", []), *messages]))
-        origin = Origin.new(agent.folder.name, "chat")
+        origin = Origin.new(agent.folder.id, "chat")
         return {
             "messages": messages,
             "question": "",
@@ -133,7 +133,7 @@ def chat_graph(
         )
         amplified = context_of(opened.recorded_client, options, overseers, **context)
         amplified = replace(amplified, emit=lambda event: here.run(runtime.stream_writer, event))
-        origin = replace(Origin.new(opened.folder.name, "chat"), system=state["system"])
+        origin = replace(Origin.new(opened.folder.id, "chat"), system=state["system"])
         answered = await ask(
             amplified,
             state["asked"],

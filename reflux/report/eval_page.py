@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reflux.finetune.run_folder import write_json, write_whole
+from reflux.agents.files import write_json, write_whole
 from reflux.graphs.evals.answers import Answered
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.results import Results

@@ -60,7 +60,7 @@ class DirectAnswer:
         self, run: OpenRun, settings: ServeSettings, model: str, request: ChatRequest
     ) -> None:
         self._run = run
-        self._origin = Origin.new(run.folder.name, "serve")
+        self._origin = Origin.new(run.folder.id, "serve")
         self._question = _transcript(request.messages)
         self._stream = bool(request.stream)
         max_tokens = request.token_limit or settings.max_tokens
@@ -148,7 +148,7 @@ class TreeAnswer:
         self._waiting = waiting if asks_humans(tree.overseer) else None
         self._stops = request.stops
         self._question = redact(_question(tree, request.messages))
-        self._origin = Origin.new(run.folder.name, "serve", task.name if task else "")
+        self._origin = Origin.new(run.folder.id, "serve", task.name if task else "")
         self._options = AskOptions(
             "" if task else tree.name,
             agent,

@@ -47,6 +47,7 @@ class Addition:
     name = "addition"
     system_prompt = ""
     writing = "digits are written in reverse, the lowest first"
+    level_unit = "digits"
 
     def overseers(self) -> Sequence[Overseer]:
         """Two splits: the shorter part low, then the shorter part high."""

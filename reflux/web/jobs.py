@@ -274,7 +274,7 @@ def _has_shared_model(state: ServerState) -> bool:
 
 
 def _distill_arguments(folder: RunFolder, form: Distillation) -> list[str]:
-    folder.registry.require_free(form.name)
+    folder.registry.check_new(form.name)
     arguments = ["distill", "--run", str(folder.path), "--student", form.name]
     options = {
         "num_train_epochs": form.epochs,

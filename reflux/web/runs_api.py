@@ -29,7 +29,7 @@ async def show_run(request: Request) -> dict[str, Any]:
     state = state_of(request)
     folder = state.run.folder
     return {
-        "name": folder.name,
+        "name": folder.path.name,
         "path": str(folder.path),
         "agent": state.models.agent(),
         "report": _report(folder.report_path),

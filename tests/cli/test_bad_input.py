@@ -28,11 +28,11 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.cli.rounds import clear
 from reflux.finetune import rounds, run_folder
 from reflux.finetune.config import RoundsConfig, RoundSpec
-from reflux.finetune.registry import ADAPTER, CARD, PICKLE, TWIN, Registry
+from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, CARD, PICKLE, Registry
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.tasks.addition import Addition
-from tests.finetune.test_stages import exact
 from tests.support.commanding import Ended, begin
+from tests.support.sums import exact
 
 SUM = ("ask", "12+34")
 
@@ -69,7 +69,7 @@ def calls(folder: Path) -> list[tuple[Any, ...]]:
 
 def write_student(registry: Registry, gguf_sha256: str) -> None:
     with registry.staging("student-r0") as folder:
-        for name in (ADAPTER, TWIN, "adapter_config.json"):
+        for name in (ADAPTER, ADAPTER_GGUF, "adapter_config.json"):
             (folder / name).write_text(f"{name} of a student")
         registry.write(
             folder,
@@ -276,7 +276,7 @@ def rewrite(**changes: Any) -> Callable[[Path], None]:
     ("change", "says"),
     [
         (alter(ADAPTER), "corrupted or foreign"),
-        (alter(TWIN), "corrupted or foreign"),
+        (alter(ADAPTER_GGUF), "corrupted or foreign"),
         (pickle_only, "safe_serialization=True"),
         (rewrite(version=2), "is of version 2"),
         (

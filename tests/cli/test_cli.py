@@ -15,7 +15,7 @@ from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.tasks.addition import Addition
-from tests.finetune.test_stages import exact
+from tests.support.sums import exact
 
 
 def run(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None):

@@ -27,7 +27,7 @@ from reflux.cli.evaluate import Plan, compare
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.tasks.addition import Addition
-from tests.finetune.test_stages import exact
+from tests.support.sums import exact
 
 QUESTIONS = 1_000
 KILLS = 6

@@ -25,8 +25,8 @@ import pytest
 from reflux.agents.types import ChatRequest, Completion
 from reflux.finetune.run_folder import RunFolder
 from reflux.tasks.addition import Addition
-from tests.finetune.test_stages import exact
 from tests.support.commanding import Running, begin
+from tests.support.sums import exact
 
 CONFIG = """\
 task: addition
@@ -43,15 +43,15 @@ lora: {r: 2}
 """
 MOMENTS = (
     ("the base answers the anchor", 2),
-    ("H answers its primitives", 7),
+    ("the overseer answers its primitives", 7),
     ("load the base", 0),
     ("distill student-r0", 2),
-    ("imitate H: direct", 5),
+    ("imitate the overseer: direct", 5),
     ("canaries: student-r0", 2),
     ("report", 1),
     ("amplify student-r0", 9),
     ("evaluate amplified", 4),
-    ("compare the PEFT adapter with its GGUF twin", 0),
+    ("compare the PEFT adapter with its GGUF export", 0),
     ("report", 2),
 )
 """In the order of a run: (stage, how far it has come when Ctrl-C is pressed)."""

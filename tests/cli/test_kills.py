@@ -23,7 +23,7 @@ sft: {max_steps: 2, per_device_train_batch_size: 4}
 """
 STAGES = (
     "distill student-r0",
-    "imitate H: student",
+    "imitate the overseer: student",
     "evaluate amplified",
 )
 

@@ -8,8 +8,8 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.cli.distill_source import rows_for
-from reflux.finetune.data.corrections import edited
-from reflux.finetune.data.rows import Row, accepted, in_form
+from reflux.finetune.row_files import in_form
+from reflux.finetune.rows import Row, accepted, corrections
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.recompute import override
@@ -89,11 +89,11 @@ async def test_an_edited_answer_of_a_chat_is_a_row_and_an_unedited_one_is_not(
     store: TraceStore,
 ) -> None:
     context = await asked(store, CHAT)
-    assert list(edited(store, Addition())) == []
+    assert list(corrections(store, Addition())) == []
     again = await override(context, CHAT.question_id("root"), "/0.0.0")
-    assert list(edited(store, Addition())) == []
+    assert list(corrections(store, Addition())) == []
     await override(context, again.id, "/0.0.0", "why")
-    row, _ = edited(store, Addition())
+    row, _ = corrections(store, Addition())
     assert (row.question, row.completion, row.rejected) == ("root", "why+Y", "X+Y")
 
 
@@ -105,7 +105,7 @@ async def test_a_sub_question_that_a_person_answered_is_a_row_of_its_own(
     await override(context, root, "/0.0.0", "why")
     await override(context, root, "/0.0.1", "not")
     await override(context, root, "/0.0.0", "because")
-    parts = [row for row in edited(store, Addition()) if row.question != "root"]
+    parts = [row for row in corrections(store, Addition()) if row.question != "root"]
     assert [(row.question, row.completion, row.rejected) for row in parts] == [
         ("x", "because", "why"),
         ("y", "not", "Y"),
@@ -114,14 +114,14 @@ async def test_a_sub_question_that_a_person_answered_is_a_row_of_its_own(
     pair = in_form(parts[1], "preference")
     assert pair is not None and pair["rejected"][0]["content"] == "Y"
     await judge(store, find_item(store, f"{root}/0.0.1"), False)
-    assert list(edited(store, Addition())) == []
+    assert list(corrections(store, Addition())) == []
 
 
 async def test_a_sub_question_that_is_asked_again_is_no_row_any_more(store: TraceStore) -> None:
     context = await asked(store)
     await override(context, Q, "/0.0.0", "why")
     await override(context, Q, "/0.0.0")
-    assert list(edited(store, Addition())) == []
+    assert list(corrections(store, Addition())) == []
 
 
 @pytest.mark.parametrize("held_out", [True, False])
@@ -132,7 +132,7 @@ async def test_a_sub_question_that_the_task_holds_out_is_not_learned(
     system = amplified(store, ScriptedClient(echo), asking(part), votes=ONE_VOTE)
     await answer_all(system, TRAIN, ["root"])
     await override(system.context, Q, "/0.0.0", "1")
-    assert [row.question for row in edited(store, Addition())] == ([] if held_out else [part])
+    assert [row.question for row in corrections(store, Addition())] == ([] if held_out else [part])
 
 
 def sums(held_out: bool) -> str:
@@ -150,7 +150,9 @@ async def test_a_question_that_the_task_holds_out_is_not_learned_however_it_was_
     system = amplified(store, ScriptedClient(echo), asking("x"), votes=ONE_VOTE)
     await answer_all(system, CHAT, [question])
     await override(system.context, CHAT.question_id(question), "", "1")
-    assert [row.question for row in edited(store, Addition())] == ([] if held_out else [question])
+    assert [row.question for row in corrections(store, Addition())] == (
+        [] if held_out else [question]
+    )
 
 
 async def test_the_next_distillation_learns_what_was_edited_in_a_chat(tmp_path: Path) -> None:
@@ -161,5 +163,7 @@ async def test_the_next_distillation_learns_what_was_edited_in_a_chat(tmp_path: 
     await override(context, CHAT.question_id("root"), "/0.0.0", "why")
     store.close()
     rows, _ = rows_for(folder, None)
-    assert [row["completion"][0]["content"] for row in rows] == ["why+Y", "why"]
-    assert rows[0]["prompt"][-1]["content"] == "root"
+    assert {row["prompt"][-1]["content"]: row["completion"][0]["content"] for row in rows} == {
+        "root": "why+Y",
+        "x": "why",
+    }

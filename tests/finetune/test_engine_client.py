@@ -27,7 +27,7 @@ from reflux.finetune import base_model
 from reflux.finetune.base_model import load_base
 from reflux.finetune.engine import client as batched
 from reflux.finetune.engine.client import BatchedClient, BatchedConfig, load_weights
-from reflux.finetune.engine.scheduler import Decoder
+from reflux.finetune.engine.scheduler import Scheduler
 from reflux.finetune.run_folder import OpenRun, RunFolder
 
 SMALL = BatchedConfig(rows=4, context=256)
@@ -126,18 +126,18 @@ async def test_a_failed_step_is_told_to_all_and_the_next_request_is_served(
     loads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = BatchedClient(by_name, SMALL)
-    step: Callable[..., Any] = Decoder.step
+    step: Callable[..., Any] = Scheduler.step
 
-    def fail(self: Decoder) -> None:
+    def fail(self: Scheduler) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(Decoder, "step", fail)
+    monkeypatch.setattr(Scheduler, "step", fail)
     asked = [client.complete(ask(f"{n}")) for n in range(6)]
     found = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(error, EndpointError) for error in found)
     assert all("out of memory; set engine: llama.cpp" in str(error) for error in found)
     assert len({id(error) for error in found}) == 6
-    monkeypatch.setattr(Decoder, "step", step)
+    monkeypatch.setattr(Scheduler, "step", step)
     assert (await client.complete(ask("again"))).text
     await client.close()
 
@@ -244,7 +244,7 @@ async def test_an_adapter_in_llama_cpps_form_alone_is_refused(
 ) -> None:
     client = BatchedClient(lambda _: ModelFiles(files.gguf, adapter / "adapter.gguf"), SMALL)
     for asking in (client.model_digest("base"), client.complete(ask("?"))):
-        with pytest.raises(MissingError, match="name its folder, too"):
+        with pytest.raises(MissingError, match="name the PEFT folder"):
             await asking
     await client.close()
 

@@ -15,7 +15,7 @@ from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.tasks.addition import Addition
-from tests.finetune.test_stages import exact
+from tests.support.sums import exact, timeless
 
 CONFIG = RoundsConfig(
     rounds=(
@@ -44,16 +44,6 @@ async def climb(
 
     async with OpenRun(RunFolder(folder), client=client) as run:
         return await run_rounds(run, config, Addition(), progress)
-
-
-def timeless(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Reports without what the clock decides."""
-    kept = json.loads(json.dumps(reports))
-    for report in kept:
-        for key in ("train_seconds", "examples_per_second", "seconds", "twin"):
-            report.pop(key, None)
-        report["amplify"].pop("seconds")
-    return kept
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +93,10 @@ async def test_a_run_stopped_at_every_stage_goes_on_and_asks_nothing_again(
     client = ScriptedClient(exact)
     for stage in (
         "the base answers the anchor",
-        "H answers its primitives",
+        "the overseer answers its primitives",
         "load the base",
         "distill student-r0",
-        "imitate H: student",
+        "imitate the overseer: student",
         "amplify student-r0",
         "evaluate amplified",
         "canaries: student-r1",

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from reflux.agents.errors import UsageError
-from reflux.finetune.data.rows import Row, export, read_jsonl
+from reflux.finetune.row_files import export, read_jsonl
+from reflux.finetune.rows import Row
 
 ROW = Row(
     ({"role": "system", "content": ""}, {"role": "user", "content": "1+1="}),

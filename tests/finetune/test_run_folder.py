@@ -1,57 +1,89 @@
-"""Files of a run: each is whole for whoever reads it, wherever it is written to."""
+"""A run does not depend on the name of its folder."""
 
-import os
-import threading
+import asyncio
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from reflux.finetune.data.rows import export
-from reflux.finetune.run_folder import replacing, write_whole
+from reflux.agents.clients.scripted import ScriptedClient
+from reflux.agents.errors import UsageError
+from reflux.agents.types import ChatRequest, Completion
+from reflux.cli.distill_source import rows_for
+from reflux.finetune.rows import Row, rows_digest, training_order
+from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.finetune.stages import Stages
+from tests.support.sums import CONFIG, SuspiciousAddition, exact
 
 
-def test_a_device_is_written_and_never_replaced(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    came: list[str] = []
-    reader = threading.Thread(target=lambda: came.append(pipe.read_text()))
-    reader.start()
-    write_whole(pipe, "for whoever reads")
-    reader.join(timeout=20)
-    assert came == ["for whoever reads"]
-    assert pipe.is_fifo()
-    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+async def trained_rows(
+    folder: Path, client: ScriptedClient, max_concurrency: int = 64, seed: int = 0
+) -> tuple[list[Row], list[str]]:
+    """(rows that round 2's student learns, in their order; ids of all questions asked)."""
+    config = CONFIG.model_copy(update={"max_concurrency": max_concurrency, "seed": seed})
+    run = OpenRun(RunFolder(folder), client=client)
+    stages = Stages(config, SuspiciousAddition(), run, lambda *_: None)
+    async with run:
+        for number, model in ((0, "base"), (1, "student-r0"), (2, "student-r1")):
+            await stages.amplify(number, model)
+        questions = [row["id"] for row in run.store.select("SELECT id FROM questions ORDER BY id")]
+        return stages.rows(2)[1], questions
 
 
-def test_rows_for_a_pipe_have_no_sidecar(tmp_path: Path) -> None:
-    pipe = tmp_path / "rows.jsonl"
-    os.mkfifo(pipe)
-    reader = threading.Thread(target=pipe.read_text)
-    reader.start()
-    assert export([], pipe, "messages") == 0
-    reader.join(timeout=20)
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+class Unpunctual(ScriptedClient):
+    """Answers in another order than it is asked."""
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        await asyncio.sleep(len(self.requests) % 7 / 1000)
+        return await super().complete(request)
 
 
-def test_of_a_link_what_it_leads_to_is_written(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "there" / "file")
-    write_whole(link, "text")
-    assert link.is_symlink()
-    assert (tmp_path / "there" / "file").read_text() == "text"
+async def test_two_runs_of_one_config_in_two_folders_learn_the_same_rows_in_the_same_order(
+    tmp_path: Path,
+) -> None:
+    rows, questions = await trained_rows(tmp_path / "demo", ScriptedClient(exact))
+    others = await trained_rows(tmp_path / "demo2", Unpunctual(exact), max_concurrency=3)
+    assert [row.train() for row in others[0]] == [row.train() for row in rows]
+    assert rows_digest(others[0]) == rows_digest(rows)
+    assert others[1] == questions
+    assert RunFolder(tmp_path / "demo").id != RunFolder(tmp_path / "demo2").id
+    assert {row.provenance["run"] for row in rows} == {RunFolder(tmp_path / "demo").id}
 
 
-def test_two_who_write_one_file_at_once_do_not_meet(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    with replacing(path) as mine:
-        mine.write_text("mine")
-        assert str(os.getpid()) in mine.name  # Another process has a file of its own.
-    assert path.read_text() == "mine"
-    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+async def test_a_folder_that_is_renamed_or_copied_replays_everything(tmp_path: Path) -> None:
+    rows, _ = await trained_rows(tmp_path / "demo", ScriptedClient(exact))
+    shutil.copytree(tmp_path / "demo", tmp_path / "copy")
+    (tmp_path / "demo").rename(tmp_path / "renamed")
+    for name in ("renamed", "copy"):
+        client = ScriptedClient(exact)
+        again, _ = await trained_rows(tmp_path / name, client)
+        assert client.requests == []
+        assert again == rows
 
 
-@pytest.mark.parametrize("name", [".", "/"])
-def test_a_folder_is_no_file_to_write(name: str) -> None:
-    with pytest.raises(IsADirectoryError):
-        write_whole(Path(name), "text")
+def test_the_order_of_rows_follows_from_seed_and_content_alone() -> None:
+    prompt = ({"role": "user", "content": "?"},)
+    rows = [Row(prompt, str(n % 40), "?", "t", {"trajectory": str(n)}) for n in range(60)]
+    renamed = [replace(row, provenance={"trajectory": "x"}) for row in reversed(rows)]
+    order = [row.completion for row in training_order(rows, 0)]
+    assert [row.completion for row in training_order(renamed, 0)] == order
+    assert sorted(order) == sorted(row.completion for row in rows)
+    assert [row.completion for row in training_order(rows, 1)] != order
+
+
+async def test_distill_takes_the_same_rows_from_any_folder(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        RunFolder(tmp_path / name).save_config(CONFIG.model_dump(mode="json"))
+        await trained_rows(tmp_path / name, ScriptedClient(exact))
+    assert rows_for(RunFolder(tmp_path / "a"), None) == rows_for(RunFolder(tmp_path / "b"), None)
+
+
+def test_a_run_id_is_written_once(tmp_path: Path) -> None:
+    id = RunFolder(tmp_path / "r").id
+    assert RunFolder(tmp_path / "r").id == id
+    (tmp_path / "r").rename(tmp_path / "s")
+    assert RunFolder(tmp_path / "s").id == id
+    (tmp_path / "s" / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"run.json holds no run id"):
+        _ = RunFolder(tmp_path / "s").id

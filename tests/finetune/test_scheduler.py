@@ -1,4 +1,4 @@
-"""The decoder against transformers' own: batching, joining and leaving change no token.
+"""The scheduler against transformers' own: batching, joining and leaving change no token.
 
 In fp32, where a row's neighbours cannot turn it by rounding.
 """
@@ -13,10 +13,10 @@ import torch
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import ChatRequest, Completion, Sampling
 from reflux.finetune.base_model import load_base
-from reflux.finetune.engine import scheduler as decoder_file
+from reflux.finetune.engine import scheduler as scheduler_file
 from reflux.finetune.engine.kv_cache import COLUMNS
-from reflux.finetune.engine.sampler import LEAST_SHARE, TokenSampler, draw
-from reflux.finetune.engine.scheduler import Decoder, Row
+from reflux.finetune.engine.sampler import MIN_PROBABILITY, TokenSampler, draw
+from reflux.finetune.engine.scheduler import Row, Scheduler
 
 SYSTEM = "You are one of many copies."
 QUESTIONS = [
@@ -40,22 +40,22 @@ def ask(question: str, system: str = SYSTEM, vote: int = 0, **sampling: Any) -> 
 
 
 def run(
-    decoder: Decoder, requests: Sequence[ChatRequest], arrivals: int = 1000
+    scheduler: Scheduler, requests: Sequence[ChatRequest], arrivals: int = 1000
 ) -> list[Completion]:
     """The completions, in order; `arrivals` requests come with each step."""
-    rows = [decoder.row(request) for request in requests]
+    rows = [scheduler.row(request) for request in requests]
     done: set[Row] = set()
     at = 0
-    while at < len(rows) or decoder.busy:
-        decoder.add(rows[at : at + arrivals])
+    while at < len(rows) or scheduler.busy:
+        scheduler.add(rows[at : at + arrivals])
         at += arrivals
-        done |= set(decoder.step())
+        done |= set(scheduler.step())
     assert done == set(rows)
-    return [decoder.completion(row, 0.0) for row in rows]
+    return [scheduler.completion(row, 0.0) for row in rows]
 
 
-def decoder(loaded: tuple[Any, Any], **options: Any) -> Decoder:
-    return Decoder(*loaded, **{"rows": 4, "context": 512, **options})
+def scheduler(loaded: tuple[Any, Any], **options: Any) -> Scheduler:
+    return Scheduler(*loaded, **{"rows": 4, "context": 512, **options})
 
 
 def generated(loaded: tuple[Any, Any], request: ChatRequest) -> list[int]:
@@ -79,23 +79,25 @@ def texts_of(loaded: tuple[Any, Any], requests: Sequence[ChatRequest]) -> list[s
     return [loaded[1].decode(ids, skip_special_tokens=True) for ids in drawn]
 
 
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("arrivals", [1, 3, 1000])
 def test_greedy_rows_are_those_of_generate_whoever_joins_and_leaves(
-    loaded: tuple[Any, Any], keep: bool, arrivals: int
+    loaded: tuple[Any, Any], prefix_cache: bool, arrivals: int
 ) -> None:
     requests = [ask(q, max_tokens=3 + n % 7) for n, q in enumerate(QUESTIONS)]
     expected = texts_of(loaded, requests)
-    found = run(decoder(loaded, keep=keep), requests, arrivals)
+    found = run(scheduler(loaded, prefix_cache=prefix_cache), requests, arrivals)
     assert [completion.text for completion in found] == expected
-    alone = [run(decoder(loaded, keep=keep), [request])[0] for request in requests]
+    alone = [
+        run(scheduler(loaded, prefix_cache=prefix_cache), [request])[0] for request in requests
+    ]
     assert [completion.text for completion in alone] == expected
 
 
 def test_rows_of_several_system_messages_do_not_mix(loaded: tuple[Any, Any]) -> None:
     requests = [ask(q, system) for q in QUESTIONS for system in ("", "Be short.", SYSTEM)]
     expected = texts_of(loaded, requests)
-    found = run(decoder(loaded, rows=16), requests, 9)
+    found = run(scheduler(loaded, rows=16), requests, 9)
     assert [completion.text for completion in found] == expected
     assert len(set(expected)) > 10
 
@@ -103,23 +105,23 @@ def test_rows_of_several_system_messages_do_not_mix(loaded: tuple[Any, Any]) -> 
 def test_replies_grow_beyond_the_columns_made_at_once(loaded: tuple[Any, Any]) -> None:
     lengths = (COLUMNS + 40, 5, 2 * COLUMNS, 30)
     requests = [ask(q, max_tokens=n) for q, n in zip(QUESTIONS, lengths, strict=False)]
-    found = run(decoder(loaded, rows=3), requests)
+    found = run(scheduler(loaded, rows=3), requests)
     assert [completion.text for completion in found] == texts_of(loaded, requests)
     assert max(completion.completion_tokens for completion in found) > COLUMNS
 
 
 def test_a_long_prompt_joins_short_rows(loaded: tuple[Any, Any]) -> None:
     requests = [ask("?", max_tokens=20), ask("long " * 50, max_tokens=20)]
-    found = run(decoder(loaded), requests, arrivals=1)
+    found = run(scheduler(loaded), requests, arrivals=1)
     assert [completion.text for completion in found] == texts_of(loaded, requests)
 
 
 def test_prompts_of_many_tokens_are_read_in_parts(
     loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder_file, "READ_TOKENS", 40)
+    monkeypatch.setattr(scheduler_file, "PREFILL_TOKENS", 40)
     requests = [ask(q) for q in QUESTIONS]
-    found = run(decoder(loaded, rows=14), requests)
+    found = run(scheduler(loaded, rows=14), requests)
     assert [completion.text for completion in found] == texts_of(loaded, requests)
 
 
@@ -127,23 +129,23 @@ def test_what_prompts_begin_with_is_read_once(loaded: tuple[Any, Any]) -> None:
     model, _ = loaded
     requests = [ask(q, max_tokens=1) for q in QUESTIONS]
 
-    def tokens_read(keep: bool) -> int:
+    def tokens_read(prefix_cache: bool) -> int:
         found: list[int] = []
         hook = model.get_input_embeddings().register_forward_pre_hook(
             lambda _, given: found.append(given[0].numel())
         )
         with hook:
-            run(decoder(loaded, rows=14, keep=keep), requests)
+            run(scheduler(loaded, rows=14, prefix_cache=prefix_cache), requests)
         return sum(found)
 
     opening = len(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n") - 3 * 11
-    assert tokens_read(keep=False) - tokens_read(keep=True) >= 13 * opening
+    assert tokens_read(prefix_cache=False) - tokens_read(prefix_cache=True) >= 13 * opening
 
 
 def test_log_probabilities_are_those_of_the_whole_text(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     requests = [ask(q, top_logprobs=n % 3 + 1) for n, q in enumerate(QUESTIONS)]
-    found = run(decoder(loaded), [*requests, ask("none", top_logprobs=0)])
+    found = run(scheduler(loaded), [*requests, ask("none", top_logprobs=0)])
     assert found.pop().logprobs == ()
     for request, completion in zip(requests, found, strict=True):
         drawn = generated(loaded, request)
@@ -164,9 +166,9 @@ def test_log_probabilities_are_those_of_the_whole_text(loaded: tuple[Any, Any]) 
 def test_a_draw_follows_from_seed_and_vote_and_from_no_neighbour(loaded: tuple[Any, Any]) -> None:
     hot = {"temperature": 2.0, "max_tokens": 12}
     requests = [ask(QUESTIONS[0], vote=v, seed=s, **hot) for s in (0, 7) for v in range(4)]
-    alone = [run(decoder(loaded), [request])[0].text for request in requests]
+    alone = [run(scheduler(loaded), [request])[0].text for request in requests]
     others = [ask(q, seed=n, **hot) for n, q in enumerate(QUESTIONS)]
-    among = run(decoder(loaded, rows=6), [*others, *requests], arrivals=5)[len(others) :]
+    among = run(scheduler(loaded, rows=6), [*others, *requests], arrivals=5)[len(others) :]
     assert [completion.text for completion in among] == alone
     assert len(set(alone)) == len(requests)
 
@@ -177,17 +179,17 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     sampling = [Sampling(temperature=2.0)]
     drawn = [draw(logits, sampling, [TokenSampler(0, vote)])[0].token for vote in range(4000)]
     counts = [drawn.count(token) / 4000 for token in range(4)]
-    assert LEAST_SHARE * 0.5 > 0.01
+    assert MIN_PROBABILITY * 0.5 > 0.01
     assert counts[3] == 0
     for found, share in zip(counts, (shares / 0.99).tolist()[:3], strict=False):
         assert abs(found - share) < 4 * (share * (1 - share) / 4000) ** 0.5
 
 
 def test_a_stop_string_ends_the_text_and_is_not_in_it(loaded: tuple[Any, Any]) -> None:
-    whole = run(decoder(loaded), [ask(QUESTIONS[3], max_tokens=12)])[0]
+    whole = run(scheduler(loaded), [ask(QUESTIONS[3], max_tokens=12)])[0]
     assert whole.finish_reason == "length"
     stop = whole.text[4:6]
-    cut = run(decoder(loaded), [ask(QUESTIONS[3], max_tokens=12, stop=("never", stop))])[0]
+    cut = run(scheduler(loaded), [ask(QUESTIONS[3], max_tokens=12, stop=("never", stop))])[0]
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason == "stop"
     assert cut.completion_tokens < whole.completion_tokens == 12
@@ -199,7 +201,7 @@ def test_the_end_of_a_reply_counts_as_a_token_and_is_no_text(loaded: tuple[Any, 
     drawn = generated(loaded, request)
     end = next(n for n, token in enumerate(drawn) if token not in drawn[:n] and n > 1)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, drawn[end]]
-    found = run(decoder(loaded), [request])[0]
+    found = run(scheduler(loaded), [request])[0]
     assert found.text == tokenizer.decode(drawn[:end])
     assert found.finish_reason == "stop"
     assert found.completion_tokens == len(found.logprobs) == end + 1
@@ -208,7 +210,7 @@ def test_the_end_of_a_reply_counts_as_a_token_and_is_no_text(loaded: tuple[Any, 
 def test_a_prompt_that_fills_the_context_is_refused_with_the_remedy(
     loaded: tuple[Any, Any],
 ) -> None:
-    short = decoder(loaded, context=100)
+    short = scheduler(loaded, context=100)
     with pytest.raises(EndpointError, match=r"prompt has \d+ tokens.* 100: shorten it") as told:
         short.row(ask("x" * 100))
     assert told.value.refused
@@ -220,13 +222,13 @@ def test_a_prompt_that_fills_the_context_is_refused_with_the_remedy(
 
 def test_a_text_that_is_no_unicode_is_refused(loaded: tuple[Any, Any]) -> None:
     with pytest.raises(UsageError, match="Unicode"):
-        decoder(loaded).row(ask("\udcff"))
+        scheduler(loaded).row(ask("\udcff"))
 
 
 def test_dropped_rows_leave_and_the_others_stay_as_they_are(loaded: tuple[Any, Any]) -> None:
     requests = [ask(q) for q in QUESTIONS]
     expected = texts_of(loaded, requests)
-    busy = decoder(loaded, rows=6)
+    busy = scheduler(loaded, rows=6)
     rows = [busy.row(request) for request in requests]
     busy.add(rows)
     finished: list[Row] = []
@@ -247,4 +249,4 @@ def test_a_model_that_sees_a_window_only_is_refused(loaded: tuple[Any, Any]) -> 
     model, tokenizer = loaded
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(UsageError, match=r"sliding_attention: set engine: llama\.cpp"):
-        Decoder(model, tokenizer, rows=4, context=512)
+        Scheduler(model, tokenizer, rows=4, context=512)

@@ -11,7 +11,7 @@ import pytest
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.finetune.base_model import base_digest, load_base
-from reflux.finetune.export.parity import generate_greedy
+from reflux.finetune.export import generate_greedy
 from reflux.finetune.train.sft import Progress, TrainReport, train
 from reflux.finetune.train.trainer import StudentTrainer
 

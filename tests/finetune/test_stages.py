@@ -9,22 +9,13 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import ChatRequest
-from reflux.finetune.config import RoundsConfig, RoundSpec, SpendLimitConfig
-from reflux.finetune.data.rows import Row, accepted, check_leaks, rows_digest
+from reflux.finetune.config import SpendLimitConfig
+from reflux.finetune.rows import Row, accepted, check_leaks, rows_digest
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.evals.task import is_held_out
-from reflux.tasks.addition import Addition, read
-
-
-def add(question: str) -> str:
-    a, b, carry = read(question)
-    return str(int(a[::-1]) + int(b[::-1]) + carry).zfill(len(a) + 1)[::-1]
-
-
-def exact(request: ChatRequest) -> str:
-    question = request.messages[-1][1]
-    return add(question) if question.endswith("=") else "a general answer"
+from reflux.tasks.addition import Addition
+from tests.support.sums import CONFIG, SuspiciousAddition, add, exact
 
 
 def wrong_by_nine(request: ChatRequest) -> str:
@@ -34,29 +25,6 @@ def wrong_by_nine(request: ChatRequest) -> str:
     if not right.isdecimal() or len(right) < 3:
         return right
     return right[1] + right[0] + right[2:]
-
-
-class SuspiciousAddition(Addition):
-    """Its scorer must never see a training question."""
-
-    scored = 0
-
-    def score(self, question: str, answer: str) -> bool:
-        if not is_held_out(self, question):
-            raise AssertionError(f"the scorer was handed {question!r}, a training question")
-        type(self).scored += 1
-        return super().score(question, answer)
-
-
-CONFIG = RoundsConfig(
-    rounds=(
-        RoundSpec(level=1),
-        RoundSpec(level=2, questions=60, held_out=40),
-        RoundSpec(level=4, questions=40, held_out=30),
-    ),
-    anchor=5,
-    canaries=3,
-)
 
 
 def stages(folder: Path, reply=exact) -> Stages:

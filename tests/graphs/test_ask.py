@@ -127,7 +127,6 @@ async def test_the_same_questions_of_the_same_run_cost_no_second_call(store: Tra
 @pytest.mark.parametrize(
     "other",
     [
-        Origin("other", 0, "amplified", "letters", "train"),
         Origin("run", 1, "amplified", "letters", "train"),
         Origin("run", 0, "direct", "letters", "train"),
         Origin("run", 0, "amplified", "words", "train"),

@@ -24,7 +24,7 @@ from reflux.agents.overseers.router import Past, Routed, Router
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Exchange, Step, TokenLogprob
 from reflux.agents.verifiers.rules import RuleChecker
-from reflux.finetune.data.rows import accepted
+from reflux.finetune.rows import accepted
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.reference import amplify_reference

@@ -25,13 +25,12 @@ import pytest
 
 from reflux.agents.types import ChatRequest, Completion
 from reflux.finetune.config import RoundsConfig, RoundSpec
-from reflux.finetune.data.rows import Row, accepted
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
+from reflux.finetune.rows import Row, accepted
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.tasks.addition import Addition
-from tests.finetune.test_rounds import timeless
-from tests.finetune.test_stages import exact
+from tests.support.sums import exact, timeless
 
 CONFIG = RoundsConfig(
     rounds=(
@@ -51,7 +50,7 @@ MOMENTS = (
     ("the base answers the anchor", 0.02),
     ("load the base", 0.3),
     ("distill student-r0", 0.3),
-    ("imitate H: direct", 0.05),
+    ("imitate the overseer: direct", 0.05),
     ("amplify student-r0", 0.1),
     ("amplify student-r0", 0.2),
     ("amplify student-r0", 0.3),
@@ -64,9 +63,9 @@ MOMENTS = (
 )
 """Of each kill a stage, and the most seconds into it."""
 LOADED = (
-    "reflux.finetune.distill",
+    "reflux.finetune.train.sft",
     "reflux.finetune.rounds",
-    "reflux.finetune.export.parity",
+    "reflux.finetune.export",
     "matplotlib.pyplot",
 )
 """Imported once, by the server that forks the processes."""

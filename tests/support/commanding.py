@@ -11,10 +11,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 LOADED = (
-    "reflux.finetune.distill",
+    "reflux.finetune.train.sft",
     "reflux.finetune.rounds",
     "reflux.finetune.train.sft",
-    "reflux.finetune.export.parity",
+    "reflux.finetune.export",
     "reflux.cli.main",
 )
 """Imported once, by the server that forks the processes."""

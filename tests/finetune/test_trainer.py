@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from reflux.finetune.train.fused_lora import fuse_lora
+from reflux.finetune.train.trainer import fuse_lora
 
 
 class Two(torch.nn.Module):

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.finetune.data.hard_examples import hardness
+from reflux.finetune.questions import hardness
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.evals.task import is_held_out
 from reflux.report.terminal import hard_lines
 from reflux.tasks.addition import read
-from tests.finetune.test_stages import CONFIG, SuspiciousAddition, exact
+from tests.support.sums import CONFIG, SuspiciousAddition, exact
 
 
 def at_odds(request: ChatRequest) -> Completion:

@@ -1,29 +1,33 @@
-"""A student's GGUF twin: the PEFT adapter in the form that llama.cpp loads.
+"""Exports a PEFT adapter as the GGUF adapter that llama.cpp loads, and compares their answers.
 
-Both files hold the same two matrices a layer. They differ in the tensors' names, in the order of
-the rows of q and k (transformers rotates halves of a head, llama.cpp neighbours), and in where
-the scale stands.
+Both files hold the same two matrices for each layer. They differ in the tensors' names, in the
+order of the rows of q and k (transformers rotates the halves of a head, llama.cpp neighboring
+rows), and in where the scale is stored.
 """
 
 import json
 import math
-import os
 import re
-import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from reflux.agents.errors import MissingError, UsageError
+from reflux.agents.files import replacing
+from reflux.agents.prompts import answer_prompt
+from reflux.finetune.base_model import load_adapted, quiet_libraries
 from reflux.finetune.registry import check_no_pickle
+from reflux.graphs.evals.task import Task
 
 ARCHITECTURES = {"LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA}
-"""Each has its own row order and names, so only what a test holds against llama.cpp is here."""
+"""Each has its own row order and names; a test compares each with llama.cpp."""
 
 PLAIN_LORA = {
     "bias": "none",
@@ -42,36 +46,34 @@ PLAIN_LORA = {
     "use_bdlora": None,
     "use_qalora": False,
 }
-"""LoRA options that change what is computed, and the only value llama.cpp has a counterpart for."""
+"""LoRA options that change the computation, with the only value that llama.cpp supports."""
 
 PLAIN_INIT = (True, False, "gaussian", "orthogonal")
-"""Initialisations that leave the base's weights as they are."""
+"""Initializations that do not change the base's weights."""
 
 _TENSOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 _ROTATED = re.compile(r"\.(?P<which>q|k)_proj$")
 
 
 def export_adapter(adapter_dir: Path, base_config: Path, out: Path) -> Path:
-    """Write `adapter_dir`'s LoRA as a GGUF adapter to `out`, whole or not at all; returns `out`.
+    """Write `adapter_dir`'s LoRA as a GGUF adapter to `out`; returns `out`.
 
     `base_config` is the transformers folder of the base, read for its architecture and head
     counts. Tensors are float32: `lora_a (rank, in)`, `lora_b (out, rank)`.
 
     Raises:
-        MissingError: a file that is needed is not there.
+        MissingError: a required file is missing.
         UsageError: the adapter or the base has no exact counterpart in llama.cpp.
     """
     base = _read_json(base_config / "config.json")
     config = _read_json(adapter_dir / "adapter_config.json")
     arch = _architecture(base, base_config)
-    _require_plain_lora(config, adapter_dir)
+    _check_plain_lora(config, adapter_dir)
     pairs = _read_pairs(adapter_dir)
     names = gguf.get_tensor_name_map(arch, int(base["num_hidden_layers"]))
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
-    os.close(handle)
-    try:
+    with replacing(out) as scratch:
         writer = gguf.GGUFWriter(scratch, gguf.MODEL_ARCH_NAMES[arch])
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -94,31 +96,27 @@ def export_adapter(adapter_dir: Path, base_config: Path, out: Path) -> Path:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(out)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
     return out
 
 
 def _architecture(base: dict[str, Any], folder: Path) -> gguf.MODEL_ARCH:
-    found = (base.get("architectures") or ["none"])[0]
-    if found not in ARCHITECTURES:
+    name = (base.get("architectures") or ["none"])[0]
+    if name not in ARCHITECTURES:
         raise UsageError(
-            f"the base {folder} is a {found}; adapters are exported for "
+            f"the base {folder} is a {name}; adapters are exported for "
             f"{', '.join(ARCHITECTURES)} only: serve this student with vLLM from its PEFT adapter"
         )
-    return ARCHITECTURES[found]
+    return ARCHITECTURES[name]
 
 
-def _require_plain_lora(config: dict[str, Any], folder: Path) -> None:
+def _check_plain_lora(config: dict[str, Any], folder: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise UsageError(
             f"{folder} is a {config.get('peft_type')} adapter; llama.cpp loads LORA only: train "
             "with a LoraConfig"
         )
     for key, plain in PLAIN_LORA.items():
-        # Absent and empty values of an option both mean that it is off.
+        # An absent or empty value of an option means that it is off.
         value = config.get(key)
         if value != plain and value:
             raise UsageError(
@@ -148,8 +146,8 @@ def _read_pairs(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np
         match = _TENSOR.match(key)
         if match is None:
             raise UsageError(
-                f"{path} holds {key}, which is no LoRA matrix of a linear layer: train again with "
-                'target_modules="all-linear"'
+                f"{path} holds {key}, which is not a LoRA matrix of a linear layer: train again "
+                'with target_modules="all-linear"'
             )
         sides.setdefault(match["module"], {})[match["side"]] = tensor.float().numpy()
     for module, pair in sides.items():
@@ -164,7 +162,7 @@ def _read_pairs(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np
 
 
 def _llama_rows(module: str, b: NDArray[np.float32], base: dict[str, Any]) -> NDArray[np.float32]:
-    """`b (rows, rank)` with the rows of q and k in llama.cpp's rotary order, others as they are."""
+    """`b (rows, rank)`, for q and k with its rows in llama.cpp's rotary order."""
     match = _ROTATED.search(module)
     if match is None:
         return b
@@ -187,3 +185,54 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise MissingError(f"{path} is not there") from error
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}; write it again") from error
+
+
+@torch.inference_mode()
+def generate_greedy(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[Mapping[str, str]]],
+    max_new_tokens: int,
+) -> list[str]:
+    """The model's greedy replies to a batch of `prompts`, each a list of messages."""
+    if not prompts:
+        return []
+    batch = tokenizer.apply_chat_template(
+        [[dict(message) for message in prompt] for prompt in prompts],
+        add_generation_prompt=True,
+        padding=True,
+        return_dict=True,
+        return_tensors="pt",
+        tokenizer_kwargs={"padding_side": "left"},
+    ).to(model.device)
+    model.eval()
+    with quiet_libraries():
+        ids = model.generate(
+            **batch,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    replies = ids[:, batch["input_ids"].shape[1] :]
+    return tokenizer.batch_decode(replies, skip_special_tokens=True)
+
+
+def peft_answers(
+    base: Path, adapter: Path, task: Task, questions: Sequence[str], batch: int = 64
+) -> list[str]:
+    """The adapter's greedy answers in plain transformers and PEFT, normalized."""
+    student, tokenizer = load_adapted(base, adapter)
+    prompts = [
+        [{"role": r, "content": c} for r, c in answer_prompt(question, task.system_prompt)]
+        for question in questions
+    ]
+    tokens = max(map(task.answer_tokens, questions), default=1)
+    answers: list[str] = []
+    for start in range(0, len(prompts), batch):
+        answers += generate_greedy(student, tokenizer, prompts[start : start + batch], tokens)
+    return [task.normalise(answer) for answer in answers]
+
+
+def agreement(one: Sequence[str | None], other: Sequence[str | None]) -> float:
+    """The share of questions to which two models give the same answer."""
+    return sum(a == b for a, b in zip(one, other, strict=True)) / max(1, len(one))

@@ -1,4 +1,4 @@
-"""A student's GGUF twin says in llama.cpp what the PEFT adapter says in transformers."""
+"""A student's GGUF export says in llama.cpp what the PEFT adapter says in transformers."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import pytest
 from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, default_gguf, start_server
 from reflux.agents.errors import MissingError, UsageError
 from reflux.finetune.base_model import base_digest, dequantised_base, load_base
-from reflux.finetune.export.gguf import export_adapter
+from reflux.finetune.export import export_adapter
 
 QUESTIONS = [
     "12+34=?",
@@ -150,7 +150,7 @@ def same_first(ours: list[dict[int, float]], theirs: list[Any]) -> int:
     return sum(max(few, key=lambda t: few[t]) == int(q.argmax()) for few, q in pairs)
 
 
-def test_the_twin_is_the_peft_adapter(
+def test_the_gguf_export_is_the_peft_adapter(
     student: Path, exact_gguf: Path, peft_says: list[Any]
 ) -> None:
     twin = llama_cpp(student / "adapter.gguf", exact_gguf)
@@ -167,12 +167,12 @@ def test_the_rows_of_q_and_k_in_the_other_order_would_be_noticed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("reflux.finetune.export.gguf._llama_rows", lambda module, b, base: b)
+    monkeypatch.setattr("reflux.finetune.export._llama_rows", lambda module, b, base: b)
     wrong = export_adapter(student, default_base, tmp_path / "wrong.gguf")
     assert distance(llama_cpp(wrong, exact_gguf), peft_says) > 3 * EXACT
 
 
-def test_the_twin_agrees_on_the_quantised_base(student: Path, peft_says: list[Any]) -> None:
+def test_the_gguf_export_agrees_on_the_quantised_base(student: Path, peft_says: list[Any]) -> None:
     assert distance(llama_cpp(student / "adapter.gguf"), peft_says) < QUANTISED
 
 
@@ -305,7 +305,7 @@ def test_the_default_base_is_made_once_and_whole(default_base: Path, tmp_path: P
     assert dequantised_base(default_gguf()) == default_base
     assert default_base.name.startswith("base-b179c9523d0e")
     assert len(base_digest(default_base)) == 64
-    with pytest.raises(MissingError, match="is not there"):
+    with pytest.raises(MissingError, match="there is no model file"):
         dequantised_base(tmp_path / "none.gguf", tmp_path)
     (tmp_path / "bad.gguf").write_bytes(b"GGUF but no more")
     with pytest.raises(UsageError, match="cannot be unpacked"):

@@ -1,0 +1,67 @@
+"""Replaces files whole: a reader, or a crash, sees the old content or the new, never a part."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path` that replaces it when the block ends without an error.
+
+    A device or a pipe cannot be replaced, so the block writes to `path` itself. A symbolic link
+    stays; its target is replaced.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = Path(os.path.realpath(path))
+    # The process id keeps two processes that write the same file apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's text and flush it to the disk; see `replacing` for devices and links."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        if temporary != path:
+            os.fsync(file.fileno())
+
+
+def write_json(path: Path, body: Any) -> None:
+    """Replace a file by a JSON document; see `write_whole`."""
+    write_whole(path, json.dumps(body, indent=2) + "\n")
+
+
+def write_once(path: Path, text: str) -> str:
+    """Create a file unless it exists; the text that it then holds, whichever process wrote it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return path.read_text(encoding="utf-8")
+    finally:
+        temporary.unlink(missing_ok=True)
+    return text
+
+
+def flush(path: Path) -> None:
+    """Flush a file that another library wrote to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,1 +1,0 @@
-"""Trajectories and files become training rows."""

@@ -1,1 +1,0 @@
-"""An adapter becomes a GGUF file, and is compared with it."""

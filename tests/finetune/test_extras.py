@@ -1,0 +1,46 @@
+"""The core works without the packages of `[train]`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reflux.finetune import TRAIN_PACKAGES
+
+WITHOUT = f"""
+import importlib.util
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {TRAIN_PACKAGES!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name in {TRAIN_PACKAGES!r} else find_spec(name)
+"""
+
+
+def python(code: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT + code, *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_nothing_but_training_imports_torch() -> None:
+    modules = "cli.main server.app integrations.chat_model report.eval_page finetune.rounds web"
+    lines = [f"import reflux.{name}" for name in modules.split()]
+    ended = python("\n".join(lines))
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("command", ["init", "run", "demo", "distill"])
+def test_training_names_the_extra(tmp_path: Path, command: str) -> None:
+    code = "from reflux.cli.main import run\nsys.argv[0] = 'reflux'\nrun()"
+    ended = python(code, command, "--run", str(tmp_path / "r"))
+    assert ended.returncode == 3, ended.stderr
+    assert 'pip install "reflux-ida[train]"' in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "r").exists()

@@ -1,0 +1,52 @@
+"""The addition task answered by scripts instead of a model."""
+
+import json
+from typing import Any
+
+from reflux.agents.types import ChatRequest
+from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.graphs.evals.task import is_held_out
+from reflux.tasks.addition import Addition, read
+
+
+def add(question: str) -> str:
+    a, b, carry = read(question)
+    return str(int(a[::-1]) + int(b[::-1]) + carry).zfill(len(a) + 1)[::-1]
+
+
+def exact(request: ChatRequest) -> str:
+    question = request.messages[-1][1]
+    return add(question) if question.endswith("=") else "a general answer"
+
+
+class SuspiciousAddition(Addition):
+    """Its scorer must never see a training question."""
+
+    scored = 0
+
+    def score(self, question: str, answer: str) -> bool:
+        if not is_held_out(self, question):
+            raise AssertionError(f"the scorer was handed {question!r}, a training question")
+        type(self).scored += 1
+        return super().score(question, answer)
+
+
+CONFIG = RoundsConfig(
+    rounds=(
+        RoundSpec(level=1),
+        RoundSpec(level=2, questions=60, held_out=40),
+        RoundSpec(level=4, questions=40, held_out=30),
+    ),
+    anchor=5,
+    canaries=3,
+)
+
+
+def timeless(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reports without what the clock decides."""
+    kept = json.loads(json.dumps(reports))
+    for report in kept:
+        for key in ("train_seconds", "examples_per_second", "seconds", "parity"):
+            report.pop(key, None)
+        report["amplify"].pop("seconds")
+    return kept
