@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from reflux.agents.clients.llama_cpp import default_gguf
+from reflux.agents.clients.llama_cpp import (
+    EngineConfig,
+    ModelFiles,
+    default_gguf,
+    start_server,
+)
 from reflux.agents.errors import MissingError, RefluxError
 from reflux.cli.contract import (
     ERR,
@@ -110,7 +116,7 @@ def rollback_student(run: RunDir = RUNS / "demo", as_json: Json = False) -> None
 
 def doctor(as_json: Json = False) -> None:
     """Check packages, model, engine, endpoint and disk, and say how to fix what is missing."""
-    checks = [_python(), _packages(), _model(), _engine(), _endpoint(), _disk()]
+    checks = [_outcome(name, check) for name, check in CHECKS.items()]
     if as_json:
         emit(checks)
     else:
@@ -122,22 +128,22 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(MissingError.exit_code)
 
 
-def _check(what: str, ok: bool, detail: str) -> dict[str, Any]:
-    return {"what": what, "ok": ok, "detail": detail}
+def _outcome(name: str, check: Callable[[], str]) -> dict[str, Any]:
+    """`what` was checked, whether it is `ok`, and the `detail` or remedy."""
+    try:
+        return {"what": name, "ok": True, "detail": check()}
+    except (RefluxError, ImportError) as error:
+        if name in LOCAL_CHECKS and os.environ.get("OPENAI_BASE_URL"):
+            detail = f"not installed, and not needed with an endpoint ({error})"
+            return {"what": name, "ok": True, "detail": detail}
+        return {"what": name, "ok": False, "detail": str(error)}
 
 
-def _local_check(what: str, error: Exception) -> dict[str, Any]:
-    """A missing local part, which is needed only without an endpoint."""
-    if os.environ.get("OPENAI_BASE_URL"):
-        return _check(what, True, f"not installed, and not needed with an endpoint ({error})")
-    return _check(what, False, str(error))
+def _python() -> str:
+    return f"{platform.python_version()}, {os.cpu_count()} cores"
 
 
-def _python() -> dict[str, Any]:
-    return _check("python", True, f"{platform.python_version()}, {os.cpu_count()} cores")
-
-
-def _packages() -> dict[str, Any]:
+def _packages() -> str:
     names = ("langgraph", "openai", "xllamacpp", "torch", "transformers", "peft", "trl")
     versions: list[str] = []
     for name in names:
@@ -146,43 +152,39 @@ def _packages() -> dict[str, Any]:
     detail = ", ".join(versions)
     if missing := missing_training_packages():
         detail += f"; init, run, distill and demo need {', '.join(missing)}: {INSTALL_TRAIN}"
-    return _check("packages", True, detail)
+    return detail
 
 
-def _model() -> dict[str, Any]:
-    try:
-        return _check("default model", True, f"{default_gguf().name}, sha256 verified")
-    except RefluxError as error:
-        return _local_check("default model", error)
+def _model() -> str:
+    return f"{default_gguf().name}, sha256 verified"
 
 
-def _engine() -> dict[str, Any]:
-    from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, start_server
-
-    try:
-        server = start_server(ModelFiles(default_gguf()), EngineConfig(parallel=1))
-    except (RefluxError, ImportError) as error:
-        return _local_check("embedded engine", error)
-    address = server.listening_address
-    del server
-    return _check("embedded engine", True, f"llama.cpp starts ({address})")
+def _engine() -> str:
+    server = start_server(ModelFiles(default_gguf()), EngineConfig(parallel=1))
+    return f"llama.cpp starts ({server.listening_address})"
 
 
-def _endpoint() -> dict[str, Any]:
-    try:
-        client = endpoint()
-        if client is None:
-            return _check(
-                "endpoint", True, "OPENAI_BASE_URL is not set; the embedded engine answers"
-            )
-        names = run_async(client.models())
-    except RefluxError as error:
-        return _check("endpoint", False, str(error))
-    return _check("endpoint", True, f"{client.base_url} answers: {', '.join(names[:5])}")
+def _endpoint() -> str:
+    client = endpoint()
+    if client is None:
+        return "OPENAI_BASE_URL is not set; the embedded engine answers"
+    return f"{client.base_url} answers: {', '.join(run_async(client.models())[:5])}"
 
 
-def _disk() -> dict[str, Any]:
+def _disk() -> str:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return _check(
-        "disk", free > 2, f"{free:.1f} GiB free in the working folder (a run takes about 1)"
-    )
+    if free <= 2:
+        raise MissingError(f"{free:.1f} GiB free in the working folder; a run takes about 1")
+    return f"{free:.1f} GiB free in the working folder"
+
+
+CHECKS = {
+    "python": _python,
+    "packages": _packages,
+    "default model": _model,
+    "embedded engine": _engine,
+    "endpoint": _endpoint,
+    "disk": _disk,
+}
+LOCAL_CHECKS = ("default model", "embedded engine")
+"""Checks of parts that an endpoint replaces."""

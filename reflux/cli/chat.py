@@ -1,257 +1,335 @@
-"""`reflux chat`: talk to the amplified agent, and see its tree grow and fold."""
+"""`reflux chat`: talk to the amplified agent and watch its tree; `/help` names the commands."""
 
 import asyncio
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import RenderableType
 from rich.live import Live
 from rich.table import Table
 
 from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
 from reflux.agents.overseers.human_reply import REPLY_FORMS
-from reflux.ask_context import DEFAULT_OVERSEER, overseer_named
-from reflux.cli.chat_commands import COMMANDS, run_command
-from reflux.cli.chat_session import ChatSession
+from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
+from reflux.cli.chat_session import CAPS, ChatSession
 from reflux.cli.contract import ERR, OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit
-from reflux.cli.human_input import unechoed
+from reflux.cli.human_input import is_terminal, read_lines, unechoed
 from reflux.cli.progress import LiveTree
-from reflux.conversation import FOLDER, Conversation, Turn, begin, listed, resume
-from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.conversation import FOLDER, Turn, begin, listed, resume
+from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.ask_options import ALONE, AskOptions
-from reflux.models import open_run
-from reflux.report.terminal import counted, escape, plain
+from reflux.graphs.traces.revisions import newest
+from reflux.graphs.traces.tree import Node, load_tree
+from reflux.models import BASE, endpoint, open_run
+from reflux.report.terminal import counted, escape, plain, total_line, tree_view
 from reflux.tasks import task_named
 
-REFRESH = 8.0
-"""Times a second that the growing tree is drawn."""
+REFRESH_RATE = 8.0
+"""Redraws of the growing tree per second."""
+EXIT_COMMANDS = ("/quit", "/exit")
 
 
 def chat(
     run: RunDir = RUNS / "demo",
     model: Model = None,
     overseer: Annotated[
-        str | None, typer.Option("--overseer", help="H: model, plain, person, reviewed; or none.")
+        str | None, typer.Option(help="The overseer: model, plain, human, reviewed or none.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="Questions of this task, H being its own.")
+        str | None, typer.Option(help="Ask questions of this task, with its overseer.")
     ] = None,
     tool: Tools = None,
     depth: Depth = 1,
-    calls: Annotated[int, typer.Option(help="Model calls an answer.", min=0)] = 1000,
-    tokens: Annotated[int, typer.Option(help="Tokens an answer.", min=0)] = 1_000_000,
-    seconds: Annotated[float | None, typer.Option(help="Seconds an answer.", min=0)] = None,
+    calls: Annotated[int, typer.Option(help="Maximum model calls per answer.", min=0)] = 1000,
+    tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.", min=0)] = 1_000_000,
+    seconds: Annotated[
+        float | None, typer.Option(help="Maximum seconds per answer.", min=0)
+    ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens of one copy's answer; default: 256, or the task's.", min=1),
+        typer.Option(help="Maximum tokens per model call. Default: 256, or the task's.", min=1),
     ] = None,
     resumed: Annotated[
-        str | None, typer.Option("--resume", help="Go on with a conversation: its id, or last.")
+        str | None, typer.Option("--resume", help="Continue a conversation: its id, or last.")
     ] = None,
-    list_all: Annotated[bool, typer.Option("--list", help="Name the kept conversations.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="List conversations.")] = False,
     as_json: Json = False,
 ) -> None:
     """Talk to the amplified agent. From a pipe, each line is a question.
 
-    With `--overseer none` X goes on with the conversation alone, word by word.
+    With `--overseer none` the agent answers alone, and its words are shown as they come.
     """
     if list_all:
         _list(run, as_json)
         return
     if overseer is not None and task is not None:
-        raise UsageError("--overseer asks any question and --task one of a task: leave one out")
+        raise UsageError("--overseer and --task exclude each other: leave one out")
     if task is not None:
         task_named(task)
     elif overseer != ALONE:
         overseer_named(overseer or DEFAULT_OVERSEER)
     conversation = resume(run, resumed) if resumed else begin(run)
-    opened, x = open_run(RunFolder(run), model)
-    h = "" if task else overseer or DEFAULT_OVERSEER
+    opened, agent = open_run(RunFolder(run), model)
+    name = "" if task else overseer or DEFAULT_OVERSEER
     limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
-    session = ChatSession(
-        opened,
-        conversation,
-        AskOptions(h, x, tuple(tool or ()), limits, max_tokens, task or ""),
-    )
+    options = AskOptions(name, agent, tuple(tool or ()), limits, max_tokens, task or "")
+    session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:
         try:
             turns = _talk(runner, session, as_json)
         finally:
-            runner.run(_close(opened))
+
+            async def close() -> None:
+                await opened.__aexit__()
+
+            runner.run(close())
     if as_json:
-        told = [asdict(turn) for turn in turns]
-        emit({"conversation": conversation.id if conversation.turns else None, "turns": told})
-    if session.unkept is not None and not _at_terminal():
+        id = conversation.id if conversation.turns else None
+        emit({"conversation": id, "turns": [asdict(turn) for turn in turns]})
+    if is_terminal():
+        return
+    if session.unkept is not None:
         raise from_os_error(session.unkept)
-    if not _at_terminal() and any(not is_accepted(turn.status) for turn in turns):
-        bad = sum(not is_accepted(turn.status) for turn in turns)
-        raise RefluxError(f"{bad} of {len(turns)} questions have no accepted answer")
+    if failures := sum(not is_accepted(turn.status) for turn in turns):
+        raise RefluxError(f"{failures} of {len(turns)} questions have no accepted answer")
 
 
-async def _close(opened: OpenRun) -> None:
-    await opened.__aexit__()
+def _list(run: Path, as_json: bool) -> None:
+    conversations = listed(run)
+    if as_json:
+        emit(conversations)
+        return
+    table = Table()
+    for heading in ("conversation", "turns", "begins"):
+        table.add_column(heading)
+    for row in conversations:
+        table.add_row(row["id"], str(row["turns"]), escape(row["begins"]))
+    OUT.print(table if conversations else f"{run / FOLDER} holds no conversation")
 
 
 def _talk(runner: asyncio.Runner, session: ChatSession, as_json: bool) -> list[Turn]:
-    """Answer lines until there are none; what is wrong with one does not end the others."""
-    asked: list[Turn] = []
-    if _at_terminal():
+    """Answer all lines; an error of one line does not end the conversation."""
+    turns: list[Turn] = []
+    if is_terminal():
         _greet(session)
-    for line in _lines(session):
-        if line.strip() in ("/quit", "/exit"):
+    history = session.conversation.path.parent / "typed"
+    for line in read_lines("you> ", history, [*COMMANDS, "/quit"]):
+        if line.strip() in EXIT_COMMANDS:
             break
         try:
             if line.lstrip().startswith("/"):
-                (ERR if as_json else OUT).print(run_command(session, line))
+                (ERR if as_json else OUT).print(_run_command(session, line))
                 continue
-            asked.append(_answer(runner, session, line, quiet=as_json))
-            if session.unkept is not None and _at_terminal():
-                _complain(from_os_error(session.unkept))
+            turns.append(_answer(runner, session, line, quiet=as_json))
+            if session.unkept is not None and is_terminal():
+                _print_error(from_os_error(session.unkept))
         except EndpointError as error:
-            if not _at_terminal():
+            if not is_terminal():
                 raise
-            _complain(error)
+            _print_error(error)
         except BrokenPipeError:
             raise
         except (RefluxError, OSError) as error:
-            _complain(from_os_error(error) if isinstance(error, OSError) else error)
-            if not _at_terminal():
-                asked.append(Turn(line, None, "failed", "", session.options.overseer, ""))
-    return asked
+            _print_error(from_os_error(error) if isinstance(error, OSError) else error)
+            if not is_terminal():
+                turns.append(Turn(line, None, "failed", "", session.options.overseer, ""))
+    return turns
 
 
-def _complain(error: RefluxError) -> None:
+def _print_error(error: RefluxError) -> None:
     ERR.print(plain(str(error)), style="red", highlight=False)
-
-
-def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool) -> Turn:
-    """One answer, its tree growing before the eyes of whoever looks; Ctrl-C stops it."""
-    tree = LiveTree(text)
-    live = Live(tree, console=ERR, refresh_per_second=REFRESH, transient=True)
-    shown = ERR.is_terminal and session.options.overseer != ALONE
-    said: list[str] = []
-
-    def say(piece: str) -> None:
-        said.append(piece)
-        if not quiet:
-            OUT.out(plain(piece).plain, end="", highlight=False)
-
-    if shown:
-        live.start()
-    try:
-        with ExitStack() as keys:
-            keys.enter_context(unechoed())
-
-            def hush() -> None:
-                live.stop()
-                keys.close()
-
-            turn = runner.run(session.ask(text, tree, hush, say))
-    except KeyboardInterrupt:
-        if not _at_terminal():
-            raise
-        live.stop()
-        turn = session.stopped(text)
-        broken = "\n" if said else ""
-        ERR.print(
-            f"{broken}stopped after {counted(tree.calls, 'call')}", style="dim", highlight=False
-        )
-        return turn
-    finally:
-        live.stop()
-    if quiet:
-        return turn
-    if turn.answer is not None and said:
-        OUT.print()
-    elif turn.answer is not None:
-        OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
-    if turn.status == "truncated":
-        OUT.print("the token limit cut this answer: raise --max-tokens", style="yellow")
-    elif turn.answer is not None:
-        pass
-    elif turn.status == "waiting":
-        run = session.opened.folder.path
-        waiting = f'reflux reply {turn.trajectory} "{REPLY_FORMS}" --run {run}'
-        OUT.print(f"a person is waited for: {waiting}", soft_wrap=True, highlight=False)
-    else:
-        OUT.print(f"no accepted answer ({turn.status}); /why tells how it came about")
-    if _at_terminal():
-        cost = (
-            f"{turn.status}, H = {turn.overseer}, X = {turn.model}, {counted(turn.calls, 'call')}, "
-        )
-        ERR.print(f"{escape(cost)}{turn.tokens} tokens", style="dim", highlight=False)
-    return turn
 
 
 def _greet(session: ChatSession) -> None:
     options = session.options
     ERR.print(
-        f"H = {escape(options.overseer or options.task)}, X = {escape(options.model)}; "
-        f"conversation {session.conversation.id}; /help names the commands, Ctrl-C stops an "
-        "answer, Ctrl-D ends",
+        f"overseer {escape(options.overseer or options.task)}, agent {escape(options.model)}, "
+        f"conversation {session.conversation.id}. /help lists commands, Ctrl-C stops an answer, "
+        "Ctrl-D ends",
         style="dim",
         highlight=False,
     )
-    own = session.opened.folder.rounds_config()
-    if own is not None and not options.task:
-        ERR.print(
-            f"this run's own questions are of {own.task}: --task {own.task} asks them",
-            style="dim", highlight=False, markup=False,
-        )  # fmt: skip
+    config = session.opened.folder.rounds_config()
+    if config is not None and not options.task:
+        hint = f"the run's task is {config.task}: --task {config.task} asks its questions"
+        ERR.print(hint, style="dim", highlight=False, markup=False)
     if session.conversation.turns:
-        ERR.print(run_command(session, "/history"))
+        ERR.print(_run_command(session, "/history"))
 
 
-def _at_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
+def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool) -> Turn:
+    """Answer one message while its tree is drawn; Ctrl-C stops the answer."""
+    tree = LiveTree(text)
+    live = Live(tree, console=ERR, refresh_per_second=REFRESH_RATE, transient=True)
+    streamed = False
+
+    def say(piece: str) -> None:
+        nonlocal streamed
+        streamed = True
+        if not quiet:
+            OUT.out(plain(piece).plain, end="", highlight=False)
+
+    if ERR.is_terminal and session.options.overseer != ALONE:
+        live.start()
+    try:
+        with ExitStack() as echo_off:
+            echo_off.enter_context(unechoed())
+
+            def hush() -> None:
+                live.stop()
+                echo_off.close()
+
+            turn = runner.run(session.ask(text, tree, hush, say))
+    except KeyboardInterrupt:
+        if not is_terminal():
+            raise
+        live.stop()
+        line = f"stopped after {counted(tree.calls, 'call')}"
+        ERR.print("\n" + line if streamed else line, style="dim", highlight=False)
+        return session.stopped(text)
+    finally:
+        live.stop()
+    if not quiet:
+        _print_turn(session, turn, streamed)
+    return turn
 
 
-def _lines(session: ChatSession) -> Iterator[str]:
-    """What the user types, with editing and the lines of earlier sessions; or what is piped."""
-    if not _at_terminal():
-        yield from (line.rstrip("\n") for line in sys.stdin or () if line.strip())
-        return
-    read = _prompt(session.conversation)
-    while True:
-        try:
-            line = read()
-        except KeyboardInterrupt:
-            continue  # It throws the half-typed line away.
-        except EOFError:
-            return
-        if line.strip():
-            yield line
+def _print_turn(session: ChatSession, turn: Turn, streamed: bool) -> None:
+    if turn.answer is not None and streamed:
+        OUT.print()
+    elif turn.answer is not None:
+        OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
+    elif turn.status == "waiting":
+        run = session.opened.folder.path
+        command = f'reflux reply {turn.trajectory} "{REPLY_FORMS}" --run {run}'
+        OUT.print(f"the question waits for a human: {command}", soft_wrap=True, highlight=False)
+    else:
+        OUT.print(f"no accepted answer ({turn.status}); /why shows its tree")
+    if turn.status == "truncated":
+        OUT.print("the token limit cut this answer: raise --max-tokens", style="yellow")
+    if is_terminal():
+        about = f"{turn.status}, overseer {turn.overseer}, agent {turn.model}"
+        cost = f"{counted(turn.calls, 'call')}, {turn.tokens} tokens"
+        ERR.print(f"{escape(about)}, {cost}", style="dim", highlight=False)
 
 
-def _prompt(conversation: Conversation) -> Callable[[], str]:
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory
+def _run_command(session: ChatSession, line: str) -> RenderableType:
+    """What a line that starts with `/` prints.
 
-    folder = conversation.path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(folder / "typed")),
-        completer=WordCompleter([*COMMANDS, "/quit"], sentence=True),
-        complete_while_typing=False,
-    )
-    return lambda: session.prompt("you> ")
+    Raises:
+        UsageError: the command is unknown, or its argument is invalid.
+    """
+    name, _, argument = line.strip().partition(" ")
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name}; /help lists commands")
+    return COMMANDS[name][0](session, argument.strip())
 
 
-def _list(run: Path, as_json: bool) -> None:
-    kept = listed(run)
-    if as_json:
-        emit(kept)
-        return
-    table = Table()
-    for heading in ("conversation", "turns", "begins"):
-        table.add_column(heading)
-    for one in kept:
-        table.add_row(one["id"], str(one["turns"]), escape(one["begins"]))
-    OUT.print(table if kept else f"no conversation is kept in {run / FOLDER}")
+def _model(session: ChatSession, name: str) -> RenderableType:
+    client = endpoint()
+    if name:
+        if client is None:
+            session.opened.folder.models(name)  # Raises if there is no such student.
+        session.options = replace(session.options, model=name)
+    if client is not None:
+        return plain(f"agent {session.options.model} at {client.base_url}")
+    models = [BASE, *(student.id for student in session.opened.folder.registry.list())]
+    return plain(f"agent {session.options.model}; choose from {', '.join(models)}")
+
+
+def _overseer(session: ChatSession, name: str) -> RenderableType:
+    if name:
+        if name != ALONE:
+            overseer_named(name)
+        session.options = replace(session.options, overseer=name, task="")
+    names = ", ".join([*OVERSEERS, ALONE])
+    return f"overseer {session.options.overseer or session.options.task}; choose from {names}"
+
+
+def _last_tree(session: ChatSession) -> Node:
+    turns = [turn for turn in session.conversation.turns if turn.trajectory]
+    if not turns:
+        raise UsageError("the conversation has no answer yet; ask a question first")
+    turn = turns[-1]
+    session.trajectory = newest(session.opened.store, turn.trajectory)
+    tree = load_tree(session.opened.store, session.trajectory)
+    tree.question = turn.user  # The recorded question repeats the whole conversation.
+    if tree.status in ("running", "stopped"):
+        tree.status = turn.status
+    return tree
+
+
+def _tree(session: ChatSession, _: str) -> RenderableType:
+    return tree_view(_last_tree(session))
+
+
+def _why(session: ChatSession, _: str) -> RenderableType:
+    tree = _last_tree(session)
+    view = tree_view(tree, why=True)
+    view.add(f"[dim]{total_line(tree)}; trajectory {session.trajectory}[/]")
+    return view
+
+
+def _budget(session: ChatSession, limit: str) -> RenderableType:
+    if limit:
+        name, _, value = limit.partition(" ")
+        session.set_cap(name, value.strip())
+    table = _grid()
+    for name in CAPS:
+        table.add_row(name, session.cap(name))
+    turns = session.conversation.turns
+    calls, tokens = sum(turn.calls for turn in turns), sum(turn.tokens for turn in turns)
+    table.add_row("spent here", f"{counted(calls, 'call')}, {tokens:,} tokens")
+    return table
+
+
+def _save(session: ChatSession, file: str) -> RenderableType:
+    if not file:
+        raise UsageError("name the file: /save FILE; a .jsonl file gets a row for TRL")
+    if "\0" in file:
+        raise UsageError(f"{file!r} holds a NUL character; name another file")
+    try:
+        path = Path(file).expanduser()
+    except RuntimeError as error:  # `~name` of an unknown user.
+        raise UsageError(f"{file!r} is no path ({error}); name another file") from error
+    session.conversation.save(path)
+    return plain(f"wrote {file}")
+
+
+def _history(session: ChatSession, _: str) -> RenderableType:
+    table = _grid()
+    for turn in session.conversation.turns:
+        table.add_row("[bold]you[/]", plain(turn.user))
+        answer = f"({turn.status})" if turn.answer is None else turn.answer
+        table.add_row("[bold]reflux[/]", plain(answer))
+    return table if session.conversation.turns else "the conversation is empty"
+
+
+def _help(session: ChatSession, _: str) -> RenderableType:
+    table = _grid()
+    for name, (_command, text) in COMMANDS.items():
+        table.add_row(name, text)
+    table.add_row("/quit", "leave; `reflux chat --resume last` continues")
+    return table
+
+
+def _grid() -> Table:
+    return Table(show_header=False, box=None, pad_edge=False)
+
+
+COMMANDS: Mapping[str, tuple[Callable[[ChatSession, str], RenderableType], str]] = {
+    "/model": (_model, "show the agent; /model NAME changes it"),
+    "/overseer": (_overseer, "show the overseer; /overseer NAME changes it, none switches it off"),
+    "/tree": (_tree, "show the tree of the last answer"),
+    "/why": (_why, "show the tree with votes, checks and cost"),
+    "/budget": (_budget, "show limits and spending; /budget calls 50 sets a limit"),
+    "/history": (_history, "show the conversation"),
+    "/save": (_save, "/save FILE writes the conversation; a .jsonl file gets a row for TRL"),
+    "/help": (_help, "show this list"),
+}

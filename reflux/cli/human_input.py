@@ -4,8 +4,9 @@ import signal
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 from rich.panel import Panel
@@ -80,6 +81,36 @@ def read_line(prompt: str) -> str:
         return input()
     except EOFError:
         return ""
+
+
+def read_lines(prompt: str, history: Path, commands: Sequence[str]) -> Iterator[str]:
+    """Typed lines, with completion of commands and the history of earlier sessions; or piped lines.
+
+    Args:
+        history: file of typed lines; its folder is created.
+    """
+    if not is_terminal():
+        yield from (line.rstrip("\n") for line in sys.stdin or () if line.strip())
+        return
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory
+
+    history.parent.mkdir(parents=True, exist_ok=True)
+    session: PromptSession[str] = PromptSession(
+        history=FileHistory(str(history)),
+        completer=WordCompleter(list(commands), sentence=True),
+        complete_while_typing=False,
+    )
+    while True:
+        try:
+            line = session.prompt(prompt)
+        except KeyboardInterrupt:
+            continue  # Discards the line being typed.
+        except EOFError:
+            return
+        if line.strip():
+            yield line
 
 
 def _piped_line() -> str:

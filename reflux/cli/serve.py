@@ -68,10 +68,9 @@ def serve(
     )
     app = create_app(RunFolder(run), settings)
     with _bound(host, port) as listening:
-        check_exposure(
-            replace(settings, host=listening.getsockname()[0])
-        )  # The address, not the name.
-        url = _url(host, listening.getsockname()[1])
+        address, chosen_port = listening.getsockname()[:2]
+        check_exposure(replace(settings, host=address))  # `host` may be a name.
+        url = _url(host, chosen_port)
         if as_json:
             emit({"url": url, "run": str(run)})
         else:

@@ -83,7 +83,7 @@ def list_traces(
 def _by(row: Mapping[str, Any]) -> str:
     """`amplified, round 1, held_out`; questions outside a run of rounds have no round."""
     if row["split"] == "asked":
-        return "asked"  # The system is a generated id.
+        return "asked"  # Its system is a generated id.
     in_round = f", round {row['round']}" if row["round"] is not None and row["round"] >= 0 else ""
     return f"{row['system']}{in_round}, {row['split']}"
 

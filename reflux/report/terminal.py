@@ -24,9 +24,9 @@ LINES = "\n"
 """What `printable` keeps in a text of several lines."""
 
 
-def printable(text: str, kept: str = "") -> str:
-    """The text with a blank for each unprintable character that is not in `kept`."""
-    return "".join(char if char.isprintable() or char in kept else " " for char in text)
+def printable(text: str, keep: str = "") -> str:
+    """The text with a blank for each unprintable character that is not in `keep`."""
+    return "".join(char if char.isprintable() or char in keep else " " for char in text)
 
 
 def cut_text(text: str, max_chars: int) -> str:

@@ -74,7 +74,7 @@ def _template() -> "Template":
         loader=PackageLoader("reflux.report"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters |= {"shown": _shown, "cost": _cost, "tone": _tone, "reasons": _reasons}
-    return environment.get_template("tree.html.j2")
+    return environment.get_template("tree.html.jinja")
 
 
 def _shown(text: str) -> str:

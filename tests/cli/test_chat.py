@@ -146,7 +146,7 @@ def test_what_is_wrong_with_one_line_does_not_end_the_others(
         "/budget calls 0\none\n/budget calls 9\ntwo\n/quit\nthree\n"
     )
     ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
-    assert "there is no /nothing; /help names the commands" in ended.stderr
+    assert "unknown command /nothing; /help lists commands" in ended.stderr
     assert "tokens must be a number from 0 up, not 'lots'" in ended.stderr
     assert "depth must be a number from 0 to 16, not '17'" in ended.stderr
     assert "max_tokens must be a number from 1 up, not '0'" in ended.stderr
@@ -162,8 +162,8 @@ def test_commands_tell_of_the_last_answer(endpoint: Endpoint, tmp_path: Path) ->
     )
     ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
     assert ended.code == 0, ended.stderr
-    for said in ("one → ONE by m", "X = m", "H = plain", "1 call, 6 tokens"):
-        assert said in ended.stdout
+    for text in ("one → ONE by m", "agent m", "overseer plain", "1 call, 6 tokens"):
+        assert text in ended.stdout
     assert "passed" not in ended.stdout  # No check is configured.
     assert (tmp_path / "said.md").read_text() == "**You**\n\none\n\n**Reflux**\n\nONE\n"
     row = json.loads((tmp_path / "said.jsonl").read_text())
@@ -200,7 +200,7 @@ def test_a_limit_can_be_set_and_lifted(endpoint: Endpoint, tmp_path: Path) -> No
     ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
     assert ended.code == 1  # One of the two had no call.
     lines = [" ".join(line.split()) for line in ended.stdout.splitlines()]
-    assert "no accepted answer (over_budget); /why tells how it came about" in lines
+    assert "no accepted answer (over_budget); /why shows its tree" in lines
     assert lines.index("seconds 60.0") < lines.index(
         "seconds no limit", lines.index("seconds 60.0")
     )
@@ -360,7 +360,7 @@ def test_names_with_markup_are_shown_as_they_are(endpoint: Endpoint, tmp_path: P
     typed = "/model [/x]\none\n/tree\n/why\n/model\n"
     ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
     assert ended.code == 0, ended.stderr
-    assert ended.stdout.count("X = [/x]") == 2
+    assert ended.stdout.count("agent [/x]") == 2
     assert ended.stdout.count("one → ONE by [/x]") == 2
     run = ["--run", str(tmp_path / "run"), "--model", "[/x]"]
     asked = begin(["ask", "two", "--overseer", "plain", *run], env(endpoint)).wait()

@@ -80,7 +80,7 @@ def test_what_is_asked_without_h_cannot_be_asked_again_and_says_so(
     trajectory = chatted(script, run, "none")
     ended = reflux(script, run, "review", trajectory, "--again")
     assert (ended.code, "Traceback" in ended.stderr) == (2, False)
-    assert "X answered alone" in " ".join(ended.stderr.split())
+    assert "the agent answered alone" in " ".join(ended.stderr.split())
     assert told(reflux(script, run, "review", trajectory, "--edit", MINE, "--json"))["outcome"]
 
 

@@ -122,7 +122,7 @@ def test_the_wheel_holds_one_package(environment: Environment) -> None:
     files = [line.partition(",")[0] for line in record.read_text().splitlines()]
     tops = {Path(file).parts[0] for file in files if not file.startswith("..")}
     assert tops == {"reflux", record.parent.name}
-    assert "reflux/report/templates/tree.html.j2" in files
+    assert "reflux/report/templates/tree.html.jinja" in files
 
 
 def test_an_agents_package_of_another_distribution_stays_whole(
