@@ -39,13 +39,16 @@ class AskOptions:
     seed: int = 0
 
     @classmethod
-    def of(cls, context: AmplifyContext) -> "AskOptions":
+    def of(cls, context: AmplifyContext, overseer: str = "") -> "AskOptions":
         """The options of a context that a program has made.
 
         What options cannot name, such as the program's own checker, makes the overseer one of the
         program: nothing else can ask the question the same way.
+
+        Args:
+            overseer: the name by which a command finds the overseer; by default its own name.
         """
-        name = context.overseers[0].name if context.overseers else ""
+        name = overseer or (context.overseers[0].name if context.overseers else "")
         has_own = context.verifiers or context.experts or context.tools or context.grants
         if has_own or not isinstance(context.checker, RuleChecker) or context.checker.rules:
             name += OF_A_PROGRAM
