@@ -173,6 +173,11 @@ class Completion:
     tool_calls: tuple[ToolCall, ...] = ()
 
     @property
+    def truncated(self) -> bool:
+        """True where the token limit ended the reply."""
+        return self.finish_reason == "length"
+
+    @property
     def tokens(self) -> int:
         """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens

@@ -91,8 +91,8 @@ def _judgements(
     for part in range(3 if tree else 0):
         path, told = f"/0.0.{part}", {"question": f"{text}, part {part}", "answer": f"about {part}"}
         detail = json.dumps({**told, "status": "ok", "error": None, "votes": 1, "refused": 0})
-        yield id, path, "leaf", 1, detail, f"{id}{path}:leaf:0.0:x", created
-    kind = "outcome" if tree else "leaf"
+        yield id, path, "direct", 1, detail, f"{id}{path}:direct:0.0:x", created
+    kind = "outcome" if tree else "direct"
     told = {"question": text, "answer": "max_concurrency" if tree else "about 0", "status": status}
     detail = json.dumps({**told, "error": None, "votes": 1, "refused": 0})
     yield id, "", kind, int(status == "ok"), detail, f"{id}:{kind}:0.0:x", created

@@ -30,6 +30,7 @@ from benchmarks.report import Claim, Report
 from benchmarks.tower_student import MOST, TARGET, StudentConfig, climb_with, climb_with_student
 from reflux.agents.types import ChatRequest
 from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.ask import Amplified, Origin, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
@@ -137,7 +138,7 @@ def walked(case: Case) -> dict[str, Any]:
         "seed": case.seed,
         "k": asked.margin,
         "steps": steps,
-        "errors": errors + (found["outcome"]["status"] != "ok"),
+        "errors": errors + (not is_accepted(found["outcome"]["status"])),
         "votes": votes,
         "votes / predicted": round(votes / asked.votes, 4),
         "killed at step": killed_at or None,
@@ -166,7 +167,7 @@ def marked(case: Case, path: Path) -> tuple[int, int, int, int]:
     errors = steps = votes = 0
     due = begun(case)
     connection = sqlite3.connect(path)
-    rows = "SELECT number, wave, asked, answer, calls FROM links ORDER BY number, wave"
+    rows = "SELECT number, batch, asked, answer, calls FROM links ORDER BY number, batch"
     asked = ""
     for number, next_votes, question, answer, calls in connection.execute(rows):
         votes += calls

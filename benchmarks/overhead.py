@@ -321,7 +321,7 @@ async def leaf_price(config: Config) -> list[float]:
             await store.add_call(CallKey(question, path, "overseer"), taken)
             call = asked | reply | {"cached": 0}
             await store.add_call(CallKey(question, path, "answer"), call)
-            await store.add_judgement(question, path, "leaf", True, detail, key="0.0")
+            await store.add_judgement(question, path, "direct", True, detail, key="0.0")
 
     prices: list[float] = []
     width = max(config.widths)

@@ -55,7 +55,7 @@ def fill(path: Path, config: Config) -> list[str]:
         for at in range(8):
             said: dict[str, Any] = {"question": f"part {at}", "answer": "a", "status": "ok"}
             said["tally"] = [["a", 3], ["b", 1]] if draw.random() < 0.05 else [["a", 1]]
-            _judge(connection, id, f"/0.0.{at}", "leaf", True, said | {"error": None})
+            _judge(connection, id, f"/0.0.{at}", "direct", True, said | {"error": None})
         refused = draw.random() < 0.1
         status = "rejected" if refused else "ok"
         root = {"question": f"question {number}", "answer": "a", "status": status, "error": None}

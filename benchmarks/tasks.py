@@ -159,7 +159,7 @@ async def run_concurrently(
             "tools/q": sum(tool.asked for tool in tools.values()) / n,
             "tokens/q": amplified.tokens / n,
             "direct tokens/q": direct.tokens / n,
-            "no answer": n - amplified.statuses.get("ok", 0),
+            "no answer": n - sum(amplified.statuses.get(s, 0) for s in ("ok", "unchecked")),
         }
     )
     report.claims.append(

@@ -23,7 +23,7 @@ from reflux.finetune.export.parity import agreement, peft_answers
 from reflux.finetune.gates import failed_gates, judge
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_every, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.runner import Score, evaluate
@@ -100,11 +100,11 @@ class Stages:
         hard = hardness(self.run.store, number)
         return {
             "questions": len(questions),
-            "accepted": sum(o["status"] == "ok" for o in outcomes),
+            "accepted": sum(is_accepted(o["status"]) for o in outcomes),
             "failed": len(hard.failed),
             "doubtful": len(hard.doubtful),
             "asked_again": len(again),
-            "accepted_again": sum(o["status"] == "ok" for o in outcomes[: len(again)]),
+            "accepted_again": sum(is_accepted(o["status"]) for o in outcomes[: len(again)]),
             "calls": sum(o["spent"]["calls"] for o in outcomes),
             "cached": sum(o["spent"]["cached"] for o in outcomes),
             "tokens": sum(o["spent"]["tokens"] for o in outcomes),

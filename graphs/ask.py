@@ -29,7 +29,7 @@ from reflux.graphs.amplify.interrupts import (
     with_spend_limit,
 )
 from reflux.graphs.amplify.self_consistency import answer_directly
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, exchange_error
 from reflux.graphs.ask_options import AskOptions, save_options
 from reflux.graphs.evals.task import Task
 from reflux.graphs.garbage_collection import rare_collections
@@ -267,8 +267,8 @@ async def _answered(system: System, question: str, origin: Origin) -> Answered:
 
 def _answer_of(store: TraceStore, question_id: str, progress: RunProgress, after: int) -> Answered:
     outcome = progress.outcome
-    has_ended = outcome is not None and outcome["status"] != "ok"
-    failure = find_failure(store, question_id, after) if has_ended else None
+    is_unusable = outcome is not None and exchange_error(outcome) is not None
+    failure = find_failure(store, question_id, after) if is_unusable else None
     return Answered(question_id, outcome, progress.pending, failure)
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reflux.agents.errors import UsageError
-from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.traces.revisions import first_of
 from reflux.graphs.traces.store import TraceStore
@@ -50,7 +49,7 @@ class AskOptions:
         """
         name = overseer or (context.overseers[0].name if context.overseers else "")
         has_own = context.verifiers or context.experts or context.tools or context.grants
-        if has_own or not isinstance(context.checker, RuleChecker) or context.checker.rules:
+        if has_own or context.has_rules:
             name += OF_A_PROGRAM
         max_tokens = context.max_tokens if isinstance(context.max_tokens, int) else None
         return cls(

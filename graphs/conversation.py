@@ -10,7 +10,7 @@ from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.redaction import redact
 from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.amplify.context import silent
-from reflux.graphs.amplify.state import Status
+from reflux.graphs.amplify.state import Status, accepted_status, is_accepted
 from reflux.graphs.ask import Origin, recorded
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.traces.events import Event, answered
@@ -64,8 +64,8 @@ async def answer_chat(
     async def judge(answer: str | None, status: Status, error: str | None) -> None:
         detail: dict[str, Any] = {"question": text, "answer": answer, "status": status}
         detail |= {"error": error, "votes": len(requests)}
-        ok = status == "ok"
-        await recorded_client.store.add_judgement(question_id, "", "leaf", ok, detail, key="0.0")
+        ok = is_accepted(status)
+        await recorded_client.store.add_judgement(question_id, "", "direct", ok, detail, key="0.0")
         emit(answered("", True, detail))
 
     async with recorded(recorded_client.store, text, origin, options):
@@ -75,8 +75,9 @@ async def answer_chat(
             except EndpointError as error:
                 await judge(None, "failed", str(error))
                 raise
-            await judge(replies[0].text, "ok", None)
-            span.ended("ok")
+            status = accepted_status(has_check=False, truncated=replies[0].truncated)
+            await judge(replies[0].text, status, None)
+            span.ended(status)
     return replies
 
 

@@ -26,7 +26,7 @@ from reflux.graphs.amplify.recompute import (
     root_answer,
     text_of,
 )
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.amplify.steps import digest_of
 from reflux.graphs.ask import Amplified, Direct, System, go_on, task_context
 from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, options_of
@@ -79,7 +79,7 @@ def approvable(item: Item) -> str | None:
     """
     if item.answer is None:
         raise UsageError("there is no answer to approve: put one in with an edit")
-    return item.answer if item.status != "ok" else None
+    return None if is_accepted(item.status) else item.answer
 
 
 def check_not_empty(answer: str) -> None:

@@ -4,7 +4,7 @@ answers one as well as the amplified system would (ADaPT, arXiv 2311.05772, deco
 Two looks, the cheap one first. Past questions that are alike in wording tell without any call,
 where they are many and clear. Otherwise X's own direct answer is asked for, one call, and a
 logistic regression on its least certain token and on the like questions' past decides. A direct
-answer that is taken costs no further call: asked again by the leaf, it comes from the cache.
+answer that is taken costs no further call: the direct answer takes it from the cache.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -249,7 +249,7 @@ class Routed:
     inner: AnyOverseer
     router: Router
     probe: Callable[[str], ChatRequest]
-    """X's first direct call on a question, as the leaf makes it
+    """X's first direct call on a question, as a direct answer makes it
     (`reflux.graphs.amplify.sampling.first_request`)."""
 
     @property

@@ -16,7 +16,7 @@ WHERE q.round = ? AND q.system = 'amplified' AND q.split = 'train' AND {NEWEST} 
 """  # noqa: S608 - the part is a constant of ours
 DOUBTS = f"""
 SELECT j.question, j.detail FROM judgements j JOIN questions q ON q.id = j.question
-WHERE j.kind = 'leaf' AND q.round = ? AND q.system = 'amplified' AND q.split = 'train'
+WHERE j.kind = 'direct' AND q.round = ? AND q.system = 'amplified' AND q.split = 'train'
   AND {NEWEST}
 """  # noqa: S608
 

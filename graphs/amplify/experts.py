@@ -1,7 +1,7 @@
-"""Experts: several models, adapters or personas on one question, and one answer of theirs.
+"""Experts: several models, adapters or personas answer one question; a combiner makes one answer.
 
-Implements the seed's 8.4.1 (aggregation). Every expert's answer is recorded, and how far they
-disagree: what they share no vote can mend.
+Implements the seed's 8.4.1 (aggregation). The record holds every expert's answer and their
+disagreement, because a vote cannot correct errors that experts share.
 """
 
 import json
@@ -16,26 +16,26 @@ from reflux.graphs.traces.store import TraceStore
 
 @dataclass(frozen=True)
 class Expert:
-    """Who answers in place of a plain copy of X."""
+    """A model or persona that answers in place of a plain copy of the agent."""
 
     name: str
     model: str = ""
-    """The endpoint's name of its model or adapter; X where empty."""
+    """The endpoint's name of its model or adapter; the agent where empty."""
     system: str = ""
     """Its persona, as the system message; the context's where empty."""
     weight: float = 1.0
-    """Of its vote, where votes are weighted."""
+    """Weight of its vote, where votes are weighted."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What one expert answered."""
+class ExpertAnswer:
+    """One expert's answer."""
 
     expert: Expert
     text: str
     """Normalised."""
     ok: bool
-    """False where the check refused it: it has no vote."""
+    """False where the check refused it; it has no vote then."""
 
 
 class Asker(Protocol):
@@ -47,20 +47,24 @@ class Asker(Protocol):
 class Combiner(Protocol):
     """Makes one answer of several."""
 
-    async def combine(self, question: str, said: Sequence[Said], ask: Asker) -> str | None:
-        """The answer, or None where nobody's passed the check."""
+    async def combine(
+        self, question: str, answers: Sequence[ExpertAnswer], ask: Asker
+    ) -> str | None:
+        """The answer, or None where no answer passed the check."""
         ...
 
 
 @dataclass(frozen=True)
 class Vote:
-    """The most frequent answer, or the heaviest by the experts' weights; among equals the first."""
+    """The most frequent answer, or the heaviest by the experts' weights; the first among equals."""
 
     weighted: bool = False
 
-    async def combine(self, question: str, said: Sequence[Said], ask: Asker) -> str | None:
+    async def combine(
+        self, question: str, answers: Sequence[ExpertAnswer], ask: Asker
+    ) -> str | None:
         """Count; no model is asked."""
-        totals = weigh(said, self.weighted)
+        totals = weigh(answers, self.weighted)
         return max(totals, key=lambda text: totals[text]) if totals else None
 
 
@@ -77,51 +81,53 @@ Consensus:"""
 
 @dataclass(frozen=True)
 class Consensus:
-    """A model finds what free-form answers agree on (universal self-consistency, 2311.17311).
+    """A model finds what free-form answers agree on (universal self-consistency, arXiv 2311.17311).
 
-    Where all say the same, nobody is asked.
+    Equal answers need no call.
     """
 
     model: str = ""
-    """X where empty."""
+    """The agent where empty."""
     max_tokens: int = 256
 
-    async def combine(self, question: str, said: Sequence[Said], ask: Asker) -> str | None:
+    async def combine(
+        self, question: str, answers: Sequence[ExpertAnswer], ask: Asker
+    ) -> str | None:
         """Ask the model once, greedily."""
-        texts = [one.text for one in said if one.ok]
+        texts = [one.text for one in answers if one.ok]
         if len(set(texts)) < 2:
             return texts[0] if texts else None
-        answers = "\n\n".join(f"Expert {i}: {text}" for i, text in enumerate(texts, start=1))
-        prompt = CONSENSUS.format(question=question, answers=answers)
+        listed = "\n\n".join(f"Expert {i}: {text}" for i, text in enumerate(texts, start=1))
+        prompt = CONSENSUS.format(question=question, answers=listed)
         request = ChatRequest(
             self.model, (("system", ""), ("user", prompt)), Sampling(max_tokens=self.max_tokens)
         )
         return (await ask(request)).text.strip() or None
 
 
-def weigh(said: Sequence[Said], weighted: bool = False) -> dict[str, float]:
+def weigh(answers: Sequence[ExpertAnswer], weighted: bool = False) -> dict[str, float]:
     """Weight of each answer that passed the check, in order of appearance."""
     totals: dict[str, float] = {}
-    for one in said:
+    for one in answers:
         if one.ok:
             totals[one.text] = totals.get(one.text, 0.0) + (one.expert.weight if weighted else 1.0)
     return totals
 
 
-def disagreement(said: Sequence[Said]) -> float:
-    """Share of the votes that are not for the most frequent answer, 0 to 1; refused ones differ
-    from all."""
-    if not said:
+def disagreement(answers: Sequence[ExpertAnswer]) -> float:
+    """Share of the answers that differ from the most frequent one, 0 to 1; refused ones differ from
+    all."""
+    if not answers:
         return 0.0
-    max_votes = max(weigh(said).values(), default=0.0)
-    return 1.0 - max_votes / len(said)
+    agreeing = max(weigh(answers).values(), default=0.0)
+    return 1.0 - agreeing / len(answers)
 
 
 PAST_PANELS = (
     "SELECT j.detail FROM judgements j JOIN questions q ON q.id = j.question"
     " WHERE j.kind='panel' AND q.revises IS NULL ORDER BY j.id"
 )
-"""A revision's panels are those of the trajectory that it revises."""
+"""Excludes revisions, whose panels repeat those of the trajectory that they revise."""
 
 
 def past_answers(store: TraceStore) -> Iterator[tuple[str, Mapping[str, str], str | None]]:
@@ -134,12 +140,12 @@ def past_answers(store: TraceStore) -> Iterator[tuple[str, Mapping[str, str], st
 def learned_weights(
     past: Iterable[tuple[Mapping[str, str], str]], prior: float = 1.0
 ) -> dict[str, float]:
-    """Weights by past accuracy: the log-odds that an expert is right, the optimal weights of
-    independent voters (Nitzan and Paroush 1982); never below zero.
+    """Weights by past accuracy: the log-odds that an expert is right, at least zero. They are the
+    optimal weights of independent voters (Nitzan and Paroush 1982).
 
     Args:
         past: (answers by expert, the right or accepted answer) of earlier questions.
-        prior: right and wrong answers that each expert is granted from the start.
+        prior: right and wrong answers that each expert starts with.
     """
     right: dict[str, float] = {}
     asked: dict[str, float] = {}

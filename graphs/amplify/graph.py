@@ -3,13 +3,13 @@
     START → screen → oversee ──Ask── Send×n ─► subtask ─► aggregate ──┐
                       │   ▲ ◄─────────────────────────────────────────┘
                       │   └────── retry: other seed, other decomposition ◄──┐
-                      ├─Defer─► interrupt: a person ─► oversee              │
+                      ├─Defer─► interrupt: a human ─► oversee               │
                       └─Answer─────────────────────► check ──fails──────────┘
                                                        └─accepted─► record → END
 
 Implements the seed's 8.4.1 (task decomposition, error checking) and Christiano et al. 2018,
-section 2. A sub-question runs this graph one level deeper only where H decomposes it further.
-Failures are values: a failed subtask returns an error record and its siblings go on.
+section 2. A sub-question runs this graph one level deeper only where the overseer decomposes
+it further. Failures are values: a failed subtask returns an error record and its siblings go on.
 """
 
 # pyright: reportMissingTypeStubs=false
@@ -37,6 +37,7 @@ from reflux.graphs.amplify.state import (
     SubResult,
     SubTask,
     failed_outcome,
+    is_accepted,
     left_of,
     plus,
 )
@@ -47,7 +48,7 @@ from reflux.graphs.traces.revisions import Override
 
 Ran = Runtime[AmplifyContext]
 Update = dict[str, Any]
-DEFERRED_AGAIN = "a person deferred the question again"
+DEFERRED_AGAIN = "a human deferred the question again"
 
 
 def _context(runtime: Ran) -> AmplifyContext:
@@ -93,6 +94,7 @@ def _fresh(
         "batch": [],
         "results": [],
         "proposal": None,
+        "truncated": False,
         "error": None,
         "proposals": [],
         "passed": [],
@@ -101,7 +103,7 @@ def _fresh(
 
 
 def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
-    """Why a question is refused before anything is asked; None where it is not."""
+    """Why the question must not be asked; None where it may be."""
     question = state["question"]
     if (reason := unaskable(question, context.limits.question_chars)) is not None:
         return reason
@@ -111,7 +113,7 @@ def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
 
 
 def check_askable(question: str, context: AmplifyContext) -> None:
-    """Refuse a root question before anything of it is asked or recorded.
+    """Validate a root question before anything is asked or recorded.
 
     Raises:
         UsageError: it cannot be asked, or nothing could answer it in this context.
@@ -121,19 +123,19 @@ def check_askable(question: str, context: AmplifyContext) -> None:
 
 
 async def screen(state: AmplifyState, runtime: Ran) -> Update:
-    """Refuse what must not be asked, as a failed outcome."""
+    """End a question that must not be asked with a failed outcome."""
     if (reason := screened(state, runtime.context)) is None:
         return {}
     return {"outcome": failed_outcome(reason)}
 
 
 async def oversee(state: AmplifyState, runtime: Ran) -> Update:
-    """Let H take its next step."""
+    """Let the overseer take its next step."""
     context = _context(runtime)
     if state["step"] >= context.limits.steps:
         return {"error": f"no answer after {context.limits.steps} steps"}
-    given = state["first_step"]
-    taken = Taken(step_from_json(given)) if given else await take_step(state, context)
+    first = state["first_step"]
+    taken = Taken(step_from_json(first)) if first else await take_step(state, context)
     spent = plus(state["spent"], taken.spent)
     if taken.step is None:
         return {"error": taken.error, "spent": spent}
@@ -145,31 +147,31 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
         return {**advance, "error": DEFERRED_AGAIN}
     state = {**state, "spent": spent}
     if state["depth"] >= context.limits.depth:
-        return {**advance, **await leave_to_x(state, context)}
+        return {**advance, **await leave_to_agent(state, context)}
     if isinstance(step, Chain):
         return {**advance, **await _chained(state, context, step)}
     if not step.subquestions:
-        return {**advance, **await leave_to_x(state, context)}
+        return {**advance, **await leave_to_agent(state, context)}
     return {**advance, **ask_batch(state, context, step)}
 
 
 async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -> Update:
-    """A chain is walked within this node; its end is H's answer."""
+    """Walk a chain within this graph node; its end is the overseer's answer."""
     number = tried(state, context)
-    place = NodeRef(state["question"], state["question_id"], state["path"], state["step"], number)
+    node = NodeRef(state["question"], state["question_id"], state["path"], state["step"], number)
     overseer = overseer_of(state, context)
-    walked = await walk_chain(context, place, overseer, chain, left_of(state))
-    outcome, spent = walked.outcome, plus(state["spent"], walked.outcome["spent"])
+    result = await walk_chain(context, node, overseer, chain, left_of(state))
+    outcome, spent = result.outcome, plus(state["spent"], result.outcome["spent"])
     return {
-        "proposal": outcome["answer"] if outcome["status"] == "ok" else None,
+        "proposal": outcome["answer"] if is_accepted(outcome["status"]) else None,
         "error": outcome["error"],
         "spent": spent,
-        "outcome": {**outcome, "spent": spent} if walked.broke_off else None,
+        "outcome": {**outcome, "spent": spent} if result.interrupted else None,
     }
 
 
-async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
-    """X answers the question undivided."""
+async def leave_to_agent(state: AmplifyState, context: AmplifyContext) -> Update:
+    """Let the agent answer the question undivided."""
     left = left_of(state)
     outcome = await answer_directly(
         context,
@@ -183,13 +185,14 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
     )
     return {
         "proposal": outcome["answer"],
+        "truncated": outcome["status"] == "truncated",
         "error": outcome["error"],
         "spent": plus(state["spent"], outcome["spent"]),
     }
 
 
 async def subtask(task: SubTask, runtime: Ran) -> Update:
-    """One copy's work on one sub-question: H's primitive, X's answer, or a level deeper."""
+    """Answer one sub-question: as a primitive, by the agent, or one level deeper."""
     spans, model = runtime.context.recorded_client.spans, runtime.context.model
     async with runtime.context.concurrency.at(task["depth"]):
         context = _context(runtime)
@@ -216,9 +219,9 @@ async def subtask(task: SubTask, runtime: Ran) -> Update:
 
 
 async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) -> Outcome:
-    word = context.override(state["path"], state["question"])
-    if word is not None and word.answer is not None:
-        return await _overridden(state, context, word.answer, word)
+    override = context.override(state["path"], state["question"])
+    if override is not None and override.answer is not None:
+        return await _overridden(state, context, override.answer, override)
     reason = task["blocked"] or screened(state, context)
     if reason is not None:
         return await _refuse(state, context, reason)
@@ -230,7 +233,7 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         return await _refuse(state, context, taken.error or "no step", spent)
     if isinstance(step, Answer):
         answer = context.normalise(step.text)
-        return {"answer": answer, "status": "ok", "error": None, "spent": spent}
+        return {"answer": answer, "status": "unchecked", "error": None, "spent": spent}
     if isinstance(step, Defer):
         return await _refuse(state, context, DEFERRED_AGAIN, spent)
     divided = isinstance(step, Chain) or bool(step.subquestions)
@@ -243,7 +246,7 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
 
 
 async def _answered(task: SubTask, context: AmplifyContext, spent: Spent) -> Outcome:
-    """Whoever is to answer answers, with what H has left of the share."""
+    """Answer directly, with what the overseer left of the sub-question's share."""
     outcome = await answer_directly(
         context,
         question=task["text"],
@@ -258,10 +261,10 @@ async def _answered(task: SubTask, context: AmplifyContext, spent: Spent) -> Out
 
 
 async def _overridden(
-    state: AmplifyState, context: AmplifyContext, answer: str, word: Override
+    state: AmplifyState, context: AmplifyContext, answer: str, override: Override
 ) -> Outcome:
-    """A sub-question whose answer is a person's; what it had cost stays charged."""
-    spent: Spent = {"calls": word.calls, "cached": word.calls, "tokens": word.tokens}
+    """A sub-question that a human answered; what it cost before stays charged."""
+    spent: Spent = {"calls": override.calls, "cached": override.calls, "tokens": override.tokens}
     outcome: Outcome = {
         "answer": context.normalise(answer),
         "status": "ok",
@@ -275,14 +278,14 @@ async def _overridden(
 async def _refuse(
     state: AmplifyState, context: AmplifyContext, reason: str, spent: Spent = NOTHING_SPENT
 ) -> Outcome:
-    """A sub-question that failed before a copy was asked; it is recorded all the same."""
+    """Record a sub-question that failed before any copy was asked."""
     outcome: Outcome = {**failed_outcome(reason), "spent": spent}
     await _record(state, context, outcome)
     return outcome
 
 
 async def record(state: AmplifyState, runtime: Ran) -> Update:
-    """Write how the question ended."""
+    """Record how the question ended."""
     outcome = state["outcome"]
     if outcome is None:
         raise RefluxError("the graph reached its end without an outcome; please report this")
@@ -297,7 +300,7 @@ async def _record(
         state["question_id"],
         state["path"],
         "outcome",
-        outcome["status"] == "ok",
+        is_accepted(outcome["status"]),
         {"question": state["question"], "attempts": state["attempt"] + 1, **more, **outcome},
         key="0",
     )
@@ -329,5 +332,5 @@ def build_graph() -> StateGraph[AmplifyState, AmplifyContext, AmplifyState, Ampl
 
 @cache
 def _level() -> Any:
-    """The graph of one level; its checkpointer, if there is one, is the caller's."""
+    """The graph of one level; it inherits the caller's checkpointer."""
     return cast(Any, build_graph()).compile()

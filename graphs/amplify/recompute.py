@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from reflux.agents.errors import RefluxError
 from reflux.agents.redaction import redact
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Amplified, System
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.revisions import (
@@ -85,7 +85,7 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
     answer = None if answer is None else redact(answer).strip()
     if _begins(store, latest, path, answer):
         return latest
-    if node.status == "ok" and answer is not None and node.answer == answer:
+    if is_accepted(node.status) and answer is not None and node.answer == answer:
         return None
     earlier = overrides_of(store, latest).get(path)
     again = earlier.again if earlier is not None else 0

@@ -16,8 +16,12 @@ from reflux.graphs.amplify.state import (
     NOTHING_SPENT,
     Outcome,
     Spent,
+    Status,
+    accepted_status,
     best_proposal,
+    exchange_error,
     failed_outcome,
+    is_accepted,
     plus,
 )
 from reflux.graphs.amplify.steps import StepDesk, overseer_at
@@ -45,14 +49,14 @@ async def amplify_reference(
     proposals: list[str] = []
     passed: list[str] = []
     spent = NOTHING_SPENT
-    status = "failed"
+    status: Status = "failed"
     for attempt in range(max(1, limits.attempts)):
         left = budget.minus(spent["calls"], spent["tokens"])
-        proposal, used, direct, transcript, step = await _attempt(
+        proposal, used, direct, transcript, step, truncated = await _attempt(
             context, question, question_id, path, depth, ancestors, left, retries, attempt,
         )  # fmt: skip
         spent, unexamined = plus(spent, used), False
-        if direct is not None:  # A leaf below the root is answered once, by its own votes.
+        if direct is not None:  # A direct answer below the root is not tried again.
             return {**direct, "spent": spent}
         if proposal is not None:
             key = CallKey(question_id, path, "overseer", step, attempt)
@@ -62,7 +66,8 @@ async def amplify_reference(
             verdict, used = await judged(context, desk, question, proposal, transcript)
             spent = plus(spent, used)
             if verdict.ok and context.checks.confirmed(passed, proposal):
-                return {"answer": proposal, "status": "ok", "error": None, "spent": spent}
+                status = accepted_status(has_check=context.has_check, truncated=truncated)
+                return {"answer": proposal, "status": status, "error": None, "spent": spent}
             (passed if verdict.ok else proposals).append(proposal)
             unexamined = verdict.rule == UNEXAMINED
         if spent["calls"] >= budget.calls or spent["tokens"] >= budget.tokens:
@@ -83,9 +88,9 @@ async def _attempt(
     budget: Budget,
     retries: int,
     attempt: int,
-) -> tuple[str | None, Spent, Outcome | None, list[Exchange], int]:
-    """One try: (proposal or None, spent, the outcome where this is a leaf below the root,
-    transcript, steps taken)."""
+) -> tuple[str | None, Spent, Outcome | None, list[Exchange], int, bool]:
+    """One attempt: (proposal or None, spent, the outcome of a direct answer below the root,
+    transcript, steps taken, whether the token limit cut the proposal)."""
     overseer = overseer_at(context, attempt)
     transcript: list[Exchange] = []
     spent = NOTHING_SPENT
@@ -101,34 +106,47 @@ async def _attempt(
         except Exception:  # noqa: BLE001 - as in the graph, H's failures are values
             spent = plus(spent, desk.spent)
             failure: Outcome = {**failed_outcome("the overseer failed"), "spent": spent}
-            return None, spent, failure if first_below_root else None, transcript, step_number
+            return (
+                None,
+                spent,
+                failure if first_below_root else None,
+                transcript,
+                step_number,
+                False,
+            )
         spent = plus(spent, desk.spent)
         if isinstance(step, Answer):
             text = context.normalise(step.text)
-            ok: Outcome = {"answer": text, "status": "ok", "error": None, "spent": spent}
-            return text, spent, ok if first_below_root else None, transcript, step_number + 1
+            primitive: Outcome = {
+                "answer": text, "status": "unchecked", "error": None, "spent": spent
+            }  # fmt: skip
+            direct = primitive if first_below_root else None
+            return text, spent, direct, transcript, step_number + 1, False
         if isinstance(step, Chain) and may_ask:
-            place = NodeRef(question, question_id, path, step_number + 1, tried)
+            node = NodeRef(question, question_id, path, step_number + 1, tried)
             left = budget.minus(spent["calls"], spent["tokens"])
-            walked = await walk_chain(context, place, overseer, step, left)
+            walked = await walk_chain(context, node, overseer, step, left)
             spent = plus(spent, walked.outcome["spent"])
-            found = walked.outcome["answer"] if walked.outcome["status"] == "ok" else None
-            ended: Outcome | None = {**walked.outcome, "spent": spent} if walked.broke_off else None
-            return found, spent, ended, transcript, step_number + 1
+            answer = walked.outcome["answer"] if is_accepted(walked.outcome["status"]) else None
+            ended: Outcome | None = (
+                {**walked.outcome, "spent": spent} if walked.interrupted else None
+            )
+            return answer, spent, ended, transcript, step_number + 1, False
         asked: tuple[SubQuestion, ...] = getattr(step, "subquestions", ())
         left = budget.minus(spent["calls"], spent["tokens"])
         if not asked or not may_ask:
-            leaf = await answer_directly(
+            reply = await answer_directly(
                 context, question=question, question_id=question_id, path=path,
                 calls=left.calls, tokens=left.tokens, retries=tried,
                 step=0 if first_below_root else step_number,
             )  # fmt: skip
-            spent = plus(spent, leaf["spent"])
-            whole: Outcome = {**leaf, "spent": spent}
+            spent = plus(spent, reply["spent"])
+            whole: Outcome = {**reply, "spent": spent}
             direct = whole if first_below_root else None
-            return leaf["answer"], spent, direct, transcript, step_number + 1
+            truncated = reply["status"] == "truncated"
+            return reply["answer"], spent, direct, transcript, step_number + 1, truncated
         if len(asked) > context.limits.fanout or _needs_later_ones(asked):
-            return None, spent, None, transcript, step_number + 1
+            return None, spent, None, transcript, step_number + 1, False
         outcomes: list[Outcome] = []
         kept = reserve_of(overseer)
         for index, share in enumerate(left.minus(kept.calls, kept.tokens).split(len(asked))):
@@ -143,10 +161,9 @@ async def _attempt(
                 )
             )  # fmt: skip
             outcomes.append(outcome)
-            error = None if outcome["status"] == "ok" else outcome["error"] or outcome["status"]
-            transcript.append(Exchange(text, outcome["answer"], error))
+            transcript.append(Exchange(text, outcome["answer"], exchange_error(outcome)))
         spent = plus(spent, *(o["spent"] for o in outcomes))
-    return None, spent, None, transcript, context.limits.steps
+    return None, spent, None, transcript, context.limits.steps, False
 
 
 def _needs_later_ones(asked: Sequence[SubQuestion]) -> bool:

@@ -1,9 +1,8 @@
-"""One model's reply in as many turns as its tools take (seed 8.4.1, assistants).
+"""One copy's answer to one question, with the tools that it is granted, and its record.
 
-Without tools it is one model call. With tools a model may ask for calls, whose replies it is shown,
-until it answers or its turns end; each of its calls, and each tool's, is a row of the call log.
-
-One copy's answer to one question, with the tools that it was granted, or a tool's to H.
+Without tools an answer is one model call. With tools the model may ask for tool calls, read their
+replies, and go on until it answers or its turns end (seed 8.4.1, assistants). Each model call and
+each tool call is a row of the call log.
 """
 
 import asyncio
@@ -19,15 +18,33 @@ from reflux.agents.tools.protocol import CALL_SECONDS, Tool, ToolReply, guarded,
 from reflux.agents.types import ChatRequest, Completion, Sampling, Turn
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.experts import Expert
-from reflux.graphs.amplify.state import NOTHING_SPENT, Outcome, Spent, Status, plus
+from reflux.graphs.amplify.state import NOTHING_SPENT, Outcome, Spent, Status, is_accepted, plus
 from reflux.graphs.traces.events import answered
 from reflux.graphs.traces.store import CallKey
 from reflux.graphs.voting.voting import Vote
 
+PLAIN = Expert("")
+"""A plain copy of the agent."""
+
+
+@dataclass(frozen=True)
+class NodeRef:
+    """A question that is answered directly, and its node in the tree."""
+
+    question: str
+    question_id: str
+    path: str
+    step: int = 0
+    retries: int = 0
+
+    def key(self, role: str, vote: int = 0) -> CallKey:
+        """The key of a call made for this node."""
+        return CallKey(self.question_id, self.path, role, self.step, self.retries, vote)
+
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said in the end, and what all its turns cost."""
+    """A model's last completion, and the cost of all its turns."""
 
     completion: Completion
     spent: Spent
@@ -40,110 +57,91 @@ async def run_tool_loop(
     request: ChatRequest,
     left: Budget,
 ) -> Reply:
-    """Ask for one reply. `left` is for all its turns; later ones have `~turn` behind their role.
+    """Ask for one reply. `left` pays for all turns; later turns append `~turn` to their role.
 
     Raises:
         EndpointError: a call failed for good.
     """
     if context.limits.tool_turns == 0:
         tools = ()
-    reply, spent = await _ask(context, key, _with(request, tools))
+    reply, spent = await _ask(context, key, request, tools)
     for turn in range(1, context.limits.tool_turns + 1):
         left = left.minus(1, reply.tokens)
         if not tools or not reply.tool_calls or left.empty:
             break
-        said = await _called(context, tools, key, turn, reply)
+        added = await _run_calls(context, tools, key, turn, reply)
+        max_tokens = min(request.sampling.max_tokens, left.tokens)
         request = replace(
             request,
-            messages=request.messages + said,
-            sampling=replace(
-                request.sampling, max_tokens=min(request.sampling.max_tokens, left.tokens)
-            ),
+            messages=request.messages + added,
+            sampling=replace(request.sampling, max_tokens=max_tokens),
         )
-        # In its last turn a model is given no tools, so it must answer.
+        # The last turn offers no tools, so the model must answer.
         offered = tools if turn < context.limits.tool_turns else ()
-        reply, cost = await _ask(
-            context, replace(key, role=f"{key.role}~{turn}"), _with(request, offered)
-        )
+        turn_key = replace(key, role=f"{key.role}~{turn}")
+        reply, cost = await _ask(context, turn_key, request, offered)
         spent = plus(spent, cost)
     return Reply(reply, spent)
 
 
-def _with(request: ChatRequest, tools: Sequence[Tool]) -> ChatRequest:
-    """Tools and a schema for the reply exclude one another at many endpoints."""
-    if not tools:
-        return request
-    return replace(request, tools=tuple(tool.spec for tool in tools), schema="")
-
-
 async def _ask(
-    context: AmplifyContext, key: CallKey, request: ChatRequest
+    context: AmplifyContext, key: CallKey, request: ChatRequest, tools: Sequence[Tool]
 ) -> tuple[Completion, Spent]:
+    if tools:  # Many endpoints refuse tools together with a schema.
+        request = replace(request, tools=tuple(tool.spec for tool in tools), schema="")
     reply = await context.recorded_client.ask(key, request)
     context.heard(key, request.model, reply)
     return reply, {"calls": 1, "cached": int(reply.cached), "tokens": reply.tokens}
 
 
-async def _called(
+async def _run_calls(
     context: AmplifyContext, tools: Sequence[Tool], key: CallKey, turn: int, reply: Completion
 ) -> tuple[Turn, ...]:
-    """The turns that a model's wishes add: its own, and each tool's reply."""
-    wishes = reply.tool_calls[: context.limits.fanout]
-    own = [
-        {"id": wish.id, "type": "function"}
-        | {"function": {"name": wish.name, "arguments": wish.arguments}}
-        for wish in wishes
+    """The messages that tool calls add: the model's own, and each tool's reply."""
+    calls = reply.tool_calls[: context.limits.fanout]
+    fields = [
+        {"id": call.id, "type": "function"}
+        | {"function": {"name": call.name, "arguments": call.arguments}}
+        for call in calls
     ]
-    turns: list[Turn] = [("assistant", reply.text, json.dumps({"tool_calls": own}))]
-    for index, wish in enumerate(wishes):
+    turns: list[Turn] = [("assistant", reply.text, json.dumps({"tool_calls": fields}))]
+    for index, call in enumerate(calls):
         context.emit(
-            {"event": "tool", "path": key.path, "tool": wish.name, "arguments": wish.arguments}
+            {"event": "tool", "path": key.path, "tool": call.name, "arguments": call.arguments}
         )
-        place = replace(key, role=f"{key.role}~{turn}.tool{index}")
-        said = await context.recorded_client.tool(
-            place, wish.name, wish.arguments, lambda wish=wish: run_call(tools, wish)
+        tool_reply = await context.recorded_client.tool(
+            replace(key, role=f"{key.role}~{turn}.tool{index}"),
+            call.name,
+            call.arguments,
+            lambda call=call: run_call(tools, call),
         )
-        turns.append(("tool", said.text, json.dumps({"tool_call_id": wish.id})))
+        turns.append(("tool", tool_reply.text, json.dumps({"tool_call_id": call.id})))
     return tuple(turns)
 
 
-PLAIN = Expert("")
-"""A plain copy of X."""
-
-
-@dataclass(frozen=True)
-class NodeRef:
-    """Where in which tree a question is answered directly."""
-
-    question: str
-    question_id: str
-    path: str
-    step: int = 0
-    retries: int = 0
-
-    def key(self, role: str, vote: int = 0) -> CallKey:
-        """The key of a call made here."""
-        return CallKey(self.question_id, self.path, role, self.step, self.retries, vote)
-
-
 async def sample_answer(
-    context: AmplifyContext, place: NodeRef, number: int, left: Budget, expert: Expert = PLAIN
+    context: AmplifyContext, node: NodeRef, number: int, left: Budget, expert: Expert = PLAIN
 ) -> Reply:
-    """Have one copy answer. `number` is its vote, and 0 is greedy; `left` is for all its turns.
+    """Ask one copy. `number` is its vote, and 0 is greedy; `left` pays for all its turns.
 
     Raises:
         EndpointError: a call failed for good.
     """
     role = f"answer:{expert.name}" if expert.name else "answer"
-    request = _request(context, place.question, number, left.tokens, expert)
+    request = _request(context, node.question, number, left.tokens, expert)
     tools = context.grants.get("answer", ())
-    return await run_tool_loop(context, tools, place.key(role, number), request, left)
+    return await run_tool_loop(context, tools, node.key(role, number), request, left)
 
 
 def first_request(context: AmplifyContext, question: str) -> ChatRequest:
-    """The first call that a plain copy makes on a question, where its budget does not pinch."""
-    request = _request(context, question, 0, context.limits.tokens, PLAIN)
+    """The first call that a plain copy makes on a question with an unspent budget."""
+    request = chain_link_request(context, question, 0)
     return replace(request, tools=tuple(tool.spec for tool in context.grants.get("answer", ())))
+
+
+def chain_link_request(context: AmplifyContext, question: str, number: int) -> ChatRequest:
+    """The call of vote `number` on a link of a chain, where copies have no tools."""
+    return _request(context, question, number, context.limits.tokens, PLAIN)
 
 
 def _request(
@@ -158,111 +156,110 @@ def _request(
         stop=context.stop,
     )
     wordings = context.wordings(question) or (question,)
-    asked = variant.wording.replace("{question}", wordings[number % len(wordings)])
-    prompt = context.prompt(asked, expert.system or variant.system)
+    wording = variant.wording.replace("{question}", wordings[number % len(wordings)])
+    prompt = context.prompt(wording, expert.system or variant.system)
     model = expert.model or variant.model or context.model
     return ChatRequest(model, prompt, sampling, vote=number)
 
 
-def chain_link_request(context: AmplifyContext, question: str, number: int) -> ChatRequest:
-    """The call of vote `number` on a link of a chain; copies on a chain have no tools."""
-    return _request(context, question, number, context.limits.tokens, PLAIN)
-
-
 def vote_of(context: AmplifyContext, question: str, number: int, reply: Completion) -> Vote:
-    """A copy's reply as a vote, which flags and check may refuse."""
+    """A copy's reply as a vote, which red flags and the check may refuse."""
     text = context.normalise(reply.text)
     weight = context.votes.variant(number).weight
-    if not text:  # Of tools, its turns or its budget may have ended before it said anything.
-        return Vote(text, False, reply.min_logprob, weight, "unanswered")
-    if flag := context.flags.of(reply):
-        return Vote(text, False, reply.min_logprob, weight, flag)
-    verdict = context.checker.check(question, text)
-    return Vote(text, verdict.ok, reply.min_logprob, weight, verdict.rule)
+    if not text:  # Its tool turns or its budget may end before it says anything.
+        ok, flag = False, "unanswered"
+    elif flag := context.flags.of(reply):
+        ok = False
+    else:
+        verdict = context.checker.check(question, text)
+        ok, flag = verdict.ok, verdict.rule
+    return Vote(text, ok, reply.min_logprob, weight, flag, reply.truncated)
 
 
 T = TypeVar("T")
 
 
 async def run_concurrently(
-    asked: Sequence[Coroutine[Any, Any, T]],
+    calls: Sequence[Coroutine[Any, Any, T]],
 ) -> tuple[dict[int, T], EndpointError | None]:
-    """What came of several calls, by position, and the first failure; the others go on beside it.
+    """Results by position, and the first failure, which does not stop the other calls.
 
     Raises:
         Exception: anything but an `EndpointError` that one of them raises.
     """
-    if len(asked) == 1:  # Most waves are: no task is made for it.
+    if len(calls) == 1:  # The usual batch; it needs no task.
         try:
-            return {0: await asked[0]}, None
+            return {0: await calls[0]}, None
         except EndpointError as failure:
             return {}, failure
-    came = await asyncio.gather(*asked, return_exceptions=True)
+    results = await asyncio.gather(*calls, return_exceptions=True)
     replies: dict[int, T] = {}
     failure: EndpointError | None = None
-    for at, reply in enumerate(came):
-        if isinstance(reply, EndpointError):
-            failure = failure or reply
-        elif isinstance(reply, BaseException):
-            raise reply
+    for index, result in enumerate(results):
+        if isinstance(result, EndpointError):
+            failure = failure or result
+        elif isinstance(result, BaseException):
+            raise result
         else:
-            replies[at] = reply
+            replies[index] = result
     return replies, failure
 
 
-async def answer_by_tool(context: AmplifyContext, place: NodeRef, name: str) -> Outcome:
-    """H's sub-question to a tool, `to="tool:NAME"`: its reply is the answer, a refusal a failure.
+async def answer_by_tool(context: AmplifyContext, node: NodeRef, name: str) -> Outcome:
+    """Answer `to="tool:NAME"`: the tool's reply is the answer, a refusal is a failure.
 
     It costs no model call.
     """
     tool = context.tools.get(name)
-    asked = place.question
-    context.emit({"event": "tool", "path": place.path, "tool": name, "arguments": asked})
+    context.emit({"event": "tool", "path": node.path, "tool": name, "arguments": node.question})
     if tool is None:
-        there = ", ".join(sorted(context.tools)) or "no tool"
-        said = ToolReply(
-            f"H asked the tool {name!r}, which it was not given; it has {there}", False
+        names = ", ".join(sorted(context.tools)) or "no tool"
+        reply = ToolReply(
+            f"the overseer asked the tool {name!r}, which it was not given; it has {names}", False
         )
     else:
-        work = partial(guarded_answer, tool, asked)
-        said = await context.recorded_client.tool(place.key("tool"), name, asked, work)
-    answer = context.normalise(said.text) if said.ok else None
-    status: Status = "ok" if said.ok else "failed"
-    error = None if said.ok else said.text
-    outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": NOTHING_SPENT}
-    await record_answer(context, place, outcome, {"votes": 0})
+        work = partial(guarded_answer, tool, node.question)
+        reply = await context.recorded_client.tool(node.key("tool"), name, node.question, work)
+    status: Status = "unchecked" if reply.ok else "failed"
+    outcome: Outcome = {
+        "answer": context.normalise(reply.text) if reply.ok else None,
+        "status": status,
+        "error": None if reply.ok else reply.text,
+        "spent": NOTHING_SPENT,
+    }
+    await record_answer(context, node, outcome, {"votes": 0})
     return outcome
+
+
+async def guarded_answer(tool: Tool, question: str) -> ToolReply:
+    """A tool's answer to the overseer, within the limits of every tool call."""
+    return await guarded(tool.answer(question), CALL_SECONDS)
 
 
 async def record_answer(
     context: AmplifyContext,
-    place: NodeRef,
+    node: NodeRef,
     outcome: Outcome,
     more: Mapping[str, Any],
-    kinds: Sequence[str] = ("leaf",),
+    kinds: Sequence[str] = ("direct",),
 ) -> None:
-    """Judge a question that was answered without H, and tell the listeners."""
+    """Record a question that was answered without the overseer, and emit the event."""
     detail: dict[str, Any] = {
-        "question": place.question,
+        "question": node.question,
         "answer": outcome["answer"],
         "status": outcome["status"],
         "error": outcome["error"],
         **more,
     }
-    ok, key = outcome["status"] == "ok", f"{place.step}.{place.retries}"
+    ok, key = is_accepted(outcome["status"]), f"{node.step}.{node.retries}"
     for kind in kinds:
         await context.recorded_client.store.add_judgement(
-            place.question_id, place.path, kind, ok, detail, key=key
+            node.question_id, node.path, kind, ok, detail, key=key
         )
-    context.emit(answered(place.path, True, detail))
+    context.emit(answered(node.path, True, detail))
 
 
-def node_of_key(key: str) -> tuple[int, int]:
-    """The step and the try of a leaf, out of the key of its judgement; see `record_answer`."""
-    step, tried = key.rsplit(":", 2)[1].split(".")
-    return int(step), int(tried)
-
-
-async def guarded_answer(tool: Tool, question: str) -> ToolReply:
-    """A tool's answer to H, within the limits of every call."""
-    return await guarded(tool.answer(question), CALL_SECONDS)
+def step_and_retries(key: str) -> tuple[int, int]:
+    """A direct answer's step and retries, from the key of its judgement; see `record_answer`."""
+    step, retries = key.rsplit(":", 2)[1].split(".")
+    return int(step), int(retries)

@@ -1,14 +1,38 @@
-"""The state of one question in the amplification graph, and how it ends: plain JSON types, so any
-checkpointer can keep it."""
+"""The state of one question in the amplification graph, and how it ends.
+
+Everything is of plain JSON types, so any checkpointer can store it.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
 from reflux.agents.budget import Budget
 
-Status = Literal["ok", "rejected", "over_budget", "failed"]
-"""`ok`: accepted. `rejected`: answered, but no attempt passed the check. `over_budget`: the calls
-or tokens ended first. `failed`: no answer. All but `failed` carry the best answer so far."""
+Status = Literal["ok", "unchecked", "truncated", "rejected", "failed", "over_budget", "stopped"]
+"""What is known of an answer. All but `failed` and `stopped` carry the best answer so far.
+
+| status | meaning |
+|---|---|
+| `ok` | a rule, a verifier or a human tested the answer and accepted it |
+| `unchecked` | no check is configured, so nothing tested the answer |
+| `truncated` | the token limit cut the answer, and no complete vote gave the same one |
+| `rejected` | no attempt passed the check |
+| `failed` | there is no answer |
+| `over_budget` | calls, tokens, seconds or money ran out first |
+| `stopped` | the user stopped the question; only the record says so, no outcome does |
+"""
+
+
+def is_accepted(status: str) -> bool:
+    """True where no check refused the answer, and the answer is complete and final."""
+    return status in ("ok", "unchecked")
+
+
+def accepted_status(*, has_check: bool, truncated: bool = False) -> Status:
+    """The status of an answer that no check refused."""
+    if truncated:
+        return "truncated"
+    return "ok" if has_check else "unchecked"
 
 
 class Spent(TypedDict):
@@ -45,6 +69,13 @@ def failed_outcome(reason: str) -> Outcome:
     return {"answer": None, "status": "failed", "error": reason, "spent": NOTHING_SPENT}
 
 
+def exchange_error(outcome: Outcome) -> str | None:
+    """What the overseer's transcript says is wrong with a sub-answer; None for one it may use."""
+    if is_accepted(outcome["status"]) or outcome["status"] == "truncated":
+        return None
+    return outcome["error"] or outcome["status"]
+
+
 class SubResult(TypedDict):
     """How one sub-question of a batch ended."""
 
@@ -66,13 +97,13 @@ class SubTask(TypedDict):
     calls: int
     tokens: int
     to: str
-    """Who is to answer; see `SubQuestion.to`."""
+    """Who answers; see `SubQuestion.to`."""
     blocked: str | None
-    """Why it cannot be asked: a sub-question that it needs has failed."""
+    """Why it cannot be asked: a sub-question that it needs failed."""
 
 
 def collect(old: list[SubResult], new: list[SubResult] | None) -> list[SubResult]:
-    """Reducer of a batch's results: they add up until None clears them."""
+    """Reducer of a batch's results: adds `new`; None clears them."""
     return [] if new is None else old + new
 
 
@@ -81,36 +112,38 @@ class AmplifyState(TypedDict):
 
     question: str
     question_id: str
-    """Id of the root, which all of the tree's calls carry."""
+    """Id of the root question; all calls of the tree carry it."""
     path: str
     depth: int
     ancestors: list[str]
-    """Questions from the root down, without this one."""
+    """Questions from the root to the parent."""
     calls: int
-    """Budget of this question, whole."""
+    """Model calls that this question may make in total."""
     tokens: int
     spent: Spent
     retries: int
-    """Retries of the levels above: they move every vote below to fresh seeds."""
+    """Retries of the levels above; they give every vote below other seeds."""
     attempt: int
     step: int
     transcript: list[dict[str, Any]]
     first_step: dict[str, Any] | None
-    """H's first step where the level above has taken it already."""
+    """The overseer's first step, where the level above took it already."""
     batch: list[dict[str, Any]]
-    """Sub-questions asked and not yet aggregated: text, needs, calls, tokens, retries."""
+    """Sub-questions not yet aggregated: text, needs, to, calls, tokens, retries."""
     results: Annotated[list[SubResult], collect]
     proposal: str | None
+    truncated: bool
+    """The token limit cut the proposal."""
     error: str | None
     proposals: list[str]
-    """Answers that failed the check, one for each attempt."""
+    """Answers that failed the check, one per attempt."""
     passed: list[str]
-    """Answers that passed it, where more attempts have to agree."""
+    """Answers that passed it, where several attempts must agree."""
     outcome: Outcome | None
 
 
 def left_of(state: AmplifyState) -> Budget:
-    """What a question may still spend."""
+    """The budget that a question has left."""
     spent = state["spent"]
     return Budget(state["calls"], state["tokens"]).minus(spent["calls"], spent["tokens"])
 

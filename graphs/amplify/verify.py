@@ -1,5 +1,5 @@
-"""The check of an answer: the rules first, because they are free, then the examiners in order, then
-the answers that passed before, where more than one attempt has to agree."""
+"""The check of an answer: first the free rules, then the verifiers in order, then agreement with
+earlier attempts where several must agree."""
 
 # pyright: reportMissingTypeStubs=false
 
@@ -17,6 +17,7 @@ from reflux.graphs.amplify.state import (
     AmplifyState,
     Spent,
     Status,
+    accepted_status,
     best_proposal,
     left_of,
     plus,
@@ -25,9 +26,9 @@ from reflux.graphs.amplify.steps import StepDesk, tried
 from reflux.graphs.traces.store import CallKey
 
 UNCONFIRMED = "unconfirmed"
-"""The rule that an answer breaks which passed, and on which too few attempts agree."""
+"""The rule that an answer breaks on which too few attempts agree."""
 UNEXAMINED = "unexamined"
-"""The rule that an answer breaks whose examiner's endpoint failed."""
+"""The rule that an answer breaks whose verifier's endpoint failed."""
 
 
 async def judged(
@@ -37,49 +38,56 @@ async def judged(
     answer: str,
     transcript: Sequence[Exchange],
 ) -> tuple[Verdict, Spent]:
-    """What rules and examiners say of an answer, and what that cost.
+    """The verdict of rules and verifiers on an answer, and its cost.
 
-    An examiner that cannot be asked, or raises, leaves the answer in doubt.
+    A verifier that cannot be asked, or raises, refuses the answer.
     """
     verdict = context.checker.check(question, answer)
-    for examiner in context.verifiers:
+    for verifier in context.verifiers:
         if not verdict.ok:
             break
         try:
-            found = await examiner.verify(desk, question, answer, transcript)
-            verdict = Verdict(found.ok, found.rule)  # What is no verdict fails here, as a value.
+            result = await verifier.verify(desk, question, answer, transcript)
+            verdict = Verdict(result.ok, result.rule)  # Fails here on any other type.
         except EndpointError as error:
             verdict = Verdict(False, UNEXAMINED, str(error))
         except RefluxError:
             raise
-        except Exception as failure:  # noqa: BLE001 - an examiner is the user's code
-            verdict = Verdict(False, f"{type(examiner).__name__} raised {type(failure).__name__}")
+        except Exception as failure:  # noqa: BLE001 - a verifier is user code
+            verdict = Verdict(False, f"{type(verifier).__name__} raised {type(failure).__name__}")
     return verdict, desk.spent if context.verifiers else NOTHING_SPENT
 
 
 async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[str, Any]:
     """Test the proposal; a failure leads to another attempt while attempts and budget last."""
     if state["outcome"] is not None:
-        return {}  # A chain broke off.
+        return {}  # An endpoint failure interrupted a chain.
     context = listening(runtime.context, runtime.stream_writer)
-    proposal, passed = state["proposal"], state.get("passed", [])
+    proposal, passed = state["proposal"], state["passed"]
     spent, rule, reason, ok = state["spent"], "no_answer", "", False
+    status: Status
     if proposal is not None:
         by_human, verdict = context.checks.by_human(state["attempt"]), Verdict(True)
         if not by_human:
             verdict, cost = await _judged(state, context, proposal)
             spent = plus(spent, cost)
         ok, rule, reason = verdict.ok, verdict.rule, verdict.reason
-        await context.recorded_client.store.add_judgement(
-            state["question_id"],
-            state["path"],
-            "check",
-            ok,
-            {"answer": proposal, "rule": "" if ok else rule},
-            key=str(tried(state, context)),
-        )
+        if by_human or context.has_check:
+            await context.recorded_client.store.add_judgement(
+                state["question_id"],
+                state["path"],
+                "check",
+                ok,
+                {"answer": proposal, "rule": "" if ok else rule},
+                key=str(tried(state, context)),
+            )
         if ok and (by_human or context.checks.confirmed(passed, proposal)):
-            return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}
+            status = accepted_status(
+                has_check=by_human or context.has_check, truncated=state["truncated"]
+            )
+            return {
+                "outcome": {"answer": proposal, "status": status, "error": None, "spent": spent}
+            }
     if ok and proposal is not None:
         passed, rule = [*passed, proposal], UNCONFIRMED
     proposals = state["proposals"] + ([proposal] if proposal is not None and not ok else [])
@@ -90,9 +98,9 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
     if lacking or state["attempt"] + 1 >= context.limits.attempts:
         best = best_proposal(passed or proposals)
         refused = best is not None and rule != UNEXAMINED  # An outage says nothing of an answer.
-        status: Status = "over_budget" if lacking else "rejected" if refused else "failed"
+        status = "over_budget" if lacking else "rejected" if refused else "failed"
         short = f"no {lacking} left" if lacking and proposal is None else None
-        unexamined = f"the answer could not be examined: {reason}" if reason else None
+        unexamined = f"the answer could not be verified: {reason}" if reason else None
         error = state["error"] or short or unexamined or f"the check {rule!r} failed"
         return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}
     context.emit({"event": "retry", "path": state["path"], "rule": rule, "error": state["error"]})
@@ -101,6 +109,7 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         "step": 0,
         "transcript": [],
         "proposal": None,
+        "truncated": False,
         "error": None,
         "proposals": proposals,
         "passed": passed,

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.graphs.amplify.sampling import node_of_key
+from reflux.graphs.amplify.sampling import step_and_retries
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin
 from reflux.graphs.evals.eval_task import EvalTask
@@ -40,7 +40,7 @@ NO_DOUBT = math.inf
 class _Logged:
     """What the log holds of the nodes of one tree, by path."""
 
-    leaves: dict[str, tuple[Mapping[str, Any], int, int]] = field(
+    direct: dict[str, tuple[Mapping[str, Any], int, int]] = field(
         default_factory=dict[str, tuple[Mapping[str, Any], int, int]]
     )
     """The newest judgement of a question answered without H, its step and its try."""
@@ -59,14 +59,14 @@ def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:
     logged = _Logged()
     for row in store.select(
         "SELECT path, kind, key, detail FROM judgements WHERE question=? AND "
-        "(kind='leaf' OR (kind='outcome' AND path='')) ORDER BY id",
+        "(kind='direct' OR (kind='outcome' AND path='')) ORDER BY id",
         (root_id,),
     ):
         detail = json.loads(row["detail"])
         if row["kind"] == "outcome":
             logged.stated = detail.get("confidence")
             continue
-        logged.leaves[row["path"]] = (detail, *node_of_key(row["key"]))
+        logged.direct[row["path"]] = (detail, *step_and_retries(row["key"]))
     if logged.stated is not None:
         return logged.stated
     for row in store.select(
@@ -82,9 +82,9 @@ def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:
 
 
 def _of(node: Node, logged: _Logged) -> float | None:
-    leaf = logged.leaves.get(node.path)
-    if leaf is not None and (not node.children or leaf[0].get("answer") == node.answer):
-        return _of_leaf(node.path, *leaf, logged)
+    direct = logged.direct.get(node.path)
+    if direct is not None and (not node.children or direct[0].get("answer") == node.answer):
+        return _of_direct(node.path, *direct, logged)
     if not node.children:
         return NO_DOUBT if node.answered_by == "H" else None
     last = max(_attempt(child) for child in node.children)
@@ -93,7 +93,7 @@ def _of(node: Node, logged: _Logged) -> float | None:
     return min(known) if len(known) == len(parts) else None
 
 
-def _of_leaf(
+def _of_direct(
     path: str, detail: Mapping[str, Any], step: int, tried: int, logged: _Logged
 ) -> float | None:
     if "disagreement" in detail:

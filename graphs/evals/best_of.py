@@ -15,7 +15,7 @@ from reflux.agents.errors import EndpointError, RefluxError
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.interrupts import with_spend_limit
 from reflux.graphs.amplify.sampling import NodeRef, Reply, record_answer, sample_answer
-from reflux.graphs.amplify.state import Outcome, Status, plus
+from reflux.graphs.amplify.state import Outcome, Status, accepted_status, plus
 
 MOST = 10_000
 """Votes on one question, at the most."""
@@ -37,15 +37,20 @@ class BestOf:
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask all votes side by side."""
         context = with_spend_limit(self.context)
-        place = NodeRef(question, question_id, "")
+        node = NodeRef(question, question_id, "")
         limits = context.limits
         shares = Budget(limits.calls, limits.tokens).split(self.votes)
         replies = await asyncio.gather(
-            *(_ask(context, place, number, share) for number, share in enumerate(shares))
+            *(_ask(context, node, number, share) for number, share in enumerate(shares))
         )
         said = [reply for reply in replies if isinstance(reply, Reply)]
         texts = [context.normalise(reply.completion.text) for reply in said]
         passed = [text for text in texts if context.checker.check(question, text).ok]
+        complete = {
+            self.same_answer(text)
+            for reply, text in zip(said, texts, strict=True)
+            if not reply.completion.truncated
+        }
         words: dict[str, str] = {}
         for text in passed or texts:
             words.setdefault(self.same_answer(text), text)
@@ -53,6 +58,9 @@ class BestOf:
         counts = Counter(words[self.same_answer(text)] for text in passed or texts)
         answer = max(counts, key=lambda text: counts[text]) if counts else None
         status, error = _ended(replies, bool(passed))
+        if status == "ok" and answer is not None:
+            cut = self.same_answer(answer) not in complete
+            status = accepted_status(has_check=context.has_rules, truncated=cut)
         outcome: Outcome = {
             "answer": answer,
             "status": status,
@@ -64,17 +72,17 @@ class BestOf:
             "refused": len(texts) - len(passed),
             "tally": counts.most_common(),
         }
-        await record_answer(context, place, outcome, counted)
+        await record_answer(context, node, outcome, counted)
         return outcome
 
 
-async def _ask(context: AmplifyContext, place: NodeRef, number: int, share: Budget) -> Reply | str:
+async def _ask(context: AmplifyContext, node: NodeRef, number: int, share: Budget) -> Reply | str:
     if share.empty:
         return "no calls or tokens left: raise limits.calls or limits.tokens"
     if (lacking := context.spend_limit.lacks) is not None:
         return f"no {lacking} left"
     try:
-        return await sample_answer(context, place, number, share)
+        return await sample_answer(context, node, number, share)
     except EndpointError as failure:
         return str(failure)
 

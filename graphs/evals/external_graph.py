@@ -32,7 +32,7 @@ from reflux.agents.errors import EndpointError, RefluxError, ReplayError, UsageE
 from reflux.agents.redaction import redact
 from reflux.agents.types import Completion
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted
 from reflux.graphs.evals.user_code import load_object
 from reflux.graphs.traces.store import CallKey
 
@@ -209,16 +209,20 @@ class ExternalGraph:
     async def _ended(
         self, question: str, key: CallKey, done: Mapping[str, Any], tokens: int
     ) -> Outcome:
-        answer = done["answer"]
+        answer = None if done["answer"] is None else self.context.normalise(done["answer"])
+        status: Status = "failed"
+        if answer is not None:
+            passed = self.context.checker.check(question, answer).ok
+            status = accepted_status(has_check=self.context.has_rules) if passed else "rejected"
         outcome: Outcome = {
-            "answer": None if answer is None else self.context.normalise(answer),
-            "status": "failed" if answer is None else "ok",
+            "answer": answer,
+            "status": status,
             "error": done.get("error"),
             "spent": {"calls": done["calls"], "cached": 0, "tokens": tokens},
         }
         detail = {"question": question, "confidence": done.get("confidence"), **outcome}
         store = self.context.recorded_client.store
-        await store.add_judgement(key.question, "", "outcome", answer is not None, detail, key="0")
+        await store.add_judgement(key.question, "", "outcome", is_accepted(status), detail, key="0")
         return outcome
 
 

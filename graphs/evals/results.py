@@ -19,6 +19,7 @@ from typing import Any
 
 from reflux.agents.budget import Price
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.evals.answers import Answered, Ledger, answers_of
 from reflux.graphs.evals.best_of import EqualTokens
 from reflux.graphs.evals.eval_task import EvalTask
@@ -91,7 +92,7 @@ def _level(depth: int, kind: str, nodes: list[Node], part_right: PartRight) -> L
         depth=depth,
         kind=kind,
         nodes=len(nodes),
-        accepted=sum(node.status == "ok" for node in nodes) / len(nodes),
+        accepted=sum(is_accepted(node.status) for node in nodes) / len(nodes),
         calls=sum(node.calls for node in nodes),
         tokens=sum(node.tokens for node in nodes),
         marked=len(known),

@@ -20,7 +20,7 @@ from typing import Any
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Completion
 from reflux.agents.verifiers.red_flags import RedFlags
-from reflux.graphs.amplify.sampling import node_of_key
+from reflux.graphs.amplify.sampling import step_and_retries
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.store import TraceStore
@@ -127,7 +127,7 @@ ORDER BY c.question, c.path, c.step, c.attempt, c.vote, c.id
 """
 LEAVES = """
 SELECT j.question, j.path, j.key, j.detail FROM judgements j JOIN questions q ON q.id = j.question
-WHERE j.kind = 'leaf' AND (:system IS NULL OR q.system = :system)
+WHERE j.kind = 'direct' AND (:system IS NULL OR q.system = :system)
   AND (:split IS NULL OR q.split = :split)
   AND q.revises IS NULL ORDER BY j.id
 """
@@ -150,7 +150,7 @@ def voted_questions(
             finish_reason=row["finish_reason"],
         )
     for row in store.select(LEAVES, where):
-        place = row["question"], row["path"], node_of_key(row["key"])
+        place = row["question"], row["path"], step_and_retries(row["key"])
         if (votes := replies.pop(place, None)) is not None:
             detail: dict[str, Any] = json.loads(row["detail"])
             yield VotedQuestion(

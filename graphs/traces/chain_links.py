@@ -10,14 +10,14 @@ from reflux.graphs.voting.voting import Vote
 
 IN_SHORT = """
 SELECT l.path, l.attempt, count(DISTINCT l.number) AS links, sum(l.calls) AS calls,
-  sum(l.tokens) AS tokens, count(DISTINCT CASE WHEN l.wave > 0 THEN l.number END) AS doubtful,
+  sum(l.tokens) AS tokens, count(DISTINCT CASE WHEN l.batch > 0 THEN l.number END) AS doubtful,
   (SELECT detail ->> 'model' FROM judgements j WHERE j.question = l.question AND j.path = l.path
    AND j.kind = 'chain_begun' ORDER BY j.id DESC LIMIT 1) AS model
 FROM links l WHERE l.question = ? GROUP BY l.path, l.attempt ORDER BY l.path, l.attempt
 """
 LINKS = """
-SELECT path, attempt, number, wave, asked, votes, answer FROM links
-WHERE question = ? AND path = ? AND attempt = ? AND number >= ? ORDER BY number, wave
+SELECT path, attempt, number, batch, asked, votes, answer FROM links
+WHERE question = ? AND path = ? AND attempt = ? AND number >= ? ORDER BY number, batch
 """
 
 
@@ -39,9 +39,9 @@ def links(
     """The links of one chain from number `begin` on; memory does not grow with their number."""
     link: Link | None = None
     for row in store.select(LINKS, (question, path, attempt, begin)):
-        votes = link.votes if link is not None and row["wave"] else ()
-        asked = link.asked if link is not None and row["wave"] else row["asked"]
-        if link is not None and not row["wave"]:
+        votes = link.votes if link is not None and row["batch"] else ()
+        asked = link.asked if link is not None and row["batch"] else row["asked"]
+        if link is not None and not row["batch"]:
             yield link
         votes += tuple((text, ok) for text, ok, _ in read_votes(row["votes"]))
         link = Link(row["number"], asked, votes, row["answer"])
@@ -50,8 +50,8 @@ def links(
 
 
 def write_votes(votes: Sequence[Vote]) -> str:
-    """What is kept of a wave, as JSON: `[text, n]` where all agree, otherwise every vote as `[text,
-    whether it counts, why not]`."""
+    """The JSON record of a batch: `[text, n]` where all votes agree, otherwise every vote as
+    `[text, ok, flag]`."""
     one = votes[0]
     if one.ok and all(vote.ok and vote.text == one.text for vote in votes):
         return json.dumps([one.text, len(votes)])
@@ -59,7 +59,7 @@ def write_votes(votes: Sequence[Vote]) -> str:
 
 
 def read_votes(kept: str) -> list[tuple[str, bool, str]]:
-    """The votes of a wave, in the order in which they were asked."""
+    """The votes of a batch, in the order in which they were asked."""
     body: list[Any] = json.loads(kept)
     if isinstance(body[0], str):
         return [(body[0], True, "")] * body[1]

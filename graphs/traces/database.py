@@ -1,4 +1,4 @@
-"""The tables of a trace file, its indexes, and what older files lack of them.
+"""The tables of a trace file and its indexes.
 
 What an SQLite file that fails means to a user: no space, no access, another process, damage.
 """
@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 from reflux.agents.errors import NO_ACCESS, NO_SPACE, RefluxError, UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Reflux 0.1 wrote version 1."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -36,19 +37,17 @@ CREATE TABLE IF NOT EXISTS judgements (
   key TEXT UNIQUE, created REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS links (
   question TEXT NOT NULL, path TEXT NOT NULL, attempt INTEGER NOT NULL, number INTEGER NOT NULL,
-  wave INTEGER NOT NULL, asked TEXT, votes TEXT NOT NULL, answer TEXT, calls INTEGER NOT NULL,
+  batch INTEGER NOT NULL, asked TEXT, votes TEXT NOT NULL, answer TEXT, calls INTEGER NOT NULL,
   tokens INTEGER NOT NULL, created REAL NOT NULL,
-  PRIMARY KEY (question, path, attempt, number, wave)) WITHOUT ROWID;
+  PRIMARY KEY (question, path, attempt, number, batch)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS judged ON judgements (question, path, kind);
 """
-LATER_COLUMNS = {"calls": "tool_calls", "questions": "revises"}
-"""Columns that a file of an earlier Reflux lacks, whose writer never misses them."""
 DISPUTED = (
-    "kind IN ('leaf', 'outcome') AND (detail ->> 'status' = 'rejected'"
+    "kind IN ('direct', 'outcome') AND (detail ->> 'status' = 'rejected'"
     " OR json_array_length(detail, '$.tally') > 1 OR detail ->> 'disagreement' > 0)"
 )
 """SQL: of a judgement, that copies, experts or a check did not agree with its answer."""
-HOW_IT_ENDED = "kind IN ('outcome', 'leaf') ORDER BY kind = 'outcome' DESC, id DESC LIMIT 1"
+HOW_IT_ENDED = "kind IN ('outcome', 'direct') ORDER BY kind = 'outcome' DESC, id DESC LIMIT 1"
 """SQL: of the judgements of one node, the one that says how it ended."""
 ROOT_ENDED = f"(SELECT id FROM judgements WHERE question = q.id AND path = '' AND {HOW_IT_ENDED})"  # noqa: S608
 """SQL: its id, for the root `q` of `questions`."""

@@ -72,11 +72,11 @@ class Linked(TypedDict):
 
 
 class Answered(TypedDict):
-    """A question has ended; `leaf` tells whether without H, and once for each of its attempts."""
+    """A question ended. `direct`: without the overseer; then there is one event per attempt."""
 
     event: Literal["answered"]
     path: str
-    leaf: bool
+    direct: bool
     answer: str | None
     status: str
     error: str | None
@@ -94,6 +94,6 @@ class Answered(TypedDict):
 Event = Asked | Stepped | Called | ToolCalled | Retried | Linked | Answered
 
 
-def answered(path: str, leaf: bool, detail: Mapping[str, Any]) -> Answered:
+def answered(path: str, direct: bool, detail: Mapping[str, Any]) -> Answered:
     """The event of a question that ended as the judgement `detail` says."""
-    return cast(Answered, {"event": "answered", "path": path, "leaf": leaf, **detail})
+    return cast(Answered, {"event": "answered", "path": path, "direct": direct, **detail})

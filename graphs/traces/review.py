@@ -153,7 +153,7 @@ def _audit(store: Rows, limit: int, start: int) -> tuple[list[Item], int | None]
     (row,) = store.select("SELECT max(id) FROM judgements")
     last = min(start - 1, row[0] or 0)
     sql = QUEUED.format(
-        by="", which=f"j.kind IN ('leaf', 'outcome') AND ({IN_DISPUTE}) IS NOT TRUE"
+        by="", which=f"j.kind IN ('direct', 'outcome') AND ({IN_DISPUTE}) IS NOT TRUE"
     )
     sql += " AND j.ok = 1 AND j.id IN (SELECT value FROM json_each(?)) ORDER BY j.id DESC"
     items: list[Item] = []

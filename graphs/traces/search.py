@@ -51,7 +51,7 @@ class Wanted:
     system: str = ""
     split: str = ""
     status: str = ""
-    """`ok`, `rejected`, `over_budget`, `failed`, `stopped` or `running`."""
+    """See `reflux.graphs.amplify.state.Status`; or `running`."""
 
 
 def search(

@@ -16,7 +16,6 @@ from typing import Any
 from reflux.agents.errors import UsageError, from_os_error
 from reflux.graphs.traces.database import (
     INDEXES,
-    LATER_COLUMNS,
     NODE_ENDED,
     ROOT_ENDED,
     SCHEMA,
@@ -34,11 +33,11 @@ FROM questions q JOIN judgements j ON j.id = {ROOT_ENDED}
 LAST_LINK = """
 SELECT * FROM links WHERE question=:question AND path=:path AND attempt=:attempt AND number = (
   SELECT max(number) FROM links WHERE question=:question AND path=:path AND attempt=:attempt)
-ORDER BY wave
+ORDER BY batch
 """
 COPY_LINKS = """
 INSERT OR IGNORE INTO links
-SELECT ?, path, attempt, number, wave, asked, votes, answer, calls, tokens, created FROM links
+SELECT ?, path, attempt, number, batch, asked, votes, answer, calls, tokens, created FROM links
 WHERE question=? AND path=? AND attempt=?
 """
 DISPUTED_LINKS = """
@@ -115,7 +114,6 @@ class TraceStore:
                 self._check_version()
             self._reader.execute("PRAGMA journal_mode=WAL")
             self._reader.executescript(SCHEMA)
-            self._add_columns()
             self._reader.executescript(INDEXES)
             self._reader.execute(
                 "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
@@ -125,14 +123,13 @@ class TraceStore:
         except sqlite3.Error as error:
             raise from_sqlite_error(self.path, error) from error
 
-    def _add_columns(self) -> None:
-        for table, column in LATER_COLUMNS.items():
-            known = {row["name"] for row in self._reader.execute(f"PRAGMA table_info({table})")}
-            if column not in known:
-                self._reader.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT")
-
     def _check_version(self) -> None:
         found = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
+        if found is not None and found[0] == "1":
+            raise UsageError(
+                f"{self.path} was written by Reflux 0.1, and this version cannot open it: read it "
+                "with Reflux 0.1, or name another --run"
+            )
         if found is not None and found[0] != str(SCHEMA_VERSION):
             raise UsageError(
                 f"{self.path} has trace version {found[0]}, this Reflux writes {SCHEMA_VERSION}; "
@@ -158,10 +155,10 @@ class TraceStore:
         await self._insert("calls", {**vars(key), **values, "created": time.time()})
 
     async def add_link(self, key: LinkKey, values: Mapping[str, Any]) -> None:
-        """Record a wave of votes on a link of a chain; returns after the commit.
+        """Record a batch of votes on a link of a chain; returns after the commit.
 
         Raises:
-            ReplayError: this wave stands there already.
+            ReplayError: this batch stands there already.
         """
         await self._insert("links", {**vars(key), **values})
 
@@ -170,7 +167,7 @@ class TraceStore:
         await self._put(COPY_LINKS, (target.question, *vars(source).values()))
 
     def last_link(self, key: LinkKey) -> list[sqlite3.Row]:
-        """The waves of the last link that was begun, in order; none before the first."""
+        """The batches of the last link that was begun, in order; none before the first."""
         return list(self.select(LAST_LINK, vars(key)))
 
     def spent_on_links(self, key: LinkKey) -> tuple[int, int]:

@@ -17,6 +17,8 @@ from reflux.graphs.traces.database import NODE_ENDED, STOPPED, Rows
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import TraceStore
 
+TRUNCATED_PART = "the token limit cut a sub-answer"
+"""The note of a node with a truncated child."""
 NO_PRICES: Mapping[str, Price] = {}
 WAS_STOPPED = f"SELECT {STOPPED} FROM questions q WHERE q.id = ?"  # noqa: S608 - a constant of ours
 
@@ -29,8 +31,7 @@ class Node:
     question: str
     answer: str | None = None
     status: str = "running"
-    """`ok`, `rejected`, `over_budget`, `failed`; where no outcome is recorded, `stopped` if that
-    is, else `running`."""
+    """See `reflux.graphs.amplify.state.Status`; without an outcome `stopped` or `running`."""
     error: str | None = None
     answered_by: str = ""
     """`H` for a primitive or a combination, `human` where one overrode it, otherwise the model's
@@ -57,7 +58,8 @@ class Node:
     tools: int = 0
     """Calls of tools."""
     note: str = ""
-    """Why H asked as it did, for example that the question cannot be decomposed."""
+    """Why H asked as it did, for example that the question cannot be decomposed; and that the token
+    limit cut a sub-answer."""
     chain: dict[str, Any] | None = None
     """Where H asked a chain, of its last attempt: `links` that were begun, `doubtful` ones, whose
     first votes did not decide, and the `first` and `last` link as (question, answer)."""
@@ -147,7 +149,7 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
         node.tokens += tokens
     votes: dict[tuple[str, str], int] = {}
     for row in store.select(
-        "SELECT * FROM judgements WHERE question=? AND kind IN ('leaf', 'outcome') ORDER BY id",
+        "SELECT * FROM judgements WHERE question=? AND kind IN ('direct', 'outcome') ORDER BY id",
         (root_id,),
     ):
         detail = json.loads(row["detail"])
@@ -157,7 +159,7 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
         node.error = detail["error"]
         node.answered_by = detail.get("by", node.answered_by)
         node.tally = [(text, weight) for text, weight in detail.get("tally", node.tally)]
-        # A leaf that was answered anew after an outage is judged twice: the newest counts.
+        # A direct answer repeated after an outage has two judgements: the newest counts.
         votes[row["path"], (row["key"] or "").rsplit(":", 1)[0]] = detail.get("votes", 0)
     for (path, _), number in votes.items():
         nodes[path].votes += number
@@ -167,8 +169,10 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
             node.status = "stopped" if node.status == "running" else node.status
     for path in sorted(nodes, key=_order):
         if path:
-            parent = path.rsplit("/", 1)[0]
-            nodes[parent].children.append(nodes[path])
+            parent = nodes[path.rsplit("/", 1)[0]]
+            parent.children.append(nodes[path])
+            if nodes[path].status == "truncated" and TRUNCATED_PART not in parent.note:
+                parent.note = "; ".join(filter(None, (parent.note, TRUNCATED_PART)))
         if path in asked:
             nodes[path].question = _filled(nodes, path, asked[path])
     return nodes[""]
@@ -233,7 +237,7 @@ def _take_step(
     step: Step,
 ) -> None:
     if isinstance(step, Answer):
-        node.answer, node.status, node.answered_by = step.text, "ok", "H"
+        node.answer, node.status, node.answered_by = step.text, "unchecked", "H"
     elif isinstance(step, Ask):
         node.note = step.note
         for index, sub in enumerate(step.subquestions):

@@ -1,9 +1,8 @@
-"""Votes on one question, as pure functions: how many more to ask for, and who has won.
+"""Votes on one question, as pure functions: how many more to ask for, and which answer wins.
 
-A stopping rule says of two counts whether they decide; everything else here follows from that. The
-next wave is no larger than the fewest votes after which the rule could stop, so none is asked in
-vain: a wave changes when votes are asked, never which. The rules are in
-`reflux.graphs.voting.stopping`.
+A stopping rule (`reflux.graphs.voting.stopping`) tells from two counts whether they decide. The
+next batch holds the fewest votes after which the rule could stop, so none is wasted: batching
+changes when votes are asked, never which.
 """
 
 from collections.abc import Sequence
@@ -21,21 +20,23 @@ class Vote:
     text: str
     """Normalised: equal texts are equal answers."""
     ok: bool
-    """False where a check or a red flag refused it: it is recorded and does not count."""
+    """False where a check or a red flag refused it; such a vote is recorded and does not count."""
     logprob: float | None = None
     """Log-probability of its least certain token; None where unknown."""
     weight: float = 1
-    """What it counts for."""
+    """Its weight in the tally."""
     flag: str = ""
     """Why it was refused."""
+    truncated: bool = False
+    """The token limit cut the reply."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way in which a copy differs from the next, so that it errs on its own."""
+    """One way in which copies differ, so that their errors are independent."""
 
     model: str = ""
-    """Another model or adapter; X where empty."""
+    """Another model or adapter; the agent where empty."""
     system: str = ""
     """Another system message; the context's where empty."""
     wording: str = "{question}"
@@ -49,8 +50,8 @@ class Variant:
         check_range("votes.variants.weight", self.weight, above=0)
         if "{question}" not in self.wording:
             raise UsageError(
-                f"votes.variants.wording is {self.wording!r}, in which no copy would see its "
-                "question: write {question} where it is to stand"
+                f"votes.variants.wording is {self.wording!r}, which does not show the question: "
+                "write {question} where the question goes"
             )
         if self.temperature is not None:
             check_range("votes.variants.temperature", self.temperature, least=0)
@@ -64,18 +65,18 @@ class VotePolicy:
     """How many votes a question gets."""
 
     margin: int = 2
-    """Votes by which an answer must be ahead (k), where no `rule` is given."""
+    """Lead k in votes that decides, where no `rule` is set."""
     max_votes: int = 7
-    """Votes at the most, where no `rule` is given; 1 switches voting off."""
+    """Maximum votes, where no `rule` is set; 1 switches voting off."""
     min_logprob: float | None = -0.05
-    """A first vote whose least certain token has at least this log-probability stands alone,
-    and so does one whose log-probabilities are unknown. None: none does."""
+    """The first vote stands alone where its least certain token has at least this log-probability,
+    or where log-probabilities are unknown. None: never."""
     temperature: float = 0.7
-    """Of every vote but the first, which is greedy."""
+    """Temperature of every vote but the first, which is greedy."""
     rule: AnyRule | None = None
     """When the votes decide; first to be ahead by `margin` where None."""
     variants: tuple[Variant, ...] = ()
-    """How copies differ beyond seed and temperature: vote i takes the one at i modulo their
+    """How copies differ beyond seed and temperature: vote i takes the variant at i modulo their
     number."""
 
     def __post_init__(self) -> None:
@@ -105,8 +106,8 @@ class VotePolicy:
 
     def warmth(self, number: int) -> float:
         """Temperature of vote `number`."""
-        given = self.variant(number).temperature
-        return given if given is not None else self.temperature if number else 0.0
+        temperature = self.variant(number).temperature
+        return temperature if temperature is not None else self.temperature if number else 0.0
 
 
 def tally(votes: Sequence[Vote]) -> list[tuple[str, float]]:
@@ -119,7 +120,7 @@ def tally(votes: Sequence[Vote]) -> list[tuple[str, float]]:
 
 
 def next_votes(votes: Sequence[Vote], policy: VotePolicy) -> int:
-    """Votes to ask next, all at once; 0 where these are enough."""
+    """Size of the next batch; 0 where these votes are enough."""
     rule = policy.stopping
     left = rule.max_votes - len(votes)
     if left <= 0:
@@ -127,8 +128,10 @@ def next_votes(votes: Sequence[Vote], policy: VotePolicy) -> int:
     if policy.min_logprob is not None:
         if not votes:
             return 1  # It may stand alone.
-        if len(votes) == 1 and votes[0].ok and _sure(votes[0], policy.min_logprob):
-            return 0
+        if len(votes) == 1 and votes[0].ok:
+            logprob = votes[0].logprob
+            if logprob is None or logprob >= policy.min_logprob:
+                return 0
     ranking = tally(votes)
     first = ranking[0][1] if ranking else 0
     second = ranking[1][1] if len(ranking) > 1 else 0
@@ -141,20 +144,11 @@ def next_votes(votes: Sequence[Vote], policy: VotePolicy) -> int:
         gain, open_weight = gain + weight, open_weight - weight
         if rule.decided(first + gain, second, open_weight):
             return more
-        # The runner-up comes as near as it can: a rule may give up on votes that stay split.
+        # The runner-up gains as much as it can: a rule may stop on votes that stay split.
         half = (first + second + gain) / 2
         if rule.decided(max(first, half), min(second + gain, half), open_weight):
             return more
     return left
-
-
-def settled(votes: Sequence[Vote], policy: VotePolicy) -> bool:
-    """True where no further vote is to be asked."""
-    return next_votes(votes, policy) == 0
-
-
-def _sure(vote: Vote, least: float) -> bool:
-    return vote.logprob is None or vote.logprob >= least
 
 
 def winner(votes: Sequence[Vote]) -> Vote | None:
@@ -166,3 +160,9 @@ def winner(votes: Sequence[Vote]) -> Vote | None:
     if not ranking:
         return votes[0] if votes else None
     return next(vote for vote in votes if vote.ok and vote.text == ranking[0][0])
+
+
+def is_truncated(votes: Sequence[Vote], answer: str) -> bool:
+    """True where the token limit cut every accepted vote for an answer."""
+    cut = [vote.truncated for vote in votes if vote.ok and vote.text == answer]
+    return bool(cut) and all(cut)

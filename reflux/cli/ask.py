@@ -37,7 +37,7 @@ from reflux.graphs.amplify.interrupts import (
     open_checkpoints,
 )
 from reflux.graphs.amplify.recompute import revised_context
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Answered, Origin, WaitForHumans, go_on
 from reflux.graphs.ask import ask as ask_question
 from reflux.graphs.ask_options import AskOptions, options_of
@@ -278,7 +278,7 @@ def _print(report: Report, folder: RunFolder, as_json: bool) -> None:
                 f"trajectory {report.answered.trajectory}"
             )
             OUT.print(answer_line(report.answer(), about), soft_wrap=True, highlight=False)
-    if outcome is not None and outcome["status"] != "ok":
+    if outcome is not None and not is_accepted(outcome["status"]):
         raise RefluxError(f"no accepted answer ({ended(outcome)}); {_remedy(options, outcome)}")
 
 
@@ -296,6 +296,13 @@ def _print_pending(folder: RunFolder, answered: Answered) -> None:
 
 def _remedy(options: AskOptions, outcome: Outcome) -> str:
     """What leads to an accepted answer."""
+    if outcome["status"] == "truncated":
+        if not options.task:
+            return f"raise --max-tokens from {options.max_tokens}"
+        return (
+            f"raise the `answer_tokens` of the task {options.task}, or ask with --overseer and a "
+            "larger --max-tokens"
+        )
     if not options.task:
         return "allow more --calls, --tokens or --seconds, or take a --model that can answer it"
     if outcome["spent"]["calls"] >= options.limits.calls:

@@ -23,6 +23,7 @@ from reflux.cli.progress import LiveTree
 from reflux.conversation import FOLDER, Conversation, Turn, begin, listed, resume
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import Limits
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.models import open_run
 from reflux.report.terminal import counted, escape, plain
@@ -88,8 +89,8 @@ def chat(
         emit({"conversation": conversation.id if conversation.turns else None, "turns": told})
     if session.unkept is not None and not _at_terminal():
         raise from_os_error(session.unkept)
-    if not _at_terminal() and any(turn.status != "ok" for turn in turns):
-        bad = sum(turn.status != "ok" for turn in turns)
+    if not _at_terminal() and any(not is_accepted(turn.status) for turn in turns):
+        bad = sum(not is_accepted(turn.status) for turn in turns)
         raise RefluxError(f"{bad} of {len(turns)} questions have no accepted answer")
 
 
@@ -170,6 +171,10 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         OUT.print()
     elif turn.answer is not None:
         OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
+    if turn.status == "truncated":
+        OUT.print("the token limit cut this answer: raise --max-tokens", style="yellow")
+    elif turn.answer is not None:
+        pass
     elif turn.status == "waiting":
         run = session.opened.folder.path
         waiting = f'reflux reply {turn.trajectory} "{REPLY_FORMS}" --run {run}'

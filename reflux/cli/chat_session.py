@@ -16,6 +16,7 @@ from reflux.conversation import Conversation, Turn
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_checkpoints
+from reflux.graphs.amplify.state import accepted_status, exchange_error
 from reflux.graphs.ask import Answered, Origin, ask
 from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.graphs.conversation import answer_chat
@@ -107,7 +108,8 @@ class ChatSession:
                 self.opened.recorded_client, origin, question, [request], options=self.options,
                 hear=lambda _, delta: say(delta.text), emit=hear,
             )  # fmt: skip
-            turn = replace(turn, answer=reply.text, status="ok", calls=1, tokens=reply.tokens)
+            status = accepted_status(has_check=False, truncated=reply.truncated)
+            turn = replace(turn, answer=reply.text, status=status, calls=1, tokens=reply.tokens)
         except EndpointError:
             turn = replace(turn, status="failed")
             raise
@@ -142,7 +144,7 @@ class ChatSession:
         outcome = answered.outcome
         if outcome is None:
             return self._turn(text, None, "waiting")
-        answer = outcome["answer"] if outcome["status"] == "ok" else None
+        answer = outcome["answer"] if exchange_error(outcome) is None else None
         if self.options.task and answer is not None:
             answer = task_named(self.options.task).to_user(question, answer)
         spent = outcome["spent"]

@@ -145,7 +145,7 @@ class LiveTree:
 
     def _step(self, node: _LiveNode, step: dict[str, object]) -> None:
         if step["kind"] == "answer":
-            node.answer, node.status = str(step["text"]), "ok"
+            node.answer, node.status = str(step["text"]), "unchecked"
         else:
             split = "split into sub-questions" if step.get("subquestions") else "left to the agent"
             node.activity = split

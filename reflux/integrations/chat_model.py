@@ -21,7 +21,7 @@ from reflux.agents.verifiers.rules import Checker, RuleChecker
 from reflux.ask_context import name_of, overseer_named
 from reflux.conversation import cut_at, question_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.traces.events import Event
@@ -208,7 +208,7 @@ class AmplifiedChatModel(BaseChatModel):
             "usage_metadata": _usage(opened.store, trajectory),
             "response_metadata": {
                 "model_name": context.model,
-                "finish_reason": "stop",
+                "finish_reason": "length" if outcome["status"] == "truncated" else "stop",
                 "trajectory": trajectory,
                 "status": outcome["status"],
                 "spent": dict(outcome["spent"]),
@@ -238,7 +238,7 @@ class AmplifiedChatModel(BaseChatModel):
 
     def _accepted(self, outcome: Outcome, trajectory: str) -> str:
         answer, status = outcome["answer"], outcome["status"]
-        if answer is not None and (status == "ok" or self.unaccepted == "return"):
+        if answer is not None and (is_accepted(status) or self.unaccepted == "return"):
             return answer
         best = "" if answer is None else f"; unaccepted='return' gives the best so far, {answer!r}"
         why = f": {outcome['error']}" if outcome["error"] else ""

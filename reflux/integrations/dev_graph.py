@@ -33,7 +33,7 @@ from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, context_of
 from reflux.conversation import question_of
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.amplify.graph import build_graph
-from reflux.graphs.amplify.state import Outcome, Status
+from reflux.graphs.amplify.state import Outcome, Status, exchange_error
 from reflux.graphs.ask import Amplified, Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.models import Agent
@@ -167,7 +167,7 @@ def chat_graph(
 
 def _content(outcome: Outcome) -> str:
     answer, status = outcome["answer"], outcome["status"]
-    if status == "ok" and answer is not None:
+    if answer is not None and exchange_error(outcome) is None:
         return answer
     best = "" if answer is None else f" The best so far: {answer}"
     return f"No answer was accepted ({status}: {outcome['error']}).{best}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reflux.finetune.run_folder import write_json, write_whole
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.evals.answers import Answered
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.results import Results
@@ -18,7 +19,7 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.report.eval_charts import charts
 from reflux.report.eval_tables import MEANT, equal_text, p_text, reasons, title
-from reflux.report.terminal import counted, html_text
+from reflux.report.terminal import STATUS_CLASS, counted, html_text
 
 SHOWN = 50
 """Failures of each system on the page; `eval.jsonl` has all."""
@@ -35,9 +36,9 @@ th:first-child,td:first-child{text-align:left}
 svg{max-width:100%;height:auto}
 details{margin:.2rem 0 .2rem 1.1rem}
 summary{cursor:pointer;overflow-wrap:anywhere}
-.leaf{margin:.2rem 0 .2rem 1.1rem;overflow-wrap:anywhere}
+.single{margin:.2rem 0 .2rem 1.1rem;overflow-wrap:anywhere}
 .text{white-space:pre-wrap}
-.ok{color:#23713a}.bad{color:#a33}.dim{color:#777}
+.ok{color:#23713a}.bad{color:#a33}.warn{color:#8a5a00}.dim{color:#777}
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -170,15 +171,15 @@ def _node(node: Node, left: list[int]) -> str:
         f'<span class="dim">{cost} {note}</span>'
     )
     if not node.children:
-        return f'<div class="leaf">{line}</div>'
+        return f'<div class="single">{line}</div>'
     below = "".join(_node(child, left) for child in node.children)
     return f"<details><summary>{line}</summary>{below}</details>"
 
 
 def _said(answer: str | None, status: str, *, wrong: bool = False) -> str:
-    kind = "ok" if status == "ok" and not wrong else "bad"
+    kind = "bad" if wrong else STATUS_CLASS.get(status, "bad")
     said = "no answer" if answer is None else _text(answer)
-    ended = "" if status == "ok" else f' <span class="dim">{escape(status)}</span>'
+    ended = "" if is_accepted(status) else f' <span class="dim">{escape(status)}</span>'
     return f'<span class="{kind}">{said}</span>{ended}'
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.evals.best_of import EqualTokens
 from reflux.graphs.evals.results import Results
 from reflux.report.terminal import counted, escape
@@ -113,7 +114,7 @@ def reasons(found: Results) -> list[str]:
     each system of which one is known."""
     lines: list[str] = []
     for key, answers in found.answers.items():
-        why = Counter(a.error for a in answers if a.status != "ok" and a.error)
+        why = Counter(a.error for a in answers if not is_accepted(a.status) and a.error)
         for error, times in why.most_common(1):
             cut = error if len(error) <= REASON else error[: REASON - 1] + "…"
             often = f"{times} of them" if times < why.total() else "all of them"

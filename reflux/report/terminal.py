@@ -18,7 +18,7 @@ from rich.tree import Tree
 from reflux.conversation import last_question
 from reflux.finetune.gates import failed_gates
 from reflux.graphs.amplify.recompute import under_way
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.traces.revisions import first_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node
@@ -45,11 +45,14 @@ def html_text(text: str, max_chars: int) -> str:
 
 STATUS_COLOUR = {
     "ok": "green",
-    "rejected": "yellow",
     "truncated": "yellow",
+    "rejected": "yellow",
     "over_budget": "yellow",
     "failed": "red",
 }
+"""Green means that a check passed; `unchecked` stays neutral."""
+STATUS_CLASS = {"ok": "ok", "unchecked": "plain", "truncated": "warn", "running": "plain"}
+"""The class of an answer on an HTML page; `bad` for every other status."""
 
 
 def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
@@ -175,11 +178,11 @@ def _line(node: Node) -> str:
         note += f" [dim]({_chain(node.chain)})[/]"
     broken = next((said["rule"] for said in reversed(node.checks) if said.get("rule")), "")
     why = node.error or (f"refused by {broken}" if broken else "")
-    error = f" [dim]{escape(why)}[/]" if why and node.status != "ok" else ""
+    error = f" [dim]{escape(why)}[/]" if why and not is_accepted(node.status) else ""
     missing = "not answered yet" if node.status == "running" else "no answer"
     answer = escape(node.answer) if node.answer is not None else missing
-    if node.status not in ("ok", "running"):
-        answer += f" ({node.status})"
+    if node.status not in ("ok", "unchecked", "running"):
+        answer += f" ({node.status.replace('_', ' ')})"
     asked = escape(last_question(node.question))
     return f"{asked} → [{colour}]{answer}[/]{by}{cost}{verdict}{note}{error}"
 

@@ -14,7 +14,7 @@ from reflux.ask_context import asks_humans, context_of
 from reflux.conversation import cut_at, question_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.graph import check_askable
-from reflux.graphs.amplify.state import failed_outcome
+from reflux.graphs.amplify.state import exchange_error, failed_outcome
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.graphs.conversation import answer_chat
@@ -178,7 +178,7 @@ class TreeAnswer:
                 )
         outcome = answered.check_endpoint().outcome or failed_outcome("a human has not replied")
         answer = outcome["answer"]
-        if outcome["status"] != "ok" or answer is None:
+        if exchange_error(outcome) is not None or answer is None:
             best = "" if answer is None else f"; the best so far: {answer}"
             raise ApiError(
                 422,
@@ -189,8 +189,9 @@ class TreeAnswer:
             )
         if self._task is not None:
             answer = self._task.to_user(self._question, answer)
-        text = cut_at(answer, self._stops)
-        return Reply([Completion(text)], *tokens_of(self._run.store, self.trajectory))
+        reason = "length" if outcome["status"] == "truncated" else "stop"
+        completion = Completion(cut_at(answer, self._stops), finish_reason=reason)
+        return Reply([completion], *tokens_of(self._run.store, self.trajectory))
 
 
 def _question(tree: Tree, messages: Sequence[Message]) -> str:

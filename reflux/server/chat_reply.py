@@ -13,6 +13,7 @@ from typing import Any
 
 from reflux.agents.clients.streaming import Delta
 from reflux.agents.types import Completion, TokenLogprob
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.events import Event
 from reflux.server.chat_request import ChatRequest
 
@@ -153,7 +154,7 @@ def reasoning_line(event: Event) -> str:
             return f"{indent}← {_one_line(event['step']['text'])}\n"
         case "answered" if path:
             question = _one_line(event.get("question", ""))
-            answer = event["answer"] if event["status"] == "ok" else None
+            answer = event["answer"] if is_accepted(event["status"]) else None
             result = (
                 f"({event['error'] or event['status']})" if answer is None else _one_line(answer)
             )

@@ -39,8 +39,8 @@ async def test_a_judge_counts_wordings_of_one_answer_together(store: TraceStore)
     client = ScriptedClient(comparing)
     outcome = await voted(store, client, Judge())
     assert outcome["answer"] == "It is Paris."
-    (leaf,) = store.select("SELECT detail FROM judgements WHERE kind='leaf'")
-    assert json.loads(leaf["detail"])["tally"] == [["It is Paris.", 3], ["Lyon", 1]]
+    (row,) = store.select("SELECT detail FROM judgements WHERE kind='direct'")
+    assert json.loads(row["detail"])["tally"] == [["It is Paris.", 3], ["Lyon", 1]]
     assert outcome["spent"]["calls"] == len(client.requests)
 
 
@@ -56,8 +56,8 @@ async def test_what_was_compared_is_not_compared_again(store: TraceStore) -> Non
 
 async def test_without_one_each_wording_is_an_answer_of_its_own(store: TraceStore) -> None:
     await voted(store, ScriptedClient(comparing), None)
-    (leaf,) = store.select("SELECT detail FROM judgements WHERE kind='leaf'")
-    assert len(json.loads(leaf["detail"])["tally"]) == 6
+    (row,) = store.select("SELECT detail FROM judgements WHERE kind='direct'")
+    assert len(json.loads(row["detail"])["tally"]) == 6
 
 
 async def test_its_comparisons_are_replayed(store: TraceStore) -> None:
@@ -77,8 +77,8 @@ async def test_a_judge_that_does_not_answer_fails_the_question_and_keeps_its_vot
         return SAID[request.vote]
 
     await voted(store, ScriptedClient(reply), Judge())
-    (leaf,) = store.select("SELECT detail FROM judgements WHERE kind='leaf'")
-    detail = json.loads(leaf["detail"])
+    (row,) = store.select("SELECT detail FROM judgements WHERE kind='direct'")
+    detail = json.loads(row["detail"])
     assert (detail["status"], detail["error"]) == ("failed", "down")
     assert detail["votes"] == 2
 

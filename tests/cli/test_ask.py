@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.commanding import Ended, begin
+from tests.support.serving import scripted
 
 
 def reflux(folder: Path, *words: str) -> Ended:
@@ -36,7 +37,7 @@ def test_a_person_divides_a_question_and_answers_its_parts_in_any_order(tmp_path
     root = told(reflux(folder, "reply", id, "answer: you", "--json"))
     assert [said["answer"] for said in root["pending"][0]["form"]["transcript"]] == ["you", "here"]
     last = told(reflux(folder, "reply", id, "answer: you, here", "--json"))
-    assert (last["answer"], last["status"], last["spent"]["calls"]) == ("you, here", "ok", 0)
+    assert (last["answer"], last["status"], last["spent"]["calls"]) == ("you, here", "unchecked", 0)
     shown = reflux(folder, "traces", "show", id)
     assert "Where? → here by H" in shown.stdout
 
@@ -106,3 +107,16 @@ def test_a_budget_that_is_used_up_is_told_with_the_options_that_raise_it(tmp_pat
     assert (
         "no accepted answer (over_budget: no calls left); allow more --calls, --tok" in ended.stderr
     )
+
+
+def test_a_truncated_answer_names_the_limit_to_raise(tmp_path: Path) -> None:
+    words = ["ask", "one two", "--overseer", "plain", "--model", "m", "--run", str(tmp_path / "r")]
+    with scripted() as script:
+        env = {"OPENAI_BASE_URL": script.url, "OPENAI_API_KEY": "k"}
+        cut = begin([*words, "--max-tokens", "1"], env).wait()
+        whole = begin(words, env).wait()
+    assert cut.code == 1
+    assert "one two → ONE (truncated)" in cut.stdout
+    assert "raise --max-tokens from 1" in cut.stderr
+    assert whole.code == 0
+    assert "unchecked" in whole.stdout

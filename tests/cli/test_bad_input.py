@@ -529,8 +529,8 @@ def test_a_record_that_is_damaged_is_told(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, damaged)
     with contextlib.closing(sqlite3.connect(damaged / "traces.db")) as store, store:
         store.execute("DROP INDEX disputed")  # It would not take what is no JSON.
-        store.execute("UPDATE judgements SET detail = substr(detail, 1, 30) WHERE kind = 'leaf'")
-        (id,) = store.execute("SELECT question FROM judgements WHERE kind = 'leaf'").fetchone()
+        store.execute("UPDATE judgements SET detail = substr(detail, 1, 30) WHERE kind = 'direct'")
+        (id,) = store.execute("SELECT question FROM judgements WHERE kind = 'direct'").fetchone()
     ended = reflux("traces", "show", id, "--run", str(damaged))
     assert ended.code == 2, ended.stderr
     assert "restore" in ended.stderr

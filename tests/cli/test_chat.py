@@ -110,7 +110,12 @@ def test_a_conversation_is_one_json_document(endpoint: Endpoint, tmp_path: Path)
     ended = chat(endpoint, tmp_path / "run", *PLAIN, "--json", typed="one\n")
     told = json.loads(ended.stdout)
     (turn,) = told["turns"]
-    assert (turn["user"], turn["answer"], turn["status"], turn["calls"]) == ("one", "ONE", "ok", 1)
+    assert (turn["user"], turn["answer"], turn["status"], turn["calls"]) == (
+        "one",
+        "ONE",
+        "unchecked",
+        1,
+    )
     listed = begin(["chat", "--list", "--json", "--run", str(tmp_path / "run")]).wait()
     assert json.loads(listed.stdout) == [{"id": told["conversation"], "turns": 1, "begins": "one"}]
 
@@ -157,8 +162,9 @@ def test_commands_tell_of_the_last_answer(endpoint: Endpoint, tmp_path: Path) ->
     )
     ended = chat(endpoint, tmp_path / "run", *PLAIN, typed=typed)
     assert ended.code == 0, ended.stderr
-    for said in ("one → ONE by m", "check: ONE passed", "X = m", "H = plain", "1 call, 6 tokens"):
+    for said in ("one → ONE by m", "X = m", "H = plain", "1 call, 6 tokens"):
         assert said in ended.stdout
+    assert "passed" not in ended.stdout  # No check is configured.
     assert (tmp_path / "said.md").read_text() == "**You**\n\none\n\n**Reflux**\n\nONE\n"
     row = json.loads((tmp_path / "said.jsonl").read_text())
     assert [m["content"] for m in row["messages"]] == ["one", "ONE"]
@@ -369,7 +375,7 @@ def test_a_long_answer_is_told_to_its_end(endpoint: Endpoint, tmp_path: Path) ->
     words = ["ask", "word " * 200 + "end", "--overseer", "plain", "--model", "m"]
     ended = begin([*words, "--run", str(tmp_path / "run")], env(endpoint)).wait()
     assert ended.code == 0, ended.stderr
-    assert "WORD END   ok, overseer plain" in ended.stdout
+    assert "WORD END   unchecked, overseer plain" in ended.stdout
 
 
 # At a terminal.
@@ -436,7 +442,10 @@ def test_words_that_x_says_alone_are_seen_as_they_come_and_can_be_stopped(
     terminal.wait_for("you>")
     terminal.type("\x04")
     assert terminal.end() == 0
-    assert [turn.status for turn in resume(tmp_path / "run", "last").turns] == ["stopped", "ok"]
+    assert [turn.status for turn in resume(tmp_path / "run", "last").turns] == [
+        "stopped",
+        "unchecked",
+    ]
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -457,14 +466,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endpoint: Endpoint, tmp_pat
     terminal.type("\x04")
     assert terminal.end() == 0
     turns = resume(tmp_path / "run", "last").turns
-    assert [turn.status for turn in turns] == ["ok", "stopped", "ok"]
+    assert [turn.status for turn in turns] == ["unchecked", "stopped", "unchecked"]
     assert "slow" not in endpoint.asked[-1]  # What was not answered is not told.
     store = RunFolder(tmp_path / "run").store()
     rows = list(store.select("SELECT completion FROM calls WHERE kind='model'"))
     store.close()
     assert sorted(row["completion"] for row in rows) == ["ONE", "TWO"]
     listed, _ = search(store.path, Wanted())
-    assert [row["status"] for row in listed] == ["ok", "stopped", "ok"]
+    assert [row["status"] for row in listed] == ["unchecked", "stopped", "unchecked"]
 
 
 def test_ctrl_c_stops_a_question_that_waits_for_whoever_sits_there(

@@ -94,7 +94,7 @@ def test_a_part_of_a_tree_that_was_served_is_edited_and_the_whole_recomputes(
         trajectory = raw.headers["x-reflux-trajectory"]
     asked = len(script.asked)
     done = told(reflux(script, run, "review", trajectory, "--again", "--json"))
-    assert (done["did"], done["outcome"]["status"]) == ("asked again", "ok")
+    assert (done["did"], done["outcome"]["status"]) == ("asked again", "unchecked")
     assert len(script.asked) == asked + 1
 
 

@@ -25,7 +25,7 @@ def asked(path: str, question: str) -> dict[str, Any]:
 
 
 def answered(path: str, answer: str | None, status: str = "ok") -> dict[str, Any]:
-    return {"event": "answered", "path": path, "leaf": True, "answer": answer}\
+    return {"event": "answered", "path": path, "direct": True, "answer": answer}\
         | {"status": status, "error": None}  # fmt: skip
 
 

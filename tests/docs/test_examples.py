@@ -33,7 +33,7 @@ async def test_the_specialists_agree_on_one_report_with_its_sources() -> None:
 
     client = ScriptedClient(reply)
     found = await medical.diagnosis(medical.CASE, client)
-    assert found.outcome["status"] == "ok"
+    assert found.outcome["status"] == "unchecked"
     report = dict(line.split(": ", 1) for line in found.answer.splitlines())
     assert report["Symptoms"] == "fever every evening, aching knees, green fingernails"
     assert report["Conditions to consider"].startswith("marsh fever")
@@ -86,7 +86,7 @@ async def test_the_real_model_comes_to_a_report_as_well() -> None:
         found = await medical.diagnosis(medical.CASE, client)
     finally:
         await client.close()
-    assert found.outcome["status"] == "ok"
+    assert found.outcome["status"] == "unchecked"
     assert "marsh-fever.md" in found.answer
     assert 4 <= found.outcome["spent"]["calls"] <= 6
 

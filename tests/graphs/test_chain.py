@@ -92,7 +92,7 @@ async def counted(ctx: AmplifyContext) -> Outcome:
 
 
 def links(store: TraceStore) -> list[tuple[int, int, str | None, str, str | None]]:
-    rows = store.select("SELECT number, wave, asked, votes, answer FROM links")
+    rows = store.select("SELECT number, batch, asked, votes, answer FROM links")
     return [tuple(row) for row in rows]
 
 
@@ -103,7 +103,7 @@ def test_a_chain_is_read_back_as_it_was_written() -> None:
 async def test_each_link_is_made_of_the_last_answer(store: TraceStore) -> None:
     client, h = ScriptedClient(counting()), Counting(4)
     outcome = await counted(context(store, client, h))
-    assert (outcome["answer"], outcome["status"]) == ("counted to 4", "ok")
+    assert (outcome["answer"], outcome["status"]) == ("counted to 4", "unchecked")
     assert outcome["spent"]["calls"] == len(client.requests) == 2 * 4
     assert h.followed == [("0", "1"), ("1", "2"), ("2", "3"), ("3", "4")]
     # Where all agree, that is what is kept.
@@ -128,8 +128,8 @@ async def test_votes_that_differ_are_kept_one_by_one(store: TraceStore) -> None:
 
     outcome = await counted(context(store, ScriptedClient(reply), Counting(3)))
     assert outcome["answer"] == "counted to 3"
-    waves = [row for row in links(store) if row[0] == 1]
-    assert waves == [
+    batches = [row for row in links(store) if row[0] == 1]
+    assert batches == [
         (1, 0, "1", '[["7", true, ""], ["2", true, ""]]', None),
         (1, 1, None, '["2", 2]', "2"),
     ]

@@ -89,7 +89,7 @@ async def test_an_endpoint_that_fails_ends_the_question_and_the_way_so_far_stand
     assert (outcome["status"], outcome["answer"], outcome["error"]) == ("failed", None, "down")
     again = context(store, right)
     outcome = await counted(again)
-    assert (outcome["status"], outcome["answer"]) == ("ok", "counted to 5")
+    assert (outcome["status"], outcome["answer"]) == ("unchecked", "counted to 5")
     assert outcome["spent"]["calls"] == 2 * ENDS
     client = again.recorded_client.client
     assert isinstance(client, ScriptedClient)
@@ -152,8 +152,8 @@ async def test_a_link_that_no_try_settles_ends_the_attempt(store: TraceStore) ->
 @pytest.mark.parametrize(
     ("following", "error"),
     [
-        (lambda asked, answer: 1 / 0, "H could not follow: ZeroDivisionError"),
-        (lambda asked, answer: None, "H could not follow: TypeError"),
+        (lambda asked, answer: 1 / 0, "the overseer's follow failed: ZeroDivisionError"),
+        (lambda asked, answer: None, "the overseer's follow failed: TypeError"),
         (lambda asked, answer: " ", "link 1: the question is empty"),
         (lambda asked, answer: "x" * 99, "link 1: the question has 99 characters"),
         (lambda asked, answer: "half a pair \ud83d", "link 1: the question is no Unicode"),

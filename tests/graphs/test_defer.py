@@ -20,34 +20,17 @@ from langgraph.types import Command
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
-from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
-from reflux.agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
+from reflux.agents.overseers.scripted import HumanOverseer
+from reflux.agents.types import Answer, Ask, Defer, step_to_json
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
+from tests.support.deferring import overseer, plain
 
 Asked = Mapping[str, Sequence[str]]
 CONFIG = {"configurable": {"thread_id": "t"}}
-
-
-def plain(text: str) -> dict[str, Any]:
-    """A person's answer, in the form in which the graph takes it."""
-    return step_to_json(Answer(text))
-
-
-def overseer(asked: Asked) -> ScriptedOverseer:
-    """Asks what the table holds and joins it, defers what ends in "?", leaves the rest to X."""
-
-    def act(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-        if transcript:
-            return Answer(f"({' '.join(str(e.answer) for e in transcript)})")
-        if question in asked:
-            return Ask.of(*asked[question])
-        return Defer({"about": question}) if question.endswith("?") else PASS
-
-    return ScriptedOverseer("defers", act)
 
 
 @dataclass
@@ -104,7 +87,7 @@ async def test_the_root_waits_for_a_person_and_takes_the_answer(tmp_path: Path) 
         (waiting,) = state["__interrupt__"]
         assert waiting.value == {"path": "", "form": {"about": "why?"}}
         state = await go(answers(state, why="because"))
-    assert (state["outcome"]["answer"], state["outcome"]["status"]) == ("because", "ok")
+    assert (state["outcome"]["answer"], state["outcome"]["status"]) == ("because", "unchecked")
     assert not desk.client.requests
 
 

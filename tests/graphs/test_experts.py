@@ -15,26 +15,18 @@ from reflux.graphs.amplify.context import Limits
 from reflux.graphs.amplify.experts import (
     Consensus,
     Expert,
-    Said,
+    ExpertAnswer,
     Vote,
     disagreement,
     learned_weights,
     past_answers,
 )
-from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
-from tests.support.amplifying import ONE_VOTE, Transcript, amplified
+from tests.support.amplifying import ONE_VOTE, Transcript, amplified, answers_of
 
 THREE = (Expert("ann", model="a"), Expert("bob", model="b"), Expert("cem", system="You are Cem."))
-
-
-async def answers_of(system: Amplified, question: str) -> Outcome:
-    store = system.context.recorded_client.store
-    await store.add_question({"id": f"{question}-id", "text": question})
-    return await system.answer(question, f"{question}-id")
 
 
 def by_expert(**said: str):
@@ -91,7 +83,7 @@ async def test_one_expert_can_be_asked_by_name_and_an_unknown_one_is_a_value(
     await store.add_question({"id": "other", "text": "root"})
     said = (await unknown.answer("root", "other"))["answer"]
     assert said is not None
-    assert "H asked 'expert:dan', whom nobody knows; there is expert:ann" in said
+    assert "asked 'expert:dan', which does not exist; there is expert:ann" in said
 
 
 @pytest.mark.parametrize("whom", ["expert:dora", "experts:ann,dora", "experts:"])
@@ -102,7 +94,7 @@ async def test_a_question_to_nobody_ends_on_the_record_and_for_listeners(
     system = amplified(
         store, ScriptedClient(by_expert()), to(whom), experts=THREE, emit=heard.append
     )
-    assert str((await answers_of(system, "root"))["answer"]).startswith("none: H asked ")
+    assert str((await answers_of(system, "root"))["answer"]).startswith("none: the overseer asked ")
     (child,) = load_tree(store, "root-id").children
     assert (child.status, child.answer) == ("failed", None)
     below = [event["event"] for event in heard if event["path"]]
@@ -162,7 +154,7 @@ async def test_a_panel_spends_no_more_than_its_share(store: TraceStore) -> None:
 
 @given(st.lists(st.sampled_from("abc"), max_size=9))
 def test_disagreement_is_the_share_outside_the_largest_camp(texts: list[str]) -> None:
-    said = [Said(THREE[0], text, True) for text in texts]
+    said = [ExpertAnswer(THREE[0], text, True) for text in texts]
     max_votes = max((texts.count(text) for text in texts), default=0)
     assert disagreement(said) == pytest.approx(1 - max_votes / len(texts) if texts else 0)
 

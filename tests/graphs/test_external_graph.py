@@ -80,7 +80,7 @@ async def test_a_graph_that_takes_a_question_is_given_it_and_its_answer_is_read(
     assert (await answer(store, graph))["answer"] == "AB"
     root = ASKED.question_id("ab")
     tree = load_tree(store, root)
-    assert (tree.question, tree.answer, tree.status) == ("ab", "AB", "ok")
+    assert (tree.question, tree.answer, tree.status) == ("ab", "AB", "unchecked")
     assert tree.answered_by == "mine:graph"
     assert confidence(store, root, tree) == 0.75
 
@@ -177,7 +177,7 @@ async def test_two_who_ask_the_same_at_once_have_one_answer(store: TraceStore) -
     found = await asyncio.gather(*(answer_all(system, ASKED, ["ab"]) for system in systems))
     answers = {outcome["answer"] for (outcome,) in found}
     assert answers in ({"answer 0"}, {"answer 1"})
-    assert {outcome["status"] for (outcome,) in found} == {"ok"}
+    assert {outcome["status"] for (outcome,) in found} == {"unchecked"}
 
 
 async def test_an_error_that_is_no_text_is_recorded_as_far_as_it_is(store: TraceStore) -> None:
@@ -216,7 +216,7 @@ async def test_blocking_graphs_do_not_wait_for_one_another(store: TraceStore) ->
     system = foreign(store, one_node(node), limits=Limits(seconds=60))
     questions = [f"q{number}" for number in range(40)]
     outcomes = await answer_all(system, ASKED, questions, max_concurrency=40)
-    assert [outcome["status"] for outcome in outcomes] == ["ok"] * 40
+    assert [outcome["status"] for outcome in outcomes] == ["unchecked"] * 40
 
 
 def runner(*questions: str) -> EvalRunner:
@@ -245,7 +245,7 @@ async def test_a_failure_that_may_pass_is_never_scored(store: TraceStore) -> Non
         await run_system(store, node, "a", "b")
     down[0] = False
     eval_run = await run_system(store, node, "a", "b")
-    assert [o["status"] for o in eval_run.seed_results[0].outcomes] == ["ok", "ok"]
+    assert [o["status"] for o in eval_run.seed_results[0].outcomes] == ["unchecked", "unchecked"]
 
 
 async def test_a_failure_of_the_graphs_own_is_an_answer_that_is_missing(store: TraceStore) -> None:
@@ -255,7 +255,7 @@ async def test_a_failure_of_the_graphs_own_is_an_answer_that_is_missing(store: T
         return {"answer": "x"}
 
     eval_run = await run_system(store, node, "a", "b")
-    assert [o["status"] for o in eval_run.seed_results[0].outcomes] == ["ok", "failed"]
+    assert [o["status"] for o in eval_run.seed_results[0].outcomes] == ["unchecked", "failed"]
 
 
 async def test_a_graph_that_never_answers_is_broken_and_not_wrong(store: TraceStore) -> None:

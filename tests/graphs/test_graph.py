@@ -14,10 +14,13 @@ from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.tree import load_tree
+from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import (
     ONE_VOTE,
     Transcript,
     amplified,
+    answers_of,
     asked_of,
     asking,
     echo,
@@ -37,7 +40,7 @@ async def test_h_divides_to_the_depth_limit_and_x_answers_what_is_left(store: Tr
     client = ScriptedClient(echo)
     system = amplified(store, client, halve, limits=Limits(depth=3))
     outcome = await system.answer("abcdefgh", "q")
-    assert (outcome["answer"], outcome["status"]) == ("ABCDEFGH", "ok")
+    assert (outcome["answer"], outcome["status"]) == ("ABCDEFGH", "unchecked")
     assert sorted(asked_of(client)) == list("abcdefgh")
     paths = [r["path"] for r in store.select("SELECT path FROM calls WHERE kind = 'model'")]
     assert {path.count("/") for path in paths} == {3}
@@ -90,7 +93,7 @@ async def test_a_child_that_fails_leaves_its_siblings_alone(store: TraceStore) -
         return echo(request)
 
     outcome = await amplified(store, ScriptedClient(reply), listen).answer("root", "q")
-    assert (outcome["answer"], outcome["status"]) == ("done", "ok")
+    assert (outcome["answer"], outcome["status"]) == ("done", "unchecked")
     assert heard == [
         Exchange("x fails", None, "no reply"),
         Exchange("h fails", None, "the overseer failed: KeyError: 'no such rule'"),
@@ -148,7 +151,7 @@ async def test_a_primitive_of_h_costs_no_call(store: TraceStore) -> None:
     client = ScriptedClient(echo)
     outcome = await amplified(store, client, lambda q, *_: Answer(f" {q} ")).answer("1+1", "q")
     assert outcome == {
-        "answer": "1+1", "status": "ok", "error": None,
+        "answer": "1+1", "status": "unchecked", "error": None,
         "spent": {"calls": 0, "cached": 0, "tokens": 0},
     }  # fmt: skip
     assert client.requests == []
@@ -227,3 +230,59 @@ async def test_a_listener_hears_the_same_events_as_the_stream(store: TraceStore)
         "step", "asked", "step", "called", "answered", "step", "answered"
     ]  # fmt: skip
     assert heard[-1]["answer"] == "A"
+
+
+def cut(*texts: str) -> ScriptedClient:
+    """A client whose replies to these questions end at the token limit."""
+
+    def reply(request: ChatRequest) -> Completion:
+        reason = "length" if request.messages[-1][1] in texts else "stop"
+        return Completion(echo(request), finish_reason=reason)
+
+    return ScriptedClient(reply)
+
+
+async def test_an_answer_that_the_token_limit_cut_is_truncated(store: TraceStore) -> None:
+    system = amplified(store, cut("root"), lambda *_: PASS, votes=ONE_VOTE)
+    outcome = await answers_of(system, "root")
+    assert (outcome["answer"], outcome["status"]) == ("ROOT", "truncated")
+
+
+async def test_a_rule_does_not_make_a_truncated_answer_ok(store: TraceStore) -> None:
+    rules = rejecting("something else")
+    system = amplified(store, cut("root"), lambda *_: PASS, votes=ONE_VOTE, checker=rules)
+    assert (await answers_of(system, "root"))["status"] == "truncated"
+
+
+async def test_one_complete_vote_for_the_same_answer_rescues_a_truncated_one(
+    store: TraceStore,
+) -> None:
+    def reply(request: ChatRequest) -> Completion:
+        return Completion("A", finish_reason="stop" if request.vote else "length")
+
+    votes = VotePolicy(margin=2, max_votes=2, min_logprob=None)
+    system = amplified(store, ScriptedClient(reply), lambda *_: PASS, votes=votes)
+    assert (await answers_of(system, "root"))["status"] == "unchecked"
+
+
+async def test_a_parent_of_a_truncated_part_has_its_own_status_and_a_note(
+    store: TraceStore,
+) -> None:
+    system = amplified(store, cut("a"), asking("a", "b"), votes=ONE_VOTE)
+    outcome = await answers_of(system, "root")
+    assert (outcome["answer"], outcome["status"]) == ("A+B", "unchecked")
+    tree = load_tree(store, "root-id")
+    assert [child.status for child in tree.children] == ["truncated", "unchecked"]
+    assert "cut a sub-answer" in tree.note
+
+
+async def test_only_a_check_that_tests_answers_is_on_the_record(store: TraceStore) -> None:
+    bare = amplified(store, ScriptedClient(echo), asking("a"), votes=ONE_VOTE)
+    assert (await answers_of(bare, "root"))["status"] == "unchecked"
+    assert load_tree(store, "root-id").checks == []
+    tested = amplified(store, ScriptedClient(echo), asking("a"), checker=rejecting("B"))
+    await store.add_question({"id": "tested", "text": "root"})
+    assert (await tested.answer("root", "tested"))["status"] == "ok"
+    tree = load_tree(store, "tested")
+    assert tree.checks == [{"answer": "A", "ok": True}]
+    assert [child.status for child in tree.children] == ["ok"]

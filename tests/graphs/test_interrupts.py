@@ -17,7 +17,7 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_interruptible_run
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
-from tests.graphs.test_defer import overseer, plain
+from tests.support.deferring import overseer, plain
 
 TREE = {"root": ["a", "mid", "late?"], "mid": ["b", "deep", "c"], "deep": ["early?", "d"]}
 

@@ -45,7 +45,7 @@ async def test_a_batch_shares_the_budget_in_order_and_later_steps_get_what_it_le
     ]  # fmt: skip
     assert (outcome["answer"], outcome["status"]) == ("end", "ok")
     assert outcome["spent"]["calls"] == 8
-    rows = store.select("SELECT path, detail FROM judgements WHERE kind = 'leaf' ORDER BY path")
+    rows = store.select("SELECT path, detail FROM judgements WHERE kind = 'direct' ORDER BY path")
     statuses = {row["path"]: json.loads(row["detail"])["status"] for row in rows}
     assert statuses == {
         "/0.0.0": "over_budget", "/0.0.1": "ok", "/0.0.2": "over_budget", "/0.1.0": "over_budget"
@@ -81,7 +81,7 @@ async def test_a_token_budget_caps_the_length_of_every_answer(store: TraceStore)
         checker=RuleChecker({"never": lambda *_: False}),
     )  # fmt: skip
     await system.answer("root", "q")
-    # 6 tokens for a, 5 for b; their first votes take two, the two of the next wave share the rest.
+    # 6 tokens for a, 5 for b; their first votes take two, the two of the next batch share the rest.
     assert [r.sampling.max_tokens for r in client.requests if echo(r) == "A"] == [6, 2, 2]
     assert [r.sampling.max_tokens for r in client.requests if echo(r) == "B"] == [5, 2, 1]
 
@@ -109,7 +109,7 @@ async def test_a_question_that_repeats_an_ancestor_is_refused(store: TraceStore)
         limits=Limits(depth=9), canonical=lambda text: text.strip().lower(),
     )  # fmt: skip
     outcome = await system.answer("root", "q")
-    assert (outcome["answer"], outcome["status"]) == ("no end", "ok")
+    assert (outcome["answer"], outcome["status"]) == ("no end", "unchecked")
     assert heard == ["CycleError: ' ROOT ' repeats one of its ancestors", None]
 
 
@@ -139,7 +139,9 @@ async def test_a_batch_wider_than_the_fan_out_limit_is_not_asked(store: TraceSto
     limits = Limits(fanout=2, attempts=1)
     outcome = await amplified(store, client, asking(*"abc"), limits=limits).answer("root", "q")
     assert outcome["status"] == "failed"
-    assert outcome["error"] == "H asked 3 sub-questions at once, the limit is 2"
+    assert outcome["error"] == (
+        "the overseer asked 3 sub-questions at once: raise limits.fanout from 2"
+    )
     assert client.requests == []
 
 

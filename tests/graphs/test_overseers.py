@@ -76,7 +76,7 @@ def steps_of(store: TraceStore, path: str = "") -> list[dict[str, Any]]:
 async def test_a_model_divides_and_combines(store: TraceStore) -> None:
     client = world(SOUND, COMBINED)
     outcome = await amplify(store, client, ModelOverseer())
-    assert (outcome["answer"], outcome["status"]) == ("Paris and Tokyo", "ok")
+    assert (outcome["answer"], outcome["status"]) == ("Paris and Tokyo", "unchecked")
     assert outcome["spent"]["calls"] == len(client.requests) == 4
     assert steps_of(store) == [step_to_json(BOTH), step_to_json(Answer("Paris and Tokyo"))]
 
@@ -88,7 +88,7 @@ async def test_a_model_that_replies_so_to_all_leads_to_an_answer_in_few_calls(
     h = ModelOverseer()
     client = world(REPLIES[name][0])
     outcome = await amplify(store, client, h, limits=Limits(1, attempts=1, tokens=10**8))
-    assert outcome["status"] == "ok"
+    assert outcome["status"] == "unchecked"
     assert outcome["answer"]
     max_votes = h.asked + h.tries * (h.asked + 1)
     assert outcome["spent"]["calls"] == len(client.requests) <= max_votes
@@ -103,7 +103,7 @@ async def test_deeper_down_as_well_and_within_the_budget(store: TraceStore, name
     limits = Limits(depth=2, attempts=2, calls=60)
     client = world(REPLIES[name][0])
     outcome = await amplify(store, client, ModelOverseer(), limits=limits)
-    assert outcome["status"] in ("ok", "over_budget")
+    assert outcome["status"] in ("unchecked", "over_budget")
     assert len(client.requests) <= limits.calls
     again = world("another reply")
     assert await amplify(store, again, ModelOverseer(), limits=limits) == outcome
@@ -113,7 +113,7 @@ async def test_deeper_down_as_well_and_within_the_budget(store: TraceStore, name
 @pytest.mark.parametrize("name", ["empty", "refusal", "a recursion bomb of lists"])
 async def test_what_cannot_be_read_goes_to_x_undivided(store: TraceStore, name: str) -> None:
     outcome = await amplify(store, world(REPLIES[name][0]), ModelOverseer())
-    assert (outcome["answer"], outcome["status"]) == ("undivided", "ok")
+    assert (outcome["answer"], outcome["status"]) == ("undivided", "unchecked")
 
 
 async def test_what_is_not_decomposable_goes_to_x_and_the_record_says_why(
@@ -142,7 +142,7 @@ async def test_a_sub_question_that_repeats_an_ancestor_is_a_failure_that_h_sees(
 
     limits = Limits(depth=3, attempts=1)
     outcome = await amplify(store, ScriptedClient(reply), ModelOverseer(), limits=limits)
-    assert (outcome["answer"], outcome["status"]) == ("Paris at least", "ok")
+    assert (outcome["answer"], outcome["status"]) == ("Paris at least", "unchecked")
 
 
 async def test_a_failed_check_draws_another_decomposition(store: TraceStore) -> None:
@@ -182,7 +182,7 @@ async def test_a_panel_of_models_divides_and_combines(store: TraceStore, choice:
     models = tuple(ModelOverseer(name, tries=1) for name in ("one", "two", "three"))
     panel = Panel(models, choice, judge="wise")
     outcome = await amplify(store, client, panel, limits=Limits(depth=1))
-    assert (outcome["answer"], outcome["status"]) == ("Paris and Tokyo", "ok")
+    assert (outcome["answer"], outcome["status"]) == ("Paris and Tokyo", "unchecked")
     asked = [r.messages[-1][1] for r in client.requests if r.model == "base"]
     assert asked == {"majority": [FRANCE], "merge": [FRANCE, JAPAN], "judge": [JAPAN]}[choice]
     silent = ScriptedClient(lambda _: pytest.fail("a recorded call was made again"))

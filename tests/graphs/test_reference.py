@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from reflux.agents.budget import Budget
 from reflux.agents.types import Ask, step_from_json
 from reflux.graphs.amplify.state import Outcome
-from tests.support.playing import ASKED, Played, by_reference, orders, play
+from tests.support.playing import ASKED, Played, by_reference, essence, orders, play, sorted_rows
 from tests.support.worlds import World, worlds
 
 Row = dict[str, Any]
@@ -29,14 +29,6 @@ cached = st.booleans()
 def many(examples: int) -> settings:
     """The same examples on every machine, however slow it is."""
     return settings(max_examples=examples, derandomize=True, deadline=None, database=None)
-
-
-def essence(outcomes: Iterable[Outcome]) -> list[tuple[Any, ...]]:
-    """Outcomes without the wording of errors, and without what the cache saved."""
-    return [
-        (o["answer"], o["status"], o["error"] is None, o["spent"]["calls"], o["spent"]["tokens"])
-        for o in outcomes
-    ]
 
 
 def unsaved(outcome: Outcome) -> dict[str, Any]:
@@ -56,13 +48,6 @@ def judged(played: Played) -> list[str]:
     for row in rows:
         row["detail"].get("spent", {}).pop("cached", None)
     return sorted_rows(rows, "key")
-
-
-def sorted_rows(rows: Iterable[Row], *leaving_out: str) -> list[str]:
-    """Rows in an order of their own, without their places in the file and times."""
-    left_out = {"id", "created", "seconds", *leaving_out}
-    kept = ({k: v for k, v in row.items() if k not in left_out} for row in rows)
-    return sorted(json.dumps(row) for row in kept)
 
 
 @many(70)

@@ -89,7 +89,7 @@ async def test_one_judgement_in_a_hundred_is_drawn_for_an_audit(store: TraceStor
     for name in names:
         await store.add_question({"id": name, "text": name, "split": "train"})
         detail = {"question": name, "answer": "a", "status": "ok", "error": None}
-        await store.add_judgement(name, "", "leaf", True, detail, key="0")
+        await store.add_judgement(name, "", "direct", True, detail, key="0")
     items, _ = page(store, "audit", limit=100)
     assert len(items) == 10
     assert [item.at for item in items] == sorted((item.at for item in items), reverse=True)
@@ -101,7 +101,7 @@ async def test_pages_follow_one_another_without_a_gap_or_a_repeat(store: TraceSt
     for i in range(25):
         await store.add_question({"id": f"q{i:02}", "text": "q", "split": "train"})
         detail = {"question": "q", "answer": "a", "status": "rejected", "error": None}
-        await store.add_judgement(f"q{i:02}", "", "leaf", False, detail, key="0")
+        await store.add_judgement(f"q{i:02}", "", "direct", False, detail, key="0")
     seen: list[str] = []
     start: int | None = None
     while True:

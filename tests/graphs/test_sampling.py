@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from test_graphs_experts import answers_of
-
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS
@@ -24,7 +22,7 @@ from reflux.graphs.amplify.context import Limits
 from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
-from tests.support.amplifying import ONE_VOTE, amplified
+from tests.support.amplifying import ONE_VOTE, amplified, answers_of
 
 
 class Doubling:
@@ -165,7 +163,7 @@ async def test_h_asks_a_tool_itself_and_its_refusal_is_a_failed_sub_question(
     outcome = await answers_of(system, "root")
     assert outcome["answer"] == (
         "8+(that is no number)"
-        "+(H asked the tool 'triple', which it was not given; it has double)+16"
+        "+(the overseer asked the tool 'triple', which it was not given; it has double)+16"
     )
     assert client.requests == []
     tree = load_tree(store, "root-id")

@@ -23,7 +23,7 @@ async def add(
     await store.add_question({"id": id, "text": text, **asked})
     if status is not None:
         told = {"question": text, "answer": f"to {text}", "status": status, "error": None}
-        await store.add_judgement(id, "", "leaf", status == "ok", told, key="0")
+        await store.add_judgement(id, "", "direct", status == "ok", told, key="0")
 
 
 def found(store: TraceStore, limit: int = 100, **wanted: str) -> list[str]:
@@ -118,7 +118,7 @@ async def test_a_nodes_record_has_its_calls_judgements_and_price(store: TraceSto
     assert made["messages"] == [{"role": "user", "content": "one"}]
     assert made["logprobs"] == [["1", -0.5, [["1", -0.5]]]]
     assert told["cost"] == pytest.approx(14e-6)
-    assert [judged["kind"] for judged in told["judgements"]] == ["leaf"]
+    assert [judged["kind"] for judged in told["judgements"]] == ["direct"]
     assert node_record(store.path, "q", "", {})["cost"] is None
     assert node_record(store.path, "q", "/0.0.0", {})["calls"] == []
     with pytest.raises(UsageError, match="no trajectory is called 'nobody'"):

@@ -1,4 +1,4 @@
-"""Stopping rules and waves: against brute force, closed forms and simulation."""
+"""Stopping rules and batches: against brute force, closed forms and simulation."""
 
 import itertools
 import math

@@ -20,7 +20,7 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.writer import BATCH
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "traces-v1.sql"
+GOLDEN = Path(__file__).parents[1] / "golden" / "traces-v2.sql"
 KEY = CallKey("q1", "/0.0.1", "answer")
 
 
@@ -191,10 +191,10 @@ async def test_a_file_of_another_version_is_refused_and_left_alone(path: Path) -
     TraceStore(path).close()
     connection = sqlite3.connect(path)
     connection.executescript(
-        "UPDATE meta SET value = '2'; DROP TABLE judgements; ALTER TABLE calls DROP COLUMN model"
+        "UPDATE meta SET value = '3'; DROP TABLE judgements; ALTER TABLE calls DROP COLUMN model"
     )
     connection.close()
-    with pytest.raises(UsageError, match=f"version 2, this Reflux writes {SCHEMA_VERSION}"):
+    with pytest.raises(UsageError, match=f"version 3, this Reflux writes {SCHEMA_VERSION}"):
         TraceStore(path)
     assert rows(path, "SELECT 1 FROM sqlite_master WHERE name = 'judgements'") == []
 
@@ -260,7 +260,7 @@ def test_a_killed_process_has_lost_no_row_whose_await_returned(path: Path) -> No
     assert claimed <= held
 
 
-async def test_a_trace_file_of_version_1_opens_and_its_calls_replay(path: Path) -> None:
+async def test_a_trace_file_of_version_2_opens_and_its_calls_replay(path: Path) -> None:
     path.parent.mkdir()
     connection = sqlite3.connect(path)
     connection.executescript(GOLDEN.read_text())
@@ -281,3 +281,12 @@ async def test_a_trace_file_of_version_1_opens_and_its_calls_replay(path: Path) 
         ("503 InternalServerError: busy",), False,
     )  # fmt: skip
     assert judged == [{"answer": "90", "rule": ""}]
+
+
+async def test_a_trace_file_of_reflux_0_1_is_refused_with_a_remedy(path: Path) -> None:
+    path.parent.mkdir()
+    connection = sqlite3.connect(path)
+    connection.executescript(GOLDEN.with_name("traces-v1.sql").read_text())
+    connection.close()
+    with pytest.raises(UsageError, match=r"was written by Reflux 0\.1.*name another --run"):
+        TraceStore(path)

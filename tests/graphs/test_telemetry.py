@@ -30,8 +30,8 @@ from reflux.graphs.traces.otel import CAPTURE, OtelSpans, capturing
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.telemetry import NO_SPANS, spans_of
-from tests.graphs.test_defer import overseer, plain
 from tests.support.amplifying import amplified, asking
+from tests.support.deferring import overseer, plain
 
 ASKED = Origin("night", 2, "amplified", "addition", "train")
 KEY = CallKey("q", "/0.0.1/0.0.2", "answer", 3, 0, 4)
@@ -245,7 +245,7 @@ async def test_replies_side_by_side_are_calls_of_one_conversation(
     await answer_chat(recorded_client, ASKED, "2+2?", [REQUEST] * 3, hear=lambda at, delta: None)
     (run,) = heard.named("invoke_workflow")
     assert [above(span, heard.all) for span in heard.named("chat")] == [run] * 3
-    assert told(run, "reflux.status") == "ok"
+    assert told(run, "reflux.status") == "unchecked"
 
 
 async def test_a_tools_work_is_a_span_and_its_refusal_an_error(
@@ -297,7 +297,7 @@ async def test_a_node_that_fails_is_an_error_and_the_run_that_goes_on_is_none(
     await answer_all(system, ASKED, ["root"])
     ended = {told(n, "reflux.path"): n.status.status_code for n in heard.named("invoke_agent copy")}
     assert ended == {"/0.0.0": StatusCode.UNSET, "/0.0.1": StatusCode.ERROR}
-    assert told(heard.named("invoke_workflow")[0], "reflux.status") == "ok"
+    assert told(heard.named("invoke_workflow")[0], "reflux.status") == "unchecked"
 
 
 async def test_waiting_for_a_person_is_no_error_and_each_reply_is_a_run_of_the_same_trajectory(
@@ -313,7 +313,7 @@ async def test_waiting_for_a_person_is_no_error_and_each_reply_is_a_run_of_the_s
         assert not [s for s in heard.all if s.status.status_code is StatusCode.ERROR]
         await interruptible_run.reply("q", {waits.pending[0].id: plain("me")})
     runs = heard.named("invoke_workflow")
-    assert [told(run, "reflux.status") for run in runs] == ["waiting", "ok"]
+    assert [told(run, "reflux.status") for run in runs] == ["waiting", "unchecked"]
     assert {(told(run, "reflux.trajectory"), told(run, "reflux.round")) for run in runs} == {
         ("q", 2)
     }

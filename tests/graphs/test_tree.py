@@ -61,12 +61,12 @@ async def test_the_tree_shows_what_was_asked_and_who_answered(store: TraceStore)
 
     tree = await tree_of(store, context(store, ScriptedClient(reply)))
     assert [seen(node) for node in tree.walk()] == [
-        ("", "root", "X+None+Y+known", "ok", "H", 0),
-        ("/0.0.0", "x", "X", "ok", "base", 1),
-        ("/0.0.1", "mid", "None+Y", "ok", "H", 0),
+        ("", "root", "X+None+Y+known", "unchecked", "H", 0),
+        ("/0.0.0", "x", "X", "unchecked", "base", 1),
+        ("/0.0.1", "mid", "None+Y", "unchecked", "H", 0),
         ("/0.0.1/0.0.0", "fails", None, "failed", "", 0),
-        ("/0.0.1/0.0.1", "y", "Y", "ok", "base", 1),
-        ("/0.0.2", "primitive", "known", "ok", "H", 0),
+        ("/0.0.1/0.0.1", "y", "Y", "unchecked", "base", 1),
+        ("/0.0.2", "primitive", "known", "unchecked", "H", 0),
     ]
     assert [node.error for node in tree.walk()] == [None, None, None, "down", None, None]
 
@@ -156,7 +156,16 @@ async def test_a_question_that_x_answers_alone_is_a_tree_of_one_node(store: Trac
     system = Direct(context(store, ScriptedClient(echo)))
     await answer_all(system, ASKED, ["root"])
     tree = load_tree(store, ASKED.question_id("root"))
-    assert (*seen(tree), tree.votes, tree.tokens) == ("", "root", "ROOT", "ok", "base", 1, 1, 2)
+    assert (*seen(tree), tree.votes, tree.tokens) == (
+        "",
+        "root",
+        "ROOT",
+        "unchecked",
+        "base",
+        1,
+        1,
+        2,
+    )
     assert tree.children == []
 
 

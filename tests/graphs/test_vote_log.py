@@ -112,5 +112,5 @@ async def test_flagged_replies_have_no_vote_and_are_asked_again(store: TraceStor
     )
     (outcome,) = await answer_all(system, ASKED, ["root"])
     assert outcome["answer"] == "4"
-    (leaf,) = store.select("SELECT detail ->> 'flags' FROM judgements WHERE kind='leaf'")
-    assert leaf[0] == '{"hedges":1}'
+    (row,) = store.select("SELECT detail ->> 'flags' FROM judgements WHERE kind='direct'")
+    assert row[0] == '{"hedges":1}'

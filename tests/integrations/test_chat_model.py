@@ -87,7 +87,11 @@ def test_the_reply_counts_the_whole_tree_and_names_it(tmp_path: Path) -> None:
     reply = model.invoke("root")
     assert reply.content == "ONE TWO+THREE"
     told = reply.response_metadata
-    assert (told["model_name"], told["status"], told["finish_reason"]) == ("base", "ok", "stop")
+    assert (told["model_name"], told["status"], told["finish_reason"]) == (
+        "base",
+        "unchecked",
+        "stop",
+    )
     assert told["spent"] == {"calls": 2, "cached": 0, "tokens": 6}
     assert reply.usage_metadata == {"input_tokens": 3, "output_tokens": 3, "total_tokens": 6}
     tree = model.tree(told["trajectory"])

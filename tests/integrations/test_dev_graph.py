@@ -59,7 +59,7 @@ async def test_the_last_message_is_the_question_and_the_answer_a_message(tmp_pat
         ("human", "one and two"),
         ("ai", "ONE+TWO"),
     ]
-    assert (got["answer"], got["status"], got["error"]) == ("ONE+TWO", "ok", None)
+    assert (got["answer"], got["status"], got["error"]) == ("ONE+TWO", "unchecked", None)
     assert got["messages"][-1].response_metadata["spent"]["calls"] == 2
     assert len(client.requests) == 2
 

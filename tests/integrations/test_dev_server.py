@@ -82,7 +82,7 @@ def test_it_answers_a_plain_question_and_a_conversation(
     server: httpx2.Client, script: Scripted
 ) -> None:
     got = waited(server, "/runs/wait", input={"question": "one two"})
-    assert (got["answer"], got["status"], got["error"]) == ("ONE TWO", "ok", None)
+    assert (got["answer"], got["status"], got["error"]) == ("ONE TWO", "unchecked", None)
     assert [message["type"] for message in got["messages"]] == ["human", "ai"]
     assert got["messages"][-1]["response_metadata"]["spent"]["calls"] == 1
     said = [{"role": "user", "content": "three"}]
@@ -111,7 +111,7 @@ def test_a_person_is_waited_for_and_the_thread_goes_on_with_what_they_say(
         command={"resume": {waiting["id"]: step}},
         context={"overseer": "human"},
     )
-    assert (got["answer"], got["status"]) == ("I do.", "ok")
+    assert (got["answer"], got["status"]) == ("I do.", "unchecked")
     assert len(script.asked) == before
 
 

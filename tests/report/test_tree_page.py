@@ -12,7 +12,7 @@ from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.traces.review import find_item, remark
 from reflux.graphs.traces.store import TraceStore
 from reflux.report.tree_page import tree_page
-from tests.support.amplifying import ONE_VOTE, amplified, asking
+from tests.support.amplifying import ONE_VOTE, amplified, asking, rejecting
 
 ASKED = Origin("run<", 1, "amplified", "words", "train")
 Q = ASKED.question_id("root")
@@ -42,8 +42,9 @@ class Parsed(HTMLParser):
         self.text += data
 
 
-async def asked(store: TraceStore, reply: Any) -> Any:
-    system = amplified(store, ScriptedClient(reply), asking("x", "y"), votes=ONE_VOTE)
+async def asked(store: TraceStore, reply: Any, **more: Any) -> Any:
+    client = ScriptedClient(reply)
+    system = amplified(store, client, asking("x", "y"), votes=ONE_VOTE, **more)
     await answer_all(system, ASKED, ["root"])
     return system.context
 
@@ -78,7 +79,7 @@ async def test_less_likely_tokens_are_shaded_darker(store: TraceStore) -> None:
 
 
 async def test_the_page_tells_costs_votes_checks_and_persons(store: TraceStore) -> None:
-    context = await asked(store, shaded)
+    context = await asked(store, shaded, checker=rejecting("wrong"))
     await override(context, Q, "/0.0.0", "why")
     text = Parsed(tree_page(store, f"{Q}~1")).text
     for said in ("by human", "by base, 1 call, 13 tokens", "check passed: why+sure<?"):

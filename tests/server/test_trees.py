@@ -132,7 +132,7 @@ async def test_a_client_that_leaves_stops_the_spending_of_its_tree(
         (listed,) = httpx2.get(f"{url}/api/trajectories?status=stopped").json()["trajectories"]
         tree = httpx2.get(f"{url}/api/trajectories/{listed['id']}").json()["tree"]
         assert (tree["status"], tree["answer"]) == ("stopped", None)
-        assert {child["status"] for child in tree["children"]} == {"ok", "stopped"}
+        assert {child["status"] for child in tree["children"]} == {"unchecked", "stopped"}
 
 
 def narrow(script: Scripted) -> dict[str, Any]:
@@ -241,7 +241,7 @@ async def test_what_waits_for_a_person_outlives_its_client_and_the_server(
         assert (ended["outcome"]["answer"], ended["pending"]) == ("me", [])
         assert httpx2.get(f"{url}/api/pending").json() == {"pending": []}
         tree = httpx2.get(f"{url}/api/trajectories/{waiting['trajectory']}").json()["tree"]
-        assert (tree["answer"], tree["status"]) == ("me", "ok")
+        assert (tree["answer"], tree["status"]) == ("me", "unchecked")
 
 
 def test_where_nobody_was_asked_nothing_waits(tmp_path: Path, script: Scripted) -> None:
@@ -274,3 +274,17 @@ def test_the_user_that_a_client_names_is_on_the_record(tmp_path: Path, script: S
     (row,) = store.select("SELECT detail FROM judgements WHERE kind='user'")
     store.close()
     assert json.loads(row["detail"]) == {"user": "ann"}
+
+
+def test_a_truncated_answer_ends_with_the_finish_reason_of_the_protocol(
+    tmp_path: Path, script: Scripted
+) -> None:
+    with (
+        serving(tmp_path, script) as url,
+        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        reply = client.chat.completions.create(
+            model="amplified", messages=user("one two"), max_tokens=1
+        )
+    (choice,) = reply.choices
+    assert (choice.message.content, choice.finish_reason) == ("ONE", "length")

@@ -9,6 +9,7 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, ChatClient, ChatRequest, Exchange, Step
 from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
@@ -46,3 +47,9 @@ def asked_of(client: ScriptedClient) -> list[str]:
 
 def rejecting(*refused: str) -> RuleChecker:
     return RuleChecker({"known_wrong": lambda _, answer: answer not in refused})
+
+
+async def answers_of(system: Amplified, question: str) -> Outcome:
+    store = system.context.recorded_client.store
+    await store.add_question({"id": f"{question}-id", "text": question})
+    return await system.answer(question, f"{question}-id")

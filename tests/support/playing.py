@@ -1,9 +1,10 @@
 """Plays a world to its end, with replies that arrive in a given order and never by the clock."""
 
 import asyncio
+import json
 import selectors
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
@@ -178,3 +179,18 @@ def play(
 
 def read(store: TraceStore, table: str) -> list[dict[str, Any]]:
     return [dict(row) for row in store.select(f"SELECT * FROM {table} ORDER BY id")]  # noqa: S608
+
+
+def essence(outcomes: Iterable[Outcome]) -> list[tuple[Any, ...]]:
+    """Outcomes without the wording of errors, and without what the cache saved."""
+    return [
+        (o["answer"], o["status"], o["error"] is None, o["spent"]["calls"], o["spent"]["tokens"])
+        for o in outcomes
+    ]
+
+
+def sorted_rows(rows: Iterable[dict[str, Any]], *leaving_out: str) -> list[str]:
+    """Rows in an order of their own, without their places in the file and times."""
+    left_out = {"id", "created", "seconds", *leaving_out}
+    kept = ({k: v for k, v in row.items() if k not in left_out} for row in rows)
+    return sorted(json.dumps(row) for row in kept)

@@ -91,6 +91,7 @@ def scripted() -> Iterator[Scripted]:
                 self._whole({"error": {"message": refused[1]}}, refused[0])
                 return
             words = script.says(str(body["messages"][-1]["content"])).split()
+            finish = "length" if len(words) > body["max_tokens"] else "stop"
             words = words[: body["max_tokens"]]
             usage = {"prompt_tokens": 10, "completion_tokens": len(words)}
             logprob = {"top_logprobs": [{"token": "a", "logprob": -0.5}], "logprob": -0.5}
@@ -101,7 +102,7 @@ def scripted() -> Iterator[Scripted]:
                 message = {"role": "assistant", "content": " ".join(words)}
                 if body.get("tools"):
                     message |= {"content": None, "tool_calls": [CALL]}
-                choice = {"message": message, "finish_reason": "stop"}
+                choice = {"message": message, "finish_reason": finish}
                 choice["logprobs"] = {"content": content}
                 self._whole({"choices": [choice], "usage": usage})
                 return
@@ -121,7 +122,7 @@ def scripted() -> Iterator[Scripted]:
                         self.close_connection = True
                         self.connection.shutdown(2)
                         return
-                self._chunk({}, finish_reason="stop")
+                self._chunk({}, finish_reason=finish)
                 self._event({"choices": [], "usage": usage})
                 self._raw(b"data: [DONE]\n\n")
                 self.wfile.write(b"0\r\n\r\n")

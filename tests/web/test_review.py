@@ -104,7 +104,7 @@ def test_a_node_asked_again_goes_to_the_model_with_another_seed(
         before = len(script.asked)
         done = word(url, trajectory, path="/0.0.1", action="again")
         assert (done["did"], done["recomputing"]) == ("asked again", True)
-        soon(lambda: tree_of(url, done["trajectory"])["status"] == "ok")
+        soon(lambda: tree_of(url, done["trajectory"])["status"] == "unchecked")
         assert [body["messages"][-1]["content"] for body in script.asked[before:]] == ["beta"]
         events = httpx2.get(f"{url}/api/trajectories/{done['trajectory']}/events").text
         assert "event: answered" in events and events.endswith("event: end\ndata: {}\n\n")
@@ -139,7 +139,7 @@ def disputed(url: str, folder: Path) -> str:
         store = TraceStore(folder / "traces.db")
         detail = {"question": "beta", "answer": "BETA", "status": "ok", "error": None}
         detail |= {"votes": 3, "refused": 0, "tally": [["BETA", 2], ["GAMMA", 1]]}
-        await store.add_judgement(trajectory, "/0.0.1", "leaf", True, detail, key="0.1")
+        await store.add_judgement(trajectory, "/0.0.1", "direct", True, detail, key="0.1")
         store.close()
 
     asyncio.run(say())
@@ -196,7 +196,7 @@ def test_an_edit_of_the_page_becomes_a_row_of_the_next_distillation(
     with serving(tmp_path, script) as url:
         trajectory = asked(url, "alpha and beta")
         done = word(url, trajectory, path="/0.0.0", action="edit", answer="omega")
-        soon(lambda: tree_of(url, done["trajectory"])["status"] == "ok")
+        soon(lambda: tree_of(url, done["trajectory"])["status"] == "unchecked")
     rows, _ = rows_for(folder, None)
     assert [row["completion"][0]["content"] for row in rows] == ["omega+BETA", "omega"]
     assert [row["prompt"][-1]["content"] for row in rows] == ["alpha and beta", "alpha"]

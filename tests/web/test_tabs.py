@@ -170,7 +170,7 @@ def test_trajectories_are_searched_filtered_and_opened(tmp_path: Path, script: S
             assert page.locator(".trow").count() == 2
             page.get_by_label("Status").select_option("rejected")
             page.get_by_text("Nothing fits").wait_for()
-            page.get_by_label("Status").select_option("ok")
+            page.get_by_label("Status").select_option("unchecked")
             page.locator(".trow").nth(1).wait_for()
             page.keyboard.press("Tab")
             page.locator(".trow").first.focus()

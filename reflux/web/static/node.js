@@ -5,6 +5,11 @@ import { attempt, el, number, seconds, show } from "./dom.js";
 import { shaded } from "./logprobs.js";
 import { actions } from "./node_actions.js";
 
+export const STATUS = {
+  ok: "check passed", unchecked: "unchecked", truncated: "cut by the token limit", rejected: "rejected", over_budget: "over budget",
+  failed: "failed", stopped: "stopped", running: "running", waiting: "waits for a human",
+};
+
 const drawer = document.getElementById("drawer");
 let last = 0;
 let before = null;
@@ -45,7 +50,7 @@ function find(node, path) {
 
 function head(node) {
   return el("header", { class: "drawer-head" },
-    el("span", { class: `badge ${node.status}` }, node.status.replace("_", " ")),
+    el("span", { class: `badge ${node.status}` }, STATUS[node.status] || node.status),
     el("span", { class: "dim grow" }, node.path ? `node ${node.path.slice(1)}` : "root"),
     el("button", { type: "button", class: "icon", "aria-label": "Close", onclick: closeNode }, "✕"));
 }
@@ -123,11 +128,12 @@ function pretty(call) {
 }
 
 const WORDS = {
-  leaf: ["accepted", "not accepted"], outcome: ["accepted", "not accepted"], check: ["the check passed", "the check failed"],
+  check: ["the check passed", "the check failed"],
   verdict: ["approved", "rejected"], override: ["put in by a person", ""], consensus: ["consensus", "no consensus"],
 };
 
-function verdict({ kind, ok }) {
+function verdict({ kind, ok, detail }) {
+  if (STATUS[detail.status]) return STATUS[detail.status];
   const words = WORDS[kind];
   if (!words || ok === null) return kind.replaceAll("_", " ");
   return ok ? words[0] : words[1];
@@ -138,7 +144,7 @@ function judgements(record) {
   if (!told.length) return "";
   return el("div", {}, el("h3", {}, "Verdicts"), el("ul", { class: "verdicts" }, told.map((each) => {
     const why = each.detail.rule || each.detail.comment || each.detail.error || each.detail.reason || "";
-    const mark = each.ok === null ? "·" : each.ok ? "✓" : "✗";
+    const mark = each.ok === null || each.detail.status === "unchecked" ? "·" : each.ok ? "✓" : "✗";
     return el("li", { class: each.ok === false ? "bad" : "" },
       el("span", { class: "mark", "aria-hidden": true }, mark),
       el("span", {}, verdict(each)),

@@ -5,7 +5,7 @@ import { attempt, el, empty, number, show, when } from "./dom.js";
 import { TreeModel } from "./tree_model.js";
 import { TreeView } from "./tree_view.js";
 
-const STATUSES = ["ok", "rejected", "over_budget", "failed", "stopped", "running"];
+const STATUSES = ["ok", "unchecked", "truncated", "rejected", "over_budget", "failed", "stopped", "running"];
 const kept = { q: "", system: "", split: "", status: "" };
 
 export async function open(place, [chosen]) {

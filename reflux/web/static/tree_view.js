@@ -1,10 +1,9 @@
 // The tree on the page: an outline that grows, read and walked with the mouse or the arrow keys.
 
 import { el, number } from "./dom.js";
-import { openNode } from "./node.js";
+import { STATUS, openNode } from "./node.js";
 
 const BATCH = 100; // Children that are drawn before a person asks for more.
-const STATUS = { ok: "accepted", rejected: "rejected", over_budget: "over budget", failed: "failed", stopped: "stopped", running: "at work", waiting: "waits for a person" };
 
 export class TreeView {
   constructor(place, trajectory, model, changed = null) {
