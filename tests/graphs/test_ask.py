@@ -251,7 +251,7 @@ async def test_a_question_is_recorded_with_the_options_that_its_context_tells(
     assert (answered.outcome or {}).get("answer") == "AB"
     options = options_of(store, answered.trajectory)
     assert options == AskOptions(
-        "letters", "base", limits=limits, max_tokens=7, max_votes=1, seed=3
+        "script:letters", "base", limits=limits, max_tokens=7, max_votes=1, seed=3
     )
 
 
@@ -328,6 +328,6 @@ async def test_refusals_are_an_error_only_where_every_question_is_refused(
 
     system = Direct(context(store, ScriptedClient(reply)))
     outcomes = await answer_every(system, ORIGIN, ["x", "a"])
-    assert [outcome["status"] for outcome in outcomes] == ["failed", "ok"]
+    assert [outcome["status"] for outcome in outcomes] == ["failed", "unchecked"]
     with pytest.raises(EndpointError, match="2 of 2 questions failed: too long"):
         await answer_every(system, ORIGIN, ["x", "xx"])
