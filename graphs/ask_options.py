@@ -1,7 +1,9 @@
-"""What a question is asked with, recorded beside it: its tree can go on, and be edited, the same
-way."""
+"""Where a question comes from, and what it is asked with; both are recorded, so that its tree can
+go on, and be edited, the same way."""
 
+import hashlib
 import json
+import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +18,27 @@ ALONE = "none"
 
 OF_A_PROGRAM = " of a program"
 """Ends the name of an overseer whose questions nothing but that program can ask again."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a question comes from; part of its id, so the same text can be asked again."""
+
+    run: str
+    round: int
+    system: str
+    task: str
+    split: str
+
+    @classmethod
+    def new(cls, run: str, prefix: str, task: str = "") -> "Origin":
+        """The origin of a question that is a trajectory of its own, whatever was asked before."""
+        return cls(run, -1, f"{prefix}-{uuid.uuid4().hex[:12]}", task, "asked")
+
+    def question_id(self, text: str) -> str:
+        """Id of one root question, the same whenever this origin asks it again (hex, 16)."""
+        body = "\x1f".join([self.run, str(self.round), self.system, self.task, self.split, text])
+        return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
