@@ -43,6 +43,7 @@ class System(Protocol):
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Answer one question that the store holds already."""
+        ...
 
 
 class Amplified:
@@ -135,12 +136,10 @@ class Answered:
     """Of a question without an accepted answer: the call that got no reply this time."""
 
     def check_endpoint(self) -> "Answered":
-        """Return self, unless the question failed with its last call.
-
-        An endpoint that is down must not look like an agent that fails.
+        """Return self; an endpoint that is down must not look like an agent that fails.
 
         Raises:
-            EndpointError: it did.
+            EndpointError: the question failed with its last call.
         """
         failed = self.outcome is not None and self.outcome["status"] == "failed"
         if failed and self.failure is not None and self.failure.is_last:
