@@ -1,12 +1,9 @@
 """The one way to ask a question: check it, record it with its options, run it, report its end.
 
-Every command, server and API calls `ask`; evaluations and rounds call `answer_all` or
-`answer_every`, which ask many questions the same way. Each answer is a trajectory.
+Every command, server and API calls `ask`; evaluations and rounds call `answer_every`.
 """
 
 import asyncio
-import hashlib
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -30,39 +27,13 @@ from reflux.graphs.amplify.interrupts import (
 )
 from reflux.graphs.amplify.self_consistency import answer_directly
 from reflux.graphs.amplify.state import Outcome, exchange_error
-from reflux.graphs.ask_options import AskOptions, save_options
+from reflux.graphs.ask_options import AskOptions, Origin, save_options
 from reflux.graphs.evals.task import Task
 from reflux.graphs.garbage_collection import rare_collections
 from reflux.graphs.traces.recorded_client import CallFailure, find_failure, last_call_id
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a question comes from. All but `run` is part of its id."""
-
-    run: str
-    """The run's random id, for provenance."""
-    round: int
-    system: str
-    task: str
-    split: str
-
-    @classmethod
-    def new(cls, run: str, prefix: str, task: str = "") -> "Origin":
-        """The origin of a question that is a trajectory of its own, whatever was asked before."""
-        return cls(run, -1, f"{prefix}-{uuid.uuid4().hex[:12]}", task, "asked")
-
-    def question_id(self, text: str) -> str:
-        """Id of a root question (hex, 16), the same whenever a run of the same purpose asks it.
-
-        The run's own id is left out, so that a folder that was renamed or copied replays its
-        record, and what is ordered by id has one order in every run of a config.
-        """
-        body = "\x1f".join([str(self.round), self.system, self.task, self.split, text])
-        return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
 class System(Protocol):
@@ -165,12 +136,10 @@ class Answered:
     """Of a question without an accepted answer: the call that got no reply this time."""
 
     def check_endpoint(self) -> "Answered":
-        """Return self, unless the question failed with its last call.
-
-        An endpoint that is down must not look like an agent that fails.
+        """Return self; an endpoint that is down must not look like an agent that fails.
 
         Raises:
-            EndpointError: it did.
+            EndpointError: the question failed with its last call.
         """
         failed = self.outcome is not None and self.outcome["status"] == "failed"
         if failed and self.failure is not None and self.failure.is_last:
@@ -251,11 +220,10 @@ async def recorded(
 ) -> AsyncGenerator[None]:
     """Record a root question and its options in one commit; a cancelled block marks it stopped."""
     question_id = origin.question_id(question)
-    row = store.add_question({"id": question_id, "text": question, **vars(origin)})
-    if options is None:
-        await row
-    else:
-        await asyncio.gather(row, save_options(store, question_id, options))
+    rows = [store.add_question({"id": question_id, "text": question, **vars(origin)})]
+    if options is not None:
+        rows.append(save_options(store, question_id, options))
+    await asyncio.gather(*rows)
     async with marked_when_stopped(store, question_id):
         yield
 
@@ -272,8 +240,8 @@ async def _answered(system: System, question: str, origin: Origin) -> Answered:
 
 def _answer_of(store: TraceStore, question_id: str, progress: RunProgress, after: int) -> Answered:
     outcome = progress.outcome
-    has_ended = outcome is not None and exchange_error(outcome) is not None
-    failure = find_failure(store, question_id, after) if has_ended else None
+    is_unusable = outcome is not None and exchange_error(outcome) is not None
+    failure = find_failure(store, question_id, after) if is_unusable else None
     return Answered(question_id, outcome, progress.pending, failure)
 
 
@@ -287,7 +255,7 @@ async def answer_all(
 ) -> list[Outcome]:
     """Answer many questions, `max_concurrency` at a time; outcomes have the order of `questions`.
 
-    Recorded answers of the same origin are replayed and cost no call. Equal questions are answered
+    Recorded answers of the same origin are replayed and cost no call; equal questions are answered
     once. The first exception ends all; what was recorded until then stays.
     """
     answers = await _answer_batch(system, origin, questions, max_concurrency, on_done)
@@ -356,8 +324,8 @@ def check_spend_limit(outcomes: Sequence[Outcome], spend_limit: SpendLimit) -> N
     cut = any(outcome["status"] in ("over_budget", "failed") for outcome in outcomes)
     if cut and (lacking := spend_limit.lacks) is not None:
         raise RefluxError(
-            f"the run has no {lacking} left: raise purse.{lacking}. What was answered is kept, the "
-            "same command goes on with it and pays nothing twice"
+            f"the run has no {lacking} left: raise spend_limit.{lacking}. What was answered is "
+            "kept, the same command goes on with it and pays nothing twice"
         )
 
 
@@ -371,8 +339,7 @@ def check_lost_calls(answers: Sequence[Answered]) -> None:
     """
     failures = [answer.failure for answer in answers if answer.failure is not None]
     lost = [failure for failure in failures if not failure.refused]
-    failed = [answer.outcome for answer in answers if answer.outcome]
-    if failures and all(outcome["status"] == "failed" for outcome in failed):
+    if all(answer.outcome and answer.outcome["status"] == "failed" for answer in answers):
         lost = lost or [failure for failure in failures if failure.is_last]
     if lost:
         which = f"{len(lost)} of {len(answers)} questions" if len(answers) > 1 else "the question"

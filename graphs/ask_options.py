@@ -1,12 +1,13 @@
-"""What a question is asked with, recorded beside it: its tree can go on, and be edited, the same
-way."""
+"""Where a question comes from, and what it is asked with; both are recorded, so that its tree can
+go on, and be edited, the same way."""
 
+import hashlib
 import json
+import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reflux.agents.errors import UsageError
-from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.traces.revisions import first_of
 from reflux.graphs.traces.store import TraceStore
@@ -17,6 +18,32 @@ ALONE = "none"
 
 OF_A_PROGRAM = " of a program"
 """Ends the name of an overseer whose questions nothing but that program can ask again."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a question comes from. All but `run` is part of its id."""
+
+    run: str
+    """The run's random id, for provenance."""
+    round: int
+    system: str
+    task: str
+    split: str
+
+    @classmethod
+    def new(cls, run: str, prefix: str, task: str = "") -> "Origin":
+        """The origin of a question that is a trajectory of its own, whatever was asked before."""
+        return cls(run, -1, f"{prefix}-{uuid.uuid4().hex[:12]}", task, "asked")
+
+    def question_id(self, text: str) -> str:
+        """Id of a root question (hex, 16), the same whenever a run of the same purpose asks it.
+
+        The run's own id is left out, so a renamed or copied folder replays its record, and what
+        is ordered by id has one order in every run of a config.
+        """
+        body = "\x1f".join([str(self.round), self.system, self.task, self.split, text])
+        return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -39,15 +66,18 @@ class AskOptions:
     seed: int = 0
 
     @classmethod
-    def of(cls, context: AmplifyContext) -> "AskOptions":
+    def of(cls, context: AmplifyContext, overseer: str = "") -> "AskOptions":
         """The options of a context that a program has made.
 
         What options cannot name, such as the program's own checker, makes the overseer one of the
         program: nothing else can ask the question the same way.
+
+        Args:
+            overseer: the name by which a command finds the overseer; by default its own name.
         """
-        name = context.overseers[0].name if context.overseers else ""
+        name = overseer or (context.overseers[0].name if context.overseers else "")
         has_own = context.verifiers or context.experts or context.tools or context.grants
-        if has_own or not isinstance(context.checker, RuleChecker) or context.checker.rules:
+        if has_own or context.has_rules:
             name += OF_A_PROGRAM
         max_tokens = context.max_tokens if isinstance(context.max_tokens, int) else None
         return cls(

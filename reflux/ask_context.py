@@ -51,6 +51,11 @@ def overseer_named(
     return overseers[name]
 
 
+def name_of(overseer: Overseer) -> str:
+    """The name by which commands find an overseer; empty if they do not know it."""
+    return next((name for name, known in OVERSEERS.items() if known == overseer), "")
+
+
 def asks_humans(overseer: Overseer | None) -> bool:
     """True if the overseer may have to wait for a human."""
     return isinstance(overseer, HumanOverseer | Reviewed)

@@ -1,6 +1,7 @@
-"""A conversation as one question: H sees all of it, a copy of X its sub-question alone.
+"""A conversation becomes one question; conversations are kept in the run folder, a file each.
 
-One message is the question as it stands. With earlier turns or instructions the text is
+The overseer sees the whole conversation, a copy of the agent only its sub-question. A single
+message is the question as it stands. With earlier turns or instructions the text is
 
     Instructions:
       ...
@@ -12,9 +13,7 @@ One message is the question as it stands. With earlier turns or instructions the
     Question:
     ...
 
-where the further lines of a turn are indented, so that no turn can pass itself off as another.
-
-Conversations, kept in the run folder: one file each, a line for every turn.
+The further lines of a turn are indented, so that no turn can imitate another.
 """
 
 import fcntl
@@ -35,12 +34,12 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import write_whole
 
 SPEAKERS = {"human": "User", "ai": "Assistant", "tool": "Tool", "function": "Tool"}
-SAID = {"text", "reasoning", "thinking", "tool_call", "tool_use"}
-"""Kinds of content that are text, or that an answer may carry beside its text."""
+CONTENT_TYPES = {"text", "reasoning", "thinking", "tool_call", "tool_use"}
+"""Content that is text, or that an answer may hold beside its text."""
 
 
 def question_of(messages: Sequence[BaseMessage]) -> str:
-    """The question that a conversation ends with, and before it what led there.
+    """The last message as a question, after the conversation that led to it.
 
     Raises:
         UsageError: the last message is not the user's, or holds more than text.
@@ -48,25 +47,25 @@ def question_of(messages: Sequence[BaseMessage]) -> str:
     if not messages or messages[-1].type != "human":
         last = f"is of type {messages[-1].type!r}" if messages else "is missing"
         raise UsageError(f"the last message {last}; it must be the user's question")
-    *earlier, asked = messages
+    *earlier, question = messages
     system = [_text(m) for m in earlier if m.type == "system"]
     turns = [f"{_speaker(m)}: {_indented(_text(m))}" for m in earlier if m.type != "system"]
     if not any(system) and not turns:
-        return _text(asked)
+        return _text(question)
     parts: list[str] = []
     if any(system):
         parts.append("Instructions:\n  " + _indented("\n".join(system)))
     if turns:
         parts.append("Conversation so far:\n" + "\n".join(turns))
-    parts.append(f"Question:\n{_text(asked)}")
+    parts.append(f"Question:\n{_text(question)}")
     return "\n\n".join(parts)
 
 
 def last_question(text: str) -> str:
-    """What a conversation, as `question_of` wrote it, ends with; any other text as it is."""
-    begins = text.startswith(("Instructions:\n  ", "Conversation so far:\n"))
-    _, asked, question = text.partition("\n\nQuestion:\n")
-    return question if begins and asked else text
+    """The last question of a text that `question_of` wrote; any other text as it is."""
+    is_conversation = text.startswith(("Instructions:\n  ", "Conversation so far:\n"))
+    _, separator, question = text.partition("\n\nQuestion:\n")
+    return question if is_conversation and separator else text
 
 
 def _speaker(message: BaseMessage) -> str:
@@ -82,7 +81,7 @@ def _text(message: BaseMessage) -> str:
     if isinstance(message.content, list):
         for block in message.content:
             kind = "text" if isinstance(block, str) else str(block.get("type"))
-            if kind not in SAID:
+            if kind not in CONTENT_TYPES:
                 raise UsageError(f"a message holds {kind!r}; the amplified system reads text alone")
     text = str(message.text)
     if not text and isinstance(message, AIMessage) and message.tool_calls:
@@ -92,24 +91,24 @@ def _text(message: BaseMessage) -> str:
 
 def cut_at(text: str, stops: Sequence[str]) -> str:
     """The text before the first of the stop sequences."""
-    found = (at for stop in stops if stop and (at := text.find(stop)) >= 0)
-    return text[: min(found, default=len(text))]
+    ends = (end for stop in stops if stop and (end := text.find(stop)) >= 0)
+    return text[: min(ends, default=len(text))]
 
 
 FOLDER = "conversations"
-TOLD = 4_000
-"""Characters of earlier turns that are told with a new message; the newest whole turns."""
+MAX_CHARS = 4_000
+"""Maximum characters of earlier turns that go with a new message; the newest whole turns."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a user said, and what became of it."""
+    """A user's message and its answer."""
 
     user: str
     answer: str | None
-    """None where the answer was stopped, or there was none."""
+    """None if no answer was accepted, or it was stopped."""
     status: str
-    """`ok`, `rejected`, `over_budget`, `failed`, `waiting`, or `stopped`."""
+    """Of the outcome, or `waiting` or `stopped`."""
     trajectory: str
     overseer: str
     model: str
@@ -123,7 +122,7 @@ TURN = TypeAdapter(Turn)
 
 @dataclass
 class Conversation:
-    """Turns in order; one without an answer is shown and not told to H."""
+    """Turns in order; one without an answer is shown, but the overseer does not see it."""
 
     path: Path
     turns: list[Turn] = field(default_factory=list[Turn])
@@ -134,35 +133,35 @@ class Conversation:
         return self.path.stem
 
     def add(self, turn: Turn) -> None:
-        """Keep a turn; it is on disk when this returns.
+        """Append a turn; it is on disk when this returns.
 
-        What a kill or a full disk left of another is cut away first, or it would spoil this one.
+        The rest of a turn that a kill or a full disk cut short is removed first.
         """
         self.turns.append(turn)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # Another chat may go on with it, too.
+            fcntl.flock(file, fcntl.LOCK_EX)  # Another chat may append to it, too.
             _cut_to_whole_lines(file)
             file.write(json.dumps(asdict(turn)).encode() + b"\n")
 
     def question(self, text: str) -> str:
-        """What H is asked: the new message, and before it what is still told."""
-        said: list[BaseMessage] = []
-        for user, answer in self.told():
-            said += [HumanMessage(user), AIMessage(answer)]
-        return question_of([*said, HumanMessage(text)])
+        """The new message as a question, after the newest turns."""
+        messages: list[BaseMessage] = []
+        for user, answer in self.newest():
+            messages += [HumanMessage(user), AIMessage(answer)]
+        return question_of([*messages, HumanMessage(text)])
 
-    def told(self, chars: int = TOLD) -> list[tuple[str, str]]:
-        """(message, answer) of the newest answered turns that are `chars` long at the most."""
-        found: list[tuple[str, str]] = []
+    def newest(self, max_chars: int = MAX_CHARS) -> list[tuple[str, str]]:
+        """(message, answer) of the newest answered turns, `max_chars` together at most."""
+        turns: list[tuple[str, str]] = []
         for turn in reversed(self.turns):
             if turn.answer is None:
                 continue
-            chars -= len(turn.user) + len(turn.answer)
-            if chars < 0:
+            max_chars -= len(turn.user) + len(turn.answer)
+            if max_chars < 0:
                 break
-            found.append((turn.user, turn.answer))
-        return found[::-1]
+            turns.append((turn.user, turn.answer))
+        return turns[::-1]
 
     def messages(self) -> list[dict[str, str]]:
         """The answered turns as chat messages."""
@@ -174,10 +173,10 @@ class Conversation:
         ]
 
     def save(self, path: Path) -> None:
-        """Write it for people, or in a file that ends in .jsonl as one row for TRL.
+        """Write it as Markdown, or to a file that ends in .jsonl as one row for TRL.
 
         Raises:
-            UsageError: there is nothing to write.
+            UsageError: no turn was answered.
         """
         if not self.messages():
             raise UsageError("nothing was answered yet, so there is nothing to save")
@@ -186,43 +185,43 @@ class Conversation:
             write_whole(path, json.dumps({"messages": self.messages()}) + "\n")
             return
         names = {"user": "You", "assistant": "Reflux"}
-        parts = [f"**{names[said['role']]}**\n\n{said['content']}\n" for said in self.messages()]
+        parts = [f"**{names[each['role']]}**\n\n{each['content']}\n" for each in self.messages()]
         write_whole(path, "\n".join(parts))
 
 
 def begin(run: Path) -> Conversation:
-    """A new conversation, which has a file once it has a turn."""
+    """A new conversation; its first turn creates its file."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     return Conversation(run / FOLDER / f"{name}.jsonl")
 
 
 def resume(run: Path, id: str) -> Conversation:
-    """A kept conversation by its id, an unambiguous beginning of it, or `last`.
+    """A conversation of the run by its id, an unambiguous beginning of it, or `last`.
 
     Raises:
         UsageError: there is none, or several.
     """
-    kept = _files(run)
-    found = kept[-1:] if id == "last" else [path for path in kept if path.stem.startswith(id)]
-    if len(found) != 1 or (id != "last" and not re.fullmatch(r"[0-9a-f-]+", id)):
-        there = ", ".join(path.stem for path in kept[-5:]) or "none"
-        raise UsageError(f"no one conversation is called {id!r}; the newest: {there}")
-    return Conversation(found[0], _turns(found[0]))
+    files = _files(run)
+    paths = files[-1:] if id == "last" else [path for path in files if path.stem.startswith(id)]
+    if len(paths) != 1 or (id != "last" and not re.fullmatch(r"[0-9a-f-]+", id)):
+        known = ", ".join(path.stem for path in files[-5:]) or "none"
+        raise UsageError(f"no one conversation is called {id!r}; the newest: {known}")
+    return Conversation(paths[0], _turns(paths[0]))
 
 
 def listed(run: Path) -> Sequence[dict[str, Any]]:
-    """Kept conversations, the newest first, by their first words; of one that cannot be read, why
-    not."""
-    found: list[dict[str, Any]] = []
+    """The conversations of the run with their first words, newest first; a damaged one with the
+    reason."""
+    rows: list[dict[str, Any]] = []
     for path in reversed(_files(run)):
         try:
             turns = _turns(path)
         except UsageError as error:
-            found.append({"id": path.stem, "turns": 0, "begins": f"damaged: {error}"})
+            rows.append({"id": path.stem, "turns": 0, "begins": f"damaged: {error}"})
             continue
         first = turns[0].user if turns else ""
-        found.append({"id": path.stem, "turns": len(turns), "begins": first})
-    return found
+        rows.append({"id": path.stem, "turns": len(turns), "begins": first})
+    return rows
 
 
 def _files(run: Path) -> list[Path]:
@@ -230,7 +229,7 @@ def _files(run: Path) -> list[Path]:
 
 
 def _turns(path: Path) -> list[Turn]:
-    """The whole lines of a file: a last one that a kill cut short is left out.
+    """The turns of a file, without a last line that a kill cut short.
 
     Raises:
         UsageError: another line is no turn, or the file cannot be read.

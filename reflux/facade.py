@@ -16,10 +16,11 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.ask_context import overseer_named
+from reflux.ask_context import name_of, overseer_named
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin, ask
+from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
@@ -85,7 +86,8 @@ async def amplify(
                 votes=votes or VotePolicy(max_votes=1),
                 **context,
             )
-            answered = await ask(amplified, question, Origin.new("python", "ask"))
+            options = AskOptions.of(amplified, name_of(overseers[0]))
+            answered = await ask(amplified, question, Origin.new("python", "ask"), options=options)
             tree = load_tree(store, answered.trajectory)
         finally:
             store.close()

@@ -31,7 +31,7 @@ class RuleChecker:
     """
 
     def __init__(self, rules: Mapping[str, Callable[[str, str], bool]]) -> None:
-        self.rules = dict(rules)
+        self._rules = dict(rules)
 
     @property
     def has_rules(self) -> bool:
@@ -40,7 +40,7 @@ class RuleChecker:
 
     def check(self, question: str, answer: str) -> Verdict:
         """Return the first failing rule, or an accepting verdict."""
-        for name, rule in self.rules.items():
+        for name, rule in self._rules.items():
             try:
                 passed = rule(question, answer)
             except ValueError:

@@ -299,6 +299,13 @@ def _print_pending(folder: RunFolder, answered: Answered) -> None:
 
 def _remedy(options: AskOptions, outcome: Outcome) -> str:
     """What leads to an accepted answer."""
+    if outcome["status"] == "truncated":
+        if not options.task:
+            return f"raise --max-tokens from {options.max_tokens}"
+        return (
+            f"raise the `answer_tokens` of the task {options.task}, or ask with --overseer and a "
+            "larger --max-tokens"
+        )
     if not options.task:
         return "allow more --calls, --tokens or --seconds, or take a --model that can answer it"
     if outcome["spent"]["calls"] >= options.limits.calls:

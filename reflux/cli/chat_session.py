@@ -98,7 +98,7 @@ class ChatSession:
         origin = self._origin()
         self.trajectory = origin.question_id(question)
         messages: list[tuple[str, str]] = [("system", "")]
-        for user, answer in self.conversation.told():
+        for user, answer in self.conversation.newest():
             messages += [("user", user), ("assistant", answer)]
         sampling = Sampling(max_tokens=self.options.max_tokens or MAX_TOKENS)
         request = ChatRequest(self.options.model, (*messages, ("user", text)), sampling)

@@ -18,11 +18,12 @@ from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.redaction import redact
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.ask_context import overseer_named
+from reflux.ask_context import name_of, overseer_named
 from reflux.conversation import cut_at, question_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Origin, ask
+from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree, tokens_of
@@ -192,7 +193,8 @@ class AmplifiedChatModel(BaseChatModel):
         trajectory = origin.question_id(redact(question))
         try:
             async with asyncio.timeout(self.timeout):
-                answered = await ask(context, question, origin)
+                asked_with = AskOptions.of(context, name_of(context.overseers[0]))
+                answered = await ask(context, question, origin, options=asked_with)
         except TimeoutError as error:
             raise RefluxError(
                 f"no answer in {self.timeout:g} s (trajectory {trajectory}); raise timeout, or "

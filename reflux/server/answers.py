@@ -188,9 +188,8 @@ class TreeAnswer:
             )
         if self._task is not None:
             answer = self._task.to_user(self._question, answer)
-        text = cut_at(answer, self._stops)
         reason = "length" if outcome["status"] == "truncated" else "stop"
-        completion = Completion(text, finish_reason=reason)
+        completion = Completion(cut_at(answer, self._stops), finish_reason=reason)
         return Reply([completion], *tokens_of(self._run.store, self.trajectory))
 
 

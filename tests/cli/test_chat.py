@@ -16,7 +16,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from reflux.agents.errors import UsageError
-from reflux.conversation import TOLD, Conversation, Turn, last_question, listed, resume
+from reflux.conversation import MAX_CHARS, Conversation, Turn, last_question, listed, resume
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.search import Wanted, search
 from tests.support.commanding import Ended, Running, begin, piped
@@ -189,7 +189,7 @@ def test_of_a_long_conversation_the_newest_turns_are_told(tmp_path: Path) -> Non
     for number in range(30):
         kept.add(Turn(f"question {number}", "word " * 40, "ok", "t", "plain", "m"))
     asked = kept.question("and now?")
-    assert len(asked) < TOLD + 1_000
+    assert len(asked) < MAX_CHARS + 1_000
     assert "question 29" in asked and "question 0" not in asked
     assert last_question(asked) == "and now?"
     assert len(kept.turns) == 30

@@ -21,6 +21,7 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
 from reflux.ask_context import DEFAULT_OVERSEER
+from reflux.graphs.ask_options import options_of
 from reflux.graphs.traces.tree import load_tree
 from reflux.integrations.dev_graph import chat_graph
 from reflux.models import Agent
@@ -68,6 +69,8 @@ async def test_the_trajectory_is_in_the_run_folder(tmp_path: Path) -> None:
     got = await chat_graph(agent, H).compile().ainvoke({"question": "one and two"})
     tree = load_tree(agent.open().store, got["trajectory"])
     assert [node.question for node in tree.walk()] == ["one and two", "one", "two"]
+    options = options_of(agent.open().store, got["trajectory"])
+    assert options is not None and (options.overseer, options.model) == (DEFAULT_OVERSEER, "base")
 
 
 async def test_a_plain_question_will_do(tmp_path: Path) -> None:

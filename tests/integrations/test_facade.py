@@ -1,5 +1,7 @@
 """`reflux.amplify`: what it takes for H, X and tools, and what it refuses."""
 
+from pathlib import Path
+
 import pytest
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.tools import tool
@@ -7,6 +9,8 @@ from langchain_core.tools import tool
 import reflux
 from reflux import Answer, Ask, ScriptedOverseer, SubQuestion
 from reflux.agents.clients.scripted import ScriptedClient
+from reflux.graphs.ask_options import options_of
+from reflux.graphs.traces.store import TraceStore
 
 
 def two_parts(question: str, transcript: object, may_ask: bool) -> Answer | Ask:
@@ -21,6 +25,16 @@ def test_a_chat_model_of_langchain_is_x() -> None:
     model = FakeListChatModel(responses=["a"])
     found = reflux.amplify_sync("q", ScriptedOverseer("h", two_parts), client=model)
     assert found.answer == "a+a"
+
+
+def test_a_trajectory_holds_what_it_was_asked_with(tmp_path: Path) -> None:
+    path = tmp_path / "traces.db"
+    reflux.amplify_sync("q", "plain", client=ScriptedClient(lambda _: "4"), traces=path)
+    store = TraceStore(path)
+    ((trajectory,),) = store.select("SELECT id FROM questions")
+    options = options_of(store, trajectory)
+    store.close()
+    assert options is not None and (options.overseer, options.model) == ("plain", "base")
 
 
 def test_an_overseer_may_be_named() -> None:
