@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.overseers.protocol import Overseer, follow_of
-from reflux.agents.redaction import redact, unaskable
+from reflux.agents.redaction import question_problem, redact
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.sampling import (
@@ -83,7 +83,7 @@ async def walk_chain(
         return Walked(failed_outcome(reason))
     key = LinkKey(place.question_id, place.path, place.retries)
     first = redact(chain.first)
-    if (reason := unaskable(first, context.limits.question_chars)) is not None:
+    if (reason := question_problem(first, context.limits.question_chars)) is not None:
         return Walked(failed_outcome(f"link 0: {reason}"))
     digest = await _same_chain(context, key, first)
     known = await _walked_before(context, key, digest)
@@ -108,7 +108,7 @@ async def walk_chain(
             break
         if answer is not None:
             break
-        if (reason := unaskable(asked, context.limits.question_chars)) is not None:
+        if (reason := question_problem(asked, context.limits.question_chars)) is not None:
             status, error = "failed", f"link {at.number + 1}: {reason}"
             break
         at = _Walk(at.number + 1, asked, [], 0, at.spent)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from reflux.agents.errors import EndpointError, UsageError
-from reflux.agents.redaction import redact, unaskable
+from reflux.agents.redaction import question_problem, redact
 from reflux.agents.types import ChatRequest, Sampling
 from reflux.ask_options import ALONE, AskOptions, open_context, save_options
 from reflux.cli.human_input import converse
@@ -114,7 +114,7 @@ class ChatSession:
 
     def _check_askable(self, question: str) -> None:
         """Before anything is made of it: what is no Unicode has not even an id."""
-        if (reason := unaskable(question, self.options.limits().question_chars)) is not None:
+        if (reason := question_problem(question, self.options.limits().question_chars)) is not None:
             raise UsageError(f"{reason}; ask another")
 
     def stopped(self, text: str) -> Turn:
