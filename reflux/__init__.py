@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from reflux.agents.errors import RefluxError
     from reflux.agents.overseers.model import ModelOverseer
     from reflux.agents.overseers.panel import Panel
-    from reflux.agents.overseers.protocol import PASS, Overseer
+    from reflux.agents.overseers.protocol import PASS, Overseer, OverseerContext
     from reflux.agents.overseers.recorded import RecordedOverseer
-    from reflux.agents.overseers.reviewed import Reviewed
     from reflux.agents.overseers.router import Routed, Router
-    from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
+    from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer
     from reflux.agents.tools.calculator import Calculator
     from reflux.agents.tools.documents import Documents
     from reflux.agents.tools.langchain import LangChainTool
@@ -58,11 +57,10 @@ HOMES = {
     "reflux.agents.errors": ("RefluxError",),
     "reflux.agents.overseers.model": ("ModelOverseer",),
     "reflux.agents.overseers.panel": ("Panel",),
-    "reflux.agents.overseers.protocol": ("Overseer", "PASS"),
+    "reflux.agents.overseers.protocol": ("Overseer", "OverseerContext", "PASS"),
     "reflux.agents.overseers.recorded": ("RecordedOverseer",),
-    "reflux.agents.overseers.reviewed": ("Reviewed",),
     "reflux.agents.overseers.router": ("Routed", "Router"),
-    "reflux.agents.overseers.scripted": ("HumanOverseer", "ScriptedOverseer"),
+    "reflux.agents.overseers.scripted": ("HumanOverseer", "Reviewed", "ScriptedOverseer"),
     "reflux.agents.tools.calculator": ("Calculator",),
     "reflux.agents.tools.documents": ("Documents",),
     "reflux.agents.tools.langchain": ("LangChainTool",),
@@ -139,6 +137,7 @@ __all__ = [
     "Node",
     "OpenAIClient",
     "Overseer",
+    "OverseerContext",
     "Panel",
     "Pending",
     "Plan",

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
-from reflux.agents.overseers.reviewed import Reviewed
-from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer
 
 DEFAULT_OVERSEER = "model"
 """H where none is named."""

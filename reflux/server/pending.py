@@ -10,8 +10,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.overseers.reviewed import Reviewed
-from reflux.agents.overseers.scripted import HumanOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, Reviewed
 from reflux.ask_options import AskOptions, options_of
 from reflux.cli.human_input import step_of
 from reflux.finetune.run_folder import OpenRun
