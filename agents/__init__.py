@@ -1,2 +1,1 @@
-"""One copy's work on one question: clients, overseers, verifiers, tools, budgets. Knows no
-graph."""
+"""What one copy does with one question: clients, overseers, verifiers, tools, budgets. No graph."""

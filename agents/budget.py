@@ -1,9 +1,8 @@
-"""Budgets are split statically among the children, so timing never changes an answer.
+"""Budgets of calls and tokens are split statically among sub-questions, so timing never changes an
+answer.
 
-Seconds and money: one pool for a question or a run, unlike calls and tokens, which are split.
-
-A pool is shared by all that run at once, so where it ends depends on timing; whoever wants answers
-that do not limits calls and tokens.
+Seconds and money are one pool for a question or a run. All concurrent work shares the pool, so
+where it ends depends on timing. For timing-independent answers, limit calls and tokens.
 """
 
 import time
@@ -23,8 +22,8 @@ class Budget:
     tokens: int
 
     def split(self, parts: int) -> tuple["Budget", ...]:
-        """Share among `parts` children in order: shares add up to the whole, and the first
-        children get the odd units."""
+        """Shares for `parts` children in order: they add up to the whole, and the first children
+        get the odd units."""
         return tuple(
             Budget(
                 self.calls // parts + (i < self.calls % parts),
@@ -34,35 +33,35 @@ class Budget:
         )
 
     def minus(self, calls: int, tokens: int) -> "Budget":
-        """What is left after spending; a call may overrun its tokens, so never below zero."""
+        """What is left after spending; never below zero, because a call may overrun its tokens."""
         return Budget(max(0, self.calls - calls), max(0, self.tokens - tokens))
 
     @property
     def empty(self) -> bool:
-        """True where not one more call can be paid."""
+        """True if the budget pays for no further call."""
         return self.calls < 1 or self.tokens < 1
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a model costs, in one currency for all."""
+    """The price of a model; all prices are in one currency."""
 
     prompt: float = 0.0
-    """For a million prompt tokens."""
+    """Per million prompt tokens."""
     completion: float = 0.0
-    """For a million completion tokens."""
+    """Per million completion tokens."""
 
     def __post_init__(self) -> None:
         check_range("spend_limit.prices.prompt", self.prompt, least=0)
         check_range("spend_limit.prices.completion", self.completion, least=0)
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """What one call costs."""
+        """The price of one call."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
 class SpendLimit:
-    """Counts down seconds, money, calls and tokens; each of them may be without limit."""
+    """Counts down seconds, money, calls and tokens; each may be unlimited."""
 
     def __init__(
         self,
@@ -78,34 +77,34 @@ class SpendLimit:
         """
         Args:
             prices: by model name; a model without one is free.
-            parent: the run's purse, which pays for this question, too.
+            parent: the run's limit, which pays for this question as well.
 
         Raises:
-            UsageError: money is limited, and no model costs any.
+            UsageError: money is limited, and no model has a price.
         """
         if money is not None and not prices:
             raise UsageError(
-                f"money is limited to {money:g}, and no model has a price, so that nothing would "
-                "ever be spent: give spend_limit.prices, or leave the limit out"
+                f"money is limited to {money:g}, but no model has a price: set spend_limit.prices, "
+                "or remove the limit"
             )
         self._limits = {"seconds": seconds, "money": money, "calls": calls, "tokens": tokens}
         self._prices = prices or {}
         self._parent = parent
         self._clock = clock
-        self._begun = clock()
+        self._start = clock()
         self.money = 0.0
         """Spent so far."""
         self._calls = 0
         self._tokens = 0
 
     def for_question(self, seconds: float | None, money: float | None) -> "SpendLimit":
-        """A purse with limits of its own, which begins now; this one pays with it."""
+        """A limit for one question, which starts now; this limit pays along with it."""
         return SpendLimit(
             seconds=seconds, money=money, prices=self._prices, parent=self, clock=self._clock
         )
 
     def pay(self, model: str, reply: Completion) -> None:
-        """Take the price of one call out; a reply from the cache is free."""
+        """Charge one call; a reply from the cache is free."""
         if self._parent is not None:
             self._parent.pay(model, reply)
         if reply.cached:
@@ -116,25 +115,25 @@ class SpendLimit:
         self._tokens += reply.tokens
 
     def left(self) -> dict[str, float]:
-        """What is left of each limit that there is, this purse's or the run's: the lesser."""
+        """What is left of each limit; the smaller value, if the parent limits the same."""
         spent = {
-            "seconds": self._clock() - self._begun,
+            "seconds": self._clock() - self._start,
             "money": self.money,
             "calls": self._calls,
             "tokens": self._tokens,
         }
-        found = {
+        left = {
             name: max(0.0, limit - spent[name])
             for name, limit in self._limits.items()
             if limit is not None
         }
         for name, value in (self._parent.left() if self._parent else {}).items():
-            found[name] = min(value, found.get(name, value))
-        return found
+            left[name] = min(value, left.get(name, value))
+        return left
 
     @property
     def lacks(self) -> str | None:
-        """The limit that is used up, or None."""
+        """The name of an exhausted limit, or None."""
         return next((name for name, value in self.left().items() if value <= 0), None)
 
     def to_json(self) -> dict[str, Any]:

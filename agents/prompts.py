@@ -1,7 +1,7 @@
-"""The words sent to models. Every prompt states its system message, empty if need be.
+"""The prompts, and how replies to the yes-or-no ones are read.
 
-Chat templates differ in what they add when none is given (SmolLM2's adds some 20 tokens), so a
-missing system message would make the prompt depend on the model.
+Every prompt has a system message, which may be empty: chat templates differ in what they add
+without one (SmolLM2's adds some 20 tokens), so the prompt would depend on the model.
 """
 
 import json
@@ -12,7 +12,7 @@ from reflux.agents.types import Exchange, Step, Turn, step_to_json
 
 
 def answer_prompt(question: str, system: str = "") -> tuple[tuple[str, str], ...]:
-    """Ask one copy of X one question."""
+    """Ask one copy of the agent one question."""
     return (("system", system), ("user", question))
 
 
@@ -29,10 +29,10 @@ KINDS = {
     "answer": '{"answer": "..."} ends with the answer, once you have all that it takes.',
     "not_decomposable": '{"not_decomposable": "why"} where simpler questions would not help.',
 }
-"""What H may reply, by the key of its JSON object."""
+"""The forms of an overseer's reply, by the key of its JSON object."""
 
 Example = tuple[str, Sequence[Exchange], dict[str, Any]]
-"""Question, transcript, and the reply that H is to give."""
+"""Question, transcript, and the overseer's expected reply."""
 
 TWO_PARTS: Example = (
     "Who invented the telephone, and who the radio?",
@@ -66,24 +66,26 @@ PRIMITIVE = "Answer the question in few words. If you are not sure, reply PASS."
 
 
 def step_prompt(
-    question: str, transcript: Sequence[Exchange], kinds: Sequence[str], most: int, chars: int
+    question: str, transcript: Sequence[Exchange], kinds: Sequence[str], limit: int, chars: int
 ) -> tuple[Turn, ...]:
-    """Ask H for its next step, one of these `KINDS`, with at most `most` sub-questions.
+    """Ask an overseer for its next step, one of these `KINDS`, with at most `limit` sub-questions.
 
-    The transcript takes `chars` characters at the most, shared evenly.
+    The transcript takes at most `chars` characters, shared evenly.
     """
     turns: list[Turn] = [("system", OVERSEE + "\n".join(KINDS[kind] for kind in kinds))]
-    for asked, said, reply in (DEPENDENT, COMBINED) if transcript else (DEPENDENT, TWO_PARTS):
-        turns += [("user", _case(asked, said, most, chars)), ("assistant", json.dumps(reply))]
-    return (*turns, ("user", _case(question, transcript, most, chars)))
+    for example in (DEPENDENT, COMBINED) if transcript else (DEPENDENT, TWO_PARTS):
+        example_question, exchanges, reply = example
+        case = _case(example_question, exchanges, limit, chars)
+        turns += [("user", case), ("assistant", json.dumps(reply))]
+    return (*turns, ("user", _case(question, transcript, limit, chars)))
 
 
 def answer_now_prompt(
     question: str, transcript: Sequence[Exchange], chars: int
 ) -> tuple[Turn, ...]:
-    """Ask H for its answer as plain text; it may ask no more."""
+    """Ask an overseer for its answer as plain text, when it may ask no more sub-questions."""
     system = ANSWER_NOW if transcript else PRIMITIVE
-    body = f"{said_so_far(transcript, chars)}\n\nQuestion: {question}"
+    body = f"{transcript_text(transcript, chars)}\n\nQuestion: {question}"
     return (("system", system), ("user", body.strip()))
 
 
@@ -95,38 +97,39 @@ def choice_prompt(
         f"{number}. {cut(json.dumps(step_to_json(step), ensure_ascii=False), chars)}"
         for number, step in enumerate(proposals, 1)
     )
-    parts = (f"Question: {question}", said_so_far(transcript, chars), f"Steps:\n{listed}")
+    parts = (f"Question: {question}", transcript_text(transcript, chars), f"Steps:\n{listed}")
     system = 'Which next step serves the question best? Reply with JSON: {"choice": its number}'
     return (("system", system), ("user", "\n\n".join(part for part in parts if part)))
 
 
-def _case(question: str, transcript: Sequence[Exchange], most: int, chars: int) -> str:
-    said = said_so_far(transcript, chars) or "Answers so far: none"
-    may = f"You may ask up to {most} sub-questions." if most > 1 else "You may ask 1 sub-question."
-    return f"Question: {question}\n{said}\n{may}"
+def _case(question: str, transcript: Sequence[Exchange], limit: int, chars: int) -> str:
+    answers = transcript_text(transcript, chars) or "Answers so far: none"
+    count = f"up to {limit} sub-questions" if limit > 1 else "1 sub-question"
+    return f"Question: {question}\n{answers}\nYou may ask {count}."
 
 
-def said_so_far(transcript: Sequence[Exchange], chars: int) -> str:
-    """The transcript in a line for each exchange, within so many characters; empty if it is."""
+def transcript_text(transcript: Sequence[Exchange], chars: int) -> str:
+    """The transcript, one line for each exchange, within `chars` characters; empty without any."""
     if not transcript:
         return ""
     each = max(20, chars // (2 * len(transcript)) - CUT_CHARS)
-    lines = [f"- {cut(said.question, each)} {cut(_came_back(said), each)}" for said in transcript]
+    lines = [f"- {cut(e.question, each)} {cut(_answer_text(e), each)}" for e in transcript]
     return "\n".join(["Answers so far:", *lines])
 
 
-def _came_back(said: Exchange) -> str:
-    if said.answer is None:
-        return f"(no answer: {said.error or 'failed'})"
-    return f"{said.answer} (in doubt: {said.error})" if said.error else said.answer
+def _answer_text(exchange: Exchange) -> str:
+    if exchange.answer is None:
+        return f"(no answer: {exchange.error or 'failed'})"
+    doubt = f" (in doubt: {exchange.error})" if exchange.error else ""
+    return exchange.answer + doubt
 
 
 CUT_CHARS = 30
-"""What the words about a cut, and a line's dash, may take."""
+"""Characters for the note about a cut and the dash of a line."""
 
 
 def cut(text: str, chars: int) -> str:
-    """A text on one line, and what is cut of it by name."""
+    """A text on one line; a note says how much is cut."""
     line = " ".join(text.split())
     return line if len(line) <= chars else f"{line[:chars]} [{len(line) - chars} characters cut]"
 
@@ -140,14 +143,15 @@ def critic_prompt(
     question: str, answer: str, transcript: Sequence[Exchange], chars: int = 4_000
 ) -> tuple[Turn, ...]:
     """Ask a critic whether an answer is right."""
-    parts = (f"Question: {question}", said_so_far(transcript, chars), f"Proposed answer: {answer}")
+    answers = transcript_text(transcript, chars)
+    parts = (f"Question: {question}", answers, f"Proposed answer: {answer}")
     return (("system", CRITIC), ("user", "\n\n".join(part for part in parts if part)))
 
 
-def verdict_in(reply: str) -> bool | None:
-    """What a critic says: the last of the two words; None where it says neither."""
-    said = [word for word in _words(reply) if word in ("RIGHT", "WRONG")]
-    return said[-1] == "RIGHT" if said else None
+def read_verdict(reply: str) -> bool | None:
+    """A critic's verdict: the last of the two words; None without either."""
+    verdicts = [word for word in _words(reply) if word in ("RIGHT", "WRONG")]
+    return verdicts[-1] == "RIGHT" if verdicts else None
 
 
 SAME = "Do two answers to a question say the same? Wording does not matter. Reply YES or NO."
@@ -159,11 +163,11 @@ def same_prompt(question: str, one: str, other: str) -> tuple[Turn, ...]:
     return (("system", SAME), ("user", body))
 
 
-def yes_in(reply: str) -> bool | None:
-    """The first YES or NO of a reply; None where there is neither."""
+def read_yes(reply: str) -> bool | None:
+    """The first YES or NO of a reply; None without either."""
     return next((word == "YES" for word in _words(reply) if word in ("YES", "NO")), None)
 
 
 def _words(reply: str) -> list[str]:
-    """The words of a reply in capitals, without what stands around them."""
+    """The words of a reply in capitals, without punctuation."""
     return [word.strip(".,:;!*\"'()") for word in reply.upper().split()]

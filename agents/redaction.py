@@ -1,4 +1,4 @@
-"""Secrets are taken out of a text before it is sent, and so before it is stored."""
+"""Secrets are removed from a text before it is sent, and so before it is stored."""
 
 import re
 
@@ -11,7 +11,7 @@ SECRET = re.compile(
     | \bAKIA[0-9A-Z]{16}\b                       # AWS
     | \bxox[abprs]-[A-Za-z0-9-]{10,}             # Slack
     | -----BEGIN\ [A-Z ]{0,64}PRIVATE\ KEY(?:\ BLOCK)?-----
-      (?:(?!-----BEGIN).)*?                      # Up to the next, or many would take for ever
+      (?:(?!-----BEGIN).)*?                      # Up to the next: linear time
       -----END\ [A-Z ]{0,64}PRIVATE\ KEY(?:\ BLOCK)?-----
     """,
     re.VERBOSE | re.DOTALL,
@@ -22,28 +22,24 @@ PLACEHOLDER = "[redacted]"
 def redact(text: str) -> str:
     """Replace API keys and private keys by a placeholder.
 
-    Knows the common forms only: a password in prose passes.
+    Recognizes common forms only: a password in prose stays.
     """
     return SECRET.sub(PLACEHOLDER, text)
 
 
-def unaskable(question: str, longest: int) -> str | None:
-    """Why a question must not be asked; None where it may be.
-
-    Args:
-        longest: characters that it may have.
-    """
+def question_problem(question: str, max_chars: int) -> str | None:
+    """Why a question must not be asked; None for a valid question."""
     if not question.strip():
         return "the question is empty"
-    if len(question) > longest:
-        return f"the question has {len(question)} characters, the limit is {longest}"
+    if len(question) > max_chars:
+        return f"the question has {len(question)} characters, the limit is {max_chars}"
     if not is_unicode(question):
         return "the question is no Unicode text: it holds half a surrogate pair"
     return None
 
 
 def is_unicode(text: str) -> bool:
-    """False where it holds half a surrogate pair, as bytes do that were no UTF-8."""
+    """False if the text holds half a surrogate pair, as text decoded from non-UTF-8 bytes does."""
     try:
         text.encode()
     except UnicodeEncodeError:

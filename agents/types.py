@@ -1,4 +1,4 @@
-"""The values that agents exchange: questions asked, steps taken, calls made."""
+"""The values that agents exchange: questions, steps, model calls."""
 
 import hashlib
 import json
@@ -11,35 +11,34 @@ Message = dict[str, str]
 """One chat message: `{"role": ..., "content": ...}`."""
 
 
+REFERENCE = re.compile(r"\{(\d{1,9})\}")
+"""A sub-question's reference to the answer of another one of its batch."""
+
+
 @dataclass(frozen=True)
 class SubQuestion:
-    """What H asks one copy of X."""
+    """A question that the overseer asks one copy of the agent."""
 
     text: str
-    """The question; `{i}` stands for the answer to sub-question i of the same batch."""
+    """The question; `{i}` is replaced by the answer to sub-question i of the same batch."""
     needs: tuple[int, ...] = ()
     """Positions in the batch that must be answered first."""
     to: str = ""
-    """Who is to answer: `tool:NAME`, `expert:NAME`, all `experts` or some of them,
-    `experts:NAME,NAME`; a copy of X where empty."""
+    """Who answers: `tool:NAME`, `expert:NAME`, all `experts`, or some, `experts:NAME,NAME`; a copy
+    of the agent if empty."""
 
     def filled(self, answers: Mapping[int, str]) -> str:
-        """The question with the answers that it needs in place; an answer that itself holds a
-        `{i}` stays as it is."""
-
-        def put(match: re.Match[str]) -> str:
-            return answers.get(int(match[1]), match[0])
-
-        return re.sub(r"\{(\d{1,9})\}", put, self.text)
+        """The question with the answers in place; a `{i}` within an answer stays."""
+        return REFERENCE.sub(lambda match: answers.get(int(match[1]), match[0]), self.text)
 
 
 @dataclass(frozen=True)
 class Ask:
-    """H asks a batch of sub-questions, which run in parallel."""
+    """The overseer asks a batch of sub-questions, which run in parallel."""
 
     subquestions: tuple[SubQuestion, ...]
     note: str = ""
-    """Why H asks so, for the record: for example that the question cannot be decomposed."""
+    """The reason, for the record: for example that the question cannot be decomposed."""
 
     @staticmethod
     def of(*texts: str) -> "Ask":
@@ -49,22 +48,22 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """H ends the question with its answer."""
+    """The overseer ends the question with its answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Defer:
-    """H hands the question to a person, who may take days; `form` is what the person sees."""
+    """The overseer hands the question to a human, who may take days and sees `form`."""
 
     form: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
 class Chain:
-    """H asks one question after the other, each made of the last answer by its `follow`; see
-    `reflux.agents.overseers.protocol.Follower`."""
+    """The overseer asks a sequence of questions; its `follow` derives each from the last answer
+    (`reflux.agents.overseers.protocol.ChainOverseer`)."""
 
     first: str
 
@@ -74,22 +73,22 @@ Step = Ask | Answer | Defer | Chain
 
 @dataclass(frozen=True)
 class Exchange:
-    """One entry of the transcript: what was asked, and what came back."""
+    """One entry of the transcript: a sub-question and its answer."""
 
     question: str
     answer: str | None
-    """None where the copy failed and left no partial answer."""
+    """None if the copy failed and left no partial answer."""
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a completion is drawn. Temperature 0 is greedy."""
+    """How a completion is sampled. Temperature 0 is greedy."""
 
     temperature: float = 0.0
     max_tokens: int = 256
     top_logprobs: int = 0
-    """Alternatives returned for each token, 0 to 20; 0 asks for no log-probabilities."""
+    """Alternatives to return for each token, 0 to 20; 0 requests no log-probabilities."""
     seed: int = 0
     stop: tuple[str, ...] = ()
 
@@ -106,12 +105,12 @@ class ToolSpec:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A model's wish to have a tool called."""
+    """A model's request to call a tool."""
 
     id: str
     name: str
     arguments: str
-    """JSON text, as the model wrote it: it may be anything."""
+    """JSON text as the model wrote it: it may be invalid."""
 
 
 Turn = tuple[str, ...]
@@ -128,9 +127,9 @@ class ChatRequest:
     sampling: Sampling = Sampling()
     vote: int = 0
     tools: tuple[ToolSpec, ...] = ()
-    """Tools that the reply may ask for."""
+    """Tools that the reply may call."""
     schema: str = ""
-    """JSON schema that the reply is to follow, as text; empty for free text."""
+    """JSON schema of the reply, as text; empty for free text."""
 
     def payload(self) -> list[dict[str, Any]]:
         """The messages in the form of the chat protocol."""
@@ -140,8 +139,8 @@ class ChatRequest:
         ]
 
     def digest(self, model_digest: str) -> str:
-        """Hash of all that decides the reply: model, messages, sampling, seed, vote, and where
-        there are any tools and schema (hex, 32)."""
+        """Hash of all that determines the reply: model, messages, sampling, seed, vote, tools and
+        schema (hex, 32)."""
         body: list[Any] = [model_digest, self.messages, vars(self.sampling), self.vote]
         if self.tools or self.schema:
             body += [[vars(tool) for tool in self.tools], self.schema]
@@ -150,7 +149,7 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of a completion, with its natural-log probability and the runners-up."""
+    """One token of a completion, with its natural-log probability and its alternatives."""
 
     token: str
     logprob: float
@@ -159,7 +158,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model answered, and what that cost."""
+    """A model's reply, and what it cost."""
 
     text: str
     prompt_tokens: int = 0
@@ -168,7 +167,7 @@ class Completion:
     finish_reason: str = "stop"
     logprobs: tuple[TokenLogprob, ...] = ()
     retries: tuple[str, ...] = ()
-    """One line for each failed try before this one."""
+    """One line for each failed try before the reply."""
     cached: bool = False
     tool_calls: tuple[ToolCall, ...] = ()
 
@@ -184,40 +183,41 @@ class Completion:
 
     @property
     def min_logprob(self) -> float | None:
-        """Log-probability of the least certain token; None where the endpoint gave none."""
+        """Log-probability of the least certain token; None if the endpoint returned none."""
         return min((t.logprob for t in self.logprobs), default=None)
 
 
 class ChatClient(Protocol):
-    """Anything that completes a chat: an endpoint, the embedded engine, a script."""
+    """Completes chats: an endpoint, the embedded engine, a script."""
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Answer one request.
 
         Raises:
             EndpointError: no reply after every retry.
-            MissingError: the model or its endpoint is not there.
+            MissingError: the model or its endpoint is missing.
         """
         ...
 
     async def model_digest(self, model: str) -> str:
-        """What identifies the weights behind a model name: base and adapter."""
+        """Identifies the weights behind a model name: base and adapter."""
         ...
 
 
 def step_to_json(step: Step) -> dict[str, Any]:
-    """A step as plain JSON types, the form that states and logs hold."""
+    """A step as plain JSON types, as in states and logs."""
     if isinstance(step, Answer):
         return {"kind": "answer", "text": step.text}
     if isinstance(step, Defer):
         return {"kind": "defer", "form": dict(step.form)}
     if isinstance(step, Chain):
         return {"kind": "chain", "first": step.first}
-    asked = [
+    subquestions = [
         {"text": s.text, "needs": list(s.needs)} | ({"to": s.to} if s.to else {})
         for s in step.subquestions
     ]
-    return {"kind": "ask", "subquestions": asked} | ({"note": step.note} if step.note else {})
+    note = {"note": step.note} if step.note else {}
+    return {"kind": "ask", "subquestions": subquestions} | note
 
 
 def step_from_json(data: Mapping[str, Any]) -> Step:
@@ -228,8 +228,8 @@ def step_from_json(data: Mapping[str, Any]) -> Step:
         return Defer(data["form"])
     if data["kind"] == "chain":
         return Chain(str(data["first"]))
-    asked: Sequence[Mapping[str, Any]] = data["subquestions"]
+    subquestions: Sequence[Mapping[str, Any]] = data["subquestions"]
     return Ask(
-        tuple(SubQuestion(s["text"], tuple(s["needs"]), s.get("to", "")) for s in asked),
+        tuple(SubQuestion(s["text"], tuple(s["needs"]), s.get("to", "")) for s in subquestions),
         data.get("note", ""),
     )

@@ -7,11 +7,15 @@ from .agents.clients.scripted import ScriptedClient as ScriptedClient
 from .agents.errors import RefluxError as RefluxError
 from .agents.overseers.model import ModelOverseer as ModelOverseer
 from .agents.overseers.panel import Panel as Panel
-from .agents.overseers.protocol import Overseer as Overseer, PASS as PASS
+from .agents.overseers.protocol import (
+    PASS as PASS,
+    Overseer as Overseer,
+    OverseerContext as OverseerContext,
+)
 from .agents.overseers.recorded import RecordedOverseer as RecordedOverseer
-from .agents.overseers.reviewed import Reviewed as Reviewed
 from .agents.overseers.router import Routed as Routed, Router as Router
 from .agents.overseers.scripted import (
+    Reviewed as Reviewed,
     HumanOverseer as HumanOverseer,
     ScriptedOverseer as ScriptedOverseer,
 )

@@ -10,8 +10,7 @@ from typing import Any
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
-from reflux.agents.overseers.reviewed import Reviewed
-from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.tools.documents import Documents
 from reflux.agents.tools.mcp import mcp_tools

@@ -1,2 +1,1 @@
-"""One chat call: to an OpenAI-compatible endpoint, a LangChain model, or llama.cpp in this
-process."""
+"""One chat call: to an OpenAI-compatible endpoint, a LangChain model, or llama.cpp in process."""

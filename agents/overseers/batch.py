@@ -1,114 +1,116 @@
-"""A batch of sub-questions made fit to be asked: in order, without repeats, within its cap."""
+"""A proposed batch of sub-questions becomes a valid one: ordered, without repeats, within its
+limit."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from reflux.agents.types import SubQuestion
-
-PLACE = re.compile(r"\{(\d{1,9})\}")
-"""Where an answer is put; as in `SubQuestion.filled`."""
+from reflux.agents.types import REFERENCE, SubQuestion
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What can be asked of a proposal, and what could not."""
+    """The valid part of a proposal."""
 
     subquestions: tuple[SubQuestion, ...]
     note: str = ""
-    """What was left out, and why; empty where nothing was."""
+    """What was left out, and why; empty if nothing was."""
 
 
 def alike(text: str) -> str:
-    """What equal questions or answers share: case and white space make no difference."""
+    """A key that equal questions or answers share, whatever their case and white space."""
     return " ".join(text.split()).casefold()
 
 
-def settle(asked: Sequence[SubQuestion], barred: Collection[str], most: int) -> Batch:
-    """The largest part of a proposal that can be asked, at most `most` sub-questions.
+def settle(proposal: Sequence[SubQuestion], known: Collection[str], limit: int) -> Batch:
+    """The largest valid part of a proposal, with at most `limit` sub-questions.
 
-    Left out are empty sub-questions, repeats (those that need a repeat get the first), `barred`
-    texts (the question itself, for one), and those with a `{i}` that nothing can fill: it names
-    no other sub-question, or one that is left out, or a circle. A `{i}` that `needs` lacks is
-    added to it; a need without its `{i}` is dropped where it would close a circle. Sub-questions
-    come in their order but for those that need later ones. Numbers from 1 are understood where
-    numbers from 0 make no sense.
+    Left out are empty sub-questions, repeats (a need of a repeat becomes a need of the first),
+    `known` texts (the question itself, for example), and those with a `{i}` that nothing can fill:
+    it refers to no other sub-question, to one that is left out, or back to itself. A `{i}` that
+    `needs` lacks is added to it; a need without its `{i}` is dropped if it would close a cycle.
+    Sub-questions keep their order, except that each follows all that it needs. References that
+    count from 1 are understood if counting from 0 makes no sense.
     """
-    bars = {alike(text) for text in barred}
-    kept, before = _passed(_from_zero(asked), bars), len(asked)
-    while len(kept) < before:  # What needs a repeat may itself repeat what needs the first.
-        kept, before = _passed(kept, bars), len(kept)
+    barred = {alike(text) for text in known}
+    valid, before = _valid_part(_from_zero(proposal), barred), len(proposal)
+    while len(valid) < before:  # What needs a repeat may itself repeat what needs the first.
+        valid, before = _valid_part(valid, barred), len(valid)
     notes: list[str] = []
-    if len(kept) < len(asked):
-        notes.append(f"{len(asked) - len(kept)} of {len(asked)} sub-questions left out")
-    if len(kept) > most:
-        notes.append(f"cut from {len(kept)} to {most} sub-questions")
-    return Batch(kept[: max(0, most)], "; ".join(notes))
+    if len(valid) < len(proposal):
+        notes.append(f"{len(proposal) - len(valid)} of {len(proposal)} sub-questions left out")
+    if len(valid) > limit:
+        notes.append(f"cut from {len(valid)} to {limit} sub-questions")
+    return Batch(valid[: max(0, limit)], "; ".join(notes))
 
 
 def merge(proposals: Sequence[Sequence[SubQuestion]]) -> tuple[SubQuestion, ...]:
-    """All sub-questions of several proposals one after the other, with their needs kept."""
+    """All sub-questions of several proposals one after the other, with their needs renumbered."""
     merged: list[SubQuestion] = []
     for proposal in proposals:
         shift = {index: index + len(merged) for index in range(len(proposal))}
-        merged += [_moved(sub, shift) for sub in proposal]
+        merged += [_renumbered(sub, shift) for sub in proposal]
     return tuple(merged)
 
 
-def _passed(asked: Sequence[SubQuestion], bars: Collection[str]) -> tuple[SubQuestion, ...]:
-    """What of a proposal can be asked, in order; some of it may have become alike by now."""
-    stands: dict[int, int] = {}
+def _valid_part(
+    proposal: Sequence[SubQuestion], barred: Collection[str]
+) -> tuple[SubQuestion, ...]:
+    """What of a proposal can be asked, in order; renumbering may have made some of it alike."""
+    first_of: dict[int, int] = {}
+    """Each index, and the index of the first sub-question that it repeats."""
     first: dict[str, int] = {}
-    for index, sub in enumerate(asked):
-        like = alike(sub.text)
-        if like and like not in bars:
-            stands[index] = first.setdefault(like, index)
-    order = _in_order(asked, stands)
-    position = {index: at for at, index in enumerate(order)}
-    return tuple(_renumbered(asked[index], index, stands, position) for index in order)
+    for index, sub in enumerate(proposal):
+        key = alike(sub.text)
+        if key and key not in barred:
+            first_of[index] = first.setdefault(key, index)
+    position = {index: number for number, index in enumerate(_in_order(proposal, first_of))}
+    moves = {index: position[other] for index, other in first_of.items() if other in position}
+    valid: list[SubQuestion] = []
+    for index, number in position.items():
+        sub = proposal[index]
+        needs = {moves[need] for need in (*_references(sub.text), *sub.needs) if need in moves}
+        earlier = tuple(sorted(need for need in needs if need < number))
+        valid.append(replace(_renumbered(sub, moves), needs=earlier))
+    return tuple(valid)
 
 
-def _in_order(asked: Sequence[SubQuestion], stands: Mapping[int, int]) -> list[int]:
-    """Positions of what can be asked, each after all that it needs."""
-    waiting = sorted(set(stands.values()))
-    places = {i: {stands.get(p, -1) for p in _places(asked[i].text)} for i in waiting}
-    wishes = {i: {stands[n] for n in asked[i].needs if n in stands} - {i} for i in waiting}
+def _in_order(proposal: Sequence[SubQuestion], first_of: Mapping[int, int]) -> list[int]:
+    """Indices of what can be asked, each after all that it needs."""
+    indices = sorted(set(first_of.values()))
+    references = {
+        i: {first_of.get(other, -1) for other in _references(proposal[i].text)} for i in indices
+    }
+    needs = {
+        i: {first_of[need] for need in proposal[i].needs if need in first_of} - {i} for i in indices
+    }
     order: dict[int, None] = {}
-    for needs in ({i: places[i] | wishes[i] for i in waiting}, places):
+    # First with all needs; then, where these form a cycle, with the references alone.
+    for requirements in ({i: references[i] | needs[i] for i in indices}, references):
         moved = True
         while moved:
             moved = False
-            for index in waiting:
-                if index not in order and needs[index] <= order.keys():
+            for index in indices:
+                if index not in order and requirements[index] <= order.keys():
                     order[index] = None
                     moved = True
     return list(order)
 
 
-def _renumbered(
-    sub: SubQuestion, index: int, stands: Mapping[int, int], position: Mapping[int, int]
-) -> SubQuestion:
-    moved = {old: position[new] for old, new in stands.items() if new in position}
-    needs = {moved[n] for n in (*_places(sub.text), *sub.needs) if n in moved}
-    before = sorted(n for n in needs if n < position[index])
-    return replace(_moved(sub, moved), needs=tuple(before))
+def _renumbered(sub: SubQuestion, moves: Mapping[int, int]) -> SubQuestion:
+    text = REFERENCE.sub(lambda match: f"{{{moves.get(int(match[1]), int(match[1]))}}}", sub.text)
+    return replace(sub, text=text, needs=tuple(moves.get(need, need) for need in sub.needs))
 
 
-def _moved(sub: SubQuestion, moved: Mapping[int, int]) -> SubQuestion:
-    text = PLACE.sub(lambda m: f"{{{moved.get(int(m[1]), int(m[1]))}}}", sub.text)
-    return replace(sub, text=text, needs=tuple(moved.get(n, n) for n in sub.needs))
-
-
-def _from_zero(asked: Sequence[SubQuestion]) -> Sequence[SubQuestion]:
-    """The same, numbered from 0, where only numbers from 1 make sense."""
-    named = [(i, n) for i, s in enumerate(asked) for n in (*_places(s.text), *s.needs)]
-    from_zero = all(0 <= n < i for i, n in named)
-    from_one = all(1 <= n <= i for i, n in named)
+def _from_zero(proposal: Sequence[SubQuestion]) -> Sequence[SubQuestion]:
+    """The same proposal with references from 0, if only counting from 1 makes sense."""
+    pairs = [(i, n) for i, sub in enumerate(proposal) for n in (*_references(sub.text), *sub.needs)]
+    from_zero = all(0 <= number < index for index, number in pairs)
+    from_one = all(1 <= number <= index for index, number in pairs)
     if from_zero or not from_one:
-        return asked
-    less = {number: number - 1 for _, number in named}
-    return [_moved(sub, less) for sub in asked]
+        return proposal
+    moves = {number: number - 1 for _, number in pairs}
+    return [_renumbered(sub, moves) for sub in proposal]
 
 
-def _places(text: str) -> list[int]:
-    return [int(place[1]) for place in PLACE.finditer(text)]
+def _references(text: str) -> list[int]:
+    return [int(match[1]) for match in REFERENCE.finditer(text)]

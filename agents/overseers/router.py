@@ -1,10 +1,10 @@
-"""Decompose only where it pays: a router that has learned from logged questions whether X alone
-answers one as well as the amplified system would (ADaPT, arXiv 2311.05772, decomposes on need).
+"""Decompose only if it pays: a router predicts from logged questions whether the agent alone
+answers a question as well as the amplified system (ADaPT, arXiv 2311.05772).
 
-Two looks, the cheap one first. Past questions that are alike in wording tell without any call,
-where they are many and clear. Otherwise X's own direct answer is asked for, one call, and a
-logistic regression on its least certain token and on the like questions' past decides. A direct
-answer that is taken costs no further call: the direct answer takes it from the cache.
+It decides in two stages. If there are enough similar past questions with a clear result, they
+decide without a call. Otherwise the agent answers directly, in one call, and a logistic regression
+on its least certain token and on the similar questions decides. A direct answer that is accepted
+costs no further call, because the repeated request comes from the cache.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -35,76 +35,76 @@ from reflux.agents.types import Ask, ChatRequest, Step
 
 Vector = NDArray[np.float64]
 GRID = tuple((n, like) for n in (16, 32, 48) for like in (0.3, 0.45, 0.6))
-"""Numbers of like questions, and least likenesses, that `Router.fit` chooses from."""
+"""(`neighbours`, `like`) pairs that `Router.fit` chooses from."""
 CALL_PRICE = 0.02
-"""Right answers that one call is worth, in that choice."""
+"""Cost of one call in that choice, in right answers."""
 UNKNOWN = -1.0
-"""Log-probability that stands in where the endpoint gave none."""
+"""Log-probability assumed if the endpoint returned none, in nats."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """How one earlier question went, both ways."""
+    """The result of an earlier question, direct and amplified."""
 
     question: str
     logprob: float | None
-    """Of the least certain token of X's direct answer, in nats."""
+    """Log-probability of the least certain token of the direct answer, in nats."""
     direct: bool
-    """X alone was right, or agreed with what was accepted."""
+    """The agent alone was right, or agreed with the accepted answer."""
     amplified: bool
 
 
 @dataclass(frozen=True)
 class Route:
-    """What the router says of one question."""
+    """The router's decision on one question."""
 
     decompose: bool
     direct: float
-    """Probability that X alone is right."""
+    """Probability that the agent alone is right."""
     amplified: float
     seen: str
-    """`like` where past questions told, `answer` where X's own answer was looked at."""
+    """`like` if similar past questions decided, `answer` if the direct answer did."""
 
 
 @dataclass(frozen=True)
 class Router:
-    """Fitted on past questions; a question's route depends on nothing else."""
+    """A router fitted on past questions; a question's route depends on nothing else."""
 
     past: tuple[Past, ...]
     weights: tuple[tuple[float, ...], tuple[float, ...]]
-    """Of the two regressions, direct and amplified: bias, then one a feature."""
+    """Of the direct and the amplified regression: bias, then one for each feature."""
     neighbours: int = 16
-    """Like questions that are looked at."""
+    """Number of similar questions to compare with."""
     like: float = 0.6
-    """Cosine likeness of letter triples from which on a past question counts as like."""
+    """Minimum cosine similarity of letter trigrams of a similar question."""
     margin: float = 0.0
-    """Probability by which decomposing must be better to be worth its calls."""
+    """Minimum gain in probability for which decomposing is worth its calls."""
 
     @staticmethod
     def fit(past: Sequence[Past], **options: Any) -> "Router":
-        """Learn from questions that were answered both ways.
+        """Fit on questions that were answered both ways.
 
-        How many like questions are looked at, and how like they must be, is chosen among
-        `GRID` by leaving each past question out in turn, unless `options` say it.
+        `neighbours` and `like` are chosen from `GRID` by leave-one-out, unless `options` set one.
 
         Raises:
-            UsageError: fewer than 20 of them.
+            UsageError: there are fewer than 20 past questions.
         """
         if len(past) < 20:
             raise UsageError(f"a router needs 20 past questions or more, there are {len(past)}")
-        first = Router(tuple(past), ((0.0,) * 4, (0.0,) * 4), **options)
-        tried = [first]
+        router = Router(tuple(past), ((0.0,) * 4, (0.0,) * 4), **options)
+        candidates = [router]
         if not {"neighbours", "like"} & options.keys():
-            tried = [replace(first, neighbours=n, like=like) for n, like in GRID]
-        return max((router._fitted() for router in tried), key=lambda found: found[1])[0]
+            candidates = [replace(router, neighbours=n, like=like) for n, like in GRID]
+        fitted = [candidate._fitted() for candidate in candidates]
+        return max(fitted, key=lambda pair: pair[1])[0]
 
     def _fitted(self) -> tuple["Router", float]:
-        """The router with its regressions, and what it is worth: right answers to past questions,
-        each routed by the others, less what the calls cost.
+        """The router with its regressions, and its value: right answers to past questions, each
+        routed by the others, minus the cost of the calls.
 
-        A question that is decomposed is taken to cost twice a direct one: no tree is known here.
+        A decomposed question is assumed to cost two calls, because no tree is known here.
         """
-        likely = [self.likely(p.question, without=at) for at, p in enumerate(self.past)]
+        likely = [self.likely(p.question, without=index) for index, p in enumerate(self.past)]
         rows = [
             self.features(p.question, p.logprob, shares)
             for p, shares in zip(self.past, likely, strict=True)
@@ -114,20 +114,20 @@ class Router:
             logistic(x, np.array([getattr(p, arm) for p in self.past], dtype=np.float64))
             for arm in ("direct", "amplified")
         )
-        router, worth = replace(self, weights=(direct, amplified)), 0.0
+        router, value = replace(self, weights=(direct, amplified)), 0.0
         for p, shares in zip(self.past, likely, strict=True):
-            route = router._clear(shares)
+            route = router._by_past(shares)
             calls = 0 if route else 1
-            route = route or router._looked(p.question, p.logprob, shares)
+            route = route or router._by_answer(p.question, p.logprob, shares)
             calls += 2 if route.decompose else 1 - calls
-            worth += (p.amplified if route.decompose else p.direct) - CALL_PRICE * calls
-        return router, worth
+            value += (p.amplified if route.decompose else p.direct) - CALL_PRICE * calls
+        return router, value
 
     def before(self, question: str) -> Route | None:
-        """The route where past questions alone are clear about it; None where they are not."""
-        return self._clear(self.likely(question))
+        """The route by past questions alone; None if they are too few or not clear."""
+        return self._by_past(self.likely(question))
 
-    def _clear(self, likely: tuple[int, float, float]) -> Route | None:
+    def _by_past(self, likely: tuple[int, float, float]) -> Route | None:
         n, direct, amplified = likely
         if n < self.neighbours:
             return None
@@ -139,10 +139,10 @@ class Router:
         return Route(gap > self.margin, direct, amplified, "like")
 
     def after(self, question: str, logprob: float | None) -> Route:
-        """The route of a question whose direct answer is known."""
-        return self._looked(question, logprob, self.likely(question))
+        """The route by the direct answer's log-probability and by past questions."""
+        return self._by_answer(question, logprob, self.likely(question))
 
-    def _looked(
+    def _by_answer(
         self, question: str, logprob: float | None, likely: tuple[int, float, float]
     ) -> Route:
         row = np.array([self.features(question, logprob, likely)])
@@ -152,15 +152,15 @@ class Router:
     def features(
         self, question: str, logprob: float | None, likely: tuple[int, float, float]
     ) -> tuple[float, ...]:
-        """Bias, X's least certain token, and how like questions went, both ways."""
-        sure = math.exp(UNKNOWN if logprob is None else logprob)
+        """Bias, the least certain token, and the results of similar questions, both ways."""
+        confidence = math.exp(UNKNOWN if logprob is None else logprob)
         _, direct, amplified = likely
-        return 1.0, 2 * sure - 1, 2 * direct - 1, 2 * amplified - 1
+        return 1.0, 2 * confidence - 1, 2 * direct - 1, 2 * amplified - 1
 
     def likely(self, question: str, without: int = -1) -> tuple[int, float, float]:
-        """(like past questions, share that X alone had right, share of the amplified system).
+        """(number of similar past questions, share right directly, share right amplified).
 
-        With none the shares are one half; each share begins with one question half right.
+        Each share counts one extra question as half right, so it is one half without any.
         """
         likeness = self._triples @ self._vector(question)
         if without >= 0:
@@ -173,21 +173,21 @@ class Router:
         return n, direct, amplified
 
     @cached_property
-    def _words(self) -> dict[str, int]:
-        found = dict.fromkeys(t for p in self.past for t in triples(p.question))
-        return {triple: at for at, triple in enumerate(found)}
+    def _columns(self) -> dict[str, int]:
+        known = dict.fromkeys(t for p in self.past for t in triples(p.question))
+        return {triple: index for index, triple in enumerate(known)}
 
     @cached_property
     def _triples(self) -> Vector:
-        """(past questions, letter triples), each row of length one."""
+        """Unit vectors (past questions, trigrams)."""
         return np.stack([self._vector(p.question) for p in self.past])
 
     def _vector(self, question: str) -> Vector:
-        found = np.zeros(len(self._words))
+        vector = np.zeros(len(self._columns))
         for triple, count in triples(question).items():
-            if (at := self._words.get(triple)) is not None:
-                found[at] = math.sqrt(count)
-        return found / max(1e-9, float(np.linalg.norm(found)))
+            if (column := self._columns.get(triple)) is not None:
+                vector[column] = math.sqrt(count)
+        return vector / max(1e-9, float(np.linalg.norm(vector)))
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -195,10 +195,10 @@ class Router:
 
     @staticmethod
     def load(path: Path) -> "Router":
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            UsageError: there is none, or it is something else.
+            UsageError: the file does not exist, or holds something else.
         """
         try:
             body = json.loads(path.read_text())
@@ -210,8 +210,8 @@ class Router:
 
 
 def triples(text: str) -> Counter[str]:
-    """Letter triples of a text; every digit counts as one and the same, for what is asked of two
-    numbers is alike."""
+    """Letter trigrams of a text. All digits count as the same letter, because questions that differ
+    in their numbers are similar."""
     plain = re.sub(r"\d", "0", f"  {text.lower()} ")
     return Counter(plain[i : i + 3] for i in range(len(plain) - 2))
 
@@ -222,15 +222,15 @@ def _sigmoid(x: Vector) -> Vector:
 
 def logistic(x: Vector, y: Vector, ridge: float = 1.0, steps: int = 25) -> tuple[float, ...]:
     """Weights (features) of a logistic regression of y (n) on x (n, features), by Newton's method;
-    `ridge` holds all but the bias back."""
-    held = ridge * np.eye(x.shape[1])
-    held[0, 0] = 1e-6
+    `ridge` penalizes all but the bias."""
+    penalty = ridge * np.eye(x.shape[1])
+    penalty[0, 0] = 1e-6
     weights = np.zeros(x.shape[1])
     for _ in range(steps):
         p = _sigmoid(x @ weights)
-        slope = x.T @ (y - p) - held @ weights
-        bend = (x * (p * (1 - p))[:, None]).T @ x + held
-        step = np.linalg.solve(bend, slope)
+        gradient = x.T @ (y - p) - penalty @ weights
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + penalty
+        step = np.linalg.solve(hessian, gradient)
         weights = weights + step
         if float(np.abs(step).max()) < 1e-9:
             break

@@ -1,2 +1,1 @@
-"""What an agent has done instead of guessing: arithmetic, programs, documents, LangChain and MCP
-tools."""
+"""Tools instead of guesses: arithmetic, programs, documents, LangChain and MCP tools."""

@@ -7,7 +7,6 @@ compute 0.1 + 0.2 as 0.30000000000000004.
 """
 
 import ast
-import json
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from functools import reduce
 from math import ceil, comb, factorial, floor, gcd, isqrt, lcm, log10
 from typing import Any
 
-from reflux.agents.tools.protocol import ToolReply, guarded, text_argument
+from reflux.agents.tools.protocol import ToolReply, guarded, text_argument, text_parameter
 from reflux.agents.types import ToolSpec
 
 MAX_CHARS = 4_000
@@ -208,7 +207,7 @@ def _lcm(*numbers: Fraction) -> int:
     )
 
 
-FUNCTIONS: dict[str, tuple[Callable[..., Fraction | int], int, int]] = {
+FUNCTIONS: dict[str, tuple[Callable[..., Any], int, int]] = {
     "abs": (abs, 1, 1),
     "min": (lambda *numbers: min(numbers), 1, MAX_COUNT),
     "max": (lambda *numbers: max(numbers), 1, MAX_COUNT),
@@ -253,16 +252,7 @@ class Calculator:
         "calculator",
         "Exact arithmetic with + - * / // % **, parentheses, comparisons, and the functions "
         f"{', '.join(FUNCTIONS)}.",
-        json.dumps(
-            {
-                "type": "object",
-                "properties": {
-                    "expression": {"type": "string", "description": "For example 12 * (3 + 4)"}
-                },
-                "required": ["expression"],
-                "additionalProperties": False,
-            }
-        ),
+        text_parameter("expression", "For example 12 * (3 + 4)"),
     )
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:

@@ -1,14 +1,11 @@
-"""Passages: a text cut into pieces of some 100 to 200 words, each with the lines it stands on.
+"""Look-up in a folder of the user's documents, by words, in SQLite's full-text index (FTS5).
 
-Look-up in a folder of the user's documents, by words, in SQLite's full-text index (FTS5).
-
-Text is cut into passages of some 100 to 200 words, which keep their file and lines, so that a
-reply can be checked and a report can name its source. Words match by their stem, English ones
-best; a passage that holds rarer words of the query, and more of them, comes first (BM25).
+Texts are cut into passages of about 100 to 200 words that keep their file and lines, so that a
+reply can be checked and a report can cite its source. Words match by their stem, English ones
+best; passages rank by BM25.
 """
 
 import asyncio
-import json
 import os
 import re
 import sqlite3
@@ -20,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from reflux.agents.errors import UsageError
-from reflux.agents.tools.protocol import ToolReply, guarded, text_argument
+from reflux.agents.tools.protocol import ToolReply, guarded, text_argument, text_parameter
 from reflux.agents.types import ToolSpec
 
-FEWEST_WORDS = 100
-"""A passage of so many words ends at the next blank line or heading."""
-MOST_WORDS = 200
-MOST_CHARS = 1_500
-"""A text without spaces is cut by this."""
+MIN_WORDS = 100
+"""A passage with this many words ends at the next blank line or heading."""
+MAX_WORDS = 200
+MAX_CHARS = 1_500
+"""Cuts a text without spaces."""
 
 
 @dataclass(frozen=True)
@@ -40,64 +37,64 @@ class Passage:
 
 
 def passages(text: str) -> Iterator[Passage]:
-    """Cut a text into passages, in order, of whole lines where these are short enough.
+    """Cut a text into passages, in order, of whole lines if these are short enough.
 
-    Every word of the text is in one passage. The last of a text may be shorter than 100 words,
-    as may one before a long paragraph.
+    Every word of the text is in one passage. The last passage, and one before a long paragraph, may
+    be shorter than 100 words.
     """
-    held: list[tuple[int, str]] = []
+    lines: list[tuple[int, str]] = []
     words = chars = 0
     for number, piece in _pieces(text.split("\n")):
         count = len(piece.split())
-        full = words + count > MOST_WORDS or chars + len(piece) + 1 > MOST_CHARS
-        if full or (words >= FEWEST_WORDS and (not count or piece.startswith("#"))):
-            yield from _passage(held)
-            held, words, chars = [], 0, 0
-        held.append((number, piece))
+        full = words + count > MAX_WORDS or chars + len(piece) + 1 > MAX_CHARS
+        if full or (words >= MIN_WORDS and (not count or piece.startswith("#"))):
+            yield from _passage(lines)
+            lines, words, chars = [], 0, 0
+        lines.append((number, piece))
         words += count
         chars += len(piece) + 1
-    yield from _passage(held)
+    yield from _passage(lines)
 
 
-def _passage(held: list[tuple[int, str]]) -> Iterator[Passage]:
-    said = [(number, piece) for number, piece in held if piece.strip()]
-    if said:
-        first, last = said[0][0], said[-1][0]
-        lines = "\n".join(piece for number, piece in held if first <= number <= last)
-        yield Passage(first, last, lines)
+def _passage(lines: list[tuple[int, str]]) -> Iterator[Passage]:
+    numbers = [number for number, piece in lines if piece.strip()]
+    if numbers:
+        first, last = numbers[0], numbers[-1]
+        text = "\n".join(piece for number, piece in lines if first <= number <= last)
+        yield Passage(first, last, text)
 
 
 def _pieces(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers; a paragraph that is one long line comes in several pieces."""
+    """Lines with their numbers; a paragraph on one long line becomes several pieces."""
     for number, line in enumerate(lines, 1):
         line = line.rstrip()
-        if len(line) < MOST_CHARS and len(line.split()) <= MOST_WORDS:
+        if len(line) < MAX_CHARS and len(line.split()) <= MAX_WORDS:
             yield number, line
             continue
-        held, words = "", 0
-        for word in re.findall(rf"\S{{1,{MOST_CHARS - 1}}}", line):
-            if held and (words == MOST_WORDS - 50 or len(held) + len(word) + 2 > MOST_CHARS):
-                yield number, held
-                held, words = "", 0
-            held, words = f"{held} {word}".strip(), words + 1
-        yield number, held
+        piece, words = "", 0
+        for word in re.findall(rf"\S{{1,{MAX_CHARS - 1}}}", line):
+            if piece and (words == MAX_WORDS - 50 or len(piece) + len(word) + 2 > MAX_CHARS):
+                yield number, piece
+                piece, words = "", 0
+            piece, words = f"{piece} {word}".strip(), words + 1
+        yield number, piece
 
 
 SUFFIXES = (".txt", ".md")
 MAX_FILES = 10_000
 MAX_FILE_BYTES = 10 * 2**20
-"""A larger file is skipped, with this as the reason."""
+"""Larger files are skipped."""
 PASSAGES = 5
-"""Passages in one reply, at most."""
+"""Maximum passages in one reply."""
 QUERY_WORDS = 32
-"""Different words of a query that are looked for; later ones are not."""
+"""Maximum different words of a query; later ones are ignored."""
 SECONDS = 20.0
 COMMON = (
     " a an and are as at be by can did do does for from has have how i in is it me my of on or our "
     "should that the their there they this to was we were what when where which who why will with "
     "you your "
 )
-"""Words that say nothing about where to look; they count only where a query has no others."""
+"""Stop words; they count only in a query without other words."""
 SCHEMA = """
 CREATE TABLE files(name TEXT PRIMARY KEY, stamp TEXT);
 CREATE VIRTUAL TABLE passages USING fts5(
@@ -108,40 +105,33 @@ CREATE VIRTUAL TABLE passages USING fts5(
 
 
 @dataclass(frozen=True)
-class Found:
-    """A passage that a query found."""
+class Match:
+    """A passage that matches a query."""
 
     source: str
-    """File, from the folder down, and lines: `notes/law.md:12-20`."""
+    """File, relative to the folder, and lines: `notes/law.md:12-20`."""
     text: str
 
 
 class Documents:
     """Finds passages in the .txt and .md files under a folder.
 
-    Links are never followed, so that nothing outside the folder is read. Each look-up first reads
-    again what has changed, by time and size. `skipped` tells what was not read, and why.
+    Links are never followed, so nothing outside the folder is read. Each look-up first rereads
+    files whose time or size has changed. `skipped` holds the unread files with the reasons.
     """
 
     spec = ToolSpec(
         "documents",
         "Look up passages in the user's own documents by words. Each comes with its file and "
         "lines: cite them.",
-        json.dumps(
-            {
-                "type": "object",
-                "properties": {"query": {"type": "string", "description": "Words to look for"}},
-                "required": ["query"],
-                "additionalProperties": False,
-            }
-        ),
+        text_parameter("query", "Words to look for"),
     )
 
     def __init__(self, folder: Path) -> None:
-        """Index the folder; the index is a temporary file that goes with this object.
+        """Index the folder; the index is a temporary file that lives as long as this object.
 
         Raises:
-            UsageError: no folder, nothing in it that can be read, or too many files.
+            UsageError: no folder, no readable document in it, or too many files.
         """
         self._folder = folder
         self.skipped: dict[str, str] = {}
@@ -158,7 +148,7 @@ class Documents:
             )
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        """Look up `query`, which may be any text."""
+        """Look up `query`, any text."""
         return await guarded(self._call(arguments), SECONDS)
 
     async def answer(self, question: str) -> ToolReply:
@@ -167,33 +157,33 @@ class Documents:
 
     async def _call(self, arguments: Mapping[str, Any]) -> ToolReply:
         query = text_argument(arguments, "query")
-        found = await asyncio.to_thread(self.find, query)
-        if not found:
+        matches = await asyncio.to_thread(self.find, query)
+        if not matches:
             return ToolReply("no passage of the documents holds any of these words")
-        return ToolReply("\n\n".join(f"[{each.source}]\n{each.text}" for each in found))
+        return ToolReply("\n\n".join(f"[{match.source}]\n{match.text}" for match in matches))
 
-    def find(self, query: str, most: int = PASSAGES) -> list[Found]:
-        """The passages that fit a query best, in order; none where no word of it occurs."""
+    def find(self, query: str, limit: int = PASSAGES) -> list[Match]:
+        """The best passages for a query, in order; none if no word of it occurs."""
         words = list(dict.fromkeys(re.findall(r"[^\W_]+", query.lower())))
         words = [word for word in words if f" {word} " not in COMMON] or words
         if not words:
             return []
-        # Quoted, a word is never an operator of FTS5.
-        match = " OR ".join(f'"{word}"' for word in words[:QUERY_WORDS])
+        # A quoted word is never an operator of FTS5.
+        expression = " OR ".join(f'"{word}"' for word in words[:QUERY_WORDS])
         with self._lock:
             self._refresh()
             rows = self._index.execute(
                 "SELECT name, first, last, text FROM passages WHERE passages MATCH ? "
                 "ORDER BY rank, name, first LIMIT ?",
-                (match, most),
+                (expression, limit),
             ).fetchall()
-        return [Found(f"{name}:{first}-{last}", text) for name, first, last, text in rows]
+        return [Match(f"{name}:{first}-{last}", text) for name, first, last, text in rows]
 
     def refresh(self) -> int:
-        """Read again what has changed since the last time; the number of documents there are.
+        """Reread what has changed; returns the number of documents.
 
         Raises:
-            UsageError: more than `MAX_FILES`.
+            UsageError: there are more than `MAX_FILES`.
         """
         with self._lock:
             return self._refresh()
@@ -220,33 +210,33 @@ class Documents:
         return len(seen)
 
     def _files(self) -> Iterator[tuple[Path, str]]:
-        """Documents under the folder, each with what tells whether it changed."""
-        for at, folders, names in os.walk(self._folder, onerror=self._unreadable):
+        """Documents under the folder, each with a stamp of its time and size."""
+        for folder, folders, names in os.walk(self._folder, onerror=self._skip):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(name for name in names if not name.startswith(".")):
-                path = Path(at, name)
+                path = Path(folder, name)
                 try:
-                    found = path.lstat()
+                    status = path.lstat()
                 except OSError as error:
-                    self._unreadable(error)
+                    self._skip(error)
                     continue
-                place = path.relative_to(self._folder).as_posix()
-                shown = os.fsencode(place).decode("utf-8", "replace")
-                why = _unfit(path, found)
-                if why or shown != place:
-                    self.skipped[shown] = why or "its name is not UTF-8: rename it"
+                relative = path.relative_to(self._folder).as_posix()
+                readable = os.fsencode(relative).decode("utf-8", "replace")
+                reason = _skip_reason(path, status)
+                if reason or readable != relative:
+                    self.skipped[readable] = reason or "its name is not UTF-8: rename it"
                 else:
-                    yield path, f"{found.st_mtime_ns}:{found.st_size}"
+                    yield path, f"{status.st_mtime_ns}:{status.st_size}"
 
-    def _unreadable(self, error: OSError) -> None:
+    def _skip(self, error: OSError) -> None:
         self.skipped[str(error.filename)] = error.strerror or "cannot be read"
 
     def _read(self, path: Path, name: str, stamp: str) -> bool:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            self.skipped[name] = str(why)
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            self.skipped[name] = str(reason)
             return False
         self._forget(name)
         self._index.execute("INSERT INTO files VALUES (?, ?)", (name, stamp))
@@ -261,14 +251,14 @@ class Documents:
         self._index.execute("DELETE FROM passages WHERE name = ?", (name,))
 
 
-def _unfit(path: Path, found: os.stat_result) -> str | None:
+def _skip_reason(path: Path, status: os.stat_result) -> str | None:
     """Why a file is not read; None for a document."""
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         return "a link, and links are not followed"
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return "no file"
     if path.suffix.lower() not in SUFFIXES:
         return f"neither {' nor '.join(SUFFIXES)}"
-    if found.st_size > MAX_FILE_BYTES:
+    if status.st_size > MAX_FILE_BYTES:
         return f"larger than {MAX_FILE_BYTES // 2**20} MiB"
     return None

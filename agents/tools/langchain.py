@@ -1,4 +1,4 @@
-"""Any langchain-core tool as a tool of ours: its schema, its errors as replies, its time capped."""
+"""A tool of LangChain as one of ours: with its schema, errors as replies, and a time limit."""
 
 import asyncio
 import contextvars
@@ -19,23 +19,22 @@ from reflux.agents.tools.protocol import ToolReply, guarded
 from reflux.agents.types import ToolSpec
 
 SECONDS = 30.0
-"""Of one call."""
+"""Time limit of one call."""
 
 
 class LangChainTool:
-    """A `BaseTool` that replies to whatever a model wrote.
+    """A `BaseTool` that replies to any call of a model.
 
-    Arguments that do not fit its schema, what it raises and a call that takes too long are
-    replies with `ok=False`. Output that is no text becomes JSON. A reply is at most 8,000
-    characters long. A tool that is not async runs in a thread of its own; one that hangs there
-    cannot be ended, but keeps neither the call nor the end of the program waiting. An async tool
-    shares our event loop, and is trusted not to block or exit it.
+    Invalid arguments, exceptions and calls that take too long become replies with `ok=False`.
+    Output that is no text becomes JSON, cut to 8,000 characters. A synchronous tool runs in a new
+    thread; one that hangs there cannot be stopped, but delays neither the call nor the end of the
+    program. An async tool shares our event loop, and is trusted not to block or exit it.
     """
 
     def __init__(self, tool: BaseTool, seconds: float = SECONDS) -> None:
         """
         Raises:
-            UsageError: a tool whose arguments have no JSON schema.
+            UsageError: the tool's arguments have no JSON schema.
         """
         try:
             function = convert_to_openai_function(tool)
@@ -45,7 +44,7 @@ class LangChainTool:
                 f"the tool {tool.name!r} cannot be shown to a model: its arguments have no JSON "
                 f"schema ({error})"
             ) from error
-        # A model's API takes no other names; MCP knows dots and slashes as well.
+        # Model APIs take no other names; MCP allows dots and slashes as well.
         name = re.sub(r"[^A-Za-z0-9_-]", "_", tool.name)[:64]
         self.spec = ToolSpec(name, str(function.get("description", "")), parameters)
         self._tool = tool
@@ -53,21 +52,21 @@ class LangChainTool:
         self._fields = cast(Mapping[str, Any], function["parameters"].get("properties", {}))
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        """Call the tool with a mapping of arguments, which its schema judges."""
+        """Call the tool with arguments, which its schema validates."""
         return await guarded(self._call(arguments), self._seconds)
 
     async def answer(self, question: str) -> ToolReply:
-        """Call the tool with a text: a JSON object of its arguments, or the value of its only one,
-        where that is a text."""
+        """Call the tool with a text: a JSON object of its arguments, or the value of its only
+        argument, if that is a text."""
         return await guarded(self._answer(question), self._seconds)
 
     async def _answer(self, question: str) -> ToolReply:
         try:
-            given = json.loads(question)
+            value = json.loads(question)
         except (ValueError, RecursionError):
-            given = None
-        if isinstance(given, dict) and given.keys() <= self._fields.keys():
-            return await self._call(cast(Mapping[str, Any], given))
+            value = None
+        if isinstance(value, dict) and value.keys() <= self._fields.keys():
+            return await self._call(cast(Mapping[str, Any], value))
         if len(self._fields) == 1:
             ((name, schema),) = self._fields.items()
             if schema.get("type", "string") == "string":
@@ -76,47 +75,47 @@ class LangChainTool:
         raise ValueError(f"write a JSON object of the arguments ({names}), not plain text")
 
     async def _call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        given: dict[str, Any] = dict(arguments)
+        values: dict[str, Any] = dict(arguments)
         if self._tool.handle_tool_error or self._tool.handle_validation_error:
-            # Asked so, a tool that words its own errors marks them.
-            given = {"type": "tool_call", "id": "1", "name": self._tool.name, "args": given}
+            # Called with a tool call, a tool that handles its own errors marks them.
+            values = {"type": "tool_call", "id": "1", "name": self._tool.name, "args": values}
         in_thread = _is_sync(self._tool)
-        output = await (self._in_thread(given) if in_thread else self._in_loop(given))
+        output = await (self._in_thread(values) if in_thread else self._in_loop(values))
         failed = isinstance(output, ToolMessage) and output.status == "error"
         return ToolReply(_text_of(output) or "(no output)", ok=not failed)
 
-    async def _in_loop(self, given: dict[str, Any]) -> Any:
-        return await self._tool.ainvoke(cast(Any, given))
+    async def _in_loop(self, values: dict[str, Any]) -> Any:
+        return await self._tool.ainvoke(cast(Any, values))
 
-    async def _in_thread(self, given: dict[str, Any]) -> Any:
-        """`invoke` in a daemon thread: those of asyncio's own pool are waited for at the end."""
+    async def _in_thread(self, values: dict[str, Any]) -> Any:
+        """`invoke` in a daemon thread, because the program waits for asyncio's at its end."""
         loop = asyncio.get_running_loop()
-        ended: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[Any] = loop.create_future()
         context = contextvars.copy_context()
 
         def settle(output: Any, error: BaseException | None) -> None:
-            if ended.done():
-                return  # The call was stopped meanwhile.
+            if future.done():
+                return  # The call was stopped.
             if error is None:
-                ended.set_result(output)
+                future.set_result(output)
             else:
-                ended.set_exception(error)
+                future.set_exception(error)
 
         def work() -> None:
             output, failure = None, None
             try:
-                output = context.run(self._tool.invoke, cast(Any, given))
-            except BaseException as error:  # noqa: BLE001 - it is raised where the call is awaited
+                output = context.run(self._tool.invoke, cast(Any, values))
+            except BaseException as error:  # noqa: BLE001 - raised by `await future`
                 failure = _as_exception(error)
             if not loop.is_closed():
                 loop.call_soon_threadsafe(settle, output, failure)
 
         threading.Thread(target=work, name=f"tool {self.spec.name}", daemon=True).start()
-        return await ended
+        return await future
 
 
 def _as_exception(error: BaseException) -> Exception:
-    """What a future can carry: neither a StopIteration nor the end of a program."""
+    """An error that a future can hold: it takes no StopIteration, and SystemExit would end us."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     return RuntimeError(f"the tool raised {type(error).__name__} ({error})")
@@ -129,7 +128,7 @@ def _is_sync(tool: BaseTool) -> bool:
 
 
 def _text_of(output: Any) -> str:
-    """A tool's output as text: as it is, the text of its content blocks, or JSON."""
+    """A tool's output as text: unchanged, the text of its content blocks, or JSON."""
     content: Any = output.content if isinstance(output, ToolMessage) else output
     if isinstance(content, str):
         return content

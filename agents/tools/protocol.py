@@ -1,11 +1,11 @@
-"""Tools: what a copy, or H, has done instead of guessing (seed 8.4.1, assistants).
+"""Tools that a copy or an overseer calls instead of guessing (seed 8.4.1, assistants).
 
-A model's call of a tool always ends in a reply: read from any text, made within limits.
+Every tool call ends in a reply, whatever the model wrote, and within limits.
 """
 
 import asyncio
 import json
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -14,15 +14,15 @@ from reflux.agents.types import ToolCall, ToolSpec
 
 @dataclass(frozen=True)
 class ToolReply:
-    """What a tool says. A refusal is a reply, too: the model that asked may do better."""
+    """A tool's reply. A refusal is a reply as well, so that the model can correct its call."""
 
     text: str
     ok: bool = True
-    """False where it could not be done; the text says why, for the model to read."""
+    """False for a failure; the text tells the model why."""
 
 
 class Tool(Protocol):
-    """One thing that can be done on request."""
+    """An action that models can request."""
 
     @property
     def spec(self) -> ToolSpec:
@@ -30,40 +30,40 @@ class Tool(Protocol):
         ...
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        """Do it with the arguments that a model gave, which may be anything."""
+        """Act on a model's arguments, which may be invalid."""
         ...
 
     async def answer(self, question: str) -> ToolReply:
-        """Do it for a sub-question that H sent `to="tool:NAME"`, in plain text."""
+        """Act on a sub-question that the overseer sent `to="tool:NAME"`, in plain text."""
         ...
 
 
 Grants = Mapping[str, Sequence[Tool]]
-"""Tools by role, `answer` (a copy of X) or `overseer`; a role that is not named has none."""
+"""Tools by role, `answer` (a copy of the agent) or `overseer`; any other role has none."""
 
 
 REPLY_CHARS = 8_000
-"""A longer reply is cut, and says so."""
+"""Maximum length of a reply; a longer one is cut, and says so."""
 ARGUMENT_CHARS = 20_000
-"""Longer arguments are refused unread."""
+"""Maximum length of arguments; longer ones are refused unread."""
 CALL_SECONDS = 60.0
-"""The last resort; each tool of ours stops sooner."""
+"""Default time limit of a call; each tool of ours has a shorter one."""
 GRACE_SECONDS = 3.0
-"""What a stopped call has to clean up in; after that it is left behind."""
+"""Time for a stopped call to clean up; after that it is abandoned."""
 
 
 async def run_call(
     tools: Sequence[Tool], call: ToolCall, seconds: float = CALL_SECONDS
 ) -> ToolReply:
-    """Make the call that a model asked for, among the tools that its role was granted.
+    """Make a model's call to one of the tools that its role was granted.
 
-    Never raises for what the model wrote: an unknown name, arguments that are no JSON object and
-    a tool that fails or hangs are replies with `ok=False`, which say what would do better.
+    Never raises for the model's text: an unknown name, arguments that are no JSON object and a
+    tool that fails or hangs become replies with `ok=False` that name the remedy.
     """
     tool = next((tool for tool in tools if tool.spec.name == call.name), None)
     if tool is None:
-        there = ", ".join(tool.spec.name for tool in tools) or "none"
-        return _refusal(f"there is no tool {call.name[:80]!r}; there are: {there}")
+        names = ", ".join(tool.spec.name for tool in tools) or "none"
+        return _refusal(f"there is no tool {call.name[:80]!r}; there are: {names}")
     try:
         arguments = _read(call.arguments)
     except ValueError as error:
@@ -72,17 +72,17 @@ async def run_call(
 
 
 async def guarded(work: Coroutine[Any, Any, ToolReply], seconds: float) -> ToolReply:
-    """A tool's work, stopped after `seconds`; its reply is at most `REPLY_CHARS` long.
+    """A tool's reply, cut to `REPLY_CHARS`; the work is stopped after `seconds`.
 
-    A `ValueError` is the tool's refusal: its text is for the model. Any other exception is a
-    failure, and a reply as well. Work that ignores being stopped is left behind.
+    A `ValueError` is the tool's refusal, and its text is for the model. Any other exception is a
+    failure, and a reply as well. Work that ignores cancellation is abandoned.
     """
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task}, timeout=seconds)
         if not task.done():
             task.cancel()
-            task.add_done_callback(_hush)
+            task.add_done_callback(_retrieve)
             await asyncio.wait({task}, timeout=GRACE_SECONDS)
             return _refusal(f"stopped: it took longer than {seconds:g} seconds; ask for less")
     except asyncio.CancelledError:
@@ -102,7 +102,7 @@ async def guarded(work: Coroutine[Any, Any, ToolReply], seconds: float) -> ToolR
 
 
 def cut(text: str, limit: int = REPLY_CHARS) -> str:
-    """The text as valid Unicode, at most `limit` characters long; what is cut is said."""
+    """The text as valid Unicode, at most `limit` characters long; a note says if it is cut."""
     text = text.encode("utf-8", "replace").decode()
     if len(text) <= limit:
         return text
@@ -110,15 +110,27 @@ def cut(text: str, limit: int = REPLY_CHARS) -> str:
     return text[: limit - len(note)] + note
 
 
+def text_parameter(name: str, description: str) -> str:
+    """JSON schema of a tool that takes one text."""
+    return json.dumps(
+        {
+            "type": "object",
+            "properties": {name: {"type": "string", "description": description}},
+            "required": [name],
+            "additionalProperties": False,
+        }
+    )
+
+
 def text_argument(arguments: Mapping[str, Any], name: str, limit: int = ARGUMENT_CHARS) -> str:
-    """The one argument of a tool that takes a text.
+    """The argument of a tool that takes one text.
 
     Raises:
-        ValueError: it is missing, no text, empty or too long, or there are others.
+        ValueError: it is missing, no text, empty or too long, or there are other arguments.
     """
-    strange = _listed(key for key in arguments if key != name)
-    if strange:
-        raise ValueError(f"unknown arguments {strange}; the only one is {name!r}")
+    unknown = [repr(key[:40]) for key in arguments if key != name]
+    if unknown:
+        raise ValueError(f"unknown arguments {', '.join(unknown[:5])}; the only one is {name!r}")
     value = arguments.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the argument {name!r} must be a text that is not empty")
@@ -128,7 +140,7 @@ def text_argument(arguments: Mapping[str, Any], name: str, limit: int = ARGUMENT
 
 
 def _read(text: str) -> Mapping[str, Any]:
-    """Arguments as a mapping; some models write nothing at all where there are none.
+    """Arguments as a mapping; an empty text, which some models write, is an empty one.
 
     Raises:
         ValueError: they are no JSON object.
@@ -148,15 +160,11 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name[:40]) for name in list(names)[:5])
-
-
 def _refusal(text: str) -> ToolReply:
     return ToolReply(cut(text), ok=False)
 
 
-def _hush(task: "asyncio.Future[ToolReply]") -> None:
-    """Take note of how work that was left behind ended, so that asyncio does not warn."""
+def _retrieve(task: "asyncio.Future[ToolReply]") -> None:
+    """Retrieve the exception of abandoned work, so that asyncio does not warn."""
     if not task.cancelled():
         task.exception()

@@ -1,15 +1,14 @@
-"""The Python sandbox: short programs in an interpreter that has nothing of this machine to give.
+"""The Python sandbox: short programs in an interpreter without access to this machine.
 
-pydantic-monty is a Python written in Rust. It knows no sockets and no processes, no file or
-environment is given to it, and each call gets a process of its own (some 3 ms), which takes
-nothing along when it dies. It is a part of Python: bare classes, and of the standard library
-among others json, math, re, datetime, decimal, random, itertools, collections and functools.
+pydantic-monty is a Python interpreter written in Rust. It has no sockets and no processes, gets no
+files and no environment, and runs each call in a new process (about 3 ms). It supports a subset of
+Python: plain classes, and of the standard library among others json, math, re, datetime, decimal,
+random, itertools, collections and functools.
 
-A program's reply does not change from run to run: `random` is seeded, and there is no clock.
+A program's reply is the same in every run: `random` is seeded, and there is no clock.
 """
 
 import asyncio
-import json
 import re
 import sysconfig
 from collections.abc import Mapping
@@ -27,36 +26,43 @@ from pydantic_monty import (
     ResourceLimits,
 )
 
-from reflux.agents.tools.protocol import CALL_SECONDS, ToolReply, cut, guarded, text_argument
+from reflux.agents.tools.protocol import (
+    CALL_SECONDS,
+    ToolReply,
+    cut,
+    guarded,
+    text_argument,
+    text_parameter,
+)
 from reflux.agents.types import ToolSpec
 
 PRINTED_BYTES = 64_000
-"""A program that prints more is stopped."""
+"""Maximum output; a program that prints more is stopped."""
 SHOWN_CHARS = 3_900
-"""What of its output, of its last value and of its error the reply shows, each."""
+"""Maximum characters of the output, the last value and the error in a reply, each."""
 GRACE_SECONDS = 2.0
-"""After its limit a process that still runs is killed."""
+"""Time after the limit until a process that still runs is killed."""
 POLICY = OSPolicy(datetime="call_host", sleep="zero", random_start={"seed": 0})
-"""The clock is asked of a host that does not answer; sleeping takes no time."""
+"""No clock: the host does not answer that call. Sleeping takes no time."""
 FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 NOTHING = "(nothing was printed, and the last line has no value)"
 
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What one program may use."""
+    """Limits of one program."""
 
     seconds: float = 5.0
     memory: int = 32 * 2**20
     """Bytes."""
     depth: int = 200
-    """Calls within each other."""
+    """Maximum nested calls."""
 
 
 class Sandbox:
-    """Runs a Python program and replies with what it printed and the value of its last line.
+    """Runs a Python program and replies with its output and the value of its last line.
 
-    What fails or is refused comes back as text with `ok=False`: a traceback, or the limit.
+    A failure is a reply with `ok=False`: a traceback, or the limit that stopped the program.
     """
 
     spec = ToolSpec(
@@ -64,20 +70,12 @@ class Sandbox:
         "Run a short Python program. Print what you want to know, or make it the last line. It "
         "has no files, no network and no clock; of the standard library json, math, re, decimal, "
         "datetime, random, itertools, collections and functools.",
-        json.dumps(
-            {
-                "type": "object",
-                "properties": {"code": {"type": "string", "description": "The program"}},
-                "required": ["code"],
-                "additionalProperties": False,
-            }
-        ),
+        text_parameter("code", "The program"),
     )
 
     def __init__(self, limits: SandboxLimits | None = None) -> None:
         self._limits = limits or SandboxLimits()
-        # Programs start in threads, and Python 3.11 fills this table, which tells where the
-        # interpreter lies, on first use and not thread-safely.
+        # Programs start in threads, and Python 3.11 fills this table on first use, unsafely.
         sysconfig.get_config_vars()
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
@@ -90,7 +88,7 @@ class Sandbox:
         return await guarded(self._call({"code": block[1] if block else question}), CALL_SECONDS)
 
     async def _call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        # In a thread: the package's own asyncio pool aborted one exit of this process in four.
+        # In a thread: the package's asyncio pool aborted one in four exits of this process.
         return await asyncio.to_thread(self._run, text_argument(arguments, "code"))
 
     def _run(self, code: str) -> ToolReply:
@@ -108,13 +106,15 @@ class Sandbox:
             ):
                 value = session.feed_run(code, print_callback=printed)
         except MontyError as error:
-            said = self._explain(error)
-            return ToolReply(_joined(printed.output, said) if said else self._late(), ok=False)
+            reason = self._explain(error)
+            # Output before a time-out is left out, because its length would depend on timing.
+            late = f"stopped: it ran for more than {self._limits.seconds:g} seconds"
+            return ToolReply(_joined(printed.output, reason) if reason else late, ok=False)
         last = value if isinstance(value, str) or value is None else _written(value)
         return ToolReply(_joined(printed.output, last) or NOTHING)
 
     def _explain(self, error: MontyError) -> str | None:
-        """Why a program ended, in words that hold no measured figure; None for the time limit."""
+        """Why a program failed, without measured figures; None for the time limit."""
         cause = error.exception()
         if isinstance(error, MontyCrashedError):
             return None if error.timed_out else f"stopped: its process died; {self._memory()}"
@@ -125,10 +125,6 @@ class Sandbox:
         if isinstance(error, MontyRuntimeError | MontySyntaxError):
             return error.display()
         return str(error)
-
-    def _late(self) -> str:
-        # What it had printed by then is left out: how much that is would be chance.
-        return f"stopped: it ran for more than {self._limits.seconds:g} seconds"
 
     def _memory(self) -> str:
         return (
@@ -143,16 +139,16 @@ def _joined(printed: str, last: str | None) -> str:
 
 
 def _written(value: Any) -> str:
-    """`repr`, but with sets in order: theirs would change from process to process."""
+    """`repr`, but with sets sorted, because their order changes between processes."""
     if type(value) in (set, frozenset):
-        inside = ", ".join(sorted(map(_written, cast(set[Any], value))))
-        return f"{{{inside}}}" if inside else repr(value)
+        items = ", ".join(sorted(map(_written, cast(set[Any], value))))
+        return f"{{{items}}}" if items else repr(value)
     if type(value) is dict:
         pairs = cast(dict[Any, Any], value).items()
         return f"{{{', '.join(f'{_written(k)}: {_written(v)}' for k, v in pairs)}}}"
     if type(value) is list:
         return f"[{', '.join(map(_written, cast(list[Any], value)))}]"
     if type(value) is tuple:
-        inside = ", ".join(map(_written, cast(tuple[Any, ...], value)))
-        return f"({inside},)" if len(cast(tuple[Any, ...], value)) == 1 else f"({inside})"
+        items = ", ".join(map(_written, cast(tuple[Any, ...], value)))
+        return f"({items},)" if len(cast(tuple[Any, ...], value)) == 1 else f"({items})"
     return repr(value)

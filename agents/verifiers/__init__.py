@@ -1,1 +1,1 @@
-"""Who doubts an answer: rules, a second method, red flags."""
+"""Tests of an answer: rules, a second method, red flags."""

@@ -1,8 +1,8 @@
-"""Red flags: what a reply looks like when its model has lost the thread.
+"""Red flags: signs in a reply that its model is confused.
 
-A flagged reply is recorded, has no vote, and is asked again: confused replies are wrong more often,
-and wrong together (MAKER, arXiv 2511.09030, section 3.3). Rules are data; what each of them is
-worth is measured from the log by `reflux.graphs.evals.vote_log.flag_effects`.
+A flagged reply is recorded, has no vote, and is replaced by another: confused replies are wrong
+more often, and their errors correlate (MAKER, arXiv 2511.09030, section 3.3).
+`reflux.graphs.evals.vote_log.flag_effects` measures the effect of each rule from the log.
 """
 
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from reflux.agents.errors import UsageError, check_range
 from reflux.agents.types import Completion
 
 REPEATED_WORDS = 8
-"""Longest run of words that is looked for in repetitions."""
-PATIENCE = 5.0
-"""Seconds of the processor that matching one reply may take; a sound pattern takes milliseconds for
-a megabyte, and one that backtracks would take for ever."""
+"""Maximum length, in words, of a repeated sequence."""
+MATCH_SECONDS = 5.0
+"""Maximum seconds to match one reply: a linear pattern takes milliseconds for a megabyte, a
+backtracking one does not end."""
 
 
 @dataclass(frozen=True)
 class RedFlags:
-    """Which replies are discarded; by default none."""
+    """Rules for replies to discard; by default none."""
 
     cut_off: bool = False
-    """Those that ended at their limit of tokens."""
+    """Discards replies that the token limit cut."""
     longest: int | None = None
-    """Those of more characters."""
+    """Maximum characters."""
     pattern: str = ""
-    """Those that this regular expression does not match as a whole, blanks at the ends apart."""
+    """Regular expression that must match the whole reply, without outer white space."""
     hedges: tuple[str, ...] = ()
-    """Those that hold one of these phrases, in any case."""
+    """Phrases that no reply may hold, in any case."""
     repeats: int | None = None
-    """Those that say the same words more than so many times in a row."""
+    """Maximum consecutive repetitions of the same words."""
 
     def __post_init__(self) -> None:
         try:
@@ -48,10 +48,10 @@ class RedFlags:
             raise UsageError("flags.hedges holds an empty phrase, which every reply has; remove it")
 
     def of(self, reply: Completion) -> str:
-        """The name of the first rule that a reply breaks; empty where it breaks none.
+        """The name of the first rule that a reply breaks; empty if it breaks none.
 
         Raises:
-            UsageError: the pattern cannot be matched in any sensible time.
+            UsageError: matching the pattern takes too long.
         """
         text = reply.text.strip()
         if self.cut_off and reply.finish_reason == "length":
@@ -68,24 +68,23 @@ class RedFlags:
 
     def _matches(self, text: str) -> bool:
         try:
-            found = regex.fullmatch(self.pattern, text, regex.DOTALL, timeout=PATIENCE)
+            match = regex.fullmatch(self.pattern, text, regex.DOTALL, timeout=MATCH_SECONDS)
         except TimeoutError as error:
             raise UsageError(
                 f"flags.pattern {self.pattern!r} has not matched a reply of {len(text)} characters "
-                f"in {PATIENCE:g} s: it tries too many ways; write it without repetitions of "
+                f"in {MATCH_SECONDS:g} s: it tries too many ways; write it without repetitions of "
                 "repetitions, such as (a+)+, or set flags.longest, too"
             ) from error
-        return found is not None
+        return match is not None
 
 
 def repetitions(text: str) -> int:
-    """How often the same run of up to `REPEATED_WORDS` words stands in a row, at the
-    most."""
+    """Maximum consecutive repetitions of a sequence of up to `REPEATED_WORDS` words."""
     words = text.split()
-    most = min(1, len(words))
+    maximum = min(1, len(words))
     for length in range(1, min(REPEATED_WORDS, len(words) // 2) + 1):
         same = 0  # Words in a row that equal the word `length` before them.
-        for at in range(length, len(words)):
-            same = same + 1 if words[at] == words[at - length] else 0
-            most = max(most, 1 + same // length)
-    return most
+        for index in range(length, len(words)):
+            same = same + 1 if words[index] == words[index - length] else 0
+            maximum = max(maximum, 1 + same // length)
+    return maximum

@@ -1,4 +1,4 @@
-"""Checkers test an answer by rules or by another method (seed 8.4.1, error checking)."""
+"""Checkers test an answer by rules (seed 8.4.1, error checking)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a checker found."""
+    """A checker's or verifier's judgement."""
 
     ok: bool
     rule: str = ""
-    """The first rule that failed; empty where none did."""
+    """The first rule that failed; empty if none did."""
     reason: str = ""
     """Why the answer could not be tested."""
 
 
 class Checker(Protocol):
-    """Anything that can doubt an answer. It never sees the true one."""
+    """Tests an answer without seeing the true one."""
 
     def check(self, question: str, answer: str) -> Verdict:
         """Judge one answer to one question."""
@@ -27,7 +27,7 @@ class Checker(Protocol):
 class RuleChecker:
     """Applies named predicates in order; the first that fails is the verdict.
 
-    A rule that raises `ValueError` has failed: it could not make sense of the answer.
+    A rule that raises `ValueError` fails, because it could not parse the answer.
     """
 
     def __init__(self, rules: Mapping[str, Callable[[str, str], bool]]) -> None:

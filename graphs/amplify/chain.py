@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.overseers.protocol import Overseer, follow_of
-from reflux.agents.redaction import redact, unaskable
+from reflux.agents.redaction import question_problem, redact
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.sampling import (
@@ -82,7 +82,7 @@ async def walk_chain(
         return ChainResult(failed_outcome(reason))
     key = LinkKey(node.question_id, node.path, node.retries)
     first = redact(chain.first)
-    if (reason := unaskable(first, context.limits.question_chars)) is not None:
+    if (reason := question_problem(first, context.limits.question_chars)) is not None:
         return ChainResult(failed_outcome(f"link 0: {reason}"))
     digest = await _record_start(context, key, first)
     copied = await _copy_links(context, key, digest)
@@ -106,7 +106,7 @@ async def walk_chain(
             break
         if answer is not None:
             break
-        if (reason := unaskable(question, context.limits.question_chars)) is not None:
+        if (reason := question_problem(question, context.limits.question_chars)) is not None:
             status, error = "failed", f"link {link.number + 1}: {reason}"
             break
         link = _Link(link.number + 1, question, [], 0, link.spent)

@@ -22,7 +22,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.redaction import redact, unaskable
+from reflux.agents.redaction import question_problem, redact
 from reflux.agents.types import Answer, Chain, Defer, step_from_json, step_to_json
 from reflux.graphs.amplify.chain import walk_chain
 from reflux.graphs.amplify.context import AmplifyContext, listening, validate_context
@@ -105,7 +105,7 @@ def _fresh(
 def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
     """Why the question must not be asked; None where it may be."""
     question = state["question"]
-    if (reason := unaskable(question, context.limits.question_chars)) is not None:
+    if (reason := question_problem(question, context.limits.question_chars)) is not None:
         return reason
     if context.canonical(question) in map(context.canonical, state["ancestors"]):
         return f"CycleError: {question!r} repeats one of its ancestors"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from reflux.agents.errors import EndpointError, UsageError
-from reflux.agents.redaction import redact, unaskable
+from reflux.agents.redaction import question_problem, redact
 from reflux.agents.types import ChatRequest, Sampling
 from reflux.ask_context import MAX_TOKENS, open_context
 from reflux.cli.human_input import converse
@@ -93,7 +93,7 @@ class ChatSession:
     ) -> Turn:
         """The agent goes on with the conversation; what was shown of a reply cannot be recalled."""
         question = redact(self.conversation.question(text))
-        if (reason := unaskable(question, self.options.limits.question_chars)) is not None:
+        if (reason := question_problem(question, self.options.limits.question_chars)) is not None:
             raise UsageError(f"{reason}; ask another")
         origin = self._origin()
         self.trajectory = origin.question_id(question)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from reflux.agents.errors import UsageError
 from reflux.agents.tools.documents import (
+    MAX_CHARS,
     MAX_FILE_BYTES,
-    MOST_CHARS,
-    MOST_WORDS,
+    MAX_WORDS,
     Documents,
     passages,
 )
@@ -200,8 +200,8 @@ def test_passages_hold_every_word_once_in_order_and_tell_its_line(text: list[str
     assert joined == "".join("".join(line.split()) for line in text)
     for each in found:
         assert 1 <= each.first <= each.last <= len(text)
-        assert len(each.text.split()) <= MOST_WORDS
-        assert len(each.text) <= MOST_CHARS
+        assert len(each.text.split()) <= MAX_WORDS
+        assert len(each.text) <= MAX_CHARS
         first = "".join(each.text.split("\n")[0].split())
         assert first in "".join(text[each.first - 1].split())
 

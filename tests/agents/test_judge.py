@@ -6,7 +6,7 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError
-from reflux.agents.prompts import yes_in
+from reflux.agents.prompts import read_yes
 from reflux.agents.types import ChatRequest
 from reflux.agents.verifiers.verifier import Judge
 from reflux.graphs.amplify.state import Outcome
@@ -87,4 +87,4 @@ async def test_a_judge_that_does_not_answer_fails_the_question_and_keeps_its_vot
     ("reply", "yes"), [("Yes.", True), ("NO, they are not", False), ("Perhaps", None), ("", None)]
 )
 def test_a_judge_says_yes_or_no_or_nothing(reply: str, yes: bool | None) -> None:
-    assert yes_in(reply) is yes
+    assert read_yes(reply) is yes

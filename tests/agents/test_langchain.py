@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -265,6 +267,14 @@ async def test_waits_as_long_as_retry_after_asks() -> None:
     client, _ = fake(Refused(429, {"retry-after": "612"}), AIMessage("4"), sleep=naps)
     await client.complete(QUESTION)
     assert naps.asked == [612]
+
+
+async def test_waits_until_the_date_of_retry_after() -> None:
+    naps = Naps()
+    date = format_datetime(datetime.now(UTC) + timedelta(hours=1))
+    client, _ = fake(Refused(429, {"retry-after": date}), AIMessage("4"), sleep=naps)
+    await client.complete(QUESTION)
+    assert 3500 < naps.asked[0] <= 3600
 
 
 async def test_gives_up_after_the_last_retry() -> None:

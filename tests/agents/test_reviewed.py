@@ -6,8 +6,7 @@ import pytest
 
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS
-from reflux.agents.overseers.reviewed import Reviewed, When
-from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.overseers.scripted import Reviewed, ScriptedOverseer, When
 from reflux.agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
 from tests.support.contexts import ScriptedContext
 from tests.support.hostile import BOTH, SOUND

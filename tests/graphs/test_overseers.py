@@ -15,8 +15,7 @@ from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.panel import Panel
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.recorded import recorded_overseers
-from reflux.agents.overseers.reviewed import APPROVE, Reviewed
-from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
+from reflux.agents.overseers.scripted import APPROVE, HumanOverseer, Reviewed, ScriptedOverseer
 from reflux.agents.types import (
     Answer,
     Ask,

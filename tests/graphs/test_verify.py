@@ -11,7 +11,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import ScriptedOverseer
-from reflux.agents.prompts import verdict_in
+from reflux.agents.prompts import read_verdict
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
 from reflux.agents.verifiers.verifier import (
@@ -117,7 +117,7 @@ async def test_attempts_that_can_never_agree_are_refused_before_any_call(
     ],
 )
 def test_the_last_word_of_a_critic_counts(reply: str, verdict: bool | None) -> None:
-    assert verdict_in(reply) is verdict
+    assert read_verdict(reply) is verdict
 
 
 def sums(question: str, transcript: Transcript, may_ask: bool) -> Step:
