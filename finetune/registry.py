@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import UsageError
@@ -131,41 +131,29 @@ class Registry:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def write(
-        self,
-        folder: Path,
-        *,
-        id: str,
-        parent: str | None,
-        round: int | None,
-        base: Mapping[str, str],
-        rows_digest: str,
-        config: Mapping[str, Any],
-    ) -> None:
+    def write(self, folder: Path, **fields: Any) -> None:
         """Write the card of a student into its staging folder, which holds both adapter files.
 
+        Args:
+            fields: `id`, `parent`, `round`, `base`, `rows_digest` and `config` of `Student`.
+
         Raises:
-            UsageError: an adapter file is missing, or `base` lacks a digest.
+            UsageError: an adapter file is missing, or a field is missing or invalid.
         """
         for name in (ADAPTER, ADAPTER_GGUF):
             if not (folder / name).is_file():
-                raise UsageError(f"student {id} lacks {name}: train and export it before write()")
+                message = f"student {fields['id']} lacks {name}: train and export it before write()"
+                raise UsageError(message)
         try:
-            valid_base = TypeAdapter(Base).validate_python(dict(base))
+            card = _Card(
+                version=VERSION,
+                adapter_sha256=file_sha256(folder / ADAPTER),
+                adapter_gguf_sha256=file_sha256(folder / ADAPTER_GGUF),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                **fields,
+            )
         except ValidationError as error:
-            raise UsageError(f"student {id}: its base is not complete: {error}") from error
-        card = _Card(
-            version=VERSION,
-            id=id,
-            parent=parent,
-            round=round,
-            base=valid_base,
-            adapter_sha256=file_sha256(folder / ADAPTER),
-            adapter_gguf_sha256=file_sha256(folder / ADAPTER_GGUF),
-            rows_digest=rows_digest,
-            config=dict(config),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+            raise UsageError(f"student {fields['id']} is not complete: {error}") from error
         _write(folder / CARD, card)
 
     def record_evaluation(

@@ -13,7 +13,6 @@ from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, DEFAULT_SHA256
 from reflux.agents.files import replacing, write_json
 from reflux.finetune.stages import Stages, student_name
 from reflux.graphs.ask import Amplified, Direct, System
-from reflux.graphs.evals.runner import Score
 
 # Okabe and Ito's palette, which color-blind readers can tell apart; markers differ, too.
 BASE_STYLE = ("#8a8f98", "o", ":")
@@ -26,11 +25,8 @@ TEXT_COLOR = "#7d848e"
 
 async def score_student_levels(stages: Stages, number: int) -> list[dict[str, Any]]:
     """`by_level` rows of a round's student, in round 0 also of the base."""
-    name = student_name(number)
-    rows: list[dict[str, Any]] = []
-    if number == 0:
-        rows += await _score_levels(stages, None, "base", "base")
-    return rows + await _score_levels(stages, number, "student", name)
+    base = await _score_levels(stages, None, "base", "base") if number == 0 else []
+    return [*base, *await _score_levels(stages, number, "student", student_name(number))]
 
 
 async def score_amplified_levels(stages: Stages, number: int, model: str) -> list[dict[str, Any]]:
@@ -41,49 +37,29 @@ async def score_amplified_levels(stages: Stages, number: int, model: str) -> lis
 async def _score_levels(
     stages: Stages, number: int | None, system_name: str, model: str
 ) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for level in sorted({spec.level for spec in stages.config.rounds}):
-        score, split = await _score_level(stages, number or 0, system_name, model, level)
-        if score is None:
-            continue
-        rows.append(
-            {
-                "round": number,
-                "system": system_name,
-                "model": model,
-                "level": level,
-                "split": split,
-                "accuracy": score.accuracy,
-                "n": score.n,
-                "ci95": list(score.ci95),
-            }
-        )
-    return rows
+    """A row for each level of the config that has held-out questions.
 
-
-async def _score_level(
-    stages: Stages, number: int, system_name: str, model: str, level: int
-) -> tuple[Score | None, str]:
-    """(score at one level, split of its questions); no score where the level has no questions.
-
-    The first level of a task may consist of primitives, none of which is held out: there, the
-    score is the share of the overseer's own answers.
+    The first level of a task may consist of primitives, none of which is held out. There, the
+    score of a model is its share of the overseer's own answers.
     """
-    config = stages.config
-    questions = stages.task.sample(config.questions_per_level, level, "held_out", config.seed + 1)
-    key = f"{system_name}-level-{level}"
-    activity = f"level {level}: {system_name if number == 0 else model}"
-    if questions:
-        context = stages.context(model)
-        system: System = Amplified(context) if system_name == "amplified" else Direct(context)
-        source = stages.source(number, key, "held_out")
-        return await stages.score(system, source, questions, activity), "held_out"
-    if level > config.rounds[0].level or system_name == "amplified":
-        return None, "primitive"
-    if not stages.task.primitives():
-        return None, "primitive"
-    source = stages.source(number, key, "primitive")
-    return await stages.imitation(model, source, activity), "primitive"
+    config, task, context = stages.config, stages.task, stages.context(model)
+    system: System = Amplified(context) if system_name == "amplified" else Direct(context)
+    rows: list[dict[str, Any]] = []
+    for level in sorted({spec.level for spec in config.rounds}):
+        questions = task.sample(config.questions_per_level, level, "held_out", config.seed + 1)
+        split = "held_out" if questions else "primitive"
+        source = stages.source(number or 0, f"{system_name}-level-{level}", split)
+        activity = f"level {level}: {model}"
+        if questions:
+            score = await stages.score(system, source, questions, activity)
+        elif level == config.rounds[0].level and system_name != "amplified" and task.primitives():
+            score = await stages.imitation(model, source, activity)
+        else:
+            continue
+        figures = {"accuracy": score.accuracy, "n": score.n, "ci95": list(score.ci95)}
+        label = {"round": number, "system": system_name, "model": model, "level": level}
+        rows.append({**label, "split": split, **figures})
+    return rows
 
 
 def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: float) -> None:

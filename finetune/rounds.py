@@ -1,13 +1,15 @@
 """Rounds of amplify → distill → evaluate → promote, as a LangGraph graph that can be resumed.
 
-    START → amplify → distill → evaluate → promote ──more rounds──► amplify
-                                              └──done, or a gate failed──► END
+    START → amplify → distill → evaluate → promote → report ──more rounds──► amplify
+                                                       └──done, or a gate failed──► END
 
 Implements the seed's 8.4.3. The checkpoint holds the stage of the round and its results. The call
 log and the registry hold all else, so a repeated stage repeats no call.
 """
 
 import time
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any, TypedDict, cast
 
 from langgraph.graph import END, START, StateGraph
@@ -31,11 +33,8 @@ class RoundsState(TypedDict):
     number: int
     model: str
     """The agent of this round."""
-    amplified: dict[str, Any] | None
-    distilled: dict[str, Any] | None
-    scores: dict[str, Any] | None
-    by_level: list[dict[str, Any]]
-    gates: list[dict[str, Any]]
+    results: dict[str, Any]
+    """Of the round's stages, by name."""
     done: list[dict[str, Any]]
     """Reports of the finished rounds."""
     seconds: float
@@ -43,101 +42,89 @@ class RoundsState(TypedDict):
 
 
 StageRuntime = Runtime[Stages]
+Stage = Callable[[Stages, RoundsState], Awaitable[dict[str, Any]]]
 
 
-async def amplify(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
+def _node(stage: Stage) -> Callable[[RoundsState, StageRuntime], Awaitable[dict[str, Any]]]:
+    """A stage as a node, which adds its results and its time to the state."""
+
+    async def node(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
+        begun = time.perf_counter()
+        results = {**state["results"], **await stage(runtime.context, state)}
+        return {"results": results, "seconds": state["seconds"] + time.perf_counter() - begun}
+
+    return node
+
+
+async def amplify(stages: Stages, state: RoundsState) -> dict[str, Any]:
     """Stage 1: trajectories."""
-    begun = time.perf_counter()
-    amplified = await runtime.context.amplify(state["number"], state["model"])
-    return {"amplified": amplified, **_seconds(state, begun)}
+    return {"amplify": await stages.amplify(state["number"], state["model"])}
 
 
-async def distill(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
+async def distill(stages: Stages, state: RoundsState) -> dict[str, Any]:
     """Stage 2: a student."""
-    begun = time.perf_counter()
-    distilled = await runtime.context.distill(state["number"])
-    return {"distilled": distilled, **_seconds(state, begun)}
+    return {"distill": await stages.distill(state["number"])}
 
 
-async def evaluate(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
-    """Stage 3: scores, scores by level, and gates."""
-    begun = time.perf_counter()
-    stages, number, model = runtime.context, state["number"], state["model"]
+async def evaluate(stages: Stages, state: RoundsState) -> dict[str, Any]:
+    """Stage 3: scores, gates, and scores by level."""
+    number, model = state["number"], state["model"]
     scores = await stages.evaluate(number, model)
     gates = await stages.gates(number, model, scores)
     by_level = await score_student_levels(stages, number)
-    return {"scores": scores, "gates": gates, "by_level": by_level, **_seconds(state, begun)}
+    return {"scores": scores, "gates": gates, "by_level": by_level}
 
 
-async def promote(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
-    """Stage 4: the student becomes the agent if its gates pass; the report grows by a round."""
-    begun = time.perf_counter()
-    stages, number = runtime.context, state["number"]
-    scores, distilled = state["scores"] or {}, state["distilled"] or {}
-    promoted = stages.promote(number, scores, state["gates"])
-    by_level = state["by_level"]
+async def promote(stages: Stages, state: RoundsState) -> dict[str, Any]:
+    """Stage 4: the student becomes the agent if its gates pass."""
+    number, results = state["number"], state["results"]
+    promoted = stages.promote(number, results["scores"], results["gates"])
     is_last = number + 1 == stages.total_rounds
+    by_level = results["by_level"]
     if number > 0 and (is_last or not promoted):
         by_level = [*by_level, *await score_amplified_levels(stages, number, state["model"])]
-    report = {
+    parity = await stages.parity(number) if is_last and number > 0 else None
+    return {"promoted": promoted, "by_level": by_level, "parity": parity}
+
+
+async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
+    """The report grows by a round, and the next round begins."""
+    stages, number, results = runtime.context, state["number"], state["results"]
+    distilled = results["distill"]
+    entry = {
         "round": number,
         "task": stages.task.name,
         "level": stages.spec(number).level,
         "agent": state["model"],
-        **scores,
+        **results["scores"],
         "rows": distilled["rows"],
         "trained_rows": distilled["trained_rows"],
         "train_seconds": round(distilled["seconds"], 1),
         "examples_per_second": round(distilled["examples_per_second"], 2),
-        "amplify": state["amplified"],
-        "gates": state["gates"],
-        "promoted": promoted,
-        "by_level": by_level,
+        **{key: results[key] for key in ("amplify", "gates", "promoted", "by_level", "parity")},
     }
-    if is_last and number > 0:
-        report["parity"] = await stages.parity(number)
-    seconds = _seconds(state, begun)
-    done = [*state["done"], report]
-    write_report(stages, done, seconds["seconds"])
-    return {
-        **_fresh_round(number + 1, student_name(number) if promoted else state["model"]),
-        "done": done,
-        **seconds,
-    }
-
-
-def _fresh_round(number: int, model: str) -> dict[str, Any]:
-    return {
-        "number": number,
-        "model": model,
-        "amplified": None,
-        "distilled": None,
-        "scores": None,
-        "by_level": [],
-        "gates": [],
-    }
-
-
-def _seconds(state: RoundsState, begun: float) -> dict[str, float]:
-    return {"seconds": state["seconds"] + time.perf_counter() - begun}
+    done = [*state["done"], entry]
+    write_report(stages, done, state["seconds"])
+    model = student_name(number) if results["promoted"] else state["model"]
+    return {"number": number + 1, "model": model, "results": {}, "done": done}
 
 
 def build_rounds_graph() -> StateGraph[RoundsState, Stages, RoundsState, RoundsState]:
     """The graph of a run, uncompiled."""
     graph = StateGraph(RoundsState, context_schema=Stages)
-    for node in (amplify, distill, evaluate, promote):
-        graph.add_node(node.__name__, node)
+    for stage in (amplify, distill, evaluate, promote):
+        graph.add_node(stage.__name__, cast(Any, _node(stage)))
+    graph.add_node("report", report)
     graph.add_edge(START, "amplify")
-    graph.add_edge("amplify", "distill")
-    graph.add_edge("distill", "evaluate")
-    graph.add_edge("evaluate", "promote")
+    for before, after in pairwise(("amplify", "distill", "evaluate", "promote", "report")):
+        graph.add_edge(before, after)
 
     def next_round(state: RoundsState, runtime: StageRuntime) -> str:
         over = state["number"] >= runtime.context.total_rounds
         # The next level is out of reach for an agent that did not learn this one.
         return END if over or not state["done"][-1]["promoted"] else "amplify"
 
-    graph.add_conditional_edges("promote", next_round, [END, "amplify"])
+    graph.add_conditional_edges("report", next_round, [END, "amplify"])
     return graph
 
 
@@ -166,7 +153,7 @@ async def run_rounds(
         state = snapshot.values
         start: RoundsState | None = None
         if not state:
-            start = cast(RoundsState, {**_fresh_round(0, "base"), "done": [], "seconds": 0.0})
+            start = {"number": 0, "model": "base", "results": {}, "done": [], "seconds": 0.0}
         elif state["number"] >= total:
             return state["done"]
         elif not snapshot.next:

@@ -278,10 +278,10 @@ def rewrite(**changes: Any) -> Callable[[Path], None]:
         (alter(ADAPTER), "corrupted or foreign"),
         (alter(ADAPTER_GGUF), "corrupted or foreign"),
         (pickle_only, "safe_serialization=True"),
-        (rewrite(version=2), "is of version 2"),
+        (rewrite(version=3), "is of version 3"),
         (
             rewrite(base={"model_id": "m", "gguf_sha256": "f" * 64, "dequantised_sha256": "0"}),
-            "made for a base with sha256 ffffffffffff",
+            "belongs to a base with sha256 ffffffffffff",
         ),
         (lambda student: (student / CARD).unlink(), "cannot be read"),
     ],
@@ -328,10 +328,10 @@ def test_a_full_disk_is_told_whatever_file_it_hits(folder: Path, tmp_path: Path)
 
 def on_a_small_disk(base: Path, limit: int) -> None:
     """Training on a tiny base, where no file can be longer than `limit` bytes."""
-    from reflux.finetune import distill
+    from reflux.finetune.train import sft
 
-    distill.default_gguf = lambda: base / "config.json"
-    distill.dequantised_base = lambda gguf, cache=None: base
+    sft.default_gguf = lambda: base / "config.json"
+    sft.dequantised_base = lambda gguf, cache=None: base
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
@@ -354,7 +354,7 @@ def set_version(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda f: (f / "config.yaml").write_text("format: 99\n"), "is not of format 1"),
+        (lambda f: (f / "config.yaml").write_text("format: 99\n"), "is not of format 2"),
         (lambda f: (f / "config.yaml").write_text("a: ["), "is not YAML"),
         (set_version, "has trace version 7"),
         (lambda f: (f / "checkpoints.db").write_bytes(b"no database" * 500), "delete it"),

@@ -90,7 +90,8 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
 
     from reflux.cli import traces as trace_commands
     from reflux.cli.progress import ProgressView
-    from reflux.finetune import base_model, distill, rounds, run_folder
+    from reflux.finetune import base_model, rounds, run_folder
+    from reflux.finetune.train import sft
     from reflux.tasks import TASKS
 
     torch.set_num_threads(1)
@@ -104,7 +105,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
 
     def before(named: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def held(*given: Any, **options: Any) -> Any:
-            hold(named, len(given[0]) if named == "report" else 0)
+            hold(named, len(given[1]) if named == "report" else 0)
             return work(*given, **options)
 
         return held
@@ -112,9 +113,9 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
     client = NotingClient(root / "answered", hold)
     TASKS["addition"] = FewSums
     run_folder.LlamaCppClient = lambda *_: client
-    distill.default_gguf = run_folder.default_gguf = lambda: base / "config.json"
-    distill.dequantised_base = base_model.dequantised_base = lambda gguf, cache=None: base
-    rounds.draw = before("report", rounds.draw)
+    sft.default_gguf = run_folder.default_gguf = lambda: base / "config.json"
+    sft.dequantised_base = base_model.dequantised_base = lambda gguf, cache=None: base
+    rounds.write_report = before("report", rounds.write_report)
     trace_commands.export = before("export", trace_commands.export)
     show = ProgressView.__call__
 

@@ -1,4 +1,4 @@
-"""What persons edit is learned: an edited trajectory is a row of the next distillation."""
+"""What humans edit is learned: an edited trajectory is a row of the next distillation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +65,7 @@ async def test_what_is_only_asked_again_refutes_nothing(store: TraceStore) -> No
     assert learned(store) == [("X+Y", None)]
 
 
-async def test_an_answer_that_the_check_refused_becomes_a_row_once_a_person_puts_it_right(
+async def test_an_answer_that_the_check_refused_becomes_a_row_once_a_human_puts_it_right(
     store: TraceStore,
 ) -> None:
     context = await asked(store, checker=rejecting("X+Y"))
@@ -75,7 +75,7 @@ async def test_an_answer_that_the_check_refused_becomes_a_row_once_a_person_puts
 
 
 @pytest.mark.parametrize("path", ["", "/0.0.1"])
-async def test_what_a_person_rejects_leaves_the_rows_until_it_is_approved(
+async def test_what_a_human_rejects_leaves_the_rows_until_it_is_approved(
     store: TraceStore, path: str
 ) -> None:
     await asked(store)
@@ -98,7 +98,7 @@ async def test_an_edited_answer_of_a_chat_is_a_row_and_an_unedited_one_is_not(
 
 
 @pytest.mark.parametrize("source", [TRAIN, CHAT])
-async def test_a_sub_question_that_a_person_answered_is_a_row_of_its_own(
+async def test_a_sub_question_that_a_human_answered_is_a_row_of_its_own(
     store: TraceStore, source: Origin
 ) -> None:
     context, root = await asked(store, source), source.question_id("root")

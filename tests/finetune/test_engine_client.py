@@ -106,7 +106,7 @@ async def test_what_takes_a_grammar_goes_to_llama_cpp(
     assert loads == []
 
 
-async def test_whoever_is_cancelled_leaves_and_the_others_are_answered(loads: list[str]) -> None:
+async def test_a_cancelled_request_leaves_and_the_others_are_answered(loads: list[str]) -> None:
     client = BatchedClient(by_name, BatchedConfig(rows=2, context=512))
     expected = await client.complete(ask("stay", max_tokens=8))
     endless = [asyncio.create_task(client.complete(ask(f"{n}", max_tokens=400))) for n in range(8)]
@@ -252,8 +252,8 @@ async def test_an_adapter_in_llama_cpps_form_alone_is_refused(
 async def test_the_digest_tells_the_engine_the_base_and_the_adapter(
     files: ModelFiles, adapter: Path
 ) -> None:
-    twin = adapter / "adapter.gguf"
-    known = {"base": files, "student-r0": ModelFiles(files.gguf, twin, adapter)}
+    exported = adapter / "adapter.gguf"
+    known = {"base": files, "student-r0": ModelFiles(files.gguf, exported, adapter)}
     digests = {
         await client.model_digest(name)
         for client in (BatchedClient(known.__getitem__), LlamaCppClient(known.__getitem__))

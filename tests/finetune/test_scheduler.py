@@ -81,7 +81,7 @@ def texts_of(loaded: tuple[Any, Any], requests: Sequence[ChatRequest]) -> list[s
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("arrivals", [1, 3, 1000])
-def test_greedy_rows_are_those_of_generate_whoever_joins_and_leaves(
+def test_greedy_rows_are_those_of_generate_while_others_join_and_leave(
     loaded: tuple[Any, Any], prefix_cache: bool, arrivals: int
 ) -> None:
     requests = [ask(q, max_tokens=3 + n % 7) for n, q in enumerate(QUESTIONS)]

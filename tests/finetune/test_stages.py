@@ -56,7 +56,7 @@ async def test_no_held_out_question_is_in_the_rows_at_any_depth(tmp_path: Path) 
     assert not [text for text in texts if is_held_out(s.task, text)]
 
 
-async def test_a_run_without_money_ends_and_scores_nobody_as_wrong(tmp_path: Path) -> None:
+async def test_a_run_without_money_ends_and_scores_no_answer_as_wrong(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"spend_limit": SpendLimitConfig(calls=50)})
     s = stages(tmp_path / "r")
     async with s.run:

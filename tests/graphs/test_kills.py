@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,13 @@ def climb(folder: Path, base: Path, seed: int) -> None:
     """Begin the run of a folder, or go on with it, to its end."""
     import torch
 
-    from reflux.finetune import base_model, distill, run_folder
+    from reflux.finetune import base_model, run_folder
+    from reflux.finetune.train import sft
 
     torch.set_num_threads(1)
     tempfile.tempdir = str(folder.parent)
-    distill.default_gguf = run_folder.default_gguf = lambda: base / "config.json"
-    distill.dequantised_base = base_model.dequantised_base = lambda gguf, cache=None: base
+    sft.default_gguf = run_folder.default_gguf = lambda: base / "config.json"
+    sft.dequantised_base = base_model.dequantised_base = lambda gguf, cache=None: base
     asked, stages = (
         os.open(folder.with_name(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         for name in ("asked", "stages")
@@ -166,12 +168,16 @@ def read(folder: Path, table: str) -> list[dict[str, Any]]:
         return [dict(row) for row in store.execute(f"SELECT * FROM {table}")]  # noqa: S608
 
 
+UNEQUAL = ("id", "created", "seconds", "cached", "run")
+"""Columns in which two runs of one config differ."""
+
+
 def contents(folder: Path, table: str) -> list[str]:
     """The rows of a table in an order of their own, without places, times, and which of several
     that asked the same was the first."""
     found: list[str] = []
     for row in read(folder, table):
-        row = {k: v for k, v in row.items() if k not in ("id", "created", "seconds", "cached")}
+        row = {k: v for k, v in row.items() if k not in UNEQUAL}
         if table == "judgements":
             row["detail"] = json.loads(row["detail"])
             row["detail"].get("spent", {}).pop("cached", None)
@@ -181,12 +187,12 @@ def contents(folder: Path, table: str) -> list[str]:
 
 
 def learned(folder: Path) -> list[Row]:
-    """The accepted rows of every system."""
+    """The accepted rows of every system, without the run's own id."""
     store = RunFolder(folder).store()
     asked = (("primitive", "overseer"), ("train", "amplified"), ("train", "anchor"))
     rows = [row for split, system in asked for row in accepted(store, split, system, 1, "")]
     store.close()
-    return rows
+    return [replace(row, provenance=row.provenance | {"run": ""}) for row in rows]
 
 
 def test_a_run_killed_at_random_moments_ends_as_one_undisturbed(
