@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def stage() -> None:
-    """Copy the pages, and the files that they link to, to the folder that the site is built from."""
+    """Stage what the site is built from: the pages, and the files that they link to."""
     shutil.rmtree(STAGE, ignore_errors=True)
     shutil.copytree(DOCS, STAGE, ignore=shutil.ignore_patterns("*.py", "theme", "__pycache__"))
     linked: set[Path] = set(modules())
@@ -111,7 +111,7 @@ def relinked(text: str, page: Path, linked: set[Path]) -> str:
         if path.is_relative_to(DOCS):
             return link[1]
         if not path.is_file():
-            raise SystemExit(f"{written.relative_to(ROOT)} links to {link[1]}, which is no file")
+            raise SystemExit(f"{written.relative_to(ROOT)} links to {link[1]}, which is not a file")
         linked.add(path.relative_to(ROOT))
         return os.path.relpath(staged(path.relative_to(ROOT)), page.parent)
 
