@@ -13,7 +13,7 @@ import pytest
 
 import reflux
 from benchmarks.measurements import PAGE, page
-from tests.support.documented import ROOT, blocks, check_known, leaves, module_at, session
+from tests.support.documented import ROOT, blocks, check_known, command_names, module_at, session
 from tests.support.serving import scripted
 
 DOCS = ROOT / "docs"
@@ -38,14 +38,14 @@ def test_every_command_and_option_that_a_page_names_exists(path: Path) -> None:
         for command in block.commands:
             if command.words[:1] == ["reflux"]:
                 check_known(command)
-    known = set(leaves())
+    known = set(command_names())
     mentioned = re.findall(r"[`(]reflux ((?:traces |students )?[a-z]+)", path.read_text())
     assert [name for name in mentioned if name not in known] == []
 
 
 def test_every_command_is_shown_somewhere() -> None:
     text = "\n".join(path.read_text() for path in PAGES)
-    assert [name for name in leaves() if f"reflux {name}" not in text] == []
+    assert [name for name in command_names() if f"reflux {name}" not in text] == []
 
 
 def test_every_public_name_is_in_the_reference() -> None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.support.documented import ROOT, blocks, check_known, leaves, session
+from tests.support.documented import ROOT, blocks, check_known, command_names, session
 from tests.support.serving import scripted
 
 README = ROOT / "README.md"
@@ -28,7 +28,7 @@ def test_linked_files_exist() -> None:
 def test_named_commands_exist() -> None:
     text = README.read_text()
     named = set(re.findall(r"`reflux (\w+)", text))
-    assert named <= set(leaves())
+    assert named <= set(command_names())
     assert len(named) > 7
     for block in blocks(README):
         for command in block.commands:
