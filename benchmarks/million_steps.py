@@ -29,7 +29,7 @@ from benchmarks.report import Claim, Report
 from benchmarks.tower_student import MOST, TARGET, StudentConfig, climb_with, climb_with_student
 from reflux.agents.types import ChatRequest
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Asked, task_context
+from reflux.graphs.ask import Amplified, Origin, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.planner import Plan, plan
@@ -38,7 +38,7 @@ from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.hanoi import Hanoi
 from reflux.tasks.tower import Position, best, first_move, on_the_way
 
-ASKED = Asked("million", 0, "amplified", "hanoi", "asked")
+ASKED = Origin("million", 0, "amplified", "hanoi", "asked")
 
 
 @dataclass(frozen=True)

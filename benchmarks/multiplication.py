@@ -29,7 +29,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatClient, ChatRequest
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Asked, Direct, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, answer_all, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.runner import evaluate
 from reflux.graphs.evals.vote_log import correlation, voted_questions
@@ -89,9 +89,9 @@ class Subject:
         return task_context(given, task)
 
 
-def asked(system: str, task: str, split: str = "held_out") -> Asked:
+def asked(system: str, task: str, split: str = "held_out") -> Origin:
     """The source of a question of this benchmark."""
-    return Asked("multiplication", 0, system, task, split)
+    return Origin("multiplication", 0, system, task, split)
 
 
 async def measure_leaves(config: Config, subject: Subject, report: Report) -> dict[str, Leaf]:

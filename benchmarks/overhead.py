@@ -39,12 +39,12 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Asked
+from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 
-ASKED = Asked("overhead", 0, "amplified", "overhead", "train")
+ASKED = Origin("overhead", 0, "amplified", "overhead", "train")
 MODEL = "mock"
 MAX_TOKENS = 16
 PRICED = ("unrecorded", "our client")

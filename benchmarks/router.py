@@ -24,7 +24,7 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.sampling import first_request
-from reflux.graphs.ask import Amplified, Asked, Direct, System, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
@@ -151,7 +151,7 @@ class Went:
 
 async def went(kind: Kind, system: System, arm: str, questions: Sequence[str]) -> Went:
     """Ask one arm all questions with a separate cache, so that no arm profits from another."""
-    outcomes = await answer_all(system, Asked("router", 0, arm, kind.name, "asked"), questions)
+    outcomes = await answer_all(system, Origin("router", 0, arm, kind.name, "asked"), questions)
     return Went(
         tuple(kind.right(q, o["answer"]) for q, o in zip(questions, outcomes, strict=True)),
         sum(o["spent"]["calls"] - o["spent"]["cached"] for o in outcomes),

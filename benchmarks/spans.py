@@ -24,7 +24,7 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Asked, answer_all
+from reflux.graphs.ask import Amplified, Origin, answer_all
 from reflux.graphs.traces.otel import OtelSpans
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
@@ -80,7 +80,7 @@ async def call_ms(config: Config, spans: Spans) -> float:
             limits=Limits(fanout=config.fanout),
         )
         begun = time.process_time()
-        await answer_all(Amplified(context), Asked("spans", 0, "amplified", "", ""), ["root"])
+        await answer_all(Amplified(context), Origin("spans", 0, "amplified", "", ""), ["root"])
         spent = time.process_time() - begun
         store.close()
     return 1e3 * spent / config.fanout

@@ -20,7 +20,7 @@ from reflux.agents.clients.cached import CachedClient
 from reflux.agents.tools.protocol import Tool, ToolReply
 from reflux.agents.types import ToolSpec
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Asked, Direct, System, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all, task_context
 from reflux.graphs.evals.metrics import mcnemar, wilson
 from reflux.graphs.evals.task import score_held_out
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -107,7 +107,7 @@ async def answered(
     system: System, task: GymTask, name: str, questions: Sequence[str], config: Config
 ) -> Answered:
     """Ask one system all questions."""
-    asked = Asked("benchmark", 0, name, task.name, "held_out")
+    asked = Origin("benchmark", 0, name, task.name, "held_out")
     outcomes = await answer_all(system, asked, questions, max_concurrency=config.max_concurrency)
     done = Answered(
         [score_held_out(task, q, o["answer"]) for q, o in zip(questions, outcomes, strict=True)],

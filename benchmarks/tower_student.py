@@ -19,7 +19,7 @@ from reflux.finetune.engine.client import BatchedConfig
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Asked, Direct, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, answer_all, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import is_held_out
 from reflux.graphs.evals.vote_log import Votes, by_task, correlation, measure, voted_questions
@@ -105,7 +105,7 @@ async def climb(config: StudentConfig, run: OpenRun, model: str, report: Report)
         "predicted votes": round(due),
         "predicted errors": round(step_error(margin, low) * config.steps, 5),
     }
-    asked = Asked("student", 0, "amplified", task.name, "asked")
+    asked = Origin("student", 0, "amplified", task.name, "asked")
     question = on_the_way(config.disks, "X", "Z", 0).text
     voting = replace(context, votes=VotePolicy(min_logprob=None, rule=AheadBy(margin, MOST)))
     (outcome,) = await answer_all(Amplified(voting), asked, [question])
@@ -138,7 +138,7 @@ async def probed_votes(config: StudentConfig, context: AmplifyContext) -> Votes:
         question = single_move(config.disks, generator)
         if question and is_held_out(task, question):
             found[question] = None
-    asked = Asked("student", 0, "probe", task.name, "held_out")
+    asked = Origin("student", 0, "probe", task.name, "held_out")
     policy = VotePolicy(min_logprob=None, rule=AheadBy(config.votes, config.votes))
     await answer_all(Direct(context, policy), asked, list(found))
     voted = list(voted_questions(context.recorded_client.store, asked.system))

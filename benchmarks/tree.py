@@ -28,12 +28,12 @@ from reflux.agents.clients.openai import OpenAIClient
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatClient, ChatRequest, Completion, Exchange, Step
 from reflux.graphs.amplify.context import AmplifyContext, ConcurrencyLimit, Limits
-from reflux.graphs.ask import Amplified, Asked
+from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 
-ASKED = Asked("tree", 0, "amplified", "tree", "train")
+ASKED = Origin("tree", 0, "amplified", "tree", "train")
 JOIN = "join"
 
 

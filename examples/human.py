@@ -11,25 +11,14 @@ again with a reply; nothing that was finished is asked a second time.
 import asyncio
 import sys
 from pathlib import Path
-from typing import Any
 
 import reflux
-from reflux.cli.human_input import proposal_text
+from reflux.agents.overseers.human_reply import parse_reply, step_text
 from reflux.graphs.amplify.interrupts import RunProgress
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 
 QUESTION_ID = "example"
-
-
-def step_of(reply: str) -> dict[str, Any]:
-    """Convert a reply for the graph: `approve`, `answer: text`, or one sub-question a line."""
-    if reply.strip() == "approve":
-        return {"kind": "approve"}
-    if reply.startswith("answer:"):
-        return {"kind": "answer", "text": reply.removeprefix("answer:").strip()}
-    lines = [line.strip() for line in reply.splitlines() if line.strip()]
-    return {"kind": "ask", "subquestions": [{"text": line, "needs": []} for line in lines]}
 
 
 async def advance(
@@ -52,7 +41,7 @@ async def advance(
                 await store.add_question({"id": QUESTION_ID, "text": question})
                 return await interruptible_run.ask(question, QUESTION_ID)
             first, *_ = (await interruptible_run.look(QUESTION_ID)).pending
-            return await interruptible_run.reply(QUESTION_ID, {first.id: step_of(reply)})
+            return await interruptible_run.reply(QUESTION_ID, {first.id: parse_reply(reply)})
     finally:
         store.close()
 
@@ -69,7 +58,7 @@ async def main(verb: str, text: str) -> None:
         await client.close()
     for pending in progress.pending:
         proposal = pending.form.get("proposal")
-        print(f"waits: {proposal_text(proposal) if proposal else pending.form['question']}")
+        print(f"waits: {step_text(proposal) if proposal else pending.form['question']}")
     if progress.outcome is not None:
         print(progress.outcome["answer"])
 

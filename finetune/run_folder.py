@@ -7,13 +7,14 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
+from reflux.agents.budget import Price
 from reflux.agents.clients.cached import CachedClient
 from reflux.agents.clients.llama_cpp import (
     EngineConfig,
@@ -24,7 +25,7 @@ from reflux.agents.clients.llama_cpp import (
 )
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatClient
-from reflux.finetune.config import read_yaml
+from reflux.finetune.config import RoundsConfig, config_from, read_yaml
 from reflux.finetune.engine.client import BatchedClient, BatchedConfig
 from reflux.finetune.registry import Registry
 from reflux.graphs.traces.recorded_client import RecordedClient, completion_of
@@ -116,6 +117,15 @@ class RunFolder:
                 "it; name another --run"
             )
         return {"engine": "llama.cpp", **found}
+
+    def rounds_config(self) -> RoundsConfig | None:
+        """The validated config of the run; None before one has begun."""
+        return config_from(self.load_config(), str(self.config_path)) if self.exists else None
+
+    def prices(self) -> Mapping[str, Price]:
+        """Prices of each model per million tokens, from the run's config."""
+        config = self.rounds_config()
+        return config.spend_limit.prices if config else {}
 
     def store(self) -> TraceStore:
         """The trajectories, opened."""

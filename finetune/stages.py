@@ -24,7 +24,7 @@ from reflux.finetune.gates import failed_gates, judge
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, Direct, System, answer_every, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_every, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.runner import Score, evaluate
 from reflux.graphs.evals.task import Task
@@ -53,9 +53,9 @@ class Stages:
         given = self.config.context(self.run.recorded_client, model, spend_limit=self.spend_limit)
         return task_context(given, self.task)
 
-    def asked(self, number: int, system: str, split: str, task: str | None = None) -> Asked:
+    def asked(self, number: int, system: str, split: str, task: str | None = None) -> Origin:
         """The provenance of a question of this run."""
-        return Asked(self.run.folder.name, number, system, task or self.task.name, split)
+        return Origin(self.run.folder.name, number, system, task or self.task.name, split)
 
     def _tick(self, what: str, total: int) -> Callable[[int], None]:
         self.progress(what, 0, total, "")
@@ -64,7 +64,7 @@ class Stages:
     async def _answers(
         self,
         system: System,
-        asked: Asked,
+        asked: Origin,
         questions: Sequence[str],
         what: str | None = None,
     ) -> list[Outcome]:

@@ -1,80 +1,47 @@
-"""Python's cyclic garbage collector kept out of the way while a tree grows.
+"""The one way to ask a question: check it, record it with its options, run it, report its end.
 
-A tree makes many objects that live until its end, and few cycles. Each full collection walks them
-all, and every library beside them: about a fifth of the processor time of a call, and the tree
-stands still meanwhile (`benchmarks.tree`).
-
-Systems that answer questions: X alone, or X amplified by H. Each answer is a trajectory.
+Every command, server and API calls `ask`; evaluations and rounds call `answer_all` or
+`answer_every`, which ask many questions the same way. Each answer is a trajectory.
 """
 
 import asyncio
-import gc
 import hashlib
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from threading import Lock
 from typing import Any, Protocol, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.redaction import redact
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.graph import begin, build_graph
+from reflux.graphs.amplify.graph import begin, build_graph, check_askable
+from reflux.graphs.amplify.interrupts import (
+    InterruptibleRun,
+    Pending,
+    RunProgress,
+    recursion_limit,
+    with_spend_limit,
+)
 from reflux.graphs.amplify.self_consistency import answer_directly
 from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.ask_options import AskOptions, save_options
 from reflux.graphs.evals.task import Task
-from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.graphs.garbage_collection import rare_collections
+from reflux.graphs.traces.recorded_client import CallFailure, find_failure, last_call_id
+from reflux.graphs.traces.review import marked_when_stopped
+from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
-
-THRESHOLDS = (50_000, 20, 20)
-"""Objects before a young collection, and younger ones before an older: cycles are still freed."""
-
-_lock = Lock()
-_inside = 0
-_before = gc.get_threshold()
-
-
-@contextmanager
-def rare_collections() -> Generator[None]:
-    """Collect rarely; as before once the last of the blocks that overlap ends.
-
-    Thresholds alone are changed: a collector that the user has switched off stays off.
-    """
-    global _inside, _before
-    with _lock:
-        _inside += 1
-        if _inside == 1:
-            _before = gc.get_threshold()
-            gc.set_threshold(*THRESHOLDS)
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0:
-                gc.set_threshold(*_before)
-
-
-@contextmanager
-def settled() -> Generator[None]:
-    """For a process that serves: what lives at its start, libraries above all, is walked no more,
-    and the rest rarely. A full collection would let every answer under way wait for it."""
-    gc.collect()
-    gc.freeze()
-    try:
-        with rare_collections():
-            yield
-    finally:
-        gc.unfreeze()
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Where a question comes from; part of its id, so the same text may be asked anew."""
+class Origin:
+    """Where a question comes from; part of its id, so the same text can be asked again."""
 
     run: str
     round: int
@@ -82,8 +49,13 @@ class Asked:
     task: str
     split: str
 
+    @classmethod
+    def new(cls, run: str, prefix: str, task: str = "") -> "Origin":
+        """The origin of a question that is a trajectory of its own, whatever was asked before."""
+        return cls(run, -1, f"{prefix}-{uuid.uuid4().hex[:12]}", task, "asked")
+
     def question_id(self, text: str) -> str:
-        """Id of one root question, the same whenever the run asks it again (hex, 16)."""
+        """Id of one root question, the same whenever this origin asks it again (hex, 16)."""
         body = "\x1f".join([self.run, str(self.round), self.system, self.task, self.split, text])
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
@@ -94,36 +66,37 @@ class System(Protocol):
     context: AmplifyContext
 
     async def answer(self, question: str, question_id: str) -> Outcome:
-        """Answer one question that the store knows already."""
+        """Answer one question that the store holds already."""
         ...
 
 
 class Amplified:
     """Amplify^H(X): the amplification graph."""
 
-    def __init__(self, context: AmplifyContext) -> None:
+    def __init__(self, context: AmplifyContext, *, nested: Any = None) -> None:
+        """`nested` is the compiled graph to run as part of the graph that calls it: interrupts and
+        checkpoints are that graph's. Without it the run is separate, whichever graph calls it."""
         self.context = context
+        self._nested = nested
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Run the graph on one question.
 
-        It is a run of its own, whatever graph it is called from: nested, each of its steps would
-        be written to that graph's checkpointer, beside the call log that holds them already.
-
         Raises:
-            UsageError: H deferred to a person, for whom this run cannot wait.
+            UsageError: the overseer deferred to a human, which needs a checkpointer.
         """
-        outer = var_child_runnable_config.set(None)
+        outer = None if self._nested is not None else var_child_runnable_config.set(None)
         context = with_spend_limit(self.context)
         try:
             with rare_collections():
-                state = await _compiled().ainvoke(
+                state = await (self._nested or _compiled()).ainvoke(
                     begin(question, question_id, context),
                     {"recursion_limit": recursion_limit(context)},
                     context=context,
                 )
         finally:
-            var_child_runnable_config.reset(outer)
+            if outer is not None:
+                var_child_runnable_config.reset(outer)
         if state["outcome"] is None:
             raise UsageError(
                 f"{question!r} was deferred to a person, who can only be waited for with a "
@@ -140,7 +113,7 @@ class Direct:
         self.context = replace(context, votes=votes or VotePolicy(max_votes=1), everyone=False)
 
     async def answer(self, question: str, question_id: str) -> Outcome:
-        """Ask X."""
+        """Ask the agent."""
         limits = self.context.limits
         return await answer_directly(
             with_spend_limit(self.context),
@@ -153,31 +126,16 @@ class Direct:
         )
 
 
-def with_spend_limit(context: AmplifyContext) -> AmplifyContext:
-    """The context of one root question: its seconds count from now, the run's purse pays, too."""
-    limits = context.limits
-    if limits.seconds is None and limits.money is None:
-        return context
-    spend_limit = context.spend_limit.for_question(limits.seconds, limits.money)
-    return replace(context, spend_limit=spend_limit)
-
-
 @cache
 def _compiled() -> Any:
     return cast(Any, build_graph()).compile()
 
 
-def recursion_limit(context: AmplifyContext) -> int:
-    """Super-steps that one question can take: LangGraph's own limit must not end it first."""
-    limits = context.limits
-    waves = limits.fanout  # Sub-questions that need one another run one wave each.
-    # Of an attempt's last two, one finds that no step is left, the other checks.
-    return max(1, limits.attempts) * (limits.steps * (1 + 2 * waves) + 2) + 10
-
-
 def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
-    """A context whose overseers, checker and texts are the task's; where it holds a tool of the
-    same name as one of the task's, H asks its own."""
+    """The context with the task's overseers, checker and texts.
+
+    A tool of the context replaces the task's tool of the same name.
+    """
     return replace(
         context,
         overseers=task.overseers(),
@@ -190,79 +148,205 @@ def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
     )
 
 
+@dataclass(frozen=True)
+class Answered:
+    """How far a question came."""
+
+    trajectory: str
+    outcome: Outcome | None
+    """None while a human has to reply first."""
+    pending: Sequence[Pending] = ()
+    failure: CallFailure | None = None
+    """Of a question without an accepted answer: the call that got no reply this time."""
+
+    def check_endpoint(self) -> "Answered":
+        """Return self, unless the question failed with its last call.
+
+        An endpoint that is down must not look like an agent that fails.
+
+        Raises:
+            EndpointError: it did.
+        """
+        failed = self.outcome is not None and self.outcome["status"] == "failed"
+        if failed and self.failure is not None and self.failure.is_last:
+            raise self.failure.error()
+        return self
+
+
+WaitForHumans = Callable[[InterruptibleRun, str, RunProgress], Awaitable[RunProgress]]
+"""(run, question id, progress) → later progress: shows what is pending and passes replies on."""
+
+
+async def ask(
+    context: AmplifyContext,
+    question: str,
+    origin: Origin,
+    *,
+    options: AskOptions | None = None,
+    system: System | None = None,
+    checkpoints: BaseCheckpointSaver[Any] | None = None,
+    wait: WaitForHumans | None = None,
+) -> Answered:
+    """Ask one question. Its options are recorded, so its tree can go on, and be edited, later.
+
+    Args:
+        options: what the context was made of; by default what it tells of itself.
+        system: what answers; the amplification graph by default.
+        checkpoints: keep a question that waits for a human, who may reply after a restart.
+        wait: gets the replies of humans while this call lasts.
+
+    Raises:
+        UsageError: the question cannot be asked in this context, or a human would have to be
+            waited for without `checkpoints`.
+    """
+    question = redact(question)
+    check_askable(question, context)
+    question_id = origin.question_id(question)
+    store = context.recorded_client.store
+    async with recorded(store, question, origin, options or AskOptions.of(context)):
+        if checkpoints is None:
+            return await _answered(system or Amplified(context), question, origin)
+        run, after = InterruptibleRun(context, checkpoints), last_call_id(store)
+        progress = await run.ask(question, question_id)
+        if wait is not None:
+            progress = await wait(run, question_id, progress)
+        return _answer_of(store, question_id, progress, after)
+
+
+async def go_on(
+    context: AmplifyContext,
+    question_id: str,
+    checkpoints: BaseCheckpointSaver[Any],
+    *,
+    reply: Callable[[Sequence[Pending]], Mapping[str, Any]] | None = None,
+    wait: WaitForHumans | None = None,
+) -> Answered:
+    """Go on with a question that waits for a human, or that a crash stopped.
+
+    Args:
+        context: the one it was asked in.
+        reply: chooses what to reply to what is pending, by id; may raise.
+
+    Raises:
+        UsageError: the question has not begun, or the reply is not possible.
+    """
+    store = context.recorded_client.store
+    run, after = InterruptibleRun(context, checkpoints), last_call_id(store)
+    progress = await run.look(question_id)
+    if reply is not None:
+        progress = await run.reply(question_id, reply(progress.pending))
+    if wait is not None:
+        progress = await wait(run, question_id, progress)
+    return _answer_of(store, question_id, progress, after)
+
+
+@asynccontextmanager
+async def recorded(
+    store: TraceStore, question: str, origin: Origin, options: AskOptions | None = None
+) -> AsyncGenerator[None]:
+    """Record a root question and its options in one commit; a cancelled block marks it stopped."""
+    question_id = origin.question_id(question)
+    row = store.add_question({"id": question_id, "text": question, **vars(origin)})
+    if options is None:
+        await row
+    else:
+        await asyncio.gather(row, save_options(store, question_id, options))
+    async with marked_when_stopped(store, question_id):
+        yield
+
+
+async def _answered(system: System, question: str, origin: Origin) -> Answered:
+    """Run a system on a question that is on record."""
+    question_id, recorded_client = origin.question_id(question), system.context.recorded_client
+    after = last_call_id(recorded_client.store)
+    with recorded_client.spans.run(question_id, vars(origin)) as span:
+        outcome = await system.answer(question, question_id)
+        span.ended(outcome["status"])
+    return _answer_of(recorded_client.store, question_id, RunProgress(outcome), after)
+
+
+def _answer_of(store: TraceStore, question_id: str, progress: RunProgress, after: int) -> Answered:
+    outcome = progress.outcome
+    has_ended = outcome is not None and outcome["status"] != "ok"
+    failure = find_failure(store, question_id, after) if has_ended else None
+    return Answered(question_id, outcome, progress.pending, failure)
+
+
 async def answer_all(
     system: System,
-    asked: Asked,
+    origin: Origin,
     questions: Sequence[str],
     *,
     max_concurrency: int = 32,
     on_done: Callable[[int], None] | None = None,
 ) -> list[Outcome]:
-    """Answer many questions, `max_concurrency` at a time; outcomes come in the order of
-    `questions`.
+    """Answer many questions, `max_concurrency` at a time; outcomes have the order of `questions`.
 
-    What was recorded under the same run before is replayed and costs no call. A question that
-    is there twice is answered once. The first error that is no outcome ends all; what was
-    recorded until then stays.
+    Recorded answers of the same origin are replayed and cost no call. Equal questions are answered
+    once. The first exception ends all; what was recorded until then stays.
     """
+    answers = await _answer_batch(system, origin, questions, max_concurrency, on_done)
+    return [cast(Outcome, answer.outcome) for answer in answers]
+
+
+async def answer_every(
+    system: System,
+    origin: Origin,
+    questions: Sequence[str],
+    *,
+    max_concurrency: int = 32,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Outcome]:
+    """`answer_all` for scoring: a question that lost a call, or ran out of money, is an error.
+
+    Raises:
+        EndpointError: the endpoint failed, if only for a moment; what it answered is recorded.
+        RefluxError: the run's spend limit is reached.
+    """
+    answers = await _answer_batch(system, origin, questions, max_concurrency, on_done)
+    check_lost_calls(answers)
+    outcomes = [cast(Outcome, answer.outcome) for answer in answers]
+    check_spend_limit(outcomes, system.context.spend_limit)
+    return outcomes
+
+
+async def _answer_batch(
+    system: System,
+    origin: Origin,
+    questions: Sequence[str],
+    max_concurrency: int,
+    on_done: Callable[[int], None] | None,
+) -> list[Answered]:
     questions = [redact(question) for question in questions]
     gate = asyncio.Semaphore(max_concurrency)
     store = system.context.recorded_client.store
     done = 0
 
-    async def one(question: str) -> Outcome:
+    async def answer(question: str) -> Answered:
         nonlocal done
         async with gate:
-            question_id = asked.question_id(question)
-            system.context.recorded_client.left_open.pop(question_id, None)
-            await store.add_question({"id": question_id, "text": question, **vars(asked)})
-            with system.context.recorded_client.spans.run(question_id, vars(asked)) as span:
-                outcome = await system.answer(question, question_id)
-                span.ended(outcome["status"])
+            row = {"id": origin.question_id(question), "text": question, **vars(origin)}
+            await store.add_question(row)
+            answered = await _answered(system, question, origin)
         done += 1
         if on_done is not None:
             on_done(done)
-        return outcome
+        return answered
 
     try:
         with rare_collections():
             async with asyncio.TaskGroup() as group:
-                tasks = {q: group.create_task(one(q)) for q in dict.fromkeys(questions)}
+                tasks = {q: group.create_task(answer(q)) for q in dict.fromkeys(questions)}
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return [tasks[question].result() for question in questions]
 
 
-async def answer_every(
-    system: System,
-    asked: Asked,
-    questions: Sequence[str],
-    *,
-    max_concurrency: int = 32,
-    on_done: Callable[[int], None] | None = None,
-) -> list[Outcome]:
-    """`answer_all` for those who score the answers: none is missing for want of an endpoint or
-    of money.
-
-    Raises:
-        EndpointError: the endpoint is down, or was for a moment that cost an answer; what it did
-            answer is recorded.
-        RefluxError: the run's purse is empty.
-    """
-    outcomes = await answer_all(
-        system, asked, questions, max_concurrency=max_concurrency, on_done=on_done
-    )
-    check_outage(outcomes, system.context.recorded_client)
-    check_lost_calls(asked, questions, outcomes, system.context.recorded_client)
-    check_spend_limit(outcomes, system.context.spend_limit)
-    return outcomes
-
-
 def check_spend_limit(outcomes: Sequence[Outcome], spend_limit: SpendLimit) -> None:
-    """A run whose purse is empty must not look like a model that fails.
+    """A run whose spend limit is reached must not look like an agent that fails.
 
     Raises:
-        RefluxError: one of its limits is used up, and some question was not answered for it.
+        RefluxError: a limit is reached, and some question was not answered because of it.
     """
     cut = any(outcome["status"] in ("over_budget", "failed") for outcome in outcomes)
     if cut and (lacking := spend_limit.lacks) is not None:
@@ -272,43 +356,22 @@ def check_spend_limit(outcomes: Sequence[Outcome], spend_limit: SpendLimit) -> N
         )
 
 
-def check_lost_calls(
-    asked: Asked,
-    questions: Sequence[str],
-    outcomes: Sequence[Outcome],
-    recorded_client: RecordedClient,
-) -> None:
-    """A question whose call failed for a while must not look like a wrong answer, whatever was
-    answered after it.
+def check_lost_calls(answers: Sequence[Answered]) -> None:
+    """A question whose call failed must not look like a wrong answer, whatever was answered later.
+
+    A refusal alone counts as the question's own failure, unless every question was refused.
 
     Raises:
-        EndpointError: there are such questions, without an accepted answer.
+        EndpointError: there are such questions without an accepted answer.
     """
-    lost = [
-        recorded_client.left_open[id]
-        for question, outcome in zip(questions, outcomes, strict=True)
-        if outcome["status"] != "ok"
-        and (id := asked.question_id(redact(question))) in recorded_client.left_open
-    ]
+    failures = [answer.failure for answer in answers if answer.failure is not None]
+    lost = [failure for failure in failures if not failure.refused]
+    failed = [answer.outcome for answer in answers if answer.outcome]
+    if failures and all(outcome["status"] == "failed" for outcome in failed):
+        lost = lost or [failure for failure in failures if failure.is_last]
     if lost:
+        which = f"{len(lost)} of {len(answers)} questions" if len(answers) > 1 else "the question"
         raise EndpointError(
-            f"{len(lost)} of {len(outcomes)} questions failed: {lost[-1]}. What was answered is "
-            "kept, the same command goes on with it"
+            f"{which} failed: {lost[-1].message}. What was answered is kept, the same command "
+            "goes on with it"
         )
-
-
-def check_outage(outcomes: Sequence[Outcome], recorded_client: RecordedClient) -> None:
-    """An endpoint that is down must not look like a model that fails.
-
-    Raises:
-        EndpointError: the last call failed at its endpoint, and with it every question, or some
-            that it would answer another time.
-    """
-    failed = sum(outcome["status"] == "failed" for outcome in outcomes)
-    outage = recorded_client.outage
-    if outage is None or not failed or (outage.refused and failed < len(outcomes)):
-        return
-    which = f"{failed} of {len(outcomes)} questions" if len(outcomes) > 1 else "the question"
-    raise EndpointError(
-        f"{which} failed: {outage}. What was answered is kept, the same command goes on with it"
-    )

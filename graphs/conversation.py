@@ -1,4 +1,4 @@
-"""A conversation that one model goes on with: no tree, and on the record all the same."""
+"""One model goes on with a conversation: there is no tree, and every reply is on record."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -11,42 +11,42 @@ from reflux.agents.redaction import redact
 from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.amplify.context import silent
 from reflux.graphs.amplify.state import Status
-from reflux.graphs.ask import Asked
+from reflux.graphs.ask import Origin, recorded
+from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.traces.events import Event, answered
 from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import CallKey
 
 Listener = Callable[[int, Delta], None]
-"""Hears each piece of each reply, by the reply's position."""
+"""Gets each piece of each reply, with the reply's position."""
 
 
 async def answer_chat(
     recorded_client: RecordedClient,
-    asked: Asked,
+    origin: Origin,
     text: str,
     requests: Sequence[ChatRequest],
     *,
+    options: AskOptions | None = None,
     hear: Listener | None = None,
     emit: Callable[[Event], None] = silent,
 ) -> list[Completion]:
-    """One reply to each request, side by side; the first is the answer that the record names.
+    """Reply to each request, in parallel; the first reply is the recorded answer.
 
     Args:
         text: the conversation as one question, under which it is recorded.
-        requests: the same conversation with other seeds; at least one.
-        hear: hears the pieces as they come; None where nobody listens.
+        requests: the same conversation with different seeds; at least one.
+        hear: gets the pieces as they come; None for whole replies.
 
     Raises:
         EndpointError: a reply did not come; the others were stopped.
     """
     text = redact(text)
-    question_id = asked.question_id(text)
-    await recorded_client.store.add_question({"id": question_id, "text": text, **vars(asked)})
+    question_id = origin.question_id(text)
 
-    async def one(at: int, request: ChatRequest) -> Completion:
-        key = CallKey(question_id, "", "answer", vote=at)
-        reply = await _reply(recorded_client, key, request, at, hear)
+    async def answer(vote: int, request: ChatRequest) -> Completion:
+        key = CallKey(question_id, "", "answer", vote=vote)
+        reply = await _reply(recorded_client, key, request, vote, hear)
         emit(
             {
                 "event": "called",
@@ -68,24 +68,24 @@ async def answer_chat(
         await recorded_client.store.add_judgement(question_id, "", "leaf", ok, detail, key="0.0")
         emit(answered("", True, detail))
 
-    with recorded_client.spans.run(question_id, vars(asked)) as span:
-        try:
-            async with marked_when_stopped(recorded_client.store, question_id):
-                replies = await _together([one(at, said) for at, said in enumerate(requests)])
-        except EndpointError as error:
-            await judge(None, "failed", str(error))
-            raise
-        await judge(replies[0].text, "ok", None)
-        span.ended("ok")
+    async with recorded(recorded_client.store, text, origin, options):
+        with recorded_client.spans.run(question_id, vars(origin)) as span:
+            try:
+                replies = await _gather([answer(vote, each) for vote, each in enumerate(requests)])
+            except EndpointError as error:
+                await judge(None, "failed", str(error))
+                raise
+            await judge(replies[0].text, "ok", None)
+            span.ended("ok")
     return replies
 
 
-async def _together(asked: Sequence[Coroutine[Any, Any, Completion]]) -> list[Completion]:
-    if len(asked) == 1:  # Nearly always: no task is made for it.
-        return [await asked[0]]
+async def _gather(calls: Sequence[Coroutine[Any, Any, Completion]]) -> list[Completion]:
+    if len(calls) == 1:  # The usual case needs no task.
+        return [await calls[0]]
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in asked]
+            tasks = [group.create_task(call) for call in calls]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return [task.result() for task in tasks]
@@ -95,19 +95,19 @@ async def _reply(
     recorded_client: RecordedClient,
     key: CallKey,
     request: ChatRequest,
-    at: int,
+    position: int,
     hear: Listener | None,
 ) -> Completion:
     # An endpoint that refuses a schema is asked without it for a whole reply, never for a stream.
     if hear is None and not request.schema:
         return await recorded_client.ask(key, request)
-    whole: Completion | None = None
+    reply: Completion | None = None
     async with aclosing(recorded_client.stream(key, request)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Completion):
-                whole = piece
+                reply = piece
             elif hear is not None:
-                hear(at, piece)
-    if whole is None:
+                hear(position, piece)
+    if reply is None:
         raise RefluxError("a stream ended without its reply; please report this")
-    return whole
+    return reply

@@ -1,20 +1,20 @@
 """`python -m reflux`, and the `reflux` command.
 
-Nothing heavy is imported outside `main`: Ctrl-C is answered in one line from the first moment.
+Heavy imports wait until `main`, so that Ctrl-C prints one line from the start.
 """
 
 import gc
 import sys
 
 INTERRUPTED = (
-    "reflux: interrupted; what was recorded is kept: `reflux run --resume` goes on with a run, "
-    "and of an eval the same command goes on\n"
+    "reflux: interrupted; recorded calls are kept: continue a run with `reflux run --resume`, "
+    "and an eval with the same command\n"
 )
 
 
 def main() -> None:
     """Run the command line; see `reflux.cli.main.run`."""
-    # What is imported lives to the end: it is not walked for cycles, neither now nor later.
+    # Imported modules live until exit, so the collector need not scan them.
     gc.disable()
     try:
         from reflux.cli.main import run

@@ -2,11 +2,10 @@
 
 import asyncio
 import tempfile
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel
 
@@ -17,19 +16,19 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.ask_context import overseer_named
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, answer_all
+from reflux.graphs.ask import Origin, ask
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.overseers import overseer_named
 
 
 @dataclass(frozen=True)
 class Amplification:
-    """What one amplified question came to."""
+    """The result of one amplified question."""
 
     answer: str | None
     outcome: Outcome
@@ -48,20 +47,21 @@ async def amplify(
     traces: Path | None = None,
     **context: Any,
 ) -> Amplification:
-    """Answer one question by H and many copies of X.
+    """Answer one question with an overseer and many copies of the agent.
 
     Args:
-        overseer: H, or several: a retry takes the next one's decomposition. By name, `model` or
-            `plain`, as the commands know them.
-        client: where X runs, a chat model of LangChain among others; the embedded default model
-            where None.
-        model: name of X there.
-        traces: file of trajectories to add to; a temporary one where None.
+        overseer: one, or several: a retry takes the next one's decomposition. A name is one that
+            the commands know, `model` or `plain`.
+        client: where the agent runs; a chat model of LangChain is one, too. None: the embedded
+            default model.
+        model: name of the agent there.
+        traces: file of trajectories to add to; None for a temporary one.
         context: further fields of `AmplifyContext`, for example `max_tokens`.
 
     Raises:
-        MissingError: the model or its endpoint is not there.
-        UsageError: no overseer has that name, or something else cannot be what it is said to be.
+        MissingError: the model or its endpoint is missing.
+        UsageError: no overseer has that name, an argument has the wrong type, or the question
+            cannot be asked.
     """
     if isinstance(overseer, str):
         overseer = overseer_named(overseer)
@@ -75,24 +75,22 @@ async def amplify(
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(traces or Path(scratch) / "traces.db")
         try:
-            amplified = Amplified(
-                AmplifyContext(
-                    RecordedClient(CachedClient(client), store),
-                    model,
-                    overseers,
-                    checker=checker or RuleChecker({}),
-                    limits=limits or Limits(),
-                    votes=votes or VotePolicy(max_votes=1),
-                    **context,
-                )
+            amplified = AmplifyContext(
+                RecordedClient(CachedClient(client), store),
+                model,
+                overseers,
+                checker=checker or RuleChecker({}),
+                limits=limits or Limits(),
+                votes=votes or VotePolicy(max_votes=1),
+                **context,
             )
-            source = Asked("python", -1, f"ask-{uuid.uuid4().hex[:12]}", "", "asked")
-            (outcome,) = await answer_all(amplified, source, [question])
-            tree = load_tree(store, source.question_id(question))
+            answered = await ask(amplified, question, Origin.new("python", "ask"))
+            tree = load_tree(store, answered.trajectory)
         finally:
             store.close()
             if engine is not None:
                 await engine.close()
+    outcome = cast(Outcome, answered.outcome)
     return Amplification(outcome["answer"], outcome, tree)
 
 
@@ -117,11 +115,11 @@ def amplify_sync(
 
 
 def _check_overseers(overseers: Sequence[Any], tools: Mapping[str, Any]) -> None:
-    for one in overseers:
-        if not (hasattr(one, "act") or hasattr(one, "at")):
+    for overseer in overseers:
+        if not (hasattr(overseer, "act") or hasattr(overseer, "at")):
             raise UsageError(
-                f"{one!r:.80} is no overseer: it has no `act(question, transcript, may_ask)`; wrap "
-                "a function as reflux.ScriptedOverseer(name, function)"
+                f"{overseer!r:.80} is no overseer: it has no `act(question, transcript, may_ask)`; "
+                "wrap a function as reflux.ScriptedOverseer(name, function)"
             )
     for name, tool in tools.items():
         if not hasattr(tool, "answer"):

@@ -1,23 +1,23 @@
-"""What a person does to a node, in the terminal or on the page: approve, edit, ask again, reject,
-comment.
+"""A human approves, edits, rejects, comments on a node or asks it again, in terminal or browser.
 
 Verdicts and comments are rows. An edit is an override (`reflux.graphs.amplify.recompute`): the tree
-is run once more in the context in which it was asked, and asks only for what depended on the node.
+runs again in the context in which it was asked, and only what depends on the node is asked again.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.agents.redaction import is_unicode
 from reflux.agents.types import Answer
-from reflux.ask_options import ALONE, open_context, options_of
+from reflux.ask_context import OVERSEERS, open_context
 from reflux.finetune.config import config_from
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, silent
-from reflux.graphs.amplify.interrupts import open_interruptible_run
+from reflux.graphs.amplify.interrupts import Pending, open_checkpoints, open_interruptible_run
 from reflux.graphs.amplify.recompute import (
     check_editable,
     override,
@@ -28,34 +28,35 @@ from reflux.graphs.amplify.recompute import (
 )
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.steps import digest_of
-from reflux.graphs.ask import Amplified, Direct, System, task_context
+from reflux.graphs.ask import Amplified, Direct, System, go_on, task_context
+from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, options_of
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import Item, judge, remark
 from reflux.graphs.traces.revisions import first_of, newest
 from reflux.graphs.traces.store import CallKey, TraceStore
-from reflux.overseers import OVERSEERS
+from reflux.models import BASE
 from reflux.tasks import TASKS, task_named
 
 Emit = Callable[[Event], None]
 Open = Callable[[str], AbstractAsyncContextManager[OpenRun]]
-"""Opens the run for a model's name: an engine or endpoint is only needed to ask anew."""
+"""Opens the run for a model's name: only questions that are asked again need an engine."""
 
 
 @dataclass(frozen=True)
 class Acted:
-    """What an action came to."""
+    """The result of an action."""
 
     did: str
     trajectory: str
     """The revision that holds it."""
     outcome: Outcome | None = None
-    """Of the root, where it was recomputed; None where nothing was, or a person is waited for."""
+    """Of the root, if it was recomputed and waits for no human."""
     recomputes: bool = False
-    """The revision is begun, and its root still to be answered."""
+    """The revision has begun, and its root is still to be answered."""
 
 
 async def approve(store: TraceStore, item: Item, open_run: Open, comment: str = "") -> Acted:
-    """Say that a node is right: a proposal is taken, a refused answer accepted after all.
+    """Judge a node right: a proposal is taken, a rejected answer is accepted.
 
     Raises:
         UsageError: there is nothing to approve.
@@ -71,7 +72,7 @@ async def approve(store: TraceStore, item: Item, open_run: Open, comment: str = 
 
 
 def approvable(item: Item) -> str | None:
-    """The refused answer that an approval puts in; None where the node's stands, and is approved.
+    """The rejected answer that an approval accepts; None if the node's answer was accepted already.
 
     Raises:
         UsageError: there is no answer to approve.
@@ -82,25 +83,25 @@ def approvable(item: Item) -> str | None:
 
 
 def check_not_empty(answer: str) -> None:
-    """Refuse an edit that puts nothing in, or what is no text.
+    """Check the answer of an edit.
 
     Raises:
-        UsageError: it does.
+        UsageError: it is empty, or not Unicode text.
     """
     if not answer.strip():
-        raise UsageError("an empty answer is none: reject the node instead")
+        raise UsageError("the answer is empty: reject the node instead")
     if not is_unicode(answer):
-        raise UsageError("the answer is no Unicode text; write it in UTF-8")
+        raise UsageError("the answer is not Unicode text; write it in UTF-8")
 
 
 async def reject(store: TraceStore, item: Item, comment: str = "") -> Acted:
-    """Say that a node is wrong: its trajectory leaves the training rows."""
+    """Judge a node wrong: its trajectory leaves the training rows."""
     await judge(store, item, False, comment)
     return Acted("rejected", item.trajectory)
 
 
 async def comment_on(store: TraceStore, item: Item, comment: str) -> Acted:
-    """Say something of a node, which stays in the queue."""
+    """Comment on a node, which stays in the queue."""
     await remark(store, item, comment)
     return Acted("commented", item.trajectory)
 
@@ -108,7 +109,7 @@ async def comment_on(store: TraceStore, item: Item, comment: str) -> Acted:
 async def edit(
     store: TraceStore, item: Item, answer: str, open_run: Open, comment: str = ""
 ) -> Acted:
-    """Put an answer in: where a person is waited for as H's, elsewhere in the place of the node's.
+    """Answer for the human that a node waits for, or else replace the node's answer.
 
     Raises:
         UsageError: the answer is empty.
@@ -129,62 +130,60 @@ async def put(
     comment: str = "",
     emit: Emit = silent,
 ) -> Acted:
-    """Override a node's answer, or ask it again where that is None; then recompute the root.
+    """Override a node's answer, or ask it again if `answer` is None; then recompute the root.
 
-    An engine is opened only where there is something to recompute.
+    An engine is opened only if there is something to recompute.
 
     Raises:
-        UsageError: there is no such node, or it is not known how to recompute.
+        UsageError: there is no such node, or it cannot be asked again the same way.
     """
     begun = await begin_override(store, trajectory, path, answer, comment)
     if not begun.recomputes:
         return begun
-    made = begun.trajectory
-    async with open_run(_model(store, made)) as opened:
-        return Acted(begun.did, made, await recompute(opened, made, path, answer, emit))
+    revision = begun.trajectory
+    async with open_run(_model(store, revision)) as opened:
+        return Acted(begun.did, revision, await recompute(opened, revision, path, answer, emit))
 
 
 async def begin_override(
     store: TraceStore, trajectory: str, path: str, answer: str | None, comment: str = ""
 ) -> Acted:
-    """Put a person's word on the record as a revision, which `recompute` answers.
+    """Record a human's override as a revision, which `recompute` answers.
 
     Raises:
-        UsageError: there is no such node, or it is not known how to recompute.
+        UsageError: there is no such node, or it cannot be asked again the same way.
     """
     if path or answer is None:
         check_known(store, trajectory)
-    made = await revise(store, trajectory, path, answer)
-    last = made or newest(store, trajectory)
+    revision = await revise(store, trajectory, path, answer)
+    latest = revision or newest(store, trajectory)
     if comment.strip():
         detail = {"comment": comment}
-        await store.add_judgement(last, path, "comment", None, detail, author="person")
-    if made is None:
-        return Acted("unchanged", last)
-    outcome = root_answer(store, made)
+        await store.add_judgement(latest, path, "comment", None, detail, author="human")
+    if revision is None:
+        return Acted("unchanged", latest)
+    outcome = root_answer(store, revision)
     did = "edited" if answer is not None else "asked again"
-    return Acted(did, made, outcome, recomputes=outcome is None)
+    return Acted(did, revision, outcome, recomputes=outcome is None)
 
 
 async def recompute(
     opened: OpenRun,
-    made: str,
+    revision: str,
     path: str,
     answer: str | None,
     emit: Emit = silent,
     overseers: Mapping[str, AnyOverseer] = OVERSEERS,
 ) -> Outcome | None:
-    """Answer a revision; None where a person is waited for."""
-    async with asked_in(opened, made, emit, overseers) as (context, system):
-        if options_of(opened.store, made) is None:
-            return (await override(context, made, path, answer, system)).outcome
-        context = revised_context(context, made)
-        async with open_interruptible_run(
-            context, opened.folder.checkpoints_path
-        ) as interruptible_run:
-            progress = await interruptible_run.ask(text_of(opened.store, made), made)
+    """Answer the root of a revision; None while a human has to reply first."""
+    async with asked_in(opened, revision, emit, overseers) as (context, system):
+        if options_of(opened.store, revision) is None:
+            return (await override(context, revision, path, answer, system)).outcome
+        context = revised_context(context, revision)
+        async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
+            progress = await run.ask(text_of(opened.store, revision), revision)
     if progress.outcome is not None:
-        check_editable(opened.store, made)
+        check_editable(opened.store, revision)
     return progress.outcome
 
 
@@ -195,45 +194,49 @@ async def asked_in(
     emit: Emit = silent,
     overseers: Mapping[str, AnyOverseer] = OVERSEERS,
 ) -> AsyncGenerator[tuple[AmplifyContext, Callable[[AmplifyContext], System]]]:
-    """The context in which a root was asked, as far as the record and the run's config tell.
+    """The context in which a root was asked, from its options or the run's config.
 
     Raises:
-        UsageError: they do not tell.
+        UsageError: neither is recorded.
     """
     options = options_of(opened.store, question_id)
     if options is not None:
-        async with open_context(opened, options, emit, overseers) as context:
+        async with open_context(opened.recorded_client, options, emit, overseers) as context:
             yield context, Amplified
         return
     task = check_known(opened.store, question_id)
-    folder = opened.folder
-    config = config_from(folder.load_config(), str(folder.config_path))
+    config = config_from(opened.folder.load_config(), str(opened.folder.config_path))
     context = config.context(opened.recorded_client, _model(opened.store, question_id), emit=emit)
     yield task_context(context, task_named(task)), _system(opened.store, question_id)
 
 
 def check_known(store: TraceStore, question_id: str) -> str:
-    """The task of a root that can be answered once more as it was asked; empty where it has none.
+    """The task of a root that can be asked again the same way; empty if it has none.
 
     Raises:
         UsageError: it cannot.
     """
     options = options_of(store, question_id)
     if options is not None and options.overseer == ALONE:
-        raise UsageError("X answered alone: edit its answer, or ask again in a chat")
+        raise UsageError("the agent answered alone: edit its answer, or ask again in a chat")
+    if options is not None and options.overseer.endswith(OF_A_PROGRAM):
+        raise UsageError(
+            f"{first_of(question_id)} was asked by {options.overseer}, with parts that only the "
+            "program has, so only its root can be edited"
+        )
     if options is not None:
         return options.task
-    (asked,) = store.select("SELECT task FROM questions WHERE id=?", (question_id,))
-    if asked["task"] not in TASKS or not RunFolder(store.path.parent).exists:
+    (row,) = store.select("SELECT task FROM questions WHERE id=?", (question_id,))
+    if row["task"] not in TASKS or not RunFolder(store.path.parent).exists:
         raise UsageError(
             f"it is not recorded how {first_of(question_id)} was asked, so only its root can be "
             "edited"
         )
-    return asked["task"]
+    return row["task"]
 
 
 def _system(store: TraceStore, question_id: str) -> Callable[[AmplifyContext], System]:
-    """Whether H took a step at the root."""
+    """The amplified system if an overseer took a step at the root, else the agent alone."""
     steps = store.select(
         "SELECT 1 FROM calls WHERE question=? AND path='' AND role='overseer' LIMIT 1",
         (first_of(question_id),),
@@ -242,42 +245,46 @@ def _system(store: TraceStore, question_id: str) -> Callable[[AmplifyContext], S
 
 
 def _model(store: TraceStore, question_id: str) -> str:
-    """X, as it was then."""
+    """The agent that was asked."""
     if (options := options_of(store, question_id)) is not None:
         return options.model
-    found = store.select(
+    rows = store.select(
         "SELECT model FROM calls WHERE question=? AND kind='model' AND role='answer' LIMIT 1",
         (first_of(question_id),),
     )
-    row = next(found, None)
-    return row["model"] if row else "base"
+    row = next(rows, None)
+    return row["model"] if row else BASE
 
 
 async def _reply(
     store: TraceStore, item: Item, step: dict[str, str], open_run: Open, comment: str
 ) -> Acted:
-    """Take the step that a person is waited for; a question that can go on at once does so."""
+    """Take the step that waits for a human; a question that can go on at once does so."""
     if comment:
         await remark(store, item, comment)
     options = options_of(store, item.trajectory)
     if options is None or not options.overseer:
         # A run that stopped here takes the step from the log when it goes on.
         form = item.form or {}
-        said = form["proposal"] if step["kind"] == "approve" else step
-        if said["kind"] != "answer":
+        step = form["proposal"] if step["kind"] == "approve" else step
+        if step["kind"] != "answer":
             raise UsageError("this run can only be answered: use an edit")
         key = CallKey(item.trajectory, item.path, "overseer", item.step, item.attempt)
         async with open_run(_model(store, item.trajectory)) as opened:
-            await opened.recorded_client.step(key, "person", Answer(said["text"]), digest_of(form))
+            await opened.recorded_client.step(key, "human", Answer(step["text"]), digest_of(form))
         return Acted("answered: go on with `reflux run --resume`", item.trajectory)
-    async with open_run(options.model) as opened, open_context(opened, options) as context:
+
+    def choose(pending: Sequence[Pending]) -> Mapping[str, Any]:
+        ids = [each.id for each in pending if each.path == item.path]
+        if not ids:
+            raise UsageError(f"{item.id} waits for nobody any more")
+        return {ids[0]: step}
+
+    async with (
+        open_run(options.model) as opened,
+        open_context(opened.recorded_client, options) as context,
+        open_checkpoints(opened.folder.checkpoints_path) as saver,
+    ):
         context = revised_context(context, item.trajectory)
-        async with open_interruptible_run(
-            context, opened.folder.checkpoints_path
-        ) as interruptible_run:
-            waiting = (await interruptible_run.look(item.trajectory)).pending
-            ids = [each.id for each in waiting if each.path == item.path]
-            if not ids:
-                raise UsageError(f"{item.id} waits for nobody any more")
-            progress = await interruptible_run.reply(item.trajectory, {ids[0]: step})
-    return Acted("answered", item.trajectory, progress.outcome)
+        answered = await go_on(context, item.trajectory, saver, reply=choose)
+    return Acted("answered", item.trajectory, answered.outcome)

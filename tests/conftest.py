@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from reflux.graphs.traces.store import TraceStore
 # Workers share the cores: who waits lets the others work. It is read when torch is first imported,
 # here or in the process that forks the commands.
 os.environ.setdefault(SPIN_VARIABLE, SPINS)
+
+# A shell that starts the tests in the background has them ignore SIGINT, and so every command that
+# they start. These tests interrupt commands.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("untimed", deadline=None)

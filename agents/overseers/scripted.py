@@ -34,7 +34,7 @@ class ScriptedOverseer:
 class HumanOverseer:
     """An overseer that defers every question to a person, who answers or decomposes it."""
 
-    name = "person"
+    name = "human"
 
     async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
         """Defer with a form that shows the question and the transcript so far."""

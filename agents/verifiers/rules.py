@@ -12,6 +12,8 @@ class Verdict:
     ok: bool
     rule: str = ""
     """The first rule that failed; empty where none did."""
+    reason: str = ""
+    """Why the answer could not be tested."""
 
 
 class Checker(Protocol):
@@ -29,11 +31,11 @@ class RuleChecker:
     """
 
     def __init__(self, rules: Mapping[str, Callable[[str, str], bool]]) -> None:
-        self._rules = dict(rules)
+        self.rules = dict(rules)
 
     def check(self, question: str, answer: str) -> Verdict:
         """Return the first failing rule, or an accepting verdict."""
-        for name, rule in self._rules.items():
+        for name, rule in self.rules.items():
             try:
                 passed = rule(question, answer)
             except ValueError:

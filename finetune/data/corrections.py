@@ -24,7 +24,7 @@ SELECT q.id, q.run, q.round, q.system, q.task, o.path, o.detail ->> 'question' A
   o.detail ->> 'answer' AS answer
 FROM questions q JOIN judgements o ON o.question = q.id AND o.kind = 'outcome' AND o.path != ''
 WHERE q.revises IS NOT NULL AND q.split NOT IN ('held_out', 'canary') AND {NEWEST}
-  AND o.detail ->> 'by' = 'person' AND NOT EXISTS (SELECT 1 FROM calls c WHERE c.path = o.path
+  AND o.detail ->> 'by' = 'human' AND NOT EXISTS (SELECT 1 FROM calls c WHERE c.path = o.path
     AND c.question = substr(q.id, 1, instr(q.id, '~') - 1) AND c.role = 'tool')
 ORDER BY q.round, q.id, o.path
 """  # noqa: S608 - the part is a constant of ours

@@ -203,10 +203,9 @@ async def _replies(
     )
     for at, reply in came.items():
         context.spend_limit.pay(asked[at].model, reply)
-    recorded_client.outage = None
-    if failure is not None:
-        recorded_client.lost(key.question, failure)
     first_lost = next((at for at in range(len(asked)) if at not in came), len(asked))
+    if failure is not None:
+        await recorded_client.record_failure(calls[first_lost], asked[first_lost], failure)
     kept = range(first_lost)
     return [(asked[at].vote, replace(came[at], text=redact(came[at].text))) for at in kept], failure
 

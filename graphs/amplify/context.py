@@ -34,8 +34,8 @@ from reflux.graphs.traces.revisions import AGAIN, Override
 from reflux.graphs.traces.store import CallKey
 from reflux.graphs.voting.voting import VotePolicy
 
-Action = Literal["retry", "other", "person"]
-"""`retry`: the same H with fresh votes. `other`: the next H's decomposition. `person`: a person
+Action = Literal["retry", "other", "human"]
+"""`retry`: the same H with fresh votes. `other`: the next H's decomposition. `human`: a person
 takes the steps, and what the person answers is accepted."""
 
 
@@ -62,7 +62,7 @@ class CheckPolicy:
 
     def by_human(self, attempt: int) -> bool:
         """True where a person takes the steps of an attempt."""
-        return attempt > 0 and self.action(attempt) == "person"
+        return attempt > 0 and self.action(attempt) == "human"
 
     def way(self, attempt: int) -> int:
         """The decomposition of an attempt, counted through the overseers in turn."""

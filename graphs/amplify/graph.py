@@ -268,7 +268,7 @@ async def _overridden(
         "error": None,
         "spent": spent,
     }
-    await _record(state, context, outcome, by="person")
+    await _record(state, context, outcome, by="human")
     return outcome
 
 

@@ -1,9 +1,7 @@
-"""LangGraph's checkpoints in an SQLite file, in JSON alone: a pickle would run what it holds.
+"""A question can wait for a human, for days and through restarts.
 
-Questions that can wait for a person, for days and through restarts (DESIGN: interrupts).
-
-LangGraph's checkpoint holds what is pending and nothing else that counts: finished calls stand in
-the call log, so going on repeats none of them.
+The checkpoint holds only what is pending. Finished calls stand in the call log, so a question that
+goes on repeats none of them. Checkpoints are an SQLite file in JSON: a pickle would run its code.
 """
 
 # pyright: reportMissingTypeStubs=false
@@ -11,7 +9,7 @@ the call log, so going on repeats none of them.
 import sqlite3
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,20 +25,37 @@ from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.steps import approved
-from reflux.graphs.ask import recursion_limit, with_spend_limit
 from reflux.graphs.traces.database import RESTORE, from_sqlite_error
+
+
+def with_spend_limit(context: AmplifyContext) -> AmplifyContext:
+    """The context of one root question: its seconds count from now, and the run's limit holds."""
+    limits = context.limits
+    if limits.seconds is None and limits.money is None:
+        return context
+    spend_limit = context.spend_limit.for_question(limits.seconds, limits.money)
+    return replace(context, spend_limit=spend_limit)
+
+
+def recursion_limit(context: AmplifyContext) -> int:
+    """The most super-steps that one question can take: LangGraph must not end it first."""
+    limits = context.limits
+    batches = limits.fanout  # Sub-questions that need one another run one batch each.
+    # Of an attempt's last two super-steps, one finds that no step is left, the other checks.
+    return max(1, limits.attempts) * (limits.steps * (1 + 2 * batches) + 2) + 10
 
 
 @asynccontextmanager
 async def open_checkpoints(path: Path, damaged: str = RESTORE) -> AsyncGenerator[AsyncSqliteSaver]:
-    """The checkpointer of a file, which is made where there is none; trajectories raise errors of
-    their own, so what fails here as SQLite's is this file.
+    """The checkpointer of a file, which is created if it is missing.
+
+    An SQLite error inside the block is this file's: trajectories raise errors of their own.
 
     Args:
-        damaged: the remedy where the file is no whole database.
+        damaged: the remedy for a file that is not a whole database.
 
     Raises:
-        UsageError: the file is damaged, or not to be written.
+        UsageError: the file is damaged, or cannot be written.
         RefluxError: the disk is full, or another process holds the file.
     """
     try:
@@ -53,100 +68,103 @@ async def open_checkpoints(path: Path, damaged: str = RESTORE) -> AsyncGenerator
 
 @dataclass(frozen=True)
 class Pending:
-    """What waits for a person."""
+    """A step that waits for a human."""
 
     id: str
-    """To be answered by; the same until it is."""
+    """The key of a reply; it stays the same until the reply comes."""
     path: str
     """Node of the tree; the root's is empty."""
     form: Mapping[str, Any]
-    """What the person is shown; see `reflux.agents.types.Defer`."""
+    """What the human is shown; see `reflux.agents.types.Defer`."""
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a question came: to its outcome, or to persons who have to answer first."""
+    """How far a question came: to its outcome, or to the humans that have to reply first."""
 
     outcome: Outcome | None
     pending: Sequence[Pending] = ()
 
 
 class InterruptibleRun:
-    """Amplify^H(X) on a checkpointer: what H defers is kept until somebody answers."""
+    """The amplification graph on a checkpointer: a deferred step waits until a human replies."""
 
     def __init__(self, context: AmplifyContext, saver: BaseCheckpointSaver[Any]) -> None:
         self.context = context
         self._graph = cast(Any, build_graph()).compile(checkpointer=saver)
 
     async def ask(self, question: str, question_id: str) -> RunProgress:
-        """Begin a question, or tell how far it is: one that has begun does not begin again."""
-        known = await self._graph.aget_state(self._config(question_id))
-        if known.values:
+        """Begin a question; one that has begun goes on instead."""
+        state = await self._graph.aget_state(self._config(question_id))
+        if state.values:
             return await self.look(question_id)
-        return await self._go(question_id, begin(question, question_id, self.context))
+        return await self._run(question_id, begin(question, question_id, self.context))
 
     async def look(self, question_id: str) -> RunProgress:
-        """How far a question is; one that a crash has stopped goes on.
+        """How far a question is; one that a crash stopped goes on.
 
         Raises:
             UsageError: it has not begun.
         """
-        known = await self._graph.aget_state(self._config(question_id))
-        if not known.values:
+        state = await self._graph.aget_state(self._config(question_id))
+        if not state.values:
             raise UsageError(f"there is no question {question_id!r} to go on with; ask it first")
-        if known.next and not known.interrupts:
-            return await self._go(question_id, None)
-        return RunProgress(known.values.get("outcome"), _pending(known.interrupts))
+        if state.next and not state.interrupts:
+            return await self._run(question_id, None)
+        return RunProgress(state.values.get("outcome"), _pending(state.interrupts))
 
     async def pending(self, question_id: str) -> Sequence[Pending]:
-        """What of a question waits for persons; nothing is set going, nothing is spent."""
+        """The steps of a question that wait for humans. Nothing runs, nothing is spent."""
         return _pending((await self._graph.aget_state(self._config(question_id))).interrupts)
 
     async def reply(self, question_id: str, replies: Mapping[str, Any]) -> RunProgress:
         """Answer some of what is pending, by id, in any order; the rest goes on waiting.
 
         A reply is a step as JSON: `{"kind": "answer", "text": ...}`, `{"kind": "ask",
-        "subquestions": [{"text": ..., "needs": []}]}`, or `{"kind": "approve"}` where the form
-        holds a proposal.
+        "subquestions": [{"text": ..., "needs": []}]}`, or `{"kind": "approve"}` if the form holds
+        a proposal.
 
         Raises:
-            UsageError: an id that nobody waits under, or a reply that is no step there; all go on
-                waiting.
+            UsageError: nothing waits under an id, or a reply is no valid step; all go on waiting.
         """
-        waiting = {each.id: each for each in (await self.look(question_id)).pending}
-        if strange := sorted(set(replies) - set(waiting)):
-            there = ", ".join(sorted(waiting)) or "nothing"
-            raise UsageError(f"nothing waits under {', '.join(strange)}; pending: {there}")
-        for id, said in replies.items():
-            _take(waiting[id], said)
-        return await self._go(question_id, Command(resume=dict(replies)))
+        pending = {each.id: each for each in (await self.look(question_id)).pending}
+        if unknown := sorted(set(replies) - set(pending)):
+            known = ", ".join(sorted(pending)) or "nothing"
+            raise UsageError(f"nothing waits under {', '.join(unknown)}; pending: {known}")
+        for id, reply in replies.items():
+            _check_reply(pending[id], reply)
+        return await self._run(question_id, Command(resume=dict(replies)))
 
-    async def _go(self, question_id: str, put: Any) -> RunProgress:
+    async def _run(self, question_id: str, put: Any) -> RunProgress:
         context = with_spend_limit(self.context)
         config = self._config(question_id) | {"recursion_limit": recursion_limit(context)}
-        with context.recorded_client.spans.run(question_id, self._asked(question_id)) as span:
+        with context.recorded_client.spans.run(question_id, self._origin(question_id)) as span:
             state = await self._graph.ainvoke(put, config, context=context)
             outcome = state.get("outcome")
             span.ended(outcome["status"] if outcome else "waiting")
         return RunProgress(outcome, _pending(state.get("__interrupt__", ())))
 
-    def _asked(self, question_id: str) -> Mapping[str, Any]:
-        """Where the question comes from, as the store has it; empty where it has nothing."""
-        asked = "SELECT run, round, system FROM questions WHERE id=?"
-        return dict(next(self.context.recorded_client.store.select(asked, (question_id,)), ()))
+    def _origin(self, question_id: str) -> Mapping[str, Any]:
+        """Where the question comes from; empty if the store does not hold it."""
+        origin = "SELECT run, round, system FROM questions WHERE id=?"
+        return dict(next(self.context.recorded_client.store.select(origin, (question_id,)), ()))
 
     def _config(self, question_id: str) -> dict[str, Any]:
         return {"configurable": {"thread_id": question_id}}
 
 
-def _take(pending: Pending, said: Any) -> None:
-    """Refuse a reply that could not be gone on with: it would be spent, and its question lost."""
+def _check_reply(pending: Pending, reply: Any) -> None:
+    """Check a reply before the graph takes it: an invalid one would be used up with its question.
+
+    Raises:
+        UsageError: it is no step, or none that is possible here.
+    """
     try:
-        if said.get("kind") == "approve" and "proposal" not in pending.form:
+        if reply.get("kind") == "approve" and "proposal" not in pending.form:
             raise UsageError(
                 f"there is no proposal to approve under {pending.id}; reply with a step"
             )
-        step = validate_step(step_from_json(approved(said, pending.form)))
+        step = validate_step(step_from_json(approved(reply, pending.form)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"the reply to {pending.id} is no step ({type(error).__name__}: {error}); write "
@@ -160,14 +178,14 @@ def _take(pending: Pending, said: Any) -> None:
 
 
 def _pending(interrupts: Sequence[Any]) -> tuple[Pending, ...]:
-    found = (Pending(i.id, i.value["path"], i.value["form"]) for i in interrupts)
-    return tuple(sorted(found, key=lambda each: (each.path, each.id)))
+    pending = (Pending(i.id, i.value["path"], i.value["form"]) for i in interrupts)
+    return tuple(sorted(pending, key=lambda each: (each.path, each.id)))
 
 
 @asynccontextmanager
 async def open_interruptible_run(
     context: AmplifyContext, path: Path
 ) -> AsyncGenerator[InterruptibleRun]:
-    """A patient whose checkpoints are in a SQLite file."""
+    """An interruptible run whose checkpoints are in an SQLite file."""
     async with open_checkpoints(path) as saver:
         yield InterruptibleRun(context, saver)

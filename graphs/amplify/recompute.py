@@ -1,7 +1,7 @@
-"""A person's word in a recorded tree: an answer edited, or a question asked again.
+"""A human edits an answer in a recorded tree, or has a question asked again; the tree recomputes.
 
-The root is run once more as a revision (`reflux.graphs.traces.revisions`). What did not depend on
-the word is replayed; the node's ancestors recompute, and every later question that held its answer.
+The root runs again as a revision (`reflux.graphs.traces.revisions`). The node's ancestors and every
+later question that held its answer recompute; everything else is replayed.
 """
 
 from collections.abc import Callable
@@ -28,12 +28,12 @@ from reflux.graphs.traces.tree import held, load_tree
 
 @dataclass(frozen=True)
 class Revised:
-    """What a person's word led to."""
+    """The result of an override."""
 
     id: str
-    """Of the revision; that of the trajectory itself where nothing was to be changed."""
+    """Of the revision, or of the trajectory itself if nothing changes."""
     outcome: Outcome | None
-    """None where the word changed nothing."""
+    """None if nothing changes."""
 
 
 async def override(
@@ -43,28 +43,28 @@ async def override(
     answer: str | None = None,
     system: Callable[[AmplifyContext], System] = Amplified,
 ) -> Revised:
-    """Put an answer in the place of a node's, or without one have the node asked again.
+    """Replace a node's answer, or ask the node again if `answer` is None; then answer the root.
 
-    It is the newest revision that is revised, whichever is named. The same word again, after a
-    stop, goes on with what it had begun; an answer equal to the accepted one changes nothing.
+    The newest revision is revised, whichever is named. The same override after a stop goes on with
+    the revision that it began; an answer equal to the accepted one changes nothing.
 
     Args:
-        context: as the root was asked in; what differs from then is asked anew.
+        context: the one the root was asked in; calls that differ from then are made again.
         system: what answered the root.
 
     Raises:
         UsageError: there is no such node.
     """
     store = context.recorded_client.store
-    made = await revise(store, question_id, path, answer)
-    if made is None:
+    revision_id = await revise(store, question_id, path, answer)
+    if revision_id is None:
         return Revised(newest(store, question_id), None)
-    if (outcome := root_answer(store, made)) is not None:
-        return Revised(made, outcome)
-    revised = system(revised_context(context, made))
-    outcome = await revised.answer(text_of(store, made), made)
-    check_editable(store, made)
-    return Revised(made, outcome)
+    if (outcome := root_answer(store, revision_id)) is not None:
+        return Revised(revision_id, outcome)
+    revised = system(revised_context(context, revision_id))
+    outcome = await revised.answer(text_of(store, revision_id), revision_id)
+    check_editable(store, revision_id)
+    return Revised(revision_id, outcome)
 
 
 def revised_context(context: AmplifyContext, question_id: str) -> AmplifyContext:
@@ -73,68 +73,66 @@ def revised_context(context: AmplifyContext, question_id: str) -> AmplifyContext
 
 
 async def revise(store: TraceStore, question_id: str, path: str, answer: str | None) -> str | None:
-    """Begin a revision with a person's word and return its id; None where nothing would change.
+    """Begin a revision with a human's override and return its id; None if nothing would change.
 
-    An answer to the root ends the revision at once: nothing is to be recomputed.
+    An answer to the root ends the revision at once.
 
     Raises:
         UsageError: there is no such node.
     """
-    last = newest(store, question_id)
-    id, node = await read_apart(store.path, lambda rows: held(rows, last, path))
+    latest = newest(store, question_id)
+    id, node = await read_apart(store.path, lambda rows: held(rows, latest, path))
     answer = None if answer is None else redact(answer).strip()
-    if begun := _begun(store, last, path, answer):
-        return begun
+    if _begins(store, latest, path, answer):
+        return latest
     if node.status == "ok" and answer is not None and node.answer == answer:
         return None
-    known = overrides_of(store, last).get(path)
-    again = known.again if known is not None else 0
-    ended = store.how_ended(id, path)
-    word = Override(
-        ended["question"] if ended else node.question,
+    earlier = overrides_of(store, latest).get(path)
+    again = earlier.again if earlier is not None else 0
+    ending = store.how_ended(id, path)
+    change = Override(
+        ending["question"] if ending else node.question,
         answer,
         again + (answer is None),
         *_spent(store, id, path),
     )
-    return await _append(store, last, path, word)
+    return await _append(store, latest, path, change)
 
 
-def _begun(store: TraceStore, last: str, path: str, answer: str | None) -> str | None:
-    """The newest revision, where this very word began it and it has no outcome yet."""
-    if store.how_ended(last) is not None:
-        return None
-    same = any(
-        at == path and detail["answer"] == answer for at, detail in overrides_made(store, last)
-    )
-    return last if same else None
+def _begins(store: TraceStore, latest: str, path: str, answer: str | None) -> bool:
+    """True if the same override began the latest revision, which has no outcome yet."""
+    if store.how_ended(latest) is not None:
+        return False
+    changes = overrides_made(store, latest)
+    return any(node == path and detail["answer"] == answer for node, detail in changes)
 
 
-async def _append(store: TraceStore, last: str, path: str, word: Override) -> str:
-    (row,) = store.select("SELECT * FROM questions WHERE id = ?", (last,))
-    kept = {name: row[name] for name in ("run", "round", "system", "task", "split", "text")}
-    detail = override_json(word)
+async def _append(store: TraceStore, latest: str, path: str, change: Override) -> str:
+    (row,) = store.select("SELECT * FROM questions WHERE id = ?", (latest,))
+    origin = {name: row[name] for name in ("run", "round", "system", "task", "split", "text")}
+    detail = override_json(change)
     while True:
-        made = revision(last, number_of(last) + 1)
-        await store.add_question({"id": made, **kept, "revises": last})
-        await store.add_judgement(made, path, "override", True, detail, author="person", key="0")
-        if overrides_made(store, made) == [(path, detail)]:
+        id = revision(latest, number_of(latest) + 1)
+        await store.add_question({"id": id, **origin, "revises": latest})
+        await store.add_judgement(id, path, "override", True, detail, author="human", key="0")
+        if overrides_made(store, id) == [(path, detail)]:
             break
-        last = made  # Somebody else was the first to put a word in there.
-    if path == "" and word.answer is not None:
-        ended = {"question": word.question, "answer": word.answer, "status": "ok", "error": None}
-        spent = {"calls": word.calls, "cached": word.calls, "tokens": word.tokens}
-        detail = {**ended, "by": "person", "spent": spent}
-        await store.add_judgement(made, "", "outcome", True, detail, author="person", key="0")
-    return made
+        latest = id  # Another process added an override first.
+    if path == "" and change.answer is not None:
+        spent = {"calls": change.calls, "cached": change.calls, "tokens": change.tokens}
+        detail = {"question": change.question, "answer": change.answer, "status": "ok"}
+        detail |= {"error": None, "by": "human", "spent": spent}
+        await store.add_judgement(id, "", "outcome", True, detail, author="human", key="0")
+    return id
 
 
 def root_answer(store: TraceStore, question_id: str) -> Outcome | None:
-    """The outcome of a revision whose root a person answered."""
-    for path, word in overrides_made(store, question_id):
-        if path == "" and word["answer"] is not None:
-            calls, tokens = word["calls"], word["tokens"]
+    """The outcome of a revision whose root a human answered."""
+    for path, change in overrides_made(store, question_id):
+        if path == "" and change["answer"] is not None:
+            calls, tokens = change["calls"], change["tokens"]
             return {
-                "answer": word["answer"],
+                "answer": change["answer"],
                 "status": "ok",
                 "error": None,
                 "spent": {"calls": calls, "cached": calls, "tokens": tokens},
@@ -143,30 +141,31 @@ def root_answer(store: TraceStore, question_id: str) -> Outcome | None:
 
 
 def check_editable(store: TraceStore, question_id: str) -> None:
-    """A word that no node took is an error, not a tree that looks edited.
+    """An override that no node took is an error, not a tree that looks edited.
 
     Raises:
-        RefluxError: at the word's place another question stood.
+        RefluxError: the node that it names has another question now.
     """
-    for path, word in overrides_made(store, question_id):
+    for path, change in overrides_made(store, question_id):
         node = next((n for n in load_tree(store, question_id).walk() if n.path == path), None)
-        if word["answer"] is not None and (node is None or node.answered_by != "person"):
+        if change["answer"] is not None and (node is None or node.answered_by != "human"):
             raise RefluxError(
-                f"the answer to {path} was not taken up: at its place stands "
-                f"{node.question if node else None!r}, it was for {word['question']!r}; H took "
-                "other steps than before, so look at the tree and edit it as it is now"
+                f"the answer to {path} was not taken up: the node now asks "
+                f"{node.question if node else None!r}, the answer was for {change['question']!r}; "
+                "the overseer took other steps than before, so edit the tree as it is now"
             )
 
 
 def under_way(store: TraceStore, question_id: str) -> tuple[str, str | None] | None:
-    """(path, answer) of the word that began a revision whose root has no outcome yet, and waits for
-    nobody; None of any other trajectory."""
+    """(path, answer) of the override of a revision that has no outcome yet and waits for no human;
+    None for any other trajectory."""
     waits = store.select(
         "SELECT 1 FROM judgements WHERE question = ? AND kind = 'deferred' LIMIT 1", (question_id,)
     )
     if store.how_ended(question_id) is not None or next(waits, None) is not None:
         return None
-    return next(((path, word["answer"]) for path, word in overrides_made(store, question_id)), None)
+    changes = overrides_made(store, question_id)
+    return next(((path, change["answer"]) for path, change in changes), None)
 
 
 def text_of(store: TraceStore, question_id: str) -> str:

@@ -240,7 +240,7 @@ async def _reviewed(
         "review",
         said.get("kind") == "approve",
         detail,
-        author="person",
+        author="human",
         key=f"{key.step}.{key.attempt}",
     )
 

@@ -48,8 +48,8 @@ async def judged(
         try:
             found = await examiner.verify(desk, question, answer, transcript)
             verdict = Verdict(found.ok, found.rule)  # What is no verdict fails here, as a value.
-        except EndpointError:
-            verdict = Verdict(False, UNEXAMINED)
+        except EndpointError as error:
+            verdict = Verdict(False, UNEXAMINED, str(error))
         except RefluxError:
             raise
         except Exception as failure:  # noqa: BLE001 - an examiner is the user's code
@@ -63,13 +63,13 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         return {}  # A chain broke off.
     context = listening(runtime.context, runtime.stream_writer)
     proposal, passed = state["proposal"], state.get("passed", [])
-    spent, rule, ok = state["spent"], "no_answer", False
+    spent, rule, reason, ok = state["spent"], "no_answer", "", False
     if proposal is not None:
         by_human, verdict = context.checks.by_human(state["attempt"]), Verdict(True)
         if not by_human:
             verdict, cost = await _judged(state, context, proposal)
             spent = plus(spent, cost)
-        ok, rule = verdict.ok, verdict.rule
+        ok, rule, reason = verdict.ok, verdict.rule, verdict.reason
         await context.recorded_client.store.add_judgement(
             state["question_id"],
             state["path"],
@@ -92,8 +92,7 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         refused = best is not None and rule != UNEXAMINED  # An outage says nothing of an answer.
         status: Status = "over_budget" if lacking else "rejected" if refused else "failed"
         short = f"no {lacking} left" if lacking and proposal is None else None
-        outage = context.recorded_client.outage if rule == UNEXAMINED else None
-        unexamined = f"the answer could not be examined: {outage}" if outage else None
+        unexamined = f"the answer could not be examined: {reason}" if reason else None
         error = state["error"] or short or unexamined or f"the check {rule!r} failed"
         return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}
     context.emit({"event": "retry", "path": state["path"], "rule": rule, "error": state["error"]})

@@ -26,7 +26,7 @@ from typing import Any
 from reflux.agents.budget import Price
 from reflux.graphs.amplify.sampling import node_of_key
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Asked
+from reflux.graphs.ask import Origin
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.traces.chain_links import chains
 from reflux.graphs.traces.store import TraceStore
@@ -209,7 +209,7 @@ def answers_of(
     eval_task: EvalTask,
     system: str,
     seed: int,
-    asked: Asked,
+    asked: Origin,
     questions: Sequence[str],
     outcomes: Sequence[Outcome],
 ) -> list[Answered]:
@@ -230,7 +230,7 @@ def _answered(
     eval_task: EvalTask,
     system: str,
     seed: int,
-    asked: Asked,
+    asked: Origin,
     question: str,
     outcome: Outcome,
 ) -> Answered:

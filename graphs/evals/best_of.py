@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.interrupts import with_spend_limit
 from reflux.graphs.amplify.sampling import NodeRef, Reply, record_answer, sample_answer
 from reflux.graphs.amplify.state import Outcome, Status, plus
-from reflux.graphs.ask import with_spend_limit
 
 MOST = 10_000
 """Votes on one question, at the most."""

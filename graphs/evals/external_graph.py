@@ -170,13 +170,12 @@ class ExternalGraph:
             # The user's code: its failures are values, even that it wants to end the program.
             failure = _failure(self.loaded.name, error, self.context.limits.seconds)
             seconds = time.perf_counter() - begun
-            await recorded_client.store.add_call(key, made | _row("", meter, seconds, str(failure)))
-            recorded_client.outage = None
-            if isinstance(failure, EndpointError):
-                recorded_client.lost(question_id, failure)
+            # Without "error" the failure is the graph's own, and counts as its answer.
+            reason = "error" if isinstance(failure, EndpointError) else "graph"
+            row_values = _row("", meter, seconds, str(failure)) | {"finish_reason": reason}
+            await recorded_client.store.add_call(key, made | row_values)
             done = {"answer": None, "error": str(failure), "calls": meter.calls}
             return await self._ended(question, key, done, 0)
-        recorded_client.outage = None
         done = {"answer": redact(answer), "confidence": confidence, "calls": meter.calls}
         row_values = _row(json.dumps(done), meter, time.perf_counter() - begun, None)
         try:

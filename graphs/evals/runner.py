@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from reflux.agents.errors import RefluxError
+from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Asked, System, answer_every
+from reflux.graphs.ask import Origin, System, answer_every
 from reflux.graphs.evals.best_of import EqualTokens, equal_votes
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.external_graph import ExternalGraph
@@ -41,7 +41,7 @@ class Score:
 async def evaluate(
     system: System,
     task: Task,
-    asked: Asked,
+    asked: Origin,
     questions: Sequence[str],
     *,
     max_concurrency: int = 32,
@@ -100,7 +100,7 @@ class SeedResult:
     """What a system answered to the questions of one seed."""
 
     seed: int
-    asked: Asked
+    asked: Origin
     questions: Sequence[str]
     outcomes: Sequence[Outcome]
 
@@ -163,11 +163,11 @@ class EvalRunner:
             before += len(questions)
         return EvalRun(system_spec, seed_results)
 
-    def _asked(self, system_spec: SystemSpec, seed: int) -> Asked:
+    def _asked(self, system_spec: SystemSpec, seed: int) -> Origin:
         decides = json.dumps([system_spec.digest, self.settings], sort_keys=True)
         mark = hashlib.sha256(decides.encode()).hexdigest()[:12]
         system = f"eval-{system_spec.key}-{system_spec.model}-{mark}-{seed}"
-        return Asked(self.run, -1, system, self.eval_task.name, self.eval_task.split)
+        return Origin(self.run, -1, system, self.eval_task.name, self.eval_task.split)
 
     async def run_at_equal_tokens(
         self, system_spec: Callable[[int], Awaitable[SystemSpec]], amplified: EvalRun
@@ -200,3 +200,27 @@ def _check_answered(key: str, outcomes: Sequence[Outcome]) -> None:
 
 def _every(n: int) -> str:
     return "its only question," if n == 1 else f"all {n} questions, on the first"
+
+
+EQUAL_TOKENS = "best-of-n"
+"""The system that takes as many votes as the amplified system's tokens pay for."""
+
+
+def system_names(systems: str) -> list[str]:
+    """The names of a comma-separated list.
+
+    Raises:
+        UsageError: the list is empty, repeats a name, or has best-of-n without amplified.
+    """
+    names = [name.strip() for name in systems.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--systems names none; for example: direct,amplified")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"--systems names {twice!r} twice; name each system once")
+    if EQUAL_TOKENS in names and "amplified" not in names:
+        raise UsageError(
+            f"{EQUAL_TOKENS} takes as many votes as the amplified system takes tokens: add "
+            "amplified to --systems, or name the number, for example best-of-8"
+        )
+    return names

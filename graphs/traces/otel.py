@@ -42,7 +42,7 @@ _RUN = context.create_key("reflux.run")
 """Under it a context holds what every span below a run says of that run."""
 _LABEL = re.compile(r"-[0-9a-f]{12}$")
 """What makes a question that is asked anew another one; see
-`reflux.server.chat_reply.asked_anew`."""
+`reflux.server.chat_reply.question_source`."""
 _ENGINE = re.compile(r"(bf16:)?[0-9a-f]{16}")
 """How digests of the engines in this process begin; see `ChatClient.model_digest`."""
 

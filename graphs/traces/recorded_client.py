@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reflux.agents.clients.streaming import Pieces, in_one_piece, stream_of
@@ -35,6 +35,9 @@ from reflux.agents.types import (
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.telemetry import NO_SPANS, Spans, own_spans
+
+FAILED = ("error", "refused")
+"""How the `finish_reason` of a call begins that failed at its endpoint."""
 
 
 def redacted_step(step: Step) -> Step:
@@ -92,6 +95,61 @@ def completion_of(row: sqlite3.Row) -> Completion:
     )
 
 
+@dataclass(frozen=True)
+class CallFailure:
+    """A model call of one question that got no reply."""
+
+    message: str
+    refused: bool
+    """The endpoint answered, and would refuse the same request again."""
+    status: int | None
+    """The HTTP status of the refusal."""
+    is_last: bool
+    """No later call of the question got a reply."""
+
+    def error(self) -> EndpointError:
+        """The failure as the error that a caller raises."""
+        error = EndpointError(self.message)
+        error.refused, error.status = self.refused, self.status
+        return error
+
+
+def _reason(error: EndpointError) -> str:
+    """The `finish_reason` of a failed call: `error`, or `refused` and the HTTP status."""
+    if not error.refused:
+        return "error"
+    return f"refused {error.status}" if error.status else "refused"
+
+
+def last_call_id(store: TraceStore) -> int:
+    """The number of the newest call on record; 0 before the first."""
+    ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
+    return number
+
+
+def find_failure(store: TraceStore, question: str, after: int = 0) -> CallFailure | None:
+    """The newest failure of a question's calls after a call's number; None if all got replies.
+
+    A failure that may pass goes before a refusal: the question may end otherwise next time.
+    """
+    calls = list(
+        store.select(
+            "SELECT error, finish_reason FROM calls"
+            " WHERE question=? AND id > ? AND kind IN ('model', 'graph') ORDER BY id",
+            (question, after),
+        )
+    )
+    failures = [row for row in calls if (row["finish_reason"] or "").startswith(FAILED)]
+    if not failures:
+        return None
+    transient = [row for row in failures if row["finish_reason"] == "error"]
+    row = (transient or failures)[-1]
+    _, _, status = row["finish_reason"].partition(" ")
+    return CallFailure(
+        row["error"], not transient, int(status) if status else None, calls[-1] is failures[-1]
+    )
+
+
 class RecordedClient:
     """Makes the calls of one run: replay, else ask, then record, and only then use."""
 
@@ -104,10 +162,6 @@ class RecordedClient:
         self.client = client
         self.store = store
         self.spans = own_spans() if spans is None else spans
-        self.outage: EndpointError | None = None
-        """The failure of the last call, where it failed at the endpoint."""
-        self.left_open: dict[str, EndpointError] = {}
-        """By the id of a root question: a failure of one of its calls that may pass."""
 
     async def ask(self, key: CallKey, request: ChatRequest) -> Completion:
         """Answer one request under its key.
@@ -125,18 +179,20 @@ class RecordedClient:
             try:
                 reply = await self.client.complete(request)
             except EndpointError as error:
-                self.lost(key.question, error)
-                await self._failed(key, asked, Completion("", cached=error.cached), str(error))
+                lost = Completion("", cached=error.cached, finish_reason=_reason(error))
+                await self._failed(key, asked, lost, str(error))
                 raise
             reply = await self._replied(key, asked, reply)
             span.replied(reply)
         return reply
 
-    def lost(self, question: str, error: EndpointError) -> None:
-        """Listener that a call failed at its endpoint."""
-        self.outage = error
-        if not error.refused:
-            self.left_open[question] = error
+    async def record_failure(
+        self, key: CallKey, request: ChatRequest, error: EndpointError
+    ) -> None:
+        """Record the failure of a call that `unrecorded` made."""
+        request, asked = await self._asked(request)
+        lost = Completion("", cached=error.cached, finish_reason=_reason(error))
+        await self._failed(key, asked, lost, str(error))
 
     async def unrecorded(self, key: CallKey, request: ChatRequest) -> Completion:
         """Answer one request whose reply is recorded by whoever asks, with others of its kind.
@@ -184,12 +240,13 @@ class RecordedClient:
                             came.append(piece.text)
                             yield piece
             except EndpointError as error:
-                self.lost(key.question, error)
-                await self._failed(key, asked, Completion("".join(came)), str(error))
+                lost = Completion("".join(came), finish_reason=_reason(error))
+                await self._failed(key, asked, lost, str(error))
                 raise
             except (asyncio.CancelledError, GeneratorExit):
                 left = f"the reader left after {len(came)} pieces"
-                await self._failed(key, asked, Completion("".join(came)), left)
+                lost = Completion("".join(came), finish_reason="cancelled")
+                await self._failed(key, asked, lost, left)
                 raise
             if whole is not None:
                 whole = await self._replied(key, asked, whole)
@@ -215,14 +272,13 @@ class RecordedClient:
     async def _failed(
         self, key: CallKey, asked: Mapping[str, str], reply: Completion, error: str
     ) -> None:
-        reply = replace(reply, text=redact(reply.text), finish_reason="error")
+        reply = replace(reply, text=redact(reply.text))
         await self.store.add_call(key, {**asked, **row_of(reply), "error": redact(error)})
 
     async def _replied(
         self, key: CallKey, asked: Mapping[str, str], reply: Completion
     ) -> Completion:
         """The reply as it stands on the record."""
-        self.outage = None
         wishes = tuple(replace(c, arguments=redact(c.arguments)) for c in reply.tool_calls)
         reply = replace(reply, text=redact(reply.text), tool_calls=wishes)
         try:

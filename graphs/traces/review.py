@@ -256,7 +256,7 @@ async def judge(store: TraceStore, item: Item, approved: bool, comment: str = ""
     """A person's verdict on a node; what a person rejects leaves the training rows."""
     detail = {"answer": item.answer, "comment": redact(comment)}
     await store.add_judgement(
-        item.trajectory, item.path, "verdict", approved, detail, author="person"
+        item.trajectory, item.path, "verdict", approved, detail, author="human"
     )
 
 
@@ -269,7 +269,7 @@ async def remark(store: TraceStore, item: Item, comment: str) -> None:
     if not comment.strip():
         raise UsageError("an empty comment says nothing")
     detail = {"comment": redact(comment)}
-    await store.add_judgement(item.trajectory, item.path, "comment", None, detail, author="person")
+    await store.add_judgement(item.trajectory, item.path, "comment", None, detail, author="human")
 
 
 def rejected_by_humans(store: TraceStore) -> set[str]:

@@ -65,7 +65,7 @@ class Spans:
     """OpenTelemetry's provider of tracers, for libraries that have spans of their own."""
 
     def run(self, question_id: str, asked: Mapping[str, object]) -> Span:
-        """One root question; `asked` is as `reflux.graphs.ask.Asked` has it."""
+        """One root question; `asked` is as `reflux.graphs.ask.Origin` has it."""
         return NO_SPAN
 
     def node(self, path: str, who: str, model: str) -> Span:

@@ -33,7 +33,7 @@ class Node:
     is, else `running`."""
     error: str | None = None
     answered_by: str = ""
-    """`H` for a primitive or a combination, `person` where one overrode it, otherwise the model's
+    """`H` for a primitive or a combination, `human` where one overrode it, otherwise the model's
     name."""
     votes: int = 0
     tally: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])

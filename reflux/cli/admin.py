@@ -1,4 +1,4 @@
-"""Commands that look at what is there: students, doctor."""
+"""`reflux students` and `reflux doctor`: a run's students, and the installation."""
 
 import importlib.metadata
 import os
@@ -19,48 +19,48 @@ from reflux.cli.contract import (
     Json,
     RunDir,
     emit,
-    endpoint,
     open_students,
     run_async,
 )
 from reflux.finetune.gates import failed_gates
 from reflux.finetune.run_folder import RunFolder
+from reflux.models import endpoint
 from reflux.report.terminal import escape
 
-students = typer.Typer(help="Students: list, promote, rollback.", no_args_is_help=True)
+students = typer.Typer(help="List, promote and roll back students.", no_args_is_help=True)
 
 
 @students.command("list")
 def list_students(run: RunDir = RUNS / "demo", as_json: Json = False) -> None:
-    """Every student of a run, with its lineage and scores."""
+    """List the students of a run with lineage and scores."""
     registry = open_students(run)
     current = registry.current()
-    found = [
+    rows = [
         {
-            "id": s.id,
-            "parent": s.parent,
-            "round": s.round,
-            "current": current is not None and s.id == current.id,
-            "scores": s.scores,
-            "gates": s.gates,
-            "path": str(s.path),
+            "id": student.id,
+            "parent": student.parent,
+            "round": student.round,
+            "current": current is not None and student.id == current.id,
+            "scores": student.scores,
+            "gates": student.gates,
+            "path": str(student.path),
         }
-        for s in registry.list()
+        for student in registry.list()
     ]
     if as_json:
-        emit(found)
+        emit(rows)
         return
     table = Table()
-    for heading in ("student", "parent", "round", "accuracy", "gates", "agent now"):
+    for heading in ("student", "parent", "round", "accuracy", "gates", "promoted"):
         table.add_column(heading)
-    for s in found:
+    for row in rows:
         table.add_row(
-            s["id"],
-            s["parent"] or "base",
-            "–" if s["round"] is None else str(s["round"]),
-            _accuracy(s["scores"]),
-            _gates(s["gates"]),
-            "yes" if s["current"] else "",
+            row["id"],
+            row["parent"] or "base",
+            "–" if row["round"] is None else str(row["round"]),
+            _accuracy(row["scores"]),
+            _gates(row["gates"]),
+            "yes" if row["current"] else "",
         )
     OUT.print(table)
 
@@ -79,35 +79,35 @@ def _gates(gates: list[dict[str, Any]] | None) -> str:
 
 @students.command("promote")
 def promote_student(
-    student: Annotated[str, typer.Argument(help="Its name.")],
+    student: Annotated[str, typer.Argument(help="Name of the student.")],
     run: RunDir = RUNS / "demo",
     as_json: Json = False,
 ) -> None:
-    """Make a student the agent X of this run."""
+    """Make a student the agent of the run."""
     registry = open_students(run)
     with RunFolder(run).locked():
         registry.promote(student)
     if as_json:
         emit({"current": student})
         return
-    OUT.print(f"{student} is the agent now; `reflux students rollback` takes it back")
+    OUT.print(f"{student} is promoted; `reflux students rollback` undoes it")
 
 
 @students.command("rollback")
 def rollback_student(run: RunDir = RUNS / "demo", as_json: Json = False) -> None:
-    """Go back to the agent before the last promotion."""
+    """Restore the agent before the last promotion."""
     registry = open_students(run)
     with RunFolder(run).locked():
-        now = registry.rollback()
-    name = now.id if now else "base"
+        student = registry.rollback()
+    name = student.id if student else "base"
     if as_json:
         emit({"current": name})
         return
-    OUT.print(f"{name} is the agent now")
+    OUT.print(f"{name} is the agent again")
 
 
 def doctor(as_json: Json = False) -> None:
-    """What is installed, which endpoint answers, what is missing and how to get it."""
+    """Check packages, model, engine, endpoint and disk, and say how to fix what is missing."""
     checks = [_python(), _packages(), _model(), _engine(), _endpoint(), _disk()]
     if as_json:
         emit(checks)
@@ -116,7 +116,7 @@ def doctor(as_json: Json = False) -> None:
             mark = "[green]ok[/]     " if check["ok"] else "[red]missing[/]"
             OUT.print(f"{mark} {check['what']}: {escape(check['detail'])}", soft_wrap=True)
     if not all(check["ok"] for check in checks):
-        ERR.print("something is missing; each line says how to get it")
+        ERR.print("some checks failed; each line says how to fix it")
         raise typer.Exit(MissingError.exit_code)
 
 
@@ -131,10 +131,10 @@ def _python() -> dict[str, Any]:
 def _packages() -> dict[str, Any]:
     names = ("langgraph", "openai", "transformers", "peft", "trl", "torch", "xllamacpp")
     try:
-        found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     except importlib.metadata.PackageNotFoundError as error:
         return _check("packages", False, f"{error.name} is not installed: pip install -e .")
-    return _check("packages", True, found)
+    return _check("packages", True, versions)
 
 
 def _model() -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _endpoint() -> dict[str, Any]:
         client = endpoint()
         if client is None:
             return _check(
-                "endpoint", True, "none set (OPENAI_BASE_URL); the embedded engine serves"
+                "endpoint", True, "OPENAI_BASE_URL is not set; the embedded engine answers"
             )
         names = run_async(client.models())
     except RefluxError as error:
@@ -171,4 +171,6 @@ def _endpoint() -> dict[str, Any]:
 
 def _disk() -> dict[str, Any]:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    return _check("disk", free > 2, f"{free:.1f} GiB free here (a run takes about 1)")
+    return _check(
+        "disk", free > 2, f"{free:.1f} GiB free in the working folder (a run takes about 1)"
+    )

@@ -1,19 +1,19 @@
-"""`reflux ask`: one question."""
+"""`reflux ask` asks one question; `reflux reply` answers for a human that a question waits for."""
 
-import uuid
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Annotated
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, cast
 
 import typer
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from reflux.agents.budget import Price
-from reflux.agents.clients.endpoints import Endpoint, Endpoints
-from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.types import ChatClient
-from reflux.ask_options import AskOptions, save_options
+from reflux.agents.overseers.human_reply import REPLY_FORMS, parse_reply
+from reflux.ask_context import OVERSEERS, asks_humans, open_context
 from reflux.cli.contract import (
+    ERR,
     OUT,
     RUNS,
     Depth,
@@ -22,86 +22,67 @@ from reflux.cli.contract import (
     RunDir,
     Tools,
     emit,
-    endpoint,
+    open_existing,
     run_async,
 )
-from reflux.cli.plain_ask import ask_freely, tell
+from reflux.cli.human_input import converse, form_view
 from reflux.cli.rounds import shipped_config
-from reflux.finetune.config import RoundsConfig, config_from, read_config
+from reflux.finetune.config import RoundsConfig, read_config
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.graph import check_askable
+from reflux.graphs.amplify.interrupts import (
+    InterruptibleRun,
+    Pending,
+    RunProgress,
+    open_checkpoints,
+)
+from reflux.graphs.amplify.recompute import revised_context
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, answer_all, check_outage, task_context
+from reflux.graphs.ask import Answered, Origin, WaitForHumans, go_on
+from reflux.graphs.ask import ask as ask_question
+from reflux.graphs.ask_options import AskOptions, options_of
 from reflux.graphs.evals.task import writing_of
-from reflux.graphs.traces.review import marked_when_stopped
-from reflux.graphs.traces.tree import load_tree
+from reflux.graphs.traces.events import Event
+from reflux.graphs.traces.tree import Node, find_question, load_tree
+from reflux.models import endpoint, open_run
 from reflux.report.terminal import answer_line, counted, ended, tree_view
 from reflux.tasks import DEFAULT_TASK, task_named
-
-ROOMY = EngineConfig(parallel=4, context=4096)
-"""llama.cpp where people ask: a conversation, H's examples and its reply fit, and a few copies are
-asked at once."""
-
-NOWHERE_ELSE: Mapping[str, Endpoint] = MappingProxyType({})
 
 TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
 
 
-def open_run(
-    folder: RunFolder,
-    model: str | None,
-    config: RoundsConfig | None = None,
-    endpoints: Mapping[str, Endpoint] = NOWHERE_ELSE,
-) -> tuple[OpenRun, str]:
-    """The folder with a client for X: the user's endpoint, else the engine of `config`, else
-    llama.cpp, which starts at once.
-
-    Args:
-        endpoints: answer for the models that they name; whoever opened them closes them.
-
-    Raises:
-        UsageError: an endpoint, and no name of its model.
-    """
-    client = endpoint()
-
-    def among(rest: ChatClient) -> ChatClient:
-        return Endpoints(endpoints, rest) if endpoints else rest
-
-    if client is None:
-        settings = config.engine_settings if config else ROOMY
-        llama_cpp = config.llama_cpp if config else None
-        run = OpenRun(folder, settings, wrap=among, llama_cpp=llama_cpp)
-        return run, model or folder.current_model()
-    if model is None:
-        raise UsageError(f"{client.base_url} is set: name its model with --model")
-    return OpenRun(folder, client=client, wrap=among), model
-
-
 def task_of(folder: RunFolder, name: str | None) -> str:
-    """The task that is named, else that of the run, else addition."""
+    """The named task, else that of the run, else addition."""
     if name is not None:
         return name
-    config = config_of(folder)
+    config = folder.rounds_config()
     return config.task if config else DEFAULT_TASK
 
 
-def config_of(folder: RunFolder) -> RoundsConfig | None:
-    """What the run was begun with; None where there is none."""
-    if not folder.exists:
-        return None
-    return config_from(folder.load_config(), str(folder.config_path))
-
-
-def prices_of(folder: RunFolder) -> Mapping[str, Price]:
-    """What a million tokens of each model cost, where the run's config tells."""
-    config = config_of(folder)
-    return config.spend_limit.prices if config else {}
-
-
 def batch_config(folder: RunFolder) -> RoundsConfig:
-    """What says how many questions are answered together: the run's config, or the demo's."""
-    return config_of(folder) or read_config(shipped_config("demo"))
+    """The config that sets how many questions are answered together: the run's, or the demo's."""
+    return folder.rounds_config() or read_config(shipped_config("demo"))
+
+
+class Meter:
+    """Shows what is spent while the tree grows."""
+
+    def __init__(self, options: AskOptions, show: Callable[[str], None]) -> None:
+        self._limits = options.limits
+        self._show = show
+        self._count: Counter[str] = Counter()
+
+    def __call__(self, event: Event) -> None:
+        """Count one event."""
+        self._count[event["event"]] += 1
+        if event["event"] != "called":
+            return
+        self._count["tokens"] += event["tokens"]
+        left = "".join(f", {value:.0f} {name} left" for name, value in event["left"].items())
+        self._show(
+            f"{self._count['called']}/{self._limits.calls} calls, {self._count['tokens']}"
+            f"/{self._limits.tokens} tokens, {self._count['asked']} sub-questions{left}"
+        )
 
 
 def ask(
@@ -112,92 +93,216 @@ def ask(
     overseer: Annotated[
         str | None,
         typer.Option(
-            "--overseer", help="Any question, by this H: model, person, reviewed or plain."
+            "--overseer",
+            help="Ask any question, with this overseer: model, human, reviewed or plain.",
         ),
     ] = None,
     tool: Tools = None,
     depth: Depth = 1,
-    calls: Annotated[int, typer.Option(help="Model calls at the most.", min=0)] = 1000,
-    tokens: Annotated[int, typer.Option(help="Tokens at the most.", min=0)] = 1_000_000,
+    calls: Annotated[int, typer.Option(help="Maximum model calls.", min=0)] = 1000,
+    tokens: Annotated[int, typer.Option(help="Maximum tokens.", min=0)] = 1_000_000,
     seconds: Annotated[
-        float | None, typer.Option(help="Seconds after which nothing more is asked.", min=0)
+        float | None, typer.Option(help="Seconds after which no more calls begin.", min=0)
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of one free answer.", min=1)] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(help="Maximum tokens of one answer, with --overseer.", min=1)
+    ] = 256,
     as_json: Json = False,
 ) -> None:
-    """One question through the amplified system; prints the tree."""
+    """Ask one question through the amplified system, and print the tree."""
     folder = RunFolder(run)
-    if overseer is not None:
-        if task is not None:
-            raise UsageError("--overseer asks any question and --task one of a task: leave one out")
-        opened, x = open_run(folder, model)
-        options = AskOptions(
-            overseer, x, tuple(tool or ()), depth, calls, tokens, seconds, max_tokens
-        )
-        tell(folder, run_async(ask_freely(folder, opened, question, options)), as_json)
-        return
-    if tool:
+    if overseer is not None and task is not None:
+        raise UsageError("--overseer asks any question and --task one of a task: leave one out")
+    if tool and overseer is None:
         raise UsageError("--tool needs --overseer: a task's copies have no tools")
-    limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
-    run_async(_ask(folder, question, task_of(folder, task), model, limits, as_json))
+    task_name, text = "", question
+    if overseer is None:
+        task_name = task_of(folder, task)
+        text = _task_question(task_name, question)
+    opened, agent = open_run(folder, model)
+    options = AskOptions(
+        overseer or "",
+        agent,
+        tuple(tool or ()),
+        Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
+        max_tokens if overseer is not None else None,
+        task_name,
+    )
+    answered, tree = run_async(_ask(opened, text, options))
+    _print(Report(question, text, options, answered, tree), folder, as_json)
 
 
-async def _ask(
-    folder: RunFolder,
-    text: str,
-    task_name: str,
-    model: str | None,
-    limits: Limits,
-    as_json: bool,
-) -> None:
+def _task_question(task_name: str, text: str) -> str:
     task = task_named(task_name)
     try:
-        question = task.from_user(text)
+        return task.from_user(text)
     except UsageError as error:
         raise UsageError(f"{error}; any other question takes --overseer model, or plain") from error
-    opened, x = open_run(folder, model)
-    async with opened:
-        context = task_context(AmplifyContext(opened.recorded_client, x, (), limits=limits), task)
-        check_askable(question, context)
-        # Every asking is a trajectory of its own, whatever was asked before.
-        asked = Asked(folder.name, -1, f"ask-{uuid.uuid4().hex[:12]}", task.name, "asked")
-        trajectory = asked.question_id(question)
-        caps = limits.depth, limits.calls, limits.tokens, limits.seconds
-        options = AskOptions("", x, (), *caps, task=task.name)
-        await save_options(opened.store, trajectory, options)
-        async with marked_when_stopped(opened.store, trajectory):
-            outcomes = await answer_all(Amplified(context), asked, [question])
-        check_outage(outcomes, opened.recorded_client)
-        tree = load_tree(opened.store, trajectory)
-    outcome = outcomes[0]
-    answer = None if outcome["answer"] is None else task.to_user(question, outcome["answer"])
+
+
+@asynccontextmanager
+async def _opened(
+    opened: OpenRun, options: AskOptions
+) -> AsyncGenerator[tuple[AmplifyContext, AsyncSqliteSaver | None, WaitForHumans]]:
+    """The context of a question, its checkpointer if it may wait for a human, and what lets a human
+    in the terminal reply."""
+    async with opened, AsyncExitStack() as stack:
+        status = stack.enter_context(ERR.status("asking"))
+        meter = Meter(options, status.update)
+        context = await stack.enter_async_context(
+            open_context(opened.recorded_client, options, meter)
+        )
+        saver = None
+        if any(map(asks_humans, context.overseers)):
+            path = opened.folder.checkpoints_path
+            saver = await stack.enter_async_context(open_checkpoints(path))
+
+        async def wait(run: InterruptibleRun, id: str, progress: RunProgress) -> RunProgress:
+            status.stop()
+            return await converse(run, id, progress)
+
+        yield context, saver, wait
+
+
+async def _ask(opened: OpenRun, question: str, options: AskOptions) -> tuple[Answered, Node]:
+    origin = Origin.new(opened.folder.name, "ask", options.task)
+    async with _opened(opened, options) as (context, saver, wait):
+        answered = await ask_question(
+            context, question, origin, options=options, checkpoints=saver, wait=wait
+        )
+        return answered.check_endpoint(), load_tree(opened.store, answered.trajectory)
+
+
+def reply(
+    trajectory: Annotated[str, typer.Argument(help="Id of the question that waits.")],
+    words: Annotated[
+        str, typer.Argument(help="`answer: TEXT`, `approve`, `pass`, or sub-questions.")
+    ] = "",
+    to: Annotated[
+        str | None, typer.Option("--to", help="Id of the step to reply to; default: the first.")
+    ] = None,
+    run: RunDir = RUNS / "demo",
+    as_json: Json = False,
+) -> None:
+    """Reply for a human to a question that waits, today or days later."""
+    folder = open_existing(run)
+    store = folder.store()
+    try:
+        question_id, question = find_question(store, trajectory)
+        options = options_of(store, question_id)
+    finally:
+        store.close()
+    if options is None or not asks_humans(OVERSEERS.get(options.overseer)):
+        raise UsageError(f"{question_id} was not asked with an overseer that waits for humans")
+    opened, _ = open_run(folder, options.model)
+    answered, tree = run_async(_reply(opened, question_id, options, words, to))
+    _print(Report(question, question, options, answered, tree), folder, as_json)
+
+
+async def _reply(
+    opened: OpenRun, question_id: str, options: AskOptions, words: str, to: str | None
+) -> tuple[Answered, Node]:
+    def choose(pending: Sequence[Pending]) -> Mapping[str, Any]:
+        if not pending:
+            raise UsageError(
+                f"{question_id} waits for nobody; see `reflux traces show {question_id}`"
+            )
+        return {to or pending[0].id: parse_reply(words)}
+
+    async with _opened(opened, options) as (context, saver, wait):
+        context = revised_context(context, question_id)
+        reply = choose if words else None
+        answered = await go_on(
+            context, question_id, cast(AsyncSqliteSaver, saver), reply=reply, wait=wait
+        )
+        return answered.check_endpoint(), load_tree(opened.store, question_id)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is printed of a question."""
+
+    text: str
+    """As the user wrote it."""
+    question: str
+    """As the task writes it."""
+    options: AskOptions
+    answered: Answered
+    tree: Node
+
+    def answer(self) -> str | None:
+        """The answer as the user reads it."""
+        outcome = self.answered.outcome
+        answer = outcome["answer"] if outcome else None
+        if answer is None or not self.options.task:
+            return answer
+        return task_named(self.options.task).to_user(self.question, answer)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        outcome = self.answered.outcome
+        return {
+            "question": self.text,
+            "answer": self.answer(),
+            "trajectory": self.answered.trajectory,
+            "overseer": self.options.overseer or self.options.task,
+            "model": self.options.model,
+            "status": outcome["status"] if outcome else "waiting",
+            "error": outcome["error"] if outcome else None,
+            "spent": outcome["spent"] if outcome else None,
+            "pending": [asdict(pending) for pending in self.answered.pending],
+            "tree": self.tree.to_json(),
+        }
+
+
+def _print(report: Report, folder: RunFolder, as_json: bool) -> None:
+    """Print the tree and the answer, or what is pending.
+
+    Raises:
+        RefluxError: it ended without an accepted answer.
+    """
+    outcome, options = report.answered.outcome, report.options
     if as_json:
-        emit(
-            {"question": text, "answer": answer, "trajectory": trajectory, "model": x}
-            | {"status": outcome["status"], "error": outcome["error"], "spent": outcome["spent"]}
-            | {"tree": tree.to_json()}
-        )
+        emit(report.to_json())
     else:
-        OUT.print(tree_view(tree))
-        if writing := writing_of(task):
+        OUT.print(tree_view(report.tree))
+        if options.task and (writing := writing_of(task_named(options.task))):
             OUT.print(f"[dim]in the tree, {writing}[/]")
-        spent = outcome["spent"]
-        about = (
-            f"{outcome['status']}, X = {x}, {counted(spent['calls'], 'call')}, "
-            f"{spent['tokens']} tokens, trajectory {trajectory}"
-        )
-        OUT.print(answer_line(answer, about), soft_wrap=True, highlight=False)
-    if outcome["status"] != "ok":
-        raise RefluxError(f"no accepted answer ({ended(outcome)}); {_remedy(x, outcome, limits)}")
+        if outcome is None:
+            _print_pending(folder, report.answered)
+        else:
+            spent = outcome["spent"]
+            about = (
+                f"{outcome['status']}, overseer {options.overseer or options.task}, agent "
+                f"{options.model}, {counted(spent['calls'], 'call')}, {spent['tokens']} tokens, "
+                f"trajectory {report.answered.trajectory}"
+            )
+            OUT.print(answer_line(report.answer(), about), soft_wrap=True, highlight=False)
+    if outcome is not None and outcome["status"] != "ok":
+        raise RefluxError(f"no accepted answer ({ended(outcome)}); {_remedy(options, outcome)}")
 
 
-def _remedy(x: str, outcome: Outcome, limits: Limits) -> str:
-    """What to do for an answer that is accepted."""
-    if outcome["spent"]["calls"] >= limits.calls:
-        return f"the budget is {counted(limits.calls, 'call')}: allow more --calls"
-    if x == "base" and endpoint() is None:
+def _print_pending(folder: RunFolder, answered: Answered) -> None:
+    for pending in answered.pending:
+        OUT.print(form_view(pending))
+    count = len(answered.pending)
+    OUT.print(
+        f"{count} {'waits' if count == 1 else 'wait'} for a human: reflux reply "
+        f'{answered.trajectory} "{REPLY_FORMS}" --run {folder.path}',
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _remedy(options: AskOptions, outcome: Outcome) -> str:
+    """What leads to an accepted answer."""
+    if not options.task:
+        return "allow more --calls, --tokens or --seconds, or take a --model that can answer it"
+    if outcome["spent"]["calls"] >= options.limits.calls:
+        return f"the budget is {counted(options.limits.calls, 'call')}: allow more --calls"
+    if options.model == "base" and endpoint() is None:
         return (
-            "X is the untrained base, which cannot answer the parts: train a student first with "
-            "`reflux demo`, or with `reflux init` and its --run, or name a --model that can"
+            "the agent is the untrained base, which cannot answer the parts: train a student first "
+            "with `reflux demo`, or with `reflux init` and its --run, or name a --model that can"
         )
     return "allow more --depth or --calls, or take a --model that can answer the parts"

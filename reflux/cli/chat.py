@@ -13,17 +13,18 @@ from rich.live import Live
 from rich.table import Table
 
 from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
-from reflux.ask_options import ALONE, AskOptions
-from reflux.cli.ask import config_of, open_run
+from reflux.agents.overseers.human_reply import REPLY_FORMS
+from reflux.ask_context import DEFAULT_OVERSEER, overseer_named
 from reflux.cli.chat_commands import COMMANDS, run_command
 from reflux.cli.chat_session import ChatSession
 from reflux.cli.contract import ERR, OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit
-from reflux.cli.human_input import CHOICES
-from reflux.cli.live_tree import LiveTree
-from reflux.cli.terminal_input import unechoed
+from reflux.cli.human_input import unechoed
+from reflux.cli.progress import LiveTree
 from reflux.conversation import FOLDER, Conversation, Turn, begin, listed, resume
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.overseers import DEFAULT_OVERSEER, overseer_named
+from reflux.graphs.amplify.context import Limits
+from reflux.graphs.ask_options import ALONE, AskOptions
+from reflux.models import open_run
 from reflux.report.terminal import counted, escape, plain
 from reflux.tasks import task_named
 
@@ -45,7 +46,10 @@ def chat(
     calls: Annotated[int, typer.Option(help="Model calls an answer.", min=0)] = 1000,
     tokens: Annotated[int, typer.Option(help="Tokens an answer.", min=0)] = 1_000_000,
     seconds: Annotated[float | None, typer.Option(help="Seconds an answer.", min=0)] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of one copy's answer.", min=1)] = 256,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of one copy's answer; default: 256, or the task's.", min=1),
+    ] = None,
     resumed: Annotated[
         str | None, typer.Option("--resume", help="Go on with a conversation: its id, or last.")
     ] = None,
@@ -68,9 +72,11 @@ def chat(
     conversation = resume(run, resumed) if resumed else begin(run)
     opened, x = open_run(RunFolder(run), model)
     h = "" if task else overseer or DEFAULT_OVERSEER
-    caps = depth, calls, tokens, seconds, max_tokens
+    limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
     session = ChatSession(
-        opened, conversation, AskOptions(h, x, tuple(tool or ()), *caps, task or "")
+        opened,
+        conversation,
+        AskOptions(h, x, tuple(tool or ()), limits, max_tokens, task or ""),
     )
     with asyncio.Runner() as runner:
         try:
@@ -166,7 +172,7 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
     elif turn.status == "waiting":
         run = session.opened.folder.path
-        waiting = f'reflux reply {turn.trajectory} "{CHOICES}" --run {run}'
+        waiting = f'reflux reply {turn.trajectory} "{REPLY_FORMS}" --run {run}'
         OUT.print(f"a person is waited for: {waiting}", soft_wrap=True, highlight=False)
     else:
         OUT.print(f"no accepted answer ({turn.status}); /why tells how it came about")
@@ -187,7 +193,7 @@ def _greet(session: ChatSession) -> None:
         style="dim",
         highlight=False,
     )
-    own = config_of(session.opened.folder)
+    own = session.opened.folder.rounds_config()
     if own is not None and not options.task:
         ERR.print(
             f"this run's own questions are of {own.task}: --task {own.task} asks them",

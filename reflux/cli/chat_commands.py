@@ -8,12 +8,12 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from reflux.agents.errors import UsageError
-from reflux.ask_options import ALONE
+from reflux.ask_context import OVERSEERS, overseer_named
 from reflux.cli.chat_session import CAPS, ChatSession
-from reflux.cli.contract import endpoint
+from reflux.graphs.ask_options import ALONE
 from reflux.graphs.traces.revisions import newest
 from reflux.graphs.traces.tree import Node, load_tree
-from reflux.overseers import OVERSEERS, overseer_named
+from reflux.models import endpoint
 from reflux.report.terminal import plain, total_line, tree_view
 
 Command = Callable[[ChatSession, str], RenderableType]
@@ -82,8 +82,7 @@ def _budget(session: ChatSession, words: str) -> RenderableType:
         session.set_cap(name, value.strip())
     table = Table(show_header=False, box=None, pad_edge=False)
     for name in CAPS:
-        value = getattr(session.options, name)
-        table.add_row(name, "no limit" if value is None else f"{value:,}")
+        table.add_row(name, session.cap(name))
     turns = session.conversation.turns
     calls, tokens = sum(t.calls for t in turns), sum(t.tokens for t in turns)
     table.add_row("spent here", f"{calls:,} {'call' if calls == 1 else 'calls'}, {tokens:,} tokens")

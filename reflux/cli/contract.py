@@ -1,4 +1,4 @@
-"""What every command shares: the contract of errors, exit codes and `--json`."""
+"""Options, consoles and the JSON output that all commands share."""
 
 import asyncio
 import json
@@ -6,37 +6,33 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
-from reflux.agents.clients.endpoints import endpoint_from_env
 from reflux.agents.errors import UsageError
 from reflux.finetune.registry import Registry
 from reflux.finetune.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    from reflux.agents.clients.openai import OpenAIClient
-
 T = TypeVar("T")
 RUNS = Path("runs")
-MOST = 10**9
-"""Lines of a list; SQLite knows no number beyond 2^63."""
+MAX_LIMIT = 10**9
+"""Maximum of a `--limit`; SQLite integers end at 2^63."""
 
 
 def drop_output() -> None:
-    """Send what is still to be printed nowhere: its reader has left."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """Discard further output: the reader of stdout has closed its end."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
 
 
 class PipedConsole(Console):
-    """A console that goes on when its reader leaves, so that the exit code tells of the work."""
+    """A console that outlives its reader, so that the exit code still tells of the work."""
 
     def on_broken_pipe(self) -> None:
-        """Listener that the reader has left."""
+        """Discard further output."""
         drop_output()
 
 
@@ -50,17 +46,20 @@ RunDir = Annotated[
     Path, typer.Option("--run", help="The run folder.", metavar="DIR", show_default=True)
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", help="X: base, a student, or your endpoint's model.")
+    str | None,
+    typer.Option("--model", help="The agent: base, a student, or your endpoint's model."),
 ]
 Tools = Annotated[
     list[str] | None,
-    typer.Option("--tool", help="For copies: calculator, python, documents:FOLDER, mcp:COMMAND."),
+    typer.Option(
+        "--tool", help="A tool of the copies: calculator, python, documents:FOLDER, mcp:COMMAND."
+    ),
 ]
-Depth = Annotated[int, typer.Option(help="Levels of sub-questions.", min=0, max=16)]
+Depth = Annotated[int, typer.Option(help="Maximum levels of sub-questions.", min=0, max=16)]
 
 
 def emit(body: Any) -> None:
-    """Print the one JSON document of `--json`."""
+    """Print the JSON document of `--json`."""
     try:
         sys.stdout.write(json.dumps(body, indent=2) + "\n")
         sys.stdout.flush()
@@ -69,15 +68,15 @@ def emit(body: Any) -> None:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's async part to its end; the one sync wrapper of the commands."""
+    """Run the async part of a command."""
     return asyncio.run(work)
 
 
 def open_existing(path: Path) -> RunFolder:
-    """A run folder that has trajectories.
+    """A run folder that holds trajectories.
 
     Raises:
-        UsageError: there are none.
+        UsageError: it holds none.
     """
     folder = RunFolder(path)
     if not folder.traces_path.is_file():
@@ -86,10 +85,10 @@ def open_existing(path: Path) -> RunFolder:
 
 
 def open_students(path: Path) -> Registry:
-    """The students of a run folder, of which there may be none yet.
+    """The registry of a run folder; it may be empty.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: the folder does not exist.
     """
     if not path.is_dir():
         raise no_run(path)
@@ -97,10 +96,5 @@ def open_students(path: Path) -> Registry:
 
 
 def no_run(path: Path) -> UsageError:
-    """The error of a folder that is none, or holds no run."""
-    return UsageError(f"{path} holds no run; begin one with `reflux demo` or `reflux run`")
-
-
-def endpoint() -> "OpenAIClient | None":
-    """The user's own endpoint, where the environment names one."""
-    return endpoint_from_env(dict(os.environ))
+    """The error for a folder that is missing or holds no run."""
+    return UsageError(f"{path} holds no run; start one with `reflux demo` or `reflux run`")

@@ -10,17 +10,13 @@ endpoint:MODEL      one call to a model at OPENAI_BASE_URL, or at endpoint:MODEL
 module:graph        a LangGraph graph or another Runnable, also path/file.py:graph
 """
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-from reflux.agents.clients.cached import CachedClient
-from reflux.agents.clients.endpoints import endpoint_from_env
-from reflux.agents.errors import MissingError, UsageError
-from reflux.cli.contract import endpoint
-from reflux.cli.terminal_input import interruptible
+from reflux.agents.errors import UsageError
+from reflux.cli.human_input import interruptible
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
@@ -28,30 +24,10 @@ from reflux.graphs.evals.best_of import MOST, BestOf
 from reflux.graphs.evals.external_graph import ExternalGraph, load_graph
 from reflux.graphs.evals.runner import SystemSpec
 from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.models import BASE, ENDPOINT, endpoint, endpoint_model
 
-EQUAL = "best-of-n"
 Contexts = Callable[[str, int], AmplifyContext]
 """(model, seed) → the context of a system."""
-
-
-def named(systems: str) -> list[str]:
-    """The names of a comma-separated list.
-
-    Raises:
-        UsageError: there are none, one is there twice, or best-of-n lacks what it is measured by.
-    """
-    keys = [key.strip() for key in systems.split(",") if key.strip()]
-    if not keys:
-        raise UsageError("--systems names none; for example: direct,amplified")
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UsageError(f"--systems names {twice!r} twice; name each system once")
-    if EQUAL in keys and "amplified" not in keys:
-        raise UsageError(
-            f"{EQUAL} takes as many votes as the amplified system takes tokens: add amplified to "
-            "--systems, or name the number, for example best-of-8"
-        )
-    return keys
 
 
 def asks_x(keys: Sequence[str]) -> bool:
@@ -84,11 +60,11 @@ class SystemSpecs:
         if key == "amplified":
             return await self._model(key, self.x, Amplified)
         if key == "direct":
-            alone = self.x if endpoint() or self.x in self.endpoints else "base"
+            alone = self.x if endpoint() or self.x in self.endpoints else BASE
             return await self._model(key, alone, Direct)
         if key.startswith("best-of-"):
             return await self.best_of(_votes(key))
-        if key.startswith("endpoint:"):
+        if key.startswith(ENDPOINT):
             return await self._endpoint(key)
         if ":" in key:
             with interruptible():
@@ -126,27 +102,13 @@ class SystemSpecs:
         )
 
     async def _endpoint(self, key: str) -> SystemSpec:
-        model, at, url = key.removeprefix("endpoint:"), False, ""
-        if (found := re.fullmatch(r"(.*?)@(https?://.*)", model, re.DOTALL)) is not None:
-            model, at, url = found[1], True, found[2]
+        model = key.removeprefix(ENDPOINT)
         if model in self.endpoints:
             return await self._model(key, model, Direct)
-        if not model:
-            raise UsageError(f"{key!r} names no model; write endpoint:MODEL or endpoint:MODEL@URL")
-        if not at:
-            if endpoint() is None:
-                raise MissingError(
-                    f"{key} is asked at OPENAI_BASE_URL, which is not set: set it, or write "
-                    f"{key}@URL"
-                )
-            return await self._model(key, model, Direct)
-        client = endpoint_from_env({**os.environ, "OPENAI_BASE_URL": url})
-        if client is None:
-            raise UsageError(f"{key!r} names no endpoint")
-        self.stack.push_async_callback(client.close)
-        return await self._model(
-            key, model, Direct, RecordedClient(CachedClient(client), self.opened.store)
-        )
+        model, recorded_client, client = endpoint_model(key, self.opened)
+        if client is not None:
+            self.stack.push_async_callback(client.close)
+        return await self._model(key, model, Direct, recorded_client)
 
 
 def _votes(key: str) -> int:

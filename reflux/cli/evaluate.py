@@ -14,22 +14,23 @@ import typer
 from reflux.agents.budget import Price
 from reflux.agents.clients.endpoints import Endpoint, close_clients
 from reflux.agents.errors import UsageError
-from reflux.cli.ask import TaskName, batch_config, open_run, prices_of, task_of
+from reflux.ask_context import OVERSEERS, overseer_named
+from reflux.cli.ask import TaskName, batch_config, task_of
 from reflux.cli.contract import OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
-from reflux.cli.eval_systems import EQUAL, SystemSpecs, asks_x, named
+from reflux.cli.eval_systems import SystemSpecs, asks_x
+from reflux.cli.human_input import interruptible
 from reflux.cli.progress import ProgressView
-from reflux.cli.terminal_input import interruptible
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask, Scorer
 from reflux.graphs.evals.results import Results, results
-from reflux.graphs.evals.runner import EvalRun, EvalRunner, Listener
+from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRun, EvalRunner, Listener, system_names
 from reflux.graphs.evals.user_code import OwnThreads, load_object
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.overseers import OVERSEERS, overseer_named
+from reflux.models import open_run
 from reflux.report.eval_tables import tables
-from reflux.server.settings import configured, read_serve_config
+from reflux.server.settings import config_endpoints, read_serve_config
 from reflux.tasks import task_named
 
 LEVEL, LIMIT, HIGHEST = 3, 200, 1000
@@ -139,7 +140,7 @@ def evaluate_systems(
     as_json: Json = False,
 ) -> None:
     """Compare systems on the same questions, with intervals, tests and prices."""
-    folder, keys = RunFolder(run), named(systems)
+    folder, keys = RunFolder(run), system_names(systems)
     settings = Settings(depth, calls, tokens, seconds)
     if data is None:
         if score or overseer or max_tokens:
@@ -168,7 +169,7 @@ def evaluate_systems(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Before anything is asked that it could not hold.
     plan = Plan(eval_task, keys, seeds, settings, prices, source, out)
-    endpoints = configured(read_serve_config(config))
+    endpoints = config_endpoints(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # What graphs and scorers of the user's print is no result.
         found = run_async(_evaluate(folder, plan, model, endpoints))
     if as_json:
@@ -210,7 +211,7 @@ def _prices(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
     Raises:
         UsageError: one is no price.
     """
-    prices = dict(prices_of(folder))
+    prices = dict(folder.prices())
     for text in given:
         name, _, costs = text.rpartition("=")
         try:
@@ -287,13 +288,13 @@ async def compare(
         endpoints,
     )
     # All are made before the first is asked: a wrong name costs no call.
-    made = {key: await system_specs.system_spec(key) for key in plan.keys if key != EQUAL}
+    made = {key: await system_specs.system_spec(key) for key in plan.keys if key != EQUAL_TOKENS}
     eval_runs: dict[str, EvalRun] = {
         key: await runner.run_system(system_spec) for key, system_spec in made.items()
     }
     equal = None
-    if EQUAL in plan.keys:
-        eval_runs[EQUAL], equal = await runner.run_at_equal_tokens(
+    if EQUAL_TOKENS in plan.keys:
+        eval_runs[EQUAL_TOKENS], equal = await runner.run_at_equal_tokens(
             system_specs.best_of, eval_runs["amplified"]
         )
     ordered = {key: eval_runs[key] for key in plan.keys}

@@ -1,89 +1,124 @@
-"""Persons in the terminal: what waits for them is shown, and what they write becomes a step."""
+"""A human in the terminal: keys, lines, and replies to what is pending."""
 
+import signal
 import sys
-from collections.abc import Mapping
-from typing import Any
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import typer
 from rich.panel import Panel
 
 from reflux.agents.errors import UsageError
+from reflux.agents.overseers.human_reply import REPLY_HELP, parse_reply, step_text
 from reflux.cli.contract import ERR
-from reflux.cli.terminal_input import interruptible
 from reflux.graphs.amplify.interrupts import InterruptibleRun, Pending, RunProgress
 from reflux.report.terminal import escape
 
-CHOICES = "answer: TEXT | approve | pass | sub-questions, one a line"
-"""What may stand where a reply's words are wanted."""
-HELP = (
-    "Reply with `answer: TEXT`, `approve` where a step is proposed, `pass` to leave it to X, or "
-    "one sub-question a line and an empty line at the end. Ctrl-D leaves it waiting."
-)
+END_KEYS = ("", "\x04", "\x1a")
+"""End of input, Ctrl-D and Ctrl-Z."""
 
 
-def step_of(reply: str) -> dict[str, Any]:
-    """A person's words as a step: see `HELP`.
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Keys pressed meanwhile are not shown; the next read still gets them."""
+    if not is_terminal():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
-    Raises:
-        UsageError: there are none, or an answer without words.
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts blocking code at once: a line being typed, or code of the user's.
+
+    asyncio's own handler would wait until that code returns.
     """
-    text = reply.strip()
-    if not text:
-        raise UsageError(f"an empty reply is no step. {HELP}")
-    word, colon, rest = text.partition(":")
-    if text.lower() in ("approve", "pass"):
-        approves = text.lower() == "approve"
-        return {"kind": "approve"} if approves else {"kind": "ask", "subquestions": []}
-    if colon and word.strip().lower() == "answer":
-        if not rest.strip():
-            raise UsageError(f"an answer of nothing is none. {HELP}")
-        return {"kind": "answer", "text": rest.strip()}
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return {"kind": "ask", "subquestions": [{"text": line, "needs": []} for line in lines]}
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def is_terminal() -> bool:
+    """True if a human can type on stdin."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def read_key(prompt: str) -> str:
+    """The pressed key in lower case, or the first letter of a piped line; `q` at the end."""
+    ERR.print(prompt, style="dim", highlight=False, markup=False)
+    if not is_terminal():
+        line = _piped_line()
+        return line.strip()[:1].lower() if line else "q"
+    try:
+        key = typer.getchar()
+    except EOFError:
+        return "q"
+    if key == "\x03":
+        raise KeyboardInterrupt
+    return "q" if key in END_KEYS else key.lower()
+
+
+def read_line(prompt: str) -> str:
+    """A line; empty at the end of the input."""
+    ERR.print(f"{prompt}: ", end="", highlight=False, markup=False)
+    if not is_terminal():
+        return _piped_line().rstrip("\n")
+    try:
+        return input()
+    except EOFError:
+        return ""
+
+
+def _piped_line() -> str:
+    return sys.stdin.readline() if sys.stdin is not None else ""
 
 
 def form_view(pending: Pending) -> Panel:
-    """What a person is shown."""
+    """The form that the human replies to."""
     form = pending.form
     lines = [f"[bold]{escape(str(form.get('question', dict(form))))}[/]"]
-    for said in form.get("transcript", ()):
-        lines.append(f"  {escape(said['question'])} → {escape(str(said['answer']))}")
+    for exchange in form.get("transcript", ()):
+        lines.append(f"  {escape(exchange['question'])} → {escape(str(exchange['answer']))}")
     if (proposal := form.get("proposal")) is not None:
-        lines.append(f"proposed: {escape(proposal_text(proposal))}")
-    where = pending.path or "the question itself"
-    return Panel("\n".join(lines), title=where, title_align="left", subtitle=pending.id)
-
-
-def proposal_text(step: Mapping[str, Any]) -> str:
-    """A step in one line."""
-    if step["kind"] == "answer":
-        return f"answer: {step['text']}"
-    if step["kind"] == "chain":
-        return f"chain: {step['first']}"
-    asked = [s["text"] for s in step.get("subquestions", ())]
-    return f"ask: {' | '.join(asked)}" if asked else "pass"
+        lines.append(f"proposed: {escape(step_text(proposal))}")
+    title = pending.path or "the question itself"
+    return Panel("\n".join(lines), title=title, title_align="left", subtitle=pending.id)
 
 
 async def converse(
     interruptible_run: InterruptibleRun, question_id: str, progress: RunProgress
 ) -> RunProgress:
-    """Show what waits and take replies from the terminal, until nothing waits or the person leaves.
+    """Take replies from the terminal until nothing waits or the human leaves with Ctrl-D.
 
-    Where stdin is no terminal, nothing is asked.
+    If stdin is no terminal, nothing is asked.
     """
-    while progress.pending and sys.stdin is not None and sys.stdin.isatty():
+    while progress.pending and is_terminal():
         first = progress.pending[0]
         ERR.print(form_view(first))
-        ERR.print(HELP, highlight=False)
+        ERR.print(REPLY_HELP, highlight=False)
         try:
             with interruptible():
-                reply = step_of(_read())
+                step = parse_reply(_read())
         except EOFError:
             break
         except UsageError as error:
             ERR.print(str(error), highlight=False)
             continue
         try:
-            progress = await interruptible_run.reply(question_id, {first.id: reply})
+            progress = await interruptible_run.reply(question_id, {first.id: step})
         except UsageError as error:
             ERR.print(str(error), highlight=False)
     return progress

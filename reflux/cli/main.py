@@ -10,13 +10,13 @@ import typer
 
 from reflux.agents.errors import RefluxError, from_os_error
 from reflux.agents.redaction import is_unicode
-from reflux.cli import admin, ask, chat, evaluate, plain_ask, plan, review, rounds, serve, traces
+from reflux.cli import admin, ask, chat, evaluate, plan, review, rounds, serve, traces
 from reflux.cli.contract import drop_output
 from reflux.report.terminal import printable
 
 INTERRUPTED = 130
-LONGEST = 2_000
-"""Most characters of a message; a remedy stands at its end, so the middle goes first."""
+MAX_CHARS = 2_000
+"""Length of an error message; a longer one loses its middle, since the remedy is at the end."""
 
 app = typer.Typer(
     name="reflux",
@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 app.command()(rounds.demo)
 app.command()(ask.ask)
-app.command()(plain_ask.reply)
+app.command()(ask.reply)
 app.command()(chat.chat)
 app.command()(review.review)
 app.command()(rounds.init)
@@ -43,67 +43,69 @@ app.command()(admin.doctor)
 
 
 def run() -> None:
-    """Run the command line; every error that was meant becomes one message and its exit code.
+    """Run the command line; an expected error becomes one message and its exit code.
 
     Raises:
-        KeyboardInterrupt: it was interrupted; `reflux.__main__.main` says so.
+        KeyboardInterrupt: the user interrupted; `reflux.__main__.main` reports it.
     """
-    # Read by Hugging Face's libraries at import: nothing that a command needs is on a hub.
+    # Hugging Face's libraries read these at import; no command needs a hub.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _open_streams()
-    for word in sys.argv[1:]:
-        if not is_unicode(word):
-            _end(f"the argument {word!a} is not UTF-8; write it in UTF-8", 2)
+    for argument in sys.argv[1:]:
+        if not is_unicode(argument):
+            _exit(f"the argument {argument!a} is not UTF-8; write it in UTF-8", 2)
     try:
         code = app(standalone_mode=False)  # Returns the code of a `typer.Exit`.
         sys.stdout.flush()
     except RefluxError as error:
-        _end(str(error), error.exit_code)
-    except JSONDecodeError as error:  # Whatever else is read as JSON says what it is.
-        _end(f"a record of the run is damaged ({error}): restore the run, or name another --run", 2)
-    except SystemExit as error:  # Not ours: a graph or a scorer of the user's ended the program.
-        _end(
-            f"something that was run called sys.exit({error.code!r}) in the middle of the work; "
-            "have it raise an error, or return",
+        _exit(str(error), error.exit_code)
+    except JSONDecodeError as error:  # Other JSON input has errors of its own.
+        _exit(
+            f"a record of the run is damaged ({error}): restore the run, or name another --run", 2
+        )
+    except SystemExit as error:  # A graph or scorer of the user called it.
+        _exit(
+            f"your code called sys.exit({error.code!r}) during the run; raise an error or return "
+            "instead",
             1,
         )
-    except BrokenPipeError:  # Whoever read the output has left; that is no failure of the work.
+    except BrokenPipeError:  # The reader of the output has closed its end; the work succeeded.
         drop_output()
         code = 0
     except OSError as error:
-        told = from_os_error(error)
-        _end(str(told), told.exit_code)
+        failure = from_os_error(error)
+        _exit(str(failure), failure.exit_code)
     except typer.Abort as error:
         raise KeyboardInterrupt from error
-    except Exception as error:  # noqa: BLE001 - typer's own errors share no public base
+    except Exception as error:  # noqa: BLE001 - typer's errors share no public base
         _usage(error)
-    if code == INTERRUPTED:  # Typer makes this code of a KeyboardInterrupt.
+    if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this code.
         raise KeyboardInterrupt
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _open_streams() -> None:
-    """A stream that was closed before the start is none at all: nothing in, and out to nowhere."""
+    """Replace a standard stream that is closed by /dev/null."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # What is not UTF-8 is refused where it is used, line by line, and ends nothing.
+        # Input that is not UTF-8 is rejected line by line, where it is used.
         sys.stdin.reconfigure(errors="surrogateescape")
 
 
-def _end(message: str, code: int) -> NoReturn:
-    text = printable(" ".join(message.split()))  # It may quote what an endpoint or a graph said.
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+def _exit(message: str, code: int) -> NoReturn:
+    text = printable(" ".join(message.split()))  # It may quote an endpoint or a graph.
+    if len(text) > MAX_CHARS:
+        text = f"{text[: MAX_CHARS // 2]} … {text[-MAX_CHARS // 2 :]}"
     sys.stderr.write(f"reflux: {text}\n")
     sys.exit(code)
 
 
 def _usage(error: Exception) -> NoReturn:
-    show = getattr(error, "show", None)  # A usage error of the command line itself.
-    if show is None:
+    show = getattr(error, "show", None)
+    if show is None:  # Not a usage error of typer's.
         raise error
     show(file=sys.stderr)
     sys.exit(getattr(error, "exit_code", 2))

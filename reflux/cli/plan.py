@@ -11,13 +11,13 @@ import typer
 from rich.table import Table
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.cli.ask import batch_config, config_of, open_run, task_of
+from reflux.cli.ask import batch_config, task_of
 from reflux.cli.contract import OUT, Json, Model, emit, open_existing, run_async
 from reflux.cli.progress import ProgressView
 from reflux.finetune.config import RoundsConfig
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Asked, Direct, answer_every, task_context
+from reflux.graphs.ask import Direct, Origin, answer_every, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import Task, score_held_out
 from reflux.graphs.evals.vote_log import (
@@ -35,6 +35,7 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.planner import MOST_LEAD, Plan, plan, walk
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
+from reflux.models import open_run
 from reflux.report.terminal import counted
 from reflux.tasks import task_named
 
@@ -126,7 +127,7 @@ async def _measured(
 ) -> dict[str, Any]:
     folder = RunFolder(run) if probe else open_existing(run)
     task = task_named(task_of(folder, task_name))
-    config = config_of(folder)
+    config = folder.rounds_config()
     if probe:
         level = level or (config.rounds[-1].level if config else 1)
         voted = await _probed(folder, task, model, probe, level, config)
@@ -192,7 +193,7 @@ async def _probed(
         context = AmplifyContext(
             opened.recorded_client, x, (), votes=policy, limits=Limits(attempts=1), seed=seed
         )
-        asked = Asked(folder.name, -1, f"probe-{x}-{level}", task.name, "held_out")
+        asked = Origin(folder.name, -1, f"probe-{x}-{level}", task.name, "held_out")
         with ProgressView() as view:
             await answer_every(
                 Direct(task_context(context, task), votes=policy),

@@ -1,11 +1,15 @@
-"""Progress on stderr: bars on a terminal, a line now and then in a log."""
+"""Progress on stderr: bars of a run's stages, and the tree of one question as it grows.
+
+On a terminal both are drawn in place. In a log, a stage writes a line now and then.
+"""
 
 import os
 import sys
 import time
-from types import TracebackType
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,15 +19,22 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.tree import Tree
 
 from reflux.agents.errors import UsageError
+from reflux.graphs.traces.events import Event
+from reflux.report.terminal import STATUS_COLOUR, counted, escape
 
-QUIET_SECONDS = 20.0
-"""In a log, the least time between two lines of one stage; REFLUX_PROGRESS_SECONDS sets another."""
+LOG_SECONDS = 20.0
+"""Minimum time between two log lines of one stage; REFLUX_PROGRESS_SECONDS overrides it."""
+MAX_OPEN = 8
+"""Running sub-questions shown below one question; the rest are counted."""
+MAX_ANSWERED = 4
+"""Answered sub-questions shown below one question: the newest."""
 
 
 class ProgressView:
-    """Shows what `(what, done, total, detail)` calls tell; safe to call from threads."""
+    """Shows the `(stage, done, total, detail)` calls of a run; safe to call from threads."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -39,44 +50,135 @@ class ProgressView:
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._said: dict[str, float] = {}
-        self._quiet = _quiet_seconds()
+        self._logged: dict[str, float] = {}
+        self._log_seconds = _log_seconds()
 
     def __enter__(self) -> "ProgressView":
         self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
-    def __call__(self, what: str, done: int, total: int, detail: str) -> None:
-        """Listener of a stage's progress."""
+    def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
+        """Show how far a stage has come."""
         if not self._console.is_terminal:
-            self._say(what, done, total, detail)
+            self._log(stage, done, total, detail)
             return
-        if what not in self._tasks or done == 0:
-            for finished in self._tasks.values():
-                self._bars.stop_task(finished)
-            self._tasks[what] = self._bars.add_task(what, total=total, detail=detail)
-        self._bars.update(self._tasks[what], completed=done, total=total, detail=detail)
+        if stage not in self._tasks or done == 0:
+            for earlier in self._tasks.values():
+                self._bars.stop_task(earlier)
+            self._tasks[stage] = self._bars.add_task(stage, total=total, detail=detail)
+        self._bars.update(self._tasks[stage], completed=done, total=total, detail=detail)
 
-    def _say(self, what: str, done: int, total: int, detail: str) -> None:
+    def _log(self, stage: str, done: int, total: int, detail: str) -> None:
         now = time.monotonic()
-        if 0 < done < total and now - self._said.get(what, 0) < self._quiet:
+        if 0 < done < total and now - self._logged.get(stage, 0) < self._log_seconds:
             return
-        self._said[what] = now
-        sys.stderr.write(f"{what}: {done}/{total} {detail}".rstrip() + "\n")
+        self._logged[stage] = now
+        sys.stderr.write(f"{stage}: {done}/{total} {detail}".rstrip() + "\n")
         sys.stderr.flush()
 
 
-def _quiet_seconds() -> float:
-    given = os.environ.get("REFLUX_PROGRESS_SECONDS") or str(QUIET_SECONDS)
+def _log_seconds() -> float:
+    text = os.environ.get("REFLUX_PROGRESS_SECONDS") or str(LOG_SECONDS)
     try:
-        return float(given)
+        return float(text)
     except ValueError as error:
-        raise UsageError(f"REFLUX_PROGRESS_SECONDS is {given!r}; give it a number") from error
+        raise UsageError(f"REFLUX_PROGRESS_SECONDS is {text!r}; give it a number") from error
+
+
+@dataclass
+class _LiveNode:
+    """One question of a growing tree."""
+
+    question: str
+    answer: str | None = None
+    status: str = ""
+    """Empty while the question runs."""
+    activity: str = ""
+    children: dict[str, "_LiveNode"] = field(default_factory=dict[str, "_LiveNode"])
+
+
+class LiveTree:
+    """The tree that a question's events make; an answered question folds into one line."""
+
+    def __init__(self, question: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._root = _LiveNode(question)
+        self._nodes = {"": self._root}
+        self._clock = clock
+        self._start = clock()
+        self.calls = 0
+        self.tokens = 0
+        self._left = ""
+
+    def __call__(self, event: Event) -> None:
+        """Take one event into the tree."""
+        node = self._node(event["path"])
+        match event["event"]:
+            case "asked":
+                node.question = event["question"]
+                node.activity = event["to"]
+            case "step":
+                self._step(node, event["step"])
+            case "called":
+                self.calls += 1
+                self.tokens += event["tokens"]
+                node.activity = event["model"]
+                self._left = "".join(f", {n:.0f} {unit} left" for unit, n in event["left"].items())
+            case "tool":
+                node.activity = f"tool:{event['tool']}"
+            case "link":
+                link = f"link {event['number'] + 1:,}"
+                node.activity = f"{link}: {event['question']} → {event['answer']}"
+            case "retry":
+                node.children.clear()
+                node.activity = f"retry: the check {event['rule']} failed"
+            case "answered":
+                node.answer, node.status = event["answer"], event["status"]
+
+    def _node(self, path: str) -> _LiveNode:
+        if path not in self._nodes:
+            parent = self._node(path.rpartition("/")[0])
+            self._nodes[path] = parent.children[path] = _LiveNode("")
+        return self._nodes[path]
+
+    def _step(self, node: _LiveNode, step: dict[str, object]) -> None:
+        if step["kind"] == "answer":
+            node.answer, node.status = str(step["text"]), "ok"
+        else:
+            split = "split into sub-questions" if step.get("subquestions") else "left to the agent"
+            node.activity = split
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _tree_of(self._root)
+        seconds = self._clock() - self._start
+        yield (
+            f"[dim]{counted(self.calls, 'call')}, {self.tokens} tokens, {seconds:.0f} s"
+            f"{self._left}; Ctrl-C stops[/]"
+        )
+
+
+def _tree_of(node: _LiveNode) -> Tree:
+    tree = Tree(_line(node))
+    if node.status:
+        return tree
+    children = list(node.children.values())  # A copy: events arrive on another thread.
+    answered = [child for child in children if child.status]
+    running = [child for child in children if not child.status]
+    if len(answered) > MAX_ANSWERED:
+        tree.add(f"[dim]{len(answered) - MAX_ANSWERED} more answered[/]")
+    for child in [*answered[-MAX_ANSWERED:], *running[:MAX_OPEN]]:
+        tree.children.append(_tree_of(child))
+    if len(running) > MAX_OPEN:
+        tree.add(f"[dim]{len(running) - MAX_OPEN} more running[/]")
+    return tree
+
+
+def _line(node: _LiveNode) -> str:
+    if node.status:
+        colour = STATUS_COLOUR.get(node.status, "white")
+        answer = escape(node.answer) if node.answer is not None else "no answer"
+        return f"{escape(node.question)} → [{colour}]{answer}[/]"
+    activity = f" [dim]… {escape(node.activity)}[/]" if node.activity else " [dim]…[/]"
+    return escape(node.question) + activity

@@ -1,11 +1,10 @@
-"""Amplify^H(X) as a chat model of LangChain: wherever a `BaseChatModel` fits, the tree fits."""
+"""The amplified system as a LangChain chat model, for any program that takes a `BaseChatModel`."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -14,80 +13,79 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.utils.utils import from_env, secret_from_env
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
 
-from reflux.agents.errors import EndpointError, RefluxError, UsageError
+from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.agents.redaction import redact
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.ask_context import overseer_named
 from reflux.conversation import cut_at, question_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, answer_all
+from reflux.graphs.ask import Origin, ask
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree, tokens_of
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.integrations.agent import Agent
 from reflux.integrations.loop_thread import loop_thread
-from reflux.overseers import overseer_named
+from reflux.models import Agent
 
 Emit = Callable[[Event], None]
 OPTIONS = {"model", "max_tokens", "temperature", "seed", "stream"}
-"""What a call may set for itself."""
+"""What a single call may set."""
 
 
 class AmplifiedChatModel(BaseChatModel):
-    """A chat model whose answers are amplified: each is H's, with many copies of X below.
+    """A chat model whose answers an overseer gives, with many copies of the agent below it.
 
-    A conversation becomes one question (`reflux/conversation.py`). A reply's `usage_metadata`
-    counts the whole tree, cache hits among it; its `response_metadata` holds `trajectory`,
-    `status`, `spent` and, as `model_name`, X. A stream yields the text at once when it is accepted,
-    because what was streamed cannot be recalled. It binds no tools and no schema.
+    A conversation becomes one question (`reflux.conversation`). A reply's `usage_metadata` counts
+    the whole tree with its cache hits; its `response_metadata` holds `trajectory`, `status`,
+    `spent` and, as `model_name`, the agent. A stream yields the whole text when it is accepted,
+    because streamed text cannot be recalled. The model binds no tools and no schema.
 
-    H must not defer to a person here, who can only be waited for by a graph with a checkpointer.
+    The overseer must not defer to a human, which needs a graph with a checkpointer.
     """
 
     overseer: SkipValidation[AnyOverseer | Sequence[AnyOverseer]] = Field(
         default_factory=overseer_named
     )
-    """H, or several: a retry takes the next one's decomposition."""
+    """One, or several: a retry takes the next one's decomposition."""
     client: SkipValidation[ChatClient | BaseChatModel | None] = Field(default=None, exclude=True)
-    """Where X runs; a chat model of LangChain among others. None: the endpoint of `base_url` and
-    `api_key`, by default OPENAI_BASE_URL and OPENAI_API_KEY, or the embedded engine without one."""
+    """Where the agent runs; a chat model of LangChain is one, too. None: the endpoint of `base_url`
+    and `api_key`, by default OPENAI_BASE_URL and OPENAI_API_KEY, or the embedded engine."""
     model: str = Field(default_factory=from_env("REFLUX_MODEL", default=""))
-    """The name of X; where empty, the run's promoted student, or `base`."""
+    """Name of the agent; empty for the run's promoted student, or `base`."""
     run: Path | None = None
-    """Run folder with students and trajectories; a temporary one where None."""
+    """Run folder with students and trajectories; None for a temporary one."""
     base_url: str = Field(default_factory=from_env("OPENAI_BASE_URL", default=""))
     api_key: SecretStr = Field(default_factory=secret_from_env("OPENAI_API_KEY", default=""))
     max_retries: int = 5
-    """Tries after the first at that endpoint; a `client` has its own."""
+    """Retries at that endpoint; a `client` has its own."""
     checker: SkipValidation[Checker] = Field(default_factory=lambda: RuleChecker({}))
     limits: Limits = Limits()
     votes: VotePolicy = VotePolicy(max_votes=1)
     temperature: float | None = None
-    """Of the votes after the first, which is greedy, and of retries; that of `votes` where None."""
+    """Of retries and of all votes but the first, which is greedy; None for that of `votes`."""
     max_tokens: int = 256
     """Tokens of one copy's answer."""
     seed: int = 0
     stop: list[str] = []  # noqa: RUF012 - pydantic copies it
-    """Texts before which the accepted answer is cut; the copies below do not see them."""
+    """Texts before which the accepted answer is cut; the copies do not see them."""
     timeout: float | None = None
-    """Seconds for one whole answer."""
+    """Maximum seconds of one whole answer."""
     unaccepted: Literal["raise", "return"] = "raise"
-    """Whether the best of the answers that did not pass the check, or that were there when the
-    budget ended, is an error or a reply whose `status` says so."""
+    """Whether the best answer that was not accepted is an error, or a reply with its `status`."""
     tree_events: bool = False
-    """Whether a stream yields, before the text, a chunk without text for each event of the growing
-    tree, under `additional_kwargs["reflux_events"]`."""
+    """Whether a stream first yields a chunk without text for each event of the growing tree, under
+    `additional_kwargs["reflux_events"]`."""
     streaming: bool = False
-    """Whether `invoke` goes by way of the stream, as for every chat model."""
+    """Whether `invoke` uses the stream."""
 
     model_config = ConfigDict(extra="forbid")
     _agent: Agent = PrivateAttr()
 
     def model_post_init(self, _: Any, /) -> None:
-        """Say where X is; nothing is opened before the first question."""
+        """Create the agent; it opens nothing before the first question."""
         key = self.api_key.get_secret_value()
         env = {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": key}
         self._agent = Agent(self.client, self.run, env, retries=self.max_retries)
@@ -189,20 +187,20 @@ class AmplifiedChatModel(BaseChatModel):
         """The fields of the message that answers."""
         question = question_of(messages)
         opened = self._agent.open()
-        x = self._agent.name(options.get("model") or self.model)
-        context = self._context(AmplifyContext(opened.recorded_client, x, (), emit=emit), options)
-        asked = Asked(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
-        trajectory = asked.question_id(redact(question))
+        agent = self._agent.name(options.get("model") or self.model)
+        bare = AmplifyContext(opened.recorded_client, agent, (), emit=emit)
+        context = self._context(bare, options)
+        origin = Origin.new(opened.folder.name, "chat")
+        trajectory = origin.question_id(redact(question))
         try:
             async with asyncio.timeout(self.timeout):
-                (outcome,) = await answer_all(Amplified(context), asked, [question])
+                answered = await ask(context, question, origin)
         except TimeoutError as error:
             raise RefluxError(
                 f"no answer in {self.timeout:g} s (trajectory {trajectory}); raise timeout, or "
                 "lower limits"
             ) from error
-        if outcome["status"] == "failed" and opened.recorded_client.outage:
-            raise EndpointError(opened.recorded_client.outage)
+        outcome = cast(Outcome, answered.check_endpoint().outcome)
         return {
             "content": cut_at(self._accepted(outcome, trajectory), stop or self.stop),
             "usage_metadata": _usage(opened.store, trajectory),

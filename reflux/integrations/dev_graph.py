@@ -2,25 +2,23 @@
 
     START → read → amplify → reply → END
 
-`read` makes a question of the messages (or of a plain `question`), `amplify` runs the
-amplification graph nested in this one, so that a person's interrupts and the events of the growing
-tree come through it, and `reply` adds the answer as a message. `langgraph.json` names `graph`.
+`read` makes a question of the messages, or of a plain `question`. `amplify` runs the amplification
+graph nested in this one: the interrupts for humans and the events of the growing tree pass through
+it. `reply` adds the answer as a message. `langgraph.json` names `graph`.
 
-All that it needs comes from the environment (OPENAI_BASE_URL and OPENAI_API_KEY, REFLUX_MODEL,
-REFLUX_OVERSEER, REFLUX_RUN) and from the context that a client may pass: `Settings`. A person's
-interrupt is `{path, form}`; it is resumed by its id with a step, `{"kind": "answer", "text": ...}`.
-`langgraph dev` wants `--allow-blocking`: the call log is read from SQLite in place.
+The environment sets OPENAI_BASE_URL and OPENAI_API_KEY, REFLUX_MODEL, REFLUX_OVERSEER, REFLUX_RUN;
+a client may pass `Settings` as context. An interrupt is `{path, form}`; a client resumes it by its
+id with a step, `{"kind": "answer", "text": ...}`. `langgraph dev` needs `--allow-blocking`: the
+call log is read from SQLite in the event loop.
 
-A picture of the graph shows the states of one level. It cannot show the recursion: a sub-question
-that is decomposed runs the same graph again, from within `subtask`. The tree of one answer is
-`reflux traces show ID`.
+A picture of the graph shows the states of one level, not the recursion: a sub-question that is
+decomposed runs the same graph again, within `subtask`. `reflux traces show ID` shows the tree.
 """
 
 import contextvars
 import os
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,46 +29,47 @@ from typing_extensions import TypedDict
 
 from reflux.agents.overseers.protocol import AnyOverseer
 from reflux.agents.redaction import redact
+from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, context_of
 from reflux.conversation import question_of
-from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.graph import begin, build_graph
+from reflux.graphs.amplify.context import Limits
+from reflux.graphs.amplify.graph import build_graph
 from reflux.graphs.amplify.state import Outcome, Status
-from reflux.graphs.ask import Asked, recursion_limit
-from reflux.graphs.voting.voting import VotePolicy
-from reflux.integrations.agent import Agent
-from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named
+from reflux.graphs.ask import Amplified, Origin, ask
+from reflux.graphs.ask_options import AskOptions
+from reflux.models import Agent
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a client may choose for one run; Studio shows it as a form."""
+    """The settings of one run that a client may pass; Studio shows them as a form."""
 
     overseer: str = os.environ.get("REFLUX_OVERSEER") or DEFAULT_OVERSEER
-    """H, by name; see `reflux/overseers.py`."""
+    """By name; see `reflux.ask_context.OVERSEERS`."""
     model: str = os.environ.get("REFLUX_MODEL", "")
-    """The name of X; where empty, the run's promoted student, or `base`."""
+    """Name of the agent; empty for the run's promoted student, or `base`."""
     depth: int = 1
     """Levels of sub-questions."""
     attempts: int = 3
-    """Tries at one question."""
+    """Maximum attempts at one question."""
     calls: int = 1_000
-    """Model calls at the most."""
+    """Maximum model calls."""
     max_tokens: int = 256
-    """Tokens of one copy's answer."""
+    """Maximum tokens of one copy's answer."""
 
 
 class Put(TypedDict, total=False):
-    """What goes in: messages that end with the user's, a plain question, or both."""
+    """The input: messages that end with the user's, a plain question, or both."""
 
     messages: list[AnyMessage]
     question: str
 
 
 class Got(TypedDict):
-    """What comes out; `answer` is None where there was none."""
+    """The output."""
 
     messages: list[AnyMessage]
     answer: str | None
+    """The best one, also if it was not accepted; None if there is none."""
     status: Status
     error: str | None
     trajectory: str
@@ -78,11 +77,13 @@ class Got(TypedDict):
 
 
 class ChatState(MessagesState):
-    """A thread between two questions, and the one that is being answered."""
+    """The state of a thread, and of the question that is being answered."""
 
     question: str
     asked: str
-    """The question as H sees it, with the conversation before it."""
+    """The question as the overseer sees it, with the conversation before it."""
+    system: str
+    """The part of the question's origin that makes it a trajectory of its own."""
     trajectory: str
     outcome: Outcome
     answer: str | None
@@ -96,64 +97,63 @@ def chat_graph(
     """The graph, uncompiled.
 
     Args:
-        agent: where X runs and what records its calls; that of the environment where None.
-        overseers: H by name, from which `Settings.overseer` chooses.
+        agent: where the agent runs and its calls are recorded; None for that of the environment.
+        overseers: by name, for `Settings.overseer`.
         context: further fields of `AmplifyContext`, for example `checker`.
     """
-    run = Path(os.environ.get("REFLUX_RUN") or "runs/chat")
-    x = agent or Agent(run=run)
-    inner: Any = build_graph().compile()
-    context.setdefault("votes", VotePolicy(max_votes=1))
+    inner: Any = build_graph().compile()  # Pictures of the graph show the states of this one, too.
+    agent = agent or Agent(run=Path(os.environ.get("REFLUX_RUN") or "runs/chat"))
 
     async def read(state: ChatState, runtime: Runtime[Settings]) -> dict[str, Any]:
-        """Make one question of the messages, under an id that stays when the run is resumed."""
+        """Make one question of the messages; its origin stays the same if the run is resumed."""
         plain = state.get("question")
-        said = [HumanMessage(plain)] if plain else []
-        question = redact(question_of([*state.get("messages", []), *said]))
-        opened = x.open()
-        asked = Asked(opened.folder.name, -1, f"chat-{uuid.uuid4().hex[:12]}", "", "asked")
-        trajectory = asked.question_id(question)
-        row = {"id": trajectory, "text": question, **vars(asked)}
-        await opened.store.add_question(row)
-        return {"messages": said, "question": "", "asked": question, "trajectory": trajectory}
+        messages = [HumanMessage(plain)] if plain else []
+        question = redact(question_of([*state.get("messages", []), *messages]))
+        origin = Origin.new(agent.folder.name, "chat")
+        return {
+            "messages": messages,
+            "question": "",
+            "asked": question,
+            "system": origin.system,
+            "trajectory": origin.question_id(question),
+        }
 
     async def amplify(state: ChatState, runtime: Runtime[Settings]) -> dict[str, Any]:
-        """Run the amplification graph as part of this run: its interrupts are this run's."""
+        """Ask the question as part of this run: its interrupts are this run's."""
         settings = runtime.context or Settings()
         # LangGraph files an event under the graph whose context it is written in, and shows those
         # of nested graphs only to clients that ask for subgraphs.
         here = contextvars.copy_context()
-        amplified = AmplifyContext(
-            x.open().recorded_client,
-            x.name(settings.model),
-            (overseer_named(settings.overseer, overseers),),
+        opened = agent.open()
+        options = AskOptions(
+            settings.overseer,
+            agent.name(settings.model),
             limits=Limits(depth=settings.depth, attempts=settings.attempts, calls=settings.calls),
             max_tokens=settings.max_tokens,
-            emit=lambda event: here.run(runtime.stream_writer, event),
-            **context,
         )
-        asked = {"run": x.open().folder.name, "round": -1}
-        with amplified.recorded_client.spans.run(state["trajectory"], asked) as span:
-            done = await inner.ainvoke(
-                begin(state["asked"], state["trajectory"], amplified),
-                {"recursion_limit": recursion_limit(amplified)},
-                context=amplified,
-            )
-            outcome = done["outcome"]
-            span.ended(outcome["status"] if outcome else "waiting")
-        return {"outcome": outcome}
+        amplified = context_of(opened.recorded_client, options, overseers, **context)
+        amplified = replace(amplified, emit=lambda event: here.run(runtime.stream_writer, event))
+        origin = replace(Origin.new(opened.folder.name, "chat"), system=state["system"])
+        answered = await ask(
+            amplified,
+            state["asked"],
+            origin,
+            options=options,
+            system=Amplified(amplified, nested=inner),
+        )
+        return {"outcome": answered.outcome}
 
     def reply(state: ChatState) -> dict[str, Any]:
-        """Say the answer, or why there is none that was accepted."""
+        """Add the answer, or the reason why none was accepted, as a message."""
         outcome, trajectory = state["outcome"], state["trajectory"]
-        told = {"trajectory": trajectory, "status": outcome["status"]}
+        metadata = {"trajectory": trajectory, "status": outcome["status"]}
         message = AIMessage(
-            _said(outcome),
+            _content(outcome),
             id=f"reflux-{trajectory}",
-            response_metadata=told | {"spent": dict(outcome["spent"])},
+            response_metadata=metadata | {"spent": dict(outcome["spent"])},
         )
-        kept = {key: outcome[key] for key in ("answer", "status", "error")}
-        return {"messages": [message], **kept}
+        fields = {key: outcome[key] for key in ("answer", "status", "error")}
+        return {"messages": [message], **fields}
 
     graph = StateGraph(ChatState, Settings, input_schema=Put, output_schema=Got)
     for node in (read, amplify, reply):
@@ -165,7 +165,7 @@ def chat_graph(
     return graph
 
 
-def _said(outcome: Outcome) -> str:
+def _content(outcome: Outcome) -> str:
     answer, status = outcome["answer"], outcome["status"]
     if status == "ok" and answer is not None:
         return answer

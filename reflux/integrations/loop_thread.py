@@ -1,4 +1,4 @@
-"""The event loop of callers that have none: one thread, shared by all sync calls."""
+"""Sync calls run on one event loop, in a thread that all of them share."""
 
 import asyncio
 import threading
@@ -12,10 +12,9 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop in a thread of its own; it ends with the program.
+    """An event loop in a separate thread, which ends with the program.
 
-    `asyncio.run` would not do: it refuses where a loop is running (a notebook), and what one call
-    opens the next could not use.
+    `asyncio.run` fails if a loop is running, as in a notebook, and closes what a call has opened.
     """
 
     def __init__(self) -> None:
@@ -26,14 +25,14 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do async work and wait for it; an interrupt of the waiting cancels the work.
+        """Run a coroutine and wait for it; interrupting the wait cancels it.
 
         Raises:
-            UsageError: called from the loop itself, which would wait for ever.
+            UsageError: called from the loop itself, which would wait forever.
         """
         if threading.current_thread() is self._thread:
             work.close()
-            raise UsageError("a sync call from within a sync call would wait for ever: await it")
+            raise UsageError("a sync call from within a sync call would wait forever: await it")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -44,5 +43,5 @@ class LoopThread:
 
 @cache
 def loop_thread() -> LoopThread:
-    """The one that all share."""
+    """The shared thread."""
     return LoopThread()

@@ -101,7 +101,7 @@ def _tokens(axes: Any, found: Results) -> None:
         bars = _bars(summary.accuracy, summary.ci95)
         each = summary.tokens / summary.n
         axes.errorbar(
-            each, summary.accuracy, yerr=bars, color=colour, scorer="o", capsize=3, label=name
+            each, summary.accuracy, yerr=bars, color=colour, marker="o", capsize=3, label=name
         )
     axes.set_ylim(-0.03, 1.05)
     axes.set_xlim(left=0)
@@ -115,7 +115,7 @@ def _differences(axes: Any, found: Results) -> None:
     shown = found.differences[:12]
     for at, d in enumerate(shown):
         axes.errorbar(
-            d.value, at, xerr=_bars(d.value, d.ci95), color="#2463a8", scorer="o", capsize=3
+            d.value, at, xerr=_bars(d.value, d.ci95), color="#2463a8", marker="o", capsize=3
         )
     names = [f"{short(d.first)} − {short(d.second)}" for d in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=8)
@@ -133,7 +133,7 @@ def _reliability(axes: Any, found: Results) -> None:
                 each.accuracy,
                 yerr=_bars(each.accuracy, each.ci95),
                 color=colour,
-                scorer="o",
+                marker="o",
                 markersize=4,
                 capsize=2,
                 linewidth=1,
@@ -159,7 +159,7 @@ def _depth(axes: Any, found: Results) -> None:
             axes.barh(at, level.accepted, color=colour, alpha=0.35, height=0.6)
             if level.accuracy is not None and level.ci95 is not None:
                 bars = _bars(level.accuracy, level.ci95)
-                axes.errorbar(level.accuracy, at, xerr=bars, color="#222222", scorer="o", capsize=3)
+                axes.errorbar(level.accuracy, at, xerr=bars, color="#222222", marker="o", capsize=3)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.02)

@@ -1,7 +1,4 @@
-"""Text of models and users, made fit to be shown: no control characters, and not without end.
-
-Tables and trees on the terminal.
-"""
+"""Tables and trees on the terminal, and text of models and users without control characters."""
 
 import html
 import shlex
@@ -24,80 +21,89 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node
 
 LINES = "\n"
-"""What `printable` keeps of a text of several lines."""
+"""What `printable` keeps in a text of several lines."""
 
 
 def printable(text: str, kept: str = "") -> str:
-    """The text with a blank for every character that cannot be seen, but for those to be `kept`."""
+    """The text with a blank for each unprintable character that is not in `kept`."""
     return "".join(char if char.isprintable() or char in kept else " " for char in text)
 
 
-def html_text(text: str, longest: int) -> str:
-    """Somebody else's text as HTML that shows it as it is: no markup of its own, its lines, and at
-    most so many characters."""
-    more = len(text) - longest
-    cut = f"{text[:longest]} … {more} characters more" if more > 0 else text
-    return f'<span class="text">{html.escape(printable(cut, LINES))}</span>'
+def cut_text(text: str, max_chars: int) -> str:
+    """The text, cut after `max_chars` characters with a note of how many more there are."""
+    more = len(text) - max_chars
+    return f"{text[:max_chars]} … {more} characters more" if more > 0 else text
 
 
-STATUS_COLOUR = {"ok": "green", "rejected": "yellow", "over_budget": "yellow", "failed": "red"}
+def html_text(text: str, max_chars: int) -> str:
+    """Text of models and users as escaped HTML that keeps its lines."""
+    return f'<span class="text">{html.escape(printable(cut_text(text, max_chars), LINES))}</span>'
+
+
+STATUS_COLOUR = {
+    "ok": "green",
+    "rejected": "yellow",
+    "truncated": "yellow",
+    "over_budget": "yellow",
+    "failed": "red",
+}
 
 
 def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
-    """Two tables with a line a round, 80 columns wide: what was reached, and what it cost."""
-    look: dict[str, Any] = {
+    """Accuracy and cost of each round, as two tables 80 columns wide."""
+    style: dict[str, Any] = {
         "title_justify": "left",
         "box": SIMPLE_HEAD,
         "show_edge": False,
         "pad_edge": False,
     }
-    reached = Table(title="Accuracy on held-out questions, with 95% intervals", **look)
+    accuracy = Table(title="Accuracy on held-out questions, with 95% intervals", **style)
     for heading in ("round", "n", "base", "amplified", "student"):
-        reached.add_column(heading, no_wrap=True)
-    cost = Table(title="What it cost", **look)
+        accuracy.add_column(heading, no_wrap=True)
+    cost = Table(title="Cost", **style)
     cost.add_column("round", justify="right")
-    cost.add_column("agent X")
-    for heading in ("calls each", "cached", "rows", "training", "rows/s"):
+    cost.add_column("agent")
+    for heading in ("calls/question", "cached", "rows", "training", "rows/s"):
         cost.add_column(heading, justify="right", no_wrap=True)
     cost.add_column("promoted")
-    for r in rounds:
-        scores = [r.get(system) for system in ("direct", "amplified", "student")]
-        failed = ", ".join(gate["name"] for gate in failed_gates(r["gates"]))
-        reached.add_row(
-            f"{r['round']} (level {r['level']})",
-            str((r.get("student") or {}).get("n", "–")),
+    for row in rounds:
+        scores = [row.get(system) for system in ("direct", "amplified", "student")]
+        failed = ", ".join(gate["name"] for gate in failed_gates(row["gates"]))
+        accuracy.add_row(
+            f"{row['round']} (level {row['level']})",
+            str((row.get("student") or {}).get("n", "–")),
             *map(accuracy_text, scores),
         )
-        amplified = r.get("amplified")
+        amplified = row.get("amplified")
         cost.add_row(
-            str(r["round"]),
-            r["agent"],
+            str(row["round"]),
+            row["agent"],
             f"{amplified['calls'] / amplified['n']:.2f}" if amplified else "–",
             f"{amplified['cached'] / max(1, amplified['calls']):.0%}" if amplified else "–",
-            str(r["trained_rows"]),
-            f"{r['train_seconds']:.0f} s",
-            f"{r['examples_per_second']:.1f}",
-            "yes" if r["promoted"] else f"no: {failed}",
+            str(row["trained_rows"]),
+            f"{row['train_seconds']:.0f} s",
+            f"{row['examples_per_second']:.1f}",
+            "yes" if row["promoted"] else f"no: {failed}",
         )
-    return reached, cost
+    return accuracy, cost
 
 
 def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each round of amplification found hard, and what became of the hard ones before it."""
+    """How many questions of each round were hard, and what became of the earlier hard ones."""
     lines: list[str] = []
-    for r in rounds:
-        made = r["amplify"]
-        if "failed" not in made or r["round"] == 0:
+    for row in rounds:
+        amplify = row["amplify"]
+        if "failed" not in amplify or row["round"] == 0:
             continue
-        n = made["questions"]
+        n = amplify["questions"]
         line = (
-            f"Round {r['round']}: of {n} training questions {made['failed'] / n:.1%} failed and "
-            f"{made['doubtful'] / n:.1%} were in doubt"
+            f"Round {row['round']}: of {n} training questions {amplify['failed'] / n:.1%} failed "
+            f"and {amplify['doubtful'] / n:.1%} were in doubt"
         )
-        if made["asked_again"]:
+        if amplify["asked_again"]:
             line += (
-                f"; {made['asked_again']} of them had been hard in the round before, "
-                f"{made['accepted_again']} of those are accepted now"
+                f"; {amplify['asked_again']} had been hard in the round before, "
+                f"{amplify['accepted_again']} of these are accepted now"
             )
         lines.append(line + ".")
     return lines
@@ -112,117 +118,123 @@ def accuracy_text(score: Mapping[str, Any] | None) -> str:
 
 
 def tree_view(node: Node, why: bool = False) -> Tree:
-    """The tree of a trajectory, with who answered and what it cost; `why` adds its path, how the
-    votes went and what checks and persons said."""
+    """The tree of a trajectory, with who answered and the cost; `why` adds paths, votes, checks,
+    and what humans said."""
     tree = Tree(_line(node) + (f" [dim]{node.path}[/]" if why and node.path else ""))
-    for line in _reasons(node) if why else ():
-        tree.add(f"[dim]{line}[/]")
+    for label, text in reasons(node) if why else ():
+        tree.add(f"[dim]{escape(label)}: {escape(text)}[/]")
     for child in node.children:
         tree.children.append(tree_view(child, why))
     return tree
 
 
-def _reasons(node: Node) -> Iterator[str]:
+def reasons(node: Node) -> Iterator[tuple[str, str]]:
+    """What led to the answer, as (label, text): votes, checks, and what humans said."""
     if len(node.tally) > 1 or node.votes > 1:
-        counted = ", ".join(f"{escape(text)} {weight:g}" for text, weight in node.tally)
-        yield f"votes: {counted or 'none that counts'}"
-    for said in node.checks:
-        verdict = "passed" if said["ok"] else f"refused by {escape(said.get('rule', ''))}"
-        yield f"check: {escape(said['answer'])} {verdict}"
+        tally = ", ".join(f"{text} × {weight:g}" for text, weight in node.tally)
+        yield "votes", tally or "none counts"
+    for check in node.checks:
+        verdict = "passed" if check["ok"] else f"failed: {check.get('rule', '')}"
+        yield f"check {verdict}", check["answer"]
     if node.verdict:
-        yield f"a person {node.verdict} it"
+        yield "a human's verdict", node.verdict
     for comment in node.comments:
-        yield f"a person says: {escape(comment)}"
+        yield "a human's comment", comment
 
 
 def total_line(tree: Node) -> str:
     """What a whole tree cost."""
     nodes = list(tree.walk())
-    calls, cached = sum(n.calls for n in nodes), sum(n.cached for n in nodes)
+    cached = sum(node.cached for node in nodes)
+    calls = counted(sum(node.calls for node in nodes), "call")
     parts = [
         counted(len(nodes), "question"),
-        counted(calls, "call") + (f" ({cached} known before)" if cached else ""),
-        f"{sum(n.tokens for n in nodes)} tokens",
-        f"{sum(n.seconds for n in nodes):.1f} s of models",
+        f"{calls} ({cached} cached)" if cached else calls,
+        f"{sum(node.tokens for node in nodes)} tokens",
+        f"{sum(node.seconds for node in nodes):.1f} s of models",
     ]
-    if money := sum(n.money for n in nodes):
+    if money := sum(node.money for node in nodes):
         parts.append(f"{money:.4g} in money")
     return ", ".join(parts)
 
 
 def _line(node: Node) -> str:
     colour = STATUS_COLOUR.get(node.status, "white")
-    by = f" by {escape(node.answered_by)}" if node.answered_by else ""
-    votes = f", {node.votes} votes" if node.votes > 1 else ""
-    money = f", {node.money:.3g}" if node.money else ""
-    spent = (
-        f"{counted(node.calls, 'call')}, {node.tokens} tokens, {node.seconds:.1f} s{votes}{money}"
-    )
-    cost = f" ({spent})" if node.calls else ""
-    verdict = f" [bold]{node.verdict}[/]" if node.verdict else ""
-    note = f" [dim]({escape(node.note)})[/]" if node.note else ""
-    if node.chain is not None:
-        note += f" [dim]({_chain(node.chain)})[/]"
-    broken = next((said["rule"] for said in reversed(node.checks) if said.get("rule")), "")
-    why = node.error or (f"refused by {broken}" if broken else "")
-    error = f" [dim]{escape(why)}[/]" if why and node.status != "ok" else ""
-    missing = "not answered yet" if node.status == "running" else "no answer"
-    answer = escape(node.answer) if node.answer is not None else missing
+    question = escape(last_question(node.question))
+    if node.answer is not None:
+        answer = escape(node.answer)
+    else:
+        answer = "not answered yet" if node.status == "running" else "no answer"
     if node.status not in ("ok", "running"):
         answer += f" ({node.status})"
-    asked = escape(last_question(node.question))
-    return f"{asked} → [{colour}]{answer}[/]{by}{cost}{verdict}{note}{error}"
+    line = f"{question} → [{colour}]{answer}[/]"
+    if node.answered_by:
+        line += f" by {escape(node.answered_by)}"
+    if node.calls:
+        votes = f", {node.votes} votes" if node.votes > 1 else ""
+        money = f", {node.money:.3g}" if node.money else ""
+        calls = counted(node.calls, "call")
+        line += f" ({calls}, {node.tokens} tokens, {node.seconds:.1f} s{votes}{money})"
+    if node.verdict:
+        line += f" [bold]{node.verdict}[/]"
+    if node.note:
+        line += f" [dim]({escape(node.note)})[/]"
+    if node.chain is not None:
+        line += f" [dim]({_chain(node.chain)})[/]"
+    rule = next((check["rule"] for check in reversed(node.checks) if check.get("rule")), "")
+    reason = node.error or (f"failed the check {rule}" if rule else "")
+    if reason and node.status != "ok":
+        line += f" [dim]{escape(reason)}[/]"
+    return line
 
 
 def _chain(chain: Mapping[str, Any]) -> str:
     """`1,023 links, 31 in doubt; first QUESTION → ANSWER, last QUESTION → ANSWER`."""
-    asked, answer = chain["first"]
-    shown = f"first {escape(asked)} → {escape(answer or '–')}"
+    question, answer = chain["first"]
+    ends = f"first {escape(question)} → {escape(answer or '–')}"
     if chain["links"] > 1:
-        asked, answer = chain["last"]
-        shown += f", last {escape(asked)} → {escape(answer or '–')}"
-    return f"{chain['links']:,} links, {chain['doubtful']:,} in doubt; {shown}"
+        question, answer = chain["last"]
+        ends += f", last {escape(question)} → {escape(answer or '–')}"
+    return f"{chain['links']:,} links, {chain['doubtful']:,} in doubt; {ends}"
 
 
-def counted(count: int, thing: str) -> str:
+def counted(count: int, noun: str) -> str:
     """`1 call`, `2 calls`."""
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def ended(outcome: Outcome) -> str:
-    """How a question ended, and why where that is known."""
+    """The status of an outcome and, if known, the reason."""
     return f"{outcome['status']}: {outcome['error']}" if outcome["error"] else outcome["status"]
 
 
 def escape(text: str) -> str:
-    """Text of a model or user, shown as it is: no markup, no control characters."""
-    shown = printable(text)
-    return escape_markup(shown if len(shown) <= 300 else shown[:297] + "…")
+    """Text of a model or user, cut to 300 characters: no markup, no control characters."""
+    line = printable(text)
+    return escape_markup(line if len(line) <= 300 else line[:297] + "…")
 
 
 def plain(text: str) -> Text:
-    """The whole text of a model or user, with its lines: no markup, no control characters."""
+    """The whole text of a model or user with its lines: no markup, no control characters."""
     return Text(printable(text, LINES))
 
 
 def answer_line(answer: str | None, about: str) -> Text:
-    """The whole answer, however long, and after it what it took."""
-    shown = Text("\n")
-    shown.append("no answer" if answer is None else printable(answer, LINES), style="bold")
-    return shown.append(f"   {printable(about)}")
+    """The whole answer, followed by what it cost."""
+    line = Text("\n")
+    line.append("no answer" if answer is None else printable(answer, LINES), style="bold")
+    return line.append(f"   {printable(about)}")
 
 
-def begun_hint(store: TraceStore, question_id: str, run: Path) -> Text | None:
-    """How to go on with a person's word whose tree was not recomputed to its end; None where
-    it
-    was, or there is none."""
-    begun = under_way(store, question_id)
-    if begun is None:
+def resume_hint(store: TraceStore, question_id: str, run: Path) -> Text | None:
+    """The command that completes a revision; None if the tree is recomputed to its end."""
+    revision = under_way(store, question_id)
+    if revision is None:
         return None
-    path, answer = begun
-    word = "--again" if answer is None else f"--edit {shlex.quote(answer)}"
+    path, answer = revision
+    option = "--again" if answer is None else f"--edit {shlex.quote(answer)}"
     node = f"{first_of(question_id)}{path}"
     return plain(
-        f"{question_id} is not recomputed to its end; if nothing works on it any more: "
-        f"reflux review {node} {word} --run {shlex.quote(str(run))}"
+        f"{question_id} is not recomputed to its end; unless a process still works on it: "
+        f"reflux review {node} {option} --run {shlex.quote(str(run))}"
     )

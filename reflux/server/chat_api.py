@@ -1,70 +1,52 @@
-"""`/v1/models` and `/v1/chat/completions`, as clients of the OpenAI protocol know them."""
+"""`/v1/models` and `/v1/chat/completions` in the OpenAI protocol."""
 
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
+from openai.types.chat import ChatCompletion
+from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from reflux.agents.errors import RefluxError
-from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.traces.events import Event
-from reflux.server.chat_reply import ChatCompletion, Form, Reply, Said, as_event
+from reflux.server.answers import ChatAnswer, DirectAnswer, TreeAnswer
+from reflux.server.chat_reply import (
+    AnswerPart,
+    Reply,
+    ReplyFormat,
+    reasoning_line,
+    to_json,
+)
 from reflux.server.chat_request import ChatRequest
-from reflux.server.direct_answer import DirectAnswer
-from reflux.server.errors import ErrorBody, as_api_error
-from reflux.server.event_log import EventLogs, thought
-from reflux.server.jobs import ClientLeft, Put, Tasks, Work, unless_left
-from reflux.server.metrics import Metrics
-from reflux.server.pending import Waiting
-from reflux.server.served_models import OneModel, ServedModels
-from reflux.server.settings import ServeSettings
-from reflux.server.tree_answer import TreeAnswer
+from reflux.server.errors import as_api_error
+from reflux.server.running_answer import ClientLeft, Put, RunningAnswer, while_connected
+from reflux.server.served_models import OneModel
+from reflux.server.state import ERRORS, ServerState, state_of
 
-TRACE = "x-reflux-trajectory"
+TRAJECTORY_HEADER = "x-reflux-trajectory"
 """Header with the id of the trajectory, for `reflux traces show`."""
 PING_SECONDS = 15.0
-"""Of silence, after which a stream says that it is still there."""
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 422, 429, 502, 503)
-}
-
-
-@dataclass(frozen=True)
-class Served:
-    """All that the routes of a server share."""
-
-    run: OpenRun
-    settings: ServeSettings
-    models: ServedModels
-    logs: EventLogs
-    metrics: Metrics
-    waiting: Waiting
-    tasks: Tasks
-
-
-def served(request: Request) -> Served:
-    """What the request's server shares."""
-    return request.app.state.served
-
+"""A silent stream sends a comment this often, so that no proxy closes it."""
 
 router = APIRouter(prefix="/v1", responses=ERRORS)
 
 
 @router.get("/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """The models that are served at this moment."""
-    return {"object": "list", "data": [_model(m) for m in served(request).models.listed()]}
+    """List the models that are served now."""
+    models = state_of(request).models.listed()
+    return {"object": "list", "data": [_model(model) for model in models]}
 
 
 @router.get("/models/{name:path}")
 async def show_model(name: str, request: Request) -> dict[str, Any]:
-    """One model."""
-    models = served(request).models
+    """Show one model."""
+    models = state_of(request).models
     models.find(name)
     return next((_model(m) for m in models.listed() if m.id == name), {"id": name})
 
@@ -80,95 +62,108 @@ def _model(listed: Any) -> dict[str, Any]:
 )
 async def complete_chat(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
-    shared = served(request)
-    found = shared.models.find(body.model)
-    answer: DirectAnswer | TreeAnswer
-    if isinstance(found, OneModel):
-        answer = DirectAnswer(shared.run, shared.settings, found.name, body)
+    state = state_of(request)
+    model = state.models.find(body.model)
+    answer: ChatAnswer
+    if isinstance(model, OneModel):
+        answer = DirectAnswer(state.run, state.settings, model.name, body)
     else:
-        x = shared.models.x()
-        answer = TreeAnswer(shared.run, shared.settings, found, x, body, shared.waiting)
+        agent = state.models.agent()
+        answer = TreeAnswer(state.run, state.settings, model, agent, body, state.waiting)
     if body.user is not None:
-        told = {"user": body.user}
-        await shared.run.store.add_judgement(answer.trajectory, "", "user", None, told)
-    form = Form(body, answer.trajectory)
-    headers = {TRACE: answer.trajectory}
-    work = Work[Said](lambda put: _recorded(shared, body.model, answer, put), shared.tasks)
-    said = work.said(PING_SECONDS)
+        detail = {"user": body.user}
+        await state.run.store.add_judgement(answer.trajectory, "", "user", None, detail)
+    reply_format = ReplyFormat(body, answer.trajectory)
+    headers = {TRAJECTORY_HEADER: answer.trajectory}
+    running = RunningAnswer[AnswerPart](
+        lambda put: _run(state, body.model, answer, put), state.tasks
+    )
     streamed = False
     try:
-        # Before its first piece a failure still has a status of its own.
-        first = await unless_left(request, _first(said, body.stream))
-        if isinstance(first, Reply) and not body.stream:
-            return Response(form.whole(first), media_type="application/json", headers=headers)
+        if not body.stream:
+            reply = await while_connected(request, _reply(running))
+            whole = reply_format.whole(reply)
+            return Response(whole, media_type="application/json", headers=headers)
+        # An answer that fails before its first part still gets an error status.
+        await while_connected(request, running.wait_started(PING_SECONDS))
         streamed = True
-        return StreamedWork(_chunks(form, first, said), work, headers)
+        return AnswerStream(_events(reply_format, running), running, headers)
     except ClientLeft:
         return Response(status_code=499)
     except RefluxError as error:
-        failed = as_api_error(error)
-        failed.headers = {**(failed.headers or {}), **headers}
-        raise failed from error
+        failure = as_api_error(error)
+        failure.headers = {**(failure.headers or {}), **headers}
+        raise failure from error
     finally:
         if not streamed:
-            work.stop()
+            running.stop()
 
 
-async def _first(said: AsyncGenerator[Said | None], streamed: bool) -> Said | None:
-    """What is said first, or where nothing is streamed the reply."""
-    async for piece in said:
-        if streamed or isinstance(piece, Reply):
-            return piece
-    raise RefluxError("an answer ended without a reply; please report this")
+async def _reply(running: RunningAnswer[AnswerPart]) -> Reply:
+    async for part in running.parts():
+        if isinstance(part, Reply):
+            return part
+    raise RefluxError("the answer ended without a reply; please report this")
 
 
-class StreamedWork(StreamingResponse):
-    """A stream that ends its work when it ends, in whatever way."""
+class AnswerStream(EventSourceResponse):
+    """An event stream that stops its answer when it ends, however it ends."""
 
     def __init__(
-        self, chunks: AsyncGenerator[bytes], work: Work[Any], headers: Mapping[str, str]
+        self, events: AsyncGenerator[str], running: RunningAnswer[Any], headers: Mapping[str, str]
     ) -> None:
-        more = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(chunks, media_type="text/event-stream", headers={**headers, **more})
-        self._work = work
+        super().__init__(events, headers=headers, ping=PING_SECONDS, sep="\n")
+        self._running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the stream."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._work.stop()
+            self._running.stop()
 
 
-async def _recorded(
-    shared: Served, model: str, answer: DirectAnswer | TreeAnswer, put: Put[Said]
-) -> None:
-    """Have an answer made: what it says is put, its events are kept, and all of it is counted."""
-    metrics, begun = shared.metrics, time.perf_counter()
-    log = shared.logs.begin(answer.trajectory)
-    heard = False
+async def _events(
+    reply_format: ReplyFormat, running: RunningAnswer[AnswerPart]
+) -> AsyncGenerator[str]:
+    try:
+        for event in reply_format.first_events():
+            yield event
+        async with aclosing(running.parts()) as parts:
+            async for part in parts:
+                for event in reply_format.events(part):
+                    yield event
+    except RefluxError as error:
+        yield to_json(as_api_error(error).body())
 
-    def hear(said: Said) -> None:
-        nonlocal heard
-        if not heard:
-            heard = True
-            metrics.first.labels(model).observe(time.perf_counter() - begun)
-        put(said)
+
+async def _run(state: ServerState, model: str, answer: ChatAnswer, put: Put[AnswerPart]) -> None:
+    """Compute an answer: put its parts, log its events, and update the metrics."""
+    metrics, start = state.metrics, time.perf_counter()
+    log = state.logs.begin(answer.trajectory)
+    started = False
+
+    def put_part(part: AnswerPart) -> None:
+        nonlocal started
+        if not started:
+            started = True
+            metrics.first.labels(model).observe(time.perf_counter() - start)
+        put(part)
 
     def emit(event: Event) -> None:
         log.add(event)
         if event["event"] == "called":
             metrics.calls.labels(str(event["cached"]).lower()).inc()
-        if isinstance(answer, TreeAnswer) and (words := thought(event)):
-            hear(words)
+        if isinstance(answer, TreeAnswer) and (line := reasoning_line(event)):
+            put_part(line)
 
     ended = "left"
     try:
-        reply = await answer.answer(hear, emit)
+        reply = await answer.answer(put_part, emit)
         metrics.tokens.labels(model, "prompt").inc(reply.prompt_tokens)
         metrics.tokens.labels(model, "completion").inc(reply.completion_tokens)
         ended = "ok"
-        hear(reply)
+        put_part(reply)
     except RefluxError as error:
         ended = as_api_error(error).detail.code or "failed"
         raise
@@ -177,17 +172,5 @@ async def _recorded(
         raise
     finally:
         metrics.answers.labels(model, ended).inc()
-        metrics.seconds.labels(model).observe(time.perf_counter() - begun)
-        shared.logs.end(answer.trajectory)
-
-
-async def _chunks(
-    form: Form, first: Said | None, rest: AsyncGenerator[Said | None]
-) -> AsyncGenerator[bytes]:
-    try:
-        yield form.begin() + form.chunk(first)
-        async with aclosing(rest) as pieces:
-            async for said in pieces:
-                yield form.chunk(said)
-    except RefluxError as error:
-        yield as_event(as_api_error(error).body())
+        metrics.seconds.labels(model).observe(time.perf_counter() - start)
+        state.logs.end(answer.trajectory)

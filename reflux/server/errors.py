@@ -1,4 +1,4 @@
-"""Errors as clients of the OpenAI protocol read them: `{"error": {message, type, param, code}}`."""
+"""Errors in the form of the OpenAI protocol: `{"error": {message, type, param, code}}`."""
 
 import json
 from collections.abc import Mapping
@@ -12,35 +12,34 @@ from starlette.exceptions import HTTPException
 
 from reflux.agents.errors import EndpointError, MissingError, RefluxError, UsageError
 
-INVALID = "invalid_request_error"
-THEIR_FAULT = {400, 413, 422}
-"""Statuses of an endpoint that say that the request itself is wrong."""
+REQUEST_STATUSES = {400, 413, 422}
+"""Statuses by which an endpoint says that the request itself is wrong."""
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, and the remedy."""
+    """The error and its remedy."""
 
     message: str
     type: str
     param: str | None = None
-    """The field that is to blame."""
+    """The field that caused it."""
     code: str | None = None
 
 
 class ErrorBody(BaseModel):
-    """The body of every error."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
 
 class ApiError(RefluxError):
-    """An error with a status of its own."""
+    """An error with an HTTP status."""
 
     def __init__(
         self,
         status: int,
         message: str,
-        type: str = INVALID,
+        type: str = "invalid_request_error",
         *,
         param: str | None = None,
         code: str | None = None,
@@ -52,18 +51,18 @@ class ApiError(RefluxError):
         self.detail = ErrorDetail(message=message, type=type, param=param, code=code)
 
     def body(self) -> dict[str, Any]:
-        """The body that says it."""
+        """Return the response body."""
         return {"error": self.detail.model_dump()}
 
     def response(self) -> Response:
-        """The whole response."""
-        # ASCII: a client's own words may be no Unicode text.
+        """Return the HTTP response."""
+        # ASCII, because the text of a client need not be valid Unicode.
         body = json.dumps(self.body())
         return Response(body, self.status, self.headers, media_type="application/json")
 
 
-def as_api_error(error: RefluxError) -> ApiError:
-    """Any error that was meant, with its status."""
+def as_api_error(error: Exception) -> ApiError:
+    """Give any error its HTTP status."""
     match error:
         case ApiError():
             return error
@@ -71,46 +70,38 @@ def as_api_error(error: RefluxError) -> ApiError:
             return ApiError(400, str(error))
         case MissingError():
             return ApiError(503, str(error), "server_error", code="missing")
-        case EndpointError() if error.status in THEIR_FAULT:
+        case EndpointError() if error.status in REQUEST_STATUSES:
             return ApiError(400, str(error), code="refused_by_endpoint")
         case EndpointError():
             return ApiError(502, str(error), "server_error", code="endpoint_failed")
-        case _:
+        case RefluxError():
             return ApiError(500, str(error), "server_error")
+        case RequestValidationError():
+            return _validation_error(error)
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case _:
+            message = "unexpected error; please report it with the traceback in the server's log"
+            return ApiError(500, message, "server_error")
 
 
-def answer_errors(app: FastAPI) -> None:
-    """Have every error of an app answered in this form."""
-
-    async def meant(_: Request, error: Exception) -> Response:
-        return as_api_error(error).response() if isinstance(error, RefluxError) else _unmeant()
-
-    async def invalid(_: Request, error: Exception) -> Response:
-        problems = error.errors() if isinstance(error, RequestValidationError) else []
-        first = problems[0] if problems else {"loc": (), "msg": str(error)}
-        where = ".".join(str(part) for part in first["loc"][1:])
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        said = str(first["msg"])
-        if first.get("type") == "extra_forbidden":
-            said = "this field is not supported: leave it out"
-        message = f"{where}: {said}{more}" if where else f"{said}{more}"
-        return ApiError(400, message, param=where or None).response()
-
-    async def http(_: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        headers = error.headers if isinstance(error, HTTPException) else None
-        said = str(getattr(error, "detail", error))
-        return ApiError(status, said, headers=headers).response()
-
-    async def unmeant(_: Request, error: Exception) -> Response:
-        return _unmeant()
-
-    app.add_exception_handler(RefluxError, meant)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unmeant)
+def _validation_error(error: RequestValidationError) -> ApiError:
+    problems = error.errors() or [{"loc": (), "msg": str(error)}]
+    first = problems[0]
+    field = ".".join(str(part) for part in first["loc"][1:])
+    message = str(first["msg"])
+    if first.get("type") == "extra_forbidden":
+        message = "this field is not supported: leave it out"
+    if len(problems) > 1:
+        message += f" (and {len(problems) - 1} more)"
+    return ApiError(400, f"{field}: {message}" if field else message, param=field or None)
 
 
-def _unmeant() -> Response:
-    said = "an error that was not meant; the server's log has its trace, please report it"
-    return ApiError(500, said, "server_error").response()
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error of an app in this form."""
+
+    async def respond(_: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
+    for kind in (RefluxError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, respond)

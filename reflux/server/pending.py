@@ -1,19 +1,16 @@
-"""Answers that wait for persons: shown and replied to through the server, kept through restarts."""
+"""Questions that wait for humans: the server shows them and takes replies, also after a restart."""
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import UsageError
+from reflux.agents.overseers.human_reply import parse_reply
 from reflux.agents.overseers.protocol import AnyOverseer
-from reflux.agents.overseers.reviewed import Reviewed
-from reflux.agents.overseers.scripted import HumanOverseer
-from reflux.ask_options import AskOptions, options_of
-from reflux.cli.human_input import step_of
+from reflux.ask_context import context_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.interrupts import (
@@ -23,132 +20,127 @@ from reflux.graphs.amplify.interrupts import (
     open_checkpoints,
 )
 from reflux.graphs.amplify.recompute import revised_context
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.ask import WaitForHumans
+from reflux.graphs.ask_options import options_of
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.tree import find_question
-from reflux.overseers import overseer_named
 
 
-def asks_humans(overseer: AnyOverseer | None) -> bool:
-    """True where H may have to wait for somebody."""
-    return isinstance(overseer, HumanOverseer | Reviewed)
+class _Client:
+    """A client that waits for an answer: its question's run, and the progress after each reply."""
 
-
-@dataclass
-class _Conversation:
-    """A client that waits for an answer, and how far that has come."""
-
-    interruptible_run: InterruptibleRun
-    progress: asyncio.Queue[RunProgress] = field(default_factory=asyncio.Queue)
+    def __init__(self) -> None:
+        self.run: asyncio.Future[InterruptibleRun | None] = asyncio.Future()
+        self.progress: asyncio.Queue[RunProgress] = asyncio.Queue()
 
 
 class Waiting:
-    """What waits for persons in one run folder."""
+    """The questions of one run folder that wait for humans."""
 
     def __init__(self, run: OpenRun, overseers: Mapping[str, AnyOverseer]) -> None:
         self._run = run
         self._overseers = overseers
-        self._open = AsyncExitStack()
+        self._stack = AsyncExitStack()
         self._saver: AsyncSqliteSaver | None = None
         self._opening = asyncio.Lock()
-        self._conversations: dict[str, _Conversation] = {}
+        self._clients: dict[str, _Client] = {}
         self._replying: dict[str, asyncio.Lock] = {}
 
-    async def answer(
-        self,
-        trajectory: str,
-        question: str,
-        context: AmplifyContext,
-        say: Callable[[str], None],
-    ) -> Outcome:
-        """Ask a question that the store knows, and wait for every person that H defers to.
+    @asynccontextmanager
+    async def client(
+        self, trajectory: str, say: Callable[[str], None]
+    ) -> AsyncGenerator[WaitForHumans]:
+        """What lets a client wait until its question has an outcome; `say` tells the client.
 
-        Where the waiting is cancelled, what waits goes on waiting: a later reply is not lost.
+        If the client leaves, the question goes on waiting.
         """
-        talk = _Conversation(InterruptibleRun(context, await self._checkpoints()))
-        self._conversations[trajectory] = talk
-        try:
-            progress = await talk.interruptible_run.ask(question, trajectory)
+        client = self._clients[trajectory] = _Client()
+
+        async def wait(run: InterruptibleRun, id: str, progress: RunProgress) -> RunProgress:
+            client.run.set_result(run)
             while progress.outcome is None:
                 for pending in progress.pending:
-                    say(f"a person is asked: {pending.form.get('question', question)}\n")
-                progress = await talk.progress.get()
-            return progress.outcome
+                    say(f"a human is asked: {pending.form.get('question', '')}\n")
+                progress = await client.progress.get()
+            return progress
+
+        try:
+            yield wait
         finally:
-            del self._conversations[trajectory]
+            del self._clients[trajectory]
+            if not client.run.done():
+                client.run.set_result(None)
 
     async def pending(self) -> list[tuple[str, str, Pending]]:
-        """(trajectory, question, what waits), the newest question first; nothing is set going."""
+        """(trajectory, question, pending step), the newest question first; nothing is started."""
         if self._saver is None and not self._run.folder.checkpoints_path.is_file():
             return []
-        saver = await self._checkpoints()
+        saver = await self.checkpoints()
         async with saver.conn.execute("SELECT DISTINCT thread_id FROM checkpoints") as rows:
             threads = [str(row[0]) async for row in rows]
-        interruptible_run = InterruptibleRun(AmplifyContext(self._caller(), "", ()), saver)
-        asked = self._run.store.select(
+        run = InterruptibleRun(AmplifyContext(self._recorded_client(), "", ()), saver)
+        questions = self._run.store.select(
             "SELECT id, text FROM questions WHERE id IN (SELECT value FROM json_each(?))"
             " ORDER BY created DESC",
             (json.dumps(threads),),
         )
         return [
             (row["id"], row["text"], each)
-            for row in list(asked)
-            for each in await interruptible_run.pending(row["id"])
+            for row in list(questions)
+            for each in await run.pending(row["id"])
         ]
 
     async def reply(self, trajectory: str, id: str, words: str) -> RunProgress:
-        """A person's words (see `reflux.cli.human_input.HELP`); the question goes on with them.
+        """Take a human's words (see `REPLY_HELP`); the question goes on with them.
 
         Raises:
             UsageError: nothing waits under this id, or the words are no step.
         """
-        step = step_of(words)
+        step = parse_reply(words)
         question_id, _ = find_question(self._run.store, trajectory)
         async with self._replying.setdefault(question_id, asyncio.Lock()):
-            talk = self._conversations.get(question_id)
-            saver = await self._checkpoints()
-            interruptible_run = (
-                talk.interruptible_run
-                if talk
-                else InterruptibleRun(self._context(question_id), saver)
-            )
-            waiting = {each.id: each for each in await interruptible_run.pending(question_id)}
-            if id not in waiting:
-                there = ", ".join(waiting) or "nothing"
-                raise UsageError(f"nothing waits under {id[:80]!r}; pending: {there}")
-            if step["kind"] == "approve" and "proposal" not in waiting[id].form:
-                raise UsageError("there is no proposal to approve: answer, ask, or pass")
-            progress = await interruptible_run.reply(question_id, {id: step})
-            if talk:
-                talk.progress.put_nowait(progress)
+            client = self._clients.get(question_id)
+            saver = await self.checkpoints()
+            run = await client.run if client else None
+            run = run or InterruptibleRun(self._context(question_id), saver)
+            _check_pending(await run.pending(question_id), id, step["kind"])
+            progress = await run.reply(question_id, {id: step})
+            if client:
+                client.progress.put_nowait(progress)
         return progress
 
     async def close(self) -> None:
         """Close the checkpoints."""
-        await self._open.aclose()
+        await self._stack.aclose()
 
-    async def _checkpoints(self) -> AsyncSqliteSaver:
+    async def checkpoints(self) -> AsyncSqliteSaver:
+        """The checkpointer of the run folder, opened once."""
         async with self._opening:
             if self._saver is None:
                 path = self._run.folder.checkpoints_path
-                saver = await self._open.enter_async_context(open_checkpoints(path))
+                saver = await self._stack.enter_async_context(open_checkpoints(path))
                 await saver.setup()
                 self._saver = saver
             return self._saver
 
-    def _how(self, trajectory: str) -> AskOptions:
+    def _context(self, trajectory: str) -> AmplifyContext:
+        """The context in which a question was asked; the server cannot open its tools."""
         options = options_of(self._run.store, trajectory)
         if options is None:
-            raise UsageError(f"{trajectory} was not asked in a way that waits for persons")
-        return options
-
-    def _context(self, trajectory: str) -> AmplifyContext:
-        """As the question was asked; a tool that a copy was granted is not known here."""
-        options = self._how(trajectory)
+            raise UsageError(f"{trajectory} was not asked in a way that waits for humans")
         if options.tools:
             raise UsageError("this question's copies have tools: go on with `reflux reply`")
-        context = options.context(self._caller(), overseer_named(options.overseer, self._overseers))
+        context = context_of(self._recorded_client(), options, self._overseers)
         return revised_context(context, trajectory)
 
-    def _caller(self) -> RecordedClient:
+    def _recorded_client(self) -> RecordedClient:
         return RecordedClient(self._run.cache, self._run.store)
+
+
+def _check_pending(pending: Sequence[Pending], id: str, kind: str) -> None:
+    forms = {each.id: each.form for each in pending}
+    if id not in forms:
+        known = ", ".join(forms) or "nothing"
+        raise UsageError(f"nothing waits under {id[:80]!r}; pending: {known}")
+    if kind == "approve" and "proposal" not in forms[id]:
+        raise UsageError("there is no proposal to approve: answer, ask, or pass")

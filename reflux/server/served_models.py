@@ -1,13 +1,11 @@
-"""The models of a server by name, found anew for each request: a student that is promoted or made
-while the server runs is served without a restart.
+"""The models of a server by name, resolved anew for each request: a student that is promoted while
+the server runs is served without a restart.
 
-    amplified              H of the settings, with copies of X
-    amplified:OVERSEER     another H, by its name in `reflux/overseers.py`
-    amplified:TASK         the scripted H of the run's own task
-    base                   the untrained model
-    student                the promoted student; there is none before the first promotion
-    STUDENT                any student of the run, by its id
-    ENDPOINT               a model of another endpoint, by its name in the settings
+    amplified              overseer of the settings, with copies of the agent
+    amplified:OVERSEER     another overseer, by its name
+    amplified:TASK         scripted overseer of the run's own task
+
+All other names are those of `reflux.models`.
 """
 
 from collections.abc import Mapping
@@ -16,19 +14,19 @@ from datetime import datetime
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import AnyOverseer
-from reflux.cli.ask import config_of
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.evals.task import Task
+from reflux.models import BASE, STUDENT, model_named
 from reflux.server.errors import ApiError
 from reflux.server.settings import ServeSettings
 from reflux.tasks import task_named
 
-AMPLIFIED, BASE, STUDENT = "amplified", "base", "student"
+AMPLIFIED = "amplified"
 
 
 @dataclass(frozen=True)
 class OneModel:
-    """A model that answers alone."""
+    """A model that answers without an overseer."""
 
     name: str
     """As the call log has it."""
@@ -36,81 +34,75 @@ class OneModel:
 
 @dataclass(frozen=True)
 class Tree:
-    """H with copies of X."""
+    """An overseer with copies of the agent."""
 
     name: str
     overseer: AnyOverseer | None
-    """None where the task has its own."""
+    """None if the task brings its own."""
     task: Task | None = None
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A model as the list shows it."""
+class ListedModel:
+    """A model as `/v1/models` shows it."""
 
     id: str
     created: int = 0
-    """Seconds since 1970; 0 where nobody knows."""
+    """Seconds since 1970; 0 if unknown."""
 
 
 class ServedModels:
-    """What a run folder and its settings have to serve."""
+    """The models that a run folder and its settings serve."""
 
     def __init__(
         self, folder: RunFolder, settings: ServeSettings, overseers: Mapping[str, AnyOverseer]
     ) -> None:
         """
         Raises:
-            UsageError: the settings name an overseer that there is not, or an endpoint's name is
-                taken.
+            UsageError: the settings name an unknown overseer, or an endpoint has a reserved name.
         """
         self._folder = folder
         self._settings = settings
         self.overseers = overseers
-        """H by name."""
+        """By name."""
         self.task = _task_of(folder)
         """The run's own."""
-        if settings.overseer not in self._known():
-            raise UsageError(
-                f"no overseer is called {settings.overseer!r}; there are {', '.join(self._known())}"
-            )
+        if settings.overseer not in self._overseer_names():
+            known = ", ".join(self._overseer_names())
+            raise UsageError(f"no overseer is called {settings.overseer!r}; there are {known}")
         for name in settings.endpoints:
             if name in (BASE, STUDENT) or name.split(":")[0] == AMPLIFIED:
                 raise UsageError(f"an endpoint is called {name!r}, which means something else here")
 
-    def listed(self) -> list[Listed]:
-        """All models, those that are told apart by H first, and that of the run's own task before
-        all: it is what such a run can answer."""
+    def listed(self) -> list[ListedModel]:
+        """All models: the tree of the run's own task first, which such a run can answer best."""
         students = self._folder.registry.list()
         promoted = self._folder.registry.current()
+        own = self.task.name if self.task else None
         return [
-            *([Listed(f"{AMPLIFIED}:{self.task.name}")] if self.task else []),
-            Listed(AMPLIFIED),
-            *(Listed(f"{AMPLIFIED}:{name}") for name in self._known() if not self._is_own(name)),
-            Listed(BASE),
-            *([Listed(STUDENT, _seconds(promoted.created))] if promoted else []),
-            *(Listed(student.id, _seconds(student.created)) for student in students),
-            *map(Listed, self._settings.endpoints),
+            *([ListedModel(f"{AMPLIFIED}:{own}")] if own else []),
+            ListedModel(AMPLIFIED),
+            *(ListedModel(f"{AMPLIFIED}:{name}") for name in self.overseers if name != own),
+            ListedModel(BASE),
+            *([ListedModel(STUDENT, _seconds(promoted.created))] if promoted else []),
+            *(ListedModel(student.id, _seconds(student.created)) for student in students),
+            *map(ListedModel, self._settings.endpoints),
         ]
 
     def find(self, name: str) -> OneModel | Tree:
-        """What answers under a name.
+        """The model of a name.
 
         Raises:
-            ApiError: there is no such model.
+            ApiError: no model has the name.
         """
-        if name in self._settings.endpoints or name == BASE:
-            return OneModel(name)
-        if name == STUDENT and (promoted := self._folder.registry.current()) is not None:
-            return OneModel(promoted.id)
-        head, colon, rest = name.partition(":")
-        if head == AMPLIFIED and (not colon or rest in self._known()):
-            return self._tree(rest or self._settings.overseer)
+        kind, colon, overseer = name.partition(":")
+        if kind == AMPLIFIED and (not colon or overseer in self._overseer_names()):
+            return self._tree(overseer or self._settings.overseer)
         try:
-            return OneModel(self._folder.registry.get(name).id)
+            return OneModel(model_named(self._folder, name, self._settings.endpoints))
         except UsageError as error:
             if name in (student.id for student in self._folder.registry.list()):
-                raise
+                raise  # The student is damaged.
             known = ", ".join(model.id for model in self.listed())
             raise ApiError(
                 404,
@@ -119,8 +111,8 @@ class ServedModels:
                 code="model_not_found",
             ) from error
 
-    def x(self) -> str:
-        """The name of X at this moment."""
+    def agent(self) -> str:
+        """The name of the agent at this moment."""
         return self._settings.model or self._folder.current_model()
 
     def _tree(self, name: str) -> Tree:
@@ -128,18 +120,15 @@ class ServedModels:
             return Tree(name, None, self.task)
         return Tree(name, self.overseers[name])
 
-    def _is_own(self, overseer: str) -> bool:
-        return self.task is not None and overseer == self.task.name
-
-    def _known(self) -> list[str]:
+    def _overseer_names(self) -> list[str]:
         return list(dict.fromkeys([*self.overseers, *([self.task.name] if self.task else [])]))
 
 
 def _task_of(folder: RunFolder) -> Task | None:
     try:
-        config = config_of(folder)
+        config = folder.rounds_config()
         return task_named(config.task) if config else None
-    except RefluxError:  # The task is a program's own, or its config another version's.
+    except RefluxError:  # The task is a program's own, or another version wrote the config.
         return None
 
 

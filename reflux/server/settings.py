@@ -1,8 +1,9 @@
-"""What a server is told before it starts; nothing of it can come from a request.
+"""The settings of a server and its `--config` file; no request can change them.
 
-`--config` of `reflux serve`, and of `reflux eval` for its endpoints: what a file may say.
+`reflux eval` reads its endpoints from the same file.
 """
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reflux.agents.clients.endpoints import Endpoint, endpoint_from_env
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
+from reflux.ask_context import DEFAULT_OVERSEER
 from reflux.finetune.config import problems, read_yaml
 from reflux.graphs.amplify.context import Limits
-from reflux.overseers import DEFAULT_OVERSEER
+
+ENDPOINT_CONCURRENCY = 256
+"""Maximum concurrent requests to one endpoint."""
 
 
 @dataclass(frozen=True)
@@ -25,41 +29,61 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8700
     api_key: str = field(default="", repr=False)
-    """What clients have to show; needed where `host` is not this machine alone."""
+    """The key that clients must send; required unless `host` is a loopback address."""
     hosts: tuple[str, ...] = ()
-    """Names, without ports, under which the server is reached beside its own."""
+    """Further names of this server, without ports."""
     origins: tuple[str, ...] = ()
-    """Pages of other origins that may use it, as `http://localhost:3000`."""
+    """Other origins whose pages may use the server, such as `http://localhost:3000`."""
     overseer: str = DEFAULT_OVERSEER
-    """H of the model `amplified`."""
+    """The overseer of the model `amplified`."""
     model: str = ""
-    """X; where empty, the promoted student, or `base`."""
+    """The agent; if empty, the promoted student, or `base`."""
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict[str, Endpoint])
-    """Models of other endpoints, by the names under which they are served."""
+    """Models of other endpoints by the names under which they are served."""
     config: Path | None = None
-    """The file that told of them, for the commands that the page starts."""
+    """The config file, for the jobs that the page starts."""
     limits: Limits = field(default_factory=lambda: Limits(seconds=600))
-    """The caps of one amplified answer."""
+    """Limits of one amplified answer."""
     max_tokens: int = 512
-    """Of a reply, and of each copy's, where a request says nothing."""
+    """Default token limit of a reply, and of each copy's reply."""
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(parallel=8, context=2048))
-    """AskOptions `base` and the students run."""
+    """The engine of `base` and the students."""
     body_bytes: int = 1_000_000
-    """Of a request, at the most."""
+    """Maximum size of a request's body."""
     body_seconds: float = 30.0
-    """In which a request's body has to come."""
+    """Maximum time for a request's body to arrive."""
     per_second: float = 100.0
-    """Requests of one client, in the long run; 0 for no limit."""
+    """Average requests a second of one client; 0 for no limit."""
     burst: int = 1_000
-    """Requests of one client at once, before that limit counts."""
+    """Requests that one client may send at once before `per_second` applies."""
     max_concurrency: int = 1_024
-    """Requests under way, of all clients."""
+    """Requests under way, over all clients."""
     kept_events: int = 200_000
-    """Events of answers that are kept to be replayed; the oldest answers' go first."""
+    """Events of ended answers that are kept for replay; the oldest answers are dropped first."""
 
 
-REQUESTS = 256
-"""Under way at once at each endpoint."""
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a server bound to `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_exposure(settings: ServeSettings) -> None:
+    """Check that a server that other machines can reach has a key.
+
+    Raises:
+        UsageError: the key is missing, or no HTTP header can carry it.
+    """
+    key = settings.api_key
+    if not key and not is_loopback(settings.host):
+        raise UsageError(
+            f"{settings.host} can be reached from other machines: set REFLUX_API_KEY to a secret "
+            "that clients must send, or serve on 127.0.0.1"
+        )
+    if not (key.isascii() and key.isprintable()) or key != key.strip():
+        raise UsageError("REFLUX_API_KEY holds characters that no HTTP header can carry")
 
 
 class _Strict(BaseModel):
@@ -72,11 +96,11 @@ class EndpointConfig(_Strict):
     base_url: str
     model: str
     api_key_env: str = ""
-    """Name of the variable that holds its key; a key itself has no place in a file."""
+    """The environment variable that holds the key; a config file never holds the key itself."""
 
 
 class ServeConfig(_Strict):
-    """What `--config` may say."""
+    """The keys of a `--config` file."""
 
     endpoints: dict[str, EndpointConfig] = {}
     hosts: tuple[str, ...] = ()
@@ -90,10 +114,10 @@ class ServeConfig(_Strict):
 
 
 def read_serve_config(path: Path | None) -> ServeConfig:
-    """From a YAML file, or the defaults.
+    """Read a YAML file; without a path, return the defaults.
 
     Raises:
-        UsageError: no such file, or unknown keys.
+        UsageError: the file is missing or has unknown keys.
     """
     if path is None:
         return ServeConfig()
@@ -103,44 +127,44 @@ def read_serve_config(path: Path | None) -> ServeConfig:
         raise UsageError(f"{path}: {problems(error)}") from error
 
 
-def configured(config: ServeConfig) -> dict[str, Endpoint]:
-    """The endpoints of the config by name.
+def config_endpoints(config: ServeConfig) -> dict[str, Endpoint]:
+    """Return the endpoints of a config by name.
 
     Raises:
-        UsageError: a name, an address or a key that cannot be used.
-        MissingError: a variable that is to hold a key is not set.
+        UsageError: a name, an address or a key is invalid.
+        MissingError: the environment variable of a key is not set.
     """
-    found: dict[str, Endpoint] = {}
-    for name, told in config.endpoints.items():
+    endpoints: dict[str, Endpoint] = {}
+    for name, endpoint in config.endpoints.items():
         if "," in name or name != name.strip() or not name:
             raise UsageError(
-                f"an endpoint is called {name!r}: take a name without commas and outer blanks"
+                f"{name!r} cannot name an endpoint: use a name without commas and outer spaces"
             )
-        key = os.environ.get(told.api_key_env, "") if told.api_key_env else "none"
+        key = os.environ.get(endpoint.api_key_env, "") if endpoint.api_key_env else "none"
         if not key:
-            raise MissingError(f"{told.api_key_env}, the key of {name}, is not set")
-        env = {"OPENAI_BASE_URL": told.base_url, "OPENAI_API_KEY": key}
-        found[name] = _endpoint(env, told.model)
-    return found
+            raise MissingError(f"{endpoint.api_key_env}, the key of {name}, is not set")
+        env = {"OPENAI_BASE_URL": endpoint.base_url, "OPENAI_API_KEY": key}
+        endpoints[name] = _endpoint(env, endpoint.model)
+    return endpoints
 
 
-def with_environment(config: ServeConfig, model: str | None) -> dict[str, Endpoint]:
-    """Those of the config, and that of OPENAI_BASE_URL under the name of X.
+def all_endpoints(config: ServeConfig, model: str | None) -> dict[str, Endpoint]:
+    """Return the endpoints of a config, and that of OPENAI_BASE_URL under the agent's name.
 
     Raises:
-        UsageError: an address or a key that cannot be used, or no name of the model.
-        MissingError: a variable that is to hold a key is not set.
+        UsageError: an address or a key is invalid, or the model has no name.
+        MissingError: the environment variable of a key is not set.
     """
-    found = configured(config)
-    if endpoint_from_env(dict(os.environ)) is not None and model not in found:
+    endpoints = config_endpoints(config)
+    if endpoint_from_env(dict(os.environ)) is not None and model not in endpoints:
         if model is None:
             raise UsageError("OPENAI_BASE_URL is set: name its model with --model")
-        found[model] = _endpoint(dict(os.environ), model)
-    return found
+        endpoints[model] = _endpoint(dict(os.environ), model)
+    return endpoints
 
 
 def _endpoint(env: dict[str, str], model: str) -> Endpoint:
-    client = endpoint_from_env(env, concurrency=REQUESTS)
+    client = endpoint_from_env(env, concurrency=ENDPOINT_CONCURRENCY)
     if client is None:
         raise UsageError(f"the endpoint of {model} has no base_url")
     return Endpoint(client, model)

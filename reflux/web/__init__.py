@@ -1,6 +1,6 @@
-"""The web page of a run folder: a shell of static files, and the routes that feed its views.
+"""The page of a run folder: static files, and the API routes behind its views.
 
-The files in `static/` are plain HTML, CSS and JavaScript modules as the browser takes them: there
-is no build step, and nothing comes from another address. Text enters the page as text nodes only
-(`static/dom.js`), so what a model wrote is never markup.
+The files in `static/` are plain HTML, CSS and JavaScript modules without a build step, and nothing
+loads from another origin. `static/dom.js` inserts text as text nodes only, so the output of a model
+is never markup.
 """

@@ -1,23 +1,22 @@
-"""What a person says of a node on the page: approve, edit, ask again, reject, comment.
+"""`/api/review` and `/api/pending`: the review queue, judgements of nodes, and human replies.
 
-A word that changes an answer begins a revision at once, and the tree is recomputed behind it: its
-events can be followed under the revision's id like those of any answer under way.
-
-`/api/review`: the queue of nodes that a person is to judge; and the judging, of any node.
+A judgement that changes an answer creates a revision at once, and the tree is recomputed in the
+background. The revision's events can be followed like those of any running answer.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.ask_options import options_of
+from reflux.agents.overseers.human_reply import REPLY_HELP
 from reflux.finetune.run_folder import OpenRun
+from reflux.graphs.ask_options import options_of
 from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.events import answered
@@ -32,124 +31,37 @@ from reflux.graphs.traces.review import (
 )
 from reflux.graphs.traces.tree import find_question
 from reflux.review_actions import (
+    Acted,
     approvable,
     approve,
     begin_override,
     check_not_empty,
+    comment_on,
     edit,
     recompute,
+    reject,
 )
-from reflux.server.chat_api import ERRORS, Served, served
-from reflux.server.chat_request import Asked
-
-Action = Literal["approve", "edit", "again", "reject", "comment"]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What came of it."""
-
-    did: str
-    trajectory: str
-    """The revision that holds it."""
-    recomputing: bool = False
-    """Whether the revision is being answered."""
-
-
-async def act(
-    shared: Served, trajectory: str, path: str, action: Action, answer: str, comment: str
-) -> Judged:
-    """Take a person's word on a node of a trajectory's newest revision.
-
-    Raises:
-        UsageError: there is no such node, or the word cannot be taken there.
-    """
-    store = shared.run.store
-    item = await read_apart(store.path, lambda rows: find_item(rows, f"{trajectory}{path}"))
-    if action == "comment":
-        await remark(store, item, comment)
-        return Judged("commented", item.trajectory)
-    if action == "reject":
-        await judge(store, item, False, comment)
-        return Judged("rejected", item.trajectory)
-    if item.why == "escalated" and action in ("approve", "edit"):
-        return await _reply(shared, item, action, answer, comment)
-    word = approvable(item) if action == "approve" else None
-    if action == "approve" and word is None:
-        await judge(store, item, True, comment)
-        return Judged("approved", item.trajectory)
-    if action == "edit":
-        check_not_empty(answer)
-        word = answer
-    return await _put(shared, item, word, comment)
-
-
-async def _put(shared: Served, item: Item, word: str | None, comment: str) -> Judged:
-    """Begin a revision, and have it answered: once, if two say the same at once."""
-    begun = await begin_override(shared.run.store, item.trajectory, item.path, word, comment)
-    if begun.recomputes and not shared.logs.growing(begun.trajectory):
-        shared.logs.begin(begun.trajectory)
-        task = asyncio.create_task(_recompute(shared, begun.trajectory, item.path, word))
-        shared.tasks.add(task)
-        task.add_done_callback(shared.tasks.discard)
-    return Judged(begun.did, begun.trajectory, begun.recomputes)
-
-
-async def _recompute(shared: Served, made: str, path: str, word: str | None) -> None:
-    log = shared.logs.begin(made)
-    try:
-        async with marked_when_stopped(shared.run.store, made):
-            await recompute(shared.run, made, path, word, log.add, shared.models.overseers)
-    except RefluxError as error:
-        failed = {"answer": None, "status": "failed", "error": str(error)}
-        log.add(answered("", False, failed))
-    finally:
-        shared.logs.end(made)
-
-
-async def _reply(shared: Served, item: Item, action: Action, answer: str, comment: str) -> Judged:
-    """Take the step that a person is waited for; the question goes on until it ends or waits."""
-    store = shared.run.store
-
-    @asynccontextmanager
-    async def opened(_: str) -> AsyncGenerator[OpenRun]:
-        yield shared.run
-
-    options = options_of(store, item.trajectory)
-    if (
-        options is None or not options.overseer
-    ):  # A run that stopped here, and goes on from the log.
-        done = (
-            await approve(store, item, opened, comment)
-            if action == "approve"
-            else await edit(store, item, answer, opened, comment)
-        )
-        return Judged(done.did, done.trajectory)
-    if action == "edit":
-        check_not_empty(answer)
-    if comment.strip():
-        await remark(store, item, comment)
-    words = "approve" if action == "approve" else f"answer: {answer}"
-    waits = [each for id, _, each in await shared.waiting.pending() if id == item.trajectory]
-    ids = [each.id for each in waits if each.path == item.path]
-    if not ids:
-        raise UsageError(f"{item.id} waits for nobody any more")
-    await shared.waiting.reply(item.trajectory, ids[0], words)
-    return Judged("answered", item.trajectory)
-
+from reflux.server.chat_request import ApiModel
+from reflux.server.state import ERRORS, ServerState, state_of
 
 router = APIRouter(prefix="/api", responses=ERRORS)
 
 
-class Judgement(Asked):
-    """A person's word on a node."""
+class Judgement(ApiModel):
+    """A human's judgement of a node."""
 
     path: str = Field(default="", max_length=2_000, pattern=r"^(/[0-9.]+)*$")
     """Empty for the root."""
-    action: Action
+    action: Literal["approve", "edit", "again", "reject", "comment"]
     answer: str = Field(default="", max_length=100_000)
-    """Of an edit."""
+    """The new answer of an edit."""
     comment: str = Field(default="", max_length=10_000)
+
+
+class HumanReply(ApiModel):
+    """A human's reply to a pending question."""
+
+    words: str = Field(description=REPLY_HELP, max_length=100_000)
 
 
 @router.get("/review")
@@ -159,22 +71,119 @@ async def list_reviews(
     before: Annotated[int | None, Query(ge=1, lt=2**53)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
-    """Nodes of one kind, the newest first; `next`, where there is one, is the `before` of more.
+    """List review items of one kind, newest first; if `next` is set, pass it as `before` for more.
 
-    `writing` tells how the run's own task writes, where that is not as people do.
+    `writing` describes the notation of the run's task where it differs from usual notation.
     """
-    shared = served(request)
-    path = shared.run.store.path
-    items, more = await read_apart(path, lambda rows: page(rows, why, limit, before))
-    own = shared.models.task
-    told = {"items": [item.to_json() for item in items], "next": more}
-    return told | {"writing": writing_of(own) if own else ""}
+    state = state_of(request)
+    path = state.run.store.path
+    items, following = await read_apart(path, lambda rows: page(rows, why, limit, before))
+    task = state.models.task
+    writing = writing_of(task) if task else ""
+    return {"items": [item.to_json() for item in items], "next": following, "writing": writing}
 
 
 @router.post("/trajectories/{trajectory}/judgements")
 async def judge_node(trajectory: str, body: Judgement, request: Request) -> dict[str, Any]:
-    """Approve, edit, ask again, reject or comment; what depends on an edit recomputes behind it."""
-    shared = served(request)
-    known, _ = find_question(shared.run.store, trajectory)
-    done = await act(shared, known, body.path, body.action, body.answer, body.comment)
-    return asdict(done)
+    """Approve, edit, ask again, reject or comment on a node of a trajectory's newest revision.
+
+    After an edit, the answers that depend on the node are recomputed in the background.
+    """
+    state = state_of(request)
+    question_id, _ = find_question(state.run.store, trajectory)
+    item = await read_apart(
+        state.run.store.path, lambda rows: find_item(rows, f"{question_id}{body.path}")
+    )
+    acted = await _judge(state, item, body)
+    return {"did": acted.did, "trajectory": acted.trajectory, "recomputing": acted.recomputes}
+
+
+async def _judge(state: ServerState, item: Item, judgement: Judgement) -> Acted:
+    store, action, comment = state.run.store, judgement.action, judgement.comment
+    if action == "comment":
+        return await comment_on(store, item, comment)
+    if action == "reject":
+        return await reject(store, item, comment)
+    if item.why == "escalated" and action in ("approve", "edit"):
+        return await _reply(state, item, judgement)
+    answer = approvable(item) if action == "approve" else None
+    if action == "approve" and answer is None:
+        await judge(store, item, True, comment)
+        return Acted("approved", item.trajectory)
+    if action == "edit":
+        check_not_empty(judgement.answer)
+        answer = judgement.answer
+    return await _override(state, item, answer, comment)
+
+
+async def _override(state: ServerState, item: Item, answer: str | None, comment: str) -> Acted:
+    """Create a revision and recompute it; two equal judgements at once share one recomputation."""
+    begun = await begin_override(state.run.store, item.trajectory, item.path, answer, comment)
+    if begun.recomputes and not state.logs.is_open(begun.trajectory):
+        state.logs.begin(begun.trajectory)
+        task = asyncio.create_task(_recompute(state, begun.trajectory, item.path, answer))
+        state.tasks.add(task)
+        task.add_done_callback(state.tasks.discard)
+    return begun
+
+
+async def _recompute(state: ServerState, revision: str, path: str, answer: str | None) -> None:
+    log = state.logs.begin(revision)
+    try:
+        async with marked_when_stopped(state.run.store, revision):
+            await recompute(state.run, revision, path, answer, log.add, state.models.overseers)
+    except RefluxError as error:
+        log.add(answered("", False, {"answer": None, "status": "failed", "error": str(error)}))
+    finally:
+        state.logs.end(revision)
+
+
+async def _reply(state: ServerState, item: Item, judgement: Judgement) -> Acted:
+    """Reply to a pending question; it continues until it ends or waits again."""
+    store, answer, comment = state.run.store, judgement.answer, judgement.comment
+
+    @asynccontextmanager
+    async def open_run(_: str) -> AsyncGenerator[OpenRun]:
+        yield state.run
+
+    options = options_of(store, item.trajectory)
+    if options is None or not options.overseer:  # A stopped run, which resumes from the call log.
+        if judgement.action == "approve":
+            return await approve(store, item, open_run, comment)
+        return await edit(store, item, answer, open_run, comment)
+    if judgement.action == "edit":
+        check_not_empty(answer)
+    if comment.strip():
+        await remark(store, item, comment)
+    waiting = [each for id, _, each in await state.waiting.pending() if id == item.trajectory]
+    ids = [each.id for each in waiting if each.path == item.path]
+    if not ids:
+        raise UsageError(f"{item.id} no longer waits for a reply; reload the queue")
+    words = "approve" if judgement.action == "approve" else f"answer: {answer}"
+    await state.waiting.reply(item.trajectory, ids[0], words)
+    return Acted("answered", item.trajectory)
+
+
+@router.get("/pending")
+async def list_pending(request: Request) -> dict[str, Any]:
+    """List the questions that wait for a human, newest first."""
+    pending = await state_of(request).waiting.pending()
+    return {
+        "pending": [
+            {"trajectory": trajectory, "question": question, **asdict(each)}
+            for trajectory, question, each in pending
+        ]
+    }
+
+
+@router.post("/pending/{trajectory}/{id}")
+async def reply_to_pending(
+    trajectory: str, id: str, body: HumanReply, request: Request
+) -> dict[str, Any]:
+    """Reply to a pending question; it continues until it ends or waits again."""
+    progress = await state_of(request).waiting.reply(trajectory, id, body.words)
+    return {
+        "trajectory": trajectory,
+        "outcome": progress.outcome,
+        "pending": [asdict(each) for each in progress.pending],
+    }

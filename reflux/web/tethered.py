@@ -1,8 +1,7 @@
-"""`python -m reflux.web.tethered WORDS`: `reflux WORDS`, ended when who began it is gone.
+"""`python -m reflux.web.tethered ARGUMENTS`: `reflux ARGUMENTS`, stopped when its parent is gone.
 
-Its standard input is a pipe that its server holds and never writes to. A server that is killed
-cannot stop what it began, but the system closes its end; the command then stops as by Ctrl-C, and
-what it recorded is kept.
+Standard input is a pipe that the server holds open and never writes to. When the server is killed,
+the system closes the pipe; the command then stops as by Ctrl-C and keeps what it recorded.
 """
 
 import os
@@ -13,26 +12,26 @@ import time
 
 from reflux.__main__ import main
 
-GRACE = 10.0
-"""Seconds to end in after the interrupt, before the process is killed."""
+STOP_SECONDS = 10.0
+"""Time between the interrupt and the kill."""
 
 
-def hold(pipe: int) -> None:
-    """Wait until the other end is closed, then end this process and those that it started."""
+def stop_at_eof(pipe: int) -> None:
+    """Wait for the end of the pipe, then stop this process and its children."""
     while os.read(pipe, 4_096):
         pass
     os.killpg(0, signal.SIGINT)
-    time.sleep(GRACE)
+    time.sleep(STOP_SECONDS)
     os.killpg(0, signal.SIGKILL)
 
 
 def run() -> None:
-    """Run the command with nothing to read."""
+    """Run the command with an empty standard input."""
     pipe = os.dup(0)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    threading.Thread(target=hold, args=(pipe,), daemon=True).start()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    threading.Thread(target=stop_at_eof, args=(pipe,), daemon=True).start()
     main()
 
 

@@ -1,7 +1,6 @@
 """Seconds and money are one pool, of a question and of its run."""
 
 import pytest
-from test_graphs_experts import answers_of
 
 from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.scripted import ScriptedClient
@@ -10,6 +9,7 @@ from reflux.agents.types import Completion
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
+from tests.graphs.test_experts import answers_of
 from tests.support.amplifying import ONE_VOTE, amplified, asking
 
 PRICES = {"base": Price(prompt=1.0, completion=2.0)}
@@ -36,7 +36,7 @@ def test_money_follows_from_tokens_and_prices_and_replayed_calls_are_free() -> N
 
 
 def test_money_that_nothing_costs_is_not_limited_in_silence() -> None:
-    with pytest.raises(UsageError, match=r"limited to 2.*purse\.prices"):
+    with pytest.raises(UsageError, match=r"limited to 2.*spend_limit\.prices"):
         SpendLimit(money=2)
     with pytest.raises(UsageError, match=r"limited to 0\.5"):
         SpendLimit().for_question(seconds=None, money=0.5)

@@ -10,13 +10,13 @@ from reflux.agents.prompts import yes_in
 from reflux.agents.types import ChatRequest
 from reflux.agents.verifiers.verifier import Judge
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Asked, answer_all
+from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import amplified, asking
 
-ASKED = Asked("run", 0, "amplified", "letters", "train")
+ASKED = Origin("run", 0, "amplified", "letters", "train")
 SAID = ["It is Paris.", "Lyon", "Paris", "The capital: Paris!", "Lyon, I think", "paris"]
 POLICY = VotePolicy(min_logprob=None, rule=AheadBy(2, 6))
 

@@ -14,7 +14,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.clients.streaming import Delta, Pieces, stream_of
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob, ToolCall, ToolSpec
-from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.graphs.traces.recorded_client import RecordedClient, find_failure
 from reflux.graphs.traces.store import CallKey, TraceStore
 from tests.support.serving import CALL, Scripted, scripted
 
@@ -148,7 +148,8 @@ async def test_what_came_of_a_broken_stream_is_recorded_with_the_error(
     ((text, error, reason),) = rows(store)
     assert (text, reason) == ("ONE", "error")
     assert error and script.url in error
-    assert recorded_client.outage is not None
+    failure = find_failure(store, "q")
+    assert failure is not None and failure.is_last and not failure.refused
 
 
 async def test_a_reader_that_leaves_closes_the_stream_and_what_came_is_recorded(
@@ -159,7 +160,7 @@ async def test_a_reader_that_leaves_closes_the_stream_and_what_came_is_recorded(
     async with aclosing(RecordedClient(script.client(), store).stream(KEY, asked)) as pieces:
         await anext(pieces)
         await anext(pieces)
-    assert rows(store) == [("WORD WORD", "the reader left after 2 pieces", "error")]
+    assert rows(store) == [("WORD WORD", "the reader left after 2 pieces", "cancelled")]
     for _ in range(200):
         if script.left:
             break

@@ -25,7 +25,7 @@ def forms(answer: dict[str, Any]) -> Sequence[str]:
 
 def test_a_person_divides_a_question_and_answers_its_parts_in_any_order(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = told(reflux(folder, "ask", "What now?", "--overseer", "person", "--json"))
+    first = told(reflux(folder, "ask", "What now?", "--overseer", "human", "--json"))
     assert (first["status"], forms(first)) == ("waiting", ["What now?"])
     id = first["trajectory"]
     parts = told(reflux(folder, "reply", id, "Who?\nWhere?", "--json"))
@@ -42,7 +42,7 @@ def test_a_person_divides_a_question_and_answers_its_parts_in_any_order(tmp_path
 
 
 def test_what_waits_is_shown_with_the_way_to_reply(tmp_path: Path) -> None:
-    ended = reflux(tmp_path / "run", "ask", "What now?", "--overseer", "person")
+    ended = reflux(tmp_path / "run", "ask", "What now?", "--overseer", "human")
     assert ended.code == 0
     assert "not answered yet" in ended.stdout
     assert "approve | pass | sub-questions" in ended.stdout
@@ -51,7 +51,7 @@ def test_what_waits_is_shown_with_the_way_to_reply(tmp_path: Path) -> None:
     listed = reflux(tmp_path / "run", "traces", "list")
     assert "waits for a" in listed.stdout
     assert "ask-" not in listed.stdout
-    assert "1 waits for a person: reflux reply " in ended.stdout
+    assert "1 waits for a human: reflux reply " in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_bad_input_gets_one_message(tmp_path: Path, words: list[str], said: str)
 
 def test_a_reply_that_nobody_waits_for_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    id = told(reflux(folder, "ask", "Why?", "--overseer", "person", "--json"))["trajectory"]
+    id = told(reflux(folder, "ask", "Why?", "--overseer", "human", "--json"))["trajectory"]
     assert reflux(folder, "reply", id, "answer: so").code == 0
     again = reflux(folder, "reply", id, "answer: no")
     assert (again.code, "waits for nobody" in again.stderr) == (2, True)
@@ -82,8 +82,8 @@ def test_a_reply_that_nobody_waits_for_is_refused(tmp_path: Path) -> None:
 
 def test_a_reply_that_cannot_be_taken_leaves_the_question_waiting(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    id = told(reflux(folder, "ask", "Why?", "--overseer", "person", "--json"))["trajectory"]
-    for words, said in (("approve", "no proposal to approve"), ("answer: ", "answer of nothing")):
+    id = told(reflux(folder, "ask", "Why?", "--overseer", "human", "--json"))["trajectory"]
+    for words, said in (("approve", "no proposal to approve"), ("answer: ", "answer is empty")):
         ended = reflux(folder, "reply", id, words)
         assert (ended.code, said in ended.stderr) == (2, True), ended.stderr
         assert "Traceback" not in ended.stderr
@@ -92,7 +92,7 @@ def test_a_reply_that_cannot_be_taken_leaves_the_question_waiting(tmp_path: Path
 
 def test_a_damaged_file_of_checkpoints_is_exit_code_2(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    id = told(reflux(folder, "ask", "Why?", "--overseer", "person", "--json"))["trajectory"]
+    id = told(reflux(folder, "ask", "Why?", "--overseer", "human", "--json"))["trajectory"]
     whole = (folder / "checkpoints.db").read_bytes()
     (folder / "checkpoints.db").write_bytes(whole[:5_000])
     ended = reflux(folder, "reply", id, "answer: so")

@@ -359,7 +359,7 @@ def test_names_with_markup_are_shown_as_they_are(endpoint: Endpoint, tmp_path: P
     run = ["--run", str(tmp_path / "run"), "--model", "[/x]"]
     asked = begin(["ask", "two", "--overseer", "plain", *run], env(endpoint)).wait()
     assert asked.code == 0, asked.stderr
-    assert "X = [/x]" in asked.stdout
+    assert "agent [/x]" in asked.stdout
     trajectory = asked.stdout.split()[-1]
     shown = begin(["traces", "show", trajectory, *run[:2]], env(endpoint)).wait()
     assert "two → TWO by [/x]" in shown.stdout
@@ -369,7 +369,7 @@ def test_a_long_answer_is_told_to_its_end(endpoint: Endpoint, tmp_path: Path) ->
     words = ["ask", "word " * 200 + "end", "--overseer", "plain", "--model", "m"]
     ended = begin([*words, "--run", str(tmp_path / "run")], env(endpoint)).wait()
     assert ended.code == 0, ended.stderr
-    assert "WORD END   ok, H = plain" in ended.stdout
+    assert "WORD END   ok, overseer plain" in ended.stdout
 
 
 # At a terminal.
@@ -470,7 +470,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endpoint: Endpoint, tmp_pat
 def test_ctrl_c_stops_a_question_that_waits_for_whoever_sits_there(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    words = ["chat", "--run", str(tmp_path / "run"), "--model", "m", "--overseer", "person"]
+    words = ["chat", "--run", str(tmp_path / "run"), "--model", "m", "--overseer", "human"]
     terminal = Terminal(words, env(endpoint))
     terminal.wait_for("you>")
     terminal.type("What now?\r")
@@ -490,7 +490,7 @@ def test_ctrl_c_stops_a_question_that_waits_for_whoever_sits_there(
 
 def test_ctrl_d_leaves_a_review(endpoint: Endpoint, tmp_path: Path) -> None:
     run = ["--run", str(tmp_path / "run")]
-    begin(["ask", "What?", "--overseer", "person", "--model", "m", *run], env(endpoint)).wait()
+    begin(["ask", "What?", "--overseer", "human", "--model", "m", *run], env(endpoint)).wait()
     terminal = Terminal(["review", *run], env(endpoint))
     terminal.wait_for("q quit")
     # A key that comes before the terminal is read key by key is thrown away.

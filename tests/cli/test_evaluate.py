@@ -470,7 +470,7 @@ def test_a_scorer_that_fails_in_the_end_loses_no_answer(
         ((*DATA, "--score", "mine_for_eval:number"), 2, "is no function"),
         ((*DATA, "--score", "mine_for_eval:vague"), 1, "says 'maybe' of the answer to 'a'"),
         ((*DATA, "--task", "addition"), 2, "leave --task and --level out"),
-        ((*DATA, "--overseer", "person"), 2, "waits for a person"),
+        ((*DATA, "--overseer", "human"), 2, "waits for a person"),
         ((*DATA, "--overseer", "nobody"), 2, "no overseer is called 'nobody'"),
         ((*DATA, "--price", "m=cheap"), 2, "write MODEL=PROMPT,COMPLETION"),
         ((*DATA, "--price", "m=-1,2"), 2, "write MODEL=PROMPT,COMPLETION"),

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from reflux.cli.live_tree import LiveTree
+from reflux.cli.progress import LiveTree
 
 
 def drawn(tree: LiveTree) -> str:
@@ -52,15 +52,15 @@ def test_many_answers_and_many_questions_are_counted() -> None:
     events = [asked(f"/0.0.{i}", f"q{i}") for i in range(30)]
     events += [answered(f"/0.0.{i}", "a") for i in range(10)]
     text = drawn(heard(*events))
-    assert "6 more are answered" in text
-    assert "12 more are under way" in text
+    assert "6 more answered" in text
+    assert "12 more running" in text
     assert len(text.splitlines()) < 20
 
 
 def test_a_retry_begins_with_an_empty_tree() -> None:
     again = {"event": "retry", "path": "", "rule": "form", "error": None}
     text = drawn(heard(asked("/0.0.0", "x"), again))
-    assert "root … again: the check form failed" in text
+    assert "root … retry: the check form failed" in text
     assert " x " not in text
 
 

@@ -10,7 +10,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import Amplified, Asked, answer_all, task_context
+from reflux.graphs.ask import Amplified, Origin, answer_all, task_context
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.addition import Addition, read
@@ -84,7 +84,7 @@ async def amplify(folder: RunFolder) -> None:
     votes = VotePolicy(min_logprob=None, rule=AheadBy(2, 9))
     async with OpenRun(folder, client=ScriptedClient(sometimes_wrong)) as opened:
         context = AmplifyContext(opened.recorded_client, "base", (), votes=votes)
-        asked = Asked("run", 1, "amplified", task.name, "held_out")
+        asked = Origin("run", 1, "amplified", task.name, "held_out")
         questions = task.sample(300, 3, "held_out", 1)
         await answer_all(Amplified(task_context(context, task)), asked, questions)
 

@@ -18,7 +18,7 @@ from reflux.graphs.traces.tree import load_tree
 from tests.support.commanding import Ended, begin, piped
 from tests.support.serving import soon
 
-WAITING = ("ask", "What now?", "--overseer", "person", "--json")
+WAITING = ("ask", "What now?", "--overseer", "human", "--json")
 
 
 def reflux(folder: Path, *words: str, keys: str = "") -> Ended:
@@ -64,8 +64,8 @@ def test_an_edited_root_is_the_newest_revision_and_needs_no_model(
     done = told(reflux(folder, "review", id, "--edit", "so it was", "--comment", "past", "--json"))
     assert (done["did"], done["trajectory"]) == ("edited", f"{id}~1")
     shown = reflux(folder, "traces", "show", f"{id}~1").stdout
-    assert "so it was by person" in shown
-    assert "a person says: past" in shown
+    assert "so it was by human" in shown
+    assert "a human's comment: past" in shown
     assert f"edited since: reflux traces show {id}~1" in reflux(folder, "traces", "show", id).stdout
 
 
@@ -90,7 +90,7 @@ def test_keys_judge_one_item_after_the_other(folder: Path) -> None:
     told(reflux(folder, *WAITING))
     ended = reflux(folder, "review", keys="c\nhm\nr\nx\ns\ne\nthis\n")
     assert ended.code == 0, ended.stderr
-    assert "nothing else waits for a review; 2 judged" in ended.stdout
+    assert "nothing else to review; 2 judged" in ended.stdout
     store = RunFolder(folder).store()
     assert len(queue(store)) == 1
     store.close()
@@ -105,7 +105,7 @@ def test_a_node_that_is_named_is_shown_and_judged_by_a_key(answered: tuple[Path,
     store = RunFolder(folder).store()
     node = next(n for n in load_tree(store, f"{id}~1").walk() if n.path == "/0.0.1")
     store.close()
-    assert (node.answer, node.answered_by) == ("elsewhere", "person")
+    assert (node.answer, node.answered_by) == ("elsewhere", "human")
 
 
 def test_q_and_the_end_of_what_is_typed_leave_the_queue_as_it_is(folder: Path) -> None:
@@ -118,11 +118,11 @@ def test_q_and_the_end_of_what_is_typed_leave_the_queue_as_it_is(folder: Path) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--json",), "say one of --approve"),
-        (("--approve", "--reject"), "say one of --approve"),
+        (("--json",), "choose one of --approve"),
+        (("--approve", "--reject"), "choose one of --approve"),
         (("--approve",), "nothing is proposed here"),
-        (("--edit", " "), "an empty answer is none"),
-        (("--why", "odd"), "there is no 'odd' in the queue"),
+        (("--edit", " "), "the answer is empty"),
+        (("--why", "odd"), "unknown --why 'odd'"),
     ],
 )
 def test_bad_input_gets_one_message(folder: Path, words: tuple[str, ...], said: str) -> None:
@@ -167,7 +167,7 @@ def test_what_somebody_else_judged_meanwhile_is_shown_anew(folder: Path, tmp_pat
         typed.write("e\nmine\n")
     ended = looking.wait()
     assert ended.code == 0, ended.stderr
-    assert "somebody was here meanwhile" in ended.stderr
+    assert "another user changed this item" in ended.stderr
     assert "What now? → theirs by H" in ended.stdout
     store = RunFolder(folder).store()
     assert load_tree(store, newest(store, item["trajectory"])).answer == "theirs"
@@ -179,7 +179,7 @@ def test_what_is_no_text_is_no_answer(answered: tuple[Path, str], tmp_path: Path
     typed = tmp_path / "typed"
     typed.write_bytes(b"e\nel\xffsewhere\nq\n")
     ended = begin(["review", id, "--run", str(folder)], before=partial(piped, typed)).wait()
-    assert (ended.code, "no Unicode text" in ended.stderr) == (0, True)
+    assert (ended.code, "not Unicode text" in ended.stderr) == (0, True)
     assert "0 judged" in ended.stderr
 
 

@@ -8,7 +8,7 @@ import pytest
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.tools.protocol import ToolReply, run_call
 from reflux.agents.types import ToolCall
-from reflux.granted_tools import open_tools
+from reflux.ask_context import open_tools
 
 
 async def test_a_role_has_the_tools_that_it_is_granted(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ async def test_a_reviewer_sees_the_report_first_and_the_comment_is_kept(tmp_path
         )
         ((ok, author, detail),) = [tuple(row) for row in rows]
     assert progress.outcome["answer"].endswith("See him again on Monday.")
-    assert (ok, author) == (0, "person")
+    assert (ok, author) == (0, "human")
     assert json.loads(detail)["comment"] == "no date was given"
     assert json.loads(detail)["proposal"]["text"] == report
     assert len(client.requests) == request_count

@@ -13,19 +13,19 @@ from reflux.finetune.data.rows import Row, accepted, in_form
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.recompute import override
-from reflux.graphs.ask import Asked, answer_all
+from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.task import is_held_out
 from reflux.graphs.traces.review import find_item, judge
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
 from tests.support.amplifying import ONE_VOTE, amplified, asking, echo, rejecting
 
-TRAIN = Asked("run", 1, "amplified", "words", "train")
-CHAT = Asked("run", -1, "chat-1", "", "asked")
+TRAIN = Origin("run", 1, "amplified", "words", "train")
+CHAT = Origin("run", -1, "chat-1", "", "asked")
 Q = TRAIN.question_id("root")
 
 
-async def asked(store: TraceStore, source: Asked = TRAIN, **other: Any) -> AmplifyContext:
+async def asked(store: TraceStore, source: Origin = TRAIN, **other: Any) -> AmplifyContext:
     system = amplified(store, ScriptedClient(echo), asking("x", "y"), votes=ONE_VOTE, **other)
     await answer_all(system, source, ["root"])
     return system.context
@@ -99,7 +99,7 @@ async def test_an_edited_answer_of_a_chat_is_a_row_and_an_unedited_one_is_not(
 
 @pytest.mark.parametrize("source", [TRAIN, CHAT])
 async def test_a_sub_question_that_a_person_answered_is_a_row_of_its_own(
-    store: TraceStore, source: Asked
+    store: TraceStore, source: Origin
 ) -> None:
     context, root = await asked(store, source), source.question_id("root")
     await override(context, root, "/0.0.0", "why")

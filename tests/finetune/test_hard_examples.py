@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from test_finetune_stages import CONFIG, SuspiciousAddition, exact
-
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.finetune.data.hard_examples import hardness
@@ -12,6 +10,7 @@ from reflux.finetune.stages import Stages
 from reflux.graphs.evals.task import is_held_out
 from reflux.report.terminal import hard_lines
 from reflux.tasks.addition import read
+from tests.finetune.test_stages import CONFIG, SuspiciousAddition, exact
 
 
 def at_odds(request: ChatRequest) -> Completion:
@@ -59,4 +58,4 @@ def test_the_report_says_what_was_hard_and_what_became_of_it() -> None:
     (line,) = hard_lines([{"round": 0, "amplify": made}, {"round": 2, "amplify": made}])
     assert "5.0% failed" in line
     assert "2.5% were in doubt" in line
-    assert "8 of them had been hard in the round before, 6 of those" in line
+    assert "8 had been hard in the round before, 6 of these" in line

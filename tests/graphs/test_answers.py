@@ -25,7 +25,7 @@ from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.experts import Expert
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, Direct, System, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all, task_context
 from reflux.graphs.evals.answers import Answered, Ledger, answers_of, confidence
 from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.graphs.evals.metrics import wilson
@@ -37,7 +37,7 @@ from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.addition import Addition
 from tests.support.amplifying import ONE_VOTE, amplified, asking
 
-ASKED = Asked("run", 0, "x", "any", "file")
+ASKED = Origin("run", 0, "x", "any", "file")
 
 
 def min_logprob(text: str, *logprobs: float) -> Completion:
@@ -149,7 +149,7 @@ async def records(
 ) -> list[Answered]:
     eval_task = LevelEvalTask(TASK, 2, 40)
     questions = eval_task.questions(1)
-    asked = Asked("run", -1, key, TASK.name, "held_out")
+    asked = Origin("run", -1, key, TASK.name, "held_out")
     outcomes = await answer_all(system, asked, questions)
     ledger = Ledger(store, prices or {})
     return answers_of(ledger, store, eval_task, key, 1, asked, questions, outcomes)
@@ -188,7 +188,7 @@ async def test_without_a_price_the_cost_is_unknown(store: TraceStore) -> None:
 
 async def test_a_call_from_the_cache_counts_what_the_first_one_took(store: TraceStore) -> None:
     ledger = Ledger(store, {})
-    roots = [Asked("run", number, "x", "any", "file") for number in range(2)]
+    roots = [Origin("run", number, "x", "any", "file") for number in range(2)]
     for asked, cached in zip(roots, (False, True), strict=True):
         seconds = 0.0 if cached else 0.5
         said = Completion("a", 10, 2, seconds=seconds, cached=cached)

@@ -25,23 +25,22 @@ from reflux.agents.types import (
     TokenLogprob,
 )
 from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.amplify.interrupts import recursion_limit
 from reflux.graphs.ask import (
-    THRESHOLDS,
     Amplified,
-    Asked,
     Direct,
+    Origin,
     answer_all,
-    rare_collections,
-    recursion_limit,
     task_context,
 )
+from reflux.graphs.garbage_collection import THRESHOLDS, rare_collections
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.stopping import Majority
 from reflux.graphs.voting.voting import Variant, VotePolicy
 from reflux.tasks.addition import Addition
 
-ASKED = Asked("run", 0, "amplified", "letters", "train")
+ASKED = Origin("run", 0, "amplified", "letters", "train")
 SECRET = "sk-abcdefghijklmnopqrstuvwx"
 
 
@@ -128,15 +127,15 @@ async def test_the_same_questions_of_the_same_run_cost_no_second_call(store: Tra
 @pytest.mark.parametrize(
     "other",
     [
-        Asked("other", 0, "amplified", "letters", "train"),
-        Asked("run", 1, "amplified", "letters", "train"),
-        Asked("run", 0, "direct", "letters", "train"),
-        Asked("run", 0, "amplified", "words", "train"),
-        Asked("run", 0, "amplified", "letters", "held_out"),
+        Origin("other", 0, "amplified", "letters", "train"),
+        Origin("run", 1, "amplified", "letters", "train"),
+        Origin("run", 0, "direct", "letters", "train"),
+        Origin("run", 0, "amplified", "words", "train"),
+        Origin("run", 0, "amplified", "letters", "held_out"),
     ],
 )
 async def test_asked_from_elsewhere_the_same_text_is_asked_anew(
-    store: TraceStore, other: Asked
+    store: TraceStore, other: Origin
 ) -> None:
     client = ScriptedClient(echo)
     for asked in (ASKED, other):

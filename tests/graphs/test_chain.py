@@ -29,7 +29,7 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.recompute import override
 from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked
+from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.evals.answers import Ledger
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
@@ -38,7 +38,7 @@ from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import rejecting
 
-ASKED = Asked("run", 0, "amplified", "counting", "train")
+ASKED = Origin("run", 0, "amplified", "counting", "train")
 POLICY = VotePolicy(min_logprob=None, rule=AheadBy(2, 9))
 
 

@@ -29,7 +29,7 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked
+from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.traces.chain_links import links
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
@@ -39,7 +39,7 @@ from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, next_votes, w
 from reflux.report.terminal import tree_view
 from tests.support.amplifying import asked_of
 
-ASKED = Asked("run", 0, "amplified", "counting", "train")
+ASKED = Origin("run", 0, "amplified", "counting", "train")
 TWO = VotePolicy(min_logprob=None, rule=AheadBy(2, 6))
 ENDS = 5
 SECRET = "sk-" + "a" * 20

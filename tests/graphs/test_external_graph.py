@@ -19,7 +19,7 @@ from langgraph.types import interrupt
 
 from reflux.agents.errors import MissingError, RefluxError, ReplayError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Asked, answer_all
+from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.answers import Ledger, confidence
 from reflux.graphs.evals.datasets import QuestionFile, Row
 from reflux.graphs.evals.eval_task import FileEvalTask
@@ -30,7 +30,7 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 
-ASKED = Asked("run", 0, "graph", "any", "file")
+ASKED = Origin("run", 0, "graph", "any", "file")
 
 
 class Asking(TypedDict, total=False):

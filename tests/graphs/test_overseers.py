@@ -31,7 +31,7 @@ from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, answer_all
+from reflux.graphs.ask import Amplified, Origin, answer_all
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import recorded_steps
@@ -39,7 +39,7 @@ from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import amplified, echo
 from tests.support.hostile import BOTH, FRANCE, JAPAN, QUESTION, REPLIES, SOUND
 
-ASKED = Asked("run", 0, "amplified", "capitals", "train")
+ASKED = Origin("run", 0, "amplified", "capitals", "train")
 CAPITALS = {FRANCE: "Paris", JAPAN: "Tokyo", QUESTION: "undivided"}
 COMBINED = '{"answer": "Paris and Tokyo"}'
 

@@ -63,7 +63,7 @@ async def test_an_edited_leaf_changes_its_ancestors_and_asks_nobody(store: Trace
     assert {path: node.answer for path, node in tree.items()} == {
         "": "X+why", "/0.0.0": "X", "/0.0.1": "why"
     }  # fmt: skip
-    assert tree["/0.0.1"].answered_by == "person"
+    assert tree["/0.0.1"].answered_by == "human"
 
 
 async def test_the_trajectory_as_it_was_stays_as_it_was(store: TraceStore) -> None:
@@ -139,7 +139,7 @@ async def test_an_edit_of_the_root_needs_no_recomputation(store: TraceStore) -> 
     revised = await override(context, Q, "", "mine")
     assert (revised.outcome or {}).get("answer") == "mine"
     tree = load_tree(store, revised.id)
-    assert (tree.answer, tree.status, tree.answered_by) == ("mine", "ok", "person")
+    assert (tree.answer, tree.status, tree.answered_by) == ("mine", "ok", "human")
     assert client.requests == []
 
 

@@ -67,9 +67,9 @@ async def test_secrets_are_taken_out_of_steps_and_errors(store: TraceStore) -> N
     with pytest.raises(EndpointError):
         await recorded_client.ask(KEY, REQUEST)
     asked = Ask((SubQuestion("first"), SubQuestion(f"use {SECRET} on {{0}}", (0,))))
-    step = await recorded_client.step(replace(KEY, role="overseer"), "person", asked)
+    step = await recorded_client.step(replace(KEY, role="overseer"), "human", asked)
     assert step == Ask((SubQuestion("first"), SubQuestion(f"use {PLACEHOLDER} on {{0}}", (0,))))
-    await recorded_client.step(replace(KEY, role="overseer", step=1), "person", Answer(SECRET))
+    await recorded_client.step(replace(KEY, role="overseer", step=1), "human", Answer(SECRET))
     stored = json.dumps([dict(row) for row in store.select("SELECT * FROM calls")])
     assert SECRET not in stored
     assert stored.count(PLACEHOLDER) == 3

@@ -11,7 +11,7 @@ from reflux.agents.types import Defer, Step
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.interrupts import open_interruptible_run
 from reflux.graphs.amplify.recompute import override
-from reflux.graphs.ask import Asked, answer_all
+from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.traces.review import (
     Item,
     find_item,
@@ -26,7 +26,7 @@ from reflux.graphs.traces.tree import load_tree
 from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import ONE_VOTE, amplified, asking, echo, rejecting
 
-ASKED = Asked("run", 1, "amplified", "words", "train")
+ASKED = Origin("run", 1, "amplified", "words", "train")
 Q = ASKED.question_id("root")
 VOTED = VotePolicy(min_logprob=None, margin=1, max_votes=3)
 
@@ -37,7 +37,7 @@ def split(request: Any) -> str:
     return f"{text}{min(request.vote, 1)}" if text == "X" else text
 
 
-async def asked(store: TraceStore, reply: Any = echo, asked: Asked = ASKED, **other: Any) -> Any:
+async def asked(store: TraceStore, reply: Any = echo, asked: Origin = ASKED, **other: Any) -> Any:
     system = amplified(store, ScriptedClient(reply), asking("x", "y"), **other)
     await answer_all(system, asked, ["root"])
     return system.context
@@ -114,7 +114,7 @@ async def test_pages_follow_one_another_without_a_gap_or_a_repeat(store: TraceSt
 
 @pytest.mark.parametrize("kept_out", ["held_out", "canary"])
 async def test_what_no_row_is_made_of_is_not_queued(store: TraceStore, kept_out: str) -> None:
-    other = Asked("run", 1, "amplified", "words", kept_out)
+    other = Origin("run", 1, "amplified", "words", kept_out)
     await asked(store, asked=other, checker=rejecting("X+Y"), votes=ONE_VOTE)
     assert queue(store) == []
 

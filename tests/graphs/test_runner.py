@@ -7,7 +7,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatRequest, Completion
 from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import Asked, Direct, task_context
+from reflux.graphs.ask import Direct, Origin, task_context
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.runner import evaluate
 from reflux.graphs.evals.task import HELD_OUT_SHARE, hashed_out, is_held_out, score_held_out
@@ -16,7 +16,7 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
 
 TASK = Addition()
-ASKED = Asked("run", 0, "direct", TASK.name, "held_out")
+ASKED = Origin("run", 0, "direct", TASK.name, "held_out")
 
 
 def true_sum(question: str) -> str:

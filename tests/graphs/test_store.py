@@ -121,13 +121,13 @@ async def test_a_judgement_with_a_key_is_one_row_and_without_one_is_new(
 ) -> None:
     for _ in range(2):
         await store.add_judgement("q1", "", "check", True, {}, key="0")
-        await store.add_judgement("q1", "", "review", None, {}, author="person")
+        await store.add_judgement("q1", "", "review", None, {}, author="human")
     await store.add_judgement("q1", "", "check", False, {}, key="1")
     found = rows(path, "SELECT kind, ok, author FROM judgements ORDER BY id")
     assert found == [
         ("check", 1, "reflux"),
-        ("review", None, "person"),
-        ("review", None, "person"),
+        ("review", None, "human"),
+        ("review", None, "human"),
         ("check", 0, "reflux"),
     ]
 

@@ -13,13 +13,13 @@ from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
 from reflux.agents.types import SubQuestion as Sub
 from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Asked, Direct, answer_all
+from reflux.graphs.ask import Amplified, Direct, Origin, answer_all
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
 
-ASKED = Asked("run", 0, "amplified", "words", "train")
+ASKED = Origin("run", 0, "amplified", "words", "train")
 
 
 def echo(request: ChatRequest) -> str:

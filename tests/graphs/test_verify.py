@@ -23,7 +23,7 @@ from reflux.agents.verifiers.verifier import (
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.amplify.interrupts import InterruptibleRun, open_interruptible_run
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Asked
+from reflux.graphs.ask import Origin
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from tests.support.amplifying import (
@@ -36,7 +36,7 @@ from tests.support.amplifying import (
     rejecting,
 )
 
-ASKED = Asked("run", 0, "amplified", "letters", "train")
+ASKED = Origin("run", 0, "amplified", "letters", "train")
 
 
 async def answered(store: TraceStore, client: ScriptedClient, *ways: Any, **other: Any) -> Outcome:
@@ -242,7 +242,7 @@ async def waiting(folder: Path, client: ScriptedClient) -> AsyncIterator[Interru
         "base",
         [ScriptedOverseer("way", asking("a"))],
         rejecting("A", "mine"),
-        checks=CheckPolicy(after_failure=("retry", "person")),
+        checks=CheckPolicy(after_failure=("retry", "human")),
         votes=ONE_VOTE,
     )
     async with open_interruptible_run(context, folder / "checkpoints.db") as interruptible_run:
@@ -268,7 +268,7 @@ async def test_a_person_is_asked_where_checks_go_on_failing_and_has_the_last_wor
 
 
 def test_an_action_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(UsageError, match="'persn'; there are retry, other, person"):
-        CheckPolicy(after_failure=cast(Any, ("persn",)))
+    with pytest.raises(UsageError, match="'humn'; there are retry, other, human"):
+        CheckPolicy(after_failure=cast(Any, ("humn",)))
     with pytest.raises(UsageError, match=r"checks.confirm is 0"):
         CheckPolicy(confirm=0)

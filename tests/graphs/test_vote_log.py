@@ -7,7 +7,7 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.agents.verifiers.red_flags import RedFlags
-from reflux.graphs.ask import Asked, answer_all
+from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.vote_log import (
     by_acceptance,
     by_task,
@@ -21,7 +21,7 @@ from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.addition import Addition
 from tests.support.amplifying import amplified, asking
 
-ASKED = Asked("run", 0, "amplified", "letters", "train")
+ASKED = Origin("run", 0, "amplified", "letters", "train")
 
 
 def said(text: str, logprob: float = -1.0) -> Completion:

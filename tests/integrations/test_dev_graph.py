@@ -20,10 +20,10 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
+from reflux.ask_context import DEFAULT_OVERSEER
 from reflux.graphs.traces.tree import load_tree
-from reflux.integrations.agent import Agent
 from reflux.integrations.dev_graph import chat_graph
-from reflux.overseers import DEFAULT_OVERSEER
+from reflux.models import Agent
 from tests.support.amplifying import echo, rejecting
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def act(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
 
 
 SPLITS = ScriptedOverseer("splits", act)
-H = {DEFAULT_OVERSEER: SPLITS, "plain": SPLITS, "person": HumanOverseer()}
+H = {DEFAULT_OVERSEER: SPLITS, "plain": SPLITS, "human": HumanOverseer()}
 
 
 def made(run: Path, saver: Any = None, **context: Any) -> tuple[Any, ScriptedClient]:
@@ -137,14 +137,14 @@ async def test_a_client_chooses_h_x_and_the_limits_by_context(tmp_path: Path) ->
     await graph.ainvoke(put, THREAD, context={"model": "student-r1", "max_tokens": 9})
     assert {(r.model, r.sampling.max_tokens) for r in client.requests} == {("student-r1", 9)}
     other: Any = {"configurable": {"thread_id": "other"}}
-    got = await graph.ainvoke(put, other, context={"overseer": "person"})
+    got = await graph.ainvoke(put, other, context={"overseer": "human"})
     assert got["__interrupt__"][0].value["form"]["question"] == "one and two"
     got = await graph.ainvoke(
         {"question": "one and two and three"}, context={"calls": 2, "attempts": 1}, config=THREAD
     )
     assert got["status"] != "failed"
     with pytest.raises(
-        UsageError, match="no overseer is called 'nobody'; there are model, plain, person"
+        UsageError, match="no overseer is called 'nobody'; there are model, plain, human"
     ):
         await graph.ainvoke(
             put, {"configurable": {"thread_id": "3"}}, context={"overseer": "nobody"}

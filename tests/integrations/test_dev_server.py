@@ -100,7 +100,7 @@ def test_a_person_is_waited_for_and_the_thread_goes_on_with_what_they_say(
         server,
         f"/threads/{thread}/runs/wait",
         input={"question": "who knows?"},
-        context={"overseer": "person"},
+        context={"overseer": "human"},
     )
     ((waiting),) = waits["__interrupt__"]
     assert waiting["value"]["form"]["question"]
@@ -109,7 +109,7 @@ def test_a_person_is_waited_for_and_the_thread_goes_on_with_what_they_say(
         server,
         f"/threads/{thread}/runs/wait",
         command={"resume": {waiting["id"]: step}},
-        context={"overseer": "person"},
+        context={"overseer": "human"},
     )
     assert (got["answer"], got["status"]) == ("I do.", "ok")
     assert len(script.asked) == before

@@ -8,13 +8,13 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.graphs.amplify.recompute import override
-from reflux.graphs.ask import Asked, answer_all
+from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.traces.review import find_item, remark
 from reflux.graphs.traces.store import TraceStore
 from reflux.report.tree_page import tree_page
 from tests.support.amplifying import ONE_VOTE, amplified, asking
 
-ASKED = Asked("run<", 1, "amplified", "words", "train")
+ASKED = Origin("run<", 1, "amplified", "words", "train")
 Q = ASKED.question_id("root")
 EVIL = "<script>alert(1)</script><img src=x onerror=y>\"'&\x1b[2J</details></style>"
 
@@ -81,7 +81,7 @@ async def test_the_page_tells_costs_votes_checks_and_persons(store: TraceStore) 
     context = await asked(store, shaded)
     await override(context, Q, "/0.0.0", "why")
     text = Parsed(tree_page(store, f"{Q}~1")).text
-    for said in ("by person", "by base, 1 call, 13 tokens", "check passed: why+sure<?"):
+    for said in ("by human", "by base, 1 call, 13 tokens", "check passed: why+sure<?"):
         assert said in text
     assert f"edited since, as {Q}~1" in Parsed(tree_page(store, Q)).text
     assert "answer, vote 0, base: 10 + 3 tokens, 0.50 s" in Parsed(tree_page(store, Q)).text

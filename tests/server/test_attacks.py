@@ -16,8 +16,8 @@ from reflux.agents.errors import UsageError
 from reflux.agents.redaction import PLACEHOLDER, redact
 from reflux.server import guards
 from reflux.server import http_limits as wire
-from reflux.server.guards import check_exposure, client_of
-from reflux.server.settings import ServeSettings
+from reflux.server.guards import client_of
+from reflux.server.settings import ServeSettings, check_exposure
 from tests.support.serving import Scripted, X, scripted, serving, soon
 
 CHAT = {"model": X, "messages": [{"role": "user", "content": "hello"}]}

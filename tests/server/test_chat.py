@@ -68,7 +68,7 @@ def refused(client: OpenAI, model: str = X, messages: Said = HELLO, **options: A
 def test_the_models_are_listed_and_each_can_be_shown(client: OpenAI) -> None:
     ids = [model.id for model in client.models.list()]
     assert ids == [
-        "amplified", "amplified:splits", "amplified:plain", "amplified:person", "base", X,
+        "amplified", "amplified:splits", "amplified:plain", "amplified:human", "base", X,
     ]  # fmt: skip
     assert client.models.retrieve("amplified:splits").id == "amplified:splits"
     with pytest.raises(openai.NotFoundError, match=r"no model 'nobody'; there are amplified"):

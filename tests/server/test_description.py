@@ -90,9 +90,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         chat = f"{url}/v1/chat/completions"
         said: dict[str, Any] = {"messages": [{"role": "user", "content": "one and two"}]}
         answered = httpx2.post(chat, json={"model": "amplified", **said})
-        with httpx2.stream(
-            "POST", chat, json={"model": "amplified:person", "stream": True, **said}
-        ):
+        with httpx2.stream("POST", chat, json={"model": "amplified:human", "stream": True, **said}):
             pending = soon(lambda: httpx2.get(f"{url}/api/pending").json()["pending"])
         trajectory = answered.headers["x-reflux-trajectory"]
         yield Served(

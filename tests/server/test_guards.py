@@ -15,7 +15,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.finetune.run_folder import RunFolder
 from reflux.server.app import create_app
-from reflux.server.guards import Rates
+from reflux.server.guards import RateLimiter
 from reflux.server.settings import ServeSettings
 from tests.support.serving import Scripted, X, scripted, serving, soon
 
@@ -129,13 +129,13 @@ def test_a_client_over_its_rate_is_told_how_long_to_wait(tmp_path: Path) -> None
 def test_a_bucket_fills_again_and_each_client_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("reflux.server.guards.time.monotonic", lambda: now)
-    rates = Rates(per_second=2, burst=2)
+    rates = RateLimiter(per_second=2, burst=2)
     assert [rates.wait("a") for _ in range(3)] == [0, 0, 0.5]
     assert rates.wait("b") == 0
     now = 100.6
     assert rates.wait("a") == 0
     assert rates.wait("a") > 0
-    assert [Rates(0, 1).wait("a") for _ in range(5)] == [0] * 5
+    assert [RateLimiter(0, 1).wait("a") for _ in range(5)] == [0] * 5
 
 
 async def test_more_at_once_than_the_limit_is_refused_and_the_rest_goes_on(

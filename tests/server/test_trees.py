@@ -202,13 +202,13 @@ async def test_a_person_replies_while_the_client_waits(tmp_path: Path, script: S
             httpx2.AsyncClient(base_url=url) as person,
         ):
             stream: Any = await client.chat.completions.create(
-                model="amplified:person", messages=user("who?"), stream=True
+                model="amplified:human", messages=user("who?"), stream=True
             )
             (waiting,) = (await person.get("/api/pending")).json()["pending"]
             assert waiting["question"] == waiting["form"]["question"] == "who?"
             assert waiting["trajectory"] == stream.response.headers["x-reflux-trajectory"]
             to = f"/api/pending/{waiting['trajectory']}/{waiting['id']}"
-            for words, why in (("approve", "no proposal"), (" ", "empty reply")):
+            for words, why in (("approve", "no proposal"), (" ", "reply is empty")):
                 refused = await person.post(to, json={"words": words})
                 assert refused.status_code == 400 and why in refused.text
             asked = await person.post(to, json={"words": "one\ntwo"})
@@ -221,7 +221,7 @@ async def test_a_person_replies_while_the_client_waits(tmp_path: Path, script: S
             gone = await person.post(to, json={"words": "answer: me"})
         assert gone.status_code == 400 and "nothing waits" in gone.text
     assert [delta.content for delta in deltas if delta.content] == ["me"]
-    assert "a person is asked: who?" in deltas[1].reasoning_content
+    assert "a human is asked: who?" in deltas[1].reasoning_content
     assert sorted(script.questions()) == ["one", "two"]
 
 
@@ -231,7 +231,7 @@ async def test_what_waits_for_a_person_outlives_its_client_and_the_server(
     with serving(tmp_path, script) as url:
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
             stream: Any = await client.chat.completions.create(
-                model="amplified:person", messages=user("who?"), stream=True
+                model="amplified:human", messages=user("who?"), stream=True
             )
             await stream.close()
     with serving(tmp_path, script) as url:

@@ -29,13 +29,13 @@ class Seen:
     errors: list[str] = field(default_factory=list[str])
 
     def evaluate(self, url: str, questions: int) -> None:
-        """Start an evaluation, `first`, on its tab, and see it at work."""
+        """Start an evaluation, `first`, on its tab, and see it run."""
         self.page.goto(f"{url}/#evaluation")
         self.page.get_by_text("Start an evaluation").click()
         self.page.get_by_label("Name").fill("first")
         self.page.get_by_label("Questions").fill(str(questions))
         self.page.get_by_role("button", name="Evaluate").click()
-        self.page.locator(".job .badge").filter(has_text="at work").wait_for()
+        self.page.locator(".job .badge").filter(has_text="Running").wait_for()
 
     @property
     def hosts(self) -> set[str]:

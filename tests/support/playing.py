@@ -18,11 +18,11 @@ from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Asked, answer_all
+from reflux.graphs.ask import Amplified, Origin, answer_all
 from reflux.graphs.traces.store import TraceStore
 from tests.support.worlds import World
 
-ASKED = Asked("run", 1, "amplified", "worlds", "train")
+ASKED = Origin("run", 1, "amplified", "worlds", "train")
 
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - nothing outlives it
 """Hundreds of stores are made and dropped; what a disk adds is time."""

@@ -38,7 +38,7 @@ def act(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
 H: Mapping[str, AnyOverseer] = {
     "splits": ScriptedOverseer("splits", act),
     "plain": ScriptedOverseer("plain", lambda question, transcript, may_ask: PASS),
-    "person": HumanOverseer(),
+    "human": HumanOverseer(),
 }
 
 

@@ -17,7 +17,7 @@ from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import Amplified, Asked, Direct, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, task_context
 from reflux.graphs.evals.runner import evaluate
 from reflux.graphs.evals.task import is_held_out, score_held_out
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -250,7 +250,7 @@ async def test_in_the_graph_the_tasks_own_tools_and_a_knowing_model_answer_all(
     )
     amplified = Amplified(task_context(context, made))
     questions = made.sample(3, 2, "held_out", 0)
-    score = await evaluate(amplified, made, Asked("run", 0, "h", name, "held_out"), questions)
+    score = await evaluate(amplified, made, Origin("run", 0, "h", name, "held_out"), questions)
     assert (score.accuracy, score.statuses) == (1.0, {"ok": 3})
     # What the row of a benchmark says of who works is what happens.
     assert (score.calls > 0) == ("model:" in made.leaves)
@@ -267,7 +267,7 @@ async def test_in_the_graph_a_useless_model_fails_only_where_it_has_to_work(
     )
     amplified = Amplified(task_context(context, made))
     questions = made.sample(2, 1, "held_out", 0)
-    asked = Asked("run", 0, "amplified", name, "held_out")
+    asked = Origin("run", 0, "amplified", name, "held_out")
     score = await evaluate(amplified, made, asked, questions)
     works = "model:" in made.leaves
     assert (score.accuracy, score.n) == (0.0 if works else 1.0, 2)
@@ -283,7 +283,7 @@ async def test_a_direct_answer_is_read_out_of_what_stands_around_it(store: Trace
 
     context = AmplifyContext(RecordedClient(ScriptedClient(reply), store), "base", ())
     direct = Direct(task_context(context, made))
-    asked = Asked("run", 0, "direct", "products", "held_out")
+    asked = Origin("run", 0, "direct", "products", "held_out")
     score = await evaluate(direct, made, asked, made.sample(5, 2, "held_out", 0))
     assert score.accuracy == 1.0
 

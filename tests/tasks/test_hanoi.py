@@ -11,7 +11,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Answer, Chain, ChatRequest
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Asked, Direct, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, answer_all, task_context
 from reflux.graphs.evals.task import is_held_out
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
@@ -175,7 +175,7 @@ def solving(store: TraceStore, client: ScriptedClient) -> AmplifyContext:
 
 
 async def test_copies_that_know_the_rule_solve_every_puzzle(store: TraceStore) -> None:
-    asked = Asked("run", 0, "amplified", "hanoi", "held_out")
+    asked = Origin("run", 0, "amplified", "hanoi", "held_out")
     puzzles = [TASK.from_user("hanoi 5"), *TASK.sample(5, 4, "held_out", 0)]
     client = ScriptedClient(right)
     found = await answer_all(Amplified(solving(store, client)), asked, puzzles)
@@ -187,7 +187,7 @@ async def test_copies_that_know_the_rule_solve_every_puzzle(store: TraceStore) -
 
 
 async def test_a_copy_alone_answers_a_puzzle_with_a_number(store: TraceStore) -> None:
-    asked = Asked("run", 0, "direct", "hanoi", "held_out")
+    asked = Origin("run", 0, "direct", "hanoi", "held_out")
     puzzles = TASK.sample(3, 4, "held_out", 0)
     client = ScriptedClient(lambda request: "15" if request.vote == 0 else "a X Y")
     found = await answer_all(Direct(solving(store, client)), asked, puzzles)

@@ -13,7 +13,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, SubQuestion
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Asked, answer_all, task_context
+from reflux.graphs.ask import Amplified, Origin, answer_all, task_context
 from reflux.graphs.evals.task import is_held_out
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
@@ -143,7 +143,7 @@ async def amplified(
         votes=VotePolicy(min_logprob=None, rule=AheadBy(2, 9)),
     )
     system = Amplified(task_context(context, TASK))
-    outcomes = await answer_all(system, Asked("t", 0, "a", "t", "held_out"), questions)
+    outcomes = await answer_all(system, Origin("t", 0, "a", "t", "held_out"), questions)
     store.close()
     return [outcome["answer"] for outcome in outcomes]
 

@@ -10,10 +10,10 @@ from typing import Any
 import httpx2
 import pytest
 
-import reflux.server.tree_api
 import reflux.web.review_api
+import reflux.web.trajectories_api
 from reflux.graphs.traces.events import answered
-from reflux.server.event_log import EventLogs
+from reflux.server.running_answer import EventLogs
 from tests.support.serving import Scripted, scripted, serving, soon
 
 
@@ -57,7 +57,7 @@ def test_a_word_that_several_give_at_once_is_answered_once(
 @pytest.mark.parametrize(
     ("place", "name", "ask"),
     [
-        (reflux.server.tree_api, "load_tree", lambda where: httpx2.get(where)),
+        (reflux.web.trajectories_api, "load_tree", lambda where: httpx2.get(where)),
         (
             reflux.web.review_api,
             "find_item",

@@ -152,7 +152,7 @@ def test_a_question_that_fails_says_why_in_the_chat(tmp_path: Path, script: Scri
     script.refusal = lambda body: (400, "no such model here")
     with serving(tmp_path, script) as url, browsing() as seen:
         seen.page.goto(url)
-        seen.page.get_by_label("Who answers").select_option(X)
+        seen.page.get_by_label("Model", exact=True).select_option(X)
         ask(seen, THREE)
         seen.page.locator(".bubble .bad").filter(has_text="no such model here").wait_for()
         assert seen.page.get_by_role("button", name="Ask", exact=True).is_visible()
@@ -164,7 +164,7 @@ def test_the_keyboard_alone_reaches_everything_in_the_tree(
     with serving(tmp_path, script) as url, browsing() as seen:
         page = seen.page
         page.goto(url)
-        page.get_by_label("Who answers").locator("option").first.wait_for(state="attached")
+        page.get_by_label("Model", exact=True).locator("option").first.wait_for(state="attached")
         page.locator("#tab-chat").focus()
         page.keyboard.press("/")
         page.keyboard.type(THREE)
@@ -195,7 +195,7 @@ def test_a_second_question_is_part_of_the_same_conversation(
 ) -> None:
     with serving(tmp_path, script) as url, browsing(PHONE, "dark") as seen:
         seen.page.goto(url)
-        seen.page.get_by_label("Who answers").select_option(X)
+        seen.page.get_by_label("Model", exact=True).select_option(X)
         ask(seen, "first words")
         seen.page.locator(".bubble:not(.mine)").filter(has_text="FIRST WORDS").wait_for()
         seen.page.get_by_role("button", name="Ask", exact=True).wait_for()
@@ -222,13 +222,13 @@ def test_a_page_that_was_left_during_an_answer_keeps_its_words_and_asks_again(
     with serving(tmp_path, script) as url, browsing() as seen:
         page = seen.page
         page.goto(url)
-        page.get_by_label("Who answers").select_option(X)
+        page.get_by_label("Model", exact=True).select_option(X)
         ask(seen, "first words")
         page.get_by_role("button", name="Stop").wait_for()
         soon(lambda: script.asked)
         page.reload()
         bubble = page.locator(".bubble:not(.mine)")
-        bubble.get_by_text("the page was left before the answer was whole").wait_for()
+        bubble.get_by_text("the page was closed before the answer was complete").wait_for()
         assert page.locator(".bubble.mine").inner_text() == "first words"
         bubble.get_by_role("button", name="Ask again").click()
         bubble.filter(has_text="FIRST WORDS").wait_for()

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from reflux.finetune.run_folder import RunFolder
-from reflux.server.settings import configured, read_serve_config
+from reflux.server.settings import config_endpoints, read_serve_config
 from tests.support.browsing import browsing, needs_browser
 from tests.support.run_folders import make_run
 from tests.support.serving import Scripted, scripted_for_commands, serving, soon
@@ -82,8 +82,8 @@ def test_an_answer_edited_on_the_page_is_learned_by_a_student_that_the_page_dist
         page.locator(".tree .node").filter(has_text="dark and calm").wait_for()
         page.locator("#tab-students").click()
         page.get_by_text("Start a distillation").click()
-        page.get_by_label("Name of the student").fill("mine")
-        page.get_by_label("Or steps").fill("1")
+        page.get_by_label("Student name").fill("mine")
+        page.get_by_label("Maximum steps").fill("1")
         page.get_by_role("button", name="Distill").click()
         page.locator(".job .badge").filter(has_text="done").wait_for(timeout=300_000)
         page.locator(".student").filter(has_text="mine").wait_for()
@@ -103,7 +103,7 @@ def test_endpoints_of_the_servers_config_can_be_evaluated_from_the_page(
     config = tmp_path / "serve.yaml"
     where = {"base_url": script.url, "model": "there", "api_key_env": "MY_KEY"}
     config.write_text(yaml.safe_dump({"endpoints": {"far": where}}))
-    endpoints = configured(read_serve_config(config))
+    endpoints = config_endpoints(read_serve_config(config))
     with serving(tmp_path / "run", script, endpoints=endpoints, config=config) as url:
         with browsing() as seen:
             page = seen.page
@@ -131,7 +131,7 @@ def test_one_job_is_under_way_at_a_time_and_can_be_stopped(
         assert begin(url, **EVALUATION | {"limit": 500}).status_code == 201
         second = begin(url, **EVALUATION | {"name": "second"})
         assert second.status_code == 400
-        assert "evaluation first is under way" in second.json()["error"]["message"]
+        assert "evaluation first is running" in second.json()["error"]["message"]
         soon(lambda: script.asked or job(url)["state"] != "running")
         told = httpx2.delete(f"{url}/api/job").json()["job"]
         assert told["state"] == "stopped"

@@ -43,7 +43,7 @@ def test_the_policy_of_the_page_admits_no_other_origin_and_no_script_in_it(tmp_p
 
 
 def test_no_file_of_the_page_turns_text_into_markup(tmp_path: Path) -> None:
-    from reflux.web.shell import STATIC
+    from reflux.server.app import STATIC
 
     for path in STATIC.glob("*.js"):
         code = path.read_text()
@@ -63,14 +63,14 @@ def test_a_person_enters_the_key_once_and_a_wrong_one_is_asked_again(tmp_path: P
         box = seen.page.get_by_label("API key")
         box.fill("no")
         box.press("Enter")
-        seen.page.get_by_text("That was not the key.").wait_for()
+        seen.page.get_by_text("Wrong key. Try again.").wait_for()
         seen.page.get_by_label("API key").fill("secret")
         seen.page.get_by_role("button", name="Open").click()
-        seen.page.get_by_label("Who answers").locator("option").first.wait_for(state="attached")
+        seen.page.get_by_label("Model").locator("option").first.wait_for(state="attached")
         seen.page.get_by_label("Question", exact=True).fill("hello and hello")
         seen.page.get_by_role("button", name="Ask", exact=True).click()
         seen.page.locator(".bubble:not(.mine)").filter(has_text="HELLO+HELLO").wait_for()
         seen.page.reload()
-        seen.page.get_by_label("Who answers").locator("option").first.wait_for(state="attached")
+        seen.page.get_by_label("Model").locator("option").first.wait_for(state="attached")
         assert seen.page.get_by_label("API key").count() == 0
         assert seen.hosts == {url.removeprefix("http://")}

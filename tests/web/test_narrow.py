@@ -17,7 +17,7 @@ JOB = {
     "code": 1,
     "seconds": 11.0,
     "lines": ["evaluate direct: 3/3", "reflux: 3 of 3 questions failed: " + "w" * 300],
-    "said": 2,
+    "line_count": 2,
 }
 SIDEWAYS = "element => element.scrollWidth - element.clientWidth"
 

@@ -163,12 +163,33 @@ def test_an_item_of_the_queue_is_approved_and_leaves_it(tmp_path: Path, script: 
         assert node["verdict"] == "approved" and node["comments"] == ["seen it"]
 
 
+def test_approve_is_not_the_main_button_of_a_refused_answer(
+    tmp_path: Path, script: Scripted
+) -> None:
+    with serving(tmp_path, script) as url, browsing() as seen:
+        trajectory = asked(url, "alpha and beta")
+        tree = tree_of(url, trajectory) | {"status": "rejected"}
+        body = {"trajectory": trajectory, "usage": {}, "tree": tree}
+        page = seen.page
+        page.route(f"**/api/trajectories/{trajectory}", lambda route: route.fulfill(json=body))
+        page.goto(f"{url}/#trajectories/{trajectory}")
+        page.locator(".tree .node").first.click()
+        drawer = page.locator("#drawer")
+        drawer.get_by_text("rejected", exact=True).wait_for()
+        drawer.get_by_role("button", name="Approve").wait_for()
+        assert drawer.locator(".actions .row .primary").first.inner_text() == "Edit"
+        page.locator(".tree .node").nth(1).click()
+        drawer.get_by_text("node 0.0.0").wait_for()
+        assert drawer.locator(".actions .row .primary").first.inner_text() == "Approve"
+        assert seen.errors == []
+
+
 def test_what_waits_for_a_person_is_answered_in_the_queue_and_goes_on(
     tmp_path: Path, script: Scripted
 ) -> None:
     overseers: dict[str, AnyOverseer] = {**H}
     with (
-        serving(tmp_path, script, overseers, overseer="person") as url,
+        serving(tmp_path, script, overseers, overseer="human") as url,
         browsing() as seen,
     ):
         page = seen.page

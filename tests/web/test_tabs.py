@@ -4,10 +4,13 @@ The pictures lie in the test's temporary folder; with REFLUX_PICTURES set to a f
 `docs/page-desk.png` and `docs/page-phone.png` are two of them.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -116,7 +119,7 @@ def test_an_address_that_was_cut_short_and_a_damaged_evaluation_are_told(
         seen.page.goto(f"{url}/#evaluation/cut")
         seen.page.locator(".bad").filter(has_text="cut/eval.json cannot be read").wait_for()
         seen.page.locator("select[aria-label=Evaluation]").select_option("other")
-        seen.page.locator(".bad").filter(has_text="it is no evaluation").wait_for()
+        seen.page.locator(".bad").filter(has_text="it is not an evaluation").wait_for()
     assert [error for error in seen.errors if "404" not in error] == []
 
 
@@ -127,7 +130,7 @@ def test_the_colours_are_changed_by_a_button_and_stay_changed(
         theme = "document.documentElement.dataset.theme"
         seen.page.goto(url)
         assert seen.page.evaluate(theme) == "light"
-        seen.page.get_by_role("button", name="Dark colours").click()
+        seen.page.get_by_role("button", name="Dark colors").click()
         seen.page.reload()
         assert seen.page.evaluate(theme) == "dark"
 
@@ -169,9 +172,13 @@ def test_trajectories_are_searched_filtered_and_opened(tmp_path: Path, script: S
             page.get_by_text("2 found of 3").wait_for()
             assert page.locator(".trow").count() == 2
             page.get_by_label("Status").select_option("rejected")
-            page.get_by_text("Nothing fits").wait_for()
+            page.get_by_text("No matches.").wait_for()
+            page.get_by_role("button", name="Clear filters").click()
+            page.locator(".trow").nth(2).wait_for()
+            assert page.get_by_label("Status").input_value() == ""
+            page.get_by_label("Search questions").fill("COPPER")
             page.get_by_label("Status").select_option("ok")
-            page.locator(".trow").nth(1).wait_for()
+            page.get_by_text("2 found of 3").wait_for()
             page.keyboard.press("Tab")
             page.locator(".trow").first.focus()
             page.keyboard.press("ArrowDown")
@@ -180,3 +187,78 @@ def test_trajectories_are_searched_filtered_and_opened(tmp_path: Path, script: S
             page.reload()
             page.locator(".tree .node").filter(has_text="TIN").first.wait_for()
         assert seen.errors == []
+
+
+def level_row(system: str, level: int, accuracy: float, round: int = 0) -> dict[str, Any]:
+    interval = [max(0, accuracy - 0.1), min(1, accuracy + 0.1)]
+    row = {"system": system, "level": level, "accuracy": accuracy, "n": 100, "ci95": interval}
+    return row | {"round": round}
+
+
+def test_the_chart_of_a_run_has_a_labelled_line_for_each_system_and_a_table(
+    tmp_path: Path, script: Scripted
+) -> None:
+    folder = make_run(tmp_path)
+    report = json.loads(folder.report_path.read_text())
+    report["by_level"] = [
+        *(level_row("base", level, 0.1) for level in (1, 2, 3)),
+        *(level_row("student", level, (0.9, 0.4, 0.2)[level - 1], 0) for level in (1, 2, 3)),
+        *(level_row("student", level, (0.9, 0.8, 0.5)[level - 1], 1) for level in (1, 2, 3)),
+        *(level_row("amplified", level, 0.3, 0) for level in (1, 2, 3)),
+        *(level_row("amplified", level, 0.9, 1) for level in (1, 2, 3)),
+    ]
+    folder.report_path.write_text(json.dumps(report))
+    systems = ["base", "student r0", "student r1", "amplified"]
+    with serving(tmp_path, script) as url, browsing() as seen:
+        seen.page.goto(f"{url}/#runs")
+        chart = seen.page.locator(".chart")
+        chart.wait_for()
+        assert sorted(chart.locator(".label").all_text_contents()) == sorted(systems)
+        assert chart.locator(".series").count() == 4
+        assert chart.locator(".point title").count() == 12
+        heights = sorted(label["y"] for label in boxes(chart.locator(".label")))
+        assert all(low + 14 <= high for low, high in pairwise(heights))
+        rows = seen.page.locator("table").first.locator("tbody tr")
+        assert [row.split("\t")[0] for row in rows.all_inner_texts()] == systems
+        assert "0.900" in rows.nth(3).inner_text()  # Of the last round, not the first.
+        picture(seen, tmp_path, "chart")
+        assert seen.errors == []
+
+
+def boxes(locator: Any) -> list[dict[str, float]]:
+    return [each.bounding_box() for each in locator.all()]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_marks_have_enough_contrast_in_both_themes(
+    tmp_path: Path, script: Scripted, scheme: str
+) -> None:
+    with serving(tmp_path, script) as url, browsing(scheme=scheme) as seen:
+        seen.page.goto(url)
+        colors = seen.page.evaluate(
+            "() => Object.fromEntries([...document.styleSheets[0].cssRules[0].style]"
+            ".filter((name) => name.startsWith('--')).map((name) => [name.slice(2),"
+            " getComputedStyle(document.documentElement).getPropertyValue(name).trim()]))"
+        )
+        for ground in ("ground", "surface", "sunk"):
+            for text in ("text", "dim", "accent"):
+                assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
+            assert contrast(colors["edge"], colors[ground]) >= 3, ground
+        for name in ("ok", "bad", "warn", "base", "amplified", "student", *STUDENTS):
+            assert contrast(colors[name], colors["surface"]) >= 4.5, name
+        assert contrast(colors["on-accent"], colors["accent"]) >= 4.5
+
+
+STUDENTS = [f"student-{number}" for number in range(1, 5)]
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast ratio of two colors (WCAG 2.2)."""
+    bright, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

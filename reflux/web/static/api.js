@@ -1,8 +1,8 @@
-// Speaks to the server that this page came from, and to no other.
+// Requests to the server of this page, and to no other.
 
 import { el } from "./dom.js";
 
-let asking = null;
+let keyDialog = null;
 
 export class Failed extends Error {
   constructor(message, status) {
@@ -11,14 +11,14 @@ export class Failed extends Error {
   }
 }
 
-// The key stays in this tab; it is sent in a header, so no other page can make use of it.
+// The key stays in this tab and is sent in a header, so no other page can use it.
 const key = () => sessionStorage.getItem("reflux-key") || "";
 
 export async function send(path, options = {}) {
   for (;;) {
     const headers = { ...(options.headers || {}) };
-    const used = key();
-    if (used) headers.authorization = `Bearer ${used}`;
+    const current = key();
+    if (current) headers.authorization = `Bearer ${current}`;
     let body;
     if (options.body !== undefined) {
       headers["content-type"] = "application/json";
@@ -36,7 +36,7 @@ export async function send(path, options = {}) {
       if (!response.ok) throw await failure(response);
       return response;
     }
-    if (key() === used) await askForKey(used !== "");
+    if (key() === current) await askForKey(current !== "");
   }
 }
 
@@ -47,13 +47,13 @@ export async function json(path, options) {
 async function failure(response) {
   let message = `The server answered ${response.status}.`;
   try {
-    const said = await response.json();
-    message = said.error?.message || said.detail?.[0]?.msg || message;
-  } catch { /* No JSON: the status has to do. */ }
+    const body = await response.json();
+    message = body.error?.message || body.detail?.[0]?.msg || message;
+  } catch { /* The body is not JSON. */ }
   return new Failed(message, response.status);
 }
 
-// Server-sent events of a response, one by one, as [event, data, id].
+// Yields the server-sent events of a response as [event, data, id].
 export async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -74,16 +74,16 @@ export async function* eventsOf(response) {
   }
 }
 
-// Events of a growing tree until its end; goes on after the last one where the line broke.
+// Yields the events of a growing tree until its end; reconnects after the last event received.
 export async function* treeEvents(trajectory, signal) {
-  let seen = 0;
-  for (let tries = 0; tries < 8; tries++) {
+  let last = 0;
+  for (let retries = 0; retries < 8; retries++) {
     try {
-      const response = await send(`/api/trajectories/${encodeURIComponent(trajectory)}/events?after=${seen}`, { signal });
+      const response = await send(`/api/trajectories/${encodeURIComponent(trajectory)}/events?after=${last}`, { signal });
       for await (const [event, data, id] of eventsOf(response)) {
         if (event === "end") return;
-        seen = id ?? seen;
-        tries = 0;
+        last = id ?? last;
+        retries = 0;
         yield JSON.parse(data);
       }
     } catch (error) {
@@ -94,25 +94,25 @@ export async function* treeEvents(trajectory, signal) {
 }
 
 function askForKey(wrong) {
-  asking ??= new Promise((resolve) => {
+  keyDialog ??= new Promise((resolve) => {
     const input = el("input", { type: "password", required: true, autocomplete: "current-password", "aria-label": "API key", autofocus: true });
-    const dialog = el("dialog", { class: "dialog", onclose: () => asking && dialog.showModal() },
+    const dialog = el("dialog", { class: "dialog", onclose: () => keyDialog && dialog.showModal() },
       el("form", {
         onsubmit: (event) => {
           event.preventDefault();
           sessionStorage.setItem("reflux-key", input.value.trim());
-          asking = null; // Before it closes: Escape closes it, too, and nothing goes on without the key.
+          keyDialog = null; // First, because closing the dialog by Escape opens it again.
           dialog.close();
           dialog.remove();
           resolve();
         },
       },
-      el("h2", {}, "This server needs its key"),
-      el("p", { class: wrong ? "bad" : "dim" }, wrong ? "That was not the key." : "It is the REFLUX_API_KEY that the server was started with. It stays in this tab."),
+      el("h2", {}, "This server needs a key"),
+      el("p", { class: wrong ? "bad" : "dim" }, wrong ? "Wrong key. Try again." : "Enter the REFLUX_API_KEY of the server. It stays in this tab."),
       input,
       el("div", { class: "row end" }, el("button", { class: "primary" }, "Open"))));
     document.body.append(dialog);
     dialog.showModal();
   });
-  return asking;
+  return keyDialog;
 }

@@ -1,4 +1,4 @@
-// The frame: tabs by the address's hash, light and dark, and the view that is open.
+// The frame: tabs by the hash of the address, the color theme, and the open view.
 
 import { json } from "./api.js";
 import { el, show, attempt } from "./dom.js";
@@ -23,7 +23,7 @@ function here() {
   return known ? [known, rest.map(decoded)] : [VIEWS[0], []];
 }
 
-// An address that somebody cut short, or typed, may be no escaped text.
+// A shortened or hand-typed address may hold invalid escapes.
 function decoded(part) {
   try {
     return decodeURIComponent(part);
@@ -47,15 +47,15 @@ async function route() {
   leave?.();
   closeNode();
   main.dataset.view = name;
-  const place = el("section", { class: `view ${name}`, role: "tabpanel", "aria-label": title });
-  show(main, place);
+  const container = el("section", { class: `view ${name}`, role: "tabpanel", "aria-label": title });
+  show(main, container);
   leave = null;
-  const left = (await attempt(() => view.open(place, rest))) || null;
-  if (mine === opened) leave = left;
-  else left?.(); // Another view was opened meanwhile.
+  const close = (await attempt(() => view.open(container, rest))) || null;
+  if (mine === opened) leave = close;
+  else close?.(); // Another view was opened in the meantime.
 }
 
-// A browser remembers that a file could not be had until the page is loaded anew.
+// A browser remembers a failed import until the page is reloaded.
 function unloaded() {
   throw new Error("This view could not be loaded: reload the page once the server answers.");
 }
@@ -75,7 +75,7 @@ function addTabs() {
   });
 }
 
-// "auto" follows the system; the button goes from what is seen to the other one.
+// The theme follows the system until the button chooses the other one.
 function addTheme() {
   const button = document.getElementById("theme");
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -83,7 +83,7 @@ function addTheme() {
   const apply = () => {
     document.documentElement.dataset.theme = isDark() ? "dark" : "light";
     button.textContent = isDark() ? "☀" : "☾";
-    button.setAttribute("aria-label", isDark() ? "Light colours" : "Dark colours");
+    button.setAttribute("aria-label", isDark() ? "Light colors" : "Dark colors");
     button.title = button.getAttribute("aria-label");
   };
   button.addEventListener("click", () => {
@@ -107,7 +107,7 @@ document.addEventListener("keydown", (event) => {
 addTheme();
 addTabs();
 addEventListener("hashchange", route);
-// The other views' files come behind the first, so that they are there while the server is not.
+// Load the other views' files early, so that they open while the server is away.
 route().then(() => VIEWS.forEach(([, , load]) => load().catch(() => {})));
 attempt(async () => {
   const about = await json("/api/run");

@@ -1,20 +1,20 @@
-// The chat on one side, the tree of its last answer growing on the other.
+// The chat, and beside it the tree of the last answer.
 
 import { eventsOf, json, send, treeEvents } from "./api.js";
 import { attempt, el, show, toast } from "./dom.js";
 import { TreeModel } from "./tree_model.js";
 import { TreeView } from "./tree_view.js";
 
-// The conversation outlives a change of tabs, and what is in it a reload of this tab, too.
+// The conversation survives a change of tabs; its messages survive a reload, too.
 const KEPT = "reflux-chat";
 const talk = { messages: [], model: null, view: null, trajectory: null, busy: null, ...recalled() };
 
 function recalled() {
   try {
     const kept = JSON.parse(sessionStorage.getItem(KEPT)) || {};
-    // The server ends what nobody waits for, so what was not whole then never will be.
-    for (const said of kept.messages || []) {
-      if (said.state === "waiting") Object.assign(said, { state: "done", error: "Stopped: the page was left before the answer was whole." });
+    // The server stops an answer when its client leaves, so it will never be complete.
+    for (const message of kept.messages || []) {
+      if (message.state === "waiting") Object.assign(message, { state: "done", error: "Stopped: the page was closed before the answer was complete." });
     }
     return kept;
   } catch {
@@ -29,34 +29,34 @@ function keep() {
   const { messages, model, trajectory } = talk;
   try {
     sessionStorage.setItem(KEPT, JSON.stringify({ messages, model, trajectory }));
-  } catch { /* More than a browser keeps: the chat lives as long as its page. */ }
+  } catch { /* Over the storage limit: the chat lives as long as its page. */ }
 }
 
-// What fails after this fails because the page is left. It may yet stay, as for a download.
+// Later failures come from leaving the page. The page may also stay, as for a download.
 addEventListener("beforeunload", () => { keep(); leaving = true; setTimeout(() => { leaving = false; }, 3000); });
 addEventListener("pagehide", keep);
 
-export async function open(place) {
+export async function open(container) {
   const log = el("div", { class: "log", role: "log", "aria-live": "polite", "aria-label": "Conversation" });
   const tree = el("div", { class: "pane-body" });
-  const select = el("select", { "aria-label": "Who answers" });
+  const select = el("select", { "aria-label": "Model" });
   const input = el("textarea", { rows: 1, placeholder: "Ask anything", "aria-label": "Question", "data-search": true });
   const button = el("button", { class: "primary round", type: "submit", "aria-label": "Ask" }, "↑");
-  const anew = el("button", { type: "button", class: "quiet", onclick: () => { clear(); draw(state); input.focus(); } }, "New chat");
-  const form = el("form", { class: "composer" }, input, el("div", { class: "row" }, select, el("span", { class: "grow" }), anew, button));
+  const newChat = el("button", { type: "button", class: "quiet", onclick: () => { clear(); draw(state); input.focus(); } }, "New chat");
+  const form = el("form", { class: "composer" }, input, el("div", { class: "row" }, select, el("span", { class: "grow" }), newChat, button));
   const sides = el("div", { class: "sides", role: "group", "aria-label": "Side" });
   const chat = el("div", { class: "pane talk" }, log, form);
   const beside = el("div", { class: "pane beside" }, tree);
   const side = (name) => {
-    place.dataset.side = name;
+    container.dataset.side = name;
     for (const each of sides.children) each.setAttribute("aria-pressed", each.dataset.side === name);
   };
   for (const [name, title] of [["talk", "Chat"], ["tree", "Tree"]]) {
     sides.append(el("button", { type: "button", "data-side": name, onclick: () => side(name) }, title));
   }
   side("talk");
-  show(place, sides, el("div", { class: "split" }, chat, beside));
-  const state = { log, tree, button, input, side, anew };
+  show(container, sides, el("div", { class: "split" }, chat, beside));
+  const state = { log, tree, button, input, side, newChat };
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -97,18 +97,18 @@ function fit(input) {
 function draw(state) {
   const { log, tree, button } = state;
   talk.state = state;
-  show(log, talk.messages.length ? talk.messages.map((said) => bubble(said, state)) : welcome());
+  show(log, talk.messages.length ? talk.messages.map((message) => bubble(message, state)) : welcome());
   log.scrollTop = log.scrollHeight;
   busy(button);
-  state.anew.hidden = talk.messages.length === 0;
+  state.newChat.hidden = talk.messages.length === 0;
   if (talk.view) grow(tree, talk.trajectory, talk.view.model);
-  else show(tree, el("div", { class: "empty" }, el("h2", {}, "The tree grows here"),
-    el("p", {}, "Each question that is put to a copy of the model becomes a node. Open one to see its messages, votes, verdict and cost.")));
+  else show(tree, el("div", { class: "empty" }, el("h2", {}, "The tree appears here"),
+    el("p", {}, "Each sub-question becomes a node. Open one to see its messages, votes, verdict and cost.")));
 }
 
 function welcome() {
   return el("div", { class: "empty" }, el("h2", {}, "Ask the amplified agent"),
-    el("p", {}, "An overseer divides your question among copies of the model and puts their answers together."));
+    el("p", {}, "An overseer splits your question, copies of the agent answer the parts, and the overseer combines the answers."));
 }
 
 function busy(button) {
@@ -116,137 +116,136 @@ function busy(button) {
   button.setAttribute("aria-label", talk.busy ? "Stop" : "Ask");
 }
 
-function bubble(said, state) {
-  const mine = said.role === "user";
-  const text = el("div", { class: "text" }, said.content);
+function bubble(message, state) {
+  const mine = message.role === "user";
+  const text = el("div", { class: "text" }, message.content);
   const box = el("article", { class: mine ? "bubble mine" : "bubble", "aria-label": mine ? "You" : "Answer" }, text);
   if (!mine) {
-    text.classList.toggle("waiting", said.state === "waiting");
-    if (said.error) {
-      const last = talk.messages.at(-1) === said && !talk.busy;
-      box.append(el("p", { class: "bad" }, said.error, last ? " " : "",
-        last ? el("button", { type: "button", class: "link", onclick: () => askAgain(said, state) }, "Ask again") : ""));
+    text.classList.toggle("waiting", message.state === "waiting");
+    if (message.error) {
+      const last = talk.messages.at(-1) === message && !talk.busy;
+      box.append(el("p", { class: "bad" }, message.error, last ? " " : "",
+        last ? el("button", { type: "button", class: "link", onclick: () => askAgain(message, state) }, "Ask again") : ""));
     }
-    if (said.trajectory) {
-      box.append(el("div", { class: "meta" }, el("span", {}, said.model), el("button", {
-        type: "button", class: "link", onclick: () => attempt(() => look(said, state)),
-      }, "Show its tree")));
+    if (message.trajectory) {
+      box.append(el("div", { class: "meta" }, el("span", {}, message.model), el("button", {
+        type: "button", class: "link", onclick: () => attempt(() => showTree(message, state)),
+      }, "Show tree")));
     }
   }
   return box;
 }
 
-function grow(place, trajectory, model) {
+function grow(container, trajectory, model) {
   talk.trajectory = trajectory;
-  talk.view = new TreeView(place, trajectory, model, (id, did, grows) => (grows ? regrow(id, model.root.question) : attempt(() => reload(id, did === "recomputed"))));
+  talk.view = new TreeView(container, trajectory, model, (id, did, grows) => (grows ? regrow(id, model.root.question) : attempt(() => reload(id, did === "recomputed"))));
 }
 
-// A revision begins to grow; what is returned hears of it.
+// Shows a growing revision; returns a listener for its events.
 function regrow(id, question) {
-  const said = saidBy(talk.trajectory);
-  if (said) said.trajectory = id;
+  const message = messageOf(talk.trajectory);
+  if (message) message.trajectory = id;
   talk.trajectory = id;
   talk.view = { model: new TreeModel(question) };
   draw(talk.state);
-  return (event) => hear(id, event);
+  return (event) => apply(id, event);
 }
 
-const saidBy = (trajectory) => talk.messages.find((each) => each.trajectory === trajectory);
+const messageOf = (trajectory) => talk.messages.find((each) => each.trajectory === trajectory);
 
-async function look(said, state) {
-  const found = await json(`/api/trajectories/${encodeURIComponent(said.trajectory)}`);
-  grow(state.tree, said.trajectory, TreeModel.from(found.tree));
+async function showTree(message, state) {
+  const body = await json(`/api/trajectories/${encodeURIComponent(message.trajectory)}`);
+  grow(state.tree, message.trajectory, TreeModel.from(body.tree));
   state.side("tree");
 }
 
-// After an edit: the newest revision is what is shown, and the answer that holds. Whoever looks at
-// another tree by the time that it is recomputed stays there.
+// After an edit, shows the newest revision and its answer, unless another tree was opened since.
 async function reload(id, late = false) {
-  const found = await json(`/api/trajectories/${encodeURIComponent(id)}`);
+  const body = await json(`/api/trajectories/${encodeURIComponent(id)}`);
   const moved = late && talk.trajectory !== id;
-  const said = saidBy(moved ? id : talk.trajectory);
-  if (said) said.trajectory = id;
-  if (said && found.tree.answer !== null) Object.assign(said, { content: found.tree.answer, error: null });
-  if (!moved) Object.assign(talk, { trajectory: id, view: { model: TreeModel.from(found.tree) } });
+  const message = messageOf(moved ? id : talk.trajectory);
+  if (message) message.trajectory = id;
+  if (message && body.tree.answer !== null) Object.assign(message, { content: body.tree.answer, error: null });
+  if (!moved) Object.assign(talk, { trajectory: id, view: { model: TreeModel.from(body.tree) } });
   keep();
   draw(talk.state);
 }
 
-function askAgain(said, state) {
-  const at = talk.messages.indexOf(said);
-  const [{ content }] = talk.messages.splice(at - 1, 2);
+function askAgain(message, state) {
+  const index = talk.messages.indexOf(message);
+  const [{ content }] = talk.messages.splice(index - 1, 2);
   ask(state, content);
 }
 
 async function ask(state, question) {
   const abort = (talk.busy = new AbortController());
   talk.messages.push({ role: "user", content: question });
-  const said = { role: "assistant", content: "", state: "waiting", model: talk.model, trajectory: null };
+  const message = { role: "assistant", content: "", state: "waiting", model: talk.model, trajectory: null };
   const sent = talk.messages.filter((each) => each.content).map(({ role, content }) => ({ role, content }));
-  talk.messages.push(said);
+  talk.messages.push(message);
   state.input.value = "";
   fit(state.input);
   draw(state);
   try {
-    await state.offered; // Who asks at once has not seen who answers.
-    said.model = talk.model;
+    await state.offered; // The list of models may still be loading.
+    message.model = talk.model;
     const response = await send("/v1/chat/completions", {
-      body: { model: said.model, messages: sent, stream: true }, signal: abort.signal,
+      body: { model: message.model, messages: sent, stream: true }, signal: abort.signal,
     });
-    said.trajectory = response.headers.get("x-reflux-trajectory");
-    talk.trajectory = said.trajectory;
+    message.trajectory = response.headers.get("x-reflux-trajectory");
+    talk.trajectory = message.trajectory;
     talk.view = { model: new TreeModel(question) };
     draw(talk.state);
-    if (said.model.startsWith("amplified")) talk.state.side("tree");
+    if (message.model.startsWith("amplified")) talk.state.side("tree");
     keep();
-    const grown = follow(said.trajectory, abort.signal);
+    const followed = follow(message.trajectory, abort.signal);
     for await (const [, data] of eventsOf(response)) {
       if (data === "[DONE]") break;
-      const told = JSON.parse(data);
-      if (told.error) throw new Error(told.error.message);
-      const words = told.choices?.[0]?.delta?.content;
-      if (words) { said.content += words; say(said); }
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Error(chunk.error.message);
+      const text = chunk.choices?.[0]?.delta?.content;
+      if (text) { message.content += text; redraw(message); }
     }
-    said.state = "done";
-    await grown;
-    await settle(said);
+    message.state = "done";
+    await followed;
+    await settle(message);
   } catch (error) {
-    said.error = error.name === "AbortError" ? "Stopped." : error.message;
-    if (error.name !== "AbortError" && said.trajectory) await attempt(() => settle(said));
+    message.error = error.name === "AbortError" ? "Stopped." : error.message;
+    if (error.name !== "AbortError" && message.trajectory) await attempt(() => settle(message));
   } finally {
-    said.state = "done";
+    message.state = "done";
     if (talk.busy === abort) talk.busy = null;
     keep();
     draw(talk.state);
-    // Where one side is seen at a time: who is reading a node goes on.
+    // On a narrow screen, show the answer unless a node is open.
     if (document.getElementById("drawer").hidden) talk.state.side("talk");
   }
 }
 
-function say(said) {
+function redraw(message) {
   const { log } = talk.state;
-  const at = talk.messages.indexOf(said);
-  if (log.children[at]) log.children[at].replaceWith(bubble(said, talk.state));
+  const index = talk.messages.indexOf(message);
+  if (log.children[index]) log.children[index].replaceWith(bubble(message, talk.state));
   log.scrollTop = log.scrollHeight;
 }
 
 async function follow(trajectory, signal) {
   try {
     for await (const event of treeEvents(trajectory, signal)) {
-      hear(trajectory, event);
+      apply(trajectory, event);
     }
   } catch (error) {
     if (error.name !== "AbortError") toast(`The tree cannot be followed: ${error.message}`, true);
   }
 }
 
-function hear(trajectory, event) {
-  if (talk.trajectory === trajectory) (talk.view.hear ? talk.view : talk.view.model).hear(event);
+function apply(trajectory, event) {
+  if (talk.trajectory === trajectory) (talk.view.apply ? talk.view : talk.view.model).apply(event);
 }
 
-// What is recorded has the last word: votes, tools and costs.
-async function settle(said) {
-  if (talk.trajectory !== said.trajectory) return;
-  const found = await json(`/api/trajectories/${encodeURIComponent(said.trajectory)}`);
-  talk.view.replace?.(TreeModel.from(found.tree));
+// The record has the votes, tools and costs.
+async function settle(message) {
+  if (talk.trajectory !== message.trajectory) return;
+  const body = await json(`/api/trajectories/${encodeURIComponent(message.trajectory)}`);
+  talk.view.replace?.(TreeModel.from(body.tree));
 }

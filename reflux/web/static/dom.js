@@ -1,4 +1,4 @@
-// Makes elements. Text only ever enters as text nodes, so what a model wrote is never markup.
+// Creates elements. Text is inserted as text nodes only, so the output of a model is never markup.
 
 export function el(tag, props = {}, ...children) {
   return fill(document.createElement(tag), props, children);
@@ -24,23 +24,23 @@ export function show(parent, ...children) {
   return parent;
 }
 
-export function toast(words, bad = false) {
-  const note = el("div", { class: bad ? "toast bad" : "toast" }, words);
+export function toast(text, bad = false) {
+  const note = el("div", { class: bad ? "toast bad" : "toast" }, text);
   document.getElementById("toasts").append(note);
   setTimeout(() => note.remove(), bad ? 8000 : 4000);
 }
 
-// Runs what a person set off, and says what went wrong.
-export async function attempt(work) {
+// Runs an action of the user and shows its error.
+export async function attempt(action) {
   try {
-    return await work();
+    return await action();
   } catch (error) {
     if (error.name !== "AbortError") toast(error.message, true);
     return undefined;
   }
 }
 
-// Asks a person to confirm; resolves to true, or to false when they think better of it.
+// Asks for confirmation; resolves to true or false.
 export function confirmed(question, yes) {
   return new Promise((resolve) => {
     const done = (answer) => { dialog.close(); dialog.remove(); resolve(answer); };
@@ -54,10 +54,10 @@ export function confirmed(question, yes) {
   });
 }
 
-// What is shown where there is nothing yet; `words` in backticks are code.
-export function empty(title, words) {
-  const pieces = words.split("`").map((piece, at) => (at % 2 ? el("code", {}, piece) : piece));
-  return el("div", { class: "empty" }, el("h2", {}, title), el("p", {}, pieces));
+// An empty state; `text` in backticks is code.
+export function empty(title, text, ...actions) {
+  const parts = text.split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part));
+  return el("div", { class: "empty" }, el("h2", {}, title), text ? el("p", {}, parts) : "", actions);
 }
 
 export const number = (value) => (value === null || value === undefined ? "–" : Number(value).toLocaleString("en"));

@@ -1,4 +1,4 @@
-// Start a long job, watch it, stop it. The server holds it, so a reload of the page loses nothing.
+// Starts, follows and stops a job. The server owns it, so a reload of the page loses nothing.
 
 import { json } from "./api.js";
 import { attempt, el, seconds, show, toast } from "./dom.js";
@@ -6,45 +6,45 @@ import { FORMS } from "./job_forms.js";
 
 const POLL = 700; // Milliseconds.
 
-// A card with the form for `kind` and whatever job there is; `ended` is called when one of `kind` is done.
+// A card with the form for `kind` and the current job; calls `ended` when a job of `kind` is done.
 export async function jobPanel(kind, ended) {
   const element = el("div", { class: "card job" });
-  const state = { kind, ended, element, timer: 0, said: 0, running: false, closed: false };
-  await look(state);
+  const state = { kind, ended, element, timer: 0, lineCount: 0, running: false, closed: false };
+  await refresh(state);
   return { element, close: () => { state.closed = true; clearTimeout(state.timer); } };
 }
 
-async function look(state) {
-  const { job } = await json(`/api/job?after=${state.said}`);
+async function refresh(state) {
+  const { job } = await json(`/api/job?after=${state.lineCount}`);
   if (state.closed) return;
   state.lost = false;
   if (!job || (job.kind !== state.kind && job.state !== "running")) { show(state.element, await form(state)); return; }
   if (!state.log || state.of !== job.command) {
     state.of = job.command;
-    state.log = el("pre", { class: "lines", tabindex: 0, "aria-label": "What the job says" });
+    state.log = el("pre", { class: "lines", tabindex: 0, "aria-label": "Job log" });
     state.head = el("div", {});
-    state.saying = el("details", { class: "saying", open: job.state !== "done" }, el("summary", {}, "What it says"), state.log);
-    state.formed = job.state === "running" ? el("div", {}) : await form(state);
-    show(state.element, state.formed, state.head, state.saying);
+    state.details = el("details", { class: "job-log", open: job.state !== "done" }, el("summary", {}, "Log"), state.log);
+    state.formSlot = job.state === "running" ? el("div", {}) : await form(state);
+    show(state.element, state.formSlot, state.head, state.details);
   }
   for (const line of job.lines) state.log.append(line, "\n");
   if (job.lines.length) state.log.scrollTop = state.log.scrollHeight;
-  state.said = job.said;
+  state.lineCount = job.line_count;
   head(state, job);
   const running = job.state === "running";
   if (state.running && !running) {
-    state.formed.replaceWith((state.formed = await form(state)));
-    if (job.kind === state.kind && job.state === "done") { state.saying.open = false; state.ended(job); }
+    state.formSlot.replaceWith((state.formSlot = await form(state)));
+    if (job.kind === state.kind && job.state === "done") { state.details.open = false; state.ended(job); }
   }
   state.running = running;
   if (running) poll(state);
 }
 
-// The job goes on while the server is not heard for a moment, and so does the looking.
+// The job continues while the server cannot be reached, and so does the polling.
 function poll(state) {
   state.timer = setTimeout(async () => {
     try {
-      await look(state);
+      await refresh(state);
     } catch (error) {
       if (state.closed) return;
       if (!state.lost) toast(error.message, true);
@@ -54,7 +54,7 @@ function poll(state) {
   }, POLL);
 }
 
-const STATES = { running: "at work", done: "done", failed: "failed", stopped: "stopped" };
+const STATES = { running: "Running", done: "Done", failed: "Failed", stopped: "Stopped" };
 const BADGES = { running: "accent", done: "ok", failed: "failed", stopped: "rejected" };
 
 function head(state, job) {
@@ -70,12 +70,12 @@ function head(state, job) {
 }
 
 async function form(state) {
-  const made = await FORMS[state.kind](async (body) => {
+  const fields = await FORMS[state.kind](async (body) => {
     await json("/api/job", { body });
     state.log = null;
-    state.said = 0;
+    state.lineCount = 0;
     state.running = true;
-    await look(state);
+    await refresh(state);
   });
-  return el("details", { class: "starter" }, el("summary", {}, `Start ${state.kind === "evaluation" ? "an evaluation" : "a distillation"}`), made);
+  return el("details", { class: "starter" }, el("summary", {}, `Start ${state.kind === "evaluation" ? "an evaluation" : "a distillation"}`), fields);
 }

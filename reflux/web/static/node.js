@@ -1,9 +1,10 @@
-// The drawer: all that is recorded of one node, and what a person can do to it.
+// The drawer: the record of one node, and the actions on it.
 
 import { json } from "./api.js";
 import { attempt, el, number, seconds, show } from "./dom.js";
 import { shaded } from "./logprobs.js";
 import { actions } from "./node_actions.js";
+import { statusBadge } from "./status.js";
 
 const drawer = document.getElementById("drawer");
 let last = 0;
@@ -16,15 +17,15 @@ export function closeNode() {
   before?.isConnected && before.focus({ preventScroll: true });
 }
 
-// `changed` is called with the tree to show after a person's word changed it; see `actions`.
+// Calls `changed` with the tree to show after a judgement; see `actions`.
 export async function openNode(trajectory, path, changed) {
   const mine = ++last;
   if (drawer.hidden) before = document.activeElement;
-  // A person's word leads to another tree: this drawer goes along, unless it has moved on.
+  // A judgement creates a revision; the drawer follows it unless another node was opened.
   const again = async (id, did, grows) => {
-    const hear = await changed(id, did, grows);
+    const listener = await changed(id, did, grows);
     if (!grows && mine === last && !drawer.hidden) await openNode(id, path, changed);
-    return hear;
+    return listener;
   };
   const where = `/api/trajectories/${encodeURIComponent(trajectory)}`;
   await attempt(async () => {
@@ -32,7 +33,7 @@ export async function openNode(trajectory, path, changed) {
     if (mine !== last) return;
     const node = find(tree.tree, path);
     drawer.hidden = false;
-    show(drawer, head(node), figures(node, record), ...said(node, record), ...calls(record), judgements(record), changed ? actions(trajectory, node, again) : "");
+    show(drawer, head(node), totals(node, record), ...content(node, record), ...calls(record), judgements(record), changed ? actions(trajectory, node, again) : "");
     drawer.scrollTop = 0;
   });
 }
@@ -45,26 +46,26 @@ function find(node, path) {
 
 function head(node) {
   return el("header", { class: "drawer-head" },
-    el("span", { class: `badge ${node.status}` }, node.status.replace("_", " ")),
+    statusBadge(node.status),
     el("span", { class: "dim grow" }, node.path ? `node ${node.path.slice(1)}` : "root"),
     el("button", { type: "button", class: "icon", "aria-label": "Close", onclick: closeNode }, "✕"));
 }
 
-function figures(node, record) {
-  const took = record.calls.reduce((sum, call) => sum + call.seconds, 0);
-  const spent = record.calls.reduce((sum, call) => sum + call.prompt_tokens + call.completion_tokens, 0);
-  const told = [
-    ["answered by", node.answered_by || "–"],
+function totals(node, record) {
+  const time = record.calls.reduce((sum, call) => sum + call.seconds, 0);
+  const tokens = record.calls.reduce((sum, call) => sum + call.prompt_tokens + call.completion_tokens, 0);
+  const figures = [
+    ["answered by", node.answered_by === "H" ? "overseer" : node.answered_by || "–"],
     ["model calls", number(node.calls || 0)],
-    ["tokens", number(spent)],
-    ["time", seconds(took)],
+    ["tokens", number(tokens)],
+    ["time", seconds(time)],
     ["cost", record.cost === null ? "no price" : record.cost ? record.cost.toPrecision(2) : "0"],
     ["votes", number(node.votes || 0)],
   ];
-  return el("dl", { class: "figures" }, told.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  return el("dl", { class: "figures" }, figures.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 }
 
-function said(node, record) {
+function content(node, record) {
   const parts = [el("h3", {}, "Question"), el("p", { class: "text" }, node.question)];
   if (node.answer !== null) parts.push(el("h3", {}, "Answer"), el("p", { class: "text strong" }, node.answer));
   if (node.error) parts.push(el("p", { class: "bad text" }, node.error));
@@ -82,49 +83,50 @@ function votes(tally) {
   }));
 }
 
-const ROLES = { answer: "Copy answers", "overseer.ask": "H asks", "overseer.combine": "H combines", consensus: "Consensus" };
+const ROLES = { answer: "Copy answers", "overseer.ask": "Overseer asks", "overseer.combine": "Overseer combines", consensus: "Consensus" };
 
 function calls(record) {
-  if (!record.calls.length) return [el("p", { class: "dim" }, "No call was made here.")];
+  if (!record.calls.length) return [el("p", { class: "dim" }, "No model calls.")];
   const more = record.calls_made - record.calls.length;
   return [
     el("h3", {}, "Calls"),
-    ...record.calls.map((call, at) => callView(call, at === 0 && record.calls.length === 1)),
-    more > 0 ? el("p", { class: "dim" }, `${number(more)} more are in the log.`) : "",
+    ...record.calls.map((call, index) => callView(call, index === 0 && record.calls.length === 1)),
+    more > 0 ? el("p", { class: "dim" }, `${number(more)} more calls are recorded.`) : "",
   ];
 }
 
 function callView(call, open) {
-  const name = call.kind === "tool" ? `Tool ${call.model}` : call.kind === "script" ? `H: ${call.model}` : ROLES[call.role] || call.role;
+  const name = call.kind === "tool" ? `Tool ${call.model}` : call.kind === "script" ? `Overseer: ${call.model}` : ROLES[call.role] || call.role;
   const bits = [];
   if (call.kind === "model") bits.push(call.model, `${number(call.prompt_tokens + call.completion_tokens)} tokens`, seconds(call.seconds));
   if (call.vote) bits.push(`vote ${call.vote + 1}`);
   if (call.attempt) bits.push(`attempt ${call.attempt + 1}`);
   if (call.sampling.temperature) bits.push(`temperature ${call.sampling.temperature}`);
   if (call.cached) bits.push("from the cache");
+  if (call.error) bits.push("failed");
   const body = call.logprobs.length ? shaded(call.logprobs) : el("div", { class: "text" }, pretty(call));
   return el("details", { class: `call ${call.error ? "failed" : ""}`, open },
     el("summary", {}, el("span", { class: "strong" }, name), el("span", { class: "dim" }, bits.join(" · "))),
     call.messages.filter((each) => each.content).map((each) => el("div", { class: "message" }, el("span", { class: "role" }, each.role), el("div", { class: "text" }, typeof each.content === "string" ? each.content : JSON.stringify(each.content)))),
-    call.tool_calls.map(([, tool, given]) => el("div", { class: "message" }, el("span", { class: "role" }, `calls ${tool}`), el("div", { class: "text" }, given))),
+    call.tool_calls.map(([, tool, callArguments]) => el("div", { class: "message" }, el("span", { class: "role" }, `calls ${tool}`), el("div", { class: "text" }, callArguments))),
     el("div", { class: "message reply" }, el("span", { class: "role" }, call.error ? "error" : "reply"), call.error ? el("div", { class: "text bad" }, call.error) : body));
 }
 
-// A scripted H's step is JSON: its questions, or its answer, are what a person wants to read.
+// The step of a scripted overseer is JSON; show its questions or its answer.
 function pretty(call) {
   if (call.kind !== "script") return call.completion || "";
   try {
     const step = JSON.parse(call.completion);
     if (step.kind === "answer") return `answers: ${step.text}`;
-    const asked = step.subquestions || step.questions || [];
-    if (asked.length) return asked.map((each, at) => `${at + 1}. ${each.text}`).join("\n");
-  } catch { /* Shown as it is. */ }
+    const questions = step.subquestions || step.questions || [];
+    if (questions.length) return questions.map((each, index) => `${index + 1}. ${each.text}`).join("\n");
+  } catch { /* Not JSON: show the text. */ }
   return call.completion;
 }
 
 const WORDS = {
   leaf: ["accepted", "not accepted"], outcome: ["accepted", "not accepted"], check: ["the check passed", "the check failed"],
-  verdict: ["approved", "rejected"], override: ["put in by a person", ""], consensus: ["consensus", "no consensus"],
+  verdict: ["approved", "rejected"], override: ["set by a human", ""], consensus: ["consensus", "no consensus"],
 };
 
 function verdict({ kind, ok }) {
@@ -134,15 +136,15 @@ function verdict({ kind, ok }) {
 }
 
 function judgements(record) {
-  const told = record.judgements.filter(({ kind }) => kind !== "user");
-  if (!told.length) return "";
-  return el("div", {}, el("h3", {}, "Verdicts"), el("ul", { class: "verdicts" }, told.map((each) => {
-    const why = each.detail.rule || each.detail.comment || each.detail.error || each.detail.reason || "";
+  const shown = record.judgements.filter(({ kind }) => kind !== "user");
+  if (!shown.length) return "";
+  return el("div", {}, el("h3", {}, "Verdicts"), el("ul", { class: "verdicts" }, shown.map((each) => {
+    const reason = each.detail.rule || each.detail.comment || each.detail.error || each.detail.reason || "";
     const mark = each.ok === null ? "·" : each.ok ? "✓" : "✗";
     return el("li", { class: each.ok === false ? "bad" : "" },
       el("span", { class: "mark", "aria-hidden": true }, mark),
       el("span", {}, verdict(each)),
-      why ? el("span", { class: "dim text" }, String(why)) : "",
+      reason ? el("span", { class: "dim text" }, String(reason)) : "",
       each.author !== "reflux" ? el("span", { class: "dim" }, `by ${each.author}`) : "");
   })));
 }

@@ -1,43 +1,45 @@
-// What a person can do to a node: approve or reject it, comment, put another answer in, ask it again.
+// Actions on a node: approve, edit, ask again, reject, comment.
 
 import { json, treeEvents } from "./api.js";
 import { attempt, el, toast } from "./dom.js";
 
-// Buttons and the editor for a node. `changed(id, did, grows)` is called with the tree to show; where
-// it `grows`, what is returned hears its events, and it is called again when all is recomputed.
+// Buttons and editor of a node. Calls `changed(id, did, grows)` with the tree to show. If it `grows`,
+// the returned listener receives its events, and `changed` is called again at the end.
 export function actions(trajectory, node, changed, escalated = null) {
-  const comment = el("input", { "aria-label": "Comment", placeholder: "Comment (may be empty)", maxlength: 10000 });
+  const comment = el("input", { "aria-label": "Comment", placeholder: "Comment (optional)", maxlength: 10000 });
   const act = (action, answer = "") => attempt(async () => {
     await judge(trajectory, node.path, { action, answer, comment: comment.value }, changed);
     comment.value = "";
   });
   const input = el("textarea", { rows: 3, "aria-label": "Right answer", value: node.answer ?? "" });
   const editor = el("form", { class: "editor", hidden: true, onsubmit: (event) => { event.preventDefault(); act("edit", input.value); } },
-    input, el("p", { class: "dim small" }, "What depended on this answer recomputes; the rest is replayed."),
+    input, el("p", { class: "dim small" }, "Answers that depend on this one are recomputed; the others are replayed."),
     el("div", { class: "row" }, el("button", { class: "primary" }, "Save"), el("button", { type: "button", onclick: () => { editor.hidden = true; } }, "Cancel")));
-  const button = (words, work, primary = false) => el("button", { type: "button", class: primary ? "primary" : null, onclick: work }, words);
+  const button = (label, action, primary = false) => el("button", { type: "button", class: primary ? "primary" : null, onclick: action }, label);
   const approvable = escalated ? "proposal" in escalated : node.answer !== null;
+  // Approving a refused answer must not be the default.
+  const standing = escalated ? approvable : ["ok", "unchecked"].includes(node.status);
   return el("div", { class: "actions" },
     el("div", { class: "row" },
-      approvable ? button("Approve", () => act("approve"), true) : "",
-      button(escalated ? "Answer" : "Edit", () => { editor.hidden = !editor.hidden; if (!editor.hidden) input.focus(); }),
+      approvable ? button("Approve", () => act("approve"), standing) : "",
+      button(escalated ? "Answer" : "Edit", () => { editor.hidden = !editor.hidden; if (!editor.hidden) input.focus(); }, !standing),
       escalated ? "" : button("Ask again", () => act("again")),
       escalated ? "" : button("Reject", () => act("reject")),
       button("Comment", () => act("comment"))),
     comment, editor);
 }
 
-export async function judge(trajectory, path, said, changed) {
-  const done = await json(`/api/trajectories/${encodeURIComponent(trajectory)}/judgements`, { body: { path, ...said } });
-  toast(done.recomputing ? `${done.did}: recomputing what depends on it` : done.did);
-  const hear = await changed(done.trajectory, done.did, done.recomputing);
-  if (!done.recomputing) return;
+export async function judge(trajectory, path, judgement, changed) {
+  const result = await json(`/api/trajectories/${encodeURIComponent(trajectory)}/judgements`, { body: { path, ...judgement } });
+  toast(result.recomputing ? `${result.did}; recomputing the answers that depend on it` : result.did);
+  const listener = await changed(result.trajectory, result.did, result.recomputing);
+  if (!result.recomputing) return;
   let failed = null;
-  for await (const event of treeEvents(done.trajectory)) {
-    hear?.(event);
+  for await (const event of treeEvents(result.trajectory)) {
+    listener?.(event);
     if (event.event === "answered" && event.path === "" && event.status === "failed") failed = event.error;
   }
   if (failed) toast(failed, true);
   else toast("recomputed");
-  await changed(done.trajectory, "recomputed", false);
+  await changed(result.trajectory, "recomputed", false);
 }

@@ -1,33 +1,33 @@
-// The students: who is the agent, who came of whom, with what scores; promote and roll back.
+// The students: lineage, scores and gates; promotion and rollback.
 
 import { json } from "./api.js";
 import { attempt, confirmed, el, empty, number, show, toast } from "./dom.js";
 import { jobPanel } from "./job.js";
 
-export async function open(place) {
+export async function open(container) {
   const body = el("div", {});
   const refresh = async () => draw(body, await json("/api/students"), refresh);
   const panel = await jobPanel("distillation", () => attempt(refresh));
-  show(place, el("div", { class: "scroll" }, el("div", { class: "column" }, body, panel.element)));
+  show(container, el("div", { class: "scroll" }, el("div", { class: "column" }, body, panel.element)));
   await refresh();
   return panel.close;
 }
 
 function draw(body, { current, students }, refresh) {
   if (!students.length) {
-    show(body, empty("No students yet", "A round of `reflux run`, or a distillation started below, makes the first one."));
+    show(body, empty("No students yet", "A round of `reflux run` or a distillation below creates the first student."));
     return;
   }
-  const turn = async (path, words) => attempt(async () => {
+  const change = async (path, message) => attempt(async () => {
     await json(path, { method: "POST" });
-    toast(words);
+    toast(message);
     await refresh();
   });
   const promote = async (id) => {
-    if (await confirmed(`Make ${id} the agent? Whoever asks next is answered by it.`, "Promote")) await turn(`/api/students/${encodeURIComponent(id)}/promote`, `${id} is the agent now`);
+    if (await confirmed(`Make ${id} the agent? New requests will use it.`, "Promote")) await change(`/api/students/${encodeURIComponent(id)}/promote`, `${id} is now the agent`);
   };
   const rollback = async () => {
-    if (await confirmed(`Take ${current} back, and make the agent before it the agent again?`, "Roll back")) await turn("/api/students/rollback", "Rolled back");
+    if (await confirmed(`Roll back ${current}? The previous agent will answer again.`, "Roll back")) await change("/api/students/rollback", "Rolled back");
   };
   show(body,
     el("div", { class: "row between above" },
@@ -40,41 +40,42 @@ function draw(body, { current, students }, refresh) {
     })));
 }
 
-// Parents before their children, each with how far it is from the base.
+// Parents before their children, each with its distance from the base.
 function lineage(students) {
   const known = new Set(students.map((each) => each.id));
-  const found = [];
+  const ordered = [];
   const add = (parent, depth) => {
     for (const each of students) {
       const of = known.has(each.parent) ? each.parent : null;
-      if (of === parent && !found.some(([other]) => other === each)) { found.push([each, depth]); add(each.id, depth + 1); }
+      if (of === parent && !ordered.some(([other]) => other === each)) { ordered.push([each, depth]); add(each.id, depth + 1); }
     }
   };
   add(null, 0);
-  return found;
+  return ordered;
 }
 
 function card(student, current, promote) {
-  const gates = student.gates.map((gate) => el("span", { class: `badge ${gate.passed ? "ok" : "failed"}`, title: `at least ${gate.limit}` },
-    `${gate.name} ${Number(gate.value).toFixed(3)}`));
-  const made = [
-    `taught by H with ${student.parent || "the base"}`,
-    student.rows ? `${number(student.rows)} rows` : null,
-    student.seconds ? `${Math.round(student.seconds)} s of training` : null,
-    student.final_loss ? `loss ${student.final_loss.toFixed(3)}` : null,
+  const gates = student.gates.map((gate) => el("span", { class: `badge ${gate.passed ? "ok" : "failed"}`, title: `limit ${gate.limit}` },
+    `${gate.passed ? "✓ passed" : "✗ failed"}: ${gate.name} ${Number(gate.value).toFixed(3)}`));
+  const report = student.config.report || {};
+  const facts = [
+    `trained on answers of the overseer with ${student.parent || "the base"}`,
+    report.rows ? `${number(report.rows)} rows` : null,
+    report.seconds ? `${Math.round(report.seconds)} s of training` : null,
+    report.final_loss ? `loss ${report.final_loss.toFixed(3)}` : null,
   ].filter(Boolean);
-  const now = student.id === current;
+  const isAgent = student.id === current;
   return [
     el("div", { class: "row between" },
-      el("div", {}, el("span", { class: "strong" }, student.id), " ", now ? el("span", { class: "badge accent" }, "the agent") : ""),
-      now ? "" : el("button", { type: "button", onclick: () => promote(student.id) }, "Promote")),
-    el("p", { class: "dim small" }, made.join(" · ")),
+      el("div", {}, el("span", { class: "strong" }, student.id), " ", isAgent ? el("span", { class: "badge accent" }, "the agent") : ""),
+      isAgent ? "" : el("button", { type: "button", onclick: () => promote(student.id) }, "Promote")),
+    el("p", { class: "dim small" }, facts.join(" · ")),
     el("div", { class: "row" }, scores(student.scores), gates),
   ];
 }
 
-function scores(told) {
-  return Object.entries(told).flatMap(([name, score]) => {
+function scores(all) {
+  return Object.entries(all).flatMap(([name, score]) => {
     const value = typeof score === "number" ? score : score?.accuracy;
     return typeof value === "number" ? [el("span", { class: "badge" }, `${name} ${value.toFixed(3)}`)] : [];
   });

@@ -1,13 +1,13 @@
-// The tree on the page: an outline that grows, read and walked with the mouse or the arrow keys.
+// The tree as an outline, navigated with the mouse or the arrow keys.
 
 import { el, number } from "./dom.js";
 import { openNode } from "./node.js";
+import { statusMark, statusWord } from "./status.js";
 
-const BATCH = 100; // Children that are drawn before a person asks for more.
-const STATUS = { ok: "accepted", rejected: "rejected", over_budget: "over budget", failed: "failed", stopped: "stopped", running: "at work", waiting: "waits for a person" };
+const BATCH = 100; // Children shown before "more" is clicked.
 
 export class TreeView {
-  constructor(place, trajectory, model, changed = null) {
+  constructor(container, trajectory, model, changed = null) {
     this.trajectory = trajectory;
     this.model = model;
     this.changed = changed;
@@ -16,15 +16,15 @@ export class TreeView {
     this.more = new Map();
     this.sum = el("p", { class: "sum" });
     this.list = el("ul", { class: "tree", role: "tree", "aria-label": "Tree of the answer" });
-    this.list.addEventListener("keydown", (event) => this.walk(event));
-    place.replaceChildren(this.sum, this.list);
+    this.list.addEventListener("keydown", (event) => this.moveFocus(event));
+    container.replaceChildren(this.sum, this.list);
     this.list.append(this.item(""));
     this.items.get("").line.tabIndex = 0;
     this.count();
   }
 
-  hear(event) {
-    for (const path of new Set(this.model.hear(event))) this.draw(path);
+  apply(event) {
+    for (const path of new Set(this.model.apply(event))) this.draw(path);
     this.count();
   }
 
@@ -36,17 +36,17 @@ export class TreeView {
     this.count();
   }
 
-  // Once a frame at the most: a large tree has thousands of events.
+  // At most once a frame: a large tree has thousands of events.
   count() {
-    this.counting ??= requestAnimationFrame(() => { this.counting = null; this.tell(); });
+    this.counting ??= requestAnimationFrame(() => { this.counting = null; this.showTotals(); });
   }
 
-  tell() {
+  showTotals() {
     const { nodes, calls, tokens, money } = this.model.totals();
-    const words = [`${number(nodes)} ${nodes === 1 ? "node" : "nodes"}`, `${number(calls)} calls`, `${number(tokens)} tokens`];
-    if (money) words.push(`${money.toPrecision(2)} spent`);
-    if (this.model.writing) words.push(this.model.writing);
-    this.sum.textContent = words.join(" · ");
+    const parts = [`${number(nodes)} ${nodes === 1 ? "node" : "nodes"}`, `${number(calls)} calls`, `${number(tokens)} tokens`];
+    if (money) parts.push(`${money.toPrecision(2)} spent`);
+    if (this.model.writing) parts.push(this.model.writing);
+    this.sum.textContent = parts.join(" · ");
   }
 
   item(path) {
@@ -60,44 +60,45 @@ export class TreeView {
   }
 
   draw(path) {
-    const held = this.items.get(path);
-    if (!held) return; // Below a parent that shows only some of its children.
-    const told = this.model.nodes.get(path);
-    const { line, group, twist } = held;
+    const shown = this.items.get(path);
+    if (!shown) return; // Its parent shows only some of its children.
+    const node = this.model.nodes.get(path);
+    const { line, group, twist } = shown;
     const bits = [];
-    if (told.by) bits.push(el("span", { class: `by ${told.by === "H" ? "h" : ""}` }, told.by));
-    if (told.verdict) bits.push(el("span", { class: "h" }, told.verdict));
-    if (told.votes > 1) bits.push(el("span", {}, `${told.votes} votes`));
-    if (told.tools) bits.push(el("span", {}, `${told.tools} tool calls`));
-    if (told.tokens) bits.push(el("span", {}, `${number(told.tokens)} tokens`));
+    if (!["ok", "running"].includes(node.status)) bits.push(el("span", {}, statusWord(node.status)));
+    if (node.by) bits.push(el("span", { class: `by ${node.by === "overseer" ? "h" : ""}` }, node.by));
+    if (node.verdict) bits.push(el("span", { class: "h" }, node.verdict));
+    if (node.votes > 1) bits.push(el("span", {}, `${node.votes} votes`));
+    if (node.tools) bits.push(el("span", {}, `${node.tools} tool calls`));
+    if (node.tokens) bits.push(el("span", {}, `${number(node.tokens)} tokens`));
     line.replaceChildren(
-      el("span", { class: `dot ${told.status}`, title: STATUS[told.status] || told.status }),
+      statusMark(node.status),
       el("span", { class: "said" },
-        el("span", { class: "question" }, told.question || "…"),
-        told.answer !== null ? el("span", { class: "answer" }, told.answer) : "",
-        told.error ? el("span", { class: "error" }, told.error) : "",
+        el("span", { class: "question" }, node.question || "…"),
+        node.answer !== null ? el("span", { class: "answer" }, node.answer) : "",
+        node.error ? el("span", { class: "error" }, node.error) : "",
         bits.length ? el("span", { class: "bits" }, bits) : ""));
-    line.setAttribute("aria-label", `${told.question}: ${told.answer ?? STATUS[told.status] ?? ""}`);
+    line.setAttribute("aria-label", `${node.question}: ${node.answer ?? statusWord(node.status)}`);
     const closed = this.closed.has(path);
-    twist.classList.toggle("none", told.children.length === 0);
+    twist.classList.toggle("none", node.children.length === 0);
     twist.textContent = closed ? "▸" : "▾";
-    if (told.children.length) line.setAttribute("aria-expanded", !closed);
+    if (node.children.length) line.setAttribute("aria-expanded", !closed);
     group.hidden = closed;
-    if (!closed) this.grow(path, told, group);
+    if (!closed) this.grow(path, node, group);
   }
 
-  grow(path, told, group) {
-    const most = this.more.get(path) || BATCH;
-    const shown = told.children.slice(0, most);
-    shown.forEach((child, at) => {
+  grow(path, node, group) {
+    const limit = this.more.get(path) || BATCH;
+    const shown = node.children.slice(0, limit);
+    shown.forEach((child, index) => {
       const item = this.items.get(child)?.item || this.item(child);
-      if (group.children[at] !== item) group.insertBefore(item, group.children[at] || null);
+      if (group.children[index] !== item) group.insertBefore(item, group.children[index] || null);
     });
     while (group.children.length > shown.length) group.lastChild.remove();
-    const hidden = told.children.length - shown.length;
+    const hidden = node.children.length - shown.length;
     if (hidden > 0) {
       group.append(el("li", { role: "none" }, el("button", {
-        type: "button", class: "quiet", onclick: () => { this.more.set(path, most + 10 * BATCH); this.draw(path); },
+        type: "button", class: "quiet", onclick: () => { this.more.set(path, limit + 10 * BATCH); this.draw(path); },
       }, `${number(hidden)} more`)));
     }
   }
@@ -122,25 +123,25 @@ export class TreeView {
     line.focus({ preventScroll: false });
   }
 
-  walk(event) {
+  moveFocus(event) {
     const line = event.target.closest("[role=treeitem]");
     if (!line) return;
     const path = line.dataset.path;
-    const told = this.model.nodes.get(path);
+    const node = this.model.nodes.get(path);
     const lines = [...this.list.querySelectorAll("[role=treeitem]")].filter((each) => each.offsetParent);
-    const at = lines.indexOf(line);
+    const index = lines.indexOf(line);
     const go = (other) => other && this.focus(other.dataset.path);
     switch (event.key) {
-      case "ArrowDown": go(lines[at + 1]); break;
-      case "ArrowUp": go(lines[at - 1]); break;
+      case "ArrowDown": go(lines[index + 1]); break;
+      case "ArrowUp": go(lines[index - 1]); break;
       case "Home": go(lines[0]); break;
       case "End": go(lines.at(-1)); break;
       case "ArrowRight":
         if (this.closed.has(path)) this.fold(path, false);
-        else if (told.children.length) go(lines[at + 1]);
+        else if (node.children.length) go(lines[index + 1]);
         break;
       case "ArrowLeft":
-        if (told.children.length && !this.closed.has(path)) this.fold(path, true);
+        if (node.children.length && !this.closed.has(path)) this.fold(path, true);
         else if (path) this.focus(path.slice(0, path.lastIndexOf("/")));
         break;
       case "Enter": case " ": this.open(path); break;

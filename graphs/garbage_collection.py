@@ -1,0 +1,51 @@
+"""Python's cyclic garbage collector runs rarely while trees grow."""
+
+import gc
+from collections.abc import Generator
+from contextlib import contextmanager
+from threading import Lock
+
+THRESHOLDS = (50_000, 20, 20)
+"""Objects before a young garbage collection, and younger collections before an older one."""
+
+_lock = Lock()
+_open_blocks = 0
+_thresholds = gc.get_threshold()
+
+
+@contextmanager
+def rare_collections() -> Generator[None]:
+    """Collect garbage rarely while a tree grows; restore the thresholds after the last such block.
+
+    A tree makes many objects that live until its end, and few cycles. Full collections visit them
+    all and take a fifth of the processor time of a call (`benchmarks.tree`). A collector that the
+    user has switched off stays off.
+    """
+    global _open_blocks, _thresholds
+    with _lock:
+        _open_blocks += 1
+        if _open_blocks == 1:
+            _thresholds = gc.get_threshold()
+            gc.set_threshold(*THRESHOLDS)
+    try:
+        yield
+    finally:
+        with _lock:
+            _open_blocks -= 1
+            if _open_blocks == 0:
+                gc.set_threshold(*_thresholds)
+
+
+@contextmanager
+def settled() -> Generator[None]:
+    """Exempt what a server holds at its start from garbage collection, and collect the rest rarely.
+
+    Without it a full collection delays every answer under way.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        with rare_collections():
+            yield
+    finally:
+        gc.unfreeze()

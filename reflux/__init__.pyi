@@ -1,0 +1,78 @@
+"""The public names of Reflux, each imported from its module when it is first used."""
+
+from .agents.budget import Price as Price, SpendLimit as SpendLimit
+from .agents.clients.langchain import LangChainClient as LangChainClient
+from .agents.clients.openai import OpenAIClient as OpenAIClient
+from .agents.clients.scripted import ScriptedClient as ScriptedClient
+from .agents.errors import RefluxError as RefluxError
+from .agents.overseers.model import ModelOverseer as ModelOverseer
+from .agents.overseers.panel import Panel as Panel
+from .agents.overseers.protocol import Overseer as Overseer, PASS as PASS
+from .agents.overseers.recorded import RecordedOverseer as RecordedOverseer
+from .agents.overseers.reviewed import Reviewed as Reviewed
+from .agents.overseers.router import Routed as Routed, Router as Router
+from .agents.overseers.scripted import (
+    HumanOverseer as HumanOverseer,
+    ScriptedOverseer as ScriptedOverseer,
+)
+from .agents.tools.calculator import Calculator as Calculator
+from .agents.tools.documents import Documents as Documents
+from .agents.tools.langchain import LangChainTool as LangChainTool
+from .agents.tools.protocol import Tool as Tool, ToolReply as ToolReply
+from .agents.types import (
+    Answer as Answer,
+    Ask as Ask,
+    ChatClient as ChatClient,
+    Defer as Defer,
+    Exchange as Exchange,
+    Step as Step,
+    SubQuestion as SubQuestion,
+)
+from .agents.verifiers.red_flags import RedFlags as RedFlags
+from .agents.verifiers.rules import (
+    Checker as Checker,
+    RuleChecker as RuleChecker,
+    Verdict as Verdict,
+)
+from .agents.verifiers.verifier import (
+    BackwardVerifier as BackwardVerifier,
+    ConsistencyVerifier as ConsistencyVerifier,
+    CriticVerifier as CriticVerifier,
+    Equivalence as Equivalence,
+    Judge as Judge,
+    ToolVerifier as ToolVerifier,
+    Verifier as Verifier,
+)
+from .facade import Amplification as Amplification, amplify as amplify, amplify_sync as amplify_sync
+from .graphs.amplify.context import (
+    AmplifyContext as AmplifyContext,
+    CheckPolicy as CheckPolicy,
+    Limits as Limits,
+)
+from .graphs.amplify.experts import (
+    Consensus as Consensus,
+    Expert as Expert,
+    Vote as Vote,
+    learned_weights as learned_weights,
+    past_answers as past_answers,
+)
+from .graphs.amplify.graph import build_graph as build_graph
+from .graphs.amplify.interrupts import (
+    InterruptibleRun as InterruptibleRun,
+    Pending as Pending,
+    open_interruptible_run as open_interruptible_run,
+)
+from .graphs.evals.task import Task as Task
+from .graphs.traces.tree import Node as Node
+from .graphs.voting.planner import Plan as Plan, plan as plan
+from .graphs.voting.stopping import (
+    AheadBy as AheadBy,
+    Majority as Majority,
+    Posterior as Posterior,
+    Sprt as Sprt,
+    Weighted as Weighted,
+)
+from .graphs.voting.voting import Variant as Variant, VotePolicy as VotePolicy
+from .integrations.chat_model import AmplifiedChatModel as AmplifiedChatModel
+
+__version__: str

@@ -1,0 +1,178 @@
+"""Overseers, tools and tasks by name, and the context in which a question with options is asked."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.model import ModelOverseer
+from reflux.agents.overseers.protocol import PASS, AnyOverseer
+from reflux.agents.overseers.reviewed import Reviewed
+from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
+from reflux.agents.tools.calculator import Calculator
+from reflux.agents.tools.documents import Documents
+from reflux.agents.tools.mcp import mcp_tools
+from reflux.agents.tools.protocol import Grants, Tool
+from reflux.agents.tools.python_sandbox import Sandbox
+from reflux.graphs.amplify.context import AmplifyContext, silent
+from reflux.graphs.ask import task_context
+from reflux.graphs.ask_options import AskOptions
+from reflux.graphs.traces.events import Event
+from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.tasks import task_named
+
+DEFAULT_OVERSEER = "model"
+MAX_TOKENS = 256
+"""Tokens of one answer, unless the options or the task say otherwise."""
+
+OVERSEERS: Mapping[str, AnyOverseer] = {
+    "model": ModelOverseer(),
+    "reviewed": Reviewed(ModelOverseer(), "root"),
+    "plain": ScriptedOverseer("plain", lambda question, transcript, may_ask: PASS),
+    "human": HumanOverseer(),
+}
+"""`model`: the agent itself divides a question; `reviewed`: a human sees its steps at the root
+first; `plain` leaves every question to the agent, undivided; `human` defers each one to a human."""
+
+
+def overseer_named(
+    name: str = DEFAULT_OVERSEER, overseers: Mapping[str, AnyOverseer] = OVERSEERS
+) -> AnyOverseer:
+    """The overseer of a name.
+
+    Raises:
+        UsageError: no overseer has it.
+    """
+    if name not in overseers:
+        raise UsageError(f"no overseer is called {name!r}; there are {', '.join(overseers)}")
+    return overseers[name]
+
+
+def asks_humans(overseer: AnyOverseer | None) -> bool:
+    """True if the overseer may have to wait for a human."""
+    return isinstance(overseer, HumanOverseer | Reviewed)
+
+
+ROLES = ("answer", "overseer")
+"""Roles that tools are granted to: a copy of the agent, or the overseer."""
+
+
+@asynccontextmanager
+async def _calculator(argument: str) -> AsyncGenerator[Sequence[Tool]]:
+    yield [Calculator()]
+
+
+@asynccontextmanager
+async def _python(argument: str) -> AsyncGenerator[Sequence[Tool]]:
+    yield [Sandbox()]
+
+
+@asynccontextmanager
+async def _documents(argument: str) -> AsyncGenerator[Sequence[Tool]]:
+    yield [await asyncio.to_thread(Documents, Path(argument))]
+
+
+TOOLS: dict[str, Callable[[str], AbstractAsyncContextManager[Sequence[Tool]]]] = {
+    "calculator": _calculator,
+    "python": _python,
+    "documents:FOLDER": _documents,
+    "mcp:COMMAND": mcp_tools,
+}
+"""What opens a tool, by the form of its name; the text after the colon is its argument."""
+
+
+@asynccontextmanager
+async def open_tools(granted: Mapping[str, Sequence[str]]) -> AsyncGenerator[Grants]:
+    """The tools that each role is granted by name, open as long as the block; no others.
+
+    `{"answer": ["calculator"], "overseer": ["documents:notes", "mcp:npx some-server"]}`. A tool of
+    two roles is opened once.
+
+    Raises:
+        UsageError: an unknown role or tool, or two tools of one role that models cannot tell
+            apart.
+        MissingError: an MCP server does not start.
+    """
+    for role in granted:
+        if role not in ROLES:
+            raise UsageError(f"no role {role!r} is granted tools; there are: {', '.join(ROLES)}")
+    names = dict.fromkeys(name for each in granted.values() for name in each)
+    openers = {name: _opener(name) for name in names}
+    async with AsyncExitStack() as stack:
+        tools = {name: await stack.enter_async_context(each) for name, each in openers.items()}
+        yield {
+            role: _distinct(role, [tool for name in each for tool in tools[name]])
+            for role, each in granted.items()
+        }
+
+
+def _opener(name: str) -> AbstractAsyncContextManager[Sequence[Tool]]:
+    kind, colon, argument = name.partition(":")
+    for form, opener in TOOLS.items():
+        known, takes_argument, placeholder = form.partition(":")
+        if kind != known:
+            continue
+        if takes_argument and not argument.strip():
+            raise UsageError(f"the tool {name!r} lacks its {placeholder.lower()}; write {form}")
+        if colon and not takes_argument:
+            raise UsageError(f"the tool {name!r} takes nothing after its name; write {form}")
+        return opener(argument)
+    raise UsageError(f"there is no tool {name!r}; there are: {', '.join(TOOLS)}")
+
+
+def _distinct(role: str, tools: list[Tool]) -> list[Tool]:
+    seen: set[str] = set()
+    for tool in tools:
+        if tool.spec.name in seen:
+            raise UsageError(
+                f"the role {role!r} is granted two tools named {tool.spec.name!r}, which a model "
+                "cannot tell apart; grant one"
+            )
+        seen.add(tool.spec.name)
+    return tools
+
+
+def context_of(
+    recorded_client: RecordedClient,
+    options: AskOptions,
+    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    **fields: Any,
+) -> AmplifyContext:
+    """The context of a question that is asked with these options, but for its tools.
+
+    Args:
+        fields: further fields of the context.
+
+    Raises:
+        UsageError: no overseer or task has the name.
+    """
+    task = task_named(options.task) if options.task else None
+    context = AmplifyContext(
+        recorded_client,
+        options.model,
+        () if task else (overseer_named(options.overseer, overseers),),
+        limits=options.limits,
+        votes=options.votes(),
+        max_tokens=MAX_TOKENS,
+        seed=options.seed,
+    )
+    if task is not None:
+        context = task_context(context, task)
+    if options.max_tokens is not None:
+        context = replace(context, max_tokens=options.max_tokens)
+    return replace(context, **fields)
+
+
+@asynccontextmanager
+async def open_context(
+    recorded_client: RecordedClient,
+    options: AskOptions,
+    emit: Callable[[Event], None] = silent,
+    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+) -> AsyncGenerator[AmplifyContext]:
+    """The context of a question with these options; its tools are open as long as the block."""
+    async with open_tools({"answer": options.tools} if options.tools else {}) as grants:
+        yield context_of(recorded_client, options, overseers, grants=grants, emit=emit)

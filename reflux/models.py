@@ -1,0 +1,192 @@
+"""A model by its name: which client answers for it, and under which name the call log holds it.
+
+base                untrained model
+student             promoted student; there is none before the first promotion
+STUDENT             any student of the run, by its id
+ENDPOINT            model of an endpoint that a config or the settings name
+any name            model at OPENAI_BASE_URL, if that is set
+endpoint:MODEL@URL  model at another address
+"""
+
+import asyncio
+import os
+import re
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.language_models import BaseChatModel
+
+from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import Endpoint, Endpoints, endpoint_from_env
+from reflux.agents.clients.llama_cpp import EngineConfig
+from reflux.agents.errors import MissingError, UsageError
+from reflux.agents.types import ChatClient
+from reflux.finetune.config import RoundsConfig
+from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.graphs.traces.recorded_client import RecordedClient
+
+if TYPE_CHECKING:
+    from reflux.agents.clients.openai import OpenAIClient
+
+BASE, STUDENT, ENDPOINT = "base", "student", "endpoint:"
+INTERACTIVE = EngineConfig(parallel=4, context=4096)
+"""llama.cpp for single questions: a conversation and the overseer's examples fit the context."""
+NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
+
+
+def endpoint() -> "OpenAIClient | None":
+    """The endpoint at OPENAI_BASE_URL; None if that is not set."""
+    return endpoint_from_env(dict(os.environ))
+
+
+def model_named(folder: RunFolder, name: str, endpoints: Collection[str] = ()) -> str:
+    """The name under which the call log holds a model of a run folder or of named endpoints.
+
+    Raises:
+        UsageError: no model has the name, or its student is damaged.
+    """
+    if name == BASE or name in endpoints:
+        return name
+    if name == STUDENT and (promoted := folder.registry.current()) is not None:
+        return promoted.id
+    return folder.registry.get(name).id
+
+
+def default_model(folder: RunFolder, address: str | None) -> str:
+    """The promoted student, or the base; at an endpoint the user has to name the model.
+
+    Raises:
+        UsageError: there is an endpoint's address.
+    """
+    if address is not None:
+        raise UsageError(f"{address} is set: name its model with --model")
+    return folder.current_model()
+
+
+def open_run(
+    folder: RunFolder,
+    model: str | None,
+    config: RoundsConfig | None = None,
+    endpoints: Mapping[str, Endpoint] = NO_ENDPOINTS,
+) -> tuple[OpenRun, str]:
+    """The folder with the agent's client, and the agent's name.
+
+    The client is the endpoint of the environment, else the engine of `config`, else llama.cpp,
+    which starts at once.
+
+    Args:
+        endpoints: answer for the models that they name; the caller closes them.
+
+    Raises:
+        UsageError: there is an endpoint, and no name of its model.
+    """
+    client = endpoint()
+
+    def among(rest: ChatClient) -> ChatClient:
+        return Endpoints(endpoints, rest) if endpoints else rest
+
+    name = model or default_model(folder, client and client.base_url)
+    if client is not None:
+        return OpenRun(folder, client=client, wrap=among), name
+    engine = config.engine_settings if config else INTERACTIVE
+    llama_cpp = config.llama_cpp if config else None
+    return OpenRun(folder, engine, wrap=among, llama_cpp=llama_cpp), name
+
+
+def endpoint_model(key: str, run: OpenRun) -> tuple[str, RecordedClient, "OpenAIClient | None"]:
+    """The model of `endpoint:MODEL` or `endpoint:MODEL@URL`, its recorded client, and the client
+    that the caller has to close.
+
+    Raises:
+        UsageError: the key names no model or no address.
+        MissingError: it names no address, and OPENAI_BASE_URL is not set.
+    """
+    model, url = key.removeprefix(ENDPOINT), None
+    if (match := re.fullmatch(r"(.*?)@(https?://.*)", model, re.DOTALL)) is not None:
+        model, url = match[1], match[2]
+    if not model:
+        raise UsageError(f"{key!r} names no model; write endpoint:MODEL or endpoint:MODEL@URL")
+    if url is None:
+        if endpoint() is None:
+            raise MissingError(
+                f"{key} is asked at OPENAI_BASE_URL, which is not set: set it, or write {key}@URL"
+            )
+        return model, run.recorded_client, None
+    client = endpoint_from_env({**os.environ, "OPENAI_BASE_URL": url})
+    if client is None:
+        raise UsageError(f"{key!r} names no endpoint")
+    return model, RecordedClient(CachedClient(client), run.store), client
+
+
+class Agent:
+    """Where the agent of a program runs and where its calls are recorded.
+
+    It opens at the first question, once for each event loop: connections, locks and flights belong
+    to a loop. Those of a loop that has ended are dropped when the next one opens.
+    """
+
+    def __init__(
+        self,
+        client: ChatClient | BaseChatModel | None = None,
+        run: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        **endpoint_options: Any,
+    ) -> None:
+        """
+        Args:
+            client: where the agent runs, on every loop; a chat model of LangChain is one, too.
+                None: the endpoint of `env`, or the embedded engine without one.
+            run: run folder with students and trajectories; None for a temporary one.
+            env: OPENAI_BASE_URL and OPENAI_API_KEY; None for the environment of the process.
+            endpoint_options: further options of `OpenAIClient`.
+        """
+        if isinstance(client, BaseChatModel):
+            from reflux.agents.clients.langchain import LangChainClient
+
+            client = LangChainClient(client)
+        self._client = client
+        self._env = env
+        self._endpoint_options = endpoint_options
+        if run is None:
+            self._temporary = tempfile.TemporaryDirectory()
+            run = Path(self._temporary.name)
+        self.folder = RunFolder(run)
+        self._opened: dict[asyncio.AbstractEventLoop, OpenRun] = {}
+
+    def open(self) -> OpenRun:
+        """The run folder and its client, for the running loop.
+
+        Raises:
+            UsageError: the run folder or the endpoint's address is not valid.
+        """
+        loop = asyncio.get_running_loop()
+        if loop not in self._opened:
+            for ended in [other for other in self._opened if other.is_closed()]:
+                self._opened.pop(ended).store.close()
+            client = self._client or self._endpoint(**self._endpoint_options)
+            self._opened[loop] = OpenRun(self.folder, client=client)
+        return self._opened[loop]
+
+    def name(self, model: str = "") -> str:
+        """The name of the agent: `model`, else the promoted student, or `base`.
+
+        Raises:
+            UsageError: there is an endpoint, and no name of its model.
+        """
+        if model or self._client is not None:
+            return model or BASE
+        client = self._endpoint()
+        return default_model(self.folder, client and client.base_url)
+
+    def _endpoint(self, **options: Any) -> "OpenAIClient | None":
+        env = os.environ if self._env is None else self._env
+        return endpoint_from_env(dict(env), **options)
+
+    async def close(self) -> None:
+        """Close what the running loop has opened."""
+        run = self._opened.pop(asyncio.get_running_loop(), None)
+        if run is not None:
+            await run.__aexit__(None, None, None)
