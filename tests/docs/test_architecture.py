@@ -1,4 +1,4 @@
-"""The architecture page lists every module, and its walks name files and functions that exist."""
+"""The architecture page lists every module; its walks and tables name code that exists."""
 
 import re
 
@@ -12,7 +12,7 @@ STOP = re.compile(r"\[`([^`]+\.py)`\]\(\.\./([^)]+)\)((?:[^\[`]*`[A-Za-z_]+`)*)"
 
 
 def walks() -> list[tuple[str, str]]:
-    """Each (file, name) that the walks mention; names of LangGraph's nodes are functions, too."""
+    """Each (file, name) that the walks mention."""
     text = PAGE.read_text()
     text = text[text.index("## Walk 1") : text.index("## Source tree")]
     return [
@@ -20,6 +20,14 @@ def walks() -> list[tuple[str, str]]:
         for shown, path, names in STOP.findall(text)
         for name in re.findall(r"`([A-Za-z_]+)`", names)
         if shown == path
+    ]
+
+
+def protocols() -> list[tuple[str, str]]:
+    """Each (file, protocol) of the table of extension points."""
+    return [
+        (path, name)
+        for name, path in re.findall(r"`(\w+)` in \[`[^`]+`\]\(\.\./([^)]+)\)", PAGE.read_text())
     ]
 
 
@@ -38,6 +46,11 @@ def test_files_of_the_page_exist() -> None:
 @pytest.mark.parametrize(("path", "name"), walks())
 def test_a_walk_names_what_its_file_has(path: str, name: str) -> None:
     assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), f"{path} has no {name}"
+
+
+@pytest.mark.parametrize(("path", "name"), protocols())
+def test_an_extension_point_exists(path: str, name: str) -> None:
+    assert re.search(rf"^class {name}\b", (ROOT / path).read_text(), re.MULTILINE)
 
 
 def test_there_are_three_walks() -> None:
