@@ -35,9 +35,9 @@ from openai import AsyncOpenAI
 from benchmarks.mock_endpoint import SPLIT, Endpoint, mock_endpoint
 from benchmarks.report import Claim, Report, middle, spread
 from reflux.agents.clients.openai import OpenAIClient
-from reflux.agents.overseers.protocol import PASS
+from reflux.agents.overseers.protocol import PASS, OverseerContext
 from reflux.agents.prompts import answer_prompt
-from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step
+from reflux.agents.types import Answer, Ask, ChatRequest, Sampling, Step
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -175,10 +175,11 @@ class SplitAndJoin:
     def __init__(self, recorded_client: RecordedClient) -> None:
         self._caller = recorded_client
 
-    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+    async def act(self, context: OverseerContext) -> Step:
         """Split the root, join its answers, leave each part to the agent."""
-        if not may_ask:
+        if not context.may_ask:
             return PASS
+        question, transcript = context.question, context.transcript
         text = joining([said.answer for said in transcript]) if transcript else question
         key = CallKey(ASKED.question_id(question), "", "split-and-join", bool(transcript))
         reply = await self._caller.ask(key, request(text))

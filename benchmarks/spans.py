@@ -25,7 +25,6 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Origin, answer_all
-from reflux.graphs.traces.otel import OtelSpans
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.telemetry import NO_SPANS, Spans
@@ -58,7 +57,7 @@ def spans_on() -> Spans:
     """Spans as with the variable set, but without a collector."""
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(Thrown(), max_queue_size=100_000))
-    return OtelSpans(provider)
+    return Spans(provider)
 
 
 async def call_ms(config: Config, spans: Spans) -> float:

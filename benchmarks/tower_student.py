@@ -23,7 +23,7 @@ from reflux.graphs.ask import Amplified, Direct, Origin, answer_all, task_contex
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import is_held_out
 from reflux.graphs.evals.vote_log import Votes, by_task, correlation, measure, voted_questions
-from reflux.graphs.traces.chain_links import links
+from reflux.graphs.traces.store import links
 from reflux.graphs.voting.planner import expected_votes, step_error, votes_needed
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
@@ -155,7 +155,7 @@ def marked(
     due = first_move(on_the_way(config.disks, "X", "Z", 0))
     marks: list[Sequence[bool]] = []
     for link in links(run.store, question_id):
-        if read(link.asked).pegs != due.pegs:
+        if read(link.question).pegs != due.pegs:
             break
         right = best(due)
         marks.append([text == right for text, _ in link.votes])

@@ -16,7 +16,6 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,8 @@ from typing import Any, cast
 from benchmarks.mock_endpoint import SPLIT, mock_endpoint
 from benchmarks.report import Claim, Report, middle, spread
 from reflux.agents.clients.openai import OpenAIClient
-from reflux.agents.overseers.protocol import PASS
-from reflux.agents.types import Answer, Ask, ChatClient, ChatRequest, Completion, Exchange, Step
+from reflux.agents.overseers.protocol import PASS, OverseerContext
+from reflux.agents.types import Answer, Ask, ChatClient, ChatRequest, Completion, Step
 from reflux.graphs.amplify.context import AmplifyContext, ConcurrencyLimit, Limits
 from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -86,8 +85,9 @@ class Splitting:
         self._shape = shape
         self._model = model
 
-    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+    async def act(self, context: OverseerContext) -> Step:
         """Split or join; a question's text is its path in the tree, such as `/0/4` below `/0`."""
+        question, transcript = context.question, context.transcript
         if question.startswith((SPLIT, JOIN)) or question.count("/") > self._shape.levels:
             return PASS
         fanout = self._shape.fanout

@@ -25,7 +25,6 @@ from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_every, task_context
-from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.runner import Score, evaluate
 from reflux.graphs.evals.task import Task
 
@@ -216,8 +215,10 @@ class Stages:
                 questions,
                 f"imitate H: {key}",
             )
-            right = sum(a["answer"] == b["answer"] for a, b in zip(outcomes, h, strict=True))
-            scores[key] = _score(right, outcomes).to_json()
+            scores[key] = Score.of(
+                (a["answer"] == b["answer"], a["status"], a["spent"])
+                for a, b in zip(outcomes, h, strict=True)
+            ).to_json()
         return scores
 
     async def gates(self, number: int, model: str, scores: dict[str, Any]) -> list[dict[str, Any]]:
@@ -309,19 +310,6 @@ class Stages:
             lambda: peft_answers(dequantised_base(files.gguf), adapter, self.task, questions)
         )
         return vars(agreement(answers, [outcome["answer"] for outcome in outcomes]))
-
-
-def _score(right: int, outcomes: Sequence[Outcome]) -> Score:
-    spent = [outcome["spent"] for outcome in outcomes]
-    return Score(
-        right / max(1, len(outcomes)),
-        len(outcomes),
-        wilson(right, len(outcomes)),
-        sum(s["calls"] for s in spent),
-        sum(s["cached"] for s in spent),
-        sum(s["tokens"] for s in spent),
-        {},
-    )
 
 
 async def cancellable(work: Callable[[threading.Event], object]) -> None:

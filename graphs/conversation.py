@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from reflux.agents.clients.streaming import Delta
+from reflux.agents.clients.chat_protocol import Delta
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.redaction import redact
 from reflux.agents.types import ChatRequest, Completion

@@ -9,7 +9,7 @@ from typing import Any
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import ModelOverseer
-from reflux.agents.overseers.protocol import PASS, AnyOverseer
+from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.reviewed import Reviewed
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.tools.calculator import Calculator
@@ -28,7 +28,7 @@ DEFAULT_OVERSEER = "model"
 MAX_TOKENS = 256
 """Tokens of one answer, unless the options or the task say otherwise."""
 
-OVERSEERS: Mapping[str, AnyOverseer] = {
+OVERSEERS: Mapping[str, Overseer] = {
     "model": ModelOverseer(),
     "reviewed": Reviewed(ModelOverseer(), "root"),
     "plain": ScriptedOverseer("plain", lambda question, transcript, may_ask: PASS),
@@ -39,8 +39,8 @@ first; `plain` leaves every question to the agent, undivided; `human` defers eac
 
 
 def overseer_named(
-    name: str = DEFAULT_OVERSEER, overseers: Mapping[str, AnyOverseer] = OVERSEERS
-) -> AnyOverseer:
+    name: str = DEFAULT_OVERSEER, overseers: Mapping[str, Overseer] = OVERSEERS
+) -> Overseer:
     """The overseer of a name.
 
     Raises:
@@ -51,7 +51,7 @@ def overseer_named(
     return overseers[name]
 
 
-def asks_humans(overseer: AnyOverseer | None) -> bool:
+def asks_humans(overseer: Overseer | None) -> bool:
     """True if the overseer may have to wait for a human."""
     return isinstance(overseer, HumanOverseer | Reviewed)
 
@@ -138,7 +138,7 @@ def _distinct(role: str, tools: list[Tool]) -> list[Tool]:
 def context_of(
     recorded_client: RecordedClient,
     options: AskOptions,
-    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    overseers: Mapping[str, Overseer] = OVERSEERS,
     **fields: Any,
 ) -> AmplifyContext:
     """The context of a question that is asked with these options, but for its tools.
@@ -171,7 +171,7 @@ async def open_context(
     recorded_client: RecordedClient,
     options: AskOptions,
     emit: Callable[[Event], None] = silent,
-    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> AsyncGenerator[AmplifyContext]:
     """The context of a question with these options; its tools are open as long as the block."""
     async with open_tools({"answer": options.tools} if options.tools else {}) as grants:

@@ -13,7 +13,7 @@ from reflux.agents.clients.cached import CachedClient
 from reflux.agents.clients.langchain import LangChainClient
 from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers.rules import Checker, RuleChecker
 from reflux.ask_context import overseer_named
@@ -37,7 +37,7 @@ class Amplification:
 
 async def amplify(
     question: str,
-    overseer: AnyOverseer | str | Sequence[AnyOverseer],
+    overseer: Overseer | str | Sequence[Overseer],
     *,
     client: ChatClient | BaseChatModel | None = None,
     model: str = "base",
@@ -64,8 +64,9 @@ async def amplify(
             cannot be asked.
     """
     if isinstance(overseer, str):
-        overseer = overseer_named(overseer)
-    overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
+        overseers: Sequence[Overseer] = (overseer_named(overseer),)
+    else:
+        overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
     _check_overseers(overseers, context.get("tools", {}))
     if isinstance(client, BaseChatModel):
         client = LangChainClient(client)
@@ -95,7 +96,7 @@ async def amplify(
 
 
 def amplify_sync(
-    question: str, overseer: AnyOverseer | str | Sequence[AnyOverseer], **options: Any
+    question: str, overseer: Overseer | str | Sequence[Overseer], **options: Any
 ) -> Amplification:
     """`amplify` for programs without an event loop.
 
@@ -116,10 +117,10 @@ def amplify_sync(
 
 def _check_overseers(overseers: Sequence[Any], tools: Mapping[str, Any]) -> None:
     for overseer in overseers:
-        if not (hasattr(overseer, "act") or hasattr(overseer, "at")):
+        if not hasattr(overseer, "act"):
             raise UsageError(
-                f"{overseer!r:.80} is no overseer: it has no `act(question, transcript, may_ask)`; "
-                "wrap a function as reflux.ScriptedOverseer(name, function)"
+                f"{overseer!r:.80} is no overseer: it has no `act(context)`; wrap "
+                "a function as reflux.ScriptedOverseer(name, function)"
             )
     for name, tool in tools.items():
         if not hasattr(tool, "answer"):

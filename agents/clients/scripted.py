@@ -1,4 +1,4 @@
-"""A client that answers from a function: the model of the tests, with faults on demand."""
+"""A client that answers from a function: a model for tests, with faults on demand."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from reflux.agents.types import ChatRequest, Completion
 
 
 class ScriptedClient:
-    """Answers each request with `reply(request)`; what `reply` raises, the caller sees.
+    """Answers each request with `reply(request)`, or raises what `reply` raises.
 
-    Every request is kept in `requests`, in order of arrival, so a test can count them.
+    `requests` holds every request in order of arrival.
     """
 
     def __init__(
@@ -22,16 +22,16 @@ class ScriptedClient:
         self.requests: list[ChatRequest] = []
 
     async def complete(self, request: ChatRequest) -> Completion:
-        """Answer after `delay(request)` seconds; a text is counted as its words."""
+        """Answer after `delay(request)` seconds; each word counts as one token."""
         self.requests.append(request)
         if self._delay is not None:
             await asyncio.sleep(self._delay(request))
         reply = self._reply(request)
         if isinstance(reply, Completion):
             return reply
-        asked = sum(len(turn[1].split()) for turn in request.messages)
-        return Completion(reply, prompt_tokens=asked, completion_tokens=max(1, len(reply.split())))
+        prompt_tokens = sum(len(turn[1].split()) for turn in request.messages)
+        return Completion(reply, prompt_tokens, max(1, len(reply.split())))
 
     async def model_digest(self, model: str) -> str:
-        """The name itself: a script has no weights."""
+        """The model's name, because a script has no weights."""
         return f"scripted:{model}"

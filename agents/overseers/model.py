@@ -1,4 +1,4 @@
-"""A prompted model as H: it decomposes, combines, or says that it cannot."""
+"""A prompted model as overseer: it decomposes, combines, or says that it cannot."""
 
 import json
 from collections.abc import Sequence
@@ -7,54 +7,54 @@ from typing import Any
 
 from reflux.agents.budget import Budget
 from reflux.agents.overseers.batch import settle
-from reflux.agents.overseers.protocol import PASS, Desk, Overseer
+from reflux.agents.overseers.protocol import PASS, OverseerContext
 from reflux.agents.overseers.step_parser import NOTHING, read_answer, read_step
 from reflux.agents.prompts import answer_now_prompt, cut, step_prompt
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step, Turn
 
 NOT_DECOMPOSABLE = "not decomposable"
 UNREADABLE = "unreadable"
-"""Beginnings of the note of an `Ask` of nothing: why H leaves a question to X."""
+"""How the note of an `Ask` of nothing begins: why the overseer leaves a question to the agent."""
 NOTE_CHARS = 300
 FIRST = ("ask", "not_decomposable")
 PRIMITIVE = ("ask", "answer", "not_decomposable")
 LATER = ("ask", "answer")
-"""What H may reply to a question before and after it has asked anything."""
+"""The kinds of step that the model may reply with, before and after its first sub-questions."""
 
 
 @dataclass(frozen=True)
 class ModelOverseer:
-    """H is a model that is asked for each step, in JSON where the endpoint can hold it to that.
+    """An overseer that asks a model for each step, in JSON if the endpoint supports schemas.
 
-    Whatever the model replies, a step comes of it, in `tries` calls at the most. What of a reply
-    makes no sense is left out (`reflux.agents.overseers.batch.settle`), a batch over `fanout` is
-    cut to its first sub-questions, and the step's `note` says so. A reply without a step is asked
-    for again, with other seeds; a question whose every reply was so goes to X undivided, by an
-    `Ask` of nothing whose note begins with `unreadable`. One that the model finds it cannot
-    decompose goes there, too, and its note begins with `not decomposable`. Seed 8.4.1, task
-    decomposition.
+    Every reply becomes a step, within `max_tries` calls. Parts of a reply that make no sense are
+    left out (`reflux.agents.overseers.batch.settle`), a batch over `fanout` is cut to its first
+    sub-questions, and the step's `note` says so. A reply without a step is asked for again with
+    another seed; if no reply holds one, the question goes to the agent undivided, by an `Ask` of
+    nothing whose note begins with `unreadable`. A question that the model calls indivisible goes
+    there as well; its note begins with `not decomposable`. Seed 8.4.1, task decomposition.
     """
 
     model: str = ""
-    """The endpoint's name of H; X itself where empty."""
+    """The endpoint's name of the overseer's model; the agent's model if empty."""
     fanout: int = 8
-    """Sub-questions in one batch."""
-    asked: int = 24
-    """Sub-questions on one question in all its batches; then H must answer."""
-    tries: int = 3
-    """Calls in one step, at the most."""
+    """Maximum sub-questions in one batch."""
+    max_subquestions: int = 24
+    """Maximum sub-questions on one question in all its batches; then the model must answer."""
+    max_tries: int = 3
+    """Maximum calls in one step."""
     max_tokens: int = 512
-    """Of one reply."""
+    """Maximum tokens of one reply."""
     transcript_chars: int = 4_000
-    """Of the transcript, as H is shown it; longer questions and answers are cut."""
+    """Characters of the transcript that the model sees; longer questions and answers are cut."""
     primitives: bool = False
-    """Whether H is invited to answer before it has asked anything. Otherwise it is to decompose or
-    to say that it cannot, and where it may not ask the question goes to X at once, with X's votes;
-    an answer that comes uninvited is taken."""
+    """Invites the model to answer before it has asked anything. Without it the model is to
+    decompose or to say that it cannot, and at the depth cap the question goes to the agent at
+    once, with the agent's votes; an answer that comes uninvited is accepted."""
     temperature: float = 0.0
-    """Of the first try; members of a panel that are one model differ by a higher one, and seeds."""
+    """Temperature of the first try. Members of a panel that share a model need a temperature above
+    0 and different seeds."""
     retry_temperature: float = 0.7
-    """Of the second try and later ones, at the least."""
+    """Minimum temperature of later tries."""
     seed: int = 0
 
     @property
@@ -64,68 +64,52 @@ class ModelOverseer:
 
     @property
     def reserve(self) -> Budget:
-        """What one later step takes, in which H combines the answers, with every try of it.
+        """What one later step, in which the model combines the answers, costs with every try.
 
         Tokens are an estimate, at three characters each, for a question of one line.
         """
         prompt = step_prompt("", [Exchange("", "")], LATER, self.fanout, self.transcript_chars)
         chars = sum(len(turn[1]) for turn in prompt) + self.transcript_chars
-        return Budget(self.tries, self.tries * (chars // 3 + self.max_tokens))
+        return Budget(self.max_tries, self.max_tries * (chars // 3 + self.max_tokens))
 
-    def at(self, desk: Desk) -> Overseer:
-        """H for one step."""
-        return _Sitting(self, desk)
-
-
-@dataclass(frozen=True)
-class _Sitting:
-    """One step of a prompted H."""
-
-    h: ModelOverseer
-    desk: Desk
-
-    @property
-    def name(self) -> str:
-        return self.h.name
-
-    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-        """Ask the model for the next step until there is one, `tries` times at the most."""
-        if not (may_ask or transcript or self.h.primitives):
+    async def act(self, context: OverseerContext) -> Step:
+        """Ask the model for the next step until a reply holds one."""
+        transcript = context.transcript
+        if not (context.may_ask or transcript or self.primitives):
             return PASS
-        room = min(self.h.fanout, self.h.asked - len(transcript)) if may_ask else 0
-        missing = "no reply was asked for"
-        for number in range(self.h.tries):
-            # With answers at hand the last try takes any words as the answer.
-            last = bool(transcript) and 0 < number == self.h.tries - 1
-            if room < 1 or last:
-                step = await self._answer(question, transcript, number)
+        room = min(self.fanout, self.max_subquestions - len(transcript)) if context.may_ask else 0
+        problem = "no reply was asked for"
+        for retry in range(self.max_tries):
+            # With sub-answers at hand the last try accepts any text as the answer.
+            is_last = bool(transcript) and 0 < retry == self.max_tries - 1
+            if room < 1 or is_last:
+                step = await self._answer(context, retry)
             else:
-                step = await self._step(question, transcript, room, number)
+                step = await self._step(context, room, retry)
             if not isinstance(step, str):
                 return step
-            missing = step
-        return Ask((), f"{UNREADABLE}: {missing} ({self.h.tries} replies)")
+            problem = step
+        return Ask((), f"{UNREADABLE}: {problem} ({self.max_tries} replies)")
 
-    async def _answer(
-        self, question: str, transcript: Sequence[Exchange], number: int
-    ) -> Step | str:
-        prompt = answer_now_prompt(question, transcript, self.h.transcript_chars)
-        answer = read_answer(await self._reply(prompt, number))
+    async def _answer(self, context: OverseerContext, retry: int) -> Step | str:
+        """The model's answer as plain text; a string says why its reply holds none."""
+        prompt = answer_now_prompt(context.question, context.transcript, self.transcript_chars)
+        answer = read_answer(await self._reply(context, prompt, retry))
         if answer is None:
             return "no answer in the reply"
-        passes = not transcript and answer.strip(" .\"'").upper() == "PASS"
+        passes = not context.transcript and answer.strip(" .\"'").upper() == "PASS"
         return PASS if passes else Answer(answer)
 
-    async def _step(
-        self, question: str, transcript: Sequence[Exchange], room: int, number: int
-    ) -> Step | str:
-        """The step that the model takes; a text says why its reply is none."""
-        kinds = LATER if transcript else PRIMITIVE if self.h.primitives else FIRST
-        prompt = step_prompt(question, transcript, kinds, room, self.h.transcript_chars)
-        reading = read_step(await self._reply(prompt, number, step_schema(kinds, room)))
+    async def _step(self, context: OverseerContext, room: int, retry: int) -> Step | str:
+        """The model's step, with at most `room` sub-questions; a string says why its reply holds
+        none."""
+        question, transcript = context.question, context.transcript
+        kinds = LATER if transcript else PRIMITIVE if self.primitives else FIRST
+        prompt = step_prompt(question, transcript, kinds, room, self.transcript_chars)
+        reading = read_step(await self._reply(context, prompt, retry, step_schema(kinds, room)))
         if transcript and reading.answer is not None:
             return Answer(reading.answer)
-        known = [said.question for said in transcript if said.answer is not None]
+        known = [exchange.question for exchange in transcript if exchange.answer is not None]
         batch = settle(reading.questions, [question, *known], room)
         if batch.subquestions:
             return Ask(batch.subquestions, batch.note)
@@ -135,24 +119,26 @@ class _Sitting:
             return Ask((), f"{NOT_DECOMPOSABLE}: {cut(reading.reason, NOTE_CHARS)}")
         return "no step in the reply" if reading == NOTHING else batch.note or "no new sub-question"
 
-    async def _reply(self, prompt: tuple[Turn, ...], number: int, schema: str = "") -> str:
-        h = self.h
-        heat = max(h.temperature, h.retry_temperature) if number else h.temperature
-        sampling = Sampling(heat, h.max_tokens, seed=h.seed * h.tries + number)
-        model = h.model or self.desk.model
-        request = ChatRequest(model, prompt, sampling, vote=number, schema=schema)
-        return (await self.desk.ask(request)).text
+    async def _reply(
+        self, context: OverseerContext, prompt: tuple[Turn, ...], retry: int, schema: str = ""
+    ) -> str:
+        temperature = max(self.temperature, self.retry_temperature if retry else 0.0)
+        sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + retry)
+        model = self.model or context.model
+        request = ChatRequest(model, prompt, sampling, vote=retry, schema=schema)
+        return (await context.complete(request)).text
 
 
-def step_schema(kinds: Sequence[str], most: int) -> str:
-    """JSON schema of H's reply: `{"step": ...}` with one of these kinds.
+def step_schema(kinds: Sequence[str], limit: int) -> str:
+    """JSON schema of the model's reply: `{"step": ...}` with one of these kinds, and at most
+    `limit` sub-questions.
 
     OpenAI's strict form allows no choice at the top, hence `step`.
     """
-    need = {"type": "integer", "minimum": 0, "maximum": most - 1}
+    need = {"type": "integer", "minimum": 0, "maximum": limit - 1}
     sub = _object(question={"type": "string"}, needs={"type": "array", "items": need})
     forms: dict[str, dict[str, Any]] = {
-        "ask": {"type": "array", "items": sub, "minItems": 1, "maxItems": most},
+        "ask": {"type": "array", "items": sub, "minItems": 1, "maxItems": limit},
         "answer": {"type": "string"},
         "not_decomposable": {"type": "string"},
     }

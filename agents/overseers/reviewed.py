@@ -1,43 +1,39 @@
-"""An overseer proposes each step; a person approves or edits it (seed 8.4.3, human oversight)."""
+"""An overseer proposes each step; a human approves or edits it (seed 8.4.3, human oversight)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from reflux.agents.budget import Budget
 from reflux.agents.overseers.protocol import (
-    AnyOverseer,
-    Desk,
     Follow,
     Overseer,
+    OverseerContext,
     follow_of,
     reserve_of,
-    seated,
 )
-from reflux.agents.overseers.scripted import shown
-from reflux.agents.types import Answer, Ask, Chain, Defer, Exchange, Step, step_to_json
+from reflux.agents.overseers.scripted import review_form
+from reflux.agents.types import Answer, Ask, Chain, Defer, Step, step_to_json
 
 When = Literal["always", "root", "asks", "answers"]
 APPROVE = {"kind": "approve"}
-"""A person's reply that takes the proposal as it is; any other reply is a step of its own."""
+"""A human's reply that accepts the proposal unchanged; any other reply is a step."""
 
 
 @dataclass(frozen=True)
 class Reviewed:
-    """H is an overseer whose steps a person sees first.
+    """An overseer whose steps a human sees first.
 
-    A step to be reviewed becomes a `Defer` whose form holds what the person needs to judge it:
+    A step to be reviewed becomes a `Defer` whose form holds what the human needs to judge it:
     `question`, `transcript`, `may_ask`, `proposal` (the step in the form of `step_to_json`) and
-    `by` (who proposes). The person replies `{"kind": "approve"}`, or with the step to take
-    instead, in the proposal's form; a `comment` beside either is kept as a judgement `review`.
-    What is on the record is the step that was taken. A step that is a `Defer` already goes to the
-    person as it is.
+    `by` (the proposer's name). The human replies `{"kind": "approve"}`, or with another step in
+    the proposal's form; a `comment` beside either is stored as a judgement `review`. The record
+    holds the step that was taken. A proposed `Defer` goes to the human unchanged.
     """
 
-    proposer: AnyOverseer
+    proposer: Overseer
     when: When = "always"
     """`always`; `root`: the root's steps; `asks`: batches of sub-questions, and chains, at any
-    depth; `answers`: what the root is answered, and nothing on the way there."""
+    depth; `answers`: the root's answer only."""
 
     @property
     def name(self) -> str:
@@ -51,39 +47,22 @@ class Reviewed:
 
     @property
     def follow(self) -> Follow | None:
-        """The proposer's: a chain is seen as it begins, not link by link."""
+        """The proposer's: a human reviews a chain's first question, not each link."""
         return follow_of(self.proposer)
 
-    def at(self, desk: Desk) -> Overseer:
-        """The overseer and its reviewer for one step."""
-        return _Review(self, desk)
-
-
-@dataclass(frozen=True)
-class _Review:
-    """One step under review."""
-
-    reviewed: Reviewed
-    desk: Desk
-
-    @property
-    def name(self) -> str:
-        return self.reviewed.name
-
-    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-        """Have the step proposed, and defer it to the person where it is to be reviewed."""
-        proposer = self.reviewed.proposer
-        step = await seated(proposer, self.desk).act(question, transcript, may_ask)
-        if isinstance(step, Defer) or not self._to_be_seen(step):
+    async def act(self, context: OverseerContext) -> Step:
+        """Have the step proposed, and defer to the human if it is to be reviewed."""
+        step = await self.proposer.act(context)
+        if isinstance(step, Defer) or not self._needs_review(step, context.path):
             return step
-        proposal = {"proposal": step_to_json(step), "by": proposer.name}
-        return Defer(shown(question, transcript, may_ask) | proposal)
+        proposal = {"proposal": step_to_json(step), "by": self.proposer.name}
+        return Defer(review_form(context) | proposal)
 
-    def _to_be_seen(self, step: Step) -> bool:
-        if self.reviewed.when == "root":
-            return self.desk.path == ""
-        if self.reviewed.when == "asks":
+    def _needs_review(self, step: Step, path: str) -> bool:
+        if self.when == "root":
+            return path == ""
+        if self.when == "asks":
             return isinstance(step, Chain) or (isinstance(step, Ask) and bool(step.subquestions))
-        if self.reviewed.when == "answers":
-            return isinstance(step, Answer) and self.desk.path == ""
+        if self.when == "answers":
+            return isinstance(step, Answer) and path == ""
         return True

@@ -25,15 +25,13 @@ from numpy.typing import NDArray
 from reflux.agents.budget import Budget
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import (
-    AnyOverseer,
-    Desk,
     Follow,
     Overseer,
+    OverseerContext,
     follow_of,
     reserve_of,
-    seated,
 )
-from reflux.agents.types import Ask, ChatRequest, Exchange, Step
+from reflux.agents.types import Ask, ChatRequest, Step
 
 Vector = NDArray[np.float64]
 GRID = tuple((n, like) for n in (16, 32, 48) for like in (0.3, 0.45, 0.6))
@@ -241,15 +239,15 @@ def logistic(x: Vector, y: Vector, ridge: float = 1.0, steps: int = 25) -> tuple
 
 @dataclass(frozen=True)
 class Routed:
-    """An overseer that is asked only where the router says that decomposing pays.
+    """An overseer that acts only on questions that the router expects to gain from decomposing.
 
-    Elsewhere the question goes to X undivided, and the step's note says why.
+    Any other question goes to the agent undivided, and the step's note says why.
     """
 
-    inner: AnyOverseer
+    inner: Overseer
     router: Router
     probe: Callable[[str], ChatRequest]
-    """X's first direct call on a question, as the leaf makes it
+    """The agent's first direct call on a question, identical to the one of the direct answer
     (`reflux.graphs.amplify.sampling.first_request`)."""
 
     @property
@@ -267,28 +265,14 @@ class Routed:
         """The inner overseer's."""
         return follow_of(self.inner)
 
-    def at(self, desk: Desk) -> Overseer:
-        """The overseer for one step."""
-        return _Routing(self, desk)
-
-
-@dataclass(frozen=True)
-class _Routing:
-    routed: Routed
-    desk: Desk
-
-    @property
-    def name(self) -> str:
-        return self.routed.name
-
-    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-        """Route a question when it is new; a question under way goes on as it began."""
-        if may_ask and not transcript:
-            route = self.routed.router.before(question)
+    async def act(self, context: OverseerContext) -> Step:
+        """Route a new question; later steps on a question follow its first."""
+        if context.may_ask and not context.transcript:
+            route = self.router.before(context.question)
             if route is None:
-                reply = await self.desk.ask(self.routed.probe(question))
-                route = self.routed.router.after(question, reply.min_logprob)
+                reply = await context.complete(self.probe(context.question))
+                route = self.router.after(context.question, reply.min_logprob)
             if not route.decompose:
                 return Ask((), f"router: X alone, {route.direct:.2f} against "
                                f"{route.amplified:.2f} decomposed ({route.seen})")  # fmt: skip
-        return await seated(self.routed.inner, self.desk).act(question, transcript, may_ask)
+        return await self.inner.act(context)

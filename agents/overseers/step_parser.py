@@ -1,4 +1,9 @@
-"""A model's reply read as a step of H, whatever form the model gave it."""
+"""A model's reply read as a step, whatever form the model gave it.
+
+Sound JSON is read by `json`, broken JSON by `json_repair` (single quotes, missing quotes and
+brackets, Python literals). Two rules of `json_repair` do not suit a step and are undone here: it
+completes what the token limit cut off, and it turns fractions into floats.
+"""
 
 import json
 import re
@@ -8,14 +13,23 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
+import json_repair
+
 from reflux.agents.overseers.batch import alike
-from reflux.agents.overseers.loose_json import CHARS, Bare, loose_values, whole_unicode
 from reflux.agents.types import SubQuestion
 
-QUESTIONS = 500
-"""Sub-questions read of one reply; more are not."""
-VALUES = 64
-"""JSON values looked at in one reply."""
+MAX_CHARS = 100_000
+"""Characters read of one reply."""
+MAX_REPAIR_CHARS = 20_000
+"""Longer broken JSON stays unread: repairing 100,000 hostile characters takes a second."""
+MAX_DEPTH = 12
+"""Objects and lists within one another; a deeper value is not read."""
+MAX_BROKEN = 64
+"""Opening brackets of one reply that may begin no sound JSON."""
+MAX_QUESTIONS = 500
+"""Sub-questions read of one reply."""
+MAX_VALUES = 64
+"""JSON values read of one reply."""
 ASK = ("ask", "asks", "subquestions", "questions", "subtasks", "decomposition")
 ANSWER = ("answer", "finalanswer", "final")
 REASON = ("notdecomposable", "undecomposable", "indivisible")
@@ -24,13 +38,30 @@ QUESTION = ("question", "text", "subquestion", "subtask", "q", "query", "task", 
 NEEDS = ("needs", "need", "dependson", "dependencies", "requires", "after")
 NUMBERED = re.compile(r"^[ \t]*(?:\(?\d{1,3}[.):]|Q\d{1,3}[.:])[ \t]+(\S.*)$", re.MULTILINE)
 BULLETED = re.compile(r"^[ \t]*[-*•][ \t]+(\S.*)$", re.MULTILINE)
-FRACTION = re.compile(r"-?[0-9.]+(?:[eE][-+]?[0-9]+)?")
-ASKING = ("?", "？", "؟")
+QUESTION_MARKS = ("?", "？", "؟")
+OPENING = re.compile(r"[\[{]")
+REPAIRABLE = re.compile(r"""\{|\[\s*["'“{\[]""")
+"""Where broken JSON may begin; `[sic]` in prose is none."""
+
+
+class NumberText(str):
+    """A number that stays as the model wrote it: 3.10 is not 3.1."""
+
+    __slots__ = ()
+
+
+def _integer(text: str) -> int | NumberText:
+    return int(text) if len(text) <= 16 else NumberText(text)
+
+
+DECODER = json.JSONDecoder(
+    parse_float=NumberText, parse_int=_integer, parse_constant=NumberText, strict=False
+)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reply says; all empty where it says nothing that H can use."""
+    """What a reply says; empty if it holds nothing that an overseer can use."""
 
     questions: tuple[SubQuestion, ...] = ()
     """As the model gave them: they may repeat one another and need what is not there."""
@@ -48,47 +79,118 @@ def read_step(text: str) -> Reading:
     The first JSON value that holds a step counts; a reasoning model's `<think>` does not. Never
     raises, whatever the text.
     """
-    text = _spoken(text)
-    loose: list[Any] = []
-    for value in islice(loose_values(text), VALUES):
+    text = _content(text)
+    items: list[Any] = []
+    for value in islice(loose_values(text), MAX_VALUES):
         reading = _reading(value)
         if reading != NOTHING:
             return reading
-        loose += value if isinstance(value, list) else [value]
-    quoted = [item for item in loose if not isinstance(item, Bare)]
-    return Reading(_questions(quoted) or _listed(text))
+        items += value if isinstance(value, list) else [value]
+    return Reading(_questions(items) or _listed(text))
 
 
 def read_answer(text: str) -> str | None:
-    """Read a reply to a plain request for an answer: its JSON answer, or else all that it says;
-    None where that is nothing, or a step of another kind."""
-    spoken = _spoken(text)
-    for value in islice(loose_values(spoken), VALUES):
+    """Read a reply to a plain request for an answer: its JSON answer, or else its whole text; None
+    if it is empty, or a step of another kind."""
+    content = _content(text)
+    for value in islice(loose_values(content), MAX_VALUES):
         reading = _reading(value)
         if reading != NOTHING:
             return reading.answer
-    return _text(spoken)
+    return _text(content)
 
 
-def _spoken(text: str) -> str:
-    """What a reply says aloud, up to so many characters."""
-    text = whole_unicode(text[:CHARS]).replace("\0", "").rpartition("</think>")[2]
+def loose_values(text: str) -> Iterator[Any]:
+    """Every sound JSON object and list of a text, in order, then the first broken one, repaired.
+
+    Never raises, and takes time in proportion to the text. Values are those of JSON, except that
+    fractions stay text.
+    """
+    text = text[:MAX_CHARS]
+    index, broken = 0, 0
+    first_broken: int | None = None
+    while broken < MAX_BROKEN and (opening := OPENING.search(text, index)):
+        index = opening.end()
+        try:
+            value, index = DECODER.raw_decode(text, opening.start())
+            yield _clean(value)
+        except RecursionError:
+            broken += 1
+            while text[index : index + 1] == opening[0]:
+                index += 1
+        except ValueError:
+            broken += 1
+            if first_broken is None and REPAIRABLE.match(text, opening.start()):
+                first_broken = opening.start()
+    if first_broken is not None and len(text) - first_broken <= MAX_REPAIR_CHARS:
+        yield from _repaired(text[first_broken:])
+
+
+def _repaired(text: str) -> Iterator[Any]:
+    try:
+        value = _clean(json_repair.loads(text, skip_json_loads=True))
+    except Exception:  # noqa: BLE001 - what cannot be repaired holds no step
+        return
+    if isinstance(value, dict | list) and not _drop_cut(value, text.rstrip()):
+        yield value
+
+
+def _drop_cut(value: Any, end: str) -> bool:
+    """Remove the last value of a repaired one if the text ends within it; True if it is all."""
+    if isinstance(value, dict | list):
+        parts = cast(Any, value)
+        last = len(parts) - 1 if isinstance(value, list) else next(reversed(parts), None)
+        if parts and _drop_cut(parts[last], end):
+            del parts[last]
+        return False
+    tail = str(value)[-8:]
+    return end.endswith((tail, json.dumps(tail)[1:-1]))
+
+
+def _clean(value: Any, depth: int = 0) -> Any:
+    """The value with valid Unicode, and with fractions as text.
+
+    Raises:
+        RecursionError: it is nested deeper than `MAX_DEPTH`.
+    """
+    if isinstance(value, float):
+        return NumberText(value)
+    if isinstance(value, str):
+        return type(value)(_valid_unicode(value))
+    if isinstance(value, list | dict) and depth == MAX_DEPTH:
+        raise RecursionError
+    if isinstance(value, list):
+        return [_clean(item, depth + 1) for item in cast(list[Any], value)]
+    if isinstance(value, dict):
+        fields = cast(dict[str, Any], value)
+        return {_valid_unicode(name): _clean(item, depth + 1) for name, item in fields.items()}
+    return value
+
+
+def _valid_unicode(text: str) -> str:
+    """The text with surrogate pairs joined, and half a pair replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _content(text: str) -> str:
+    """A reply without its reasoning, cut to `MAX_CHARS`."""
+    text = _valid_unicode(text[:MAX_CHARS]).replace("\0", "").rpartition("</think>")[2]
     return text.partition("<think>")[0].strip()
 
 
 def _reading(value: Any, depth: int = 0) -> Reading:
-    """The step that a JSON value is; NOTHING where it is none, or one of a list of questions."""
+    """A JSON value read as a step; `NOTHING` for any other value, and for an item of a list."""
     if isinstance(value, list):
-        found = (_reading(item, depth + 1) for item in cast(list[Any], value)[:VALUES])
-        return next((reading for reading in found if reading != NOTHING), NOTHING)
+        readings = (_reading(item, depth + 1) for item in cast(list[Any], value)[:MAX_VALUES])
+        return next((reading for reading in readings if reading != NOTHING), NOTHING)
     if not isinstance(value, dict) or depth > 3:
         return NOTHING
     fields = _fields(cast(dict[str, Any], value))
-    asked = _first(fields, ASK)
-    if depth and isinstance(asked, str):
-        asked = None
+    questions = _first(fields, ASK)
+    if depth and isinstance(questions, str):
+        questions = None
     reading = Reading(
-        _questions(asked) or _questions(_numbered(fields)),
+        _questions(questions) or _questions(_numbered(fields)),
         _answer(_first(fields, ANSWER)),
         _reason(fields),
     )
@@ -96,35 +198,35 @@ def _reading(value: Any, depth: int = 0) -> Reading:
 
 
 def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An object's fields under the letters and digits of their names."""
+    """An object's fields by the letters and digits of their names."""
     return {re.sub(r"[\W_]", "", key).lower(): item for key, item in value.items()}
 
 
 def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The first field that is there under one of its names, and not empty."""
+    """The first field under one of these names that is not empty."""
     return next((fields[n] for n in names if fields.get(n) not in (None, "", [], {})), None)
 
 
 def _numbered(fields: Mapping[str, Any]) -> list[Any]:
     """Questions under names such as `1`, `q1` or `question_2`."""
-    named = re.compile(r"(?:(?:sub)?(?:q|question))?\d{1,3}")
-    return [item for name, item in fields.items() if named.fullmatch(name)]
+    pattern = re.compile(r"(?:(?:sub)?(?:q|question))?\d{1,3}")
+    return [item for name, item in fields.items() if pattern.fullmatch(name)]
 
 
 def _questions(value: Any) -> tuple[SubQuestion, ...]:
-    items = list(islice(_items(value), QUESTIONS))
-    at: dict[str, int] = {}
+    items = list(islice(_items(value), MAX_QUESTIONS))
+    positions: dict[str, int] = {}
     for index, (text, _) in enumerate(items):
-        at.setdefault(alike(text), index)
-    return tuple(SubQuestion(text, tuple(_needs(needs, at))) for text, needs in items)
+        positions.setdefault(alike(text), index)
+    return tuple(SubQuestion(text, tuple(_needs(needs, positions))) for text, needs in items)
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
     """Each question with what it says it needs, however deep the lists are nested."""
-    if isinstance(value, Bare) and FRACTION.fullmatch(value):
+    if isinstance(value, NumberText):
         return
     if isinstance(value, str):
-        # An empty one keeps its number, which others may need.
+        # An empty question keeps its number, which others may need.
         yield _text(" ".join(value.split())) or "", None
     elif isinstance(value, list):
         for item in cast(list[Any], value):
@@ -140,25 +242,25 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _items(_first(fields, ASK) or _numbered(fields))
 
 
-def _needs(value: Any, at: Mapping[str, int]) -> Iterator[int]:
-    """Positions named by number or by the text of their question; anything else is nothing."""
+def _needs(value: Any, positions: Mapping[str, int]) -> Iterator[int]:
+    """Positions named by number or by the text of their question; other values are ignored."""
     if isinstance(value, bool):
         return
     if isinstance(value, int):
         yield value
     elif isinstance(value, list):
         for item in cast(list[Any], value):
-            yield from _needs(item, at)
+            yield from _needs(item, positions)
     elif isinstance(value, str):
         number = re.fullmatch(r"\D{0,20}(\d{1,6})\D?", value)
-        if alike(value) in at:
-            yield at[alike(value)]
+        if alike(value) in positions:
+            yield positions[alike(value)]
         elif number is not None:
             yield int(number[1])
 
 
 def _answer(value: Any) -> str | None:
-    """An answer as text; a list of plain values as an enumeration, other things as JSON."""
+    """An answer as text; a list of plain values as an enumeration, other values as JSON."""
     if value is None or isinstance(value, str):
         return _text(value or "")
     if isinstance(value, list):
@@ -176,17 +278,17 @@ def _reason(fields: Mapping[str, Any]) -> str | None:
 
 
 def _text(value: str) -> str | None:
-    """The text without control characters; None where a model left the dots of its pattern."""
-    kept = (c for c in value if c in "\n\t" or unicodedata.category(c) != "Cc")
-    shown = "".join(kept).strip()
-    return shown if shown.strip(".… ") else None
+    """The text without control characters; None if it is empty or the dots of the prompt's
+    pattern."""
+    text = "".join(c for c in value if c in "\n\t" or unicodedata.category(c) != "Cc").strip()
+    return text if text.strip(".… ") else None
 
 
 def _listed(text: str) -> tuple[SubQuestion, ...]:
-    """A plain list of questions; where none asks, of numbered lines, if there are several."""
-    numbered = [found[1] for found in islice(NUMBERED.finditer(text), QUESTIONS)]
-    lines = numbered or [found[1] for found in islice(BULLETED.finditer(text), QUESTIONS)]
-    asking = [line for line in lines if line.rstrip(" *_\"'").endswith(ASKING)]
-    if not asking and len(numbered) > 1:
-        asking = numbered
-    return _questions([line.strip(" *_") for line in asking])
+    """The questions of a plain list; if no line is a question, all numbered lines of several."""
+    numbered = [match[1] for match in islice(NUMBERED.finditer(text), MAX_QUESTIONS)]
+    lines = numbered or [match[1] for match in islice(BULLETED.finditer(text), MAX_QUESTIONS)]
+    questions = [line for line in lines if line.rstrip(" *_\"'").endswith(QUESTION_MARKS)]
+    if not questions and len(numbered) > 1:
+        questions = numbered
+    return _questions([line.strip(" *_") for line in questions])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from reflux.agents.overseers.protocol import Desk
+from reflux.agents.overseers.protocol import ModelContext
 from reflux.agents.prompts import critic_prompt, same_prompt, verdict_in, yes_in
 from reflux.agents.tools.protocol import CALL_SECONDS, Tool, guarded
 from reflux.agents.types import ChatRequest, Exchange, Sampling
@@ -24,9 +24,9 @@ class Verifier(Protocol):
     """Tests an answer that the rules have let pass. It never sees the true one."""
 
     async def verify(
-        self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
+        self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
-        """Judge an answer; what it asks at the desk is recorded and charged to the question.
+        """Judge an answer; what it asks through `context` is recorded and charged to the question.
 
         Raises:
             EndpointError: a model that it needs does not answer.
@@ -43,12 +43,12 @@ class CriticVerifier:
     max_tokens: int = 128
 
     async def verify(
-        self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
+        self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         """Ask once, greedily."""
         prompt = critic_prompt(question, answer, transcript)
         sampling = Sampling(max_tokens=self.max_tokens)
-        reply = await desk.ask(ChatRequest(self.model or desk.model, prompt, sampling))
+        reply = await context.complete(ChatRequest(self.model or context.model, prompt, sampling))
         return Verdict(verdict_in(reply.text) is not False, "critic")
 
 
@@ -67,7 +67,7 @@ class BackwardVerifier:
     max_tokens: int = 64
 
     async def verify(
-        self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
+        self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         """Ask the inverse question once, greedily."""
         if (inverse := self.invert(question, answer)) is None:
@@ -75,7 +75,7 @@ class BackwardVerifier:
         asked, satisfies = inverse
         turns = (("system", ""), ("user", asked))
         sampling = Sampling(max_tokens=self.max_tokens)
-        reply = await desk.ask(ChatRequest(self.model or desk.model, turns, sampling))
+        reply = await context.complete(ChatRequest(self.model or context.model, turns, sampling))
         return Verdict(satisfies(reply.text), "inverse")
 
 
@@ -90,7 +90,7 @@ class ToolVerifier:
     """Does its reply, the second, agree with the answer?"""
 
     async def verify(
-        self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
+        self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         """Ask the tool; where it refuses, it tells nothing, and the answer stands."""
         said = await guarded(self.tool.answer(self.asked(question, answer)), CALL_SECONDS)
@@ -105,7 +105,7 @@ class ConsistencyVerifier:
     holds: Callable[[str, Sequence[Exchange], str], bool]
 
     async def verify(
-        self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
+        self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         """Apply the rule; one that raises `ValueError` has failed."""
         try:
@@ -117,7 +117,7 @@ class ConsistencyVerifier:
 class Equivalence(Protocol):
     """Tells whether two answers to a question are one."""
 
-    async def same(self, desk: Desk, question: str, one: str, other: str) -> bool:
+    async def same(self, context: ModelContext, question: str, one: str, other: str) -> bool:
         """Are these the same answer? Asked only where their texts differ.
 
         Raises:
@@ -135,9 +135,9 @@ class Judge:
     """X where empty."""
     max_tokens: int = 16
 
-    async def same(self, desk: Desk, question: str, one: str, other: str) -> bool:
+    async def same(self, context: ModelContext, question: str, one: str, other: str) -> bool:
         """Ask once, greedily."""
         sampling = Sampling(max_tokens=self.max_tokens)
         prompt = same_prompt(question, one, other)
-        reply = await desk.ask(ChatRequest(self.model or desk.model, prompt, sampling))
+        reply = await context.complete(ChatRequest(self.model or context.model, prompt, sampling))
         return yes_in(reply.text) is True

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, ReplayError
-from reflux.agents.overseers.protocol import AnyOverseer, follow_of
+from reflux.agents.overseers.protocol import Overseer, follow_of
 from reflux.agents.redaction import redact, unaskable
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
@@ -34,9 +34,8 @@ from reflux.graphs.amplify.sampling import (
     vote_of,
 )
 from reflux.graphs.amplify.state import NOTHING_SPENT, Outcome, Spent, Status, failed_outcome, plus
-from reflux.graphs.traces.chain_links import read_votes, write_votes
 from reflux.graphs.traces.revisions import before
-from reflux.graphs.traces.store import CallKey, LinkKey, TraceStore
+from reflux.graphs.traces.store import CallKey, LinkKey, TraceStore, read_votes, write_votes
 from reflux.graphs.voting.voting import Vote, next_votes, winner
 
 UNSURE = -1.0
@@ -67,7 +66,7 @@ class Walked:
 
 
 async def walk_chain(
-    context: AmplifyContext, place: NodeRef, overseer: AnyOverseer, chain: Chain, given: Budget
+    context: AmplifyContext, place: NodeRef, overseer: Overseer, chain: Chain, given: Budget
 ) -> Walked:
     """Walk a chain to its end; `given` is for all of it.
 

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import UsageError, check_range
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.types import Completion, Turn
@@ -152,7 +152,7 @@ class AmplifyContext:
     recorded_client: RecordedClient
     model: str
     """The name of X."""
-    overseers: Sequence[AnyOverseer]
+    overseers: Sequence[Overseer]
     """H; on attempt i the one at position i modulo their number: another decomposition."""
     checker: Checker = field(default_factory=lambda: RuleChecker({}))
     limits: Limits = field(default_factory=Limits)

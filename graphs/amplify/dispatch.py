@@ -11,7 +11,7 @@ from reflux.agents.overseers.protocol import reserve_of
 from reflux.agents.types import Ask, SubQuestion
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import AmplifyState, Outcome, SubTask, left_of, plus
-from reflux.graphs.amplify.steps import overseer_of, tried
+from reflux.graphs.amplify.steps import overseer_of, retry_index
 
 Update = dict[str, Any]
 
@@ -29,7 +29,7 @@ def ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
     reserve = reserve_of(overseer_of(state, context))
     left = left_of(state).minus(reserve.calls, reserve.tokens)
     shares = left.split(len(asked))
-    number = tried(state, context)
+    number = retry_index(state, context)
     return {
         "batch": [
             {

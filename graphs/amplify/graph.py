@@ -40,7 +40,7 @@ from reflux.graphs.amplify.state import (
     left_of,
     plus,
 )
-from reflux.graphs.amplify.steps import Taken, overseer_of, take_step, tried
+from reflux.graphs.amplify.steps import StepResult, overseer_of, retry_index, take_step
 from reflux.graphs.amplify.verify import check
 from reflux.graphs.traces.events import answered
 from reflux.graphs.traces.revisions import Override
@@ -133,7 +133,7 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     if state["step"] >= context.limits.steps:
         return {"error": f"no answer after {context.limits.steps} steps"}
     given = state["first_step"]
-    taken = Taken(step_from_json(given)) if given else await take_step(state, context)
+    taken = StepResult(step_from_json(given)) if given else await take_step(state, context)
     spent = plus(state["spent"], taken.spent)
     if taken.step is None:
         return {"error": taken.error, "spent": spent}
@@ -155,7 +155,7 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
 
 async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -> Update:
     """A chain is walked within this node; its end is H's answer."""
-    number = tried(state, context)
+    number = retry_index(state, context)
     place = NodeRef(state["question"], state["question_id"], state["path"], state["step"], number)
     overseer = overseer_of(state, context)
     walked = await walk_chain(context, place, overseer, chain, left_of(state))
@@ -176,7 +176,7 @@ async def leave_to_x(state: AmplifyState, context: AmplifyContext) -> Update:
         question=state["question"],
         question_id=state["question_id"],
         path=state["path"],
-        retries=tried(state, context),
+        retries=retry_index(state, context),
         step=state["step"],
         calls=left.calls,
         tokens=left.tokens,

@@ -1,4 +1,4 @@
-"""The amplification graph as plain recursion: the oracle that the tests hold the graph against.
+"""The amplification graph as plain recursion: the oracle that tests compare the graph with.
 
 No LangGraph, no parallel branches, no interrupts; the same calls, answers and budgets.
 """
@@ -6,8 +6,9 @@ No LangGraph, no parallel branches, no interrupts; the same calls, answers and b
 from collections.abc import Sequence
 
 from reflux.agents.budget import Budget
-from reflux.agents.overseers.protocol import reserve_of, seated
-from reflux.agents.types import Answer, Chain, Exchange, SubQuestion
+from reflux.agents.overseers.protocol import reserve_of
+from reflux.agents.redaction import is_unicode
+from reflux.agents.types import Answer, Ask, Chain, Exchange, SubQuestion
 from reflux.graphs.amplify.chain import walk_chain
 from reflux.graphs.amplify.context import AmplifyContext, tries
 from reflux.graphs.amplify.sampling import NodeRef
@@ -20,7 +21,7 @@ from reflux.graphs.amplify.state import (
     failed_outcome,
     plus,
 )
-from reflux.graphs.amplify.steps import StepDesk, overseer_at
+from reflux.graphs.amplify.steps import ModelCalls, StepContext, overseer_at
 from reflux.graphs.amplify.verify import UNEXAMINED, judged
 from reflux.graphs.traces.store import CallKey
 
@@ -38,7 +39,7 @@ async def amplify_reference(
     """Answer one question as `reflux.graphs.amplify.graph` does, one call after another."""
     limits = context.limits
     budget = budget or Budget(limits.calls, limits.tokens)
-    if not question.strip() or len(question) > limits.question_chars or not _is_unicode(question):
+    if not question.strip() or len(question) > limits.question_chars or not is_unicode(question):
         return failed_outcome("the question is empty, too long, or no Unicode")
     if context.canonical(question) in map(context.canonical, ancestors):
         return failed_outcome("CycleError")
@@ -52,14 +53,14 @@ async def amplify_reference(
             context, question, question_id, path, depth, ancestors, left, retries, attempt,
         )  # fmt: skip
         spent, unexamined = plus(spent, used), False
-        if direct is not None:  # A leaf below the root is answered once, by its own votes.
+        if direct is not None:  # Below the root a direct answer is final, with its own votes.
             return {**direct, "spent": spent}
         if proposal is not None:
             key = CallKey(question_id, path, "overseer", step, attempt)
             left = budget.minus(spent["calls"], spent["tokens"])
-            tried = tries(retries, attempt, depth, limits)
-            desk = StepDesk(context, key, tried, left, ".check")
-            verdict, used = await judged(context, desk, question, proposal, transcript)
+            retry_index = tries(retries, attempt, depth, limits)
+            calls = ModelCalls(context, key, retry_index, left, role="overseer.ask.check")
+            verdict, used = await judged(context, calls, question, proposal, transcript)
             spent = plus(spent, used)
             if verdict.ok and context.checks.confirmed(passed, proposal):
                 return {"answer": proposal, "status": "ok", "error": None, "spent": spent}
@@ -84,64 +85,64 @@ async def _attempt(
     retries: int,
     attempt: int,
 ) -> tuple[str | None, Spent, Outcome | None, list[Exchange], int]:
-    """One try: (proposal or None, spent, the outcome where this is a leaf below the root,
-    transcript, steps taken)."""
+    """One attempt: (proposal or None, spent, the outcome of a direct answer below the root or None,
+    transcript, number of steps)."""
     overseer = overseer_at(context, attempt)
     transcript: list[Exchange] = []
     spent = NOTHING_SPENT
     may_ask = depth < context.limits.depth
-    tried = tries(retries, attempt, depth, context.limits)
+    retry_index = tries(retries, attempt, depth, context.limits)
     for step_number in range(context.limits.steps):
         first_below_root = path != "" and attempt == 0 and step_number == 0
         left = budget.minus(spent["calls"], spent["tokens"])
         key = CallKey(question_id, path, "overseer", step_number, attempt)
-        desk = StepDesk(context, key, tried, left)
+        step_context = StepContext(context, key, retry_index, left, question, transcript, may_ask)
         try:
-            step = await seated(overseer, desk).act(question, transcript, may_ask)
-        except Exception:  # noqa: BLE001 - as in the graph, H's failures are values
-            spent = plus(spent, desk.spent)
+            step = await overseer.act(step_context)
+        except Exception:  # noqa: BLE001 - an overseer is the user's code
+            spent = plus(spent, step_context.spent)
             failure: Outcome = {**failed_outcome("the overseer failed"), "spent": spent}
             return None, spent, failure if first_below_root else None, transcript, step_number
-        spent = plus(spent, desk.spent)
+        spent = plus(spent, step_context.spent)
         if isinstance(step, Answer):
             text = context.normalise(step.text)
             ok: Outcome = {"answer": text, "status": "ok", "error": None, "spent": spent}
             return text, spent, ok if first_below_root else None, transcript, step_number + 1
         if isinstance(step, Chain) and may_ask:
-            place = NodeRef(question, question_id, path, step_number + 1, tried)
+            node = NodeRef(question, question_id, path, step_number + 1, retry_index)
             left = budget.minus(spent["calls"], spent["tokens"])
-            walked = await walk_chain(context, place, overseer, step, left)
-            spent = plus(spent, walked.outcome["spent"])
-            found = walked.outcome["answer"] if walked.outcome["status"] == "ok" else None
-            ended: Outcome | None = {**walked.outcome, "spent": spent} if walked.broke_off else None
-            return found, spent, ended, transcript, step_number + 1
-        asked: tuple[SubQuestion, ...] = getattr(step, "subquestions", ())
+            chain = await walk_chain(context, node, overseer, step, left)
+            spent = plus(spent, chain.outcome["spent"])
+            answer = chain.outcome["answer"] if chain.outcome["status"] == "ok" else None
+            ended: Outcome | None = {**chain.outcome, "spent": spent} if chain.broke_off else None
+            return answer, spent, ended, transcript, step_number + 1
+        batch = step.subquestions if isinstance(step, Ask) else ()
         left = budget.minus(spent["calls"], spent["tokens"])
-        if not asked or not may_ask:
-            leaf = await answer_directly(
+        if not batch or not may_ask:
+            direct_outcome = await answer_directly(
                 context, question=question, question_id=question_id, path=path,
-                calls=left.calls, tokens=left.tokens, retries=tried,
+                calls=left.calls, tokens=left.tokens, retries=retry_index,
                 step=0 if first_below_root else step_number,
             )  # fmt: skip
-            spent = plus(spent, leaf["spent"])
-            whole: Outcome = {**leaf, "spent": spent}
-            direct = whole if first_below_root else None
-            return leaf["answer"], spent, direct, transcript, step_number + 1
-        if len(asked) > context.limits.fanout or _needs_later_ones(asked):
+            spent = plus(spent, direct_outcome["spent"])
+            direct: Outcome | None = (
+                {**direct_outcome, "spent": spent} if first_below_root else None
+            )
+            return direct_outcome["answer"], spent, direct, transcript, step_number + 1
+        if len(batch) > context.limits.fanout or _has_forward_needs(batch):
             return None, spent, None, transcript, step_number + 1
         outcomes: list[Outcome] = []
-        kept = reserve_of(overseer)
-        for index, share in enumerate(left.minus(kept.calls, kept.tokens).split(len(asked))):
-            failed = [n for n in asked[index].needs if outcomes[n]["answer"] is None]
-            answers = {n: outcomes[n]["answer"] or "" for n in asked[index].needs}
-            text = asked[index].filled(answers)
-            outcome = failed_outcome("needs a sub-question that failed") if failed else (
-                await amplify_reference(
+        reserve = reserve_of(overseer)
+        shares = left.minus(reserve.calls, reserve.tokens).split(len(batch))
+        for index, (sub, share) in enumerate(zip(batch, shares, strict=True)):
+            text = sub.filled({need: outcomes[need]["answer"] or "" for need in sub.needs})
+            if any(outcomes[need]["answer"] is None for need in sub.needs):
+                outcome = failed_outcome("needs a sub-question that failed")
+            else:
+                outcome = await amplify_reference(
                     context, text, question_id, f"{path}/{attempt}.{step_number}.{index}",
-                    depth + 1, [*ancestors, question], share,
-                    tried,
-                )
-            )  # fmt: skip
+                    depth + 1, [*ancestors, question], share, retry_index,
+                )  # fmt: skip
             outcomes.append(outcome)
             error = None if outcome["status"] == "ok" else outcome["error"] or outcome["status"]
             transcript.append(Exchange(text, outcome["answer"], error))
@@ -149,9 +150,5 @@ async def _attempt(
     return None, spent, None, transcript, context.limits.steps
 
 
-def _needs_later_ones(asked: Sequence[SubQuestion]) -> bool:
-    return any(not 0 <= need < index for index, s in enumerate(asked) for need in s.needs)
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in text)
+def _has_forward_needs(batch: Sequence[SubQuestion]) -> bool:
+    return any(not 0 <= need < index for index, sub in enumerate(batch) for need in sub.needs)

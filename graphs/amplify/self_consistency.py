@@ -28,7 +28,7 @@ from reflux.graphs.amplify.sampling import (
     vote_of,
 )
 from reflux.graphs.amplify.state import NOTHING_SPENT, Outcome, Spent, Status, failed_outcome, plus
-from reflux.graphs.amplify.steps import StepDesk
+from reflux.graphs.amplify.steps import ModelCalls
 from reflux.graphs.voting.voting import Vote, next_votes, tally, winner
 
 
@@ -205,11 +205,17 @@ async def answer_by_votes(
         ]
         if context.same is not None and failure is None:
             left = given.minus(spent["calls"], spent["tokens"])
-            role, made = "same", compared
-            desk = StepDesk(context, place.key(role), place.retries, left, role=role, made=made)
-            new, failure = await one_text_each(context.same, desk, place.question, votes, new)
-            compared = desk.made
-            spent = plus(spent, desk.spent)
+            calls = ModelCalls(
+                context,
+                place.key("same"),
+                place.retries,
+                left,
+                role="same",
+                calls_before=compared,
+            )
+            new, failure = await one_text_each(context.same, calls, place.question, votes, new)
+            compared = calls.call_count
+            spent = plus(spent, calls.spent)
         votes += new
         if failure is not None:
             status, error = "failed", str(failure)
@@ -231,7 +237,7 @@ async def answer_by_votes(
 
 
 async def one_text_each(
-    same: Equivalence, desk: StepDesk, question: str, known: Sequence[Vote], new: Sequence[Vote]
+    same: Equivalence, calls: ModelCalls, question: str, known: Sequence[Vote], new: Sequence[Vote]
 ) -> tuple[list[Vote], EndpointError | None]:
     """New votes, those for an answer that was given before under the text that it has already;
     what is known is not compared again. With the failure that ended the comparing, if one did."""
@@ -242,7 +248,7 @@ async def one_text_each(
         if vote.ok and text not in texts:
             for other in texts:
                 try:
-                    if await same.same(desk, question, other, text):
+                    if await same.same(calls, question, other, text):
                         text = other
                         break
                 except EndpointError as failure:

@@ -1,9 +1,8 @@
-"""The desk at which H asks models while it takes a step: recorded, replayed, charged.
+"""One step of the overseer: taken in its context, deferred to a human if the overseer says so, and
+recorded before it counts.
 
-A call's place in the log is its step, the member of a panel that made it, and its number among
-that member's calls; so a step that is taken again, after a restart, gets the same replies.
-
-A step of H: taken at its desk, by a person where H defers, and recorded before it counts.
+A model call's key is its step, the panel member that makes it, and its number among that member's
+calls; so a step that is repeated after a restart gets the same replies.
 """
 
 # pyright: reportMissingTypeStubs=false
@@ -19,7 +18,7 @@ from langgraph.types import interrupt
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, RefluxError
-from reflux.agents.overseers.protocol import AnyOverseer, seated, validate_step
+from reflux.agents.overseers.protocol import Overseer, validate_step
 from reflux.agents.overseers.scripted import HumanOverseer
 from reflux.agents.types import (
     ChatRequest,
@@ -36,216 +35,249 @@ from reflux.graphs.amplify.state import NOTHING_SPENT, AmplifyState, Spent, left
 from reflux.graphs.traces.revisions import AGAIN
 from reflux.graphs.traces.store import CallKey
 
-RETRY = 1_000
-"""Seeds and votes of each try of a question lie so far from those of the try before."""
+RETRY_STRIDE = 1_000
+"""Distance between the seeds and votes of one retry of a question and those of the next."""
 
 
-class StepDesk:
-    """The desk of one step of one question, or of one member of the panel that takes it."""
+class ModelCalls:
+    """The model calls of one step, check or comparison: a `ModelContext`."""
 
     def __init__(
         self,
-        context: AmplifyContext,
+        amplify: AmplifyContext,
         key: CallKey,
-        tried: int,
-        given: Budget,
-        place: str = "",
+        retry_index: int,
+        limit: Budget,
         *,
-        role: str = "overseer.ask",
-        made: int = 0,
+        role: str,
+        calls_before: int = 0,
     ) -> None:
         """
         Args:
-            key: that of the step.
-            tried: numbers the retries that lead here.
-            given: what may be spent here.
-            place: of a member among those who share the desk.
-            role: of the calls, in the log.
-            made: calls that were made in this role, at this key, before.
+            key: the step's key in the log.
+            retry_index: numbers the retries that lead here.
+            limit: what these calls may spend.
+            role: the calls' role in the log.
+            calls_before: number of earlier calls under the same key and role.
         """
-        self._context = context
+        self._amplify = amplify
         self._key = key
-        self._tried = tried
-        self._given = given
-        self._place = place
-        self._spent: Spent = NOTHING_SPENT
+        self._retry_index = retry_index
+        self._limit = limit
         self._role = role
-        self._made = made
-        self._members: list[StepDesk] = []
+        self._spent: Spent = NOTHING_SPENT
+        self.call_count = calls_before
+        """Calls under this key and role, earlier ones included."""
 
     @property
     def spent(self) -> Spent:
-        """What was spent here so far, that of members included."""
-        return plus(self._spent, *(member.spent for member in self._members))
-
-    @property
-    def made(self) -> int:
-        """Calls that were made in this role, at this key, those before this desk among them."""
-        return self._made
+        """What these calls have spent so far."""
+        return self._spent
 
     @property
     def model(self) -> str:
-        """The name of X."""
-        return self._context.model
+        """The agent's name."""
+        return self._amplify.model
 
     @property
     def path(self) -> str:
-        """The question's place in its tree; empty at the root."""
+        """The question's position in its tree; empty at the root."""
         return self._key.path
 
     @property
-    def left(self) -> Budget:
-        """What the question may still spend."""
+    def budget(self) -> Budget:
+        """What may still be spent here."""
         spent = self.spent
-        return self._given.minus(spent["calls"], spent["tokens"])
+        return self._limit.minus(spent["calls"], spent["tokens"])
 
-    async def ask(self, request: ChatRequest) -> Completion:
-        """Make one call; see `Desk.ask`. A retry of the question draws from other seeds.
+    async def complete(self, request: ChatRequest) -> Completion:
+        """Make one call; a retry of the question uses other seeds.
 
         Raises:
-            EndpointError: no reply after every retry, or nothing is left to pay it.
+            EndpointError: no reply after every retry, or no budget is left for the call.
         """
-        left = self.left
-        if (lacking := self._context.spend_limit.lacks) is not None:
+        budget = self.budget
+        if (lacking := self._amplify.spend_limit.lacks) is not None:
             raise EndpointError(f"no {lacking} left for H's step: raise limits.{lacking}")
-        if left.empty:
+        if budget.empty:
             raise EndpointError(
-                f"H has {left.calls} calls and {left.tokens} tokens left for its step: raise "
+                f"H has {budget.calls} calls and {budget.tokens} tokens left for its step: raise "
                 "limits.calls or limits.tokens"
             )
-        self._made += 1
+        self.call_count += 1
+        shift = RETRY_STRIDE * self._retry_index
         sampling = replace(
             request.sampling,
-            max_tokens=min(request.sampling.max_tokens, left.tokens),
-            seed=request.sampling.seed + RETRY * self._tried,
+            max_tokens=min(request.sampling.max_tokens, budget.tokens),
+            seed=request.sampling.seed + shift,
         )
-        if self._tried:
-            hot = max(sampling.temperature, self._context.votes.temperature)
-            sampling = replace(sampling, temperature=hot)
-        request = replace(request, sampling=sampling, vote=request.vote + RETRY * self._tried)
-        role = f"{self._role}{self._place}"
-        key = replace(self._key, role=role, vote=self._made)
-        tools = self._context.grants.get("overseer", ())
-        reply = await run_tool_loop(self._context, tools, key, request, left)
+        if self._retry_index:
+            temperature = max(sampling.temperature, self._amplify.votes.temperature)
+            sampling = replace(sampling, temperature=temperature)
+        request = replace(request, sampling=sampling, vote=request.vote + shift)
+        key = replace(self._key, role=self._role, vote=self.call_count)
+        tools = self._amplify.grants.get("overseer", ())
+        reply = await run_tool_loop(self._amplify, tools, key, request, budget)
         self._spent = plus(self._spent, reply.spent)
         return reply.completion
 
-    def members(self, count: int) -> Sequence["StepDesk"]:
-        """Places for `count` who ask side by side, each with a share of what is left here."""
+
+class StepContext(ModelCalls):
+    """The context of one step of one question, or of one panel member: an `OverseerContext`."""
+
+    def __init__(
+        self,
+        amplify: AmplifyContext,
+        key: CallKey,
+        retry_index: int,
+        limit: Budget,
+        question: str,
+        transcript: Sequence[Exchange],
+        may_ask: bool,
+        role: str = "overseer.ask",
+    ) -> None:
+        super().__init__(amplify, key, retry_index, limit, role=role)
+        self.question = question
+        self.transcript = transcript
+        self.may_ask = may_ask
+        self._members: list[StepContext] = []
+
+    @property
+    def spent(self) -> Spent:
+        """What this step has spent so far, its members included."""
+        return plus(self._spent, *(member.spent for member in self._members))
+
+    def members(self, count: int) -> Sequence["StepContext"]:
+        """Contexts for `count` overseers that run side by side, each with a share of `budget`."""
         first = len(self._members)
-        seats = [
-            StepDesk(self._context, self._key, self._tried, share, f"{self._place}.{first + i}")
-            for i, share in enumerate(self.left.split(count))
+        members = [
+            StepContext(
+                self._amplify,
+                self._key,
+                self._retry_index,
+                share,
+                self.question,
+                self.transcript,
+                self.may_ask,
+                f"{self._role}.{first + index}",
+            )
+            for index, share in enumerate(self.budget.split(count))
         ]
-        self._members += seats
-        return seats
+        self._members += members
+        return members
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A step of H, or why there is none, and what it cost."""
+class StepResult:
+    """A step of the overseer, or why there is none, and what it cost."""
 
     step: Step | None
     spent: Spent = field(default_factory=lambda: NOTHING_SPENT)
     error: str | None = None
 
 
-async def take_step(state: AmplifyState, context: AmplifyContext) -> Taken:
-    """H's next step, recorded; a person's where H defers. What H's code raises is a value."""
+async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
+    """The overseer's next step, or a human's if it defers; recorded. An exception in the
+    overseer's code becomes the result's `error`."""
     overseer = overseer_of(state, context)
     key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
-    desk = StepDesk(context, key, tried(state, context), left_of(state))
-    transcript = [Exchange(**said) for said in state["transcript"]]
-    may_ask = state["depth"] < context.limits.depth
-    shown: str | None = None
+    step_context = StepContext(
+        context,
+        key,
+        retry_index(state, context),
+        left_of(state),
+        state["question"],
+        [Exchange(**exchange) for exchange in state["transcript"]],
+        may_ask=state["depth"] < context.limits.depth,
+    )
+    form_digest: str | None = None
     try:
         with context.recorded_client.spans.step(key, overseer.name):
-            step = await seated(overseer, desk).act(state["question"], transcript, may_ask)
+            step = await overseer.act(step_context)
             if isinstance(step, Defer):
-                form = dict(step.form) | _failed(state, context)
-                # Who is asked again is to say it again, and not to be quoted.
+                form = dict(step.form) | _failed_attempts(state, context)
+                # A human who is asked again must reply again: the digest must differ.
                 again = state["retries"] // AGAIN
-                shown = digest_of(form | ({"asked_again": again} if again else {}))
-                said = context.recorded_client.human_step(key, shown)
-                if said is None:
-                    await _deferred(context, key, form)
-                    said = interrupt({"path": state["path"], "form": form})
-                    if "proposal" in form:
-                        await _reviewed(context, key, form, said)
-                step = step_from_json(approved(said, form))
+                form_digest = digest_of(form | ({"asked_again": again} if again else {}))
+                step = await _human_step(context, key, form, form_digest)
             step = await context.recorded_client.step(
-                key, overseer.name, validate_step(step), shown
+                key, overseer.name, validate_step(step), form_digest
             )
     except GraphBubbleUp:
         raise
     except EndpointError as failure:
-        return Taken(None, desk.spent, str(failure))
+        return StepResult(None, step_context.spent, str(failure))
     except RefluxError:
         raise
-    except Exception as failure:  # noqa: BLE001 - H is the user's code: its failures are values
+    except Exception as failure:  # noqa: BLE001 - an overseer is the user's code
         reason = f"the overseer failed: {type(failure).__name__}: {failure}"
-        return Taken(None, desk.spent, reason)
+        return StepResult(None, step_context.spent, reason)
     context.emit({"event": "step", "path": state["path"], "step": step_to_json(step)})
-    return Taken(step, desk.spent)
+    return StepResult(step, step_context.spent)
 
 
-def _failed(state: AmplifyState, context: AmplifyContext) -> dict[str, Any]:
-    """What a person is shown of the attempts before, where checks led to the person."""
+async def _human_step(
+    context: AmplifyContext, key: CallKey, form: Mapping[str, Any], form_digest: str
+) -> Step:
+    """A human's step: the recorded one, else the reply to an interrupt.
+
+    The deferral and the reply to a proposal are stored as judgements, for the review queue.
+    """
+    reply = context.recorded_client.human_step(key, form_digest)
+    if reply is None:
+        store, judgement_key = context.recorded_client.store, f"{key.step}.{key.attempt}"
+        detail: dict[str, Any] = {"step": key.step, "attempt": key.attempt, "form": form}
+        await store.add_judgement(
+            key.question, key.path, "deferred", None, detail, key=judgement_key
+        )
+        reply = interrupt({"path": key.path, "form": form})
+        if "proposal" in form:
+            comment = reply.get("comment", "")
+            await store.add_judgement(
+                key.question,
+                key.path,
+                "review",
+                reply.get("kind") == "approve",
+                {"proposal": form["proposal"], "reply": reply, "comment": comment},
+                author="human",
+                key=judgement_key,
+            )
+    return step_from_json(approved(reply, form))
+
+
+def _failed_attempts(state: AmplifyState, context: AmplifyContext) -> dict[str, Any]:
+    """What a human sees of earlier attempts, if failed checks led to the human."""
     if not context.checks.by_human(state["attempt"]):
         return {}
     return {"failed": state["proposals"], "passed": state.get("passed", [])}
 
 
-def overseer_of(state: AmplifyState, context: AmplifyContext) -> AnyOverseer:
-    """H of this attempt."""
+def overseer_of(state: AmplifyState, context: AmplifyContext) -> Overseer:
+    """The overseer of this attempt."""
     return overseer_at(context, state["attempt"])
 
 
 HUMAN = HumanOverseer()
 
 
-def overseer_at(context: AmplifyContext, attempt: int) -> AnyOverseer:
-    """H of an attempt, by the policy for failed checks."""
+def overseer_at(context: AmplifyContext, attempt: int) -> Overseer:
+    """The overseer of an attempt, by the policy for failed checks."""
     if context.checks.by_human(attempt):
         return HUMAN
     return context.overseers[context.checks.way(attempt) % len(context.overseers)]
 
 
-def approved(said: Mapping[str, Any], form: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A person's step: the proposal of the form where it is approved as it stands."""
-    return form["proposal"] if said.get("kind") == "approve" else said
+def approved(reply: Mapping[str, Any], form: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A human's step: the form's proposal if the reply approves it, else the reply."""
+    return form["proposal"] if reply.get("kind") == "approve" else reply
 
 
 def digest_of(form: Mapping[str, Any]) -> str:
-    """Hash of what a person is shown (hex, 32)."""
+    """Hash of what a human sees (hex, 32)."""
     return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:32]
 
 
-async def _deferred(context: AmplifyContext, key: CallKey, form: Mapping[str, Any]) -> None:
-    """What waits for a person is on the record, for the review queue: until the step is taken."""
-    detail = {"step": key.step, "attempt": key.attempt, "form": form}
-    place = f"{key.step}.{key.attempt}"
-    store = context.recorded_client.store
-    await store.add_judgement(key.question, key.path, "deferred", None, detail, key=place)
-
-
-async def _reviewed(
-    context: AmplifyContext, key: CallKey, form: Mapping[str, Any], said: Mapping[str, Any]
-) -> None:
-    """What a person made of a proposal is a judgement of its own, comment and all."""
-    detail = {"proposal": form["proposal"], "reply": said, "comment": said.get("comment", "")}
-    await context.recorded_client.store.add_judgement(
-        key.question,
-        key.path,
-        "review",
-        said.get("kind") == "approve",
-        detail,
-        author="human",
-        key=f"{key.step}.{key.attempt}",
-    )
-
-
-def tried(state: AmplifyState, context: AmplifyContext) -> int:
-    """A number of its own for every way of retries that leads here, so that none draws the votes
-    of another; see `tries`."""
+def retry_index(state: AmplifyState, context: AmplifyContext) -> int:
+    """A number for each sequence of retries that leads here, so that no two of them share seeds
+    and votes; see `tries`."""
     return tries(state["retries"], state["attempt"], state["depth"], context.limits)

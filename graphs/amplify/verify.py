@@ -21,7 +21,7 @@ from reflux.graphs.amplify.state import (
     left_of,
     plus,
 )
-from reflux.graphs.amplify.steps import StepDesk, tried
+from reflux.graphs.amplify.steps import ModelCalls, retry_index
 from reflux.graphs.traces.store import CallKey
 
 UNCONFIRMED = "unconfirmed"
@@ -32,7 +32,7 @@ UNEXAMINED = "unexamined"
 
 async def judged(
     context: AmplifyContext,
-    desk: StepDesk,
+    calls: ModelCalls,
     question: str,
     answer: str,
     transcript: Sequence[Exchange],
@@ -46,7 +46,7 @@ async def judged(
         if not verdict.ok:
             break
         try:
-            found = await examiner.verify(desk, question, answer, transcript)
+            found = await examiner.verify(calls, question, answer, transcript)
             verdict = Verdict(found.ok, found.rule)  # What is no verdict fails here, as a value.
         except EndpointError as error:
             verdict = Verdict(False, UNEXAMINED, str(error))
@@ -54,7 +54,7 @@ async def judged(
             raise
         except Exception as failure:  # noqa: BLE001 - an examiner is the user's code
             verdict = Verdict(False, f"{type(examiner).__name__} raised {type(failure).__name__}")
-    return verdict, desk.spent if context.verifiers else NOTHING_SPENT
+    return verdict, calls.spent if context.verifiers else NOTHING_SPENT
 
 
 async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
             "check",
             ok,
             {"answer": proposal, "rule": "" if ok else rule},
-            key=str(tried(state, context)),
+            key=str(retry_index(state, context)),
         )
         if ok and (by_human or context.checks.confirmed(passed, proposal)):
             return {"outcome": {"answer": proposal, "status": "ok", "error": None, "spent": spent}}
@@ -112,6 +112,7 @@ async def _judged(
     state: AmplifyState, context: AmplifyContext, proposal: str
 ) -> tuple[Verdict, Spent]:
     key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
-    desk = StepDesk(context, key, tried(state, context), left_of(state), ".check")
+    number, limit = retry_index(state, context), left_of(state)
+    calls = ModelCalls(context, key, number, limit, role="overseer.ask.check")
     transcript = [Exchange(**said) for said in state["transcript"]]
-    return await judged(context, desk, state["question"], proposal, transcript)
+    return await judged(context, calls, state["question"], proposal, transcript)

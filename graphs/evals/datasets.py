@@ -4,8 +4,7 @@
     {"prompt": "17 + 4?", "completion": "21"}        texts, or lists of messages
     {"messages": [{"role": "user", …}, {"role": "assistant", …}]}
 
-A line that is none of these ends all, with its number: a score over what is left of a broken file
-would be one of other questions.
+Any other line is an error: a score over the rest of a broken file would be about other questions.
 """
 
 import json
@@ -26,31 +25,31 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One question and all answers to it that are right."""
+    """A question and its true answers."""
 
     question: str
     answers: tuple[str, ...]
     line: int
-    """Where it stands in its file, from 1."""
+    """Line number, from 1."""
 
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """What a file asks."""
+    """The questions of a file."""
 
     path: Path
     rows: tuple[Row, ...]
     system: str = ""
     """The system message that all rows share."""
     repeats: int = 0
-    """Rows left out because they say what an earlier one says."""
+    """Rows left out because they repeat an earlier one."""
 
 
 def read_questions(path: Path) -> QuestionFile:
     """Read a file of questions.
 
     Raises:
-        UsageError: no file, no questions, or a line that is none or contradicts another; the
+        UsageError: no file, no questions, or a line that is invalid or contradicts another; the
             message has its number.
     """
     rows: dict[str, Row] = {}
@@ -67,19 +66,19 @@ def read_questions(path: Path) -> QuestionFile:
             ) from error
         row = Row(redact(question), answers, number)
         systems.setdefault(system, number)
-        known = rows.setdefault(row.question, row)
-        if set(known.answers) != set(answers):
+        first = rows.setdefault(row.question, row)
+        if set(first.answers) != set(answers):
             raise UsageError(
-                f"{path}, line {number}: the question of line {known.line} with another answer, so "
-                "no answer to it could be scored; remove one, or give both as a list in one line"
+                f"{path}, line {number}: the question of line {first.line} with another answer, so "
+                "no answer to it can be scored; remove one, or give both as a list in one line"
             )
-        repeats += known is not row
+        repeats += first is not row
     if not rows:
         raise UsageError(f"{path} holds no questions; {FORMS}")
     if len(systems) > 1:
         raise UsageError(
             f"{path}, line {list(systems.values())[1]}: its system message is not that of line "
-            f"{next(iter(systems.values()))}; a file has one, so split the file"
+            f"{next(iter(systems.values()))}; a file may have one only, so split the file"
         )
     return QuestionFile(path, tuple(rows.values()), next(iter(systems)), repeats)
 
@@ -90,7 +89,7 @@ def _lines(path: Path) -> list[str]:
         why = "it is a folder" if path.is_dir() else kind
         raise UsageError(f"there are no questions in {path}: {why}; name a JSONL file")
     try:
-        # Not `splitlines`: JSON texts may hold what it takes for an end of line.
+        # Not `splitlines`: JSON texts may contain other line separators, such as U+2028.
         return path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
@@ -100,74 +99,75 @@ def _lines(path: Path) -> list[str]:
 
 
 def _parsed(line: str) -> Mapping[str, Any]:
-    # Decimal: an answer is compared as it is written, 1e999 and forty digits of pi among them.
-    found = json.loads(line, parse_float=Decimal, parse_constant=_refuse_constant)
-    if not isinstance(found, dict):
-        raise TypeError(f"a JSON {type(found).__name__}, no object")
-    return cast(Mapping[str, Any], found)
+    # Decimal: an answer is compared as it is written, also 1e999 and forty digits of pi.
+    value = json.loads(line, parse_float=Decimal, parse_constant=_raise_constant)
+    if not isinstance(value, dict):
+        raise TypeError(f"a JSON {type(value).__name__}, no object")
+    return cast(Mapping[str, Any], value)
 
 
-def _refuse_constant(name: str) -> None:
+def _raise_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON; write a number, or a text in quotes")
 
 
-def _row(found: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
+def _row(body: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
     """(question, answers, system message) of one object."""
-    if "question" in found or "answer" in found:
-        return _text(found, "question"), _answers(found), ""
-    if "messages" in found:
-        turns = _turns(found["messages"], "messages")
-        return _conversation(turns[:-1], turns[-1:])
-    if "prompt" not in found or "completion" not in found:
-        raise ValueError(f"it has only {', '.join(sorted(found)) or 'no keys'}")
-    prompt, completion = found["prompt"], found["completion"]
+    if "question" in body or "answer" in body:
+        return _text(body, "question"), _answers(body), ""
+    if "messages" in body:
+        messages = _messages(body["messages"], "messages")
+        return _conversation(messages[:-1], messages[-1:])
+    if "prompt" not in body or "completion" not in body:
+        raise ValueError(f"it has only {', '.join(sorted(body)) or 'no keys'}")
+    prompt, completion = body["prompt"], body["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
-        return _text(found, "prompt"), (_text(found, "completion"),), ""
-    return _conversation(_turns(prompt, "prompt"), _turns(completion, "completion"))
+        return _text(body, "prompt"), (_text(body, "completion"),), ""
+    return _conversation(_messages(prompt, "prompt"), _messages(completion, "completion"))
 
 
 def _conversation(
-    asked: Sequence[tuple[str, str]], said: Sequence[tuple[str, str]]
+    prompt: Sequence[tuple[str, str]], completion: Sequence[tuple[str, str]]
 ) -> tuple[str, tuple[str, ...], str]:
-    roles = [role for role, _ in (*asked, *said)]
+    roles = [role for role, _ in (*prompt, *completion)]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
         raise ValueError(
             f"messages of {', '.join(roles) or 'nobody'}: a question is one user message and one "
-            "of the assistant, after one system message or none"
+            "assistant message, with or without a system message before them"
         )
-    return asked[-1][1], (said[0][1],), asked[0][1] if len(asked) == 2 else ""
+    return prompt[-1][1], (completion[0][1],), prompt[0][1] if len(prompt) == 2 else ""
 
 
-def _turns(found: Any, key: str) -> list[tuple[str, str]]:
-    if isinstance(found, str):
-        return [("user" if key == "prompt" else "assistant", found)]
-    if not isinstance(found, list):
+def _messages(value: Any, key: str) -> list[tuple[str, str]]:
+    """(role, content) of each message."""
+    if isinstance(value, str):
+        return [("user" if key == "prompt" else "assistant", value)]
+    if not isinstance(value, list):
         raise TypeError(f'"{key}" is no list of messages')
-    turns: list[tuple[str, str]] = []
-    for message in cast(list[Any], found):
+    messages: list[tuple[str, str]] = []
+    for message in cast(list[Any], value):
         if not isinstance(message, dict):
             raise TypeError(f'"{key}" holds what is no message')
         body = cast(Mapping[str, Any], message)
         role = body.get("role")
-        turns.append((str(role), _text(body, "content", blank=role == "system")))
-    return turns
+        messages.append((str(role), _text(body, "content", blank=role == "system")))
+    return messages
 
 
-def _answers(found: Mapping[str, Any]) -> tuple[str, ...]:
-    given = found.get("answer")
-    if not isinstance(given, list):
-        return (_text(found, "answer"),)
-    answers = tuple(_text({"answer": each}, "answer") for each in cast(list[Any], given))
+def _answers(body: Mapping[str, Any]) -> tuple[str, ...]:
+    value = body.get("answer")
+    if not isinstance(value, list):
+        return (_text(body, "answer"),)
+    answers = tuple(_text({"answer": each}, "answer") for each in cast(list[Any], value))
     if not answers:
         raise ValueError('"answer" is an empty list')
     return tuple(dict.fromkeys(answers))
 
 
-def _text(found: Mapping[str, Any], key: str, blank: bool = False) -> str:
+def _text(body: Mapping[str, Any], key: str, blank: bool = False) -> str:
     """A text, or a number as one."""
-    if key not in found:
+    if key not in body:
         raise ValueError(f'it lacks "{key}"')
-    value = found[key]
+    value = body[key]
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):

@@ -1,12 +1,24 @@
-"""An exam: questions, whatever their source, and what makes an answer right.
+"""Eval tasks: questions of a task or a file, and how an answer to them is scored.
 
-A task's questions are held out and marked by the task; a file's bring their true answers with
-them. A marker that fails is an error and never a wrong answer.
+A file's answers are compared by a rule, which maps texts to a form that equal answers share:
+
+    exact        the same characters, except for white space at the ends
+    normalised   the same words, without case, punctuation and articles (Rajpurkar et al. 2016,
+                 SQuAD); a number keeps its minus and point, because `-5` is not `5`
+    number       the same last number: `1,200.0` is `1200`, `0.5` is `1/2`
+    set          the same items of a list, in any order: `b, a` is `[a; b; a]`
+    contains     the words of the true answer occur in the answer, one after another
+
+A text that has no such form is equal to nothing.
 """
 
 import random
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from functools import cached_property
 from typing import Protocol
 
@@ -14,11 +26,90 @@ from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import task_context
 from reflux.graphs.evals.datasets import QuestionFile, Row
-from reflux.graphs.evals.scorers import FORMS, normalised, same
 from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out
 
 Scorer = Callable[[str, str, str], object]
-"""A scorer of the user's: (question, answer, true answer) → right? It must return a bool."""
+"""A user's scorer: (question, answer, true answer) → right. It must return a bool."""
+NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:(?<=\d)\.?|\.(?=\d))\d*"
+    r"(?:[eE][-+]?\d{1,3})?(?:\s?/\s?\d+)?(?!\d|[eE][-+]?\d)"
+)
+SIGN = r"(?<![\w)\]])-(?=\d)"
+"""A minus that belongs to a number, unlike that of `7-5` and `(7)-5`."""
+WORD = re.compile(rf"(?:{SIGN})?\d+(?:[.,:/]\d+)+|(?:{SIGN})?[^\W_]+|[^\s\w]")
+ARTICLES = frozenset(("a", "an", "the"))
+MAX_NUMBER_CHARS = 1_000
+"""A longer number is equal to none."""
+MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})
+
+
+def exact(text: str) -> str | None:
+    """The text without white space at its ends."""
+    return text.strip()
+
+
+def normalised(text: str) -> str | None:
+    """Words in lower case without articles; None where there are none."""
+    text = unicodedata.normalize("NFKC", text).casefold().translate(MINUS)
+    # Punctuation within a number or a word is part of it: 3.5, don't.
+    text = re.sub(r"(?<=\w)['’](?=\w)", "", text)
+    text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", re.sub(r"[$€£¥](?=\.?\d)", "", text))
+    tokens = WORD.findall(text)
+    words = [token for token in tokens if token[-1].isalnum()]
+    content = [word for word in words if word not in ARTICLES]
+    # An answer that is only an article (the first of four choices) or punctuation stands as it is.
+    return " ".join(content or words or tokens) or None
+
+
+def number(text: str) -> str | None:
+    """The last number as a fraction in lowest terms; None where there is none or it has no value,
+    because an earlier number is not what the text ends with."""
+    text = unicodedata.normalize("NFKC", text).translate(MINUS).replace("⁄", "/")
+    last = None
+    for match in NUMBER.finditer(text):
+        last = match[0]
+    value = None if last is None else _fraction(last.replace(",", ""))
+    return None if value is None else str(value)
+
+
+def _fraction(text: str) -> Fraction | None:
+    if len(text) > MAX_NUMBER_CHARS:
+        return None
+    numerator, _, denominator = text.partition("/")
+    try:
+        return Fraction(Decimal(numerator)) / (int(denominator) if denominator else 1)
+    except (InvalidOperation, ValueError, ZeroDivisionError):
+        return None
+
+
+def items(text: str) -> str | None:
+    """The normalised items of a list, each once, in alphabetical order."""
+    # White space first: patterns that begin with any number of blanks take quadratic time.
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    text = "\n".join(re.sub(r"^(?:[-*•]|\d+[.)]) ", "", line) for line in lines if line)
+    parts = re.split(r"[;\n]|,(?!\d{3}\b)| (?:and|&) ", text.strip("[](){}"))
+    forms = {form for part in parts if (form := normalised(part)) is not None}
+    return " | ".join(sorted(forms)) or None
+
+
+FORMS: Mapping[str, Callable[[str], str | None]] = {
+    "exact": exact,
+    "normalised": normalised,
+    "number": number,
+    "set": items,
+    "contains": normalised,
+}
+"""The rules by name, as `--score` takes them."""
+
+
+def same(rule: str, answer: str, truth: str) -> bool:
+    """True where an answer equals the true one by a rule of `FORMS`."""
+    answer_form, true_form = FORMS[rule](answer), FORMS[rule](truth)
+    if answer_form is None or true_form is None:
+        return False
+    return (
+        f" {true_form} " in f" {answer_form} " if rule == "contains" else answer_form == true_form
+    )
 
 
 class EvalTask(Protocol):
@@ -31,16 +122,16 @@ class EvalTask(Protocol):
 
     @property
     def split(self) -> str:
-        """Recorded with each question: `held_out`, or `file`."""
+        """Recorded with each question: `held_out` or `file`."""
         ...
 
     @property
     def rule(self) -> str:
-        """What makes an answer right, in a word."""
+        """The scorer's name."""
         ...
 
     def questions(self, seed: int) -> Sequence[str]:
-        """Those of one seed, each once.
+        """The different questions of one seed.
 
         Raises:
             UsageError: there are none.
@@ -48,32 +139,31 @@ class EvalTask(Protocol):
         ...
 
     def same_question(self, question: str) -> str:
-        """The text that equivalent questions share: they count as one."""
+        """The text that equivalent questions share; they count as one."""
         ...
 
     def same_answer(self, answer: str) -> str:
-        """The text that answers share which say the same: they are votes for one."""
+        """The text that equivalent answers share; votes are counted by it."""
         ...
 
     def right(self, question: str, answer: str) -> bool:
-        """Is the answer right?
+        """Score an answer.
 
         Raises:
-            RefluxError: the marker failed.
+            RefluxError: the scorer failed.
         """
         ...
 
     def true_answers(self, question: str) -> Sequence[str]:
-        """Where they may be shown, otherwise none."""
+        """The true answers that may be shown; may be none."""
         ...
 
     def part_right(self, question: str, answer: str | None) -> bool | None:
-        """Is an answer within a tree right? No answer is a wrong one. None where nobody may or can
-        tell."""
+        """Score a node within a tree; a missing answer is wrong. None where it cannot be scored."""
         ...
 
     def context(self, context: AmplifyContext) -> AmplifyContext:
-        """The context with all that belongs to these questions."""
+        """The context with overseers, checker, tools and texts of these questions."""
         ...
 
 
@@ -84,76 +174,69 @@ class LevelEvalTask:
     task: Task
     level: int
     limit: int
-    """Questions for each seed."""
+    """Questions of each seed."""
 
     split = "held_out"
     rule = "the task's own"
 
     @property
     def name(self) -> str:
-        """The task's."""
         return self.task.name
 
     def questions(self, seed: int) -> Sequence[str]:
-        """The seed draws them."""
         questions = self.task.sample(self.limit, self.level, "held_out", seed)
         if not questions:
             raise UsageError(
-                f"{self.name} holds out no question at --level {self.level}; take another"
+                f"{self.name} holds out no question at --level {self.level}; name another level"
             )
         for question in questions:
             check_held_out(self.task, question)
         return questions
 
     def same_question(self, question: str) -> str:
-        """The task's canonical text."""
         return self.task.canonical(question)
 
     def same_answer(self, answer: str) -> str:
-        """The task's normal text."""
         return self.task.normalise(answer)
 
     def right(self, question: str, answer: str) -> bool:
-        """The task's own scorer says it."""
-        return marked(self.name, question, lambda: score_held_out(self.task, question, answer))
+        return run_scorer(self.name, question, lambda: score_held_out(self.task, question, answer))
 
     def true_answers(self, question: str) -> Sequence[str]:
-        """A task has a scorer and no list of answers."""
         return ()
 
     def part_right(self, question: str, answer: str | None) -> bool | None:
-        """Held-out questions of the task alone are marked, at whatever depth they are asked."""
+        """Held-out questions of the task alone are scored, at every depth."""
         try:
             if not is_held_out(self.task, question):
                 return None
-            # Without an answer, too: the scorer says whether its key is known.
+            # Also without an answer: the scorer tells whether the true answer is known.
             return score_held_out(self.task, question, answer or "") and answer is not None
-        except (UsageError, ValueError):  # Not of the task's form, or without a known key.
+        except (UsageError, ValueError):  # Not of the task's form, or the true answer is unknown.
             return None
 
     def context(self, context: AmplifyContext) -> AmplifyContext:
-        """H, checker, tools and texts are the task's."""
         return task_context(context, self.task)
 
 
 @dataclass(frozen=True)
 class FileEvalTask:
-    """Questions of a file, marked by a rule of `reflux.graphs.evals.scorers` or by a function."""
+    """Questions of a file, scored by a rule of `FORMS` or by a function."""
 
     file: QuestionFile
     rule: str
     scorer: Scorer | None = None
     limit: int | None = None
-    """So many of them, drawn by chance; None for all."""
+    """Size of a random sample of the questions; None for all."""
 
     split = "file"
 
     def __post_init__(self) -> None:
-        """Find what cannot be compared before anything is asked.
+        """Detect answers that cannot be compared before any question is asked.
 
         Raises:
-            UsageError: no such rule, or a true answer without its form.
-            RefluxError: the marker fails on the first question.
+            UsageError: there is no such rule, or a true answer has no form under it.
+            RefluxError: the scorer fails on the first question.
         """
         if self.scorer is not None:
             first = self.file.rows[0]
@@ -161,21 +244,20 @@ class FileEvalTask:
             return
         if self.rule not in FORMS:
             raise UsageError(
-                f"there is no score {self.rule!r}; there are: {', '.join(FORMS)}, or a function of "
-                "your own, module:function"
+                f"there is no score {self.rule!r}; there are: {', '.join(FORMS)}, or a function as "
+                "module:function"
             )
         for row in self.file.rows:
             for answer in row.answers:
                 if FORMS[self.rule](answer) is None:
                     raise UsageError(
                         f"{self.file.path}, line {row.line}: the answer {answer[:80]!r} has no "
-                        f"form that --score {self.rule} can compare; correct the line, or take "
+                        f"form that --score {self.rule} can compare; correct the line, or use "
                         "another --score"
                     )
 
     @property
     def name(self) -> str:
-        """The file's, without its ending."""
         return self.file.path.stem
 
     @cached_property
@@ -183,69 +265,65 @@ class FileEvalTask:
         return {row.question: row for row in self.file.rows}
 
     def questions(self, seed: int) -> Sequence[str]:
-        """The same for every seed: only how systems sample differs."""
+        """The same for every seed: only the systems' samples differ."""
         questions = list(self._rows)
         if self.limit is None or self.limit >= len(questions):
             return questions
-        chosen = random.Random(f"{self.name}:{self.limit}").sample(
-            range(len(questions)), self.limit
-        )
-        return [questions[at] for at in sorted(chosen)]
+        draw = random.Random(f"{self.name}:{self.limit}")
+        return [
+            questions[index] for index in sorted(draw.sample(range(len(questions)), self.limit))
+        ]
 
     def same_question(self, question: str) -> str:
-        """To the letter, white space apart: `3 + 2` and `3 - 2` have the same words."""
+        """Exact except for white space: `3 + 2` and `3 - 2` have the same words."""
         return " ".join(question.split())
 
     def same_answer(self, answer: str) -> str:
-        """By the rule's form, or in words where a function marks."""
         return FORMS.get(self.rule, normalised)(answer) or answer
 
     def right(self, question: str, answer: str) -> bool:
-        """Right where it is as good as any of the true answers."""
-        return any(self._as_good(question, answer, truth) for truth in self._rows[question].answers)
+        """Right if it equals one of the true answers."""
+        return any(self._equals(question, answer, truth) for truth in self.true_answers(question))
 
-    def _as_good(self, question: str, answer: str, truth: str) -> bool:
+    def _equals(self, question: str, answer: str, truth: str) -> bool:
         scorer = self.scorer
         if scorer is None:
             return same(self.rule, answer, truth)
-        return marked(self.rule, question, lambda: scorer(question, answer, truth))
+        return run_scorer(self.rule, question, lambda: scorer(question, answer, truth))
 
     def true_answers(self, question: str) -> Sequence[str]:
-        """Those of the file."""
         return self._rows[question].answers
 
     def part_right(self, question: str, answer: str | None) -> bool | None:
-        """The file tells of its own questions only; a scorer of the user's never sees the answer
-        that is missing."""
+        """Questions of the file alone are scored; a scorer never receives a missing answer."""
         if question not in self._rows:
             return None
         return answer is not None and self.right(question, answer)
 
     def context(self, context: AmplifyContext) -> AmplifyContext:
-        """The file's system message; H and the rest are the caller's."""
+        """The file's system message; the overseer and the rest are the caller's."""
         return replace(context, system_prompt=self.file.system)
 
 
-def marked(who: str, question: str, mark: Callable[[], object]) -> bool:
-    """What a marker says, which must be a bool.
+def run_scorer(name: str, question: str, scorer: Callable[[], object]) -> bool:
+    """A scorer's result, which must be a bool.
 
     Raises:
-        RefluxError: it fails, or says something else.
+        RefluxError: the scorer fails, or returns something else.
     """
-    kept = "every answer is recorded, so correct it and give the same command again: no call is \
-repeated"
+    remedy = "every answer is recorded, so correct it and repeat the command: no call is repeated"
     try:
-        found = mark()
+        right = scorer()
     except RefluxError:
         raise
     except (Exception, SystemExit) as error:
         raise RefluxError(
-            f"the scorer {who!r} failed on {question[:80]!r}: {type(error).__name__}: "
-            f"{str(error)[:300]}; {kept}"
+            f"the scorer {name!r} failed on {question[:80]!r}: {type(error).__name__}: "
+            f"{str(error)[:300]}; {remedy}"
         ) from error
-    if not isinstance(found, bool):
+    if not isinstance(right, bool):
         raise RefluxError(
-            f"the scorer {who!r} says {repr(found)[:80]} of the answer to {question[:80]!r}, not "
-            f"True or False; {kept}"
+            f"the scorer {name!r} says {repr(right)[:80]} of the answer to {question[:80]!r}, not "
+            f"True or False; {remedy}"
         )
-    return found
+    return right

@@ -1,9 +1,9 @@
-"""A graph that is not ours as a system: a LangGraph graph or any Runnable of LangChain.
+"""An external graph as a system: a user's LangGraph graph or any LangChain Runnable.
 
-It is given `{"question": …}` or `{"messages": […]}`, whichever its input schema names (a chat
+Its input is `{"question": …}` or `{"messages": […]}`, whichever its input schema names (for a chat
 model: the question alone). Its answer is the output's `answer`, else the text of its last message,
-else the output itself where that is text; a `confidence` between 0 and 1 beside it is kept. Every
-answer is one row of the call log, of kind `graph`, so that no question is asked twice.
+else the output itself where that is text; a `confidence` between 0 and 1 beside it is recorded.
+Every answer is one row of the call log, of kind `graph`, so that no question is asked twice.
 """
 
 # pyright: reportMissingTypeStubs=false
@@ -30,7 +30,6 @@ from langgraph.graph import StateGraph
 from reflux.agents.clients.langchain import worth_retrying
 from reflux.agents.errors import EndpointError, RefluxError, ReplayError, UsageError
 from reflux.agents.redaction import redact
-from reflux.agents.types import Completion
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.evals.user_code import load_object
@@ -42,60 +41,59 @@ BOTH = frozenset(("question", "messages"))
 
 @dataclass(frozen=True)
 class Loaded:
-    """A graph that was found by name."""
+    """A graph and its name."""
 
     name: str
     runnable: Runnable[Any, Any]
     digest: str
-    """Of its file: another graph under the same name is asked anew. What the file imports is not
-    seen."""
+    """Of its file, without what the file imports. Another digest asks every question again."""
 
 
 def load_graph(name: str) -> Loaded:
     """The graph of `module:graph` or `path/file.py:graph`, compiled.
 
     Raises:
-        UsageError: there is no such module or graph, or it is nothing that can be invoked.
+        UsageError: there is no such module or graph, or the object cannot be invoked.
         RefluxError: the module fails when it is imported.
     """
-    found, module = load_object(name)
-    if isinstance(found, StateGraph):
+    graph, module = load_object(name)
+    if isinstance(graph, StateGraph):
         try:
-            found = cast(Any, found).compile()
+            graph = cast(Any, graph).compile()
         except Exception as error:
             raise UsageError(
                 f"{name} cannot be compiled: {type(error).__name__}: {error}; correct the graph"
             ) from error
-    elif not isinstance(found, Runnable) and callable(found):
-        _check_no_factory(name, cast(Any, found))
-        found = RunnableLambda(cast(Any, found))
-    if not isinstance(found, Runnable):
+    elif not isinstance(graph, Runnable) and callable(graph):
+        _check_takes_question(name, cast(Any, graph))
+        graph = RunnableLambda(cast(Any, graph))
+    if not isinstance(graph, Runnable):
         raise UsageError(
-            f"{name} is of type {type(found).__name__}; it must be a LangGraph graph, another "
+            f"{name} is of type {type(graph).__name__}; it must be a LangGraph graph, another "
             "Runnable, or a function of the question"
         )
     file = Path(module.__file__ or "")
     source = file.read_bytes() if file.is_file() else b""
     digest = hashlib.sha256(name.encode() + b"\0" + source).hexdigest()[:16]
-    return Loaded(name, cast(Any, found), f"graph:{digest}")
+    return Loaded(name, cast(Any, graph), f"graph:{digest}")
 
 
-def _check_no_factory(name: str, found: Callable[..., Any]) -> None:
-    """A function that takes nothing cannot be given a question: it makes a graph, as a rule."""
+def _check_takes_question(name: str, function: Callable[..., Any]) -> None:
+    """A function without parameters is usually a factory of a graph."""
     try:
-        inspect.signature(found).bind("question")
+        inspect.signature(function).bind("question")
     except TypeError as error:
         raise UsageError(
             f"{name} is a function that does not take one question ({error}); name a graph, or a "
-            "function of the question: where it makes a graph, write `graph = "
+            "function of the question: if it creates a graph, write `graph = "
             f"{name.rpartition(':')[2]}()` there, and name that"
         ) from error
     except ValueError:
-        return  # Of some functions written in C, nothing is known.
+        return  # Some functions written in C have no signature.
 
 
 class Meter(AsyncCallbackHandler):
-    """Counts the model calls within a graph, and their tokens where the model tells them."""
+    """Counts the model calls within a graph, and their tokens where the model reports them."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -103,7 +101,7 @@ class Meter(AsyncCallbackHandler):
         self.completion_tokens = 0
 
     async def on_llm_end(self, response: LLMResult, **_: Any) -> None:
-        """Listener of one call."""
+        """Count one call."""
         self.calls += 1
         for generation in (one for several in response.generations for one in several):
             message = generation.message if isinstance(generation, ChatGeneration) else None
@@ -111,13 +109,13 @@ class Meter(AsyncCallbackHandler):
                 self._add(message.usage_metadata)
 
     def read(self, output: Any) -> None:
-        """Where no call was heard of, believe the usage in the messages that came out."""
+        """Count the usage in the output's messages, where no callback reported a call."""
         if self.calls:
             return
-        said: list[Any] = [output]
+        messages: list[Any] = [output]
         if isinstance(output, Mapping):
-            said += cast(Mapping[str, Any], output).get("messages") or ()
-        for message in said:
+            messages += cast(Mapping[str, Any], output).get("messages") or ()
+        for message in messages:
             if isinstance(message, AIMessage) and message.usage_metadata:
                 self.calls += 1
                 self._add(message.usage_metadata)
@@ -129,7 +127,7 @@ class Meter(AsyncCallbackHandler):
 
 @dataclass
 class ExternalGraph:
-    """Answers by a graph of the user's."""
+    """Answers by an external graph."""
 
     context: AmplifyContext
     loaded: Loaded
@@ -139,14 +137,14 @@ class ExternalGraph:
         self._keys = _input_keys(self.loaded.runnable)
 
     async def answer(self, question: str, question_id: str) -> Outcome:
-        """Replay the answer from the log, or run the graph; what it raises is a failed outcome.
+        """Replay the answer from the log, or run the graph; an exception is a failed outcome.
 
         Raises:
             ReplayError: the log holds another graph's answer under this id.
         """
         key = CallKey(question_id, "", ROLE)
         request = hashlib.sha256(json.dumps([self.loaded.digest, question]).encode())
-        made = {
+        columns = {
             "kind": "graph",
             "model": self.loaded.name,
             "model_digest": self.loaded.digest,
@@ -154,9 +152,9 @@ class ExternalGraph:
             "messages": json.dumps([{"role": "user", "content": question}]),
         }
         recorded_client = self.context.recorded_client
-        if (known := self._recorded(key, made["request_digest"])) is not None:
-            return await self._ended(question, key, *known)
-        meter, begun = Meter(), time.perf_counter()
+        if (recorded := self._recorded(key, columns["request_digest"])) is not None:
+            return await self._ended(question, key, *recorded)
+        meter, start = Meter(), time.perf_counter()
         try:
             async with asyncio.timeout(self.context.limits.seconds):
                 output = await self.loaded.runnable.ainvoke(
@@ -167,29 +165,29 @@ class ExternalGraph:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | GeneratorExit) or _is_cancelled():
                 raise
-            # The user's code: its failures are values, even that it wants to end the program.
+            # Failures of the user's code are values, even a SystemExit.
             failure = _failure(self.loaded.name, error, self.context.limits.seconds)
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - start
             # Without "error" the failure is the graph's own, and counts as its answer.
             reason = "error" if isinstance(failure, EndpointError) else "graph"
-            row_values = _row("", meter, seconds, str(failure)) | {"finish_reason": reason}
-            await recorded_client.store.add_call(key, made | row_values)
+            values = _row("", meter, seconds, str(failure)) | {"finish_reason": reason}
+            await recorded_client.store.add_call(key, columns | values)
             done = {"answer": None, "error": str(failure), "calls": meter.calls}
             return await self._ended(question, key, done, 0)
         done = {"answer": redact(answer), "confidence": confidence, "calls": meter.calls}
-        row_values = _row(json.dumps(done), meter, time.perf_counter() - begun, None)
+        row_values = _row(json.dumps(done), meter, time.perf_counter() - start, None)
         try:
-            await recorded_client.store.add_call(key, made | row_values)
+            await recorded_client.store.add_call(key, columns | row_values)
         except ReplayError:
-            # Another process on this folder was the first: its answer counts.
-            if (known := self._recorded(key, made["request_digest"])) is None:
+            # Another process on this folder was first: its answer counts.
+            if (recorded := self._recorded(key, columns["request_digest"])) is None:
                 raise
-            return await self._ended(question, key, *known)
+            return await self._ended(question, key, *recorded)
         tokens = meter.prompt_tokens + meter.completion_tokens
         return await self._ended(question, key, done, tokens)
 
     def _recorded(self, key: CallKey, digest: str) -> tuple[dict[str, Any], int] | None:
-        """What the log holds of the answer, and its tokens."""
+        """The recorded answer and its tokens."""
         if (row := self.context.recorded_client.store.find_call(key)) is None:
             return None
         if row["request_digest"] != digest:
@@ -223,13 +221,13 @@ class ExternalGraph:
 
 
 def _is_cancelled() -> bool:
-    """True where it is this question that is to stop, and no graph that raised the like."""
+    """True where this question is cancelled, and not the graph alone."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _input_keys(runnable: Runnable[Any, Any]) -> frozenset[str] | None:
-    """What of `question` and `messages` it takes; None where it takes the question as it is."""
+    """Which of `question` and `messages` it takes; None where it takes the text of the question."""
     if isinstance(runnable, BaseLanguageModel | RunnableLambda):
         return None
     properties = _properties(runnable)
@@ -245,13 +243,13 @@ def _input_keys(runnable: Runnable[Any, Any]) -> frozenset[str] | None:
 
 
 def _properties(runnable: Runnable[Any, Any]) -> frozenset[str] | None:
-    """The keys of its input, none where any will do; None where it takes no object."""
+    """The keys of its input, empty where it takes any; None where its input is not an object."""
     state = getattr(getattr(runnable, "builder", None), "input_schema", None)
     try:
         if isinstance(state, type) and (hints := get_type_hints(state)):
             return frozenset(hints)
         schema: Mapping[str, Any] = runnable.get_input_jsonschema()
-    except Exception:  # noqa: BLE001 - some inputs have no schema that can be read
+    except Exception:  # noqa: BLE001 - some inputs have no readable schema
         return frozenset()
     if "properties" not in schema and schema.get("type") != "object":
         return None
@@ -259,26 +257,26 @@ def _properties(runnable: Runnable[Any, Any]) -> frozenset[str] | None:
 
 
 def read_output(output: Any) -> tuple[str, float | None]:
-    """The answer in what a graph returned, and how sure it says it is.
+    """(answer, confidence) of a graph's output.
 
     Raises:
         ValueError: there is no answer that can be compared.
     """
-    if isinstance(output, Mapping):
-        found = cast(Mapping[str, Any], output)
-        if "__interrupt__" in found:
-            raise ValueError("it waits for a person, for whom an evaluation cannot wait")
-        sure = found.get("confidence")
-        known = isinstance(sure, int | float) and not isinstance(sure, bool) and 0 <= sure <= 1
-        confidence = float(cast(float, sure)) if known else None
-        if "answer" in found:
-            return _text(found["answer"]), confidence
-        messages = found.get("messages")
-        if isinstance(messages, list) and messages:
-            return _text(cast(list[Any], messages)[-1]), confidence
-        keys = ", ".join(map(str, found)) or "nothing"
-        raise ValueError(f"its output holds {keys}, and neither `answer` nor `messages`")
-    return _text(output), None
+    if not isinstance(output, Mapping):
+        return _text(output), None
+    values = cast(Mapping[str, Any], output)
+    if "__interrupt__" in values:
+        raise ValueError("it waits for a person, for whom an evaluation cannot wait")
+    stated = values.get("confidence")
+    valid = isinstance(stated, int | float) and not isinstance(stated, bool) and 0 <= stated <= 1
+    confidence = float(cast(float, stated)) if valid else None
+    if "answer" in values:
+        return _text(values["answer"]), confidence
+    messages = values.get("messages")
+    if isinstance(messages, list) and messages:
+        return _text(cast(list[Any], messages)[-1]), confidence
+    keys = ", ".join(map(str, values)) or "nothing"
+    raise ValueError(f"its output holds {keys}, and neither `answer` nor `messages`")
 
 
 def _text(value: Any) -> str:
@@ -294,7 +292,7 @@ def _text(value: Any) -> str:
 
 
 def _failure(name: str, error: BaseException, seconds: float | None) -> RefluxError:
-    """An error that may pass is an outage, so that it is not scored; any other is the graph's."""
+    """A transient error is an outage, which is not scored; any other error is the graph's own."""
     text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
     text = text.encode(errors="replace").decode()  # Half a surrogate pair cannot be recorded.
     if isinstance(error, TimeoutError) and not error.args and seconds is not None:
@@ -305,12 +303,11 @@ def _failure(name: str, error: BaseException, seconds: float | None) -> RefluxEr
 
 
 def _row(completion: str, meter: Meter, seconds: float, error: str | None) -> dict[str, Any]:
-    done = Completion(completion, meter.prompt_tokens, meter.completion_tokens, seconds)
     return {
-        "completion": done.text,
-        "prompt_tokens": done.prompt_tokens,
-        "completion_tokens": done.completion_tokens,
-        "seconds": done.seconds,
+        "completion": completion,
+        "prompt_tokens": meter.prompt_tokens,
+        "completion_tokens": meter.completion_tokens,
+        "seconds": seconds,
         "cached": 0,
         "error": error,
     }

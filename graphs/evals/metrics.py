@@ -1,7 +1,7 @@
-"""What an evaluation says of systems, as pure functions: intervals, tests, calibration.
+"""Statistics of an evaluation, as pure functions: intervals, tests, calibration.
 
-Two systems answer the same questions, so they are compared question by question; questions, and
-not answers, are what a repetition would draw anew.
+Systems answer the same questions, so they are compared question by question. The unit of sampling
+is the question, not the answer.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -25,8 +25,8 @@ BINS = 10
 def wilson(right: float, n: int, z: float = Z95) -> tuple[float, float]:
     """95% score interval of a proportion (Wilson 1927).
 
-    `right` need not be whole: where n questions were asked several times it is n times the share of
-    right answers, which varies less than single answers, so that the interval is rather too wide.
+    `right` may be fractional: if n questions were asked several times each, it is n times the share
+    of right answers. Such a share varies less than single answers, so the interval is conservative.
 
     Raises:
         UsageError: no questions.
@@ -36,7 +36,7 @@ def wilson(right: float, n: int, z: float = Z95) -> tuple[float, float]:
     p = right / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the interval touches 0 or 1 exactly; rounding must not push it past.
+    # At 0 and n the interval ends at exactly 0 or 1; rounding must not exceed them.
     return (0.0 if right == 0 else centre - half, 1.0 if right == n else centre + half)
 
 
@@ -45,19 +45,19 @@ def bootstrap(
 ) -> tuple[float, float]:
     """95% percentile interval of a mean over clusters (Efron and Tibshirani 1993, chapter 13).
 
-    With differences of two systems on the same questions it is the paired bootstrap (Koehn 2004);
-    several answers to one question make one cluster and are drawn together.
+    For differences of two systems on the same questions it is the paired bootstrap (Koehn 2004);
+    answers to one question are one cluster.
 
     Args:
         clusters: (sum of the values, their number) of each question.
-        seed: of the draws; the same one gives the same interval.
+        seed: of the resampling.
 
     Raises:
         UsageError: no questions.
     """
     if not clusters:
         raise UsageError("0 questions were asked: an interval needs at least 1; raise --limit")
-    # To draw n clusters with replacement is to draw how often each different one comes.
+    # Drawing n clusters with replacement is drawing the count of each different one.
     kinds = sorted(Counter(clusters).items())
     share = np.array([count for _, count in kinds]) / len(clusters)
     drawn = np.random.default_rng(seed).multinomial(len(clusters), share, size=resamples)
@@ -70,15 +70,14 @@ def bootstrap(
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value that two systems are right equally often (McNemar 1947).
 
-    Only questions on which one of them alone is right tell them apart; if neither is better, each
-    falls to either with probability 1/2: a binomial test.
+    A binomial test over the questions on which exactly one of them is right.
     """
-    n, least = only_first + only_second, min(only_first, only_second)
+    n, fewer = only_first + only_second, min(only_first, only_second)
     tail, ways = 0, 1
-    for k in range(least + 1):
+    for k in range(fewer + 1):
         tail += ways
-        ways = ways * (n - k) // (k + 1)  # Not math.comb: ten thousand anew would take minutes.
-    # Whole numbers, because 2.0**n ends at n = 1023.
+        ways = ways * (n - k) // (k + 1)  # math.comb would take minutes for ten thousand.
+    # Integers, because 2.0**n overflows at n = 1024.
     return min(1.0, 2 * tail / 2**n)
 
 
@@ -93,10 +92,10 @@ class Difference:
     ci95: tuple[float, float]
     """Paired bootstrap, by question."""
     p: float
-    """McNemar's exact test. Where a question was asked with several seeds it counts once, for the
-    system that was right more often."""
+    """McNemar's exact test. A question with several seeds counts once, for the system that was
+    right more often."""
     only_first: int
-    """Questions for the first, as the test counts them."""
+    """Questions on which the first alone is right."""
     only_second: int
     n: int
     """Questions."""
@@ -112,25 +111,23 @@ def difference(
     right: Mapping[str, Sequence[tuple[bool, bool]]],
     seed: int,
 ) -> Difference:
-    """Compare two systems; `right` holds of each question (first right, second right), once for
-    each seed that it was asked with.
+    """Compare two systems; `right` holds (first right, second right) by question, for each seed.
 
     Raises:
         UsageError: no questions.
     """
     clusters = [(sum(a - b for a, b in pairs), len(pairs)) for pairs in right.values()]
     low, high = bootstrap(clusters, seed)
-    one = sum(total > 0 for total, _ in clusters)
-    other = sum(total < 0 for total, _ in clusters)
+    only_first = sum(total > 0 for total, _ in clusters)
+    only_second = sum(total < 0 for total, _ in clusters)
     value = sum(total for total, _ in clusters) / sum(size for _, size in clusters)
-    return Difference(
-        first, second, value, (low, high), mcnemar(one, other), one, other, len(clusters)
-    )
+    p = mcnemar(only_first, only_second)
+    return Difference(first, second, value, (low, high), p, only_first, only_second, len(clusters))
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers of about the same confidence."""
+    """Answers of similar confidence."""
 
     confidence: float
     """Mean."""
@@ -142,23 +139,17 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether a system is right as often as it is sure."""
+    """How well a system's confidence predicts its accuracy."""
 
     brier: float
-    """Mean squared distance of confidence and rightness (Brier 1950); 0 is best, and 0.25 is what
-    always saying 0.5 gives."""
+    """Mean squared error of the confidence (Brier 1950); 0 is best, and a constant 0.5 has 0.25."""
     ece: float
     """Mean distance of accuracy and confidence over the bins, weighted by their answers."""
     bins: tuple[Bin, ...]
     n: int
     """Answers whose confidence is known."""
     unknown: int
-    """Answers whose confidence is not."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        bins = [{**asdict(found), "ci95": list(found.ci95)} for found in self.bins]
-        return {**asdict(self), "bins": bins}
+    """Answers whose confidence is unknown."""
 
 
 def brier(answers: Sequence[tuple[float, bool]]) -> float:
@@ -167,36 +158,35 @@ def brier(answers: Sequence[tuple[float, bool]]) -> float:
 
 
 def reliability(answers: Sequence[tuple[float, bool]], bins: int = BINS) -> tuple[Bin, ...]:
-    """Bins of equal mass over (confidence, right), least sure first (Nguyen and O'Connor 2015).
+    """Bins of equal mass over (confidence, right), by confidence (Nguyen and O'Connor 2015).
 
-    Answers of equal confidence stay in one bin, so that their order decides nothing: shares of
-    votes have few values, and then there are fewer bins, or unequal ones.
+    Answers of equal confidence share a bin, so shares of votes, which have few values, give fewer
+    or unequal bins.
     """
     ordered = sorted(answers, key=lambda answer: answer[0])
-    found: list[Bin] = []
-    begun = 0
-    for at, (confidence, _) in enumerate(ordered):
-        last = at + 1 == len(ordered)
-        # The next bin begins where as many answers are behind as so many whole bins hold.
-        full = (at + 1) * bins >= (len(found) + 1) * len(ordered)
-        if not last and (not full or ordered[at + 1][0] == confidence):
+    result: list[Bin] = []
+    start = 0
+    for end, (confidence, _) in enumerate(ordered, start=1):
+        # A bin ends where the answers so far fill it and those before it.
+        full = end * bins >= (len(result) + 1) * len(ordered)
+        if end < len(ordered) and (not full or ordered[end][0] == confidence):
             continue
-        part = ordered[begun : at + 1]
-        begun = at + 1
+        part = ordered[start:end]
+        start = end
         right = sum(right for _, right in part)
         mean = sum(confidence for confidence, _ in part) / len(part)
-        found.append(Bin(mean, right / len(part), wilson(right, len(part)), len(part)))
-    return tuple(found)
+        result.append(Bin(mean, right / len(part), wilson(right, len(part)), len(part)))
+    return tuple(result)
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
     """Expected calibration error (Naeini, Cooper and Hauskrecht 2015), over any bins."""
-    total = sum(found.n for found in bins)
-    return sum(found.n * abs(found.accuracy - found.confidence) for found in bins) / total
+    total = sum(each.n for each in bins)
+    return sum(each.n * abs(each.accuracy - each.confidence) for each in bins) / total
 
 
 def calibration(answers: Sequence[tuple[float | None, bool]]) -> Calibration | None:
-    """What (confidence, right) of every answer comes to; None where no confidence is known."""
+    """Calibration over (confidence, right) of each answer; None where no confidence is known."""
     known = [(confidence, right) for confidence, right in answers if confidence is not None]
     if not known:
         return None

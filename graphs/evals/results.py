@@ -1,16 +1,4 @@
-"""Where in its trees a system is right, and where its calls go: by depth and by kind of node.
-
-    copy       answered by copies of X, experts, or somebody else's graph
-    tool       answered by a tool
-    H          answered by H alone, from what it knows
-    combined   put together by H out of sub-answers
-
-All nodes count, those of attempts that a check refused among them: they were paid for.
-
-Systems side by side: each one's accuracy and price, and every pair's difference.
-
-What an evaluation found: a record for each answer, and all that follows from them.
-"""
+"""The results of an evaluation: the score of each system, their differences, and a breakdown."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,9 +6,9 @@ from itertools import combinations
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.errors import RefluxError
+from reflux.graphs.amplify.state import Spent
 from reflux.graphs.evals.answers import Answered, Ledger, answers_of
-from reflux.graphs.evals.best_of import EqualTokens
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.metrics import (
     RESAMPLES,
@@ -30,38 +18,36 @@ from reflux.graphs.evals.metrics import (
     difference,
     wilson,
 )
-from reflux.graphs.evals.runner import EvalRun
+from reflux.graphs.evals.runner import EqualTokens, EvalRun, Score
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 
 KINDS = ("combined", "H", "copy", "tool")
+"""A combination of sub-answers by the overseer; an answer of the overseer alone; an answer of
+copies, experts or an external graph; an answer of a tool."""
 PartRight = Callable[[str, str | None], bool | None]
-"""(question, answer) → right? None where nobody may or can tell."""
+"""(question, answer) → right; None where that is unknown."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """The nodes of one kind at one depth."""
+    """The nodes of one kind at one depth, those of rejected attempts included."""
 
     depth: int
-    """Levels below the root, which is 0."""
+    """Levels below the root, whose depth is 0."""
     kind: str
     nodes: int
     accepted: float
-    """Share whose answer the check accepted, or that needed none: their status is `ok`."""
+    """Share of the nodes whose status is `ok`."""
     calls: int
-    """Model calls of these nodes, without those below them: H's for what it combined."""
+    """Model calls of these nodes, without those below them."""
     tokens: int
     marked: int
-    """Nodes whose answer could be marked: held-out questions of the task, or those of the file."""
+    """Nodes whose answer can be scored: held-out questions of the task, or those of the file."""
     accuracy: float | None
-    """Of the marked ones; None where there are none."""
+    """Of the scored ones; None where there are none."""
     ci95: tuple[float, float] | None
-    """Wilson's over the different questions among the marked ones."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {**asdict(self), "ci95": list(self.ci95) if self.ci95 else None}
+    """Wilson's over the different questions among the scored ones."""
 
 
 def kind_of(node: Node) -> str:
@@ -75,18 +61,18 @@ def kind_of(node: Node) -> str:
 
 def breakdown(trees: Iterable[Node], part_right: PartRight) -> list[Level]:
     """The nodes of many trees, by depth and kind, from the root down."""
-    found: dict[tuple[int, str], list[Node]] = {}
+    nodes: dict[tuple[int, str], list[Node]] = {}
     for tree in trees:
         for node in tree.walk():
-            found.setdefault((node.path.count("/"), kind_of(node)), []).append(node)
-    order = sorted(found, key=lambda place: (place[0], KINDS.index(place[1])))
-    return [_level(depth, kind, found[depth, kind], part_right) for depth, kind in order]
+            nodes.setdefault((node.path.count("/"), kind_of(node)), []).append(node)
+    order = sorted(nodes, key=lambda key: (key[0], KINDS.index(key[1])))
+    return [_level(depth, kind, nodes[depth, kind], part_right) for depth, kind in order]
 
 
 def _level(depth: int, kind: str, nodes: list[Node], part_right: PartRight) -> Level:
-    marks = [(node.question, part_right(node.question, node.answer)) for node in nodes]
-    known = [mark for _, mark in marks if mark is not None]
-    different = len({question for question, mark in marks if mark is not None})
+    scores = [(node.question, part_right(node.question, node.answer)) for node in nodes]
+    known = [score for _, score in scores if score is not None]
+    questions = len({question for question, score in scores if score is not None})
     return Level(
         depth=depth,
         kind=kind,
@@ -96,36 +82,22 @@ def _level(depth: int, kind: str, nodes: list[Node], part_right: PartRight) -> L
         tokens=sum(node.tokens for node in nodes),
         marked=len(known),
         accuracy=sum(known) / len(known) if known else None,
-        # Around the accuracy: a mean over questions lies elsewhere where some are asked often.
-        ci95=wilson(sum(known) * different / len(known), different) if known else None,
+        # Around the accuracy: a mean over questions differs where some are asked more often.
+        ci95=wilson(sum(known) * questions / len(known), questions) if known else None,
     )
 
 
 @dataclass(frozen=True)
-class Summary:
-    """How one system did."""
+class Summary(Score):
+    """The score of one system of an evaluation, with its price and calibration."""
 
     model: str
-    accuracy: float
-    n: int
-    """Answers: questions times seeds, as far as each seed asks the same ones."""
     questions: int
     """Different questions."""
-    ci95: tuple[float, float]
-    """Wilson's over the questions, however often each was asked."""
-    calls: int
-    cached: int
-    tokens: int
     seconds: float
-    """Of all model calls, added up."""
+    """Sum over all model calls."""
     cost: float | None
-    statuses: Mapping[str, int]
     calibration: Calibration | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        calibrated = self.calibration.to_json() if self.calibration else None
-        return {**asdict(self), "ci95": list(self.ci95), "calibration": calibrated}
 
 
 def summary(model: str, answers: Sequence[Answered]) -> Summary:
@@ -134,35 +106,25 @@ def summary(model: str, answers: Sequence[Answered]) -> Summary:
     Raises:
         UsageError: there are none.
     """
-    if not answers:
-        raise UsageError("0 questions were asked: an interval needs at least 1; raise --limit")
     questions = len({answer.id for answer in answers})
-    right = sum(answer.right for answer in answers)
-    statuses: dict[str, int] = {}
-    for answer in answers:
-        statuses[answer.status] = statuses.get(answer.status, 0) + 1
     costs = [answer.cost for answer in answers]
     known = [cost for cost in costs if cost is not None]
-    return Summary(
+    return Summary.of(
+        (
+            (a.right, a.status, Spent(calls=a.calls, cached=a.cached, tokens=a.tokens))
+            for a in answers
+        ),
+        questions,
         model=model,
-        accuracy=right / len(answers),
-        n=len(answers),
         questions=questions,
-        # Around the accuracy, whichever questions were asked more often than others.
-        ci95=wilson(right * questions / len(answers), questions),
-        calls=sum(answer.calls for answer in answers),
-        cached=sum(answer.cached for answer in answers),
-        tokens=sum(answer.tokens for answer in answers),
         seconds=sum(answer.seconds for answer in answers),
         cost=sum(known) if len(known) == len(costs) else None,
-        statuses=dict(sorted(statuses.items())),
         calibration=calibration([(answer.confidence, answer.right) for answer in answers]),
     )
 
 
 def differences(answers: Mapping[str, Sequence[Answered]], seed: int) -> list[Difference]:
-    """Every two systems on the same questions, in the order in which they were named; the later
-    one minus the earlier one."""
+    """Each pair of systems on the same questions: the later named minus the earlier named."""
     return [
         difference(second, first, _pairs(answers[second], answers[first]), seed)
         for first, second in combinations(answers, 2)
@@ -174,7 +136,7 @@ def _pairs(
 ) -> dict[str, list[tuple[bool, bool]]]:
     pairs: dict[str, list[tuple[bool, bool]]] = {}
     if [(a.seed, a.question) for a in first] != [(b.seed, b.question) for b in second]:
-        raise RefluxError("two systems were asked different questions; please report this")
+        raise RefluxError("two systems were asked different questions; please report this bug")
     for one, other in zip(first, second, strict=True):
         pairs.setdefault(one.id, []).append((one.right, other.right))
     return pairs
@@ -187,9 +149,9 @@ class Results:
     eval_task: str
     split: str
     rule: str
-    """What made an answer right."""
+    """The scorer's name."""
     seeds: Sequence[int]
-    """Of the questions of a task, and of whatever is sampled; the first also of the bootstrap."""
+    """Of a task's questions and of the samples; the first is also that of the bootstrap."""
     answers: Mapping[str, Sequence[Answered]]
     summaries: Mapping[str, Summary]
     differences: Sequence[Difference]
@@ -198,20 +160,18 @@ class Results:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def to_json(self) -> dict[str, Any]:
-        """All but the single answers, as plain JSON types."""
+        """All but the single answers, for `json.dumps`."""
         return {
-            "exam": self.eval_task,
+            "eval_task": self.eval_task,
             "split": self.split,
             "score": self.rule,
             "seeds": list(self.seeds),
             "resamples": RESAMPLES,
             "settings": dict(self.settings),
-            "systems": {key: found.to_json() for key, found in self.summaries.items()},
-            "differences": [found.to_json() for found in self.differences],
+            "systems": {key: asdict(summary) for key, summary in self.summaries.items()},
+            "differences": [asdict(difference) for difference in self.differences],
             "equal_tokens": asdict(self.equal) if self.equal else None,
-            "breakdown": {
-                key: [level.to_json() for level in levels] for key, levels in self.levels.items()
-            },
+            "breakdown": {key: [*map(asdict, levels)] for key, levels in self.levels.items()},
         }
 
 
@@ -223,31 +183,22 @@ def results(
     prices: Mapping[str, Price],
     settings: Mapping[str, Any],
 ) -> Results:
-    """Mark what every system answered and compare them; no model is asked.
+    """Score and compare the answers of all systems; no model is called.
 
     Raises:
         UsageError: there are no questions.
-        RefluxError: the exam's marker failed.
+        RefluxError: the scorer failed.
     """
     ledger = Ledger(store, prices)
     answers = {
         key: [
             answer
-            for seed_result in eval_run.seed_results
-            for answer in answers_of(
-                ledger,
-                store,
-                eval_task,
-                key,
-                seed_result.seed,
-                seed_result.asked,
-                seed_result.questions,
-                seed_result.outcomes,
-            )
+            for result in eval_run.seed_results
+            for answer in answers_of(ledger, eval_task, key, result)
         ]
         for key, eval_run in eval_runs.items()
     }
-    seeds = [seed_result.seed for seed_result in next(iter(eval_runs.values())).seed_results]
+    seeds = [result.seed for result in next(iter(eval_runs.values())).seed_results]
     return Results(
         eval_task=eval_task.name,
         split=eval_task.split,
@@ -255,12 +206,12 @@ def results(
         seeds=seeds,
         answers=answers,
         summaries={
-            key: summary(eval_runs[key].system_spec.model, found) for key, found in answers.items()
+            key: summary(eval_runs[key].system_spec.model, rows) for key, rows in answers.items()
         },
         differences=differences(answers, seeds[0]),
         levels={
-            key: breakdown((load_tree(store, a.trajectory) for a in found), eval_task.part_right)
-            for key, found in answers.items()
+            key: breakdown((load_tree(store, a.trajectory) for a in rows), eval_task.part_right)
+            for key, rows in answers.items()
         },
         equal=equal,
         settings=settings,

@@ -1,37 +1,73 @@
-"""Runs a system over held-out questions and scores it, with an interval and its price.
+"""Runs systems over evaluation questions and scores their answers."""
 
-One system sits an exam: every question of every seed, recorded, and none asked twice.
-"""
-
+import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
-from reflux.agents.errors import RefluxError, UsageError
-from reflux.graphs.amplify.state import Outcome
+from reflux.agents.budget import Budget
+from reflux.agents.errors import EndpointError, RefluxError, UsageError
+from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.interrupts import with_spend_limit
+from reflux.graphs.amplify.sampling import NodeRef, Reply, record_answer, sample_answer
+from reflux.graphs.amplify.state import Outcome, Spent, Status, plus
 from reflux.graphs.ask import Origin, System, answer_every
-from reflux.graphs.evals.best_of import EqualTokens, equal_votes
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.external_graph import ExternalGraph
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import Task, check_held_out, score_held_out
 
+MAX_VOTES = 10_000
+"""Maximum votes of best-of-n on one question."""
+
 
 @dataclass(frozen=True)
 class Score:
-    """How one system did on n held-out questions."""
+    """How one system did."""
 
     accuracy: float
     n: int
+    """Answers: questions times seeds."""
     ci95: tuple[float, float]
-    """Wilson score interval."""
+    """Wilson's over the different questions."""
     calls: int
-    """Model calls the system made, those answered from the cache among them."""
+    """Model calls, those answered from the cache included."""
     cached: int
     tokens: int
-    statuses: dict[str, int]
+    statuses: Mapping[str, int]
+
+    @classmethod
+    def of(
+        cls,
+        answers: Iterable[tuple[bool, str, Spent]],
+        distinct: int | None = None,
+        **more: Any,
+    ) -> Self:
+        """Add up (right, status, spent) of each answer.
+
+        Args:
+            answers: of one system.
+            distinct: the number of different questions; None where all are different.
+            more: the other fields of a subclass.
+
+        Raises:
+            UsageError: there are no answers.
+        """
+        rows = list(answers)
+        right, n = sum(right for right, _, _ in rows), distinct or len(rows)
+        spent = plus(*(spent for _, _, spent in rows))
+        return cls(
+            accuracy=right / max(1, len(rows)),
+            n=len(rows),
+            # Around the accuracy, even if some questions were asked more often than others.
+            ci95=wilson(right * n / max(1, len(rows)), n),
+            **spent,
+            statuses=dict(sorted(Counter(status for _, status, _ in rows).items())),
+            **more,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; ci95 as a list."""
@@ -47,57 +83,44 @@ async def evaluate(
     max_concurrency: int = 32,
     on_done: Callable[[int], None] | None = None,
 ) -> Score:
-    """Answer every question and score the answers.
+    """Answer held-out questions of a task and score the answers.
 
     Raises:
         UsageError: a training question is among them, or there are none.
-        EndpointError: the endpoint is down; what it did answer is recorded.
-        RefluxError: the run's purse is empty.
+        EndpointError: the endpoint is down; answers so far are recorded.
+        RefluxError: the run's spend limit is reached.
     """
     for question in questions:
         check_held_out(task, question)
     outcomes = await answer_every(
         system, asked, questions, max_concurrency=max_concurrency, on_done=on_done
     )
-    right = sum(
-        score_held_out(task, question, outcome["answer"])
+    return Score.of(
+        (score_held_out(task, question, outcome["answer"]), outcome["status"], outcome["spent"])
         for question, outcome in zip(questions, outcomes, strict=True)
-    )
-    statuses: dict[str, int] = {}
-    for outcome in outcomes:
-        statuses[outcome["status"]] = statuses.get(outcome["status"], 0) + 1
-    return Score(
-        accuracy=right / max(1, len(questions)),
-        n=len(questions),
-        ci95=wilson(right, len(questions)),
-        calls=sum(o["spent"]["calls"] for o in outcomes),
-        cached=sum(o["spent"]["cached"] for o in outcomes),
-        tokens=sum(o["spent"]["tokens"] for o in outcomes),
-        statuses=statuses,
     )
 
 
 Listener = Callable[[str, int, int], None]
-"""Hears (system, questions answered, of how many)."""
+"""Receives (system, answered questions, number of questions)."""
 
 
 @dataclass(frozen=True)
 class SystemSpec:
-    """A system by name, and how it is made for each seed."""
+    """A named system, and how it is made for each seed."""
 
     key: str
-    """As the user named it."""
+    """The user's name for it."""
     model: str
-    """What answers."""
     digest: str
-    """Of the model or graph: with another one every question is asked anew."""
+    """Of the model or graph: another digest asks every question again."""
     make: Callable[[int], System]
-    """The system that draws its samples from a seed."""
+    """The system that samples with a seed."""
 
 
 @dataclass(frozen=True)
 class SeedResult:
-    """What a system answered to the questions of one seed."""
+    """A system's answers to the questions of one seed."""
 
     seed: int
     asked: Origin
@@ -107,76 +130,90 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class EvalRun:
-    """All that one system answered."""
+    """All answers of one system."""
 
     system_spec: SystemSpec
     seed_results: Sequence[SeedResult]
 
     @property
     def tokens(self) -> int:
-        """Of all its answers."""
-        return sum(
-            o["spent"]["tokens"] for seed_result in self.seed_results for o in seed_result.outcomes
-        )
+        """Of all answers."""
+        return sum(o["spent"]["tokens"] for result in self.seed_results for o in result.outcomes)
+
+
+@dataclass(frozen=True)
+class EqualTokens:
+    """The number of votes of best-of-n that costs the amplified system's tokens."""
+
+    votes: int
+    tokens: int
+    """Of best-of-n, over all questions."""
+    amplified_tokens: int
+
+    @property
+    def dearer(self) -> bool:
+        """True where even one vote takes more than the amplified system."""
+        return self.tokens > self.amplified_tokens
 
 
 @dataclass(frozen=True)
 class EvalRunner:
-    """Where systems sit an exam."""
+    """Runs systems on one eval task; recorded answers are replayed."""
 
     eval_task: EvalTask
     seeds: Sequence[int]
     run: str
     """Recorded with each question."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What else decides the answers: with other settings every question is asked anew."""
+    """What else decides the answers: other settings ask every question again."""
     max_concurrency: int = 32
-    heard: Listener = lambda key, done, total: None
+    listener: Listener = lambda key, done, total: None
 
     async def run_system(self, system_spec: SystemSpec) -> EvalRun:
-        """Have a system answer everything; what is recorded is replayed.
+        """Run a system on the questions of every seed.
 
         Raises:
             UsageError: there are no questions.
-            EndpointError: the endpoint is down; what it did answer is recorded.
-            RefluxError: the run's purse is empty, or a foreign graph fails on every question.
+            EndpointError: the endpoint is down; answers so far are recorded.
+            RefluxError: the run's spend limit is reached, or an external graph fails on every
+                question.
         """
-        drawn = {seed: self.eval_task.questions(seed) for seed in self.seeds}
-        total = sum(map(len, drawn.values()))
-        seed_results: list[SeedResult] = []
+        questions = {seed: self.eval_task.questions(seed) for seed in self.seeds}
+        total = sum(map(len, questions.values()))
+        results: list[SeedResult] = []
         before = 0
-        self.heard(system_spec.key, 0, total)
-        for seed, questions in drawn.items():
+        self.listener(system_spec.key, 0, total)
+        for seed, batch in questions.items():
             system, asked = system_spec.make(seed), self._asked(system_spec, seed)
             outcomes = await answer_every(
                 system,
                 asked,
-                questions,
+                batch,
                 max_concurrency=self.max_concurrency,
-                on_done=lambda done, before=before: self.heard(
+                on_done=lambda done, before=before: self.listener(
                     system_spec.key, before + done, total
                 ),
             )
             if isinstance(system, ExternalGraph):
                 _check_answered(system_spec.key, outcomes)
-            seed_results.append(SeedResult(seed, asked, questions, outcomes))
-            before += len(questions)
-        return EvalRun(system_spec, seed_results)
+            results.append(SeedResult(seed, asked, batch, outcomes))
+            before += len(batch)
+        return EvalRun(system_spec, results)
 
     def _asked(self, system_spec: SystemSpec, seed: int) -> Origin:
-        decides = json.dumps([system_spec.digest, self.settings], sort_keys=True)
-        mark = hashlib.sha256(decides.encode()).hexdigest()[:12]
-        system = f"eval-{system_spec.key}-{system_spec.model}-{mark}-{seed}"
+        settings = json.dumps([system_spec.digest, self.settings], sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        system = f"eval-{system_spec.key}-{system_spec.model}-{digest}-{seed}"
         return Origin(self.run, -1, system, self.eval_task.name, self.eval_task.split)
 
     async def run_at_equal_tokens(
         self, system_spec: Callable[[int], Awaitable[SystemSpec]], amplified: EvalRun
     ) -> tuple[EvalRun, EqualTokens]:
-        """Have best-of-n answer with as many votes as the amplified system's tokens pay;
+        """Run best-of-n with as many votes as the amplified system's tokens pay for;
         `system_spec(n)` is best-of-n for one n.
 
         Raises:
-            RefluxError: as for `run_system`, or nobody knows the tokens.
+            RefluxError: as for `run_system`, or the endpoint reports no tokens.
         """
         eval_runs: dict[int, EvalRun] = {}
 
@@ -192,9 +229,11 @@ class EvalRunner:
 def _check_answered(key: str, outcomes: Sequence[Outcome]) -> None:
     """A graph that never answers is broken, not wrong."""
     if all(outcome["status"] == "failed" for outcome in outcomes):
+        n = len(outcomes)
+        which = "its only question," if n == 1 else f"all {n} questions, on the first"
         raise RefluxError(
-            f"{key} failed on {_every(len(outcomes))} with {outcomes[0]['error']}; correct it and "
-            "give the same command again"
+            f"{key} failed on {which} with {outcomes[0]['error']}; correct it and repeat the "
+            "command"
         )
 
 
@@ -206,7 +245,7 @@ EQUAL_TOKENS = "best-of-n"
 """The system that takes as many votes as the amplified system's tokens pay for."""
 
 
-def system_names(systems: str) -> list[str]:
+def parse_systems(systems: str) -> list[str]:
     """The names of a comma-separated list.
 
     Raises:
@@ -224,3 +263,95 @@ def system_names(systems: str) -> list[str]:
             "amplified to --systems, or name the number, for example best-of-8"
         )
     return names
+
+
+async def equal_votes(
+    tokens_of: Callable[[int], Awaitable[int]], amplified_tokens: int
+) -> EqualTokens:
+    """Find the largest n whose tokens, prompts included, don't exceed amplified's; at least 1.
+
+    Args:
+        tokens_of: runs best-of-n on every question and returns its tokens.
+        amplified_tokens: over the same questions.
+
+    Raises:
+        RefluxError: the endpoint reports no tokens.
+    """
+    first = await tokens_of(1)
+    if first == 0:
+        raise RefluxError(
+            "best-of-n takes as many votes as the amplified system takes tokens, and the endpoint "
+            "reports none: name the number of votes, for example best-of-8"
+        )
+    votes = max(1, min(MAX_VOTES, amplified_tokens // first))
+    tokens = await tokens_of(votes)
+    while tokens > amplified_tokens and votes > 1:  # Later votes are longer than the first.
+        votes -= 1
+        tokens = await tokens_of(votes)
+    # One vote more is tried only where it fits at the mean price of those so far.
+    while votes < MAX_VOTES and tokens * (votes + 1) <= amplified_tokens * votes:
+        more = await tokens_of(votes + 1)
+        if more > amplified_tokens:
+            break
+        votes, tokens = votes + 1, more
+    return EqualTokens(votes, tokens, amplified_tokens)
+
+
+@dataclass
+class BestOf:
+    """Best of n: the majority of n answers of the agent to the whole question, without an overseer.
+
+    At equal tokens it tests whether decomposition spends tokens better than more votes do (Wang et
+    al. 2022, self-consistency). The first vote is greedy, the others are sampled. The most frequent
+    answer of those that pass the check wins, or of all where none passes; the earliest of equals.
+    """
+
+    context: AmplifyContext
+    votes: int
+    same_answer: Callable[[str], str] = str.strip
+    """Maps equivalent answers to equal text."""
+
+    async def answer(self, question: str, question_id: str) -> Outcome:
+        """Ask all votes concurrently."""
+        context = with_spend_limit(self.context)
+        node = NodeRef(question, question_id, "")
+        budgets = Budget(context.limits.calls, context.limits.tokens).split(self.votes)
+        results = await asyncio.gather(
+            *(_vote(context, node, index, budget) for index, budget in enumerate(budgets))
+        )
+        replies = [result for result in results if isinstance(result, Reply)]
+        errors = [result for result in results if isinstance(result, str)]
+        texts = [context.normalise(reply.completion.text) for reply in replies]
+        passed = [text for text in texts if context.checker.check(question, text).ok]
+        wording: dict[str, str] = {}
+        for text in passed or texts:
+            wording.setdefault(self.same_answer(text), text)
+        # A Counter keeps the order of appearance, which decides among equals.
+        counts = Counter(wording[self.same_answer(text)] for text in passed or texts)
+        status: Status = "ok" if passed else "rejected"
+        outcome: Outcome = {
+            "answer": max(counts, key=lambda text: counts[text]) if counts else None,
+            # With a missing vote it is another system, so the question counts as not answered.
+            "status": "failed" if errors else status,
+            "error": errors[0] if errors else None,
+            "spent": plus(*(reply.spent for reply in replies)),
+        }
+        detail = {
+            "votes": len(replies),
+            "refused": len(texts) - len(passed),
+            "tally": counts.most_common(),
+        }
+        await record_answer(context, node, outcome, detail)
+        return outcome
+
+
+async def _vote(context: AmplifyContext, node: NodeRef, index: int, budget: Budget) -> Reply | str:
+    """One vote, or why there is none."""
+    if budget.empty:
+        return "no calls or tokens left: raise limits.calls or limits.tokens"
+    if (resource := context.spend_limit.lacks) is not None:
+        return f"no {resource} left"
+    try:
+        return await sample_answer(context, node, index, budget)
+    except EndpointError as error:
+        return str(error)

@@ -20,7 +20,8 @@ HELD_OUT_SHARE = 0.2
 
 
 class Task(Protocol):
-    """What Reflux needs to know of a task. One file each, in `reflux/tasks/`."""
+    """Questions, how they are scored and how they are decomposed. One file each in
+    `reflux/tasks/`."""
 
     @property
     def name(self) -> str:
@@ -29,19 +30,19 @@ class Task(Protocol):
 
     @property
     def system_prompt(self) -> str:
-        """What stands before every question."""
+        """The system message of every question."""
         ...
 
     def overseers(self) -> Sequence[Overseer]:
-        """H, once for each decomposition that it knows; retries go through them in turn."""
+        """One overseer for each decomposition; retries take them in turn."""
         ...
 
     def tools(self) -> Mapping[str, Tool]:
-        """Tools that H asks, by name: `SubQuestion(text, to="tool:NAME")`; maybe none."""
+        """The overseer's tools by name, for `SubQuestion(text, to="tool:NAME")`; may be none."""
         ...
 
     def answer_tokens(self, question: str) -> int:
-        """Tokens that an answer to the question may take: more are cut off."""
+        """Maximum tokens of an answer to the question."""
         ...
 
     def checker(self) -> Checker:
@@ -49,14 +50,14 @@ class Task(Protocol):
         ...
 
     def primitives(self) -> Sequence[str]:
-        """Questions that H answers itself, maybe none. They are exempt from the hold-out."""
+        """Questions that the overseer answers itself; may be none. They are never held out."""
         ...
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
-        """Draw up to `n` different questions of one level (for example: digits) and side.
+        """Draw up to `n` different questions of one level (for example: digits) and split.
 
-        Training questions cover all that a copy may be asked; held-out ones are what the level
-        stands for. Fewer than `n` come back where a level has no more.
+        Training questions cover all that a copy may be asked; held-out questions are typical of the
+        level. A level with fewer than `n` questions returns fewer.
         """
         ...
 
@@ -69,7 +70,7 @@ class Task(Protocol):
         ...
 
     def from_user(self, text: str) -> str:
-        """A question as a person types it, in the task's own form.
+        """A question that a user typed, in the task's form.
 
         Raises:
             UsageError: it is not a question of this task.
@@ -77,17 +78,16 @@ class Task(Protocol):
         ...
 
     def to_user(self, question: str, answer: str) -> str:
-        """An answer as a person reads it."""
+        """An answer in the form that users read."""
         ...
 
     def score(self, question: str, answer: str) -> bool:
-        """Is the answer right? Asked of held-out questions only."""
+        """Whether the answer is right. Called for held-out questions only."""
         ...
 
 
 def writing_of(task: Task) -> str:
-    """How a task's trees write what persons write otherwise, its optional `writing`; or
-    empty."""
+    """The task's optional `writing`: how its notation differs from the users'; or empty."""
     return getattr(task, "writing", "")
 
 
@@ -105,16 +105,16 @@ def _primitives(task: Task) -> frozenset[str]:
 
 
 def hashed_out(text: str) -> bool:
-    """True for a fixed fifth of all texts."""
+    """True for a fixed `HELD_OUT_SHARE` of all texts."""
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8]) < HELD_OUT_SHARE * 2**64
 
 
 def check_held_out(task: Task, question: str) -> None:
-    """Let held-out questions pass.
+    """Check that a question is held out.
 
     Raises:
-        UsageError: a training question.
+        UsageError: it is a training question.
     """
     if not is_held_out(task, question):
         raise UsageError(
@@ -123,10 +123,10 @@ def check_held_out(task: Task, question: str) -> None:
 
 
 def score_held_out(task: Task, question: str, answer: str | None) -> bool:
-    """Score one held-out answer; no answer is a wrong one.
+    """Score one held-out answer; a missing answer is wrong.
 
     Raises:
-        UsageError: a training question, whose true answer nobody may look at.
+        UsageError: it is a training question, whose true answer must not be used.
     """
     check_held_out(task, question)
     return answer is not None and task.score(question, answer)

@@ -1,7 +1,4 @@
-"""Python of the user's by name: `module:object`, or `path/file.py:object`.
-
-A thread for each job: for code of the user's, which may block for ever.
-"""
+"""Loads a user's Python objects by name, and runs code that may block forever."""
 
 import importlib
 import importlib.util
@@ -17,26 +14,26 @@ from reflux.agents.errors import MissingError, RefluxError, UsageError
 
 
 def load_object(name: str) -> tuple[Any, ModuleType]:
-    """What `module:object` names, and its module; modules of the working folder come first.
+    """(object, module) of `module:object` or `path/file.py:object`; the working folder comes first.
 
     Raises:
-        UsageError: there is no such module, or nothing of this name in it.
-        MissingError: it needs a module that is not installed.
-        RefluxError: the module fails when it is imported, or ends the program.
+        UsageError: there is no such module or object.
+        MissingError: the module needs another that is not installed.
+        RefluxError: the module fails when it is imported, or exits.
     """
     where, _, attribute = name.rpartition(":")
     if not where or not attribute:
         raise UsageError(f"{name!r} names no object; write module:object or path/file.py:object")
     module = _load_module(where, name)
-    found: Any = module
+    value: Any = module
     for part in attribute.split("."):
         try:
-            found = getattr(found, part)
+            value = getattr(value, part)
         except AttributeError as error:
             raise UsageError(f"{name}: {where} has no {attribute!r}; correct the name") from error
         except Exception as error:
             raise RefluxError(f"{name} fails when it is looked up: {error!r}") from error
-    return found, module
+    return value, module
 
 
 def _load_module(where: str, name: str) -> ModuleType:
@@ -65,7 +62,7 @@ def _load_module(where: str, name: str) -> ModuleType:
                 "module:object or path/file.py:object"
             ) from error
         raise MissingError(f"{name} needs {error.name}, which is not installed") from error
-    except SystemExit as error:  # No Exception: unheard, it would end us as if all were well.
+    except SystemExit as error:  # Uncaught it would end the program with the user's exit code.
         raise RefluxError(
             f"{name} ends the program when it is imported: sys.exit({error.code!r}); put what it "
             'does there under `if __name__ == "__main__":`'
@@ -79,15 +76,14 @@ def _load_module(where: str, name: str) -> ModuleType:
 
 
 class OwnThreads(ThreadPoolExecutor):
-    """Runs each job at once, in a thread of its own that nobody waits for at the end.
+    """Runs each job at once in a separate daemon thread.
 
-    asyncio's own pool has some threads more than there are processors. Of 32 blocking graphs the
-    others would wait for one while their seconds run out, and a single one that never returns would
-    keep the whole program from ending.
+    asyncio's default pool has few threads: blocking graphs would wait for each other while their
+    time limits run, and one that never returns would keep the program from exiting.
     """
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Begin a job."""
+        """Start a job."""
         job: Future[Any] = Future()
 
         def work() -> None:
@@ -95,7 +91,7 @@ class OwnThreads(ThreadPoolExecutor):
                 return
             try:
                 job.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001 - whoever waits for the job is told
+            except BaseException as error:  # noqa: BLE001 - the job's future raises it
                 job.set_exception(error)
 
         threading.Thread(target=work, name="own-thread", daemon=True).start()

@@ -1,20 +1,15 @@
-"""How far copies err together, from their votes on the same questions.
+"""Accuracy, correlation and red flags of the recorded votes.
 
-The intraclass correlation of being right: 0 where each vote errs on its own, 1 where all copies
-are right or wrong as one, which no vote can mend.
-
-The votes that a run holds, and what they tell of its copies: accuracy, correlation, flags.
-
-Whether a vote is right is known where its question is held out and the task can score it. Of other
-questions only the answer that was accepted is known; against it a shared error looks right, so what
-is measured that way says so.
+Whether a vote is right is known where its question is held out and the task can score it. For other
+questions only the accepted answer is known; measured against it a shared error looks right, so such
+measurements say so.
 """
 
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from reflux.agents.errors import UsageError
@@ -25,20 +20,20 @@ from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.store import TraceStore
 
-REPEATS = 1_000
+RESAMPLES = 1_000
 
 
 @dataclass(frozen=True)
 class Votes:
-    """What was measured of the votes of many questions."""
+    """Accuracy and error correlation of the votes on many questions."""
 
     accuracy: float
     """Of one vote."""
     correlation: float
-    """Of two votes on one question being right; below 0 where copies err less together than by
-    chance."""
+    """Intraclass correlation of being right: 0 where votes err independently, 1 where all copies
+    are right or wrong together, which no vote can mend."""
     ci95: tuple[float, float]
-    """Of the correlation: what a bootstrap over questions and the large-sample error both cover."""
+    """Of the correlation: the union of a bootstrap over questions and the large-sample interval."""
     questions: int
     votes: int
     """Of each question."""
@@ -47,11 +42,11 @@ class Votes:
 
 
 def correlation(right: Sequence[Sequence[bool]], seed: int = 0) -> Votes:
-    """Estimate both from the votes of each question, in the order in which they were asked.
+    """Estimate accuracy and correlation from the votes of each question, in order.
 
-    A question has more votes where the first ones disagreed, so later votes are no fair sample:
-    of all questions with two or more, only as many votes count as each of them has. Estimated by
-    analysis of variance (Ridout, Demétrio and Firth 1999, equation 2.1).
+    Questions whose first votes disagree have more votes, so later votes are a biased sample: the
+    estimate uses the smallest number of votes among the questions with two or more. Analysis of
+    variance (Ridout, Demétrio and Firth 1999, equation 2.1).
 
     Raises:
         UsageError: fewer than two questions have two votes.
@@ -66,16 +61,16 @@ def correlation(right: Sequence[Sequence[bool]], seed: int = 0) -> Votes:
     counts = [sum(votes[:size]) for votes in usable]
     draw = random.Random(seed)
     estimates = sorted(
-        _intraclass(draw.choices(counts, k=len(counts)), size) for _ in range(REPEATS)
+        _intraclass(draw.choices(counts, k=len(counts)), size) for _ in range(RESAMPLES)
     )
-    found = _intraclass(counts, size)
-    half = 1.96 * _standard_error(found, size, len(counts))
-    # Where no two votes were wrong together, no bootstrap ever sees that they may be.
-    low = min(estimates[int(0.025 * REPEATS)], found - half)
-    high = max(estimates[int(0.975 * REPEATS) - 1], found + half)
+    estimate = _intraclass(counts, size)
+    half = 1.96 * _standard_error(estimate, size, len(counts))
+    # The bootstrap alone is too narrow where no two votes were wrong together.
+    low = min(estimates[int(0.025 * RESAMPLES)], estimate - half)
+    high = max(estimates[int(0.975 * RESAMPLES) - 1], estimate + half)
     return Votes(
         sum(counts) / (size * len(counts)),
-        found,
+        estimate,
         (max(-1.0, low), min(1.0, high)),
         len(counts),
         size,
@@ -88,31 +83,31 @@ def _intraclass(counts: Sequence[int], size: int) -> float:
     n = len(counts)
     mean = sum(counts) / (n * size)
     between = sum((count / size - mean) ** 2 for count in counts) * size / (n - 1)
-    check_range = sum(count * (1 - count / size) for count in counts) / (n * (size - 1))
-    whole = between + (size - 1) * check_range
-    return (between - check_range) / whole if whole else 0.0
+    within = sum(count * (1 - count / size) for count in counts) / (n * (size - 1))
+    whole = between + (size - 1) * within
+    return (between - within) / whole if whole else 0.0
 
 
-def _standard_error(found: float, size: int, n: int) -> float:
+def _standard_error(icc: float, size: int, n: int) -> float:
     """Of an intraclass correlation of `n` questions (Fisher 1925, section 39)."""
-    spread = (1 - found) * (1 + (size - 1) * found)
+    spread = (1 - icc) * (1 + (size - 1) * icc)
     return abs(spread) * (2 / (size * (size - 1) * (n - 1))) ** 0.5
 
 
 Right = Callable[[str, str], bool | None]
-"""Of a question and a raw reply: is it right? None where nobody may know."""
+"""(question, raw reply) → right; None where that is unknown."""
 
 
 @dataclass(frozen=True)
 class VotedQuestion:
-    """A question that copies of X answered, and all their replies, in the order of the votes."""
+    """A question that copies of the agent answered, with their replies in the order of votes."""
 
     question: str
     root: str
-    """Id of the question at the root of its tree."""
+    """Id of the root question."""
     path: str
     answer: str | None
-    """The one that was chosen."""
+    """The chosen one."""
     replies: tuple[Completion, ...]
 
 
@@ -136,22 +131,22 @@ WHERE j.kind = 'leaf' AND (:system IS NULL OR q.system = :system)
 def voted_questions(
     store: TraceStore, system: str | None = None, split: str | None = None
 ) -> Iterator[VotedQuestion]:
-    """Every question that copies answered, those of one system and split where they are named; no
-    revision, whose replies are those of the trajectory that it revises."""
+    """Every question that copies answered, of one system and split where they are named. Revisions
+    are left out, because they share replies with the trajectory that they revise."""
     where = {"system": system, "split": split}
     replies: dict[tuple[str, str, tuple[int, int]], dict[int, Completion]] = {}
     for row in store.select(VOTES, where):
-        place = row["question"], row["path"], (row["step"], row["attempt"])
-        # Of a conversation with tools the last reply is the vote.
-        replies.setdefault(place, {})[row["vote"]] = Completion(
+        node = row["question"], row["path"], (row["step"], row["attempt"])
+        # The last reply of a conversation with tools is the vote.
+        replies.setdefault(node, {})[row["vote"]] = Completion(
             row["completion"],
             row["prompt_tokens"],
             row["completion_tokens"],
             finish_reason=row["finish_reason"],
         )
     for row in store.select(LEAVES, where):
-        place = row["question"], row["path"], node_of_key(row["key"])
-        if (votes := replies.pop(place, None)) is not None:
+        node = row["question"], row["path"], node_of_key(row["key"])
+        if (votes := replies.pop(node, None)) is not None:
             detail: dict[str, Any] = json.loads(row["detail"])
             yield VotedQuestion(
                 detail["question"], row["question"], row["path"], detail["answer"],
@@ -160,7 +155,7 @@ def voted_questions(
 
 
 def by_task(task: Task) -> Right:
-    """The task's own score, of held-out questions alone."""
+    """The task's own score, for held-out questions only."""
 
     def right(question: str, reply: str) -> bool | None:
         if not is_held_out(task, question):
@@ -174,7 +169,7 @@ def by_task(task: Task) -> Right:
 
 
 def by_acceptance(voted: Sequence[VotedQuestion], normalise: Callable[[str], str]) -> Right:
-    """Agreement with the answer that was accepted: shared errors pass for right."""
+    """Agreement with the accepted answer: shared errors count as right."""
     accepted = {one.question: one.answer for one in voted if one.answer is not None}
 
     def right(question: str, reply: str) -> bool | None:
@@ -186,40 +181,40 @@ def by_acceptance(voted: Sequence[VotedQuestion], normalise: Callable[[str], str
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one vote."""
+    """Figures of one vote."""
 
     accuracy: float
     ci95: tuple[float, float]
     questions: int
-    """Whose first vote was marked."""
+    """Questions whose first vote could be scored."""
     steps: float
-    """Questions that copies answered in one tree, on average."""
+    """Mean number of questions that copies answered in one tree."""
     tokens: float
     """Of one vote, prompt and completion."""
     marked: tuple[tuple[bool, ...], ...]
-    """Of each question, the votes in order: right or not."""
+    """Whether each vote of each question is right, in order."""
     wrong_answers: float
     """Share of the questions whose chosen answer is wrong."""
 
 
 def measure(voted: Sequence[VotedQuestion], right: Right) -> Measured | None:
-    """Accuracy of a first vote, and the rest; None where no vote could be marked.
+    """Figures of first votes; None where no vote could be scored.
 
-    First votes alone are a fair sample: a question has more where they left doubt.
+    First votes alone are an unbiased sample: doubtful questions have more votes.
     """
     marked: list[tuple[bool, ...]] = []
     wrong = 0
-    for one in voted:
-        marks = [right(one.question, reply.text) for reply in one.replies]
-        if any(mark is None for mark in marks) or not marks:
+    for question in voted:
+        scores = [right(question.question, reply.text) for reply in question.replies]
+        if any(score is None for score in scores) or not scores:
             continue
-        marked.append(tuple(bool(mark) for mark in marks))
-        wrong += one.answer is None or not right(one.question, one.answer)
+        marked.append(tuple(bool(score) for score in scores))
+        wrong += question.answer is None or not right(question.question, question.answer)
     if not marked:
         return None
-    first = sum(marks[0] for marks in marked)
-    roots = Counter(one.root for one in voted)
-    tokens = [reply.tokens for one in voted for reply in one.replies]
+    first = sum(scores[0] for scores in marked)
+    roots = Counter(question.root for question in voted)
+    tokens = [reply.tokens for question in voted for reply in question.replies]
     return Measured(
         first / len(marked),
         wilson(first, len(marked)),
@@ -233,47 +228,36 @@ def measure(voted: Sequence[VotedQuestion], right: Right) -> Measured | None:
 
 @dataclass(frozen=True)
 class FlagEffect:
-    """What one rule does to the votes of a log."""
+    """The effect of one red-flag rule on the recorded votes."""
 
     rule: str
     flagged: int
     accuracy_flagged: float | None
-    """Of the votes that it discards; None where it discards none."""
+    """Of the votes that the rule discards; None without any."""
     accuracy_kept: float | None
     n: int
-    """Votes that could be marked."""
+    """Votes that could be scored."""
 
 
 def flag_effects(
     voted: Sequence[VotedQuestion], flags: RedFlags, right: Right
 ) -> Sequence[FlagEffect]:
-    """Each rule by itself: it pays where it discards what is wrong more often than the rest."""
+    """The effect of each rule alone: it helps if it discards wrong votes more often than others."""
     effects: list[FlagEffect] = []
-    for rule, alone in _rules(flags).items():
-        marks: dict[bool, list[bool]] = {True: [], False: []}
-        for one in voted:
-            for reply in one.replies:
-                mark = right(one.question, reply.text)
-                if mark is not None:
-                    marks[alone.of(reply) != ""].append(mark)
-        effects.append(
-            FlagEffect(
-                rule,
-                len(marks[True]),
-                _share(marks[True]),
-                _share(marks[False]),
-                len(marks[True]) + len(marks[False]),
-            )
-        )
+    for name, value in vars(flags).items():
+        if value == getattr(RedFlags(), name):
+            continue
+        rule = RedFlags(**{name: value})
+        scores: dict[bool, list[bool]] = {True: [], False: []}
+        for question in voted:
+            for reply in question.replies:
+                if (score := right(question.question, reply.text)) is not None:
+                    scores[rule.of(reply) != ""].append(score)
+        flagged, kept = scores[True], scores[False]
+        n = len(flagged) + len(kept)
+        effects.append(FlagEffect(name, len(flagged), _share(flagged), _share(kept), n))
     return effects
 
 
-def _rules(flags: RedFlags) -> Mapping[str, RedFlags]:
-    """Each rule that is set, alone."""
-    none = RedFlags()
-    names = [name for name in vars(flags) if getattr(flags, name) != getattr(none, name)]
-    return {name: replace(none, **{name: getattr(flags, name)}) for name in names}
-
-
-def _share(marks: Sequence[bool]) -> float | None:
-    return sum(marks) / len(marks) if marks else None
+def _share(scores: Sequence[bool]) -> float | None:
+    return sum(scores) / len(scores) if scores else None

@@ -1,17 +1,16 @@
-"""The tables of a trace file, its indexes, and what older files lack of them.
-
-What an SQLite file that fails means to a user: no space, no access, another process, damage.
-"""
+"""SQLite of trace files: tables, read-only connections, the writer thread, and error messages."""
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from reflux.agents.errors import NO_ACCESS, NO_SPACE, RefluxError, UsageError
+from reflux.agents.errors import NO_ACCESS, NO_SPACE, RefluxError, ReplayError, UsageError
 
 SCHEMA_VERSION = 1
 
@@ -42,22 +41,22 @@ CREATE TABLE IF NOT EXISTS links (
 CREATE INDEX IF NOT EXISTS judged ON judgements (question, path, kind);
 """
 LATER_COLUMNS = {"calls": "tool_calls", "questions": "revises"}
-"""Columns that a file of an earlier Reflux lacks, whose writer never misses them."""
+"""Columns that files of earlier versions lack."""
 DISPUTED = (
     "kind IN ('leaf', 'outcome') AND (detail ->> 'status' = 'rejected'"
     " OR json_array_length(detail, '$.tally') > 1 OR detail ->> 'disagreement' > 0)"
 )
-"""SQL: of a judgement, that copies, experts or a check did not agree with its answer."""
+"""SQL: copies, experts or a check disagree with the answer of a judgement."""
 HOW_IT_ENDED = "kind IN ('outcome', 'leaf') ORDER BY kind = 'outcome' DESC, id DESC LIMIT 1"
-"""SQL: of the judgements of one node, the one that says how it ended."""
+"""SQL: of the judgements of one node, the one that states how it ended."""
 ROOT_ENDED = f"(SELECT id FROM judgements WHERE question = q.id AND path = '' AND {HOW_IT_ENDED})"  # noqa: S608
-"""SQL: its id, for the root `q` of `questions`."""
+"""SQL: id of the judgement that states how the root `q` of `questions` ended."""
 NODE_ENDED = f"SELECT detail FROM judgements WHERE question=? AND path=? AND {HOW_IT_ENDED}"  # noqa: S608
 STOPPED = (
     "EXISTS (SELECT 1 FROM judgements s"
     " WHERE s.question = q.id AND s.path = '' AND s.kind = 'stopped')"
 )
-"""SQL: of the root `q`, that it was stopped at some time; see `reflux.graphs.traces.review`."""
+"""SQL: the root `q` was stopped before its end; see `reflux.graphs.traces.review`."""
 BY_HUMANS = "kind IN ('verdict', 'override')"
 INDEXES = f"""
 CREATE INDEX IF NOT EXISTS revised ON questions (revises) WHERE revises IS NOT NULL;
@@ -65,7 +64,8 @@ CREATE INDEX IF NOT EXISTS deferred ON judgements (id) WHERE kind = 'deferred';
 CREATE INDEX IF NOT EXISTS disputed ON judgements (id) WHERE {DISPUTED};
 CREATE INDEX IF NOT EXISTS reviewed ON judgements (question, path) WHERE {BY_HUMANS};
 """
-
+BATCH = 512
+"""Maximum rows of one commit."""
 
 T = TypeVar("T")
 FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -75,19 +75,21 @@ RESTORE = "restore it, or name another --run"
 
 
 def from_sqlite_error(path: Path, error: sqlite3.Error, damaged: str = RESTORE) -> RefluxError:
-    """The error to raise; `damaged` is the remedy where the file is no whole database."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # The rest of it is a finer cause.
+    """The error to raise; `damaged` is the remedy for a damaged database."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # Higher bits are a finer cause.
     if code in FULL:
         return RefluxError(f"{path} cannot be written: {error}; {NO_SPACE}")
     if code in CLOSED:
         return UsageError(f"{path} cannot be opened: {error}; {NO_ACCESS}")
     if code in BUSY:
-        return RefluxError(f"another process holds {path}: {error}; wait for it, then go on")
+        return RefluxError(
+            f"another process holds {path}: {error}; wait for it to end, then repeat the command"
+        )
     return UsageError(f"{path} is not a whole database: {error}; {damaged}")
 
 
 class Rows(Protocol):
-    """Where rows are read from: the store itself, or a `Reader`."""
+    """A source of rows: the store itself, or a `Reader`."""
 
     def select(
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
@@ -98,7 +100,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Reader:
-    """Rows of a connection of one's own (`reading`), so that a thread can read much."""
+    """Rows of a separate connection (`reading`), for long reads in a thread."""
 
     database: sqlite3.Connection
 
@@ -111,10 +113,10 @@ class Reader:
 
 @contextmanager
 def reading(path: Path) -> Generator[sqlite3.Connection]:
-    """A connection that only reads, for the length of a block: of a thread of its own, if need be.
+    """A read-only connection for the length of a block, in any thread.
 
     Raises:
-        UsageError: the file is damaged, or not to be read.
+        UsageError: the file is damaged or unreadable.
     """
     try:
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
@@ -130,14 +132,111 @@ def reading(path: Path) -> Generator[sqlite3.Connection]:
 
 
 async def read_apart(path: Path, read: Callable[[Rows], T]) -> T:
-    """What `read` makes of the rows, in a thread: what reads much keeps no other answer waiting.
+    """The result of `read`, run in a thread so that long reads don't block the event loop.
 
     Raises:
-        UsageError: the file is damaged, or not to be read.
+        UsageError: the file is damaged or unreadable.
     """
 
-    def there() -> T:
+    def run() -> T:
         with reading(path) as database:
             return read(Reader(database))
 
-    return await asyncio.to_thread(there)
+    return await asyncio.to_thread(run)
+
+
+class Writer:
+    """A thread that writes rows in order, many to a commit; `put` returns after the commit."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        """The thread takes over the `connection`; `path` is for error messages."""
+        self._path = path
+        self._queue: SimpleQueue[_Row | None] = SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._write, args=(connection,), name="trace-writer", daemon=True
+        )
+        self._thread.start()
+
+    async def put(self, sql: str, values: Sequence[Any]) -> None:
+        """Execute a statement; returns after its commit.
+
+        Raises:
+            ReplayError: a row with this key exists.
+            UsageError: SQLite cannot hold the values, or the file is damaged.
+            RefluxError: the disk is full, or another process holds the file.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put(_Row(sql, values, done))
+        await done
+
+    def close(self) -> None:
+        """Write what is queued, and end."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _write(self, connection: sqlite3.Connection) -> None:
+        row = self._queue.get()
+        while row is not None:
+            batch = [row]
+            while len(batch) < BATCH and not self._queue.empty():
+                if (row := self._queue.get()) is None:
+                    break
+                batch.append(row)
+            self._commit(connection, batch)
+            row = row and self._queue.get()
+        connection.close()
+
+    def _commit(self, connection: sqlite3.Connection, batch: Sequence["_Row"]) -> None:
+        """Insert a batch and commit it; a row that fails doesn't affect the others."""
+        failures: dict[int, Exception] = {}
+
+        def roll_back(count: int, error: sqlite3.Error) -> None:
+            connection.rollback()
+            for index in range(count):
+                failures.setdefault(index, from_sqlite_error(self._path, error))
+
+        for index, row in enumerate(batch):
+            try:
+                connection.execute(row.sql, row.values)
+            except sqlite3.IntegrityError as error:
+                failures[index] = ReplayError(
+                    f"a row with this key is already recorded ({error}): another process works on "
+                    "the same questions in this folder; wait for it, then repeat the command"
+                )
+            except sqlite3.Error as error:
+                # SQLite may have rolled back by itself, so the rows before this one are lost, too.
+                roll_back(index + 1, error)
+            except (ValueError, OverflowError) as error:
+                failures[index] = UsageError(f"a row that SQLite cannot hold: {error}")
+        try:
+            connection.commit()
+        except sqlite3.Error as error:
+            roll_back(len(batch), error)
+        _resolve_all(batch, failures)
+
+
+class _Row(NamedTuple):
+    sql: str
+    values: Sequence[Any]
+    done: asyncio.Future[None]
+
+
+def _resolve_all(batch: Sequence[_Row], failures: Mapping[int, Exception]) -> None:
+    """Resolve the futures, with one wake-up for each event loop: waking one is expensive."""
+    results: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], Exception | None]]]
+    results = {}
+    for index, row in enumerate(batch):
+        results.setdefault(row.done.get_loop(), []).append((row.done, failures.get(index)))
+    for loop, pairs in results.items():
+        with suppress(RuntimeError):  # The loop is closed: nothing waits any more.
+            loop.call_soon_threadsafe(_resolve, pairs)
+
+
+def _resolve(pairs: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
+    for done, error in pairs:
+        if done.cancelled():
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)

@@ -1,7 +1,7 @@
-"""Events of the growing tree: what the commands, the server and the page live on.
+"""Events of a growing tree, for the commands, the server and the web page.
 
-They leave by the graph's stream of mode `custom`, or go to `AmplifyContext.emit`. Each is a plain
-JSON object with `event` and `path`; a listener that does not know a kind can leave it out.
+The graph sends them by its stream of mode `custom`, or to `AmplifyContext.emit`. Each is a plain
+JSON object with `event` and `path`; listeners ignore kinds that they don't know.
 """
 
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 
 class Asked(TypedDict):
-    """A sub-question is on its way."""
+    """A sub-question is asked."""
 
     event: Literal["asked"]
     path: str
     question: str
     to: str
-    """Who is to answer; see `reflux.agents.types.SubQuestion.to`."""
+    """The recipient; see `reflux.agents.types.SubQuestion.to`."""
 
 
 class Stepped(TypedDict):
-    """H has taken a step."""
+    """The overseer took a step."""
 
     event: Literal["step"]
     path: str
@@ -28,7 +28,7 @@ class Stepped(TypedDict):
 
 
 class Called(TypedDict):
-    """A model has replied."""
+    """A model replied."""
 
     event: Literal["called"]
     path: str
@@ -39,11 +39,11 @@ class Called(TypedDict):
     cached: bool
     seconds: float
     left: dict[str, float]
-    """Of each limit of the purse that there is: seconds, money, the run's calls and tokens."""
+    """What is left of each spend limit: seconds, money, calls and tokens of the run."""
 
 
 class ToolCalled(TypedDict):
-    """A tool is asked, by a copy or by H."""
+    """A copy or the overseer calls a tool."""
 
     event: Literal["tool"]
     path: str
@@ -52,7 +52,7 @@ class ToolCalled(TypedDict):
 
 
 class Retried(TypedDict):
-    """A check has failed, and another attempt begins."""
+    """A check failed, and another attempt begins."""
 
     event: Literal["retry"]
     path: str

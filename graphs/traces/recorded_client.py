@@ -1,9 +1,7 @@
-"""Replies and steps as rows of the call log, and back.
+"""Model and tool calls that are replayed from the call log, or made and then committed to it.
 
-Model calls on the record: each is replayed from the log, or made and then committed.
-
-The call log is the one way to resume: the same key with the same request replays the recorded
-answer, another request under the same key is an error.
+The call log is the one way to resume: a recorded key with the same request replays its reply, and
+with another request is an error.
 """
 
 import asyncio
@@ -16,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reflux.agents.clients.streaming import Pieces, in_one_piece, stream_of
+from reflux.agents.clients.chat_protocol import Pieces, in_one_piece, stream_of
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.redaction import redact
 from reflux.agents.tools.protocol import ToolReply
@@ -34,7 +32,7 @@ from reflux.agents.types import (
 )
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import CallKey, TraceStore
-from reflux.graphs.traces.telemetry import NO_SPANS, Spans, own_spans
+from reflux.graphs.traces.telemetry import NO_SPANS, Spans, process_spans
 
 FAILED = ("error", "refused")
 """How the `finish_reason` of a call begins that failed at its endpoint."""
@@ -72,12 +70,12 @@ def row_of(reply: Completion) -> dict[str, object]:
 
 
 def tool_reply_of(row: sqlite3.Row) -> ToolReply:
-    """A tool's recorded work as the reply that it was, without secrets."""
+    """A tool's reply from its row."""
     return ToolReply(row["completion"], row["finish_reason"] != "refused")
 
 
 def completion_of(row: sqlite3.Row) -> Completion:
-    """A recorded call as the completion it was."""
+    """A model's reply from its row."""
     logprobs: list[tuple[str, float, list[tuple[str, float]]]] = json.loads(row["logprobs"] or "[]")
     return Completion(
         text=row["completion"],
@@ -157,11 +155,11 @@ class RecordedClient:
         """`spans` are those of the environment where None.
 
         Raises:
-            MissingError, UsageError: see `reflux.graphs.traces.telemetry.spans_of`.
+            MissingError, UsageError: see `reflux.graphs.traces.telemetry.spans_from_env`.
         """
         self.client = client
         self.store = store
-        self.spans = own_spans() if spans is None else spans
+        self.spans = process_spans() if spans is None else spans
 
     async def ask(self, key: CallKey, request: ChatRequest) -> Completion:
         """Answer one request under its key.
@@ -293,39 +291,40 @@ class RecordedClient:
     async def tool(
         self, key: CallKey, name: str, arguments: str, work: Callable[[], Awaitable[ToolReply]]
     ) -> ToolReply:
-        """Have a tool do its work, once: what it replied is recorded, and replayed.
+        """Call a tool once: its reply is recorded, and replayed afterwards.
 
         Raises:
-            ReplayError: the log holds another wish under this key.
+            ReplayError: the log holds a call with other arguments under this key.
         """
         arguments = redact(arguments)
         digest = hashlib.sha256(json.dumps([name, arguments]).encode()).hexdigest()[:32]
-        if (known := self._told(key, digest, name, arguments)) is not None:
-            return known
-        begun = time.perf_counter()
+        if (recorded := self._recorded_tool(key, digest, name, arguments)) is not None:
+            return recorded
+        start = time.perf_counter()
         if (row := self._earlier(key, digest)) is not None:
-            said = tool_reply_of(row)
+            reply = tool_reply_of(row)
         else:
             with self.spans.tool(key, name, arguments) as span:
-                said = await work()
-                said = ToolReply(redact(said.text), said.ok)
-                span.said(said)
-        done = Completion(
-            said.text,
-            seconds=time.perf_counter() - begun,
-            finish_reason="stop" if said.ok else "refused",
+                reply = await work()
+                reply = ToolReply(redact(reply.text), reply.ok)
+                span.tool_replied(reply)
+        completion = Completion(
+            reply.text,
+            seconds=time.perf_counter() - start,
+            finish_reason="stop" if reply.ok else "refused",
         )
-        made = {"kind": "tool", "model": name, "request_digest": digest, "messages": arguments}
+        columns = {"kind": "tool", "model": name, "request_digest": digest, "messages": arguments}
         try:
-            await self.store.add_call(key, made | row_of(done))
-        except ReplayError:  # As for a model's call: another process was the first.
-            if (known := self._told(key, digest, name, arguments)) is None:
+            await self.store.add_call(key, columns | row_of(completion))
+        except ReplayError:  # Another process was first, as in `_replied`.
+            if (recorded := self._recorded_tool(key, digest, name, arguments)) is None:
                 raise
-            return known
-        return said
+            return recorded
+        return reply
 
-    def _told(self, key: CallKey, digest: str, name: str, arguments: str) -> ToolReply | None:
-        """What the log holds of a tool's reply."""
+    def _recorded_tool(
+        self, key: CallKey, digest: str, name: str, arguments: str
+    ) -> ToolReply | None:
         if (row := self.store.find_call(key)) is None:
             return None
         if row["request_digest"] != digest:
@@ -346,7 +345,7 @@ class RecordedClient:
         return completion_of(row)
 
     def _before(self, key: CallKey, digest: str) -> Completion | None:
-        """What an earlier revision of this trajectory was replied to the same request, there."""
+        """The reply to the same request in an earlier revision of this trajectory."""
         if (row := self._earlier(key, digest)) is None:
             return None
         return replace(completion_of(row), cached=True, seconds=0.0, retries=())
@@ -359,34 +358,33 @@ class RecordedClient:
         return None
 
     def human_step(self, key: CallKey, shown: str) -> Mapping[str, Any] | None:
-        """The step that a person took here, as JSON, or took in an earlier revision where the
-        digest of what was `shown` is the same; None where nobody has yet."""
+        """A human's step under this key as JSON, also that of an earlier revision where the digest
+        of the form that was `shown` is the same."""
         row = self.store.find_call(key) or self._earlier(key, shown)
         return json.loads(row["completion"]) if row else None
 
     async def step(self, key: CallKey, overseer: str, step: Step, shown: str | None = None) -> Step:
-        """Record a step that H took without a model, and return it as recorded: redacted.
+        """Record a step that the overseer took without a model, and return it redacted.
 
-        It costs no call. `shown` is the digest of what a person saw.
+        `shown` is the digest of the form that a human saw.
 
         Raises:
-            ReplayError: on replay H took another step.
+            ReplayError: the log holds another step.
         """
         step = redacted_step(step)
         text = json.dumps(step_to_json(step))
         if self._taken(key, overseer, text):
             return step
-        taken = {"kind": "script", "model": overseer, "request_digest": shown}
-        taken |= row_of(Completion(text))
+        columns = {"kind": "script", "model": overseer, "request_digest": shown}
         try:
-            await self.store.add_call(key, taken)
+            await self.store.add_call(key, columns | row_of(Completion(text)))
         except ReplayError:
             if not self._taken(key, overseer, text):
                 raise
         return step
 
     def _taken(self, key: CallKey, overseer: str, text: str) -> bool:
-        """True where the log holds this very step."""
+        """True where the log holds this step."""
         if (row := self.store.find_call(key)) is None:
             return False
         if row["completion"] != text:

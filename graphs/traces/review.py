@@ -1,15 +1,8 @@
-"""The review queue: what waits for a person, what is in dispute, and a random sample of the rest.
+"""The review queue: nodes that wait for a human, disputed nodes, and a random sample of the rest.
 
-An item is a node of a trajectory's newest revision. It leaves the queue with a person's verdict,
-which is a judgement like any other: nothing is rewritten, and a later verdict takes its place.
-Held-out questions and canaries are not queued: no row is made of them.
-
-What persons say of nodes: verdicts, comments, and what follows from them for training.
-
-Answers that were stopped before their end: whoever had asked left, or interrupted.
-
-A stop is a mark beside what was recorded, not an end: what goes on later, from its checkpoint or
-with a person's word, ends as anything does. A killed process leaves no mark.
+An item is a node of a trajectory's newest revision. A human's verdict removes it from the queue; a
+verdict is a judgement, and a later one replaces it. Held-out questions and canaries are not queued,
+because no row is made of them.
 """
 
 import asyncio
@@ -28,21 +21,21 @@ from reflux.graphs.traces.tree import find_question, held
 
 Why = Literal["escalated", "disputed", "audit"]
 WHYS: tuple[Why, ...] = ("escalated", "disputed", "audit")
-AUDITED = 100
-"""One judgement in so many is drawn for an audit."""
-LOOKED_AT = 20_000
-"""Most judgements that one page of the queue looks at, so that a page costs the same in any run."""
+AUDIT_BLOCK = 100
+"""One of this many judgements is drawn for an audit."""
+MAX_SCANNED = 20_000
+"""Maximum judgements that one page of the queue scans, so that its cost is bounded."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A node that a person is to judge."""
+    """A node for a human to judge."""
 
     trajectory: str
     path: str
     why: Why
     reason: str
-    """In words: how the votes were split, what was refused, who is waited for."""
+    """In words: how the votes are split, what was rejected."""
     question: str
     answer: str | None
     status: str
@@ -50,16 +43,16 @@ class Item:
     round: int
     system: str
     at: int
-    """Its place: a page begins `before` it."""
+    """Its position in the queue: a page begins `before` it."""
     form: dict[str, Any] | None = None
-    """What a person is shown, where one is waited for; see `reflux.agents.types.Defer`."""
+    """The form to show where the node waits; see `reflux.agents.types.Defer`."""
     step: int = 0
     attempt: int = 0
-    """Of H, where it waits."""
+    """Of the overseer, where the node waits."""
 
     @property
     def id(self) -> str:
-        """What the commands call it."""
+        """The name that commands take."""
         return f"{self.trajectory}{self.path}"
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +61,7 @@ class Item:
 
 
 AGAIN = "(kind = 'override' AND v.detail ->> 'answer' IS NULL)"
-"""SQL: that a person had a node asked again, which says nothing of what came of it."""
+"""SQL: a human had a node asked again, which is no verdict on its new answer."""
 FIRST = "substr(j.question, 1, instr(j.question || '~', '~') - 1)"
 ITEMS = """
 SELECT j.id AS at, j.question AS trajectory, j.path, j.kind, j.ok, j.detail,
@@ -84,7 +77,7 @@ WHERE {{which}} AND q.split NOT IN ('held_out', 'canary') AND {NEWEST}
       OR (v.question = {FIRST} OR instr(v.question, {FIRST} || '~') = 1)
         AND v.detail ->> 'answer' IS j.detail ->> 'answer'))
 """  # noqa: S608 - every part is a constant of ours
-"""A verdict holds in later revisions, too, as long as the node's answer is the same."""
+"""A verdict holds in later revisions while the node's answer stays the same."""
 WAITING = """
 j.kind = 'deferred' AND NOT EXISTS (SELECT 1 FROM calls c
   WHERE c.question = j.question AND c.path = j.path AND c.role = 'overseer'
@@ -93,17 +86,17 @@ j.kind = 'deferred' AND NOT EXISTS (SELECT 1 FROM calls c
 IN_DISPUTE = DISPUTED.replace("kind", "j.kind").replace("detail", "j.detail")
 WINDOW = f"""
 SELECT min(id) FROM (SELECT id FROM judgements INDEXED BY {{index}} WHERE {{which}}
-  AND id < :before ORDER BY id DESC LIMIT {LOOKED_AT})
+  AND id < :before ORDER BY id DESC LIMIT {MAX_SCANNED})
 """  # noqa: S608
 
 
 def page(
     store: Rows, why: Why, limit: int = 20, before: int | None = None
 ) -> tuple[list[Item], int | None]:
-    """(items of one kind, the newest first; where the next page begins, None at the end).
+    """(items of one kind, newest first; where the next page begins, None at the end).
 
-    A page may hold fewer than `limit` items and not be the last: it looks at no more than
-    `LOOKED_AT` judgements.
+    A page that isn't the last may hold fewer than `limit` items: it scans at most `MAX_SCANNED`
+    judgements.
     """
     start = 2**62 if before is None else before
     if why == "audit":
@@ -130,13 +123,13 @@ def page(
 
 
 def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> list[Item]:
-    """The first items of all kinds: those that wait, those in dispute, those drawn by chance."""
+    """The first items of all kinds: waiting, disputed, audited."""
     items: dict[str, Item] = {}
     for why in whys:
         start: int | None = None
         while len(items) < limit:
-            found, start = page(store, why, limit - len(items), start)
-            for item in found:
+            batch, start = page(store, why, limit - len(items), start)
+            for item in batch:
                 items.setdefault(item.id, item)
             if start is None:
                 break
@@ -149,7 +142,7 @@ def _more(store: Rows, bare: str, index: str, first: int) -> bool:
 
 
 def _audit(store: Rows, limit: int, start: int) -> tuple[list[Item], int | None]:
-    """Judgements whose number is drawn: one in each block, the same whenever it is asked."""
+    """One judgement of each block, the same at every call."""
     (row,) = store.select("SELECT max(id) FROM judgements")
     last = min(start - 1, row[0] or 0)
     sql = QUEUED.format(
@@ -157,20 +150,21 @@ def _audit(store: Rows, limit: int, start: int) -> tuple[list[Item], int | None]
     )
     sql += " AND j.ok = 1 AND j.id IN (SELECT value FROM json_each(?)) ORDER BY j.id DESC"
     items: list[Item] = []
-    for block in range(last // AUDITED, -1, -limit):
-        drawn = [at for b in range(block, max(-1, block - limit), -1) if (at := _drawn(b)) <= last]
-        for row in store.select(sql, (json.dumps(drawn),)):
+    for block in range(last // AUDIT_BLOCK, -1, -limit):
+        blocks = range(block, max(-1, block - limit), -1)
+        ids = [id for id in map(_drawn, blocks) if id <= last]
+        for row in store.select(sql, (json.dumps(ids),)):
             items.append(_item(row, "audit"))
             if len(items) == limit:
                 return items, items[-1].at
-        if (last // AUDITED - block) * AUDITED > LOOKED_AT * 10:
-            return items, max(0, block - limit) * AUDITED
+        if (last // AUDIT_BLOCK - block) * AUDIT_BLOCK > MAX_SCANNED * 10:
+            return items, max(0, block - limit) * AUDIT_BLOCK
     return items, None
 
 
 def _drawn(block: int) -> int:
-    """A number of the block, which looks drawn and is the same on every machine (Knuth 6.4)."""
-    return block * AUDITED + (block * 2_654_435_761 % 2**32 >> 8) % AUDITED
+    """A pseudo-random id of a block, the same on every machine (Knuth 6.4)."""
+    return block * AUDIT_BLOCK + (block * 2_654_435_761 % 2**32 >> 8) % AUDIT_BLOCK
 
 
 def _item(row: Any, why: Why) -> Item:
@@ -197,40 +191,40 @@ def _item(row: Any, why: Why) -> Item:
 
 def _reason(detail: dict[str, Any], why: Why) -> str:
     if why == "escalated":
-        return "a person is waited for"
+        return "waiting for human input"
     if why == "audit":
-        return "drawn by chance"
-    said: list[str] = []
+        return "random audit"
+    reasons: list[str] = []
     if detail["status"] == "rejected":
-        said.append(detail.get("error") or "no answer passed the check")
+        reasons.append(detail.get("error") or "no answer passed the check")
     if len(tally := detail.get("tally", ())) > 1:
-        cast = sum(weight for _, weight in tally)
-        said.append(f"votes are split, {tally[0][1] / cast:.0%} for the first")
+        total = sum(weight for _, weight in tally)
+        reasons.append(f"votes are split, {tally[0][1] / total:.0%} for the first")
     if detail.get("disagreement"):
-        said.append(f"experts disagree, {detail['disagreement']:.0%} with the first")
-    return "; ".join(said)
+        reasons.append(f"experts disagree, {detail['disagreement']:.0%} with the first")
+    return "; ".join(reasons)
 
 
 def state_of(store: TraceStore, item: Item) -> tuple[object, ...]:
-    """What a judgement of an item rests on: where it is another than when the item was shown,
-    somebody else was first, or what is asked has another answer.
+    """The state that a judgement of an item rests on. Where it differs from the state in which the
+    item was shown, another human judged the item or its answer changed.
 
     Raises:
-        UsageError: the node is not there any more.
+        UsageError: the node no longer exists.
     """
     first = first_of(item.trajectory)
     now = find_item(store, f"{first}{item.path}")
-    said = store.select(
+    judgements = store.select(
         f"SELECT max(id) FROM judgements WHERE {BY_HUMANS} AND path = :path"  # noqa: S608
         " AND (question = :first OR question > :first || '~' AND question < :first || '~~')",
         {"path": item.path, "first": first},
     )
-    return now.trajectory, now.answer, now.status, now.why == "escalated", next(said)[0]
+    return now.trajectory, now.answer, now.status, now.why == "escalated", next(judgements)[0]
 
 
 def find_item(store: Rows, id: str) -> Item:
-    """The item of an id, `TRAJECTORY/PATH`, whether it is in the queue or not; in the newest
-    revision where none is named.
+    """The item of an id, `TRAJECTORY/PATH`, in the queue or not; of the newest revision unless the
+    id names one.
 
     Raises:
         UsageError: there is no such node.
@@ -244,16 +238,16 @@ def find_item(store: Rows, id: str) -> Item:
     if row is not None:
         return _item(row, "escalated")
     _, node = held(store, trajectory, path)
-    (asked,) = store.select("SELECT run, round, system FROM questions WHERE id=?", (trajectory,))
+    (root,) = store.select("SELECT run, round, system FROM questions WHERE id=?", (trajectory,))
     return Item(
         trajectory, path, "audit", "named", node.question or text, node.answer, node.status,
-        asked["run"] or "", -1 if asked["round"] is None else asked["round"],
-        asked["system"] or "", 0,
+        root["run"] or "", -1 if root["round"] is None else root["round"],
+        root["system"] or "", 0,
     )  # fmt: skip
 
 
 async def judge(store: TraceStore, item: Item, approved: bool, comment: str = "") -> None:
-    """A person's verdict on a node; what a person rejects leaves the training rows."""
+    """Record a human's verdict on a node; a rejected trajectory leaves the training rows."""
     detail = {"answer": item.answer, "comment": redact(comment)}
     await store.add_judgement(
         item.trajectory, item.path, "verdict", approved, detail, author="human"
@@ -261,30 +255,30 @@ async def judge(store: TraceStore, item: Item, approved: bool, comment: str = ""
 
 
 async def remark(store: TraceStore, item: Item, comment: str) -> None:
-    """A person's comment on a node, which stays in the queue.
+    """Record a human's comment on a node, which stays in the queue.
 
     Raises:
-        UsageError: there is nothing in it.
+        UsageError: the comment is empty.
     """
     if not comment.strip():
-        raise UsageError("an empty comment says nothing")
+        raise UsageError("the comment is empty; write at least one character")
     detail = {"comment": redact(comment)}
     await store.add_judgement(item.trajectory, item.path, "comment", None, detail, author="human")
 
 
 def rejected_by_humans(store: TraceStore) -> set[str]:
-    """Trajectories, by their first id, with a node that a person rejected, whose answer is still
-    that one, and which nobody has approved or overridden since."""
-    standing: dict[tuple[str, str], str | None] = {}
+    """First ids of the trajectories with a node whose current answer a human rejected, and which no
+    later verdict or override replaced."""
+    rejected: dict[tuple[str, str], str | None] = {}
     sql = f"SELECT question, path, ok, detail FROM judgements WHERE {BY_HUMANS} ORDER BY id"  # noqa: S608
     for row in store.select(sql):
-        place = first_of(row["question"]), row["path"]
-        standing.pop(place, None)
+        node = first_of(row["question"]), row["path"]
+        rejected.pop(node, None)
         if not row["ok"]:
-            standing[place] = json.loads(row["detail"])["answer"]
+            rejected[node] = json.loads(row["detail"])["answer"]
     return {
         first
-        for (first, path), answer in standing.items()
+        for (first, path), answer in rejected.items()
         if _answer_now(store, first, path, answer) == answer
     }
 
@@ -295,19 +289,22 @@ def _answer_now(store: TraceStore, first: str, path: str, unknown: str | None) -
 
 
 def edited_by_humans(store: TraceStore) -> set[str]:
-    """Trajectories, by their first id, with an answer that a person put in."""
+    """First ids of the trajectories with an answer that a human put in."""
     sql = f"SELECT question FROM judgements WHERE {BY_HUMANS}"  # noqa: S608
     rows = store.select(f"{sql} AND kind = 'override' AND detail ->> 'answer' IS NOT NULL")
     return {first_of(row["question"]) for row in rows}
 
 
-WAITS = f"SELECT EXISTS (SELECT 1 FROM judgements j WHERE j.question = ? AND {WAITING})"  # noqa: S608 - the part is a constant of ours
+WAITS = f"SELECT EXISTS (SELECT 1 FROM judgements j WHERE j.question = ? AND {WAITING})"  # noqa: S608
 
 
 @asynccontextmanager
 async def marked_when_stopped(store: TraceStore, question: str) -> AsyncGenerator[None]:
-    """Answer a root question here: where that is cancelled, the record tells, unless somebody is
-    waited for, who may still reply."""
+    """Record a `stopped` judgement when the block that answers a root question is cancelled.
+
+    A question that waits for a human is left as it is. A stopped question can be resumed, and then
+    ends as any other does. A killed process leaves no judgement.
+    """
     try:
         yield
     except asyncio.CancelledError:

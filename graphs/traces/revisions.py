@@ -1,8 +1,7 @@
-"""Revisions of a trajectory: the same root once more, with a person's word in one of its places.
+"""Revisions of a trajectory: the same root again, with a human's override of one node.
 
-A revision is a root question of its own, `ID~1`, `ID~2`, …, which says what it revises. Its calls
-are its own rows; what is asked as before is taken from the newest revision that holds it, without
-asking anybody. Nothing is rewritten, so every revision can be looked at.
+A revision is a separate root question, `ID~1`, `ID~2`, …, with its own rows in `calls`. A call
+whose request has not changed takes its reply from the newest earlier revision that holds it.
 """
 
 import json
@@ -14,34 +13,34 @@ from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.store import TraceStore
 
 AGAIN = 10_000
-"""Retries are counted on from here where a question is asked again: its seeds are other ones."""
+"""First retry number of a question that is asked again, so that its seeds are new."""
 
 NEWEST = "NOT EXISTS (SELECT 1 FROM questions later WHERE later.revises = q.id)"
-"""SQL: of a row `q` of `questions`, that no later revision has taken its place."""
+"""SQL: no later revision replaces the row `q` of `questions`."""
 
 
 @dataclass(frozen=True)
 class Override:
-    """What a person put in the place of one node's outcome."""
+    """A human's replacement of one node's outcome."""
 
     question: str
-    """Of the node: where another question stands at its place, this word is not for it."""
+    """Of the node: the override doesn't apply where the node's question has changed."""
     answer: str | None
-    """None: the node is asked again, with other seeds."""
+    """None: ask the node again, with other seeds."""
     again: int = 0
-    """How often it was asked again."""
+    """How often the node was asked again."""
     calls: int = 0
-    """What the node had spent; it stays charged, so the budget of the others stays as it was."""
+    """What the node had spent. It stays charged, so the budgets of the other nodes don't change."""
     tokens: int = 0
 
 
 def first_of(question_id: str) -> str:
-    """The trajectory as it was asked at first."""
+    """The id of the original trajectory."""
     return question_id.partition("~")[0]
 
 
 def number_of(question_id: str) -> int:
-    """The number of a revision; 0 of the trajectory as it was asked."""
+    """The number of a revision; 0 for the original."""
     number = question_id.partition("~")[2]
     return int(number) if number.isdecimal() else 0
 
@@ -52,13 +51,13 @@ def revision(question_id: str, number: int) -> str:
 
 
 def before(question_id: str) -> Iterator[str]:
-    """The revisions before this one, the newest first."""
+    """The revisions before this one, newest first."""
     for number in range(number_of(question_id) - 1, -1, -1):
         yield revision(question_id, number)
 
 
 def newest(store: Rows, question_id: str) -> str:
-    """The newest revision of a trajectory that a word was put into."""
+    """The newest revision of a trajectory whose override is recorded."""
     first = first_of(question_id)
     rows = store.select(
         "SELECT id FROM questions q WHERE id > :first || '~' AND id < :first || '~~' AND EXISTS"
@@ -69,18 +68,18 @@ def newest(store: Rows, question_id: str) -> str:
 
 
 def overrides_of(store: TraceStore, question_id: str) -> dict[str, Override]:
-    """Every person's word that holds in a revision, by path: those of the revisions before, too."""
-    found: dict[str, Override] = {}
+    """The overrides of a revision and of those before it, by path."""
+    overrides: dict[str, Override] = {}
     for id in [*reversed(list(before(question_id))), question_id]:
         for path, detail in overrides_made(store, id):
-            found[path] = override_from(detail)
-    return found
+            overrides[path] = override_from(detail)
+    return overrides
 
 
 def overrides_made(store: TraceStore, question_id: str) -> list[tuple[str, dict[str, Any]]]:
-    """(path, detail) of the word that made this revision; none of the trajectory as it was asked.
+    """(path, detail) of the override that made this revision; none for the original.
 
-    Where two were put in at once, the first has the revision.
+    Of two that were put in at once, the first counts.
     """
     rows = store.select(
         "SELECT path, detail FROM judgements WHERE question = ? AND kind = 'override'"

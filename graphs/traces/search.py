@@ -1,10 +1,7 @@
-"""Trajectories by question, answer, origin and ending: pages of a list of any length.
+"""Search of trajectories by question, answer, origin and status, and the record of one node.
 
-A page costs the same in any store: it reads from the newest backwards, in the order of the rows
-themselves, and looks at no more than `LOOKED_AT` of them. Each reader has a connection of its own,
-so a search blocks neither the writer nor whoever else reads.
-
-All that is recorded of one node: every call with its messages, and every judgement.
+A page of results reads backwards from the newest row and scans at most `MAX_SCANNED` questions, so
+its cost doesn't grow with the store. Each search has its own connection, so it blocks no other.
 """
 
 import json
@@ -20,12 +17,12 @@ from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
 from reflux.graphs.traces.database import ROOT_ENDED, STOPPED, reading
 
-LOOKED_AT = 25_000
-"""Most questions that one page looks at; see `benchmarks/page.py` for what that costs."""
+MAX_SCANNED = 25_000
+"""Maximum questions that one page scans; `benchmarks/page.py` measures the cost."""
 
 STATUS = f"coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped' ELSE 'running' END)"
 SHOWN = 1_000
-"""Characters of a question and of an answer in the list; the tree has the whole."""
+"""Maximum characters of a question and of an answer in the list."""
 CUT = f"substr({{0}}, 1, {SHOWN}) || iif(length({{0}}) > {SHOWN}, '…', '')"
 PAGE = f"""
 SELECT q.rowid AS at, q.id, q.run, q.round, q.system, q.task, q.split, q.created,
@@ -43,11 +40,10 @@ ORDER BY q.rowid DESC LIMIT :limit
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a trajectory has to be; an empty field admits all."""
+    """Conditions on trajectories; an empty field admits all."""
 
     text: str = ""
-    """Part of the question or of the answer, in any case of its ASCII letters; or the beginning of
-    the id."""
+    """Part of the question or of the answer, ignoring ASCII case; or the beginning of the id."""
     system: str = ""
     split: str = ""
     status: str = ""
@@ -57,11 +53,11 @@ class Wanted:
 def search(
     path: Path, wanted: Wanted, before: int | None = None, limit: int = 100
 ) -> tuple[list[dict[str, Any]], int | None]:
-    """(trajectories, the newest first; where the next page begins, None at the end).
+    """(trajectories, newest first; where the next page begins, None at the end).
 
     Args:
         path: the trace file.
-        before: what an earlier page gave.
+        before: where this page begins, as the previous page returned it.
 
     Raises:
         UsageError: the file is damaged.
@@ -70,22 +66,22 @@ def search(
     with reading(path) as database:
         (last,) = database.execute("SELECT coalesce(max(rowid), 0) + 1 FROM questions").fetchone()
         start = min(last, before or last)
-        first = max(0, start - LOOKED_AT)
-        asked = asdict(wanted) | {
+        first = max(0, start - MAX_SCANNED)
+        parameters = asdict(wanted) | {
             "text": f"%{part}%" if part else "",
             "start": f"{part}%",
             "before": start,
             "first": first,
             "limit": limit,
         }
-        found = [dict(row) for row in database.execute(PAGE, asked)]
-    if len(found) == limit:
-        return found, found[-1]["at"]
-    return found, first if first > 1 else None
+        rows = [dict(row) for row in database.execute(PAGE, parameters)]
+    if len(rows) == limit:
+        return rows, rows[-1]["at"]
+    return rows, first if first > 1 else None
 
 
 def facets(path: Path) -> dict[str, Any]:
-    """`count` of all trajectories, and the `systems` and `splits` there are.
+    """The `count` of all trajectories, their `systems` and their `splits`.
 
     Raises:
         UsageError: the file is damaged.
@@ -111,8 +107,8 @@ def _escaped(text: str) -> str:
 
 
 _TURNS = TypeAdapter(list[dict[str, Any]])
-MOST = 200
-"""Calls, and judgements, of one node; a node with more tells how many there are."""
+MAX_ROWS = 200
+"""Maximum calls, and maximum judgements, in the record of one node."""
 
 
 def node_record(
@@ -129,81 +125,64 @@ def node_record(
     Raises:
         UsageError: there is no such question, or the file is damaged.
     """
-    at = (question, node)
+    key = (question, node)
     with reading(path) as database:
         root = database.execute("SELECT * FROM questions WHERE id = ?", (question,)).fetchone()
         if root is None:
             raise UsageError(
-                f"no trajectory is called {question[:80]!r}; `reflux traces list` names them"
+                f"no trajectory has the id {question[:80]!r}; `reflux traces list` shows the ids"
             )
-        calls = database.execute(
-            "SELECT * FROM calls WHERE question=? AND path=? ORDER BY id LIMIT ?", (*at, MOST)
+        rows = database.execute(
+            "SELECT * FROM calls WHERE question=? AND path=? ORDER BY id LIMIT ?", (*key, MAX_ROWS)
         ).fetchall()
-        judged = database.execute(
+        judgements = database.execute(
             "SELECT * FROM judgements WHERE question=? AND path=? AND kind != 'how'"
             " ORDER BY id LIMIT ?",
-            (*at, MOST),
+            (*key, MAX_ROWS),
         ).fetchall()
-        (made,) = database.execute(
-            "SELECT count(*) FROM calls WHERE question=? AND path=?", at
+        (count,) = database.execute(
+            "SELECT count(*) FROM calls WHERE question=? AND path=?", key
         ).fetchone()
-    told = [_call(row, prices) for row in calls]
-    costs = [call["cost"] for call in told if call["kind"] == "model"]
+    calls = [_call(row, prices) for row in rows]
+    costs = [call["cost"] for call in calls if call["kind"] == "model"]
     return {
         "trajectory": question,
         "path": node,
-        "run": root["run"],
-        "round": root["round"],
-        "system": root["system"],
-        "split": root["split"],
-        "created": root["created"],
-        "calls": told,
-        "calls_made": made,
+        **{name: root[name] for name in ("run", "round", "system", "split", "created")},
+        "calls": calls,
+        "calls_made": count,
         "cost": None if None in costs else sum(costs),
-        "judgements": [_judgement(row) for row in judged],
+        "judgements": [_judgement(row) for row in judgements],
     }
+
+
+COLUMNS = (
+    "id", "role", "step", "attempt", "vote", "kind", "model", "completion", "finish_reason",
+    "prompt_tokens", "completion_tokens", "seconds", "error",
+)  # fmt: skip
 
 
 def _call(row: sqlite3.Row, prices: Mapping[str, Price]) -> dict[str, Any]:
     price = prices.get(row["model"])
-    cost = price.of(row["prompt_tokens"], row["completion_tokens"]) if price else None
     return {
-        "id": row["id"],
-        "role": row["role"],
-        "step": row["step"],
-        "attempt": row["attempt"],
-        "vote": row["vote"],
-        "kind": row["kind"],
-        "model": row["model"],
+        **{name: row[name] for name in COLUMNS},
         "messages": _messages(row["messages"]),
-        "completion": row["completion"],
         "logprobs": json.loads(row["logprobs"] or "[]"),
         "tool_calls": json.loads(row["tool_calls"] or "[]"),
         "sampling": json.loads(row["sampling"] or "{}"),
-        "finish_reason": row["finish_reason"],
-        "prompt_tokens": row["prompt_tokens"],
-        "completion_tokens": row["completion_tokens"],
-        "seconds": row["seconds"],
         "cached": bool(row["cached"]),
-        "error": row["error"],
-        "cost": cost,
+        "cost": price.of(row["prompt_tokens"], row["completion_tokens"]) if price else None,
     }
 
 
 def _messages(text: str | None) -> list[dict[str, Any]]:
-    """Of a model's call its messages; of a tool's its arguments, which may be anything."""
+    """The messages of a model call; a tool call has arguments, which may be any text."""
     if not text:
         return []
-    if (found := _turns(text)) is not None:
-        return found
-    return [{"role": "arguments", "content": text}]
-
-
-def _turns(text: str) -> list[dict[str, Any]] | None:
     try:
         return _TURNS.validate_json(text)
     except ValidationError:
-        return None
+        return [{"role": "arguments", "content": text}]
 
 
 def _judgement(row: sqlite3.Row) -> dict[str, Any]:

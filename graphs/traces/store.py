@@ -1,7 +1,7 @@
-"""Trajectories in SQLite: append-only, written by one thread (`reflux.graphs.traces.writer`).
+"""Trajectories in SQLite: append-only, so a correction is a new row.
 
-Three tables. `questions` are the roots; `calls` is every step and every model call below them;
-`judgements` refer to either. Nothing is rewritten: a correction is a new row.
+`questions` are the roots; `calls` are the steps, model calls and tool calls below them; `links` are
+the votes of chains; `judgements` refer to all of them.
 """
 
 import hashlib
@@ -21,15 +21,17 @@ from reflux.graphs.traces.database import (
     ROOT_ENDED,
     SCHEMA,
     SCHEMA_VERSION,
+    Rows,
+    Writer,
     from_sqlite_error,
 )
-from reflux.graphs.traces.writer import Writer
+from reflux.graphs.voting.voting import Vote
 
 ROOTS = f"""
 CREATE TEMP VIEW roots AS SELECT q.*, j.kind, j.ok, j.detail
 FROM questions q JOIN judgements j ON j.id = {ROOT_ENDED}
 """  # noqa: S608 - the part is a constant of ours
-"""Questions that have ended, with the judgement that says how; for whoever reads."""
+"""Questions that have ended, with the judgement that states how."""
 
 LAST_LINK = """
 SELECT * FROM links WHERE question=:question AND path=:path AND attempt=:attempt AND number = (
@@ -45,6 +47,18 @@ DISPUTED_LINKS = """
 SELECT count(DISTINCT number) FROM links
 WHERE question=:question AND path=:path AND attempt=:attempt AND votes LIKE '[[%'
 """
+CHAINS = """
+SELECT l.path, l.attempt, count(DISTINCT l.number) AS links, sum(l.calls) AS calls,
+  sum(l.tokens) AS tokens, count(DISTINCT CASE WHEN l.wave > 0 THEN l.number END) AS doubtful,
+  max(l.number) AS last,
+  (SELECT detail ->> 'model' FROM judgements j WHERE j.question = l.question AND j.path = l.path
+   AND j.kind = 'chain_begun' ORDER BY j.id DESC LIMIT 1) AS model
+FROM links l WHERE l.question = ? GROUP BY l.path, l.attempt ORDER BY l.path, l.attempt
+"""
+LINKS = """
+SELECT path, attempt, number, wave, asked, votes, answer FROM links
+WHERE question = ? AND path = ? AND attempt = ? AND number >= ? ORDER BY number, wave
+"""
 SPENT_ON_LINKS = """
 SELECT coalesce(sum(calls), 0), coalesce(sum(tokens), 0) FROM links
 WHERE question=:question AND path=:path AND attempt=:attempt
@@ -53,12 +67,12 @@ WHERE question=:question AND path=:path AND attempt=:attempt
 
 @dataclass(frozen=True)
 class CallKey:
-    """Where in which tree a call stands. No two successful calls share one."""
+    """The position of a call in a tree, unique among successful calls."""
 
     question: str
     """Id of the root question."""
     path: str
-    """Node: one `/attempt.step.index` for each level below the root, which is empty."""
+    """Node: one `/attempt.step.index` for each level below the root, whose path is empty."""
     role: str
     step: int = 0
     attempt: int = 0
@@ -67,7 +81,7 @@ class CallKey:
 
 @dataclass(frozen=True)
 class LinkKey:
-    """A chain: its question's place in its tree, and the number of its retry."""
+    """A chain: the node of its question, and the number of the retry."""
 
     question: str
     path: str
@@ -79,13 +93,13 @@ def _columns(values: Mapping[str, Any]) -> tuple[str, str]:
 
 
 class TraceStore:
-    """The trajectories of one run folder. Reads are direct; writes go through one thread."""
+    """The trajectories of one run folder. Reads are direct; one thread writes."""
 
     def __init__(self, path: Path) -> None:
         """Open or create.
 
         Raises:
-            UsageError: written by another version, not a trace file, or not to be written.
+            UsageError: written by another version, not a trace file, or not writable.
             RefluxError: the disk is full.
         """
         self.path = path
@@ -106,7 +120,7 @@ class TraceStore:
         self._writer = Writer(path, self._connect())
 
     def _prepare(self) -> None:
-        """Make the tables of a new file; an existing one must be of this version as it is."""
+        """Create the tables of a new file; an existing file must be of this version."""
         try:
             tables = {row[0] for row in self._reader.execute("SELECT name FROM sqlite_master")}
             if tables and "meta" not in tables:
@@ -132,10 +146,10 @@ class TraceStore:
                 self._reader.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT")
 
     def _check_version(self) -> None:
-        found = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
-        if found is not None and found[0] != str(SCHEMA_VERSION):
+        row = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
+        if row is not None and row[0] != str(SCHEMA_VERSION):
             raise UsageError(
-                f"{self.path} has trace version {found[0]}, this Reflux writes {SCHEMA_VERSION}; "
+                f"{self.path} has trace version {row[0]}, this Reflux writes {SCHEMA_VERSION}; "
                 "name another --run"
             )
 
@@ -146,31 +160,31 @@ class TraceStore:
         return connection
 
     async def add_question(self, values: Mapping[str, Any]) -> None:
-        """Record a root question; one that is already there stays as it is."""
+        """Record a root question, unless it is recorded."""
         await self._insert("questions", {**values, "created": time.time()}, ignore=True)
 
     async def add_call(self, key: CallKey, values: Mapping[str, Any]) -> None:
         """Record a call; returns after the commit.
 
         Raises:
-            ReplayError: a successful call stands under this key already.
+            ReplayError: a successful call has this key.
         """
         await self._insert("calls", {**vars(key), **values, "created": time.time()})
 
     async def add_link(self, key: LinkKey, values: Mapping[str, Any]) -> None:
-        """Record a wave of votes on a link of a chain; returns after the commit.
+        """Record a batch of votes on a link of a chain; returns after the commit.
 
         Raises:
-            ReplayError: this wave stands there already.
+            ReplayError: this batch is recorded.
         """
         await self._insert("links", {**vars(key), **values})
 
     async def copy_links(self, source: LinkKey, target: LinkKey) -> None:
-        """Give a chain the links of another, in one commit."""
+        """Copy the links of a chain to another, in one commit."""
         await self._put(COPY_LINKS, (target.question, *vars(source).values()))
 
     def last_link(self, key: LinkKey) -> list[sqlite3.Row]:
-        """The waves of the last link that was begun, in order; none before the first."""
+        """The batches of votes on the last link that has begun, in order."""
         return list(self.select(LAST_LINK, vars(key)))
 
     def spent_on_links(self, key: LinkKey) -> tuple[int, int]:
@@ -179,7 +193,7 @@ class TraceStore:
         return calls, tokens
 
     def disputed_links(self, key: LinkKey) -> int:
-        """Links of a chain whose votes did not all agree, or had one that was refused."""
+        """The number of links whose votes disagreed, or of which one was refused."""
         ((links,),) = self.select(DISPUTED_LINKS, vars(key))
         return links
 
@@ -194,10 +208,10 @@ class TraceStore:
         author: str = "reflux",
         key: str | None = None,
     ) -> None:
-        """Record a check, a vote, an outcome or a person's word.
+        """Record a check, a vote, an outcome or a human's judgement.
 
-        With a `key`, the same judgement made again (on replay) is one row, and another one under
-        the same key a row of its own: the newest counts.
+        With a `key`, a judgement that a replay repeats is one row; a different one under the same
+        key is a second row, and the newest counts.
         """
         body = json.dumps(detail)
         digest = hashlib.sha256(body.encode()).hexdigest()[:16]
@@ -208,25 +222,25 @@ class TraceStore:
             "ok": None if ok is None else int(ok),
             "detail": body,
             "author": author,
-            "key": f"{question}{path}:{kind}:{key}:{digest}" if key is not None else None,
+            "key": None if key is None else f"{question}{path}:{kind}:{key}:{digest}",
             "created": time.time(),
         }
         await self._insert("judgements", values, ignore=key is not None)
 
     def find_call(self, key: CallKey) -> sqlite3.Row | None:
         """The successful call under this key."""
-        found = self.select(
-            "SELECT * FROM calls WHERE question=? AND path=? AND role=? AND step=? AND attempt=?"
-            " AND vote=? AND error IS NULL",
-            (key.question, key.path, key.role, key.step, key.attempt, key.vote),
+        rows = self.select(
+            "SELECT * FROM calls WHERE question=:question AND path=:path AND role=:role"
+            " AND step=:step AND attempt=:attempt AND vote=:vote AND error IS NULL",
+            vars(key),
         )
-        return next(found, None)
+        return next(rows, None)
 
     def how_ended(self, question: str, path: str = "") -> dict[str, Any] | None:
-        """What is recorded of how a node ended: `question`, `answer`, `status` and more; None where
-        it has not, or H answered it at once."""
-        found = self.select(NODE_ENDED, (question, path))
-        return next((json.loads(row["detail"]) for row in found), None)
+        """The judgement that ended a node: `question`, `answer`, `status` and more; None where it
+        has not ended, or the overseer answered it at once."""
+        rows = self.select(NODE_ENDED, (question, path))
+        return next((json.loads(row["detail"]) for row in rows), None)
 
     def select(
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
@@ -253,9 +267,66 @@ class TraceStore:
         await self._writer.put(sql, values)
 
     def close(self) -> None:
-        """Write what is queued, and close; once more does nothing."""
+        """Write what is queued, and close; closing twice is allowed."""
         if self._closed:
             return
         self._closed = True
         self._writer.close()
         self._reader.close()
+
+
+@dataclass(frozen=True)
+class Link:
+    """One question of a chain."""
+
+    number: int
+    question: str
+    votes: tuple[tuple[str, bool], ...]
+    """(answer, whether it counted) of each vote, in the order in which they were asked."""
+    answer: str | None
+    """None while no vote is accepted."""
+
+
+def links(
+    store: Rows, question: str, path: str = "", attempt: int = 0, begin: int = 0
+) -> Iterator[Link]:
+    """The links of one chain from number `begin` on, in constant memory."""
+    link: Link | None = None
+    for row in store.select(LINKS, (question, path, attempt, begin)):
+        text, earlier = row["asked"], ()
+        if link is not None and row["wave"]:
+            text, earlier = link.question, link.votes
+        elif link is not None:
+            yield link
+        votes = earlier + tuple((answer, ok) for answer, ok, _ in read_votes(row["votes"]))
+        link = Link(row["number"], text, votes, row["answer"])
+    if link is not None:
+        yield link
+
+
+def write_votes(votes: Sequence[Vote]) -> str:
+    """A batch of votes as JSON: `[text, n]` where all agree, otherwise `[text, whether it counts,
+    reason]` of each."""
+    first = votes[0]
+    if first.ok and all(vote.ok and vote.text == first.text for vote in votes):
+        return json.dumps([first.text, len(votes)])
+    return json.dumps([[vote.text, vote.ok, vote.flag] for vote in votes])
+
+
+def read_votes(text: str) -> list[tuple[str, bool, str]]:
+    """The votes of a batch, in the order in which they were asked."""
+    body: list[Any] = json.loads(text)
+    if isinstance(body[0], str):
+        return [(body[0], True, "")] * body[1]
+    return [(text, ok, flag) for text, ok, flag in body]
+
+
+def chains(store: Rows, question: str) -> Iterator[tuple[str, dict[str, Any], int, int, str]]:
+    """(path, `reflux.graphs.traces.tree.Node.chain`, calls, tokens, model) of each attempt of each
+    chain of a trajectory."""
+    for row in list(store.select(CHAINS, (question,))):
+        key = question, row["path"], row["attempt"]
+        ends = [next(links(store, *key, begin=number)) for number in (0, row["last"])]
+        first, last = ((link.question, link.answer) for link in ends)
+        body = {"links": row["links"], "doubtful": row["doubtful"], "first": first, "last": last}
+        yield row["path"], body, row["calls"], row["tokens"], row["model"] or ""

@@ -1,131 +1,350 @@
-"""Spans of what a run does: the run, the nodes of its tree, H's steps, calls and tools.
+"""OpenTelemetry spans of a run: the root question, nodes, overseer steps, calls and tools.
 
-They are OpenTelemetry's (`graphs/traces/otel.py`) where `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
-Otherwise nothing of its SDK is imported, and every span is one shared object that does nothing.
+`OTEL_EXPORTER_OTLP_ENDPOINT` turns them on. They follow the semantic conventions for generative AI
+(1.42, experimental); what the conventions have no name for is under `reflux.`.
 
     invoke_workflow amplified            the run: one root question
-    ├── invoke_agent H                   a step of H, with the calls that it made for it
+    ├── invoke_agent OVERSEER            a step of the overseer, with the calls that it made
     ├── invoke_agent copy                a node: a sub-question, however it is answered
-    │   ├── chat base                    a call
-    │   └── execute_tool calculator      a tool's work
+    │   ├── chat base                    a model call
+    │   └── execute_tool calculator      a tool call
     └── …
 
-What is replayed from the call log has no span: nothing was done.
+A call that is replayed from the call log has no span. Messages, tool arguments and tool results
+are left out unless OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT asks for them; the text of
+an error always is. While spans are off, each is the shared `NO_SPAN`: the API's own no-op context
+manager takes 3 µs, and three of them are 3% of a recorded call.
 """
 
+import asyncio
+import json
 import os
+import re
 from collections.abc import Mapping
+from contextvars import Token
 from functools import cache
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
-from reflux.agents.errors import MissingError, UsageError
+from langgraph.errors import GraphBubbleUp
+from opentelemetry import context, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, StatusCode
+
+from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.tools.protocol import ToolReply
 from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.traces.store import CallKey
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-"""Variables of which one turns spans on: where they are sent, by OTLP over HTTP."""
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-SPOKEN = "http/protobuf"
+SUPPORTED_PROTOCOL = "http/protobuf"
+CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+CAPTURING = ("true", "span_only", "span_and_event")
+FLUSH_MILLIS = 3_000
+CANCELLED = (asyncio.CancelledError, GeneratorExit)
+Attributes = dict[str, Any]
+_RUN = context.create_key("reflux.run")
+"""Context key of the attributes that every span below a run repeats."""
+_LABEL = re.compile(r"-[0-9a-f]{12}$")
+"""Suffix that makes a repeated question a new one; see `reflux.server.chat_reply.asked_anew`."""
+_ENGINE = re.compile(r"(bf16:)?[0-9a-f]{16}")
+"""Beginning of an in-process engine's digest; see `ChatClient.model_digest`."""
 
 
 class Span:
-    """The span of those who do not listen; entered and left as all spans are."""
+    """One span. Spans that begin in the same task, or in tasks created in it, are its children."""
+
+    def __init__(self, span: trace.Span, inner: Context | None = None, contents: bool = False):
+        """`inner` is the context of its children; None where it has none."""
+        self._span = span
+        self._inner = inner
+        self._contents = contents
+        self._token: Token[Context] | None = None
 
     def __enter__(self) -> Self:
+        if self._inner is not None:
+            self._token = context.attach(self._inner)
         return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        """End it; what was raised within goes on its way."""
+        """End it. Waiting for human input is not an error."""
+        if self._token is not None:
+            context.detach(self._token)
+        if kind is not None and issubclass(kind, GraphBubbleUp):
+            self._span.set_attribute("reflux.status", "waiting")
+        elif kind is not None:
+            self._fail(_error_type(kind, error))
+        self._span.end()
 
     def replied(self, reply: Completion) -> None:
-        """What a call came to, without secrets."""
+        """Record tokens and finish reason of a redacted reply."""
+        if self is NO_SPAN:
+            return
+        self._span.set_attributes(
+            {
+                "gen_ai.response.finish_reasons": (reply.finish_reason,),
+                "gen_ai.usage.input_tokens": reply.prompt_tokens,
+                "gen_ai.usage.output_tokens": reply.completion_tokens,
+                "reflux.cached": reply.cached,
+                "reflux.retries": len(reply.retries),
+            }
+        )
+        if self._contents:
+            self._span.set_attribute("gen_ai.output.messages", _output(reply))
 
-    def said(self, reply: ToolReply) -> None:
-        """What a tool came to, without secrets."""
+    def tool_replied(self, reply: ToolReply) -> None:
+        """Record a redacted tool reply; a refusal is an error."""
+        if not reply.ok:
+            self._fail("refused")
+        if self._contents:
+            self._span.set_attribute("gen_ai.tool.call.result", reply.text)
 
     def ended(self, status: str) -> None:
-        """How a question ended; see `reflux.graphs.amplify.state.Status`."""
+        """Record how a question ended; see `reflux.graphs.amplify.state.Status`."""
+        self._span.set_attribute("reflux.status", status)
+        if status == "failed":
+            self._fail(status)
+
+    def _fail(self, error_type: str) -> None:
+        self._span.set_attribute("error.type", error_type)
+        self._span.set_status(StatusCode.ERROR)
 
 
-NO_SPAN = Span()
+NO_SPAN = Span(trace.INVALID_SPAN)
 
 
 class Spans:
-    """Begins spans; these are none. A span begun within another is its child, whichever task it is
-    in: a task inherits the span that it was made in."""
+    """Begins the spans of one tracer provider; without a provider they do nothing."""
 
-    provider: Any = None
-    """OpenTelemetry's provider of tracers, for libraries that have spans of their own."""
+    def __init__(self, provider: "TracerProvider | None" = None, contents: bool = False) -> None:
+        """`contents`: spans hold messages, tool arguments and tool results."""
+        self.provider = provider
+        self._tracer = (provider or trace.NoOpTracerProvider()).get_tracer("reflux")
+        self._contents = contents
 
-    def run(self, question_id: str, asked: Mapping[str, object]) -> Span:
-        """One root question; `asked` is as `reflux.graphs.ask.Origin` has it."""
-        return NO_SPAN
+    def run(self, question_id: str, provenance: Mapping[str, object]) -> Span:
+        """A root question; the root of a trace, or below the span of the calling program.
 
-    def node(self, path: str, who: str, model: str) -> Span:
-        """A sub-question; `who` answers it, a copy of X where empty."""
-        return NO_SPAN
+        `provenance` has the fields of `reflux.graphs.ask.Origin`.
+        """
+        if self.provider is None:
+            return NO_SPAN
+        system = _LABEL.sub("", str(provenance.get("system") or "amplified"))
+        shared: Attributes = {"reflux.system": system, "reflux.trajectory": question_id}
+        for name in ("run", "round"):
+            if (value := provenance.get(name)) is not None:
+                shared[f"reflux.{name}"] = value
+        attributes = {"gen_ai.operation.name": "invoke_workflow", "gen_ai.workflow.name": system}
+        inner = context.set_value(_RUN, shared)
+        return self._begin(f"invoke_workflow {system}", attributes | shared, inner)
+
+    def node(self, path: str, agent: str, model: str) -> Span:
+        """A sub-question; `agent` answers it, a copy of the agent where empty."""
+        if self.provider is None:
+            return NO_SPAN
+        attributes = _agent(agent or "copy", path) | {"gen_ai.request.model": model}
+        return self._begin(f"invoke_agent {agent or 'copy'}", attributes, context.get_current())
 
     def step(self, key: CallKey, overseer: str) -> Span:
-        """A step of H."""
-        return NO_SPAN
+        """A step of the overseer."""
+        if self.provider is None:
+            return NO_SPAN
+        attributes = _agent(overseer, key.path)
+        attributes |= {"reflux.role": "overseer", "reflux.step": key.step}
+        return self._begin(f"invoke_agent {overseer}", attributes, context.get_current())
 
     def call(
         self, key: CallKey, request: ChatRequest, digest: str, *, streamed: bool = False
     ) -> Span:
-        """A model call; a streamed one has no children, for its reader may be anywhere."""
-        return NO_SPAN
+        """A model call; a streamed one has no children, because its reader may be in any task."""
+        if self.provider is None:
+            return NO_SPAN
+        sampling = request.sampling
+        attributes: Attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": request.model,
+            "gen_ai.request.max_tokens": sampling.max_tokens,
+            "gen_ai.request.temperature": sampling.temperature,
+            "gen_ai.request.seed": sampling.seed,
+            "gen_ai.request.stream": streamed,
+            "reflux.model_digest": digest,
+            "reflux.role": key.role,
+            "reflux.step": key.step,
+            "reflux.vote": key.vote,
+            **_location(key.path),
+            **_provider(request.model, digest),
+        }
+        if sampling.stop:
+            attributes["gen_ai.request.stop_sequences"] = sampling.stop
+        if self._contents:
+            attributes |= _input(request)
+        inner = None if streamed else context.get_current()
+        return self._begin(f"chat {request.model}", attributes, inner, SpanKind.CLIENT)
 
     def tool(self, key: CallKey, name: str, arguments: str) -> Span:
-        """A tool's work."""
-        return NO_SPAN
+        """A tool call."""
+        if self.provider is None:
+            return NO_SPAN
+        attributes: Attributes = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": name,
+            "gen_ai.tool.type": "function",
+            "reflux.role": key.role,
+            **_location(key.path),
+        }
+        if self._contents:
+            attributes["gen_ai.tool.call.arguments"] = arguments
+        return self._begin(f"execute_tool {name}", attributes, context.get_current())
 
     def flush(self) -> None:
-        """Send what has ended, where that was not done yet; may take seconds."""
+        """Send the spans that have ended; waits for an unreachable collector 3 s at most."""
+        if self.provider is not None:
+            self.provider.force_flush(FLUSH_MILLIS)
+
+    def _begin(
+        self,
+        name: str,
+        attributes: Attributes,
+        inner: Context | None,
+        kind: SpanKind = SpanKind.INTERNAL,
+    ) -> Span:
+        run: Any = context.get_value(_RUN) or {}
+        span = self._tracer.start_span(name, kind=kind, attributes={**run, **attributes})
+        below = None if inner is None else trace.set_span_in_context(span, inner)
+        return Span(span, below, self._contents)
 
 
 NO_SPANS = Spans()
 
 
-def spans_of(env: Mapping[str, str]) -> Spans:
-    """The spans that an environment asks for.
+def spans_from_env(env: Mapping[str, str]) -> Spans:
+    """The spans that an environment asks for; `NO_SPANS` where it asks for none.
+
+    A program that has set up OpenTelemetry itself gets them through its own provider.
 
     Raises:
-        MissingError: it asks for some, and OpenTelemetry's SDK is not installed.
-        UsageError: it asks for them over another protocol than HTTP.
+        MissingError: OpenTelemetry's SDK is not installed.
+        UsageError: the protocol is not HTTP.
     """
     endpoint = next((name for name in ENDPOINTS if env.get(name, "").strip()), None)
     if endpoint is None or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return NO_SPANS
     if env.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
         return NO_SPANS
-    protocol = next((env[name].strip() for name in PROTOCOLS if env.get(name, "").strip()), SPOKEN)
-    if protocol != SPOKEN:
+    protocols = (env[name].strip() for name in PROTOCOLS if env.get(name, "").strip())
+    if (protocol := next(protocols, SUPPORTED_PROTOCOL)) != SUPPORTED_PROTOCOL:
         raise UsageError(
-            f"spans are sent by {SPOKEN} and not by {protocol!r}: set {PROTOCOLS[0]}={SPOKEN}, and "
-            f"{endpoint} to the collector's HTTP port (4318 as a rule)"
+            f"spans cannot be sent by {protocol!r}: set {PROTOCOLS[0]}={SUPPORTED_PROTOCOL}, and "
+            f"{endpoint} to the collector's HTTP port (usually 4318)"
         )
     try:
-        from reflux.graphs.traces.otel import otel_spans
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise MissingError(
             f"{endpoint} asks for spans, and {error.name or error} is not installed: "
             "pip install 'reflux-ida[otel]', or unset the variable"
         ) from error
-    return otel_spans(env)
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):
+        resources = env.get("OTEL_RESOURCE_ATTRIBUTES", "")
+        named = "OTEL_SERVICE_NAME" in env or "service.name=" in resources
+        resource = Resource.create({} if named else {"service.name": "reflux"})
+        provider = TracerProvider(resource=resource)  # It sends what is left when Python ends.
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Spans(provider, capture_from_env(env))
+
+
+def capture_from_env(env: Mapping[str, str]) -> bool:
+    """True where spans are to hold messages and tool results."""
+    return env.get(CAPTURE, "").strip().lower() in CAPTURING
 
 
 @cache
-def own_spans() -> Spans:
-    """Those of this process; its environment is read once.
+def process_spans() -> Spans:
+    """The spans of this process; its environment is read once.
 
     Raises:
-        MissingError, UsageError: see `spans_of`.
+        MissingError, UsageError: see `spans_from_env`.
     """
-    return spans_of(os.environ)
+    return spans_from_env(os.environ)
+
+
+def _error_type(kind: type[BaseException], error: BaseException | None) -> str:
+    """An endpoint's HTTP status, `cancelled`, or the exception's name."""
+    if isinstance(error, EndpointError) and error.status:
+        return str(error.status)
+    return "cancelled" if issubclass(kind, CANCELLED) else kind.__name__
+
+
+def _location(path: str) -> Attributes:
+    return {"reflux.path": path, "reflux.depth": path.count("/")}
+
+
+def _agent(name: str, path: str) -> Attributes:
+    operation = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name}
+    return operation | _location(path)
+
+
+def _provider(model: str, digest: str) -> Attributes:
+    """The provider; a remote endpoint's digest is its URL and the model's name."""
+    url, hash_sign, _ = digest.rpartition("#")
+    if hash_sign and "://" in url:
+        attributes: Attributes = {"gen_ai.provider.name": "openai"}  # The protocol.
+        parts = urlsplit(url)
+        if parts.hostname:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            attributes |= {"server.address": parts.hostname, "server.port": port}
+        return attributes
+    attributes = {"gen_ai.provider.name": "reflux"}
+    if _ENGINE.match(digest) and model != "base":
+        attributes["reflux.adapter"] = model  # A student has the name of its adapter.
+    return attributes
+
+
+def _input(request: ChatRequest) -> Attributes:
+    turns = request.payload()
+    system = [_text(turn["content"]) for turn in turns if turn["role"] == "system"]
+    rest = [_message(turn) for turn in turns if turn["role"] != "system"]
+    attributes: Attributes = {"gen_ai.input.messages": json.dumps(rest)}
+    if any(part["content"] for part in system):
+        attributes["gen_ai.system_instructions"] = json.dumps(system)
+    return attributes
+
+
+def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
+    if turn["role"] == "tool":
+        response = {"type": "tool_call_response", "response": turn["content"]}
+        return {"role": "tool", "parts": [{**response, "id": turn.get("tool_call_id")}]}
+    calls = [
+        {"type": "tool_call", "id": call["id"], **call["function"]}
+        for call in turn.get("tool_calls", ())
+    ]
+    text = [_text(turn["content"])] if turn["content"] or not calls else []
+    return {"role": turn["role"], "parts": text + calls}
+
+
+def _text(content: str) -> dict[str, Any]:
+    return {"type": "text", "content": content}
+
+
+def _output(reply: Completion) -> str:
+    parts: list[dict[str, Any]] = [_text(reply.text)] if reply.text else []
+    parts += [
+        {"type": "tool_call", "id": call.id, "name": call.name, "arguments": call.arguments}
+        for call in reply.tool_calls
+    ]
+    message = {"role": "assistant", "parts": parts, "finish_reason": reply.finish_reason}
+    return json.dumps([message])

@@ -1,7 +1,4 @@
-"""A trajectory as the tree that it was: nodes by path, with their steps, votes and costs.
-
-The steps of a recorded trajectory, as `reflux.agents.overseers.recorded` replays them.
-"""
+"""A trajectory as a tree of nodes, with their steps, votes and costs."""
 
 import json
 from collections import defaultdict
@@ -12,10 +9,9 @@ from typing import Any
 from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Answer, Ask, Step, SubQuestion, step_from_json
-from reflux.graphs.traces.chain_links import chains
 from reflux.graphs.traces.database import NODE_ENDED, STOPPED, Rows
 from reflux.graphs.traces.revisions import before
-from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.store import TraceStore, chains
 
 NO_PRICES: Mapping[str, Price] = {}
 WAS_STOPPED = f"SELECT {STOPPED} FROM questions q WHERE q.id = ?"  # noqa: S608 - a constant of ours
@@ -29,42 +25,41 @@ class Node:
     question: str
     answer: str | None = None
     status: str = "running"
-    """`ok`, `rejected`, `over_budget`, `failed`; where no outcome is recorded, `stopped` if that
-    is, else `running`."""
+    """The status of its outcome; without an outcome `stopped` if that is recorded, else
+    `running`."""
     error: str | None = None
     answered_by: str = ""
-    """`H` for a primitive or a combination, `human` where one overrode it, otherwise the model's
-    name."""
+    """`H` for a primitive or a combination, `human` for an override, else the model's name."""
     votes: int = 0
     tally: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
-    """Answers and the weight of their votes, the heaviest first, where there were votes."""
+    """(answer, weight of its votes), heaviest first."""
     checks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """What checks said, in order: `answer`, `ok`, and `rule` where one was broken."""
+    """Results of the checks, in order: `answer`, `ok`, and the `rule` that failed."""
     verdict: str = ""
-    """A person's: `approved` or `rejected`."""
+    """A human's: `approved` or `rejected`."""
     comments: list[str] = field(default_factory=list[str])
-    """Persons'."""
+    """Of humans."""
     calls: int = 0
     """Model calls of this node alone."""
     cached: int = 0
-    """Of them, those that were replayed or known and cost nothing."""
+    """Those of the calls that the cache answered at no cost."""
     tokens: int = 0
     """Prompt and completion."""
     seconds: float = 0.0
-    """Of its model calls and tools, one after the other."""
+    """Sum over its model calls and tool calls."""
     money: float = 0.0
-    """Of its model calls, where their prices are known."""
+    """Of its model calls with a known price."""
     tools: int = 0
-    """Calls of tools."""
+    """Tool calls."""
     note: str = ""
-    """Why H asked as it did, for example that the question cannot be decomposed."""
+    """The overseer's remark, for example that the question cannot be decomposed."""
     chain: dict[str, Any] | None = None
-    """Where H asked a chain, of its last attempt: `links` that were begun, `doubtful` ones, whose
-    first votes did not decide, and the `first` and `last` link as (question, answer)."""
+    """The last attempt of a chain: number of `links`, of `doubtful` ones, whose first batch of
+    votes did not decide, and the `first` and `last` link as (question, answer)."""
     children: list["Node"] = field(default_factory=list["Node"])
 
     def walk(self) -> Iterator["Node"]:
-        """This node and all below it, in the order in which they were asked."""
+        """This node and all below it, in order."""
         yield self
         for child in self.children:
             yield from child.walk()
@@ -75,47 +70,47 @@ class Node:
 
 
 def find_question(store: Rows, question: str) -> tuple[str, str]:
-    """Id and text of a root question, by its id or an unambiguous beginning of it.
+    """Id and text of a root question, by its id or an unambiguous prefix of it.
 
-    A beginning without `~` is that of a trajectory as it was asked, not of its revisions.
+    A prefix without `~` is that of an original trajectory, not of its revisions.
 
     Raises:
-        UsageError: no such trajectory, or several.
+        UsageError: no trajectory matches, or several do.
     """
-    asked = {"q": question}
-    found = list(store.select("SELECT id, text FROM questions WHERE id = :q", asked))
-    if not found:
-        # By the index: a scan of 100,000 questions would hold up everything else.
-        found = list(
+    parameters = {"q": question}
+    rows = list(store.select("SELECT id, text FROM questions WHERE id = :q", parameters))
+    if not rows:
+        # By the index: a scan of 100,000 questions would delay everything else.
+        rows = list(
             store.select(
                 "SELECT id, text FROM questions WHERE id > :q AND id < :q || char(1114111)"
                 " AND substr(id, 1, length(:q)) = :q AND (revises IS NULL OR instr(:q, '~'))"
                 " LIMIT 2",
-                asked,
+                parameters,
             )
         )
-    if len(found) != 1 and "~" in question and not question.startswith("~"):
-        asked_first, _, number = question.partition("~")
-        whole = f"{find_question(store, asked_first)[0]}~{number}"
-        if whole != question:
-            return find_question(store, whole)
-    if len(found) != 1:
-        what = "several trajectories begin" if found else "no trajectory begins"
-        raise UsageError(f"{what} with {question!r}; `reflux traces list` names them")
-    return found[0]["id"], found[0]["text"]
+    if len(rows) != 1 and "~" in question and not question.startswith("~"):
+        prefix, _, number = question.partition("~")
+        id = f"{find_question(store, prefix)[0]}~{number}"
+        if id != question:
+            return find_question(store, id)
+    if len(rows) != 1:
+        matches = "several trajectories begin" if rows else "no trajectory begins"
+        raise UsageError(f"{matches} with {question!r}; `reflux traces list` shows the ids")
+    return rows[0]["id"], rows[0]["text"]
 
 
 def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICES) -> Node:
-    """The tree of one root question, by its id or an unambiguous beginning of it.
+    """The tree of one root question, by its id or an unambiguous prefix of it.
 
     `prices` are those of the models, by name.
 
     Raises:
-        UsageError: no such trajectory, or several.
+        UsageError: no trajectory matches, or several do.
     """
     root_id, text = find_question(store, question)
     nodes = {"": Node("", text)}
-    asked: dict[str, SubQuestion] = {}
+    subquestions: dict[str, SubQuestion] = {}
     calls = store.select(
         "SELECT * FROM calls WHERE question=? AND error IS NULL ORDER BY length(path), id",
         (root_id,),
@@ -133,17 +128,17 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
         elif row["kind"] == "tool":
             node.tools += 1
             node.answered_by = node.answered_by or f"tool:{row['model']}"
-        elif row["kind"] == "graph":  # Somebody else's graph: what it does within is not seen.
+        elif row["kind"] == "graph":  # An external graph: its inner calls are not recorded.
             node.calls += json.loads(row["completion"])["calls"]
             node.tokens += row["prompt_tokens"] + row["completion_tokens"]
             node.answered_by = row["model"]
         else:
             step = step_from_json(json.loads(row["completion"]))
-            _take_step(nodes, asked, node, row["attempt"], row["step"], step)
-    for path, body, calls_made, tokens, model in chains(store, root_id):
+            _take_step(nodes, subquestions, node, row["attempt"], row["step"], step)
+    for path, body, link_calls, tokens, model in chains(store, root_id):
         node = nodes.setdefault(path, Node(path, ""))
         node.chain, node.answered_by = body, model
-        node.calls += calls_made
+        node.calls += link_calls
         node.tokens += tokens
     votes: dict[tuple[str, str], int] = {}
     for row in store.select(
@@ -157,7 +152,7 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
         node.error = detail["error"]
         node.answered_by = detail.get("by", node.answered_by)
         node.tally = [(text, weight) for text, weight in detail.get("tally", node.tally)]
-        # A leaf that was answered anew after an outage is judged twice: the newest counts.
+        # A direct answer that was repeated after an outage is judged twice: the newest counts.
         votes[row["path"], (row["key"] or "").rsplit(":", 1)[0]] = detail.get("votes", 0)
     for (path, _), number in votes.items():
         nodes[path].votes += number
@@ -169,15 +164,15 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
         if path:
             parent = path.rsplit("/", 1)[0]
             nodes[parent].children.append(nodes[path])
-        if path in asked:
-            nodes[path].question = _filled(nodes, path, asked[path])
+        if path in subquestions:
+            nodes[path].question = _filled(nodes, path, subquestions[path])
     return nodes[""]
 
 
 def held(store: Rows, last: str, path: str) -> tuple[str, Node]:
-    """(revision, node): a node by its path, as the newest revision that came to it holds it.
+    """(revision, node): a node by its path, from the newest revision that has computed it.
 
-    One that is still being recomputed, or whose recomputing was cut off, has not come to all.
+    An unfinished recomputation has not computed all nodes.
 
     Args:
         last: the newest revision.
@@ -197,17 +192,17 @@ def held(store: Rows, last: str, path: str) -> tuple[str, Node]:
 
 
 def tokens_of(store: Rows, question: str) -> tuple[int, int]:
-    """Prompt and completion tokens of a tree, cache hits among them; `question` is its id."""
+    """Prompt and completion tokens of the tree with an id, cache hits included."""
     (row,) = store.select(
-        "SELECT sum(prompt_tokens) AS asked, sum(completion_tokens) AS said FROM calls"
+        "SELECT coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) FROM calls"
         " WHERE question=? AND error IS NULL",
         (question,),
     )
-    return row["asked"] or 0, row["said"] or 0
+    return row[0], row[1]
 
 
 def _judge(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
-    """What checks and persons said of the nodes."""
+    """Add the judgements of checks and humans to the nodes."""
     for row in store.select(
         "SELECT path, kind, ok, detail FROM judgements WHERE question=?"
         " AND kind IN ('check', 'verdict', 'comment') ORDER BY id",
@@ -226,7 +221,7 @@ def _judge(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
 
 def _take_step(
     nodes: dict[str, Node],
-    asked: dict[str, SubQuestion],
+    subquestions: dict[str, SubQuestion],
     node: Node,
     attempt: int,
     number: int,
@@ -239,11 +234,11 @@ def _take_step(
         for index, sub in enumerate(step.subquestions):
             path = f"{node.path}/{attempt}.{number}.{index}"
             nodes.setdefault(path, Node(path, sub.text))
-            asked[path] = sub
+            subquestions[path] = sub
 
 
 def _filled(nodes: dict[str, Node], path: str, sub: SubQuestion) -> str:
-    """What was asked: with the answers that it needed, as far as there are any."""
+    """The text of a sub-question, with those answers that it needs and that exist."""
     batch = path.rsplit(".", 1)[0]
     needed = {need: nodes.get(f"{batch}.{need}") for need in sub.needs}
     return sub.filled({n: node.answer for n, node in needed.items() if node and node.answer})
@@ -254,28 +249,28 @@ def _order(path: str) -> list[tuple[int, ...]]:
 
 
 def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step]]]:
-    """H's steps on every question of one trajectory, by the question's text: one list an attempt.
+    """The overseer's steps of one trajectory, by the question's text: one list for each attempt.
 
-    A question that stands in the tree more than once has the steps of its first place. Steps are
-    those that were taken: where a person edited or answered, the person's.
+    `reflux.agents.overseers.recorded` replays them. A question that occurs twice has the steps of
+    its first node. A human's edits and answers count as steps.
 
     Args:
-        question: id of the root question, or an unambiguous beginning of it.
+        question: id of the root question, or an unambiguous prefix of it.
 
     Raises:
-        UsageError: no such trajectory, or several.
+        UsageError: no trajectory matches, or several do.
     """
     root = load_tree(store, question)
     root_id, _ = find_question(store, question)
-    taken: dict[str, dict[int, list[Step]]] = defaultdict(lambda: defaultdict(list))
+    by_path: dict[str, dict[int, list[Step]]] = defaultdict(lambda: defaultdict(list))
     for row in store.select(
         "SELECT path, attempt, completion FROM calls WHERE question = ? AND role = 'overseer'"
         " AND kind = 'script' AND error IS NULL ORDER BY path, attempt, step",
         (root_id,),
     ):
-        taken[row["path"]][row["attempt"]].append(step_from_json(json.loads(row["completion"])))
+        by_path[row["path"]][row["attempt"]].append(step_from_json(json.loads(row["completion"])))
     steps: dict[str, list[list[Step]]] = {}
     for node in root.walk():
-        if node.path in taken and node.question not in steps:
-            steps[node.question] = list(taken[node.path].values())
+        if node.path in by_path and node.question not in steps:
+            steps[node.question] = list(by_path[node.path].values())
     return steps

@@ -1,9 +1,9 @@
-"""The systems that `reflux eval` knows by name.
+"""The systems of `reflux eval` by name.
 
 direct              one call to the base, or to the endpoint's model
-amplified           H with copies of X
+amplified           the overseer with copies of the agent
 student-rN          one call to a student, or to any model of the endpoint
-best-of-n           the majority of n answers of X, n such that it costs amplified's tokens
+best-of-n           the majority of n answers of the agent, at the tokens of amplified
 best-of-8           the majority of 8
 endpoint:NAME       one call to an endpoint of --config
 endpoint:MODEL      one call to a model at OPENAI_BASE_URL, or at endpoint:MODEL@URL
@@ -20,9 +20,8 @@ from reflux.cli.human_input import interruptible
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
-from reflux.graphs.evals.best_of import MOST, BestOf
 from reflux.graphs.evals.external_graph import ExternalGraph, load_graph
-from reflux.graphs.evals.runner import SystemSpec
+from reflux.graphs.evals.runner import MAX_VOTES, BestOf, SystemSpec
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.models import BASE, ENDPOINT, endpoint, endpoint_model
 
@@ -30,38 +29,37 @@ Contexts = Callable[[str, int], AmplifyContext]
 """(model, seed) → the context of a system."""
 
 
-def asks_x(keys: Sequence[str]) -> bool:
-    """True where one of the systems is made of X."""
+def uses_agent(keys: Sequence[str]) -> bool:
+    """True where one of the systems runs the agent."""
     return any(key in ("direct", "amplified") or key.startswith("best-of-") for key in keys)
 
 
 @dataclass(frozen=True)
 class SystemSpecs:
-    """Makes systems of their names."""
+    """Makes systems from their names."""
 
     opened: OpenRun
-    x: str
-    """The name of X."""
+    agent: str
     contexts: Contexts
     same_answer: Callable[[str], str]
-    """Brings answers that say the same to equal text: votes are counted by it."""
+    """Maps equivalent answers to equal text; votes are counted by it."""
     stack: AsyncExitStack
-    """Closes what is opened here."""
+    """Closes the clients that are opened here."""
     endpoints: frozenset[str] = frozenset()
-    """Names of models that `opened` knows beside its own."""
+    """Names of the models of --config."""
 
     async def system_spec(self, key: str) -> SystemSpec:
         """The system of a name.
 
         Raises:
             UsageError: there is no such system.
-            MissingError: it needs an endpoint or a package that is not there.
+            MissingError: it needs an endpoint that is not set, or a package.
         """
         if key == "amplified":
-            return await self._model(key, self.x, Amplified)
+            return await self._model(key, self.agent, Amplified)
         if key == "direct":
-            alone = self.x if endpoint() or self.x in self.endpoints else BASE
-            return await self._model(key, alone, Direct)
+            model = self.agent if endpoint() or self.agent in self.endpoints else BASE
+            return await self._model(key, model, Direct)
         if key.startswith("best-of-"):
             return await self.best_of(_votes(key))
         if key.startswith(ENDPOINT):
@@ -80,9 +78,9 @@ class SystemSpecs:
         return await self._model(key, key, Direct)
 
     async def best_of(self, votes: int) -> SystemSpec:
-        """Best of so many."""
+        """Best of a number of votes."""
         return await self._model(
-            f"best-of-{votes}", self.x, lambda context: BestOf(context, votes, self.same_answer)
+            f"best-of-{votes}", self.agent, lambda context: BestOf(context, votes, self.same_answer)
         )
 
     async def _model(
@@ -92,13 +90,13 @@ class SystemSpecs:
         make: Callable[[AmplifyContext], System],
         recorded_client: RecordedClient | None = None,
     ) -> SystemSpec:
-        asks = recorded_client or self.opened.recorded_client
-        digest = await asks.client.model_digest(model)
+        client = recorded_client or self.opened.recorded_client
+        digest = await client.client.model_digest(model)
         return SystemSpec(
             key,
             model,
             digest,
-            lambda seed: make(replace(self.contexts(model, seed), recorded_client=asks)),
+            lambda seed: make(replace(self.contexts(model, seed), recorded_client=client)),
         )
 
     async def _endpoint(self, key: str) -> SystemSpec:
@@ -113,6 +111,6 @@ class SystemSpecs:
 
 def _votes(key: str) -> int:
     number = key.removeprefix("best-of-")
-    if not re.fullmatch(r"[0-9]{1,6}", number) or not 1 <= int(number) <= MOST:
-        raise UsageError(f"{key!r}: write best-of-n, or a number of votes from 1 to {MOST}")
+    if not re.fullmatch(r"[0-9]{1,6}", number) or not 1 <= int(number) <= MAX_VOTES:
+        raise UsageError(f"{key!r}: write best-of-n, or a number of votes from 1 to {MAX_VOTES}")
     return int(number)

@@ -17,7 +17,7 @@ from reflux.agents.errors import UsageError
 from reflux.ask_context import OVERSEERS, overseer_named
 from reflux.cli.ask import TaskName, batch_config, task_of
 from reflux.cli.contract import OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
-from reflux.cli.eval_systems import SystemSpecs, asks_x
+from reflux.cli.eval_systems import SystemSpecs, uses_agent
 from reflux.cli.human_input import interruptible
 from reflux.cli.progress import ProgressView
 from reflux.finetune.run_folder import OpenRun, RunFolder
@@ -25,7 +25,7 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask, Scorer
 from reflux.graphs.evals.results import Results, results
-from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRun, EvalRunner, Listener, system_names
+from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRunner, Listener, parse_systems
 from reflux.graphs.evals.user_code import OwnThreads, load_object
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import open_run
@@ -33,26 +33,27 @@ from reflux.report.eval_tables import tables
 from reflux.server.settings import config_endpoints, read_serve_config
 from reflux.tasks import task_named
 
-LEVEL, LIMIT, HIGHEST = 3, 200, 1000
-"""Of a task: level and number of questions where none is named, and the highest level."""
-MOST = 100_000
-"""Questions of a task: more would be drawn for minutes before the first is asked."""
-ALONE = ("model", "plain")
-"""Overseers that wait for nobody."""
+LEVEL, LIMIT = 3, 200
+"""Default level and number of questions of a task."""
+MAX_LEVEL = 1000
+MAX_LIMIT = 100_000
+"""Maximum questions of a task: sampling more takes minutes."""
+AUTOMATIC = ("model", "plain")
+"""Overseers without human input."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the answers beside the questions and the models."""
+    """Settings that decide the answers, besides the questions and the models."""
 
     depth: int = 1
     calls: int = 1000
     tokens: int = 1_000_000
     seconds: float | None = None
     overseer: str = ""
-    """H of a file's questions; a task brings its own."""
+    """Of a file's questions; a task has its own."""
     max_tokens: int = 0
-    """Of an answer to a file's question; a task knows its own."""
+    """Of an answer to a file's question; a task has its own limit."""
     system: str = ""
     """The system message of a file."""
 
@@ -76,11 +77,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """Who is asked what."""
+    """One evaluation: the eval task and the systems."""
 
     eval_task: EvalTask
     keys: Sequence[str]
-    """Systems by name."""
+    """Names of the systems."""
     seeds: Sequence[int] = (1,)
     settings: Settings = Settings()
     prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
@@ -95,17 +96,18 @@ def evaluate_systems(
     level: Annotated[
         int | None,
         typer.Option(
-            help=f"Of a task; for addition: digits. Default: {LEVEL}.", min=1, max=HIGHEST
+            help=f"Of a task; for addition: digits. Default: {LEVEL}.", min=1, max=MAX_LEVEL
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Questions and answers as JSONL, in place of a task.")
+        Path | None, typer.Option(help="JSONL file of questions and answers, instead of a task.")
     ] = None,
     score: Annotated[
         str, typer.Option(help="exact, normalised, number, set, contains or module:function.")
     ] = "",
     limit: Annotated[
-        int | None, typer.Option(help=f"Questions. Default: {LIMIT}, all of a file.", min=1)
+        int | None,
+        typer.Option(help=f"Questions. Default: {LIMIT}, or the whole file.", min=1),
     ] = None,
     systems: Annotated[
         str,
@@ -116,15 +118,18 @@ def evaluate_systems(
     ] = "direct,amplified",
     model: Model = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="Of questions and samples; may be repeated.", min=0)
+        list[int] | None,
+        typer.Option(help="Of questions and samples; may be repeated.", min=0),
     ] = None,
-    overseer: Annotated[str, typer.Option(help="H of a file's questions: model or plain.")] = "",
+    overseer: Annotated[str, typer.Option(help="Of a file's questions: model or plain.")] = "",
     depth: Depth = 1,
-    calls: Annotated[int, typer.Option(help="Model calls a question.", min=1)] = 1000,
-    tokens: Annotated[int, typer.Option(help="Tokens a question.", min=1)] = 1_000_000,
-    seconds: Annotated[float | None, typer.Option(help="Seconds a question.", min=0)] = None,
+    calls: Annotated[int, typer.Option(help="Maximum model calls of a question.", min=1)] = 1000,
+    tokens: Annotated[int, typer.Option(help="Maximum tokens of a question.", min=1)] = 1_000_000,
+    seconds: Annotated[
+        float | None, typer.Option(help="Maximum seconds of a question.", min=0)
+    ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of an answer to a file's question.", min=1)
+        int | None, typer.Option(help="Maximum tokens of an answer to a file's question.", min=1)
     ] = None,
     price: Annotated[
         list[str] | None,
@@ -132,7 +137,7 @@ def evaluate_systems(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML of `reflux serve`; its endpoints can be named.", metavar="FILE"),
+        typer.Option(help="YAML of `reflux serve`, whose endpoints can be named.", metavar="FILE"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for eval.jsonl, eval.json and eval.html.")
@@ -140,23 +145,23 @@ def evaluate_systems(
     as_json: Json = False,
 ) -> None:
     """Compare systems on the same questions, with intervals, tests and prices."""
-    folder, keys = RunFolder(run), system_names(systems)
+    folder, keys = RunFolder(run), parse_systems(systems)
     settings = Settings(depth, calls, tokens, seconds)
     if data is None:
         if score or overseer or max_tokens:
             raise UsageError(
-                "--score, --overseer and --max-tokens are for --data: a task brings its own"
+                "--score, --overseer and --max-tokens are for --data: a task has its own"
             )
-        if limit is not None and limit > MOST:
-            raise UsageError(f"--limit {limit} is more than the {MOST} questions of a task at most")
+        if limit is not None and limit > MAX_LIMIT:
+            raise UsageError(f"--limit {limit} is more than {MAX_LIMIT}, the maximum for a task")
         name = task_of(folder, task)
         eval_task: EvalTask = LevelEvalTask(task_named(name), level or LEVEL, limit or LIMIT)
         source: dict[str, Any] = {"task": name, "level": level or LEVEL}
     else:
         if task or level:
-            raise UsageError("--data brings its own questions: leave --task and --level out")
+            raise UsageError("--data has its own questions: leave --task and --level out")
         with redirect_stdout(sys.stderr):
-            eval_task = _file_exam(data, score or "normalised", limit)
+            eval_task = _file_eval_task(data, score or "normalised", limit)
         settings = replace(
             settings,
             overseer=_overseer(overseer),
@@ -167,52 +172,52 @@ def evaluate_systems(
     seeds = tuple(dict.fromkeys(seed or [1]))
     prices = _prices(folder, price or [])
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # Before anything is asked that it could not hold.
+        out.mkdir(parents=True, exist_ok=True)  # Fails before the first call.
     plan = Plan(eval_task, keys, seeds, settings, prices, source, out)
     endpoints = config_endpoints(read_serve_config(config))
-    with redirect_stdout(sys.stderr):  # What graphs and scorers of the user's print is no result.
-        found = run_async(_evaluate(folder, plan, model, endpoints))
+    with redirect_stdout(sys.stderr):  # Output of the user's graphs and scorers is no result.
+        results = run_async(_evaluate(folder, plan, model, endpoints))
     if as_json:
-        emit(source | found.to_json())
+        emit(source | results.to_json())
         return
-    for table in tables(found, source):
+    for table in tables(results, source):
         OUT.print(table)
     if out is not None:
-        OUT.print(f"every answer, the figures and a page with charts: {out}", soft_wrap=True)
+        OUT.print(f"answers, figures and a page with charts: {out}", soft_wrap=True)
 
 
-def _file_exam(data: Path, score: str, limit: int | None) -> FileEvalTask:
+def _file_eval_task(data: Path, score: str, limit: int | None) -> FileEvalTask:
     file = read_questions(data)
     scorer: Scorer | None = None
     if ":" in score:
         scorer, _ = load_object(score)
         if not callable(scorer):
             raise UsageError(
-                f"{score} is no function; a scorer takes (question, answer, true answer) and says "
-                "True or False"
+                f"{score} is no function; a scorer takes (question, answer, true answer) and "
+                "returns True or False"
             )
     return FileEvalTask(file, score, scorer, limit)
 
 
 def _overseer(name: str) -> str:
     name = name or "model"
-    if name in OVERSEERS and name not in ALONE:
+    if name in OVERSEERS and name not in AUTOMATIC:
         raise UsageError(
-            f"--overseer {name} waits for a person, for whom an evaluation cannot wait; take "
-            f"{' or '.join(ALONE)}"
+            f"--overseer {name} waits for a person, for whom an evaluation cannot wait; use "
+            f"{' or '.join(AUTOMATIC)}"
         )
     overseer_named(name)
     return name
 
 
-def _prices(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
-    """Prices by model: those of the run's config, and those that are given.
+def _prices(folder: RunFolder, texts: list[str]) -> Mapping[str, Price]:
+    """Prices by model: those of the run's config and of --price.
 
     Raises:
-        UsageError: one is no price.
+        UsageError: one is invalid.
     """
     prices = dict(folder.prices())
-    for text in given:
+    for text in texts:
         name, _, costs = text.rpartition("=")
         try:
             prompt, completion = map(float, costs.split(","))
@@ -220,7 +225,7 @@ def _prices(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
             prompt = completion = math.nan
         if not name or not (0 <= prompt < math.inf and 0 <= completion < math.inf):
             raise UsageError(
-                f"--price {text!r} is no price; write MODEL=PROMPT,COMPLETION, for example "
+                f"--price {text!r} is invalid; write MODEL=PROMPT,COMPLETION, for example "
                 "llama3.2=0.15,0.6 for a million tokens"
             )
         prices[name] = Price(prompt, completion)
@@ -230,17 +235,17 @@ def _prices(folder: RunFolder, given: list[str]) -> Mapping[str, Price]:
 async def _evaluate(
     folder: RunFolder, plan: Plan, model: str | None, endpoints: Mapping[str, Endpoint]
 ) -> Results:
-    # Graphs of the user's may block, and for ever.
+    # The user's graphs may block, even forever.
     asyncio.get_running_loop().set_default_executor(OwnThreads())
-    x_given = model if asks_x(plan.keys) else model or "base"
-    opened, x = open_run(folder, x_given, batch_config(folder), endpoints)
+    name = model if uses_agent(plan.keys) else model or "base"
+    opened, agent = open_run(folder, name, batch_config(folder), endpoints)
     async with opened, AsyncExitStack() as stack:
-        stack.push_async_callback(close_clients, [there.client for there in endpoints.values()])
+        stack.push_async_callback(close_clients, [each.client for each in endpoints.values()])
         with ProgressView() as view:
             found = await compare(
                 opened,
                 plan,
-                x,
+                agent,
                 stack,
                 lambda key, done, total: view(_stage(key, plan.keys), done, total, ""),
                 frozenset(endpoints),
@@ -252,9 +257,9 @@ async def _evaluate(
     return found
 
 
-def _stage(key: str, named: Sequence[str]) -> str:
-    """What is under way; a system that nobody named is a trial for `best-of-n`."""
-    if key in named:
+def _stage(key: str, keys: Sequence[str]) -> str:
+    """The progress label; a system outside `keys` is a trial for `best-of-n`."""
+    if key in keys:
         return f"evaluate {key}"
     return f"equal tokens by {key.removeprefix('best-of-')} votes?"
 
@@ -262,15 +267,15 @@ def _stage(key: str, named: Sequence[str]) -> str:
 async def compare(
     opened: OpenRun,
     plan: Plan,
-    x: str,
+    agent: str,
     stack: AsyncExitStack,
-    heard: Listener,
+    listener: Listener,
     endpoints: frozenset[str] = frozenset(),
 ) -> Results:
-    """Have every named system sit the exam, and compare them; nothing recorded is asked again.
+    """Run every system on the eval task and compare them; recorded answers are replayed.
 
     Args:
-        endpoints: names of models that `opened` knows beside those of the run.
+        endpoints: names of the models of --config.
 
     Raises:
         UsageError: there is no such system, or there are no questions.
@@ -278,25 +283,23 @@ async def compare(
         RefluxError: an endpoint, a graph or the scorer failed.
     """
     settings = vars(plan.settings)
-    runner = EvalRunner(plan.eval_task, plan.seeds, opened.folder.name, settings, heard=heard)
-    system_specs = SystemSpecs(
+    runner = EvalRunner(plan.eval_task, plan.seeds, opened.folder.name, settings, listener=listener)
+    systems = SystemSpecs(
         opened,
-        x,
+        agent,
         lambda name, seed: plan.settings.context(opened, name, seed, plan.eval_task),
         plan.eval_task.same_answer,
         stack,
         endpoints,
     )
-    # All are made before the first is asked: a wrong name costs no call.
-    made = {key: await system_specs.system_spec(key) for key in plan.keys if key != EQUAL_TOKENS}
-    eval_runs: dict[str, EvalRun] = {
-        key: await runner.run_system(system_spec) for key, system_spec in made.items()
-    }
+    # All are made before the first call: a wrong name costs nothing.
+    specs = {key: await systems.system_spec(key) for key in plan.keys if key != EQUAL_TOKENS}
+    eval_runs = {key: await runner.run_system(spec) for key, spec in specs.items()}
     equal = None
     if EQUAL_TOKENS in plan.keys:
         eval_runs[EQUAL_TOKENS], equal = await runner.run_at_equal_tokens(
-            system_specs.best_of, eval_runs["amplified"]
+            systems.best_of, eval_runs["amplified"]
         )
     ordered = {key: eval_runs[key] for key in plan.keys}
-    with interruptible():  # A scorer may never end.
+    with interruptible():  # A scorer may never return.
         return results(plan.eval_task, ordered, equal, opened.store, plan.prices, settings)

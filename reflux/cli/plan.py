@@ -1,8 +1,9 @@
-"""`reflux plan`: how many votes a reliability takes, and what they cost."""
+"""`reflux plan`: the votes that a target reliability takes, and their cost."""
 
 import json
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,6 @@ from reflux.graphs.evals.vote_log import (
     measure,
     voted_questions,
 )
-from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.planner import MOST_LEAD, Plan, plan, walk
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
@@ -48,20 +48,19 @@ def plan_votes(
     ] = None,
     target: Annotated[float, typer.Option(help="Probability that the root is right.")] = 0.99,
     steps: Annotated[
-        int | None, typer.Option(help="Answers of copies below one root; measured with --run.")
+        int | None, typer.Option(help="Answers of copies in one tree; measured with --run.")
     ] = None,
     accuracy: Annotated[
-        float | None, typer.Option(help="Of one vote; measured with --run.")
+        float | None, typer.Option(help="Accuracy of one vote; measured with --run.")
     ] = None,
     shared: Annotated[
-        float | None, typer.Option("--correlation", help="Of two votes; measured with --run.")
+        float | None,
+        typer.Option("--correlation", help="Of two votes; measured with --run."),
     ] = None,
-    system: Annotated[str, typer.Option(help="Of the run: whose votes count.")] = "amplified",
+    system: Annotated[str, typer.Option(help="System of the run to measure.")] = "amplified",
     probe: Annotated[
         int,
-        typer.Option(
-            help="Ask so many held-out questions anew, with 4 votes each.", min=0, max=100_000
-        ),
+        typer.Option(help="Held-out questions to ask now, with 4 votes each.", min=0, max=100_000),
     ] = 0,
     level: Annotated[
         int | None,
@@ -69,19 +68,17 @@ def plan_votes(
     ] = None,
     task: Annotated[str | None, typer.Option("--task", help="Default: that of the run.")] = None,
     model: Model = None,
-    price: Annotated[float, typer.Option(help="Of a million tokens.", min=0)] = 0.0,
+    price: Annotated[float, typer.Option(help="Price of a million tokens.", min=0)] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """How many votes a target reliability takes: predicted error, votes and price, and
-    beside them
-    what was observed."""
+    """Votes for a target reliability: predicted error, cost, and what was observed."""
     if not price < math.inf:
         raise UsageError(f"--price {price} is none; name what a million tokens cost")
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     if run is None and (probe or level):
         raise UsageError("--probe and --level need a --run, whose agent is asked; name one")
     if run is not None:
-        found = run_async(_measured(run, system, task, model, probe, level))
+        measured = run_async(_measured(run, system, task, model, probe, level))
     elif accuracy is None:
         raise UsageError("name a --run to measure in, or the --accuracy of one vote and --steps")
     elif price:
@@ -89,37 +86,36 @@ def plan_votes(
             "--price needs a --run, which tells how many tokens an answer takes; add one, or leave "
             "--price out"
         )
-    p = accuracy if accuracy is not None else found["accuracy"]
     if accuracy == 1.0:
         raise UsageError(
-            "--accuracy 1 says that one vote is always right: no vote is needed; give less than 1, "
-            "or a --run to measure in"
+            "--accuracy 1 means that one vote is always right, so no vote is needed; give less "
+            "than 1, or a --run to measure in"
         )
-    rho = shared if shared is not None else max(0.0, found.get("correlation") or 0.0)
-    many = steps if steps is not None else max(1, round(found.get("steps", 1)))
+    p = accuracy if accuracy is not None else measured["accuracy"]
+    rho = shared if shared is not None else max(0.0, measured.get("correlation") or 0.0)
+    n = steps if steps is not None else max(1, round(measured.get("steps", 1)))
     try:
-        made = plan(target, many, p, rho)
+        result = plan(target, n, p, rho)
     except UsageError as error:
-        if not found:
+        if not measured:
             raise
-        # What was measured is worth its price whatever follows from it.
+        # The measurement is shown even if no plan follows from it.
         if as_json:
-            emit({"plan": None, "measured": found, "verdict": str(error)})
+            emit({"plan": None, "measured": measured, "verdict": str(error)})
         else:
-            _show([], found)
+            _show([], measured)
         raise RefluxError(str(error)) from error
-    voteless = made.accuracy**made.steps  # Each is asked once, and nothing is checked.
-    body = {
-        "plan": {**asdict(made), "votes": made.votes, "success_without_votes": voteless},
-        "measured": found or None,
+    figures = asdict(result) | {
+        "votes": result.votes,
+        "success_without_votes": result.accuracy**result.steps,  # One answer each, no check.
     }
-    tokens = found.get("tokens")
-    if tokens is not None:
-        body["plan"] |= {"tokens": made.votes * tokens, "cost": made.votes * tokens * price / 1e6}
+    if (tokens := measured.get("tokens")) is not None:
+        tokens *= result.votes
+        figures |= {"tokens": tokens, "cost": tokens * price / 1e6}
     if as_json:
-        emit(body)
-        return
-    _show(_planned(made, body["plan"], price), found)
+        emit({"plan": figures, "measured": measured or None})
+    else:
+        _show(_plan_lines(result, figures, price), measured)
 
 
 async def _measured(
@@ -132,13 +128,12 @@ async def _measured(
         level = level or (config.rounds[-1].level if config else 1)
         voted = await _probed(folder, task, model, probe, level, config)
     else:
-        store = TraceStore(folder.traces_path)
-        voted = list(voted_questions(store, system))
-        store.close()
+        with closing(folder.store()) as store:
+            voted = list(voted_questions(store, system))
     if not voted:
         raise UsageError(
             f"{run} holds no answers of copies in the system {system!r}; name another --system "
-            "(`reflux traces list` shows them), or have it measured: --probe 200"
+            "(`reflux traces list` shows them), or measure now: --probe 200"
         )
     right, by = by_task(task), "the task's score of held-out questions"
     measured = measure(voted, right)
@@ -146,7 +141,7 @@ async def _measured(
         right, by = by_acceptance(voted, task.normalise), "the accepted answers, right or wrong"
         measured = measure(voted, right)
     if measured is None:
-        raise UsageError(f"no vote in {run} can be marked; have some asked anew: --probe 200")
+        raise UsageError(f"no vote in {run} can be scored; measure new ones: --probe 200")
     votes = _correlation(measured)
     effects = flag_effects(voted, config.flags, right) if config else ()
     observed = {} if probe else _observed(folder, task, system)
@@ -162,7 +157,7 @@ async def _measured(
 
 
 def _correlation(measured: Measured) -> Votes | None:
-    """None where only doubtful questions have a second vote: they are no fair sample."""
+    """None where only doubtful questions have a second vote, which is a biased sample."""
     try:
         votes = correlation(measured.marked)
     except UsageError:
@@ -178,28 +173,28 @@ async def _probed(
     level: int,
     config: RoundsConfig | None,
 ) -> list[VotedQuestion]:
-    """Ask held-out questions with as many votes each, whatever the first ones say."""
+    """Ask held-out questions with a fixed number of votes each."""
     seed = config.seed if config else 0
     questions = task.sample(probe, level, "held_out", seed + 2)
     if len(questions) < 2:
         raise UsageError(
             f"a probe needs 2 questions or more: --probe {probe} draws {len(questions)} held-out "
-            f"ones of {task.name} at level {level}; ask more, or name another level"
+            f"ones of {task.name} at level {level}; raise --probe, or name another --level"
         )
-    opened, x = open_run(folder, model, batch_config(folder))
-    # With the lead as large as the limit, all votes are asked in one wave.
+    opened, agent = open_run(folder, model, batch_config(folder))
+    # With a margin as large as the limit, all votes are asked in one batch.
     policy = VotePolicy(min_logprob=None, rule=AheadBy(PROBE_VOTES, PROBE_VOTES))
     async with opened:
         context = AmplifyContext(
-            opened.recorded_client, x, (), votes=policy, limits=Limits(attempts=1), seed=seed
+            opened.recorded_client, agent, (), votes=policy, limits=Limits(attempts=1), seed=seed
         )
-        asked = Origin(folder.name, -1, f"probe-{x}-{level}", task.name, "held_out")
+        asked = Origin(folder.name, -1, f"probe-{agent}-{level}", task.name, "held_out")
         with ProgressView() as view:
             await answer_every(
                 Direct(task_context(context, task), votes=policy),
                 asked,
                 questions,
-                on_done=lambda done: view(f"probe {x}", done, len(questions), ""),
+                on_done=lambda done: view(f"probe {agent}", done, len(questions), ""),
             )
         return list(voted_questions(opened.store, asked.system))
 
@@ -211,90 +206,76 @@ WHERE system = ? AND split = 'held_out' AND revises IS NULL
 
 
 def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:
-    """How often held-out roots ended wrong, after all checks and retries."""
-    store = TraceStore(folder.traces_path)
-    marks = [
-        score_held_out(task, row["text"], json.loads(row["detail"])["answer"])
-        for row in store.select(ENDED, (system,))
-        if row["task"] == task.name
-    ]
-    store.close()
-    if not marks:
+    """The share of held-out roots that ended wrong after all checks and retries."""
+    with closing(folder.store()) as store:
+        scores = [
+            score_held_out(task, row["text"], json.loads(row["detail"])["answer"])
+            for row in store.select(ENDED, (system,))
+            if row["task"] == task.name
+        ]
+    if not scores:
         return {"observed": None}
-    wrong = marks.count(False)
-    return {"observed": wrong / len(marks), "observed_ci95": wilson(wrong, len(marks)),
-            "observed_n": len(marks)}  # fmt: skip
+    wrong = scores.count(False)
+    return {"observed": wrong / len(scores), "observed_ci95": wilson(wrong, len(scores)),
+            "observed_n": len(scores)}  # fmt: skip
 
 
-def _show(planned: Sequence[tuple[str, str]], found: dict[str, Any]) -> None:
+def _show(planned: Sequence[tuple[str, str]], measured: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
-    measured = _found(found)
-    for line in [*measured, *([("", "")] if measured and planned else []), *planned]:
+    lines = _measured_lines(measured) if measured else []
+    for line in [*lines, *([("", "")] if lines and planned else []), *planned]:
         table.add_row(*line)
     OUT.print(table)
-    for effect in found.get("flags", ()):
-        share = effect["accuracy_flagged"]
-        said = "none" if share is None else f"{share:.3f} of them right"
-        kept = effect["accuracy_kept"]
+    for effect in measured.get("flags", ()):
+        flagged, kept = effect["accuracy_flagged"], effect["accuracy_kept"]
         OUT.print(
-            f"red flag {effect['rule']}: {effect['flagged']} of {effect['n']} votes, {said}; "
+            f"red flag {effect['rule']}: {effect['flagged']} of {effect['n']} votes, "
+            f"{'none' if flagged is None else f'{flagged:.3f} of them right'}; "
             f"of the others {'none' if kept is None else f'{kept:.3f}'}"
         )
 
 
-def _found(found: dict[str, Any]) -> Sequence[tuple[str, str]]:
-    if not found:
-        return ()
-    low, high = found["ci95"]
+def _estimate(value: float, ci95: Sequence[float], n: int, digits: int = 4) -> str:
+    return f"{value:.{digits}f} [{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}] n={n}"
+
+
+def _measured_lines(m: dict[str, Any]) -> list[tuple[str, str]]:
+    shared = "unknown: only doubtful questions have two votes; --probe 200"
+    if m["correlation"] is not None:
+        shared = _estimate(m["correlation"], m["correlation_ci95"], m["correlation_n"], 3)
     lines = [
-        ("marked by", found["marked_by"]),
-        ("one vote is right", f"{found['accuracy']:.4f} [{low:.4f}, {high:.4f}] "
-         f"n={found['questions']}"),
-    ]  # fmt: skip
-    if found["correlation"] is None:
-        lines.append(
-            ("errors are shared", "unknown: only doubtful questions have two votes; --probe 200")
-        )
-    else:
-        low, high = found["correlation_ci95"]
-        lines.append(
-            ("errors are shared", f"{found['correlation']:.3f} [{low:.3f}, {high:.3f}] "
-             f"n={found['correlation_n']}")
-        )  # fmt: skip
-    lines.append(("a voted answer is wrong", f"{found['wrong_answers']:.4f}"))
-    lines.append(("answers below a root", f"{found['steps']:.2f}"))
-    if found.get("observed") is not None:
-        predicted = 1 - (1 - found["wrong_answers"]) ** found["steps"]
-        low, high = found["observed_ci95"]
-        lines.append(
-            ("the root is wrong", f"{found['observed']:.4f} [{low:.4f}, {high:.4f}] "
-             f"n={found['observed_n']}; {predicted:.4f} predicted without check and retry")
-        )  # fmt: skip
+        ("marked by", m["marked_by"]),
+        ("one vote is right", _estimate(m["accuracy"], m["ci95"], m["questions"])),
+        ("errors are shared", shared),
+        ("a voted answer is wrong", f"{m['wrong_answers']:.4f}"),
+        ("answers below a root", f"{m['steps']:.2f}"),
+    ]
+    if m.get("observed") is not None:
+        predicted = 1 - (1 - m["wrong_answers"]) ** m["steps"]
+        observed = _estimate(m["observed"], m["observed_ci95"], m["observed_n"])
+        text = f"{observed}; {predicted:.4f} predicted without check and retry"
+        lines.append(("the root is wrong", text))
     return lines
 
 
-def _planned(made: Plan, price_of: dict[str, Any], price: float) -> Sequence[tuple[str, str]]:
+def _plan_lines(result: Plan, figures: dict[str, Any], price: float) -> Sequence[tuple[str, str]]:
     lines = [
-        ("target", f"{made.target:g} over {counted(made.steps, 'answer')}"),
-        ("without votes", f"{price_of['success_without_votes']:.3f} are all right"),
-        ("votes", f"first to be ahead by {made.margin}"),
-        ("error of one answer", f"{made.step_error:.3g}"),
-        ("all are right", f"{made.success:.6f}"),
-        ("votes of one answer", f"{made.votes_per_step:.2f}"),
-        ("votes in all", f"{made.votes:,.0f}"),
+        ("target", f"{result.target:g} over {counted(result.steps, 'answer')}"),
+        ("without votes", f"{figures['success_without_votes']:.3f} are all right"),
+        ("votes", f"first to be ahead by {result.margin}"),
+        ("error of one answer", f"{result.step_error:.3g}"),
+        ("all are right", f"{result.success:.6f}"),
+        ("votes of one answer", f"{result.votes_per_step:.2f}"),
+        ("votes in all", f"{result.votes:,.0f}"),
     ]
-    # The first vote decides where a lead of one is enough; a very long walk is not walked.
-    if 1 < made.margin <= MOST_LEAD:
-        max_votes = 4 * made.margin + 3
-        capped = walk(made.margin, max_votes, made.accuracy)
-        lines.append(
-            (
-                "with a limit",
-                f"votes.max_votes: {max_votes} leaves {capped.undecided:.2g} undecided",
-            )
-        )
-    if "tokens" in price_of:
-        lines.append(("tokens in all", f"{price_of['tokens']:,.0f}"))
-    if price and "cost" in price_of:
-        lines.append(("price", f"{price_of['cost']:.4g}"))
+    # With a margin of one the first vote decides; a very long walk takes too long to compute.
+    if 1 < result.margin <= MOST_LEAD:
+        max_votes = 4 * result.margin + 3
+        undecided = walk(result.margin, max_votes, result.accuracy).undecided
+        limit = f"votes.max_votes: {max_votes} leaves {undecided:.2g} undecided"
+        lines.append(("with a limit", limit))
+    if "tokens" in figures:
+        lines.append(("tokens in all", f"{figures['tokens']:,.0f}"))
+    if price and "cost" in figures:
+        lines.append(("price", f"{figures['cost']:.4g}"))
     return lines

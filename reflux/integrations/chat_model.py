@@ -14,7 +14,7 @@ from langchain_core.utils.utils import from_env, secret_from_env
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.redaction import redact
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers.rules import Checker, RuleChecker
@@ -46,9 +46,7 @@ class AmplifiedChatModel(BaseChatModel):
     The overseer must not defer to a human, which needs a graph with a checkpointer.
     """
 
-    overseer: SkipValidation[AnyOverseer | Sequence[AnyOverseer]] = Field(
-        default_factory=overseer_named
-    )
+    overseer: SkipValidation[Overseer | Sequence[Overseer]] = Field(default_factory=overseer_named)
     """One, or several: a retry takes the next one's decomposition."""
     client: SkipValidation[ChatClient | BaseChatModel | None] = Field(default=None, exclude=True)
     """Where the agent runs; a chat model of LangChain is one, too. None: the endpoint of `base_url`

@@ -27,7 +27,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.redaction import redact
 from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, context_of
 from reflux.conversation import question_of
@@ -92,7 +92,7 @@ class ChatState(MessagesState):
 
 
 def chat_graph(
-    agent: Agent | None = None, overseers: Mapping[str, AnyOverseer] = OVERSEERS, **context: Any
+    agent: Agent | None = None, overseers: Mapping[str, Overseer] = OVERSEERS, **context: Any
 ) -> StateGraph[ChatState, Settings, Put, Got]:
     """The graph, uncompiled.
 

@@ -1,174 +1,175 @@
-"""An evaluation on the terminal."""
+"""The figures of an evaluation as tables, for the terminal and for the page."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from reflux.graphs.evals.best_of import EqualTokens
 from reflux.graphs.evals.results import Results
+from reflux.graphs.evals.runner import EqualTokens
 from reflux.report.terminal import counted, escape
 
-WORDS = ("system", "systems", "model", "how questions ended")
+WRAPPED = ("system", "systems", "model", "how questions ended")
 """Columns that may take several lines."""
 NO_WIDTH = (
-    "An interval without width is no certainty: all questions told the same of the two, and p says "
-    "what that is worth."
+    "An interval without width is no certainty: every question gave the same difference, and p "
+    "states what that is worth."
 )
 MEANT = (
-    "known: of these calls, answered before and kept; seconds: the sum of the models' latencies, "
-    "which overlap."
+    "known: calls that the cache answered; seconds: the sum of the models' latencies, which "
+    "overlap."
 )
 REASON = 100
-"""Characters of the commonest reason why a system's questions failed."""
-LOOK: dict[str, Any] = {
-    "title_justify": "left",
-    "caption_justify": "left",
-    "box": SIMPLE_HEAD,
-    "show_edge": False,
-    "pad_edge": False,
-    "padding": (0, 1, 0, 0),
-}
+"""Maximum characters of a reason why questions failed."""
 
 
-def tables(found: Results, source: Mapping[str, Any]) -> list[Table]:
-    """Accuracy, price, differences, calibration and breakdown, as far as there is any."""
-    shown = [_accuracy(found, source), _price(found)]
-    if found.differences:
-        shown.append(_differences(found))
-    if any(summary.calibration for summary in found.summaries.values()):
-        shown.append(_calibration(found))
+@dataclass(frozen=True)
+class Figures:
+    """One table: a heading, columns, rows of texts, and notes below."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+def tables(results: Results, source: Mapping[str, Any]) -> list[Table]:
+    """All tables for a terminal of 80 columns."""
+    return [_table(each) for each in figures(results, source)]
+
+
+def figures(results: Results, source: Mapping[str, Any]) -> list[Figures]:
+    """Accuracy, price, and where they exist differences, calibration and breakdowns."""
+    shown = [_accuracy(results, source), _price(results)]
+    if results.differences:
+        shown.append(_differences(results))
+    if any(summary.calibration for summary in results.summaries.values()):
+        shown.append(_calibration(results))
     return shown + [
-        _breakdown(key, found) for key, levels in found.levels.items() if len(levels) > 1
+        _breakdown(key, results) for key, levels in results.levels.items() if len(levels) > 1
     ]
 
 
-def title(found: Results, source: Mapping[str, Any]) -> str:
-    """What was asked: the exam, n and seeds."""
+def title(results: Results, source: Mapping[str, Any]) -> str:
+    """The eval task, the number of questions, the seeds and the scorer."""
     level = f", level {source['level']}" if "level" in source else ""
-    n = max(summary.questions for summary in found.summaries.values())
-    seeds = ", ".join(map(str, found.seeds))
-    kind = "held-out question" if found.split == "held_out" else "question"
-    return f"{found.eval_task}{level}: {counted(n, kind)}, seed {seeds}, score {found.rule}"
+    n = max(summary.questions for summary in results.summaries.values())
+    seeds = ", ".join(map(str, results.seeds))
+    kind = "held-out question" if results.split == "held_out" else "question"
+    return f"{results.eval_task}{level}: {counted(n, kind)}, seed {seeds}, score {results.rule}"
 
 
-def _table(heading: str, *columns: str, caption: str | None = None) -> Table:
-    table = Table(title=escape(heading), caption=caption, **LOOK)
-    for number, column in enumerate(columns):
-        table.add_column(
-            column,
-            justify="right" if number else "left",
-            overflow="fold",
-            no_wrap=column not in WORDS,
-        )
+def _table(figures: Figures) -> Table:
+    table = Table(
+        title=escape(figures.heading),
+        caption="\n".join(map(escape, figures.notes)) or None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for index, column in enumerate(figures.columns):
+        justify, wrap = "right" if index else "left", column in WRAPPED
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=not wrap)
+    for row in figures.rows:
+        table.add_row(*map(escape, row))
     return table
 
 
-def _accuracy(found: Results, source: Mapping[str, Any]) -> Table:
-    table = _table(
-        title(found, source),
-        "system", "model", "n", "accuracy", "95%", "calls/n", "tokens/n",
-        caption=None if found.equal is None else equal_text(found.equal),
-    )  # fmt: skip
-    for key, s in found.summaries.items():
-        table.add_row(
-            escape(key),
-            escape(s.model),
-            str(s.n),
-            f"{s.accuracy:.3f}",
-            interval(s.ci95),
-            f"{s.calls / s.n:.2f}",
-            f"{s.tokens / s.n:.1f}",
-        )
-    return table
+def _accuracy(results: Results, source: Mapping[str, Any]) -> Figures:
+    columns = ("system", "model", "n", "accuracy", "95%", "calls/n", "tokens/n")
+    rows = [
+        (key, s.model, str(s.n), f"{s.accuracy:.3f}", interval(s.ci95), f"{s.calls / s.n:.2f}",
+         f"{s.tokens / s.n:.1f}")
+        for key, s in results.summaries.items()
+    ]  # fmt: skip
+    notes = () if results.equal is None else (equal_text(results.equal),)
+    return Figures(title(results, source), columns, rows, notes)
 
 
 def equal_text(equal: EqualTokens) -> str:
-    """Why best-of-n has so many votes: it looks for the number that costs amplified's tokens."""
-    said = (
+    """The votes and tokens of best-of-n beside amplified's tokens."""
+    text = (
         f"best-of-n: {equal.votes} vote{'s' if equal.votes > 1 else ''}, {equal.tokens} tokens "
         f"against the {equal.amplified_tokens} of amplified"
     )
-    return said + ("; one vote alone is dearer" if equal.dearer else "")
+    return text + ("; one vote alone is dearer" if equal.dearer else "")
 
 
-def _price(found: Results) -> Table:
-    table = _table(
-        "Price",
-        "system", "calls", "known", "tokens", "seconds", "cost", "how questions ended",
-        caption="\n".join([MEANT, *map(escape, reasons(found))]),
-    )  # fmt: skip
-    for key, s in found.summaries.items():
-        ended = ", ".join(f"{count} {status}" for status, count in s.statuses.items())
-        cost = "–" if s.cost is None else f"{s.cost:.4g}"
-        figures = (s.calls, s.cached, s.tokens, f"{s.seconds:.1f}", cost, ended)
-        table.add_row(escape(key), *map(str, figures))
-    return table
+def _price(results: Results) -> Figures:
+    columns = ("system", "calls", "known", "tokens", "seconds", "cost", "how questions ended")
+    rows = [
+        (key, str(s.calls), str(s.cached), str(s.tokens), f"{s.seconds:.1f}",
+         "–" if s.cost is None else f"{s.cost:.4g}",
+         ", ".join(f"{count} {status}" for status, count in s.statuses.items()))
+        for key, s in results.summaries.items()
+    ]  # fmt: skip
+    return Figures("Price", columns, rows, (MEANT, *reasons(results)))
 
 
-def reasons(found: Results) -> list[str]:
-    """The commonest reason why questions of a system ended without an accepted answer, a line for
-    each system of which one is known."""
+def reasons(results: Results) -> list[str]:
+    """The most common error of each system's questions that ended without an accepted answer."""
     lines: list[str] = []
-    for key, answers in found.answers.items():
-        why = Counter(a.error for a in answers if a.status != "ok" and a.error)
-        for error, times in why.most_common(1):
-            cut = error if len(error) <= REASON else error[: REASON - 1] + "…"
-            often = f"{times} of them" if times < why.total() else "all of them"
-            lines.append(f"{key}, {why.total()} of {len(answers)} not accepted, {often}: {cut}")
+    for key, answers in results.answers.items():
+        errors = Counter(a.error for a in answers if a.status != "ok" and a.error)
+        for error, count in errors.most_common(1):
+            text = error if len(error) <= REASON else error[: REASON - 1] + "…"
+            share = f"{count} of them" if count < errors.total() else "all of them"
+            lines.append(f"{key}, {errors.total()} of {len(answers)} not accepted, {share}: {text}")
     return lines
 
 
-def _differences(found: Results) -> Table:
-    table = _table(
+def _differences(results: Results) -> Figures:
+    rows = [
+        (f"{d.first} − {d.second}", f"{d.value:+.3f}", interval(d.ci95, "+"), _p(d.p),
+         str(d.only_first), str(d.only_second), str(d.n))
+        for d in results.differences
+    ]  # fmt: skip
+    return Figures(
         "Differences on the same questions (paired bootstrap, McNemar's exact test)",
-        "systems", "difference", "95%", "p", "only 1st", "only 2nd", "n",
-        caption=NO_WIDTH if any(d.ci95[0] == d.ci95[1] for d in found.differences) else None,
-    )  # fmt: skip
-    for d in found.differences:
-        figures = (f"{d.value:+.3f}", interval(d.ci95, "+"), p_text(d.p))
-        counts = (d.only_first, d.only_second, d.n)
-        table.add_row(escape(f"{d.first} − {d.second}"), *figures, *map(str, counts))
-    return table
+        ("systems", "difference", "95%", "p", "only 1st", "only 2nd", "n"),
+        rows,
+        (NO_WIDTH,) if any(d.ci95[0] == d.ci95[1] for d in results.differences) else (),
+    )
 
 
 def interval(ci95: tuple[float, float], sign: str = "") -> str:
-    """`[0.970, 0.990]`, for a table."""
-    return f"\\[{ci95[0]:{sign}.3f}, {ci95[1]:{sign}.3f}]"
+    """`[0.970, 0.990]`."""
+    return f"[{ci95[0]:{sign}.3f}, {ci95[1]:{sign}.3f}]"
 
 
-def p_text(p: float) -> str:
-    """Three decimals, or how small it is."""
+def _p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
 
 
-def _calibration(found: Results) -> Table:
-    table = _table("Calibration", "system", "Brier", "ECE", "bins", "n", "unknown")
-    for key, s in found.summaries.items():
+def _calibration(results: Results) -> Figures:
+    rows: list[tuple[str, ...]] = []
+    for key, s in results.summaries.items():
         if (c := s.calibration) is None:
-            table.add_row(escape(key), "–", "–", "–", "0", str(s.n))
-            continue
-        figures = (len(c.bins), c.n, c.unknown)
-        table.add_row(escape(key), f"{c.brier:.4f}", f"{c.ece:.4f}", *map(str, figures))
-    return table
+            rows.append((key, "–", "–", "–", "0", str(s.n)))
+        else:
+            counts = (str(len(c.bins)), str(c.n), str(c.unknown))
+            rows.append((key, f"{c.brier:.4f}", f"{c.ece:.4f}", *counts))
+    return Figures("Calibration", ("system", "Brier", "ECE", "bins", "n", "unknown"), rows)
 
 
 def _short(count: int) -> str:
-    """As it is below a million, then in millions: the table fits 80 columns."""
+    """In millions from a million on, so that the table fits 80 columns."""
     return str(count) if count < 1_000_000 else f"{count / 1e6:.1f}M"
 
 
-def _breakdown(key: str, found: Results) -> Table:
-    table = _table(
-        f"{key} by depth and kind of node",
-        "node", "nodes", "accept", "calls", "tokens", "marked", "right", "95%",
-    )  # fmt: skip
-    for level in found.levels[key]:
-        right = "–" if level.accuracy is None else f"{level.accuracy:.3f}"
-        spent = (_short(level.calls), _short(level.tokens))
-        figures = (_short(level.nodes), f"{level.accepted:.3f}", *spent, _short(level.marked))
-        around = "–" if level.ci95 is None else interval(level.ci95)
-        table.add_row(f"{level.depth} {level.kind}", *map(str, figures), right, around)
-    return table
+def _breakdown(key: str, results: Results) -> Figures:
+    columns = ("node", "nodes", "accept", "calls", "tokens", "marked", "right", "95%")
+    rows = [
+        (f"{level.depth} {level.kind}", _short(level.nodes), f"{level.accepted:.3f}",
+         _short(level.calls), _short(level.tokens), _short(level.marked),
+         "–" if level.accuracy is None else f"{level.accuracy:.3f}",
+         "–" if level.ci95 is None else interval(level.ci95))
+        for level in results.levels[key]
+    ]  # fmt: skip
+    return Figures(f"{key} by depth and kind of node", columns, rows)

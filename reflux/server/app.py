@@ -17,11 +17,11 @@ from starlette.staticfiles import StaticFiles
 from reflux import web
 from reflux.agents.clients.endpoints import Endpoints
 from reflux.agents.clients.llama_cpp import LlamaCppClient
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.ask_context import OVERSEERS
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.garbage_collection import settled
-from reflux.graphs.traces.telemetry import own_spans
+from reflux.graphs.traces.telemetry import process_spans
 from reflux.server import chat_api
 from reflux.server.errors import add_error_handlers
 from reflux.server.guards import UNGUARDED_PATHS, Guard
@@ -67,7 +67,7 @@ class _PageFiles(StaticFiles):
 def create_app(
     folder: RunFolder,
     settings: ServeSettings | None = None,
-    overseers: Mapping[str, AnyOverseer] = OVERSEERS,
+    overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> FastAPI:
     """Create the app of a run folder; the app opens the folder when it starts.
 
@@ -110,7 +110,7 @@ def create_app(
         redoc_url=None,
         # A request's span is the parent of its run's span. Request logs would hold the questions.
         telemetry={
-            "tracer_provider": own_spans().provider,
+            "tracer_provider": process_spans().provider,
             "operation_spans": False,
             "logs": False,
             "exclude": lambda scope: scope.get("path") in UNGUARDED_PATHS,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reflux.agents.clients.streaming import Delta
+from reflux.agents.clients.chat_protocol import Delta
 from reflux.agents.types import Completion, TokenLogprob
 from reflux.graphs.traces.events import Event
 from reflux.server.chat_request import ChatRequest

@@ -9,7 +9,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.human_reply import parse_reply
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.ask_context import context_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
@@ -37,7 +37,7 @@ class _Client:
 class Waiting:
     """The questions of one run folder that wait for humans."""
 
-    def __init__(self, run: OpenRun, overseers: Mapping[str, AnyOverseer]) -> None:
+    def __init__(self, run: OpenRun, overseers: Mapping[str, Overseer]) -> None:
         self._run = run
         self._overseers = overseers
         self._stack = AsyncExitStack()

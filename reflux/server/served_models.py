@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.evals.task import Task
 from reflux.models import BASE, STUDENT, model_named
@@ -37,7 +37,7 @@ class Tree:
     """An overseer with copies of the agent."""
 
     name: str
-    overseer: AnyOverseer | None
+    overseer: Overseer | None
     """None if the task brings its own."""
     task: Task | None = None
 
@@ -55,7 +55,7 @@ class ServedModels:
     """The models that a run folder and its settings serve."""
 
     def __init__(
-        self, folder: RunFolder, settings: ServeSettings, overseers: Mapping[str, AnyOverseer]
+        self, folder: RunFolder, settings: ServeSettings, overseers: Mapping[str, Overseer]
     ) -> None:
         """
         Raises:

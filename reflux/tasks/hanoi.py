@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.protocol import PASS, Overseer
+from reflux.agents.overseers.protocol import PASS, Overseer, OverseerContext
 from reflux.agents.tools.protocol import Tool
-from reflux.agents.types import Answer, Chain, Exchange, Step
+from reflux.agents.types import Answer, Chain, Step
 from reflux.agents.verifiers.rules import Checker, RuleChecker
 from reflux.graphs.evals.task import Split, is_held_out
 from reflux.tasks.tower import (
@@ -55,12 +55,12 @@ class Mover:
 
     name = "script:hanoi"
 
-    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+    async def act(self, context: OverseerContext) -> Step:
         """A puzzle is a chain of moves; a single move is a primitive."""
-        position = read(question)
+        position = read(context.question)
         if not position.goal:
             return Answer(best(position))
-        return Chain(first_move(position).text) if may_ask else PASS
+        return Chain(first_move(position).text) if context.may_ask else PASS
 
     def follow(self, asked: str, answer: str) -> str | Answer:
         """Make the move; where all disks lie on one peg, the number of moves is the answer."""

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.run_folder import RunFolder, write_whole
-from reflux.graphs.evals.runner import system_names
+from reflux.graphs.evals.runner import parse_systems
 from reflux.models import BASE
 from reflux.server.chat_request import ApiModel
 from reflux.server.state import ERRORS, ServerState, state_of
@@ -255,7 +255,7 @@ def _eval_arguments(state: ServerState, form: Evaluation) -> list[str]:
                 "`reflux eval` takes others"
             )
     systems = ",".join(form.systems)
-    system_names(systems)
+    parse_systems(systems)
     folder = state.run.folder
     arguments = ["eval", "--run", str(folder.path), "--systems", systems]
     arguments += ["--level", str(form.level), "--limit", str(form.limit), "--seed", str(form.seed)]

@@ -6,8 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reflux.agents.tools.arithmetic import MAX_DIGITS, evaluate
-from reflux.agents.tools.calculator import Calculator, expression_in, written
+from reflux.agents.tools.calculator import (
+    MAX_DIGITS,
+    Calculator,
+    evaluate,
+    expression_in,
+    written,
+)
 from reflux.agents.tools.protocol import REPLY_CHARS, ToolReply
 
 

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError
 from reflux.agents.overseers.batch import alike, settle
-from reflux.agents.overseers.loose_json import DEPTH, loose_values
 from reflux.agents.overseers.model import ModelOverseer, step_schema
 from reflux.agents.overseers.protocol import PASS
-from reflux.agents.overseers.step_parser import read_answer, read_step
+from reflux.agents.overseers.step_parser import loose_values, read_answer, read_step
 from reflux.agents.prompts import KINDS
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step, SubQuestion
-from tests.support.contexts import ScriptedDesk, asked_texts
+from tests.support.contexts import ScriptedContext, last_messages
 from tests.support.hostile import ANSWER, BOTH, FRANCE, JAPAN, QUESTION, REPLIES, SOUND
 
 SAID = [Exchange(FRANCE, "Paris"), Exchange(JAPAN, "Tokyo")]
@@ -24,31 +23,31 @@ RUBBISH = "I'm sorry, I can't."
 H = ModelOverseer()
 
 
-async def act(desk: ScriptedDesk, said: Any = (), may_ask: bool = True, h: Any = H) -> Step:
-    return await h.at(desk).act(QUESTION, said, may_ask)
+async def act(context: ScriptedContext, said: Any = (), may_ask: bool = True, h: Any = H) -> Step:
+    return await h.act(context.on(QUESTION, said, may_ask))
 
 
 @pytest.mark.parametrize("name", REPLIES)
 async def test_a_step_comes_of_whatever_the_model_replies(name: str) -> None:
     reply, expected = REPLIES[name]
-    desk = ScriptedDesk([reply])
-    step = await act(desk)
+    context = ScriptedContext([reply])
+    step = await act(context)
     if expected is None:
         assert isinstance(step, Ask)
         assert not step.subquestions
         assert step.note.startswith("unreadable: ")
-        assert len(desk.client.requests) == H.tries
+        assert len(context.client.requests) == H.max_tries
     else:
         assert step == expected
-        assert len(desk.client.requests) == 1
+        assert len(context.client.requests) == 1
 
 
 @pytest.mark.parametrize("name", REPLIES)
 async def test_with_answers_at_hand_an_answer_comes_of_it_or_more_questions(name: str) -> None:
     reply, _ = REPLIES[name]
-    desk = ScriptedDesk([reply])
-    step = await act(desk, [Exchange("How many countries are there?", "195")])
-    assert len(desk.client.requests) <= H.tries
+    context = ScriptedContext([reply])
+    step = await act(context, [Exchange("How many countries are there?", "195")])
+    assert len(context.client.requests) <= H.max_tries
     if isinstance(step, Ask) and not step.subquestions:
         assert step.note == "unreadable: no answer in the reply (3 replies)"
         assert read_answer(reply) is None
@@ -56,27 +55,27 @@ async def test_with_answers_at_hand_an_answer_comes_of_it_or_more_questions(name
 
 @pytest.mark.parametrize("name", REPLIES)
 async def test_where_it_may_not_ask_a_leaf_costs_no_call_and_goes_to_x(name: str) -> None:
-    desk = ScriptedDesk([REPLIES[name][0]])
-    assert await act(desk, may_ask=False) == PASS
-    assert not desk.client.requests
+    context = ScriptedContext([REPLIES[name][0]])
+    assert await act(context, may_ask=False) == PASS
+    assert not context.client.requests
 
 
 @pytest.mark.parametrize("name", REPLIES)
 async def test_as_a_primitive_a_leaf_is_answered_or_passed_on(name: str) -> None:
-    desk = ScriptedDesk([REPLIES[name][0]])
-    step = await act(desk, may_ask=False, h=ModelOverseer(primitives=True))
-    assert isinstance(step, Answer) or step.note.startswith("unreadable: no answer")
-    assert len(desk.client.requests) <= H.tries
+    context = ScriptedContext([REPLIES[name][0]])
+    step = await act(context, may_ask=False, h=ModelOverseer(primitives=True))
+    assert isinstance(step, Answer) or getattr(step, "note", "").startswith("unreadable: no answer")
+    assert len(context.client.requests) <= H.max_tries
 
 
 async def test_a_model_that_does_not_know_a_primitive_passes_it_on() -> None:
-    assert await act(ScriptedDesk(["Pass."]), (), False, ModelOverseer(primitives=True)) == PASS
+    assert await act(ScriptedContext(["Pass."]), (), False, ModelOverseer(primitives=True)) == PASS
 
 
 async def test_an_unreadable_reply_is_asked_for_again_with_another_seed() -> None:
-    desk = ScriptedDesk([RUBBISH, SOUND])
-    assert await act(desk) == BOTH
-    first, second = desk.client.requests
+    context = ScriptedContext([RUBBISH, SOUND])
+    assert await act(context) == BOTH
+    first, second = context.client.requests
     assert first.messages == second.messages
     assert (first.sampling.temperature, second.sampling.temperature) == (0.0, H.retry_temperature)
     assert first.sampling.seed != second.sampling.seed
@@ -86,42 +85,42 @@ async def test_an_unreadable_reply_is_asked_for_again_with_another_seed() -> Non
 async def test_one_model_is_several_minds_by_temperature_and_seed() -> None:
     drawn: set[tuple[float, int]] = set()
     for seed in range(3):
-        desk = ScriptedDesk([RUBBISH])
-        await act(desk, h=ModelOverseer(temperature=0.9, seed=seed))
-        drawn |= {(r.sampling.temperature, r.sampling.seed) for r in desk.client.requests}
+        context = ScriptedContext([RUBBISH])
+        await act(context, h=ModelOverseer(temperature=0.9, seed=seed))
+        drawn |= {(r.sampling.temperature, r.sampling.seed) for r in context.client.requests}
     assert drawn == {(0.9, seed) for seed in range(9)}
 
 
 async def test_the_sub_answers_are_shown_and_combined() -> None:
-    desk = ScriptedDesk(['{"answer": "Paris and Tokyo"}'])
-    assert await act(desk, SAID) == ANSWER
-    (shown,) = asked_texts(desk.client.requests)
+    context = ScriptedContext(['{"answer": "Paris and Tokyo"}'])
+    assert await act(context, SAID) == ANSWER
+    (shown,) = last_messages(context.client.requests)
     assert f"- {FRANCE} Paris\n- {JAPAN} Tokyo" in shown
 
 
 async def test_failed_and_doubtful_sub_answers_are_shown_as_such() -> None:
-    desk = ScriptedDesk(['{"answer": "x"}'])
-    await act(desk, [Exchange(FRANCE, None, "busy"), Exchange(JAPAN, "Kyoto", "rejected")])
-    (shown,) = asked_texts(desk.client.requests)
+    context = ScriptedContext(['{"answer": "x"}'])
+    await act(context, [Exchange(FRANCE, None, "busy"), Exchange(JAPAN, "Kyoto", "rejected")])
+    (shown,) = last_messages(context.client.requests)
     assert "(no answer: busy)" in shown
     assert "Kyoto (in doubt: rejected)" in shown
 
 
 async def test_with_answers_at_hand_the_last_try_takes_any_words_as_the_answer() -> None:
-    desk = ScriptedDesk([RUBBISH, RUBBISH, "Paris and Tokyo."])
-    assert await act(desk, SAID) == Answer("Paris and Tokyo.")
-    assert [bool(r.schema) for r in desk.client.requests] == [True, True, False]
+    context = ScriptedContext([RUBBISH, RUBBISH, "Paris and Tokyo."])
+    assert await act(context, SAID) == Answer("Paris and Tokyo.")
+    assert [bool(r.schema) for r in context.client.requests] == [True, True, False]
 
 
 async def test_where_an_answer_is_asked_for_more_questions_are_none() -> None:
-    desk = ScriptedDesk([SOUND])
-    step = await act(desk, SAID, h=ModelOverseer(asked=2))
+    context = ScriptedContext([SOUND])
+    step = await act(context, SAID, h=ModelOverseer(max_subquestions=2))
     assert step == Ask((), "unreadable: no answer in the reply (3 replies)")
-    assert len(desk.client.requests) == 3
+    assert len(context.client.requests) == 3
 
 
 async def test_one_that_always_asks_more_is_made_to_answer_once_it_has_asked_its_fill() -> None:
-    h = ModelOverseer(fanout=2, asked=5)
+    h = ModelOverseer(fanout=2, max_subquestions=5)
     said: list[Exchange] = []
     sizes: list[int] = []
 
@@ -130,44 +129,44 @@ async def test_one_that_always_asks_more_is_made_to_answer_once_it_has_asked_its
             return "enough"
         return json.dumps({"ask": [f"What is {len(said)}.{i}?" for i in range(9)]})
 
-    desk = ScriptedDesk(more)
-    while isinstance(step := await h.at(desk).act(QUESTION, said, True), Ask):
+    context = ScriptedContext(more)
+    while isinstance(step := await h.act(context.on(QUESTION, said)), Ask):
         sizes.append(len(step.subquestions))
         said += [Exchange(sub.text, "yes") for sub in step.subquestions]
     assert sizes == [2, 2, 1]
     assert step == Answer("enough")
-    assert len(desk.client.requests) == 4
+    assert len(context.client.requests) == 4
 
 
 async def test_what_has_been_answered_is_not_asked_again_and_what_failed_may_be() -> None:
-    desk = ScriptedDesk([SOUND])
-    step = await act(desk, [Exchange(FRANCE, "Paris"), Exchange(JAPAN, None, "busy")])
+    context = ScriptedContext([SOUND])
+    step = await act(context, [Exchange(FRANCE, "Paris"), Exchange(JAPAN, None, "busy")])
     assert step == Ask((SubQuestion(JAPAN),), "1 of 2 sub-questions left out")
 
 
 async def test_the_batch_is_told_and_held_to_what_is_left_of_its_cap() -> None:
-    desk = ScriptedDesk([SOUND])
-    h = ModelOverseer(asked=3)
-    step = await act(desk, [Exchange("a", "1"), Exchange("b", "2")], h=h)
+    context = ScriptedContext([SOUND])
+    h = ModelOverseer(max_subquestions=3)
+    step = await act(context, [Exchange("a", "1"), Exchange("b", "2")], h=h)
     assert step == Ask((SubQuestion(FRANCE),), "cut from 2 to 1 sub-questions")
-    (request,) = desk.client.requests
+    (request,) = context.client.requests
     assert "1 sub-question." in request.messages[-1][1]
     assert request.schema == step_schema(("ask", "answer"), 1)
 
 
 async def test_long_answers_are_cut_and_the_prompt_says_so() -> None:
-    desk = ScriptedDesk(['{"answer": "x"}'])
-    await act(desk, [Exchange(FRANCE, "a" * 1_000_000), Exchange(JAPAN, "b" * 1_000_000)])
-    (shown,) = asked_texts(desk.client.requests)
+    context = ScriptedContext(['{"answer": "x"}'])
+    await act(context, [Exchange(FRANCE, "a" * 1_000_000), Exchange(JAPAN, "b" * 1_000_000)])
+    (shown,) = last_messages(context.client.requests)
     assert len(shown) < 2 * H.transcript_chars
     assert "[999030 characters cut]" in shown
 
 
 async def test_the_model_is_x_unless_h_names_another() -> None:
     for h, model in ((H, "base"), (ModelOverseer("strong"), "strong")):
-        desk = ScriptedDesk([SOUND])
-        await act(desk, h=h)
-        assert [r.model for r in desk.client.requests] == [model]
+        context = ScriptedContext([SOUND])
+        await act(context, h=h)
+        assert [r.model for r in context.client.requests] == [model]
     assert (H.name, ModelOverseer("strong").name) == ("model:X", "model:strong")
 
 
@@ -176,23 +175,23 @@ async def test_an_endpoint_that_fails_is_the_step_s_failure_and_not_a_refusal() 
         raise EndpointError("busy")
 
     with pytest.raises(EndpointError, match="busy"):
-        await act(ScriptedDesk(fail))
+        await act(ScriptedContext(fail))
 
 
 async def test_no_call_is_made_that_the_desk_cannot_pay() -> None:
-    desk = ScriptedDesk([RUBBISH], Budget(2, 10_000))
+    context = ScriptedContext([RUBBISH], Budget(2, 10_000))
     with pytest.raises(EndpointError):
-        await act(desk)
-    assert len(desk.client.requests) == 2
+        await act(context)
+    assert len(context.client.requests) == 2
 
 
 async def test_what_it_reserves_pays_one_later_step_at_its_longest() -> None:
     long = [Exchange(f"{i}" * 5_000, "long " * 5_000) for i in range(H.fanout)]
-    desk = ScriptedDesk([RUBBISH, RUBBISH, ""], H.reserve)
-    await act(desk, long)
-    words = sum(len(turn[1]) for r in desk.client.requests for turn in r.messages) // 3
-    assert len(desk.client.requests) <= H.reserve.calls
-    assert words + H.tries * H.max_tokens <= H.reserve.tokens
+    context = ScriptedContext([RUBBISH, RUBBISH, ""], H.reserve)
+    await act(context, long)
+    words = sum(len(turn[1]) for r in context.client.requests for turn in r.messages) // 3
+    assert len(context.client.requests) <= H.reserve.calls
+    assert words + H.max_tries * H.max_tokens <= H.reserve.tokens
 
 
 def test_the_schema_is_of_the_form_that_strict_endpoints_take() -> None:
@@ -215,9 +214,9 @@ def test_the_schema_is_of_the_form_that_strict_endpoints_take() -> None:
 async def test_what_it_may_reply_depends_on_what_it_has_asked() -> None:
     offers: list[tuple[set[str], set[str]]] = []
     for said, h in (((), H), ((), ModelOverseer(primitives=True)), (SAID, H)):
-        desk = ScriptedDesk([SOUND, "x"])
-        await act(desk, said, h=h)
-        first = desk.client.requests[0]
+        context = ScriptedContext([SOUND, "x"])
+        await act(context, said, h=h)
+        first = context.client.requests[0]
         shown = {kind for kind, words in KINDS.items() if words in first.messages[0][1]}
         forms = json.loads(first.schema)["properties"]["step"]["anyOf"]
         offers.append((shown, {key for form in forms for key in form["properties"]}))
@@ -269,7 +268,7 @@ def test_what_is_json_is_read_as_json(value: Any, ascii_only: bool) -> None:
     assert read == value
 
 
-@given(st.integers(0, 3 * DEPTH))
+@given(st.integers(0, 2_000))
 def test_what_lies_too_deep_is_left_out_and_the_rest_goes_on(depth: int) -> None:
     found = list(loose_values("[" * depth + "]" * depth + '{"answer": "x"}'))
     assert {"answer": "x"} in found

@@ -12,10 +12,10 @@ from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, MissingError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.panel import Panel
-from reflux.agents.overseers.protocol import PASS, AnyOverseer, Overseer
+from reflux.agents.overseers.protocol import PASS, Overseer, OverseerContext
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, ChatRequest, Defer, Exchange, Step, SubQuestion
-from tests.support.contexts import ScriptedDesk
+from tests.support.contexts import ScriptedContext
 
 AB = Ask.of("a?", "b?")
 SAID = [Exchange("a?", "1")]
@@ -34,8 +34,8 @@ def panel(*steps: Step | Exception, **other: Any) -> Panel:
     return Panel(tuple(says(step) for step in steps), **other)
 
 
-async def chosen(panel: Panel, desk: ScriptedDesk | None = None, said: Any = ()) -> Step:
-    return await panel.at(desk or ScriptedDesk([""])).act("root", said, True)
+async def chosen(panel: Panel, context: ScriptedContext | None = None, said: Any = ()) -> Step:
+    return await panel.act((context or ScriptedContext()).on("root", said))
 
 
 MAJORITIES: dict[str, tuple[list[Step], Step]] = {
@@ -122,33 +122,33 @@ async def test_whatever_is_merged_needs_only_what_comes_before_it(
     "reply", ["2", '{"choice": 2}', "I choose number 2, because 1 is worse", "{'choice': '2'"]
 )
 async def test_a_judge_chooses_among_all_that_was_proposed(reply: str) -> None:
-    desk = ScriptedDesk([reply])
-    step = await chosen(panel(Answer("1"), AB, Answer("1"), choice="judge", judge="wise"), desk)
+    context = ScriptedContext([reply])
+    step = await chosen(panel(Answer("1"), AB, Answer("1"), choice="judge", judge="wise"), context)
     assert step == Ask(AB.subquestions, "the judge chose 2")
-    (request,) = desk.client.requests
+    (request,) = context.client.requests
     assert request.model == "wise"
     assert '2. {"kind": "ask"' in request.messages[-1][1]
 
 
 @pytest.mark.parametrize("reply", ["", "none of them", "0", "4", "-", "999999999999999999999"])
 async def test_where_the_judge_cannot_be_read_the_majority_counts(reply: str) -> None:
-    desk = ScriptedDesk([reply])
-    step = await chosen(panel(AB, AB, Answer("1"), choice="judge"), desk)
+    context = ScriptedContext([reply])
+    step = await chosen(panel(AB, AB, Answer("1"), choice="judge"), context)
     assert step == Ask(AB.subquestions, "the judge did not choose")
-    assert len(desk.client.requests) == 1
+    assert len(context.client.requests) == 1
 
 
 async def test_a_judge_that_cannot_be_paid_leaves_it_to_the_majority() -> None:
-    desk = ScriptedDesk(["1"], Budget(0, 0))
-    assert await chosen(panel(Answer("x"), Answer("1"), Answer("1"), choice="judge"), desk) == (
+    context = ScriptedContext(["1"], Budget(0, 0))
+    assert await chosen(panel(Answer("x"), Answer("1"), Answer("1"), choice="judge"), context) == (
         Answer("1")
     )
 
 
 async def test_a_panel_of_one_mind_asks_no_judge() -> None:
-    desk = ScriptedDesk(["1"])
-    assert await chosen(panel(AB, AB, choice="judge"), desk) == AB
-    assert not desk.client.requests
+    context = ScriptedContext(["1"])
+    assert await chosen(panel(AB, AB, choice="judge"), context) == AB
+    assert not context.client.requests
 
 
 @pytest.mark.parametrize("failure", [EndpointError("busy"), ValueError("oops")])
@@ -173,27 +173,24 @@ async def test_members_ask_side_by_side_each_within_its_share() -> None:
     class Meeting:
         name = "meeting"
 
-        def at(self, desk: Any) -> Overseer:
-            async def act(question: str, said: Sequence[Exchange], may_ask: bool) -> Step:
-                async with asyncio.timeout(20):
-                    await max_concurrency.wait()
-                await desk.ask(ChatRequest("base", (("user", "q"),)))
-                return Answer(f"{desk.left.calls}")
+        async def act(self, context: OverseerContext) -> Step:
+            async with asyncio.timeout(20):
+                await max_concurrency.wait()
+            await context.complete(ChatRequest("base", (("user", "q"),)))
+            return Answer(f"{context.budget.calls}")
 
-            return ScriptedOverseer("meeting", act)
-
-    desk = ScriptedDesk(["x"], Budget(9, 900))
-    members: tuple[AnyOverseer, ...] = (Meeting(), says(Answer("none")), Meeting())
-    assert await chosen(Panel(members), desk) == Answer("4")
-    assert [place.given.calls for place in desk.places] == [5, 4]
-    assert desk.left.calls == 7
+    context = ScriptedContext(["x"], Budget(9, 900))
+    members: tuple[Overseer, ...] = (Meeting(), says(Answer("none")), Meeting())
+    assert await chosen(Panel(members), context) == Answer("4")
+    assert [share.limit.calls for share in context.shares] == [5, 4]
+    assert context.budget.calls == 7
 
 
-async def test_models_of_different_minds_are_heard_through_one_desk() -> None:
+async def test_models_of_different_minds_are_heard_through_one_context() -> None:
     replies = {"one": '{"ask": ["a?"]}', "two": '{"ask": ["b?", "A?"]}', "three": "no"}
-    desk = ScriptedDesk(lambda request: replies[request.model])
-    models = tuple(ModelOverseer(name, tries=1) for name in replies)
-    step = await chosen(Panel(models, "merge"), desk)
+    context = ScriptedContext(lambda request: replies[request.model])
+    models = tuple(ModelOverseer(name, max_tries=1) for name in replies)
+    step = await chosen(Panel(models, "merge"), context)
     assert step == Ask(
         (SubQuestion("a?"), SubQuestion("b?")),
         "merged 2 proposals; 1 of 3 sub-questions left out",

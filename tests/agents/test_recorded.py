@@ -10,7 +10,7 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.recorded import RecordedOverseer, recorded_overseers
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
-from tests.support.contexts import ScriptedDesk
+from tests.support.contexts import ScriptedContext, next_step
 from tests.support.hostile import ANSWER, QUESTION
 
 FIRST: list[Step] = [Ask.of("a?", "b?"), Ask.of("c?"), Answer("abc")]
@@ -24,7 +24,7 @@ def said(count: int) -> list[Exchange]:
 
 
 async def act(h: RecordedOverseer, question: str, count: int, may_ask: bool = True) -> Step:
-    return await h.at(ScriptedDesk([""])).act(question, said(count), may_ask)
+    return await next_step(h, question, said(count), may_ask)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ async def test_batches_alone_can_be_replayed_and_their_answers_combined_anew() -
     ]
 
 
-async def test_the_fallback_asks_models_at_the_same_desk() -> None:
-    desk = ScriptedDesk(['{"answer": "Paris and Tokyo"}'])
+async def test_the_fallback_asks_models_in_the_same_context() -> None:
+    context = ScriptedContext(['{"answer": "Paris and Tokyo"}'])
     h = RecordedOverseer({}, fallback=ModelOverseer("m"))
-    assert await h.at(desk).act(QUESTION, [], True) == ANSWER
-    assert len(desk.client.requests) == 1
+    assert await h.act(context.on(QUESTION)) == ANSWER
+    assert len(context.client.requests) == 1
     assert (h.name, h.reserve) == ("recorded:model:m", ModelOverseer("m").reserve)
 
 

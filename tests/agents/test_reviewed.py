@@ -9,7 +9,7 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.reviewed import Reviewed, When
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
-from tests.support.contexts import ScriptedDesk
+from tests.support.contexts import ScriptedContext
 from tests.support.hostile import BOTH, SOUND
 
 SAID = [Exchange("a?", None, "busy")]
@@ -17,7 +17,7 @@ SAID = [Exchange("a?", None, "busy")]
 
 async def act(step: Step, when: When, path: str = "", said: Any = ()) -> Step:
     reviewed = Reviewed(ScriptedOverseer("h", lambda q, t, m: step), when)
-    return await reviewed.at(ScriptedDesk([""], path=path)).act("root", said, True)
+    return await reviewed.act(ScriptedContext(path=path).on("root", said))
 
 
 async def test_a_person_is_shown_the_question_what_was_said_and_the_proposal() -> None:
@@ -56,11 +56,11 @@ async def test_what_is_deferred_already_goes_to_the_person_as_it_is() -> None:
     assert await act(Defer({"about": 1}), "always") == Defer({"about": 1})
 
 
-async def test_a_model_s_step_is_proposed_through_the_same_desk() -> None:
-    desk = ScriptedDesk([SOUND])
+async def test_a_model_s_step_is_proposed_in_the_same_context() -> None:
+    context = ScriptedContext([SOUND])
     reviewed = Reviewed(ModelOverseer("m"))
-    step = await reviewed.at(desk).act("What are the capitals?", [], True)
+    step = await reviewed.act(context.on("What are the capitals?"))
     assert isinstance(step, Defer)
     assert (step.form["proposal"], step.form["by"]) == (step_to_json(BOTH), "model:m")
-    assert len(desk.client.requests) == 1
+    assert len(context.client.requests) == 1
     assert (reviewed.name, reviewed.reserve) == ("reviewed:model:m", ModelOverseer("m").reserve)

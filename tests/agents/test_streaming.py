@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.chat_protocol import Delta, Pieces, stream_of
 from reflux.agents.clients.endpoints import Endpoint, Endpoints
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.agents.clients.streaming import Delta, Pieces, stream_of
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob, ToolCall, ToolSpec
 from reflux.graphs.traces.recorded_client import RecordedClient, find_failure

@@ -29,6 +29,7 @@ from reflux.agents.types import (
     step_to_json,
 )
 from reflux.agents.verifiers.rules import RuleChecker, Verdict
+from tests.support.contexts import next_step
 
 amounts = st.integers(0, 10_000)
 subquestions = st.builds(SubQuestion, st.text(), st.lists(st.integers(0, 9), max_size=3).map(tuple))
@@ -162,13 +163,13 @@ async def test_a_script_may_be_plain_or_async() -> None:
         return PASS if may_ask else Answer(question)
 
     plain = ScriptedOverseer("plain", lambda q, t, m: Answer(q + str(len(t)) + str(m)))
-    assert await plain.act("q", [], True) == Answer("q0True")
-    assert await ScriptedOverseer("later", later).act("q", [], False) == Answer("q")
+    assert await next_step(plain, "q") == Answer("q0True")
+    assert await next_step(ScriptedOverseer("later", later), "q", may_ask=False) == Answer("q")
     assert plain.name == "script:plain"
 
 
 async def test_a_person_is_shown_question_and_transcript() -> None:
-    step = await HumanOverseer().act("q", [Exchange("sub", None, "it failed")], False)
+    step = await next_step(HumanOverseer(), "q", [Exchange("sub", None, "it failed")], False)
     assert step == Defer(
         {
             "question": "q",

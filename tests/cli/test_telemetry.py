@@ -27,7 +27,7 @@ try:
     main()
 finally:
     # LangSmith's client imports the SDK where it is installed, so that tells nothing.
-    names = ("reflux.graphs.traces.otel", "opentelemetry.exporter", "opentelemetry.proto")
+    names = ("opentelemetry.exporter", "opentelemetry.proto")
     print([name for name in names if name in sys.modules], file=sys.stderr)
 """
 

@@ -30,6 +30,7 @@ from reflux.graphs.evals.answers import Answered, Ledger, answers_of, confidence
 from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.results import breakdown, differences, summary
+from reflux.graphs.evals.runner import SeedResult
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
@@ -152,7 +153,7 @@ async def records(
     asked = Origin("run", -1, key, TASK.name, "held_out")
     outcomes = await answer_all(system, asked, questions)
     ledger = Ledger(store, prices or {})
-    return answers_of(ledger, store, eval_task, key, 1, asked, questions, outcomes)
+    return answers_of(ledger, eval_task, key, SeedResult(1, asked, questions, outcomes))
 
 
 def of_task(store: TraceStore, reply: Any = sums) -> AmplifyContext:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from reflux.agents.budget import Price
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, ReplayError
-from reflux.agents.overseers.protocol import PASS
+from reflux.agents.overseers.protocol import PASS, OverseerContext
 from reflux.agents.types import (
     Answer,
     Ask,
     Chain,
     ChatRequest,
-    Exchange,
     Step,
     step_from_json,
     step_to_json,
@@ -52,8 +51,9 @@ class Counting:
         self.below = below
         self.followed: list[tuple[str, str]] = []
 
-    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-        if not may_ask:
+    async def act(self, context: OverseerContext) -> Step:
+        question, transcript = context.question, context.transcript
+        if not context.may_ask:
             return PASS
         if self.below and question == "root":
             if transcript:

@@ -17,7 +17,7 @@ from langgraph.types import Command
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError
 from reflux.agents.overseers.panel import Panel
-from reflux.agents.overseers.protocol import PASS, AnyOverseer
+from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.recorded import RecordedOverseer
 from reflux.agents.overseers.reviewed import APPROVE, Reviewed
 from reflux.agents.overseers.router import Past, Routed, Router
@@ -30,9 +30,8 @@ from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin
-from reflux.graphs.traces.chain_links import links
 from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.store import TraceStore, links
 from reflux.graphs.traces.tree import load_tree, recorded_steps
 from reflux.graphs.voting.stopping import AheadBy, AnyRule, Weighted
 from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, next_votes, winner
@@ -65,7 +64,7 @@ def right(request: ChatRequest) -> str:
 
 
 def context(
-    store: TraceStore, reply: Callable[[ChatRequest], Any], h: AnyOverseer = COUNTING, **more: Any
+    store: TraceStore, reply: Callable[[ChatRequest], Any], h: Overseer = COUNTING, **more: Any
 ) -> AmplifyContext:
     given = {"votes": TWO, "limits": Limits(depth=2, attempts=3), **more}
     return AmplifyContext(RecordedClient(ScriptedClient(reply), store), "base", [h], **given)

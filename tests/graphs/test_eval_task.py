@@ -153,7 +153,7 @@ def boom(*_: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("marker", "says"),
+    ("scorer", "says"),
     [
         (boom, "the scorer 'mine:f' failed on 'a': KeyError: 'where'"),
         (lambda *_: 0.7, "says 0.7 of the answer to 'a', not True or False"),

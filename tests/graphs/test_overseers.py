@@ -13,7 +13,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.panel import Panel
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.recorded import recorded_overseers
 from reflux.agents.overseers.reviewed import APPROVE, Reviewed
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
@@ -57,7 +57,7 @@ def world(*steps: str) -> ScriptedClient:
 
 
 async def amplify(
-    store: TraceStore, client: ScriptedClient, *overseers: AnyOverseer, **other: Any
+    store: TraceStore, client: ScriptedClient, *overseers: Overseer, **other: Any
 ) -> Outcome:
     context = AmplifyContext(
         RecordedClient(client, store), "base", overseers, votes=VotePolicy(max_votes=1), **other
@@ -90,12 +90,12 @@ async def test_a_model_that_replies_so_to_all_leads_to_an_answer_in_few_calls(
     outcome = await amplify(store, client, h, limits=Limits(1, attempts=1, tokens=10**8))
     assert outcome["status"] == "ok"
     assert outcome["answer"]
-    max_votes = h.asked + h.tries * (h.asked + 1)
+    max_votes = h.max_subquestions + h.max_tries * (h.max_subquestions + 1)
     assert outcome["spent"]["calls"] == len(client.requests) <= max_votes
     if REPLIES[name][1] is None:
         (step,) = steps_of(store)
         assert step["note"].startswith("unreadable: ")
-        assert len(client.requests) == h.tries + 1
+        assert len(client.requests) == h.max_tries + 1
 
 
 @pytest.mark.parametrize("name", REPLIES)
@@ -179,7 +179,7 @@ async def test_a_panel_of_models_divides_and_combines(store: TraceStore, choice:
         return said[request.model]
 
     client = ScriptedClient(reply)
-    models = tuple(ModelOverseer(name, tries=1) for name in ("one", "two", "three"))
+    models = tuple(ModelOverseer(name, max_tries=1) for name in ("one", "two", "three"))
     panel = Panel(models, choice, judge="wise")
     outcome = await amplify(store, client, panel, limits=Limits(depth=1))
     assert (outcome["answer"], outcome["status"]) == ("Paris and Tokyo", "ok")
@@ -189,7 +189,7 @@ async def test_a_panel_of_models_divides_and_combines(store: TraceStore, choice:
     assert await amplify(store, silent, panel, limits=Limits(depth=1)) == outcome
 
 
-async def reviewed(store: TraceStore, h: AnyOverseer, *replies: Any) -> tuple[list[Any], Any]:
+async def reviewed(store: TraceStore, h: Overseer, *replies: Any) -> tuple[list[Any], Any]:
     """The forms that a person saw, and the state after these replies."""
     client = world(SOUND, COMBINED)
     context = AmplifyContext(RecordedClient(client, store), "base", [h], limits=Limits(1))

@@ -135,7 +135,7 @@ async def test_a_comment_leaves_it_in_the_queue(store: TraceStore) -> None:
     await remark(store, queue(store)[0], "hm")
     assert len(queue(store)) == 1
     assert load_tree(store, Q).comments == ["hm"]
-    with pytest.raises(UsageError, match="empty comment"):
+    with pytest.raises(UsageError, match="comment is empty"):
         await remark(store, queue(store)[0], " ")
 
 

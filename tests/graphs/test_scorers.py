@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reflux.graphs.evals.scorers import FORMS, same
+from reflux.graphs.evals.eval_task import FORMS, same
 
 
 @pytest.mark.parametrize(

@@ -95,12 +95,12 @@ def test_pages_of_any_size_hold_what_one_scan_finds(
             await add(store, f"{number:02}", text)
 
     asyncio.run(fill())
-    was, searching.LOOKED_AT = searching.LOOKED_AT, window
+    was, searching.MAX_SCANNED = searching.MAX_SCANNED, window
     try:
         expected = [f"{n:02}" for n, text in enumerate(texts) if part in text]
         assert found(store, limit, text=part) == expected[::-1]
     finally:
-        searching.LOOKED_AT = was
+        searching.MAX_SCANNED = was
         store.close()
 
 
@@ -121,7 +121,7 @@ async def test_a_nodes_record_has_its_calls_judgements_and_price(store: TraceSto
     assert [judged["kind"] for judged in told["judgements"]] == ["leaf"]
     assert node_record(store.path, "q", "", {})["cost"] is None
     assert node_record(store.path, "q", "/0.0.0", {})["calls"] == []
-    with pytest.raises(UsageError, match="no trajectory is called 'nobody'"):
+    with pytest.raises(UsageError, match="no trajectory has the id 'nobody'"):
         node_record(store.path, "nobody", "", {})
 
 

@@ -15,10 +15,9 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, ReplayError, UsageError
 from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob
-from reflux.graphs.traces.database import SCHEMA_VERSION
+from reflux.graphs.traces.database import BATCH, SCHEMA_VERSION
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
-from reflux.graphs.traces.writer import BATCH
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "traces-v1.sql"
 KEY = CallKey("q1", "/0.0.1", "answer")

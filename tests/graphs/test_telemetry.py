@@ -21,15 +21,20 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.tools.protocol import ToolReply
-from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Exchange, Sampling, Step
+from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Sampling
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.interrupts import open_interruptible_run
 from reflux.graphs.ask import Amplified, Direct, Origin, answer_all
 from reflux.graphs.conversation import answer_chat
-from reflux.graphs.traces.otel import CAPTURE, OtelSpans, capturing
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
-from reflux.graphs.traces.telemetry import NO_SPANS, spans_of
+from reflux.graphs.traces.telemetry import (
+    CAPTURE,
+    NO_SPANS,
+    Spans,
+    capture_from_env,
+    spans_from_env,
+)
 from tests.graphs.test_defer import overseer, plain
 from tests.support.amplifying import amplified, asking
 
@@ -49,7 +54,7 @@ class Listener:
         self._exporter = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.spans = OtelSpans(provider, contents)
+        self.spans = Spans(provider, contents)
 
     @property
     def all(self) -> list[ReadableSpan]:
@@ -267,17 +272,10 @@ async def test_a_tools_work_is_a_span_and_its_refusal_an_error(
 async def test_a_link_of_a_chain_is_a_call_below_the_step_that_began_it(
     heard: Listener, store: TraceStore
 ) -> None:
-    class Counting:
-        name = "counting"
+    def follow(question: str, answer: str) -> str | Answer:
+        return str(int(question) + 1) if question != "3" else Answer("done")
 
-        def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-            return Chain("1")
-
-        def follow(self, question: str, answer: str) -> str | Answer:
-            return str(int(question) + 1) if question != "3" else Answer("done")
-
-    h = ScriptedOverseer("counting", Counting().act)
-    h.follow = Counting().follow  # type: ignore[attr-defined]
+    h = ScriptedOverseer("counting", lambda question, transcript, may_ask: Chain("1"), follow)
     recorded_client = RecordedClient(ScriptedClient(lambda _: "4"), store, heard.spans)
     await answer_all(Amplified(AmplifyContext(recorded_client, "base", [h])), ASKED, ["root"])
     assert [told(span, "reflux.step") for span in heard.named("chat")] == [0, 1, 2]
@@ -323,7 +321,7 @@ async def test_no_span_holds_what_was_said_unless_the_conventions_variable_asks_
     store: TraceStore,
 ) -> None:
     async def told_with(env: dict[str, str], key: CallKey) -> list[str]:
-        heard = Listener(capturing(env))
+        heard = Listener(capture_from_env(env))
         recorded_client = RecordedClient(
             ScriptedClient(lambda _: "the answer is four"), store, heard.spans
         )
@@ -397,17 +395,16 @@ URL = "http://127.0.0.1:4318"
     ],
 )
 def test_there_are_no_spans_unless_they_are_asked_for(env: dict[str, str]) -> None:
-    assert spans_of(env) is NO_SPANS
+    assert spans_from_env(env) is NO_SPANS
 
 
 def test_a_protocol_that_is_not_spoken_is_refused_with_the_remedy() -> None:
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": URL, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
     with pytest.raises(UsageError, match=r"'grpc'.*http/protobuf.*4318"):
-        spans_of(env)
+        spans_from_env(env)
 
 
 def test_the_missing_extra_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(__import__("sys").modules, "reflux.graphs.traces.otel")
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(MissingError, match=r"opentelemetry.sdk.*reflux-ida\[otel\]"):
-        spans_of({"OTEL_EXPORTER_OTLP_ENDPOINT": URL})
+        spans_from_env({"OTEL_EXPORTER_OTLP_ENDPOINT": URL})

@@ -136,7 +136,7 @@ REPLIES: dict[str, tuple[str, Step | None]] = {
     "an escaped emoji": ('{"answer": "\\ud83d\\ude00"}', Answer("😀")),
     "a recursion bomb of lists": ("[" * 50_000 + "]" * 50_000, None),
     "a recursion bomb of objects": ('{"ask":' * 20_000, None),
-    "a recursion bomb before the step": ("[" * 1_000 + "]" * 1_000 + SOUND, None),
+    "a recursion bomb before the step": ("[" * 1_000 + "]" * 1_000 + SOUND, BOTH),
     "a megabyte of prose": ("word " * 200_000, None),
     "a megabyte of quotes": ("{'\"" * 350_000, None),
     "a megabyte of open strings": ('{"a' * 350_000, None),

@@ -15,7 +15,7 @@ import uvicorn
 
 from reflux.agents.clients.endpoints import Endpoint
 from reflux.agents.clients.openai import OpenAIClient
-from reflux.agents.overseers.protocol import PASS, AnyOverseer
+from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from reflux.finetune.run_folder import RunFolder
@@ -35,7 +35,7 @@ def act(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
     return Ask.of(*asked.split(" and ")) if may_ask and " and " in asked else PASS
 
 
-H: Mapping[str, AnyOverseer] = {
+H: Mapping[str, Overseer] = {
     "splits": ScriptedOverseer("splits", act),
     "plain": ScriptedOverseer("plain", lambda question, transcript, may_ask: PASS),
     "human": HumanOverseer(),
@@ -181,7 +181,7 @@ CALL = {
 def serving(
     run: Path,
     script: Scripted | None = None,
-    overseers: Mapping[str, AnyOverseer] = H,
+    overseers: Mapping[str, Overseer] = H,
     **settings: Any,
 ) -> Iterator[str]:
     """The address of a server that runs for the length of a block; X is the scripted endpoint."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError
-from reflux.agents.overseers.protocol import PASS, Desk
+from reflux.agents.overseers.protocol import PASS, ModelContext, OverseerContext
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import (
     Answer,
@@ -158,11 +158,12 @@ class Luck:
     world: World
 
     async def verify(
-        self, desk: Desk, question: str, answer: str, transcript: Sequence[Exchange]
+        self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         asked = (question, answer, len(transcript))
         if self.world.chance(2, "examine", *asked):
-            await desk.ask(ChatRequest(desk.model, (("user", f"of {question}"),), Sampling()))
+            request = ChatRequest(context.model, (("user", f"of {question}"),), Sampling())
+            await context.complete(request)
         if self.world.chance(7, "examiner raises", *asked):
             raise KeyError(question)
         return Verdict(not self.world.chance(self.world.examined, "luck", *asked), "luck")
@@ -174,7 +175,6 @@ class Advised:
 
     world: World
     h: ScriptedOverseer
-    desk: Desk | None = None
 
     @property
     def name(self) -> str:
@@ -184,20 +184,19 @@ class Advised:
     def reserve(self) -> Budget:
         return Budget(1, 10) if self.world.salt % 2 else Budget(0, 0)
 
-    def at(self, desk: Desk) -> "Advised":
-        return replace(self, desk=desk)
-
-    async def act(self, question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-        assert self.desk is not None
-        request = ChatRequest(self.desk.model, (("user", f"about {question}"),), Sampling())
+    async def act(self, context: OverseerContext) -> Step:
+        question, transcript = context.question, context.transcript
+        request = ChatRequest(context.model, (("user", f"about {question}"),), Sampling())
         if self.world.chance(self.world.advice, "alone", question, len(transcript)):
-            await self.desk.ask(request)
-            await self.desk.ask(replace(request, vote=1))
+            await context.complete(request)
+            await context.complete(replace(request, vote=1))
         if self.world.chance(self.world.advice, "panel", question, len(transcript)):
-            seats = self.desk.members(2)
-            asked = (seat.ask(replace(request, vote=2 + i)) for i, seat in enumerate(seats))
-            await asyncio.gather(*asked, return_exceptions=True)
-        return await self.h.act(question, transcript, may_ask)
+            calls = (
+                member.complete(replace(request, vote=2 + index))
+                for index, member in enumerate(context.members(2))
+            )
+            await asyncio.gather(*calls, return_exceptions=True)
+        return await self.h.act(context)
 
 
 _odd = st.sampled_from(["no"] * 24 + ["backwards"] * 4 + ["unaskable"] * 2 + ["needs itself"])

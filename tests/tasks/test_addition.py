@@ -11,6 +11,7 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, Exchange
 from reflux.graphs.evals.task import is_held_out
 from reflux.tasks.addition import Addition, casts_out_nines, has_form, read, write
+from tests.support.contexts import next_step
 
 TASK = Addition()
 
@@ -37,7 +38,7 @@ async def exact(way: int, question: str) -> str:
     """H's script all the way down: every part is divided until H answers it itself."""
     transcript: list[Exchange] = []
     while True:
-        step = await TASK.overseers()[way].act(question, transcript, may_ask=True)
+        step = await next_step(TASK.overseers()[way], question, transcript, may_ask=True)
         if isinstance(step, Answer):
             return step.text
         assert isinstance(step, Ask)
@@ -59,7 +60,7 @@ async def test_both_splits_lead_to_the_true_sum(drawn: tuple[int, int, int, int]
 
 
 async def asked_by(way: int, question: str, transcript: Sequence[Exchange] = ()) -> list[str]:
-    step = await TASK.overseers()[way].act(question, transcript, may_ask=True)
+    step = await next_step(TASK.overseers()[way], question, transcript, may_ask=True)
     assert isinstance(step, Ask)
     return [part.text for part in step.subquestions]
 
@@ -73,19 +74,19 @@ async def test_the_two_splits_of_an_odd_length_differ() -> None:
 
 async def test_at_the_depth_limit_even_a_primitive_goes_to_a_copy() -> None:
     for question in ("1+2=", "12+34="):
-        assert await TASK.overseers()[0].act(question, [], may_ask=False) == PASS
+        assert await next_step(TASK.overseers()[0], question, [], may_ask=False) == PASS
 
 
 @pytest.mark.parametrize("said", [None, "", "5", "5x", "552", "12"])
 async def test_h_does_not_go_on_with_a_part_that_is_no_sum(said: str | None) -> None:
     with pytest.raises(ValueError, match=r"no usable answer to 1\+4="):
-        await TASK.overseers()[0].act("12+45=", [Exchange("1+4=", said)], may_ask=True)
+        await next_step(TASK.overseers()[0], "12+45=", [Exchange("1+4=", said)], may_ask=True)
 
 
 async def test_the_primitives_are_all_sums_of_one_digit() -> None:
     assert len(set(TASK.primitives())) == 200
     for question in TASK.primitives():
-        step = await TASK.overseers()[0].act(question, [], may_ask=True)
+        step = await next_step(TASK.overseers()[0], question, [], may_ask=True)
         assert isinstance(step, Answer)
         assert TASK.score(question, step.text)
 

@@ -37,6 +37,7 @@ from reflux.tasks.replies import (
     word_list,
 )
 from reflux.tasks.sorting import merge_sort
+from tests.support.contexts import next_step
 
 OWN = {"addition", "multiplication", "multiplication_leaves", "hanoi"}
 GYM = [name for name in TASKS if name not in OWN]
@@ -96,7 +97,7 @@ async def played(made: GymTask, question: str, replies: Replies) -> tuple[str, i
     (overseer,) = made.overseers()
     transcript: list[Exchange] = []
     for _ in range(64):
-        step = await overseer.act(question, transcript, may_ask=True)
+        step = await next_step(overseer, question, transcript, may_ask=True)
         if isinstance(step, Answer):
             return step.text, len(transcript)
         assert isinstance(step, Ask)
@@ -169,14 +170,14 @@ async def test_a_part_that_failed_ends_the_question_in_words(name: str) -> None:
     made = task(name)
     question = made.sample(1, 1, "held_out", 5)[0]
     (overseer,) = made.overseers()
-    step = await overseer.act(question, [], may_ask=True)
+    step = await next_step(overseer, question, [], may_ask=True)
     assert isinstance(step, Ask)
     lost = [Exchange(part.text, None, "no reply") for part in step.subquestions]
     if name == "number_sorting":
         lost = [Exchange(part.text, "3", "over_budget") for part in step.subquestions]
     with pytest.raises(ValueError, match=r"no usable answer|none of") as caught:
         for _ in range(3):  # Cities whose country nobody knows are passed over at first.
-            step = await overseer.act(question, lost, may_ask=True)
+            step = await next_step(overseer, question, lost, may_ask=True)
     assert len(str(caught.value)) < 2_000
 
 
@@ -226,8 +227,8 @@ async def test_what_is_no_question_of_the_task_goes_to_x(name: str) -> None:
     made = task(name)
     (overseer,) = made.overseers()
     question = made.sample(1, 1, "train", 0)[0]
-    assert await overseer.act("What is the meaning of life?", [], may_ask=True) == PASS
-    assert await overseer.act(question, [], may_ask=False) == PASS
+    assert await next_step(overseer, "What is the meaning of life?", [], may_ask=True) == PASS
+    assert await next_step(overseer, question, [], may_ask=False) == PASS
     assert made.from_user(f" {question}\n") == question
     with pytest.raises(UsageError, match="word for word"):
         made.from_user("What is the meaning of life?")

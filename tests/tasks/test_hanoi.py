@@ -35,6 +35,7 @@ from reflux.tasks.tower import (
     on_the_way,
     read,
 )
+from tests.support.contexts import next_step
 
 TASK = Hanoi()
 sizes = st.integers(2, 8)
@@ -149,10 +150,10 @@ def test_questions_that_differ_in_the_moves_made_are_held_out_together() -> None
 async def test_h_answers_a_single_move_and_divides_a_puzzle_into_a_chain() -> None:
     h = Mover()
     question = TASK.primitives()[0]
-    assert await h.act(question, (), True) == Answer(best(read(question)))
+    assert await next_step(h, question, (), True) == Answer(best(read(question)))
     puzzle = TASK.from_user("hanoi 3")
     first = "move 0 ; X Z Y X ; - ; X a b c ; Y ; Z"
-    assert await h.act(puzzle, (), True) == Chain(first)
+    assert await next_step(h, puzzle, (), True) == Chain(first)
     assert h.follow(first, "a X Z") == "move 1 ; X Z Y X ; a X Z ; X b c ; Y ; Z a"
     assert h.follow("move 6 ; X Z Y X ; b Y Z ; X a ; Y ; Z b c", "a X Z") == Answer("7")
     with pytest.raises(ValueError, match="not legal"):

@@ -21,6 +21,7 @@ from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import addition
 from reflux.tasks.multiplication import Multiplication, MultiplicationLeaves, read, write
+from tests.support.contexts import next_step
 
 TASK = Multiplication()
 LEAVES = MultiplicationLeaves()
@@ -46,7 +47,9 @@ async def by_h(way: int, question: str, said: Callable[[str], str], leaf: int = 
     """H's script all the way down; `said` answers what H leaves to X."""
     transcript: list[Exchange] = []
     while True:
-        step = await Multiplication(leaf).overseers()[way].act(question, transcript, may_ask=True)
+        step = await next_step(
+            Multiplication(leaf).overseers()[way], question, transcript, may_ask=True
+        )
         if isinstance(step, Answer):
             return step.text
         assert isinstance(step, Ask)
@@ -85,7 +88,7 @@ async def test_x_is_asked_products_of_one_digit_and_sums_of_two_at_the_most() ->
 
 
 async def parts_of(way: int, question: str, transcript: Sequence[Exchange] = ()) -> list[str]:
-    step = await TASK.overseers()[way].act(question, transcript, may_ask=True)
+    step = await next_step(TASK.overseers()[way], question, transcript, may_ask=True)
     assert isinstance(step, Ask)
     return [part.text for part in step.subquestions]
 
@@ -101,32 +104,32 @@ async def test_the_two_ways_split_another_factor_or_elsewhere() -> None:
 
 async def test_h_joins_the_low_digits_with_the_sum() -> None:
     said = [Exchange("2*54=", "090"), Exchange("1*54=", "540"), Exchange("900+540=", "4500")]
-    assert await TASK.overseers()[0].act("21*54=", said, may_ask=True) == Answer("0450")
+    assert await next_step(TASK.overseers()[0], "21*54=", said, may_ask=True) == Answer("0450")
 
 
 async def test_h_does_not_go_on_with_what_cannot_be() -> None:
     for said in (None, "", "09", "09x", "0900"):
         wrong = [Exchange("2*54=", said), Exchange("1*54=", "540")]
         with pytest.raises(ValueError, match=r"no usable answer to 2\*54="):
-            await TASK.overseers()[0].act("21*54=", wrong, may_ask=True)
+            await next_step(TASK.overseers()[0], "21*54=", wrong, may_ask=True)
     said = [Exchange("2*54=", "099"), Exchange("1*54=", "990"), Exchange("990+990=", "8911")]
     with pytest.raises(ValueError, match="longer than"):
-        await TASK.overseers()[0].act("21*54=", said, may_ask=True)
+        await next_step(TASK.overseers()[0], "21*54=", said, may_ask=True)
 
 
 async def test_at_the_depth_limit_all_goes_to_a_copy() -> None:
     for task in (TASK, LEAVES):
         for question in ("1*2=", "12*34=", "1+2="):
-            assert await task.overseers()[0].act(question, [], may_ask=False) == PASS
+            assert await next_step(task.overseers()[0], question, [], may_ask=False) == PASS
 
 
 async def test_of_the_leaves_h_answers_what_has_one_digit() -> None:
     assert len(set(LEAVES.primitives())) == 300
     for question in LEAVES.primitives():
-        step = await LEAVES.overseers()[0].act(question, [], may_ask=True)
+        step = await next_step(LEAVES.overseers()[0], question, [], may_ask=True)
         assert isinstance(step, Answer)
         assert LEAVES.score(question, step.text)
-    step = await LEAVES.overseers()[0].act("12+34=", [], may_ask=True)
+    step = await next_step(LEAVES.overseers()[0], "12+34=", [], may_ask=True)
     assert step == Ask((SubQuestion("1+3="),))
 
 

@@ -104,12 +104,12 @@ def test_a_talk_longer_than_a_browser_keeps_goes_on(tmp_path: Path, script: Scri
         assert page.locator(".bubble .bad").count() == 0
 
 
-def test_long_names_of_systems_and_exams_stay_within_a_phone(
+def test_long_names_of_systems_and_eval_tasks_stay_within_a_phone(
     tmp_path: Path, script: Scripted
 ) -> None:
     figures = {"model": "m", "accuracy": 0.5, "ci95": [0.1, 0.9], "n": 3, "calls": 3, "tokens": 9}
     figures |= {"seconds": 1.0, "cost": None}
-    said = {"exam": "W" * 400, "split": "held_out", "score": "task", "differences": []}
+    said = {"eval_task": "W" * 400, "split": "held_out", "score": "task", "differences": []}
     folder = tmp_path / "evaluations" / "one"
     folder.mkdir(parents=True)
     (folder / "eval.json").write_text(json.dumps(said | {"systems": {"V" * 200: figures}}))

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from reflux.agents.overseers.protocol import AnyOverseer
+from reflux.agents.overseers.protocol import Overseer
 from reflux.cli.distill_source import rows_for
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.store import TraceStore
@@ -187,7 +187,7 @@ def test_approve_is_not_the_main_button_of_a_refused_answer(
 def test_what_waits_for_a_person_is_answered_in_the_queue_and_goes_on(
     tmp_path: Path, script: Scripted
 ) -> None:
-    overseers: dict[str, AnyOverseer] = {**H}
+    overseers: dict[str, Overseer] = {**H}
     with (
         serving(tmp_path, script, overseers, overseer="human") as url,
         browsing() as seen,

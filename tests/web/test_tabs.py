@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from reflux.agents.overseers.protocol import PASS, AnyOverseer
+from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from tests.support.browsing import DESK, PHONE, Seen, browsing, needs_browser
@@ -72,7 +72,7 @@ def test_every_tab_fits_the_screen_and_asks_nobody_but_the_server(
 ) -> None:
     make_run(tmp_path / "demo")
     script.says = says
-    overseers: Mapping[str, AnyOverseer] = {"splits": ScriptedOverseer("capitals", act)}
+    overseers: Mapping[str, Overseer] = {"splits": ScriptedOverseer("capitals", act)}
     with (
         serving(tmp_path / "demo", script, overseers) as url,
         browsing(size, scheme) as seen,

@@ -38,7 +38,7 @@ function draw(container, evaluations, chosen) {
   show(container,
     el("div", { class: "card" },
       el("div", { class: "row between" }, el("h2", {}, "Systems compared"), select),
-      el("p", { class: "dim" }, el("bdi", {}, one.exam), `, ${one.split} questions, scored by ${one.score}; 95% intervals.`),
+      el("p", { class: "dim" }, el("bdi", {}, one.eval_task), `, ${one.split} questions, scored by ${one.score}; 95% intervals.`),
       systems(one)),
     one.differences.length ? el("div", { class: "card" }, el("h2", {}, "Differences on the same questions"), differences(one)) : "",
     el("div", { class: "card" }, el("h2", {}, "Failures"), tabs(one, failures), failures));
