@@ -43,6 +43,7 @@ check: $(DEV)
 # The site in build/site: offline, and every warning is an error.
 docs: $(SITE)
 	$(BIN)/python -m benchmarks.measurements
+	$(BIN)/python docs/build.py --tree
 	$(BIN)/python docs/build.py
 
 # LangGraph's dev server over the packages of $(VENV), in an environment of its own: it is under the

@@ -1,6 +1,6 @@
 """The batched engine with some settings, as an arm of `benchmarks.engine`.
 
-torch is imported where it is used: llama.cpp's processes import this file, too.
+It imports torch where it uses it, because llama.cpp's processes import this file, too.
 """
 
 import asyncio
@@ -25,20 +25,20 @@ class BatchedArm:
     name: str
     config: BatchedConfig = field(default_factory=BatchedConfig)
     environ: Mapping[str, str] = field(default_factory=dict)
-    """Variables that torch's thread pool reads when it is loaded."""
+    """Environment variables that torch's thread pool reads at load time."""
     top_logprobs: int = 1
     max_concurrency: int = 1000
-    """Requests under way at once."""
+    """Maximum requests in flight."""
     backwards: bool = False
-    """The last question is asked first."""
+    """Ask the last question first."""
     adapter: Path | None = None
     """A PEFT folder."""
     merge: bool = True
-    """False leaves the adapter's products to PEFT's own layers."""
+    """False leaves the adapter's products to PEFT's layers."""
     beside: int = 0
-    """Processes that do nothing but take processor time meanwhile."""
+    """Busy processes that compete for the CPU during the measurement."""
     max_requests: int | None = None
-    """Questions asked, where all would take too long."""
+    """Maximum questions; None asks all."""
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
         """Answer all questions on a warm engine."""
@@ -53,15 +53,15 @@ class BatchedArm:
             model, tokenizer = load(files) if merge else _unmerged(files)
 
             def count(_: Any, given: Any) -> None:
-                if given[0].shape[1] > 1:  # A prompt; 0 is padding, which no prompt holds.
+                if given[0].shape[1] > 1:  # A prompt; 0 is padding and occurs in no prompt.
                     computed.append(int((given[0] != 0).sum()))
 
             model.get_input_embeddings().register_forward_pre_hook(count)
             return model, tokenizer
 
         batched.load_weights = counted
-        twin = self.adapter / "adapter.gguf" if self.adapter else None
-        files = ModelFiles(default_gguf(), twin, self.adapter)
+        adapter_gguf = self.adapter / "adapter.gguf" if self.adapter else None
+        files = ModelFiles(default_gguf(), adapter_gguf, self.adapter)
         client = BatchedClient(lambda _: files, self.config)
         sampling = Sampling(max_tokens=max_tokens, top_logprobs=self.top_logprobs)
         warm = min(2 * self.config.rows, len(questions))

@@ -1,10 +1,11 @@
-"""The batched engine as it is set, against its other settings, llama.cpp and transformers.
+"""The batched engine at its defaults, compared with its other settings, llama.cpp and transformers.
 
-Short questions that share a system message, greedily, 8 tokens at most; every measurement in a
-process of its own, after a warm-up that also reads the shared beginning; the arms of one repeat
-answer the same questions, those of the next repeat others. All run the same weights: llama.cpp as
-4-bit blocks, the others unpacked to bf16. transformers' `generate` gives no log-probabilities, and
-knows all of its questions beforehand; the engines return them, and get questions as they come.
+Short questions share a system message and are answered greedily with at most 8 tokens. Each
+measurement runs in a separate process, after a warm-up that also computes the shared prefix. The
+arms of one repeat answer the same questions; the next repeat uses others. All arms use the same
+weights: llama.cpp as 4-bit blocks, the others unpacked to bf16. transformers' `generate` returns no
+log-probabilities and knows all questions in advance; the engines return log-probabilities and
+receive questions one by one.
 
 Not covered: long prompts, long answers, other models, GPUs.
 """
@@ -34,9 +35,9 @@ AGAIN = BatchedArm("default, again")
 BACKWARDS = BatchedArm("default, asked backwards", backwards=True)
 LLAMA = EngineArm("llama.cpp")
 FEWER = 64
-"""Questions of llama.cpp's settings, which are compared with each other."""
+"""Questions for llama.cpp's settings, which are compared with each other."""
 AWAKE = {"GOMP_SPINCOUNT": "300000"}
-"""libgomp's own."""
+"""libgomp's default."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ class Config:
     max_tokens: int = 8
     seed: int = 0
     whole: bool = False
-    """With more settings of llama.cpp, what neighbours and HTTP cost, and other weights."""
+    """Also measure more llama.cpp settings, busy neighbors, HTTP, and other weights."""
     quick: bool = False
 
 
 def settings() -> list[BatchedArm]:
-    """The default with one factor changed: they compete for it."""
+    """The default with one factor changed: candidates for a better default."""
     rows = BatchedConfig().rows
     return [
         *(BatchedArm(f"{n} rows", BatchedConfig(rows=n)) for n in (32, 64, 128, 256) if n != rows),
@@ -62,7 +63,7 @@ def settings() -> list[BatchedArm]:
 
 
 def llama_settings() -> list[EngineArm]:
-    """llama.cpp as it is set, and with one factor changed."""
+    """llama.cpp at its defaults, and with one factor changed."""
     parallel = EngineConfig().parallel
     arms = [
         EngineArm(f"llama.cpp, {FEWER} questions"),
@@ -76,7 +77,7 @@ def llama_settings() -> list[EngineArm]:
 
 
 def prices() -> list[Arm]:
-    """What log-probabilities, HTTP, busy neighbours and lack of company cost; other waiting."""
+    """The cost of log-probabilities, HTTP, busy neighbors, small batches and busy waiting."""
     return [
         BatchedArm("threads wait awake", environ=AWAKE),
         EngineArm("llama.cpp, threads wait awake", environ=AWAKE, max_requests=FEWER),
@@ -96,7 +97,7 @@ def prices() -> list[Arm]:
 
 
 def generates() -> list[GenerateArm]:
-    """transformers, from the plainest use to the best that it offers."""
+    """transformers, from the plainest use to its fastest."""
     return [
         GenerateArm("generate, one by one", 1, max_requests=16),
         GenerateArm("generate, 16 a batch", 16, max_requests=FEWER),
@@ -106,7 +107,7 @@ def generates() -> list[GenerateArm]:
 
 
 def others(folder: Path) -> list[Arm]:
-    """Other weights: they answer otherwise, so they do not compete."""
+    """Other weights: their answers differ, so they are not candidates for the default."""
     adapter = random_adapter(folder / "student")
     given = default_gguf()
     plain = requantised(given, "Q8_0", folder / "q8_0.gguf")
@@ -133,7 +134,7 @@ def main(config: Config) -> None:
         found: Found = [(arm, []) for arm in arms]
         for repeat in range(config.repeats):
             questions = subquestions(config.questions, config.seed + repeat)
-            # Forwards and backwards in turn: a machine that slows down favours no arm.
+            # Alternate the order, so that a machine that slows down favors no arm.
             for arm, runs in found if repeat % 2 == 0 else reversed(found):
                 runs.append(in_own_process(arm, questions, config.max_tokens))
                 print(f"{repeat} {arm.name}: {rate(runs[-1]):.1f} requests/s", flush=True)
@@ -143,12 +144,12 @@ def main(config: Config) -> None:
 
 
 def rate(run: Measured) -> float:
-    """Requests a second."""
+    """Requests per second."""
     return len(run.texts) / run.seconds
 
 
 def same(runs: Sequence[Measured], others: Sequence[Measured]) -> float:
-    """Share of the questions that both answered which got the same text."""
+    """Share of the commonly answered questions with equal text."""
     pairs = [
         pair
         for run, other in zip(runs, others, strict=True)
@@ -158,7 +159,7 @@ def same(runs: Sequence[Measured], others: Sequence[Measured]) -> float:
 
 
 def row(arm: Arm, runs: Sequence[Measured], default: Sequence[Measured]) -> dict[str, Any]:
-    """Medians over the repeats; tokens are per request."""
+    """Medians over the repeats; tokens per request."""
     requests = sum(len(run.texts) for run in runs)
     return {
         "arm": arm.name,
@@ -177,12 +178,12 @@ def row(arm: Arm, runs: Sequence[Measured], default: Sequence[Measured]) -> dict
 
 
 def ratios(ours: Sequence[Measured], theirs: Sequence[Measured]) -> list[float]:
-    """Our rate over theirs, repeat by repeat."""
+    """Our rate divided by theirs, for each repeat."""
     return [rate(one) / rate(other) for one, other in zip(ours, theirs, strict=True)]
 
 
 def claims(config: Config, found: Found) -> list[Claim]:
-    """The default against transformers, llama.cpp and its own settings, and its answers."""
+    """Compare the default with transformers, llama.cpp and its other settings."""
     runs = {arm.name: measured for arm, measured in found}
     default, n = runs[DEFAULT.name], config.questions * config.repeats
     generating = [pair for pair in found if isinstance(pair[0], GenerateArm)]
@@ -226,7 +227,7 @@ def best(among: Found) -> tuple[Arm, list[Measured]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
-    parser.add_argument("--whole", action="store_true", help="with what it all costs")
+    parser.add_argument("--whole", action="store_true", help="also measure what each feature costs")
     asked = parser.parse_args()
     small = Config(questions=4, repeats=1, max_tokens=4, quick=True)
     main(small if asked.quick else Config(whole=asked.whole))

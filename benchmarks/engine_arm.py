@@ -28,19 +28,19 @@ class EngineArm:
     name: str
     config: EngineConfig = field(default_factory=EngineConfig)
     params: Mapping[str, Any] = field(default_factory=dict)
-    """llama.cpp's own parameters, by their names in `CommonParams`."""
+    """llama.cpp parameters, by their names in `CommonParams`."""
     environ: Mapping[str, str] = field(default_factory=dict)
-    """Variables that llama.cpp's thread pool reads when it is loaded."""
+    """Environment variables that llama.cpp's thread pool reads at load time."""
     top_logprobs: int = 1
     beside: int = 0
-    """Processes that do nothing but take processor time meanwhile."""
+    """Busy processes that compete for the CPU during the measurement."""
     http: bool = True
-    """False asks the server by a function call in threads, without HTTP and `openai`."""
+    """False calls the server's function in threads, without HTTP and `openai`."""
     gguf: Path | None = None
-    """None is the default model."""
+    """None means the default model."""
     adapter: Path | None = None
     max_requests: int | None = None
-    """Questions asked, where all would take too long."""
+    """Maximum questions; None asks all."""
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
         """Answer all questions on a warm server."""
@@ -105,7 +105,7 @@ class EngineArm:
 
 
 def _counters(server: Any) -> dict[str, float]:
-    """llama.cpp's own counts since the server started."""
+    """llama.cpp's counters since the server started."""
     lines = server.handle_metrics().splitlines()
     pairs = [line.split() for line in lines if line.startswith("llamacpp:")]
     return {name.removeprefix("llamacpp:"): float(value) for name, value in pairs}

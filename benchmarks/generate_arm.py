@@ -1,6 +1,6 @@
 """transformers' `generate`, as an arm of `benchmarks.engine`.
 
-torch is imported where it is used: the engine's processes import this file, too.
+It imports torch where it uses it, because the engine's processes import this file, too.
 """
 
 import copy
@@ -20,13 +20,13 @@ class GenerateArm:
     name: str
     batch: int
     keep_prefix: bool = False
-    """True computes the shared prefix once and starts every batch from its keys and values."""
+    """True computes the shared prefix once and starts each batch from its keys and values."""
     attention: str = "eager"
     max_requests: int | None = None
-    """Questions asked, where all would take too long."""
+    """Maximum questions; None asks all."""
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
-        """Answer the questions in batches, in order of length so that little is padded."""
+        """Answer the questions in batches, sorted by length to reduce padding."""
         from reflux.finetune.base_model import dequantised_base, load_base
 
         model, tokenizer = load_base(dequantised_base(default_gguf()))
@@ -98,7 +98,7 @@ class _Batches:
         return self._tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def _drawn(self, row: list[int]) -> list[int]:
-        """The row up to the end of its answer, which counts; what follows is padding."""
+        """The row through its end-of-answer token; the rest is padding."""
         end = self._model.generation_config.eos_token_id
         return row[: row.index(end) + 1] if end in row else row
 

@@ -1,4 +1,4 @@
-"""A copy that knows the rule of the tower and now and then errs: how often is given."""
+"""A simulated copy for the Tower of Hanoi that errs at a given rate."""
 
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -9,8 +9,8 @@ from reflux.tasks.tower import best, moves, read
 
 @dataclass(frozen=True)
 class NoisyAgent:
-    """Makes the best move with probability `accuracy`, and otherwise another legal one, which no
-    check catches: decided by seed, question and vote alone."""
+    """Makes the best move with probability `accuracy`, otherwise another legal move, which no check
+    catches. Seed, question and vote determine the move."""
 
     accuracy: float
     seed: int = 0
@@ -31,5 +31,5 @@ class NoisyAgent:
         return others[int.from_bytes(drawn[8:]) % len(others)]
 
     async def model_digest(self, model: str) -> str:
-        """What decides its answers."""
+        """Accuracy and seed, which determine the answers."""
         return f"noisy:{self.accuracy}:{self.seed}"

@@ -1,7 +1,7 @@
-"""Asks many chat completions at set times, with so little work of its own that it can be measured.
+"""Sends chat completions at scheduled times, with little CPU cost of its own.
 
-Speaks as much of HTTP/1.1 as is needed to read whole and streamed completions. Requests begin when
-they are due, whether or not earlier ones have been answered, and their times count from then.
+It implements the part of HTTP/1.1 that complete and streamed replies need. Requests start at their
+scheduled time, whether or not earlier ones have been answered; their latency counts from then.
 """
 
 import asyncio
@@ -14,18 +14,18 @@ from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
-class Said:
+class TimedReply:
     """One answer."""
 
     text: str
     first: float
-    """Seconds from when it was due to its first word."""
+    """Seconds from the scheduled time to the first word."""
     last: float
-    """And to its end."""
+    """Seconds from the scheduled time to the end."""
 
 
-class Asker:
-    """Connections to one server, kept and used again."""
+class LoadClient:
+    """Reusable connections to one server."""
 
     def __init__(self, base_url: str) -> None:
         self._url = urlsplit(base_url)
@@ -33,11 +33,11 @@ class Asker:
 
     async def ask(
         self, model: str, question: str, stream: bool = False, due: float | None = None
-    ) -> Said:
+    ) -> TimedReply:
         """Ask one question.
 
         Raises:
-            RuntimeError: the server said something else than a completion.
+            RuntimeError: The server's reply is not a completion.
         """
         begun = time.perf_counter() if due is None else due
         reader, writer = await self._connection()
@@ -48,12 +48,12 @@ class Asker:
             writer.close()
             raise
         self._free.append((reader, writer))
-        return Said(text, first - begun, time.perf_counter() - begun)
+        return TimedReply(text, first - begun, time.perf_counter() - begun)
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while self._free:
             reader, writer = self._free.pop()
-            if not reader.at_eof():  # Servers close connections that were idle for a while.
+            if not reader.at_eof():  # Servers close idle connections.
                 return reader, writer
             writer.close()
         return await asyncio.open_connection(self._url.hostname, self._url.port)
@@ -110,11 +110,11 @@ async def _read_stream(reader: asyncio.StreamReader) -> tuple[str, float]:
 
 
 async def at_rate(
-    ask: Callable[[int, float], Awaitable[Said]], count: int, per_second: float
-) -> list[Said]:
-    """Ask `count` times, evenly spaced; `ask` gets the number and when it is due."""
+    ask: Callable[[int, float], Awaitable[TimedReply]], count: int, per_second: float
+) -> list[TimedReply]:
+    """Ask `count` times, evenly spaced; `ask` receives the number and the scheduled time."""
     start = time.perf_counter() + 0.05
-    tasks: list[asyncio.Task[Said]] = []
+    tasks: list[asyncio.Task[TimedReply]] = []
     for number in range(count):
         due = start + number / per_second
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
@@ -123,6 +123,6 @@ async def at_rate(
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """The sample below which so great a share of them lies."""
+    """The sample below which a given share of the samples lies."""
     ordered = sorted(samples)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

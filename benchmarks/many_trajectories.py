@@ -1,7 +1,7 @@
-"""A trace file with any number of trajectories, written in bulk: what a page or a command reads.
+"""A synthetic trace file with any number of trajectories, for benchmarks of pages and commands.
 
-Nine of ten are answered in one call; the tenth is a tree of three copies below H. They hold what
-real ones hold, of about the same length, and no model was asked for any of it.
+Nine of ten trajectories are one call; the tenth is a tree of three copies below an overseer. Their
+rows resemble real ones in content and length, but no model is called.
 """
 
 import json
@@ -16,7 +16,7 @@ from reflux.agents.types import Answer, Ask, step_to_json
 from reflux.graphs.traces.store import TraceStore
 
 NEEDLE = "zanzibar"
-"""In the question of the oldest trajectory, and in no other."""
+"""Occurs in the question of the oldest trajectory only."""
 WORDS = (
     "river", "copper", "lantern", "orchard", "winter", "signal", "paper", "harbour", "ember",
     "meadow", "glass", "thunder",
@@ -59,7 +59,7 @@ def fill(path: Path, number: int, seed: int = 0) -> None:
 def _calls(id: str, text: str, tree: bool, created: float) -> Iterator[tuple[Any, ...]]:
     copies = [f"{text}, part {part}" for part in range(3)] if tree else []
     if tree:
-        for step, taken in enumerate((Ask.of(*copies), Answer("max_concurrency"))):
+        for step, taken in enumerate((Ask.of(*copies), Answer("together"))):
             said = json.dumps(step_to_json(taken))
             yield (
                 id,
@@ -93,6 +93,6 @@ def _judgements(
         detail = json.dumps({**told, "status": "ok", "error": None, "votes": 1, "refused": 0})
         yield id, path, "direct", 1, detail, f"{id}{path}:direct:0.0:x", created
     kind = "outcome" if tree else "direct"
-    told = {"question": text, "answer": "max_concurrency" if tree else "about 0", "status": status}
+    told = {"question": text, "answer": "together" if tree else "about 0", "status": status}
     detail = json.dumps({**told, "error": None, "votes": 1, "refused": 0})
     yield id, "", kind, int(status == "ok"), detail, f"{id}:{kind}:0.0:x", created

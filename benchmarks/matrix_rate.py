@@ -1,15 +1,15 @@
-"""How many operations a trained example takes, and how many a second the machine can do.
+"""Operations that training an example takes, and operations per second that the machine reaches.
 
-Operations are counted without padding. A linear layer of
+Padding does not count. A linear layer of
 K x N weights takes, for each token,
 
     2 K N              forward
     2 K N              backward to its input; its weights are frozen
     6 r (K + N)        LoRA of rank r: forward, backward to the input, backward to A and B
 
-attention takes 12 H d for each pair of tokens (two products, forward, and twice as many backward;
-all L x L pairs of a row of L tokens, as they are computed), and the head 4 V d for a token whose
-label counts. The input of the first layer needs no gradient; its part (q, k, v) is left out.
+Attention takes 12 H d for each pair of tokens (two products forward, twice as many backward; all
+L x L pairs of a row of L tokens, because all are computed). The head takes 4 V d for each token
+whose label counts. The first layer's input needs no gradient, so its q, k, v part is omitted.
 """
 
 import time
@@ -26,16 +26,16 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of a set of rows, in floating point operations."""
+    """Floating-point operations of a set of rows."""
 
     base: float
-    """Linear layers, attention and head: matrices in bf16."""
+    """Linear layers, attention and head, in bf16."""
     lora: float
-    """The adapter: matrices in fp32."""
+    """The adapter, in fp32."""
 
     @property
     def total(self) -> float:
-        """Both."""
+        """Base plus adapter."""
         return self.base + self.lora
 
 
@@ -48,8 +48,8 @@ def layer_shapes(config: Any) -> list[Shape]:
 
 
 def work(config: Any, rank: int, tokens: int, pairs: int, counted: int) -> Work:
-    """Operations of one forward and backward pass over `tokens`, of which `counted` predict one
-    whose label counts; `pairs` of them meet in attention."""
+    """Operations of one forward and backward pass over `tokens`, of which `counted` have a label
+    that counts; attention joins `pairs` of them."""
     shapes = layer_shapes(config)
     layers = config.num_hidden_layers
     wide = shapes[0][1]
@@ -67,10 +67,10 @@ def work(config: Any, rank: int, tokens: int, pairs: int, counted: int) -> Work:
 def matrix_rate(
     shapes: Sequence[Shape], tokens: int, dtype: torch.dtype, seconds: float
 ) -> list[float]:
-    """Operations a second of plain products at the model's own shapes, one figure a repeat.
+    """Operations per second of matrix products at the model's shapes, one figure a repeat.
 
     A repeat does each layer's forward and backward product, (tokens, K) by (K, N) and (tokens, N)
-    by (N, K), once; repeats go on for `seconds`.
+    by (N, K), once; repeats continue for `seconds`.
     """
     operations = sum(4 * tokens * k * n for k, n in shapes)
     products = list(_products(shapes, tokens, dtype))

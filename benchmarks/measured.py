@@ -1,4 +1,4 @@
-"""One measurement of `benchmarks.engine`, and the process of its own that it is made in."""
+"""One measurement of `benchmarks.engine`, made in a separate process."""
 
 import os
 import subprocess
@@ -13,31 +13,31 @@ from pathlib import Path
 from typing import Protocol
 
 WARM_SEED = 1_000_003
-"""Warm-up questions come from here, so that no measured question was seen before."""
+"""Seed of the warm-up questions, so that measured questions are new to the engine."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One arm over one list of questions."""
+    """One arm's measurement over one list of questions."""
 
     seconds: float
     texts: tuple[str, ...]
     prompt_tokens: int
-    """All tokens of the prompts, computed or taken from a cache."""
+    """All prompt tokens, computed or cached."""
     computed_tokens: int
-    """Prompt tokens that were computed, paddings not counted."""
+    """Computed prompt tokens, without padding."""
     completion_tokens: int
-    """Tokens drawn, the end of the answer among them."""
+    """Sampled tokens, including the end of the answer."""
     peak_mib: float
-    """Most memory that the process held, weights and Python included."""
+    """Peak resident memory of the process, including weights and Python."""
     cpu_seconds: float
-    """Processor time of the process, all threads, waiting in a loop included."""
+    """CPU time of the process over all threads, including busy waiting."""
     others_cpu: float
-    """Share of the machine's processor time that other processes took meanwhile."""
+    """Share of the machine's CPU time used by other processes."""
 
 
 class Arm(Protocol):
-    """One way of answering the questions."""
+    """One way to answer the questions."""
 
     @property
     def name(self) -> str: ...
@@ -46,15 +46,12 @@ class Arm(Protocol):
     def max_requests(self) -> int | None: ...
 
     def measure(self, questions: Sequence[str], max_tokens: int) -> Measured:
-        """Answer all questions, warm."""
+        """Answer all questions after a warm-up."""
         ...
 
 
 def in_own_process(arm: Arm, questions: Sequence[str], max_tokens: int) -> Measured:
-    """Measure an arm in a process that starts for it and ends with it.
-
-    So that one arm's threads, caches and memory are not another's.
-    """
+    """Measure an arm in a fresh process, so that arms share no threads, caches or memory."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(arm.measure, questions[: arm.max_requests], max_tokens).result()
@@ -62,7 +59,7 @@ def in_own_process(arm: Arm, questions: Sequence[str], max_tokens: int) -> Measu
 
 @contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """Processes that do nothing but take processor time while the block runs."""
+    """Run busy processes for the length of the block."""
     loop = [sys.executable, "-c", "while True: pass"]
     busy = [subprocess.Popen(loop) for _ in range(count)]
     try:
@@ -74,13 +71,13 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 class Clock:
-    """Time since it was made, and how much of the machine others had meanwhile."""
+    """Measures elapsed time and the CPU share of other processes."""
 
     def __init__(self) -> None:
         self._begun, self._own, self._busy = time.perf_counter(), _own_cpu(), _busy_cpu()
 
     def read(self) -> tuple[float, float, float]:
-        """Seconds, own processor seconds, and the share of all cores that other processes took."""
+        """Return seconds, own CPU seconds, and other processes' share of all cores."""
         seconds = time.perf_counter() - self._begun
         own = _own_cpu() - self._own
         taken = max(0.0, _busy_cpu() - self._busy - own)
@@ -93,7 +90,7 @@ def _own_cpu() -> float:
 
 
 def _busy_cpu() -> float:
-    """Seconds that all cores have been busy since the machine started; nan if not told."""
+    """Busy seconds of all cores since boot; nan where the system does not report them."""
     stat = Path("/proc/stat")
     if not stat.is_file():
         return float("nan")
@@ -102,7 +99,7 @@ def _busy_cpu() -> float:
 
 
 def peak_mib() -> float:
-    """Most resident memory of this process so far, in MiB; nan where the system does not tell."""
+    """Peak resident memory of this process in MiB; nan where the system does not report it."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]

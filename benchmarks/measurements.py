@@ -1,6 +1,8 @@
-"""The docs' page of measurements, made of the committed results alone: no figure is typed by hand.
+"""Writes the page of measurements from the committed results and `benchmarks/summary.md`.
 
-python -m benchmarks.measurements      # writes docs/measurements.md
+    python -m benchmarks.measurements      # writes docs/measurements.md
+
+Every table comes from a result file. The summary quotes these figures in words.
 """
 
 import ast
@@ -13,30 +15,34 @@ from benchmarks.report import RESULTS
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "measurements.md"
+SUMMARY = Path(__file__).with_name("summary.md")
 RUNS = ("demo", "long")
 """Reports of whole runs, by their names in `docs/`."""
 ROWS = 60
-"""Rows of one benchmark that are shown; the file has all."""
+"""Maximum rows shown of one benchmark; the result file has all."""
 
 HEAD = """# Measurements
 
-Every figure on this page comes from a file that a run has written, and is put here by
-[`benchmarks/measurements.py`](../benchmarks/measurements.py). A claim that does not hold stays and
-is marked **NO**. Figures of other machines are not comparable; measure on yours with
-`python -m benchmarks.NAME`, which takes minutes, or see in a few seconds that a script works with
-`--quick`, whose figures mean nothing.
+[`benchmarks/measurements.py`](../benchmarks/measurements.py) writes this page from result files. A
+claim that does not hold stays and is marked **NO**. Do not compare figures across machines; measure
+on yours with `python -m benchmarks.NAME`, which takes minutes. `--quick` is a smoke run of a few
+seconds, and its figures mean nothing.
 
-"95%" is an interval of the value; where no model of the repeats' distribution is at hand, it is the
-least and the most of them.
+"95%" is an interval of the value, or the range from minimum to maximum of the repeats where their
+distribution has no model. Claims and columns keep the names of the version that measured them: a
+*leaf* is a direct answer, *H* the overseer, *X* the agent.
+
+## In short
+
 """
 
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, "## The rounds of a run\n"]
+    parts = [HEAD + SUMMARY.read_text(), "## The rounds of a run\n"]
     parts += [rounds_section(name) for name in RUNS]
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    parts += [benchmark_section(result) for result in found]
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    parts += [benchmark_section(result) for result in results]
     return "\n".join(parts)
 
 
@@ -44,41 +50,41 @@ def rounds_section(name: str) -> str:
     """The table of one run's rounds."""
     report = json.loads((ROOT / "docs" / f"{name}.json").read_text())
     rounds = report["rounds"]
-    reached = [
+    accuracy = [
         {
-            "round": f"{found['round']} (level {found['level']})",
-            "n": (found.get("student") or {}).get("n"),
-            **{shown: _scored(found.get(key)) for key, shown in SYSTEMS.items()},
+            "round": f"{row['round']} (level {row['level']})",
+            "n": (row.get("student") or {}).get("n"),
+            **{label: _scored(row.get(key)) for key, label in SYSTEMS.items()},
         }
-        for found in rounds
+        for row in rounds
     ]
     cost = [
         {
-            "round": found["round"],
-            "calls of an amplified answer": _each(found.get("amplified"), "calls"),
-            "rows trained": found["trained_rows"],
-            "seconds of training": found["train_seconds"],
-            "promoted": found["promoted"],
+            "round": row["round"],
+            "calls per amplified answer": _each(row.get("amplified"), "calls"),
+            "rows trained": row["trained_rows"],
+            "seconds of training": row["train_seconds"],
+            "promoted": row["promoted"],
         }
-        for found in rounds
+        for row in rounds
     ]
     return (
         f"### {name}\n\nTask {report['task']}, seed {report['seed']}, accuracy on held-out "
         f"questions with Wilson's 95% interval; the stages took {report['seconds'] / 60:.0f} "
         f"minutes. The whole report: [`{name}.json`]({name}.json).\n\n"
-        f"{table(reached)}\n\n{table(cost)}\n"
+        f"![Accuracy of the run {name}]({name}.png)\n\n{table(accuracy)}\n\n{table(cost)}\n"
     )
 
 
 SYSTEMS = {
     "direct": "base, one call",
-    "amplified": "H with copies of X",
+    "amplified": "amplified system",
     "student": "student, one call",
 }
 
 
 def benchmark_section(result: Mapping[str, Any]) -> str:
-    """One benchmark: what it asks, its claims, its rows."""
+    """One benchmark: its question, its claims and its rows."""
     name, machine = result["benchmark"], result["machine"]
     script, file = f"benchmarks/{name}.py", f"benchmarks/results/{name}.json"
     claims = [
@@ -93,8 +99,8 @@ def benchmark_section(result: Mapping[str, Any]) -> str:
         for claim in result["claims"]
     ]
     rows = result["rows"][:ROWS]
-    left = len(result["rows"]) - len(rows)
-    rest = f"\n{left} further rows are in the file.\n" if left else ""
+    omitted = len(result["rows"]) - len(rows)
+    rest = f"\nThe file has {omitted} more rows.\n" if omitted else ""
     return (
         f"## {name}\n\n{question(ROOT / script)}\n\n"
         f"[`{script}`](../{script}), seed {result['seed']}, {result['seconds'] / 60:.0f} minutes "
@@ -107,19 +113,19 @@ def benchmark_section(result: Mapping[str, Any]) -> str:
 
 def question(script: Path) -> str:
     """The first paragraph of a script's docstring: what it measures."""
-    told = ast.get_docstring(ast.parse(script.read_text())) or ""
-    return " ".join(told.split("\n\n")[0].split())
+    docstring = ast.get_docstring(ast.parse(script.read_text())) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a table of Markdown, one column for each key in order of appearance."""
+    """Rows as a Markdown table, one column for each key in order of appearance."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     lines = [keys, ["---"] * len(keys), *([cell(row.get(key)) for key in keys] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def cell(value: Any) -> str:
-    """A value as text of a table."""
+    """A value as the text of a table cell."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -144,4 +150,4 @@ def _each(score: Mapping[str, Any] | None, what: str) -> float | None:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
-    print(f"written: {PAGE}")
+    print(f"wrote {PAGE}")

@@ -1,15 +1,14 @@
 """A million dependent steps without an error: the Tower of Hanoi as a chain of votes.
 
-Each step is one link of a chain through the real graph, voted on first-to-ahead-by-k with the k
-that the planner finds for a success of 99%, and recorded before it counts. The copies are
-in-process agents of a known accuracy, whose every error is another legal move, so that no check
-catches it. Each run is in a process of its own; the longest is killed by SIGKILL on its way and
-goes on.
+Each step is one link of a chain through the real graph. The first answer to lead by k votes wins,
+with the k that the planner computes for 99% success, and each step is recorded before the next. The
+copies are in-process agents of known accuracy whose errors are other legal moves, so no check
+catches them. Each run uses a separate process; SIGKILL interrupts the longest run, which resumes.
 
-An error is a recorded step that is not the best move. What is kept of a step: the question, the
-answer, and its votes where they were not unanimous (`reflux.graphs.amplify.chain`).
+An error is a recorded step that is not the best move. The record of a step holds the question, the
+answer, and the votes if they were not unanimous (`reflux.graphs.amplify.chain`).
 
-Then the default model itself climbs, distilled on single moves (`benchmarks.tower_student`).
+Finally the default model, distilled on single moves, solves a tower (`benchmarks.tower_student`).
 """
 
 import argparse
@@ -51,16 +50,16 @@ class Case:
     accuracy: float
     seed: int
     killed: bool = False
-    """The run is killed once, at a random moment, and goes on."""
+    """Kill the run once, at a random step, and resume it."""
 
     @property
     def steps(self) -> int:
-        """Moves on the shortest way."""
+        """Moves of the shortest solution."""
         return 2**self.disks - 1
 
     @property
     def plan(self) -> Plan:
-        """The planner's, for all steps right."""
+        """The plan for all steps to be right."""
         return plan(TARGET, self.steps, self.accuracy)
 
 
@@ -82,7 +81,7 @@ def begun(case: Case) -> Position:
 
 
 def climb(case: Case, path: Path, told: Path) -> None:
-    """Walk one tower, in this process, and write what it took."""
+    """Solve one tower in this process, and write its cost to `told`."""
     store = TraceStore(path)
     asked = case.plan
     limits = Limits(calls=int(1.2 * asked.votes) + 1_000, tokens=10**12, attempts=1)
@@ -110,7 +109,7 @@ def climb(case: Case, path: Path, told: Path) -> None:
 
 
 def walked(case: Case) -> dict[str, Any]:
-    """One row: the tower in processes of its own, and its record held against the best moves."""
+    """One row: solve the tower in separate processes, and score its recorded moves."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         path, told = Path(folder, "t.db"), Path(folder, "told.json")
@@ -130,7 +129,7 @@ def walked(case: Case) -> dict[str, Any]:
         found = json.loads(told.read_text())
         errors, steps, votes, bytes_kept = marked(case, path)
     asked = case.plan
-    here = votes - votes * killed_at / max(1, steps)  # Votes of the process that was timed.
+    here = votes - votes * killed_at / max(1, steps)  # Votes of the timed process.
     agent = agent_us(case)
     return {
         "disks": case.disks,
@@ -151,7 +150,7 @@ def walked(case: Case) -> dict[str, Any]:
 
 
 def last_step(path: Path) -> int:
-    """Number of the last step on record; 0 before there is any."""
+    """Number of the last recorded step; 0 if there is none."""
     try:
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
             newest = (
@@ -163,7 +162,7 @@ def last_step(path: Path) -> int:
 
 
 def marked(case: Case, path: Path) -> tuple[int, int, int, int]:
-    """(steps that are not the best move or do not follow, steps, votes, bytes of the file)."""
+    """Return (wrong or discontinuous steps, steps, votes, bytes of the file)."""
     errors = steps = votes = 0
     due = begun(case)
     connection = sqlite3.connect(path)
@@ -183,7 +182,7 @@ def marked(case: Case, path: Path) -> tuple[int, int, int, int]:
 
 
 def agent_us(case: Case, calls: int = 5_000) -> float:
-    """µs of processor time that the agent itself takes for a vote."""
+    """CPU time of the agent for one vote, in µs."""
     agent = NoisyAgent(case.accuracy, case.seed)
     request = ChatRequest("noisy", (("system", ""), ("user", begun(case).text)))
 
@@ -197,7 +196,7 @@ def agent_us(case: Case, calls: int = 5_000) -> float:
 
 
 def main(config: Config) -> None:
-    """Walk all towers and report."""
+    """Solve all towers and report."""
     report = Report("million_steps", seed=0, quick=config.quick)
     for case in config.cases:
         report.rows.append(walked(case))
@@ -218,7 +217,7 @@ def main(config: Config) -> None:
         Claim("our own processor time for a vote of the longest, µs", ours, "<=", 200, 1),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        if config.quick:  # A script stands in for the student, whose training takes minutes.
+        if config.quick:  # Training the student takes minutes; a script replaces it.
             climbed = climb_with(NoisyAgent(0.98), config.student, Path(folder), report)
         else:
             climbed = climb_with_student(config.student, Path(folder), report)

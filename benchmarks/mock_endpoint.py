@@ -1,9 +1,9 @@
-"""A chat endpoint in a process of its own, light enough not to be what is measured.
+"""A chat endpoint in a separate process, light enough not to affect the measurement.
 
-Speaks as much of HTTP/1.1 and of the OpenAI chat protocol as the `openai` package needs.
-`/ms/50/v1/chat/completions` answers after 50 ms; `/count` tells how many completions were asked.
-A question "split into 3" is answered with three lines, any other with "ok". A streamed answer is
-the question's own words, the first after as many ms, and at `/ms/50-20/` each next one 20 ms later.
+It implements the part of HTTP/1.1 and of the OpenAI chat protocol that the `openai` package needs.
+`/ms/50/v1/chat/completions` answers after 50 ms; `/count` returns the number of completions. It
+answers "split into 3" with three lines, anything else with "ok". A streamed answer repeats the
+question's words: the first after 50 ms, and at `/ms/50-20/` each next one 20 ms later.
 """
 
 import asyncio
@@ -21,24 +21,24 @@ SPLIT = "split into "
 
 @dataclass
 class Endpoint:
-    """A mock endpoint that runs."""
+    """A running mock endpoint."""
 
     port: int
 
     def base_url(self, latency_ms: float, between_ms: float = 0) -> str:
-        """Where a client finds it; each reply takes `latency_ms`, and of a streamed one each word
-        `between_ms` more."""
+        """Its address; each reply takes `latency_ms`, and each further streamed word
+        `between_ms`."""
         return f"http://127.0.0.1:{self.port}/ms/{latency_ms:g}-{between_ms:g}/v1"
 
     def count(self) -> int:
-        """Completions asked so far."""
+        """Completions requested so far."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/count") as reply:
             return int(reply.read())
 
 
 @contextmanager
 def mock_endpoint() -> Iterator[Endpoint]:
-    """Start the endpoint as a child process, and end it."""
+    """Run the endpoint as a child process for the length of the block."""
     command = [sys.executable, "-m", "benchmarks.mock_endpoint"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None  # noqa: S101 - for the type checker
@@ -49,13 +49,13 @@ def mock_endpoint() -> Iterator[Endpoint]:
 
 
 class _Served:
-    """What all connections share."""
+    """State that all connections share."""
 
     completions = 0
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection; requests come one after another, as HTTP/1.1 clients send them."""
+    """One keep-alive connection; requests arrive one after another."""
 
     def __init__(self, served: _Served) -> None:
         self._served = served
@@ -117,7 +117,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _chunks(asked: dict[str, Any]) -> list[bytes]:
-    """The events of a streamed answer; the last ends it."""
+    """The events of a streamed answer; the last event ends it."""
     words = asked["messages"][-1]["content"].split()
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1}
     head["model"] = asked["model"]

@@ -1,16 +1,16 @@
 """Products of five and six digits, by a student that knows products and sums of one and two digits.
 
-H splits a product down to products of one digit and short sums; the student of
-`reflux/configs/multiplication.yaml` answers these, voted and checked. First the leaves are
-measured: how often a vote is right, of those that pass the check, and how far votes err together.
-From that the planner picks the lead, before any product is asked. Beside it the same student, and
-the base, answer each product in one call.
+The overseer splits a product down to products of one digit and short sums. The student of
+`reflux/configs/multiplication.yaml` answers these, with votes and a check. First the benchmark
+measures the direct answers: how often a vote that passes the check is right, and how far errors
+correlate. From that the planner picks the margin, before any product is asked. For comparison, the
+same student and the base answer each product in one call.
 
-The predicted error at the root is that of the votes alone: it leaves out that a level whose parts
-fail its check is tried again, another way, so fewer errors than predicted are to be expected.
+The predicted error at the root covers the votes only. A level whose parts fail its check is retried
+by another decomposition, so expect fewer errors than predicted.
 
 Published: 1.00 and 0.95 with recursion and votes, 0.35 and 0.10 with one call (MAKER, arXiv
-2511.09030, with a large model of that time; here one of 135M parameters).
+2511.09030, with a large model; here the model has 135M parameters).
 """
 
 import argparse
@@ -46,42 +46,43 @@ LIMITS = Limits(depth=10, calls=50_000, tokens=10**8)
 
 @dataclass(frozen=True)
 class Config:
-    """What is asked, and of whom."""
+    """The questions, and the model that answers them."""
 
     run: Path | None = None
-    """A run folder that holds the student; it is made where None."""
+    """Run folder that holds the student; None trains one."""
     questions: int = 200
     digits: tuple[int, ...] = (5, 6)
     sums: int = 400
-    """Held-out sums of two digits among the leaves that are measured; the products are all 100."""
+    """Measured held-out two-digit sums; all 100 one-digit products are measured, too."""
     votes: int = 5
-    """Of each leaf that is measured."""
+    """Votes on each measured direct question."""
     max_votes: int = 9
-    """Votes of a leaf in a tree, at the most."""
+    """Maximum votes on a direct question in a tree."""
     seed: int = 0
     quick: bool = False
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """What one kind of leaf was measured to be."""
+    """The measured accuracy of one kind of direct question."""
 
     accuracy: float
-    """Of a vote that passed the check; by Laplace's rule, so that no errors seen are not none."""
+    """Of a vote that passed the check, by Laplace's rule, so that it is below 1 without observed
+    errors."""
     shared: float
     """Correlation of errors, at least 0."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Who is measured."""
+    """The models under measurement."""
 
     recorded_client: RecordedClient
     model: str
     base: str
 
     def context(self, model: str, task: Multiplication, votes: VotePolicy) -> AmplifyContext:
-        """The task's context with a model as X."""
+        """The task's context with `model` as the agent."""
         given = AmplifyContext(
             self.recorded_client, model, (), limits=LIMITS, votes=votes, top_logprobs=0
         )
@@ -89,12 +90,12 @@ class Subject:
 
 
 def asked(system: str, task: str, split: str = "held_out") -> Origin:
-    """Where a question of this benchmark comes from."""
+    """The source of a question of this benchmark."""
     return Origin("multiplication", 0, system, task, split)
 
 
 async def measure_leaves(config: Config, subject: Subject, report: Report) -> dict[str, Leaf]:
-    """Votes on leaves that no student learned from; of products, which all are H's own, on all."""
+    """Measure votes on held-out sums, and on all products, because all are primitives."""
     task = MultiplicationLeaves()
     products = [question for question in task.primitives() if is_product(question)]
     sums = task.sample(config.sums, 2, "held_out", config.seed + 1)
@@ -128,14 +129,14 @@ async def measure_leaves(config: Config, subject: Subject, report: Report) -> di
 
 
 def leaves_of(subject: Subject, system: str) -> tuple[int, int, int]:
-    """(products, sums, votes) that copies answered for a system."""
+    """Return (products, sums, votes) that copies answered for a system."""
     voted = list(voted_questions(subject.recorded_client.store, system))
     products = sum(is_product(one.question) for one in voted)
     return products, len(voted) - products, sum(len(one.replies) for one in voted)
 
 
-def lead_for(target: float, steps: int, leaves: dict[str, Leaf]) -> tuple[int, str]:
-    """The least lead with which the worse kind of leaf would meet the target alone, and why."""
+def margin_for(target: float, steps: int, leaves: dict[str, Leaf]) -> tuple[int, str]:
+    """The smallest margin at which the less accurate kind meets the target, and its origin."""
     worst = min(leaves.values(), key=lambda leaf: leaf.accuracy)
     try:
         return votes_needed(target, steps, worst.accuracy, worst.shared), "planned"
@@ -144,7 +145,7 @@ def lead_for(target: float, steps: int, leaves: dict[str, Leaf]) -> tuple[int, s
 
 
 def predicted_error(margin: int, counts: tuple[float, float], leaves: dict[str, Leaf]) -> float:
-    """Of a root with so many products and sums, all of which have to be right the first time."""
+    """Predicted error of a root whose products and sums must all be right at the first attempt."""
     logs = (
         n * math.log1p(-step_error(margin, leaf.accuracy, leaf.shared))
         for n, leaf in zip(counts, leaves.values(), strict=True)
@@ -153,14 +154,14 @@ def predicted_error(margin: int, counts: tuple[float, float], leaves: dict[str, 
 
 
 async def measure(config: Config, subject: Subject, report: Report) -> None:
-    """Leaves, then the products of each size by three systems."""
+    """Measure the direct questions, then the products of each size by three systems."""
     leaves = await measure_leaves(config, subject, report)
     task = Multiplication()
     for digits in config.digits:
         name = f"{digits}x{digits}"
         target = TARGETS.get(digits, 0.95)
         # About digits² products and as many sums are planned for; the report has the true number.
-        margin, why = lead_for(target, 3 * digits * digits, leaves)
+        margin, why = margin_for(target, 3 * digits * digits, leaves)
         policy = VotePolicy(
             min_logprob=None, rule=AheadBy(margin, max(config.max_votes, 3 * margin))
         )
@@ -203,7 +204,7 @@ async def measure(config: Config, subject: Subject, report: Report) -> None:
 
 
 def exact(request: ChatRequest) -> str:
-    """An X that errs never: for the smoke run only."""
+    """An agent without errors, for the smoke run only."""
     question = request.messages[-1][1]
     if is_product(question):
         left, right = question.removesuffix("=").split("*")
@@ -214,7 +215,7 @@ def exact(request: ChatRequest) -> str:
 
 
 async def with_store(config: Config, client: ChatClient, model: str, report: Report) -> None:
-    """Measure with a log of its own, so that nothing is replayed from an earlier run."""
+    """Measure with a fresh log, so that nothing is replayed from an earlier run."""
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(Path(scratch) / "traces.db")
         try:
@@ -236,7 +237,7 @@ async def with_student(config: Config, folder: RunFolder, report: Report) -> Non
 
 
 def made(path: Path) -> RunFolder:
-    """A run of `reflux/configs/multiplication.yaml`, begun and ended."""
+    """Run `reflux/configs/multiplication.yaml` to its end."""
     from reflux.cli.rounds import climb, shipped_config
 
     folder = RunFolder(path)
@@ -246,7 +247,7 @@ def made(path: Path) -> RunFolder:
 
 
 def main(config: Config) -> None:
-    """Make the student where there is none, measure, report."""
+    """Train the student if there is none, measure, and report."""
     report = Report("multiplication", seed=config.seed, quick=config.quick)
     if config.quick:
         asyncio.run(with_store(config, ScriptedClient(exact), "base", report))
@@ -261,7 +262,7 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run without a student")
-    parser.add_argument("--run", type=Path, help="a run folder that holds the student")
+    parser.add_argument("--run", type=Path, help="run folder that holds the student")
     parser.add_argument("--questions", type=int, default=Config.questions)
     given = parser.parse_args()
     small = Config(questions=3, digits=(2, 3), sums=10, votes=2, quick=True)

@@ -1,19 +1,19 @@
-"""What amplification costs beside the model: CPU and wall per call, against two floors.
+"""What amplification costs beside the model: CPU and wall time for each call, against two floors.
 
-One question is split into N parts by a call, each part is answered by a call, and a call joins
-the answers: N + 2 requests, to a mock endpoint in a process of its own. Five arms do this, in
-turn, with the same requests and the same limit of requests under way:
+One call splits a question into N parts, one call answers each part, and one call joins the answers:
+N + 2 requests to a mock endpoint in a separate process. Five arms do this in turn, with the same
+requests and the same maximum of requests in flight:
 
 - `floor`: `AsyncOpenAI` and `asyncio.gather`, nothing else;
 - `langgraph`: the same by hand in LangGraph, one `Send` for each part; no budget, check, retry,
   replay or record;
-- `reflux`: the amplification graph, every call committed to the trajectory before it is used;
-- `unrecorded`: that without the writes, which tells what the trajectory costs;
-- `our client`: the floor with the client that the graph has, which sends the same requests for
-  less: what is above this is the graph's own.
+- `reflux`: the amplification graph, which commits each call to the trajectory before using it;
+- `unrecorded`: the same without the writes, to measure what the trajectory costs;
+- `our client`: the floor with the graph's client, which sends the same requests with less CPU; the
+  difference to `reflux` is the cost of the graph.
 
-The last two tell prices, not times, and run without latency only. CPU is user and system time of
-this process with all its threads; the endpoint's is not in it.
+The last two measure cost only and run without latency. CPU is user and system time of this process
+with all its threads, without the endpoint.
 """
 
 import argparse
@@ -64,27 +64,27 @@ class Config:
     warm_ups: int = 3
     repeats: int = 20
     concurrency: int = 128
-    """Requests under way at once, in every arm."""
+    """Maximum requests in flight in each arm."""
     quick: bool = False
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One answered question, per call."""
+    """One answered question: cost for each call."""
 
     cpu_ms: float
     wall_ms: float
 
 
 class Plain:
-    """One request after the other's form, through the `openai` package alone."""
+    """The graph's requests, sent through the `openai` package alone."""
 
     def __init__(self, base_url: str, concurrency: int) -> None:
         self._client = AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0)
         self._gate = asyncio.Semaphore(concurrency)
 
     async def ask(self, question: str) -> str:
-        """The request that the graph sends, too."""
+        """Send the same request as the graph."""
         messages: Any = [{"role": r, "content": c} for r, c in answer_prompt(question)]
         async with self._gate:
             reply = await self._client.chat.completions.create(
@@ -98,7 +98,7 @@ class Plain:
 
 
 def joining(answers: Sequence[str | None]) -> str:
-    """What the last call is asked."""
+    """The prompt of the last call."""
     return f"join {len(answers)}: {' '.join(map(str, answers))}"
 
 
@@ -121,7 +121,7 @@ class _State(TypedDict):
 
 
 def langgraph(ask: Asking) -> Arm:
-    """The same shape, as one would write it in LangGraph by hand."""
+    """The same shape, written by hand in LangGraph."""
 
     async def decompose(state: _State) -> dict[str, Any]:
         return {"parts": (await ask(state["question"])).splitlines()}
@@ -154,7 +154,7 @@ def langgraph(ask: Asking) -> Arm:
 
 
 def our_client(client: OpenAIClient) -> Asking:
-    """The same request through the client that the graph has."""
+    """Send the same request through the graph's client."""
 
     async def ask(question: str) -> str:
         return (await client.complete(request(question))).text
@@ -163,12 +163,12 @@ def our_client(client: OpenAIClient) -> Asking:
 
 
 def request(question: str) -> ChatRequest:
-    """What every arm asks."""
+    """The request that every arm sends."""
     return ChatRequest(MODEL, answer_prompt(question), Sampling(max_tokens=MAX_TOKENS))
 
 
 class SplitAndJoin:
-    """An H that asks the model for the parts and for the whole, on the record like X's calls."""
+    """An overseer that asks the model to split and to join, recorded like the agent's calls."""
 
     name = "split-and-join"
 
@@ -176,7 +176,7 @@ class SplitAndJoin:
         self._caller = recorded_client
 
     async def act(self, context: OverseerContext) -> Step:
-        """Split the root, join its answers, leave every part to X."""
+        """Split the root, join its answers, leave each part to the agent."""
         if not context.may_ask:
             return PASS
         question, transcript = context.question, context.transcript
@@ -187,7 +187,7 @@ class SplitAndJoin:
 
 
 class UnwrittenStore(TraceStore):
-    """A store that forgets."""
+    """A store that discards its rows."""
 
     async def _insert(self, table: str, values: Mapping[str, Any], ignore: bool = False) -> None:
         return
@@ -217,10 +217,10 @@ def reflux(client: OpenAIClient, store: TraceStore, widest: int) -> Arm:
 
 
 async def measured(arm: Arm, question: str, width: int, endpoint: Endpoint) -> Sample:
-    """Answer one question and see that it took N + 2 requests.
+    """Answer one question, and check that it took N + 2 requests.
 
     Raises:
-        RuntimeError: another number of requests, or another answer.
+        RuntimeError: The number of requests or the answer differs.
     """
     before = endpoint.count()
     gc.collect()
@@ -229,18 +229,18 @@ async def measured(arm: Arm, question: str, width: int, endpoint: Endpoint) -> S
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     made = endpoint.count() - before
     if made != width + 2 or answer != "ok":
-        raise RuntimeError(f"{made} requests where {width + 2} were due; the answer: {answer!r}")
+        raise RuntimeError(f"{made} requests instead of {width + 2}; the answer: {answer!r}")
     return Sample(1e3 * cpu / made, 1e3 * wall / made)
 
 
 async def compare(config: Config, report: Report) -> None:
-    """Fill the report: a row for each arm, width and latency."""
+    """Measure each arm, width and latency; one row each."""
     found: dict[tuple[str, int, float], list[Sample]] = {}
     with mock_endpoint() as endpoint, tempfile.TemporaryDirectory() as folder:
         for latency in config.latencies_ms:
-            url, max_votes = endpoint.base_url(latency), config.concurrency
-            plain = [Plain(url, max_votes) for _ in range(2)]
-            ours = [OpenAIClient(url, "none", concurrency=max_votes) for _ in range(3)]
+            url, concurrency = endpoint.base_url(latency), config.concurrency
+            plain = [Plain(url, concurrency) for _ in range(2)]
+            ours = [OpenAIClient(url, "none", concurrency=concurrency) for _ in range(3)]
             stores = [
                 TraceStore(Path(folder, f"{latency}.db")),
                 UnwrittenStore(Path(folder, f"{latency}-unwritten.db")),
@@ -303,10 +303,9 @@ def rows(found: Mapping[tuple[str, int, float], Sequence[Sample]]) -> list[dict[
 
 
 async def leaf_price(config: Config) -> list[float]:
-    """CPU of the store alone, in ms for each leaf of a graph: its step, call and judgement.
+    """CPU of the store alone, in ms for each direct answer: its step, call and judgement.
 
-    They are added as the graph adds them: `concurrency` leaves at once, each row awaited before
-    the next.
+    It adds them as the graph does: `concurrency` answers at once, each row awaited before the next.
     """
     messages = json.dumps([{"role": r, "content": c} for r, c in answer_prompt("part 17 of 256")])
     asked = {"kind": "model", "model": MODEL, "messages": messages, "request_digest": "0" * 32}
@@ -341,7 +340,7 @@ def claims(
     config: Config,
     found: Mapping[tuple[str, int, float], Sequence[Sample]],
 ) -> list[Claim]:
-    """The targets, at N = 256 (the widest where that is not measured) and without latency."""
+    """Targets at N = 256 (or the widest measured) without latency."""
     width = 256 if 256 in config.widths else max(config.widths)
     latency = min(config.latencies_ms)
     cpu = {

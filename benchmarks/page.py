@@ -1,8 +1,8 @@
-"""How soon the page can be used, from nothing, with 100,000 trajectories in the store.
+"""Time until the web page is usable after a cold start, with 100,000 trajectories in the store.
 
-The server's process is started anew each time, and a browser with an empty cache opens the page as
-soon as the server says that it listens. Times count from the start of the process: to a chat that
-can be asked, and to the first trajectories of the list. The files are in the system's cache.
+Each start uses a new server process and a browser with an empty cache, which opens the page as soon
+as the server listens. Times count from the start of the process to a chat that accepts a question,
+and to the first trajectories of the list. The files are in the operating system's cache.
 """
 
 import argparse
@@ -47,7 +47,7 @@ WIDEST = """
   requestAnimationFrame(step);
 })
 """
-"""Milliseconds of the widest gap between two frames while 120,000 pixels are scrolled through."""
+"""Measures the widest gap between two frames, in ms, while scrolling through 120,000 pixels."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Config:
 
 @contextmanager
 def started(run: Path):
-    """(address, when the process was started) of a server in a process of its own."""
+    """Run a server in a separate process; yield (address, start time of the process)."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "REFLUX_"))}
     begun = time.perf_counter()
     command = [sys.executable, "-m", "reflux", "serve", "--port", "0", "--json", "--run", str(run)]
@@ -72,7 +72,7 @@ def started(run: Path):
         while not said.endswith("}\n"):
             line = server.stdout.readline() if server.stdout else ""
             if not line:
-                raise RuntimeError("the server did not start; see what it says above")
+                raise RuntimeError("the server did not start; see its output above")
             said += line
         yield json.loads(said)["url"], begun
     finally:
@@ -81,7 +81,7 @@ def started(run: Path):
 
 
 def starts(config: Config, run: Path, report: Report, launch: Callable[[], Any]) -> None:
-    """Cold starts, each with an empty browser."""
+    """Measure cold starts, each with an empty browser cache."""
     chat, listed, opened, gaps = [], [], [], []
     for _ in range(config.starts):
         browser = launch()
@@ -115,7 +115,7 @@ def starts(config: Config, run: Path, report: Report, launch: Callable[[], Any])
 
 
 def searches(config: Config, path: Path, report: Report) -> None:
-    """A page of the list for each filter, and the whole list for what is rare."""
+    """Measure one page of the list for each filter, and a search for a rare word."""
     slowest: list[float] = []
     for name, wanted in WANTED.items():
         pages, whole = [], []
@@ -138,7 +138,7 @@ def searches(config: Config, path: Path, report: Report) -> None:
 
 
 def main(config: Config) -> None:
-    """Measure it all."""
+    """Run all measurements."""
     report = Report("page", seed=0, quick=config.quick)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "many"
@@ -149,7 +149,7 @@ def main(config: Config) -> None:
         searches(config, run / "traces.db", report)
         if CHROMIUM is None:
             if not config.quick:
-                raise RuntimeError("no Chromium is found: apt-get install chromium")
+                raise RuntimeError("Chromium is not installed: apt-get install chromium")
             report.finish()
             return
         from playwright.sync_api import sync_playwright

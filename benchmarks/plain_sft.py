@@ -1,7 +1,7 @@
-"""The yardstick of the training benchmark: TRL's `SFTTrainer` with a PEFT LoRA, as it comes.
+"""The baseline of the training benchmark: TRL's `SFTTrainer` with a PEFT LoRA, unmodified.
 
-Nothing of Reflux's trainer is in it. What its user can set and that changes its speed is a
-`Setting`; rank, learning rate, schedule and rows are those of the trainer that it is held against.
+It contains nothing of Reflux's trainer. A `Setting` holds the user options that change its speed;
+rank, learning rate, schedule and rows equal those of the trainer under comparison.
 """
 
 import tempfile
@@ -23,22 +23,22 @@ from reflux.finetune.base_model import quiet_libraries
 
 @dataclass(frozen=True)
 class Setting:
-    """What makes a plain run fast or slow, and leaves what it computes alone."""
+    """Options that change the speed of a plain run but not its result."""
 
     batch: int = 16
     attention: str = "sdpa"
-    """`sdpa`, which is transformers' own choice, or `eager`."""
+    """`sdpa`, the default of transformers, or `eager`."""
     sampling: str = "random"
     """`random`, or `group_by_length`, which pads less."""
     autocast: bool = False
     """Casts the LoRA's fp32 matrices to bf16 for each product (SFTConfig's `bf16`)."""
     workers: int = 0
-    """Processes that collate batches ahead."""
+    """Processes that collate batches in advance."""
     threads: int = 2
-    """Of torch."""
+    """Torch threads."""
 
     def __str__(self) -> str:
-        """As a cell of a table."""
+        """The text of a table cell."""
         return (
             f"batch {self.batch}, {self.attention}, {self.sampling}, "
             f"{'autocast' if self.autocast else 'fp32 LoRA'}, {self.workers} workers, "
@@ -56,7 +56,7 @@ def train_plain(
     lora: Mapping[str, Any],
     seed: int,
 ) -> float:
-    """Train, write the adapter to `out`; seconds of the training loop."""
+    """Train and write the adapter to `out`; return the seconds of the training loop."""
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     try:

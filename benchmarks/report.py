@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: rows, and claims that hold or do not."""
+"""The output of every benchmark: rows, and claims that hold or do not."""
 
 import json
 import operator
@@ -25,7 +25,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Claim:
-    """One figure and the target that it was held against."""
+    """One figure and its target."""
 
     name: str
     value: float
@@ -33,19 +33,19 @@ class Claim:
     """`>=`, `<=` or `==`."""
     target: float
     n: int
-    """Repeats, questions or whatever the figure is over."""
+    """Number of repeats, questions or other units behind the figure."""
     ci95: tuple[float, float] | None = None
-    """Interval of the value, or the spread from least to most of the repeats where there is no
-    model of their distribution."""
+    """Interval of the value, or minimum and maximum of the repeats if their distribution has no
+    model."""
 
     @property
     def holds(self) -> bool:
-        """True where the value meets the target."""
+        """True if the value meets the target."""
         return OPERATORS[self.op](self.value, self.target)
 
 
 class Report:
-    """Collects rows and claims from the start of a benchmark to its end."""
+    """Collects the rows and claims of one benchmark run."""
 
     def __init__(self, benchmark: str, *, seed: int, quick: bool) -> None:
         self.benchmark = benchmark
@@ -56,7 +56,7 @@ class Report:
         self._begun = time.perf_counter()
 
     def finish(self) -> None:
-        """Print the tables; a full run writes its JSON, too. A claim that fails stays as it is."""
+        """Print the tables; a full run also writes its JSON, including claims that do not hold."""
         console = Console(width=None if Console().is_terminal else 140)
         console.print(table_of(self.benchmark, self.rows))
         claims = Table(title="claims", title_justify="left")
@@ -69,15 +69,15 @@ class Report:
             claims.add_row(claim.name, f"{claim.value:.4g}", target, str(claim.n), spread, held)
         console.print(claims)
         if self._quick:
-            console.print("--quick: a smoke run, whose figures mean nothing; nothing was written")
+            console.print("--quick: a smoke run; its figures mean nothing, and nothing was written")
             return
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.benchmark}.json"
         path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        console.print(f"written: {path}")
+        console.print(f"wrote {path}")
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON types."""
+        """The report as plain JSON types."""
         return {
             "benchmark": self.benchmark,
             "commit": commit(),
@@ -120,12 +120,12 @@ def middle(samples: Sequence[float]) -> float:
 
 
 def spread(samples: Sequence[float]) -> tuple[float, float]:
-    """Least and most."""
+    """Minimum and maximum."""
     return min(samples), max(samples)
 
 
 def commit() -> str:
-    """The commit that is measured; `+` where files that git tracks differ from it."""
+    """The measured commit, with `+` if tracked files differ from it."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "-uno") else "")
@@ -140,7 +140,7 @@ def _git(*words: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Cores, memory, processor and Python: figures of other machines are not comparable."""
+    """Cores, memory, processor and Python version: figures compare on the same machine only."""
     found = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -1,8 +1,7 @@
-"""The review queue in a large store: how long one page takes, and a word put into a tree.
+"""The review queue in a large store: time for one page, and for an edit of a tree.
 
-The store holds trajectories of eight answers each, of which one in twenty split its votes, one
-root in ten was rejected, and two thirds may be reviewed; every fifth rejected one was reviewed
-already.
+Each trajectory has eight answers. One in twenty has split votes, one root in ten is rejected, two
+thirds are open to review, and every fifth rejected one has been reviewed.
 """
 
 import argparse
@@ -33,13 +32,13 @@ class Config:
 
     trajectories: int = 100_000
     pages: int = 30
-    """Of each kind, one after the other."""
+    """Pages of each kind, one after another."""
     seed: int = 0
     quick: bool = False
 
 
 def fill(path: Path, config: Config) -> list[str]:
-    """Write the store, and return the ids of its roots."""
+    """Write the store; return the ids of its roots."""
     TraceStore(path).close()
     draw = random.Random(config.seed)
     ids = [f"{draw.getrandbits(64):016x}" for _ in range(config.trajectories)]
@@ -86,14 +85,14 @@ def _judge(
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """(milliseconds, what came of it)."""
+    """Return (milliseconds, result)."""
     begun = time.perf_counter()
     made = work()
     return (time.perf_counter() - begun) * 1e3, made
 
 
 def pages(store: TraceStore, why: Why, most: int) -> list[float]:
-    """Milliseconds of each page of one kind."""
+    """Milliseconds for each page of one kind."""
     took: list[float] = []
     start: int | None = None
     while len(took) < most:

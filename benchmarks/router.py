@@ -1,10 +1,10 @@
-"""The router against its two arms, on kinds of questions where decomposing helps and where it
-hurts: X alone, always H, and H only where the router says that it pays.
+"""The router against its two arms, on questions where decomposition helps and where it hurts.
 
-`multihop` and `needle_haystack` are the tasks of that name, which X alone mostly fails. `continent`
-and `capital` are facts that X alone mostly knows, and whose decomposition by way of another fact
-only adds chances to err. The router is fitted on questions of all kinds together, and judged on
-others; it is not told of what kind a question is.
+The arms are the agent alone, always the overseer, and the overseer only where the router predicts a
+gain. `multihop` and `needle_haystack` are the tasks of that name, which the agent alone mostly
+fails. `continent` and `capital` are facts that the agent alone mostly knows; decomposing them
+through another fact only adds chances of error. The router is fitted on questions of all kinds and
+judged on others; it does not see the kind of a question.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from reflux.tasks.multihop import WORDS
 from reflux.tasks.replies import first_name
 
 Fresh = Callable[[], RecordedClient]
-"""Makes a caller with a cache of its own."""
+"""Makes a client with a separate cache."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Config:
     """One run."""
 
     fitted: int = 80
-    """Questions of each kind that the router learns from; facts have one in three."""
+    """Questions of each kind for fitting; of facts one in three."""
     judged: int = 200
-    """Other questions of each kind; of facts all that are left."""
+    """Other questions of each kind for judging; of facts all that remain."""
     attempts: int = 2
     engine: str = "batched"
     seed: int = 0
@@ -54,7 +54,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Kind:
-    """Questions of one kind, how H divides them, and when an answer is right."""
+    """Questions of one kind, their overseer, and their scorer."""
 
     name: str
     fit: Sequence[str]
@@ -78,7 +78,7 @@ def task_kind(name: str, level: int, base: AmplifyContext, config: Config) -> Ki
 
 
 def facts(base: AmplifyContext, config: Config) -> list[Kind]:
-    """Facts of countries, which H asks for by a detour."""
+    """Facts about countries, which the overseer asks for indirectly."""
     known: dict[str, tuple[str, str]] = {}
     for country in offline_package("countryinfo").all_countries():
         name, capital, there = country.name(), country.capital(), WORDS.get(str(country.region()))
@@ -113,7 +113,7 @@ def facts(base: AmplifyContext, config: Config) -> list[Kind]:
 
 
 def by_capital(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-    """The continent of a country by way of its capital."""
+    """Ask for a country's continent through its capital."""
     country = question.removeprefix("On which continent is ").removesuffix("?")
     return detour(
         f"What is the capital of {country}?", "On which continent is the city in this sentence: "
@@ -122,7 +122,7 @@ def by_capital(question: str, transcript: Sequence[Exchange], may_ask: bool) -> 
 
 
 def by_continent(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-    """The capital of a country by way of its continent."""
+    """Ask for a country's capital through its continent."""
     country = question.removeprefix("What is the capital of ").removesuffix("?")
     return detour(
         f"On which continent is {country}?", "{0} Of the cities there, which is the capital of "
@@ -131,7 +131,7 @@ def by_continent(question: str, transcript: Sequence[Exchange], may_ask: bool) -
 
 
 def detour(first: str, second: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-    """One question that needs the answer to another."""
+    """Ask one question that needs the answer to another."""
     if not may_ask:
         return PASS
     if not transcript:
@@ -141,16 +141,16 @@ def detour(first: str, second: str, transcript: Sequence[Exchange], may_ask: boo
 
 @dataclass(frozen=True)
 class Went:
-    """How one arm did."""
+    """One arm's result."""
 
     right: tuple[bool, ...]
     calls: int
-    """Model calls that were made: those answered from the cache cost nothing."""
+    """Model calls made, without cached ones."""
     tokens: int
 
 
 async def went(kind: Kind, system: System, arm: str, questions: Sequence[str]) -> Went:
-    """The questions through one arm, which has its own cache: no arm profits from another."""
+    """Ask one arm all questions with a separate cache, so that no arm profits from another."""
     outcomes = await answer_all(system, Origin("router", 0, arm, kind.name, "asked"), questions)
     return Went(
         tuple(kind.right(q, o["answer"]) for q, o in zip(questions, outcomes, strict=True)),
@@ -160,7 +160,7 @@ async def went(kind: Kind, system: System, arm: str, questions: Sequence[str]) -
 
 
 async def learned(kind: Kind, past: list[Past]) -> None:
-    """Answer the questions to be fitted on both ways, and read the log for how sure X was."""
+    """Answer the fitting questions both ways, and read the agent's confidence from the log."""
     direct = await went(kind, Direct(kind.context), "fit-direct", kind.fit)
     tree = await went(kind, Amplified(kind.context), "fit-amplified", kind.fit)
     client = kind.context.recorded_client.client
@@ -194,7 +194,7 @@ async def judged(kind: Kind, router: Router, report: Report, fresh: Fresh) -> No
 
 
 async def run(config: Config, report: Report) -> None:
-    """Fit on all kinds, then judge each."""
+    """Fit on all kinds, then judge each kind."""
     engine = open_default_model(config.engine, context=1024)
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(Path(scratch) / "traces.db")
@@ -234,7 +234,7 @@ async def run(config: Config, report: Report) -> None:
 
 
 def main(config: Config) -> None:
-    """Run, print, write."""
+    """Run and report."""
     report = Report("router", seed=config.seed, quick=config.quick)
     asyncio.run(run(config, report))
     report.finish()

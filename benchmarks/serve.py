@@ -1,9 +1,9 @@
-"""What the server costs beside its engine: latency added, streams kept apart, spending stopped.
+"""What the server costs beside its engine: added latency, separate streams, stopped spending.
 
-A mock endpoint is the engine, in a process of its own, and the server in another. What the server
-adds is told by asking the same, at the same times, once through it and once straight at the
-engine: whole answers, first words of streams, and trees, against as many requests side by side.
-Each round measures both arms, one after the other; times count from when a request was due.
+A mock endpoint is the engine; it and the server run in separate processes. The benchmark sends the
+same requests at the same times, once through the server and once directly to the engine: complete
+answers, first words of streams, and trees against equally many parallel requests. Each round
+measures both arms, one after the other; latency counts from the scheduled time of a request.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.load import Asker, Said, at_rate, percentile
+from benchmarks.load import LoadClient, TimedReply, at_rate, percentile
 from benchmarks.mock_endpoint import SPLIT, Endpoint, mock_endpoint
 from benchmarks.report import Claim, Report, middle, spread
 from benchmarks.served_app import served_app
 from reflux.graphs.garbage_collection import settled
 
-Ask = Callable[[int, float], Awaitable[Said]]
+Ask = Callable[[int, float], Awaitable[TimedReply]]
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,32 @@ class Config:
     """What is measured, and how often."""
 
     streams: int = 1_000
-    """At once."""
+    """Concurrent streams."""
     words: int = 20
-    """Of each of them."""
+    """Words of each stream."""
     between_ms: float = 500
-    """From word to word."""
+    """Milliseconds between words."""
     engine_ms: float = 50
-    """To the engine's first word, or its whole answer."""
+    """Milliseconds to the engine's first word, or its complete answer."""
     direct_per_second: float = 100
     trees_per_second: float = 20
     fanout: int = 8
     seconds: float = 10
-    """Of load, in each arm of each round."""
+    """Seconds of load for each arm and round."""
     rounds: int = 5
     leaving: int = 5
-    """Clients that leave, one after the other."""
+    """Clients that disconnect, one after another."""
     quick: bool = False
 
 
 async def many_streams(config: Config, base_url: str, report: Report) -> None:
-    """All streams at once, each with words of its own."""
-    asker, begun = Asker(base_url), time.perf_counter()
+    """Run all streams at once, each with different words."""
+    asker, begun = LoadClient(base_url), time.perf_counter()
 
     def words(number: int) -> str:
         return " ".join(f"s{number}w{word}" for word in range(config.words))
 
-    async def one(number: int) -> Said | None:
+    async def one(number: int) -> TimedReply | None:
         try:
             return await asker.ask("x", words(number), True, begun)
         except (OSError, RuntimeError, asyncio.IncompleteReadError):
@@ -77,8 +77,8 @@ async def many_streams(config: Config, base_url: str, report: Report) -> None:
     ]
 
 
-def most_at_once(said: Sequence[Said]) -> int:
-    """Streams that had begun and not ended, at the moment when there were most of them."""
+def most_at_once(said: Sequence[TimedReply]) -> int:
+    """Maximum number of streams between their first and last word."""
     changes = sorted([(one.first, 1) for one in said] + [(one.last, -1) for one in said])
     return max(accumulate(change for _, change in changes), default=0)
 
@@ -86,7 +86,7 @@ def most_at_once(said: Sequence[Said]) -> int:
 async def compare(
     name: str, arms: dict[str, Ask], per_second: float, config: Config, report: Report
 ) -> list[float]:
-    """A row for each arm, and one for what the server adds; the medians that it adds, by round."""
+    """Report each arm and the server's added latency; return the added medians by round."""
     count = max(2, round(per_second * config.seconds))
     times: dict[str, list[list[float]]] = {arm: [] for arm in arms}
     for number in range(-1, config.rounds):  # The first is a warm-up.
@@ -122,22 +122,22 @@ def _row(arm: str, n: int, rounds: list[list[float]]) -> dict[str, Any]:
 
 
 async def latency(config: Config, server_url: str, engine_url: str, report: Report) -> None:
-    """What the server adds to whole answers, to first words, and to trees."""
-    server, engine = Asker(server_url), Asker(engine_url)
+    """The latency that the server adds to complete answers, first words, and trees."""
+    server, engine = LoadClient(server_url), LoadClient(engine_url)
 
-    def direct(asker: Asker, stream: bool) -> Ask:
-        async def ask(at: int, due: float) -> Said:
+    def direct(asker: LoadClient, stream: bool) -> Ask:
+        async def ask(at: int, due: float) -> TimedReply:
             question = f"question {at} of {stream}"
             return right(await asker.ask("x", question, stream, due), question if stream else "ok")
 
         return ask
 
-    async def run_concurrently(at: int, due: float) -> Said:
+    async def parallel(at: int, due: float) -> TimedReply:
         parts = [f"part {part} of {at}" for part in range(config.fanout)]
         said = await asyncio.gather(*(engine.ask("x", part, False, due) for part in parts))
         return max(said, key=lambda one: one.last)
 
-    async def tree(at: int, due: float) -> Said:
+    async def tree(at: int, due: float) -> TimedReply:
         said = await server.ask("amplified", f"{SPLIT}{config.fanout} ({at})", False, due)
         return right(said, " ".join(["ok"] * config.fanout))
 
@@ -146,7 +146,7 @@ async def latency(config: Config, server_url: str, engine_url: str, report: Repo
     await compare(f"direct, {rate:g}/s", whole, rate, config, report)
     first = {"engine": direct(engine, True), "server": direct(server, True)}
     added = await compare(f"first word, {rate:g}/s", first, rate, config, report)
-    grown: dict[str, Ask] = {"engine": run_concurrently, "server": tree}
+    grown: dict[str, Ask] = {"engine": parallel, "server": tree}
     await compare(f"tree of {config.fanout}, {trees:g}/s", grown, trees, config, report)
     server.close()
     engine.close()
@@ -154,22 +154,22 @@ async def latency(config: Config, server_url: str, engine_url: str, report: Repo
     report.claims.append(Claim(name, middle(added), "<=", 15, len(added), spread(added)))
 
 
-def right(said: Said, text: str) -> Said:
-    """What was said, where it is what it should be.
+def right(said: TimedReply, text: str) -> TimedReply:
+    """Return the reply if it has the expected text.
 
     Raises:
-        RuntimeError: it is something else.
+        RuntimeError: The text differs.
     """
     if said.text != text:
-        raise RuntimeError(f"{said.text[:200]!r} was answered, and {text[:200]!r} was expected")
+        raise RuntimeError(f"the answer is {said.text[:200]!r}, expected {text[:200]!r}")
     return said
 
 
 async def leaving(config: Config, server_url: str, endpoint: Endpoint, report: Report) -> None:
-    """Seconds from a client's leaving to the last request that its tree makes."""
+    """Seconds from a client's disconnect to the last request of its tree."""
     seconds: list[float] = []
     for number in range(config.leaving):
-        asker = Asker(server_url)
+        asker = LoadClient(server_url)
         before = await _counted(endpoint)
         asking = asyncio.ensure_future(asker.ask("amplified", f"{SPLIT}64 (left {number})"))
         while await _counted(endpoint) < before + 16:  # noqa: ASYNC110 - another process counts
@@ -183,7 +183,7 @@ async def leaving(config: Config, server_url: str, endpoint: Endpoint, report: R
                 made, last = now, time.perf_counter()
             await asyncio.sleep(0.01)
         if made >= before + 64:
-            raise RuntimeError("all of the tree's 64 requests were made: nothing was measured")
+            raise RuntimeError("the tree made all of its 64 requests: nothing was measured")
         seconds.append(last - left)
     name = "seconds from a client's leaving to its tree's last request (greatest)"
     report.claims.append(Claim(name, max(seconds), "<=", 1, len(seconds), spread(seconds)))
@@ -194,7 +194,7 @@ async def _counted(endpoint: Endpoint) -> int:
 
 
 async def measure(config: Config, report: Report) -> None:
-    """Fill the report."""
+    """Run all measurements."""
     with mock_endpoint() as endpoint, tempfile.TemporaryDirectory() as folder:
         slow = endpoint.base_url(config.engine_ms, config.between_ms)
         with served_app(Path(folder, "streams"), slow) as url:
@@ -209,7 +209,7 @@ async def measure(config: Config, report: Report) -> None:
 def main(config: Config) -> None:
     """Measure and report."""
     report = Report("serve", seed=0, quick=config.quick)
-    with settled():  # Whoever asks must not stand still either.
+    with settled():  # The load client must not pause for garbage collection, either.
         asyncio.run(measure(config, report))
     report.finish()
 

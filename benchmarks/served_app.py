@@ -1,4 +1,4 @@
-"""A server of Reflux in a process of its own, with a mock endpoint as X."""
+"""A Reflux server in a separate process, with a mock endpoint as the agent."""
 
 import argparse
 import json
@@ -16,11 +16,11 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
 
 MODELS = {"x": 1_024, "narrow": 8}
-"""Names of the endpoint's model, and requests under way at once there."""
+"""Names of the endpoint's model, each with its maximum requests in flight."""
 
 
 def split(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
-    """H: `split into N` is N sub-questions; what it has the answers of is joined."""
+    """Overseer: ask N sub-questions for `split into N`, then join the answers."""
     if transcript:
         return Answer(" ".join(str(said.answer) for said in transcript))
     if not (may_ask and question.startswith(SPLIT)):
@@ -31,7 +31,7 @@ def split(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
 
 @contextmanager
 def served_app(folder: Path, endpoint_url: str, x: str = "x") -> Iterator[str]:
-    """The base URL of a server, for the length of a block; `amplified` has `split` as its H."""
+    """Run a server for the length of the block, with `split` as overseer; yield its base URL."""
     command = [sys.executable, "-m", "benchmarks.served_app"]
     command += ["--run", str(folder), "--endpoint", endpoint_url, "--x", x]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

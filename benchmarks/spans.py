@@ -1,10 +1,9 @@
-"""What OpenTelemetry's spans cost a call, and what their switch costs where it is off.
+"""What OpenTelemetry spans cost for each call, and what their switch costs while off.
 
-A leaf is asked as the graph asks it: recorded, replayed nowhere, answered by a script at once. It
-has a node, a step or two of H's, and a call: their spans are what `on` has more than `off`. The
-switch itself, the same `with` blocks with nothing behind them, is timed alone and held against the
-processor time of such a call. What a collector takes is not in it: spans are made, put into
-batches and thrown away.
+The graph asks a direct question: recorded, not replayed, answered by a script at once. It has a
+node, one or two steps of the overseer, and a call; `on` adds their spans to `off`. The switch, the
+same `with` blocks without spans, is timed separately and compared with the CPU time of such a call.
+The cost of a collector is not included: spans are created, batched and discarded.
 """
 
 import argparse
@@ -41,13 +40,13 @@ class Config:
     fanout: int = 500
     """Sub-questions of one root, each a node with one call."""
     switches: int = 200_000
-    """Times that the switch is timed."""
+    """Repeats of the switch measurement."""
     rounds: int = 15
     quick: bool = False
 
 
 class Thrown(SpanExporter):
-    """Takes spans, and does nothing with them."""
+    """Discards spans."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Do nothing."""
@@ -55,14 +54,14 @@ class Thrown(SpanExporter):
 
 
 def spans_on() -> Spans:
-    """Spans as they are where the variable is set, but for the collector."""
+    """Spans as with the variable set, but without a collector."""
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(Thrown(), max_queue_size=100_000))
     return Spans(provider)
 
 
 async def call_ms(config: Config, spans: Spans) -> float:
-    """Processor time of one sub-question, in ms."""
+    """CPU time of one sub-question in ms."""
 
     def act(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
         if not may_ask:
@@ -87,7 +86,7 @@ async def call_ms(config: Config, spans: Spans) -> float:
 
 
 def switch_ms(times: int) -> float:
-    """What the switch takes of one sub-question where it is off, in ms: a node, a step, a call."""
+    """Cost of the switch while off, in ms for each sub-question: a node, a step, a call."""
     begun = time.process_time()
     for _ in range(times):
         with (

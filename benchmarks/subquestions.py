@@ -1,4 +1,4 @@
-"""Short sub-questions with a shared prefix, as an overseer's copies get them."""
+"""Short sub-questions with a shared prefix, like those that an overseer sends to copies."""
 
 import random
 
@@ -19,7 +19,7 @@ WORDS = (
 
 
 def subquestions(n: int, seed: int) -> list[str]:
-    """`n` different questions of 8 to 20 tokens, drawn by `seed`."""
+    """Sample `n` different questions of 8 to 20 tokens by `seed`."""
     rng = random.Random(seed)
     found: dict[str, None] = {}
     while len(found) < n:

@@ -1,9 +1,9 @@
-"""One greedy call of X against H with copies of X and tools, on tasks that nobody here wrote.
+"""One greedy call against an overseer with copies and tools, on tasks whose questions others wrote.
 
-X is the default model, untrained, and is asked each question in its source's own words, with room
-to explain. Both systems' answers are read by the same tolerant reader and marked by the source's
-own scorer. Who answers H's sub-questions stands in each row: where a tool does all of it, the
-table shows what decomposition and tools do, and nothing about the model.
+The agent is the untrained default model. It receives each question in the source's words, with room
+to explain. One tolerant parser reads both systems' answers, and the source's scorer scores them.
+Each row names what answers the overseer's sub-questions: if tools answer all of them, the row
+measures decomposition and tools, not the model.
 """
 
 import argparse
@@ -42,7 +42,7 @@ LEVELS: Mapping[str, int] = {
     "family_relationships": 2,
     "multihop": 2,
 }
-"""The level that each task is asked at: the easiest, but where direct would have a small choice."""
+"""Level of each task: the easiest, unless a direct guess would often be right there."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Config:
 
 
 class Counted:
-    """A tool that counts what H asks it."""
+    """A tool that counts the overseer's requests."""
 
     def __init__(self, tool: Tool) -> None:
         self._tool = tool
@@ -68,26 +68,26 @@ class Counted:
 
     @property
     def spec(self) -> ToolSpec:
-        """The tool's own."""
+        """As the tool itself."""
         return self._tool.spec
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        """The tool's own."""
+        """As the tool itself."""
         return await self._tool.call(arguments)
 
     async def answer(self, question: str) -> ToolReply:
-        """The tool's own, counted."""
+        """As the tool itself, counted."""
         self.asked += 1
         return await self._tool.answer(question)
 
 
 @dataclass
 class Answered:
-    """How one system did on the questions of one task."""
+    """One system's result on the questions of one task."""
 
     right: list[bool]
     calls: int
-    """Calls of X, those answered from the cache among them."""
+    """Calls of the agent, including cached ones."""
     cached: int
     tokens: int
     statuses: dict[str, int] = field(default_factory=dict[str, int])
@@ -106,7 +106,7 @@ class Answered:
 async def answered(
     system: System, task: GymTask, name: str, questions: Sequence[str], config: Config
 ) -> Answered:
-    """Every question through one system."""
+    """Ask one system all questions."""
     asked = Origin("benchmark", 0, name, task.name, "held_out")
     outcomes = await answer_all(system, asked, questions, max_concurrency=config.max_concurrency)
     done = Answered(
@@ -120,10 +120,10 @@ async def answered(
     return done
 
 
-async def run_concurrently(
+async def compare_systems(
     recorded_client: RecordedClient, task: GymTask, level: int, config: Config, report: Report
 ) -> None:
-    """One row and one claim: the task through both systems."""
+    """Run the task with both systems; add one row and one claim."""
     tools = {name: Counted(tool) for name, tool in task.tools().items()}
     limits = Limits(attempts=config.attempts)
     context = task_context(
@@ -175,7 +175,7 @@ async def run_concurrently(
 
 
 async def run(config: Config, report: Report) -> None:
-    """All tasks, one after the other, on one engine."""
+    """Run all tasks, one after another, on one engine."""
     engine = open_default_model(config.engine, context=1024)
     with tempfile.TemporaryDirectory() as scratch:
         store = TraceStore(Path(scratch) / "traces.db")
@@ -184,15 +184,15 @@ async def run(config: Config, report: Report) -> None:
             for name in config.tasks:
                 task = task_named(name)
                 if not isinstance(task, GymTask):
-                    raise TypeError(f"{name!r} does not say who answers its sub-questions")
-                await run_concurrently(recorded_client, task, LEVELS[name], config, report)
+                    raise TypeError(f"{name!r} does not say what answers its sub-questions")
+                await compare_systems(recorded_client, task, LEVELS[name], config, report)
         finally:
             store.close()
             await engine.close()
 
 
 def main(config: Config) -> None:
-    """Run, print, write."""
+    """Run and report."""
     report = Report("tasks", seed=config.seed, quick=config.quick)
     asyncio.run(run(config, report))
     report.finish()

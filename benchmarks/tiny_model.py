@@ -1,4 +1,4 @@
-"""A random llama of two layers and a byte tokenizer with ChatML: what --quick trains."""
+"""A random llama of two layers with a byte tokenizer and ChatML, which `--quick` trains."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ CHAT = (
 
 
 def tiny_model(folder: Path) -> Path:
-    """Write it to `folder`, as transformers would, in bf16."""
+    """Write the model to `folder` in transformers' format, in bf16."""
     vocab = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(
         models.BPE(vocab={token: at for at, token in enumerate(vocab)}, merges=[])

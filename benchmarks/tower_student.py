@@ -1,9 +1,9 @@
-"""The tower with a real student: the default model, distilled on single moves that H answered.
+"""A real student solves the tower: the default model, distilled on the overseer's single moves.
 
-Round 0 of the Hanoi task makes it: no question that it learns shows disks as they lie on a shortest
-way (`reflux.tasks.hanoi`), and a fifth of the others is held out by a hash. On some of these each
-copy's accuracy and how far copies err together are measured, then the planner says how many votes
-the tower takes, and then the student climbs it: every move a link of one chain.
+Round 0 of the Hanoi task trains it. No training question shows a position of a shortest solution
+(`reflux.tasks.hanoi`), and a hash holds out a fifth of the others. Some of those measure each
+copy's accuracy and the correlation of errors. Then the planner computes the votes that the tower
+takes, and the student solves it: each move is a link of one chain.
 """
 
 import random
@@ -32,7 +32,7 @@ from reflux.tasks.tower import best, cleared, first_move, on_the_way, read
 
 TARGET = 0.99
 MOST = 60
-"""Votes on a step at the most."""
+"""Maximum votes on a step."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,23 @@ class StudentConfig:
 
     disks: int = 10
     probes: int = 400
-    """Held-out single moves on which the votes are measured."""
+    """Held-out single moves that measure the votes."""
     votes: int = 3
-    """On each of them."""
+    """Votes on each probe."""
     repeats: int = 2
-    """Times that each primitive is trained."""
+    """Repeats of each primitive in training."""
     anchor: int = 64
     learning_rate: float = 2e-3
     seed: int = 0
 
     @property
     def steps(self) -> int:
-        """Moves on the shortest way."""
+        """Moves of the shortest solution."""
         return 2**self.disks - 1
 
 
 async def climb_with_student(config: StudentConfig, folder: Path, report: Report) -> None:
-    """Distill the student and walk its tower."""
+    """Distill the student and solve its tower."""
     rounds = RoundsConfig(
         task="hanoi",
         seed=config.seed,
@@ -79,13 +79,13 @@ async def climb_with_student(config: StudentConfig, folder: Path, report: Report
 async def climb_with(
     client: ChatClient, config: StudentConfig, folder: Path, report: Report
 ) -> None:
-    """The same with another model, which needs no training."""
+    """Solve the tower with a model that needs no training."""
     async with OpenRun(RunFolder(folder), client=client) as run:
         await climb(config, run, "other", report)
 
 
 async def climb(config: StudentConfig, run: OpenRun, model: str, report: Report) -> None:
-    """Measure the votes, plan, and walk the tower."""
+    """Measure the votes, plan, and solve the tower."""
     task = Hanoi()
     limits = Limits(calls=10 * MOST * config.steps, tokens=10**12, attempts=1)
     given = AmplifyContext(
@@ -130,7 +130,7 @@ async def probed_votes(config: StudentConfig, context: AmplifyContext) -> Votes:
     """Accuracy and correlation of the votes on held-out single moves.
 
     Raises:
-        RuntimeError: none was answered.
+        RuntimeError: No probe was answered.
     """
     task, generator = Hanoi(), random.Random(f"probes:{config.seed}")
     found: dict[str, None] = {}
@@ -151,7 +151,7 @@ async def probed_votes(config: StudentConfig, context: AmplifyContext) -> Votes:
 def marked(
     run: OpenRun, question_id: str, config: StudentConfig
 ) -> tuple[list[Sequence[bool]], int]:
-    """(of each step on the way the votes, right or not; steps that went wrong or are missing)."""
+    """Return (for each step, whether each vote is right; wrong or missing steps)."""
     due = first_move(on_the_way(config.disks, "X", "Z", 0))
     marks: list[Sequence[bool]] = []
     for link in links(run.store, question_id):
@@ -167,7 +167,7 @@ def marked(
 
 
 def figures(name: str, votes: Votes | None) -> dict[str, Any]:
-    """A row of what was measured of votes."""
+    """A row with the measured votes."""
     if votes is None:
         return {"votes on": name}
     return {

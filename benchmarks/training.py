@@ -1,9 +1,9 @@
-"""Reflux's training against the best plain TRL: examples a second, and accuracy after equal time.
+"""Reflux's training against plain TRL at its best: examples per second, and accuracy in equal time.
 
 The plain arm is TRL's `SFTTrainer` with PEFT's LoRA on the same bf16 base, without gradient
-checkpointing, at the fastest of its settings, found first and in the same run. Both arms train the
-same rows with the same rank, peak learning rate and schedule. Rows are sums of two to four digits,
-with true answers, and the demo's share of longer general replies of the base (its anchor).
+checkpointing, at the fastest of its settings, which the same run finds first. Both arms train the
+same rows with the same rank, peak learning rate and schedule. The rows are sums of two to four
+digits with true answers, and the demo's share of longer general replies of the base (its anchor).
 
 Not covered: GPUs, packing, and any model but the default one.
 """
@@ -38,26 +38,26 @@ class Config:
 
     seed: int = 0
     levels: tuple[int, ...] = (2, 3, 4)
-    """Digits of the sums; as many rows of each."""
+    """Digits of the sums, with equally many rows of each."""
     sums: int = 1200
-    """Rows a level."""
+    """Rows for each level."""
     anchor: int = 84
-    """Longer rows; in the demo they are 64 to 2800 others."""
+    """Longer rows; the demo has 64 for 2,800 others."""
     tuned_rows: int = 64
-    """Rows that each setting of the plain arm is timed on."""
+    """Rows that time each setting of the plain arm."""
     batches: tuple[int, ...] = (8, 32)
-    """Batch sizes of the plain arm, besides ours."""
+    """Batch sizes of the plain arm, in addition to ours."""
     timed_rows: int = 192
     """Rows of a timed repeat."""
     repeats: int = 5
     budget: float = 75.0
-    """Seconds that each arm trains for accuracy."""
+    """Training seconds of each arm in the accuracy comparison."""
     seeds: int = 2
-    """Trainings of each arm for accuracy."""
+    """Trainings of each arm in the accuracy comparison."""
     held_out: int = 80
-    """Questions a level."""
+    """Questions for each level."""
     rate_seconds: float = 3.0
-    """For each type of the machine's matrix rate."""
+    """Seconds for each type in the matrix-rate measurement."""
     learning_rate: float = 2e-3
     quick: bool = False
 
@@ -79,7 +79,7 @@ QUICK = Config(
 
 @dataclass(frozen=True)
 class Bench:
-    """What every part of the benchmark needs."""
+    """Inputs that every part of the benchmark shares."""
 
     config: Config
     base: Path
@@ -88,13 +88,13 @@ class Bench:
 
     @property
     def sft(self) -> dict[str, Any]:
-        """The options that both arms share."""
+        """Options that both arms share."""
         return {**SFT_DEFAULTS, "learning_rate": self.config.learning_rate}
 
     def seconds(
         self, setting: Setting | None, rows: Rows, out: Path | None = None, steps: int = -1
     ) -> float:
-        """Train an arm, ours where `setting` is None; seconds of its training loop."""
+        """Train an arm (ours if `setting` is None); return the seconds of its training loop."""
         seed, sft = self.config.seed, {**self.sft, "max_steps": steps}
         kept = out or self.scratch / "unused"
         if setting is None:
@@ -125,7 +125,7 @@ def main(config: Config) -> None:
 
 
 def fastest_plain(bench: Bench, report: Report) -> Setting:
-    """The plain arm's best setting: one option at a time, each kept where it is faster."""
+    """The plain arm's best setting: change one option at a time and keep what is faster."""
     rows = bench.rows[: bench.config.tuned_rows]
     threads = torch.get_num_threads()
 
@@ -155,13 +155,13 @@ def fastest_plain(bench: Bench, report: Report) -> Setting:
 
 
 def note_load(report: Report, when: str) -> None:
-    """Processes that wanted a core in the last minute: with more than the benchmark's own, threads
-    wait for each other, and the figures are of that."""
+    """Report the load of the last minute: if other processes compete for cores, threads wait for
+    each other and the figures are not valid."""
     report.rows.append(figure("load", when, os.getloadavg()[0], "processes", 1))
 
 
 def speeds(bench: Bench, best: Setting, report: Report) -> tuple[float, float]:
-    """Median examples a second of ours and of plain, in turns; the claim is on their ratio."""
+    """Median examples per second of both arms, measured in turns; the claim is on their ratio."""
     rows = bench.rows[: bench.config.timed_rows]
     bench.seconds(None, rows[: bench.config.tuned_rows])  # Our first training, not counted.
     found: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -188,7 +188,7 @@ def speeds(bench: Bench, best: Setting, report: Report) -> tuple[float, float]:
 
 
 def equal_time(bench: Bench, best: Setting, ours: float, plain: float, report: Report) -> None:
-    """Exact match on held-out sums after the same seconds, the schedule fitted to each arm."""
+    """Exact match on held-out sums after equal seconds, with the schedule fitted to each arm."""
     config = bench.config
     task = Addition()
     questions = [
@@ -218,7 +218,7 @@ def equal_time(bench: Bench, best: Setting, ours: float, plain: float, report: R
 
 
 def difference(one: int, other: int, n: int) -> tuple[float, tuple[float, float]]:
-    """Difference of two proportions of n, with Newcombe's interval of 1998 (method 10)."""
+    """Difference of two proportions of n, with Newcombe's interval (1998, method 10)."""
     a, b = one / n, other / n
     (a_low, a_high), (b_low, b_high) = wilson(one, n), wilson(other, n)
     low = ((a - a_low) ** 2 + (b_high - b) ** 2) ** 0.5
@@ -227,7 +227,7 @@ def difference(one: int, other: int, n: int) -> tuple[float, tuple[float, float]
 
 
 def matches(base: Path, adapter: Path, questions: Sequence[str]) -> int:
-    """How many held-out questions the adapter answers exactly, greedily."""
+    """Number of held-out questions that the adapter answers exactly, greedily."""
     task = Addition()
     model, tokenizer = load_base(base)
     student = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()

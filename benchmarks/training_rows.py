@@ -1,4 +1,4 @@
-"""The rows of the training benchmark, and what they are in tokens."""
+"""The rows of the training benchmark, and their token counts."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 
 
 def rows_of(base: Path, levels: Sequence[int], sums: int, anchor: int, seed: int) -> Rows:
-    """`sums` of each level with true answers, and `anchor` replies of the base, shuffled."""
+    """Shuffled rows: `sums` of each level with true answers, and `anchor` replies of the base."""
     task = Addition()
     rows = [
         row(question, true_sum(question), task.system_prompt)
@@ -43,13 +43,13 @@ def row(question: str, answer: str, system: str) -> dict[str, Any]:
 
 
 def true_sum(question: str) -> str:
-    """The answer; a benchmark may know it."""
+    """The true answer, which a benchmark may know."""
     a, b, carry = read(question)
     return str(int(a[::-1]) + int(b[::-1]) + carry).zfill(len(a) + 1)[::-1]
 
 
 def batches(tokenizer: Any, rows: Rows, size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """The rows as a collator gives them, `size` at a time: padded at the right, labels on the
+    """Collate the rows in batches of `size`: padded at the right, with labels on the
     completions."""
     for start in range(0, len(rows), size):
         some = [tokens(tokenizer, one) for one in rows[start : start + size]]
@@ -64,7 +64,7 @@ def batches(tokenizer: Any, rows: Rows, size: int) -> Iterator[dict[str, torch.T
 
 
 def tokens(tokenizer: Any, one: dict[str, Any]) -> tuple[list[int], int]:
-    """A row's tokens, and how many of them are the prompt's."""
+    """A row's tokens, and the number of prompt tokens among them."""
     chat = one["prompt"] + one["completion"]
     whole = tokenizer.apply_chat_template(chat, tokenize=False)
     asked = tokenizer.apply_chat_template(one["prompt"], tokenize=False, add_generation_prompt=True)

@@ -1,4 +1,4 @@
-"""How much of the machine's matrix rate a training reaches."""
+"""The share of the machine's matrix rate that a training reaches."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +15,10 @@ from reflux.finetune.train.sft import LORA_DEFAULTS, SFT_DEFAULTS
 
 
 def shares(base: Path, rows: Rows, rates: dict[str, float], seconds: float) -> Iterator[Figure]:
-    """The machine's matrix rate, and what each arm reaches of it at `rates`, in examples a second.
+    """The machine's matrix rate, and each arm's share of it at `rates` examples per second.
 
-    Counted is what has to be done: padding is not, nor the plain arm's logits of tokens without a
-    label; what rows share counts once in ours.
+    Only necessary operations count: no padding, no logits of unlabeled tokens in the plain arm;
+    a shared prefix counts once in ours.
     """
     model, tokenizer = load_base(base)
     n, size = len(rows), SFT_DEFAULTS["per_device_train_batch_size"]

@@ -1,12 +1,12 @@
-"""Deep and large trees: wall against the ideal, and memory and CPU against the size.
+"""Deep and large trees: wall time against the ideal, and memory and CPU against the size.
 
-First three levels of ten to a mock endpoint that takes 200 ms, 128 requests at once. H splits and
-joins by itself (1,000 calls), or asks the model for both (1,222 calls, of which most wait for
-others). The ideal is what these calls take with no cost but the latency: each starts as soon as
-its tree allows and a slot is free.
+First, three levels of ten on a mock endpoint that takes 200 ms, with 128 requests in flight. The
+overseer splits and joins by itself (1,000 calls), or asks the model for both (1,222 calls, most of
+which wait for others). The ideal is the time that these calls take if only latency costs time: each
+starts as soon as its tree allows and a slot is free.
 
-Then trees to 100,000 leaves, answered by a function in the process, every call on the record.
-Each runs in a process of its own, whose peak of resident memory is read at its end.
+Then trees of up to 100,000 direct answers by an in-process function, with every call recorded. Each
+tree runs in a separate process, whose peak resident memory is read at its end.
 """
 
 import argparse
@@ -38,12 +38,12 @@ JOIN = "join"
 
 @dataclass(frozen=True)
 class Shape:
-    """A tree in which every node above the leaves has the same number of children."""
+    """A tree in which every inner node has the same number of children."""
 
     fanout: int
     levels: int
     concurrency: int = 128
-    """Sub-questions of each depth under way at once."""
+    """Maximum concurrent sub-questions at each depth."""
 
     @property
     def leaves(self) -> int:
@@ -56,7 +56,7 @@ class Config:
     """What is measured, and how often."""
 
     wide: Shape = Shape(10, 3, concurrency=256)
-    """The default bound lies above the 128 requests, so that none of them waits for a record."""
+    """The default limit exceeds the 128 requests, so none of them waits for a record."""
     latency_ms: float = 200
     concurrency: int = 128
     repeats: int = 10
@@ -68,15 +68,15 @@ class Config:
         Shape(316, 2, concurrency=32),
         Shape(10, 4, concurrency=10**6),
     )
-    """The first three grow while their open branches stay as many: even the smallest has more
-    than 16 at a depth. The last is as if there were no bound."""
+    """The first three grow while their number of open branches stays equal: even the smallest has
+    more than 16 at a depth. The last has effectively no limit."""
     quick: bool = False
 
 
 class Splitting:
-    """An H that splits every question down to the leaves, and joins what comes back.
+    """An overseer that splits every question to the lowest level and joins the answers.
 
-    With `model` it asks X how to split, and X to join: each a sub-question that X answers.
+    With `model`, it asks the agent how to split and to join: each is a sub-question.
     """
 
     name = "splitting"
@@ -86,7 +86,7 @@ class Splitting:
         self._model = model
 
     async def act(self, context: OverseerContext) -> Step:
-        """The text of a question is its place in the tree: `/0/4` is below `/0`."""
+        """Split or join; a question's text is its path in the tree, such as `/0/4` below `/0`."""
         question, transcript = context.question, context.transcript
         if question.startswith((SPLIT, JOIN)) or question.count("/") > self._shape.levels:
             return PASS
@@ -104,10 +104,10 @@ class Splitting:
 
 
 class InProcess:
-    """A model that is a constant: nothing but the graph and its record takes time or memory."""
+    """A constant model: only the graph and its record take time and memory."""
 
     async def complete(self, request: ChatRequest) -> Completion:
-        """Answer on the next turn of the event loop."""
+        """Answer at the next iteration of the event loop."""
         await asyncio.sleep(0)
         return Completion("ok", 8, 1)
 
@@ -117,10 +117,10 @@ class InProcess:
 
 
 async def answered(shape: Shape, client: ChatClient, store: TraceStore, *, model: bool) -> int:
-    """Amplify one root; returns the calls that it made.
+    """Amplify one root; return the number of calls.
 
     Raises:
-        RuntimeError: it was not answered.
+        RuntimeError: The root has no accepted answer.
     """
     overseer = Splitting(shape, model=model)
     # With the model's part, a node's split and join are children, too.
@@ -143,10 +143,10 @@ async def answered(shape: Shape, client: ChatClient, store: TraceStore, *, model
 
 
 def ideal_waves(shape: Shape, slots: int, *, model: bool) -> int:
-    """When the root is answered if calls cost their latency alone, in latencies.
+    """Time to answer the root if calls cost only latency, in units of latency.
 
-    List scheduling (Hu 1961): all calls take the same time, so they run in waves of at most
-    `slots`, and of those that have all they depend on the ones furthest from the end go first.
+    List scheduling (Hu 1961): all calls take the same time, so they run in batches of at most
+    `slots`. Among the calls whose dependencies are complete, those furthest from the end go first.
     """
     if not model:
         return -(-shape.leaves // slots)
@@ -176,13 +176,13 @@ def ideal_waves(shape: Shape, slots: int, *, model: bool) -> int:
 
 
 async def timed(config: Config, *, model: bool) -> list[float]:
-    """Wall seconds of the wide tree against the mock endpoint, after one warm-up."""
+    """Wall seconds of the wide tree on the mock endpoint, after one warm-up."""
     seconds: list[float] = []
-    shape, max_votes = config.wide, config.concurrency
+    shape, concurrency = config.wide, config.concurrency
     above = (shape.leaves - 1) // (shape.fanout - 1)
     due = shape.leaves + (2 * above if model else 0)
     with mock_endpoint() as endpoint, tempfile.TemporaryDirectory() as folder:
-        client = OpenAIClient(endpoint.base_url(config.latency_ms), "none", concurrency=max_votes)
+        client = OpenAIClient(endpoint.base_url(config.latency_ms), "none", concurrency=concurrency)
         store = TraceStore(Path(folder, "t.db"))
         for _ in range(1 + config.repeats):
             before, begun = endpoint.count(), time.perf_counter()
@@ -196,7 +196,7 @@ async def timed(config: Config, *, model: bool) -> list[float]:
 
 
 def grown(shape: Shape) -> dict[str, Any]:
-    """One large tree, in this process: what it cost, and the peak of its memory in MB."""
+    """Run one large tree in this process; return its cost and its peak memory in MB."""
     before = _peak_mb()
     with tempfile.TemporaryDirectory() as folder:
         store = TraceStore(Path(folder, "t.db"))
@@ -220,7 +220,7 @@ def grown(shape: Shape) -> dict[str, Any]:
 
 
 def _peak_mb() -> float:
-    """Of this program alone: `ru_maxrss` may hold the peak of the process that started it."""
+    """Peak of this program only: `ru_maxrss` may include the process that started it."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -229,7 +229,7 @@ def _peak_mb() -> float:
 
 
 def wide(config: Config, report: Report) -> None:
-    """Wall against the ideal, with and without calls that wait for others."""
+    """Wall time against the ideal, with and without dependent calls."""
     for model in (False, True):
         seconds = asyncio.run(timed(config, model=model))
         waves = ideal_waves(config.wide, config.concurrency, model=model)
@@ -263,18 +263,18 @@ def large(config: Config, report: Report) -> None:
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
         found = list(processes.map(grown, config.large))
     report.rows += found
-    least, middling, max_votes = found[:3]
-    size = f"{max_votes['leaves']:,} sub-questions"
+    smallest, middle_size, largest = found[:3]
+    size = f"{largest['leaves']:,} sub-questions"
     report.claims += [
-        Claim(f"peak memory of {size}, MB", max_votes["peak_mb"], "<=", 1500, 1),
+        Claim(f"peak memory of {size}, MB", largest["peak_mb"], "<=", 1500, 1),
         Claim(
-            f"its part above the start, times that of {middling['leaves']:,}",
-            max_votes["peak_mb_above_start"] / middling["peak_mb_above_start"],
+            f"its part above the start, times that of {middle_size['leaves']:,}",
+            largest["peak_mb_above_start"] / middle_size["peak_mb_above_start"],
             "<=", 1.5, 1,
         ),
         Claim(
-            f"CPU per call of {size}, times that of {least['leaves']:,}",
-            max_votes["cpu_ms_per_call"] / least["cpu_ms_per_call"],
+            f"CPU per call of {size}, times that of {smallest['leaves']:,}",
+            largest["cpu_ms_per_call"] / smallest["cpu_ms_per_call"],
             "<=", 1.2, 1,
         ),
     ]  # fmt: skip

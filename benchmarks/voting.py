@@ -1,12 +1,11 @@
-"""Votes, errors and what was predicted of them: the real voting code on simulated copies.
+"""Observed votes and errors against predictions: the real voting code on simulated copies.
 
-A copy is right with a probability that is given for its question, and otherwise says the one wrong
-answer, the worst case for a vote. All rules see the same kind of copies; none knows the accuracy of
-a question, except where the table says so.
+A copy is right with a given probability for its question, and otherwise gives the single wrong
+answer, the worst case for a vote. All rules see the same kind of copies; no rule knows the accuracy
+of a question unless the table says so.
 
-Not covered: how well the accuracy is known beforehand (`benchmarks.million_steps` and
-`benchmarks.multiplication` have real copies), and wrong answers that differ from each other, which
-only help.
+Not covered: how well the accuracy is known in advance (`benchmarks.million_steps` and
+`benchmarks.multiplication` use real copies), and differing wrong answers, which make voting easier.
 """
 
 import argparse
@@ -31,21 +30,21 @@ class Config:
 
     questions: int = 2_000
     beta: tuple[float, float] = (8.0, 2.0)
-    """Of the accuracy of a copy, by question."""
+    """Beta distribution of a copy's accuracy over questions."""
     repeats: int = 20
-    """Of every question, so that chance does not decide the comparison of means."""
+    """Repeats of each question, which reduce the noise of the means."""
     leads: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8)
     trials: int = 200_000
     """Questions behind each observed failure."""
     named_trials: int = 1_000_000
-    """Of the cases that have a claim of their own: the rarest error is one in 10,000."""
+    """Trials of the cases with a separate claim: the rarest error is one in 10,000."""
     seed: int = 0
     quick: bool = False
 
 
 @dataclass
 class Tally:
-    """What came of many votes."""
+    """Counts over many votes."""
 
     wrong: int = 0
     votes: int = 0
@@ -54,12 +53,12 @@ class Tally:
 
     @property
     def error(self) -> float:
-        """Share of the questions that ended wrong."""
+        """Share of questions with a wrong result."""
         return self.wrong / self.n
 
     @property
     def mean_votes(self) -> float:
-        """Votes of a question."""
+        """Mean votes for each question."""
         return self.votes / self.n
 
     def add(self, policy: VotePolicy, accuracy: float, draw: random.Random) -> None:
@@ -75,7 +74,7 @@ class Tally:
 
 
 def policy(rule: AnyRule) -> VotePolicy:
-    """Votes by a rule alone: no first vote stands for itself."""
+    """Vote by a rule only: a first vote never decides alone."""
     return VotePolicy(min_logprob=None, rule=rule)
 
 
@@ -119,7 +118,7 @@ def by_question(config: Config, report: Report) -> None:
 
 
 def against_fixed(found: dict[str, Tally], report: Report, n: int) -> None:
-    """The cheapest rule that errs no more than 40 votes do, within chance."""
+    """The cheapest rule whose error does not exceed that of 40 votes, within noise."""
     fixed = found["fixed 40"]
     low, high = wilson(fixed.wrong, fixed.n)
     good = {k: v for k, v in found.items() if v.error <= high and k != "fixed 40"}
@@ -136,7 +135,7 @@ def against_fixed(found: dict[str, Tally], report: Report, n: int) -> None:
 
 
 def drawn(accuracy: float, correlation: float, draw: random.Random) -> Iterator[float]:
-    """The accuracy on one question after the other."""
+    """Sample the accuracy of one question after another."""
     while True:
         if correlation == 0:
             yield accuracy
@@ -148,11 +147,11 @@ def drawn(accuracy: float, correlation: float, draw: random.Random) -> Iterator[
 
 
 NAMED = ((0.7, 0.0, 3), (0.9, 0.0, 3), (0.99, 0.0, 2))
-"""The largest lead of each accuracy whose errors can be seen in so many trials."""
+"""For each accuracy, the largest margin whose errors this many trials can observe."""
 
 
 def predictions(config: Config, report: Report) -> None:
-    """Observed failures and votes against the planner's."""
+    """Observed failures and votes against the planner's predictions."""
     draw = random.Random(config.seed + 1)
     cases = [(p, 0.0, k) for p in (0.7, 0.9, 0.99) for k in (1, 2, 3)]
     cases += [(0.9, r, 3) for r in (0.05, 0.2, 0.5)] + [(0.7, r, 3) for r in (0.05, 0.2, 0.5)]
@@ -200,7 +199,7 @@ def predictions(config: Config, report: Report) -> None:
 
 
 def shared_errors(config: Config, report: Report) -> None:
-    """Where copies err as one, a vote is worth what one copy is."""
+    """If copies share all errors, voting is as accurate as one copy."""
     draw = random.Random(config.seed + 2)
     single, voted = Tally(), Tally()
     asked = drawn(0.9, 1.0, draw)

@@ -1,7 +1,7 @@
-"""The default model in other forms, for comparison: other quantisations, an adapter, both in one.
+"""The default model in other forms: other quantizations, with an adapter, or both merged.
 
-Only `benchmarks.engine` uses this. It is slower than llama.cpp's own quantiser, which the engine's
-wheel does not bring, and writes the same blocks.
+Only `benchmarks.engine` uses this. It is slower than llama.cpp's quantizer, which the engine's
+wheel does not include, and writes the same blocks.
 """
 
 from pathlib import Path
@@ -12,10 +12,10 @@ import numpy as np
 
 
 def requantised(given: Path, form: str, out: Path, adapter: Path | None = None) -> Path:
-    """Write `given` to `out` with its matrices as `form`, `adapter` added to them; returns `out`.
+    """Write `given` to `out` with matrices in `form` and `adapter` merged into them; return `out`.
 
     `form` is a name of `gguf.GGMLQuantizationType` that the gguf package can write, such as Q8_0,
-    Q4_0 or BF16. The embedding keeps its form, for it is the output matrix, too.
+    Q4_0 or BF16. The embedding keeps its form, because it is also the output matrix.
     """
     reader = gguf.GGUFReader(given)
     added = _products(adapter) if adapter else {}
@@ -57,7 +57,7 @@ def _products(adapter: Path) -> dict[str, Any]:
 def random_adapter(folder: Path) -> Path:
     """A LoRA like a student's (rank 16, every linear layer) with small random matrices, as GGUF.
 
-    Small, so that answers stay near the base's in length, while every product is computed.
+    Its values are small, so answers keep about the base's length while every product is computed.
     """
     import torch
     from peft import LoraConfig, get_peft_model

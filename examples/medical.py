@@ -1,11 +1,11 @@
-"""A diagnosis by parallel specialists: the example of the seed's section 8.4.1, step by step.
+"""A diagnosis by parallel specialists, the chapter's example of amplification (8.4.1).
 
-    case ─► symptoms ─► the handbook, one look-up each ─► conditions, by a panel of specialists
-         ─► tests, one look-up for each condition ─► one report with its sources ─► a reviewer
+    case ─► symptoms ─► one handbook search for each ─► conditions, by a panel of specialists
+         ─► tests, one search for each condition ─► one report with its sources ─► a reviewer
 
-H is a script that divides the work; X is asked as specialists with a persona each, and what they
-say of conditions is combined. The handbook is a folder of invented ailments, looked up by a tool.
-A reviewer, a person, approves the report or edits it: what is approved is what a student learns.
+The overseer is a script that divides the work. The agent answers as several specialists, each with
+a persona, and a combiner merges their opinions. A tool searches the handbook, a folder of invented
+ailments. A human reviewer approves or edits the report; students learn the approved report.
 
     python examples/medical.py "Wim, 34: fever every evening, aching knees, green fingernails."
 """
@@ -36,85 +36,83 @@ CASE = "Wim, 34: fever every evening, aching knees, green fingernails, a dry cou
 
 
 def titles(passages: str) -> list[str]:
-    """Conditions that the passages are about: their files' names, most often found first."""
-    found = re.findall(r"\[([a-z-]+)\.md:[\d-]+\]", passages)
-    return sorted(dict.fromkeys(found), key=lambda name: -found.count(name))
+    """Conditions that the passages describe (their files' names), most frequent first."""
+    names = re.findall(r"\[([a-z-]+)\.md:[\d-]+\]", passages)
+    return sorted(dict.fromkeys(names), key=lambda name: -names.count(name))
 
 
-def sources(said: Sequence[Exchange]) -> list[str]:
-    """Every passage that was cited, file and lines, once."""
-    cited = re.findall(r"\[([^\]\s]+:\d+-\d+)\]", "\n".join(each.answer or "" for each in said))
-    return sorted(dict.fromkeys(cited))
+def sources(transcript: Sequence[Exchange]) -> list[str]:
+    """Each cited passage once, as file and lines."""
+    text = "\n".join(exchange.answer or "" for exchange in transcript)
+    return sorted(set(re.findall(r"\[([^\]\s]+:\d+-\d+)\]", text)))
 
 
-def diagnose(case: str, said: Sequence[Exchange], may_ask: bool) -> reflux.Step:
-    """H: five steps, each of which asks for what the one before has found."""
+def diagnose(case: str, transcript: Sequence[Exchange], may_ask: bool) -> reflux.Step:
+    """Take one of five steps; each uses the answers to the one before."""
     if not may_ask:
         return reflux.PASS
-    if not said:
+    if not transcript:
         return Ask((SubQuestion(f"Symptoms in this case: {case}", to="expert:history"),))
-    symptoms = named_symptoms(case, said[0].answer or "")
-    if len(said) == 1:
-        return Ask(tuple(SubQuestion(each, to="tool:documents") for each in symptoms))
-    looked_up = said[1 : 1 + len(symptoms)]
-    passages = "\n\n".join(each.answer or "" for each in looked_up)
+    symptoms = named_symptoms(case, transcript[0].answer or "")
+    if len(transcript) == 1:
+        return Ask(tuple(SubQuestion(symptom, to="tool:documents") for symptom in symptoms))
+    searches = transcript[1 : 1 + len(symptoms)]
+    passages = "\n\n".join(search.answer or "" for search in searches)
     candidates = titles(passages)[:3]
-    if len(said) == 1 + len(symptoms):
-        asked = f"Case: {case}\n\nPassages:\n{passages[:900]}\n\nWhich condition fits best?"
-        return Ask((SubQuestion(asked, to=f"experts:{','.join(PANEL)}"),))
-    if len(said) == 2 + len(symptoms):
+    if len(transcript) == 1 + len(symptoms):
+        question = f"Case: {case}\n\nPassages:\n{passages[:900]}\n\nWhich condition fits best?"
+        return Ask((SubQuestion(question, to=f"experts:{','.join(PANEL)}"),))
+    if len(transcript) == 2 + len(symptoms):
         return Ask(
             tuple(
                 SubQuestion(f"test confirms {name.replace('-', ' ')}", to="tool:documents")
                 for name in candidates
             )
         )
-    return Answer(report(case, symptoms, candidates, said))
+    return Answer(report(case, symptoms, candidates, transcript))
 
 
 def named_symptoms(case: str, answer: str) -> list[str]:
-    """What the nurse named, as far as it stands in the case: a symptom is never invented."""
-    heard = [part.strip(" .-\n").lower() for part in re.split(r"[,;\n]", answer)]
-    told = case.partition(":")[2] or case
-    known = [part.strip(" .").lower() for part in told.split(",")]
-    words = {word for part in heard for word in re.findall(r"[a-z]+", part)}
-    kept = [part for part in known if words & set(re.findall(r"[a-z]+", part))]
-    return kept or known
+    """Symptoms of the case that the nurse named; never a symptom that the case does not have."""
+    named = [part.strip(" .-\n").lower() for part in re.split(r"[,;\n]", answer)]
+    description = case.partition(":")[2] or case
+    known = [part.strip(" .").lower() for part in description.split(",")]
+    words = {word for part in named for word in re.findall(r"[a-z]+", part)}
+    return [part for part in known if words & set(re.findall(r"[a-z]+", part))] or known
 
 
 def report(
-    case: str, symptoms: Sequence[str], candidates: Sequence[str], said: Sequence[Exchange]
+    case: str, symptoms: Sequence[str], candidates: Sequence[str], transcript: Sequence[Exchange]
 ) -> str:
-    """One report: what was found, what the specialists say, what to test, and where it stands."""
-    opinion = said[1 + len(symptoms)].answer or "no agreement"
-    named = [name.replace("-", " ") for name in candidates]
-    tests = said[2 + len(symptoms) :]
-    # A look-up finds passages on other conditions as well.
-    found = [
+    """One report: symptoms, conditions, the specialists' opinion, tests, and sources."""
+    opinion = transcript[1 + len(symptoms)].answer or "no agreement"
+    conditions = [name.replace("-", " ") for name in candidates]
+    # A search also finds passages about other conditions.
+    tests = [
         line
-        for each in tests
+        for search in transcript[2 + len(symptoms) :]
         for line in re.findall(
-            r"The \w+ test confirms[^.:]*[.:][^.]*\.", " ".join((each.answer or "").split())
+            r"The \w+ test confirms[^.:]*[.:][^.]*\.", " ".join((search.answer or "").split())
         )
-        if any(f"confirms {name}" in line.replace("'", "") for name in named)
+        if any(f"confirms {name}" in line.replace("'", "") for name in conditions)
     ]
     return "\n".join(
         [
             f"Case: {case}",
             f"Symptoms: {', '.join(symptoms)}",
-            f"Conditions to consider: {', '.join(named)}",
+            f"Conditions to consider: {', '.join(conditions)}",
             f"The specialists: {opinion}",
-            "Tests: " + (" ".join(dict.fromkeys(found)) or "none found"),
-            f"Sources: {', '.join(sources(said))}",
+            "Tests: " + (" ".join(dict.fromkeys(tests)) or "none found"),
+            f"Sources: {', '.join(sources(transcript))}",
         ]
     )
 
 
-H = reflux.ScriptedOverseer("diagnose", diagnose)
+OVERSEER = reflux.ScriptedOverseer("diagnose", diagnose)
 
 
-def ward() -> dict[str, Any]:
-    """Who and what H can turn to."""
+def resources() -> dict[str, Any]:
+    """The experts and tools that the overseer may ask."""
     return {
         "experts": SPECIALISTS,
         "tools": {"documents": Documents(HANDBOOK)},
@@ -124,21 +122,22 @@ def ward() -> dict[str, Any]:
 
 
 async def diagnosis(case: str, client: reflux.ChatClient | None = None) -> reflux.Amplification:
-    """The report on one case; the embedded model answers where no client is given."""
-    return await reflux.amplify(case, H, client=client, **ward())
+    """Report on one case; without a client, the embedded model answers."""
+    return await reflux.amplify(case, OVERSEER, client=client, **resources())
 
 
 @asynccontextmanager
 async def reviewed(
     folder: Path, client: reflux.ChatClient
 ) -> AsyncGenerator[reflux.InterruptibleRun]:
-    """The same, but no report leaves before a reviewer has approved or edited it.
+    """The same, but a reviewer approves or edits each report before it leaves.
 
-    The reviewer's comment is kept with the report, as a judgement `review`.
+    The record keeps the reviewer's comment as a judgement `review`.
     """
     store = TraceStore(folder / "traces.db")
-    h = reflux.Reviewed(H, when="answers")
-    context = reflux.AmplifyContext(RecordedClient(client, store), "base", (h,), **ward())
+    overseer = reflux.Reviewed(OVERSEER, when="answers")
+    recorded_client = RecordedClient(client, store)
+    context = reflux.AmplifyContext(recorded_client, "base", (overseer,), **resources())
     try:
         async with reflux.open_interruptible_run(
             context, folder / "checkpoints.db"

@@ -1,9 +1,9 @@
-"""A prompted model as H on any endpoint: it divides a question, copies answer, it combines.
+"""A prompted model as the overseer: it divides a question, copies answer, it combines.
 
     export OPENAI_BASE_URL=http://127.0.0.1:11434/v1 OPENAI_API_KEY=none
     python examples/model_overseer.py llama3.2 "Which is older, Rome or Kyoto?"
 
-What the model finds it cannot divide goes to a copy of it undivided, and the tree says why.
+A question that the model cannot divide goes to a copy undivided, and the tree says why.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import reflux
 
 
 async def ask(question: str, client: reflux.ChatClient, model: str) -> reflux.Amplification:
-    """One question, divided by `model` and answered by copies of it."""
+    """Ask one question: `model` divides it, and copies of it answer the parts."""
     return await reflux.amplify(
         question,
         reflux.ModelOverseer(fanout=4),
@@ -26,15 +26,15 @@ async def ask(question: str, client: reflux.ChatClient, model: str) -> reflux.Am
 
 
 async def main(model: str, question: str) -> None:
-    """Ask the endpoint that the environment names, and print what was asked and answered."""
+    """Ask the endpoint named by the environment, and print each question with its answer."""
     client = reflux.OpenAIClient(os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"])
     try:
-        found = await ask(question, client, model)
+        result = await ask(question, client, model)
     finally:
         await client.close()
-    for node in found.tree.walk():
+    for node in result.tree.walk():
         print("  " * node.path.count("/") + f"{node.question!r} -> {node.answer!r}")
-    print(found.answer, found.outcome["spent"])
+    print(result.answer, result.outcome["spent"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every benchmark has a smoke run, and a committed result says what it claims."""
+"""Every benchmark has a smoke run, and every committed result is consistent."""
 
 import json
 import subprocess
@@ -15,25 +15,25 @@ OPERATORS = {">=": float.__ge__, "<=": float.__le__, "==": float.__eq__}
 @pytest.mark.parametrize("name", NAMES)
 def test_the_quick_run_prints_its_claims_and_writes_nothing(name: str) -> None:
     before = {path: path.read_bytes() for path in (ROOT / "results").glob("*")}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", "--quick"],
         cwd=ROOT.parent,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert "claims" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "claims" in process.stdout
     assert {path: path.read_bytes() for path in (ROOT / "results").glob("*")} == before
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda p: p.stem)
-def test_a_result_is_whole_and_its_verdicts_follow_from_its_figures(path: Path) -> None:
-    found = json.loads(path.read_text())
-    assert found.keys() == {
+def test_a_result_is_complete_and_its_verdicts_follow_from_its_figures(path: Path) -> None:
+    result = json.loads(path.read_text())
+    assert result.keys() == {
         "benchmark", "commit", "machine", "seed", "seconds", "claims", "rows",
     }  # fmt: skip
-    assert found["benchmark"] == path.stem
-    assert found["rows"]
-    for claim in found["claims"]:
-        held = OPERATORS[claim["op"]](float(claim["value"]), float(claim["target"]))
-        assert claim["holds"] is held
+    assert result["benchmark"] == path.stem
+    assert result["rows"]
+    for claim in result["claims"]:
+        holds = OPERATORS[claim["op"]](float(claim["value"]), float(claim["target"]))
+        assert claim["holds"] is holds

@@ -1,4 +1,4 @@
-"""The examples run, on a scripted model where the words matter and on the real one where not."""
+"""The examples run: on a scripted model if the words matter, otherwise on the real one."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def example(name: str) -> ModuleType:
 
 
 def clinic(request: ChatRequest) -> str:
-    """Specialists that read what they are given."""
+    """Specialists that read their passages."""
     persona = request.messages[0][1]
     if "nurse" in persona:
         return "Fever every evening, aching knees, green fingernails"
@@ -32,16 +32,16 @@ async def test_the_specialists_agree_on_one_report_with_its_sources() -> None:
         return "Marsh fever" if "Consensus:" in request.messages[-1][1] else clinic(request)
 
     client = ScriptedClient(reply)
-    found = await medical.diagnosis(medical.CASE, client)
-    assert found.outcome["status"] == "unchecked"
-    report = dict(line.split(": ", 1) for line in found.answer.splitlines())
+    result = await medical.diagnosis(medical.CASE, client)
+    assert result.outcome["status"] == "unchecked"
+    report = dict(line.split(": ", 1) for line in result.answer.splitlines())
     assert report["Symptoms"] == "fever every evening, aching knees, green fingernails"
     assert report["Conditions to consider"].startswith("marsh fever")
     assert report["The specialists"] == "Marsh fever"
     assert "The lantern test confirms marsh fever" in report["Tests"]
-    considered = report["Conditions to consider"].split(", ")
+    conditions = report["Conditions to consider"].split(", ")
     tested = re.findall(r"test confirms ([^.:]+)[.:]", report["Tests"])
-    assert set(tested) and {each.replace("'", "") for each in tested} <= set(considered)
+    assert set(tested) and {name.replace("'", "") for name in tested} <= set(conditions)
     for source in report["Sources"].split(", "):
         name, first, last = re.fullmatch(r"([a-z-]+\.md):(\d+)-(\d+)", source).groups()
         assert (
@@ -50,8 +50,8 @@ async def test_the_specialists_agree_on_one_report_with_its_sources() -> None:
             <= int(last)
             <= len((EXAMPLES / "handbook" / name).read_text().split("\n"))
         )
-    asked = {node.path: node.answered_by for node in found.tree.walk()}
-    assert sum(by == "tool:documents" for by in asked.values()) >= 4
+    answered_by = [node.answered_by for node in result.tree.walk()]
+    assert answered_by.count("tool:documents") >= 4
 
 
 async def test_a_reviewer_sees_the_report_first_and_the_comment_is_kept(tmp_path: Path) -> None:
@@ -62,72 +62,72 @@ async def test_a_reviewer_sees_the_report_first_and_the_comment_is_kept(tmp_path
         (waiting,) = (await interruptible_run.ask(medical.CASE, "case")).pending
         report = waiting.form["proposal"]["text"]
         assert report.startswith("Case: Wim")
-    asked = len(client.requests)
+    request_count = len(client.requests)
     async with medical.reviewed(tmp_path, client) as interruptible_run:
         edited = {"kind": "answer", "text": f"{report}\nSee him again on Monday."}
-        done = await interruptible_run.reply(
+        progress = await interruptible_run.reply(
             "case", {waiting.id: edited | {"comment": "no date was given"}}
         )
         rows = interruptible_run.context.recorded_client.store.select(
             "SELECT ok, author, detail FROM judgements WHERE kind='review'"
         )
         ((ok, author, detail),) = [tuple(row) for row in rows]
-    assert done.outcome["answer"].endswith("See him again on Monday.")
+    assert progress.outcome["answer"].endswith("See him again on Monday.")
     assert (ok, author) == (0, "human")
     assert json.loads(detail)["comment"] == "no date was given"
     assert json.loads(detail)["proposal"]["text"] == report
-    assert len(client.requests) == asked
+    assert len(client.requests) == request_count
 
 
-async def test_the_real_model_comes_to_a_report_as_well() -> None:
+async def test_the_real_model_reaches_a_report_too() -> None:
     medical = example("medical")
     client = LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     try:
-        found = await medical.diagnosis(medical.CASE, client)
+        result = await medical.diagnosis(medical.CASE, client)
     finally:
         await client.close()
-    assert found.outcome["status"] == "unchecked"
-    assert "marsh-fever.md" in found.answer
-    assert 4 <= found.outcome["spent"]["calls"] <= 6
+    assert result.outcome["status"] == "unchecked"
+    assert "marsh-fever.md" in result.answer
+    assert 4 <= result.outcome["spent"]["calls"] <= 6
 
 
 async def test_a_model_divides_and_combines() -> None:
     def reply(request: ChatRequest) -> str:
-        asked = request.messages[-1][1]
-        if request.schema and "Rome was founded" not in asked:
+        prompt = request.messages[-1][1]
+        if request.schema and "Rome was founded" not in prompt:
             return json.dumps({"step": {"ask": [
                 {"question": "When was Rome founded?", "needs": []},
                 {"question": "When was Kyoto founded?", "needs": []},
             ]}})  # fmt: skip
-        if asked.startswith("When was Rome"):
+        if prompt.startswith("When was Rome"):
             return "Rome was founded in 753 BC."
-        if asked.startswith("When was Kyoto"):
+        if prompt.startswith("When was Kyoto"):
             return "Kyoto was founded in 794."
         return json.dumps({"step": {"answer": "Rome"}})
 
-    found = await example("model_overseer").ask(
+    result = await example("model_overseer").ask(
         "Which is older, Rome or Kyoto?", ScriptedClient(reply), "any"
     )
-    assert found.answer == "Rome"
-    assert [node.question for node in found.tree.walk()][1:] == [
+    assert result.answer == "Rome"
+    assert [node.question for node in result.tree.walk()][1:] == [
         "When was Rome founded?", "When was Kyoto founded?"
     ]  # fmt: skip
 
 
-async def test_a_person_approves_on_another_day(tmp_path: Path) -> None:
+async def test_a_human_approves_on_another_day(tmp_path: Path) -> None:
     client = ScriptedClient(lambda _: json.dumps({"step": {"answer": "Go to Belem"}}))
-    person = example("person")
-    waiting = await person.go_on(tmp_path, client, question="A day in Lisbon?")
-    (form,) = [each.form for each in waiting.pending]
-    assert form["proposal"]["text"] == "Go to Belem"
-    done = await person.go_on(tmp_path, client, reply="approve")
-    assert done.outcome["answer"] == "Go to Belem"
+    human = example("human")
+    waiting = await human.advance(tmp_path, client, question="A day in Lisbon?")
+    (pending,) = waiting.pending
+    assert pending.form["proposal"]["text"] == "Go to Belem"
+    progress = await human.advance(tmp_path, client, reply="approve")
+    assert progress.outcome["answer"] == "Go to Belem"
     assert len(client.requests) == 1
 
 
-async def test_a_person_takes_another_step_than_the_proposed_one(tmp_path: Path) -> None:
+async def test_a_human_takes_another_step_than_the_proposed_one(tmp_path: Path) -> None:
     client = ScriptedClient(lambda _: json.dumps({"step": {"answer": "Go to Belem"}}))
-    person = example("person")
-    await person.go_on(tmp_path, client, question="A day in Lisbon?")
-    done = await person.go_on(tmp_path, client, reply="answer: Stay in bed")
-    assert done.outcome["answer"] == "Stay in bed"
+    human = example("human")
+    await human.advance(tmp_path, client, question="A day in Lisbon?")
+    progress = await human.advance(tmp_path, client, reply="answer: Stay in bed")
+    assert progress.outcome["answer"] == "Stay in bed"

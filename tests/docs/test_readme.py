@@ -1,12 +1,16 @@
-"""What the README shows works."""
+"""What the README shows works, and the README is short."""
 
 import re
 from pathlib import Path
 
-from tests.support.documented import ROOT, blocks, check_known, leaves, session
+from tests.support.documented import ROOT, blocks, check_known, command_names, session
 from tests.support.serving import scripted
 
 README = ROOT / "README.md"
+
+
+def test_it_fits_two_screens() -> None:
+    assert len(README.read_text().splitlines()) <= 150
 
 
 def test_what_it_shows_runs_from_top_to_bottom(tmp_path: Path) -> None:
@@ -15,16 +19,16 @@ def test_what_it_shows_runs_from_top_to_bottom(tmp_path: Path) -> None:
         assert reader.names  # Its Python blocks are one program.
 
 
-def test_files_that_are_named_are_there() -> None:
+def test_linked_files_exist() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)", README.read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_commands_that_are_named_are_there() -> None:
+def test_named_commands_exist() -> None:
     text = README.read_text()
     named = set(re.findall(r"`reflux (\w+)", text))
-    assert named <= set(leaves())
+    assert named <= set(command_names())
     assert len(named) > 7
     for block in blocks(README):
         for command in block.commands:

@@ -1,18 +1,18 @@
 """Runs what a page of the documentation shows, from top to bottom, as its reader would.
 
-Commands run in processes of their own in an empty folder, Python blocks in this one, and a block
-with a title is the file of that name. Outside endpoints are replaced by the scripted one, the
-address of `reflux serve` by the one it got, and `ID` by the newest trajectory's. A comment before
-a block says what else there is to know of it:
+Commands run in separate processes in an empty folder, Python blocks in this process; a block with
+a title becomes the file of that name. The scripted endpoint replaces outside endpoints, the real
+address replaces that of `reflux serve`, and the newest trajectory's id replaces `ID`. A comment
+before a block gives instructions:
 
-    <!-- test: not run, WHY -->      its commands are checked for what they name, and no more
-    <!-- test: output varies -->     it runs, but what it prints is not compared
-    <!-- test: ends with 2 -->       its last command does so
-    <!-- test: prints TEXT -->       a Python block's output has this in it
-    <!-- test: shorter a.b=1 -->     these keys of a YAML file are others here, to save minutes
-    <!-- test: shorter --limit 4 --> its commands have these words, too, for the same reason
+    <!-- test: not run, WHY -->      only check that its commands, options and modules exist
+    <!-- test: output varies -->     run it, but do not compare its output
+    <!-- test: ends with 2 -->       its last command exits with this code
+    <!-- test: prints TEXT -->       a Python block's output contains this text
+    <!-- test: shorter a.b=1 -->     set these keys of a YAML file, to save minutes
+    <!-- test: shorter --limit 4 --> append these words to its commands, for the same reason
 
-In a conversation, lines after `you> ` are typed, by a pipe.
+In a conversation, lines after `you> ` are typed through a pipe.
 """
 
 import contextlib
@@ -49,9 +49,9 @@ OUTSIDE = re.compile(r"https?://(?!127\.0\.0\.1:8700)[\w.-]+(?::\d+)?/v1")
 OURS = "http://127.0.0.1:8700"
 SHELL = ("bash", "console")
 SECONDS = 900
-"""For one command, on a machine that does other work."""
+"""Timeout of one command, on a busy machine."""
 FOREIGN = ("docker", "langgraph", "make", "ollama", "pip", "vllm")
-"""Programs that a reader runs and the tests do not; a block with one says why."""
+"""Programs that a reader runs but the tests do not; a block with one says why."""
 
 
 @dataclass(frozen=True)
@@ -67,44 +67,44 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        """False where the page says that it is not run here."""
+        """False if the page says that the tests do not run it."""
         return not any(mark.startswith("not run") for mark in self.marks)
 
     @property
     def varies(self) -> bool:
-        """What it prints is another thing each time, or on each machine."""
+        """True if its output differs between runs or machines."""
         return "output varies" in self.marks
 
-    def each(self, begins: str) -> list[str]:
-        """What follows in the marks that begin so."""
-        return [mark.removeprefix(begins) for mark in self.marks if mark.startswith(begins)]
+    def mark_values(self, prefix: str) -> list[str]:
+        """The rest of each mark with this prefix."""
+        return [mark.removeprefix(prefix) for mark in self.marks if mark.startswith(prefix)]
 
-    def told(self, begins: str) -> str:
-        """What follows in the one mark that begins so; empty where there is none."""
-        return "".join(self.each(begins))
+    def mark_value(self, prefix: str) -> str:
+        """The rest of the single mark with this prefix; empty if there is none."""
+        return "".join(self.mark_values(prefix))
 
     @property
     def code(self) -> int:
-        """How its last command ends."""
-        return int(self.told("ends with ") or 0)
+        """Exit code of its last command."""
+        return int(self.mark_value("ends with ") or 0)
 
     @property
     def commands(self) -> list["Command"]:
-        """Its commands, each with what it prints; none of another language."""
-        found: list[Command] = []
+        """Its commands with their output; empty for blocks in other languages."""
+        commands: list[Command] = []
         if self.language not in SHELL:
-            return found
+            return commands
         for line in self.text.replace("\\\n", " ").splitlines():
             if self.language == "bash" and line.strip() and not line.startswith("#"):
-                found.append(Command(line))
+                commands.append(Command(line))
             elif line.startswith("$ "):
-                found.append(Command(line.removeprefix("$ ")))
+                commands.append(Command(line.removeprefix("$ ")))
             elif line.startswith("you> "):
-                typed = f"{found[-1].typed}{line.removeprefix('you> ')}\n"
-                found[-1] = replace(found[-1], typed=typed)
+                typed = f"{commands[-1].typed}{line.removeprefix('you> ')}\n"
+                commands[-1] = replace(commands[-1], typed=typed)
             elif self.language == "console":
-                found[-1] = replace(found[-1], output=f"{found[-1].output}{line}\n")
-        return found
+                commands[-1] = replace(commands[-1], output=f"{commands[-1].output}{line}\n")
+        return commands
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,16 @@ class Command:
     line: str
     output: str = ""
     typed: str = ""
-    """What the reader says to it."""
+    """Lines that the reader types into it."""
 
     @property
-    def fed_by(self) -> str:
-        """What comes before it in a pipe; empty where nothing does."""
+    def piped_from(self) -> str:
+        """The command before it in a pipe; empty if there is none."""
         return self.line.rpartition(" | ")[0]
 
     @property
     def env(self) -> dict[str, str]:
-        """Variables that are set before it."""
+        """Variables set before it on the same line."""
         return dict(word.split("=", 1) for word in self._words if _assigns(word))
 
     @property
@@ -136,9 +136,9 @@ class Command:
 
     @property
     def _words(self) -> list[str]:
-        words = shlex.split(self.line.removeprefix(f"{self.fed_by} | "), comments=True)
-        ends = next((at for at, word in enumerate(words) if not _assigns(word)), len(words))
-        return words if words[:1] != ["export"] else words[ends + 1 :] if ends else words
+        words = shlex.split(self.line.removeprefix(f"{self.piped_from} | "), comments=True)
+        end = next((index for index, word in enumerate(words) if not _assigns(word)), len(words))
+        return words if words[:1] != ["export"] else words[end + 1 :] if end else words
 
 
 def _assigns(word: str) -> bool:
@@ -151,27 +151,27 @@ def blocks(page: Path) -> list[Block]:
     return [
         Block(
             str(page.relative_to(ROOT)),
-            text.count("\n", 0, found.start("language")) + 1,
-            found["language"],
-            found["title"] or "",
-            found["text"],
-            tuple(mark.strip() for mark in (found["mark"] or "").split(";") if mark.strip()),
+            text.count("\n", 0, match.start("language")) + 1,
+            match["language"],
+            match["title"] or "",
+            match["text"],
+            tuple(mark.strip() for mark in (match["mark"] or "").split(";") if mark.strip()),
         )
-        for found in BLOCK.finditer(text)
+        for match in BLOCK.finditer(text)
     ]
 
 
-def leaves() -> Iterator[str]:
-    """Every command, and the groups that hold them."""
-    known: Any = get_command(app)
-    for name, command in known.commands.items():
+def command_names() -> Iterator[str]:
+    """Every command and every group of commands."""
+    root: Any = get_command(app)
+    for name, command in root.commands.items():
         yield name
         for inner in getattr(command, "commands", {}):
             yield f"{name} {inner}"
 
 
 def module_at(path: Path) -> ModuleType:
-    """A program that is no part of a package."""
+    """Load a program that belongs to no package."""
     spec = importlib.util.spec_from_file_location(f"shown_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -181,17 +181,18 @@ def module_at(path: Path) -> ModuleType:
 
 
 def check_known(command: Command) -> None:
-    """Hold a command that is not run against what there is: commands, options, modules.
+    """Check that the commands, options and modules of a command that is not run exist.
 
     Raises:
-        Exception: there is no such command or option, or a value is out of range.
+        Exception: A command or option does not exist, or a value is out of range.
     """
     program, *words = command.words
+    program = Path(program).name
     if program == "reflux":
-        known: Any = get_command(app)
-        while getattr(known, "commands", None):
-            known, words = known.commands[words[0]], words[1:]
-        known.make_context(program, words).close()
+        parser: Any = get_command(app)
+        while getattr(parser, "commands", None):
+            parser, words = parser.commands[words[0]], words[1:]
+        parser.make_context(program, words).close()
     elif program == "python" and words[0] == "-c":
         compile(words[1], "-c", "exec")
     elif program == "python" and words[0] == "-m":
@@ -216,7 +217,7 @@ class Session:
     """Run folder of the last command."""
 
     def follow(self, page: Sequence[Block]) -> None:
-        """Do all that a page shows."""
+        """Do everything that a page shows."""
         for block in page:
             try:
                 self._do(block)
@@ -228,36 +229,36 @@ class Session:
             assert block.runs
             file = self.folder / block.title
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(shorter(self._inside(block.text), block.told("shorter ")))
+            file.write_text(shortened(self._localized(block.text), block.mark_value("shorter ")))
         elif block.language == "python":
-            code = compile(self._inside(block.text), block.page, "exec")
+            code = compile(self._localized(block.text), block.page, "exec")
             if block.runs:
                 self._python(block, code)
         elif block.language in SHELL:
             assert block.commands
-            for at, command in enumerate(block.commands):
+            for index, command in enumerate(block.commands):
                 if not block.runs:
                     check_known(command)
                     continue
-                last = at == len(block.commands) - 1
-                more = block.told("shorter ")
-                command = replace(command, line=f"{command.line} {more}".rstrip())
-                said = self._command(command, block.code if last else 0)
+                is_last = index == len(block.commands) - 1
+                words = block.mark_value("shorter ")
+                command = replace(command, line=f"{command.line} {words}".rstrip())
+                output = self._command(command, block.code if is_last else 0)
                 if not block.varies:
-                    self._compare(command, said)
+                    self._compare(command, output)
 
     def _python(self, block: Block, code: Any) -> None:
-        printed = io.StringIO()
-        with contextlib.chdir(self.folder), contextlib.redirect_stdout(printed):
+        output = io.StringIO()
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(output):
             exec(code, self.names)  # noqa: S102
-        for expected in block.each("prints "):
-            assert expected in printed.getvalue(), printed.getvalue()
+        for expected in block.mark_values("prints "):
+            assert expected in output.getvalue(), output.getvalue()
 
     def _command(self, command: Command, code: int) -> str:
-        command = replace(command, line=self._inside(command.line))
+        command = replace(command, line=self._localized(command.line))
         if command.line.startswith("export "):
-            told = shlex.split(command.line, comments=True)[1:]
-            self.env |= dict(word.split("=", 1) for word in told)
+            assignments = shlex.split(command.line, comments=True)[1:]
+            self.env |= dict(word.split("=", 1) for word in assignments)
             return ""
         if command.line.startswith("unset "):
             for name in shlex.split(command.line)[1:]:
@@ -266,8 +267,8 @@ class Session:
         program, *words = command.words
         if program == "reflux":
             typed = command.typed
-            if command.fed_by:
-                typed = subprocess.check_output(["sh", "-c", command.fed_by], text=True)
+            if command.piped_from:
+                typed = subprocess.check_output(["sh", "-c", command.piped_from], text=True)
             ended = self._reflux(words, self.env | command.env, typed)
         else:
             ended = self._foreign(command)
@@ -280,7 +281,7 @@ class Session:
         if any(word.split("/")[0] == "ID" for word in words):
             newest = self._newest()
             words = [re.sub(r"^ID(?=/|$)", newest, word) for word in words]
-        # As in an activated environment, where `python` is its own.
+        # `python` is that of the environment, as after its activation.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         env = {**env, "COLUMNS": "100", "PYTHONPATH": str(self.folder), "PATH": path}
         before = partial(_enter, self.folder)
@@ -292,14 +293,14 @@ class Session:
 
     def _address(self) -> str:
         assert self.served is not None
-        said = self.served.folder / "out"
+        output = self.served.folder / "out"
         assert self.served.process.is_alive(), (self.served.folder / "err").read_text()
-        text = said.read_text() if said.is_file() else ""
+        text = output.read_text() if output.is_file() else ""
         if not text.endswith("}\n"):
             return ""
         url: str = json.loads(text)["url"]
-        up = subprocess.run(["curl", "-sf", f"{url}/healthz"], capture_output=True)
-        return "" if up.returncode else url
+        health = subprocess.run(["curl", "-sf", f"{url}/healthz"], capture_output=True)
+        return "" if health.returncode else url
 
     def _newest(self) -> str:
         words = ["traces", "list", "--limit", "1", "--json", "--run", self.run]
@@ -308,46 +309,46 @@ class Session:
 
     def _foreign(self, command: Command) -> Ended:
         program, *words = command.words
-        assert program in ("curl", "python", "cat"), f"who runs {command.line}?"
+        assert program in ("curl", "python", "cat"), f"the tests cannot run {command.line}"
         if program == "python":
             program, path = sys.executable, str(ROOT)
             words = [str(ROOT / word) if word.startswith("examples/") else word for word in words]
         else:
             path = ""
         env = {**os.environ, **self.env, **command.env, "PYTHONPATH": path}
-        done = subprocess.run(
+        process = subprocess.run(
             [program, *words], cwd=self.folder, env=env, capture_output=True, text=True
         )
-        return Ended(done.returncode, done.stdout, done.stderr)
+        return Ended(process.returncode, process.stdout, process.stderr)
 
-    def _inside(self, text: str) -> str:
-        """The text with addresses of this machine alone."""
+    def _localized(self, text: str) -> str:
+        """The text with every address replaced by one on this machine."""
         return OUTSIDE.sub(self.script.url, text).replace(OURS, self.url)
 
-    def _compare(self, command: Command, said: str) -> None:
-        """What a page shows is what was printed; `…` stands for anything."""
-        shown, printed = (" ".join(text.split()) for text in (command.output, said))
+    def _compare(self, command: Command, output: str) -> None:
+        """Compare the shown output with the real one; `…` stands for anything."""
+        shown, real = (" ".join(text.split()) for text in (command.output, output))
         pattern = ".*".join(re.escape(part.strip()) for part in shown.split("…"))
-        matched = not shown or re.fullmatch(rf"\s*{pattern}\s*", printed, re.DOTALL)
-        assert matched, f"{command.line} printed:\n{said}"
+        matched = not shown or re.fullmatch(rf"\s*{pattern}\s*", real, re.DOTALL)
+        assert matched, f"{command.line} printed:\n{output}"
 
     def close(self) -> None:
-        """End what was left to run."""
+        """Stop the server if one runs."""
         if self.served is not None:
             os.kill(self.served.process.pid or 0, signal.SIGINT)
             self.served.wait()
 
 
-def shorter(text: str, keys: str) -> str:
-    """A YAML file with some of its keys set: `a.0.b=1 c=2`."""
+def shortened(text: str, keys: str) -> str:
+    """Set some keys of a YAML text: `a.0.b=1 c=2`."""
     if not keys:
         return text
     body = yaml.safe_load(text)
     for key in keys.split():
         path, _, value = key.partition("=")
-        *above, last = path.split(".")
+        *parents, last = path.split(".")
         inner = body
-        for part in above:
+        for part in parents:
             inner = inner[int(part)] if isinstance(inner, list) else inner.setdefault(part, {})
         inner[last] = yaml.safe_load(value)
     return yaml.safe_dump(body)
@@ -360,7 +361,7 @@ def _enter(folder: Path) -> None:
 
 @contextlib.contextmanager
 def session(folder: Path, script: Scripted) -> Iterator[Session]:
-    """A reader in an empty folder, for the length of a block."""
+    """A reader in an empty folder, for the length of a `with` block."""
     reader = Session(folder, script)
     sys.path.insert(0, str(folder))
     try:

@@ -1,11 +1,11 @@
-"""A person in the loop: a model proposes each step, a person approves or edits it.
+"""A human in the loop: a model proposes each step, a human approves or edits it.
 
-The question waits in two files for as long as the person takes. Run it once to see what waits, and
+The question waits in two files, for days if needed. Run the program once to see the proposal, and
 again with a reply; nothing that was finished is asked a second time.
 
-    python examples/person.py ask "Plan a day in Lisbon"
-    python examples/person.py reply approve
-    python examples/person.py reply "answer: Walk, eat, sleep."
+    python examples/human.py ask "Plan a day in Lisbon"
+    python examples/human.py reply approve
+    python examples/human.py reply "answer: Walk, eat, sleep."
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from reflux.graphs.traces.store import TraceStore
 QUESTION_ID = "example"
 
 
-async def go_on(
+async def advance(
     folder: Path, client: reflux.ChatClient, question: str = "", reply: str = ""
 ) -> RunProgress:
-    """Ask the question, or give the reply to whatever waits first; tell how far it came."""
+    """Ask the question, or reply to the first waiting form; return the progress."""
     store = TraceStore(folder / "traces.db")
     context = reflux.AmplifyContext(
         RecordedClient(client, store),
@@ -47,18 +47,18 @@ async def go_on(
 
 
 async def main(verb: str, text: str) -> None:
-    """One day of the conversation, on the embedded default model."""
+    """Run one step of the conversation on the embedded default model."""
     from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 
     client = LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     try:
-        given = {"question": text} if verb == "ask" else {"reply": text}
-        progress = await go_on(Path("runs/human"), client, **given)
+        turn = {"question": text} if verb == "ask" else {"reply": text}
+        progress = await advance(Path("runs/human"), client, **turn)
     finally:
         await client.close()
-    for each in progress.pending:
-        proposal = each.form.get("proposal")
-        print(f"waits: {step_text(proposal) if proposal else each.form['question']}")
+    for pending in progress.pending:
+        proposal = pending.form.get("proposal")
+        print(f"waits: {step_text(proposal) if proposal else pending.form['question']}")
     if progress.outcome is not None:
         print(progress.outcome["answer"])
 
