@@ -21,9 +21,9 @@ from reflux.finetune.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted
-from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_every, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_every
 from reflux.graphs.evals.runner import Score, evaluate
-from reflux.graphs.evals.task import Task
+from reflux.graphs.evals.task import Task, task_context
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (activity, units done, units in total, detail)."""

@@ -7,17 +7,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Protocol, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from reflux.agents.budget import SpendLimit
+from reflux.agents.budget import Budget, SpendLimit
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.redaction import redact
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.graph import begin, build_graph, check_askable
+from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
+from reflux.graphs.amplify.graph import begin, check_askable, compiled_graph
 from reflux.graphs.amplify.interrupts import (
     InterruptibleRun,
     Pending,
@@ -25,10 +25,8 @@ from reflux.graphs.amplify.interrupts import (
     recursion_limit,
     with_spend_limit,
 )
-from reflux.graphs.amplify.self_consistency import answer_directly
 from reflux.graphs.amplify.state import Outcome, exchange_error
 from reflux.graphs.ask_options import AskOptions, Origin, save_options
-from reflux.graphs.evals.task import Task
 from reflux.graphs.garbage_collection import rare_collections
 from reflux.graphs.traces.recorded_client import CallFailure, find_failure, last_call_id
 from reflux.graphs.traces.review import marked_when_stopped
@@ -65,7 +63,7 @@ class Amplified:
         context = with_spend_limit(self.context)
         try:
             with rare_collections():
-                state = await (self._nested or _compiled()).ainvoke(
+                state = await (self._nested or compiled_graph()).ainvoke(
                     begin(question, question_id, context),
                     {"recursion_limit": recursion_limit(context)},
                     context=context,
@@ -90,38 +88,9 @@ class Direct:
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask the agent."""
-        limits = self.context.limits
-        return await answer_directly(
-            with_spend_limit(self.context),
-            question=question,
-            question_id=question_id,
-            path="",
-            calls=limits.calls,
-            tokens=limits.tokens,
-            retries=self.context.asked_before("", question),
-        )
-
-
-@cache
-def _compiled() -> Any:
-    return cast(Any, build_graph()).compile()
-
-
-def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
-    """The context with the task's overseers, checker and texts.
-
-    A tool of the context replaces the task's tool of the same name.
-    """
-    return replace(
-        context,
-        overseers=task.overseers(),
-        tools={**task.tools(), **context.tools},
-        checker=task.checker(),
-        max_tokens=task.answer_tokens,
-        system_prompt=task.system_prompt,
-        normalise=task.normalise,
-        canonical=task.canonical,
-    )
+        context, limits = with_spend_limit(self.context), self.context.limits
+        node = NodeRef(question, question_id, "", retries=context.asked_before("", question))
+        return await answer_directly(context, node, Budget(limits.calls, limits.tokens))
 
 
 @dataclass(frozen=True)

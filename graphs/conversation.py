@@ -13,7 +13,7 @@ from reflux.graphs.amplify.context import silent
 from reflux.graphs.amplify.state import Status, accepted_status, is_accepted
 from reflux.graphs.ask import Origin, recorded
 from reflux.graphs.ask_options import AskOptions
-from reflux.graphs.traces.events import Event, answered
+from reflux.graphs.traces.events import Event, answered, called
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey
 
@@ -47,18 +47,7 @@ async def answer_chat(
     async def answer(vote: int, request: ChatRequest) -> Completion:
         key = CallKey(question_id, "", "answer", vote=vote)
         reply = await _reply(recorded_client, key, request, vote, hear)
-        emit(
-            {
-                "event": "called",
-                "path": "",
-                "role": "answer",
-                "model": request.model,
-                "tokens": reply.tokens,
-                "cached": reply.cached,
-                "seconds": reply.seconds,
-                "left": {},
-            }
-        )
+        emit(called("", "answer", request.model, reply, {}))
         return reply
 
     async def judge(answer: str | None, status: Status, error: str | None) -> None:

@@ -25,7 +25,7 @@ from reflux.agents.overseers.protocol import Overseer, follow_of
 from reflux.agents.redaction import question_problem, redact
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.sampling import (
+from reflux.graphs.amplify.direct_answer import (
     NodeRef,
     chain_link_request,
     record_answer,

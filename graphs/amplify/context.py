@@ -11,15 +11,16 @@ from reflux.agents.errors import UsageError, check_range
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import Grants, Tool
-from reflux.agents.types import Completion, Turn
+from reflux.agents.types import ChatRequest, Completion, Turn
 from reflux.agents.verifiers.red_flags import RedFlags
 from reflux.agents.verifiers.rules import Checker, RuleChecker
 from reflux.agents.verifiers.verifier import Equivalence, Verifier
-from reflux.graphs.amplify.experts import Combiner, Expert, Vote
-from reflux.graphs.traces.events import Event
+from reflux.graphs.amplify.state import Spent
+from reflux.graphs.traces.events import Event, called
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.revisions import AGAIN, Override
 from reflux.graphs.traces.store import CallKey
+from reflux.graphs.voting.combiners import Combiner, Expert, PluralityVote
 from reflux.graphs.voting.voting import VotePolicy
 
 Action = Literal["retry", "other", "human"]
@@ -138,6 +139,14 @@ def silent(event: Event) -> None:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """A model's last completion, and the cost of all its turns."""
+
+    completion: Completion
+    spent: Spent
+
+
+@dataclass(frozen=True)
 class AmplifyContext:
     """All that the graph needs beside its state."""
 
@@ -176,7 +185,7 @@ class AmplifyContext:
     """Experts to ask by name, `to="expert:NAME"`, or all together, `to="experts"`."""
     everyone: bool = False
     """All experts answer every question that the overseer leaves to the agent."""
-    combiner: Combiner = field(default_factory=Vote)
+    combiner: Combiner = field(default_factory=PluralityVote)
     """Makes one answer of several experts' answers."""
     spend_limit: SpendLimit = field(default_factory=SpendLimit)
     """Seconds and money of the question, and of its run."""
@@ -217,22 +226,19 @@ class AmplifyContext:
         """The messages that ask one copy one question."""
         return answer_prompt(question, persona or self.system_prompt)
 
-    def heard(self, key: CallKey, model: str, reply: Completion) -> None:
-        """Pay for a reply and emit its event."""
-        self.spend_limit.pay(model, reply)
+    async def ask(self, key: CallKey, request: ChatRequest) -> Reply:
+        """Make one recorded call, pay for it, and emit its event.
+
+        Raises:
+            EndpointError: it failed for good.
+        """
+        completion = await self.recorded_client.ask(key, request)
+        self.spend_limit.pay(request.model, completion)
         if self.emit is not silent:
-            self.emit(
-                {
-                    "event": "called",
-                    "path": key.path,
-                    "role": key.role,
-                    "model": model,
-                    "tokens": reply.tokens,
-                    "cached": reply.cached,
-                    "seconds": reply.seconds,
-                    "left": self.spend_limit.left(),
-                }
-            )
+            left = self.spend_limit.left()
+            self.emit(called(key.path, key.role, request.model, completion, left))
+        spent: Spent = {"calls": 1, "cached": int(completion.cached), "tokens": completion.tokens}
+        return Reply(completion, spent)
 
 
 def validate_context(context: AmplifyContext) -> None:

@@ -11,7 +11,6 @@ from reflux.agents.types import Ask, SubQuestion
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import (
     AmplifyState,
-    Outcome,
     SubTask,
     exchange_error,
     left_of,
@@ -57,44 +56,29 @@ async def dispatch(state: AmplifyState) -> str | list[Send]:
     if not state["batch"]:
         return "check"
     done = {result["index"]: result["outcome"] for result in state["results"]}
-    ancestors = [*state["ancestors"], state["question"]]
     ready: list[Send] = []
     for index, entry in enumerate(state["batch"]):
         if index in done or any(need not in done for need in entry["needs"]):
             continue
-        ready.append(Send("subtask", _subtask(state, ancestors, index, entry, done)))
+        answers = {need: done[need]["answer"] for need in entry["needs"]}
+        failed = [need for need, answer in answers.items() if answer is None]
+        filled = {need: answer or "" for need, answer in answers.items()}
+        task: SubTask = {
+            "index": index,
+            "question": SubQuestion(entry["text"]).filled(filled),
+            # `step` counts the step that asked already; its children carry that step's number.
+            "path": f"{state['path']}/{state['attempt']}.{state['step'] - 1}.{index}",
+            "depth": state["depth"] + 1,
+            "ancestors": [*state["ancestors"], state["question"]],
+            "question_id": state["question_id"],
+            "retries": entry["retries"],
+            "calls": entry["calls"],
+            "tokens": entry["tokens"],
+            "to": entry["to"],
+            "blocked": f"needs sub-question {failed[-1]}, which failed" if failed else None,
+        }
+        ready.append(Send("subtask", task))
     return ready
-
-
-def _subtask(
-    state: AmplifyState,
-    ancestors: list[str],
-    index: int,
-    entry: dict[str, Any],
-    done: dict[int, Outcome],
-) -> SubTask:
-    blocked: str | None = None
-    answers: dict[int, str] = {}
-    for need in entry["needs"]:
-        answer = done[need]["answer"]
-        if answer is None:
-            blocked = f"needs sub-question {need}, which failed"
-        answers[need] = answer or ""
-    text = SubQuestion(entry["text"]).filled(answers)
-    # `step` counts the step that asked already; its children carry that step's number.
-    return {
-        "index": index,
-        "text": text,
-        "path": f"{state['path']}/{state['attempt']}.{state['step'] - 1}.{index}",
-        "depth": state["depth"] + 1,
-        "ancestors": ancestors,
-        "question_id": state["question_id"],
-        "retries": entry["retries"],
-        "calls": entry["calls"],
-        "tokens": entry["tokens"],
-        "to": entry["to"],
-        "blocked": blocked,
-    }
 
 
 async def aggregate(state: AmplifyState) -> Update:
@@ -102,16 +86,14 @@ async def aggregate(state: AmplifyState) -> Update:
     results = sorted(state["results"], key=lambda result: result["index"])
     if len(results) < len(state["batch"]):
         return {}  # Some still wait for what they need.
-    entries: list[dict[str, Any]] = []
-    for result in results:
-        outcome = result["outcome"]
-        entries.append(
-            {
-                "question": result["question"],
-                "answer": outcome["answer"],
-                "error": exchange_error(outcome),
-            }
-        )
+    entries = [
+        {
+            "question": result["question"],
+            "answer": result["outcome"]["answer"],
+            "error": exchange_error(result["outcome"]),
+        }
+        for result in results
+    ]
     return {
         "transcript": [*state["transcript"], *entries],
         "spent": plus(state["spent"], *(result["outcome"]["spent"] for result in results)),

@@ -26,17 +26,16 @@ from reflux.agents.redaction import question_problem, redact
 from reflux.agents.types import Answer, Chain, Defer, step_from_json, step_to_json
 from reflux.graphs.amplify.chain import walk_chain
 from reflux.graphs.amplify.context import AmplifyContext, listening, validate_context
+from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
 from reflux.graphs.amplify.dispatch import aggregate, ask_batch, dispatch
-from reflux.graphs.amplify.sampling import NodeRef
-from reflux.graphs.amplify.self_consistency import answer_directly
 from reflux.graphs.amplify.state import (
-    NOTHING_SPENT,
     AmplifyState,
     Outcome,
-    Spent,
     SubResult,
     SubTask,
     failed_outcome,
+    fresh_state,
+    human_outcome,
     is_accepted,
     left_of,
     plus,
@@ -44,7 +43,6 @@ from reflux.graphs.amplify.state import (
 from reflux.graphs.amplify.steps import StepResult, overseer_of, retry_index, take_step
 from reflux.graphs.amplify.verify import check
 from reflux.graphs.traces.events import answered
-from reflux.graphs.traces.revisions import Override
 
 Ran = Runtime[AmplifyContext]
 Update = dict[str, Any]
@@ -63,43 +61,18 @@ def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifySt
     """
     validate_context(context)
     limits, question = context.limits, redact(question)
-    retries = context.asked_before("", question)
-    return _fresh(question, question_id, "", 0, [], limits.calls, limits.tokens, retries)
-
-
-def _fresh(
-    question: str,
-    question_id: str,
-    path: str,
-    depth: int,
-    ancestors: list[str],
-    calls: int,
-    tokens: int,
-    retries: int,
-) -> AmplifyState:
-    return {
-        "question": question,
-        "question_id": question_id,
-        "path": path,
-        "depth": depth,
-        "ancestors": ancestors,
-        "calls": calls,
-        "tokens": tokens,
-        "retries": retries,
-        "spent": NOTHING_SPENT,
-        "attempt": 0,
-        "step": 0,
-        "transcript": [],
-        "first_step": None,
-        "batch": [],
-        "results": [],
-        "proposal": None,
-        "truncated": False,
-        "error": None,
-        "proposals": [],
-        "passed": [],
-        "outcome": None,
-    }
+    return fresh_state(
+        {
+            "question": question,
+            "question_id": question_id,
+            "path": "",
+            "depth": 0,
+            "ancestors": [],
+            "calls": limits.calls,
+            "tokens": limits.tokens,
+            "retries": context.asked_before("", question),
+        }
+    )
 
 
 def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
@@ -146,21 +119,23 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     if isinstance(step, Defer):
         return {**advance, "error": DEFERRED_AGAIN}
     state = {**state, "spent": spent}
-    if state["depth"] >= context.limits.depth:
-        return {**advance, **await leave_to_agent(state, context)}
+    has_parts = isinstance(step, Chain) or step.subquestions
+    if state["depth"] >= context.limits.depth or not has_parts:
+        return {**advance, **await _leave_to_agent(state, context)}
     if isinstance(step, Chain):
         return {**advance, **await _chained(state, context, step)}
-    if not step.subquestions:
-        return {**advance, **await leave_to_agent(state, context)}
     return {**advance, **ask_batch(state, context, step)}
+
+
+def _node(state: AmplifyState, context: AmplifyContext) -> NodeRef:
+    number = retry_index(state, context)
+    return NodeRef(state["question"], state["question_id"], state["path"], state["step"], number)
 
 
 async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -> Update:
     """Walk a chain within this graph node; its end is the overseer's answer."""
-    number = retry_index(state, context)
-    node = NodeRef(state["question"], state["question_id"], state["path"], state["step"], number)
     overseer = overseer_of(state, context)
-    result = await walk_chain(context, node, overseer, chain, left_of(state))
+    result = await walk_chain(context, _node(state, context), overseer, chain, left_of(state))
     outcome, spent = result.outcome, plus(state["spent"], result.outcome["spent"])
     return {
         "proposal": outcome["answer"] if is_accepted(outcome["status"]) else None,
@@ -170,19 +145,9 @@ async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -
     }
 
 
-async def leave_to_agent(state: AmplifyState, context: AmplifyContext) -> Update:
+async def _leave_to_agent(state: AmplifyState, context: AmplifyContext) -> Update:
     """Let the agent answer the question undivided."""
-    left = left_of(state)
-    outcome = await answer_directly(
-        context,
-        question=state["question"],
-        question_id=state["question_id"],
-        path=state["path"],
-        retries=retry_index(state, context),
-        step=state["step"],
-        calls=left.calls,
-        tokens=left.tokens,
-    )
+    outcome = await answer_directly(context, _node(state, context), left_of(state))
     return {
         "proposal": outcome["answer"],
         "truncated": outcome["status"] == "truncated",
@@ -196,92 +161,46 @@ async def subtask(task: SubTask, runtime: Ran) -> Update:
     spans, model = runtime.context.recorded_client.spans, runtime.context.model
     async with runtime.context.concurrency.at(task["depth"]):
         context = _context(runtime)
-        again = context.asked_before(task["path"], task["text"])
-        task = {**task, "retries": task["retries"] + again}
-        context.emit(
-            {"event": "asked", "path": task["path"], "question": task["text"], "to": task["to"]}
-        )
-        state = _fresh(
-            task["text"],
-            task["question_id"],
-            task["path"],
-            task["depth"],
-            task["ancestors"],
-            task["calls"],
-            task["tokens"],
-            task["retries"],
-        )
-        with spans.node(task["path"], task["to"], model) as span:
+        path, question = task["path"], task["question"]
+        context.emit({"event": "asked", "path": path, "question": question, "to": task["to"]})
+        state = fresh_state(task)
+        state["retries"] += context.asked_before(path, question)
+        with spans.node(path, task["to"], model) as span:
             outcome = await _resolve(state, task, context)
             span.ended(outcome["status"])
-    result: SubResult = {"index": task["index"], "question": task["text"], "outcome": outcome}
+    result: SubResult = {"index": task["index"], "question": task["question"], "outcome": outcome}
     return {"results": [result]}
 
 
 async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) -> Outcome:
     override = context.override(state["path"], state["question"])
     if override is not None and override.answer is not None:
-        return await _overridden(state, context, override.answer, override)
+        answer = context.normalise(override.answer)
+        outcome = human_outcome(answer, override.calls, override.tokens)
+        return await _recorded(state, context, outcome, by="human")
     reason = task["blocked"] or screened(state, context)
     if reason is not None:
-        return await _refuse(state, context, reason)
+        return await _recorded(state, context, failed_outcome(reason))
     if task["to"]:
-        return await _answered(task, context, NOTHING_SPENT)
+        return await answer_directly(context, _node(state, context), left_of(state), task["to"])
     taken = await take_step(state, context)
-    step, spent = taken.step, taken.spent
-    if step is None:
-        return await _refuse(state, context, taken.error or "no step", spent)
+    step = taken.step
+    if step is None or isinstance(step, Defer):
+        reason = taken.error or ("no step" if step is None else DEFERRED_AGAIN)
+        return await _recorded(state, context, {**failed_outcome(reason), "spent": taken.spent})
     if isinstance(step, Answer):
         answer = context.normalise(step.text)
-        return {"answer": answer, "status": "unchecked", "error": None, "spent": spent}
-    if isinstance(step, Defer):
-        return await _refuse(state, context, DEFERRED_AGAIN, spent)
+        return {"answer": answer, "status": "unchecked", "error": None, "spent": taken.spent}
+    state = {**state, "spent": taken.spent}
     divided = isinstance(step, Chain) or bool(step.subquestions)
     if divided and state["depth"] < context.limits.depth:
-        deeper = await _level().ainvoke(
-            {**state, "first_step": step_to_json(step), "spent": spent}, context=context
+        deeper = await compiled_graph().ainvoke(
+            {**state, "first_step": step_to_json(step)}, context=context
         )
         return deeper["outcome"]
-    return await _answered(task, context, spent)
-
-
-async def _answered(task: SubTask, context: AmplifyContext, spent: Spent) -> Outcome:
-    """Answer directly, with what the overseer left of the sub-question's share."""
-    outcome = await answer_directly(
-        context,
-        question=task["text"],
-        question_id=task["question_id"],
-        path=task["path"],
-        calls=max(0, task["calls"] - spent["calls"]),
-        tokens=max(0, task["tokens"] - spent["tokens"]),
-        retries=task["retries"],
-        to=task["to"],
-    )
-    return {**outcome, "spent": plus(spent, outcome["spent"])}
-
-
-async def _overridden(
-    state: AmplifyState, context: AmplifyContext, answer: str, override: Override
-) -> Outcome:
-    """A sub-question that a human answered; what it cost before stays charged."""
-    spent: Spent = {"calls": override.calls, "cached": override.calls, "tokens": override.tokens}
-    outcome: Outcome = {
-        "answer": context.normalise(answer),
-        "status": "ok",
-        "error": None,
-        "spent": spent,
-    }
-    await _record(state, context, outcome, by="human")
-    return outcome
-
-
-async def _refuse(
-    state: AmplifyState, context: AmplifyContext, reason: str, spent: Spent = NOTHING_SPENT
-) -> Outcome:
-    """Record a sub-question that failed before any copy was asked."""
-    outcome: Outcome = {**failed_outcome(reason), "spent": spent}
-    await _record(state, context, outcome)
-    return outcome
+    # The agent gets what the overseer left of the sub-question's share.
+    outcome = await answer_directly(context, _node(state, context), left_of(state))
+    return {**outcome, "spent": plus(taken.spent, outcome["spent"])}
 
 
 async def record(state: AmplifyState, runtime: Ran) -> Update:
@@ -289,13 +208,13 @@ async def record(state: AmplifyState, runtime: Ran) -> Update:
     outcome = state["outcome"]
     if outcome is None:
         raise RefluxError("the graph reached its end without an outcome; please report this")
-    await _record(state, _context(runtime), outcome)
+    await _recorded(state, _context(runtime), outcome)
     return {}
 
 
-async def _record(
+async def _recorded(
     state: AmplifyState, context: AmplifyContext, outcome: Outcome, **more: str
-) -> None:
+) -> Outcome:
     await context.recorded_client.store.add_judgement(
         state["question_id"],
         state["path"],
@@ -305,6 +224,7 @@ async def _record(
         key="0",
     )
     context.emit(answered(state["path"], False, outcome))
+    return outcome
 
 
 async def _onward(state: AmplifyState) -> str:
@@ -331,6 +251,6 @@ def build_graph() -> StateGraph[AmplifyState, AmplifyContext, AmplifyState, Ampl
 
 
 @cache
-def _level() -> Any:
-    """The graph of one level; it inherits the caller's checkpointer."""
+def compiled_graph() -> Any:
+    """The graph, compiled; within another graph it inherits that graph's checkpointer."""
     return cast(Any, build_graph()).compile()

@@ -4,6 +4,7 @@ No LangGraph, no parallel branches, no interrupts; the same calls, answers and b
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from reflux.agents.budget import Budget
 from reflux.agents.overseers.protocol import reserve_of
@@ -11,8 +12,8 @@ from reflux.agents.redaction import is_unicode
 from reflux.agents.types import Answer, Ask, Chain, Exchange, SubQuestion
 from reflux.graphs.amplify.chain import walk_chain
 from reflux.graphs.amplify.context import AmplifyContext, tries
-from reflux.graphs.amplify.sampling import NodeRef
-from reflux.graphs.amplify.self_consistency import answer_directly
+from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
+from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import (
     NOTHING_SPENT,
     Outcome,
@@ -25,7 +26,7 @@ from reflux.graphs.amplify.state import (
     is_accepted,
     plus,
 )
-from reflux.graphs.amplify.steps import ModelCalls, StepContext, overseer_at
+from reflux.graphs.amplify.steps import StepContext, overseer_at
 from reflux.graphs.amplify.verify import UNEXAMINED, judged
 from reflux.graphs.traces.store import CallKey
 
@@ -51,23 +52,23 @@ async def amplify_reference(
     passed: list[str] = []
     spent = NOTHING_SPENT
     status: Status = "failed"
-    for attempt in range(max(1, limits.attempts)):
+    for number in range(max(1, limits.attempts)):
         left = budget.minus(spent["calls"], spent["tokens"])
-        proposal, used, direct, transcript, step, truncated = await _attempt(
-            context, question, question_id, path, depth, ancestors, left, retries, attempt,
-        )  # fmt: skip
-        spent, unexamined = plus(spent, used), False
-        if direct is not None:  # A direct answer below the root is not tried again.
-            return {**direct, "spent": spent}
+        retry_index = tries(retries, number, depth, limits)
+        node = NodeRef(question, question_id, path, 0, retry_index)
+        attempt = await _attempt(context, node, depth, ancestors, left, number)
+        spent, unexamined = plus(spent, attempt.spent), False
+        if attempt.direct is not None:  # A direct answer below the root is not tried again.
+            return {**attempt.direct, "spent": spent}
+        proposal = attempt.proposal
         if proposal is not None:
-            key = CallKey(question_id, path, "overseer", step, attempt)
+            key = CallKey(question_id, path, "overseer", attempt.steps, number)
             left = budget.minus(spent["calls"], spent["tokens"])
-            retry_index = tries(retries, attempt, depth, limits)
-            calls = ModelCalls(context, key, retry_index, left, role="overseer.ask.check")
-            verdict, used = await judged(context, calls, question, proposal, transcript)
-            spent = plus(spent, used)
+            calls = ModelCalls(context, key, retry_index, left, "overseer.ask.check")
+            verdict, cost = await judged(context, calls, question, proposal, attempt.transcript)
+            spent = plus(spent, cost)
             if verdict.ok and context.checks.confirmed(passed, proposal):
-                status = accepted_status(has_check=context.has_check, truncated=truncated)
+                status = accepted_status(has_check=context.has_check, truncated=attempt.truncated)
                 return {"answer": proposal, "status": status, "error": None, "spent": spent}
             (passed if verdict.ok else proposals).append(proposal)
             unexamined = verdict.rule == UNEXAMINED
@@ -79,89 +80,113 @@ async def amplify_reference(
     return {"answer": best, "status": status, "error": status, "spent": spent}
 
 
+@dataclass
+class _Attempt:
+    """How one attempt ended."""
+
+    proposal: str | None = None
+    spent: Spent = field(default_factory=lambda: NOTHING_SPENT)
+    direct: Outcome | None = None
+    """The outcome of a direct answer below the root, or of a chain that an endpoint ended."""
+    transcript: list[Exchange] = field(default_factory=list[Exchange])
+    steps: int = 0
+    truncated: bool = False
+    """The token limit cut the proposal."""
+
+
 async def _attempt(
     context: AmplifyContext,
-    question: str,
-    question_id: str,
-    path: str,
+    node: NodeRef,
     depth: int,
     ancestors: Sequence[str],
     budget: Budget,
-    retries: int,
-    attempt: int,
-) -> tuple[str | None, Spent, Outcome | None, list[Exchange], int, bool]:
-    """One attempt: (proposal or None, spent, the outcome of a direct answer below the root,
-    transcript, steps taken, whether the token limit cut the proposal)."""
-    overseer = overseer_at(context, attempt)
-    transcript: list[Exchange] = []
-    spent = NOTHING_SPENT
+    number: int,
+) -> _Attempt:
+    """Attempt `number` at a question; `node` holds its retry index."""
+    question, path = node.question, node.path
+    overseer = overseer_at(context, number)
     may_ask = depth < context.limits.depth
-    retry_index = tries(retries, attempt, depth, context.limits)
+    result = _Attempt()
+
+    def left() -> Budget:
+        return budget.minus(result.spent["calls"], result.spent["tokens"])
+
     for step_number in range(context.limits.steps):
-        first_below_root = path != "" and attempt == 0 and step_number == 0
-        left = budget.minus(spent["calls"], spent["tokens"])
-        key = CallKey(question_id, path, "overseer", step_number, attempt)
-        step_context = StepContext(context, key, retry_index, left, question, transcript, may_ask)
+        first_below_root = path != "" and number == 0 and step_number == 0
+        step_context = StepContext(
+            context,
+            CallKey(node.question_id, path, "overseer", step_number, number),
+            node.retries,
+            left(),
+            "overseer.ask",
+            question=question,
+            transcript=result.transcript,
+            may_ask=may_ask,
+        )
+        result.steps = step_number
         try:
             step = await overseer.act(step_context)
         except Exception:  # noqa: BLE001 - an overseer is the user's code
-            spent = plus(spent, step_context.spent)
-            failure: Outcome = {**failed_outcome("the overseer failed"), "spent": spent}
-            return (
-                None,
-                spent,
-                failure if first_below_root else None,
-                transcript,
-                step_number,
-                False,
-            )
-        spent = plus(spent, step_context.spent)
+            step = None
+        result.spent = plus(result.spent, step_context.spent)
+        if step is None:
+            if first_below_root:
+                failure = failed_outcome("the overseer failed")
+                result.direct = {**failure, "spent": result.spent}
+            return result
+        result.steps += 1
         if isinstance(step, Answer):
-            text = context.normalise(step.text)
-            primitive: Outcome = {
-                "answer": text, "status": "unchecked", "error": None, "spent": spent
-            }  # fmt: skip
-            direct = primitive if first_below_root else None
-            return text, spent, direct, transcript, step_number + 1, False
+            result.proposal = context.normalise(step.text)
+            if first_below_root:
+                result.direct = {
+                    "answer": result.proposal,
+                    "status": "unchecked",
+                    "error": None,
+                    "spent": result.spent,
+                }
+            return result
         if isinstance(step, Chain) and may_ask:
-            node = NodeRef(question, question_id, path, step_number + 1, retry_index)
-            left = budget.minus(spent["calls"], spent["tokens"])
-            chain = await walk_chain(context, node, overseer, step, left)
-            spent = plus(spent, chain.outcome["spent"])
-            answer = chain.outcome["answer"] if is_accepted(chain.outcome["status"]) else None
-            ended: Outcome | None = {**chain.outcome, "spent": spent} if chain.interrupted else None
-            return answer, spent, ended, transcript, step_number + 1, False
+            chain_node = replace(node, step=step_number + 1)
+            chain = await walk_chain(context, chain_node, overseer, step, left())
+            result.spent = plus(result.spent, chain.outcome["spent"])
+            if is_accepted(chain.outcome["status"]):
+                result.proposal = chain.outcome["answer"]
+            if chain.interrupted:
+                result.direct = {**chain.outcome, "spent": result.spent}
+            return result
         batch = step.subquestions if isinstance(step, Ask) else ()
-        left = budget.minus(spent["calls"], spent["tokens"])
         if not batch or not may_ask:
-            reply = await answer_directly(
-                context, question=question, question_id=question_id, path=path,
-                calls=left.calls, tokens=left.tokens, retries=retry_index,
-                step=0 if first_below_root else step_number,
-            )  # fmt: skip
-            spent = plus(spent, reply["spent"])
-            whole: Outcome = {**reply, "spent": spent}
-            direct = whole if first_below_root else None
-            truncated = reply["status"] == "truncated"
-            return reply["answer"], spent, direct, transcript, step_number + 1, truncated
+            step_node = replace(node, step=0 if first_below_root else step_number)
+            reply = await answer_directly(context, step_node, left())
+            result.spent = plus(result.spent, reply["spent"])
+            result.proposal, result.truncated = reply["answer"], reply["status"] == "truncated"
+            if first_below_root:
+                result.direct = {**reply, "spent": result.spent}
+            return result
         if len(batch) > context.limits.fanout or _has_forward_needs(batch):
-            return None, spent, None, transcript, step_number + 1, False
+            return result
         outcomes: list[Outcome] = []
         reserve = reserve_of(overseer)
-        shares = left.minus(reserve.calls, reserve.tokens).split(len(batch))
+        shares = left().minus(reserve.calls, reserve.tokens).split(len(batch))
         for index, (sub, share) in enumerate(zip(batch, shares, strict=True)):
             text = sub.filled({need: outcomes[need]["answer"] or "" for need in sub.needs})
             if any(outcomes[need]["answer"] is None for need in sub.needs):
                 outcome = failed_outcome("needs a sub-question that failed")
             else:
                 outcome = await amplify_reference(
-                    context, text, question_id, f"{path}/{attempt}.{step_number}.{index}",
-                    depth + 1, [*ancestors, question], share, retry_index,
-                )  # fmt: skip
+                    context,
+                    text,
+                    node.question_id,
+                    f"{path}/{number}.{step_number}.{index}",
+                    depth + 1,
+                    [*ancestors, question],
+                    share,
+                    node.retries,
+                )
             outcomes.append(outcome)
-            transcript.append(Exchange(text, outcome["answer"], exchange_error(outcome)))
-        spent = plus(spent, *(o["spent"] for o in outcomes))
-    return None, spent, None, transcript, context.limits.steps, False
+            result.transcript.append(Exchange(text, outcome["answer"], exchange_error(outcome)))
+        result.spent = plus(result.spent, *(outcome["spent"] for outcome in outcomes))
+    return result
 
 
 def _has_forward_needs(batch: Sequence[SubQuestion]) -> bool:

@@ -12,6 +12,7 @@ from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import Exchange
 from reflux.agents.verifiers.rules import Verdict
 from reflux.graphs.amplify.context import AmplifyContext, listening
+from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import (
     NOTHING_SPENT,
     AmplifyState,
@@ -22,7 +23,7 @@ from reflux.graphs.amplify.state import (
     left_of,
     plus,
 )
-from reflux.graphs.amplify.steps import ModelCalls, retry_index
+from reflux.graphs.amplify.steps import retry_index
 from reflux.graphs.traces.store import CallKey
 
 UNCONFIRMED = "unconfirmed"
@@ -69,7 +70,17 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
     if proposal is not None:
         by_human, verdict = context.checks.by_human(state["attempt"]), Verdict(True)
         if not by_human:
-            verdict, cost = await _judged(state, context, proposal)
+            calls = ModelCalls(
+                context,
+                CallKey(
+                    state["question_id"], state["path"], "overseer", state["step"], state["attempt"]
+                ),
+                retry_index(state, context),
+                left_of(state),
+                role="overseer.ask.check",
+            )
+            transcript = [Exchange(**exchange) for exchange in state["transcript"]]
+            verdict, cost = await judged(context, calls, state["question"], proposal, transcript)
             spent = plus(spent, cost)
         ok, rule, reason = verdict.ok, verdict.rule, verdict.reason
         if by_human or context.has_check:
@@ -115,13 +126,3 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         "passed": passed,
         "spent": spent,
     }
-
-
-async def _judged(
-    state: AmplifyState, context: AmplifyContext, proposal: str
-) -> tuple[Verdict, Spent]:
-    key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
-    number, limit = retry_index(state, context), left_of(state)
-    calls = ModelCalls(context, key, number, limit, role="overseer.ask.check")
-    transcript = [Exchange(**said) for said in state["transcript"]]
-    return await judged(context, calls, state["question"], proposal, transcript)

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
-from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.context import AmplifyContext, Reply
+from reflux.graphs.amplify.direct_answer import NodeRef, record_answer, sample_answer
 from reflux.graphs.amplify.interrupts import with_spend_limit
-from reflux.graphs.amplify.sampling import NodeRef, Reply, record_answer, sample_answer
 from reflux.graphs.amplify.state import Outcome, Spent, Status, accepted_status, plus
 from reflux.graphs.ask import Origin, System, answer_every
 from reflux.graphs.evals.eval_task import EvalTask

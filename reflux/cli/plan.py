@@ -18,9 +18,9 @@ from reflux.cli.progress import ProgressView
 from reflux.finetune.config import RoundsConfig
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Direct, Origin, answer_every, task_context
+from reflux.graphs.ask import Direct, Origin, answer_every
 from reflux.graphs.evals.metrics import wilson
-from reflux.graphs.evals.task import Task, score_held_out
+from reflux.graphs.evals.task import Task, score_held_out, task_context
 from reflux.graphs.evals.vote_log import (
     Measured,
     VotedQuestion,

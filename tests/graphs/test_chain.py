@@ -25,11 +25,11 @@ from reflux.agents.types import (
     step_to_json,
 )
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.recompute import override
 from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.evals.answers import Ledger
+from reflux.graphs.recompute import override
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from reflux.agents.errors import RefluxError
 from reflux.agents.redaction import redact
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.state import Outcome, is_accepted
+from reflux.graphs.amplify.state import Outcome, human_outcome, is_accepted
 from reflux.graphs.ask import Amplified, System
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.revisions import (
@@ -119,9 +119,8 @@ async def _append(store: TraceStore, latest: str, path: str, change: Override) -
             break
         latest = id  # Another process added an override first.
     if path == "" and change.answer is not None:
-        spent = {"calls": change.calls, "cached": change.calls, "tokens": change.tokens}
-        detail = {"question": change.question, "answer": change.answer, "status": "ok"}
-        detail |= {"error": None, "by": "human", "spent": spent}
+        ending = human_outcome(change.answer, change.calls, change.tokens)
+        detail = {"question": change.question, **ending, "by": "human"}
         await store.add_judgement(id, "", "outcome", True, detail, author="human", key="0")
     return id
 
@@ -130,13 +129,7 @@ def root_answer(store: TraceStore, question_id: str) -> Outcome | None:
     """The outcome of a revision whose root a human answered."""
     for path, change in overrides_made(store, question_id):
         if path == "" and change["answer"] is not None:
-            calls, tokens = change["calls"], change["tokens"]
-            return {
-                "answer": change["answer"],
-                "status": "ok",
-                "error": None,
-                "spent": {"calls": calls, "cached": calls, "tokens": tokens},
-            }
+            return human_outcome(change["answer"], change["calls"], change["tokens"])
     return None
 
 
