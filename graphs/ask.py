@@ -1,13 +1,13 @@
 """The one way to ask a question: check it, record it with its options, run it, report its end.
 
-Every command, server and API calls `ask`; evaluations and rounds call `answer_every`.
+Every command, server and API calls `ask`; evaluations and rounds call `answer_all`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -33,6 +33,8 @@ from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 
+T = TypeVar("T")
+
 
 class System(Protocol):
     """Anything that answers a question under an id and says what that cost."""
@@ -48,8 +50,8 @@ class Amplified:
     """Amplify^H(X): the amplification graph."""
 
     def __init__(self, context: AmplifyContext, *, nested: Any = None) -> None:
-        """`nested` is the compiled graph to run as part of the graph that calls it: interrupts and
-        checkpoints are that graph's. Without it the run is separate, whichever graph calls it."""
+        """`nested`: the compiled graph to run within the graph that calls it, which then keeps its
+        interrupts and checkpoints. Without it the run is separate, whichever graph calls it."""
         self.context = context
         self._nested = nested
 
@@ -87,7 +89,6 @@ class Direct:
         self.context = replace(context, votes=votes or VotePolicy(max_votes=1), everyone=False)
 
     async def answer(self, question: str, question_id: str) -> Outcome:
-        """Ask the agent."""
         context, limits = with_spend_limit(self.context), self.context.limits
         node = NodeRef(question, question_id, "", retries=context.asked_before("", question))
         return await answer_directly(context, node, Budget(limits.calls, limits.tokens))
@@ -134,7 +135,7 @@ async def ask(
 
     Args:
         options: what the context was made of; by default what it tells of itself.
-        system: what answers; the amplification graph by default.
+        system: the amplification graph by default.
         checkpoints: keep a question that waits for a human, who may reply after a restart.
         wait: gets the replies of humans while this call lasts.
 
@@ -189,7 +190,7 @@ async def recorded(
 ) -> AsyncGenerator[None]:
     """Record a root question and its options in one commit; a cancelled block marks it stopped."""
     question_id = origin.question_id(question)
-    rows = [store.add_question({"id": question_id, "text": question, **vars(origin)})]
+    rows = [store.add_question(origin.row(question))]
     if options is not None:
         rows.append(save_options(store, question_id, options))
     await asyncio.gather(*rows)
@@ -208,9 +209,9 @@ async def _answered(system: System, question: str, origin: Origin) -> Answered:
 
 
 def _answer_of(store: TraceStore, question_id: str, progress: RunProgress, after: int) -> Answered:
-    outcome = progress.outcome
-    is_unusable = outcome is not None and exchange_error(outcome) is not None
-    failure = find_failure(store, question_id, after) if is_unusable else None
+    outcome, failure = progress.outcome, None
+    if outcome is not None and exchange_error(outcome) is not None:
+        failure = find_failure(store, question_id, after)
     return Answered(question_id, outcome, progress.pending, failure)
 
 
@@ -221,75 +222,57 @@ async def answer_all(
     *,
     max_concurrency: int = 32,
     on_done: Callable[[int], None] | None = None,
+    complete: bool = False,
 ) -> list[Outcome]:
     """Answer many questions, `max_concurrency` at a time; outcomes have the order of `questions`.
 
     Recorded answers of the same origin are replayed and cost no call; equal questions are answered
     once. The first exception ends all; what was recorded until then stays.
-    """
-    answers = await _answer_batch(system, origin, questions, max_concurrency, on_done)
-    return [cast(Outcome, answer.outcome) for answer in answers]
 
-
-async def answer_every(
-    system: System,
-    origin: Origin,
-    questions: Sequence[str],
-    *,
-    max_concurrency: int = 32,
-    on_done: Callable[[int], None] | None = None,
-) -> list[Outcome]:
-    """`answer_all` for scoring: a question that lost a call, or ran out of money, is an error.
+    Args:
+        complete: for scoring: a question that lost a call, or ran out of money, is an error.
 
     Raises:
-        EndpointError: the endpoint failed, if only for a moment; what it answered is recorded.
-        RefluxError: the run's spend limit is reached.
+        EndpointError: `complete`, and the endpoint failed, if only for a moment.
+        RefluxError: `complete`, and the run's spend limit is reached.
     """
-    answers = await _answer_batch(system, origin, questions, max_concurrency, on_done)
-    check_lost_calls(answers)
-    outcomes = [cast(Outcome, answer.outcome) for answer in answers]
-    check_spend_limit(outcomes, system.context.spend_limit)
-    return outcomes
-
-
-async def _answer_batch(
-    system: System,
-    origin: Origin,
-    questions: Sequence[str],
-    max_concurrency: int,
-    on_done: Callable[[int], None] | None,
-) -> list[Answered]:
-    questions = [redact(question) for question in questions]
-    gate = asyncio.Semaphore(max_concurrency)
-    store = system.context.recorded_client.store
+    gate, store = asyncio.Semaphore(max_concurrency), system.context.recorded_client.store
     done = 0
 
     async def answer(question: str) -> Answered:
         nonlocal done
         async with gate:
-            row = {"id": origin.question_id(question), "text": question, **vars(origin)}
-            await store.add_question(row)
+            await store.add_question(origin.row(question))
             answered = await _answered(system, question, origin)
         done += 1
         if on_done is not None:
             on_done(done)
         return answered
 
+    questions = [redact(question) for question in questions]
+    different = list(dict.fromkeys(questions))
+    with rare_collections():
+        by_question = dict(zip(different, await join([answer(q) for q in different]), strict=True))
+    answers = [by_question[question] for question in questions]
+    outcomes = [cast(Outcome, answer.outcome) for answer in answers]
+    if complete:
+        _check_lost_calls(answers)
+        _check_spend_limit(outcomes, system.context.spend_limit)
+    return outcomes
+
+
+async def join(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order; the first exception stops the other calls and is raised."""
     try:
-        with rare_collections():
-            async with asyncio.TaskGroup() as group:
-                tasks = {q: group.create_task(answer(q)) for q in dict.fromkeys(questions)}
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
-    return [tasks[question].result() for question in questions]
+    return [task.result() for task in tasks]
 
 
-def check_spend_limit(outcomes: Sequence[Outcome], spend_limit: SpendLimit) -> None:
-    """A run whose spend limit is reached must not look like an agent that fails.
-
-    Raises:
-        RefluxError: a limit is reached, and some question was not answered because of it.
-    """
+def _check_spend_limit(outcomes: Sequence[Outcome], spend_limit: SpendLimit) -> None:
+    """A run whose spend limit is reached must not look like an agent that fails."""
     cut = any(outcome["status"] in ("over_budget", "failed") for outcome in outcomes)
     if cut and (lacking := spend_limit.lacks) is not None:
         raise RefluxError(
@@ -298,13 +281,10 @@ def check_spend_limit(outcomes: Sequence[Outcome], spend_limit: SpendLimit) -> N
         )
 
 
-def check_lost_calls(answers: Sequence[Answered]) -> None:
+def _check_lost_calls(answers: Sequence[Answered]) -> None:
     """A question whose call failed must not look like a wrong answer, whatever was answered later.
 
     A refusal alone counts as the question's own failure, unless every question was refused.
-
-    Raises:
-        EndpointError: there are such questions without an accepted answer.
     """
     failures = [answer.failure for answer in answers if answer.failure is not None]
     lost = [failure for failure in failures if not failure.refused]

@@ -70,10 +70,10 @@ from .graphs.voting.stopping import (
     Sprt as Sprt,
     Weighted as Weighted,
 )
+from .graphs.voting import Vote as Vote
 from .graphs.voting.combiners import (
     Consensus as Consensus,
     Expert as Expert,
-    Vote as Vote,
     learned_weights as learned_weights,
 )
 from .graphs.voting.voting import Variant as Variant, VotePolicy as VotePolicy

@@ -3,15 +3,14 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import UsageError, check_range
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import Grants, Tool
-from reflux.agents.types import ChatRequest, Completion, Turn
+from reflux.agents.types import ChatRequest, Completion
 from reflux.agents.verifiers.red_flags import RedFlags
 from reflux.agents.verifiers.rules import Checker, RuleChecker
 from reflux.agents.verifiers.verifier import Equivalence, Verifier
@@ -66,14 +65,13 @@ class CheckPolicy:
 class ConcurrencyLimit:
     """Runs at most `max_open` sub-questions of each depth at a time; the others wait.
 
-    A tree's memory depends on this bound, not on its size: without it, every sub-question of a
-    level would start at once. A branch holds a slot of its own depth until it ends and waits only
-    for deeper ones, so no two branches deadlock. Questions that share a limit share the bound. It
-    serves one event loop at a time.
+    It bounds a tree's memory: without it, every sub-question of a level would start at once. A
+    branch holds a slot of its own depth until it ends and waits only for deeper ones, so no two
+    branches deadlock. It serves one event loop at a time.
     """
 
     def __init__(self, max_open: int = 256) -> None:
-        """A `max_open` below the client's concurrent requests limits those, too."""
+        # Fewer than the client's concurrent requests limit those, too.
         self.max_open = max_open
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gates: dict[int, asyncio.Semaphore] = {}
@@ -129,11 +127,6 @@ def tries(above: int, attempt: int, depth: int, limits: Limits) -> int:
     return above + attempt * max(1, limits.attempts) ** depth
 
 
-def as_asked(question: str) -> Sequence[str]:
-    """The default wording: the question itself."""
-    return (question,)
-
-
 def silent(event: Event) -> None:
     """The default listener, which ignores events."""
 
@@ -160,7 +153,7 @@ class AmplifyContext:
     votes: VotePolicy = field(default_factory=VotePolicy)
     flags: RedFlags = field(default_factory=RedFlags)
     """Which replies lose their vote."""
-    wordings: Callable[[str], Sequence[str]] = as_asked
+    wordings: Callable[[str], Sequence[str]] = lambda question: (question,)
     """Equivalent questions, the plainest first: vote i asks the one at i modulo their number."""
     same: Equivalence | None = None
     """Tells which votes mean the same answer where their normalised texts differ."""
@@ -190,13 +183,11 @@ class AmplifyContext:
     spend_limit: SpendLimit = field(default_factory=SpendLimit)
     """Seconds and money of the question, and of its run."""
     overrides: Mapping[str, Override] = field(default_factory=dict[str, Override])
-    """Humans' overrides of nodes, by path; see `reflux.graphs.traces.revisions`."""
+    """Humans' overrides of nodes, by path."""
     concurrency: ConcurrencyLimit = field(default_factory=ConcurrencyLimit)
-    """How many sub-questions of each depth run at once. It bounds a tree's memory and changes no
-    answer."""
+    """Changes no answer; questions that share it share the bound."""
     emit: Callable[[Event], None] = silent
-    """Receives every event of the growing tree; by default events leave by the graph's stream of
-    mode `custom`."""
+    """Receives every event; by default events leave by the graph's stream of mode `custom`."""
 
     @property
     def has_rules(self) -> bool:
@@ -208,10 +199,6 @@ class AmplifyContext:
         """True where a rule or a verifier tests the answers that the overseer gives."""
         return self.has_rules or bool(self.verifiers)
 
-    def answer_tokens(self, question: str) -> int:
-        """Maximum tokens of the answer to a question."""
-        return self.max_tokens if isinstance(self.max_tokens, int) else self.max_tokens(question)
-
     def override(self, path: str, question: str) -> Override | None:
         """A human's override of this question at this path."""
         override = self.overrides.get(path)
@@ -221,10 +208,6 @@ class AmplifyContext:
         """Retries that a question begins with, where a human had it asked again."""
         override = self.override(path, question)
         return override.again * AGAIN if override is not None else 0
-
-    def prompt(self, question: str, persona: str = "") -> tuple[Turn, ...]:
-        """The messages that ask one copy one question."""
-        return answer_prompt(question, persona or self.system_prompt)
 
     async def ask(self, key: CallKey, request: ChatRequest) -> Reply:
         """Make one recorded call, pay for it, and emit its event.
@@ -239,22 +222,3 @@ class AmplifyContext:
             self.emit(called(key.path, key.role, request.model, completion, left))
         spent: Spent = {"calls": 1, "cached": int(completion.cached), "tokens": completion.tokens}
         return Reply(completion, spent)
-
-
-def validate_context(context: AmplifyContext) -> None:
-    """Validate settings that are each in range but may contradict each other.
-
-    Raises:
-        UsageError: more attempts must agree than there are.
-    """
-    confirm, attempts = context.checks.confirm, context.limits.attempts
-    if confirm > max(1, attempts):
-        raise UsageError(
-            f"checks.confirm is {confirm} and limits.attempts only {attempts}: raise "
-            f"limits.attempts to {confirm} or more"
-        )
-
-
-def listening(context: AmplifyContext, writer: Callable[[Event], None]) -> AmplifyContext:
-    """The context with `writer` as its listener, unless it has one already."""
-    return context if context.emit is not silent else replace(context, emit=writer)

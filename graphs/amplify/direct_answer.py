@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError
+from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import CALL_SECONDS, ToolReply, guarded
 from reflux.agents.types import ChatRequest, Completion, Sampling
 from reflux.agents.verifiers.verifier import Equivalence
@@ -144,10 +145,9 @@ async def sample_answer(
     Raises:
         EndpointError: a call failed for good.
     """
-    role = f"answer:{expert.name}" if expert.name else "answer"
+    key = node.key(f"answer:{expert.name}" if expert.name else "answer", number)
     request = _request(context, node.question, number, left.tokens, expert)
-    tools = context.grants.get("answer", ())
-    return await run_tool_loop(context, tools, node.key(role, number), request, left)
+    return await run_tool_loop(context, context.grants.get("answer", ()), key, request, left)
 
 
 def first_request(context: AmplifyContext, question: str) -> ChatRequest:
@@ -164,25 +164,25 @@ def chain_link_request(context: AmplifyContext, question: str, number: int) -> C
 def _request(
     context: AmplifyContext, question: str, number: int, tokens: int, expert: Expert
 ) -> ChatRequest:
-    variant = context.votes.variant(number)
+    variant, max_tokens = context.votes.variant(number), context.max_tokens
+    max_tokens = max_tokens if isinstance(max_tokens, int) else max_tokens(question)
     sampling = Sampling(
         temperature=context.votes.warmth(number),
-        max_tokens=min(context.answer_tokens(question), tokens),
+        max_tokens=min(max_tokens, tokens),
         top_logprobs=context.top_logprobs,
         seed=context.seed + number,
         stop=context.stop,
     )
     wordings = context.wordings(question) or (question,)
     wording = variant.wording.replace("{question}", wordings[number % len(wordings)])
-    prompt = context.prompt(wording, expert.system or variant.system)
+    prompt = answer_prompt(wording, expert.system or variant.system or context.system_prompt)
     model = expert.model or variant.model or context.model
     return ChatRequest(model, prompt, sampling, vote=number)
 
 
 def vote_of(context: AmplifyContext, question: str, number: int, reply: Completion) -> Vote:
     """A copy's reply as a vote, which red flags and the check may refuse."""
-    text = context.normalise(reply.text)
-    weight = context.votes.variant(number).weight
+    text, weight = context.normalise(reply.text), context.votes.variant(number).weight
     if not text:  # Its tool turns or its budget may end before it says anything.
         ok, flag = False, "unanswered"
     elif flag := context.flags.of(reply):
@@ -252,8 +252,7 @@ async def _answer_by_panel(
 ) -> Outcome:
     """Ask every expert once and combine their answers.
 
-    The experts and the combiner share `budget` equally. A failed expert does not stop the others;
-    the judgement `panel` records every answer and their disagreement.
+    The experts and the combiner share `budget` equally. A failed expert does not stop the others.
     """
     number = first_vote(context, node)
     *shares, left = budget.split(len(experts) + 1)
@@ -285,10 +284,7 @@ async def _answer_by_panel(
 
 
 async def _answer_by_tool(context: AmplifyContext, node: NodeRef, name: str) -> Outcome:
-    """Answer `to="tool:NAME"`: the tool's reply is the answer, a refusal is a failure.
-
-    It costs no model call.
-    """
+    """The tool's reply is the answer, a refusal is a failure. It costs no model call."""
     tool = context.tools.get(name)
     context.emit({"event": "tool", "path": node.path, "tool": name, "arguments": node.question})
     if tool is None:

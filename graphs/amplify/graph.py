@@ -22,17 +22,18 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.overseers.protocol import reserve_of
 from reflux.agents.redaction import question_problem, redact
-from reflux.agents.types import Answer, Chain, Defer, step_from_json, step_to_json
+from reflux.agents.types import Answer, Ask, Chain, Defer, SubQuestion, step_from_json, step_to_json
 from reflux.graphs.amplify.chain import walk_chain
-from reflux.graphs.amplify.context import AmplifyContext, listening, validate_context
+from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
-from reflux.graphs.amplify.dispatch import aggregate, ask_batch, dispatch
 from reflux.graphs.amplify.state import (
     AmplifyState,
     Outcome,
     SubResult,
     SubTask,
+    exchange_error,
     failed_outcome,
     fresh_state,
     human_outcome,
@@ -40,7 +41,7 @@ from reflux.graphs.amplify.state import (
     left_of,
     plus,
 )
-from reflux.graphs.amplify.steps import StepResult, overseer_of, retry_index, take_step
+from reflux.graphs.amplify.steps import StepResult, listening, overseer_at, retry_index, take_step
 from reflux.graphs.amplify.verify import check
 from reflux.graphs.traces.events import answered
 
@@ -49,18 +50,18 @@ Update = dict[str, Any]
 DEFERRED_AGAIN = "a human deferred the question again"
 
 
-def _context(runtime: Ran) -> AmplifyContext:
-    return listening(runtime.context, runtime.stream_writer)
-
-
 def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifyState:
     """The state of a root question before its first step.
 
     Raises:
-        UsageError: no answer could meet the context's settings.
+        UsageError: more attempts must agree than there are.
     """
-    validate_context(context)
-    limits, question = context.limits, redact(question)
+    limits, question, confirm = context.limits, redact(question), context.checks.confirm
+    if confirm > max(1, limits.attempts):
+        raise UsageError(
+            f"checks.confirm is {confirm} and limits.attempts only {limits.attempts}: raise "
+            f"limits.attempts to {confirm} or more"
+        )
     return fresh_state(
         {
             "question": question,
@@ -89,7 +90,7 @@ def check_askable(question: str, context: AmplifyContext) -> None:
     """Validate a root question before anything is asked or recorded.
 
     Raises:
-        UsageError: it cannot be asked, or nothing could answer it in this context.
+        UsageError: it cannot be asked in this context.
     """
     if (reason := screened(begin(question, "", context), context)) is not None:
         raise UsageError(f"{reason}; ask another")
@@ -104,7 +105,7 @@ async def screen(state: AmplifyState, runtime: Ran) -> Update:
 
 async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     """Let the overseer take its next step."""
-    context = _context(runtime)
+    context = listening(runtime)
     if state["step"] >= context.limits.steps:
         return {"error": f"no answer after {context.limits.steps} steps"}
     first = state["first_step"]
@@ -119,12 +120,16 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     if isinstance(step, Defer):
         return {**advance, "error": DEFERRED_AGAIN}
     state = {**state, "spent": spent}
-    has_parts = isinstance(step, Chain) or step.subquestions
-    if state["depth"] >= context.limits.depth or not has_parts:
+    if not _divides(step, state, context):
         return {**advance, **await _leave_to_agent(state, context)}
     if isinstance(step, Chain):
         return {**advance, **await _chained(state, context, step)}
-    return {**advance, **ask_batch(state, context, step)}
+    return {**advance, **_ask_batch(state, context, step)}
+
+
+def _divides(step: Ask | Chain, state: AmplifyState, context: AmplifyContext) -> bool:
+    has_parts = isinstance(step, Chain) or bool(step.subquestions)
+    return has_parts and state["depth"] < context.limits.depth
 
 
 def _node(state: AmplifyState, context: AmplifyContext) -> NodeRef:
@@ -134,7 +139,7 @@ def _node(state: AmplifyState, context: AmplifyContext) -> NodeRef:
 
 async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -> Update:
     """Walk a chain within this graph node; its end is the overseer's answer."""
-    overseer = overseer_of(state, context)
+    overseer = overseer_at(context, state["attempt"])
     result = await walk_chain(context, _node(state, context), overseer, chain, left_of(state))
     outcome, spent = result.outcome, plus(state["spent"], result.outcome["spent"])
     return {
@@ -156,19 +161,97 @@ async def _leave_to_agent(state: AmplifyState, context: AmplifyContext) -> Updat
     }
 
 
+def _ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
+    """Split what is left of the budget among the sub-questions, in order."""
+    batch = ask.subquestions
+    if len(batch) > context.limits.fanout:
+        return {
+            "error": f"the overseer asked {len(batch)} sub-questions at once: raise limits.fanout "
+            f"from {context.limits.fanout}"
+        }
+    if any(not 0 <= need < index for index, s in enumerate(batch) for need in s.needs):
+        return {"error": "a sub-question may need only those before it in its batch"}
+    reserve = reserve_of(overseer_at(context, state["attempt"]))
+    left = left_of(state).minus(reserve.calls, reserve.tokens)
+    shares = left.split(len(batch))
+    return {
+        "batch": [
+            {
+                "text": sub.text,
+                "needs": list(sub.needs),
+                "to": sub.to,
+                **vars(share),
+                "retries": retry_index(state, context),
+            }
+            for sub, share in zip(batch, shares, strict=True)
+        ]
+    }
+
+
+async def dispatch(state: AmplifyState) -> str | list[Send]:
+    """Go to `check` with an answer or a failure; otherwise send each sub-question whose needs are
+    met and that was not sent yet."""
+    if not state["batch"]:
+        return "check"
+    done = {result["index"]: result["outcome"] for result in state["results"]}
+    ready: list[Send] = []
+    for index, entry in enumerate(state["batch"]):
+        if index in done or any(need not in done for need in entry["needs"]):
+            continue
+        answers = {need: done[need]["answer"] for need in entry["needs"]}
+        failed = [need for need, answer in answers.items() if answer is None]
+        filled = {need: answer or "" for need, answer in answers.items()}
+        task: SubTask = {
+            "index": index,
+            "question": SubQuestion(entry["text"]).filled(filled),
+            # `step` counts the step that asked already; its children carry that step's number.
+            "path": f"{state['path']}/{state['attempt']}.{state['step'] - 1}.{index}",
+            "depth": state["depth"] + 1,
+            "ancestors": [*state["ancestors"], state["question"]],
+            "question_id": state["question_id"],
+            "retries": entry["retries"],
+            "calls": entry["calls"],
+            "tokens": entry["tokens"],
+            "to": entry["to"],
+            "blocked": f"needs sub-question {failed[-1]}, which failed" if failed else None,
+        }
+        ready.append(Send("subtask", task))
+    return ready
+
+
+async def aggregate(state: AmplifyState) -> Update:
+    """Join the batch: append one transcript entry per sub-question, in the order of the batch."""
+    results = sorted(state["results"], key=lambda result: result["index"])
+    if len(results) < len(state["batch"]):
+        return {}  # Some still wait for what they need.
+    entries = [
+        {
+            "question": result["question"],
+            "answer": result["outcome"]["answer"],
+            "error": exchange_error(result["outcome"]),
+        }
+        for result in results
+    ]
+    return {
+        "transcript": [*state["transcript"], *entries],
+        "spent": plus(state["spent"], *(result["outcome"]["spent"] for result in results)),
+        "batch": [],
+        "results": None,  # Tells the reducer to clear.
+    }
+
+
 async def subtask(task: SubTask, runtime: Ran) -> Update:
     """Answer one sub-question: as a primitive, by the agent, or one level deeper."""
     spans, model = runtime.context.recorded_client.spans, runtime.context.model
     async with runtime.context.concurrency.at(task["depth"]):
-        context = _context(runtime)
+        context, state = listening(runtime), fresh_state(task)
         path, question = task["path"], task["question"]
         context.emit({"event": "asked", "path": path, "question": question, "to": task["to"]})
-        state = fresh_state(task)
         state["retries"] += context.asked_before(path, question)
         with spans.node(path, task["to"], model) as span:
             outcome = await _resolve(state, task, context)
             span.ended(outcome["status"])
-    result: SubResult = {"index": task["index"], "question": task["question"], "outcome": outcome}
+    result: SubResult = {"index": task["index"], "question": question, "outcome": outcome}
     return {"results": [result]}
 
 
@@ -192,12 +275,9 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         answer = context.normalise(step.text)
         return {"answer": answer, "status": "unchecked", "error": None, "spent": taken.spent}
     state = {**state, "spent": taken.spent}
-    divided = isinstance(step, Chain) or bool(step.subquestions)
-    if divided and state["depth"] < context.limits.depth:
-        deeper = await compiled_graph().ainvoke(
-            {**state, "first_step": step_to_json(step)}, context=context
-        )
-        return deeper["outcome"]
+    if _divides(step, state, context):
+        state = {**state, "first_step": step_to_json(step)}
+        return (await compiled_graph().ainvoke(state, context=context))["outcome"]
     # The agent gets what the overseer left of the sub-question's share.
     outcome = await answer_directly(context, _node(state, context), left_of(state))
     return {**outcome, "spent": plus(taken.spent, outcome["spent"])}
@@ -208,7 +288,7 @@ async def record(state: AmplifyState, runtime: Ran) -> Update:
     outcome = state["outcome"]
     if outcome is None:
         raise RefluxError("the graph reached its end without an outcome; please report this")
-    await _recorded(state, _context(runtime), outcome)
+    await _recorded(state, listening(runtime), outcome)
     return {}
 
 

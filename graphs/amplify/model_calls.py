@@ -92,7 +92,6 @@ class ModelCalls:
     retry_index: int
     """Numbers the retries that lead here."""
     limit: Budget
-    """What these calls may spend."""
     role: str
     """The calls' role in the log."""
     call_count: int = 0
@@ -101,22 +100,18 @@ class ModelCalls:
 
     @property
     def spent(self) -> Spent:
-        """What these calls have spent so far."""
         return self.own_spent
 
     @property
     def model(self) -> str:
-        """The agent's name."""
         return self.amplify.model
 
     @property
     def path(self) -> str:
-        """The question's position in its tree; empty at the root."""
         return self.key.path
 
     @property
     def budget(self) -> Budget:
-        """What may still be spent here."""
         return self.limit.minus(self.spent["calls"], self.spent["tokens"])
 
     async def complete(self, request: ChatRequest) -> Completion:
@@ -127,13 +122,11 @@ class ModelCalls:
         """
         budget = self.budget
         if (lacking := self.amplify.spend_limit.lacks) is not None:
-            raise EndpointError(
-                f"no {lacking} left for the overseer's step: raise limits.{lacking}"
-            )
+            raise EndpointError(f"no {lacking} left for this step: raise limits.{lacking}")
         if budget.empty:
             raise EndpointError(
-                f"the overseer has {budget.calls} calls and {budget.tokens} tokens left for its step: "
-                "raise limits.calls or limits.tokens"
+                f"{budget.calls} calls and {budget.tokens} tokens are left for this step: raise "
+                "limits.calls or limits.tokens"
             )
         self.call_count += 1
         shift = RETRY_STRIDE * self.retry_index

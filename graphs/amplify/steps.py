@@ -14,19 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langgraph.errors import GraphBubbleUp
+from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.overseers.protocol import Overseer, validate_step
 from reflux.agents.overseers.scripted import HumanOverseer
-from reflux.agents.types import (
-    Defer,
-    Exchange,
-    Step,
-    step_from_json,
-    step_to_json,
-)
-from reflux.graphs.amplify.context import AmplifyContext, tries
+from reflux.agents.types import Defer, Exchange, Step, step_from_json, step_to_json
+from reflux.graphs.amplify.context import AmplifyContext, silent, tries
 from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import NOTHING_SPENT, AmplifyState, Spent, left_of, plus
 from reflux.graphs.traces.revisions import AGAIN
@@ -44,7 +39,7 @@ class StepContext(ModelCalls):
 
     @property
     def spent(self) -> Spent:
-        """What this step has spent so far, its members included."""
+        """What this step has spent, its members included."""
         return plus(self.own_spent, *(member.spent for member in self._members))
 
     def members(self, count: int) -> Sequence["StepContext"]:
@@ -56,6 +51,12 @@ class StepContext(ModelCalls):
         ]
         self._members += members
         return members
+
+
+def listening(runtime: Runtime[AmplifyContext]) -> AmplifyContext:
+    """The context of a run; its events leave by the graph's stream unless it has a listener."""
+    context = runtime.context
+    return context if context.emit is not silent else replace(context, emit=runtime.stream_writer)
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ class StepResult:
 async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
     """The overseer's next step, or a human's if it defers; recorded. An exception in the
     overseer's code becomes the result's `error`."""
-    overseer = overseer_of(state, context)
-    key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
+    overseer, key = overseer_at(context, state["attempt"]), step_key(state)
     step_context = StepContext(
         context,
         key,
@@ -110,6 +110,11 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
     return StepResult(step, step_context.spent)
 
 
+def step_key(state: AmplifyState) -> CallKey:
+    """The key of the overseer's step in the log."""
+    return CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
+
+
 async def _human_step(
     context: AmplifyContext, key: CallKey, form: Mapping[str, Any], form_digest: str
 ) -> Step:
@@ -137,11 +142,6 @@ async def _human_step(
                 key=judgement_key,
             )
     return step_from_json(approved(reply, form))
-
-
-def overseer_of(state: AmplifyState, context: AmplifyContext) -> Overseer:
-    """The overseer of this attempt."""
-    return overseer_at(context, state["attempt"])
 
 
 HUMAN = HumanOverseer()

@@ -61,13 +61,9 @@ class PluralityVote:
     async def combine(
         self, question: str, answers: Sequence[ExpertAnswer], ask: Asker
     ) -> str | None:
-        """Count; no model is asked."""
         totals = weigh(answers, self.weighted)
         return max(totals, key=lambda text: totals[text]) if totals else None
 
-
-Vote = PluralityVote
-"""The public name, `reflux.Vote`."""
 
 CONSENSUS = """\
 Several experts answered one question. Find what most of them say, and answer with that alone: \
@@ -94,7 +90,6 @@ class Consensus:
     async def combine(
         self, question: str, answers: Sequence[ExpertAnswer], ask: Asker
     ) -> str | None:
-        """Ask the model once, greedily."""
         texts = [one.text for one in answers if one.ok]
         if len(set(texts)) < 2:
             return texts[0] if texts else None
@@ -134,13 +129,11 @@ def learned_weights(
         past: (answers by expert, the right or accepted answer) of earlier questions.
         prior: right and wrong answers that each expert starts with.
     """
-    right: dict[str, float] = {}
-    asked: dict[str, float] = {}
+    results: defaultdict[str, list[bool]] = defaultdict(list)
     for answers, truth in past:
         for name, text in answers.items():
-            asked[name] = asked.get(name, 0.0) + 1.0
-            right[name] = right.get(name, 0.0) + (text == truth)
+            results[name].append(text == truth)
     return {
-        name: max(0.0, math.log((right[name] + prior) / (asked[name] - right[name] + prior)))
-        for name in asked
+        name: max(0.0, math.log((each.count(True) + prior) / (each.count(False) + prior)))
+        for name, each in results.items()
     }

@@ -25,7 +25,6 @@ from reflux.agents.types import (
     step_to_json,
 )
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.evals.answers import Ledger
@@ -36,6 +35,7 @@ from reflux.graphs.traces.tree import load_tree
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import rejecting
+from tests.support.reference import amplify_reference
 
 ASKED = Origin("run", 0, "amplified", "counting", "train")
 POLICY = VotePolicy(min_logprob=None, rule=AheadBy(2, 9))

@@ -126,7 +126,7 @@ async def _attempt(
         result.steps = step_number
         try:
             step = await overseer.act(step_context)
-        except Exception:  # noqa: BLE001 - an overseer is the user's code
+        except Exception:
             step = None
         result.spent = plus(result.spent, step_context.spent)
         if step is None:
