@@ -75,14 +75,14 @@ class Amplified:
                 var_child_runnable_config.reset(outer)
         if state["outcome"] is None:
             raise UsageError(
-                f"{question!r} was deferred to a person, who can only be waited for with a "
-                "checkpointer: compile build_graph() with one and answer its interrupts"
+                f"{question!r} was deferred to a human, and only a run with a checkpointer can "
+                "wait: compile build_graph() with one and answer its interrupts"
             )
         return state["outcome"]
 
 
 class Direct:
-    """X itself: one copy, asked once, greedily, or as often as `votes` says."""
+    """The agent itself: one greedy copy, or as many as `votes` says."""
 
     def __init__(self, context: AmplifyContext, votes: VotePolicy | None = None) -> None:
         # Not a `replace` of the policy: its rule or its variants would ask more, or another.
@@ -254,11 +254,9 @@ async def answer_all(
     with rare_collections():
         by_question = dict(zip(different, await join([answer(q) for q in different]), strict=True))
     answers = [by_question[question] for question in questions]
-    outcomes = [cast(Outcome, answer.outcome) for answer in answers]
     if complete:
-        _check_lost_calls(answers)
-        _check_spend_limit(outcomes, system.context.spend_limit)
-    return outcomes
+        _check_complete(answers, system.context.spend_limit)
+    return [cast(Outcome, answer.outcome) for answer in answers]
 
 
 async def join(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -271,28 +269,25 @@ async def join(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-def _check_spend_limit(outcomes: Sequence[Outcome], spend_limit: SpendLimit) -> None:
-    """A run whose spend limit is reached must not look like an agent that fails."""
-    cut = any(outcome["status"] in ("over_budget", "failed") for outcome in outcomes)
-    if cut and (lacking := spend_limit.lacks) is not None:
-        raise RefluxError(
-            f"the run has no {lacking} left: raise spend_limit.{lacking}. What was answered is "
-            "kept, the same command goes on with it and pays nothing twice"
-        )
-
-
-def _check_lost_calls(answers: Sequence[Answered]) -> None:
-    """A question whose call failed must not look like a wrong answer, whatever was answered later.
+def _check_complete(answers: Sequence[Answered], spend_limit: SpendLimit) -> None:
+    """A question whose call failed, or that ran out of money, must not look like a wrong answer.
 
     A refusal alone counts as the question's own failure, unless every question was refused.
     """
+    statuses = [answer.outcome["status"] for answer in answers if answer.outcome]
     failures = [answer.failure for answer in answers if answer.failure is not None]
     lost = [failure for failure in failures if not failure.refused]
-    if all(answer.outcome and answer.outcome["status"] == "failed" for answer in answers):
+    if set(statuses) <= {"failed"}:
         lost = lost or [failure for failure in failures if failure.is_last]
     if lost:
         which = f"{len(lost)} of {len(answers)} questions" if len(answers) > 1 else "the question"
         raise EndpointError(
             f"{which} failed: {lost[-1].message}. What was answered is kept, the same command "
             "goes on with it"
+        )
+    has_cut = not {"over_budget", "failed"}.isdisjoint(statuses)
+    if has_cut and (lacking := spend_limit.lacks) is not None:
+        raise RefluxError(
+            f"the run has no {lacking} left: raise spend_limit.{lacking}. What was answered is "
+            "kept, the same command goes on with it and pays nothing twice"
         )

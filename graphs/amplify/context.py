@@ -1,6 +1,7 @@
 """What the amplification graph needs beside its state: models, overseers, checks and limits."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -74,15 +75,14 @@ class ConcurrencyLimit:
         # Fewer than the client's concurrent requests limit those, too.
         self.max_open = max_open
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._gates: dict[int, asyncio.Semaphore] = {}
+        self._gates: Mapping[int, asyncio.Semaphore] = {}
 
     def at(self, depth: int) -> AbstractAsyncContextManager[None]:
         """A context manager that a sub-question of this depth runs in."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # A semaphore belongs to the loop that it was used in.
-            self._loop, self._gates = loop, {}
-        if depth not in self._gates:
-            self._gates[depth] = asyncio.Semaphore(self.max_open)
+            self._loop = loop
+            self._gates = defaultdict(lambda: asyncio.Semaphore(self.max_open))
         return self._gates[depth]
 
 

@@ -109,11 +109,10 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     if state["step"] >= context.limits.steps:
         return {"error": f"no answer after {context.limits.steps} steps"}
     first = state["first_step"]
-    taken = StepResult(step_from_json(first)) if first else await take_step(state, context)
-    spent = plus(state["spent"], taken.spent)
-    if taken.step is None:
-        return {"error": taken.error, "spent": spent}
-    step = taken.step
+    result = StepResult(step_from_json(first)) if first else await take_step(state, context)
+    step, spent = result.step, plus(state["spent"], result.spent)
+    if step is None:
+        return {"error": result.error, "spent": spent}
     advance: Update = {"step": state["step"] + 1, "first_step": None, "spent": spent}
     if isinstance(step, Answer):
         return {**advance, "proposal": context.normalise(step.text)}
@@ -266,21 +265,21 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         return await _recorded(state, context, failed_outcome(reason))
     if task["to"]:
         return await answer_directly(context, _node(state, context), left_of(state), task["to"])
-    taken = await take_step(state, context)
-    step = taken.step
+    result = await take_step(state, context)
+    step = result.step
     if step is None or isinstance(step, Defer):
-        reason = taken.error or ("no step" if step is None else DEFERRED_AGAIN)
-        return await _recorded(state, context, {**failed_outcome(reason), "spent": taken.spent})
+        reason = result.error or ("no step" if step is None else DEFERRED_AGAIN)
+        return await _recorded(state, context, {**failed_outcome(reason), "spent": result.spent})
     if isinstance(step, Answer):
         answer = context.normalise(step.text)
-        return {"answer": answer, "status": "unchecked", "error": None, "spent": taken.spent}
-    state = {**state, "spent": taken.spent}
+        return {"answer": answer, "status": "unchecked", "error": None, "spent": result.spent}
+    state = {**state, "spent": result.spent}
     if _divides(step, state, context):
         state = {**state, "first_step": step_to_json(step)}
         return (await compiled_graph().ainvoke(state, context=context))["outcome"]
     # The agent gets what the overseer left of the sub-question's share.
     outcome = await answer_directly(context, _node(state, context), left_of(state))
-    return {**outcome, "spent": plus(taken.spent, outcome["spent"])}
+    return {**outcome, "spent": plus(result.spent, outcome["spent"])}
 
 
 async def record(state: AmplifyState, runtime: Ran) -> Update:

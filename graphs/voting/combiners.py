@@ -5,7 +5,7 @@ Implements the seed's 8.4.1 (aggregation).
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,10 +36,8 @@ class ExpertAnswer:
     """False where the check refused it; it has no vote then."""
 
 
-class Asker(Protocol):
-    """Makes one recorded call on behalf of a combiner."""
-
-    async def __call__(self, request: ChatRequest) -> Completion: ...
+Asker = Callable[[ChatRequest], Awaitable[Completion]]
+"""Makes one recorded call on behalf of a combiner."""
 
 
 class Combiner(Protocol):
