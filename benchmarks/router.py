@@ -23,9 +23,10 @@ from reflux.agents.overseers.router import Past, Routed, Router
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.sampling import first_request
-from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all, task_context
+from reflux.graphs.amplify.direct_answer import first_request
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
 from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy

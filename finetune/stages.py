@@ -21,9 +21,9 @@ from reflux.finetune.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted
-from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_every, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
 from reflux.graphs.evals.runner import Score, evaluate
-from reflux.graphs.evals.task import Task
+from reflux.graphs.evals.task import Task, task_context
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (activity, units done, units in total, detail)."""
@@ -73,13 +73,14 @@ class Stages:
         questions: Sequence[str],
         activity: str | None = None,
     ) -> list[Outcome]:
-        """`answer_every`, with progress under the name of an activity."""
-        return await answer_every(
+        """`answer_all`, with progress under the name of an activity."""
+        return await answer_all(
             system,
             source,
             questions,
             max_concurrency=self.config.max_concurrency,
             on_done=self._tick(activity, len(questions)) if activity else None,
+            complete=True,
         )
 
     async def score(

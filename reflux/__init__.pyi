@@ -53,13 +53,7 @@ from .graphs.amplify.context import (
     CheckPolicy as CheckPolicy,
     Limits as Limits,
 )
-from .graphs.amplify.experts import (
-    Consensus as Consensus,
-    Expert as Expert,
-    Vote as Vote,
-    learned_weights as learned_weights,
-    past_answers as past_answers,
-)
+from .graphs.amplify.experts import past_answers as past_answers
 from .graphs.amplify.graph import build_graph as build_graph
 from .graphs.amplify.interrupts import (
     InterruptibleRun as InterruptibleRun,
@@ -75,6 +69,12 @@ from .graphs.voting.stopping import (
     Posterior as Posterior,
     Sprt as Sprt,
     Weighted as Weighted,
+)
+from .graphs.voting import Vote as Vote
+from .graphs.voting.combiners import (
+    Consensus as Consensus,
+    Expert as Expert,
+    learned_weights as learned_weights,
 )
 from .graphs.voting.voting import Variant as Variant, VotePolicy as VotePolicy
 from .integrations.chat_model import AmplifiedChatModel as AmplifiedChatModel

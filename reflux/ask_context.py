@@ -17,8 +17,8 @@ from reflux.agents.tools.mcp import mcp_tools
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.graphs.amplify.context import AmplifyContext, silent
-from reflux.graphs.ask import task_context
 from reflux.graphs.ask_options import AskOptions
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.tasks import task_named

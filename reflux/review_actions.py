@@ -1,6 +1,6 @@
 """A human approves, edits, rejects, comments on a node or asks it again, in terminal or browser.
 
-Verdicts and comments are rows. An edit is an override (`reflux.graphs.amplify.recompute`): the tree
+Verdicts and comments are rows. An edit is an override (`reflux.graphs.recompute`): the tree
 runs again in the context in which it was asked, and only what depends on the node is asked again.
 """
 
@@ -18,7 +18,12 @@ from reflux.finetune.config import config_from
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, silent
 from reflux.graphs.amplify.interrupts import Pending, open_checkpoints, open_interruptible_run
-from reflux.graphs.amplify.recompute import (
+from reflux.graphs.amplify.state import Outcome, is_accepted
+from reflux.graphs.amplify.steps import digest_of
+from reflux.graphs.ask import Amplified, Direct, System, go_on
+from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, options_of
+from reflux.graphs.evals.task import task_context
+from reflux.graphs.recompute import (
     check_editable,
     override,
     revise,
@@ -26,10 +31,6 @@ from reflux.graphs.amplify.recompute import (
     root_answer,
     text_of,
 )
-from reflux.graphs.amplify.state import Outcome, is_accepted
-from reflux.graphs.amplify.steps import digest_of
-from reflux.graphs.ask import Amplified, Direct, System, go_on, task_context
-from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, options_of
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import Item, judge, remark
 from reflux.graphs.traces.revisions import first_of, newest

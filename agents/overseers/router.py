@@ -248,7 +248,7 @@ class Routed:
     router: Router
     probe: Callable[[str], ChatRequest]
     """The agent's first direct call on a question, identical to the one of the direct answer
-    (`reflux.graphs.amplify.sampling.first_request`)."""
+    (`reflux.graphs.amplify.direct_answer.first_request`)."""
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.graphs.amplify.sampling import step_and_retries
+from reflux.graphs.amplify.direct_answer import step_and_retries
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.runner import SeedResult
 from reflux.graphs.traces.store import TraceStore, chains

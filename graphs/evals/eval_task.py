@@ -24,9 +24,8 @@ from typing import Protocol
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import task_context
 from reflux.graphs.evals.datasets import QuestionFile, Row
-from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out
+from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out, task_context
 
 Scorer = Callable[[str, str, str], object]
 """A user's scorer: (question, answer, true answer) → right. It must return a bool."""

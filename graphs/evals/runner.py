@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
-from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.context import AmplifyContext, Reply
+from reflux.graphs.amplify.direct_answer import NodeRef, record_answer, sample_answer
 from reflux.graphs.amplify.interrupts import with_spend_limit
-from reflux.graphs.amplify.sampling import NodeRef, Reply, record_answer, sample_answer
 from reflux.graphs.amplify.state import Outcome, Spent, Status, accepted_status, plus
-from reflux.graphs.ask import Origin, System, answer_every
+from reflux.graphs.ask import Origin, System, answer_all
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.external_graph import ExternalGraph
 from reflux.graphs.evals.metrics import wilson
@@ -92,8 +92,13 @@ async def evaluate(
     """
     for question in questions:
         check_held_out(task, question)
-    outcomes = await answer_every(
-        system, asked, questions, max_concurrency=max_concurrency, on_done=on_done
+    outcomes = await answer_all(
+        system,
+        asked,
+        questions,
+        max_concurrency=max_concurrency,
+        on_done=on_done,
+        complete=True,
     )
     return Score.of(
         (score_held_out(task, question, outcome["answer"]), outcome["status"], outcome["spent"])
@@ -185,7 +190,7 @@ class EvalRunner:
         self.listener(system_spec.key, 0, total)
         for seed, batch in questions.items():
             system, asked = system_spec.make(seed), self._asked(system_spec, seed)
-            outcomes = await answer_every(
+            outcomes = await answer_all(
                 system,
                 asked,
                 batch,
@@ -193,6 +198,7 @@ class EvalRunner:
                 on_done=lambda done, before=before: self.listener(
                     system_spec.key, before + done, total
                 ),
+                complete=True,
             )
             if isinstance(system, ExternalGraph):
                 _check_answered(system_spec.key, outcomes)

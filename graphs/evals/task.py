@@ -6,6 +6,7 @@ questions (a+b and b+a) fall on the same side, at every depth of a tree.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, Protocol
 
@@ -13,6 +14,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Tool
 from reflux.agents.verifiers.rules import Checker
+from reflux.graphs.amplify.context import AmplifyContext
 
 Split = Literal["train", "held_out"]
 HELD_OUT_SHARE = 0.2
@@ -149,3 +151,20 @@ def draw_questions(
         if question and is_held_out(task, question) == (split == "held_out"):
             questions[question] = None
     return list(questions)
+
+
+def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
+    """The context with the task's overseers, checker and texts.
+
+    A tool of the context replaces the task's tool of the same name.
+    """
+    return replace(
+        context,
+        overseers=task.overseers(),
+        tools={**task.tools(), **context.tools},
+        checker=task.checker(),
+        max_tokens=task.answer_tokens,
+        system_prompt=task.system_prompt,
+        normalise=task.normalise,
+        canonical=task.canonical,
+    )

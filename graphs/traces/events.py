@@ -7,6 +7,8 @@ JSON object with `event` and `path`; listeners ignore kinds that they don't know
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
+from reflux.agents.types import Completion
+
 
 class Asked(TypedDict):
     """A sub-question is asked."""
@@ -92,6 +94,20 @@ class Answered(TypedDict):
 
 
 Event = Asked | Stepped | Called | ToolCalled | Retried | Linked | Answered
+
+
+def called(path: str, role: str, model: str, reply: Completion, left: dict[str, float]) -> Called:
+    """The event of a model's reply."""
+    return {
+        "event": "called",
+        "path": path,
+        "role": role,
+        "model": model,
+        "tokens": reply.tokens,
+        "cached": reply.cached,
+        "seconds": reply.seconds,
+        "left": left,
+    }
 
 
 def answered(path: str, direct: bool, detail: Mapping[str, Any]) -> Answered:

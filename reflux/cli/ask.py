@@ -36,12 +36,12 @@ from reflux.graphs.amplify.interrupts import (
     RunProgress,
     open_checkpoints,
 )
-from reflux.graphs.amplify.recompute import revised_context
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Answered, Origin, WaitForHumans, go_on
 from reflux.graphs.ask import ask as ask_question
 from reflux.graphs.ask_options import AskOptions, options_of
 from reflux.graphs.evals.task import writing_of
+from reflux.graphs.recompute import revised_context
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.tree import Node, find_question, load_tree
 from reflux.models import endpoint, open_run

@@ -18,9 +18,9 @@ from reflux.cli.progress import ProgressView
 from reflux.finetune.config import RoundsConfig
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Direct, Origin, answer_every, task_context
+from reflux.graphs.ask import Direct, Origin, answer_all
 from reflux.graphs.evals.metrics import wilson
-from reflux.graphs.evals.task import Task, score_held_out
+from reflux.graphs.evals.task import Task, score_held_out, task_context
 from reflux.graphs.evals.vote_log import (
     Measured,
     VotedQuestion,
@@ -190,11 +190,12 @@ async def _probed(
         )
         asked = Origin(folder.id, -1, f"probe-{agent}-{level}", task.name, "held_out")
         with ProgressView() as view:
-            await answer_every(
+            await answer_all(
                 Direct(task_context(context, task), votes=policy),
                 asked,
                 questions,
                 on_done=lambda done: view(f"probe {agent}", done, len(questions), ""),
+                complete=True,
             )
         return list(voted_questions(opened.store, asked.system))
 

@@ -14,8 +14,8 @@ from rich.tree import Tree
 
 from reflux.conversation import last_question
 from reflux.finetune.gates import failed_gates
-from reflux.graphs.amplify.recompute import under_way
 from reflux.graphs.amplify.state import Outcome, is_accepted
+from reflux.graphs.recompute import under_way
 from reflux.graphs.traces.revisions import first_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node

@@ -19,9 +19,9 @@ from reflux.graphs.amplify.interrupts import (
     RunProgress,
     open_checkpoints,
 )
-from reflux.graphs.amplify.recompute import revised_context
 from reflux.graphs.ask import WaitForHumans
 from reflux.graphs.ask_options import options_of
+from reflux.graphs.recompute import revised_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.tree import find_question
 

@@ -10,7 +10,8 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import Amplified, Origin, answer_all, task_context
+from reflux.graphs.ask import Amplified, Origin, answer_all
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.addition import Addition, read

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from reflux.finetune.run_folder import RunFolder
-from reflux.graphs.amplify.recompute import revise
+from reflux.graphs.recompute import revise
 from reflux.graphs.traces.review import queue
 from reflux.graphs.traces.revisions import newest
 from reflux.graphs.traces.tree import load_tree

@@ -12,9 +12,9 @@ from reflux.finetune.row_files import in_form
 from reflux.finetune.rows import Row, accepted, corrections
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.recompute import override
 from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.task import is_held_out
+from reflux.graphs.recompute import override
 from reflux.graphs.traces.review import find_item, judge
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition

@@ -23,17 +23,18 @@ from reflux.agents.types import (
 )
 from reflux.agents.verifiers.rules import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.experts import Expert
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
 from reflux.graphs.evals.answers import Answered, Ledger, answers_of, confidence
 from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.results import breakdown, differences, summary
 from reflux.graphs.evals.runner import SeedResult
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
+from reflux.graphs.voting.combiners import Expert
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.addition import Addition
 from tests.support.amplifying import ONE_VOTE, amplified, asking

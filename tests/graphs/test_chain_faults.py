@@ -26,7 +26,6 @@ from reflux.agents.verifiers.rules import RuleChecker
 from reflux.finetune.rows import accepted
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
-from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -36,6 +35,7 @@ from reflux.graphs.voting.stopping import AheadBy, AnyRule, Weighted
 from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, next_votes, winner
 from reflux.report.terminal import tree_view
 from tests.support.amplifying import asked_of
+from tests.support.reference import amplify_reference
 
 ASKED = Origin("run", 0, "amplified", "counting", "train")
 TWO = VotePolicy(min_logprob=None, rule=AheadBy(2, 6))

@@ -10,8 +10,8 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Defer, Step
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.interrupts import open_interruptible_run
-from reflux.graphs.amplify.recompute import override
 from reflux.graphs.ask import Origin, answer_all
+from reflux.graphs.recompute import override
 from reflux.graphs.traces.review import (
     Item,
     find_item,

@@ -14,7 +14,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.router import Past, Routed, Router, logistic
 from reflux.agents.types import Answer, Ask, ChatRequest, Completion, Step, TokenLogprob
-from reflux.graphs.amplify.sampling import first_request
+from reflux.graphs.amplify.direct_answer import first_request
 from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.store import TraceStore
 from tests.support.amplifying import ONE_VOTE, Transcript, amplified, answers_of

@@ -7,8 +7,8 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.graphs.amplify.recompute import override
 from reflux.graphs.ask import Origin, answer_all
+from reflux.graphs.recompute import override
 from reflux.graphs.traces.review import find_item, remark
 from reflux.graphs.traces.store import TraceStore
 from reflux.report.tree_page import tree_page

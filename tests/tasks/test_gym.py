@@ -17,9 +17,9 @@ from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import Amplified, Direct, Origin, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin
 from reflux.graphs.evals.runner import evaluate
-from reflux.graphs.evals.task import is_held_out, score_held_out
+from reflux.graphs.evals.task import is_held_out, score_held_out, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
