@@ -15,7 +15,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.graph import begin, build_graph, check_askable
 from reflux.graphs.amplify.interrupts import (

@@ -32,7 +32,7 @@ from pydantic import ValidationError
 from reflux.agents.clients.chat_protocol import Logprobs, function_spec
 from reflux.agents.clients.retries import RetryPolicy
 from reflux.agents.errors import RETRIED_STATUS, EndpointError, MissingError, UsageError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest, Completion, ToolCall
 
 FIELDS: Mapping[str, tuple[str, ...]] = {

@@ -14,8 +14,7 @@ import openai
 from openai import AsyncOpenAI, AsyncStream, DefaultAsyncHttpxClient
 
 from reflux.agents.clients.chat_protocol import Pieces, read_reply, read_stream, request_body
-from reflux.agents.clients.endpoints import TIMEOUT
-from reflux.agents.clients.retries import RetryPolicy
+from reflux.agents.clients.retries import TIMEOUT, RetryPolicy
 from reflux.agents.errors import RETRIED_STATUS, EndpointError, UsageError
 from reflux.agents.types import ChatRequest, Completion
 

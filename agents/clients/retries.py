@@ -11,6 +11,8 @@ from typing import Any, cast
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
+TIMEOUT, RETRIES = "REFLUX_TIMEOUT", "REFLUX_RETRIES"
+"""Environment variables: seconds for one try, and maximum tries after the first."""
 MAX_BACKOFF_SECONDS = 30.0
 
 

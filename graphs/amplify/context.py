@@ -12,9 +12,7 @@ from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.types import Completion, Turn
-from reflux.agents.verifiers.red_flags import RedFlags
-from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.agents.verifiers.verifier import Equivalence, Verifier
+from reflux.agents.verifiers import Checker, Equivalence, RedFlags, RuleChecker, Verifier
 from reflux.graphs.amplify.experts import Combiner, Expert, Vote
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient

@@ -22,7 +22,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.redaction import question_problem, redact
+from reflux.agents.prompts import question_problem, redact
 from reflux.agents.types import Answer, Chain, Defer, step_from_json, step_to_json
 from reflux.graphs.amplify.chain import walk_chain
 from reflux.graphs.amplify.context import AmplifyContext, listening, validate_context

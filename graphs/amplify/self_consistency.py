@@ -13,7 +13,7 @@ from typing import Any
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError
 from reflux.agents.types import ChatRequest, Completion
-from reflux.agents.verifiers.verifier import Equivalence
+from reflux.agents.verifiers import Equivalence
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.experts import Expert, ExpertAnswer, disagreement
 from reflux.graphs.amplify.sampling import (

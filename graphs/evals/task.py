@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Tool
-from reflux.agents.verifiers.rules import Checker
+from reflux.agents.verifiers import Checker
 
 Split = Literal["train", "held_out"]
 HELD_OUT_SHARE = 0.2

@@ -7,8 +7,7 @@ import pytest
 from reflux.agents.budget import Budget
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS
-from reflux.agents.overseers.recorded import RecordedOverseer, recorded_overseers
-from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.overseers.scripted import RecordedOverseer, ScriptedOverseer, recorded_overseers
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from tests.support.contexts import ScriptedContext, next_step
 from tests.support.hostile import ANSWER, QUESTION

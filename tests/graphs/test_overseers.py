@@ -14,8 +14,13 @@ from reflux.agents.errors import EndpointError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.panel import Panel
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.overseers.recorded import recorded_overseers
-from reflux.agents.overseers.scripted import APPROVE, HumanOverseer, Reviewed, ScriptedOverseer
+from reflux.agents.overseers.scripted import (
+    APPROVE,
+    HumanOverseer,
+    Reviewed,
+    ScriptedOverseer,
+    recorded_overseers,
+)
 from reflux.agents.types import (
     Answer,
     Ask,
@@ -26,7 +31,7 @@ from reflux.agents.types import (
     SubQuestion,
     step_to_json,
 )
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.state import Outcome
