@@ -122,6 +122,31 @@ def text_parameter(name: str, description: str) -> str:
     )
 
 
+class TextTool:
+    """A tool that takes one text; a subclass has the `spec`, and replies."""
+
+    argument: str
+    """The argument's name."""
+    seconds = CALL_SECONDS
+    max_chars = ARGUMENT_CHARS
+
+    async def reply(self, text: str) -> ToolReply:
+        """Act on the text; a `ValueError` is a refusal."""
+        raise NotImplementedError
+
+    async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
+        """Act on a model's arguments; a refusal says why."""
+        try:
+            text = text_argument(arguments, self.argument, self.max_chars)
+        except ValueError as error:
+            return _refusal(str(error))
+        return await guarded(self.reply(text), self.seconds)
+
+    async def answer(self, question: str) -> ToolReply:
+        """Act on the question as the argument."""
+        return await self.call({self.argument: question})
+
+
 def text_argument(arguments: Mapping[str, Any], name: str, limit: int = ARGUMENT_CHARS) -> str:
     """The argument of a tool that takes one text.
 
@@ -148,7 +173,7 @@ def _read(text: str) -> Mapping[str, Any]:
     if len(text) > ARGUMENT_CHARS:
         raise ValueError(f"the arguments have {len(text)} characters; at most {ARGUMENT_CHARS}")
     try:
-        value = json.loads(text or "{}", parse_constant=_no_constant)
+        value = json.loads(text or "{}", parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the arguments are no JSON: {error}") from error
     if not isinstance(value, dict):
@@ -156,7 +181,7 @@ def _read(text: str) -> Mapping[str, Any]:
     return cast(Mapping[str, Any], value)
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
