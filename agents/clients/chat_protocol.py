@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import openai
 
 
-def request_body(request: ChatRequest, schema: str) -> dict[str, Any]:
-    """The body to post; `schema` is the request's, or empty for an endpoint without schemas."""
+def request_body(request: ChatRequest) -> dict[str, Any]:
+    """The body to post."""
     sampling = request.sampling
     body: dict[str, Any] = {
         "model": request.model,
@@ -42,8 +42,8 @@ def request_body(request: ChatRequest, schema: str) -> dict[str, Any]:
         body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
     if request.tools:
         body["tools"] = [function_spec(tool) for tool in request.tools]
-    if schema:
-        form = {"name": "reply", "schema": json.loads(schema), "strict": True}
+    if request.schema:
+        form = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
     return body
 
@@ -115,7 +115,7 @@ class _Reply(BaseModel):
     usage: Usage | None = None
 
 
-def read_reply(body: bytes, seconds: float) -> Completion:
+def read_reply(body: bytes) -> Completion:
     """Read the body of a reply.
 
     Raises:
@@ -133,7 +133,6 @@ def read_reply(body: bytes, seconds: float) -> Completion:
         text=choice.message.content or "",
         prompt_tokens=usage.prompt_tokens or 0,
         completion_tokens=usage.completion_tokens or 0,
-        seconds=seconds,
         finish_reason=choice.finish_reason or "stop",
         logprobs=choice.logprobs.read() if choice.logprobs else (),
         tool_calls=tuple(

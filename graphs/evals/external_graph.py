@@ -27,7 +27,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable, RunnableLambda
 from langgraph.graph import StateGraph
 
-from reflux.agents.clients.langchain import worth_retrying
+from reflux.agents.clients.retries import worth_retrying
 from reflux.agents.errors import EndpointError, RefluxError, ReplayError, UsageError
 from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
