@@ -56,7 +56,6 @@ class Price:
         check_range("spend_limit.prices.completion", self.completion, least=0)
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """The price of one call."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 

@@ -172,7 +172,6 @@ def read_yes(reply: str) -> bool | None:
 
 
 def _words(reply: str) -> list[str]:
-    """The words of a reply in capitals, without punctuation."""
     return [word.strip(".,:;!*\"'()") for word in reply.upper().split()]
 
 

@@ -53,7 +53,6 @@ class RuleChecker:
         return bool(self._rules)
 
     def check(self, question: str, answer: str) -> Verdict:
-        """Return the first failing rule, or an accepting verdict."""
         for name, rule in self._rules.items():
             try:
                 passed = rule(question, answer)
@@ -89,7 +88,6 @@ class CriticVerifier:
     async def verify(
         self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
-        """Ask once, greedily."""
         prompt = critic_prompt(question, answer, transcript)
         sampling = Sampling(max_tokens=self.max_tokens)
         reply = await context.complete(ChatRequest(self.model or context.model, prompt, sampling))
@@ -113,7 +111,6 @@ class BackwardVerifier:
     async def verify(
         self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
-        """Ask the inverse question once, greedily."""
         if (inverse := self.invert(question, answer)) is None:
             return Verdict(True)
         inverse_question, accepts = inverse
@@ -136,7 +133,6 @@ class ToolVerifier:
     async def verify(
         self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
-        """Ask the tool; if it refuses, the answer passes."""
         reply = await guarded(self.tool.answer(self.tool_question(question, answer)), CALL_SECONDS)
         return Verdict(not reply.ok or self.agrees(answer, reply.text), "tool")
 
@@ -151,7 +147,6 @@ class ConsistencyVerifier:
     async def verify(
         self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
-        """Apply the rule; one that raises `ValueError` fails."""
         try:
             return Verdict(self.holds(question, transcript, answer), self.name)
         except ValueError:
@@ -180,7 +175,6 @@ class Judge:
     max_tokens: int = 16
 
     async def same(self, context: ModelContext, question: str, one: str, other: str) -> bool:
-        """Ask once, greedily."""
         sampling = Sampling(max_tokens=self.max_tokens)
         prompt = same_prompt(question, one, other)
         reply = await context.complete(ChatRequest(self.model or context.model, prompt, sampling))

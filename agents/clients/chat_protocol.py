@@ -73,7 +73,6 @@ class Logprobs(BaseModel):
     content: list[Token] | None = None
 
     def read(self) -> tuple[TokenLogprob, ...]:
-        """One entry for each token, in order."""
         return tuple(
             TokenLogprob(
                 t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs or ())
@@ -200,7 +199,6 @@ class _PartialReply:
         return Delta(text, logprobs)
 
     def completion(self, seconds: float = 0.0, retries: tuple[str, ...] = ()) -> Completion:
-        """The completion that all parts make up."""
         return Completion(
             "".join(self.text),
             prompt_tokens=self.usage.prompt_tokens or 0,

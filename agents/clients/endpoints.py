@@ -85,12 +85,10 @@ class Endpoints:
         self._rest = rest
 
     async def complete(self, request: ChatRequest) -> Completion:
-        """Answer one request."""
         endpoint = self._endpoint(request.model)
         return await endpoint.client.complete(replace(request, model=endpoint.model))
 
     async def stream(self, request: ChatRequest) -> Pieces:
-        """Answer one request piece by piece."""
         endpoint = self._endpoint(request.model)
         request = replace(request, model=endpoint.model)
         async with aclosing(stream_of(endpoint.client, request)) as pieces:
@@ -98,12 +96,10 @@ class Endpoints:
                 yield piece
 
     async def model_digest(self, model: str) -> str:
-        """The digest that the model's endpoint reports."""
         endpoint = self._endpoint(model)
         return await endpoint.client.model_digest(endpoint.model)
 
     async def close(self) -> None:
-        """Close every client that can be closed."""
         await close_clients([self._rest, *(endpoint.client for endpoint in self._named.values())])
 
     def _endpoint(self, model: str) -> Endpoint:
@@ -190,5 +186,4 @@ class CachedClient:
         return replace(reply, cached=True, seconds=0.0, retries=())
 
     async def model_digest(self, model: str) -> str:
-        """The wrapped client's digest."""
         return await self._client.model_digest(model)

@@ -156,7 +156,6 @@ class OpenAIClient(RetryingClient):
                 raise
 
     async def close(self) -> None:
-        """Close the connections."""
         for pool in self._pools:
             await pool.client.close()
 

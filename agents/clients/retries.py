@@ -158,7 +158,6 @@ class RetryingClient(ABC):
 
     @contextmanager
     def _explained(self, model: str, failures: list[str]) -> Iterator[None]:
-        """Turn the last try's error into ours."""
         try:
             yield
         except UnicodeEncodeError as error:

@@ -59,7 +59,6 @@ class ModelOverseer:
 
     @property
     def name(self) -> str:
-        """Recorded with each step."""
         return f"model:{self.model or 'X'}"
 
     @property
@@ -73,7 +72,6 @@ class ModelOverseer:
         return Budget(self.max_tries, self.max_tries * (chars // 3 + self.max_tokens))
 
     async def act(self, context: OverseerContext) -> Step:
-        """Ask the model for the next step until a reply holds one."""
         transcript = context.transcript
         if not (context.may_ask or transcript or self.primitives):
             return PASS

@@ -61,7 +61,6 @@ class Panel:
 
     @property
     def name(self) -> str:
-        """Recorded with each step."""
         return f"panel:{self.choice}({', '.join(member.name for member in self.members)})"
 
     @property

@@ -173,7 +173,6 @@ class Router:
         return vector / max(1e-9, float(np.linalg.norm(vector)))
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
         path.write_text(json.dumps(asdict(self)) + "\n")
 
     @staticmethod
@@ -242,17 +241,14 @@ class Routed:
 
     @property
     def name(self) -> str:
-        """Recorded with each step."""
         return f"routed:{self.inner.name}"
 
     @property
     def reserve(self) -> Budget:
-        """The inner overseer's."""
         return reserve_of(self.inner)
 
     @property
     def follow(self) -> Follow | None:
-        """The inner overseer's."""
         return follow_of(self.inner)
 
     async def act(self, context: OverseerContext) -> Step:

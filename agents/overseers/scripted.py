@@ -35,7 +35,6 @@ class ScriptedOverseer:
         self._function = function
 
     async def act(self, context: OverseerContext) -> Step:
-        """Call the function."""
         step = self._function(context.question, context.transcript, context.may_ask)
         if inspect.isawaitable(step):
             return await step
@@ -48,7 +47,6 @@ class HumanOverseer:
     name = "human"
 
     async def act(self, context: OverseerContext) -> Step:
-        """Defer with a form that shows the question and the transcript so far."""
         return Defer(review_form(context))
 
 
@@ -87,12 +85,10 @@ class Reviewed:
 
     @property
     def name(self) -> str:
-        """Recorded with each step."""
         return f"reviewed:{self.proposer.name}"
 
     @property
     def reserve(self) -> Budget:
-        """The proposer's."""
         return reserve_of(self.proposer)
 
     @property
@@ -101,7 +97,6 @@ class Reviewed:
         return follow_of(self.proposer)
 
     async def act(self, context: OverseerContext) -> Step:
-        """Have the step proposed, and defer to the human if it is to be reviewed."""
         step = await self.proposer.act(context)
         if isinstance(step, Defer) or not self._needs_review(step, context.path):
             return step
@@ -183,12 +178,10 @@ class RecordedOverseer:
 
     @property
     def name(self) -> str:
-        """Recorded with each step."""
         return f"recorded:{self.fallback.name}" if self.fallback else "recorded"
 
     @property
     def reserve(self) -> Budget:
-        """The fallback's."""
         return reserve_of(self.fallback)
 
     @property

@@ -168,7 +168,6 @@ def _clean(value: Any, depth: int = 0) -> Any:
 
 
 def _valid_unicode(text: str) -> str:
-    """The text with surrogate pairs joined, and half a pair replaced."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -203,7 +202,6 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The first field under one of these names that is not empty."""
     return next((fields[n] for n in names if fields.get(n) not in (None, "", [], {})), None)
 
 

@@ -148,7 +148,6 @@ class Documents(TextTool):
             )
 
     async def reply(self, text: str) -> ToolReply:
-        """Look up the words of the text."""
         matches = await asyncio.to_thread(self.find, text)
         if not matches:
             return ToolReply("no passage of the documents holds any of these words")
@@ -246,7 +245,6 @@ class Documents(TextTool):
 
 
 def _skip_reason(path: Path, status: os.stat_result) -> str | None:
-    """Why a file is not read; None for a document."""
     if stat.S_ISLNK(status.st_mode):
         return "a link, and links are not followed"
     if not stat.S_ISREG(status.st_mode):

@@ -60,7 +60,6 @@ class LangChainTool:
         self._fields = cast(Mapping[str, Any], function["parameters"].get("properties", {}))
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        """Call the tool with arguments, which its schema validates."""
         return await guarded(self._call(arguments), self._seconds)
 
     async def answer(self, question: str) -> ToolReply:

@@ -143,7 +143,6 @@ class TextTool:
         return await guarded(self.reply(text), self.seconds)
 
     async def answer(self, question: str) -> ToolReply:
-        """Act on the question as the argument."""
         return await self.call({self.argument: question})
 
 

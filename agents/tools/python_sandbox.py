@@ -77,7 +77,6 @@ class Sandbox(TextTool):
         return await super().answer(block[1] if block else question)
 
     async def reply(self, text: str) -> ToolReply:
-        """Run the program."""
         # In a thread: the package's asyncio pool aborted one in four exits of this process.
         return await asyncio.to_thread(self._run, text)
 
