@@ -3,9 +3,8 @@
 import asyncio
 import ssl
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -54,7 +53,8 @@ class OpenAIClient(RetryingClient):
         self._connect = partial(
             _connect, base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout
         )
-        self._pools = [_Pool(self._connect())]
+        self._clients: dict[AsyncOpenAI, int] = {}
+        """Each with its own connections, and its current requests."""
         self._extra_body = extra_body or {}
 
     async def stream(self, request: ChatRequest) -> Pieces:
@@ -81,7 +81,7 @@ class OpenAIClient(RetryingClient):
     async def _send(self, request: ChatRequest) -> Completion:
         # `chat.completions.create` would walk the whole body and the reply by their types.
         body = request_body(request) | self._extra_body
-        with self._pool() as client:
+        with self._client() as client:
             return read_reply(await client.post("/chat/completions", cast_to=bytes, body=body))
 
     async def _pieces(self, request: ChatRequest, failures: list[str]) -> Pieces:
@@ -89,7 +89,7 @@ class OpenAIClient(RetryingClient):
         options = {"stream": True, "stream_options": {"include_usage": True}}
         body = request_body(request) | options | self._extra_body
         try:
-            with self._pool() as client:
+            with self._client() as client:
                 chunks = await client.post(
                     "/chat/completions",
                     cast_to=object,
@@ -104,13 +104,16 @@ class OpenAIClient(RetryingClient):
             failures.append(self._one_line(error))
             raise
 
-    def _pool(self) -> "_Pool":
-        """The first pool with room, so that a small load keeps few connections open."""
-        for pool in self._pools:
-            if pool.requests < POOL:
-                return pool
-        self._pools.append(_Pool(self._connect()))
-        return self._pools[-1]
+    @contextmanager
+    def _client(self) -> Iterator[AsyncOpenAI]:
+        """The first client with room, so that a small load keeps few connections open."""
+        free = (client for client, requests in self._clients.items() if requests < POOL)
+        client = next(free, None) or self._connect()
+        self._clients[client] = self._clients.get(client, 0) + 1
+        try:
+            yield client
+        finally:
+            self._clients[client] -= 1
 
     def _worth_retrying(self, error: BaseException) -> bool:
         # Without a status: connection errors, time-outs and garbled replies.
@@ -150,14 +153,15 @@ class OpenAIClient(RetryingClient):
         failures: list[str] = []
         with self._explained("", failures):
             try:
-                return [model.id async for model in self._pools[0].client.models.list()]
+                with self._client() as client:
+                    return [model.id async for model in client.models.list()]
             except openai.APIError as error:
                 failures.append(self._one_line(error))
                 raise
 
     async def close(self) -> None:
-        for pool in self._pools:
-            await pool.client.close()
+        for client in self._clients:
+            await client.close()
 
 
 def _connect(**options: Any) -> AsyncOpenAI:
@@ -168,19 +172,3 @@ def _connect(**options: Any) -> AsyncOpenAI:
 def _certificates() -> ssl.SSLContext:
     """Read once, because reading blocks the event loop for about 20 ms."""
     return httpx2.create_ssl_context()
-
-
-@dataclass
-class _Pool:
-    """One client of the package with its own connections; entered for each request."""
-
-    client: AsyncOpenAI
-    requests: int = 0
-    """Current requests."""
-
-    def __enter__(self) -> AsyncOpenAI:
-        self.requests += 1
-        return self.client
-
-    def __exit__(self, *_: object) -> None:
-        self.requests -= 1

@@ -10,6 +10,7 @@ import re
 import shlex
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -86,39 +87,27 @@ class LangChainTool:
         if self._tool.handle_tool_error or self._tool.handle_validation_error:
             # Called with a tool call, a tool that handles its own errors marks them.
             values = {"type": "tool_call", "id": "1", "name": self._tool.name, "args": values}
-        in_thread = _is_sync(self._tool)
-        output = await (self._in_thread(values) if in_thread else self._in_loop(values))
+        if _is_sync(self._tool):
+            output = await self._in_thread(values)
+        else:
+            output = await self._tool.ainvoke(cast(Any, values))
         failed = isinstance(output, ToolMessage) and output.status == "error"
         return ToolReply(_text_of(output) or "(no output)", ok=not failed)
 
-    async def _in_loop(self, values: dict[str, Any]) -> Any:
-        return await self._tool.ainvoke(cast(Any, values))
-
     async def _in_thread(self, values: dict[str, Any]) -> Any:
         """`invoke` in a daemon thread, because the program waits for asyncio's at its end."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()  # A stopped call's thread still ends in peace.
         context = contextvars.copy_context()
 
-        def settle(output: Any, error: BaseException | None) -> None:
-            if future.done():
-                return  # The call was stopped.
-            if error is None:
-                future.set_result(output)
-            else:
-                future.set_exception(error)
-
         def work() -> None:
-            output, failure = None, None
             try:
-                output = context.run(self._tool.invoke, cast(Any, values))
-            except BaseException as error:  # noqa: BLE001 - raised by `await future`
-                failure = _as_exception(error)
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, output, failure)
+                future.set_result(context.run(self._tool.invoke, cast(Any, values)))
+            except BaseException as error:  # noqa: BLE001 - raised by the caller
+                future.set_exception(_as_exception(error))
 
         threading.Thread(target=work, name=f"tool {self.spec.name}", daemon=True).start()
-        return await future
+        return await asyncio.wrap_future(future)
 
 
 def _as_exception(error: BaseException) -> Exception:
