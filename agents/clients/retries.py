@@ -106,7 +106,6 @@ class RetryingClient(ABC):
         self._timeout = timeout
         self._policy = policy
         self._without_schema: set[str] = set()
-        """Models whose endpoint refuses schemas."""
 
     @abstractmethod
     async def _send(self, request: ChatRequest) -> Completion:

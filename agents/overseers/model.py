@@ -41,9 +41,7 @@ class ModelOverseer:
     max_subquestions: int = 24
     """Maximum sub-questions on one question in all its batches; then the model must answer."""
     max_tries: int = 3
-    """Maximum calls in one step."""
     max_tokens: int = 512
-    """Maximum tokens of one reply."""
     transcript_chars: int = 4_000
     """Characters of the transcript that the model sees; longer questions and answers are cut."""
     primitives: bool = False
@@ -54,7 +52,6 @@ class ModelOverseer:
     """Temperature of the first try. Members of a panel that share a model need a temperature above
     0 and different seeds."""
     retry_temperature: float = 0.7
-    """Minimum temperature of later tries."""
     seed: int = 0
 
     @property

@@ -64,7 +64,6 @@ class Route:
 
     decompose: bool
     direct: float
-    """Probability that the agent alone is right."""
     amplified: float
     seen: str
     """`like` if similar past questions decided, `answer` if the direct answer did."""
@@ -78,7 +77,6 @@ class Router:
     weights: tuple[tuple[float, ...], tuple[float, ...]]
     """Of the direct and the amplified regression: bias, then one for each feature."""
     neighbours: int = 16
-    """Number of similar questions to compare with."""
     like: float = 0.6
     """Minimum cosine similarity of letter trigrams of a similar question."""
     margin: float = 0.0

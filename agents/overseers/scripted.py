@@ -114,7 +114,6 @@ class Reviewed:
 
 
 REPLY_FORMS = "answer: TEXT | approve | pass | sub-questions, one a line"
-"""What a reply may hold, for a usage line."""
 REPLY_HELP = (
     "Reply with `answer: TEXT`, `approve` to take the proposed step, `pass` to leave the question "
     "to the agent, or one sub-question a line and an empty line at the end. Ctrl-D leaves the "

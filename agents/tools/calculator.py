@@ -21,13 +21,11 @@ from reflux.agents.tools.protocol import TextTool, ToolReply, text_parameter
 from reflux.agents.types import ToolSpec
 
 MAX_CHARS = 4_000
-"""Maximum length of an expression."""
 MAX_DIGITS = 4_000
 """Maximum digits of any value, numerator and denominator together."""
 MAX_DEPTH = 50
 """Maximum nesting of parentheses, signs and calls; a long sum is not deep."""
 MAX_COUNT = 10_000
-"""Maximum argument of factorial and comb."""
 ROOT_DIGITS = 40
 """Significant digits of an irrational root."""
 SHOWN_DIGITS = 30

@@ -82,9 +82,7 @@ def _pieces(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 SUFFIXES = (".txt", ".md")
 MAX_FILES = 10_000
 MAX_FILE_BYTES = 10 * 2**20
-"""Larger files are skipped."""
 PASSAGES = 5
-"""Maximum passages in one reply."""
 QUERY_WORDS = 32
 """Maximum different words of a query; later ones are ignored."""
 COMMON = (

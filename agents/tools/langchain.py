@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from mcp import ClientSession
 
 SECONDS = 30.0
-"""Time limit of one call."""
 
 
 class LangChainTool:

@@ -126,7 +126,6 @@ class TextTool:
     """A tool that takes one text; a subclass has the `spec`, and replies."""
 
     argument: str
-    """The argument's name."""
     seconds = CALL_SECONDS
     max_chars = ARGUMENT_CHARS
 

@@ -48,7 +48,6 @@ class SandboxLimits:
     memory: int = 32 * 2**20
     """Bytes."""
     depth: int = 200
-    """Maximum nested calls."""
 
 
 class Sandbox(TextTool):
