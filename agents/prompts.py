@@ -105,6 +105,16 @@ def choice_prompt(
     return (("system", system), ("user", "\n\n".join(part for part in parts if part)))
 
 
+def object_schema(**properties: dict[str, Any]) -> dict[str, Any]:
+    """JSON schema of an object with exactly these properties."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
 def _case(question: str, transcript: Sequence[Exchange], limit: int, chars: int) -> str:
     answers = transcript_text(transcript, chars) or "Answers so far: none"
     count = f"up to {limit} sub-questions" if limit > 1 else "1 sub-question"

@@ -9,7 +9,7 @@ from reflux.agents.budget import Budget
 from reflux.agents.overseers.batch import settle
 from reflux.agents.overseers.protocol import PASS, OverseerContext
 from reflux.agents.overseers.step_parser import NOTHING, read_answer, read_step
-from reflux.agents.prompts import answer_now_prompt, cut, step_prompt
+from reflux.agents.prompts import answer_now_prompt, cut, object_schema, step_prompt
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step, Turn
 
 NOT_DECOMPOSABLE = "not decomposable"
@@ -131,19 +131,11 @@ def step_schema(kinds: Sequence[str], limit: int) -> str:
     OpenAI's strict form allows no choice at the top, hence `step`.
     """
     need = {"type": "integer", "minimum": 0, "maximum": limit - 1}
-    sub = _object(question={"type": "string"}, needs={"type": "array", "items": need})
+    sub = object_schema(question={"type": "string"}, needs={"type": "array", "items": need})
     forms: dict[str, dict[str, Any]] = {
         "ask": {"type": "array", "items": sub, "minItems": 1, "maxItems": limit},
         "answer": {"type": "string"},
         "not_decomposable": {"type": "string"},
     }
-    return json.dumps(_object(step={"anyOf": [_object(**{kind: forms[kind]}) for kind in kinds]}))
-
-
-def _object(**properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    choices = [object_schema(**{kind: forms[kind]}) for kind in kinds]
+    return json.dumps(object_schema(step={"anyOf": choices}))

@@ -22,15 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reflux.agents.budget import Budget
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.protocol import (
-    Follow,
-    Overseer,
-    OverseerContext,
-    follow_of,
-    reserve_of,
-)
+from reflux.agents.overseers.protocol import OverseerContext, WrappedOverseer
 from reflux.agents.types import Ask, ChatRequest, Step
 
 Vector = NDArray[np.float64]
@@ -225,13 +218,12 @@ def logistic(x: Vector, y: Vector, ridge: float = 1.0, steps: int = 25) -> tuple
 
 
 @dataclass(frozen=True)
-class Routed:
+class Routed(WrappedOverseer):
     """An overseer that acts only on questions that the router expects to gain from decomposing.
 
     Any other question goes to the agent undivided, and the step's note says why.
     """
 
-    inner: Overseer
     router: Router
     probe: Callable[[str], ChatRequest]
     """The agent's first direct call on a question, identical to the one of the direct answer
@@ -240,14 +232,6 @@ class Routed:
     @property
     def name(self) -> str:
         return f"routed:{self.inner.name}"
-
-    @property
-    def reserve(self) -> Budget:
-        return reserve_of(self.inner)
-
-    @property
-    def follow(self) -> Follow | None:
-        return follow_of(self.inner)
 
     async def act(self, context: OverseerContext) -> Step:
         """Route a new question; later steps on a question follow its first."""

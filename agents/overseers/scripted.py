@@ -13,6 +13,7 @@ from reflux.agents.overseers.protocol import (
     Follow,
     Overseer,
     OverseerContext,
+    WrappedOverseer,
     follow_of,
     reserve_of,
 )
@@ -68,39 +69,30 @@ APPROVE = {"kind": "approve"}
 
 
 @dataclass(frozen=True)
-class Reviewed:
+class Reviewed(WrappedOverseer):
     """An overseer whose steps a human sees first.
 
     A step to be reviewed becomes a `Defer` whose form holds what the human needs to judge it:
     `question`, `transcript`, `may_ask`, `proposal` (the step in the form of `step_to_json`) and
     `by` (the proposer's name). The human replies `{"kind": "approve"}`, or with another step in
     the proposal's form; a `comment` beside either is stored as a judgement `review`. The record
-    holds the step that was taken. A proposed `Defer` goes to the human unchanged.
+    holds the step that was taken. A proposed `Defer` goes to the human unchanged. Of a
+    chain the human sees the first question, not each link.
     """
 
-    proposer: Overseer
     when: When = "always"
     """`always`; `root`: the root's steps; `asks`: batches of sub-questions, and chains, at any
     depth; `answers`: the root's answer only."""
 
     @property
     def name(self) -> str:
-        return f"reviewed:{self.proposer.name}"
-
-    @property
-    def reserve(self) -> Budget:
-        return reserve_of(self.proposer)
-
-    @property
-    def follow(self) -> Follow | None:
-        """The proposer's: a human reviews a chain's first question, not each link."""
-        return follow_of(self.proposer)
+        return f"reviewed:{self.inner.name}"
 
     async def act(self, context: OverseerContext) -> Step:
-        step = await self.proposer.act(context)
+        step = await self.inner.act(context)
         if isinstance(step, Defer) or not self._needs_review(step, context.path):
             return step
-        proposal = {"proposal": step_to_json(step), "by": self.proposer.name}
+        proposal = {"proposal": step_to_json(step), "by": self.inner.name}
         return Defer(review_form(context) | proposal)
 
     def _needs_review(self, step: Step, path: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from reflux.agents.prompts import object_schema
 from reflux.agents.types import ToolCall, ToolSpec
 
 
@@ -112,14 +113,7 @@ def cut(text: str, limit: int = REPLY_CHARS) -> str:
 
 def text_parameter(name: str, description: str) -> str:
     """JSON schema of a tool that takes one text."""
-    return json.dumps(
-        {
-            "type": "object",
-            "properties": {name: {"type": "string", "description": description}},
-            "required": [name],
-            "additionalProperties": False,
-        }
-    )
+    return json.dumps(object_schema(**{name: {"type": "string", "description": description}}))
 
 
 class TextTool:
