@@ -17,6 +17,7 @@ from reflux.agents.types import (
     ChatClient,
     ChatRequest,
     Completion,
+    Sampling,
     TokenLogprob,
     ToolCall,
     ToolSpec,
@@ -28,24 +29,27 @@ if TYPE_CHECKING:
 
 def request_body(request: ChatRequest) -> dict[str, Any]:
     """The body to post."""
-    sampling = request.sampling
-    body: dict[str, Any] = {
-        "model": request.model,
-        "messages": request.payload(),
-        "temperature": sampling.temperature,
-        "max_tokens": sampling.max_tokens,
-        "seed": sampling.seed,
-    }
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
-    if sampling.top_logprobs:
-        body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+    body: dict[str, Any] = {"model": request.model, "messages": request.payload()}
+    body |= sampling_fields(request.sampling)
+    if request.sampling.stop:
+        body["stop"] = list(request.sampling.stop)
     if request.tools:
         body["tools"] = [function_spec(tool) for tool in request.tools]
     if request.schema:
         form = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
     return body
+
+
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
+    """Settings by the names of the chat protocol, without `stop`."""
+    body = {
+        "temperature": sampling.temperature,
+        "max_tokens": sampling.max_tokens,
+        "seed": sampling.seed,
+    }
+    logprobs = {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+    return body | logprobs if sampling.top_logprobs else body
 
 
 def function_spec(tool: ToolSpec) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ValidationError
 
-from reflux.agents.clients.chat_protocol import Logprobs, function_spec
+from reflux.agents.clients.chat_protocol import Logprobs, function_spec, sampling_fields
 from reflux.agents.clients.retries import RetryingClient, RetryPolicy, status_of, worth_retrying
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.prompts import redact
@@ -89,14 +89,7 @@ class LangChainAgent:
         Raises:
             UsageError: the model takes no tools, or not this schema.
         """
-        sampling = request.sampling
-        settings: dict[str, Any] = {
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
-        }
-        if sampling.top_logprobs:
-            settings |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        settings = sampling_fields(request.sampling)
         update = {self.fields[s]: value for s, value in settings.items() if s in self.fields}
         model = self._model.model_copy(update=update) if update else self._model
         if request.tools:

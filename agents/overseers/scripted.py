@@ -200,11 +200,3 @@ class RecordedOverseer:
                 return step
             subquestions += len(step.subquestions) if isinstance(step, Ask) else 0
         return None
-
-
-def recorded_overseers(
-    record: Record, fallback: Overseer | None = None, asks_only: bool = False
-) -> tuple[RecordedOverseer, ...]:
-    """One overseer for each attempt of the record."""
-    attempts = max((len(attempts) for attempts in record.values()), default=1)
-    return tuple(RecordedOverseer(record, i, fallback, asks_only) for i in range(max(1, attempts)))

@@ -17,9 +17,9 @@ from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.scripted import (
     APPROVE,
     HumanOverseer,
+    RecordedOverseer,
     Reviewed,
     ScriptedOverseer,
-    recorded_overseers,
 )
 from reflux.agents.types import (
     Answer,
@@ -241,7 +241,8 @@ async def test_the_steps_of_a_record_are_taken_again_by_other_copies(
     ]
     other = TraceStore(tmp_path / "other.db")
     silent = ScriptedClient(lambda request: CAPITALS[request.messages[-1][1]])
-    again = await amplify(other, silent, *recorded_overseers(record), checker=checker)
+    overseers = (RecordedOverseer(record, attempt) for attempt in (0, 1))
+    again = await amplify(other, silent, *overseers, checker=checker)
     assert (again["answer"], again["status"]) == (told["answer"], told["status"])
     assert recorded_steps(other, ASKED.question_id(QUESTION)) == record
     # H asked nothing: the three leaves of two attempts are all.
