@@ -56,7 +56,6 @@ class Price:
         check_range("spend_limit.prices.completion", self.completion, least=0)
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """The price of one call."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
@@ -92,10 +91,7 @@ class SpendLimit:
         self._parent = parent
         self._clock = clock
         self._start = clock()
-        self.money = 0.0
-        """Spent so far."""
-        self._calls = 0
-        self._tokens = 0
+        self._spent = {"money": 0.0, "calls": 0, "tokens": 0}
 
     def for_question(self, seconds: float | None, money: float | None) -> "SpendLimit":
         """A limit for one question, which starts now; this limit pays along with it."""
@@ -110,23 +106,15 @@ class SpendLimit:
         if reply.cached:
             return
         price = self._prices.get(model) or Price()
-        self.money += price.of(reply.prompt_tokens, reply.completion_tokens)
-        self._calls += 1
-        self._tokens += reply.tokens
+        self._spent["money"] += price.of(reply.prompt_tokens, reply.completion_tokens)
+        self._spent["calls"] += 1
+        self._spent["tokens"] += reply.tokens
 
     def left(self) -> dict[str, float]:
         """What is left of each limit; the smaller value, if the parent limits the same."""
-        spent = {
-            "seconds": self._clock() - self._start,
-            "money": self.money,
-            "calls": self._calls,
-            "tokens": self._tokens,
-        }
-        left = {
-            name: max(0.0, limit - spent[name])
-            for name, limit in self._limits.items()
-            if limit is not None
-        }
+        spent = self._spent | {"seconds": self._clock() - self._start}
+        limits = {name: limit for name, limit in self._limits.items() if limit is not None}
+        left = {name: max(0.0, limit - spent[name]) for name, limit in limits.items()}
         for name, value in (self._parent.left() if self._parent else {}).items():
             left[name] = min(value, left.get(name, value))
         return left
@@ -139,4 +127,4 @@ class SpendLimit:
     def to_json(self) -> dict[str, Any]:
         """What is left and the money spent, rounded for display."""
         left = {name: round(value, 4) for name, value in self.left().items()}
-        return {"left": left, "money": round(self.money, 6)}
+        return {"left": left, "money": round(self._spent["money"], 6)}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Claim, Report
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatClient, ChatRequest

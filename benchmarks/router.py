@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.default_model import ENGINES, open_default_model
 from benchmarks.report import Claim, Report
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.router import Past, Routed, Router
 from reflux.agents.overseers.scripted import ScriptedOverseer

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.default_model import ENGINES, open_default_model
 from benchmarks.report import Claim, Report
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.tools.protocol import Tool, ToolReply
 from reflux.agents.types import ToolSpec
 from reflux.graphs.amplify.context import AmplifyContext, Limits

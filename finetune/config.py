@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
-from reflux.agents.verifiers.red_flags import RedFlags
+from reflux.agents.verifiers import RedFlags
 from reflux.finetune.engine.client import BatchedConfig
 from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits

@@ -16,7 +16,7 @@ from typing import IO, Any
 import yaml
 
 from reflux.agents.budget import Price
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.llama_cpp import (
     EngineConfig,
     LlamaCppClient,

@@ -6,7 +6,7 @@ from typing import Any
 
 from reflux.agents.clients.chat_protocol import Delta
 from reflux.agents.errors import EndpointError, RefluxError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.amplify.context import silent
 from reflux.graphs.amplify.state import Status, accepted_status, is_accepted

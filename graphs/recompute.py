@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from reflux.agents.errors import RefluxError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, human_outcome, is_accepted
 from reflux.graphs.ask import Amplified, System

@@ -12,11 +12,11 @@ from .agents.overseers.protocol import (
     Overseer as Overseer,
     OverseerContext as OverseerContext,
 )
-from .agents.overseers.recorded import RecordedOverseer as RecordedOverseer
 from .agents.overseers.router import Routed as Routed, Router as Router
 from .agents.overseers.scripted import (
-    Reviewed as Reviewed,
     HumanOverseer as HumanOverseer,
+    RecordedOverseer as RecordedOverseer,
+    Reviewed as Reviewed,
     ScriptedOverseer as ScriptedOverseer,
 )
 from .agents.tools.calculator import Calculator as Calculator
@@ -32,19 +32,17 @@ from .agents.types import (
     Step as Step,
     SubQuestion as SubQuestion,
 )
-from .agents.verifiers.red_flags import RedFlags as RedFlags
-from .agents.verifiers.rules import (
-    Checker as Checker,
-    RuleChecker as RuleChecker,
-    Verdict as Verdict,
-)
-from .agents.verifiers.verifier import (
+from .agents.verifiers import (
     BackwardVerifier as BackwardVerifier,
+    Checker as Checker,
     ConsistencyVerifier as ConsistencyVerifier,
     CriticVerifier as CriticVerifier,
     Equivalence as Equivalence,
     Judge as Judge,
+    RedFlags as RedFlags,
+    RuleChecker as RuleChecker,
     ToolVerifier as ToolVerifier,
+    Verdict as Verdict,
     Verifier as Verifier,
 )
 from .facade import Amplification as Amplification, amplify as amplify, amplify_sync as amplify_sync

@@ -13,7 +13,7 @@ from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.tools.documents import Documents
-from reflux.agents.tools.mcp import mcp_tools
+from reflux.agents.tools.langchain import mcp_tools
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.graphs.amplify.context import AmplifyContext, silent

@@ -9,13 +9,13 @@ from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel
 
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.langchain import LangChainClient
 from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.types import ChatClient
-from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.ask_context import name_of, overseer_named
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 
-from reflux.agents.clients.cached import CachedClient
-from reflux.agents.clients.endpoints import Endpoint, Endpoints, endpoint_from_env
+from reflux.agents.clients.endpoints import CachedClient, Endpoint, Endpoints, endpoint_from_env
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.types import ChatClient

@@ -11,7 +11,7 @@ from typing import Any
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.redaction import is_unicode
+from reflux.agents.prompts import is_unicode
 from reflux.agents.types import Answer
 from reflux.ask_context import OVERSEERS, open_context
 from reflux.finetune.config import config_from

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.overseers.protocol import Overseer, follow_of
-from reflux.agents.redaction import question_problem, redact
+from reflux.agents.prompts import question_problem, redact
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import (

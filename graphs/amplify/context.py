@@ -12,9 +12,7 @@ from reflux.agents.errors import UsageError, check_range
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.types import ChatRequest, Completion
-from reflux.agents.verifiers.red_flags import RedFlags
-from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.agents.verifiers.verifier import Equivalence, Verifier
+from reflux.agents.verifiers import Checker, Equivalence, RedFlags, RuleChecker, Verifier
 from reflux.graphs.amplify.state import Spent
 from reflux.graphs.traces.events import Event, called
 from reflux.graphs.traces.recorded_client import RecordedClient

@@ -15,7 +15,7 @@ from reflux.agents.errors import EndpointError
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import CALL_SECONDS, ToolReply, guarded
 from reflux.agents.types import ChatRequest, Completion, Sampling
-from reflux.agents.verifiers.verifier import Equivalence
+from reflux.agents.verifiers import Equivalence
 from reflux.graphs.amplify.context import AmplifyContext, Reply
 from reflux.graphs.amplify.experts import combine_votes
 from reflux.graphs.amplify.model_calls import ModelCalls, run_tool_loop

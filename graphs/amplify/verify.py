@@ -10,7 +10,7 @@ from langgraph.runtime import Runtime
 
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import Exchange
-from reflux.agents.verifiers.rules import Verdict
+from reflux.agents.verifiers import Verdict
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from reflux.agents.errors import UsageError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 
 FORMS = (
     'each line is a JSON object with "question" and "answer", "prompt" and "completion", or '

@@ -27,9 +27,9 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable, RunnableLambda
 from langgraph.graph import StateGraph
 
-from reflux.agents.clients.langchain import worth_retrying
+from reflux.agents.clients.retries import worth_retrying
 from reflux.agents.errors import EndpointError, RefluxError, ReplayError, UsageError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted
 from reflux.graphs.evals.user_code import load_object

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Tool
-from reflux.agents.verifiers.rules import Checker
+from reflux.agents.verifiers import Checker
 from reflux.graphs.amplify.context import AmplifyContext
 
 Split = Literal["train", "held_out"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Completion
-from reflux.agents.verifiers.red_flags import RedFlags
+from reflux.agents.verifiers import RedFlags
 from reflux.graphs.amplify.direct_answer import step_and_retries
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import Task, is_held_out

@@ -16,7 +16,7 @@ from typing import Any
 
 from reflux.agents.clients.chat_protocol import Pieces, in_one_piece, stream_of
 from reflux.agents.errors import EndpointError, ReplayError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.agents.tools.protocol import ToolReply
 from reflux.agents.types import (
     Answer,

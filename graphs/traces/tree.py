@@ -255,7 +255,7 @@ def _order(path: str) -> list[tuple[int, ...]]:
 def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step]]]:
     """The overseer's steps of one trajectory, by the question's text: one list for each attempt.
 
-    `reflux.agents.overseers.recorded` replays them. A question that occurs twice has the steps of
+    `reflux.agents.overseers.scripted` replays them. A question that occurs twice has the steps of
     its first node. A human's edits and answers count as steps.
 
     Args:

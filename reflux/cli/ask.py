@@ -10,7 +10,7 @@ import typer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.human_reply import REPLY_FORMS, parse_reply
+from reflux.agents.overseers.scripted import REPLY_FORMS, parse_reply
 from reflux.ask_context import OVERSEERS, asks_humans, open_context
 from reflux.cli.contract import (
     ERR,

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
-from reflux.agents.overseers.human_reply import REPLY_FORMS
+from reflux.agents.overseers.scripted import REPLY_FORMS
 from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
 from reflux.cli.chat_session import CAPS, ChatSession
 from reflux.cli.contract import ERR, OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from reflux.agents.errors import EndpointError, UsageError
-from reflux.agents.redaction import question_problem, redact
+from reflux.agents.prompts import question_problem, redact
 from reflux.agents.types import ChatRequest, Sampling
 from reflux.ask_context import MAX_TOKENS, open_context
 from reflux.cli.human_input import converse

@@ -12,7 +12,7 @@ import typer
 from rich.panel import Panel
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.human_reply import REPLY_HELP, parse_reply, step_text
+from reflux.agents.overseers.scripted import REPLY_HELP, parse_reply, step_text
 from reflux.cli.contract import ERR
 from reflux.graphs.amplify.interrupts import InterruptibleRun, Pending, RunProgress
 from reflux.report.terminal import escape

@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from reflux.agents.errors import RefluxError, from_os_error
-from reflux.agents.redaction import is_unicode
+from reflux.agents.prompts import is_unicode
 from reflux.cli import admin, ask, chat, evaluate, plan, review, rounds, serve, traces
 from reflux.cli.contract import drop_output
 from reflux.report.terminal import printable

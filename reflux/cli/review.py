@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.human_reply import step_text
+from reflux.agents.overseers.scripted import step_text
 from reflux.cli.contract import (
     ERR,
     MAX_LIMIT,

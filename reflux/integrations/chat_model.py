@@ -15,9 +15,9 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.agents.types import ChatClient
-from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.ask_context import name_of, overseer_named
 from reflux.conversation import cut_at, question_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent

@@ -28,7 +28,7 @@ from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, context_of
 from reflux.conversation import question_of
 from reflux.graphs.amplify.context import Limits

@@ -7,7 +7,7 @@ from typing import Protocol
 from langchain_core import messages as lc
 from langchain_core.messages import BaseMessage
 
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest as ModelRequest
 from reflux.agents.types import Completion, Sampling
 from reflux.ask_context import asks_humans, context_of

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.human_reply import parse_reply
 from reflux.agents.overseers.protocol import Overseer
+from reflux.agents.overseers.scripted import parse_reply
 from reflux.ask_context import context_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext

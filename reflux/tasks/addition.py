@@ -18,7 +18,7 @@ from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.tools.protocol import Tool
 from reflux.agents.types import Answer, Ask, Exchange, Step
-from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.graphs.evals.task import Split, draw_questions
 
 QUESTION = re.compile(r"(\d+)\+(\d+)(\+1)?=")

@@ -23,7 +23,7 @@ from reflux.agents.tools.calculator import Calculator
 from reflux.agents.tools.protocol import Tool
 from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.agents.types import Exchange, Step
-from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.graphs.evals.task import Split, is_held_out
 
 INSTALL = "pip install 'reflux-ida[tasks]'"

@@ -23,7 +23,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, Overseer, OverseerContext
 from reflux.agents.tools.protocol import Tool
 from reflux.agents.types import Answer, Chain, Step
-from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.graphs.evals.task import Split, draw_questions
 from reflux.tasks.tower import (
     DISKS,

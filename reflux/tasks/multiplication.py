@@ -19,7 +19,7 @@ from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.tools.protocol import Tool
 from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
-from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.graphs.evals.task import Split, draw_questions
 from reflux.tasks import addition
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.human_reply import REPLY_HELP
+from reflux.agents.overseers.scripted import REPLY_HELP
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.ask_options import options_of
 from reflux.graphs.evals.task import writing_of

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from reflux.agents.clients.cached import CachedClient
 from reflux.agents.clients.chat_protocol import Delta, Pieces, stream_of
-from reflux.agents.clients.endpoints import Endpoint, Endpoints
+from reflux.agents.clients.endpoints import CachedClient, Endpoint, Endpoints
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob, ToolCall, ToolSpec

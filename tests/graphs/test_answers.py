@@ -21,7 +21,7 @@ from reflux.agents.types import (
     SubQuestion,
     TokenLogprob,
 )
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all

@@ -13,7 +13,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import ScriptedOverseer
-from reflux.agents.redaction import PLACEHOLDER
+from reflux.agents.prompts import PLACEHOLDER
 from reflux.agents.types import (
     Answer,
     Ask,
@@ -24,7 +24,7 @@ from reflux.agents.types import (
     Step,
     TokenLogprob,
 )
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.interrupts import recursion_limit
 from reflux.graphs.ask import Amplified, Direct, Origin, answer_all, ask

@@ -18,11 +18,10 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError
 from reflux.agents.overseers.panel import Panel
 from reflux.agents.overseers.protocol import PASS, Overseer
-from reflux.agents.overseers.recorded import RecordedOverseer
 from reflux.agents.overseers.router import Past, Routed, Router
-from reflux.agents.overseers.scripted import APPROVE, Reviewed, ScriptedOverseer
+from reflux.agents.overseers.scripted import APPROVE, RecordedOverseer, Reviewed, ScriptedOverseer
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Exchange, Step, TokenLogprob
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.finetune.rows import accepted
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph

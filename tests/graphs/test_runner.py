@@ -5,7 +5,7 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatRequest, Completion
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Direct, Origin
 from reflux.graphs.evals.metrics import wilson

@@ -6,7 +6,7 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.agents.verifiers.red_flags import RedFlags
+from reflux.agents.verifiers import RedFlags
 from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.vote_log import (
     by_acceptance,

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from reflux.agents.errors import UsageError
-from reflux.agents.redaction import PLACEHOLDER, redact
+from reflux.agents.prompts import PLACEHOLDER, redact
 from reflux.server import guards
 from reflux.server import http_limits as wire
 from reflux.server.guards import client_of

@@ -13,7 +13,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.errors import EndpointError
 from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from reflux.agents.budget import Budget
 from reflux.agents.overseers.protocol import reserve_of
-from reflux.agents.redaction import is_unicode
+from reflux.agents.prompts import is_unicode
 from reflux.agents.types import Answer, Ask, Chain, Exchange, SubQuestion
 from reflux.graphs.amplify.chain import walk_chain
 from reflux.graphs.amplify.context import AmplifyContext, tries
