@@ -14,8 +14,8 @@ import pytest
 
 from reflux.agents.errors import UsageError
 from reflux.agents.redaction import PLACEHOLDER, redact
+from reflux.server import app as wire
 from reflux.server import guards
-from reflux.server import http_limits as wire
 from reflux.server.guards import client_of
 from reflux.server.settings import ServeSettings, check_exposure
 from tests.support.serving import Scripted, X, scripted, serving, soon
@@ -253,7 +253,7 @@ def test_secrets_are_looked_for_in_a_time_that_grows_with_the_text_alone(text: s
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 2_000));"
-        "from reflux.server.http_limits import open_more_files; open_more_files();"
+        "from reflux.server.app import open_more_files; open_more_files();"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
