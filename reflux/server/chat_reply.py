@@ -163,10 +163,13 @@ def _token(token: str, logprob: float) -> dict[str, Any]:
 
 
 def _tool_calls(choice: Completion) -> list[dict[str, Any]]:
-    functions = [{"name": call.name, "arguments": call.arguments} for call in choice.tool_calls]
     return [
-        {"id": call.id, "type": "function", "function": function}
-        for call, function in zip(choice.tool_calls, functions, strict=True)
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in choice.tool_calls
     ]
 
 

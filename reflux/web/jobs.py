@@ -235,24 +235,16 @@ def _eval_arguments(state: ServerState, form: Evaluation) -> list[str]:
             )
     systems = ",".join(form.systems)
     parse_systems(systems)
-    folder, settings = state.run.folder, state.settings
+    run, model, config = state.run.folder.path, state.settings.model, state.settings.config
     # Another process finds the server's agent by its name only in these cases.
-    findable = settings.config is not None or "OPENAI_BASE_URL" in os.environ
-    findable = findable or settings.model in (BASE, *known)
-    return _arguments(
-        "eval",
-        {
-            "run": folder.path,
-            "systems": systems,
-            "level": form.level,
-            "limit": form.limit,
-            "seed": form.seed,
-            "task": form.task or None,
-            "model": settings.model if settings.model and findable else None,
-            "config": settings.config,
-            "out": folder.path / EVALUATIONS / form.name,
-        },
-    )
+    shared = model in (BASE, *known) or config is not None or "OPENAI_BASE_URL" in os.environ
+    options = {
+        "run": run,
+        "systems": systems,
+        **form.model_dump(include={"level", "limit", "seed"}),
+    }
+    options |= {"task": form.task or None, "model": (model or None) if shared else None}
+    return _arguments("eval", options | {"config": config, "out": run / EVALUATIONS / form.name})
 
 
 def _distill_arguments(folder: RunFolder, form: Distillation) -> list[str]:
