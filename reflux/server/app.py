@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
@@ -33,7 +33,7 @@ from reflux.server.guards import UNGUARDED_PATHS, Guard
 from reflux.server.pending import Waiting
 from reflux.server.served_models import ServedModels
 from reflux.server.settings import ServeSettings, check_exposure
-from reflux.server.state import EventLogs, Metrics, ServerState, state_of
+from reflux.server.state import EventLogs, Metrics, ServerState, State
 from reflux.web import jobs, review_api, runs_api
 
 STATIC = Path(web.__file__).parent / "static"
@@ -58,9 +58,9 @@ async def check_health() -> dict[str, str]:
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def show_metrics(request: Request) -> Response:
+async def show_metrics(state: State) -> Response:
     """Show the metrics in the Prometheus text format."""
-    return Response(state_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)

@@ -19,7 +19,7 @@ from reflux.server.chat_reply import AnswerPart, Reply, ReplyFormat, reasoning_l
 from reflux.server.chat_request import ChatRequest
 from reflux.server.errors import as_api_error
 from reflux.server.served_models import ChatAnswer, listed_model
-from reflux.server.state import ERRORS, Log, ServerState, state_of
+from reflux.server.state import ERRORS, Log, ServerState, State
 
 TRAJECTORY_HEADER = "x-reflux-trajectory"
 """Header with the id of the trajectory, for `reflux traces show`."""
@@ -30,17 +30,16 @@ router = APIRouter(prefix="/v1", responses=ERRORS)
 
 
 @router.get("/models")
-async def list_models(request: Request) -> dict[str, Any]:
+async def list_models(state: State) -> dict[str, Any]:
     """List the models that are served now."""
-    return {"object": "list", "data": state_of(request).models.listed()}
+    return {"object": "list", "data": state.models.listed()}
 
 
 @router.get("/models/{name:path}")
-async def show_model(name: str, request: Request) -> Model:
+async def show_model(name: str, state: State) -> Model:
     """Show one model."""
-    models = state_of(request).models
-    models.find(name)
-    return next((model for model in models.listed() if model.id == name), listed_model(name))
+    state.models.find(name)
+    return next((each for each in state.models.listed() if each.id == name), listed_model(name))
 
 
 @router.post(
@@ -48,9 +47,8 @@ async def show_model(name: str, request: Request) -> Model:
     response_model=ChatCompletion,
     responses={200: {"content": {"text/event-stream": {}}}},
 )
-async def complete_chat(body: ChatRequest, request: Request) -> Response:
+async def complete_chat(body: ChatRequest, state: State, request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
-    state = state_of(request)
     answer = state.models.answer_to(body, state.run, state.waiting)
     if body.user is not None:
         detail = {"user": body.user}

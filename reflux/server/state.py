@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Request
+from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from reflux.finetune.run_folder import OpenRun
@@ -138,5 +138,9 @@ class ServerState:
     """Running tasks; the event loop itself holds only weak references."""
 
 
-def state_of(request: Request) -> ServerState:
+async def _state(request: Request) -> ServerState:
     return request.app.state.server
+
+
+State = Annotated[ServerState, Depends(_state)]
+"""The state of the server that received a request, as a route's parameter."""

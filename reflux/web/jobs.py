@@ -19,7 +19,7 @@ from itertools import chain
 from typing import Annotated, Any, Literal
 
 import yaml
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 
 from reflux.agents.errors import UsageError
@@ -27,7 +27,7 @@ from reflux.finetune.run_folder import RunFolder, write_whole
 from reflux.graphs.evals.runner import parse_systems
 from reflux.models import BASE
 from reflux.server.chat_request import ApiModel
-from reflux.server.state import ERRORS, ServerState, state_of
+from reflux.server.state import ERRORS, ServerState, State
 from reflux.tasks import TASKS
 from reflux.web.runs_api import EVALUATIONS
 
@@ -171,19 +171,24 @@ async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
         yield rest.decode(errors="replace").rstrip()
 
 
+async def _jobs(request: Request) -> Jobs:
+    return request.app.state.jobs
+
+
+PageJobs = Annotated[Jobs, Depends(_jobs)]
+
+
 @router.get("/job")
 async def show_job(
-    request: Request, after: Annotated[int, Query(ge=0, lt=2**53)] = 0
+    jobs: PageJobs, after: Annotated[int, Query(ge=0, lt=2**53)] = 0
 ) -> dict[str, Any]:
     """Show the running job, or the last one, with its lines after number `after`."""
-    job = _jobs(request).last
-    return {"job": None if job is None else job.to_json(after)}
+    return {"job": jobs.last and jobs.last.to_json(after)}
 
 
 @router.get("/job/choices")
-async def list_choices(request: Request) -> dict[str, Any]:
+async def list_choices(state: State) -> dict[str, Any]:
     """List the tasks and systems that an evaluation may name, and the run's own task."""
-    state = state_of(request)
     task = state.models.task
     return {
         "tasks": sorted(TASKS),
@@ -193,28 +198,23 @@ async def list_choices(request: Request) -> dict[str, Any]:
 
 
 @router.post("/job", status_code=201)
-async def start_job(body: JobForm, request: Request) -> dict[str, Any]:
+async def start_job(body: JobForm, state: State, jobs: PageJobs) -> dict[str, Any]:
     """Start a job, unless one is running."""
-    state = state_of(request)
 
     def prepare() -> list[str]:
         if isinstance(body, Evaluation):
             return _eval_arguments(state, body)
         return _distill_arguments(state.run.folder, body)
 
-    job = await _jobs(request).start(body, prepare)
+    job = await jobs.start(body, prepare)
     return {"job": job.to_json(0)}
 
 
 @router.delete("/job")
-async def stop_job(request: Request) -> dict[str, Any]:
+async def stop_job(jobs: PageJobs) -> dict[str, Any]:
     """Stop the running job; what it recorded stays, and the same evaluation resumes from it."""
-    await _jobs(request).stop()
-    return await show_job(request)
-
-
-def _jobs(request: Request) -> Jobs:
-    return request.app.state.jobs
+    await jobs.stop()
+    return await show_job(jobs)
 
 
 def _named_systems(state: ServerState) -> list[str]:

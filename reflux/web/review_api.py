@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import Field
 
 from reflux import review_actions
@@ -24,7 +24,7 @@ from reflux.graphs.traces.review import Item, Why, find_item, marked_when_stoppe
 from reflux.graphs.traces.tree import find_question
 from reflux.review_actions import Acted, check_not_empty
 from reflux.server.chat_request import ApiModel
-from reflux.server.state import ERRORS, ServerState, state_of
+from reflux.server.state import ERRORS, ServerState, State
 
 router = APIRouter(prefix="/api", responses=ERRORS)
 
@@ -46,7 +46,7 @@ class HumanReply(ApiModel):
 
 @router.get("/review")
 async def list_reviews(
-    request: Request,
+    state: State,
     why: Why,
     before: Annotated[int | None, Query(ge=1, lt=2**53)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -55,7 +55,6 @@ async def list_reviews(
 
     `writing` describes the notation of the run's task where it differs from usual notation.
     """
-    state = state_of(request)
     path = state.run.store.path
     items, following = await read_apart(path, lambda rows: page(rows, why, limit, before))
     task = state.models.task
@@ -64,12 +63,11 @@ async def list_reviews(
 
 
 @router.post("/trajectories/{trajectory}/judgements")
-async def judge_node(trajectory: str, body: Judgement, request: Request) -> dict[str, Any]:
+async def judge_node(trajectory: str, body: Judgement, state: State) -> dict[str, Any]:
     """Approve, edit, ask again, reject or comment on a node of a trajectory's newest revision.
 
     After an edit, the answers that depend on the node are recomputed in the background.
     """
-    state = state_of(request)
     question_id, _ = find_question(state.run.store, trajectory)
     item = await read_apart(
         state.run.store.path, lambda rows: find_item(rows, f"{question_id}{body.path}")
@@ -136,9 +134,9 @@ async def _reply(state: ServerState, item: Item, answer: str | None, comment: st
 
 
 @router.get("/pending")
-async def list_pending(request: Request) -> dict[str, Any]:
+async def list_pending(state: State) -> dict[str, Any]:
     """List the questions that wait for a human, newest first."""
-    pending = await state_of(request).waiting.pending()
+    pending = await state.waiting.pending()
     return {
         "pending": [
             {"trajectory": trajectory, "question": question, **asdict(each)}
@@ -149,10 +147,10 @@ async def list_pending(request: Request) -> dict[str, Any]:
 
 @router.post("/pending/{trajectory}/{id}")
 async def reply_to_pending(
-    trajectory: str, id: str, body: HumanReply, request: Request
+    trajectory: str, id: str, body: HumanReply, state: State
 ) -> dict[str, Any]:
     """Reply to a pending question; it continues until it ends or waits again."""
-    progress = await state_of(request).waiting.reply(trajectory, id, body.words)
+    progress = await state.waiting.reply(trajectory, id, body.words)
     return {
         "trajectory": trajectory,
         "outcome": progress.outcome,

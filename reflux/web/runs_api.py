@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -22,7 +22,7 @@ from reflux.graphs.traces.search import Wanted, facets, node_record, search
 from reflux.graphs.traces.tree import find_question, load_tree, tokens_of
 from reflux.server.chat_reply import usage_of
 from reflux.server.errors import ApiError
-from reflux.server.state import ERRORS, EventLog, state_of
+from reflux.server.state import ERRORS, EventLog, ServerState, State
 from reflux.tasks import writing_named
 
 router = APIRouter(prefix="/api", responses=ERRORS)
@@ -37,7 +37,7 @@ Filter = Annotated[str, Query(max_length=200)]
 
 @router.get("/trajectories")
 async def list_trajectories(
-    request: Request,
+    state: State,
     q: Filter = "",
     system: Filter = "",
     split: Filter = "",
@@ -50,22 +50,22 @@ async def list_trajectories(
     One request reads a bounded number of rows, so a page may hold fewer than `limit` trajectories
     and still not be the last.
     """
-    path = state_of(request).run.store.path
+    path = state.run.store.path
     query = Wanted(q.strip(), system, split, status)
     trajectories, following = await asyncio.to_thread(search, path, query, before, limit)
     return {"trajectories": trajectories, "next": following}
 
 
 @router.get("/trajectory-facets")
-async def list_facets(request: Request) -> dict[str, Any]:
+async def list_facets(state: State) -> dict[str, Any]:
     """Count the trajectories, and list the systems and splits to filter by."""
-    return await asyncio.to_thread(facets, state_of(request).run.store.path)
+    return await asyncio.to_thread(facets, state.run.store.path)
 
 
 @router.get("/trajectories/{trajectory}", response_model=dict[str, Any])
-async def show_tree(trajectory: str, request: Request) -> Response:
+async def show_tree(trajectory: str, state: State) -> Response:
     """Show the tree of an answer as far as it is recorded, and its tokens."""
-    run = state_of(request).run
+    run = state.run
     try:
         question_id, _ = find_question(run.store, trajectory[:MAX_ID_CHARS])
     except UsageError as error:
@@ -85,10 +85,10 @@ def _tree_json(store: Rows, question_id: str, prices: Mapping[str, Price]) -> by
 
 @router.get("/trajectories/{trajectory}/node")
 async def show_node(
-    trajectory: str, request: Request, path: Annotated[str, Query(max_length=2_000)] = ""
+    trajectory: str, state: State, path: Annotated[str, Query(max_length=2_000)] = ""
 ) -> dict[str, Any]:
     """Show the record of one node: its calls with their messages, and its judgements."""
-    run = state_of(request).run
+    run = state.run
     try:
         prices = run.folder.prices()
         return await asyncio.to_thread(node_record, run.store.path, trajectory, path, prices)
@@ -103,7 +103,7 @@ async def show_node(
 )
 async def follow_tree(
     trajectory: str,
-    request: Request,
+    state: State,
     last_event_id: Annotated[str | None, Header()] = None,
     after: Annotated[int, Query(ge=0, lt=2**53)] = 0,
 ) -> EventSourceResponse:
@@ -113,7 +113,7 @@ async def follow_tree(
     is `end`. After a lost connection, a client names the last number in `Last-Event-ID`, as
     browsers do, or in `after`. Events of ended answers are kept while there is room.
     """
-    log = state_of(request).logs.find(trajectory)
+    log = state.logs.find(trajectory)
     if log is None:
         raise ApiError(
             404,
@@ -135,9 +135,8 @@ async def _events(log: EventLog, after: int) -> AsyncGenerator[ServerSentEvent]:
 
 
 @router.get("/run")
-async def show_run(request: Request) -> dict[str, Any]:
+async def show_run(state: State) -> dict[str, Any]:
     """Show the run folder, the current agent, and the report of the rounds, if there is one."""
-    state = state_of(request)
     folder = state.run.folder
     return {
         "name": folder.path.name,
@@ -157,25 +156,25 @@ def _report(path: Path) -> dict[str, Any] | None:
 
 
 @router.get("/students")
-async def list_students(request: Request) -> dict[str, Any]:
+async def list_students(state: State) -> dict[str, Any]:
     """List the students by round with their scores and gates, and name the promoted one."""
-    return await asyncio.to_thread(_students, state_of(request).run.folder.registry)
+    return await asyncio.to_thread(_students, state.run.folder.registry)
 
 
 @router.post("/students/{student}/promote")
-async def promote_student(student: str, request: Request) -> dict[str, Any]:
+async def promote_student(student: str, state: State) -> dict[str, Any]:
     """Make a student the agent; new requests for `amplified` and `student` use it."""
-    return await _change_agent(request, lambda registry: registry.promote(student))
+    return await _change_agent(state, lambda registry: registry.promote(student))
 
 
 @router.post("/students/rollback")
-async def roll_back(request: Request) -> dict[str, Any]:
+async def roll_back(state: State) -> dict[str, Any]:
     """Make the previous agent the agent again."""
-    return await _change_agent(request, lambda registry: registry.rollback())
+    return await _change_agent(state, lambda registry: registry.rollback())
 
 
-async def _change_agent(request: Request, change: Callable[[Registry], object]) -> dict[str, Any]:
-    folder = RunFolder(state_of(request).run.folder.path)
+async def _change_agent(state: ServerState, change: Callable[[Registry], object]) -> dict[str, Any]:
+    folder = RunFolder(state.run.folder.path)
 
     def change_and_list() -> dict[str, Any]:
         with _PROMOTION, folder.locked():  # A running round promotes students, too.
@@ -194,22 +193,22 @@ def _students(registry: Registry) -> dict[str, Any]:
 
 
 @router.get("/evaluations")
-async def list_evaluations(request: Request) -> dict[str, Any]:
+async def list_evaluations(state: State) -> dict[str, Any]:
     """List evaluations with their figures, newest first; unreadable ones have an `error`."""
-    path = state_of(request).run.folder.path
+    path = state.run.folder.path
     return {"evaluations": await asyncio.to_thread(_evaluations, path)}
 
 
 @router.get("/evaluations/{name}/failures")
 async def list_failures(
     name: str,
-    request: Request,
+    state: State,
     system: Annotated[str, Query(max_length=200)] = "",
     after: Annotated[int, Query(ge=0, lt=2**53)] = 0,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
     """List a system's wrong answers in order, with the ids of their trees."""
-    folder = _folders(state_of(request).run.folder.path).get(name)
+    folder = _folders(state.run.folder.path).get(name)
     if folder is None:
         raise ApiError(404, f"no evaluation is called {name[:100]!r}", code="no_evaluation")
     failures = await asyncio.to_thread(
