@@ -94,7 +94,7 @@ def create_app(
         if settings.endpoints:
             client = Endpoints(settings.endpoints, client)
         run = OpenRun(folder, client=client, warm=False)
-        waiting, tasks = Waiting(run, overseers), set[asyncio.Task[None]]()
+        waiting, tasks = Waiting(run, overseers), set[asyncio.Task[Any]]()
         logs = EventLogs(settings.kept_events)
         app.state.server = ServerState(run, settings, models, logs, metrics, waiting, tasks)
         app.state.jobs = page_jobs = jobs.Jobs()
@@ -139,7 +139,7 @@ def create_app(
     return app
 
 
-async def _cancel_all(tasks: set[asyncio.Task[None]]) -> None:
+async def _cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
     for task in list(tasks):
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -112,10 +112,8 @@ class RunningAnswer:
 
     async def reply(self) -> Reply:
         """Wait for the whole reply; raise the error of the task."""
-        async for part in self.parts():
-            if isinstance(part, Reply):
-                return part
-        raise RefluxError("the answer ended without a reply; please report this")
+        await asyncio.wait({self._task})
+        return self._task.result()
 
     def stop(self) -> None:
         self._task.cancel()
@@ -126,7 +124,7 @@ class RunningAnswer:
             self._state.metrics.first.labels(self._model).observe(seconds)
         self._parts.add(part)
 
-    def _end(self, task: asyncio.Task[None]) -> None:
+    def _end(self, task: asyncio.Task[Reply]) -> None:
         self._state.tasks.discard(task)
         self._state.logs.end(self._answer.trajectory)
         self._parts.end()
@@ -138,7 +136,7 @@ class RunningAnswer:
         if self._answer.grows_tree and (line := reasoning_line(event)):
             self._put(line)
 
-    async def _run(self) -> None:
+    async def _run(self) -> Reply:
         metrics, model = self._state.metrics, self._model
         ended = "left"
         try:
@@ -147,6 +145,7 @@ class RunningAnswer:
                 metrics.tokens.labels(model, kind).inc(reply.usage[f"{kind}_tokens"])
             ended = "ok"
             self._put(reply)
+            return reply
         except Exception as error:
             ended = as_api_error(error).detail.code or "failed"
             raise

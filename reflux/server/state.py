@@ -134,7 +134,7 @@ class ServerState:
     logs: EventLogs
     metrics: Metrics
     waiting: Waiting
-    tasks: set[asyncio.Task[None]]
+    tasks: set[asyncio.Task[Any]]
     """Running tasks; the event loop itself holds only weak references."""
 
 
