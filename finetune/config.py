@@ -148,7 +148,7 @@ def problems(error: ValidationError) -> str:
     lines: list[str] = []
     for problem in _relevant(error.errors()):
         key = ".".join(str(part) for part in problem["loc"]) or "config"
-        unknown = problem["type"] == "extra_forbidden"
+        unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
         lines.append(f"{key}: {'unknown key, remove or rename it' if unknown else problem['msg']}")
     return "; ".join(lines)
 

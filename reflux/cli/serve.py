@@ -50,12 +50,12 @@ def serve(
     # Slow imports that no other command needs.
     import uvicorn
 
-    from reflux.server.app import create_app
-    from reflux.server.http_limits import open_more_files, server_config
+    from reflux.server.app import create_app, open_more_files, server_config
 
     open_more_files()
     serve_config = read_serve_config(config)
     settings = ServeSettings(
+        **{name: value for name, value in vars(serve_config).items() if name != "endpoints"},
         host=host,
         api_key=os.environ.get(KEY, "").strip(),
         overseer=overseer,
@@ -64,7 +64,6 @@ def serve(
         config=config.absolute() if config else None,
         limits=Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
         max_tokens=max_tokens,
-        **serve_config.model_dump(exclude={"endpoints"}),
     )
     app = create_app(RunFolder(run), settings)
     with _bound(host, port) as listening:
