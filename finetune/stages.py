@@ -6,6 +6,7 @@ that is written stays as it is.
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -60,10 +61,10 @@ class Stages:
         """The provenance of a question of this run."""
         return Origin(self.run.folder.id, number, system, task or self.task.name, split)
 
-    def held_out(self, number: int, limit: int | None = None) -> Sequence[str]:
+    def held_out(self, number: int, limit: int = sys.maxsize) -> Sequence[str]:
         """Held-out questions of a round's level, the same for every system."""
         spec = self.spec(number)
-        n = spec.held_out if limit is None else min(limit, spec.held_out)
+        n = min(limit, spec.held_out)
         return self.task.sample(n, spec.level, "held_out", self.config.seed + 1)
 
     async def answers(
@@ -85,14 +86,23 @@ class Stages:
     async def score(
         self, system: System, source: Origin, questions: Sequence[str], activity: str
     ) -> Score:
-        """A system's accuracy on held-out questions, with progress."""
-        return await evaluate(
-            system,
-            self.task,
-            source,
-            questions,
-            max_concurrency=self.config.max_concurrency,
-            on_done=self._tick(activity, len(questions)),
+        """A system's accuracy on held-out questions; on primitives, the share of the overseer's
+        answers that it gives."""
+        if source.split != "primitive":
+            return await evaluate(
+                system,
+                self.task,
+                source,
+                questions,
+                max_concurrency=self.config.max_concurrency,
+                on_done=self._tick(activity, len(questions)),
+            )
+        overseer = Amplified(self.context("base"))
+        expected = await self.answers(overseer, self.source(0, "overseer", "primitive"), questions)
+        outcomes = await self.answers(system, source, questions, activity)
+        return Score.of(
+            (a["answer"] == b["answer"], a["status"], a["spent"])
+            for a, b in zip(outcomes, expected, strict=True)
         )
 
     def _tick(self, activity: str, total: int) -> Callable[[int], None]:
@@ -108,9 +118,10 @@ class Stages:
         begun = time.perf_counter()
         spec = self.spec(number)
         hard_before: list[str] = []
-        system: System = Amplified(self.context(model))
         if number == 0:
-            await self._anchor()
+            prompts = anchor_prompts(self.config.anchor, self.config.seed)
+            source = self.source(0, "anchor", "train", task="anchor")
+            await self.answers(self._plain("base"), source, prompts, "the base answers the anchor")
             questions = list(self.task.primitives())
             source = self.source(0, "overseer", "primitive")
             activity = "the overseer answers its primitives"
@@ -121,18 +132,18 @@ class Stages:
             questions = list(dict.fromkeys([*hard_before, *fresh]))
             source = self.source(number, "amplified", "train")
             activity = f"amplify {model}"
-        outcomes = await self.answers(system, source, questions, activity)
+        outcomes = await self.answers(Amplified(self.context(model)), source, questions, activity)
+        accepted = [is_accepted(outcome["status"]) for outcome in outcomes]
         hard = hardness(self.run.store, number)
+        spent = ("calls", "cached", "tokens")
         return {
             "questions": len(questions),
-            "accepted": sum(is_accepted(o["status"]) for o in outcomes),
+            "accepted": sum(accepted),
             "failed": len(hard.failed),
             "doubtful": len(hard.doubtful),
             "asked_again": len(hard_before),
-            "accepted_again": sum(is_accepted(o["status"]) for o in outcomes[: len(hard_before)]),
-            "calls": sum(o["spent"]["calls"] for o in outcomes),
-            "cached": sum(o["spent"]["cached"] for o in outcomes),
-            "tokens": sum(o["spent"]["tokens"] for o in outcomes),
+            "accepted_again": sum(accepted[: len(hard_before)]),
+            **{key: sum(outcome["spent"][key] for outcome in outcomes) for key in spent},
             "seconds": round(time.perf_counter() - begun, 1),
         }
 
@@ -147,11 +158,6 @@ class Stages:
             spend_limit=self.spend_limit,
         )
         return Direct(context)
-
-    async def _anchor(self) -> None:
-        prompts = anchor_prompts(self.config.anchor, self.config.seed)
-        source = self.source(0, "anchor", "train", task="anchor")
-        await self.answers(self._plain("base"), source, prompts, "the base answers the anchor")
 
     def rows(self, number: int) -> tuple[list[Row], list[Row]]:
         """Cumulative rows up to a round: (different rows, rows in training order with repeats)."""
@@ -188,44 +194,28 @@ class Stages:
         return {**report, "rows": len(rows), "trained_rows": len(training_rows)}
 
     async def evaluate(self, number: int, model: str) -> dict[str, Any]:
-        """Score base, amplified system and student on the same held-out questions."""
-        name = student_name(number)
-        if number == 0:
-            return await self._imitation(0, name, with_base=True)
-        questions = self.held_out(number)
-        systems = {
+        """Score base, amplified system and student on the same questions.
+
+        They are held out, but in round 0, which imitates the overseer, its primitives.
+        """
+        systems: dict[str, System] = {
             "direct": Direct(self.context("base")),
             "amplified": Amplified(self.context(model)),
-            "student": Direct(self.context(name)),
+            "student": Direct(self.context(student_name(number))),
         }
+        questions = self.held_out(number) if number else self.task.primitives()
         scores: dict[str, Any] = {}
         for key, system in systems.items():
-            source = self.source(number, key, "held_out")
-            score = await self.score(system, source, questions, f"evaluate {key}")
-            scores[key] = score.to_json()
+            if number:
+                source, activity = self.source(number, key, "held_out"), f"evaluate {key}"
+            elif key == "amplified":
+                scores[key] = None
+                continue
+            else:
+                source = self.source(0, f"{key}-imitation", "primitive")
+                activity = f"imitate the overseer: {key}"
+            scores[key] = (await self.score(system, source, questions, activity)).to_json()
         return scores
-
-    async def _imitation(self, number: int, name: str, with_base: bool) -> dict[str, Any]:
-        """How far a student, and the base for comparison, imitate the overseer."""
-        scores: dict[str, Any] = {"direct": None, "amplified": None}
-        models = {"direct": "base"} if with_base else {}
-        for key, model in {**models, "student": name}.items():
-            source = self.source(number, f"{key}-imitation", "primitive")
-            score = await self.imitation(model, source, f"imitate the overseer: {key}")
-            scores[key] = score.to_json()
-        return scores
-
-    async def imitation(self, model: str, source: Origin, activity: str) -> Score:
-        """The share of the overseer's answers to its primitives that a model gives."""
-        questions = list(self.task.primitives())
-        expected = await self.answers(
-            Amplified(self.context("base")), self.source(0, "overseer", "primitive"), questions
-        )
-        outcomes = await self.answers(Direct(self.context(model)), source, questions, activity)
-        return Score.of(
-            (a["answer"] == b["answer"], a["status"], a["spent"])
-            for a, b in zip(outcomes, expected, strict=True)
-        )
 
     async def gates(self, number: int, model: str, scores: dict[str, Any]) -> list[dict[str, Any]]:
         """Measure the gates of the round's student."""
@@ -235,25 +225,29 @@ class Stages:
         if number == 0:
             gates = judge(self.config.gates, imitation=student, canary=canary)
         else:
+            before = await self._level_before(number, model, name)
+            amplified = scores["amplified"]["accuracy"]
             gates = judge(
                 self.config.gates,
-                amplified=scores["amplified"]["accuracy"],
+                amplified=amplified,
                 student=student,
-                before=await self._level_before(number, model, name),
+                before=before,
                 canary=canary,
             )
         return [gate.to_json() for gate in gates]
 
     async def _level_before(self, number: int, model: str, name: str) -> tuple[float, float]:
         """Accuracy of (the agent, the student) on the level of the round before."""
+        questions: Sequence[str]
         if number == 1:
-            new = await self._imitation(1, name, with_base=False)
-            old = await self._imitation(0, student_name(0), with_base=False)
-            return old["student"]["accuracy"], new["student"]["accuracy"]
-        questions = self.held_out(number - 1, limit=200)
+            questions, model = self.task.primitives(), student_name(0)
+            sources = [self.source(n, "student-imitation", "primitive") for n in (0, 1)]
+        else:
+            questions = self.held_out(number - 1, limit=200)
+            systems = (f"regression-{model}", f"regression-{name}")
+            sources = [self.source(number, system, "held_out") for system in systems]
         accuracy: list[float] = []
-        for agent in (model, name):
-            source = self.source(number, f"regression-{agent}", "held_out")
+        for agent, source in zip((model, name), sources, strict=True):
             system = Direct(self.context(agent))
             score = await self.score(system, source, questions, f"one level down: {agent}")
             accuracy.append(score.accuracy)

@@ -12,6 +12,7 @@ the drawn token only, and no speed on CPUs: it answered 2.6 short requests/s whe
 answered 7.2 (SmolLM2-135M, two shared cores, 96 requests).
 """
 
+import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import torch
 
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.finetune.engine.kv_cache import ATTENTION, KVCache, SharedPrefix
+from reflux.finetune.engine.kv_cache import ATTENTION, KVCache, SharedPrefix, Window
 from reflux.finetune.engine.sampler import SampledToken, TokenSampler, draw
 from reflux.finetune.train.packing import groups_of_like_length
 
@@ -66,6 +67,10 @@ class _Group:
     waited: int = 0
     """Steps for which rows have waited since the last prefill."""
 
+    @property
+    def busy(self) -> bool:
+        return bool(self.rows or self.waiting)
+
 
 class Scheduler:
     """A model and its tokenizer, used by one thread."""
@@ -73,11 +78,7 @@ class Scheduler:
     def __init__(
         self, model: Any, tokenizer: Any, *, rows: int, context: int, prefix_cache: bool = True
     ) -> None:
-        """
-        Args:
-            rows: maximum rows that are decoded together.
-            context: maximum tokens of a request, prompt and completion; the model may have fewer.
-            prefix_cache: False prefills shared prefixes with every prompt.
+        """See `BatchedConfig` for the options.
 
         Raises:
             UsageError: the model has other layers than full attention.
@@ -103,7 +104,7 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """True while a row is in progress."""
-        return bool(self._new) or any(g.rows or g.waiting for g in self._groups.values())
+        return bool(self._new) or any(group.busy for group in self._groups.values())
 
     def row(self, request: ChatRequest) -> Row:
         """A request as a row; `add` starts it.
@@ -143,7 +144,7 @@ class Scheduler:
         for group in self._groups.values():
             group.waiting = [row for row in group.waiting if not row.dropped]
             self._remove(group, [slot for slot, row in enumerate(group.rows) if row.dropped])
-        turn = next((key for key, g in self._groups.items() if g.rows or g.waiting), None)
+        turn = next((key for key, group in self._groups.items() if group.busy), None)
         if turn is None:
             return []
         self._groups.move_to_end(turn)
@@ -156,7 +157,8 @@ class Scheduler:
             self._prefill(group, count)
         elif group.rows:
             group.waited = group.waited + 1 if group.waiting else 0
-            self._advance(group, range(len(group.rows)), group.cache.step(), None)
+            last = [[row.sampled[-1].token] for row in group.rows]
+            self._draw(group.rows, self._forward(group, last, group.cache.step()))
         slots = [slot for slot, row in enumerate(group.rows) if row.finish]
         finished = [group.rows[slot] for slot in slots]
         self._remove(group, slots)
@@ -169,14 +171,14 @@ class Scheduler:
 
     def completion(self, row: Row, seconds: float) -> Completion:
         """The completion of a finished row."""
-        with_logprobs = row.request.sampling.top_logprobs > 0
+        reported = row.sampled if row.request.sampling.top_logprobs else ()
         return Completion(
             row.text,
             prompt_tokens=len(row.ids),
             completion_tokens=len(row.sampled),
             seconds=seconds,
             finish_reason=row.finish,
-            logprobs=tuple(self._logprob(s) for s in row.sampled) if with_logprobs else (),
+            logprobs=tuple(map(self._logprob, reported)),
         )
 
     def _tokenize(self, chat: list[dict[str, Any]]) -> list[int]:
@@ -195,20 +197,17 @@ class Scheduler:
         first = request.messages[0] if request.messages else ()
         system = first if first[:1] == ("system",) else ()
         if system not in self._prefixes:
-            chats: list[list[dict[str, Any]]] = [
-                [
-                    dict(zip(("role", "content"), turn, strict=False))
-                    for turn in (system, ("user", word))
-                    if turn
-                ]
+            head = [{"role": "system", "content": system[1]}] if system else []
+            one, other = (
+                self._tokenize([*head, {"role": "user", "content": word}])
                 for word in ("Yes?", "no")
-            ]
-            one, other = map(self._tokenize, chats)
-            pairs = enumerate(zip(one, other, strict=False))
-            length = next(index for index, pair in pairs if pair[0] != pair[1])
+            )
             if len(self._prefixes) >= 64 * MAX_PREFIXES:
                 self._prefixes.clear()
-            self._prefixes[system] = tuple(one[:length])
+            pairs = itertools.takewhile(
+                lambda pair: pair[0] == pair[1], zip(one, other, strict=False)
+            )
+            self._prefixes[system] = tuple(token for token, _ in pairs)
         prefix = self._prefixes[system]
         return prefix if len(prefix) < len(ids) and tuple(ids[: len(prefix)]) == prefix else ()
 
@@ -222,7 +221,7 @@ class Scheduler:
             if key not in self._groups:
                 self._groups[key] = _Group(self._shared_prefix(key), self._cache())
             self._groups[key].waiting.append(row)
-        for key in [key for key, g in self._groups.items() if not (g.rows or g.waiting)]:
+        for key in [key for key, group in self._groups.items() if not group.busy]:
             if len(self._groups) > MAX_PREFIXES:
                 del self._groups[key]
 
@@ -230,13 +229,11 @@ class Scheduler:
         return KVCache(self._model.config, self._model.dtype, self._model.device)
 
     def _shared_prefix(self, ids: tuple[int, ...]) -> SharedPrefix:
-        """Prefill a prefix."""
         if not ids:
             return SharedPrefix()
-        cache = self._cache()
-        mask, positions = cache.prefill([len(ids)])
-        self._forward([list(ids)], mask, positions, cache, SharedPrefix())
-        return SharedPrefix(ids, cache.first_row())
+        group = _Group(SharedPrefix(), self._cache())
+        self._forward(group, [list(ids)], group.cache.prefill([len(ids)]))
+        return SharedPrefix(ids, group.cache.first_row())
 
     def _prefill(self, group: _Group, count: int) -> None:
         """Prefill the first waiting rows, grouped by length, and draw their first tokens."""
@@ -248,51 +245,31 @@ class Scheduler:
             batch = max(1, PREFILL_TOKENS // max(lengths[index] for index in part))
             for first in range(0, len(part), batch):
                 rows = [chosen[index] for index in part[first : first + batch]]
-                slots = range(len(group.rows), len(group.rows) + len(rows))
                 group.rows += rows
                 prompts = [row.ids[start:] for row in rows]
-                window = group.cache.prefill([len(prompt) for prompt in prompts])
-                self._advance(group, slots, window, prompts)
+                width = max(map(len, prompts))
+                window = group.cache.prefill(list(map(len, prompts)))
+                padded = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
+                self._draw(rows, self._forward(group, padded, window))
 
-    def _advance(
-        self,
-        group: _Group,
-        slots: Sequence[int],
-        window: tuple[torch.Tensor, torch.Tensor],
-        prompts: list[list[int]] | None,
-    ) -> None:
-        """Draw a token for the rows in `slots`, after their prompts or after their last token."""
-        rows = [group.rows[slot] for slot in slots]
-        mask, positions = window
-        width = positions.shape[1]
-        if prompts is None:
-            ids = [[row.sampled[-1].token] for row in rows]
-        else:
-            ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
-        logits = self._forward(ids, mask, positions, group.cache, group.prefix)
+    def _draw(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         samplings = [row.request.sampling for row in rows]
         tokens = draw(logits, samplings, [row.sampler for row in rows])
         for row, token in zip(rows, tokens, strict=True):
             row.sampled.append(token)
             self._update_finish(row)
 
-    def _forward(
-        self,
-        ids: list[list[int]],
-        mask: torch.Tensor,
-        positions: torch.Tensor,
-        cache: KVCache,
-        prefix: SharedPrefix,
-    ) -> torch.Tensor:
+    def _forward(self, group: _Group, ids: list[list[int]], window: Window) -> torch.Tensor:
         """Logits after the last column, (rows, vocabulary), in float32."""
+        mask, positions = window
         out = self._model(
             input_ids=torch.tensor(ids, device=self._model.device),
             attention_mask=mask,
-            position_ids=positions + len(prefix.ids),
-            past_key_values=cache,
+            position_ids=positions + len(group.prefix.ids),
+            past_key_values=group.cache,
             use_cache=True,
             logits_to_keep=1,
-            prefix=prefix,
+            prefix=group.prefix,
         )
         return out.logits[:, -1].float()
 
