@@ -186,7 +186,7 @@ def read_config(path: Path) -> RoundsConfig:
     """A config from a YAML file.
 
     Raises:
-        UsageError: no such file, no YAML, or no config.
+        UsageError: as `read_yaml` and `config_from`.
     """
     return config_from(read_yaml(path), str(path))
 

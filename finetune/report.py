@@ -90,7 +90,8 @@ def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, 
 
     levels = sorted({row["level"] for row in by_level})
     lines = _lines(by_level)
-    with plt.rc_context(dict.fromkeys(COLORED.split(), TEXT_COLOR)):
+    colors: Any = dict.fromkeys(COLORED.split(), TEXT_COLOR)
+    with plt.rc_context(colors):
         figure, axes = plt.subplots(figsize=(8.0, 4.2), dpi=144)
         for index, (label, (color, marker, style), rows) in enumerate(lines):
             # Slightly apart, so that intervals of equal scores do not cover each other.

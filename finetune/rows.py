@@ -156,7 +156,7 @@ def _row(
     provenance = {"trajectory": node["id"], "path": path}
     provenance |= {key: node[key] for key in ("run", "round", "system")}
     return Row(
-        prompt=tuple(_messages(node["text"], system_prompt)),
+        prompt=tuple(messages(node["text"], system_prompt)),
         completion=answer,
         question=node["text"],
         task=node["task"],
@@ -165,7 +165,8 @@ def _row(
     )
 
 
-def _messages(question: str, system_prompt: str = "") -> list[Message]:
+def messages(question: str, system_prompt: str = "") -> list[Message]:
+    """The prompt that asks a model a question."""
     turns = answer_prompt(question, system_prompt)
     return [{"role": role, "content": content} for role, content in turns]
 
@@ -334,7 +335,7 @@ def _conversation(body: dict[str, Any]) -> dict[str, Any]:
     else:
         prompt, completion = body["prompt"], body["completion"]
     if isinstance(prompt, str):
-        prompt = _messages(prompt)
+        prompt = messages(prompt)
     if isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
     for message in [*prompt, *completion]:

@@ -54,10 +54,8 @@ class RunFolder:
 
     @cached_property
     def id(self) -> str:
-        """The run's random id (hex, 12), recorded with every question for provenance only.
-
-        It is written on the first use and stays when the folder is renamed or copied. No question
-        id, row or seed depends on it, so two runs of one config make the same rows.
+        """The run's random id (hex, 12), for provenance only: no question id, row or seed depends
+        on it. It is written on the first use and stays when the folder is renamed or copied.
 
         Raises:
             UsageError: run.json is damaged.
@@ -109,7 +107,6 @@ class RunFolder:
             self.unlock()
 
     def unlock(self) -> None:
-        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -154,7 +151,6 @@ class RunFolder:
         return config.spend_limit.prices if config else {}
 
     def store(self) -> TraceStore:
-        """The trajectories, opened."""
         return TraceStore(self.traces_path)
 
     def models(self, name: str) -> ModelFiles:

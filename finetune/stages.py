@@ -49,12 +49,12 @@ class Stages:
         return len(self.config.rounds) if self.total is None else self.total
 
     def spec(self, number: int) -> RoundSpec:
-        """The spec of a round."""
         return self.config.rounds[number]
 
     def context(self, model: str) -> AmplifyContext:
         """The task's context with `model` as the agent."""
-        context = self.config.context(self.run.recorded_client, model, spend_limit=self.spend_limit)
+        client = self.run.recorded_client
+        context = self.config.context(client, model, spend_limit=self.spend_limit)
         return task_context(context, self.task)
 
     def source(self, number: int, system: str, split: str, task: str | None = None) -> Origin:
@@ -68,20 +68,11 @@ class Stages:
         return self.task.sample(n, spec.level, "held_out", self.config.seed + 1)
 
     async def answers(
-        self,
-        system: System,
-        source: Origin,
-        questions: Sequence[str],
-        activity: str | None = None,
+        self, system: System, source: Origin, questions: Sequence[str], activity: str | None = None
     ) -> list[Outcome]:
         """`answer_every`, with progress under the name of an activity."""
-        return await answer_every(
-            system,
-            source,
-            questions,
-            max_concurrency=self.config.max_concurrency,
-            on_done=self._tick(activity, len(questions)) if activity else None,
-        )
+        options = self._options(activity, len(questions))
+        return await answer_every(system, source, questions, **options)
 
     async def score(
         self, system: System, source: Origin, questions: Sequence[str], activity: str
@@ -89,14 +80,8 @@ class Stages:
         """A system's accuracy on held-out questions; on primitives, the share of the overseer's
         answers that it gives."""
         if source.split != "primitive":
-            return await evaluate(
-                system,
-                self.task,
-                source,
-                questions,
-                max_concurrency=self.config.max_concurrency,
-                on_done=self._tick(activity, len(questions)),
-            )
+            options = self._options(activity, len(questions))
+            return await evaluate(system, self.task, source, questions, **options)
         overseer = Amplified(self.context("base"))
         expected = await self.answers(overseer, self.source(0, "overseer", "primitive"), questions)
         outcomes = await self.answers(system, source, questions, activity)
@@ -105,9 +90,12 @@ class Stages:
             for a, b in zip(outcomes, expected, strict=True)
         )
 
-    def _tick(self, activity: str, total: int) -> Callable[[int], None]:
-        self.progress(activity, 0, total, "")
-        return lambda done: self.progress(activity, done, total, "")
+    def _options(self, activity: str | None, total: int) -> dict[str, Any]:
+        on_done: Callable[[int], None] | None = None
+        if activity is not None:
+            self.progress(activity, 0, total, "")
+            on_done = lambda done: self.progress(activity, done, total, "")  # noqa: E731
+        return {"max_concurrency": self.config.max_concurrency, "on_done": on_done}
 
     async def amplify(self, number: int, model: str) -> dict[str, Any]:
         """Record the answers that the round's student will learn.
@@ -149,15 +137,10 @@ class Stages:
 
     def _plain(self, model: str) -> Direct:
         """The model asked for free text, without the task's checker and forms."""
-        context = AmplifyContext(
-            self.run.recorded_client,
-            model,
-            (),
-            max_tokens=self.config.anchor_tokens,
-            top_logprobs=0,
-            spend_limit=self.spend_limit,
+        options = {"max_tokens": self.config.anchor_tokens, "spend_limit": self.spend_limit}
+        return Direct(
+            AmplifyContext(self.run.recorded_client, model, (), top_logprobs=0, **options)
         )
-        return Direct(context)
 
     def rows(self, number: int) -> tuple[list[Row], list[Row]]:
         """Cumulative rows up to a round: (different rows, rows in training order with repeats)."""
@@ -225,15 +208,11 @@ class Stages:
         if number == 0:
             gates = judge(self.config.gates, imitation=student, canary=canary)
         else:
-            before = await self._level_before(number, model, name)
-            amplified = scores["amplified"]["accuracy"]
-            gates = judge(
-                self.config.gates,
-                amplified=amplified,
-                student=student,
-                before=before,
-                canary=canary,
-            )
+            measured = {
+                "amplified": scores["amplified"]["accuracy"],
+                "before": await self._level_before(number, model, name),
+            }
+            gates = judge(self.config.gates, student=student, canary=canary, **measured)
         return [gate.to_json() for gate in gates]
 
     async def _level_before(self, number: int, model: str, name: str) -> tuple[float, float]:
