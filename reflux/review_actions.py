@@ -14,7 +14,6 @@ from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import is_unicode
 from reflux.agents.types import Answer
 from reflux.ask_context import OVERSEERS, open_context
-from reflux.finetune.config import config_from
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, silent
 from reflux.graphs.amplify.interrupts import Pending, open_checkpoints, open_interruptible_run
@@ -206,7 +205,7 @@ async def asked_in(
             yield context, Amplified
         return
     task = check_known(opened.store, question_id)
-    config = config_from(opened.folder.load_config(), str(opened.folder.config_path))
+    config = opened.folder.config()
     context = config.context(opened.recorded_client, _model(opened.store, question_id), emit=emit)
     yield task_context(context, task_named(task)), _system(opened.store, question_id)
 

@@ -12,9 +12,9 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import write_whole
 from reflux.agents.prompts import cut
 from reflux.cli.contract import ERR, MAX_LIMIT, OUT, RUNS, Json, RunDir, emit, open_existing
-from reflux.cli.distill_source import logged_rows
+from reflux.cli.rounds import recorded_rows
 from reflux.conversation import last_question
-from reflux.finetune.row_files import Form, export
+from reflux.finetune.rows import Form, export
 from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
 from reflux.graphs.traces.review import WAITING
 from reflux.graphs.traces.revisions import NEWEST, newest
@@ -160,7 +160,7 @@ def export_traces(
     forms: dict[str, Form] = {name: name for name in get_args(Form)}
     if form not in forms:
         raise UsageError(f"unknown --form {form!r}; use one of: {', '.join(forms)}")
-    rows = logged_rows(open_existing(run))
+    rows = recorded_rows(open_existing(run))
     written = export(rows, out, forms[form], format)
     if not written:
         ERR.print(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reflux.agents.redaction import is_unicode
+from reflux.agents.prompts import is_unicode
 from reflux.agents.types import ToolSpec, Turn
 
 

@@ -18,7 +18,7 @@ from openai.types import Model
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest as ModelRequest
 from reflux.agents.types import Completion, Sampling
 from reflux.ask_context import asks_humans, context_of

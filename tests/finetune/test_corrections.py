@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.cli.distill_source import rows_for
-from reflux.finetune.row_files import in_form
-from reflux.finetune.rows import Row, accepted, corrections
+from reflux.cli.rounds import rows_for
+from reflux.finetune.rows import Row, accepted, corrections, in_form
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Origin, answer_all

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from reflux.agents.errors import UsageError
-from reflux.finetune.row_files import export, read_jsonl
-from reflux.finetune.rows import Row
+from reflux.finetune.rows import Row, export, read_jsonl
 
 ROW = Row(
     ({"role": "system", "content": ""}, {"role": "user", "content": "1+1="}),
