@@ -9,8 +9,7 @@ is the question, not the answer.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -88,7 +87,6 @@ class Difference:
     first: str
     second: str
     value: float
-    """Accuracy of the first minus that of the second."""
     ci95: tuple[float, float]
     """Paired bootstrap, by question."""
     p: float
@@ -98,11 +96,6 @@ class Difference:
     """Questions on which the first alone is right."""
     only_second: int
     n: int
-    """Questions."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; ci95 as a list."""
-        return {**asdict(self), "ci95": list(self.ci95)}
 
 
 def difference(
@@ -130,7 +123,6 @@ class Bin:
     """Answers of similar confidence."""
 
     confidence: float
-    """Mean."""
     accuracy: float
     ci95: tuple[float, float]
     """Wilson's, of the accuracy."""
@@ -149,7 +141,7 @@ class Calibration:
     n: int
     """Answers whose confidence is known."""
     unknown: int
-    """Answers whose confidence is unknown."""
+    """The others."""
 
 
 def brier(answers: Sequence[tuple[float, bool]]) -> float:

@@ -29,9 +29,7 @@ class Task(Protocol):
         ...
 
     @property
-    def system_prompt(self) -> str:
-        """The system message of every question."""
-        ...
+    def system_prompt(self) -> str: ...
 
     def overseers(self) -> Sequence[Overseer]:
         """One overseer for each decomposition; retries take them in turn."""
@@ -42,7 +40,7 @@ class Task(Protocol):
         ...
 
     def answer_tokens(self, question: str) -> int:
-        """Maximum tokens of an answer to the question."""
+        """Maximum tokens of an answer."""
         ...
 
     def checker(self) -> Checker:
@@ -106,8 +104,7 @@ def _primitives(task: Task) -> frozenset[str]:
 
 def hashed_out(text: str) -> bool:
     """True for a fixed `HELD_OUT_SHARE` of all texts."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8]) < HELD_OUT_SHARE * 2**64
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < HELD_OUT_SHARE * 2**64
 
 
 def check_held_out(task: Task, question: str) -> None:

@@ -5,6 +5,7 @@ The page shows texts of models and users as text, and its policy forbids scripts
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def write_report(
     """Write the three files, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-        json.dumps(answer.to_json() | {"expected": list(eval_task.true_answers(answer.question))})
+        json.dumps(asdict(answer) | {"expected": list(eval_task.true_answers(answer.question))})
         for answers in results.answers.values()
         for answer in answers
     ]

@@ -42,7 +42,7 @@ async def test_votes_are_read_in_order_with_the_answer_they_chose(store: TraceSt
         votes=VotePolicy(rule=AheadBy(2, 9), min_logprob=None),
     )
     (one,) = voted_questions(store, "amplified")
-    assert (one.question, one.path, one.answer) == ("a", "/0.0.0", "yes")
+    assert (one.question, one.answer) == ("a", "yes")
     assert [reply.text for reply in one.replies] == ["no", "yes", "yes", "yes"]
     assert list(voted_questions(store, "another")) == []
 
