@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from reflux.agents.budget import Price
@@ -35,9 +36,7 @@ class Answered:
     status: str
     error: str | None
     confidence: float | None
-    """0 to 1; see `confidence`."""
     calls: int
-    """Model calls, cache hits included."""
     cached: int
     tokens: int
     seconds: float
@@ -47,7 +46,6 @@ class Answered:
     """Cache hits at full price, for the same reason; None where a model has no price."""
     depth: int
     trajectory: str
-    """Id of the tree, for `reflux traces show`."""
 
 
 def answers_of(
@@ -87,7 +85,6 @@ class Ledger:
     def __init__(self, store: TraceStore, prices: Mapping[str, Price]) -> None:
         self.store = store
         self._prices = prices
-        self._seconds: dict[str, float] | None = None
 
     def of(self, trajectory: str) -> dict[str, Any]:
         """`calls`, `cached`, `tokens`, `seconds` and `cost` of one tree."""
@@ -102,8 +99,10 @@ class Ledger:
             spent["calls"] += row["made"]
             spent["cached"] += row["cached"]
             spent["tokens"] += row["prompt_tokens"] + row["completion_tokens"]
-            uncached = self._uncached_seconds(row["request_digest"]) if row["cached"] else None
-            spent["seconds"] += row["seconds"] if uncached is None else uncached
+            if row["cached"]:
+                spent["seconds"] += self._uncached_seconds.get(row["request_digest"], 0.0)
+            else:
+                spent["seconds"] += row["seconds"]
             price = self._prices.get(row["model"])
             costs.append(price and price.of(row["prompt_tokens"], row["completion_tokens"]))
         # Links keep the sum of their tokens alone: their cost is known where a model charges
@@ -117,17 +116,14 @@ class Ledger:
         known_costs = [cost for cost in costs if cost is not None]
         return spent | {"cost": sum(known_costs) if len(known_costs) == len(costs) else None}
 
-    def _uncached_seconds(self, digest: str) -> float:
-        """Seconds of the call that a cache hit repeats."""
-        if self._seconds is None:
-            self._seconds = {
-                row["request_digest"]: row["seconds"]
-                for row in self.store.select(
-                    "SELECT request_digest, max(seconds) AS seconds FROM calls WHERE"
-                    " kind='model' AND cached=0 AND error IS NULL GROUP BY request_digest"
-                )
-            }
-        return self._seconds.get(digest, 0.0)
+    @cached_property
+    def _uncached_seconds(self) -> Mapping[str, float]:
+        """Seconds of the calls that cache hits repeat, by request digest."""
+        rows = self.store.select(
+            "SELECT request_digest, max(seconds) FROM calls WHERE"
+            " kind='model' AND cached=0 AND error IS NULL GROUP BY request_digest"
+        )
+        return {digest: seconds for digest, seconds in rows}
 
 
 def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:

@@ -30,7 +30,6 @@ class Row:
     question: str
     answers: tuple[str, ...]
     line: int
-    """From 1."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class QuestionFile:
     system: str = ""
     """The system message that all rows share."""
     repeats: int = 0
-    """Rows left out because they repeat an earlier one."""
 
 
 def read_questions(path: Path) -> QuestionFile:

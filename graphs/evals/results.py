@@ -34,11 +34,9 @@ class Level:
     """The nodes of one kind at one depth, those of rejected attempts included."""
 
     depth: int
-    """0 for the root."""
     kind: str
     nodes: int
     accepted: float
-    """Share of the nodes."""
     calls: int
     """Model calls of these nodes, without those below them."""
     tokens: int
@@ -93,9 +91,7 @@ class Summary(Score):
 
     model: str
     questions: int
-    """Different questions."""
     seconds: float
-    """Sum over all model calls."""
     cost: float | None
     calibration: Calibration | None
 
@@ -143,7 +139,6 @@ class Results:
     eval_task: str
     split: str
     rule: str
-    """The scorer's name."""
     seeds: Sequence[int]
     """Of a task's questions and of the samples; the first is also that of the bootstrap."""
     answers: Mapping[str, Sequence[Answered]]

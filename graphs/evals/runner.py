@@ -108,7 +108,6 @@ class SystemSpec:
     """A named system, and how it is made for each seed."""
 
     key: str
-    """The user's name for it."""
     model: str
     digest: str
     """Of the model or graph: another digest asks every question again."""
@@ -145,7 +144,6 @@ class EqualTokens:
 
     votes: int
     tokens: int
-    """Of best-of-n, over all questions."""
     amplified_tokens: int
 
     @property
@@ -161,7 +159,6 @@ class EvalRunner:
     eval_task: EvalTask
     seeds: Sequence[int]
     run: str
-    """Recorded with each question."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What else decides the answers: other settings ask every question again."""
     max_concurrency: int = 32
@@ -192,8 +189,15 @@ class EvalRunner:
                     system_spec.key, before + done, total
                 ),
             )
-            if isinstance(system, ExternalGraph):
-                _check_answered(system_spec.key, outcomes)
+            is_graph = isinstance(system, ExternalGraph)
+            if is_graph and all(outcome["status"] == "failed" for outcome in outcomes):
+                # A graph that never answers is broken, not wrong.
+                n = len(batch)
+                which = "its only question," if n == 1 else f"all {n} questions, on the first"
+                raise RefluxError(
+                    f"{system_spec.key} failed on {which} with {outcomes[0]['error']}; correct it "
+                    "and repeat the command"
+                )
             results.append(SeedResult(seed, origin, batch, outcomes))
             before += len(batch)
         return EvalRun(system_spec, results)
@@ -222,17 +226,6 @@ class EvalRunner:
 
         equal = await equal_votes(tokens_of, amplified.tokens)
         return eval_runs[equal.votes], equal
-
-
-def _check_answered(key: str, outcomes: Sequence[Outcome]) -> None:
-    """A graph that never answers is broken, not wrong."""
-    if all(outcome["status"] == "failed" for outcome in outcomes):
-        n = len(outcomes)
-        which = "its only question," if n == 1 else f"all {n} questions, on the first"
-        raise RefluxError(
-            f"{key} failed on {which} with {outcomes[0]['error']}; correct it and repeat the "
-            "command"
-        )
 
 
 EQUAL_TOKENS = "best-of-n"
@@ -298,7 +291,6 @@ class BestOf:
     context: AmplifyContext
     votes: int
     same_answer: Callable[[str], str] = str.strip
-    """Maps equivalent answers to equal text."""
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask all votes concurrently."""

@@ -132,12 +132,8 @@ def score_held_out(task: Task, question: str, answer: str | None) -> bool:
 def draw_questions(
     task: Task, n: int, split: Split, draw: Callable[[], str], max_draws: int
 ) -> list[str]:
-    """Up to `n` distinct questions of one split, in the order drawn.
-
-    Args:
-        draw: returns a random question, or an empty text to skip.
-        max_draws: draws per question before it gives up.
-    """
+    """Up to `n` distinct questions of one split, in the order drawn, or fewer after `max_draws`
+    draws per question. `draw` returns a random question, or an empty text to skip."""
     questions: dict[str, None] = {}
     for _ in range(max_draws * n):
         if len(questions) == n:

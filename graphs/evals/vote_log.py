@@ -29,7 +29,6 @@ class Votes:
     """Accuracy and error correlation of the votes on many questions."""
 
     accuracy: float
-    """Of one vote."""
     correlation: float
     """Intraclass correlation of being right: 0 where votes err independently, 1 where all copies
     are right or wrong together, which no vote can mend."""
@@ -37,7 +36,6 @@ class Votes:
     """Of the correlation: the union of a bootstrap over questions and the large-sample interval."""
     questions: int
     votes: int
-    """Of each question."""
     left_out: int
     """Questions with fewer votes."""
 
@@ -230,7 +228,6 @@ class FlagEffect:
     """Of the votes that the rule discards; None without any."""
     accuracy_kept: float | None
     n: int
-    """Votes that could be scored."""
 
 
 def flag_effects(

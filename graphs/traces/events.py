@@ -18,7 +18,6 @@ class SubQuestionAsked(_Event):
     event: Literal["asked"]
     question: str
     to: str
-    """The recipient; see `reflux.agents.types.SubQuestion.to`."""
 
 
 class Stepped(_Event):
@@ -82,7 +81,6 @@ class Answered(_Event):
     refused: NotRequired[Any]
     tally: NotRequired[list[tuple[str, int]]]
     answers: NotRequired[dict[str, str]]
-    """Of each expert, where several were asked."""
     failed: NotRequired[dict[str, str]]
     disagreement: NotRequired[float]
     spent: NotRequired[Any]

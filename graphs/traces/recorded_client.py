@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from reflux.agents.clients.chat_protocol import Pieces, in_one_piece, stream_of
@@ -33,9 +33,6 @@ from reflux.agents.types import (
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.telemetry import NO_SPANS, Spans, process_spans
-
-FAILED = ("error", "refused")
-"""How the `finish_reason` of a call begins that failed at its endpoint."""
 
 
 def redacted_step(step: Step) -> Step:
@@ -88,54 +85,6 @@ def completion_of(row: sqlite3.Row) -> Completion:
         retries=tuple(json.loads(row["retries"])) if row["retries"] else (),
         cached=bool(row["cached"]),
         tool_calls=tuple(ToolCall(*call) for call in json.loads(row["tool_calls"] or "[]")),
-    )
-
-
-@dataclass(frozen=True)
-class CallFailure:
-    """A model call of one question that got no reply."""
-
-    message: str
-    refused: bool
-    """The endpoint answered, and would refuse the same request again."""
-    status: int | None
-    """The HTTP status of the refusal."""
-    is_last: bool
-    """No later call of the question got a reply."""
-
-    def error(self) -> EndpointError:
-        """The failure as the error that a caller raises."""
-        error = EndpointError(self.message)
-        error.refused, error.status = self.refused, self.status
-        return error
-
-
-def last_call_id(store: TraceStore) -> int:
-    """The number of the newest call on record; 0 before the first."""
-    ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
-    return number
-
-
-def find_failure(store: TraceStore, question: str, after: int = 0) -> CallFailure | None:
-    """The newest failure of a question's calls after a call's number; None if all got replies.
-
-    A failure that may pass goes before a refusal: the question may end otherwise next time.
-    """
-    calls = list(
-        store.select(
-            "SELECT error, finish_reason FROM calls"
-            " WHERE question=? AND id > ? AND kind IN ('model', 'graph') ORDER BY id",
-            (question, after),
-        )
-    )
-    failures = [row for row in calls if (row["finish_reason"] or "").startswith(FAILED)]
-    if not failures:
-        return None
-    transient = [row for row in failures if row["finish_reason"] == "error"]
-    row = (transient or failures)[-1]
-    _, _, status = row["finish_reason"].partition(" ")
-    return CallFailure(
-        row["error"], not transient, int(status) if status else None, calls[-1] is failures[-1]
     )
 
 

@@ -48,7 +48,6 @@ class Item:
     """The form to show where the node waits; see `reflux.agents.types.Defer`."""
     step: int = 0
     attempt: int = 0
-    """Of the overseer, where the node waits."""
 
     @property
     def id(self) -> str:

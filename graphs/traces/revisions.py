@@ -28,7 +28,6 @@ class Override:
     answer: str | None
     """None: ask the node again, with other seeds."""
     again: int = 0
-    """How often the node was asked again."""
     calls: int = 0
     """What the node had spent. It stays charged, so the budgets of the other nodes don't change."""
     tokens: int = 0

@@ -54,11 +54,9 @@ class Wanted:
 def search(
     path: Path, wanted: Wanted, before: int | None = None, limit: int = 100
 ) -> tuple[list[dict[str, Any]], int | None]:
-    """(trajectories, newest first; where the next page begins, None at the end).
+    """(trajectories, newest first; where the next page begins, None at the end) of a trace file.
 
-    Args:
-        path: the trace file.
-        before: where this page begins, as the previous page returned it.
+    A page begins `before`, as the previous page returned it.
 
     Raises:
         UsageError: the file is damaged.
@@ -106,11 +104,8 @@ def node_record(
 ) -> dict[str, Any]:
     """`calls`, `judgements` and `cost` of a node, oldest first, as plain JSON types.
 
-    Args:
-        path: the trace file.
-        question: id of the root.
-        node: path of the node, empty for the root.
-        prices: of models by name; a call of another has no cost.
+    `question` is the id of the root, `node` a path, empty for the root. A call of a model without
+    a price has no cost.
 
     Raises:
         UsageError: there is no such question, or the file is damaged.

@@ -152,18 +152,19 @@ class Spans:
 
     def node(self, path: str, agent: str, model: str) -> Span:
         """A sub-question; `agent` answers it, a copy of the agent where empty."""
-        if self.provider is None:
-            return NO_SPAN
-        attributes = _agent(agent or "copy", path) | {"gen_ai.request.model": model}
-        return self._begin(f"invoke_agent {agent or 'copy'}", attributes, context.get_current())
+        return self._agent(agent or "copy", path, {"gen_ai.request.model": model})
 
     def step(self, key: CallKey, overseer: str) -> Span:
         """A step of the overseer."""
+        more = {"reflux.role": "overseer", "reflux.step": key.step}
+        return self._agent(overseer, key.path, more)
+
+    def _agent(self, name: str, path: str, more: Attributes) -> Span:
         if self.provider is None:
             return NO_SPAN
-        attributes = _agent(overseer, key.path)
-        attributes |= {"reflux.role": "overseer", "reflux.step": key.step}
-        return self._begin(f"invoke_agent {overseer}", attributes, context.get_current())
+        operation = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name}
+        attributes = operation | _location(path) | more
+        return self._begin(f"invoke_agent {name}", attributes, context.get_current())
 
     def call(
         self, key: CallKey, request: ChatRequest, digest: str, *, streamed: bool = False
@@ -288,11 +289,6 @@ def _location(path: str) -> Attributes:
     return {"reflux.path": path, "reflux.depth": path.count("/")}
 
 
-def _agent(name: str, path: str) -> Attributes:
-    operation = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name}
-    return operation | _location(path)
-
-
 def _provider(model: str, digest: str) -> Attributes:
     """The provider; a remote endpoint's digest is its URL and the model's name."""
     url, hash_sign, _ = digest.rpartition("#")
@@ -310,9 +306,9 @@ def _provider(model: str, digest: str) -> Attributes:
 
 
 def _input(request: ChatRequest) -> Attributes:
-    turns = request.payload()
-    system = [_text(turn["content"]) for turn in turns if turn["role"] == "system"]
-    rest = [_message(turn) for turn in turns if turn["role"] != "system"]
+    messages = request.payload()
+    system = [_text(turn["content"]) for turn in messages if turn["role"] == "system"]
+    rest = [_message(turn) for turn in messages if turn["role"] != "system"]
     attributes: Attributes = {"gen_ai.input.messages": json.dumps(rest)}
     if any(part["content"] for part in system):
         attributes["gen_ai.system_instructions"] = json.dumps(system)

@@ -1,4 +1,4 @@
-"""A trajectory as a tree of nodes, with their steps, votes and costs."""
+"""A trajectory as a tree of nodes, with their steps, votes and costs, and the calls that failed."""
 
 import json
 from collections import defaultdict
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import Answer, Ask, Step, SubQuestion, step_from_json
 from reflux.graphs.traces.database import NODE_ENDED, STOPPED, Rows
 from reflux.graphs.traces.revisions import before
@@ -15,6 +15,8 @@ from reflux.graphs.traces.store import TraceStore, chains
 
 TRUNCATED_PART = "the token limit cut a sub-answer"
 """The note of a node with a truncated child."""
+FAILED = ("error", "refused")
+"""How the `finish_reason` of a call begins that failed at its endpoint."""
 NO_PRICES: Mapping[str, Price] = {}
 BY_PREFIX = """
 SELECT id, text FROM questions WHERE id > :q AND id < :q || char(1114111)
@@ -198,10 +200,7 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
 def held(store: Rows, last: str, path: str) -> tuple[str, Node]:
     """(revision, node): a node by its path, from the newest revision that has computed it.
 
-    An unfinished recomputation has not computed all nodes.
-
-    Args:
-        last: the newest revision.
+    `last` is the newest revision, whose unfinished recomputation has not computed all nodes.
 
     Raises:
         UsageError: there is no such node.
@@ -231,14 +230,59 @@ def _order(path: str) -> list[tuple[int, ...]]:
     return [tuple(int(n) for n in part.split(".")) for part in path.split("/")[1:]]
 
 
+@dataclass(frozen=True)
+class CallFailure:
+    """A model call of one question that got no reply."""
+
+    message: str
+    refused: bool
+    """The endpoint answered, and would refuse the same request again."""
+    status: int | None
+    is_last: bool
+    """No later call of the question got a reply."""
+
+    def error(self) -> EndpointError:
+        """The failure as the error that a caller raises."""
+        error = EndpointError(self.message)
+        error.refused, error.status = self.refused, self.status
+        return error
+
+
+def last_call_id(store: TraceStore) -> int:
+    """The number of the newest call on record; 0 before the first."""
+    ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
+    return number
+
+
+def find_failure(store: TraceStore, question: str, after: int = 0) -> CallFailure | None:
+    """The newest failure of a question's calls after a call's number; None if all got replies.
+
+    A failure that may pass goes before a refusal: the question may end otherwise next time.
+    """
+    calls = list(
+        store.select(
+            "SELECT error, finish_reason FROM calls"
+            " WHERE question=? AND id > ? AND kind IN ('model', 'graph') ORDER BY id",
+            (question, after),
+        )
+    )
+    failures = [row for row in calls if (row["finish_reason"] or "").startswith(FAILED)]
+    if not failures:
+        return None
+    transient = [row for row in failures if row["finish_reason"] == "error"]
+    row = (transient or failures)[-1]
+    _, _, status = row["finish_reason"].partition(" ")
+    return CallFailure(
+        row["error"], not transient, int(status) if status else None, calls[-1] is failures[-1]
+    )
+
+
 def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step]]]:
     """The overseer's steps of one trajectory, by the question's text: one list for each attempt.
 
     `reflux.agents.overseers.recorded` replays them. A question that occurs twice has the steps of
-    its first node. A human's edits and answers count as steps.
-
-    Args:
-        question: id of the root question, or an unambiguous prefix of it.
+    its first node. A human's edits and answers count as steps. The trajectory is named by its id
+    or an unambiguous prefix of it.
 
     Raises:
         UsageError: no trajectory matches, or several do.
