@@ -114,7 +114,7 @@ class Ledger:
             known = price is not None and price.prompt == price.completion
             costs.append(price.of(tokens, 0) if price and known else None)
         known_costs = [cost for cost in costs if cost is not None]
-        return spent | {"cost": sum(known_costs) if len(known_costs) == len(costs) else None}
+        return spent | {"cost": sum(known_costs, 0.0) if len(known_costs) == len(costs) else None}
 
     @cached_property
     def _uncached_seconds(self) -> Mapping[str, float]:

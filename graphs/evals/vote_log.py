@@ -31,7 +31,7 @@ class Votes:
     accuracy: float
     correlation: float
     """Intraclass correlation of being right: 0 where votes err independently, 1 where all copies
-    are right or wrong together, which no vote can mend."""
+    are right or wrong together, which no vote can correct."""
     ci95: tuple[float, float]
     """Of the correlation: the union of a bootstrap over questions and the large-sample interval."""
     questions: int
@@ -41,11 +41,11 @@ class Votes:
 
 
 def correlation(right: Sequence[Sequence[bool]], seed: int = 0) -> Votes:
-    """Estimate accuracy and correlation from the votes of each question, in order.
+    """Accuracy and correlation of the votes of each question, by analysis of variance (Ridout,
+    Demétrio and Firth 1999, equation 2.1).
 
     Questions whose first votes disagree have more votes, so later votes are a biased sample: the
-    estimate uses the smallest number of votes among the questions with two or more. Analysis of
-    variance (Ridout, Demétrio and Firth 1999, equation 2.1).
+    estimate uses the smallest number of votes among the questions with two or more.
 
     Raises:
         UsageError: fewer than two questions have two votes.
