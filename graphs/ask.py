@@ -28,9 +28,9 @@ from reflux.graphs.amplify.interrupts import (
 from reflux.graphs.amplify.state import Outcome, exchange_error
 from reflux.graphs.ask_options import AskOptions, Origin, save_options
 from reflux.graphs.garbage_collection import rare_collections
-from reflux.graphs.traces.recorded_client import CallFailure, find_failure, last_call_id
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.tree import CallFailure, find_failure, last_call_id
 from reflux.graphs.voting.voting import VotePolicy
 
 T = TypeVar("T")

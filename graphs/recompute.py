@@ -17,7 +17,6 @@ from reflux.graphs.traces.revisions import (
     Override,
     newest,
     number_of,
-    override_json,
     overrides_made,
     overrides_of,
     revision,
@@ -100,7 +99,7 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
 async def _append(store: TraceStore, latest: str, path: str, change: Override) -> str:
     (row,) = store.select("SELECT * FROM questions WHERE id = ?", (latest,))
     origin = {name: row[name] for name in ("run", "round", "system", "task", "split", "text")}
-    detail = override_json(change)
+    detail = vars(change)
     while True:
         id = revision(latest, number_of(latest) + 1)
         await store.add_question({"id": id, **origin, "revises": latest})

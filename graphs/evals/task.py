@@ -31,9 +31,7 @@ class Task(Protocol):
         ...
 
     @property
-    def system_prompt(self) -> str:
-        """The system message of every question."""
-        ...
+    def system_prompt(self) -> str: ...
 
     def overseers(self) -> Sequence[Overseer]:
         """One overseer for each decomposition; retries take them in turn."""
@@ -44,7 +42,7 @@ class Task(Protocol):
         ...
 
     def answer_tokens(self, question: str) -> int:
-        """Maximum tokens of an answer to the question."""
+        """Maximum tokens of an answer."""
         ...
 
     def checker(self) -> Checker:
@@ -108,8 +106,7 @@ def _primitives(task: Task) -> frozenset[str]:
 
 def hashed_out(text: str) -> bool:
     """True for a fixed `HELD_OUT_SHARE` of all texts."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8]) < HELD_OUT_SHARE * 2**64
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < HELD_OUT_SHARE * 2**64
 
 
 def check_held_out(task: Task, question: str) -> None:
@@ -137,12 +134,8 @@ def score_held_out(task: Task, question: str, answer: str | None) -> bool:
 def draw_questions(
     task: Task, n: int, split: Split, draw: Callable[[], str], max_draws: int
 ) -> list[str]:
-    """Up to `n` distinct questions of one split, in the order drawn.
-
-    Args:
-        draw: returns a random question, or an empty text to skip.
-        max_draws: draws per question before it gives up.
-    """
+    """Up to `n` distinct questions of one split, in the order drawn, or fewer after `max_draws`
+    draws per question. `draw` returns a random question, or an empty text to skip."""
     questions: dict[str, None] = {}
     for _ in range(max_draws * n):
         if len(questions) == n:

@@ -116,6 +116,6 @@ async def test_what_was_measured_is_shown_where_no_vote_can_help(tmp_path: Path)
     assert shown.code == 1
     assert "one vote is right" in shown.stdout and "n=300" in shown.stdout
     assert "voting cannot help" in shown.stderr
-    told = json.loads(begin([*words, "--json"]).wait().stdout)
-    assert told["plan"] is None and "voting cannot help" in told["verdict"]
-    assert told["measured"]["observed_n"] == 300
+    body = json.loads(begin([*words, "--json"]).wait().stdout)
+    assert body["plan"] is None and "voting cannot help" in body["verdict"]
+    assert body["measured"]["observed_n"] == 300

@@ -82,8 +82,8 @@ async def test_the_page_tells_costs_votes_checks_and_persons(store: TraceStore) 
     context = await asked(store, shaded, checker=rejecting("wrong"))
     await override(context, Q, "/0.0.0", "why")
     text = Parsed(tree_page(store, f"{Q}~1")).text
-    for said in ("by human", "by base, 1 call, 13 tokens", "check passed: why+sure<?"):
-        assert said in text
+    for part in ("by human", "by base, 1 call, 13 tokens", "check passed: why+sure<?"):
+        assert part in text
     assert f"edited since, as {Q}~1" in Parsed(tree_page(store, Q)).text
     assert "answer, vote 0, base: 10 + 3 tokens, 0.50 s" in Parsed(tree_page(store, Q)).text
 
