@@ -2,14 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import RenderableType
-from rich.live import Live
 from rich.table import Table
 
 from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
@@ -17,7 +15,7 @@ from reflux.agents.overseers.human_reply import REPLY_FORMS
 from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
 from reflux.cli.chat_session import CAPS, ChatSession
 from reflux.cli.contract import ERR, OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit
-from reflux.cli.human_input import is_terminal, read_lines, unechoed
+from reflux.cli.human_input import is_terminal, read_lines
 from reflux.cli.progress import LiveTree
 from reflux.conversation import FOLDER, Turn, begin, listed, resume
 from reflux.finetune.run_folder import RunFolder
@@ -30,8 +28,6 @@ from reflux.models import BASE, endpoint, open_run
 from reflux.report.terminal import counted, escape, plain, total_line, tree_view
 from reflux.tasks import task_named
 
-REFRESH_RATE = 8.0
-"""Redraws of the growing tree per second."""
 EXIT_COMMANDS = ("/quit", "/exit")
 
 
@@ -84,11 +80,7 @@ def chat(
         try:
             turns = _talk(runner, session, as_json)
         finally:
-
-            async def close() -> None:
-                await opened.__aexit__()
-
-            runner.run(close())
+            runner.run(opened.__aexit__())
     if as_json:
         id = conversation.id if conversation.turns else None
         emit({"conversation": id, "turns": [asdict(turn) for turn in turns]})
@@ -166,7 +158,6 @@ def _greet(session: ChatSession) -> None:
 def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool) -> Turn:
     """Answer one message while its tree is drawn; Ctrl-C stops the answer."""
     tree = LiveTree(text)
-    live = Live(tree, console=ERR, refresh_per_second=REFRESH_RATE, transient=True)
     streamed = False
 
     def say(piece: str) -> None:
@@ -175,26 +166,14 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         if not quiet:
             OUT.out(plain(piece).plain, end="", highlight=False)
 
-    if ERR.is_terminal and session.options.overseer != ALONE:
-        live.start()
     try:
-        with ExitStack() as echo_off:
-            echo_off.enter_context(unechoed())
-
-            def hush() -> None:
-                live.stop()
-                echo_off.close()
-
-            turn = runner.run(session.ask(text, tree, hush, say))
+        turn = runner.run(session.ask(text, tree, say))
     except KeyboardInterrupt:
         if not is_terminal():
             raise
-        live.stop()
         line = f"stopped after {counted(tree.calls, 'call')}"
         ERR.print("\n" + line if streamed else line, style="dim", highlight=False)
         return session.stopped(text)
-    finally:
-        live.stop()
     if not quiet:
         _print_turn(session, turn, streamed)
     return turn

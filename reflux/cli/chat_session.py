@@ -10,17 +10,16 @@ from dataclasses import dataclass, replace
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.redaction import question_problem, redact
 from reflux.agents.types import ChatRequest, Sampling
-from reflux.ask_context import MAX_TOKENS, open_context
-from reflux.cli.human_input import converse
+from reflux.ask_context import MAX_TOKENS
+from reflux.cli.human_input import open_asking, unechoed
+from reflux.cli.progress import LiveTree
 from reflux.conversation import Conversation, Turn
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.graph import check_askable
-from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_checkpoints
 from reflux.graphs.amplify.state import accepted_status, exchange_error
 from reflux.graphs.ask import Answered, Origin, ask
 from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.graphs.conversation import answer_chat
-from reflux.graphs.traces.events import Event
 from reflux.tasks import task_named
 
 CAPS = ("depth", "calls", "tokens", "seconds", "max_tokens")
@@ -45,15 +44,13 @@ class ChatSession:
     async def ask(
         self,
         text: str,
-        hear: Callable[[Event], None],
-        hush: Callable[[], None],
+        tree: LiveTree,
         say: Callable[[str], None],
     ) -> Turn:
         """Answer one message and keep the turn; a message that is stopped is kept, too.
 
         Args:
-            hear: gets the events of the growing tree.
-            hush: is called before a human is asked in the terminal.
+            tree: grows with the answer, and is hidden before a human is asked in the terminal.
             say: gets the words of the agent that answers alone.
 
         Raises:
@@ -62,19 +59,10 @@ class ChatSession:
         """
         self.trajectory = ""
         if self.options.overseer == ALONE:
-            return await self._answer_alone(text, hear, say)
+            with unechoed():
+                return await self._answer_alone(text, tree, say)
         question, origin = self._question(text), self._origin()
-
-        async def wait(run: InterruptibleRun, id: str, progress: RunProgress) -> RunProgress:
-            if progress.pending:
-                hush()
-            return await converse(run, id, progress)
-
-        path = self.opened.folder.checkpoints_path
-        async with (
-            open_context(self.opened.recorded_client, self.options, hear) as context,
-            open_checkpoints(path) as saver,
-        ):
+        async with open_asking(self.opened, self.options, tree) as (context, saver, wait):
             check_askable(question, context)
             self.trajectory = origin.question_id(redact(question))
             turn = self._turn(text, None, "stopped")
@@ -88,9 +76,7 @@ class ChatSession:
         answered.check_endpoint()
         return turn
 
-    async def _answer_alone(
-        self, text: str, hear: Callable[[Event], None], say: Callable[[str], None]
-    ) -> Turn:
+    async def _answer_alone(self, text: str, tree: LiveTree, say: Callable[[str], None]) -> Turn:
         """The agent goes on with the conversation; what was shown of a reply cannot be recalled."""
         question = redact(self.conversation.question(text))
         if (reason := question_problem(question, self.options.limits.question_chars)) is not None:
@@ -106,7 +92,7 @@ class ChatSession:
         try:
             (reply,) = await answer_chat(
                 self.opened.recorded_client, origin, question, [request], options=self.options,
-                hear=lambda _, delta: say(delta.text), emit=hear,
+                hear=lambda _, delta: say(delta.text), emit=tree,
             )  # fmt: skip
             status = accepted_status(has_check=False, truncated=reply.truncated)
             turn = replace(turn, answer=reply.text, status=status, calls=1, tokens=reply.tokens)

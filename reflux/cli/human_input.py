@@ -4,17 +4,29 @@ import signal
 import sys
 import termios
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import typer
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from rich.panel import Panel
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.human_reply import REPLY_HELP, parse_reply, step_text
+from reflux.ask_context import asks_humans, open_context
 from reflux.cli.contract import ERR
-from reflux.graphs.amplify.interrupts import InterruptibleRun, Pending, RunProgress
+from reflux.cli.progress import LiveTree
+from reflux.finetune.run_folder import OpenRun
+from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.interrupts import (
+    InterruptibleRun,
+    Pending,
+    RunProgress,
+    open_checkpoints,
+)
+from reflux.graphs.ask import WaitForHumans
+from reflux.graphs.ask_options import AskOptions
 from reflux.report.terminal import escape
 
 END_KEYS = ("", "\x04", "\x1a")
@@ -127,6 +139,33 @@ def form_view(pending: Pending) -> Panel:
         lines.append(f"proposed: {escape(step_text(proposal))}")
     title = pending.path or "the question itself"
     return Panel("\n".join(lines), title=title, title_align="left", subtitle=pending.id)
+
+
+@asynccontextmanager
+async def open_asking(
+    opened: OpenRun, options: AskOptions, tree: LiveTree
+) -> AsyncGenerator[tuple[AmplifyContext, AsyncSqliteSaver | None, WaitForHumans]]:
+    """The context of a question, its checkpointer if it may wait for a human, and what lets a human
+    in the terminal reply. The tree is drawn until then."""
+
+    async def wait(run: InterruptibleRun, id: str, progress: RunProgress) -> RunProgress:
+        if progress.pending:
+            quiet.close()
+        return await converse(run, id, progress)
+
+    async with AsyncExitStack() as stack:
+        quiet = stack.enter_context(ExitStack())
+        quiet.enter_context(unechoed())
+        quiet.callback(tree.hide)
+        tree.show()
+        context = await stack.enter_async_context(
+            open_context(opened.recorded_client, options, tree)
+        )
+        saver = None
+        if any(map(asks_humans, context.overseers)):
+            path = opened.folder.checkpoints_path
+            saver = await stack.enter_async_context(open_checkpoints(path))
+        yield context, saver, wait
 
 
 async def converse(
