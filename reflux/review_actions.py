@@ -245,7 +245,6 @@ def _system(store: TraceStore, question_id: str) -> Callable[[AmplifyContext], S
 
 
 def _model(store: TraceStore, question_id: str) -> str:
-    """The agent that was asked."""
     if (options := options_of(store, question_id)) is not None:
         return options.model
     rows = store.select(

@@ -14,10 +14,13 @@ from reflux.ask_context import OVERSEERS, asks_humans
 from reflux.cli.contract import (
     OUT,
     RUNS,
+    Calls,
     Depth,
     Json,
     Model,
     RunDir,
+    Seconds,
+    Tokens,
     Tools,
     emit,
     open_existing,
@@ -71,11 +74,9 @@ def ask(
     ] = None,
     tool: Tools = None,
     depth: Depth = 1,
-    calls: Annotated[int, typer.Option(help="Maximum model calls.", min=0)] = 1000,
-    tokens: Annotated[int, typer.Option(help="Maximum tokens.", min=0)] = 1_000_000,
-    seconds: Annotated[
-        float | None, typer.Option(help="Seconds after which no more calls begin.", min=0)
-    ] = None,
+    calls: Calls = 1000,
+    tokens: Tokens = 1_000_000,
+    seconds: Seconds = None,
     max_tokens: Annotated[
         int, typer.Option(help="Maximum tokens of one answer, with --overseer.", min=1)
     ] = 256,
@@ -239,7 +240,6 @@ def _print_pending(folder: RunFolder, answered: Answered) -> None:
 
 
 def _remedy(options: AskOptions, outcome: Outcome) -> str:
-    """What leads to an accepted answer."""
     if outcome["status"] == "truncated":
         if not options.task:
             return f"raise --max-tokens from {options.max_tokens}"

@@ -14,7 +14,22 @@ from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os
 from reflux.agents.overseers.human_reply import REPLY_FORMS
 from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
 from reflux.cli.chat_session import CAPS, ChatSession
-from reflux.cli.contract import ERR, OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit
+from reflux.cli.contract import (
+    ERR,
+    OUT,
+    RUNS,
+    Calls,
+    Depth,
+    Json,
+    Model,
+    RunDir,
+    Seconds,
+    Tokens,
+    Tools,
+    emit,
+    print_result,
+    table_of,
+)
 from reflux.cli.human_input import is_terminal, read_lines
 from reflux.cli.progress import LiveTree
 from reflux.conversation import FOLDER, Turn, begin, listed, resume
@@ -42,11 +57,9 @@ def chat(
     ] = None,
     tool: Tools = None,
     depth: Depth = 1,
-    calls: Annotated[int, typer.Option(help="Maximum model calls per answer.", min=0)] = 1000,
-    tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.", min=0)] = 1_000_000,
-    seconds: Annotated[
-        float | None, typer.Option(help="Maximum seconds per answer.", min=0)
-    ] = None,
+    calls: Calls = 1000,
+    tokens: Tokens = 1_000_000,
+    seconds: Seconds = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(help="Maximum tokens per model call. Default: 256, or the task's.", min=1),
@@ -62,7 +75,10 @@ def chat(
     With `--overseer none` the agent answers alone, and its words are shown as they come.
     """
     if list_all:
-        _list(run, as_json)
+        rows = listed(run)
+        cells = ((row["id"], str(row["turns"]), row["begins"]) for row in rows)
+        table = table_of(("conversation", "turns", "begins"), cells)
+        print_result(rows, table if rows else f"{run / FOLDER} holds no conversation", as_json)
         return
     if overseer is not None and task is not None:
         raise UsageError("--overseer and --task exclude each other: leave one out")
@@ -90,19 +106,6 @@ def chat(
         raise from_os_error(session.unkept)
     if failures := sum(not is_accepted(turn.status) for turn in turns):
         raise RefluxError(f"{failures} of {len(turns)} questions have no accepted answer")
-
-
-def _list(run: Path, as_json: bool) -> None:
-    conversations = listed(run)
-    if as_json:
-        emit(conversations)
-        return
-    table = Table()
-    for heading in ("conversation", "turns", "begins"):
-        table.add_column(heading)
-    for row in conversations:
-        table.add_row(row["id"], str(row["turns"]), escape(row["begins"]))
-    OUT.print(table if conversations else f"{run / FOLDER} holds no conversation")
 
 
 def _talk(runner: asyncio.Runner, session: ChatSession, as_json: bool) -> list[Turn]:

@@ -65,7 +65,6 @@ def interruptible() -> Iterator[None]:
 
 
 def is_terminal() -> bool:
-    """True if a human can type on stdin."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
@@ -130,7 +129,6 @@ def _piped_line() -> str:
 
 
 def form_view(pending: Pending) -> Panel:
-    """The form that the human replies to."""
     form = pending.form
     lines = [f"[bold]{escape(str(form.get('question', dict(form))))}[/]"]
     for exchange in form.get("transcript", ()):

@@ -65,7 +65,6 @@ class ProgressView:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
-        """Show how far a stage has come."""
         if not self._console.is_terminal:
             self._log(stage, done, total, detail)
             return
@@ -127,7 +126,6 @@ class LiveTree:
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Take one event into the tree."""
         node = self._node(event["path"])
         match event["event"]:
             case "asked":

@@ -21,6 +21,7 @@ from reflux.tasks.gym import (
     match_question,
     number_list,
     number_of,
+    reader_of,
     text_of,
     whole_number_of,
     word_list,
@@ -66,9 +67,10 @@ def result(question: str, reply: str) -> str:
     return last_number(re.sub(r".*=", "", reply.strip(), flags=re.DOTALL) or reply)
 
 
-def read_chain_sum(question: str) -> list[str]:
-    """Numbers and signs in turn: `["205", "-", "838", "+", "505"]`."""
-    return match_question(r"arithmetic problem: (\d+(?: [+-] \d+)+) =$", question)[1].split()
+read_chain_sum = reader_of(
+    r"arithmetic problem: (\d+(?: [+-] \d+)+) =$", lambda match: match[1].split()
+)
+"""Numbers and signs in turn: `["205", "-", "838", "+", "505"]`."""
 
 
 def step_chain_sum(parts: list[str], transcript: Sequence[Exchange]) -> Step:
@@ -98,12 +100,6 @@ def chain_sum() -> GymTask:
     )
 
 
-def read_product(question: str) -> tuple[str, str]:
-    """The two numbers."""
-    match = match_question(r"multiplication: (\d+) \* (\d+)\.", question)
-    return match[1], match[2]
-
-
 def step_product(numbers: tuple[str, str], transcript: Sequence[Exchange]) -> Step:
     """Multiply by each digit of the second number, then add the shifted rows."""
     number, digits = numbers
@@ -124,7 +120,7 @@ def products() -> GymTask:
         "products",
         Gym("products", PRODUCTS),
         step_product,
-        read_product,
+        reader_of(r"multiplication: (\d+) \* (\d+)\."),
         result,
         answered_by="tool: the calculator multiplies by one digit, and adds the rows",
         canonical_parts=sorted,
@@ -168,13 +164,6 @@ def number_filtering() -> GymTask:
     )
 
 
-def read_interval(question: str) -> tuple[str, str, str]:
-    """(start, end, form of the answer)."""
-    form = rf"\b{CLOCK}\D+?{CLOCK}(?!\d|:|\.\d).* in (HH:MM(?::SS)?)\.$"
-    match = match_question(form, question)
-    return match[1], match[2], match[3]
-
-
 def seconds_term(clock: str) -> str:
     """A time of day as a sum of seconds, for the calculator."""
     pairs = zip(clock.split(":"), (3600, 60, 1), strict=False)
@@ -183,7 +172,7 @@ def seconds_term(clock: str) -> str:
 
 def step_interval(parts: tuple[str, str, str], transcript: Sequence[Exchange]) -> Step:
     """Ask for the difference in seconds, then for its hours, minutes and seconds."""
-    start, end, form = parts
+    start, end, form = parts  # Times of day, and the form of the answer.
     if not transcript:
         return ask_tool("calculator", [f"({seconds_term(end)}) - ({seconds_term(start)})"])
     if len(transcript) == 1:
@@ -206,10 +195,15 @@ def time_intervals() -> GymTask:
         "time_intervals",
         Gym("time_intervals", INTERVALS),
         step_interval,
-        read_interval,
+        reader_of(rf"\b{CLOCK}\D+?{CLOCK}(?!\d|:|\.\d).* in (HH:MM(?::SS)?)\.$"),
         answer_of(last_clock),
         answered_by="tool: the calculator subtracts and divides",
     )
+
+
+def listed(match: re.Match[str]) -> tuple[list[str], bool]:
+    """The items as they are written, and whether the order ascends."""
+    return match[2].split(", "), match[1] == "a"
 
 
 def merge_sort(items: Sequence[str], known: Mapping[Pair, bool]) -> list[str] | set[Pair]:
@@ -231,12 +225,6 @@ def merge_sort(items: Sequence[str], known: Mapping[Pair, bool]) -> list[str] | 
             return {pair}
         merged.append((left if known[pair] else right).pop(0))
     return merged + left + right
-
-
-def read_numbers(question: str) -> tuple[list[str], bool]:
-    """The numbers as they are written, and whether the order ascends."""
-    match = match_question(r"Sort these numbers in (a|de)scending order: (-?\d[^\n]*)\n", question)
-    return match[2].split(", "), match[1] == "a"
 
 
 def step_numbers(parts: tuple[list[str], bool], transcript: Sequence[Exchange]) -> Step:
@@ -263,19 +251,12 @@ def number_sorting() -> GymTask:
         "number_sorting",
         Gym("number_sorting", NUMBERS),
         step_numbers,
-        read_numbers,
+        reader_of(r"Sort these numbers in (a|de)scending order: (-?\d[^\n]*)\n", listed),
         answer_of(number_list),
         answered_by="tool: the calculator subtracts two numbers",
         canonical_parts=lambda parts: sorted(parts[0]),
         answer_room=96,
     )
-
-
-def read_words(question: str) -> tuple[list[str], bool]:
-    """The words, and whether the order ascends."""
-    form = r"sort these words in (a|de)scending order [^:]*: (\w+(?:, \w+)*)$"
-    match = match_question(form, question)
-    return match[2].split(", "), match[1] == "a"
 
 
 def step_words(parts: tuple[list[str], bool], transcript: Sequence[Exchange]) -> Step:
@@ -306,7 +287,7 @@ def word_sorting() -> GymTask:
         "word_sorting",
         Gym("word_sorting", WORDS),
         step_words,
-        read_words,
+        reader_of(r"sort these words in (a|de)scending order [^:]*: (\w+(?:, \w+)*)$", listed),
         answer_of(word_list),
         answered_by="tool: Python compares two words",
         canonical_parts=lambda parts: sorted(parts[0]),

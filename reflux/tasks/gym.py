@@ -42,9 +42,7 @@ class Source(Protocol):
     """A generator of questions with a scorer."""
 
     @property
-    def levels(self) -> int:
-        """The number of levels; the first is 1."""
-        ...
+    def levels(self) -> int: ...
 
     def draw(self, level: int, seed: int) -> Iterator[Entry]:
         """Entries of one level, the same for the same seed."""
@@ -313,6 +311,13 @@ def first_name(names: Sequence[str], reply: str) -> str:
         raise ValueError(f"none of {', '.join(names)[:80]!r} in {reply[:80]!r}")
     # Lower case would not do: "ſon" matches "son" and differs from it in lower case.
     return next(n for n, each in patterns.items() if re.fullmatch(each, match[0], re.IGNORECASE))
+
+
+def reader_of(
+    pattern: str, parts: Callable[[re.Match[str]], Any] = lambda match: match.groups()
+) -> Callable[[str], Any]:
+    """A `GymTask.read`: the parts of a question that has the form."""
+    return lambda question: parts(match_question(pattern, question))
 
 
 def match_question(pattern: str, question: str) -> re.Match[str]:

@@ -70,7 +70,6 @@ class Atlas(Source):
         return len(self.cities)
 
     def draw(self, level: int, seed: int) -> Iterator[Entry]:
-        """Questions without an end."""
         generator = random.Random(seed)
         known = capitals()
         while True:
@@ -88,7 +87,6 @@ class Atlas(Source):
 
 
 def read(question: str) -> tuple[str, list[str]]:
-    """The continent, and the cities."""
     match = match_question(r"^Which of these cities .* in ([\w ]+): (.+, .+)\?$", question)
     if match[1] not in CONTINENTS:
         raise ValueError(f"{match[1]!r} is not one of {', '.join(CONTINENTS)}")

@@ -20,6 +20,7 @@ from reflux.tasks.gym import (
     last_count,
     last_word,
     match_question,
+    reader_of,
     text_of,
     whole_number_of,
 )
@@ -92,7 +93,6 @@ def step_statements(parts: tuple[list[str], str], transcript: Sequence[Exchange]
 
 
 def person_named(question: str, reply: str) -> str:
-    """The first of the question's people whom a reply names."""
     statements, _ = read_statements(question)
     return first_name([statement.split()[0] for statement in statements], reply)
 
@@ -147,7 +147,6 @@ class Family:
 
 
 def read_family(question: str) -> Family:
-    """The story as couples and children."""
     match = match_question(RELATION, question)
     couples: list[tuple[str, str]] = []
     parents: dict[str, tuple[str, str]] = {}
@@ -169,7 +168,6 @@ def step_family(family: Family, transcript: Sequence[Exchange]) -> Step:
 
 
 def relation_named(question: str, reply: str) -> str:
-    """The relation that a reply names first."""
     return first_name([name for pair in KIN.values() for name in pair], reply)
 
 
@@ -196,18 +194,11 @@ def family_relationships() -> GymTask:
     )
 
 
-def read_count(question: str) -> tuple[str, list[str]]:
-    """The letter, and the text in runs of four words."""
-    form = r'^How many times does the letter "(\w)" appear in the text: "([^"]+)"\?$'
-    match = match_question(form, question)
-    words = match[2].split()
+def step_count(parts: tuple[str, str], transcript: Sequence[Exchange]) -> Step:
+    """Count in each run of four words, then add."""
+    letter, words = parts[0], parts[1].split()
     starts = range(0, len(words), RUN_WORDS)
-    return match[1], [" ".join(words[start : start + RUN_WORDS]) for start in starts]
-
-
-def step_count(parts: tuple[str, list[str]], transcript: Sequence[Exchange]) -> Step:
-    """Count in each run, then add."""
-    letter, runs = parts
+    runs = [" ".join(words[start : start + RUN_WORDS]) for start in starts]
     if not transcript:
         count = f".lower().count({json.dumps(letter)})"
         return ask_tool("python", (f"{json.dumps(run)}{count}" for run in runs))
@@ -226,21 +217,16 @@ def letter_counting() -> GymTask:
         "letter_counting",
         Gym("letter_counting", LETTER_COUNTS),
         step_count,
-        read_count,
+        reader_of(r'^How many times does the letter "(\w)" appear in the text: "([^"]+)"\?$'),
         answer_of(last_count),
         answered_by="tool: Python counts in four words, the calculator adds",
     )
 
 
-def read_spelling(question: str) -> list[str]:
-    """The word in pieces of three letters."""
-    form = r"^Spell this word backward \(example: sun -> nus\): (\w+)$"
-    word = match_question(form, question)[1]
-    return [word[start : start + PIECE_LETTERS] for start in range(0, len(word), PIECE_LETTERS)]
-
-
-def step_spelling(pieces: list[str], transcript: Sequence[Exchange]) -> Step:
-    """Reverse each piece, then join them from the last to the first."""
+def step_spelling(parts: tuple[str], transcript: Sequence[Exchange]) -> Step:
+    """Reverse the word in pieces of three letters, then join them from the last to the first."""
+    (word,) = parts
+    pieces = [word[start : start + PIECE_LETTERS] for start in range(0, len(word), PIECE_LETTERS)]
     if not transcript:
         return ask_tool("python", (f"{json.dumps(piece)}[::-1]" for piece in pieces))
     replies = [text_of(exchange) for exchange in transcript]
@@ -259,7 +245,7 @@ def spell_backward() -> GymTask:
         "spell_backward",
         Gym("spell_backward", SPELLINGS),
         step_spelling,
-        read_spelling,
+        reader_of(r"^Spell this word backward \(example: sun -> nus\): (\w+)$"),
         answer_of(last_word),
         answered_by="tool: Python reverses three letters",
         answer_room=32,

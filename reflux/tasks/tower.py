@@ -32,7 +32,6 @@ class Position:
 
     @property
     def text(self) -> str:
-        """The question."""
         x, y, z = self.pegs
         lying = f"{' '.join('X' + x)} ; {' '.join('Y' + y)} ; {' '.join('Z' + z)}"
         if self.goal:
@@ -86,8 +85,8 @@ def read_user_text(question: str) -> Position:
 
 
 def _pegs(parts: Sequence[str]) -> Pegs:
-    x, y, z = parts
-    return x[2:].replace(" ", ""), y[2:].replace(" ", ""), z[2:].replace(" ", "")
+    x, y, z = (part[2:].replace(" ", "") for part in parts)
+    return x, y, z
 
 
 def legal(pegs: Pegs, move: str) -> bool:
@@ -101,7 +100,6 @@ def legal(pegs: Pegs, move: str) -> bool:
 
 
 def moved(pegs: Pegs, move: str) -> Pegs:
-    """The pegs after a legal move."""
     disk, start, end = move.split(" ")
     after = list(pegs)
     after[PEGS.index(start)] = after[PEGS.index(start)][1:]
@@ -136,7 +134,6 @@ def best(position: Position) -> str:
 
 
 def cleared(pegs: Pegs) -> bool:
-    """True where all disks lie on one peg."""
     return pegs.count("") == 2
 
 
