@@ -3,7 +3,12 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,23 +85,13 @@ def asks_humans(overseer: Overseer | None) -> bool:
 
 
 @asynccontextmanager
-async def _calculator(argument: str) -> AsyncGenerator[Sequence[Tool]]:
-    yield [Calculator()]
-
-
-@asynccontextmanager
-async def _python(argument: str) -> AsyncGenerator[Sequence[Tool]]:
-    yield [Sandbox()]
-
-
-@asynccontextmanager
 async def _documents(argument: str) -> AsyncGenerator[Sequence[Tool]]:
     yield [await asyncio.to_thread(Documents, Path(argument))]
 
 
 TOOLS: dict[str, Callable[[str], AbstractAsyncContextManager[Sequence[Tool]]]] = {
-    "calculator": _calculator,
-    "python": _python,
+    "calculator": lambda _: nullcontext([Calculator()]),
+    "python": lambda _: nullcontext([Sandbox()]),
     "documents:FOLDER": _documents,
     "mcp:COMMAND": mcp_tools,
 }

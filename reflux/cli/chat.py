@@ -13,7 +13,7 @@ from rich.table import Table
 from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
 from reflux.agents.overseers.human_reply import REPLY_FORMS
 from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
-from reflux.cli.chat_session import CAPS, ChatSession
+from reflux.cli.chat_session import LIMITS, ChatSession
 from reflux.cli.contract import (
     ERR,
     OUT,
@@ -261,10 +261,10 @@ def _why(session: ChatSession, _: str) -> RenderableType:
 def _budget(session: ChatSession, limit: str) -> RenderableType:
     if limit:
         name, _, value = limit.partition(" ")
-        session.set_cap(name, value.strip())
+        session.set_limit(name, value.strip())
     table = _grid()
-    for name in CAPS:
-        table.add_row(name, session.cap(name))
+    for name in LIMITS:
+        table.add_row(name, session.limit(name))
     turns = session.conversation.turns
     calls, tokens = sum(turn.calls for turn in turns), sum(turn.tokens for turn in turns)
     table.add_row("spent here", f"{counted(calls, 'call')}, {tokens:,} tokens")

@@ -132,7 +132,12 @@ class LiveTree:
                 node.question = event["question"]
                 node.activity = event["to"]
             case "step":
-                self._step(node, event["step"])
+                step = event["step"]
+                if step["kind"] == "answer":
+                    node.answer, node.status = str(step["text"]), "unchecked"
+                else:
+                    has_parts = step.get("subquestions")
+                    node.activity = "split into sub-questions" if has_parts else "left to the agent"
             case "called":
                 self.calls += 1
                 self.tokens += event["tokens"]
@@ -154,13 +159,6 @@ class LiveTree:
             parent = self._node(path.rpartition("/")[0])
             self._nodes[path] = parent.children[path] = _LiveNode("")
         return self._nodes[path]
-
-    def _step(self, node: _LiveNode, step: dict[str, object]) -> None:
-        if step["kind"] == "answer":
-            node.answer, node.status = str(step["text"]), "unchecked"
-        else:
-            split = "split into sub-questions" if step.get("subquestions") else "left to the agent"
-            node.activity = split
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield _tree_of(self._root)

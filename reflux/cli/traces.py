@@ -75,7 +75,7 @@ def list_traces(
             _by(row),
             cut(last_question(row["text"]), MAX_CHARS),
             cut(row["answer"] or "–", MAX_CHARS),
-            _status(row),
+            row["status"] or _unfinished(row),
             str(row["calls"]),
         )
         for row in rows
@@ -91,9 +91,7 @@ def _by(row: Mapping[str, Any]) -> str:
     return f"{row['system']}{in_round}, {row['split']}"
 
 
-def _status(row: Mapping[str, Any]) -> str:
-    if row["status"]:
-        return row["status"]
+def _unfinished(row: Mapping[str, Any]) -> str:
     if row["waits"]:
         return "waits for a human"
     return "recomputing" if "~" in row["id"] else "running"

@@ -48,11 +48,8 @@ class Settings:
     model: str = os.environ.get("REFLUX_MODEL", "")
     """Name of the agent; empty for the run's promoted student, or `base`."""
     depth: int = 1
-    """Levels of sub-questions."""
     attempts: int = 3
-    """Maximum attempts at one question."""
     calls: int = 1_000
-    """Maximum model calls."""
     max_tokens: int = 256
     """Maximum tokens of one copy's answer."""
 

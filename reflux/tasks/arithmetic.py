@@ -64,7 +64,7 @@ CLOCK_PARTS = ("{0} // 3600", "{0} // 60 - 60 * ({0} // 3600)", "{0} - 60 * ({0}
 
 def result(question: str, reply: str) -> str:
     """The last number: after the last equals sign, where there is one."""
-    return last_number(re.sub(r".*=", "", reply.strip(), flags=re.DOTALL) or reply)
+    return last_number(reply.strip().rpartition("=")[2] or reply)
 
 
 read_chain_sum = reader_of(
