@@ -241,7 +241,7 @@ def _system(store: TraceStore, question_id: str) -> Callable[[AmplifyContext], S
         "SELECT 1 FROM calls WHERE question=? AND path='' AND role='overseer' LIMIT 1",
         (first_of(question_id),),
     )
-    return Amplified if next(steps, None) is not None else Direct
+    return Amplified if any(steps) else Direct
 
 
 def _model(store: TraceStore, question_id: str) -> str:

@@ -4,9 +4,10 @@ import signal
 import sys
 import termios
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -72,7 +73,7 @@ def read_key(prompt: str) -> str:
     """The pressed key in lower case, or the first letter of a piped line; `q` at the end."""
     ERR.print(prompt, style="dim", highlight=False, markup=False)
     if not is_terminal():
-        line = _piped_line()
+        line = sys.stdin.readline() if sys.stdin is not None else ""
         return line.strip()[:1].lower() if line else "q"
     try:
         key = typer.getchar()
@@ -87,7 +88,7 @@ def read_line(prompt: str) -> str:
     """A line; empty at the end of the input."""
     ERR.print(f"{prompt}: ", end="", highlight=False, markup=False)
     if not is_terminal():
-        return _piped_line().rstrip("\n")
+        return sys.stdin.readline().rstrip("\n") if sys.stdin is not None else ""
     try:
         return input()
     except EOFError:
@@ -124,17 +125,18 @@ def read_lines(prompt: str, history: Path, commands: Sequence[str]) -> Iterator[
             yield line
 
 
-def _piped_line() -> str:
-    return sys.stdin.readline() if sys.stdin is not None else ""
+def form_lines(form: Mapping[str, Any]) -> Iterator[str]:
+    """What a form shows below its question: the transcript and the proposal."""
+    for exchange in form.get("transcript", ()):
+        yield f"  {exchange['question']} → {exchange['answer']}"
+    if (proposal := form.get("proposal")) is not None:
+        yield f"proposed: {step_text(proposal)}"
 
 
 def form_view(pending: Pending) -> Panel:
     form = pending.form
     lines = [f"[bold]{escape(str(form.get('question', dict(form))))}[/]"]
-    for exchange in form.get("transcript", ()):
-        lines.append(f"  {escape(exchange['question'])} → {escape(str(exchange['answer']))}")
-    if (proposal := form.get("proposal")) is not None:
-        lines.append(f"proposed: {escape(step_text(proposal))}")
+    lines += map(escape, form_lines(form))
     title = pending.path or "the question itself"
     return Panel("\n".join(lines), title=title, title_align="left", subtitle=pending.id)
 
@@ -180,13 +182,9 @@ async def converse(
         try:
             with interruptible():
                 step = parse_reply(_read())
+            progress = await interruptible_run.reply(question_id, {first.id: step})
         except EOFError:
             break
-        except UsageError as error:
-            ERR.print(str(error), highlight=False)
-            continue
-        try:
-            progress = await interruptible_run.reply(question_id, {first.id: step})
         except UsageError as error:
             ERR.print(str(error), highlight=False)
     return progress

@@ -9,7 +9,6 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.human_reply import step_text
 from reflux.cli.contract import (
     ERR,
     MAX_LIMIT,
@@ -22,7 +21,7 @@ from reflux.cli.contract import (
     run_async,
     table_of,
 )
-from reflux.cli.human_input import read_key, read_line
+from reflux.cli.human_input import form_lines, read_key, read_line
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue, state_of
 from reflux.graphs.traces.revisions import NEWEST, first_of
@@ -185,11 +184,7 @@ def item_view(store: TraceStore, item: Item) -> RenderableType:
     tree = load_tree(store, item.trajectory)
     node = next((node for node in tree.walk() if node.path == item.path), tree)
     parts: list[RenderableType] = [plain(item.question)]
-    if item.form is not None:
-        for exchange in item.form.get("transcript", ()):
-            parts.append(plain(f"  {exchange['question']} → {exchange['answer']}"))
-        if (proposal := item.form.get("proposal")) is not None:
-            parts.append(plain(f"proposed: {step_text(proposal)}"))
+    parts += map(plain, form_lines(item.form or {}))
     parts += [f"[dim]{escape(item.reason)}[/]", tree_view(node, why=True)]
     if item.path:
         parts.append(f"[dim]for:[/] {escape(tree.question)} → {escape(str(tree.answer))}")
