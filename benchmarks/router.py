@@ -31,9 +31,8 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import task_named
-from reflux.tasks.gym import offline_package
+from reflux.tasks.gym import first_name, offline_package
 from reflux.tasks.multihop import WORDS
-from reflux.tasks.replies import first_name
 
 Fresh = Callable[[], RecordedClient]
 """Makes a client with a separate cache."""

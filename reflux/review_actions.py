@@ -241,11 +241,10 @@ def _system(store: TraceStore, question_id: str) -> Callable[[AmplifyContext], S
         "SELECT 1 FROM calls WHERE question=? AND path='' AND role='overseer' LIMIT 1",
         (first_of(question_id),),
     )
-    return Amplified if next(steps, None) is not None else Direct
+    return Amplified if any(steps) else Direct
 
 
 def _model(store: TraceStore, question_id: str) -> str:
-    """The agent that was asked."""
     if (options := options_of(store, question_id)) is not None:
         return options.model
     rows = store.select(

@@ -11,9 +11,10 @@ from functools import lru_cache
 from typing import Literal, Protocol
 
 from reflux.agents.errors import UsageError
+from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Tool
-from reflux.agents.verifiers import Checker
+from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
 
 Split = Literal["train", "held_out"]
@@ -23,35 +24,35 @@ HELD_OUT_SHARE = 0.2
 
 class Task(Protocol):
     """Questions, how they are scored and how they are decomposed. One file each in
-    `reflux/tasks/`."""
+    `reflux/tasks/`.
 
-    @property
-    def name(self) -> str:
-        """Recorded with each question, and part of what is held out."""
-        ...
+    A subclass has to state its `name`, its questions (`sample`) and how they are scored (`score`).
+    """
 
-    @property
-    def system_prompt(self) -> str: ...
+    name: str
+    """Recorded with each question, and part of what is held out."""
+    system_prompt: str = ""
+    """The system message of every question."""
 
     def overseers(self) -> Sequence[Overseer]:
         """One overseer for each decomposition; retries take them in turn."""
-        ...
+        return (ModelOverseer(),)
 
     def tools(self) -> Mapping[str, Tool]:
         """The overseer's tools by name, for `SubQuestion(text, to="tool:NAME")`; may be none."""
-        ...
+        return {}
 
     def answer_tokens(self, question: str) -> int:
-        """Maximum tokens of an answer."""
-        ...
+        """Maximum tokens of an answer to the question."""
+        return 256
 
     def checker(self) -> Checker:
         """Tests answers without knowing the true one."""
-        ...
+        return RuleChecker({})
 
     def primitives(self) -> Sequence[str]:
         """Questions that the overseer answers itself; may be none. They are never held out."""
-        ...
+        return ()
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Draw up to `n` different questions of one level (for example: digits) and split.
@@ -63,11 +64,11 @@ class Task(Protocol):
 
     def canonical(self, question: str) -> str:
         """The text that all equivalent questions share."""
-        ...
+        return question.strip()
 
     def normalise(self, answer: str) -> str:
         """The text that all equal answers share."""
-        ...
+        return answer.strip()
 
     def from_user(self, text: str) -> str:
         """A question that a user typed, in the task's form.
@@ -75,11 +76,11 @@ class Task(Protocol):
         Raises:
             UsageError: it is not a question of this task.
         """
-        ...
+        return text.strip()
 
     def to_user(self, question: str, answer: str) -> str:
         """An answer in the form that users read."""
-        ...
+        return answer
 
     def score(self, question: str, answer: str) -> bool:
         """Whether the answer is right. Called for held-out questions only."""
