@@ -1,7 +1,6 @@
 """Seconds and money are one pool, of a question and of its run."""
 
 import pytest
-from test_graphs_experts import answers_of
 
 from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.scripted import ScriptedClient
@@ -10,6 +9,7 @@ from reflux.agents.types import Completion
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
+from tests.graphs.test_experts import answers_of
 from tests.support.amplifying import ONE_VOTE, amplified, asking
 
 PRICES = {"base": Price(prompt=1.0, completion=2.0)}

@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 from pytest_httpserver import HTTPServer
-from test_finetune_stages import exact
 from werkzeug import Request, Response
 
 from reflux.agents.clients.llama_cpp import DEFAULT_SHA256, default_gguf
@@ -32,6 +31,7 @@ from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.registry import ADAPTER, CARD, PICKLE, TWIN, Registry
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.tasks.addition import Addition
+from tests.finetune.test_stages import exact
 from tests.support.commanding import Ended, begin
 
 SUM = ("ask", "12+34")

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_finetune_stages import exact
 
 import reflux
 from reflux.agents.clients.scripted import ScriptedClient
@@ -16,6 +15,7 @@ from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.tasks.addition import Addition
+from tests.finetune.test_stages import exact
 
 
 def run(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None):

@@ -21,13 +21,13 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-from test_finetune_stages import exact
 
 from reflux.agents.types import ChatRequest, Completion
 from reflux.cli.evaluate import Plan, compare
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.tasks.addition import Addition
+from tests.finetune.test_stages import exact
 
 QUESTIONS = 1_000
 KILLS = 6

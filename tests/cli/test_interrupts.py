@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_finetune_stages import exact
 
 from reflux.agents.types import ChatRequest, Completion
 from reflux.finetune.run_folder import RunFolder
 from reflux.tasks.addition import Addition
+from tests.finetune.test_stages import exact
 from tests.support.commanding import Running, begin
 
 CONFIG = """\

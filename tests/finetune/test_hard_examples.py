@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from test_finetune_stages import CONFIG, SuspiciousAddition, exact
-
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.finetune.data.hard_examples import hardness
@@ -12,6 +10,7 @@ from reflux.finetune.stages import Stages
 from reflux.graphs.evals.task import is_held_out
 from reflux.report.terminal import hard_lines
 from reflux.tasks.addition import read
+from tests.finetune.test_stages import CONFIG, SuspiciousAddition, exact
 
 
 def at_odds(request: ChatRequest) -> Completion:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_finetune_stages import exact
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
@@ -16,6 +15,7 @@ from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.tasks.addition import Addition
+from tests.finetune.test_stages import exact
 
 CONFIG = RoundsConfig(
     rounds=(

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
-from test_graphs_properties import essence, sorted_rows
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.overseers.protocol import PASS
@@ -20,6 +19,7 @@ from reflux.agents.types import Answer, Ask, ChatRequest, Completion, Defer, Ste
 from reflux.graphs.amplify.context import ConcurrencyLimit, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.traces.store import TraceStore
+from tests.graphs.test_reference import essence, sorted_rows
 from tests.support.amplifying import ONE_VOTE, Transcript, amplified, echo
 from tests.support.playing import orders, play
 from tests.support.worlds import World, worlds

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_graphs_defer import overseer, plain
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
@@ -18,6 +17,7 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_interruptible_run
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
+from tests.graphs.test_defer import overseer, plain
 
 TREE = {"root": ["a", "mid", "late?"], "mid": ["b", "deep", "c"], "deep": ["early?", "d"]}
 

@@ -22,8 +22,6 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-from test_finetune_rounds import timeless
-from test_finetune_stages import exact
 
 from reflux.agents.types import ChatRequest, Completion
 from reflux.finetune.config import RoundsConfig, RoundSpec
@@ -32,6 +30,8 @@ from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.tasks.addition import Addition
+from tests.finetune.test_rounds import timeless
+from tests.finetune.test_stages import exact
 
 CONFIG = RoundsConfig(
     rounds=(

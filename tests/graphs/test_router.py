@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_graphs_experts import answers_of
 
 from reflux.agents.clients.cached import CachedClient
 from reflux.agents.clients.scripted import ScriptedClient
@@ -18,6 +17,7 @@ from reflux.agents.types import Answer, Ask, ChatRequest, Completion, Step, Toke
 from reflux.graphs.amplify.sampling import first_request
 from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.store import TraceStore
+from tests.graphs.test_experts import answers_of
 from tests.support.amplifying import ONE_VOTE, Transcript, amplified
 
 

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from test_graphs_experts import answers_of
-
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS
@@ -24,6 +22,7 @@ from reflux.graphs.amplify.context import Limits
 from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
+from tests.graphs.test_experts import answers_of
 from tests.support.amplifying import ONE_VOTE, amplified
 
 

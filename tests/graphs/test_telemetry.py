@@ -16,7 +16,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import SpanKind, StatusCode
-from test_graphs_defer import overseer, plain
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, MissingError, UsageError
@@ -31,6 +30,7 @@ from reflux.graphs.traces.otel import CAPTURE, OtelSpans, capturing
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.telemetry import NO_SPANS, spans_of
+from tests.graphs.test_defer import overseer, plain
 from tests.support.amplifying import amplified, asking
 
 ASKED = Asked("night", 2, "amplified", "addition", "train")
