@@ -36,7 +36,7 @@ def test_money_follows_from_tokens_and_prices_and_replayed_calls_are_free() -> N
 
 
 def test_money_that_nothing_costs_is_not_limited_in_silence() -> None:
-    with pytest.raises(UsageError, match=r"limited to 2.*purse\.prices"):
+    with pytest.raises(UsageError, match=r"limited to 2.*spend_limit\.prices"):
         SpendLimit(money=2)
     with pytest.raises(UsageError, match=r"limited to 0\.5"):
         SpendLimit().for_question(seconds=None, money=0.5)

@@ -54,9 +54,9 @@ def test_a_wrong_config_names_the_key(data, named: str) -> None:
         ({"votes": {"variants": [{"weight": 0}]}}, r"votes\.variants\.weight is 0"),
         ({"limits": {"calls": -5}}, r"limits\.calls is -5; it must be at least 0"),
         ({"limits": {"seconds": float("nan")}}, r"limits\.seconds is nan"),
-        ({"spend_limit": {"prices": {"base": {"prompt": -1}}}}, r"purse\.prices\.prompt is -1"),
-        ({"spend_limit": {"money": 1}}, r"no model has a price: add purse\.prices"),
-        ({"limits": {"money": 1}}, r"no model has a price: add purse\.prices"),
+        ({"spend_limit": {"prices": {"base": {"prompt": -1}}}}, r"spend_limit\.prices\.prompt is -1"),
+        ({"spend_limit": {"money": 1}}, r"no model has a price: add spend_limit\.prices"),
+        ({"limits": {"money": 1}}, r"no model has a price: add spend_limit\.prices"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range(section, says: str) -> None:

@@ -94,7 +94,7 @@ async def test_a_run_without_money_ends_and_scores_nobody_as_wrong(tmp_path: Pat
     async with s.run:
         broke = replace(s, config=config, spend_limit=config.spend_limit.open())
         await broke.amplify(0, "base")
-        with pytest.raises(RefluxError, match=r"no calls left: raise purse\.calls"):
+        with pytest.raises(RefluxError, match=r"no calls left: raise spend_limit\.calls"):
             await broke.amplify(1, "student-r0")
         resumed = await s.amplify(1, "student-r0")
     assert resumed["accepted"] == resumed["questions"] == 60
