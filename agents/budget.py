@@ -8,7 +8,6 @@ where it ends depends on timing. For timing-independent answers, limit calls and
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from reflux.agents.errors import UsageError, check_range
 from reflux.agents.types import Completion
@@ -135,8 +134,3 @@ class SpendLimit:
     def lacks(self) -> str | None:
         """The name of an exhausted limit, or None."""
         return next((name for name, value in self.left().items() if value <= 0), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """What is left and the money spent, rounded for display."""
-        left = {name: round(value, 4) for name, value in self.left().items()}
-        return {"left": left, "money": round(self.money, 6)}
