@@ -12,6 +12,8 @@ from reflux.agents.tools.langchain import LangChainTool
 from reflux.agents.tools.mcp import mcp_tools
 from reflux.agents.tools.protocol import REPLY_CHARS, ToolReply
 
+pytestmark = pytest.mark.process
+
 SERVER = '''
 import os, sys, time
 from mcp.server.fastmcp import FastMCP

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2] / "benchmarks"
 NAMES = sorted(path.stem for path in ROOT.glob("*.py") if "def main(" in path.read_text())
 OPERATORS = {">=": float.__ge__, "<=": float.__le__, "==": float.__eq__}

@@ -18,6 +18,8 @@ from reflux.finetune.engine.kv_cache import COLUMNS
 from reflux.finetune.engine.sampler import MIN_PROBABILITY, TokenSampler, draw
 from reflux.finetune.engine.scheduler import Row, Scheduler
 
+pytestmark = pytest.mark.engine
+
 SYSTEM = "You are one of many copies."
 QUESTIONS = [
     f"{'word ' * (n % 5)}{n}?" for n in range(14)
