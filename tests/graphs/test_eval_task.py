@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.evals.datasets import QuestionFile, Row, read_questions
 from reflux.graphs.evals.eval_task import FileEvalTask, LevelEvalTask
 from reflux.graphs.evals.task import is_held_out
+from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
 from reflux.tasks.arithmetic import products
 
@@ -203,6 +207,15 @@ def test_a_task_is_evaluated_on_held_out_questions_that_the_seed_draws() -> None
     assert eval_task.same_question("123+456=") == eval_task.same_question("456+123=")
     with pytest.raises(UsageError, match="holds out no question at --level 1"):
         LevelEvalTask(Addition(), 1, 5).questions(1)
+
+
+def test_a_task_brings_its_own_overseers_texts_and_answers(store: TraceStore) -> None:
+    eval_task, task = LevelEvalTask(Addition(), 3, 20), Addition()
+    client = RecordedClient(ScriptedClient(lambda _: ""), store)
+    context = eval_task.context(AmplifyContext(client, "base", ()))
+    assert context.system_prompt == task.system_prompt
+    assert [each.name for each in context.overseers] == [each.name for each in task.overseers()]
+    assert eval_task.same_answer(" 765 ") == task.normalise(" 765 ") == "765"
 
 
 def test_parts_of_a_tree_are_marked_where_they_are_held_out_and_nowhere_else() -> None:
