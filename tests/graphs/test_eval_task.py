@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,17 @@ def test_a_task_brings_its_own_overseers_texts_and_answers(store: TraceStore) ->
     assert context.system_prompt == task.system_prompt
     assert [each.name for each in context.overseers] == [each.name for each in task.overseers()]
     assert eval_task.same_answer(" 765 ") == task.normalise(" 765 ") == "765"
+
+
+def test_a_file_brings_its_system_message_and_the_forms_of_its_answers(store: TraceStore) -> None:
+    file = replace(asked(("a", "1")), system="Answer in a word.")
+    client = RecordedClient(ScriptedClient(lambda _: ""), store)
+    context = FileEvalTask(file, "number").context(AmplifyContext(client, "base", (), seed=7))
+    assert (context.system_prompt, context.seed) == ("Answer in a word.", 7)
+    assert FileEvalTask(file, "number").same_answer("it is 2.0") == "2"
+    assert FileEvalTask(file, "number").same_answer("no number") == "no number"
+    by_function = FileEvalTask(file, "mine:f", lambda question, answer, truth: True)
+    assert by_function.same_answer("The Tower!") == "tower"
 
 
 def test_parts_of_a_tree_are_marked_where_they_are_held_out_and_nowhere_else() -> None:
