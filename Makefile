@@ -36,7 +36,7 @@ test: $(DEV)
 
 # The tests of less than a minute: no model, no browser, no further process.
 unit: $(DEV)
-	$(BIN)/python -m pytest -m 'not (process or engine or browser or slow or gpu or dev_server)'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not (process or engine or browser or slow or gpu or dev_server)'
 
 check: $(DEV)
 	$(BIN)/ruff check .
