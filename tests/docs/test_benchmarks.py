@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.process
-
 ROOT = Path(__file__).parents[2] / "benchmarks"
 NAMES = sorted(path.stem for path in ROOT.glob("*.py") if "def main(" in path.read_text())
 OPERATORS = {">=": float.__ge__, "<=": float.__le__, "==": float.__eq__}
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("name", NAMES)
 def test_the_quick_run_prints_its_claims_and_writes_nothing(name: str) -> None:
     before = {path: path.read_bytes() for path in (ROOT / "results").glob("*")}
