@@ -204,12 +204,14 @@ def test_a_question_that_an_endpoint_left_open_is_not_scored_whatever_it_answere
 @pytest.mark.parametrize(
     ("name", "value"), [("REFLUX_RETRIES", "many"), ("REFLUX_TIMEOUT", "0"), ("REFLUX_TIMEOUT", "")]
 )
-def test_a_setting_of_the_endpoint_that_is_no_number_is_named(name: str, value: str) -> None:
+def test_a_setting_of_the_endpoint_that_is_no_number_is_named(
+    name: str, value: str, tmp_path: Path
+) -> None:
     env = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", name: value, "REFLUX_RETRIES": "0"} | {
         name: value
     }
     said = "is it running?" if not value else name
-    refuses(2 if value else 3, said, *SUM, "--model", "m", "--run", os.devnull + "-x", env=env)
+    refuses(2 if value else 3, said, *SUM, "--model", "m", "--run", str(tmp_path), env=env)
 
 
 @pytest.mark.parametrize(
