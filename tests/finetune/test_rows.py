@@ -11,10 +11,11 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.finetune.row_files import export, read_jsonl
 from reflux.finetune.rows import Row, check_leaks, rows_digest, run_rows, training_order
+from reflux.graphs.amplify.recompute import override
 from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
-from tests.support.amplifying import ONE_VOTE, amplified, asking, echo
+from tests.support.amplifying import ONE_VOTE, amplified, asking, echo, rejecting
 
 ROW = Row(
     ({"role": "system", "content": ""}, {"role": "user", "content": "1+1="}),
@@ -150,6 +151,30 @@ async def test_a_row_knows_where_it_comes_from(store: TraceStore) -> None:
         "trajectory": source.question_id("root"), "path": "", "run": "run", "round": 1,
         "system": "amplified", "models": ["scripted:base"],
     }  # fmt: skip
+
+
+async def test_the_first_answer_that_a_check_refused_is_the_rejected_one_of_a_pair(
+    store: TraceStore,
+) -> None:
+    ways = asking("x", "y"), asking("x", "z"), asking("z")
+    checker = rejecting("X+Y", "X+Z")
+    system = amplified(store, ScriptedClient(echo), *ways, votes=ONE_VOTE, checker=checker)
+    await answer_all(system, Origin("run", 1, "amplified", "words", "train"), ["root"])
+    _, (row,) = run_rows(store, Terse())
+    assert (row.completion, row.rejected) == ("Z", "X+Y")
+
+
+async def test_a_correction_has_the_system_message_of_its_own_task(store: TraceStore) -> None:
+    system = amplified(store, ScriptedClient(echo), asking("x", "y"), votes=ONE_VOTE)
+    for task in ("addition", "another"):
+        source = Origin("run", -1, task, task, "asked")
+        await answer_all(system, source, ["root"])
+        await override(system.context, source.question_id("root"), "/0.0.0", "why")
+    _, rows = run_rows(store, Terse())
+    prompts = [f"{row.task}, {row.question}: {row.prompt[0]['content']}" for row in rows]
+    assert sorted(prompts) == [
+        "addition, root: Be terse.", "addition, x: Be terse.", "another, root: ", "another, x: ",
+    ]  # fmt: skip
 
 
 def numbered(*questions: str) -> list[Row]:
