@@ -188,7 +188,12 @@ def test_the_training_order_follows_from_seed_and_content_alone() -> None:
     assert sorted(order) == ["a", "b", "c", "d"]
     for shuffled in permutations(rows):
         assert [row.completion for row in training_order(shuffled, 0)] == order
-    assert any([row.completion for row in training_order(rows, seed)] != order for seed in (1, 2))
+
+    def order_of(seed: int) -> str:
+        return "".join(row.completion for row in training_order(numbered(*"aabcdefg"), seed))
+
+    # An order once recorded stays, so that a run can be repeated.
+    assert (order_of(0), order_of(1)) == ("fagbcaed", "cgebdafa")
 
 
 def test_copies_of_a_row_do_not_stand_together() -> None:
@@ -201,7 +206,7 @@ def test_copies_of_a_row_do_not_stand_together() -> None:
 def test_the_digest_of_rows_is_of_what_they_teach_in_its_order() -> None:
     one, other = numbered("a", "b")
     digest = rows_digest([one, other])
-    assert len(digest) == 32
+    assert digest == "84910361719a83bd0e40a1516db99d61"  # Students on disk name it.
     assert digest == rows_digest([replace(one, provenance={}, rejected="z"), other])
     assert len({digest, rows_digest([other, one]), rows_digest([one]), rows_digest([])}) == 4
 
