@@ -7,7 +7,7 @@ DEV := $(VENV)/.installed-dev
 SITE := $(VENV)/.installed-docs
 DEV_SERVER := .venv-dev-server
 
-.PHONY: demo test check docs dev-server clean
+.PHONY: demo test unit check docs dev-server clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Reflux needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -33,6 +33,10 @@ demo: $(STAMP)
 
 test: $(DEV)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# The tests of less than a minute: no model, no browser, no further process.
+unit: $(DEV)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not (process or engine or browser or slow or gpu or dev_server)'
 
 check: $(DEV)
 	$(BIN)/ruff check .

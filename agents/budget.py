@@ -8,7 +8,6 @@ where it ends depends on timing. For timing-independent answers, limit calls and
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from reflux.agents.errors import UsageError, check_range
 from reflux.agents.types import Completion
@@ -124,7 +123,7 @@ class SpendLimit:
         """The name of an exhausted limit, or None."""
         return next((name for name, value in self.left().items() if value <= 0), None)
 
-    def to_json(self) -> dict[str, Any]:
-        """What is left and the money spent, rounded for display."""
-        left = {name: round(value, 4) for name, value in self.left().items()}
-        return {"left": left, "money": round(self._spent["money"], 6)}
+    @property
+    def money(self) -> float:
+        """Money spent so far."""
+        return self._spent["money"]

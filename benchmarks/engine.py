@@ -229,5 +229,5 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
     parser.add_argument("--whole", action="store_true", help="also measure what each feature costs")
     asked = parser.parse_args()
-    small = Config(questions=4, repeats=1, max_tokens=4, quick=True)
+    small = Config(questions=2, repeats=1, max_tokens=2, quick=True)
     main(small if asked.quick else Config(whole=asked.whole))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.default_model import ENGINES, open_default_model
+from benchmarks.default_model import ENGINES, SCRIPTED, open_default_model
 from benchmarks.report import Claim, Report
 from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.overseers.protocol import PASS
@@ -245,5 +245,5 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--engine", choices=ENGINES, default="batched")
     given = parser.parse_args()
-    smoke = Config(fitted=8, judged=2, attempts=1, engine=given.engine, quick=True)
+    smoke = Config(fitted=8, judged=2, attempts=1, engine=SCRIPTED, quick=True)
     main(smoke if given.quick else Config(engine=given.engine))

@@ -25,6 +25,16 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that no worker ends alone with one of them."""
+    kinds = ("slow", "engine", "process", "browser")
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = min((kinds.index(m.name) for m in item.iter_markers() if m.name in kinds), default=9)
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[TraceStore]:
     """An empty trace file."""

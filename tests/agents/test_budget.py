@@ -28,7 +28,7 @@ def test_money_follows_from_tokens_and_prices_and_replayed_calls_are_free() -> N
     spend_limit.pay("base", Completion("a", 200_000, 100_000))
     spend_limit.pay("other", Completion("a", 10**6, 10**6))
     spend_limit.pay("base", Completion("a", 10**6, 10**6, cached=True))
-    assert spend_limit.to_json()["money"] == 0.4
+    assert spend_limit.money == 0.4
     assert spend_limit.left() == {"money": 0.6}
     spend_limit.pay("base", Completion("a", 600_000, 0))
     assert spend_limit.lacks == "money"
@@ -50,6 +50,36 @@ def test_a_question_has_the_lesser_of_its_own_and_what_the_run_has_left() -> Non
     question.pay("base", Completion("a"))
     question.pay("base", Completion("a"))
     assert (question.lacks, run.lacks) == ("calls", "calls")
+
+
+def test_every_limit_counts_down_from_where_it_starts() -> None:
+    clock = Clock()
+    clock.now = 50
+    spend_limit = SpendLimit(seconds=10, money=1, calls=3, tokens=20, prices=PRICES, clock=clock)
+    assert spend_limit.left() == {"seconds": 10, "money": 1, "calls": 3, "tokens": 20}
+    clock.now = 54
+    spend_limit.pay("base", Completion("a", 3, 4))
+    spend_limit.pay("other", Completion("a", 1, 2))
+    left = spend_limit.left()
+    assert left == {"seconds": 6, "money": pytest.approx(1 - 11e-6), "calls": 1, "tokens": 10}
+    spend_limit.pay("other", Completion("a", 10, 1))
+    assert spend_limit.left()["tokens"] == 0
+
+
+def test_a_question_pays_the_runs_prices_from_the_runs_money_as_well() -> None:
+    run = SpendLimit(money=1.0, calls=5, prices=PRICES)
+    question = run.for_question(seconds=None, money=0.5)
+    question.pay("base", Completion("a", 100_000, 0))
+    assert (question.money, run.money) == (0.1, 0.1)
+    run.pay("base", Completion("a", 800_000, 0))
+    assert question.left() == {"money": pytest.approx(0.1), "calls": 3}
+
+
+@pytest.mark.parametrize("kind", ["prompt", "completion"])
+def test_a_price_is_never_negative(kind: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Price(**{kind: -0.5})
+    assert str(refused.value) == f"spend_limit.prices.{kind} is -0.5; it must be at least 0"
 
 
 def test_nothing_is_lacking_where_nothing_is_limited() -> None:

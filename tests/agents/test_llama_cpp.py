@@ -27,6 +27,8 @@ from reflux.agents.errors import EndpointError, MissingError
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import ChatRequest, Sampling
 
+pytestmark = pytest.mark.engine
+
 SMALL = EngineConfig(parallel=2, context=128, threads=2)
 QUESTION = ChatRequest(
     "base", answer_prompt("What is the capital of France?"), Sampling(max_tokens=8, top_logprobs=2)

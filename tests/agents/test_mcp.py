@@ -11,6 +11,8 @@ from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.tools.langchain import LangChainTool, mcp_tools
 from reflux.agents.tools.protocol import REPLY_CHARS, ToolReply
 
+pytestmark = pytest.mark.process
+
 SERVER = '''
 import os, sys, time
 from mcp.server.fastmcp import FastMCP

@@ -10,6 +10,8 @@ import pytest
 from reflux.agents.tools.protocol import REPLY_CHARS, ToolReply
 from reflux.agents.tools.python_sandbox import NOTHING, SHOWN_CHARS, Sandbox, SandboxLimits
 
+pytestmark = pytest.mark.process
+
 QUICK = SandboxLimits(seconds=0.5)
 
 

@@ -10,6 +10,8 @@ import pytest
 from tests.support.commanding import Ended, begin
 from tests.support.serving import scripted
 
+pytestmark = pytest.mark.process
+
 
 def reflux(folder: Path, *words: str) -> Ended:
     return begin([*words, "--run", str(folder)]).wait()

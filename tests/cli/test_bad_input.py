@@ -34,6 +34,8 @@ from reflux.tasks.addition import Addition
 from tests.support.commanding import Ended, begin
 from tests.support.sums import exact
 
+pytestmark = pytest.mark.process
+
 SUM = ("ask", "12+34")
 
 

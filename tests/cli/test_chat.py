@@ -22,6 +22,8 @@ from reflux.graphs.traces.search import Wanted, search
 from tests.support.commanding import Ended, Running, begin, piped
 from tests.support.serving import soon
 
+pytestmark = pytest.mark.process
+
 PLAIN = ("--overseer", "plain")
 
 

@@ -17,6 +17,8 @@ from reflux.finetune.stages import Stages
 from reflux.tasks.addition import Addition
 from tests.support.sums import exact
 
+pytestmark = pytest.mark.process
+
 
 def run(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None):
     """Run `reflux` as a process of its own."""
@@ -132,6 +134,7 @@ def test_doctor_finds_everything_and_says_so(tmp_path: Path) -> None:
     assert {check["what"] for check in json.loads(ended.stdout)} >= {"default model", "endpoint"}
 
 
+@pytest.mark.engine
 def test_ask_answers_a_primitive_on_the_real_engine(tmp_path: Path) -> None:
     """H knows one digit; two digits of the untrained base are answered or refused, never lost."""
     one = run("ask", "3+4", "--run", "r", "--json", cwd=tmp_path)

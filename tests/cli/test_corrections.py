@@ -12,6 +12,8 @@ from openai import OpenAI
 from tests.support.commanding import Ended, begin
 from tests.support.serving import Scripted, X, scripted, serving
 
+pytestmark = pytest.mark.process
+
 MINE = "a better answer"
 
 

@@ -33,6 +33,8 @@ from reflux.tasks.addition import Addition
 from tests.support.commanding import Ended, begin
 from tests.support.serving import soon
 
+pytestmark = pytest.mark.process
+
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b[31m\x00"
 
 

@@ -30,6 +30,8 @@ from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.tasks.addition import Addition
 from tests.support.sums import exact
 
+pytestmark = pytest.mark.process
+
 QUESTIONS = 1_000
 KILLS = 6
 TOGETHER = 32

@@ -28,6 +28,8 @@ from reflux.tasks.addition import Addition
 from tests.support.commanding import Running, begin
 from tests.support.sums import exact
 
+pytestmark = pytest.mark.process
+
 CONFIG = """\
 task: addition
 rounds:

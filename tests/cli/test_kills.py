@@ -10,6 +10,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+pytestmark = [pytest.mark.process, pytest.mark.engine, pytest.mark.slow]
+
 CONFIG = """\
 task: addition
 rounds:

@@ -17,6 +17,8 @@ from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.addition import Addition, read
 from tests.support.commanding import begin
 
+pytestmark = pytest.mark.process
+
 
 def test_given_figures_are_planned_without_a_run() -> None:
     ended = begin(["plan", "--accuracy", "0.9978", "--steps", "1048575", "--json"]).wait()

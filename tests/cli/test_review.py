@@ -18,6 +18,8 @@ from reflux.graphs.traces.tree import load_tree
 from tests.support.commanding import Ended, begin, piped
 from tests.support.serving import soon
 
+pytestmark = pytest.mark.process
+
 WAITING = ("ask", "What now?", "--overseer", "human", "--json")
 
 

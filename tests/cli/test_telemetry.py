@@ -18,6 +18,8 @@ from werkzeug import Request, Response
 
 from tests.support.serving import scripted, soon
 
+pytestmark = pytest.mark.process
+
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 ASK = """
 import sys

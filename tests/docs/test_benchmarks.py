@@ -12,6 +12,8 @@ NAMES = sorted(path.stem for path in ROOT.glob("*.py") if "def main(" in path.re
 OPERATORS = {">=": float.__ge__, "<=": float.__le__, "==": float.__eq__}
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("name", NAMES)
 def test_the_quick_run_prints_its_claims_and_writes_nothing(name: str) -> None:
     before = {path: path.read_bytes() for path in (ROOT / "results").glob("*")}

@@ -25,6 +25,7 @@ def names(path: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", [page for page in PAGES if blocks(page)], ids=names)
 def test_what_a_page_shows_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
@@ -73,6 +74,7 @@ def build() -> ModuleType:
     return module_at(DOCS / "build.py")
 
 
+@pytest.mark.process
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_outside() -> None:
     process = subprocess.run(
         [sys.executable, DOCS / "build.py"], cwd=ROOT, capture_output=True, text=True

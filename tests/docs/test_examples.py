@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
@@ -79,6 +81,7 @@ async def test_a_reviewer_sees_the_report_first_and_the_comment_is_kept(tmp_path
     assert len(client.requests) == request_count
 
 
+@pytest.mark.engine
 async def test_the_real_model_reaches_a_report_too() -> None:
     medical = example("medical")
     client = LlamaCppClient(lambda _: ModelFiles(default_gguf()))

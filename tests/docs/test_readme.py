@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.support.documented import ROOT, blocks, check_known, command_names, session
 from tests.support.serving import scripted
 
@@ -13,6 +15,8 @@ def test_it_fits_two_screens() -> None:
     assert len(README.read_text().splitlines()) <= 150
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_what_it_shows_runs_from_top_to_bottom(tmp_path: Path) -> None:
     with scripted() as script, session(tmp_path, script) as reader:
         reader.follow(blocks(README))

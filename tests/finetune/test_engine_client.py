@@ -30,6 +30,8 @@ from reflux.finetune.engine.client import BatchedClient, BatchedConfig, load_wei
 from reflux.finetune.engine.scheduler import Scheduler
 from reflux.finetune.run_folder import OpenRun, RunFolder
 
+pytestmark = pytest.mark.engine
+
 SMALL = BatchedConfig(rows=4, context=256)
 
 

@@ -15,6 +15,8 @@ from reflux.agents.errors import MissingError, UsageError
 from reflux.finetune.base_model import base_digest, dequantised_base, load_base
 from reflux.finetune.export import export_adapter
 
+pytestmark = pytest.mark.engine
+
 QUESTIONS = [
     "12+34=?",
     "What is the capital of France?",

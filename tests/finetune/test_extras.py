@@ -8,6 +8,8 @@ import pytest
 
 from reflux.finetune import TRAIN_PACKAGES
 
+pytestmark = pytest.mark.process
+
 WITHOUT = f"""
 import importlib.util
 import sys

@@ -1,12 +1,28 @@
-"""Rows and files: the forms that TRL takes, and messages for files that are not rows."""
+"""Rows and files: what a run trains from, and the forms that TRL takes."""
 
 import json
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
-from reflux.agents.errors import UsageError
-from reflux.finetune.rows import Row, export, read_jsonl
+from reflux.agents.clients.scripted import ScriptedClient
+from reflux.agents.errors import RefluxError, UsageError
+from reflux.finetune.rows import (
+    Row,
+    check_leaks,
+    export,
+    read_jsonl,
+    rows_digest,
+    run_rows,
+    training_order,
+)
+from reflux.graphs.ask import Origin, answer_all
+from reflux.graphs.recompute import override
+from reflux.graphs.traces.store import TraceStore
+from reflux.tasks.addition import Addition
+from tests.support.amplifying import ONE_VOTE, amplified, asking, echo, rejecting
 
 ROW = Row(
     ({"role": "system", "content": ""}, {"role": "user", "content": "1+1="}),
@@ -98,3 +114,117 @@ def test_the_kind_of_file_may_be_said(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "rows").num_rows == 1
     with pytest.raises(UsageError, match="--format jsonl or parquet"):
         export([ROW], tmp_path / "rows.jsonl", "messages", "csv")
+
+
+class Terse(Addition):
+    """A task with a system message."""
+
+    system_prompt = "Be terse."
+
+
+async def test_a_runs_rows_are_its_primitives_its_accepted_answers_and_the_anchor(
+    store: TraceStore,
+) -> None:
+    system = amplified(store, ScriptedClient(echo), asking("x"), votes=ONE_VOTE)
+    for number, name, split in (
+        (0, "overseer", "primitive"), (1, "amplified", "train"), (2, "amplified", "train"),
+        (0, "anchor", "train"), (1, "direct", "train"), (1, "amplified", "held_out"),
+    ):  # fmt: skip
+        source = Origin("run", number, name, "words", split)
+        await answer_all(system, source, [f"{name} {number} {split}"])
+    primitives, others = run_rows(store, Terse())
+    assert [row.question for row in primitives] == ["overseer 0 primitive"]
+    assert [(row.question, row.prompt[0]["content"]) for row in others] == [
+        ("amplified 1 train", "Be terse."),
+        ("amplified 2 train", "Be terse."),
+        ("anchor 0 train", ""),
+    ]
+    assert [row.question for row in run_rows(store, Terse(), 1)[1]] == [
+        "amplified 1 train",
+        "anchor 0 train",
+    ]
+
+
+async def test_a_row_knows_where_it_comes_from(store: TraceStore) -> None:
+    system = amplified(store, ScriptedClient(echo), asking("x"), votes=ONE_VOTE)
+    source = Origin("run", 1, "amplified", "words", "train")
+    await answer_all(system, source, ["root"])
+    _, (row,) = run_rows(store, Terse())
+    assert (row.task, row.completion, row.rejected) == ("words", "X", None)
+    assert row.prompt == (
+        {"role": "system", "content": "Be terse."}, {"role": "user", "content": "root"},
+    )  # fmt: skip
+    assert row.provenance == {
+        "trajectory": source.question_id("root"), "path": "", "run": "run", "round": 1,
+        "system": "amplified", "models": ["scripted:base"],
+    }  # fmt: skip
+
+
+async def test_the_first_answer_that_a_check_refused_is_the_rejected_one_of_a_pair(
+    store: TraceStore,
+) -> None:
+    ways = asking("x", "y"), asking("x", "z"), asking("z")
+    checker = rejecting("X+Y", "X+Z")
+    system = amplified(store, ScriptedClient(echo), *ways, votes=ONE_VOTE, checker=checker)
+    await answer_all(system, Origin("run", 1, "amplified", "words", "train"), ["root"])
+    _, (row,) = run_rows(store, Terse())
+    assert (row.completion, row.rejected) == ("Z", "X+Y")
+
+
+async def test_a_correction_has_the_system_message_of_its_own_task(store: TraceStore) -> None:
+    system = amplified(store, ScriptedClient(echo), asking("x", "y"), votes=ONE_VOTE)
+    for task in ("addition", "another"):
+        source = Origin("run", -1, task, task, "asked")
+        await answer_all(system, source, ["root"])
+        await override(system.context, source.question_id("root"), "/0.0.0", "why")
+    _, rows = run_rows(store, Terse())
+    prompts = [f"{row.task}, {row.question}: {row.prompt[0]['content']}" for row in rows]
+    assert sorted(prompts) == [
+        "addition, root: Be terse.", "addition, x: Be terse.", "another, root: ", "another, x: ",
+    ]  # fmt: skip
+
+
+def numbered(*questions: str) -> list[Row]:
+    return [replace(ROW, completion=question, provenance={"n": n}) for n, question in
+            enumerate(questions)]  # fmt: skip
+
+
+def test_the_training_order_follows_from_seed_and_content_alone() -> None:
+    rows = numbered("a", "b", "c", "d")
+    order = [row.completion for row in training_order(rows, 0)]
+    assert sorted(order) == ["a", "b", "c", "d"]
+    for shuffled in permutations(rows):
+        assert [row.completion for row in training_order(shuffled, 0)] == order
+
+    def order_of(seed: int) -> str:
+        return "".join(row.completion for row in training_order(numbered(*"aabcdefg"), seed))
+
+    # An order once recorded stays, so that a run can be repeated.
+    assert (order_of(0), order_of(1)) == ("fagbcaed", "cgebdafa")
+
+
+def test_copies_of_a_row_do_not_stand_together() -> None:
+    rows = numbered(*"aabbccdd")
+    order = "".join(row.completion for row in training_order(rows, 0))
+    assert sorted(order) == sorted("aabbccdd")
+    assert any(letter * 2 not in order for letter in "abcd")
+
+
+def test_the_digest_of_rows_is_of_what_they_teach_in_its_order() -> None:
+    one, other = numbered("a", "b")
+    digest = rows_digest([one, other])
+    assert digest == "84910361719a83bd0e40a1516db99d61"  # Students on disk name it.
+    assert digest == rows_digest([replace(one, provenance={}, rejected="z"), other])
+    assert len({digest, rows_digest([other, one]), rows_digest([one]), rows_digest([])}) == 4
+
+
+def test_a_held_out_question_of_the_task_ends_the_training() -> None:
+    task = Addition()
+    held_out, train = (task.sample(1, 3, split, 0)[0] for split in ("held_out", "train"))
+    fine = [replace(ROW, question=train), replace(ROW, question=held_out, task="another")]
+    check_leaks(fine, task)
+    with pytest.raises(RefluxError) as error:
+        check_leaks([*fine, replace(ROW, question=held_out)], task)
+    assert str(error.value).startswith(
+        f"held-out question {held_out!r} is in the training rows (trajectory abc); nothing"
+    )

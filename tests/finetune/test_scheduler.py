@@ -17,6 +17,8 @@ from reflux.finetune.engine import scheduler as scheduler_file
 from reflux.finetune.engine.kv_cache import COLUMNS
 from reflux.finetune.engine.scheduler import MIN_PROBABILITY, Row, Scheduler, draw, seeded
 
+pytestmark = pytest.mark.engine
+
 SYSTEM = "You are one of many copies."
 QUESTIONS = [
     f"{'word ' * (n % 5)}{n}?" for n in range(14)

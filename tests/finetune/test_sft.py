@@ -15,6 +15,8 @@ from reflux.finetune.export import generate_greedy
 from reflux.finetune.train.sft import TrainingStep, TrainReport, train
 from reflux.finetune.train.trainer import StudentTrainer
 
+pytestmark = pytest.mark.engine
+
 
 def row(question: str, answer: str) -> dict[str, Any]:
     return {

@@ -3,15 +3,20 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.evals.datasets import QuestionFile, Row, read_questions
 from reflux.graphs.evals.eval_task import FileEvalTask, LevelEvalTask
 from reflux.graphs.evals.task import is_held_out
+from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
 from reflux.tasks.arithmetic import products
 
@@ -209,6 +214,26 @@ def test_a_task_is_evaluated_on_held_out_questions_that_the_seed_draws() -> None
     assert eval_task.same_question("123+456=") == eval_task.same_question("456+123=")
     with pytest.raises(UsageError, match="holds out no question at --level 1"):
         LevelEvalTask(Addition(), 1, 5).questions(1)
+
+
+def test_a_task_brings_its_own_overseers_texts_and_answers(store: TraceStore) -> None:
+    eval_task, task = LevelEvalTask(Addition(), 3, 20), Addition()
+    client = RecordedClient(ScriptedClient(lambda _: ""), store)
+    context = eval_task.context(AmplifyContext(client, "base", ()))
+    assert context.system_prompt == task.system_prompt
+    assert [each.name for each in context.overseers] == [each.name for each in task.overseers()]
+    assert eval_task.same_answer(" 765 ") == task.normalise(" 765 ") == "765"
+
+
+def test_a_file_brings_its_system_message_and_the_forms_of_its_answers(store: TraceStore) -> None:
+    file = replace(asked(("a", "1")), system="Answer in a word.")
+    client = RecordedClient(ScriptedClient(lambda _: ""), store)
+    context = FileEvalTask(file, "number").context(AmplifyContext(client, "base", (), seed=7))
+    assert (context.system_prompt, context.seed) == ("Answer in a word.", 7)
+    assert FileEvalTask(file, "number").same_answer("it is 2.0") == "2"
+    assert FileEvalTask(file, "number").same_answer("no number") == "no number"
+    by_function = FileEvalTask(file, "mine:f", lambda question, answer, truth: True)
+    assert by_function.same_answer("The Tower!") == "tower"
 
 
 def test_parts_of_a_tree_are_marked_where_they_are_held_out_and_nowhere_else() -> None:

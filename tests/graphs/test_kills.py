@@ -195,6 +195,9 @@ def learned(folder: Path) -> list[Row]:
     return [replace(row, provenance=row.provenance | {"run": ""}) for row in rows]
 
 
+@pytest.mark.process
+@pytest.mark.engine
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_undisturbed(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

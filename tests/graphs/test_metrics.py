@@ -91,6 +91,8 @@ def test_the_bootstrap_depends_on_nothing_but_values_and_seed() -> None:
     assert bootstrap(clusters, 1) == bootstrap(clusters[::-1], 1)
     few = [(0.1, 1), (0.27, 1), (0.9, 1)]
     assert bootstrap(few, 1) == bootstrap(few, 1)
+    many = [(k**0.5, 1) for k in range(40)]
+    assert bootstrap(many, 1) == bootstrap(many, 1) != bootstrap(many, 2)
 
 
 def test_answers_to_one_question_are_drawn_together() -> None:
@@ -139,9 +141,19 @@ def test_a_difference_pairs_what_two_systems_did_on_the_same_question() -> None:
     }
     found = difference("b", "a", right, seed=0)
     assert found.value == pytest.approx(8 / 30)
+    assert (found.first, found.second) == ("b", "a")
     assert (found.only_first, found.only_second, found.n) == (9, 1, 30)
     assert found.p == mcnemar(9, 1)
     assert found.ci95[0] <= found.value <= found.ci95[1]
+
+
+def test_the_interval_of_a_difference_is_the_bootstrap_of_its_questions() -> None:
+    sizes = {f"q{k}": 1 + k % 7 for k in range(40)}
+    right = {q: [(True, k % 3 == 0) for k in range(n)] for q, n in sizes.items()}
+    clusters = [(sum(k % 3 != 0 for k in range(n)), n) for n in sizes.values()]
+    assert (
+        difference("b", "a", right, seed=3).ci95 == bootstrap(clusters, 3) != bootstrap(clusters, 4)
+    )
 
 
 def test_a_question_of_several_seeds_counts_once_in_the_test() -> None:
@@ -174,6 +186,10 @@ def test_bins_hold_equally_many_answers_where_confidences_differ() -> None:
     bins = reliability([(k / 100, True) for k in range(97)], bins=10)
     assert len(bins) == 10
     assert {each.n for each in bins} == {9, 10}
+    even = reliability([(k / 100, k % 4 == 0) for k in range(40)], bins=10)
+    assert [each.n for each in even] == [4] * 10
+    assert [each.accuracy for each in even] == [0.25] * 10
+    assert [each.ci95 for each in even] == [wilson(1, 4)] * 10
 
 
 @given(answers, st.randoms())
@@ -209,6 +225,7 @@ def test_answers_of_unknown_confidence_are_counted_and_left_out() -> None:
     found = calibration([(None, True), (1.0, True), (None, False)])
     assert found is not None
     assert (found.n, found.unknown, found.brier, found.ece) == (1, 2, 0.0, 0.0)
+    assert found.bins == reliability([(1.0, True)])
     assert calibration([(None, True)]) is None
 
 

@@ -91,9 +91,14 @@ def test_tiny_correlations_meet_none() -> None:
         ((0.99, 10, 0.5), "voting does not converge"),
         ((0.99, 10, 0.3), "voting does not converge"),
         ((0.99, 10, 1.0), "measure more"),
-        ((1.0, 10, 0.9), "between 0 and 1"),
-        ((0.99, 0, 0.9), "at least 1"),
-        ((0.99, 10, 0.9, 1.5), "0 to 1"),
+        ((1.0, 10, 0.9), "^the target is 1; it must be between 0 and 1, say 0.99$"),
+        ((0.0, 10, 0.9), "^the target is 0; it must be between 0 and 1, say 0.99$"),
+        ((0.99, 0, 0.9), "^0 steps: there must be at least 1$"),
+        ((0.99, 10, 0.9, 1.5), "^the correlation is 1.5; it must be 0 to 1$"),
+        ((0.99, 10, 0.9, -0.1), "^the correlation is -0.1; it must be 0 to 1$"),
+        ((0.99, 10, 1.5), "^the accuracy is 1.5; it must be 0 to 1$"),
+        ((0.99, 10, -0.1), "^the accuracy is -0.1; it must be 0 to 1$"),
+        ((0.99, 10**18 + 1, 0.9), r"19 digits: 1e\+18 is the limit"),
         ((0.99, 10**400, 0.9), "401 digits"),
         ((0.99, 100, 0.9, 0.3), "voting cannot help"),
         ((0.99, 100, 0.9, 1.0), "voting cannot help"),
@@ -155,3 +160,54 @@ def test_near_an_even_chance_a_long_walk_is_not_taken_for_a_fair_one() -> None:
     p, k = 0.5000001, 10_000_000
     assert expected_votes(k, p) == pytest.approx(k * (1 - 2 * step_error(k, p)) / (2 * p - 1))
     assert expected_votes(3, 0.5) == 9
+
+
+def test_a_plan_holds_what_it_was_made_for_and_what_it_expects() -> None:
+    made = plan(0.99, 10, 0.99)
+    error = 1 / (1 + 99**2)
+    assert (made.target, made.steps, made.accuracy, made.correlation) == (0.99, 10, 0.99, 0.0)
+    assert made.margin == votes_needed(0.99, 10, 0.99) == 2
+    assert made.step_error == pytest.approx(error)
+    assert made.votes_per_step == pytest.approx(2 * (1 - 2 * error) / 0.98)
+    assert made.votes == 10 * made.votes_per_step
+    assert made.p_all_correct == pytest.approx((1 - error) ** 10)
+    shared = plan(0.9, 2, 0.9, 0.05)
+    assert shared.correlation == 0.05
+    assert shared.step_error == step_error(shared.margin, 0.9, 0.05)
+    assert shared.votes_per_step == expected_votes(shared.margin, 0.9, 0.05)
+
+
+@given(st.floats(0.7, 0.95), st.integers(1, 20), st.floats(0.01, 0.1))
+def test_with_shared_errors_the_margin_is_the_least_as_well(
+    p: float, steps: int, shared: float
+) -> None:
+    target = math.exp(steps * math.log1p(-1.2 * shared_floor(p, shared) - 1e-3))
+    k = votes_needed(target, steps, p, shared)
+
+    def success(margin: int) -> float:
+        return math.exp(steps * math.log1p(-step_error(margin, p, shared)))
+
+    assert success(k) >= target - 1e-9
+    assert k == 1 or success(k - 1) < target
+
+
+def test_a_target_just_above_what_shared_errors_allow_takes_too_many_votes() -> None:
+    floor = shared_floor(0.501, 0.001)
+    with pytest.raises(UsageError, match="a margin of 1000 is not enough"):
+        votes_needed(1 - 1.001 * floor, 1, 0.501, 0.001)
+
+
+def test_copies_that_are_always_or_never_right_agree_at_once() -> None:
+    assert step_error(3, 1.0) == pytest.approx(0)
+    assert step_error(3, 0.0) == pytest.approx(1)
+    assert expected_votes(3, 1.0) == pytest.approx(3)
+    assert expected_votes(3, 0.0, 0.5) == pytest.approx(3)
+    assert expected_votes(4, 0.8, 1.0) == pytest.approx(4)
+    assert (shared_floor(0.5, 0.0), shared_floor(0.5, 0.3)) == pytest.approx((0.5, 0.5))
+    assert (shared_floor(0.8, 0.0), shared_floor(0.3, 0.0)) == (0, 1)
+
+
+def test_no_error_and_no_accuracy_have_no_bound() -> None:
+    assert wald_bound(0, 0.9) == wald_bound(1, 0.9) == wald_bound(0.1, 0.5) == 0
+    # Wald 1945 at an error of 0.1 and an accuracy of 0.8: 0.8 ln 9 over 0.6 ln 4.
+    assert wald_bound(0.1, 0.8) == pytest.approx(0.8 * math.log(9) / (0.6 * math.log(4)))

@@ -14,6 +14,7 @@ from reflux.graphs.evals.eval_task import FORMS, same
         ("normalised", "The Eiffel Tower!", "eiffel tower"),
         ("normalised", "ＰＡＲＩＳ", "paris"),
         ("normalised", "don’t", "Don't"),
+        ("normalised", "don't", "dont"),
         ("normalised", "A", "a."),
         ("normalised", "(-5)", "−5"),
         ("normalised", "it is -$5.50", "it is -5.50"),
@@ -58,6 +59,7 @@ def test_answers_that_say_the_same_are_equal(rule: str, answer: str, truth: str)
         ("number", "first 4, then 3", "4"),
         ("number", "1/0", "0"),
         ("set", "a, b", "a, b, c"),
+        ("set", "X, b", "b"),
         ("set", "1,200, 3", "1, 200, 3"),
         ("contains", "Parisian", "Paris"),
         ("contains", "tower Eiffel", "Eiffel tower"),
@@ -84,6 +86,18 @@ def test_a_number_is_read_whatever_stands_around_it(top: int, bottom: int, words
         plain = written.replace(",", "")
         assert same("number", words.format(written), plain)
         assert not same("number", words.format(written), f"{top + 1}/{bottom + 1_000_003}")
+
+
+def test_a_form_is_the_text_that_equal_answers_share() -> None:
+    assert FORMS["exact"](" Paris\n") == "Paris"
+    assert FORMS["normalised"]("The Eiffel Tower!") == "eiffel tower"
+    assert FORMS["number"]("so it is 6/4") == "3/2"
+    assert FORMS["set"]("the b; a and b") == "a | b"
+
+
+def test_a_number_of_more_than_a_thousand_characters_is_equal_to_none() -> None:
+    assert FORMS["number"]("1" * 1_000) == "1" * 1_000
+    assert FORMS["number"]("1" * 1_001) is None
 
 
 def test_a_text_of_any_length_is_read() -> None:

@@ -3,11 +3,13 @@
 import itertools
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reflux.agents.errors import UsageError
 from reflux.graphs.voting.stopping import AheadBy, AnyRule, Majority, Posterior, Sprt, Weighted
 from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, next_votes, tally, winner
 
@@ -148,3 +150,92 @@ def test_variants_take_turns_and_the_first_vote_stays_greedy() -> None:
     policy = VotePolicy(variants=(Variant(), Variant(model="other", temperature=0.2)))
     assert [policy.variant(n).model for n in range(4)] == ["", "other", "", "other"]
     assert [policy.warmth(n) for n in range(4)] == [0.0, 0.2, 0.7, 0.2]
+
+
+def test_votes_weigh_what_their_copies_do_however_many_there_are() -> None:
+    policy = VotePolicy(variants=UNEQUAL)
+    for begin, end in itertools.combinations(range(9), 2):
+        weights = [policy.variant(number).weight for number in range(begin, end)]
+        assert policy.weight_between(begin, end) == sum(weights)
+        assert VotePolicy().weight_between(begin, end) == end - begin
+
+
+def test_a_belief_is_even_where_the_votes_are_and_grows_with_the_lead() -> None:
+    rule = Posterior(right=3, wrong=1)
+    assert rule.belief(2, 2) == pytest.approx(0.5)
+    # After one vote the leader is right with the prior's mean accuracy.
+    assert rule.belief(1, 0) == pytest.approx(3 / 4)
+    assert rule.belief(1, 0) + rule.belief(0, 1) == pytest.approx(1)
+    certain = Posterior(right=300, wrong=1)
+    assert (certain.belief(0, 10_000), certain.belief(10_000, 0)) == (0.0, 1.0)
+
+
+def test_a_majority_votes_on_while_the_rest_could_draw_level() -> None:
+    assert not Majority(max_votes=7).decided(4, 1, 3)
+    assert Majority(max_votes=7).decided(4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Majority(max_votes=0), "max_votes is 0; it must be at least 1"),
+        (lambda: AheadBy(margin=0), "margin is 0; it must be at least 1"),
+        (lambda: AheadBy(1, max_votes=0), "max_votes is 0; it must be at least 1"),
+        (lambda: AheadBy(3, 2), "margin is 3 and max_votes only 2: allow 3 votes or more, or one "
+                                "to switch voting off"),
+        (lambda: Sprt(against=0), "against is 0; it must be more than 0 and less than 1"),
+        (lambda: Sprt(against=1), "against is 1; it must be more than 0 and less than 1"),
+        (lambda: Sprt(share=0.5), "share is 0.5; it must be more than 0.5 and less than 1"),
+        (lambda: Sprt(share=1), "share is 1; it must be more than 0.5 and less than 1"),
+        (lambda: Sprt(error=0), "error is 0; it must be more than 0 and less than 0.5"),
+        (lambda: Sprt(error=0.5), "error is 0.5; it must be more than 0 and less than 0.5"),
+        (lambda: Sprt(max_votes=0), "max_votes is 0; it must be at least 1"),
+        (lambda: Posterior(confidence=0), "confidence is 0; it must be more than 0 and "
+"less than 1"),
+        (lambda: Posterior(confidence=1), "confidence is 1; it must be more than 0 and "
+"less than 1"),
+        (lambda: Posterior(right=0), "right is 0; it must be more than 0"),
+        (lambda: Posterior(wrong=0), "wrong is 0; it must be more than 0"),
+        (lambda: Posterior(max_votes=0), "max_votes is 0; it must be at least 1"),
+        (lambda: Weighted(error=0), "error is 0; it must be more than 0 and less than 0.5"),
+        (lambda: Weighted(error=0.5), "error is 0.5; it must be more than 0 and less than 0.5"),
+        (lambda: Weighted(max_votes=0), "max_votes is 0; it must be at least 1"),
+    ],
+)  # fmt: skip
+def test_a_rule_out_of_range_is_named_with_its_range(
+    make: Callable[[], AnyRule], message: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        make()
+    assert str(error.value) == f"votes.rule.{message}"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VotePolicy(margin=0), "margin is 0; it must be at least 1"),
+        (lambda: VotePolicy(max_votes=0), "max_votes is 0; it must be at least 1"),
+        (lambda: VotePolicy(temperature=-1), "temperature is -1; it must be at least 0"),
+        (lambda: VotePolicy(min_logprob=math.nan), "min_logprob is nan; it must be a number"),
+        (lambda: VotePolicy(margin=3, max_votes=2), "rule.margin is 3 and max_votes only 2: allow "
+                                                    "3 votes or more, or one to switch voting off"),
+        (lambda: Variant(weight=0), "variants.weight is 0; it must be more than 0"),
+        (lambda: Variant(temperature=-1), "variants.temperature is -1; it must be at least 0"),
+        (lambda: Variant(wording="?"), "variants.wording is '?', which does not show the question: "
+                                       "write {question} where the question goes"),
+    ],
+)  # fmt: skip
+def test_a_policy_out_of_range_is_named_with_its_range(
+    make: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        make()
+    assert str(error.value) == f"votes.{message}"
+
+
+def test_the_ends_of_the_ranges_are_allowed() -> None:
+    assert Majority(max_votes=1).max_votes == Sprt(max_votes=1).max_votes == 1
+    assert Posterior(max_votes=1).max_votes == Weighted(max_votes=1).max_votes == 1
+    assert (AheadBy(3, 3).margin, AheadBy(3, 1).margin, AheadBy(1, 1).margin) == (3, 3, 1)
+    assert VotePolicy(margin=1, max_votes=1, temperature=0).warmth(1) == 0
+    assert VotePolicy(variants=(Variant(temperature=0),)).warmth(1) == 0

@@ -242,6 +242,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 def test_a_killed_process_has_lost_no_row_whose_await_returned(path: Path) -> None:
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", WRITER, str(path)]

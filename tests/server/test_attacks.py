@@ -249,6 +249,7 @@ def test_secrets_are_looked_for_in_a_time_that_grows_with_the_text_alone(text: s
     assert redact(f"{text[:54]} {key} z").endswith(f"{PLACEHOLDER} z")
 
 
+@pytest.mark.process
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 2_000));"

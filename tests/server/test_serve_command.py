@@ -12,6 +12,8 @@ import pytest
 from tests.support.commanding import Running, begin
 from tests.support.serving import scripted, soon
 
+pytestmark = pytest.mark.process
+
 
 def started(running: Running) -> str:
     """The address that the command prints once it listens."""

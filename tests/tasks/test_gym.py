@@ -350,6 +350,7 @@ def test_the_capitals_are_each_of_one_country_and_of_all_four_continents() -> No
     assert "Naypyidaw" not in found  # Burma's, and Myanmar's.
 
 
+@pytest.mark.process
 def test_the_packages_are_imported_when_a_question_is_drawn_and_missed_in_words() -> None:
     code = (
         "import reflux, reflux.tasks, sys; print({'reasoning_gym', 'countryinfo'} & {*sys.modules})"

@@ -78,6 +78,7 @@ def test_a_distillation_that_is_refused_leaves_the_config_of_the_one_under_way(
         assert config["sft"]["max_steps"] == 1
 
 
+@pytest.mark.process
 def test_a_job_ends_with_a_server_that_is_killed(tmp_path: Path, script: Scripted) -> None:
     script.pause = lambda body: 60.0  # It says nothing by which it would notice.
     command = [sys.executable, "-m", "reflux", "serve", "--run", str(tmp_path), "--port", "0"]

@@ -1,0 +1,60 @@
+"""A student replaces the agent only if it reaches every limit that was measured."""
+
+import pytest
+
+from reflux.finetune.gates import Gate, GateConfig, failed_gates, judge
+
+CONFIG = GateConfig(imitation=0.8, retention=0.75, regression=0.25, canary=0.5)
+
+
+def test_nothing_measured_is_nothing_judged() -> None:
+    assert judge(CONFIG) == []
+
+
+def test_a_gate_passes_at_its_limit_and_fails_below_it() -> None:
+    assert Gate("canary", 0.5, 0.5).passed
+    assert not Gate("canary", 0.4999, 0.5).passed
+
+
+def test_the_student_of_round_0_imitates_the_overseer() -> None:
+    assert judge(CONFIG, imitation=0.79) == [Gate("imitation", 0.79, 0.8)]
+
+
+def test_a_later_student_retains_a_share_of_the_amplified_accuracy() -> None:
+    assert judge(CONFIG, amplified=0.8, student=0.6) == [Gate("retention", 0.6 / 0.8, 0.75)]
+
+
+@pytest.mark.parametrize("student", [0.0, 0.5, 1.0])
+def test_a_system_that_is_always_wrong_retains_nothing(student: float) -> None:
+    assert judge(CONFIG, amplified=0.0, student=student) == [Gate("retention", 0.0, 0.75)]
+
+
+def test_retention_needs_both_accuracies() -> None:
+    assert judge(CONFIG, amplified=0.8) == []
+    assert judge(CONFIG, student=0.8) == []
+
+
+def test_the_level_of_the_round_before_may_lose_up_to_the_limit() -> None:
+    (gate,) = judge(CONFIG, before=(0.75, 0.5))
+    assert (gate, gate.passed) == (Gate("no_regression", -0.25, -0.25), True)
+    (gate,) = judge(CONFIG, before=(0.75, 0.25))
+    assert (gate, gate.passed) == (Gate("no_regression", -0.5, -0.25), False)
+    (gate,) = judge(CONFIG, before=(0.25, 1.0))
+    assert (gate.value, gate.passed) == (0.75, True)
+
+
+def test_the_students_replies_to_the_canaries_overlap_with_the_bases() -> None:
+    assert judge(CONFIG, canary=0.5) == [Gate("canary", 0.5, 0.5)]
+
+
+def test_gates_come_in_one_order() -> None:
+    gates = judge(CONFIG, imitation=1, amplified=1, student=1, before=(1, 1), canary=1)
+    assert [gate.name for gate in gates] == ["imitation", "retention", "no_regression", "canary"]
+    assert failed_gates([gate.to_json() for gate in gates]) == []
+
+
+def test_the_record_of_a_gate_holds_its_verdict() -> None:
+    passed, failed = Gate("canary", 0.5, 0.5).to_json(), Gate("imitation", 0.5, 0.8).to_json()
+    assert passed == {"name": "canary", "value": 0.5, "limit": 0.5, "passed": True}
+    assert failed == {"name": "imitation", "value": 0.5, "limit": 0.8, "passed": False}
+    assert failed_gates([passed, failed]) == [failed]
