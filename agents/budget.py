@@ -55,7 +55,6 @@ class Price:
         check_range("spend_limit.prices.completion", self.completion, least=0)
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """The price of one call."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
 
@@ -91,10 +90,7 @@ class SpendLimit:
         self._parent = parent
         self._clock = clock
         self._start = clock()
-        self.money = 0.0
-        """Spent so far."""
-        self._calls = 0
-        self._tokens = 0
+        self._spent = {"money": 0.0, "calls": 0, "tokens": 0}
 
     def for_question(self, seconds: float | None, money: float | None) -> "SpendLimit":
         """A limit for one question, which starts now; this limit pays along with it."""
@@ -109,23 +105,15 @@ class SpendLimit:
         if reply.cached:
             return
         price = self._prices.get(model) or Price()
-        self.money += price.of(reply.prompt_tokens, reply.completion_tokens)
-        self._calls += 1
-        self._tokens += reply.tokens
+        self._spent["money"] += price.of(reply.prompt_tokens, reply.completion_tokens)
+        self._spent["calls"] += 1
+        self._spent["tokens"] += reply.tokens
 
     def left(self) -> dict[str, float]:
         """What is left of each limit; the smaller value, if the parent limits the same."""
-        spent = {
-            "seconds": self._clock() - self._start,
-            "money": self.money,
-            "calls": self._calls,
-            "tokens": self._tokens,
-        }
-        left = {
-            name: max(0.0, limit - spent[name])
-            for name, limit in self._limits.items()
-            if limit is not None
-        }
+        spent = self._spent | {"seconds": self._clock() - self._start}
+        limits = {name: limit for name, limit in self._limits.items() if limit is not None}
+        left = {name: max(0.0, limit - spent[name]) for name, limit in limits.items()}
         for name, value in (self._parent.left() if self._parent else {}).items():
             left[name] = min(value, left.get(name, value))
         return left
@@ -134,3 +122,8 @@ class SpendLimit:
     def lacks(self) -> str | None:
         """The name of an exhausted limit, or None."""
         return next((name for name, value in self.left().items() if value <= 0), None)
+
+    @property
+    def money(self) -> float:
+        """Money spent so far."""
+        return self._spent["money"]

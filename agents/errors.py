@@ -16,8 +16,6 @@ import os
 
 NO_SPACE = "recorded work is kept: free some space, then continue (a run: with --resume)"
 NO_ACCESS = "make it writable, or name another --run"
-RETRIED_STATUS = frozenset((408, 409, 425, 429))
-"""HTTP statuses below 500 that are worth another try."""
 
 
 class RefluxError(Exception):

@@ -123,11 +123,9 @@ class ChatRequest:
 
     model: str
     messages: tuple[Turn, ...]
-    """In order."""
     sampling: Sampling = Sampling()
     vote: int = 0
     tools: tuple[ToolSpec, ...] = ()
-    """Tools that the reply may call."""
     schema: str = ""
     """JSON schema of the reply, as text; empty for free text."""
 
@@ -178,7 +176,6 @@ class Completion:
 
     @property
     def tokens(self) -> int:
-        """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
 
     @property

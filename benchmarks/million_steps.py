@@ -30,7 +30,8 @@ from benchmarks.tower_student import MOST, TARGET, StudentConfig, climb_with, cl
 from reflux.agents.types import ChatRequest
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import is_accepted
-from reflux.graphs.ask import Amplified, Origin, task_context
+from reflux.graphs.ask import Amplified, Origin
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.planner import Plan, plan

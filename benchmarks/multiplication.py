@@ -23,15 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Claim, Report
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatClient, ChatRequest
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Direct, Origin, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, answer_all
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.runner import evaluate
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.evals.vote_log import correlation, voted_questions
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Claim, Report, middle
-from reflux.graphs.amplify.recompute import revise
+from reflux.graphs.recompute import revise
 from reflux.graphs.traces.review import Why, page, queue, rejected_by_humans
 from reflux.graphs.traces.store import TraceStore
 

@@ -17,22 +17,22 @@ from pathlib import Path
 
 from benchmarks.default_model import ENGINES, SCRIPTED, open_default_model
 from benchmarks.report import Claim, Report
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.router import Past, Routed, Router
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.sampling import first_request
-from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all, task_context
+from reflux.graphs.amplify.direct_answer import first_request
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
 from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import task_named
-from reflux.tasks.gym import offline_package
+from reflux.tasks.gym import first_name, offline_package
 from reflux.tasks.multihop import WORDS
-from reflux.tasks.replies import first_name
 
 Fresh = Callable[[], RecordedClient]
 """Makes a client with a separate cache."""

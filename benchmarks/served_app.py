@@ -49,8 +49,7 @@ def _serve(run: Path, endpoint_url: str, x: str) -> None:
     import uvicorn
 
     from reflux.finetune.run_folder import RunFolder
-    from reflux.server.app import create_app
-    from reflux.server.http_limits import server_config
+    from reflux.server.app import create_app, server_config
     from reflux.server.settings import ServeSettings
 
     clients = {

@@ -16,13 +16,13 @@ from typing import Any
 
 from benchmarks.default_model import ENGINES, SCRIPTED, open_default_model
 from benchmarks.report import Claim, Report
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.tools.protocol import Tool, ToolReply
 from reflux.agents.types import ToolSpec
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
 from reflux.graphs.evals.metrics import mcnemar, wilson
-from reflux.graphs.evals.task import score_held_out
+from reflux.graphs.evals.task import score_held_out, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy

@@ -19,9 +19,9 @@ from reflux.finetune.engine.client import BatchedConfig
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Direct, Origin, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, answer_all
 from reflux.graphs.evals.metrics import wilson
-from reflux.graphs.evals.task import is_held_out
+from reflux.graphs.evals.task import is_held_out, task_context
 from reflux.graphs.evals.vote_log import Votes, by_task, correlation, measure, voted_questions
 from reflux.graphs.traces.store import links
 from reflux.graphs.voting.planner import expected_votes, step_error, votes_needed

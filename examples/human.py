@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import reflux
-from reflux.agents.overseers.human_reply import parse_reply, step_text
+from reflux.agents.overseers.scripted import parse_reply, step_text
 from reflux.graphs.amplify.interrupts import RunProgress
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore

@@ -24,20 +24,19 @@ from transformers.utils import logging as transformers_logging
 from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import NO_SPACE, MissingError, RefluxError, UsageError
 
-CACHE_VARIABLE = "REFLUX_CACHE"
 WEIGHTS = "model.safetensors"
 
 
 def cache_folder() -> Path:
     """The folder of reproducible files: `REFLUX_CACHE`, else the user's cache folder."""
-    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("reflux"))
+    return Path(os.environ.get("REFLUX_CACHE") or platformdirs.user_cache_dir("reflux"))
 
 
 def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
     """The GGUF's weights in bf16 as a plain transformers folder, created by the first call.
 
-    The folder's name holds the file's sha256. It is built under another name and then renamed, so
-    that an interruption or a second process leaves no partial folder.
+    It is built under another name and then renamed, so that an interruption or a second process
+    leaves no partial folder.
 
     Raises:
         MissingError: there is no such file.
@@ -164,9 +163,7 @@ def quiet_libraries() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # The libraries warn of each other's deprecated names.
-            warnings.filterwarnings(
-                "ignore", category=FutureWarning, module="transformers|trl|peft"
-            )
+            warnings.filterwarnings("ignore", "", FutureWarning, "transformers|trl|peft")
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)

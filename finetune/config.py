@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,12 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
-from reflux.agents.verifiers.red_flags import RedFlags
+from reflux.agents.verifiers import RedFlags
 from reflux.finetune.engine.client import BatchedConfig
 from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.voting.voting import VotePolicy
+
+_Config = TypeVar("_Config", bound=BaseModel)
 
 
 class Strict(BaseModel):
@@ -127,6 +129,14 @@ class RoundsConfig(Strict):
         return self
 
 
+class DistillConfig(Strict):
+    """Settings of one distillation; `sft` and `lora` go unchanged to TRL and PEFT."""
+
+    sft: dict[str, Any] = {}
+    lora: dict[str, Any] = {}
+    seed: int = 0
+
+
 def config_from(data: Any, source: str) -> RoundsConfig:
     """A config from parsed YAML.
 
@@ -135,8 +145,12 @@ def config_from(data: Any, source: str) -> RoundsConfig:
     """
     if isinstance(data, dict) and "format" in data:  # Run folders add it.
         data = {key: value for key, value in data.items() if key != "format"}
+    return _validated(RoundsConfig, data, source)
+
+
+def _validated(kind: type[_Config], data: Any, source: str) -> _Config:
     try:
-        return RoundsConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise UsageError(f"{source}: {problems(error)}") from error
     except UsageError as error:  # Values check their own range.
@@ -148,7 +162,7 @@ def problems(error: ValidationError) -> str:
     lines: list[str] = []
     for problem in _relevant(error.errors()):
         key = ".".join(str(part) for part in problem["loc"]) or "config"
-        unknown = problem["type"] == "extra_forbidden"
+        unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
         lines.append(f"{key}: {'unknown key, remove or rename it' if unknown else problem['msg']}")
     return "; ".join(lines)
 
@@ -172,9 +186,19 @@ def read_config(path: Path) -> RoundsConfig:
     """A config from a YAML file.
 
     Raises:
-        UsageError: no such file, no YAML, or no config.
+        UsageError: as `read_yaml` and `config_from`.
     """
     return config_from(read_yaml(path), str(path))
+
+
+def read_distill_config(path: Path | None) -> DistillConfig:
+    """The settings of a YAML file, or the defaults.
+
+    Raises:
+        UsageError: no such file, or unknown keys.
+    """
+    body = read_yaml(path) if path else None
+    return _validated(DistillConfig, body or {}, str(path))
 
 
 def read_yaml(path: Path) -> Any:

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.files import replacing
-from reflux.agents.prompts import answer_prompt
 from reflux.finetune.base_model import load_adapted, quiet_libraries
-from reflux.finetune.registry import check_no_pickle
+from reflux.finetune.registry import ADAPTER, check_no_pickle
+from reflux.finetune.rows import messages
 from reflux.graphs.evals.task import Task
 
 ARCHITECTURES = {"LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA}
@@ -88,10 +88,8 @@ def export_adapter(adapter_dir: Path, base_config: Path, out: Path) -> Path:
             if config.get("use_rslora"):
                 # llama.cpp scales by alpha / rank, rank-stabilised LoRA by alpha / sqrt(rank).
                 b = b * math.sqrt(b.shape[1])
-            writer.add_tensor(f"{name}.weight.lora_a", np.ascontiguousarray(a))
-            writer.add_tensor(
-                f"{name}.weight.lora_b", np.ascontiguousarray(_llama_rows(module, b, base))
-            )
+            for side, matrix in (("a", a), ("b", _llama_rows(module, b, base))):
+                writer.add_tensor(f"{name}.weight.lora_{side}", np.ascontiguousarray(matrix))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -133,7 +131,7 @@ def _check_plain_lora(config: dict[str, Any], folder: Path) -> None:
 
 def _read_pairs(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """`{module: (A (rank, in), B (out, rank))}`, the modules named as in the base."""
-    path = folder / "adapter_model.safetensors"
+    path = folder / ADAPTER
     check_no_pickle(folder)
     if not path.is_file():
         raise MissingError(f"{path} is not there: is {folder} a PEFT adapter?")
@@ -178,7 +176,7 @@ def _llama_rows(module: str, b: NDArray[np.float32], base: dict[str, Any]) -> ND
     return b.reshape(heads, 2, rows // heads // 2, rank).swapaxes(1, 2).reshape(rows, rank)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -222,14 +220,11 @@ def peft_answers(
 ) -> list[str]:
     """The adapter's greedy answers in plain transformers and PEFT, normalized."""
     student, tokenizer = load_adapted(base, adapter)
-    prompts = [
-        [{"role": r, "content": c} for r, c in answer_prompt(question, task.system_prompt)]
-        for question in questions
-    ]
     tokens = max(map(task.answer_tokens, questions), default=1)
     answers: list[str] = []
-    for start in range(0, len(prompts), batch):
-        answers += generate_greedy(student, tokenizer, prompts[start : start + batch], tokens)
+    for start in range(0, len(questions), batch):
+        prompts = [messages(q, task.system_prompt) for q in questions[start : start + batch]]
+        answers += generate_greedy(student, tokenizer, prompts, tokens)
     return [task.normalise(answer) for answer in answers]
 
 

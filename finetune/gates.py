@@ -32,11 +32,9 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """True if the value reaches the limit."""
         return self.value >= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, with the verdict."""
         return {**asdict(self), "passed": self.passed}
 
 

@@ -33,7 +33,6 @@ ORDER BY j.question, j.path, j.key
 class Hardness:
     """How a round's training questions ended."""
 
-    asked: int
     failed: tuple[str, ...]
     """Questions without an accepted answer."""
     doubtful: tuple[str, ...]
@@ -46,21 +45,17 @@ class Hardness:
 
 def hardness(store: TraceStore, round_number: int) -> Hardness:
     """Which training questions of a round failed or were in doubt."""
-    dissent: dict[str, float] = {}
+    dissent: Counter[str] = Counter()
     for judgement in store.select(DOUBTS, (round_number,)):
         tally = json.loads(judgement["detail"]).get("tally", [])
-        total = sum(count for _, count in tally)
         if len(tally) > 1:
-            question = judgement["question"]
-            dissent[question] = dissent.get(question, 0.0) + 1 - tally[0][1] / total
+            total = sum(count for _, count in tally)
+            dissent[judgement["question"]] += 1 - tally[0][1] / total
     roots = list(store.select(ENDED, (round_number,)))
-    doubtful = [root for root in roots if root["ok"] and dissent.get(root["id"])]
+    doubtful = [root for root in roots if root["ok"] and dissent[root["id"]]]
     doubtful.sort(key=lambda root: -dissent[root["id"]])
-    return Hardness(
-        len(roots),
-        tuple(root["text"] for root in roots if not root["ok"]),
-        tuple(root["text"] for root in doubtful),
-    )
+    failed = (root["text"] for root in roots if not root["ok"])
+    return Hardness(tuple(failed), tuple(root["text"] for root in doubtful))
 
 
 FORMS = (
@@ -100,16 +95,18 @@ CANARY_SUBJECTS = ("a clock", "rain", "a horse", "salt")
 
 def anchor_prompts(n: int, seed: int) -> list[str]:
     """`n` of the 500 prompts, the same for the same seed."""
-    prompts = [form.format(subject) for form in FORMS for subject in SUBJECTS]
-    random.Random(f"anchor:{seed}").shuffle(prompts)
-    return prompts[:n]
+    return _shuffled(SUBJECTS, f"anchor:{seed}")[:n]
 
 
 def canary_prompts(n: int) -> list[str]:
     """`n` of the 100 canaries, always the same."""
-    prompts = [form.format(subject) for form in FORMS for subject in CANARY_SUBJECTS]
-    random.Random("canary").shuffle(prompts)
-    return prompts[:n]
+    return _shuffled(CANARY_SUBJECTS, "canary")[:n]
+
+
+def _shuffled(subjects: tuple[str, ...], seed: str) -> list[str]:
+    prompts = [form.format(subject) for form in FORMS for subject in subjects]
+    random.Random(seed).shuffle(prompts)
+    return prompts
 
 
 def overlap(one: str, other: str) -> float:

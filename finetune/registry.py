@@ -39,7 +39,6 @@ class Base:
     """The base that a student's adapter fits."""
 
     model_id: str
-    """The upstream model, as in adapter_config.json."""
     gguf_sha256: str
     """Of the GGUF file that the student runs on."""
     dequantised_sha256: str
@@ -62,8 +61,6 @@ class _Pointer(_Strict):
 
 
 class _Card(_Strict):
-    """The content of student.json."""
-
     version: int
     id: str
     parent: str | None
@@ -91,11 +88,6 @@ class Student(_Card):
         """The adapter in the form that llama.cpp loads."""
         return self.path / ADAPTER_GGUF
 
-    @property
-    def adapter_model(self) -> Path:
-        """The adapter's weights in the form that PEFT loads."""
-        return self.path / ADAPTER
-
 
 class Registry:
     """The folder `students/` of one run; one process at a time writes it."""
@@ -117,12 +109,7 @@ class Registry:
         folder = Path(tempfile.mkdtemp(prefix=f".{id}-", dir=self.root))
         try:
             yield folder
-            missing = [name for name in FILES if not (folder / name).is_file()]
-            if missing:
-                raise UsageError(
-                    f"student {id} lacks {', '.join(missing)}: train and export into the staging "
-                    "folder, then call write()"
-                )
+            _check_files(id, folder, FILES)
             self.check_new(id)
             for name in FILES:
                 flush(folder / name)
@@ -140,10 +127,7 @@ class Registry:
         Raises:
             UsageError: an adapter file is missing, or a field is missing or invalid.
         """
-        for name in (ADAPTER, ADAPTER_GGUF):
-            if not (folder / name).is_file():
-                message = f"student {fields['id']} lacks {name}: train and export it before write()"
-                raise UsageError(message)
+        _check_files(fields["id"], folder, (ADAPTER, ADAPTER_GGUF))
         try:
             card = _Card(
                 version=VERSION,
@@ -170,7 +154,7 @@ class Registry:
         )
         recorded = self._evaluation(id)
         if recorded is None:
-            _write(self._evaluation_path(id), evaluation)
+            _write(self.root / f"{id}.evaluation.json", evaluation)
         elif recorded != _Evaluation.model_validate_json(evaluation.model_dump_json()):
             raise UsageError(
                 f"student {id} has another recorded evaluation, and evaluations never change: "
@@ -186,7 +170,7 @@ class Registry:
         student = self._read(id)
         check_no_pickle(student.path)
         for path, expected in (
-            (student.adapter_model, student.adapter_sha256),
+            (student.path / ADAPTER, student.adapter_sha256),
             (student.adapter_gguf, student.adapter_gguf_sha256),
         ):
             digest = file_sha256(path) if path.is_file() else "none"
@@ -212,7 +196,7 @@ class Registry:
         student = self.get(id)
         pointer = self._pointer()
         if pointer.current != id:
-            self._point(_Pointer(current=id, history=(*pointer.history, id)))
+            self._point((*pointer.history, id))
         return student
 
     def rollback(self) -> Student | None:
@@ -226,7 +210,7 @@ class Registry:
             raise UsageError("there is nothing to roll back: no student is promoted")
         earlier = history[:-1]
         student = self.get(earlier[-1]) if earlier else None
-        self._point(_Pointer(current=student.id if student else None, history=earlier))
+        self._point(earlier)
         return student
 
     def list(self) -> list[Student]:
@@ -253,17 +237,15 @@ class Registry:
         return Student(path=self.root / id, **dict(card), **results)
 
     def _evaluation(self, id: str) -> _Evaluation | None:
-        path = self._evaluation_path(id)
+        path = self.root / f"{id}.evaluation.json"
         return _load(path, _Evaluation) if path.exists() else None
-
-    def _evaluation_path(self, id: str) -> Path:
-        return self.root / f"{id}.evaluation.json"
 
     def _pointer(self) -> _Pointer:
         path = self.root / "current.json"
         return _load(path, _Pointer) if path.exists() else _Pointer()
 
-    def _point(self, pointer: _Pointer) -> None:
+    def _point(self, history: tuple[str, ...]) -> None:
+        pointer = _Pointer(current=history[-1] if history else None, history=history)
         _write(self.root / "current.json", pointer)
 
     def check_new(self, id: str) -> None:
@@ -281,6 +263,14 @@ class Registry:
             raise UsageError(
                 f"student {id} exists in {self.root} and never changes: choose another name"
             )
+
+
+def _check_files(id: str, folder: Path, names: Sequence[str]) -> None:
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise UsageError(
+            f"student {id} lacks {', '.join(missing)}: train and export into the staging folder, "
+            "then call write()"
+        )
 
 
 def check_no_pickle(folder: Path) -> None:

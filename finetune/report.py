@@ -19,8 +19,11 @@ BASE_STYLE = ("#8a8f98", "o", ":")
 AMPLIFIED_STYLE = ("#d55e00", "*", "--")
 STUDENT_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2")
 STUDENT_MARKERS = ("s", "D", "^", "v", "P", "X")
+# Readable on white and on black: the chart has no background.
 TEXT_COLOR = "#7d848e"
-"""Readable on white and on black: the chart has no background."""
+COLORED = (
+    "text.color axes.edgecolor axes.labelcolor axes.titlecolor xtick.color ytick.color grid.color"
+)
 
 
 async def score_student_levels(stages: Stages, number: int) -> list[dict[str, Any]]:
@@ -46,16 +49,14 @@ async def _score_levels(
     system: System = Amplified(context) if system_name == "amplified" else Direct(context)
     rows: list[dict[str, Any]] = []
     for level in sorted({spec.level for spec in config.rounds}):
-        questions = task.sample(config.questions_per_level, level, "held_out", config.seed + 1)
-        split = "held_out" if questions else "primitive"
-        source = stages.source(number or 0, f"{system_name}-level-{level}", split)
-        activity = f"level {level}: {model}"
-        if questions:
-            score = await stages.score(system, source, questions, activity)
-        elif level == config.rounds[0].level and system_name != "amplified" and task.primitives():
-            score = await stages.imitation(model, source, activity)
-        else:
+        split = "held_out"
+        questions = task.sample(config.questions_per_level, level, split, config.seed + 1)
+        if not questions and level == config.rounds[0].level and system_name != "amplified":
+            split, questions = "primitive", task.primitives()
+        if not questions:
             continue
+        source = stages.source(number or 0, f"{system_name}-level-{level}", split)
+        score = await stages.score(system, source, questions, f"level {level}: {model}")
         figures = {"accuracy": score.accuracy, "n": score.n, "ci95": list(score.ci95)}
         label = {"round": number, "system": system_name, "model": model, "level": level}
         rows.append({**label, "split": split, **figures})
@@ -89,7 +90,8 @@ def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, 
 
     levels = sorted({row["level"] for row in by_level})
     lines = _lines(by_level)
-    with plt.rc_context(dict.fromkeys(_COLORED, TEXT_COLOR)):
+    colors: Any = dict.fromkeys(COLORED.split(), TEXT_COLOR)
+    with plt.rc_context(colors):
         figure, axes = plt.subplots(figsize=(8.0, 4.2), dpi=144)
         for index, (label, (color, marker, style), rows) in enumerate(lines):
             # Slightly apart, so that intervals of equal scores do not cover each other.
@@ -97,16 +99,9 @@ def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, 
             scores = [row["accuracy"] for row in rows]
             low = [max(0.0, row["accuracy"] - row["ci95"][0]) for row in rows]
             high = [max(0.0, row["ci95"][1] - row["accuracy"]) for row in rows]
-            axes.errorbar(
-                [levels.index(row["level"]) + shift for row in rows],
-                scores,
-                yerr=[low, high],
-                label=label,
-                color=color,
-                marker=marker,
-                linestyle=style,
-                capsize=3,
-            )
+            xs = [levels.index(row["level"]) + shift for row in rows]
+            look = {"color": color, "marker": marker, "linestyle": style, "capsize": 3}
+            axes.errorbar(xs, scores, yerr=[low, high], label=label, **look)
         axes.set_xticks(range(len(levels)), [str(level) for level in levels])
         axes.set_xlabel(unit)
         axes.set_ylim(-0.03, 1.05)
@@ -121,17 +116,6 @@ def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, 
                 figure.savefig(temporary, format="png", transparent=True)
         finally:
             plt.close(figure)
-
-
-_COLORED = (
-    "text.color",
-    "axes.edgecolor",
-    "axes.labelcolor",
-    "axes.titlecolor",
-    "xtick.color",
-    "ytick.color",
-    "grid.color",
-)
 
 
 def _lines(

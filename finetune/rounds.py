@@ -45,7 +45,7 @@ StageRuntime = Runtime[Stages]
 Stage = Callable[[Stages, RoundsState], Awaitable[dict[str, Any]]]
 
 
-def _node(stage: Stage) -> Callable[[RoundsState, StageRuntime], Awaitable[dict[str, Any]]]:
+def _node(stage: Stage) -> Any:
     """A stage as a node, which adds its results and its time to the state."""
 
     async def node(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
@@ -57,12 +57,10 @@ def _node(stage: Stage) -> Callable[[RoundsState, StageRuntime], Awaitable[dict[
 
 
 async def amplify(stages: Stages, state: RoundsState) -> dict[str, Any]:
-    """Stage 1: trajectories."""
     return {"amplify": await stages.amplify(state["number"], state["model"])}
 
 
 async def distill(stages: Stages, state: RoundsState) -> dict[str, Any]:
-    """Stage 2: a student."""
     return {"distill": await stages.distill(state["number"])}
 
 
@@ -113,7 +111,7 @@ def build_rounds_graph() -> StateGraph[RoundsState, Stages, RoundsState, RoundsS
     """The graph of a run, uncompiled."""
     graph = StateGraph(RoundsState, context_schema=Stages)
     for stage in (amplify, distill, evaluate, promote):
-        graph.add_node(stage.__name__, cast(Any, _node(stage)))
+        graph.add_node(stage.__name__, _node(stage))
     graph.add_node("report", report)
     graph.add_edge(START, "amplify")
     for before, after in pairwise(("amplify", "distill", "evaluate", "promote", "report")):

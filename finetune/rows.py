@@ -1,4 +1,4 @@
-"""Training rows out of accepted trajectories and human corrections.
+"""Training rows out of accepted trajectories, human corrections and files.
 
 A row is what TRL takes, `{"prompt": [messages], "completion": [messages]}`; its provenance stands
 beside it. No row holds a true answer: trajectories have none.
@@ -15,17 +15,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.errors import MissingError, RefluxError, UsageError
+from reflux.agents.files import replacing, write_whole
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Message
+from reflux.finetune import INSTALL_TRAIN
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
 from reflux.graphs.traces.store import TraceStore
 
-ALL_ROUNDS = 10**6
+Form = Literal["prompt-completion", "messages", "preference"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,7 @@ class Row:
         return {"prompt": list(self.prompt), "completion": completion}
 
 
-def run_rows(
-    store: TraceStore, task: Task, up_to_round: int = ALL_ROUNDS
-) -> tuple[list[Row], list[Row]]:
+def run_rows(store: TraceStore, task: Task, last_round: int = 10**6) -> tuple[list[Row], list[Row]]:
     """The rows of a run: (answers to primitives, all others), none of a held-out question.
 
     Raises:
@@ -59,7 +60,7 @@ def run_rows(
     prompt = task.system_prompt
     primitives = list(accepted(store, "primitive", "overseer", 0, prompt))
     others = [
-        *accepted(store, "train", "amplified", up_to_round, prompt),
+        *accepted(store, "train", "amplified", last_round, prompt),
         *accepted(store, "train", "anchor", 0, ""),
         *corrections(store, task),
     ]
@@ -70,13 +71,13 @@ def run_rows(
 def training_order(rows: Sequence[Row], seed: int) -> list[Row]:
     """Rows in an order that the seed and their content decide, not ids or time of recording."""
     copies: Counter[str] = Counter()
-    keys: list[str] = []
-    for row in rows:
+
+    def key(row: Row) -> str:
         content = json.dumps(row.train(), sort_keys=True)
-        keys.append(hashlib.sha256(f"{seed}:{copies[content]}:{content}".encode()).hexdigest())
         copies[content] += 1
-    order = sorted(range(len(rows)), key=keys.__getitem__)
-    return [rows[index] for index in order]
+        return hashlib.sha256(f"{seed}:{copies[content] - 1}:{content}".encode()).hexdigest()
+
+    return sorted(rows, key=key)
 
 
 def rows_digest(rows: Sequence[Row]) -> str:
@@ -109,18 +110,18 @@ SELECT q.*, (SELECT group_concat(DISTINCT digest) FROM (
 FROM roots q WHERE q.ok = 1 AND {NEWEST} AND {{condition}}
 ORDER BY q.round, q.id
 """  # noqa: S608 - every part is a constant of ours
-OF_SYSTEM = "q.split = :split AND q.system = :system AND q.round <= :up_to"
+OF_SYSTEM = "q.split = :split AND q.system = :system AND q.round <= :last"
 
 
 def accepted(
-    store: TraceStore, split: str, system: str, up_to_round: int, system_prompt: str
+    store: TraceStore, split: str, system: str, last_round: int, system_prompt: str
 ) -> Iterator[Row]:
     """Rows of every accepted root answer of a system.
 
     The newest revision of an edited trajectory counts; a trajectory with a node that a human
     rejected has no row.
     """
-    values = {"split": split, "system": system, "up_to": up_to_round}
+    values = {"split": split, "system": system, "last": last_round}
     return _root_rows(store, OF_SYSTEM, values, lambda task: system_prompt)
 
 
@@ -138,9 +139,9 @@ def _root_rows(
         if first in rejected:
             continue
         answer = json.loads(root["detail"])["answer"]
-        replaced = _replaced_root(store, root["id"], answer) if first in edited else None
+        other = _replaced_root(store, root["id"], answer) if first in edited else None
+        other = other or _refused_root(store, root["id"], answer)
         models = root["models"].split(",") if root["models"] else []
-        other = replaced or _refused_root(store, root["id"], answer)
         yield _row(root, answer, system_prompt(root["task"]), other, models)
 
 
@@ -152,25 +153,22 @@ def _row(
     models: Sequence[str] = (),
     path: str = "",
 ) -> Row:
-    """The row of a recorded question; `node` has its text and the columns of its root."""
+    provenance = {"trajectory": node["id"], "path": path}
+    provenance |= {key: node[key] for key in ("run", "round", "system")}
     return Row(
-        prompt=tuple(
-            {"role": role, "content": content}
-            for role, content in answer_prompt(node["text"], system_prompt)
-        ),
+        prompt=tuple(messages(node["text"], system_prompt)),
         completion=answer,
         question=node["text"],
         task=node["task"],
-        provenance={
-            "trajectory": node["id"],
-            "path": path,
-            "run": node["run"],
-            "round": node["round"],
-            "system": node["system"],
-            "models": list(models),
-        },
+        provenance={**provenance, "models": list(models)},
         rejected=rejected,
     )
+
+
+def messages(question: str, system_prompt: str = "") -> list[Message]:
+    """The prompt that asks a model a question."""
+    turns = answer_prompt(question, system_prompt)
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 def _replaced_root(store: TraceStore, question: str, answer: str) -> str | None:
@@ -185,16 +183,13 @@ def _replaced_root(store: TraceStore, question: str, answer: str) -> str | None:
 
 def _refused_root(store: TraceStore, question: str, answer: str) -> str | None:
     """The first answer to the root that its check refused."""
-    sql = (
-        "SELECT detail FROM judgements WHERE question=? AND path='' AND kind='check' AND ok=0"
-        " ORDER BY id"
-    )
-    for check in store.select(sql, (question,)):
-        if (text := json.loads(check["detail"])["answer"]) != answer:
-            return str(text)
-    return None
+    checks = (json.loads(check["detail"]) for check in store.select(FAILED_CHECKS, (question,)))
+    return next((str(check["answer"]) for check in checks if check["answer"] != answer), None)
 
 
+FAILED_CHECKS = """
+SELECT detail FROM judgements WHERE question=? AND path='' AND kind='check' AND ok=0 ORDER BY id
+"""
 EDITED_ROOTS = """
 q.revises IS NOT NULL AND q.split NOT IN ('train', 'primitive', 'held_out', 'canary')
 """
@@ -226,9 +221,11 @@ def corrections(store: TraceStore, task: Task) -> Iterator[Row]:
             yield row
     rejected = rejected_by_humans(store)
     for part in store.select(EDITED_PARTS):
+        if first_of(part["id"]) in rejected:
+            continue
         replaced = _replaced_part(store, part)
         row = _row(part, part["answer"], system_prompt(part["task"]), replaced, path=part["path"])
-        if first_of(part["id"]) not in rejected and not _is_withheld(task, row):
+        if not _is_withheld(task, row):
             yield row
 
 
@@ -249,3 +246,101 @@ def _is_withheld(task: Task, row: Row) -> bool:
         return is_held_out(task, task.from_user(row.question))
     except UsageError:
         return False
+
+
+def in_form(row: Row, form: Form) -> dict[str, Any] | None:
+    """The row in one of TRL's forms; None for a preference where no answer was rejected."""
+    trained = row.train()
+    prompt, completion = trained["prompt"], trained["completion"]
+    if form == "messages":
+        return {"messages": prompt + completion}
+    if form == "prompt-completion":
+        return trained
+    if row.rejected is None:
+        return None
+    rejected = [{"role": "assistant", "content": row.rejected}]
+    return {"prompt": prompt, "chosen": completion, "rejected": rejected}
+
+
+def export(rows: Sequence[Row], path: Path, form: Form, kind: str | None = None) -> int:
+    """Write rows to a file and their provenance to a sidecar; returns how many were written.
+
+    `kind` is `jsonl` or `parquet`; the file's extension where None.
+
+    Raises:
+        UsageError: another kind or extension.
+        MissingError: Parquet without pyarrow.
+    """
+    kind = path.suffix.removeprefix(".") if kind is None else kind
+    written = [(row, body) for row in rows if (body := in_form(row, form)) is not None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "jsonl":
+        write_whole(path, "".join(json.dumps(body) + "\n" for _, body in written))
+    elif kind == "parquet":
+        _write_parquet(path, [body for _, body in written])
+    else:
+        raise UsageError(
+            f"cannot export to {path.name!r} as {kind!r}: end it in .jsonl or .parquet, or say "
+            "--format jsonl or parquet"
+        )
+    if path.is_file():  # A device or a pipe has no folder for a sidecar.
+        sidecar = path.with_name(f"{path.stem}.provenance.jsonl")
+        write_whole(sidecar, "".join(json.dumps(row.provenance) + "\n" for row, _ in written))
+    return len(written)
+
+
+def _write_parquet(path: Path, bodies: list[dict[str, Any]]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingError(f"Parquet files need pyarrow: {INSTALL_TRAIN}") from error
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(bodies), temporary)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Prompt and completion rows from a JSONL file of plain texts or messages.
+
+    Raises:
+        UsageError: no file, no rows, or an invalid line, with its number.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+    rows: list[dict[str, Any]] = []
+    # `splitlines` would also split at U+2028, which JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_conversation(json.loads(line)))
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise UsageError(
+                f"{path}, line {number}: not a row ({error}); each line is a JSON object with "
+                '"prompt" and "completion", or with "messages"'
+            ) from error
+    if not rows:
+        raise UsageError(f"{path} holds no rows")
+    return rows
+
+
+def _conversation(body: dict[str, Any]) -> dict[str, Any]:
+    """A line's object as TRL's conversational prompt-completion row."""
+    if "messages" in body:
+        prompt, completion = body["messages"][:-1], body["messages"][-1:]
+    else:
+        prompt, completion = body["prompt"], body["completion"]
+    if isinstance(prompt, str):
+        prompt = messages(prompt)
+    if isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    for message in [*prompt, *completion]:
+        if not isinstance(message["content"], str) or not isinstance(message["role"], str):
+            raise TypeError("role and content must be text")
+    if not completion:
+        raise ValueError("the completion is empty")
+    return {"prompt": prompt, "completion": completion}

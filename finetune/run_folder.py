@@ -16,7 +16,7 @@ from typing import IO, Any
 import yaml
 
 from reflux.agents.budget import Price
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.llama_cpp import (
     EngineConfig,
     LlamaCppClient,
@@ -54,10 +54,8 @@ class RunFolder:
 
     @cached_property
     def id(self) -> str:
-        """The run's random id (hex, 12), recorded with every question for provenance only.
-
-        It is written on the first use and stays when the folder is renamed or copied. No question
-        id, row or seed depends on it, so two runs of one config make the same rows.
+        """The run's random id (hex, 12), for provenance only: no question id, row or seed depends
+        on it. It is written on the first use and stays when the folder is renamed or copied.
 
         Raises:
             UsageError: run.json is damaged.
@@ -73,7 +71,7 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """True where a run was begun here."""
+        """Whether a run was begun here."""
         return self.config_path.is_file()
 
     def lock(self) -> None:
@@ -109,7 +107,6 @@ class RunFolder:
             self.unlock()
 
     def unlock(self) -> None:
-        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -121,7 +118,7 @@ class RunFolder:
         write_whole(self.config_path, body)
 
     def load_config(self) -> dict[str, Any]:
-        """The config that the run began with.
+        """The config that the run began with, as it was written.
 
         Raises:
             UsageError: no run, or one of another version.
@@ -136,17 +133,24 @@ class RunFolder:
             )
         return config
 
+    def config(self) -> RoundsConfig:
+        """The config that the run began with, validated.
+
+        Raises:
+            UsageError: as `load_config`, or the config is damaged.
+        """
+        return config_from(self.load_config(), str(self.config_path))
+
     def rounds_config(self) -> RoundsConfig | None:
-        """The validated config of the run; None before one has begun."""
-        return config_from(self.load_config(), str(self.config_path)) if self.exists else None
+        """As `config`; None before a run has begun."""
+        return self.config() if self.exists else None
 
     def prices(self) -> Mapping[str, Price]:
-        """Prices of each model per million tokens, from the run's config."""
+        """Prices of the models, from the run's config."""
         config = self.rounds_config()
         return config.spend_limit.prices if config else {}
 
     def store(self) -> TraceStore:
-        """The trajectories, opened."""
         return TraceStore(self.traces_path)
 
     def models(self, name: str) -> ModelFiles:
@@ -191,26 +195,25 @@ class OpenRun:
             client: replaces the engine.
             wrap: wraps the client, below the cache.
             llama_cpp: settings of llama.cpp beside a batched engine.
-            warm: False leaves recorded replies out of the cache, so that opening takes the same
-                time however many there are.
+            warm: fill the cache with all recorded replies.
 
         Raises:
             MissingError: the batched engine's packages are not installed.
         """
-        if client is None and isinstance(engine, BatchedConfig):
-            check_training_packages()
-        self.folder = folder
-        self.store = folder.store()
-        self._engine = None
+        self._engine: BatchedClient | LlamaCppClient | None = None
         if client is None:
             if isinstance(engine, BatchedConfig):
+                check_training_packages()
                 self._engine = client = BatchedClient(folder.models, engine, llama_cpp)
             else:
                 self._engine = client = LlamaCppClient(folder.models, engine)
+        self.folder = folder
+        self.store = folder.store()
         self.cache = CachedClient(wrap(client) if wrap else client)
         self.recorded_client = RecordedClient(self.cache, self.store)
-        if warm:
-            self._warm()
+        recorded = "SELECT * FROM calls WHERE error IS NULL AND kind='model' AND cached=0"
+        for call in self.store.select(recorded) if warm else ():
+            self.cache.put(call["request_digest"], completion_of(call))
 
     @property
     def llama_cpp(self) -> RecordedClient:
@@ -218,11 +221,6 @@ class OpenRun:
         if not isinstance(self._engine, BatchedClient):
             return self.recorded_client
         return RecordedClient(CachedClient(self._engine.llama_cpp), self.store)
-
-    def _warm(self) -> None:
-        recorded = "SELECT * FROM calls WHERE error IS NULL AND kind='model' AND cached=0"
-        for call in self.store.select(recorded):
-            self.cache.put(call["request_digest"], completion_of(call))
 
     async def __aenter__(self) -> "OpenRun":
         return self

@@ -6,6 +6,7 @@ that is written stays as it is.
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,9 +22,9 @@ from reflux.finetune.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted
-from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_every, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
 from reflux.graphs.evals.runner import Score, evaluate
-from reflux.graphs.evals.task import Task
+from reflux.graphs.evals.task import Task, task_context
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (activity, units done, units in total, detail)."""
@@ -48,56 +49,53 @@ class Stages:
         return len(self.config.rounds) if self.total is None else self.total
 
     def spec(self, number: int) -> RoundSpec:
-        """The spec of a round."""
         return self.config.rounds[number]
 
     def context(self, model: str) -> AmplifyContext:
         """The task's context with `model` as the agent."""
-        context = self.config.context(self.run.recorded_client, model, spend_limit=self.spend_limit)
+        client = self.run.recorded_client
+        context = self.config.context(client, model, spend_limit=self.spend_limit)
         return task_context(context, self.task)
 
     def source(self, number: int, system: str, split: str, task: str | None = None) -> Origin:
         """The provenance of a question of this run."""
         return Origin(self.run.folder.id, number, system, task or self.task.name, split)
 
-    def held_out(self, number: int, limit: int | None = None) -> Sequence[str]:
+    def held_out(self, number: int, limit: int = sys.maxsize) -> Sequence[str]:
         """Held-out questions of a round's level, the same for every system."""
         spec = self.spec(number)
-        n = spec.held_out if limit is None else min(limit, spec.held_out)
+        n = min(limit, spec.held_out)
         return self.task.sample(n, spec.level, "held_out", self.config.seed + 1)
 
     async def answers(
-        self,
-        system: System,
-        source: Origin,
-        questions: Sequence[str],
-        activity: str | None = None,
+        self, system: System, source: Origin, questions: Sequence[str], activity: str | None = None
     ) -> list[Outcome]:
-        """`answer_every`, with progress under the name of an activity."""
-        return await answer_every(
-            system,
-            source,
-            questions,
-            max_concurrency=self.config.max_concurrency,
-            on_done=self._tick(activity, len(questions)) if activity else None,
-        )
+        """`answer_all`, with progress under the name of an activity."""
+        options = self._options(activity, len(questions))
+        return await answer_all(system, source, questions, complete=True, **options)
 
     async def score(
         self, system: System, source: Origin, questions: Sequence[str], activity: str
     ) -> Score:
-        """A system's accuracy on held-out questions, with progress."""
-        return await evaluate(
-            system,
-            self.task,
-            source,
-            questions,
-            max_concurrency=self.config.max_concurrency,
-            on_done=self._tick(activity, len(questions)),
+        """A system's accuracy on held-out questions; on primitives, the share of the overseer's
+        answers that it gives."""
+        if source.split != "primitive":
+            options = self._options(activity, len(questions))
+            return await evaluate(system, self.task, source, questions, **options)
+        overseer = Amplified(self.context("base"))
+        expected = await self.answers(overseer, self.source(0, "overseer", "primitive"), questions)
+        outcomes = await self.answers(system, source, questions, activity)
+        return Score.of(
+            (a["answer"] == b["answer"], a["status"], a["spent"])
+            for a, b in zip(outcomes, expected, strict=True)
         )
 
-    def _tick(self, activity: str, total: int) -> Callable[[int], None]:
-        self.progress(activity, 0, total, "")
-        return lambda done: self.progress(activity, done, total, "")
+    def _options(self, activity: str | None, total: int) -> dict[str, Any]:
+        on_done: Callable[[int], None] | None = None
+        if activity is not None:
+            self.progress(activity, 0, total, "")
+            on_done = lambda done: self.progress(activity, done, total, "")  # noqa: E731
+        return {"max_concurrency": self.config.max_concurrency, "on_done": on_done}
 
     async def amplify(self, number: int, model: str) -> dict[str, Any]:
         """Record the answers that the round's student will learn.
@@ -108,9 +106,10 @@ class Stages:
         begun = time.perf_counter()
         spec = self.spec(number)
         hard_before: list[str] = []
-        system: System = Amplified(self.context(model))
         if number == 0:
-            await self._anchor()
+            prompts = anchor_prompts(self.config.anchor, self.config.seed)
+            source = self.source(0, "anchor", "train", task="anchor")
+            await self.answers(self._plain("base"), source, prompts, "the base answers the anchor")
             questions = list(self.task.primitives())
             source = self.source(0, "overseer", "primitive")
             activity = "the overseer answers its primitives"
@@ -121,37 +120,27 @@ class Stages:
             questions = list(dict.fromkeys([*hard_before, *fresh]))
             source = self.source(number, "amplified", "train")
             activity = f"amplify {model}"
-        outcomes = await self.answers(system, source, questions, activity)
+        outcomes = await self.answers(Amplified(self.context(model)), source, questions, activity)
+        accepted = [is_accepted(outcome["status"]) for outcome in outcomes]
         hard = hardness(self.run.store, number)
+        spent = ("calls", "cached", "tokens")
         return {
             "questions": len(questions),
-            "accepted": sum(is_accepted(o["status"]) for o in outcomes),
+            "accepted": sum(accepted),
             "failed": len(hard.failed),
             "doubtful": len(hard.doubtful),
             "asked_again": len(hard_before),
-            "accepted_again": sum(is_accepted(o["status"]) for o in outcomes[: len(hard_before)]),
-            "calls": sum(o["spent"]["calls"] for o in outcomes),
-            "cached": sum(o["spent"]["cached"] for o in outcomes),
-            "tokens": sum(o["spent"]["tokens"] for o in outcomes),
+            "accepted_again": sum(accepted[: len(hard_before)]),
+            **{key: sum(outcome["spent"][key] for outcome in outcomes) for key in spent},
             "seconds": round(time.perf_counter() - begun, 1),
         }
 
     def _plain(self, model: str) -> Direct:
         """The model asked for free text, without the task's checker and forms."""
-        context = AmplifyContext(
-            self.run.recorded_client,
-            model,
-            (),
-            max_tokens=self.config.anchor_tokens,
-            top_logprobs=0,
-            spend_limit=self.spend_limit,
+        options = {"max_tokens": self.config.anchor_tokens, "spend_limit": self.spend_limit}
+        return Direct(
+            AmplifyContext(self.run.recorded_client, model, (), top_logprobs=0, **options)
         )
-        return Direct(context)
-
-    async def _anchor(self) -> None:
-        prompts = anchor_prompts(self.config.anchor, self.config.seed)
-        source = self.source(0, "anchor", "train", task="anchor")
-        await self.answers(self._plain("base"), source, prompts, "the base answers the anchor")
 
     def rows(self, number: int) -> tuple[list[Row], list[Row]]:
         """Cumulative rows up to a round: (different rows, rows in training order with repeats)."""
@@ -188,44 +177,28 @@ class Stages:
         return {**report, "rows": len(rows), "trained_rows": len(training_rows)}
 
     async def evaluate(self, number: int, model: str) -> dict[str, Any]:
-        """Score base, amplified system and student on the same held-out questions."""
-        name = student_name(number)
-        if number == 0:
-            return await self._imitation(0, name, with_base=True)
-        questions = self.held_out(number)
-        systems = {
+        """Score base, amplified system and student on the same questions.
+
+        They are held out, but in round 0, which imitates the overseer, its primitives.
+        """
+        systems: dict[str, System] = {
             "direct": Direct(self.context("base")),
             "amplified": Amplified(self.context(model)),
-            "student": Direct(self.context(name)),
+            "student": Direct(self.context(student_name(number))),
         }
+        questions = self.held_out(number) if number else self.task.primitives()
         scores: dict[str, Any] = {}
         for key, system in systems.items():
-            source = self.source(number, key, "held_out")
-            score = await self.score(system, source, questions, f"evaluate {key}")
-            scores[key] = score.to_json()
+            if number:
+                source, activity = self.source(number, key, "held_out"), f"evaluate {key}"
+            elif key == "amplified":
+                scores[key] = None
+                continue
+            else:
+                source = self.source(0, f"{key}-imitation", "primitive")
+                activity = f"imitate the overseer: {key}"
+            scores[key] = (await self.score(system, source, questions, activity)).to_json()
         return scores
-
-    async def _imitation(self, number: int, name: str, with_base: bool) -> dict[str, Any]:
-        """How far a student, and the base for comparison, imitate the overseer."""
-        scores: dict[str, Any] = {"direct": None, "amplified": None}
-        models = {"direct": "base"} if with_base else {}
-        for key, model in {**models, "student": name}.items():
-            source = self.source(number, f"{key}-imitation", "primitive")
-            score = await self.imitation(model, source, f"imitate the overseer: {key}")
-            scores[key] = score.to_json()
-        return scores
-
-    async def imitation(self, model: str, source: Origin, activity: str) -> Score:
-        """The share of the overseer's answers to its primitives that a model gives."""
-        questions = list(self.task.primitives())
-        expected = await self.answers(
-            Amplified(self.context("base")), self.source(0, "overseer", "primitive"), questions
-        )
-        outcomes = await self.answers(Direct(self.context(model)), source, questions, activity)
-        return Score.of(
-            (a["answer"] == b["answer"], a["status"], a["spent"])
-            for a, b in zip(outcomes, expected, strict=True)
-        )
 
     async def gates(self, number: int, model: str, scores: dict[str, Any]) -> list[dict[str, Any]]:
         """Measure the gates of the round's student."""
@@ -235,25 +208,25 @@ class Stages:
         if number == 0:
             gates = judge(self.config.gates, imitation=student, canary=canary)
         else:
-            gates = judge(
-                self.config.gates,
-                amplified=scores["amplified"]["accuracy"],
-                student=student,
-                before=await self._level_before(number, model, name),
-                canary=canary,
-            )
+            measured = {
+                "amplified": scores["amplified"]["accuracy"],
+                "before": await self._level_before(number, model, name),
+            }
+            gates = judge(self.config.gates, student=student, canary=canary, **measured)
         return [gate.to_json() for gate in gates]
 
     async def _level_before(self, number: int, model: str, name: str) -> tuple[float, float]:
         """Accuracy of (the agent, the student) on the level of the round before."""
+        questions: Sequence[str]
         if number == 1:
-            new = await self._imitation(1, name, with_base=False)
-            old = await self._imitation(0, student_name(0), with_base=False)
-            return old["student"]["accuracy"], new["student"]["accuracy"]
-        questions = self.held_out(number - 1, limit=200)
+            questions, model = self.task.primitives(), student_name(0)
+            sources = [self.source(n, "student-imitation", "primitive") for n in (0, 1)]
+        else:
+            questions = self.held_out(number - 1, limit=200)
+            systems = (f"regression-{model}", f"regression-{name}")
+            sources = [self.source(number, system, "held_out") for system in systems]
         accuracy: list[float] = []
-        for agent in (model, name):
-            source = self.source(number, f"regression-{agent}", "held_out")
+        for agent, source in zip((model, name), sources, strict=True):
             system = Direct(self.context(agent))
             score = await self.score(system, source, questions, f"one level down: {agent}")
             accuracy.append(score.accuracy)

@@ -1,23 +1,23 @@
 """The one way to ask a question: check it, record it with its options, run it, report its end.
 
-Every command, server and API calls `ask`; evaluations and rounds call `answer_every`.
+Every command, server and API calls `ask`; evaluations and rounds call `answer_all`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from reflux.agents.budget import SpendLimit
+from reflux.agents.budget import Budget, SpendLimit
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.graph import begin, build_graph, check_askable
+from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
+from reflux.graphs.amplify.graph import begin, check_askable, compiled_graph
 from reflux.graphs.amplify.interrupts import (
     InterruptibleRun,
     Pending,
@@ -25,15 +25,15 @@ from reflux.graphs.amplify.interrupts import (
     recursion_limit,
     with_spend_limit,
 )
-from reflux.graphs.amplify.self_consistency import answer_directly
 from reflux.graphs.amplify.state import Outcome, exchange_error
 from reflux.graphs.ask_options import AskOptions, Origin, save_options
-from reflux.graphs.evals.task import Task
 from reflux.graphs.garbage_collection import rare_collections
-from reflux.graphs.traces.recorded_client import CallFailure, find_failure, last_call_id
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.tree import CallFailure, find_failure, last_call_id
 from reflux.graphs.voting.voting import VotePolicy
+
+T = TypeVar("T")
 
 
 class System(Protocol):
@@ -50,8 +50,8 @@ class Amplified:
     """Amplify^H(X): the amplification graph."""
 
     def __init__(self, context: AmplifyContext, *, nested: Any = None) -> None:
-        """`nested` is the compiled graph to run as part of the graph that calls it: interrupts and
-        checkpoints are that graph's. Without it the run is separate, whichever graph calls it."""
+        """`nested`: the compiled graph to run within the graph that calls it, which then keeps its
+        interrupts and checkpoints. Without it the run is separate, whichever graph calls it."""
         self.context = context
         self._nested = nested
 
@@ -65,7 +65,7 @@ class Amplified:
         context = with_spend_limit(self.context)
         try:
             with rare_collections():
-                state = await (self._nested or _compiled()).ainvoke(
+                state = await (self._nested or compiled_graph()).ainvoke(
                     begin(question, question_id, context),
                     {"recursion_limit": recursion_limit(context)},
                     context=context,
@@ -75,53 +75,23 @@ class Amplified:
                 var_child_runnable_config.reset(outer)
         if state["outcome"] is None:
             raise UsageError(
-                f"{question!r} was deferred to a person, who can only be waited for with a "
-                "checkpointer: compile build_graph() with one and answer its interrupts"
+                f"{question!r} was deferred to a human, and only a run with a checkpointer can "
+                "wait: compile build_graph() with one and answer its interrupts"
             )
         return state["outcome"]
 
 
 class Direct:
-    """X itself: one copy, asked once, greedily, or as often as `votes` says."""
+    """The agent itself: one greedy copy, or as many as `votes` says."""
 
     def __init__(self, context: AmplifyContext, votes: VotePolicy | None = None) -> None:
         # Not a `replace` of the policy: its rule or its variants would ask more, or another.
         self.context = replace(context, votes=votes or VotePolicy(max_votes=1), everyone=False)
 
     async def answer(self, question: str, question_id: str) -> Outcome:
-        """Ask the agent."""
-        limits = self.context.limits
-        return await answer_directly(
-            with_spend_limit(self.context),
-            question=question,
-            question_id=question_id,
-            path="",
-            calls=limits.calls,
-            tokens=limits.tokens,
-            retries=self.context.asked_before("", question),
-        )
-
-
-@cache
-def _compiled() -> Any:
-    return cast(Any, build_graph()).compile()
-
-
-def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
-    """The context with the task's overseers, checker and texts.
-
-    A tool of the context replaces the task's tool of the same name.
-    """
-    return replace(
-        context,
-        overseers=task.overseers(),
-        tools={**task.tools(), **context.tools},
-        checker=task.checker(),
-        max_tokens=task.answer_tokens,
-        system_prompt=task.system_prompt,
-        normalise=task.normalise,
-        canonical=task.canonical,
-    )
+        context, limits = with_spend_limit(self.context), self.context.limits
+        node = NodeRef(question, question_id, "", retries=context.asked_before("", question))
+        return await answer_directly(context, node, Budget(limits.calls, limits.tokens))
 
 
 @dataclass(frozen=True)
@@ -165,7 +135,7 @@ async def ask(
 
     Args:
         options: what the context was made of; by default what it tells of itself.
-        system: what answers; the amplification graph by default.
+        system: the amplification graph by default.
         checkpoints: keep a question that waits for a human, who may reply after a restart.
         wait: gets the replies of humans while this call lasts.
 
@@ -220,7 +190,7 @@ async def recorded(
 ) -> AsyncGenerator[None]:
     """Record a root question and its options in one commit; a cancelled block marks it stopped."""
     question_id = origin.question_id(question)
-    rows = [store.add_question({"id": question_id, "text": question, **vars(origin)})]
+    rows = [store.add_question(origin.row(question))]
     if options is not None:
         rows.append(save_options(store, question_id, options))
     await asyncio.gather(*rows)
@@ -239,9 +209,9 @@ async def _answered(system: System, question: str, origin: Origin) -> Answered:
 
 
 def _answer_of(store: TraceStore, question_id: str, progress: RunProgress, after: int) -> Answered:
-    outcome = progress.outcome
-    is_unusable = outcome is not None and exchange_error(outcome) is not None
-    failure = find_failure(store, question_id, after) if is_unusable else None
+    outcome, failure = progress.outcome, None
+    if outcome is not None and exchange_error(outcome) is not None:
+        failure = find_failure(store, question_id, after)
     return Answered(question_id, outcome, progress.pending, failure)
 
 
@@ -252,98 +222,72 @@ async def answer_all(
     *,
     max_concurrency: int = 32,
     on_done: Callable[[int], None] | None = None,
+    complete: bool = False,
 ) -> list[Outcome]:
     """Answer many questions, `max_concurrency` at a time; outcomes have the order of `questions`.
 
     Recorded answers of the same origin are replayed and cost no call; equal questions are answered
     once. The first exception ends all; what was recorded until then stays.
-    """
-    answers = await _answer_batch(system, origin, questions, max_concurrency, on_done)
-    return [cast(Outcome, answer.outcome) for answer in answers]
 
-
-async def answer_every(
-    system: System,
-    origin: Origin,
-    questions: Sequence[str],
-    *,
-    max_concurrency: int = 32,
-    on_done: Callable[[int], None] | None = None,
-) -> list[Outcome]:
-    """`answer_all` for scoring: a question that lost a call, or ran out of money, is an error.
+    Args:
+        complete: for scoring: a question that lost a call, or ran out of money, is an error.
 
     Raises:
-        EndpointError: the endpoint failed, if only for a moment; what it answered is recorded.
-        RefluxError: the run's spend limit is reached.
+        EndpointError: `complete`, and the endpoint failed, if only for a moment.
+        RefluxError: `complete`, and the run's spend limit is reached.
     """
-    answers = await _answer_batch(system, origin, questions, max_concurrency, on_done)
-    check_lost_calls(answers)
-    outcomes = [cast(Outcome, answer.outcome) for answer in answers]
-    check_spend_limit(outcomes, system.context.spend_limit)
-    return outcomes
-
-
-async def _answer_batch(
-    system: System,
-    origin: Origin,
-    questions: Sequence[str],
-    max_concurrency: int,
-    on_done: Callable[[int], None] | None,
-) -> list[Answered]:
-    questions = [redact(question) for question in questions]
-    gate = asyncio.Semaphore(max_concurrency)
-    store = system.context.recorded_client.store
+    gate, store = asyncio.Semaphore(max_concurrency), system.context.recorded_client.store
     done = 0
 
     async def answer(question: str) -> Answered:
         nonlocal done
         async with gate:
-            row = {"id": origin.question_id(question), "text": question, **vars(origin)}
-            await store.add_question(row)
+            await store.add_question(origin.row(question))
             answered = await _answered(system, question, origin)
         done += 1
         if on_done is not None:
             on_done(done)
         return answered
 
+    questions = [redact(question) for question in questions]
+    different = list(dict.fromkeys(questions))
+    with rare_collections():
+        by_question = dict(zip(different, await join([answer(q) for q in different]), strict=True))
+    answers = [by_question[question] for question in questions]
+    if complete:
+        _check_complete(answers, system.context.spend_limit)
+    return [cast(Outcome, answer.outcome) for answer in answers]
+
+
+async def join(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order; the first exception stops the other calls and is raised."""
     try:
-        with rare_collections():
-            async with asyncio.TaskGroup() as group:
-                tasks = {q: group.create_task(answer(q)) for q in dict.fromkeys(questions)}
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
-    return [tasks[question].result() for question in questions]
+    return [task.result() for task in tasks]
 
 
-def check_spend_limit(outcomes: Sequence[Outcome], spend_limit: SpendLimit) -> None:
-    """A run whose spend limit is reached must not look like an agent that fails.
-
-    Raises:
-        RefluxError: a limit is reached, and some question was not answered because of it.
-    """
-    cut = any(outcome["status"] in ("over_budget", "failed") for outcome in outcomes)
-    if cut and (lacking := spend_limit.lacks) is not None:
-        raise RefluxError(
-            f"the run has no {lacking} left: raise spend_limit.{lacking}. What was answered is "
-            "kept, the same command goes on with it and pays nothing twice"
-        )
-
-
-def check_lost_calls(answers: Sequence[Answered]) -> None:
-    """A question whose call failed must not look like a wrong answer, whatever was answered later.
+def _check_complete(answers: Sequence[Answered], spend_limit: SpendLimit) -> None:
+    """A question whose call failed, or that ran out of money, must not look like a wrong answer.
 
     A refusal alone counts as the question's own failure, unless every question was refused.
-
-    Raises:
-        EndpointError: there are such questions without an accepted answer.
     """
+    statuses = [answer.outcome["status"] for answer in answers if answer.outcome]
     failures = [answer.failure for answer in answers if answer.failure is not None]
     lost = [failure for failure in failures if not failure.refused]
-    if all(answer.outcome and answer.outcome["status"] == "failed" for answer in answers):
+    if set(statuses) <= {"failed"}:
         lost = lost or [failure for failure in failures if failure.is_last]
     if lost:
         which = f"{len(lost)} of {len(answers)} questions" if len(answers) > 1 else "the question"
         raise EndpointError(
             f"{which} failed: {lost[-1].message}. What was answered is kept, the same command "
             "goes on with it"
+        )
+    has_cut = not {"over_budget", "failed"}.isdisjoint(statuses)
+    if has_cut and (lacking := spend_limit.lacks) is not None:
+        raise RefluxError(
+            f"the run has no {lacking} left: raise spend_limit.{lacking}. What was answered is "
+            "kept, the same command goes on with it and pays nothing twice"
         )

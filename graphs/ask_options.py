@@ -4,7 +4,7 @@ go on, and be edited, the same way."""
 import hashlib
 import json
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from reflux.agents.errors import UsageError
@@ -45,6 +45,10 @@ class Origin:
         body = "\x1f".join([str(self.round), self.system, self.task, self.split, text])
         return hashlib.sha256(body.encode()).hexdigest()[:16]
 
+    def row(self, text: str) -> dict[str, Any]:
+        """A root question as a row of the table `questions`."""
+        return {"id": self.question_id(text), "text": text, **vars(self)}
+
 
 @dataclass(frozen=True)
 class AskOptions:
@@ -79,12 +83,11 @@ class AskOptions:
         has_own = context.verifiers or context.experts or context.tools or context.grants
         if has_own or context.has_rules:
             name += OF_A_PROGRAM
-        max_tokens = context.max_tokens if isinstance(context.max_tokens, int) else None
         return cls(
             name,
             context.model,
             limits=context.limits,
-            max_tokens=max_tokens,
+            max_tokens=context.max_tokens if isinstance(context.max_tokens, int) else None,
             max_votes=context.votes.max_votes,
             seed=context.seed,
         )
@@ -97,9 +100,7 @@ class AskOptions:
         if self.temperature is None:
             return policy
         variants = (Variant(temperature=self.temperature),)
-        return VotePolicy(
-            max_votes=policy.max_votes, temperature=self.temperature, variants=variants
-        )
+        return replace(policy, temperature=self.temperature, variants=variants)
 
 
 async def save_options(store: TraceStore, question_id: str, options: AskOptions) -> None:
@@ -113,17 +114,13 @@ def options_of(store: TraceStore, question_id: str) -> AskOptions | None:
     Raises:
         UsageError: another version of Reflux recorded it.
     """
-    rows = store.select(
-        "SELECT detail FROM judgements WHERE question=? AND kind='how' ORDER BY id LIMIT 1",
-        (first_of(question_id),),
-    )
-    if (row := next(rows, None)) is None:
+    sql = "SELECT detail FROM judgements WHERE question=? AND kind='how' ORDER BY id LIMIT 1"
+    if (row := next(store.select(sql, (first_of(question_id),)), None)) is None:
         return None
     values: dict[str, Any] = json.loads(row["detail"])
     try:
-        return AskOptions(
-            **{**values, "tools": tuple(values["tools"]), "limits": Limits(**values["limits"])}
-        )
+        values |= {"tools": tuple(values["tools"]), "limits": Limits(**values["limits"])}
+        return AskOptions(**values)
     except (KeyError, TypeError) as error:
         raise UsageError(
             f"{question_id} was asked by another version of Reflux ({error}); ask it again"

@@ -1,19 +1,18 @@
 """One model goes on with a conversation: there is no tree, and every reply is on record."""
 
-import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from reflux.agents.clients.chat_protocol import Delta
 from reflux.agents.errors import EndpointError, RefluxError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.amplify.context import silent
 from reflux.graphs.amplify.state import Status, accepted_status, is_accepted
-from reflux.graphs.ask import Origin, recorded
+from reflux.graphs.ask import Origin, join, recorded
 from reflux.graphs.ask_options import AskOptions
-from reflux.graphs.traces.events import Event, answered
+from reflux.graphs.traces.events import Event, answered, called
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey
 
@@ -36,7 +35,7 @@ async def answer_chat(
     Args:
         text: the conversation as one question, under which it is recorded.
         requests: the same conversation with different seeds; at least one.
-        hear: gets the pieces as they come; None for whole replies.
+        hear: None for whole replies.
 
     Raises:
         EndpointError: a reply did not come; the others were stopped.
@@ -47,18 +46,7 @@ async def answer_chat(
     async def answer(vote: int, request: ChatRequest) -> Completion:
         key = CallKey(question_id, "", "answer", vote=vote)
         reply = await _reply(recorded_client, key, request, vote, hear)
-        emit(
-            {
-                "event": "called",
-                "path": "",
-                "role": "answer",
-                "model": request.model,
-                "tokens": reply.tokens,
-                "cached": reply.cached,
-                "seconds": reply.seconds,
-                "left": {},
-            }
-        )
+        emit(called("", "answer", request.model, reply, {}))
         return reply
 
     async def judge(answer: str | None, status: Status, error: str | None) -> None:
@@ -71,7 +59,7 @@ async def answer_chat(
     async with recorded(recorded_client.store, text, origin, options):
         with recorded_client.spans.run(question_id, vars(origin)) as span:
             try:
-                replies = await _gather([answer(vote, each) for vote, each in enumerate(requests)])
+                replies = await join([answer(vote, each) for vote, each in enumerate(requests)])
             except EndpointError as error:
                 await judge(None, "failed", str(error))
                 raise
@@ -79,17 +67,6 @@ async def answer_chat(
             await judge(replies[0].text, status, None)
             span.ended(status)
     return replies
-
-
-async def _gather(calls: Sequence[Coroutine[Any, Any, Completion]]) -> list[Completion]:
-    if len(calls) == 1:  # The usual case needs no task.
-        return [await calls[0]]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from errors
-    return [task.result() for task in tasks]
 
 
 async def _reply(

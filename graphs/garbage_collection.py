@@ -17,9 +17,8 @@ _thresholds = gc.get_threshold()
 def rare_collections() -> Generator[None]:
     """Collect garbage rarely while a tree grows; restore the thresholds after the last such block.
 
-    A tree makes many objects that live until its end, and few cycles. Full collections visit them
-    all and take a fifth of the processor time of a call (`benchmarks.tree`). A collector that the
-    user has switched off stays off.
+    A tree makes many objects that live until its end, and few cycles: full collections visit them
+    all and take a fifth of a call's processor time. A collector that is off stays off.
     """
     global _open_blocks, _thresholds
     with _lock:
@@ -38,10 +37,8 @@ def rare_collections() -> Generator[None]:
 
 @contextmanager
 def settled() -> Generator[None]:
-    """Exempt what a server holds at its start from garbage collection, and collect the rest rarely.
-
-    Without it a full collection delays every answer under way.
-    """
+    """Exempt what a server holds at its start from garbage collection, which would delay every
+    answer under way; collect the rest rarely."""
     gc.collect()
     gc.freeze()
     try:

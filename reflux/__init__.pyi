@@ -12,11 +12,11 @@ from .agents.overseers.protocol import (
     Overseer as Overseer,
     OverseerContext as OverseerContext,
 )
-from .agents.overseers.recorded import RecordedOverseer as RecordedOverseer
 from .agents.overseers.router import Routed as Routed, Router as Router
 from .agents.overseers.scripted import (
-    Reviewed as Reviewed,
     HumanOverseer as HumanOverseer,
+    RecordedOverseer as RecordedOverseer,
+    Reviewed as Reviewed,
     ScriptedOverseer as ScriptedOverseer,
 )
 from .agents.tools.calculator import Calculator as Calculator
@@ -32,19 +32,17 @@ from .agents.types import (
     Step as Step,
     SubQuestion as SubQuestion,
 )
-from .agents.verifiers.red_flags import RedFlags as RedFlags
-from .agents.verifiers.rules import (
-    Checker as Checker,
-    RuleChecker as RuleChecker,
-    Verdict as Verdict,
-)
-from .agents.verifiers.verifier import (
+from .agents.verifiers import (
     BackwardVerifier as BackwardVerifier,
+    Checker as Checker,
     ConsistencyVerifier as ConsistencyVerifier,
     CriticVerifier as CriticVerifier,
     Equivalence as Equivalence,
     Judge as Judge,
+    RedFlags as RedFlags,
+    RuleChecker as RuleChecker,
     ToolVerifier as ToolVerifier,
+    Verdict as Verdict,
     Verifier as Verifier,
 )
 from .facade import Amplification as Amplification, amplify as amplify, amplify_sync as amplify_sync
@@ -53,13 +51,7 @@ from .graphs.amplify.context import (
     CheckPolicy as CheckPolicy,
     Limits as Limits,
 )
-from .graphs.amplify.experts import (
-    Consensus as Consensus,
-    Expert as Expert,
-    Vote as Vote,
-    learned_weights as learned_weights,
-    past_answers as past_answers,
-)
+from .graphs.amplify.experts import past_answers as past_answers
 from .graphs.amplify.graph import build_graph as build_graph
 from .graphs.amplify.interrupts import (
     InterruptibleRun as InterruptibleRun,
@@ -75,6 +67,12 @@ from .graphs.voting.stopping import (
     Posterior as Posterior,
     Sprt as Sprt,
     Weighted as Weighted,
+)
+from .graphs.voting import Vote as Vote
+from .graphs.voting.combiners import (
+    Consensus as Consensus,
+    Expert as Expert,
+    learned_weights as learned_weights,
 )
 from .graphs.voting.voting import Variant as Variant, VotePolicy as VotePolicy
 from .integrations.chat_model import AmplifiedChatModel as AmplifiedChatModel

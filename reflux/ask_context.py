@@ -1,8 +1,14 @@
 """Overseers, tools and tasks by name, and the context in which a question with options is asked."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +19,12 @@ from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.tools.documents import Documents
-from reflux.agents.tools.mcp import mcp_tools
+from reflux.agents.tools.langchain import mcp_tools
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.graphs.amplify.context import AmplifyContext, silent
-from reflux.graphs.ask import task_context
 from reflux.graphs.ask_options import AskOptions
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.tasks import task_named
@@ -50,6 +56,24 @@ def overseer_named(
     return overseers[name]
 
 
+def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Overseer, ...]:
+    """One overseer or several that a program passes, the one perhaps by its name.
+
+    Raises:
+        UsageError: no overseer has the name, or one has the wrong type.
+    """
+    if isinstance(overseer, str):
+        return (overseer_named(overseer),)
+    overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
+    for each in overseers:
+        if not hasattr(each, "act"):
+            raise UsageError(
+                f"{each!r:.80} is no overseer: it has no `act(context)`; wrap a function as "
+                "reflux.ScriptedOverseer(name, function)"
+            )
+    return overseers
+
+
 def name_of(overseer: Overseer) -> str:
     """The name by which commands find an overseer; empty if they do not know it."""
     return next((name for name, known in OVERSEERS.items() if known == overseer), "")
@@ -60,28 +84,14 @@ def asks_humans(overseer: Overseer | None) -> bool:
     return isinstance(overseer, HumanOverseer | Reviewed)
 
 
-ROLES = ("answer", "overseer")
-"""Roles that tools are granted to: a copy of the agent, or the overseer."""
-
-
-@asynccontextmanager
-async def _calculator(argument: str) -> AsyncGenerator[Sequence[Tool]]:
-    yield [Calculator()]
-
-
-@asynccontextmanager
-async def _python(argument: str) -> AsyncGenerator[Sequence[Tool]]:
-    yield [Sandbox()]
-
-
 @asynccontextmanager
 async def _documents(argument: str) -> AsyncGenerator[Sequence[Tool]]:
     yield [await asyncio.to_thread(Documents, Path(argument))]
 
 
 TOOLS: dict[str, Callable[[str], AbstractAsyncContextManager[Sequence[Tool]]]] = {
-    "calculator": _calculator,
-    "python": _python,
+    "calculator": lambda _: nullcontext([Calculator()]),
+    "python": lambda _: nullcontext([Sandbox()]),
     "documents:FOLDER": _documents,
     "mcp:COMMAND": mcp_tools,
 }
@@ -89,28 +99,23 @@ TOOLS: dict[str, Callable[[str], AbstractAsyncContextManager[Sequence[Tool]]]] =
 
 
 @asynccontextmanager
-async def open_tools(granted: Mapping[str, Sequence[str]]) -> AsyncGenerator[Grants]:
-    """The tools that each role is granted by name, open as long as the block; no others.
-
-    `{"answer": ["calculator"], "overseer": ["documents:notes", "mcp:npx some-server"]}`. A tool of
-    two roles is opened once.
+async def open_tools(names: Sequence[str]) -> AsyncGenerator[Grants]:
+    """The tools of the copies, such as `calculator` or `documents:notes`, open during the block.
 
     Raises:
-        UsageError: an unknown role or tool, or two tools of one role that models cannot tell
-            apart.
+        UsageError: an unknown tool, or two that a model cannot tell apart.
         MissingError: an MCP server does not start.
     """
-    for role in granted:
-        if role not in ROLES:
-            raise UsageError(f"no role {role!r} is granted tools; there are: {', '.join(ROLES)}")
-    names = dict.fromkeys(name for each in granted.values() for name in each)
-    openers = {name: _opener(name) for name in names}
+    openers = [_opener(name) for name in names]
     async with AsyncExitStack() as stack:
-        tools = {name: await stack.enter_async_context(each) for name, each in openers.items()}
-        yield {
-            role: _distinct(role, [tool for name in each for tool in tools[name]])
-            for role, each in granted.items()
-        }
+        tools = [tool for each in openers for tool in await stack.enter_async_context(each)]
+        for name, count in Counter(tool.spec.name for tool in tools).items():
+            if count > 1:
+                raise UsageError(
+                    f"the copies are granted two tools named {name!r}, which a model cannot tell "
+                    "apart; grant one"
+                )
+        yield {"answer": tools} if tools else {}
 
 
 def _opener(name: str) -> AbstractAsyncContextManager[Sequence[Tool]]:
@@ -125,18 +130,6 @@ def _opener(name: str) -> AbstractAsyncContextManager[Sequence[Tool]]:
             raise UsageError(f"the tool {name!r} takes nothing after its name; write {form}")
         return opener(argument)
     raise UsageError(f"there is no tool {name!r}; there are: {', '.join(TOOLS)}")
-
-
-def _distinct(role: str, tools: list[Tool]) -> list[Tool]:
-    seen: set[str] = set()
-    for tool in tools:
-        if tool.spec.name in seen:
-            raise UsageError(
-                f"the role {role!r} is granted two tools named {tool.spec.name!r}, which a model "
-                "cannot tell apart; grant one"
-            )
-        seen.add(tool.spec.name)
-    return tools
 
 
 def context_of(
@@ -178,5 +171,5 @@ async def open_context(
     overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> AsyncGenerator[AmplifyContext]:
     """The context of a question with these options; its tools are open as long as the block."""
-    async with open_tools({"answer": options.tools} if options.tools else {}) as grants:
+    async with open_tools(options.tools) as grants:
         yield context_of(recorded_client, options, overseers, grants=grants, emit=emit)

@@ -18,14 +18,14 @@ The further lines of a turn are indented, so that no turn can imitate another.
 
 import fcntl
 import json
-import os
 import re
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import TypeAdapter, ValidationError
@@ -129,7 +129,6 @@ class Conversation:
 
     @property
     def id(self) -> str:
-        """The file's name."""
         return self.path.stem
 
     def add(self, turn: Turn) -> None:
@@ -141,7 +140,8 @@ class Conversation:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # Another chat may append to it, too.
-            _cut_to_whole_lines(file)
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
             file.write(json.dumps(asdict(turn)).encode() + b"\n")
 
     def question(self, text: str) -> str:
@@ -151,26 +151,15 @@ class Conversation:
             messages += [HumanMessage(user), AIMessage(answer)]
         return question_of([*messages, HumanMessage(text)])
 
-    def newest(self, max_chars: int = MAX_CHARS) -> list[tuple[str, str]]:
-        """(message, answer) of the newest answered turns, `max_chars` together at most."""
-        turns: list[tuple[str, str]] = []
-        for turn in reversed(self.turns):
-            if turn.answer is None:
-                continue
-            max_chars -= len(turn.user) + len(turn.answer)
-            if max_chars < 0:
-                break
-            turns.append((turn.user, turn.answer))
-        return turns[::-1]
+    def newest(self) -> list[tuple[str, str]]:
+        """(message, answer) of the newest answered turns, `MAX_CHARS` together at most."""
+        answered = self._answered()
+        sizes = accumulate(len(user) + len(answer) for user, answer in reversed(answered))
+        fitting = sum(1 for _ in takewhile(lambda size: size <= MAX_CHARS, sizes))
+        return answered[len(answered) - fitting :]
 
-    def messages(self) -> list[dict[str, str]]:
-        """The answered turns as chat messages."""
-        return [
-            {"role": role, "content": text}
-            for turn in self.turns
-            if turn.answer is not None
-            for role, text in (("user", turn.user), ("assistant", turn.answer))
-        ]
+    def _answered(self) -> list[tuple[str, str]]:
+        return [(turn.user, turn.answer) for turn in self.turns if turn.answer is not None]
 
     def save(self, path: Path) -> None:
         """Write it as Markdown, or to a file that ends in .jsonl as one row for TRL.
@@ -178,14 +167,15 @@ class Conversation:
         Raises:
             UsageError: no turn was answered.
         """
-        if not self.messages():
+        if not (answered := self._answered()):
             raise UsageError("nothing was answered yet, so there is nothing to save")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".jsonl":
-            write_whole(path, json.dumps({"messages": self.messages()}) + "\n")
+            roles = [zip(("user", "assistant"), turn, strict=True) for turn in answered]
+            messages = [{"role": role, "content": text} for turn in roles for role, text in turn]
+            write_whole(path, json.dumps({"messages": messages}) + "\n")
             return
-        names = {"user": "You", "assistant": "Reflux"}
-        parts = [f"**{names[each['role']]}**\n\n{each['content']}\n" for each in self.messages()]
+        parts = [f"**You**\n\n{user}\n\n**Reflux**\n\n{answer}\n" for user, answer in answered]
         write_whole(path, "\n".join(parts))
 
 
@@ -254,14 +244,3 @@ def _turns(path: Path) -> list[Turn]:
                 "kept"
             ) from error
     return turns
-
-
-def _cut_to_whole_lines(file: BinaryIO) -> None:
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return
-    file.seek(end - 1)
-    if file.read(1) == b"\n":
-        return
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)

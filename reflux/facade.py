@@ -2,21 +2,21 @@
 
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel
 
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.langchain import LangChainClient
 from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.types import ChatClient
-from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.ask_context import name_of, overseer_named
+from reflux.agents.verifiers import Checker, RuleChecker
+from reflux.ask_context import name_of, overseers_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin, ask
@@ -64,11 +64,13 @@ async def amplify(
         UsageError: no overseer has that name, an argument has the wrong type, or the question
             cannot be asked.
     """
-    if isinstance(overseer, str):
-        overseers: Sequence[Overseer] = (overseer_named(overseer),)
-    else:
-        overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
-    _check_overseers(overseers, context.get("tools", {}))
+    overseers = overseers_of(overseer)
+    for name, tool in context.get("tools", {}).items():
+        if not hasattr(tool, "answer"):
+            raise UsageError(
+                f"the tool {name!r} is a {type(tool).__name__}, without `answer(question)`; wrap a "
+                "tool of LangChain as reflux.LangChainTool(tool)"
+            )
     if isinstance(client, BaseChatModel):
         client = LangChainClient(client)
     engine = None
@@ -115,18 +117,3 @@ def amplify_sync(
             "`await reflux.amplify(...)` there"
         )
     return asyncio.run(amplify(question, overseer, **options))
-
-
-def _check_overseers(overseers: Sequence[Any], tools: Mapping[str, Any]) -> None:
-    for overseer in overseers:
-        if not hasattr(overseer, "act"):
-            raise UsageError(
-                f"{overseer!r:.80} is no overseer: it has no `act(context)`; wrap "
-                "a function as reflux.ScriptedOverseer(name, function)"
-            )
-    for name, tool in tools.items():
-        if not hasattr(tool, "answer"):
-            raise UsageError(
-                f"the tool {name!r} is a {type(tool).__name__}, without `answer(question)`; wrap a "
-                "tool of LangChain as reflux.LangChainTool(tool)"
-            )

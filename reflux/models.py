@@ -13,14 +13,14 @@ import os
 import re
 import tempfile
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 
-from reflux.agents.clients.cached import CachedClient
-from reflux.agents.clients.endpoints import Endpoint, Endpoints, endpoint_from_env
+from reflux.agents.clients.endpoints import CachedClient, Endpoint, Endpoints, endpoint_from_env
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.types import ChatClient
@@ -84,10 +84,7 @@ def open_run(
         UsageError: there is an endpoint, and no name of its model.
     """
     client = endpoint()
-
-    def among(rest: ChatClient) -> ChatClient:
-        return Endpoints(endpoints, rest) if endpoints else rest
-
+    among = partial(Endpoints, endpoints) if endpoints else None
     name = model or default_model(folder, client and client.base_url)
     if client is not None:
         return OpenRun(folder, client=client, wrap=among), name
@@ -186,7 +183,6 @@ class Agent:
         return endpoint_from_env(dict(env), **options)
 
     async def close(self) -> None:
-        """Close what the running loop has opened."""
         run = self._opened.pop(asyncio.get_running_loop(), None)
         if run is not None:
             await run.__aexit__(None, None, None)

@@ -1,6 +1,6 @@
 """A human approves, edits, rejects, comments on a node or asks it again, in terminal or browser.
 
-Verdicts and comments are rows. An edit is an override (`reflux.graphs.amplify.recompute`): the tree
+Verdicts and comments are rows. An edit is an override (`reflux.graphs.recompute`): the tree
 runs again in the context in which it was asked, and only what depends on the node is asked again.
 """
 
@@ -11,14 +11,18 @@ from typing import Any
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.redaction import is_unicode
+from reflux.agents.prompts import is_unicode
 from reflux.agents.types import Answer
 from reflux.ask_context import OVERSEERS, open_context
-from reflux.finetune.config import config_from
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, silent
 from reflux.graphs.amplify.interrupts import Pending, open_checkpoints, open_interruptible_run
-from reflux.graphs.amplify.recompute import (
+from reflux.graphs.amplify.state import Outcome, is_accepted
+from reflux.graphs.amplify.steps import digest_of
+from reflux.graphs.ask import Amplified, Direct, System, go_on
+from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, options_of
+from reflux.graphs.evals.task import task_context
+from reflux.graphs.recompute import (
     check_editable,
     override,
     revise,
@@ -26,10 +30,6 @@ from reflux.graphs.amplify.recompute import (
     root_answer,
     text_of,
 )
-from reflux.graphs.amplify.state import Outcome, is_accepted
-from reflux.graphs.amplify.steps import digest_of
-from reflux.graphs.ask import Amplified, Direct, System, go_on, task_context
-from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, options_of
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import Item, judge, remark
 from reflux.graphs.traces.revisions import first_of, newest
@@ -205,7 +205,7 @@ async def asked_in(
             yield context, Amplified
         return
     task = check_known(opened.store, question_id)
-    config = config_from(opened.folder.load_config(), str(opened.folder.config_path))
+    config = opened.folder.config()
     context = config.context(opened.recorded_client, _model(opened.store, question_id), emit=emit)
     yield task_context(context, task_named(task)), _system(opened.store, question_id)
 
@@ -241,11 +241,10 @@ def _system(store: TraceStore, question_id: str) -> Callable[[AmplifyContext], S
         "SELECT 1 FROM calls WHERE question=? AND path='' AND role='overseer' LIMIT 1",
         (first_of(question_id),),
     )
-    return Amplified if next(steps, None) is not None else Direct
+    return Amplified if any(steps) else Direct
 
 
 def _model(store: TraceStore, question_id: str) -> str:
-    """The agent that was asked."""
     if (options := options_of(store, question_id)) is not None:
         return options.model
     rows = store.select(

@@ -17,6 +17,7 @@ from reflux.agents.types import (
     ChatClient,
     ChatRequest,
     Completion,
+    Sampling,
     TokenLogprob,
     ToolCall,
     ToolSpec,
@@ -26,26 +27,29 @@ if TYPE_CHECKING:
     import openai
 
 
-def request_body(request: ChatRequest, schema: str) -> dict[str, Any]:
-    """The body to post; `schema` is the request's, or empty for an endpoint without schemas."""
-    sampling = request.sampling
-    body: dict[str, Any] = {
-        "model": request.model,
-        "messages": request.payload(),
+def request_body(request: ChatRequest) -> dict[str, Any]:
+    """The body to post."""
+    body: dict[str, Any] = {"model": request.model, "messages": request.payload()}
+    body |= sampling_fields(request.sampling)
+    if request.sampling.stop:
+        body["stop"] = list(request.sampling.stop)
+    if request.tools:
+        body["tools"] = [function_spec(tool) for tool in request.tools]
+    if request.schema:
+        form = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
+    return body
+
+
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
+    """Settings by the names of the chat protocol, without `stop`."""
+    body = {
         "temperature": sampling.temperature,
         "max_tokens": sampling.max_tokens,
         "seed": sampling.seed,
     }
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
-    if sampling.top_logprobs:
-        body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
-    if request.tools:
-        body["tools"] = [function_spec(tool) for tool in request.tools]
-    if schema:
-        form = {"name": "reply", "schema": json.loads(schema), "strict": True}
-        body["response_format"] = {"type": "json_schema", "json_schema": form}
-    return body
+    logprobs = {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+    return body | logprobs if sampling.top_logprobs else body
 
 
 def function_spec(tool: ToolSpec) -> dict[str, Any]:
@@ -73,87 +77,12 @@ class Logprobs(BaseModel):
     content: list[Token] | None = None
 
     def read(self) -> tuple[TokenLogprob, ...]:
-        """One entry for each token, in order."""
         return tuple(
             TokenLogprob(
                 t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs or ())
             )
             for t in self.content or ()
         )
-
-
-class _CalledFunction(BaseModel):
-    name: str
-    arguments: str = "{}"
-
-
-class _ToolCall(BaseModel):
-    id: str = ""
-    function: _CalledFunction
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-    logprobs: Logprobs | None = None
-
-
-class Usage(BaseModel):
-    """Token counts, where the endpoint reports them."""
-
-    prompt_tokens: int | None = Field(default=None, ge=0, lt=2**31)
-    completion_tokens: int | None = Field(default=None, ge=0, lt=2**31)
-
-
-class _Reply(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: Usage | None = None
-
-
-def read_reply(body: bytes, seconds: float) -> Completion:
-    """Read the body of a reply.
-
-    Raises:
-        openai.APIError: it lacks a field that the protocol requires.
-    """
-    try:
-        reply = _Reply.model_validate_json(body)
-    except ValidationError as error:
-        raise garbled(
-            f"the reply is no chat completion ({_first_error(error)}); it begins "
-            f"{body[:120].decode(errors='replace')!r}"
-        ) from error
-    choice, usage = reply.choices[0], reply.usage or Usage()
-    return Completion(
-        text=choice.message.content or "",
-        prompt_tokens=usage.prompt_tokens or 0,
-        completion_tokens=usage.completion_tokens or 0,
-        seconds=seconds,
-        finish_reason=choice.finish_reason or "stop",
-        logprobs=choice.logprobs.read() if choice.logprobs else (),
-        tool_calls=tuple(
-            ToolCall(call.id, call.function.name, call.function.arguments)
-            for call in choice.message.tool_calls or ()
-        ),
-    )
-
-
-def _first_error(error: ValidationError) -> str:
-    """Where and how a body first departs from the protocol."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"
-
-
-def garbled(message: str) -> "openai.APIError":
-    """The error of a reply that violates the protocol; it is worth another try."""
-    import openai  # Takes a third of a second, so only on this path.
-
-    return openai.APIError(message, cast(Any, None), body=None)
 
 
 @dataclass(frozen=True)
@@ -197,26 +126,45 @@ def in_one_piece(reply: Completion) -> tuple[Delta | Completion, ...]:
     return (Delta(reply.text, reply.logprobs), reply) if reply.text else (reply,)
 
 
-class _FunctionPart(BaseModel):
+class _Function(BaseModel):
     name: str | None = None
     arguments: str | None = None
 
 
-class _CallPart(BaseModel):
-    index: int = 0
+class _ToolCall(BaseModel):
+    index: int | None = None
     id: str | None = None
-    function: _FunctionPart = _FunctionPart()
+    function: _Function = _Function()
 
 
-class _DeltaBody(BaseModel):
+class _Message(BaseModel):
     content: str | None = None
-    tool_calls: list[_CallPart] | None = None
+    tool_calls: list[_ToolCall] | None = None
 
 
-class _StreamedChoice(BaseModel):
-    delta: _DeltaBody = _DeltaBody()
+class _Ending(BaseModel):
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
+
+
+class _Choice(_Ending):
+    message: _Message
+
+
+class _StreamedChoice(_Ending):
+    delta: _Message = _Message()
+
+
+class Usage(BaseModel):
+    """Token counts, where the endpoint reports them."""
+
+    prompt_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+    completion_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+
+
+class _Reply(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: Usage | None = None
 
 
 class _Chunk(BaseModel):
@@ -226,7 +174,7 @@ class _Chunk(BaseModel):
 
 @dataclass
 class _PartialReply:
-    """The chunks of a reply so far."""
+    """A reply so far."""
 
     text: list[str] = field(default_factory=list[str])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
@@ -235,40 +183,54 @@ class _PartialReply:
     finish_reason: str = ""
     usage: Usage = field(default_factory=Usage)
 
-    def add(self, chunk: _Chunk) -> Delta | None:
-        """Add a chunk; returns a delta if the chunk holds text."""
-        self.usage = chunk.usage or self.usage
-        if not chunk.choices:
-            return None
-        choice = chunk.choices[0]
-        self.finish_reason = choice.finish_reason or self.finish_reason
-        for part in choice.delta.tool_calls or ():
-            id, name, arguments = self.calls.get(part.index, ("", "", ""))
-            self.calls[part.index] = (
+    def add(self, message: _Message, ending: _Ending) -> Delta | None:
+        """Add a message, or a part of it; returns a delta if it holds text."""
+        self.finish_reason = ending.finish_reason or self.finish_reason
+        for position, part in enumerate(message.tool_calls or ()):
+            index = position if part.index is None else part.index
+            id, name, arguments = self.calls.get(index, ("", "", ""))
+            self.calls[index] = (
                 id or part.id or "",
                 name or part.function.name or "",
                 arguments + (part.function.arguments or ""),
             )
-        text = choice.delta.content or ""
-        logprobs = choice.logprobs.read() if choice.logprobs else ()
+        text = message.content or ""
+        logprobs = ending.logprobs.read() if ending.logprobs else ()
         if not (text or logprobs):
             return None
         self.text.append(text)
         self.logprobs += logprobs
         return Delta(text, logprobs)
 
-    def completion(self, seconds: float, retries: tuple[str, ...]) -> Completion:
-        """The completion that all chunks make up."""
+    def completion(self, seconds: float = 0.0, retries: tuple[str, ...] = ()) -> Completion:
         return Completion(
             "".join(self.text),
             prompt_tokens=self.usage.prompt_tokens or 0,
             completion_tokens=self.usage.completion_tokens or 0,
             seconds=seconds,
-            finish_reason=self.finish_reason,
+            finish_reason=self.finish_reason or "stop",
             logprobs=tuple(self.logprobs),
             retries=retries,
             tool_calls=tuple(ToolCall(*self.calls[index]) for index in sorted(self.calls)),
         )
+
+
+def read_reply(body: bytes) -> Completion:
+    """Read the body of a reply.
+
+    Raises:
+        openai.APIError: it lacks a field that the protocol requires.
+    """
+    try:
+        reply = _Reply.model_validate_json(body)
+    except ValidationError as error:
+        raise garbled(
+            f"the reply is no chat completion ({_first_error(error)}); it begins "
+            f"{body[:120].decode(errors='replace')!r}"
+        ) from error
+    whole = _PartialReply(usage=reply.usage or Usage())
+    whole.add(reply.choices[0].message, reply.choices[0])
+    return whole.completion()
 
 
 async def read_stream(
@@ -282,8 +244,11 @@ async def read_stream(
     partial = _PartialReply()
     try:
         async for chunk in chunks:
-            if (delta := partial.add(_Chunk.model_validate(chunk))) is not None:
-                yield delta
+            part = _Chunk.model_validate(chunk)
+            partial.usage = part.usage or partial.usage
+            for choice in part.choices[:1]:
+                if (delta := partial.add(choice.delta, choice)) is not None:
+                    yield delta
     except ValidationError as error:
         raise garbled(f"a chunk is none of a chat completion ({_first_error(error)})") from error
     except ValueError as error:
@@ -291,3 +256,16 @@ async def read_stream(
     if not partial.finish_reason:
         raise garbled("the stream ended before the reply did")
     yield partial.completion(time.perf_counter() - start, retries)
+
+
+def _first_error(error: ValidationError) -> str:
+    """Where and how a body first departs from the protocol."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"
+
+
+def garbled(message: str) -> "openai.APIError":
+    """The error of a reply that violates the protocol; it is worth another try."""
+    import openai  # Takes a third of a second, so only on this path.
+
+    return openai.APIError(message, cast(Any, None), body=None)

@@ -18,7 +18,6 @@ call takes (some refuse a `temperature` there), and all read their own fields.
 import asyncio
 import json
 import re
-import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -29,10 +28,10 @@ from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ValidationError
 
-from reflux.agents.clients.chat_protocol import Logprobs, function_spec
-from reflux.agents.clients.retries import RetryPolicy
-from reflux.agents.errors import RETRIED_STATUS, EndpointError, MissingError, UsageError
-from reflux.agents.redaction import redact
+from reflux.agents.clients.chat_protocol import Logprobs, function_spec, sampling_fields
+from reflux.agents.clients.retries import RetryingClient, RetryPolicy, status_of, worth_retrying
+from reflux.agents.errors import EndpointError, UsageError
+from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest, Completion, ToolCall
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -90,14 +89,7 @@ class LangChainAgent:
         Raises:
             UsageError: the model takes no tools, or not this schema.
         """
-        sampling = request.sampling
-        settings: dict[str, Any] = {
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
-        }
-        if sampling.top_logprobs:
-            settings |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        settings = sampling_fields(request.sampling)
         update = {self.fields[s]: value for s, value in settings.items() if s in self.fields}
         model = self._model.model_copy(update=update) if update else self._model
         if request.tools:
@@ -180,15 +172,12 @@ def read_structured(reply: dict[str, Any]) -> Completion:
     return replace(read, text=text, tool_calls=(), finish_reason=finish)
 
 
-TRANSIENT = re.compile(r"Timeout|Connect|Transport|RateLimit|Overloaded|Unavailable")
-"""Names of exceptions that are worth another try; packages share no class for them."""
-
 # Keeps the tokens of this call out of LangGraph's message stream, because a copy's reply is not the
 # answer. Callbacks stay, so that tracers see the call.
 UNSTREAMED: RunnableConfig = {"tags": ["nostream"]}
 
 
-class LangChainClient:
+class LangChainClient(RetryingClient):
     """Completes chats through a chat model of LangChain, with retries of our own.
 
     The model's own retries (`max_retries` in many integrations) are not recorded; set them to 0.
@@ -223,64 +212,22 @@ class LangChainClient:
         """
         if unknown := set(keep) - set(FIELDS):
             raise UsageError(f"keep names {sorted(unknown)}; settings are {sorted(FIELDS)}")
+        super().__init__(concurrency, timeout, RetryPolicy(retries, backoff, sleep))
         self._agent = LangChainAgent(model, keep)
         self._others = {name: LangChainAgent(other, keep) for name, other in (others or {}).items()}
         self._send_empty_system = send_empty_system
-        self._gate = asyncio.Semaphore(concurrency)
-        self._timeout = timeout
-        self._policy = RetryPolicy(retries, backoff, sleep)
 
     @property
     def not_passed(self) -> tuple[str, ...]:
         """Settings of a request that the model has no field for."""
         return tuple(name for name in FIELDS if name not in self._agent.fields)
 
-    async def complete(self, request: ChatRequest) -> Completion:
-        """Answer one request; see `ChatClient.complete`.
-
-        Raises:
-            EndpointError: the last try failed, or the request was refused.
-            UsageError: the model takes no tools or not this schema, or the request is not valid
-                Unicode.
-        """
-        agent = self._others.get(request.model, self._agent)
-        messages = self._messages(request)
-        failures: list[str] = []
-        try:
-            return await self._policy.retrying(worth_retrying)(
-                self._try, agent, request, messages, failures
-            )
-        except (UsageError, MissingError):
-            raise
-        except UnicodeEncodeError as error:
-            raise UsageError(f"a request must be Unicode text: {error}") from error
-        except Exception as error:  # Each integration has its own errors.
-            raise EndpointError(_explain(agent.name, error, failures)) from error
-
-    async def _try(
-        self,
-        agent: LangChainAgent,
-        request: ChatRequest,
-        messages: list[BaseMessage],
-        failures: list[str],
-    ) -> Completion:
-        """One try; a schema that the endpoint refuses is left out at once, and from then on."""
+    async def _send(self, request: ChatRequest) -> Completion:
         stops = {"stop": list(request.sampling.stop)} if request.sampling.stop else {}
-        async with self._gate:
-            model, structured = agent.prepared(request)
-            start = time.perf_counter()
-            try:
-                async with asyncio.timeout(self._timeout):
-                    reply: Any = await model.ainvoke(messages, UNSTREAMED, **stops)
-                completion = read_structured(reply) if structured else read_message(reply)
-                seconds = time.perf_counter() - start
-                return replace(completion, seconds=seconds, retries=tuple(failures))
-            except Exception as error:
-                failures.append(self._one_line(error))
-                if not (structured and _status(error) in (400, 422)):
-                    raise
-                agent.takes_schemas = False  # The parser of replies tolerates free text.
-        return await self._try(agent, request, messages, failures)
+        model, structured = self._agent_of(request.model).prepared(request)
+        async with asyncio.timeout(self._timeout):
+            reply: Any = await model.ainvoke(self._messages(request), UNSTREAMED, **stops)
+        return read_structured(reply) if structured else read_message(reply)
 
     def _messages(self, request: ChatRequest) -> list[BaseMessage]:
         payload = request.payload()
@@ -291,47 +238,27 @@ class LangChainClient:
         except (ValueError, NotImplementedError, KeyError) as error:
             raise UsageError(f"messages that LangChain cannot express: {error}") from error
 
+    def _agent_of(self, model: str) -> LangChainAgent:
+        return self._others.get(model, self._agent)
+
+    def _address(self, model: str) -> str:
+        return self._agent_of(model).name
+
     def _one_line(self, error: Exception) -> str:
-        if type(error) is TimeoutError and not error.args:
-            return f"no reply in {self._timeout:g} s"
-        status = _status(error)
-        text = " ".join(redact(str(error)).split())
-        return f"{f'{status} ' if status else ''}{type(error).__name__}: {text[:300]}"
+        late = type(error) is TimeoutError and not error.args
+        return f"no reply in {self._timeout:g} s" if late else super()._one_line(error)
+
+    def _remedy(self, error: Exception) -> str:
+        status = status_of(error)
+        if status in (401, 403):
+            return "check the key that the model was made with"
+        if status == 404:
+            return "check the model's name and address"
+        if worth_retrying(error):
+            return "is its endpoint up?"
+        return "see the integration's documentation"
 
     async def model_digest(self, model: str) -> str:
         """Hash of the model's class, name and identifying parameters, without secrets, because
         LangChain does not say what weights a model has."""
-        return self._others.get(model, self._agent).digest
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status of an exception or of its response."""
-    for holder in (error, getattr(error, "response", None)):
-        for name in ("status_code", "http_status", "code"):
-            status = getattr(holder, name, None)
-            if isinstance(status, int) and 100 <= status < 600:
-                return int(status)
-    return None
-
-
-def worth_retrying(error: BaseException) -> bool:
-    """True for a transient error of any package: busy, down, or too slow."""
-    if (status := _status(error)) is not None:
-        return status >= 500 or status in RETRIED_STATUS
-    return isinstance(error, TimeoutError | ConnectionError) or any(
-        TRANSIENT.search(kind.__name__) for kind in type(error).__mro__
-    )
-
-
-def _explain(name: str, error: Exception, failures: list[str]) -> str:
-    tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"
-    status = _status(error)
-    if status in (401, 403):
-        remedy = "check the key that the model was made with"
-    elif status == 404:
-        remedy = "check the model's name and address"
-    elif worth_retrying(error):
-        remedy = "is its endpoint up?"
-    else:
-        remedy = "see the integration's documentation"
-    return f"{name} failed {tries}: {failures[-1]}; {remedy}"
+        return self._agent_of(model).digest

@@ -110,7 +110,6 @@ class LlamaCppClient:
         self._starting = asyncio.Lock()
 
     async def complete(self, request: ChatRequest) -> Completion:
-        """Answer one request on the server of its model, starting the server if needed."""
         client = await self._acquire(request.model)
         try:
             return await client.complete(request)
@@ -118,7 +117,6 @@ class LlamaCppClient:
             self._busy[request.model] -= 1
 
     async def stream(self, request: ChatRequest) -> Pieces:
-        """Answer one request piece by piece."""
         client = await self._acquire(request.model)
         try:
             async with aclosing(client.stream(request)) as pieces:
@@ -134,7 +132,6 @@ class LlamaCppClient:
         return f"{digest}+{file_sha256(files.adapter)[:16]}" if files.adapter else digest
 
     async def close(self) -> None:
-        """Stop every server."""
         for name in list(self._servers):
             await self._stop(name)
 

@@ -9,7 +9,7 @@ from reflux.agents.budget import Budget
 from reflux.agents.overseers.batch import settle
 from reflux.agents.overseers.protocol import PASS, OverseerContext
 from reflux.agents.overseers.step_parser import NOTHING, read_answer, read_step
-from reflux.agents.prompts import answer_now_prompt, cut, step_prompt
+from reflux.agents.prompts import answer_now_prompt, cut, object_schema, step_prompt
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step, Turn
 
 NOT_DECOMPOSABLE = "not decomposable"
@@ -41,9 +41,7 @@ class ModelOverseer:
     max_subquestions: int = 24
     """Maximum sub-questions on one question in all its batches; then the model must answer."""
     max_tries: int = 3
-    """Maximum calls in one step."""
     max_tokens: int = 512
-    """Maximum tokens of one reply."""
     transcript_chars: int = 4_000
     """Characters of the transcript that the model sees; longer questions and answers are cut."""
     primitives: bool = False
@@ -54,12 +52,10 @@ class ModelOverseer:
     """Temperature of the first try. Members of a panel that share a model need a temperature above
     0 and different seeds."""
     retry_temperature: float = 0.7
-    """Minimum temperature of later tries."""
     seed: int = 0
 
     @property
     def name(self) -> str:
-        """Recorded with each step."""
         return f"model:{self.model or 'X'}"
 
     @property
@@ -73,7 +69,6 @@ class ModelOverseer:
         return Budget(self.max_tries, self.max_tries * (chars // 3 + self.max_tokens))
 
     async def act(self, context: OverseerContext) -> Step:
-        """Ask the model for the next step until a reply holds one."""
         transcript = context.transcript
         if not (context.may_ask or transcript or self.primitives):
             return PASS
@@ -136,19 +131,11 @@ def step_schema(kinds: Sequence[str], limit: int) -> str:
     OpenAI's strict form allows no choice at the top, hence `step`.
     """
     need = {"type": "integer", "minimum": 0, "maximum": limit - 1}
-    sub = _object(question={"type": "string"}, needs={"type": "array", "items": need})
+    sub = object_schema(question={"type": "string"}, needs={"type": "array", "items": need})
     forms: dict[str, dict[str, Any]] = {
         "ask": {"type": "array", "items": sub, "minItems": 1, "maxItems": limit},
         "answer": {"type": "string"},
         "not_decomposable": {"type": "string"},
     }
-    return json.dumps(_object(step={"anyOf": [_object(**{kind: forms[kind]}) for kind in kinds]}))
-
-
-def _object(**properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    choices = [object_schema(**{kind: forms[kind]}) for kind in kinds]
+    return json.dumps(object_schema(step={"anyOf": choices}))

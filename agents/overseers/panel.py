@@ -13,21 +13,14 @@ from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.overseers.batch import alike, merge, settle
 from reflux.agents.overseers.protocol import Overseer, OverseerContext, reserve_of
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
-from reflux.agents.prompts import choice_prompt
+from reflux.agents.prompts import choice_prompt, object_schema
 from reflux.agents.types import Answer, Ask, Chain, ChatRequest, Sampling, Step
 
 Choice = Literal["majority", "merge", "judge"]
 CHOICE_TOKENS = 32
 CHOICE_CHARS = 2_000
 """Characters of each proposal and of the transcript that the judge sees."""
-CHOICE_SCHEMA = json.dumps(
-    {
-        "type": "object",
-        "properties": {"choice": {"type": "integer"}},
-        "required": ["choice"],
-        "additionalProperties": False,
-    }
-)
+CHOICE_SCHEMA = json.dumps(object_schema(choice={"type": "integer"}))
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,6 @@ class Panel:
 
     @property
     def name(self) -> str:
-        """Recorded with each step."""
         return f"panel:{self.choice}({', '.join(member.name for member in self.members)})"
 
     @property
@@ -142,23 +134,15 @@ def _concerns_all(failure: Exception) -> bool:
 
 def _majority(proposals: Sequence[Step]) -> Step:
     """The most frequent step of the most frequent kind; the first among equals."""
-    kinds = Counter(_kind(step) for step in proposals)
-    kind = kinds.most_common(1)[0][0]
-    likes = Counter(_likeness(step) for step in proposals if _kind(step) == kind)
-    likeness = likes.most_common(1)[0][0]
-    return next(step for step in proposals if _likeness(step) == likeness)
-
-
-def _kind(step: Step) -> str:
-    if isinstance(step, Ask):
-        return "ask" if step.subquestions else "pass"
-    if isinstance(step, Chain):
-        return "chain"
-    return "answer" if isinstance(step, Answer) else "defer"
+    keys = [_likeness(step) for step in proposals]
+    kind = Counter(key[0] for key in keys).most_common(1)[0][0]
+    best = Counter(key for key in keys if key[0] == kind).most_common(1)[0][0]
+    return proposals[keys.index(best)]
 
 
 def _likeness(step: Step) -> tuple[str, ...]:
-    """A key that equal steps share; sub-questions without needs are equal in any order."""
+    """The kind of a step, and a key that equal steps share; sub-questions without needs are equal
+    in any order."""
     if isinstance(step, Answer):
         return ("answer", alike(step.text))
     if isinstance(step, Chain):
@@ -167,7 +151,7 @@ def _likeness(step: Step) -> tuple[str, ...]:
         return ("defer",)
     texts = [alike(sub.text) for sub in step.subquestions]
     needing = any(sub.needs for sub in step.subquestions)
-    return (_kind(step), *(texts if needing else sorted(texts)))
+    return ("ask" if texts else "pass", *(texts if needing else sorted(texts)))
 
 
 def _with_note(step: Step, note: str) -> Step:

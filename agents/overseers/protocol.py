@@ -1,6 +1,7 @@
 """The overseer: who decomposes a question and combines the answers."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 from reflux.agents.budget import Budget
@@ -120,6 +121,21 @@ def reserve_of(overseer: Overseer | None) -> Budget:
 def follow_of(overseer: Overseer | None) -> Follow | None:
     """How an overseer's chains continue; None for an overseer that asks none."""
     return overseer.follow if isinstance(overseer, ChainOverseer) else None
+
+
+@dataclass(frozen=True)
+class WrappedOverseer:
+    """Base of an overseer around another one, whose reserve and chains are its own."""
+
+    inner: Overseer
+
+    @property
+    def reserve(self) -> Budget:
+        return reserve_of(self.inner)
+
+    @property
+    def follow(self) -> Follow | None:
+        return follow_of(self.inner)
 
 
 def validate_step(step: object) -> Step:

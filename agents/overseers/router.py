@@ -22,15 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reflux.agents.budget import Budget
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.protocol import (
-    Follow,
-    Overseer,
-    OverseerContext,
-    follow_of,
-    reserve_of,
-)
+from reflux.agents.overseers.protocol import OverseerContext, WrappedOverseer
 from reflux.agents.types import Ask, ChatRequest, Step
 
 Vector = NDArray[np.float64]
@@ -40,6 +33,10 @@ CALL_PRICE = 0.02
 """Cost of one call in that choice, in right answers."""
 UNKNOWN = -1.0
 """Log-probability assumed if the endpoint returned none, in nats."""
+
+
+Similar = tuple[int, float, float]
+"""(number of similar past questions, share right directly, share right amplified)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,6 @@ class Route:
 
     decompose: bool
     direct: float
-    """Probability that the agent alone is right."""
     amplified: float
     seen: str
     """`like` if similar past questions decided, `answer` if the direct answer did."""
@@ -74,7 +70,6 @@ class Router:
     weights: tuple[tuple[float, ...], tuple[float, ...]]
     """Of the direct and the amplified regression: bias, then one for each feature."""
     neighbours: int = 16
-    """Number of similar questions to compare with."""
     like: float = 0.6
     """Minimum cosine similarity of letter trigrams of a similar question."""
     margin: float = 0.0
@@ -104,31 +99,23 @@ class Router:
 
         A decomposed question is assumed to cost two calls, because no tree is known here.
         """
-        likely = [self.likely(p.question, without=index) for index, p in enumerate(self.past)]
-        rows = [
-            self.features(p.question, p.logprob, shares)
-            for p, shares in zip(self.past, likely, strict=True)
-        ]
-        x = np.array(rows, dtype=np.float64)
-        direct, amplified = (
-            logistic(x, np.array([getattr(p, arm) for p in self.past], dtype=np.float64))
-            for arm in ("direct", "amplified")
-        )
+        results = [self.similar(p.question, without=index) for index, p in enumerate(self.past)]
+        known = list(zip(self.past, results, strict=True))
+        x = np.array([_features(p.logprob, similar) for p, similar in known], dtype=np.float64)
+        direct = logistic(x, np.array([p.direct for p in self.past], dtype=np.float64))
+        amplified = logistic(x, np.array([p.amplified for p in self.past], dtype=np.float64))
         router, value = replace(self, weights=(direct, amplified)), 0.0
-        for p, shares in zip(self.past, likely, strict=True):
-            route = router._by_past(shares)
+        for p, similar in known:
+            route = router.before(similar)
             calls = 0 if route else 1
-            route = route or router._by_answer(p.question, p.logprob, shares)
+            route = route or router.after(p.logprob, similar)
             calls += 2 if route.decompose else 1 - calls
             value += (p.amplified if route.decompose else p.direct) - CALL_PRICE * calls
         return router, value
 
-    def before(self, question: str) -> Route | None:
+    def before(self, similar: Similar) -> Route | None:
         """The route by past questions alone; None if they are too few or not clear."""
-        return self._by_past(self.likely(question))
-
-    def _by_past(self, likely: tuple[int, float, float]) -> Route | None:
-        n, direct, amplified = likely
+        n, direct, amplified = similar
         if n < self.neighbours:
             return None
         gap = amplified - direct
@@ -138,27 +125,14 @@ class Router:
             return None
         return Route(gap > self.margin, direct, amplified, "like")
 
-    def after(self, question: str, logprob: float | None) -> Route:
+    def after(self, logprob: float | None, similar: Similar) -> Route:
         """The route by the direct answer's log-probability and by past questions."""
-        return self._by_answer(question, logprob, self.likely(question))
-
-    def _by_answer(
-        self, question: str, logprob: float | None, likely: tuple[int, float, float]
-    ) -> Route:
-        row = np.array([self.features(question, logprob, likely)])
+        row = np.array([_features(logprob, similar)])
         direct, amplified = (float(_sigmoid(row @ np.array(w))[0]) for w in self.weights)
         return Route(amplified > direct + self.margin, direct, amplified, "answer")
 
-    def features(
-        self, question: str, logprob: float | None, likely: tuple[int, float, float]
-    ) -> tuple[float, ...]:
-        """Bias, the least certain token, and the results of similar questions, both ways."""
-        confidence = math.exp(UNKNOWN if logprob is None else logprob)
-        _, direct, amplified = likely
-        return 1.0, 2 * confidence - 1, 2 * direct - 1, 2 * amplified - 1
-
-    def likely(self, question: str, without: int = -1) -> tuple[int, float, float]:
-        """(number of similar past questions, share right directly, share right amplified).
+    def similar(self, question: str, without: int = -1) -> Similar:
+        """The results of similar past questions, leaving out the one at index `without`.
 
         Each share counts one extra question as half right, so it is one half without any.
         """
@@ -190,7 +164,6 @@ class Router:
         return vector / max(1e-9, float(np.linalg.norm(vector)))
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
         path.write_text(json.dumps(asdict(self)) + "\n")
 
     @staticmethod
@@ -216,6 +189,13 @@ def triples(text: str) -> Counter[str]:
     return Counter(plain[i : i + 3] for i in range(len(plain) - 2))
 
 
+def _features(logprob: float | None, similar: Similar) -> tuple[float, ...]:
+    """Bias, the least certain token, and the results of similar questions, both ways."""
+    confidence = math.exp(UNKNOWN if logprob is None else logprob)
+    _, direct, amplified = similar
+    return 1.0, 2 * confidence - 1, 2 * direct - 1, 2 * amplified - 1
+
+
 def _sigmoid(x: Vector) -> Vector:
     return 1 / (1 + np.exp(-np.clip(x, -30.0, 30.0)))
 
@@ -238,41 +218,30 @@ def logistic(x: Vector, y: Vector, ridge: float = 1.0, steps: int = 25) -> tuple
 
 
 @dataclass(frozen=True)
-class Routed:
+class Routed(WrappedOverseer):
     """An overseer that acts only on questions that the router expects to gain from decomposing.
 
     Any other question goes to the agent undivided, and the step's note says why.
     """
 
-    inner: Overseer
     router: Router
     probe: Callable[[str], ChatRequest]
     """The agent's first direct call on a question, identical to the one of the direct answer
-    (`reflux.graphs.amplify.sampling.first_request`)."""
+    (`reflux.graphs.amplify.direct_answer.first_request`)."""
 
     @property
     def name(self) -> str:
-        """Recorded with each step."""
         return f"routed:{self.inner.name}"
-
-    @property
-    def reserve(self) -> Budget:
-        """The inner overseer's."""
-        return reserve_of(self.inner)
-
-    @property
-    def follow(self) -> Follow | None:
-        """The inner overseer's."""
-        return follow_of(self.inner)
 
     async def act(self, context: OverseerContext) -> Step:
         """Route a new question; later steps on a question follow its first."""
         if context.may_ask and not context.transcript:
-            route = self.router.before(context.question)
+            similar = self.router.similar(context.question)
+            route = self.router.before(similar)
             if route is None:
                 reply = await context.complete(self.probe(context.question))
-                route = self.router.after(context.question, reply.min_logprob)
+                route = self.router.after(reply.min_logprob, similar)
             if not route.decompose:
-                return Ask((), f"router: X alone, {route.direct:.2f} against "
-                               f"{route.amplified:.2f} decomposed ({route.seen})")  # fmt: skip
+                odds = f"{route.direct:.2f} against {route.amplified:.2f} decomposed"
+                return Ask((), f"router: X alone, {odds} ({route.seen})")
         return await self.inner.act(context)

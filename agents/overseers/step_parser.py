@@ -19,7 +19,6 @@ from reflux.agents.overseers.batch import alike
 from reflux.agents.types import SubQuestion
 
 MAX_CHARS = 100_000
-"""Characters read of one reply."""
 MAX_REPAIR_CHARS = 20_000
 """Longer broken JSON stays unread: repairing 100,000 hostile characters takes a second."""
 MAX_DEPTH = 12
@@ -27,9 +26,7 @@ MAX_DEPTH = 12
 MAX_BROKEN = 64
 """Opening brackets of one reply that may begin no sound JSON."""
 MAX_QUESTIONS = 500
-"""Sub-questions read of one reply."""
 MAX_VALUES = 64
-"""JSON values read of one reply."""
 ASK = ("ask", "asks", "subquestions", "questions", "subtasks", "decomposition")
 ANSWER = ("answer", "finalanswer", "final")
 REASON = ("notdecomposable", "undecomposable", "indivisible")
@@ -67,7 +64,6 @@ class Reading:
     """As the model gave them: they may repeat one another and need what is not there."""
     answer: str | None = None
     reason: str | None = None
-    """Why the question cannot be decomposed."""
 
 
 NOTHING = Reading()
@@ -168,7 +164,6 @@ def _clean(value: Any, depth: int = 0) -> Any:
 
 
 def _valid_unicode(text: str) -> str:
-    """The text with surrogate pairs joined, and half a pair replaced."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -203,7 +198,6 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The first field under one of these names that is not empty."""
     return next((fields[n] for n in names if fields.get(n) not in (None, "", [], {})), None)
 
 

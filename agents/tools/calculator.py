@@ -9,7 +9,7 @@ compute 0.1 + 0.2 as 0.30000000000000004.
 import ast
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from fractions import Fraction
@@ -17,20 +17,17 @@ from functools import reduce
 from math import ceil, comb, factorial, floor, gcd, isqrt, lcm, log10
 from typing import Any
 
-from reflux.agents.tools.protocol import ToolReply, guarded, text_argument, text_parameter
+from reflux.agents.tools.protocol import TextTool, ToolReply, text_parameter
 from reflux.agents.types import ToolSpec
 
 MAX_CHARS = 4_000
-"""Maximum length of an expression."""
 MAX_DIGITS = 4_000
 """Maximum digits of any value, numerator and denominator together."""
 MAX_DEPTH = 50
 """Maximum nesting of parentheses, signs and calls; a long sum is not deep."""
 MAX_COUNT = 10_000
-"""Maximum argument of factorial and comb."""
 ROOT_DIGITS = 40
 """Significant digits of an irrational root."""
-SECONDS = 10.0
 SHOWN_DIGITS = 30
 """Significant digits of a rounded value in the reply."""
 SHOWN_PLACES = 60
@@ -50,10 +47,9 @@ SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", 
 
 @dataclass(frozen=True)
 class Result:
-    """The value of an expression."""
+    """The value of an expression; a bool if it is a comparison."""
 
     value: Fraction | bool
-    """A bool if the expression is a comparison."""
     rounded: bool = False
     """True if the expression holds an irrational root."""
 
@@ -75,8 +71,6 @@ def evaluate(source: str) -> Result:
 
 
 class _Walk:
-    """One walk of a syntax tree."""
-
     def __init__(self, source: bytes) -> None:
         self._source = source
         self.rounded = False
@@ -92,7 +86,6 @@ class _Walk:
         return all(COMPARISONS[type(op)](left, right) for op, left, right in pairs)
 
     def value(self, node: ast.expr, depth: int = 0) -> Fraction:
-        """The exact value of a node."""
         if depth > MAX_DEPTH:
             raise ValueError(f"nested more than {MAX_DEPTH} deep; work it out in parts")
         spine: list[ast.BinOp] = []
@@ -192,14 +185,6 @@ def _whole(number: Fraction) -> int:
     return number.numerator
 
 
-def _round(number: Fraction, places: Fraction = Fraction(0)) -> Fraction:
-    return round(number, _count(places, MAX_DIGITS))
-
-
-def _sum(*numbers: Fraction) -> Fraction:
-    return reduce(lambda left, right: _capped(left + right), numbers)
-
-
 def _lcm(*numbers: Fraction) -> int:
     """Capped after each number: the lcm of 300 numbers of 4,000 digits takes 18 seconds."""
     return reduce(
@@ -211,8 +196,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], int, int]] = {
     "abs": (abs, 1, 1),
     "min": (lambda *numbers: min(numbers), 1, MAX_COUNT),
     "max": (lambda *numbers: max(numbers), 1, MAX_COUNT),
-    "sum": (_sum, 1, MAX_COUNT),
-    "round": (_round, 1, 2),
+    "sum": (lambda *numbers: reduce(lambda a, b: _capped(a + b), numbers), 1, MAX_COUNT),
+    "round": (lambda number, places=Fraction(0): round(number, _count(places, MAX_DIGITS)), 1, 2),
     "floor": (floor, 1, 1),
     "ceil": (ceil, 1, 1),
     "sqrt": (_root, 1, 1),
@@ -241,30 +226,25 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Fraction, Fraction], bool]] = {
 }
 
 
-class Calculator:
+class Calculator(TextTool):
     """Evaluates one expression; the reply is a number alone, of at most 4,010 characters.
 
     A number is whole, a finite decimal, or a fraction in lowest terms, and may be part of a further
     expression: an overseer writes `({0})` there rather than `{0}`, for the sign or the fraction.
     """
 
+    argument = "expression"
+    seconds = 10.0
+    max_chars = MAX_CHARS
     spec = ToolSpec(
         "calculator",
         "Exact arithmetic with + - * / // % **, parentheses, comparisons, and the functions "
         f"{', '.join(FUNCTIONS)}.",
-        text_parameter("expression", "For example 12 * (3 + 4)"),
+        text_parameter(argument, "For example 12 * (3 + 4)"),
     )
 
-    async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        """Evaluate `expression`; a refusal says why."""
-        return await guarded(self._call(arguments), SECONDS)
-
-    async def answer(self, question: str) -> ToolReply:
+    async def reply(self, text: str) -> ToolReply:
         """Evaluate "12*(3+4)" or "What is 12 * (3 + 4)?"; other prose is refused."""
-        return await guarded(self._call({"expression": question}), SECONDS)
-
-    async def _call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        text = text_argument(arguments, "expression", MAX_CHARS)
         return ToolReply(written(evaluate(expression_in(text))))
 
 

@@ -11,13 +11,12 @@ import re
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from reflux.agents.errors import UsageError
-from reflux.agents.tools.protocol import ToolReply, guarded, text_argument, text_parameter
+from reflux.agents.tools.protocol import TextTool, ToolReply, text_parameter
 from reflux.agents.types import ToolSpec
 
 MIN_WORDS = 100
@@ -29,7 +28,7 @@ MAX_CHARS = 1_500
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a text, with its first and last line, counted from 1."""
+    """A piece of a text, with the numbers of its first and last line from 1."""
 
     first: int
     last: int
@@ -83,12 +82,9 @@ def _pieces(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 SUFFIXES = (".txt", ".md")
 MAX_FILES = 10_000
 MAX_FILE_BYTES = 10 * 2**20
-"""Larger files are skipped."""
 PASSAGES = 5
-"""Maximum passages in one reply."""
 QUERY_WORDS = 32
 """Maximum different words of a query; later ones are ignored."""
-SECONDS = 20.0
 COMMON = (
     " a an and are as at be by can did do does for from has have how i in is it me my of on or our "
     "should that the their there they this to was we were what when where which who why will with "
@@ -113,18 +109,20 @@ class Match:
     text: str
 
 
-class Documents:
+class Documents(TextTool):
     """Finds passages in the .txt and .md files under a folder.
 
     Links are never followed, so nothing outside the folder is read. Each look-up first rereads
     files whose time or size has changed. `skipped` holds the unread files with the reasons.
     """
 
+    argument = "query"
+    seconds = 20.0
     spec = ToolSpec(
         "documents",
         "Look up passages in the user's own documents by words. Each comes with its file and "
         "lines: cite them.",
-        text_parameter("query", "Words to look for"),
+        text_parameter(argument, "Words to look for"),
     )
 
     def __init__(self, folder: Path) -> None:
@@ -147,17 +145,8 @@ class Documents:
                 f"documents are {' and '.join(SUFFIXES)} files in UTF-8"
             )
 
-    async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        """Look up `query`, any text."""
-        return await guarded(self._call(arguments), SECONDS)
-
-    async def answer(self, question: str) -> ToolReply:
-        """Look up the words of the question."""
-        return await guarded(self._call({"query": question}), SECONDS)
-
-    async def _call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        query = text_argument(arguments, "query")
-        matches = await asyncio.to_thread(self.find, query)
+    async def reply(self, text: str) -> ToolReply:
+        matches = await asyncio.to_thread(self.find, text)
         if not matches:
             return ToolReply("no passage of the documents holds any of these words")
         return ToolReply("\n\n".join(f"[{match.source}]\n{match.text}" for match in matches))
@@ -190,7 +179,7 @@ class Documents:
 
     def _refresh(self) -> int:
         self.skipped = {}
-        known = dict(self._index.execute("SELECT name, stamp FROM files").fetchall())
+        known = dict(self._index.execute("SELECT name, stamp FROM files"))
         seen: set[str] = set()
         self._index.execute("BEGIN")
         try:
@@ -234,9 +223,11 @@ class Documents:
     def _read(self, path: Path, name: str, stamp: str) -> bool:
         try:
             text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            self.skipped[name] = str(reason)
+        except OSError as error:
+            self.skipped[name] = str(error.strerror)
+            return False
+        except UnicodeDecodeError:
+            self.skipped[name] = "not UTF-8"
             return False
         self._forget(name)
         self._index.execute("INSERT INTO files VALUES (?, ?)", (name, stamp))
@@ -252,7 +243,6 @@ class Documents:
 
 
 def _skip_reason(path: Path, status: os.stat_result) -> str | None:
-    """Why a file is not read; None for a document."""
     if stat.S_ISLNK(status.st_mode):
         return "a link, and links are not followed"
     if not stat.S_ISREG(status.st_mode):

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from reflux.agents.prompts import object_schema
 from reflux.agents.types import ToolCall, ToolSpec
 
 
@@ -112,14 +113,30 @@ def cut(text: str, limit: int = REPLY_CHARS) -> str:
 
 def text_parameter(name: str, description: str) -> str:
     """JSON schema of a tool that takes one text."""
-    return json.dumps(
-        {
-            "type": "object",
-            "properties": {name: {"type": "string", "description": description}},
-            "required": [name],
-            "additionalProperties": False,
-        }
-    )
+    return json.dumps(object_schema(**{name: {"type": "string", "description": description}}))
+
+
+class TextTool:
+    """A tool that takes one text; a subclass has the `spec`, and replies."""
+
+    argument: str
+    seconds = CALL_SECONDS
+    max_chars = ARGUMENT_CHARS
+
+    async def reply(self, text: str) -> ToolReply:
+        """Act on the text; a `ValueError` is a refusal."""
+        raise NotImplementedError
+
+    async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
+        """Act on a model's arguments; a refusal says why."""
+        try:
+            text = text_argument(arguments, self.argument, self.max_chars)
+        except ValueError as error:
+            return _refusal(str(error))
+        return await guarded(self.reply(text), self.seconds)
+
+    async def answer(self, question: str) -> ToolReply:
+        return await self.call({self.argument: question})
 
 
 def text_argument(arguments: Mapping[str, Any], name: str, limit: int = ARGUMENT_CHARS) -> str:
@@ -148,7 +165,7 @@ def _read(text: str) -> Mapping[str, Any]:
     if len(text) > ARGUMENT_CHARS:
         raise ValueError(f"the arguments have {len(text)} characters; at most {ARGUMENT_CHARS}")
     try:
-        value = json.loads(text or "{}", parse_constant=_no_constant)
+        value = json.loads(text or "{}", parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the arguments are no JSON: {error}") from error
     if not isinstance(value, dict):
@@ -156,7 +173,7 @@ def _read(text: str) -> Mapping[str, Any]:
     return cast(Mapping[str, Any], value)
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 

@@ -11,7 +11,6 @@ A program's reply is the same in every run: `random` is seeded, and there is no 
 import asyncio
 import re
 import sysconfig
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,14 +25,7 @@ from pydantic_monty import (
     ResourceLimits,
 )
 
-from reflux.agents.tools.protocol import (
-    CALL_SECONDS,
-    ToolReply,
-    cut,
-    guarded,
-    text_argument,
-    text_parameter,
-)
+from reflux.agents.tools.protocol import TextTool, ToolReply, cut, text_parameter
 from reflux.agents.types import ToolSpec
 
 PRINTED_BYTES = 64_000
@@ -56,21 +48,21 @@ class SandboxLimits:
     memory: int = 32 * 2**20
     """Bytes."""
     depth: int = 200
-    """Maximum nested calls."""
 
 
-class Sandbox:
+class Sandbox(TextTool):
     """Runs a Python program and replies with its output and the value of its last line.
 
     A failure is a reply with `ok=False`: a traceback, or the limit that stopped the program.
     """
 
+    argument = "code"
     spec = ToolSpec(
         "python",
         "Run a short Python program. Print what you want to know, or make it the last line. It "
         "has no files, no network and no clock; of the standard library json, math, re, decimal, "
         "datetime, random, itertools, collections and functools.",
-        text_parameter("code", "The program"),
+        text_parameter(argument, "The program"),
     )
 
     def __init__(self, limits: SandboxLimits | None = None) -> None:
@@ -78,18 +70,14 @@ class Sandbox:
         # Programs start in threads, and Python 3.11 fills this table on first use, unsafely.
         sysconfig.get_config_vars()
 
-    async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        """Run `code`."""
-        return await guarded(self._call(arguments), CALL_SECONDS)
-
     async def answer(self, question: str) -> ToolReply:
         """Run the text, or the code block that it holds."""
         block = FENCED.search(question)
-        return await guarded(self._call({"code": block[1] if block else question}), CALL_SECONDS)
+        return await super().answer(block[1] if block else question)
 
-    async def _call(self, arguments: Mapping[str, Any]) -> ToolReply:
+    async def reply(self, text: str) -> ToolReply:
         # In a thread: the package's asyncio pool aborted one in four exits of this process.
-        return await asyncio.to_thread(self._run, text_argument(arguments, "code"))
+        return await asyncio.to_thread(self._run, text)
 
     def _run(self, code: str) -> ToolReply:
         printed = CollectString(PRINTED_BYTES)

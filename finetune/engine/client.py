@@ -9,14 +9,17 @@ request alone decides, so timing never changes which engine answers.
 """
 
 import asyncio
+import contextlib
 import copy
 import hashlib
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -76,21 +79,18 @@ class BatchedClient:
         """Answer one request; see `ChatClient.complete`.
 
         Raises:
-            EndpointError: the prompt fills the context, or the engine failed or was closed.
-            UsageError: the request is not Unicode text, or the chat template refuses it.
+            EndpointError: the engine failed or was closed, or as `Scheduler.row`.
+            UsageError: as `Scheduler.row`.
         """
         if request.tools or request.schema or any(turn[2:] for turn in request.messages):
             return await self.llama_cpp.complete(request)
         if self._worker is None:
             self._worker = _Worker(self._resolve, self._config)
             self._worker.start()
-        loop = asyncio.get_running_loop()
-        job = _Job(request, loop, loop.create_future(), time.perf_counter())
-        self._worker.put(job)
-        try:
-            return await job.future
-        finally:
-            job.drop()  # On cancellation, nobody waits for the reply.
+        job = _Job(request)
+        self._worker.inbox.put(job)
+        # Cancelling this cancels the job's future, too, and its row leaves at the next step.
+        return await asyncio.wrap_future(job.future)
 
     async def model_digest(self, model: str) -> str:
         """Digest of the base file and the adapter.
@@ -130,37 +130,33 @@ def load_weights(files: ModelFiles) -> tuple[Any, Any]:
     Raises:
         MissingError: a file is missing, or is not a model or adapter.
     """
-    from reflux.finetune.base_model import (
-        dequantised_base,
-        load_adapted,
-        load_base,
-        quiet_libraries,
-    )
+    from reflux.finetune import base_model
 
-    base = dequantised_base(files.gguf)
+    base = base_model.dequantised_base(files.gguf)
     if files.adapter is None:
-        return load_base(base)
-    student, tokenizer = load_adapted(base, _peft_folder(files))
-    with quiet_libraries():
+        return base_model.load_base(base)
+    student, tokenizer = base_model.load_adapted(base, _peft_folder(files))
+    with base_model.quiet_libraries():
         return student.merge_and_unload(), tokenizer
 
 
 @dataclass(eq=False)
 class _Job:
-    """A request and the future of its completion."""
+    """A request and the future of its completion, which is cancelled once nobody waits for it."""
 
     request: ChatRequest
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Completion]
-    begun: float
-    row: "Row | None" = None
-    dropped: bool = False
+    future: Future[Completion] = field(default_factory=Future[Completion])
+    begun: float = field(default_factory=time.perf_counter)
 
-    def drop(self) -> None:
-        """Remove the row from its batch at the next step."""
-        self.dropped = True
-        if self.row is not None:
-            self.row.dropped = True
+    def settle(self, outcome: Completion | Exception) -> None:
+        """Wake the caller, unless it was cancelled."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Exception):
+            # A copy each: an exception that is raised twice carries two tracebacks.
+            self.future.set_exception(copy.copy(outcome))
+        else:
+            self.future.set_result(outcome)
 
 
 class _Worker(threading.Thread):
@@ -170,84 +166,75 @@ class _Worker(threading.Thread):
         # Daemon: a client that is never closed must not keep the process alive.
         super().__init__(name="reflux-batched", daemon=True)
         self._resolve, self._config = resolve, config
-        self._inbox: deque[_Job] = deque()
-        self._wake = threading.Condition()
+        self.inbox: SimpleQueue[_Job | None] = SimpleQueue()
+        """New jobs, from any thread; None wakes the worker."""
         self._closing = False
         self._schedulers: OrderedDict[str, Scheduler] = OrderedDict()
         self._held: list[_Job] = []
-        """Jobs whose model cannot be loaded until another is idle."""
+        """Jobs that have no row yet, such as those whose model waits for another to be idle."""
         self._jobs: dict[Row, _Job] = {}
-        self._outcomes: list[tuple[_Job, Completion | Exception]] = []
-
-    def put(self, job: _Job) -> None:
-        """Queue a job, from any thread."""
-        with self._wake:
-            self._inbox.append(job)
-            self._wake.notify()
 
     def close(self) -> None:
         """Stop after the current step, from any thread."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
+        self._closing = True
+        self.inbox.put(None)
 
     def run(self) -> None:
         """Decode until `close`."""
-        while (new := self._receive()) is not None:
-            self._admit(new)
+        while True:
+            self._receive()
+            if self._closing:
+                break
+            self._admit()
             for name in [n for n, scheduler in self._schedulers.items() if scheduler.busy]:
                 self._step(name)
-            self._deliver()
+        while not self.inbox.empty():
+            self._hold(self.inbox.get())
         closed = EndpointError("the batched engine was closed before it answered")
-        pending = [*self._inbox, *self._held, *self._jobs.values()]
-        self._outcomes += [(job, copy.copy(closed)) for job in pending]
-        self._deliver()
+        for job in [*self._held, *self._jobs.values()]:
+            job.settle(closed)
         self._schedulers.clear()
 
-    def _receive(self) -> list[_Job] | None:
-        """New jobs, for which an idle thread waits; None after `close`."""
-        busy = self._held or any(scheduler.busy for scheduler in self._schedulers.values())
-        with self._wake:
-            if not busy and not self._wait(IDLE_SECONDS):
+    def _receive(self) -> None:
+        """Hold the new jobs, for which an idle thread waits."""
+        idle = not self._held and not any(s.busy for s in self._schedulers.values())
+        if idle:
+            try:
+                self._hold(self.inbox.get(timeout=IDLE_SECONDS))
+            except Empty:
                 for scheduler in self._schedulers.values():
                     scheduler.release()
-                self._wait(None)
-            if not busy:
-                seen = 0
-                while seen < len(self._inbox) < self._config.rows and not self._closing:
-                    seen = len(self._inbox)
-                    self._wake.wait_for(lambda: self._closing, GATHER_SECONDS)
-            if self._closing:
-                return None
-            new = list(self._inbox)
-            self._inbox.clear()
-        return new
+                self._hold(self.inbox.get())
+        with contextlib.suppress(Empty):
+            while not self._closing:
+                gather = idle and len(self._held) < self._config.rows
+                self._hold(self.inbox.get(timeout=GATHER_SECONDS if gather else 0))
 
-    def _wait(self, seconds: float | None) -> bool:
-        return self._wake.wait_for(lambda: bool(self._inbox) or self._closing, seconds)
+    def _hold(self, job: _Job | None) -> None:
+        if job is not None:
+            self._held.append(job)
 
-    def _admit(self, new: Sequence[_Job]) -> None:
-        """Turn jobs into rows of their models, which are loaded if there is room."""
-        jobs, self._held = [job for job in [*self._held, *new] if not job.dropped], []
+    def _admit(self) -> None:
+        """Turn held jobs into rows of their models, which are loaded if there is room."""
+        jobs, self._held = [job for job in self._held if not job.future.cancelled()], []
         for name in dict.fromkeys(job.request.model for job in jobs):
             requested = [job for job in jobs if job.request.model == name]
             try:
                 scheduler = self._scheduler(name)
             except Exception as error:  # noqa: BLE001 - the waiting callers get it.
-                self._fail(requested, error, f"could not load {name}")
+                _fail(requested, error, f"could not load {name}")
                 continue
             if scheduler is None:
                 self._held += requested
                 continue
             for job in requested:
                 try:
-                    job.row = scheduler.row(job.request)
+                    row = scheduler.row(job.request)
                 except Exception as error:  # noqa: BLE001
-                    self._fail([job], error, "could not read a request")
+                    _fail([job], error, "could not read a request")
                     continue
-                job.row.dropped = job.dropped  # It may have been dropped before it had a row.
-                self._jobs[job.row] = job
-                scheduler.add([job.row])
+                self._jobs[row] = job
+                scheduler.add([row])
 
     def _scheduler(self, name: str) -> "Scheduler | None":
         """The scheduler of a model, loaded if needed; None while all others are busy."""
@@ -255,13 +242,13 @@ class _Worker(threading.Thread):
             with short_waits():
                 from reflux.finetune.engine.scheduler import Scheduler
 
+            config = self._config
             for idle in [n for n, other in self._schedulers.items() if not other.busy]:
-                if len(self._schedulers) < self._config.models:
+                if len(self._schedulers) < config.models:
                     break
                 del self._schedulers[idle]
-            if len(self._schedulers) >= self._config.models:
+            if len(self._schedulers) >= config.models:
                 return None
-            config = self._config
             self._schedulers[name] = Scheduler(
                 *load_weights(self._resolve(name)),
                 rows=config.rows,
@@ -274,45 +261,26 @@ class _Worker(threading.Thread):
     def _step(self, name: str) -> None:
         """Step one model; a failure fails all its rows."""
         scheduler = self._schedulers[name]
+        for row, job in self._jobs.items():
+            row.dropped = job.future.cancelled()
         try:
             for row in scheduler.step():
                 job = self._jobs.pop(row)
-                seconds = time.perf_counter() - job.begun
-                self._outcomes.append((job, scheduler.completion(row, seconds)))
+                job.settle(scheduler.completion(row, time.perf_counter() - job.begun))
         except Exception as error:  # noqa: BLE001
             del self._schedulers[name]
-            lost = [job for job in self._jobs.values() if job.request.model == name]
-            self._fail(lost, error, f"failed with {name}")
+            lost = [row for row, job in self._jobs.items() if job.request.model == name]
+            _fail([self._jobs.pop(row) for row in lost], error, f"failed with {name}")
         self._jobs = {row: job for row, job in self._jobs.items() if not row.dropped}
 
-    def _fail(self, jobs: Sequence[_Job], error: Exception, activity: str) -> None:
-        if not isinstance(error, RefluxError | OSError):
-            failure = EndpointError(
-                f"the batched engine {activity}: {type(error).__name__}: {error}; set engine: "
-                "llama.cpp, or lower batched.rows if memory is short"
-            )
-            failure.__cause__ = error
-            error = failure
-        for job in jobs:
-            # A copy each: an exception that is raised twice carries two tracebacks.
-            self._outcomes.append((job, copy.copy(error)))
-            if job.row is not None:
-                self._jobs.pop(job.row, None)
 
-    def _deliver(self) -> None:
-        """Hand the outcomes to their event loops, waking each loop once."""
-        outcomes, self._outcomes = self._outcomes, []
-        for loop in {job.loop for job, _ in outcomes}:
-            settled = [(job.future, outcome) for job, outcome in outcomes if job.loop is loop]
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_settle, settled)
-
-
-def _settle(outcomes: Sequence[tuple[asyncio.Future[Completion], Completion | Exception]]) -> None:
-    for future, outcome in outcomes:
-        if future.done():
-            continue  # The caller was cancelled.
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
+def _fail(jobs: Sequence[_Job], error: Exception, activity: str) -> None:
+    if not isinstance(error, RefluxError | OSError):
+        failure = EndpointError(
+            f"the batched engine {activity}: {type(error).__name__}: {error}; set engine: "
+            "llama.cpp, or lower batched.rows if memory is short"
+        )
+        failure.__cause__ = error
+        error = failure
+    for job in jobs:
+        job.settle(error)

@@ -20,6 +20,10 @@ HIDDEN = torch.finfo(torch.float32).min
 """Added to the score of a hidden column. An infinite value would make a row without visible columns
 NaN."""
 
+Window = tuple[torch.Tensor, torch.Tensor]
+"""The additive mask (rows, 1, tokens, columns), and the positions (rows, tokens) after the shared
+prefix."""
+
 
 @dataclass(frozen=True)
 class SharedPrefix:
@@ -54,28 +58,21 @@ class KVCache:
     def __len__(self) -> int:
         return len(self._begins)
 
-    def prefill(self, lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take slots for prompts of these lengths, padded at the left, for the next forward pass.
-
-        Returns the additive mask (rows, 1, tokens, columns) and the positions (rows, tokens)
-        after the shared prefix.
-        """
+    def prefill(self, lengths: Sequence[int]) -> Window:
+        """Take slots for prompts of these lengths, padded at the left."""
         width, taken = max(lengths), len(self)
         self._make_room(taken + len(lengths), width)
         self._begins += [self._end - length for length in lengths]
-        self._window = (
-            slice(taken, len(self)),
-            slice(self._end - width, self._end),
-            self._end - width,
-        )
+        start = self._end - width
+        self._window = (slice(taken, len(self)), slice(start, self._end), start)
         device = self._options["device"]
         columns = torch.arange(width, device=device)
         first = width - torch.tensor(lengths, device=device)  # (rows)
         visible = (columns >= first[:, None, None]) & (columns[:, None] >= columns)
         return _additive(visible), (columns - first[:, None]).clamp(min=0)
 
-    def step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Select the next column for every row; returns as `prefill`."""
+    def step(self) -> Window:
+        """Select the next column for every row."""
         self._make_room(len(self), 0)
         lowest = min(self._begins)
         self._window = (slice(0, len(self)), slice(self._end, self._end + 1), lowest)

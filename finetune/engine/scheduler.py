@@ -7,11 +7,11 @@ are computed. The shared prefix of a system message's prompts is prefilled once.
 bf16 products round differently in another batch, so a row's neighbors can change a token whose two
 best candidates are nearly equally likely. Neighbors change nothing else.
 
-transformers 5.23 has continuous batching, too, but one seed for all requests, log-probabilities of
-the drawn token only, and no speed on CPUs: it answered 2.6 short requests/s where this scheduler
-answered 7.2 (SmolLM2-135M, two shared cores, 96 requests).
+The continuous batching of transformers 5.23 has one seed for all requests, log-probabilities of
+the drawn token only, and no speed on CPUs.
 """
 
+import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +20,8 @@ from typing import Any
 import torch
 
 from reflux.agents.errors import EndpointError, UsageError
-from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.finetune.engine.kv_cache import ATTENTION, KVCache, SharedPrefix
-from reflux.finetune.engine.sampler import SampledToken, TokenSampler, draw
+from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob
+from reflux.finetune.engine.kv_cache import ATTENTION, KVCache, SharedPrefix, Window
 from reflux.finetune.train.packing import groups_of_like_length
 
 MAX_PREFIXES = 8
@@ -33,6 +32,18 @@ PREFILL_TOKENS = 4096
 """Maximum tokens of prompts in one forward pass, with padding."""
 MAX_WAIT = 4
 """Maximum steps for which new rows wait for others to be prefilled with them."""
+MIN_PROBABILITY = 0.05
+"""Min-p of llama.cpp: a drawn token's minimum probability, as a share of the likeliest token's."""
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """One token and the likeliest alternatives."""
+
+    token: int
+    logprob: float = 0.0
+    """Natural-log probability before temperature; 0 if the request has no `top_logprobs`."""
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(eq=False)
@@ -41,17 +52,16 @@ class Row:
 
     request: ChatRequest
     ids: list[int]
-    """The prompt's tokens."""
     max_tokens: int
     prefix: tuple[int, ...] = ()
     """Tokens that every prompt with this system message begins with."""
-    sampler: TokenSampler | None = None
+    generator: torch.Generator | None = None
+    """Of the random numbers that the reply takes; None for a greedy one."""
     sampled: list[SampledToken] = field(default_factory=list[SampledToken])
     text: str = ""
     finish: str = ""
     """The finish reason; empty in progress."""
     dropped: bool = False
-    """True once nobody waits for the reply."""
 
 
 @dataclass(eq=False)
@@ -60,11 +70,13 @@ class _Group:
 
     prefix: SharedPrefix
     cache: KVCache
-    rows: list[Row] = field(default_factory=list[Row])
-    """By slot of the cache."""
+    rows: list[Row] = field(default_factory=list[Row])  # by slot of the cache
     waiting: list[Row] = field(default_factory=list[Row])
-    waited: int = 0
-    """Steps for which rows have waited since the last prefill."""
+    waited: int = 0  # steps since the last prefill for which rows have waited
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.rows or self.waiting)
 
 
 class Scheduler:
@@ -73,11 +85,7 @@ class Scheduler:
     def __init__(
         self, model: Any, tokenizer: Any, *, rows: int, context: int, prefix_cache: bool = True
     ) -> None:
-        """
-        Args:
-            rows: maximum rows that are decoded together.
-            context: maximum tokens of a request, prompt and completion; the model may have fewer.
-            prefix_cache: False prefills shared prefixes with every prompt.
+        """See `BatchedConfig` for the options.
 
         Raises:
             UsageError: the model has other layers than full attention.
@@ -102,8 +110,7 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """True while a row is in progress."""
-        return bool(self._new) or any(g.rows or g.waiting for g in self._groups.values())
+        return bool(self._new) or any(group.busy for group in self._groups.values())
 
     def row(self, request: ChatRequest) -> Row:
         """A request as a row; `add` starts it.
@@ -115,9 +122,8 @@ class Scheduler:
         ids = self._tokenize(request.payload())
         if len(ids) >= self._context:
             error = EndpointError(
-                f"the prompt has {len(ids)} tokens, and with its reply it may have "
-                f"{self._context}: shorten it, or raise the engine's context where the model "
-                "allows it"
+                f"the prompt has {len(ids)} tokens, and with its reply may have {self._context}: "
+                "shorten it, or raise the engine's context where the model allows it"
             )
             error.refused = True
             raise error
@@ -126,7 +132,7 @@ class Scheduler:
         if self._prefix_cache:
             row.prefix = self._prefix(request, ids)
         if sampling.temperature > 0:
-            row.sampler = TokenSampler(sampling.seed, request.vote)
+            row.generator = seeded(sampling.seed, request.vote)
         return row
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -135,15 +141,12 @@ class Scheduler:
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """Prefill new rows of one group, or draw a token for its rows; returns finished rows.
-
-        Groups take turns.
-        """
+        """Prefill new rows of the next group, or draw a token for its rows; returns those done."""
         self._assign_groups()
         for group in self._groups.values():
             group.waiting = [row for row in group.waiting if not row.dropped]
             self._remove(group, [slot for slot, row in enumerate(group.rows) if row.dropped])
-        turn = next((key for key, g in self._groups.items() if g.rows or g.waiting), None)
+        turn = next((key for key, group in self._groups.items() if group.busy), None)
         if turn is None:
             return []
         self._groups.move_to_end(turn)
@@ -156,7 +159,8 @@ class Scheduler:
             self._prefill(group, count)
         elif group.rows:
             group.waited = group.waited + 1 if group.waiting else 0
-            self._advance(group, range(len(group.rows)), group.cache.step(), None)
+            last = [[row.sampled[-1].token] for row in group.rows]
+            self._draw(group.rows, self._forward(group, last, group.cache.step()))
         slots = [slot for slot, row in enumerate(group.rows) if row.finish]
         finished = [group.rows[slot] for slot in slots]
         self._remove(group, slots)
@@ -168,15 +172,14 @@ class Scheduler:
             group.cache.release()
 
     def completion(self, row: Row, seconds: float) -> Completion:
-        """The completion of a finished row."""
-        with_logprobs = row.request.sampling.top_logprobs > 0
+        reported = row.sampled if row.request.sampling.top_logprobs else ()
         return Completion(
             row.text,
             prompt_tokens=len(row.ids),
             completion_tokens=len(row.sampled),
             seconds=seconds,
             finish_reason=row.finish,
-            logprobs=tuple(self._logprob(s) for s in row.sampled) if with_logprobs else (),
+            logprobs=tuple(map(self._logprob, reported)),
         )
 
     def _tokenize(self, chat: list[dict[str, Any]]) -> list[int]:
@@ -195,20 +198,13 @@ class Scheduler:
         first = request.messages[0] if request.messages else ()
         system = first if first[:1] == ("system",) else ()
         if system not in self._prefixes:
-            chats: list[list[dict[str, Any]]] = [
-                [
-                    dict(zip(("role", "content"), turn, strict=False))
-                    for turn in (system, ("user", word))
-                    if turn
-                ]
-                for word in ("Yes?", "no")
-            ]
-            one, other = map(self._tokenize, chats)
-            pairs = enumerate(zip(one, other, strict=False))
-            length = next(index for index, pair in pairs if pair[0] != pair[1])
+            head = [{"role": "system", "content": system[1]}] if system else []
+            users = [{"role": "user", "content": word} for word in ("Yes?", "no")]
+            pairs = zip(*(self._tokenize([*head, user]) for user in users), strict=False)
             if len(self._prefixes) >= 64 * MAX_PREFIXES:
                 self._prefixes.clear()
-            self._prefixes[system] = tuple(one[:length])
+            shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+            self._prefixes[system] = tuple(token for token, _ in shared)
         prefix = self._prefixes[system]
         return prefix if len(prefix) < len(ids) and tuple(ids[: len(prefix)]) == prefix else ()
 
@@ -220,23 +216,21 @@ class Scheduler:
             cached = row.prefix in self._groups or counts[row.prefix] >= MIN_SHARED
             key = row.prefix if cached else ()
             if key not in self._groups:
-                self._groups[key] = _Group(self._shared_prefix(key), self._cache())
+                self._groups[key] = self._group(key)
             self._groups[key].waiting.append(row)
-        for key in [key for key, g in self._groups.items() if not (g.rows or g.waiting)]:
+        for key in [key for key, group in self._groups.items() if not group.busy]:
             if len(self._groups) > MAX_PREFIXES:
                 del self._groups[key]
 
-    def _cache(self) -> KVCache:
-        return KVCache(self._model.config, self._model.dtype, self._model.device)
-
-    def _shared_prefix(self, ids: tuple[int, ...]) -> SharedPrefix:
-        """Prefill a prefix."""
+    def _group(self, ids: tuple[int, ...]) -> _Group:
+        """An empty group, whose prefix is prefilled."""
+        model = self._model
+        cache = KVCache(model.config, model.dtype, model.device)
         if not ids:
-            return SharedPrefix()
-        cache = self._cache()
-        mask, positions = cache.prefill([len(ids)])
-        self._forward([list(ids)], mask, positions, cache, SharedPrefix())
-        return SharedPrefix(ids, cache.first_row())
+            return _Group(SharedPrefix(), cache)
+        alone = self._group(())
+        self._forward(alone, [list(ids)], alone.cache.prefill([len(ids)]))
+        return _Group(SharedPrefix(ids, alone.cache.first_row()), cache)
 
     def _prefill(self, group: _Group, count: int) -> None:
         """Prefill the first waiting rows, grouped by length, and draw their first tokens."""
@@ -248,51 +242,31 @@ class Scheduler:
             batch = max(1, PREFILL_TOKENS // max(lengths[index] for index in part))
             for first in range(0, len(part), batch):
                 rows = [chosen[index] for index in part[first : first + batch]]
-                slots = range(len(group.rows), len(group.rows) + len(rows))
                 group.rows += rows
                 prompts = [row.ids[start:] for row in rows]
-                window = group.cache.prefill([len(prompt) for prompt in prompts])
-                self._advance(group, slots, window, prompts)
+                width = max(map(len, prompts))
+                window = group.cache.prefill(list(map(len, prompts)))
+                padded = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
+                self._draw(rows, self._forward(group, padded, window))
 
-    def _advance(
-        self,
-        group: _Group,
-        slots: Sequence[int],
-        window: tuple[torch.Tensor, torch.Tensor],
-        prompts: list[list[int]] | None,
-    ) -> None:
-        """Draw a token for the rows in `slots`, after their prompts or after their last token."""
-        rows = [group.rows[slot] for slot in slots]
-        mask, positions = window
-        width = positions.shape[1]
-        if prompts is None:
-            ids = [[row.sampled[-1].token] for row in rows]
-        else:
-            ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
-        logits = self._forward(ids, mask, positions, group.cache, group.prefix)
+    def _draw(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         samplings = [row.request.sampling for row in rows]
-        tokens = draw(logits, samplings, [row.sampler for row in rows])
+        tokens = draw(logits, samplings, [row.generator for row in rows])
         for row, token in zip(rows, tokens, strict=True):
             row.sampled.append(token)
             self._update_finish(row)
 
-    def _forward(
-        self,
-        ids: list[list[int]],
-        mask: torch.Tensor,
-        positions: torch.Tensor,
-        cache: KVCache,
-        prefix: SharedPrefix,
-    ) -> torch.Tensor:
+    def _forward(self, group: _Group, ids: list[list[int]], window: Window) -> torch.Tensor:
         """Logits after the last column, (rows, vocabulary), in float32."""
+        mask, positions = window
         out = self._model(
             input_ids=torch.tensor(ids, device=self._model.device),
             attention_mask=mask,
-            position_ids=positions + len(prefix.ids),
-            past_key_values=cache,
+            position_ids=positions + len(group.prefix.ids),
+            past_key_values=group.cache,
             use_cache=True,
             logits_to_keep=1,
-            prefix=prefix,
+            prefix=group.prefix,
         )
         return out.logits[:, -1].float()
 
@@ -305,8 +279,7 @@ class Scheduler:
         sampled = row.sampled[:-1] if ended else row.sampled
         row.text = self._tokenizer.decode([s.token for s in sampled], skip_special_tokens=True)
         cuts = [index for stop in stops if stop and (index := row.text.find(stop)) >= 0]
-        if cuts:
-            row.text = row.text[: min(cuts)]
+        row.text = row.text[: min(cuts, default=None)]
         if ended or cuts:
             row.finish = "stop"
         elif len(row.sampled) >= row.max_tokens:
@@ -325,3 +298,51 @@ class Scheduler:
         if token not in self._texts:
             self._texts[token] = self._tokenizer.decode([token], skip_special_tokens=True)
         return self._texts[token]
+
+
+def seeded(seed: int, vote: int) -> torch.Generator:
+    """The random numbers of one vote, a separate stream for each."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + vote) % 2**63)
+
+
+def draw(
+    logits: torch.Tensor,
+    samplings: Sequence[Sampling],
+    generators: Sequence[torch.Generator | None],
+) -> list[SampledToken]:
+    """A token for each row of logits (rows, vocabulary); without a generator the likeliest, where
+    ties go to the lower id."""
+    best, best_ids = logits.max(1)
+    tokens = best_ids.tolist()
+    for row, generator in enumerate(generators):
+        if generator is not None:
+            number = float(torch.rand((), generator=generator, dtype=torch.float64))
+            tokens[row] = _token_at(logits[row], samplings[row].temperature, number)
+    drawn = [SampledToken(token) for token in tokens]
+    reported = [row for row, sampling in enumerate(samplings) if sampling.top_logprobs]
+    if not reported:
+        return drawn
+    chosen = logits if len(reported) == len(tokens) else logits[reported]
+    total = chosen.logsumexp(1)
+    ids = torch.tensor([[tokens[row]] for row in reported], device=logits.device)
+    logprobs = (chosen.gather(1, ids)[:, 0] - total).tolist()
+    limit = max(samplings[row].top_logprobs for row in reported)
+    if limit == 1:  # `max` has found the likeliest token; topk would search again.
+        top, top_ids = best[reported, None], best_ids[reported, None]
+    else:
+        top, top_ids = chosen.topk(min(limit, chosen.shape[1]))
+    top_logprobs, top_tokens = (top - total[:, None]).tolist(), top_ids.tolist()
+    for index, row in enumerate(reported):
+        count = samplings[row].top_logprobs
+        pairs = zip(top_tokens[index][:count], top_logprobs[index][:count], strict=True)
+        drawn[row] = SampledToken(tokens[row], logprobs[index], tuple(pairs))
+    return drawn
+
+
+def _token_at(logits: torch.Tensor, temperature: float, number: float) -> int:
+    """The token at a quantile, 0 to 1, of the likely tokens' cumulative distribution."""
+    probabilities = (logits / temperature).softmax(0, dtype=torch.float64)
+    probabilities[probabilities < MIN_PROBABILITY * probabilities.max()] = 0
+    cumulative = probabilities.cumsum(0)
+    token = int(torch.searchsorted(cumulative, number * cumulative[-1], right=True))
+    return min(token, int(probabilities.nonzero()[-1]))

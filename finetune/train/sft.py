@@ -38,7 +38,7 @@ from reflux.finetune.base_model import (
     wrapping_write_errors,
 )
 from reflux.finetune.export import export_adapter
-from reflux.finetune.registry import Registry, Student
+from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, Registry, Student
 from reflux.finetune.train.trainer import StudentTrainer
 
 SFT_DEFAULTS: dict[str, Any] = {
@@ -68,7 +68,7 @@ LORA_DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingStep:
     """The state of a training run after a step."""
 
     step: int
@@ -106,7 +106,7 @@ def train(
     lora: Mapping[str, Any] | None = None,
     seed: int = 0,
     model_id: str = DEFAULT_MODEL_ID,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingStep], None] = lambda step: None,
 ) -> TrainReport:
     """Train a LoRA adapter on the pristine `base` and write it to `out`, deterministic in `seed`.
 
@@ -195,30 +195,20 @@ def distill(
         if stop is not None and stop.is_set():
             raise RefluxError("training was interrupted; --resume starts this student again")
 
-    def on_progress(state: Progress) -> None:
+    def on_progress(state: TrainingStep) -> None:
         check_stop()
-        progress(
-            f"distill {plan.id}",
-            state.step,
-            state.steps,
-            f"loss {state.loss:.3f}, {state.examples_per_second:.1f} examples/s",
-        )
+        detail = f"loss {state.loss:.3f}, {state.examples_per_second:.1f} examples/s"
+        progress(f"distill {plan.id}", state.step, state.steps, detail)
 
     gguf = default_gguf()
     progress("load the base", 0, 1, "")
     base = dequantised_base(gguf)
     check_stop()
     with registry.staging(plan.id) as folder:
-        report = train(
-            plan.rows,
-            base,
-            folder,
-            sft=plan.sft,
-            lora=plan.lora,
-            seed=plan.seed,
-            on_progress=on_progress,
-        )
-        export_adapter(folder, base, folder / "adapter.gguf")
+        settings = {"sft": dict(plan.sft), "lora": dict(plan.lora), "seed": plan.seed}
+        trained = asdict(train(plan.rows, base, folder, **settings, on_progress=on_progress))
+        del trained["losses"]
+        export_adapter(folder, base, folder / ADAPTER_GGUF)
         registry.write(
             folder,
             id=plan.id,
@@ -230,12 +220,7 @@ def distill(
                 "dequantised_sha256": base_digest(base),
             },
             rows_digest=plan.rows_digest,
-            config={
-                "sft": dict(plan.sft),
-                "lora": dict(plan.lora),
-                "seed": plan.seed,
-                "report": {k: v for k, v in asdict(report).items() if k != "losses"},
-            },
+            config={**settings, "report": trained},
         )
     return registry.get(plan.id)
 
@@ -244,25 +229,22 @@ class _LossRecorder(TrainerCallback):
     """Records each step's loss and reports progress."""
 
     def __init__(
-        self, trainer: StudentTrainer, rows: int, listener: Callable[[Progress], None] | None
+        self, trainer: StudentTrainer, rows: int, listener: Callable[[TrainingStep], None]
     ) -> None:
         self.losses: list[float] = []
         self.examples = 0
-        self._trainer = trainer
-        self._rows = rows
-        self._listener = listener
+        self._trainer, self._rows, self._listener = trainer, rows, listener
         self._begun = 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._begun = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.losses.append(self._trainer.step_loss)
         self._trainer.step_loss = 0.0
         self.examples = round(self._rows * state.epoch)
-        if self._listener is not None:
-            rate = self.examples / (time.perf_counter() - self._begun)
-            self._listener(Progress(state.global_step, state.max_steps, self.losses[-1], rate))
+        rate = self.examples / (time.perf_counter() - self._begun)
+        self._listener(TrainingStep(state.global_step, state.max_steps, self.losses[-1], rate))
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -312,4 +294,4 @@ def _save(model: Any, scratch: Path, out: Path, model_id: str) -> None:
         config["target_modules"].sort()
     out.mkdir(parents=True, exist_ok=True)
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(scratch / "adapter_model.safetensors", out / "adapter_model.safetensors")
+    shutil.copyfile(scratch / ADAPTER, out / ADAPTER)

@@ -1,13 +1,11 @@
 """A chain: each question is made of the last answer, for up to millions of links.
 
 One graph node walks the whole chain, because a super-step costs more than a vote. Each link is
-voted on by the same rules as any other question (MAKER, arXiv 2511.09030). A batch of votes is one
-row of the table `links`, committed before it counts: a killed chain goes on at its last link and
-repeats only the calls in flight, and a revision that asks the same chain copies its links. Only
-that table grows with the chain's length.
-
-A row holds the shared answer where all votes of the batch agreed, and otherwise every vote.
-Log-probabilities and tokens of single votes are not kept.
+voted on as any other question is (MAKER, arXiv 2511.09030). A batch of votes is one row of the
+table `links`, committed before it counts: a killed chain goes on at its last link and repeats only
+the calls in flight, and a revision that asks the same chain copies its links. A row holds the
+shared answer where all votes of the batch agreed, and otherwise every vote, without
+log-probabilities and tokens. Only that table grows with the chain's length.
 
 A link without an accepted vote is voted on again with fresh votes, up to `limits.attempts` times.
 An endpoint failure ends the question, and the same command goes on from there later.
@@ -22,10 +20,10 @@ from dataclasses import dataclass, replace
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.overseers.protocol import Overseer, follow_of
-from reflux.agents.redaction import question_problem, redact
+from reflux.agents.prompts import question_problem, redact
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.sampling import (
+from reflux.graphs.amplify.direct_answer import (
     NodeRef,
     chain_link_request,
     record_answer,
@@ -69,9 +67,8 @@ async def walk_chain(
 ) -> ChainResult:
     """Walk a chain to its end; `budget` pays for all of it.
 
-    The overseer's `follow` makes the next question of the last question and its answer, or ends
-    with an `Answer`. A resumed chain calls it again for the last link only, so it must depend on
-    nothing else.
+    A resumed chain calls the overseer's `follow` for the last link only, so it must depend on
+    nothing but the last question and its answer.
 
     Raises:
         ReplayError: the chain was begun with another model, prompt or first question.
@@ -86,9 +83,7 @@ async def walk_chain(
         return ChainResult(failed_outcome(f"link 0: {reason}"))
     digest = await _record_start(context, key, first)
     copied = await _copy_links(context, key, digest)
-    link = _resumed_link(context, key, first)
-    if copied:
-        link.spent = {**link.spent, "cached": link.spent["calls"]}
+    link = _resumed_link(context, key, first, copied)
     answer: str | None = None
     interrupted = False
     while True:
@@ -213,8 +208,8 @@ async def _replies(
     ], failure
 
 
-def _resumed_link(context: AmplifyContext, key: LinkKey, first: str) -> _Link:
-    """The last link on record, or the first one of a new chain."""
+def _resumed_link(context: AmplifyContext, key: LinkKey, first: str, copied: bool) -> _Link:
+    """The last link on record, or the first one of a new chain; `copied` links cost nothing."""
     store = context.recorded_client.store
     batches = store.last_link(key)
     if not batches:
@@ -224,7 +219,7 @@ def _resumed_link(context: AmplifyContext, key: LinkKey, first: str) -> _Link:
     for text, ok, flag in (vote for row in batches for vote in read_votes(row["votes"])):
         weight = context.votes.variant(_first_vote(context, key) + len(votes)).weight
         votes.append(Vote(text, ok, UNSURE, weight, flag))
-    spent: Spent = {"calls": calls, "cached": 0, "tokens": tokens}
+    spent: Spent = {"calls": calls, "cached": calls if copied else 0, "tokens": tokens}
     number, question, answer = batches[0]["number"], batches[0]["asked"], batches[-1]["answer"]
     return _Link(number, question, votes, len(batches), spent, decided=answer is not None)
 

@@ -1,25 +1,24 @@
 """What the amplification graph needs beside its state: models, overseers, checks and limits."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import UsageError, check_range
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import Grants, Tool
-from reflux.agents.types import Completion, Turn
-from reflux.agents.verifiers.red_flags import RedFlags
-from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.agents.verifiers.verifier import Equivalence, Verifier
-from reflux.graphs.amplify.experts import Combiner, Expert, Vote
-from reflux.graphs.traces.events import Event
+from reflux.agents.types import ChatRequest, Completion
+from reflux.agents.verifiers import Checker, Equivalence, RedFlags, RuleChecker, Verifier
+from reflux.graphs.amplify.state import Spent
+from reflux.graphs.traces.events import Event, called
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.revisions import AGAIN, Override
 from reflux.graphs.traces.store import CallKey
+from reflux.graphs.voting.combiners import Combiner, Expert, PluralityVote
 from reflux.graphs.voting.voting import VotePolicy
 
 Action = Literal["retry", "other", "human"]
@@ -65,25 +64,23 @@ class CheckPolicy:
 class ConcurrencyLimit:
     """Runs at most `max_open` sub-questions of each depth at a time; the others wait.
 
-    A tree's memory depends on this bound, not on its size: without it, every sub-question of a
-    level would start at once. A branch holds a slot of its own depth until it ends and waits only
-    for deeper ones, so no two branches deadlock. Questions that share a limit share the bound. It
-    serves one event loop at a time.
+    It bounds a tree's memory: without it, every sub-question of a level would start at once. A
+    branch holds a slot of its own depth until it ends and waits only for deeper ones, so no two
+    branches deadlock. It serves one event loop at a time.
     """
 
     def __init__(self, max_open: int = 256) -> None:
-        """A `max_open` below the client's concurrent requests limits those, too."""
+        # Fewer than the client's concurrent requests limit those, too.
         self.max_open = max_open
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._gates: dict[int, asyncio.Semaphore] = {}
+        self._gates: Mapping[int, asyncio.Semaphore] = {}
 
     def at(self, depth: int) -> AbstractAsyncContextManager[None]:
         """A context manager that a sub-question of this depth runs in."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # A semaphore belongs to the loop that it was used in.
-            self._loop, self._gates = loop, {}
-        if depth not in self._gates:
-            self._gates[depth] = asyncio.Semaphore(self.max_open)
+            self._loop = loop
+            self._gates = defaultdict(lambda: asyncio.Semaphore(self.max_open))
         return self._gates[depth]
 
 
@@ -128,13 +125,16 @@ def tries(above: int, attempt: int, depth: int, limits: Limits) -> int:
     return above + attempt * max(1, limits.attempts) ** depth
 
 
-def as_asked(question: str) -> Sequence[str]:
-    """The default wording: the question itself."""
-    return (question,)
-
-
 def silent(event: Event) -> None:
     """The default listener, which ignores events."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's last completion, and the cost of all its turns."""
+
+    completion: Completion
+    spent: Spent
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class AmplifyContext:
     votes: VotePolicy = field(default_factory=VotePolicy)
     flags: RedFlags = field(default_factory=RedFlags)
     """Which replies lose their vote."""
-    wordings: Callable[[str], Sequence[str]] = as_asked
+    wordings: Callable[[str], Sequence[str]] = lambda question: (question,)
     """Equivalent questions, the plainest first: vote i asks the one at i modulo their number."""
     same: Equivalence | None = None
     """Tells which votes mean the same answer where their normalised texts differ."""
@@ -176,18 +176,16 @@ class AmplifyContext:
     """Experts to ask by name, `to="expert:NAME"`, or all together, `to="experts"`."""
     everyone: bool = False
     """All experts answer every question that the overseer leaves to the agent."""
-    combiner: Combiner = field(default_factory=Vote)
+    combiner: Combiner = field(default_factory=PluralityVote)
     """Makes one answer of several experts' answers."""
     spend_limit: SpendLimit = field(default_factory=SpendLimit)
     """Seconds and money of the question, and of its run."""
     overrides: Mapping[str, Override] = field(default_factory=dict[str, Override])
-    """Humans' overrides of nodes, by path; see `reflux.graphs.traces.revisions`."""
+    """Humans' overrides of nodes, by path."""
     concurrency: ConcurrencyLimit = field(default_factory=ConcurrencyLimit)
-    """How many sub-questions of each depth run at once. It bounds a tree's memory and changes no
-    answer."""
+    """Changes no answer; questions that share it share the bound."""
     emit: Callable[[Event], None] = silent
-    """Receives every event of the growing tree; by default events leave by the graph's stream of
-    mode `custom`."""
+    """Receives every event; by default events leave by the graph's stream of mode `custom`."""
 
     @property
     def has_rules(self) -> bool:
@@ -199,10 +197,6 @@ class AmplifyContext:
         """True where a rule or a verifier tests the answers that the overseer gives."""
         return self.has_rules or bool(self.verifiers)
 
-    def answer_tokens(self, question: str) -> int:
-        """Maximum tokens of the answer to a question."""
-        return self.max_tokens if isinstance(self.max_tokens, int) else self.max_tokens(question)
-
     def override(self, path: str, question: str) -> Override | None:
         """A human's override of this question at this path."""
         override = self.overrides.get(path)
@@ -213,42 +207,16 @@ class AmplifyContext:
         override = self.override(path, question)
         return override.again * AGAIN if override is not None else 0
 
-    def prompt(self, question: str, persona: str = "") -> tuple[Turn, ...]:
-        """The messages that ask one copy one question."""
-        return answer_prompt(question, persona or self.system_prompt)
+    async def ask(self, key: CallKey, request: ChatRequest) -> Reply:
+        """Make one recorded call, pay for it, and emit its event.
 
-    def heard(self, key: CallKey, model: str, reply: Completion) -> None:
-        """Pay for a reply and emit its event."""
-        self.spend_limit.pay(model, reply)
+        Raises:
+            EndpointError: it failed for good.
+        """
+        completion = await self.recorded_client.ask(key, request)
+        self.spend_limit.pay(request.model, completion)
         if self.emit is not silent:
-            self.emit(
-                {
-                    "event": "called",
-                    "path": key.path,
-                    "role": key.role,
-                    "model": model,
-                    "tokens": reply.tokens,
-                    "cached": reply.cached,
-                    "seconds": reply.seconds,
-                    "left": self.spend_limit.left(),
-                }
-            )
-
-
-def validate_context(context: AmplifyContext) -> None:
-    """Validate settings that are each in range but may contradict each other.
-
-    Raises:
-        UsageError: more attempts must agree than there are.
-    """
-    confirm, attempts = context.checks.confirm, context.limits.attempts
-    if confirm > max(1, attempts):
-        raise UsageError(
-            f"checks.confirm is {confirm} and limits.attempts only {attempts}: raise "
-            f"limits.attempts to {confirm} or more"
-        )
-
-
-def listening(context: AmplifyContext, writer: Callable[[Event], None]) -> AmplifyContext:
-    """The context with `writer` as its listener, unless it has one already."""
-    return context if context.emit is not silent else replace(context, emit=writer)
+            left = self.spend_limit.left()
+            self.emit(called(key.path, key.role, request.model, completion, left))
+        spent: Spent = {"calls": 1, "cached": int(completion.cached), "tokens": completion.tokens}
+        return Reply(completion, spent)

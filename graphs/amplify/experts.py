@@ -1,126 +1,82 @@
-"""Experts: several models, adapters or personas answer one question; a combiner makes one answer.
+"""A panel: several models, adapters or personas answer one question; a combiner makes one answer.
 
 Implements the seed's 8.4.1 (aggregation). The record holds every expert's answer and their
 disagreement, because a vote cannot correct errors that experts share.
 """
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from reflux.agents.types import ChatRequest, Completion, Sampling
-from reflux.graphs.traces.store import TraceStore
-
-
-@dataclass(frozen=True)
-class Expert:
-    """A model or persona that answers in place of a plain copy of the agent."""
-
-    name: str
-    model: str = ""
-    """The endpoint's name of its model or adapter; the agent where empty."""
-    system: str = ""
-    """Its persona, as the system message; the context's where empty."""
-    weight: float = 1.0
-    """Weight of its vote, where votes are weighted."""
+from reflux.agents.budget import Budget
+from reflux.agents.errors import EndpointError
+from reflux.agents.types import ChatRequest, Completion
+from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.state import Outcome, Spent, Status, accepted_status, plus
+from reflux.graphs.traces.store import CallKey, TraceStore
+from reflux.graphs.voting.combiners import Expert, ExpertAnswer, disagreement
+from reflux.graphs.voting.voting import Vote, is_truncated
 
 
-@dataclass(frozen=True)
-class ExpertAnswer:
-    """One expert's answer."""
+async def combine_votes(
+    context: AmplifyContext,
+    key: CallKey,
+    question: str,
+    votes: Sequence[tuple[Expert, Vote]],
+    failures: Mapping[str, str],
+    *,
+    left: Budget,
+    spent: Spent,
+) -> tuple[Outcome, dict[str, Any]]:
+    """The outcome of a panel, and the detail of its record.
 
-    expert: Expert
-    text: str
-    """Normalised."""
-    ok: bool
-    """False where the check refused it; it has no vote then."""
-
-
-class Asker(Protocol):
-    """Makes one recorded call on behalf of a combiner."""
-
-    async def __call__(self, request: ChatRequest) -> Completion: ...
-
-
-class Combiner(Protocol):
-    """Makes one answer of several."""
-
-    async def combine(
-        self, question: str, answers: Sequence[ExpertAnswer], ask: Asker
-    ) -> str | None:
-        """The answer, or None where no answer passed the check."""
-        ...
-
-
-@dataclass(frozen=True)
-class Vote:
-    """The most frequent answer, or the heaviest by the experts' weights; the first among equals."""
-
-    weighted: bool = False
-
-    async def combine(
-        self, question: str, answers: Sequence[ExpertAnswer], ask: Asker
-    ) -> str | None:
-        """Count; no model is asked."""
-        totals = weigh(answers, self.weighted)
-        return max(totals, key=lambda text: totals[text]) if totals else None
-
-
-CONSENSUS = """\
-Several experts answered one question. Find what most of them say, and answer with that alone: \
-no new claims, no mention of the experts.
-
-Question: {question}
-
-{answers}
-
-Consensus:"""
-
-
-@dataclass(frozen=True)
-class Consensus:
-    """A model finds what free-form answers agree on (universal self-consistency, arXiv 2311.17311).
-
-    Equal answers need no call.
+    Args:
+        key: of the combiner's calls; their vote number, too.
+        failures: why each of the other experts gave no vote, by name.
+        left: pays for the combiner.
+        spent: what the experts spent.
     """
+    answers = [ExpertAnswer(expert, vote.text, vote.ok) for expert, vote in votes]
+    cut = False
 
-    model: str = ""
-    """The agent where empty."""
-    max_tokens: int = 256
-
-    async def combine(
-        self, question: str, answers: Sequence[ExpertAnswer], ask: Asker
-    ) -> str | None:
-        """Ask the model once, greedily."""
-        texts = [one.text for one in answers if one.ok]
-        if len(set(texts)) < 2:
-            return texts[0] if texts else None
-        listed = "\n\n".join(f"Expert {i}: {text}" for i, text in enumerate(texts, start=1))
-        prompt = CONSENSUS.format(question=question, answers=listed)
-        request = ChatRequest(
-            self.model, (("system", ""), ("user", prompt)), Sampling(max_tokens=self.max_tokens)
+    async def ask(request: ChatRequest) -> Completion:
+        nonlocal spent, left, cut
+        if left.empty or context.spend_limit.lacks:
+            raise EndpointError("nothing is left for the experts' consensus: raise limits.calls")
+        sampling = replace(
+            request.sampling,
+            max_tokens=min(request.sampling.max_tokens, left.tokens),
+            seed=context.seed + key.vote,
         )
-        return (await ask(request)).text.strip() or None
+        model = request.model or context.model
+        request = replace(request, model=model, sampling=sampling, vote=key.vote)
+        reply = await context.ask(key, request)
+        left, spent = left.minus(1, reply.completion.tokens), plus(spent, reply.spent)
+        cut = reply.completion.truncated
+        return reply.completion
 
-
-def weigh(answers: Sequence[ExpertAnswer], weighted: bool = False) -> dict[str, float]:
-    """Weight of each answer that passed the check, in order of appearance."""
-    totals: dict[str, float] = {}
-    for one in answers:
-        if one.ok:
-            totals[one.text] = totals.get(one.text, 0.0) + (one.expert.weight if weighted else 1.0)
-    return totals
-
-
-def disagreement(answers: Sequence[ExpertAnswer]) -> float:
-    """Share of the answers that differ from the most frequent one, 0 to 1; refused ones differ from
-    all."""
-    if not answers:
-        return 0.0
-    agreeing = max(weigh(answers).values(), default=0.0)
-    return 1.0 - agreeing / len(answers)
+    answer: str | None = None
+    error = "; ".join(f"{name}: {reason}" for name, reason in failures.items()) or None
+    try:
+        combined = await context.combiner.combine(question, answers, ask)
+        answer = None if combined is None else context.normalise(combined)
+    except EndpointError as failure:
+        error = str(failure)
+    status: Status = "rejected" if answers else "failed"
+    if answer is not None:
+        cut = cut or is_truncated([vote for _, vote in votes], answer)
+        status = accepted_status(has_check=context.has_rules, truncated=cut)
+    elif answers:
+        answer = answers[0].text
+    outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": spent}
+    return outcome, {
+        "answers": {each.expert.name: each.text for each in answers},
+        "refused": [each.expert.name for each in answers if not each.ok],
+        "failed": failures,
+        "disagreement": round(disagreement(answers), 4),
+        "votes": len(answers),
+    }
 
 
 PAST_PANELS = (
@@ -135,25 +91,3 @@ def past_answers(store: TraceStore) -> Iterator[tuple[str, Mapping[str, str], st
     for row in store.select(PAST_PANELS):
         detail: dict[str, Any] = json.loads(row["detail"])
         yield detail["question"], detail["answers"], detail["answer"]
-
-
-def learned_weights(
-    past: Iterable[tuple[Mapping[str, str], str]], prior: float = 1.0
-) -> dict[str, float]:
-    """Weights by past accuracy: the log-odds that an expert is right, at least zero. They are the
-    optimal weights of independent voters (Nitzan and Paroush 1982).
-
-    Args:
-        past: (answers by expert, the right or accepted answer) of earlier questions.
-        prior: right and wrong answers that each expert starts with.
-    """
-    right: dict[str, float] = {}
-    asked: dict[str, float] = {}
-    for answers, truth in past:
-        for name, text in answers.items():
-            asked[name] = asked.get(name, 0.0) + 1.0
-            right[name] = right.get(name, 0.0) + (text == truth)
-    return {
-        name: max(0.0, math.log((right[name] + prior) / (asked[name] - right[name] + prior)))
-        for name in asked
-    }

@@ -22,84 +22,58 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.redaction import question_problem, redact
-from reflux.agents.types import Answer, Chain, Defer, step_from_json, step_to_json
+from reflux.agents.overseers.protocol import reserve_of
+from reflux.agents.prompts import question_problem, redact
+from reflux.agents.types import Answer, Ask, Chain, Defer, SubQuestion, step_from_json, step_to_json
 from reflux.graphs.amplify.chain import walk_chain
-from reflux.graphs.amplify.context import AmplifyContext, listening, validate_context
-from reflux.graphs.amplify.dispatch import aggregate, ask_batch, dispatch
-from reflux.graphs.amplify.sampling import NodeRef
-from reflux.graphs.amplify.self_consistency import answer_directly
+from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
 from reflux.graphs.amplify.state import (
-    NOTHING_SPENT,
     AmplifyState,
     Outcome,
-    Spent,
     SubResult,
     SubTask,
+    exchange_error,
     failed_outcome,
+    fresh_state,
+    human_outcome,
     is_accepted,
     left_of,
     plus,
 )
-from reflux.graphs.amplify.steps import StepResult, overseer_of, retry_index, take_step
+from reflux.graphs.amplify.steps import StepResult, listening, overseer_at, retry_index, take_step
 from reflux.graphs.amplify.verify import check
 from reflux.graphs.traces.events import answered
-from reflux.graphs.traces.revisions import Override
 
 Ran = Runtime[AmplifyContext]
 Update = dict[str, Any]
 DEFERRED_AGAIN = "a human deferred the question again"
 
 
-def _context(runtime: Ran) -> AmplifyContext:
-    return listening(runtime.context, runtime.stream_writer)
-
-
 def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifyState:
     """The state of a root question before its first step.
 
     Raises:
-        UsageError: no answer could meet the context's settings.
+        UsageError: more attempts must agree than there are.
     """
-    validate_context(context)
-    limits, question = context.limits, redact(question)
-    retries = context.asked_before("", question)
-    return _fresh(question, question_id, "", 0, [], limits.calls, limits.tokens, retries)
-
-
-def _fresh(
-    question: str,
-    question_id: str,
-    path: str,
-    depth: int,
-    ancestors: list[str],
-    calls: int,
-    tokens: int,
-    retries: int,
-) -> AmplifyState:
-    return {
-        "question": question,
-        "question_id": question_id,
-        "path": path,
-        "depth": depth,
-        "ancestors": ancestors,
-        "calls": calls,
-        "tokens": tokens,
-        "retries": retries,
-        "spent": NOTHING_SPENT,
-        "attempt": 0,
-        "step": 0,
-        "transcript": [],
-        "first_step": None,
-        "batch": [],
-        "results": [],
-        "proposal": None,
-        "truncated": False,
-        "error": None,
-        "proposals": [],
-        "passed": [],
-        "outcome": None,
-    }
+    limits, question, confirm = context.limits, redact(question), context.checks.confirm
+    if confirm > max(1, limits.attempts):
+        raise UsageError(
+            f"checks.confirm is {confirm} and limits.attempts only {limits.attempts}: raise "
+            f"limits.attempts to {confirm} or more"
+        )
+    return fresh_state(
+        {
+            "question": question,
+            "question_id": question_id,
+            "path": "",
+            "depth": 0,
+            "ancestors": [],
+            "calls": limits.calls,
+            "tokens": limits.tokens,
+            "retries": context.asked_before("", question),
+        }
+    )
 
 
 def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
@@ -116,7 +90,7 @@ def check_askable(question: str, context: AmplifyContext) -> None:
     """Validate a root question before anything is asked or recorded.
 
     Raises:
-        UsageError: it cannot be asked, or nothing could answer it in this context.
+        UsageError: it cannot be asked in this context.
     """
     if (reason := screened(begin(question, "", context), context)) is not None:
         raise UsageError(f"{reason}; ask another")
@@ -131,36 +105,41 @@ async def screen(state: AmplifyState, runtime: Ran) -> Update:
 
 async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     """Let the overseer take its next step."""
-    context = _context(runtime)
+    context = listening(runtime)
     if state["step"] >= context.limits.steps:
         return {"error": f"no answer after {context.limits.steps} steps"}
     first = state["first_step"]
-    taken = StepResult(step_from_json(first)) if first else await take_step(state, context)
-    spent = plus(state["spent"], taken.spent)
-    if taken.step is None:
-        return {"error": taken.error, "spent": spent}
-    step = taken.step
+    result = StepResult(step_from_json(first)) if first else await take_step(state, context)
+    step, spent = result.step, plus(state["spent"], result.spent)
+    if step is None:
+        return {"error": result.error, "spent": spent}
     advance: Update = {"step": state["step"] + 1, "first_step": None, "spent": spent}
     if isinstance(step, Answer):
         return {**advance, "proposal": context.normalise(step.text)}
     if isinstance(step, Defer):
         return {**advance, "error": DEFERRED_AGAIN}
     state = {**state, "spent": spent}
-    if state["depth"] >= context.limits.depth:
-        return {**advance, **await leave_to_agent(state, context)}
+    if not _divides(step, state, context):
+        return {**advance, **await _leave_to_agent(state, context)}
     if isinstance(step, Chain):
         return {**advance, **await _chained(state, context, step)}
-    if not step.subquestions:
-        return {**advance, **await leave_to_agent(state, context)}
-    return {**advance, **ask_batch(state, context, step)}
+    return {**advance, **_ask_batch(state, context, step)}
+
+
+def _divides(step: Ask | Chain, state: AmplifyState, context: AmplifyContext) -> bool:
+    has_parts = isinstance(step, Chain) or bool(step.subquestions)
+    return has_parts and state["depth"] < context.limits.depth
+
+
+def _node(state: AmplifyState, context: AmplifyContext) -> NodeRef:
+    number = retry_index(state, context)
+    return NodeRef(state["question"], state["question_id"], state["path"], state["step"], number)
 
 
 async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -> Update:
     """Walk a chain within this graph node; its end is the overseer's answer."""
-    number = retry_index(state, context)
-    node = NodeRef(state["question"], state["question_id"], state["path"], state["step"], number)
-    overseer = overseer_of(state, context)
-    result = await walk_chain(context, node, overseer, chain, left_of(state))
+    overseer = overseer_at(context, state["attempt"])
+    result = await walk_chain(context, _node(state, context), overseer, chain, left_of(state))
     outcome, spent = result.outcome, plus(state["spent"], result.outcome["spent"])
     return {
         "proposal": outcome["answer"] if is_accepted(outcome["status"]) else None,
@@ -170,19 +149,9 @@ async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -
     }
 
 
-async def leave_to_agent(state: AmplifyState, context: AmplifyContext) -> Update:
+async def _leave_to_agent(state: AmplifyState, context: AmplifyContext) -> Update:
     """Let the agent answer the question undivided."""
-    left = left_of(state)
-    outcome = await answer_directly(
-        context,
-        question=state["question"],
-        question_id=state["question_id"],
-        path=state["path"],
-        retries=retry_index(state, context),
-        step=state["step"],
-        calls=left.calls,
-        tokens=left.tokens,
-    )
+    outcome = await answer_directly(context, _node(state, context), left_of(state))
     return {
         "proposal": outcome["answer"],
         "truncated": outcome["status"] == "truncated",
@@ -191,97 +160,126 @@ async def leave_to_agent(state: AmplifyState, context: AmplifyContext) -> Update
     }
 
 
+def _ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
+    """Split what is left of the budget among the sub-questions, in order."""
+    batch = ask.subquestions
+    if len(batch) > context.limits.fanout:
+        return {
+            "error": f"the overseer asked {len(batch)} sub-questions at once: raise limits.fanout "
+            f"from {context.limits.fanout}"
+        }
+    if any(not 0 <= need < index for index, s in enumerate(batch) for need in s.needs):
+        return {"error": "a sub-question may need only those before it in its batch"}
+    reserve = reserve_of(overseer_at(context, state["attempt"]))
+    left = left_of(state).minus(reserve.calls, reserve.tokens)
+    shares = left.split(len(batch))
+    return {
+        "batch": [
+            {
+                "text": sub.text,
+                "needs": list(sub.needs),
+                "to": sub.to,
+                **vars(share),
+                "retries": retry_index(state, context),
+            }
+            for sub, share in zip(batch, shares, strict=True)
+        ]
+    }
+
+
+async def dispatch(state: AmplifyState) -> str | list[Send]:
+    """Go to `check` with an answer or a failure; otherwise send each sub-question whose needs are
+    met and that was not sent yet."""
+    if not state["batch"]:
+        return "check"
+    done = {result["index"]: result["outcome"] for result in state["results"]}
+    ready: list[Send] = []
+    for index, entry in enumerate(state["batch"]):
+        if index in done or any(need not in done for need in entry["needs"]):
+            continue
+        answers = {need: done[need]["answer"] for need in entry["needs"]}
+        failed = [need for need, answer in answers.items() if answer is None]
+        filled = {need: answer or "" for need, answer in answers.items()}
+        task: SubTask = {
+            "index": index,
+            "question": SubQuestion(entry["text"]).filled(filled),
+            # `step` counts the step that asked already; its children carry that step's number.
+            "path": f"{state['path']}/{state['attempt']}.{state['step'] - 1}.{index}",
+            "depth": state["depth"] + 1,
+            "ancestors": [*state["ancestors"], state["question"]],
+            "question_id": state["question_id"],
+            "retries": entry["retries"],
+            "calls": entry["calls"],
+            "tokens": entry["tokens"],
+            "to": entry["to"],
+            "blocked": f"needs sub-question {failed[-1]}, which failed" if failed else None,
+        }
+        ready.append(Send("subtask", task))
+    return ready
+
+
+async def aggregate(state: AmplifyState) -> Update:
+    """Join the batch: append one transcript entry per sub-question, in the order of the batch."""
+    results = sorted(state["results"], key=lambda result: result["index"])
+    if len(results) < len(state["batch"]):
+        return {}  # Some still wait for what they need.
+    entries = [
+        {
+            "question": result["question"],
+            "answer": result["outcome"]["answer"],
+            "error": exchange_error(result["outcome"]),
+        }
+        for result in results
+    ]
+    return {
+        "transcript": [*state["transcript"], *entries],
+        "spent": plus(state["spent"], *(result["outcome"]["spent"] for result in results)),
+        "batch": [],
+        "results": None,  # Tells the reducer to clear.
+    }
+
+
 async def subtask(task: SubTask, runtime: Ran) -> Update:
     """Answer one sub-question: as a primitive, by the agent, or one level deeper."""
     spans, model = runtime.context.recorded_client.spans, runtime.context.model
     async with runtime.context.concurrency.at(task["depth"]):
-        context = _context(runtime)
-        again = context.asked_before(task["path"], task["text"])
-        task = {**task, "retries": task["retries"] + again}
-        context.emit(
-            {"event": "asked", "path": task["path"], "question": task["text"], "to": task["to"]}
-        )
-        state = _fresh(
-            task["text"],
-            task["question_id"],
-            task["path"],
-            task["depth"],
-            task["ancestors"],
-            task["calls"],
-            task["tokens"],
-            task["retries"],
-        )
-        with spans.node(task["path"], task["to"], model) as span:
+        context, state = listening(runtime), fresh_state(task)
+        path, question = task["path"], task["question"]
+        context.emit({"event": "asked", "path": path, "question": question, "to": task["to"]})
+        state["retries"] += context.asked_before(path, question)
+        with spans.node(path, task["to"], model) as span:
             outcome = await _resolve(state, task, context)
             span.ended(outcome["status"])
-    result: SubResult = {"index": task["index"], "question": task["text"], "outcome": outcome}
+    result: SubResult = {"index": task["index"], "question": question, "outcome": outcome}
     return {"results": [result]}
 
 
 async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) -> Outcome:
     override = context.override(state["path"], state["question"])
     if override is not None and override.answer is not None:
-        return await _overridden(state, context, override.answer, override)
+        answer = context.normalise(override.answer)
+        outcome = human_outcome(answer, override.calls, override.tokens)
+        return await _recorded(state, context, outcome, by="human")
     reason = task["blocked"] or screened(state, context)
     if reason is not None:
-        return await _refuse(state, context, reason)
+        return await _recorded(state, context, failed_outcome(reason))
     if task["to"]:
-        return await _answered(task, context, NOTHING_SPENT)
-    taken = await take_step(state, context)
-    step, spent = taken.step, taken.spent
-    if step is None:
-        return await _refuse(state, context, taken.error or "no step", spent)
+        return await answer_directly(context, _node(state, context), left_of(state), task["to"])
+    result = await take_step(state, context)
+    step = result.step
+    if step is None or isinstance(step, Defer):
+        reason = result.error or ("no step" if step is None else DEFERRED_AGAIN)
+        return await _recorded(state, context, {**failed_outcome(reason), "spent": result.spent})
     if isinstance(step, Answer):
         answer = context.normalise(step.text)
-        return {"answer": answer, "status": "unchecked", "error": None, "spent": spent}
-    if isinstance(step, Defer):
-        return await _refuse(state, context, DEFERRED_AGAIN, spent)
-    divided = isinstance(step, Chain) or bool(step.subquestions)
-    if divided and state["depth"] < context.limits.depth:
-        deeper = await _level().ainvoke(
-            {**state, "first_step": step_to_json(step), "spent": spent}, context=context
-        )
-        return deeper["outcome"]
-    return await _answered(task, context, spent)
-
-
-async def _answered(task: SubTask, context: AmplifyContext, spent: Spent) -> Outcome:
-    """Answer directly, with what the overseer left of the sub-question's share."""
-    outcome = await answer_directly(
-        context,
-        question=task["text"],
-        question_id=task["question_id"],
-        path=task["path"],
-        calls=max(0, task["calls"] - spent["calls"]),
-        tokens=max(0, task["tokens"] - spent["tokens"]),
-        retries=task["retries"],
-        to=task["to"],
-    )
-    return {**outcome, "spent": plus(spent, outcome["spent"])}
-
-
-async def _overridden(
-    state: AmplifyState, context: AmplifyContext, answer: str, override: Override
-) -> Outcome:
-    """A sub-question that a human answered; what it cost before stays charged."""
-    spent: Spent = {"calls": override.calls, "cached": override.calls, "tokens": override.tokens}
-    outcome: Outcome = {
-        "answer": context.normalise(answer),
-        "status": "ok",
-        "error": None,
-        "spent": spent,
-    }
-    await _record(state, context, outcome, by="human")
-    return outcome
-
-
-async def _refuse(
-    state: AmplifyState, context: AmplifyContext, reason: str, spent: Spent = NOTHING_SPENT
-) -> Outcome:
-    """Record a sub-question that failed before any copy was asked."""
-    outcome: Outcome = {**failed_outcome(reason), "spent": spent}
-    await _record(state, context, outcome)
-    return outcome
+        return {"answer": answer, "status": "unchecked", "error": None, "spent": result.spent}
+    state = {**state, "spent": result.spent}
+    if _divides(step, state, context):
+        state = {**state, "first_step": step_to_json(step)}
+        return (await compiled_graph().ainvoke(state, context=context))["outcome"]
+    # The agent gets what the overseer left of the sub-question's share.
+    outcome = await answer_directly(context, _node(state, context), left_of(state))
+    return {**outcome, "spent": plus(result.spent, outcome["spent"])}
 
 
 async def record(state: AmplifyState, runtime: Ran) -> Update:
@@ -289,13 +287,13 @@ async def record(state: AmplifyState, runtime: Ran) -> Update:
     outcome = state["outcome"]
     if outcome is None:
         raise RefluxError("the graph reached its end without an outcome; please report this")
-    await _record(state, _context(runtime), outcome)
+    await _recorded(state, listening(runtime), outcome)
     return {}
 
 
-async def _record(
+async def _recorded(
     state: AmplifyState, context: AmplifyContext, outcome: Outcome, **more: str
-) -> None:
+) -> Outcome:
     await context.recorded_client.store.add_judgement(
         state["question_id"],
         state["path"],
@@ -305,6 +303,7 @@ async def _record(
         key="0",
     )
     context.emit(answered(state["path"], False, outcome))
+    return outcome
 
 
 async def _onward(state: AmplifyState) -> str:
@@ -331,6 +330,6 @@ def build_graph() -> StateGraph[AmplifyState, AmplifyContext, AmplifyState, Ampl
 
 
 @cache
-def _level() -> Any:
-    """The graph of one level; it inherits the caller's checkpointer."""
+def compiled_graph() -> Any:
+    """The graph, compiled; within another graph it inherits that graph's checkpointer."""
     return cast(Any, build_graph()).compile()

@@ -40,9 +40,9 @@ def with_spend_limit(context: AmplifyContext) -> AmplifyContext:
 def recursion_limit(context: AmplifyContext) -> int:
     """The most super-steps that one question can take: LangGraph must not end it first."""
     limits = context.limits
-    batches = limits.fanout  # Sub-questions that need one another run one batch each.
-    # Of an attempt's last two super-steps, one finds that no step is left, the other checks.
-    return max(1, limits.attempts) * (limits.steps * (1 + 2 * batches) + 2) + 10
+    # Sub-questions that need one another run one batch each. Of an attempt's last two
+    # super-steps, one finds that no step is left, the other checks.
+    return max(1, limits.attempts) * (limits.steps * (1 + 2 * limits.fanout) + 2) + 10
 
 
 @asynccontextmanager
@@ -95,8 +95,7 @@ class InterruptibleRun:
 
     async def ask(self, question: str, question_id: str) -> RunProgress:
         """Begin a question; one that has begun goes on instead."""
-        state = await self._graph.aget_state(self._config(question_id))
-        if state.values:
+        if (await self._state(question_id)).values:
             return await self.look(question_id)
         return await self._run(question_id, begin(question, question_id, self.context))
 
@@ -106,7 +105,7 @@ class InterruptibleRun:
         Raises:
             UsageError: it has not begun.
         """
-        state = await self._graph.aget_state(self._config(question_id))
+        state = await self._state(question_id)
         if not state.values:
             raise UsageError(f"there is no question {question_id!r} to go on with; ask it first")
         if state.next and not state.interrupts:
@@ -115,7 +114,7 @@ class InterruptibleRun:
 
     async def pending(self, question_id: str) -> Sequence[Pending]:
         """The steps of a question that wait for humans. Nothing runs, nothing is spent."""
-        return _pending((await self._graph.aget_state(self._config(question_id))).interrupts)
+        return _pending((await self._state(question_id)).interrupts)
 
     async def reply(self, question_id: str, replies: Mapping[str, Any]) -> RunProgress:
         """Answer some of what is pending, by id, in any order; the rest goes on waiting.
@@ -137,20 +136,22 @@ class InterruptibleRun:
 
     async def _run(self, question_id: str, put: Any) -> RunProgress:
         context = with_spend_limit(self.context)
-        config = self._config(question_id) | {"recursion_limit": recursion_limit(context)}
-        with context.recorded_client.spans.run(question_id, self._origin(question_id)) as span:
+        columns = "SELECT run, round, system FROM questions WHERE id=?"
+        # No row where the store does not hold the question.
+        origin = dict(next(context.recorded_client.store.select(columns, (question_id,)), ()))
+        config = _config(question_id) | {"recursion_limit": recursion_limit(context)}
+        with context.recorded_client.spans.run(question_id, origin) as span:
             state = await self._graph.ainvoke(put, config, context=context)
             outcome = state.get("outcome")
             span.ended(outcome["status"] if outcome else "waiting")
         return RunProgress(outcome, _pending(state.get("__interrupt__", ())))
 
-    def _origin(self, question_id: str) -> Mapping[str, Any]:
-        """Where the question comes from; empty if the store does not hold it."""
-        origin = "SELECT run, round, system FROM questions WHERE id=?"
-        return dict(next(self.context.recorded_client.store.select(origin, (question_id,)), ()))
+    async def _state(self, question_id: str) -> Any:
+        return await self._graph.aget_state(_config(question_id))
 
-    def _config(self, question_id: str) -> dict[str, Any]:
-        return {"configurable": {"thread_id": question_id}}
+
+def _config(question_id: str) -> dict[str, Any]:
+    return {"configurable": {"thread_id": question_id}}
 
 
 def _check_reply(pending: Pending, reply: Any) -> None:

@@ -69,6 +69,12 @@ def failed_outcome(reason: str) -> Outcome:
     return {"answer": None, "status": "failed", "error": reason, "spent": NOTHING_SPENT}
 
 
+def human_outcome(answer: str, calls: int, tokens: int) -> Outcome:
+    """The outcome of a question that a human answered; earlier calls stay charged."""
+    spent: Spent = {"calls": calls, "cached": calls, "tokens": tokens}
+    return {"answer": answer, "status": "ok", "error": None, "spent": spent}
+
+
 def exchange_error(outcome: Outcome) -> str | None:
     """What the overseer's transcript says is wrong with a sub-answer; None for one it may use."""
     if is_accepted(outcome["status"]) or outcome["status"] == "truncated":
@@ -84,31 +90,8 @@ class SubResult(TypedDict):
     outcome: Outcome
 
 
-class SubTask(TypedDict):
-    """One sub-question on its way to a copy."""
-
-    index: int
-    text: str
-    path: str
-    depth: int
-    ancestors: list[str]
-    question_id: str
-    retries: int
-    calls: int
-    tokens: int
-    to: str
-    """Who answers; see `SubQuestion.to`."""
-    blocked: str | None
-    """Why it cannot be asked: a sub-question that it needs failed."""
-
-
-def collect(old: list[SubResult], new: list[SubResult] | None) -> list[SubResult]:
-    """Reducer of a batch's results: adds `new`; None clears them."""
-    return [] if new is None else old + new
-
-
-class AmplifyState(TypedDict):
-    """One question in the middle of its amplification."""
+class NodeState(TypedDict):
+    """One question, its node in the tree, and what it may spend."""
 
     question: str
     question_id: str
@@ -120,9 +103,29 @@ class AmplifyState(TypedDict):
     calls: int
     """Model calls that this question may make in total."""
     tokens: int
-    spent: Spent
     retries: int
     """Retries of the levels above; they give every vote below other seeds."""
+
+
+class SubTask(NodeState):
+    """One sub-question on its way to a copy."""
+
+    index: int
+    to: str
+    """Who answers; see `SubQuestion.to`."""
+    blocked: str | None
+    """Why it cannot be asked: a sub-question that it needs failed."""
+
+
+def collect(old: list[SubResult], new: list[SubResult] | None) -> list[SubResult]:
+    """Reducer of a batch's results: adds `new`; None clears them."""
+    return [] if new is None else old + new
+
+
+class AmplifyState(NodeState):
+    """One question in the middle of its amplification."""
+
+    spent: Spent
     attempt: int
     step: int
     transcript: list[dict[str, Any]]
@@ -140,6 +143,33 @@ class AmplifyState(TypedDict):
     passed: list[str]
     """Answers that passed it, where several attempts must agree."""
     outcome: Outcome | None
+
+
+def fresh_state(node: NodeState) -> AmplifyState:
+    """The state of a question before its first step."""
+    return {
+        "question": node["question"],
+        "question_id": node["question_id"],
+        "path": node["path"],
+        "depth": node["depth"],
+        "ancestors": node["ancestors"],
+        "calls": node["calls"],
+        "tokens": node["tokens"],
+        "retries": node["retries"],
+        "spent": NOTHING_SPENT,
+        "attempt": 0,
+        "step": 0,
+        "transcript": [],
+        "first_step": None,
+        "batch": [],
+        "results": [],
+        "proposal": None,
+        "truncated": False,
+        "error": None,
+        "proposals": [],
+        "passed": [],
+        "outcome": None,
+    }
 
 
 def left_of(state: AmplifyState) -> Budget:

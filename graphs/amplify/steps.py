@@ -14,157 +14,49 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langgraph.errors import GraphBubbleUp
+from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
-from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.overseers.protocol import Overseer, validate_step
 from reflux.agents.overseers.scripted import HumanOverseer
-from reflux.agents.types import (
-    ChatRequest,
-    Completion,
-    Defer,
-    Exchange,
-    Step,
-    step_from_json,
-    step_to_json,
-)
-from reflux.graphs.amplify.context import AmplifyContext, tries
-from reflux.graphs.amplify.sampling import run_tool_loop
+from reflux.agents.types import Defer, Exchange, Step, step_from_json, step_to_json
+from reflux.graphs.amplify.context import AmplifyContext, silent, tries
+from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import NOTHING_SPENT, AmplifyState, Spent, left_of, plus
 from reflux.graphs.traces.revisions import AGAIN
 from reflux.graphs.traces.store import CallKey
 
-RETRY_STRIDE = 1_000
-"""Distance between the seeds and votes of one retry of a question and those of the next."""
 
-
-class ModelCalls:
-    """The model calls of one step, check or comparison: a `ModelContext`."""
-
-    def __init__(
-        self,
-        amplify: AmplifyContext,
-        key: CallKey,
-        retry_index: int,
-        limit: Budget,
-        *,
-        role: str,
-        calls_before: int = 0,
-    ) -> None:
-        """
-        Args:
-            key: the step's key in the log.
-            retry_index: numbers the retries that lead here.
-            limit: what these calls may spend.
-            role: the calls' role in the log.
-            calls_before: number of earlier calls under the same key and role.
-        """
-        self._amplify = amplify
-        self._key = key
-        self._retry_index = retry_index
-        self._limit = limit
-        self._role = role
-        self._spent: Spent = NOTHING_SPENT
-        self.call_count = calls_before
-        """Calls under this key and role, earlier ones included."""
-
-    @property
-    def spent(self) -> Spent:
-        """What these calls have spent so far."""
-        return self._spent
-
-    @property
-    def model(self) -> str:
-        """The agent's name."""
-        return self._amplify.model
-
-    @property
-    def path(self) -> str:
-        """The question's position in its tree; empty at the root."""
-        return self._key.path
-
-    @property
-    def budget(self) -> Budget:
-        """What may still be spent here."""
-        spent = self.spent
-        return self._limit.minus(spent["calls"], spent["tokens"])
-
-    async def complete(self, request: ChatRequest) -> Completion:
-        """Make one call; a retry of the question uses other seeds.
-
-        Raises:
-            EndpointError: no reply after every retry, or no budget is left for the call.
-        """
-        budget = self.budget
-        if (lacking := self._amplify.spend_limit.lacks) is not None:
-            raise EndpointError(f"no {lacking} left for H's step: raise limits.{lacking}")
-        if budget.empty:
-            raise EndpointError(
-                f"H has {budget.calls} calls and {budget.tokens} tokens left for its step: raise "
-                "limits.calls or limits.tokens"
-            )
-        self.call_count += 1
-        shift = RETRY_STRIDE * self._retry_index
-        sampling = replace(
-            request.sampling,
-            max_tokens=min(request.sampling.max_tokens, budget.tokens),
-            seed=request.sampling.seed + shift,
-        )
-        if self._retry_index:
-            temperature = max(sampling.temperature, self._amplify.votes.temperature)
-            sampling = replace(sampling, temperature=temperature)
-        request = replace(request, sampling=sampling, vote=request.vote + shift)
-        key = replace(self._key, role=self._role, vote=self.call_count)
-        tools = self._amplify.grants.get("overseer", ())
-        reply = await run_tool_loop(self._amplify, tools, key, request, budget)
-        self._spent = plus(self._spent, reply.spent)
-        return reply.completion
-
-
+@dataclass(eq=False)
 class StepContext(ModelCalls):
     """The context of one step of one question, or of one panel member: an `OverseerContext`."""
 
-    def __init__(
-        self,
-        amplify: AmplifyContext,
-        key: CallKey,
-        retry_index: int,
-        limit: Budget,
-        question: str,
-        transcript: Sequence[Exchange],
-        may_ask: bool,
-        role: str = "overseer.ask",
-    ) -> None:
-        super().__init__(amplify, key, retry_index, limit, role=role)
-        self.question = question
-        self.transcript = transcript
-        self.may_ask = may_ask
-        self._members: list[StepContext] = []
+    question: str = field(kw_only=True)
+    transcript: Sequence[Exchange] = field(kw_only=True)
+    may_ask: bool = field(kw_only=True)
+    _members: list["StepContext"] = field(init=False, default_factory=list["StepContext"])
 
     @property
     def spent(self) -> Spent:
-        """What this step has spent so far, its members included."""
-        return plus(self._spent, *(member.spent for member in self._members))
+        """What this step has spent, its members included."""
+        return plus(self.own_spent, *(member.spent for member in self._members))
 
     def members(self, count: int) -> Sequence["StepContext"]:
         """Contexts for `count` overseers that run side by side, each with a share of `budget`."""
         first = len(self._members)
         members = [
-            StepContext(
-                self._amplify,
-                self._key,
-                self._retry_index,
-                share,
-                self.question,
-                self.transcript,
-                self.may_ask,
-                f"{self._role}.{first + index}",
-            )
+            replace(self, limit=share, role=f"{self.role}.{first + index}", call_count=0)
             for index, share in enumerate(self.budget.split(count))
         ]
         self._members += members
         return members
+
+
+def listening(runtime: Runtime[AmplifyContext]) -> AmplifyContext:
+    """The context of a run; its events leave by the graph's stream unless it has a listener."""
+    context = runtime.context
+    return context if context.emit is not silent else replace(context, emit=runtime.stream_writer)
 
 
 @dataclass(frozen=True)
@@ -179,15 +71,15 @@ class StepResult:
 async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
     """The overseer's next step, or a human's if it defers; recorded. An exception in the
     overseer's code becomes the result's `error`."""
-    overseer = overseer_of(state, context)
-    key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
+    overseer, key = overseer_at(context, state["attempt"]), step_key(state)
     step_context = StepContext(
         context,
         key,
         retry_index(state, context),
         left_of(state),
-        state["question"],
-        [Exchange(**exchange) for exchange in state["transcript"]],
+        "overseer.ask",
+        question=state["question"],
+        transcript=[Exchange(**exchange) for exchange in state["transcript"]],
         may_ask=state["depth"] < context.limits.depth,
     )
     form_digest: str | None = None
@@ -195,7 +87,9 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
         with context.recorded_client.spans.step(key, overseer.name):
             step = await overseer.act(step_context)
             if isinstance(step, Defer):
-                form = dict(step.form) | _failed_attempts(state, context)
+                form = dict(step.form)
+                if context.checks.by_human(state["attempt"]):  # Failed checks led to the human.
+                    form |= {"failed": state["proposals"], "passed": state["passed"]}
                 # A human who is asked again must reply again: the digest must differ.
                 again = state["retries"] // AGAIN
                 form_digest = digest_of(form | ({"asked_again": again} if again else {}))
@@ -214,6 +108,11 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
         return StepResult(None, step_context.spent, reason)
     context.emit({"event": "step", "path": state["path"], "step": step_to_json(step)})
     return StepResult(step, step_context.spent)
+
+
+def step_key(state: AmplifyState) -> CallKey:
+    """The key of the overseer's step in the log."""
+    return CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
 
 
 async def _human_step(
@@ -243,18 +142,6 @@ async def _human_step(
                 key=judgement_key,
             )
     return step_from_json(approved(reply, form))
-
-
-def _failed_attempts(state: AmplifyState, context: AmplifyContext) -> dict[str, Any]:
-    """What a human sees of earlier attempts, if failed checks led to the human."""
-    if not context.checks.by_human(state["attempt"]):
-        return {}
-    return {"failed": state["proposals"], "passed": state.get("passed", [])}
-
-
-def overseer_of(state: AmplifyState, context: AmplifyContext) -> Overseer:
-    """The overseer of this attempt."""
-    return overseer_at(context, state["attempt"])
 
 
 HUMAN = HumanOverseer()

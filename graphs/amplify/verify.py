@@ -10,8 +10,9 @@ from langgraph.runtime import Runtime
 
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import Exchange
-from reflux.agents.verifiers.rules import Verdict
-from reflux.graphs.amplify.context import AmplifyContext, listening
+from reflux.agents.verifiers import Verdict
+from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import (
     NOTHING_SPENT,
     AmplifyState,
@@ -22,8 +23,7 @@ from reflux.graphs.amplify.state import (
     left_of,
     plus,
 )
-from reflux.graphs.amplify.steps import ModelCalls, retry_index
-from reflux.graphs.traces.store import CallKey
+from reflux.graphs.amplify.steps import listening, retry_index, step_key
 
 UNCONFIRMED = "unconfirmed"
 """The rule that an answer breaks on which too few attempts agree."""
@@ -62,14 +62,17 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
     """Test the proposal; a failure leads to another attempt while attempts and budget last."""
     if state["outcome"] is not None:
         return {}  # An endpoint failure interrupted a chain.
-    context = listening(runtime.context, runtime.stream_writer)
+    context = listening(runtime)
     proposal, passed = state["proposal"], state["passed"]
     spent, rule, reason, ok = state["spent"], "no_answer", "", False
     status: Status
     if proposal is not None:
         by_human, verdict = context.checks.by_human(state["attempt"]), Verdict(True)
         if not by_human:
-            verdict, cost = await _judged(state, context, proposal)
+            key, number = step_key(state), retry_index(state, context)
+            calls = ModelCalls(context, key, number, left_of(state), "overseer.ask.check")
+            transcript = [Exchange(**exchange) for exchange in state["transcript"]]
+            verdict, cost = await judged(context, calls, state["question"], proposal, transcript)
             spent = plus(spent, cost)
         ok, rule, reason = verdict.ok, verdict.rule, verdict.reason
         if by_human or context.has_check:
@@ -115,13 +118,3 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         "passed": passed,
         "spent": spent,
     }
-
-
-async def _judged(
-    state: AmplifyState, context: AmplifyContext, proposal: str
-) -> tuple[Verdict, Spent]:
-    key = CallKey(state["question_id"], state["path"], "overseer", state["step"], state["attempt"])
-    number, limit = retry_index(state, context), left_of(state)
-    calls = ModelCalls(context, key, number, limit, role="overseer.ask.check")
-    transcript = [Exchange(**said) for said in state["transcript"]]
-    return await judged(context, calls, state["question"], proposal, transcript)

@@ -7,11 +7,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.graphs.amplify.sampling import step_and_retries
+from reflux.graphs.amplify.direct_answer import step_and_retries
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.runner import SeedResult
 from reflux.graphs.traces.store import TraceStore, chains
@@ -35,9 +36,7 @@ class Answered:
     status: str
     error: str | None
     confidence: float | None
-    """0 to 1; see `confidence`."""
     calls: int
-    """Model calls, cache hits included."""
     cached: int
     tokens: int
     seconds: float
@@ -46,13 +45,7 @@ class Answered:
     cost: float | None
     """Cache hits at full price, for the same reason; None where a model has no price."""
     depth: int
-    """Levels of sub-questions; 0 without any."""
     trajectory: str
-    """Id of the tree, for `reflux traces show`."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
 
 
 def answers_of(
@@ -65,7 +58,7 @@ def answers_of(
     """
     answers: list[Answered] = []
     for question, outcome in zip(result.questions, result.outcomes, strict=True):
-        answer, trajectory = outcome["answer"], result.asked.question_id(question)
+        answer, trajectory = outcome["answer"], result.origin.question_id(question)
         tree = load_tree(ledger.store, trajectory)
         text = f"{eval_task.name}:{eval_task.same_question(question)}"
         record = Answered(
@@ -92,11 +85,11 @@ class Ledger:
     def __init__(self, store: TraceStore, prices: Mapping[str, Price]) -> None:
         self.store = store
         self._prices = prices
-        self._seconds: dict[str, float] | None = None
 
     def of(self, trajectory: str) -> dict[str, Any]:
         """`calls`, `cached`, `tokens`, `seconds` and `cost` of one tree."""
-        spent: dict[str, Any] = {"calls": 0, "cached": 0, "tokens": 0, "seconds": 0.0, "cost": 0.0}
+        spent: dict[str, Any] = {"calls": 0, "cached": 0, "tokens": 0, "seconds": 0.0}
+        costs: list[float | None] = []
         for row in self.store.select(
             "SELECT kind, model, request_digest, prompt_tokens, completion_tokens, seconds, cached,"
             " CASE kind WHEN 'graph' THEN completion ->> 'calls' ELSE 1 END AS made FROM calls"
@@ -106,11 +99,12 @@ class Ledger:
             spent["calls"] += row["made"]
             spent["cached"] += row["cached"]
             spent["tokens"] += row["prompt_tokens"] + row["completion_tokens"]
-            uncached = self._uncached_seconds(row["request_digest"]) if row["cached"] else None
-            spent["seconds"] += row["seconds"] if uncached is None else uncached
+            if row["cached"]:
+                spent["seconds"] += self._uncached_seconds.get(row["request_digest"], 0.0)
+            else:
+                spent["seconds"] += row["seconds"]
             price = self._prices.get(row["model"])
-            cost = price and price.of(row["prompt_tokens"], row["completion_tokens"])
-            spent["cost"] = _sum(spent["cost"], cost)
+            costs.append(price and price.of(row["prompt_tokens"], row["completion_tokens"]))
         # Links keep the sum of their tokens alone: their cost is known where a model charges
         # prompt and completion alike. Their time is unknown.
         for _, _, calls, tokens, model in chains(self.store, trajectory):
@@ -118,38 +112,18 @@ class Ledger:
             spent["tokens"] += tokens
             price = self._prices.get(model)
             known = price is not None and price.prompt == price.completion
-            spent["cost"] = _sum(spent["cost"], price.of(tokens, 0) if price and known else None)
-        return spent
+            costs.append(price.of(tokens, 0) if price and known else None)
+        known_costs = [cost for cost in costs if cost is not None]
+        return spent | {"cost": sum(known_costs, 0.0) if len(known_costs) == len(costs) else None}
 
-    def _uncached_seconds(self, digest: str) -> float:
-        """Seconds of the call that a cache hit repeats."""
-        if self._seconds is None:
-            self._seconds = {
-                row["request_digest"]: row["seconds"]
-                for row in self.store.select(
-                    "SELECT request_digest, max(seconds) AS seconds FROM calls WHERE"
-                    " kind='model' AND cached=0 AND error IS NULL GROUP BY request_digest"
-                )
-            }
-        return self._seconds.get(digest, 0.0)
-
-
-def _sum(total: float | None, cost: float | None) -> float | None:
-    return None if total is None or cost is None else total + cost
-
-
-@dataclass
-class _Log:
-    """The log of one tree, by path."""
-
-    leaves: dict[str, tuple[Mapping[str, Any], int, int]] = field(
-        default_factory=dict[str, tuple[Mapping[str, Any], int, int]]
-    )
-    """The newest judgement of a direct answer, its step and its attempt."""
-    logprobs: dict[tuple[str, int, int], float | None] = field(
-        default_factory=dict[tuple[str, int, int], float | None]
-    )
-    """Log-probability of the least certain token, by path, step and attempt."""
+    @cached_property
+    def _uncached_seconds(self) -> Mapping[str, float]:
+        """Seconds of the calls that cache hits repeat, by request digest."""
+        rows = self.store.select(
+            "SELECT request_digest, max(seconds) FROM calls WHERE"
+            " kind='model' AND cached=0 AND error IS NULL GROUP BY request_digest"
+        )
+        return {digest: seconds for digest, seconds in rows}
 
 
 def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:
@@ -167,19 +141,7 @@ def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:
     """
     if root.answer is None:
         return None
-    log, stated = _Log(), None
-    for row in store.select(
-        "SELECT path, kind, key, detail FROM judgements WHERE question=? AND "
-        "(kind='direct' OR (kind='outcome' AND path='')) ORDER BY id",
-        (root_id,),
-    ):
-        detail = json.loads(row["detail"])
-        if row["kind"] == "direct":
-            log.leaves[row["path"]] = (detail, *step_and_retries(row["key"]))
-        else:
-            stated = detail.get("confidence")
-    if stated is not None:
-        return stated
+    logprobs: dict[tuple[str, int, int], float | None] = {}
     for row in store.select(
         "SELECT path, step, attempt, logprobs FROM calls WHERE question=? AND error IS NULL AND "
         "kind='model' AND role LIKE 'answer%' ORDER BY id",
@@ -187,26 +149,39 @@ def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:
     ):
         tokens: list[list[Any]] = json.loads(row["logprobs"] or "[]")
         key = (row["path"], row["step"], row["attempt"])
-        log.logprobs[key] = min((token[1] for token in tokens), default=None)
-    value = _of_node(root, log)
+        logprobs[key] = min((token[1] for token in tokens), default=None)
+    direct: dict[str, tuple[str | None, float | None]] = {}
+    stated: float | None = None
+    for row in store.select(
+        "SELECT path, kind, key, detail FROM judgements WHERE question=? AND "
+        "(kind='direct' OR (kind='outcome' AND path='')) ORDER BY id",
+        (root_id,),
+    ):
+        detail = json.loads(row["detail"])
+        if row["kind"] == "direct":
+            logprob = logprobs.get((row["path"], *step_and_retries(row["key"])))
+            direct[row["path"]] = detail["answer"], _of_direct(detail, logprob)
+        else:
+            stated = detail.get("confidence")
+    value = _of_node(root, direct) if stated is None else stated
     return None if value == CERTAIN else value
 
 
-def _of_node(node: Node, log: _Log) -> float | None:
-    leaf = log.leaves.get(node.path)
-    if leaf is not None and (not node.children or leaf[0].get("answer") == node.answer):
-        return _of_leaf(node.path, *leaf, log)
+def _of_node(node: Node, direct: Mapping[str, tuple[str | None, float | None]]) -> float | None:
+    """Confidence of a subtree; `direct` holds the newest direct (answer, confidence) by path."""
+    if node.path in direct:
+        answer, value = direct[node.path]
+        if not node.children or answer == node.answer:
+            return value
     if not node.children:
         return CERTAIN if node.answered_by == "H" else None
-    last = max(_attempt(child) for child in node.children)
-    parts = [_of_node(child, log) for child in node.children if _attempt(child) == last]
+    last = max(map(_attempt, node.children))
+    parts = [_of_node(child, direct) for child in node.children if _attempt(child) == last]
     known = [part for part in parts if part is not None]
     return min(known) if len(known) == len(parts) else None
 
 
-def _of_leaf(
-    path: str, detail: Mapping[str, Any], step: int, attempt: int, log: _Log
-) -> float | None:
+def _of_direct(detail: Mapping[str, Any], logprob: float | None) -> float | None:
     if "disagreement" in detail:
         return 1.0 - detail["disagreement"]
     votes = detail.get("votes", 0)
@@ -214,10 +189,9 @@ def _of_leaf(
         return CERTAIN  # A tool.
     if votes > 1:
         return dict(detail.get("tally", ())).get(detail["answer"], 0) / votes
-    logprob = log.logprobs.get((path, step, attempt))
     return None if logprob is None else math.exp(min(0.0, logprob))
 
 
 def _attempt(child: Node) -> int:
-    """The parent's attempt that asked for a node: the last part of its path begins with it."""
+    """The parent's attempt with which the last part of a node's path begins."""
     return int(child.path.rpartition("/")[2].split(".")[0])

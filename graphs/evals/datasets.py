@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from reflux.agents.errors import UsageError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 
 FORMS = (
     'each line is a JSON object with "question" and "answer", "prompt" and "completion", or '
@@ -30,7 +30,6 @@ class Row:
     question: str
     answers: tuple[str, ...]
     line: int
-    """Line number, from 1."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class QuestionFile:
     system: str = ""
     """The system message that all rows share."""
     repeats: int = 0
-    """Rows left out because they repeat an earlier one."""
 
 
 def read_questions(path: Path) -> QuestionFile:
@@ -59,7 +57,7 @@ def read_questions(path: Path) -> QuestionFile:
         if not line.strip():
             continue
         try:
-            question, answers, system = _row(_parsed(line))
+            question, answers, system = _row(line)
         except (ValueError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"{path}, line {number}: {error}; {FORMS}. Correct or remove the line"
@@ -98,20 +96,17 @@ def _lines(path: Path) -> list[str]:
         ) from error
 
 
-def _parsed(line: str) -> Mapping[str, Any]:
-    # Decimal: an answer is compared as it is written, also 1e999 and forty digits of pi.
-    value = json.loads(line, parse_float=Decimal, parse_constant=_raise_constant)
-    if not isinstance(value, dict):
-        raise TypeError(f"a JSON {type(value).__name__}, no object")
-    return cast(Mapping[str, Any], value)
-
-
 def _raise_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON; write a number, or a text in quotes")
 
 
-def _row(body: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
-    """(question, answers, system message) of one object."""
+def _row(line: str) -> tuple[str, tuple[str, ...], str]:
+    """(question, answers, system message) of one line."""
+    # Decimal: an answer is compared as it is written, also 1e999 and forty digits of pi.
+    body = json.loads(line, parse_float=Decimal, parse_constant=_raise_constant)
+    if not isinstance(body, dict):
+        raise TypeError(f"a JSON {type(body).__name__}, no object")
+    body = cast(dict[str, Any], body)
     if "question" in body or "answer" in body:
         return _text(body, "question"), _answers(body), ""
     if "messages" in body:

@@ -20,13 +20,11 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from functools import cached_property
-from typing import Protocol
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import task_context
 from reflux.graphs.evals.datasets import QuestionFile, Row
-from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out
+from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out, task_context
 
 Scorer = Callable[[str, str, str], object]
 """A user's scorer: (question, answer, true answer) → right. It must return a bool."""
@@ -65,19 +63,13 @@ def number(text: str) -> str | None:
     """The last number as a fraction in lowest terms; None where there is none or it has no value,
     because an earlier number is not what the text ends with."""
     text = unicodedata.normalize("NFKC", text).translate(MINUS).replace("⁄", "/")
-    last = None
-    for match in NUMBER.finditer(text):
-        last = match[0]
-    value = None if last is None else _fraction(last.replace(",", ""))
-    return None if value is None else str(value)
-
-
-def _fraction(text: str) -> Fraction | None:
-    if len(text) > MAX_NUMBER_CHARS:
+    numbers = NUMBER.findall(text)
+    last = numbers[-1].replace(",", "") if numbers else ""
+    if len(last) > MAX_NUMBER_CHARS:
         return None
-    numerator, _, denominator = text.partition("/")
+    numerator, _, denominator = last.partition("/")
     try:
-        return Fraction(Decimal(numerator)) / (int(denominator) if denominator else 1)
+        return str(Fraction(Decimal(numerator)) / int(denominator or 1))
     except (InvalidOperation, ValueError, ZeroDivisionError):
         return None
 
@@ -107,64 +99,9 @@ def same(rule: str, answer: str, truth: str) -> bool:
     answer_form, true_form = FORMS[rule](answer), FORMS[rule](truth)
     if answer_form is None or true_form is None:
         return False
-    return (
-        f" {true_form} " in f" {answer_form} " if rule == "contains" else answer_form == true_form
-    )
-
-
-class EvalTask(Protocol):
-    """What systems are compared on."""
-
-    @property
-    def name(self) -> str:
-        """Recorded with each question."""
-        ...
-
-    @property
-    def split(self) -> str:
-        """Recorded with each question: `held_out` or `file`."""
-        ...
-
-    @property
-    def rule(self) -> str:
-        """The scorer's name."""
-        ...
-
-    def questions(self, seed: int) -> Sequence[str]:
-        """The different questions of one seed.
-
-        Raises:
-            UsageError: there are none.
-        """
-        ...
-
-    def same_question(self, question: str) -> str:
-        """The text that equivalent questions share; they count as one."""
-        ...
-
-    def same_answer(self, answer: str) -> str:
-        """The text that equivalent answers share; votes are counted by it."""
-        ...
-
-    def right(self, question: str, answer: str) -> bool:
-        """Score an answer.
-
-        Raises:
-            RefluxError: the scorer failed.
-        """
-        ...
-
-    def true_answers(self, question: str) -> Sequence[str]:
-        """The true answers that may be shown; may be none."""
-        ...
-
-    def part_right(self, question: str, answer: str | None) -> bool | None:
-        """Score a node within a tree; a missing answer is wrong. None where it cannot be scored."""
-        ...
-
-    def context(self, context: AmplifyContext) -> AmplifyContext:
-        """The context with overseers, checker, tools and texts of these questions."""
-        ...
+    if rule == "contains":
+        return f" {true_form} " in f" {answer_form} "
+    return answer_form == true_form
 
 
 @dataclass(frozen=True)
@@ -177,13 +114,21 @@ class LevelEvalTask:
     """Questions of each seed."""
 
     split = "held_out"
+    """Recorded with each question."""
     rule = "the task's own"
+    """The scorer's name."""
 
     @property
     def name(self) -> str:
+        """Recorded with each question."""
         return self.task.name
 
     def questions(self, seed: int) -> Sequence[str]:
+        """The different questions of one seed.
+
+        Raises:
+            UsageError: there are none.
+        """
         questions = self.task.sample(self.limit, self.level, "held_out", seed)
         if not questions:
             raise UsageError(
@@ -194,19 +139,28 @@ class LevelEvalTask:
         return questions
 
     def same_question(self, question: str) -> str:
+        """The text that equivalent questions share; they count as one."""
         return self.task.canonical(question)
 
     def same_answer(self, answer: str) -> str:
+        """The text that equivalent answers share; votes are counted by it."""
         return self.task.normalise(answer)
 
     def right(self, question: str, answer: str) -> bool:
+        """Score an answer.
+
+        Raises:
+            RefluxError: the scorer failed.
+        """
         return run_scorer(self.name, question, lambda: score_held_out(self.task, question, answer))
 
     def true_answers(self, question: str) -> Sequence[str]:
+        """The true answers that may be shown; of a held-out question none."""
         return ()
 
     def part_right(self, question: str, answer: str | None) -> bool | None:
-        """Held-out questions of the task alone are scored, at every depth."""
+        """Score a node within a tree; a missing answer is wrong. None where it isn't a held-out
+        question of the task, or its true answer is unknown."""
         try:
             if not is_held_out(self.task, question):
                 return None
@@ -216,6 +170,7 @@ class LevelEvalTask:
             return None
 
     def context(self, context: AmplifyContext) -> AmplifyContext:
+        """The context with overseers, checker, tools and texts of the task."""
         return task_context(context, self.task)
 
 
@@ -270,9 +225,7 @@ class FileEvalTask:
         if self.limit is None or self.limit >= len(questions):
             return questions
         draw = random.Random(f"{self.name}:{self.limit}")
-        return [
-            questions[index] for index in sorted(draw.sample(range(len(questions)), self.limit))
-        ]
+        return [questions[i] for i in sorted(draw.sample(range(len(questions)), self.limit))]
 
     def same_question(self, question: str) -> str:
         """Exact except for white space: `3 + 2` and `3 - 2` have the same words."""
@@ -286,8 +239,7 @@ class FileEvalTask:
         return any(self._equals(question, answer, truth) for truth in self.true_answers(question))
 
     def _equals(self, question: str, answer: str, truth: str) -> bool:
-        scorer = self.scorer
-        if scorer is None:
+        if (scorer := self.scorer) is None:
             return same(self.rule, answer, truth)
         return run_scorer(self.rule, question, lambda: scorer(question, answer, truth))
 
@@ -303,6 +255,10 @@ class FileEvalTask:
     def context(self, context: AmplifyContext) -> AmplifyContext:
         """The file's system message; the overseer and the rest are the caller's."""
         return replace(context, system_prompt=self.file.system)
+
+
+EvalTask = LevelEvalTask | FileEvalTask
+"""What systems are compared on."""
 
 
 def run_scorer(name: str, question: str, scorer: Callable[[], object]) -> bool:

@@ -13,9 +13,10 @@ import hashlib
 import inspect
 import json
 import math
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -27,15 +28,14 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable, RunnableLambda
 from langgraph.graph import StateGraph
 
-from reflux.agents.clients.langchain import worth_retrying
-from reflux.agents.errors import EndpointError, RefluxError, ReplayError, UsageError
-from reflux.agents.redaction import redact
+from reflux.agents.clients.retries import worth_retrying
+from reflux.agents.errors import EndpointError, RefluxError, UsageError
+from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted
 from reflux.graphs.evals.user_code import load_object
 from reflux.graphs.traces.store import CallKey
 
-ROLE = "graph"
 BOTH = frozenset(("question", "messages"))
 
 
@@ -120,6 +120,15 @@ class Meter(AsyncCallbackHandler):
                 self.calls += 1
                 self._add(message.usage_metadata)
 
+    def columns(self, start: float) -> dict[str, Any]:
+        """The columns of the call that began at `start`, by `time.perf_counter`."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "seconds": time.perf_counter() - start,
+            "cached": 0,
+        }
+
     def _add(self, usage: UsageMetadata) -> None:
         self.prompt_tokens += usage["input_tokens"]
         self.completion_tokens += usage["output_tokens"]
@@ -131,7 +140,6 @@ class ExternalGraph:
 
     context: AmplifyContext
     loaded: Loaded
-    _keys: frozenset[str] | None = field(init=False)
 
     def __post_init__(self) -> None:
         self._keys = _input_keys(self.loaded.runnable)
@@ -142,9 +150,9 @@ class ExternalGraph:
         Raises:
             ReplayError: the log holds another graph's answer under this id.
         """
-        key = CallKey(question_id, "", ROLE)
+        key = CallKey(question_id, "", "graph")
         request = hashlib.sha256(json.dumps([self.loaded.digest, question]).encode())
-        columns = {
+        columns: dict[str, Any] = {
             "kind": "graph",
             "model": self.loaded.name,
             "model_digest": self.loaded.digest,
@@ -152,8 +160,8 @@ class ExternalGraph:
             "messages": json.dumps([{"role": "user", "content": question}]),
         }
         recorded_client = self.context.recorded_client
-        if (recorded := self._recorded(key, columns["request_digest"])) is not None:
-            return await self._ended(question, key, *recorded)
+        if (row := recorded_client.find(key, columns)) is not None:
+            return await self._replayed(question, key, row)
         meter, start = Meter(), time.perf_counter()
         try:
             async with asyncio.timeout(self.context.limits.seconds):
@@ -167,42 +175,27 @@ class ExternalGraph:
                 raise
             # Failures of the user's code are values, even a SystemExit.
             failure = _failure(self.loaded.name, error, self.context.limits.seconds)
-            seconds = time.perf_counter() - start
             # Without "error" the failure is the graph's own, and counts as its answer.
             reason = "error" if isinstance(failure, EndpointError) else "graph"
-            values = _row("", meter, seconds, str(failure)) | {"finish_reason": reason}
-            await recorded_client.store.add_call(key, columns | values)
+            columns |= meter.columns(start) | {"completion": "", "finish_reason": reason}
+            await recorded_client.store.add_call(key, columns | {"error": str(failure)})
             done = {"answer": None, "error": str(failure), "calls": meter.calls}
             return await self._ended(question, key, done, 0)
         done = {"answer": redact(answer), "confidence": confidence, "calls": meter.calls}
-        row_values = _row(json.dumps(done), meter, time.perf_counter() - start, None)
-        try:
-            await recorded_client.store.add_call(key, columns | row_values)
-        except ReplayError:
-            # Another process on this folder was first: its answer counts.
-            if (recorded := self._recorded(key, columns["request_digest"])) is None:
-                raise
-            return await self._ended(question, key, *recorded)
-        tokens = meter.prompt_tokens + meter.completion_tokens
-        return await self._ended(question, key, done, tokens)
+        columns |= meter.columns(start) | {"completion": json.dumps(done)}
+        if (row := await recorded_client.add(key, columns)) is not None:
+            return await self._replayed(question, key, row)
+        return await self._ended(question, key, done, meter.prompt_tokens + meter.completion_tokens)
 
-    def _recorded(self, key: CallKey, digest: str) -> tuple[dict[str, Any], int] | None:
-        """The recorded answer and its tokens."""
-        if (row := self.context.recorded_client.store.find_call(key)) is None:
-            return None
-        if row["request_digest"] != digest:
-            raise ReplayError(f"{key} was answered by another graph; use a new --run")
-        return json.loads(row["completion"]), row["prompt_tokens"] + row["completion_tokens"]
+    async def _replayed(self, question: str, key: CallKey, row: sqlite3.Row) -> Outcome:
+        tokens = row["prompt_tokens"] + row["completion_tokens"]
+        return await self._ended(question, key, json.loads(row["completion"]), tokens)
 
     def _input(self, question: str) -> Any:
         if self._keys is None:
             return question
-        message = HumanMessage(question)
-        return {
-            name: value
-            for name, value in (("question", question), ("messages", [message]))
-            if name in self._keys
-        }
+        values = {"question": question, "messages": [HumanMessage(question)]}
+        return {name: value for name, value in values.items() if name in self._keys}
 
     async def _ended(
         self, question: str, key: CallKey, done: Mapping[str, Any], tokens: int
@@ -304,14 +297,3 @@ def _failure(name: str, error: BaseException, seconds: float | None) -> RefluxEr
     if isinstance(error, Exception) and worth_retrying(error):
         return EndpointError(f"{name} failed: {text}; is what it asks up?")
     return RefluxError(text)
-
-
-def _row(completion: str, meter: Meter, seconds: float, error: str | None) -> dict[str, Any]:
-    return {
-        "completion": completion,
-        "prompt_tokens": meter.prompt_tokens,
-        "completion_tokens": meter.completion_tokens,
-        "seconds": seconds,
-        "cached": 0,
-        "error": error,
-    }

@@ -9,8 +9,7 @@ is the question, not the answer.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,7 +21,7 @@ RESAMPLES = 10_000
 BINS = 10
 
 
-def wilson(right: float, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(right: float, n: int) -> tuple[float, float]:
     """95% score interval of a proportion (Wilson 1927).
 
     `right` may be fractional: if n questions were asked several times each, it is n times the share
@@ -33,7 +32,7 @@ def wilson(right: float, n: int, z: float = Z95) -> tuple[float, float]:
     """
     if n < 1:
         raise UsageError("0 questions were asked: an interval needs at least 1; raise --limit")
-    p = right / n
+    p, z = right / n, Z95
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # At 0 and n the interval ends at exactly 0 or 1; rounding must not exceed them.
@@ -46,11 +45,7 @@ def bootstrap(
     """95% percentile interval of a mean over clusters (Efron and Tibshirani 1993, chapter 13).
 
     For differences of two systems on the same questions it is the paired bootstrap (Koehn 2004);
-    answers to one question are one cluster.
-
-    Args:
-        clusters: (sum of the values, their number) of each question.
-        seed: of the resampling.
+    answers to one question are one cluster: (sum of the values, their number).
 
     Raises:
         UsageError: no questions.
@@ -88,21 +83,14 @@ class Difference:
     first: str
     second: str
     value: float
-    """Accuracy of the first minus that of the second."""
     ci95: tuple[float, float]
     """Paired bootstrap, by question."""
     p: float
     """McNemar's exact test. A question with several seeds counts once, for the system that was
     right more often."""
     only_first: int
-    """Questions on which the first alone is right."""
     only_second: int
     n: int
-    """Questions."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; ci95 as a list."""
-        return {**asdict(self), "ci95": list(self.ci95)}
 
 
 def difference(
@@ -130,10 +118,8 @@ class Bin:
     """Answers of similar confidence."""
 
     confidence: float
-    """Mean."""
     accuracy: float
     ci95: tuple[float, float]
-    """Wilson's, of the accuracy."""
     n: int
 
 
@@ -149,7 +135,6 @@ class Calibration:
     n: int
     """Answers whose confidence is known."""
     unknown: int
-    """Answers whose confidence is unknown."""
 
 
 def brier(answers: Sequence[tuple[float, bool]]) -> float:

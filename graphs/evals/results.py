@@ -34,11 +34,9 @@ class Level:
     """The nodes of one kind at one depth, those of rejected attempts included."""
 
     depth: int
-    """Levels below the root, whose depth is 0."""
     kind: str
     nodes: int
     accepted: float
-    """Share of the nodes whose status is `ok`."""
     calls: int
     """Model calls of these nodes, without those below them."""
     tokens: int
@@ -93,9 +91,7 @@ class Summary(Score):
 
     model: str
     questions: int
-    """Different questions."""
     seconds: float
-    """Sum over all model calls."""
     cost: float | None
     calibration: Calibration | None
 
@@ -106,14 +102,12 @@ def summary(model: str, answers: Sequence[Answered]) -> Summary:
     Raises:
         UsageError: there are none.
     """
-    questions = len({answer.id for answer in answers})
     costs = [answer.cost for answer in answers]
     known = [cost for cost in costs if cost is not None]
+    questions = len({answer.id for answer in answers})
+    spent = [Spent(calls=a.calls, cached=a.cached, tokens=a.tokens) for a in answers]
     return Summary.of(
-        (
-            (a.right, a.status, Spent(calls=a.calls, cached=a.cached, tokens=a.tokens))
-            for a in answers
-        ),
+        ((a.right, a.status, cost) for a, cost in zip(answers, spent, strict=True)),
         questions,
         model=model,
         questions=questions,
@@ -125,21 +119,17 @@ def summary(model: str, answers: Sequence[Answered]) -> Summary:
 
 def differences(answers: Mapping[str, Sequence[Answered]], seed: int) -> list[Difference]:
     """Each pair of systems on the same questions: the later named minus the earlier named."""
-    return [
-        difference(second, first, _pairs(answers[second], answers[first]), seed)
-        for first, second in combinations(answers, 2)
-    ]
-
-
-def _pairs(
-    first: Sequence[Answered], second: Sequence[Answered]
-) -> dict[str, list[tuple[bool, bool]]]:
-    pairs: dict[str, list[tuple[bool, bool]]] = {}
-    if [(a.seed, a.question) for a in first] != [(b.seed, b.question) for b in second]:
-        raise RefluxError("two systems were asked different questions; please report this bug")
-    for one, other in zip(first, second, strict=True):
-        pairs.setdefault(one.id, []).append((one.right, other.right))
-    return pairs
+    compared: list[Difference] = []
+    for first, second in combinations(answers, 2):
+        right: dict[str, list[tuple[bool, bool]]] = {}
+        for one, other in zip(answers[second], answers[first], strict=True):
+            if (one.seed, one.question) != (other.seed, other.question):
+                raise RefluxError(
+                    "two systems were asked different questions; please report this bug"
+                )
+            right.setdefault(one.id, []).append((one.right, other.right))
+        compared.append(difference(second, first, right, seed))
+    return compared
 
 
 @dataclass(frozen=True)
@@ -149,7 +139,6 @@ class Results:
     eval_task: str
     split: str
     rule: str
-    """The scorer's name."""
     seeds: Sequence[int]
     """Of a task's questions and of the samples; the first is also that of the bootstrap."""
     answers: Mapping[str, Sequence[Answered]]

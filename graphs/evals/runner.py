@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
-from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.context import AmplifyContext, Reply
+from reflux.graphs.amplify.direct_answer import NodeRef, record_answer, sample_answer
 from reflux.graphs.amplify.interrupts import with_spend_limit
-from reflux.graphs.amplify.sampling import NodeRef, Reply, record_answer, sample_answer
 from reflux.graphs.amplify.state import Outcome, Spent, Status, accepted_status, plus
-from reflux.graphs.ask import Origin, System, answer_every
+from reflux.graphs.ask import Origin, System, answer_all
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.external_graph import ExternalGraph
 from reflux.graphs.evals.metrics import wilson
@@ -26,7 +26,7 @@ MAX_VOTES = 10_000
 
 @dataclass(frozen=True)
 class Score:
-    """How one system did."""
+    """Accuracy and cost of one system."""
 
     accuracy: float
     n: int
@@ -46,12 +46,10 @@ class Score:
         distinct: int | None = None,
         **more: Any,
     ) -> Self:
-        """Add up (right, status, spent) of each answer.
+        """Add up (right, status, spent) of each answer of one system.
 
-        Args:
-            answers: of one system.
-            distinct: the number of different questions; None where all are different.
-            more: the other fields of a subclass.
+        `distinct` is the number of different questions, None where all are; `more` are the other
+        fields of a subclass.
 
         Raises:
             UsageError: there are no answers.
@@ -77,7 +75,7 @@ class Score:
 async def evaluate(
     system: System,
     task: Task,
-    asked: Origin,
+    origin: Origin,
     questions: Sequence[str],
     *,
     max_concurrency: int = 32,
@@ -92,8 +90,13 @@ async def evaluate(
     """
     for question in questions:
         check_held_out(task, question)
-    outcomes = await answer_every(
-        system, asked, questions, max_concurrency=max_concurrency, on_done=on_done
+    outcomes = await answer_all(
+        system,
+        origin,
+        questions,
+        max_concurrency=max_concurrency,
+        on_done=on_done,
+        complete=True,
     )
     return Score.of(
         (score_held_out(task, question, outcome["answer"]), outcome["status"], outcome["spent"])
@@ -110,7 +113,6 @@ class SystemSpec:
     """A named system, and how it is made for each seed."""
 
     key: str
-    """The user's name for it."""
     model: str
     digest: str
     """Of the model or graph: another digest asks every question again."""
@@ -123,7 +125,7 @@ class SeedResult:
     """A system's answers to the questions of one seed."""
 
     seed: int
-    asked: Origin
+    origin: Origin
     questions: Sequence[str]
     outcomes: Sequence[Outcome]
 
@@ -147,7 +149,6 @@ class EqualTokens:
 
     votes: int
     tokens: int
-    """Of best-of-n, over all questions."""
     amplified_tokens: int
 
     @property
@@ -163,7 +164,6 @@ class EvalRunner:
     eval_task: EvalTask
     seeds: Sequence[int]
     run: str
-    """Recorded with each question."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What else decides the answers: other settings ask every question again."""
     max_concurrency: int = 32
@@ -184,23 +184,31 @@ class EvalRunner:
         before = 0
         self.listener(system_spec.key, 0, total)
         for seed, batch in questions.items():
-            system, asked = system_spec.make(seed), self._asked(system_spec, seed)
-            outcomes = await answer_every(
+            system, origin = system_spec.make(seed), self._origin(system_spec, seed)
+            outcomes = await answer_all(
                 system,
-                asked,
+                origin,
                 batch,
                 max_concurrency=self.max_concurrency,
                 on_done=lambda done, before=before: self.listener(
                     system_spec.key, before + done, total
                 ),
+                complete=True,
             )
-            if isinstance(system, ExternalGraph):
-                _check_answered(system_spec.key, outcomes)
-            results.append(SeedResult(seed, asked, batch, outcomes))
+            is_graph = isinstance(system, ExternalGraph)
+            if is_graph and all(outcome["status"] == "failed" for outcome in outcomes):
+                # A graph that never answers is broken, not wrong.
+                n = len(batch)
+                which = "its only question," if n == 1 else f"all {n} questions, on the first"
+                raise RefluxError(
+                    f"{system_spec.key} failed on {which} with {outcomes[0]['error']}; correct it "
+                    "and repeat the command"
+                )
+            results.append(SeedResult(seed, origin, batch, outcomes))
             before += len(batch)
         return EvalRun(system_spec, results)
 
-    def _asked(self, system_spec: SystemSpec, seed: int) -> Origin:
+    def _origin(self, system_spec: SystemSpec, seed: int) -> Origin:
         settings = json.dumps([system_spec.digest, self.settings], sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
         system = f"eval-{system_spec.key}-{system_spec.model}-{digest}-{seed}"
@@ -224,21 +232,6 @@ class EvalRunner:
 
         equal = await equal_votes(tokens_of, amplified.tokens)
         return eval_runs[equal.votes], equal
-
-
-def _check_answered(key: str, outcomes: Sequence[Outcome]) -> None:
-    """A graph that never answers is broken, not wrong."""
-    if all(outcome["status"] == "failed" for outcome in outcomes):
-        n = len(outcomes)
-        which = "its only question," if n == 1 else f"all {n} questions, on the first"
-        raise RefluxError(
-            f"{key} failed on {which} with {outcomes[0]['error']}; correct it and repeat the "
-            "command"
-        )
-
-
-def _every(n: int) -> str:
-    return "its only question," if n == 1 else f"all {n} questions, on the first"
 
 
 EQUAL_TOKENS = "best-of-n"
@@ -270,9 +263,7 @@ async def equal_votes(
 ) -> EqualTokens:
     """Find the largest n whose tokens, prompts included, don't exceed amplified's; at least 1.
 
-    Args:
-        tokens_of: runs best-of-n on every question and returns its tokens.
-        amplified_tokens: over the same questions.
+    `tokens_of(n)` runs best-of-n on every question and returns its tokens.
 
     Raises:
         RefluxError: the endpoint reports no tokens.
@@ -284,14 +275,11 @@ async def equal_votes(
             "reports none: name the number of votes, for example best-of-8"
         )
     votes = max(1, min(MAX_VOTES, amplified_tokens // first))
-    tokens = await tokens_of(votes)
-    while tokens > amplified_tokens and votes > 1:  # Later votes are longer than the first.
-        votes -= 1
-        tokens = await tokens_of(votes)
+    while (tokens := await tokens_of(votes)) > amplified_tokens and votes > 1:
+        votes -= 1  # Later votes are longer than the first.
     # One vote more is tried only where it fits at the mean price of those so far.
     while votes < MAX_VOTES and tokens * (votes + 1) <= amplified_tokens * votes:
-        more = await tokens_of(votes + 1)
-        if more > amplified_tokens:
+        if (more := await tokens_of(votes + 1)) > amplified_tokens:
             break
         votes, tokens = votes + 1, more
     return EqualTokens(votes, tokens, amplified_tokens)
@@ -309,7 +297,6 @@ class BestOf:
     context: AmplifyContext
     votes: int
     same_answer: Callable[[str], str] = str.strip
-    """Maps equivalent answers to equal text."""
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Ask all votes concurrently."""

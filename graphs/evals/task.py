@@ -6,13 +6,16 @@ questions (a+b and b+a) fall on the same side, at every depth of a tree.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, Protocol
 
 from reflux.agents.errors import UsageError
+from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Tool
-from reflux.agents.verifiers.rules import Checker
+from reflux.agents.verifiers import Checker, RuleChecker
+from reflux.graphs.amplify.context import AmplifyContext
 
 Split = Literal["train", "held_out"]
 HELD_OUT_SHARE = 0.2
@@ -21,37 +24,35 @@ HELD_OUT_SHARE = 0.2
 
 class Task(Protocol):
     """Questions, how they are scored and how they are decomposed. One file each in
-    `reflux/tasks/`."""
+    `reflux/tasks/`.
 
-    @property
-    def name(self) -> str:
-        """Recorded with each question, and part of what is held out."""
-        ...
+    A subclass has to state its `name`, its questions (`sample`) and how they are scored (`score`).
+    """
 
-    @property
-    def system_prompt(self) -> str:
-        """The system message of every question."""
-        ...
+    name: str
+    """Recorded with each question, and part of what is held out."""
+    system_prompt: str = ""
+    """The system message of every question."""
 
     def overseers(self) -> Sequence[Overseer]:
         """One overseer for each decomposition; retries take them in turn."""
-        ...
+        return (ModelOverseer(),)
 
     def tools(self) -> Mapping[str, Tool]:
         """The overseer's tools by name, for `SubQuestion(text, to="tool:NAME")`; may be none."""
-        ...
+        return {}
 
     def answer_tokens(self, question: str) -> int:
         """Maximum tokens of an answer to the question."""
-        ...
+        return 256
 
     def checker(self) -> Checker:
         """Tests answers without knowing the true one."""
-        ...
+        return RuleChecker({})
 
     def primitives(self) -> Sequence[str]:
         """Questions that the overseer answers itself; may be none. They are never held out."""
-        ...
+        return ()
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Draw up to `n` different questions of one level (for example: digits) and split.
@@ -63,11 +64,11 @@ class Task(Protocol):
 
     def canonical(self, question: str) -> str:
         """The text that all equivalent questions share."""
-        ...
+        return question.strip()
 
     def normalise(self, answer: str) -> str:
         """The text that all equal answers share."""
-        ...
+        return answer.strip()
 
     def from_user(self, text: str) -> str:
         """A question that a user typed, in the task's form.
@@ -75,11 +76,11 @@ class Task(Protocol):
         Raises:
             UsageError: it is not a question of this task.
         """
-        ...
+        return text.strip()
 
     def to_user(self, question: str, answer: str) -> str:
         """An answer in the form that users read."""
-        ...
+        return answer
 
     def score(self, question: str, answer: str) -> bool:
         """Whether the answer is right. Called for held-out questions only."""
@@ -106,8 +107,7 @@ def _primitives(task: Task) -> frozenset[str]:
 
 def hashed_out(text: str) -> bool:
     """True for a fixed `HELD_OUT_SHARE` of all texts."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8]) < HELD_OUT_SHARE * 2**64
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < HELD_OUT_SHARE * 2**64
 
 
 def check_held_out(task: Task, question: str) -> None:
@@ -135,12 +135,8 @@ def score_held_out(task: Task, question: str, answer: str | None) -> bool:
 def draw_questions(
     task: Task, n: int, split: Split, draw: Callable[[], str], max_draws: int
 ) -> list[str]:
-    """Up to `n` distinct questions of one split, in the order drawn.
-
-    Args:
-        draw: returns a random question, or an empty text to skip.
-        max_draws: draws per question before it gives up.
-    """
+    """Up to `n` distinct questions of one split, in the order drawn, or fewer after `max_draws`
+    draws per question. `draw` returns a random question, or an empty text to skip."""
     questions: dict[str, None] = {}
     for _ in range(max_draws * n):
         if len(questions) == n:
@@ -149,3 +145,20 @@ def draw_questions(
         if question and is_held_out(task, question) == (split == "held_out"):
             questions[question] = None
     return list(questions)
+
+
+def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
+    """The context with the task's overseers, checker and texts.
+
+    A tool of the context replaces the task's tool of the same name.
+    """
+    return replace(
+        context,
+        overseers=task.overseers(),
+        tools={**task.tools(), **context.tools},
+        checker=task.checker(),
+        max_tokens=task.answer_tokens,
+        system_prompt=task.system_prompt,
+        normalise=task.normalise,
+        canonical=task.canonical,
+    )

@@ -7,15 +7,16 @@ measurements say so.
 
 import json
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Completion
-from reflux.agents.verifiers.red_flags import RedFlags
-from reflux.graphs.amplify.sampling import step_and_retries
+from reflux.agents.verifiers import RedFlags
+from reflux.graphs.amplify.direct_answer import step_and_retries
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.store import TraceStore
@@ -28,25 +29,23 @@ class Votes:
     """Accuracy and error correlation of the votes on many questions."""
 
     accuracy: float
-    """Of one vote."""
     correlation: float
     """Intraclass correlation of being right: 0 where votes err independently, 1 where all copies
-    are right or wrong together, which no vote can mend."""
+    are right or wrong together, which no vote can correct."""
     ci95: tuple[float, float]
     """Of the correlation: the union of a bootstrap over questions and the large-sample interval."""
     questions: int
     votes: int
-    """Of each question."""
     left_out: int
     """Questions with fewer votes."""
 
 
 def correlation(right: Sequence[Sequence[bool]], seed: int = 0) -> Votes:
-    """Estimate accuracy and correlation from the votes of each question, in order.
+    """Accuracy and correlation of the votes of each question, by analysis of variance (Ridout,
+    Demétrio and Firth 1999, equation 2.1).
 
     Questions whose first votes disagree have more votes, so later votes are a biased sample: the
-    estimate uses the smallest number of votes among the questions with two or more. Analysis of
-    variance (Ridout, Demétrio and Firth 1999, equation 2.1).
+    estimate uses the smallest number of votes among the questions with two or more.
 
     Raises:
         UsageError: fewer than two questions have two votes.
@@ -105,7 +104,6 @@ class VotedQuestion:
     question: str
     root: str
     """Id of the root question."""
-    path: str
     answer: str | None
     """The chosen one."""
     replies: tuple[Completion, ...]
@@ -116,42 +114,36 @@ SELECT c.question, c.path, c.step, c.attempt, c.vote, c.completion, c.finish_rea
   c.prompt_tokens, c.completion_tokens
 FROM calls c JOIN questions q ON q.id = c.question
 WHERE c.kind = 'model' AND c.error IS NULL AND (c.role = 'answer' OR c.role LIKE 'answer~%')
-  AND (:system IS NULL OR q.system = :system) AND (:split IS NULL OR q.split = :split)
-  AND q.revises IS NULL
+  AND (:system IS NULL OR q.system = :system) AND q.revises IS NULL
 ORDER BY c.question, c.path, c.step, c.attempt, c.vote, c.id
 """
-LEAVES = """
+DIRECT = """
 SELECT j.question, j.path, j.key, j.detail FROM judgements j JOIN questions q ON q.id = j.question
-WHERE j.kind = 'direct' AND (:system IS NULL OR q.system = :system)
-  AND (:split IS NULL OR q.split = :split)
-  AND q.revises IS NULL ORDER BY j.id
+WHERE j.kind = 'direct' AND (:system IS NULL OR q.system = :system) AND q.revises IS NULL
+ORDER BY j.id
 """
 
 
-def voted_questions(
-    store: TraceStore, system: str | None = None, split: str | None = None
-) -> Iterator[VotedQuestion]:
-    """Every question that copies answered, of one system and split where they are named. Revisions
-    are left out, because they share replies with the trajectory that they revise."""
-    where = {"system": system, "split": split}
-    replies: dict[tuple[str, str, tuple[int, int]], dict[int, Completion]] = {}
-    for row in store.select(VOTES, where):
+def voted_questions(store: TraceStore, system: str | None = None) -> Iterator[VotedQuestion]:
+    """Every question that copies answered, of one system where it is named. Revisions are left
+    out, because they share replies with the trajectory that they revise."""
+    replies: dict[tuple[str, str, tuple[int, int]], dict[int, Completion]] = defaultdict(dict)
+    for row in store.select(VOTES, {"system": system}):
         node = row["question"], row["path"], (row["step"], row["attempt"])
         # The last reply of a conversation with tools is the vote.
-        replies.setdefault(node, {})[row["vote"]] = Completion(
+        replies[node][row["vote"]] = Completion(
             row["completion"],
             row["prompt_tokens"],
             row["completion_tokens"],
             finish_reason=row["finish_reason"],
         )
-    for row in store.select(LEAVES, where):
+    for row in store.select(DIRECT, {"system": system}):
         node = row["question"], row["path"], step_and_retries(row["key"])
         if (votes := replies.pop(node, None)) is not None:
             detail: dict[str, Any] = json.loads(row["detail"])
             yield VotedQuestion(
-                detail["question"], row["question"], row["path"], detail["answer"],
-                tuple(votes.values()),
-            )  # fmt: skip
+                detail["question"], row["question"], detail["answer"], tuple(votes.values())
+            )
 
 
 def by_task(task: Task) -> Right:
@@ -213,14 +205,14 @@ def measure(voted: Sequence[VotedQuestion], right: Right) -> Measured | None:
     if not marked:
         return None
     first = sum(scores[0] for scores in marked)
-    roots = Counter(question.root for question in voted)
+    roots = {question.root for question in voted}
     tokens = [reply.tokens for question in voted for reply in question.replies]
     return Measured(
         first / len(marked),
         wilson(first, len(marked)),
         len(marked),
-        sum(roots.values()) / len(roots),
-        sum(tokens) / len(tokens),
+        len(voted) / len(roots),
+        fmean(tokens),
         tuple(marked),
         wrong / len(marked),
     )
@@ -236,7 +228,6 @@ class FlagEffect:
     """Of the votes that the rule discards; None without any."""
     accuracy_kept: float | None
     n: int
-    """Votes that could be scored."""
 
 
 def flag_effects(

@@ -3,12 +3,12 @@
 import asyncio
 import sqlite3
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from reflux.agents.errors import NO_ACCESS, NO_SPACE, RefluxError, ReplayError, UsageError
 
@@ -87,31 +87,30 @@ def from_sqlite_error(path: Path, error: sqlite3.Error, damaged: str = RESTORE) 
     return UsageError(f"{path} is not a whole database: {error}; {damaged}")
 
 
-class Rows(Protocol):
-    """A source of rows: the store itself, or a `Reader`."""
+class Rows:
+    """A connection to read from: the store itself, or a separate one for long reads."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self.connection = connection
+        connection.row_factory = sqlite3.Row
 
     def select(
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> Iterator[sqlite3.Row]:
-        """Rows of a read-only query, in order."""
-        ...
+        """Rows of a read-only query, in order.
 
-
-@dataclass(frozen=True)
-class Reader:
-    """Rows of a separate connection (`reading`), for long reads in a thread."""
-
-    database: sqlite3.Connection
-
-    def select(
-        self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
-    ) -> Iterator[sqlite3.Row]:
-        """Rows of a read-only query, in order."""
-        yield from self.database.execute(sql, parameters)
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            yield from self.connection.execute(sql, parameters)
+        except sqlite3.Error as error:
+            raise from_sqlite_error(self.path, error) from error
 
 
 @contextmanager
-def reading(path: Path) -> Generator[sqlite3.Connection]:
+def reading(path: Path) -> Generator[Rows]:
     """A read-only connection for the length of a block, in any thread.
 
     Raises:
@@ -121,13 +120,8 @@ def reading(path: Path) -> Generator[sqlite3.Connection]:
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
     except sqlite3.Error as error:
         raise from_sqlite_error(path, error) from error
-    try:
-        database.row_factory = sqlite3.Row
-        yield database
-    except sqlite3.Error as error:
-        raise from_sqlite_error(path, error) from error
-    finally:
-        database.close()
+    with closing(database):
+        yield Rows(path, database)
 
 
 async def read_apart(path: Path, read: Callable[[Rows], T]) -> T:
@@ -138,8 +132,8 @@ async def read_apart(path: Path, read: Callable[[Rows], T]) -> T:
     """
 
     def run() -> T:
-        with reading(path) as database:
-            return read(Reader(database))
+        with reading(path) as rows:
+            return read(rows)
 
     return await asyncio.to_thread(run)
 
@@ -220,19 +214,21 @@ class _Row(NamedTuple):
     done: asyncio.Future[None]
 
 
+_Resolved = tuple[asyncio.Future[None], Exception | None]
+
+
 def _resolve_all(batch: Sequence[_Row], failures: Mapping[int, Exception]) -> None:
     """Resolve the futures, with one wake-up for each event loop: waking one is expensive."""
-    results: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], Exception | None]]]
-    results = {}
+    loops: defaultdict[asyncio.AbstractEventLoop, list[_Resolved]] = defaultdict(list)
     for index, row in enumerate(batch):
-        results.setdefault(row.done.get_loop(), []).append((row.done, failures.get(index)))
-    for loop, pairs in results.items():
+        loops[row.done.get_loop()].append((row.done, failures.get(index)))
+    for loop, resolved in loops.items():
         with suppress(RuntimeError):  # The loop is closed: nothing waits any more.
-            loop.call_soon_threadsafe(_resolve, pairs)
+            loop.call_soon_threadsafe(_resolve, resolved)
 
 
-def _resolve(pairs: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
-    for done, error in pairs:
+def _resolve(resolved: Sequence[_Resolved]) -> None:
+    for done, error in resolved:
         if done.cancelled():
             continue
         if error is None:

@@ -7,31 +7,33 @@ JSON object with `event` and `path`; listeners ignore kinds that they don't know
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
+from reflux.agents.types import Completion
 
-class Asked(TypedDict):
+
+class _Event(TypedDict):
+    path: str
+
+
+class SubQuestionAsked(_Event):
     """A sub-question is asked."""
 
     event: Literal["asked"]
-    path: str
     question: str
     to: str
-    """The recipient; see `reflux.agents.types.SubQuestion.to`."""
 
 
-class Stepped(TypedDict):
+class Stepped(_Event):
     """The overseer took a step."""
 
     event: Literal["step"]
-    path: str
     step: dict[str, Any]
     """In the form of `reflux.agents.types.step_to_json`."""
 
 
-class Called(TypedDict):
+class Called(_Event):
     """A model replied."""
 
     event: Literal["called"]
-    path: str
     role: str
     """`answer`, `answer:EXPERT`, `overseer.ask`, `consensus`, as in the call log."""
     model: str
@@ -42,40 +44,36 @@ class Called(TypedDict):
     """What is left of each spend limit: seconds, money, calls and tokens of the run."""
 
 
-class ToolCalled(TypedDict):
+class ToolCalled(_Event):
     """A copy or the overseer calls a tool."""
 
     event: Literal["tool"]
-    path: str
     tool: str
     arguments: str
 
 
-class Retried(TypedDict):
+class Retried(_Event):
     """A check failed, and another attempt begins."""
 
     event: Literal["retry"]
-    path: str
     rule: str
     error: str | None
 
 
-class Linked(TypedDict):
+class Linked(_Event):
     """A link of a chain is settled."""
 
     event: Literal["link"]
-    path: str
     number: int
     question: str
     answer: str
     votes: int
 
 
-class Answered(TypedDict):
+class Answered(_Event):
     """A question ended. `direct`: without the overseer; then there is one event per attempt."""
 
     event: Literal["answered"]
-    path: str
     direct: bool
     answer: str | None
     status: str
@@ -85,13 +83,26 @@ class Answered(TypedDict):
     refused: NotRequired[Any]
     tally: NotRequired[list[tuple[str, int]]]
     answers: NotRequired[dict[str, str]]
-    """Of each expert, where several were asked."""
     failed: NotRequired[dict[str, str]]
     disagreement: NotRequired[float]
     spent: NotRequired[Any]
 
 
-Event = Asked | Stepped | Called | ToolCalled | Retried | Linked | Answered
+Event = SubQuestionAsked | Stepped | Called | ToolCalled | Retried | Linked | Answered
+
+
+def called(path: str, role: str, model: str, reply: Completion, left: dict[str, float]) -> Called:
+    """The event of a model's reply."""
+    return {
+        "event": "called",
+        "path": path,
+        "role": role,
+        "model": model,
+        "tokens": reply.tokens,
+        "cached": reply.cached,
+        "seconds": reply.seconds,
+        "left": left,
+    }
 
 
 def answered(path: str, direct: bool, detail: Mapping[str, Any]) -> Answered:

@@ -11,12 +11,12 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from reflux.agents.clients.chat_protocol import Pieces, in_one_piece, stream_of
 from reflux.agents.errors import EndpointError, ReplayError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.agents.tools.protocol import ToolReply
 from reflux.agents.types import (
     Answer,
@@ -34,9 +34,6 @@ from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.telemetry import NO_SPANS, Spans, process_spans
 
-FAILED = ("error", "refused")
-"""How the `finish_reason` of a call begins that failed at its endpoint."""
-
 
 def redacted_step(step: Step) -> Step:
     """A step without secrets."""
@@ -45,27 +42,25 @@ def redacted_step(step: Step) -> Step:
     if isinstance(step, Chain):
         return Chain(redact(step.first))
     if isinstance(step, Ask):
-        asked = tuple(replace(s, text=redact(s.text)) for s in step.subquestions)
-        return Ask(asked, redact(step.note))
+        subquestions = tuple(replace(s, text=redact(s.text)) for s in step.subquestions)
+        return Ask(subquestions, redact(step.note))
     return step
 
 
-def row_of(reply: Completion) -> dict[str, object]:
-    """The columns of a reply."""
+def row_of(reply: Completion) -> dict[str, Any]:
+    """The columns of a reply; an empty list is NULL."""
+    logprobs = [[token.token, token.logprob, token.top] for token in reply.logprobs]
+    tool_calls = [[call.id, call.name, call.arguments] for call in reply.tool_calls]
     return {
         "completion": reply.text,
-        "logprobs": json.dumps([[t.token, t.logprob, t.top] for t in reply.logprobs])
-        if reply.logprobs
-        else None,
+        "logprobs": json.dumps(logprobs) if logprobs else None,
         "finish_reason": reply.finish_reason,
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
         "seconds": reply.seconds,
         "cached": int(reply.cached),
         "retries": json.dumps(reply.retries) if reply.retries else None,
-        "tool_calls": json.dumps([[c.id, c.name, c.arguments] for c in reply.tool_calls])
-        if reply.tool_calls
-        else None,
+        "tool_calls": json.dumps(tool_calls) if tool_calls else None,
     }
 
 
@@ -93,61 +88,6 @@ def completion_of(row: sqlite3.Row) -> Completion:
     )
 
 
-@dataclass(frozen=True)
-class CallFailure:
-    """A model call of one question that got no reply."""
-
-    message: str
-    refused: bool
-    """The endpoint answered, and would refuse the same request again."""
-    status: int | None
-    """The HTTP status of the refusal."""
-    is_last: bool
-    """No later call of the question got a reply."""
-
-    def error(self) -> EndpointError:
-        """The failure as the error that a caller raises."""
-        error = EndpointError(self.message)
-        error.refused, error.status = self.refused, self.status
-        return error
-
-
-def _reason(error: EndpointError) -> str:
-    """The `finish_reason` of a failed call: `error`, or `refused` and the HTTP status."""
-    if not error.refused:
-        return "error"
-    return f"refused {error.status}" if error.status else "refused"
-
-
-def last_call_id(store: TraceStore) -> int:
-    """The number of the newest call on record; 0 before the first."""
-    ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
-    return number
-
-
-def find_failure(store: TraceStore, question: str, after: int = 0) -> CallFailure | None:
-    """The newest failure of a question's calls after a call's number; None if all got replies.
-
-    A failure that may pass goes before a refusal: the question may end otherwise next time.
-    """
-    calls = list(
-        store.select(
-            "SELECT error, finish_reason FROM calls"
-            " WHERE question=? AND id > ? AND kind IN ('model', 'graph') ORDER BY id",
-            (question, after),
-        )
-    )
-    failures = [row for row in calls if (row["finish_reason"] or "").startswith(FAILED)]
-    if not failures:
-        return None
-    transient = [row for row in failures if row["finish_reason"] == "error"]
-    row = (transient or failures)[-1]
-    _, _, status = row["finish_reason"].partition(" ")
-    return CallFailure(
-        row["error"], not transient, int(status) if status else None, calls[-1] is failures[-1]
-    )
-
-
 class RecordedClient:
     """The calls of one run: replayed, or made and recorded before the reply is used."""
 
@@ -168,19 +108,16 @@ class RecordedClient:
             ReplayError: the log holds another request under this key.
             EndpointError: no reply; the failure is recorded, too.
         """
-        request, asked = await self._asked(request)
-        if (known := self._recorded(key, asked["request_digest"])) is not None:
+        request, columns = await self._without_secrets(request)
+        if (known := await self._replayed(key, columns)) is not None:
             return known
-        if (earlier := self._before(key, asked["request_digest"])) is not None:
-            return await self._replied(key, asked, earlier)
-        with self.spans.call(key, request, asked["model_digest"]) as span:
+        with self.spans.call(key, request, columns["model_digest"]) as span:
             try:
                 reply = await self.client.complete(request)
             except EndpointError as error:
-                lost = Completion("", cached=error.cached, finish_reason=_reason(error))
-                await self._failed(key, asked, lost, str(error))
+                await self._add_failure(key, columns, error)
                 raise
-            reply = await self._replied(key, asked, reply)
+            reply = await self._add_reply(key, columns, reply)
             span.replied(reply)
         return reply
 
@@ -188,9 +125,8 @@ class RecordedClient:
         self, key: CallKey, request: ChatRequest, error: EndpointError
     ) -> None:
         """Record the failure of a call that `unrecorded` made."""
-        request, asked = await self._asked(request)
-        lost = Completion("", cached=error.cached, finish_reason=_reason(error))
-        await self._failed(key, asked, lost, str(error))
+        _, columns = await self._without_secrets(request)
+        await self._add_failure(key, columns, error)
 
     async def unrecorded(self, key: CallKey, request: ChatRequest) -> Completion:
         """Answer one request whose reply the caller records, together with others.
@@ -216,42 +152,102 @@ class RecordedClient:
             ReplayError: the log holds another request under this key.
             EndpointError: no reply, or half of one.
         """
-        request, asked = await self._asked(request)
-        if (known := self._recorded(key, asked["request_digest"])) is not None:
+        request, columns = await self._without_secrets(request)
+        if (known := await self._replayed(key, columns)) is not None:
             for piece in in_one_piece(known):
                 yield piece
             return
-        if (earlier := self._before(key, asked["request_digest"])) is not None:
-            for piece in in_one_piece(await self._replied(key, asked, earlier)):
-                yield piece
-            return
-        came: list[str] = []
+        texts: list[str] = []
         whole: Completion | None = None
-        with self.spans.call(key, request, asked["model_digest"], streamed=True) as span:
+        with self.spans.call(key, request, columns["model_digest"], streamed=True) as span:
             try:
                 async with aclosing(stream_of(self.client, request)) as pieces:
                     async for piece in pieces:
                         if isinstance(piece, Completion):
                             whole = piece
                         else:
-                            came.append(piece.text)
+                            texts.append(piece.text)
                             yield piece
             except EndpointError as error:
-                lost = Completion("".join(came), finish_reason=_reason(error))
-                await self._failed(key, asked, lost, str(error))
+                await self._add_failure(key, columns, error, "".join(texts))
                 raise
             except (asyncio.CancelledError, GeneratorExit):
-                left = f"the reader left after {len(came)} pieces"
-                lost = Completion("".join(came), finish_reason="cancelled")
-                await self._failed(key, asked, lost, left)
+                lost = Completion(redact("".join(texts)), finish_reason="cancelled")
+                reason = f"the reader left after {len(texts)} pieces"
+                await self.store.add_call(key, {**columns, **row_of(lost), "error": reason})
                 raise
             if whole is not None:
-                whole = await self._replied(key, asked, whole)
+                whole = await self._add_reply(key, columns, whole)
                 span.replied(whole)
         if whole is not None:
             yield whole
 
-    async def _asked(self, request: ChatRequest) -> tuple[ChatRequest, dict[str, str]]:
+    async def tool(
+        self, key: CallKey, name: str, arguments: str, work: Callable[[], Awaitable[ToolReply]]
+    ) -> ToolReply:
+        """Call a tool once: its reply is recorded, and replayed afterwards.
+
+        Raises:
+            ReplayError: the log holds a call with other arguments under this key.
+        """
+        arguments = redact(arguments)
+        digest = hashlib.sha256(json.dumps([name, arguments]).encode()).hexdigest()[:32]
+        columns = {"kind": "tool", "model": name, "request_digest": digest, "messages": arguments}
+        if (row := self.find(key, columns)) is not None:
+            return tool_reply_of(row)
+        start = time.perf_counter()
+        if (row := self._earlier(key, digest)) is not None:
+            reply = tool_reply_of(row)
+        else:
+            with self.spans.tool(key, name, arguments) as span:
+                reply = await work()
+                reply = ToolReply(redact(reply.text), reply.ok)
+                span.tool_replied(reply)
+        completion = Completion(
+            reply.text,
+            seconds=time.perf_counter() - start,
+            finish_reason="stop" if reply.ok else "refused",
+        )
+        row = await self.add(key, columns | row_of(completion))
+        return reply if row is None else tool_reply_of(row)
+
+    def find(self, key: CallKey, columns: Mapping[str, Any]) -> sqlite3.Row | None:
+        """The row under this key, if recorded.
+
+        Raises:
+            ReplayError: it is that of another request.
+        """
+        row = self.store.find_call(key)
+        if row is None or row["request_digest"] == columns["request_digest"]:
+            return row
+        if columns["kind"] == "graph":
+            raise ReplayError(f"{key} was answered by another graph; use a new --run")
+        if columns["kind"] == "tool":
+            raise ReplayError(
+                f"the tool call {key} was recorded with other arguments than {columns['model']}("
+                f"{columns['messages'][:80]}): the model, prompt or tools changed; use a new --run"
+            )
+        raise ReplayError(
+            f"call {key} was recorded with another request ({row['request_digest']}, now "
+            f"{columns['request_digest']}): the model, prompt or config changed; use a new --run"
+        )
+
+    async def add(self, key: CallKey, columns: Mapping[str, Any]) -> sqlite3.Row | None:
+        """Record a call. Where another process on this folder recorded it first, return its row:
+        its answer counts.
+
+        Raises:
+            ReplayError: the other process recorded another request.
+        """
+        try:
+            await self.store.add_call(key, columns)
+        except ReplayError:
+            if (row := self.find(key, columns)) is None:
+                raise
+            return row
+        return None
+
+    async def _without_secrets(self, request: ChatRequest) -> tuple[ChatRequest, dict[str, str]]:
         """The request without secrets, and its columns."""
         request = replace(
             request, messages=tuple(tuple(map(redact, turn)) for turn in request.messages)
@@ -266,90 +262,35 @@ class RecordedClient:
             "sampling": json.dumps(vars(request.sampling)),
         }
 
-    async def _failed(
-        self, key: CallKey, asked: Mapping[str, str], reply: Completion, error: str
-    ) -> None:
-        reply = replace(reply, text=redact(reply.text))
-        await self.store.add_call(key, {**asked, **row_of(reply), "error": redact(error)})
+    async def _replayed(self, key: CallKey, columns: Mapping[str, str]) -> Completion | None:
+        """The recorded reply; that of an earlier revision to the same request is recorded anew."""
+        if (row := self.find(key, columns)) is not None:
+            return completion_of(row)
+        if (row := self._earlier(key, columns["request_digest"])) is None:
+            return None
+        reply = replace(completion_of(row), cached=True, seconds=0.0, retries=())
+        return await self._add_reply(key, columns, reply)
 
-    async def _replied(
-        self, key: CallKey, asked: Mapping[str, str], reply: Completion
+    async def _add_reply(
+        self, key: CallKey, columns: Mapping[str, str], reply: Completion
     ) -> Completion:
         """The reply as it stands on the record."""
-        wishes = tuple(replace(c, arguments=redact(c.arguments)) for c in reply.tool_calls)
-        reply = replace(reply, text=redact(reply.text), tool_calls=wishes)
-        try:
-            await self.store.add_call(key, {**asked, **row_of(reply)})
-        except ReplayError:
-            # Another process on this folder was the first to record the call: its answer counts.
-            if (known := self._recorded(key, asked["request_digest"])) is None:
-                raise
-            return known
-        return reply
+        tool_calls = tuple(replace(c, arguments=redact(c.arguments)) for c in reply.tool_calls)
+        reply = replace(reply, text=redact(reply.text), tool_calls=tool_calls)
+        row = await self.add(key, {**columns, **row_of(reply)})
+        return reply if row is None else completion_of(row)
 
-    async def tool(
-        self, key: CallKey, name: str, arguments: str, work: Callable[[], Awaitable[ToolReply]]
-    ) -> ToolReply:
-        """Call a tool once: its reply is recorded, and replayed afterwards.
-
-        Raises:
-            ReplayError: the log holds a call with other arguments under this key.
-        """
-        arguments = redact(arguments)
-        digest = hashlib.sha256(json.dumps([name, arguments]).encode()).hexdigest()[:32]
-        if (recorded := self._recorded_tool(key, digest, name, arguments)) is not None:
-            return recorded
-        start = time.perf_counter()
-        if (row := self._earlier(key, digest)) is not None:
-            reply = tool_reply_of(row)
-        else:
-            with self.spans.tool(key, name, arguments) as span:
-                reply = await work()
-                reply = ToolReply(redact(reply.text), reply.ok)
-                span.tool_replied(reply)
-        completion = Completion(
-            reply.text,
-            seconds=time.perf_counter() - start,
-            finish_reason="stop" if reply.ok else "refused",
-        )
-        columns = {"kind": "tool", "model": name, "request_digest": digest, "messages": arguments}
-        try:
-            await self.store.add_call(key, columns | row_of(completion))
-        except ReplayError:  # Another process was first, as in `_replied`.
-            if (recorded := self._recorded_tool(key, digest, name, arguments)) is None:
-                raise
-            return recorded
-        return reply
-
-    def _recorded_tool(
-        self, key: CallKey, digest: str, name: str, arguments: str
-    ) -> ToolReply | None:
-        if (row := self.store.find_call(key)) is None:
-            return None
-        if row["request_digest"] != digest:
-            raise ReplayError(
-                f"the tool call {key} was recorded with other arguments than {name}("
-                f"{arguments[:80]}): the model, prompt or tools changed; use a new --run"
-            )
-        return tool_reply_of(row)
-
-    def _recorded(self, key: CallKey, digest: str) -> Completion | None:
-        if (row := self.store.find_call(key)) is None:
-            return None
-        if row["request_digest"] != digest:
-            raise ReplayError(
-                f"call {key} was recorded with another request ({row['request_digest']}, now "
-                f"{digest}): the model, prompt or config changed; use a new --run"
-            )
-        return completion_of(row)
-
-    def _before(self, key: CallKey, digest: str) -> Completion | None:
-        """The reply to the same request in an earlier revision of this trajectory."""
-        if (row := self._earlier(key, digest)) is None:
-            return None
-        return replace(completion_of(row), cached=True, seconds=0.0, retries=())
+    async def _add_failure(
+        self, key: CallKey, columns: Mapping[str, str], error: EndpointError, text: str = ""
+    ) -> None:
+        reason = "error"
+        if error.refused:
+            reason = f"refused {error.status}" if error.status else "refused"
+        lost = Completion(redact(text), cached=error.cached, finish_reason=reason)
+        await self.store.add_call(key, {**columns, **row_of(lost), "error": redact(str(error))})
 
     def _earlier(self, key: CallKey, digest: str) -> sqlite3.Row | None:
+        """The row of the same request in the newest earlier revision that has it."""
         for question in before(key.question):
             row = self.store.find_call(replace(key, question=question))
             if row is not None and row["request_digest"] == digest:

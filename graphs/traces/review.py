@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from reflux.agents.errors import UsageError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.graphs.traces.database import BY_HUMANS, DISPUTED, Rows
 from reflux.graphs.traces.revisions import NEWEST, first_of, newest
 from reflux.graphs.traces.store import TraceStore
@@ -48,7 +48,6 @@ class Item:
     """The form to show where the node waits; see `reflux.agents.types.Defer`."""
     step: int = 0
     attempt: int = 0
-    """Of the overseer, where the node waits."""
 
     @property
     def id(self) -> str:
@@ -60,7 +59,7 @@ class Item:
         return {"id": self.id, **asdict(self)}
 
 
-AGAIN = "(kind = 'override' AND v.detail ->> 'answer' IS NULL)"
+AGAIN = "(v.kind = 'override' AND v.detail ->> 'answer' IS NULL)"
 """SQL: a human had a node asked again, which is no verdict on its new answer."""
 FIRST = "substr(j.question, 1, instr(j.question || '~', '~') - 1)"
 ITEMS = """
@@ -72,7 +71,7 @@ QUEUED = f"""{ITEMS}
 WHERE {{which}} AND q.split NOT IN ('held_out', 'canary') AND {NEWEST}
   AND NOT EXISTS (SELECT 1 FROM judgements v INDEXED BY reviewed
     WHERE v.question >= {FIRST} AND v.question < {FIRST} || '~~' AND v.path = j.path
-    AND {BY_HUMANS.replace("kind", "v.kind")} AND NOT {AGAIN.replace("kind", "v.kind")}
+    AND {BY_HUMANS.replace("kind", "v.kind")} AND NOT {AGAIN}
     AND (v.question = j.question
       OR (v.question = {FIRST} OR instr(v.question, {FIRST} || '~') = 1)
         AND v.detail ->> 'answer' IS j.detail ->> 'answer'))
@@ -110,16 +109,14 @@ def page(
     which = WAITING if why == "escalated" else IN_DISPUTE
     sql = QUEUED.format(by=f"INDEXED BY {index}", which=which)
     sql += " AND j.id < :before AND j.id >= :first ORDER BY j.id DESC"
-    items: list[Item] = []
-    seen: set[str] = set()
+    items: dict[str, Item] = {}
     for row in store.select(sql, {"before": start, "first": first}):
         item = _item(row, why)
-        if item.id not in seen:
-            seen.add(item.id)
-            items.append(item)
+        items.setdefault(item.id, item)
         if len(items) == limit:
-            return items, item.at
-    return items, first if _more(store, bare, index, first) else None
+            return list(items.values()), item.at
+    (more,) = store.select(window, {"before": first})
+    return list(items.values()), None if more[0] is None else first
 
 
 def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> list[Item]:
@@ -134,11 +131,6 @@ def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> lis
             if start is None:
                 break
     return list(items.values())
-
-
-def _more(store: Rows, bare: str, index: str, first: int) -> bool:
-    rows = store.select(WINDOW.format(index=index, which=bare), {"before": first})
-    return next(rows)[0] is not None
 
 
 def _audit(store: Rows, limit: int, start: int) -> tuple[list[Item], int | None]:
@@ -172,21 +164,15 @@ def _item(row: Any, why: Why) -> Item:
     form: dict[str, Any] | None = detail["form"] if why == "escalated" else None
     question = detail.get("question") or (form and form.get("question")) or row["text"]
     return Item(
-        row["trajectory"],
-        row["path"],
-        why,
-        _reason(detail, why),
-        str(question),
-        detail.get("answer"),
-        detail.get("status", "waiting"),
-        row["run"] or "",
-        -1 if row["round"] is None else row["round"],
-        row["system"] or "",
-        row["at"],
-        form,
-        detail.get("step", 0),
-        detail.get("attempt", 0),
-    )
+        row["trajectory"], row["path"], why, _reason(detail, why), str(question),
+        detail.get("answer"), detail.get("status", "waiting"), *_origin(row), row["at"], form,
+        detail.get("step", 0), detail.get("attempt", 0),
+    )  # fmt: skip
+
+
+def _origin(row: Any) -> tuple[str, int, str]:
+    """(run, round, system) of a root question."""
+    return row["run"] or "", -1 if row["round"] is None else row["round"], row["system"] or ""
 
 
 def _reason(detail: dict[str, Any], why: Why) -> str:
@@ -241,8 +227,7 @@ def find_item(store: Rows, id: str) -> Item:
     (root,) = store.select("SELECT run, round, system FROM questions WHERE id=?", (trajectory,))
     return Item(
         trajectory, path, "audit", "named", node.question or text, node.answer, node.status,
-        root["run"] or "", -1 if root["round"] is None else root["round"],
-        root["system"] or "", 0,
+        *_origin(root), 0,
     )  # fmt: skip
 
 
@@ -276,16 +261,12 @@ def rejected_by_humans(store: TraceStore) -> set[str]:
         rejected.pop(node, None)
         if not row["ok"]:
             rejected[node] = json.loads(row["detail"])["answer"]
-    return {
-        first
-        for (first, path), answer in rejected.items()
-        if _answer_now(store, first, path, answer) == answer
-    }
-
-
-def _answer_now(store: TraceStore, first: str, path: str, unknown: str | None) -> str | None:
-    ended = store.how_ended(newest(store, first), path)
-    return ended["answer"] if ended else unknown
+    still_rejected: set[str] = set()
+    for (first, path), answer in rejected.items():
+        ended = store.how_ended(newest(store, first), path)
+        if ended is None or ended["answer"] == answer:
+            still_rejected.add(first)
+    return still_rejected
 
 
 def edited_by_humans(store: TraceStore) -> set[str]:

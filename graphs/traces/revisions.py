@@ -5,7 +5,7 @@ whose request has not changed takes its reply from the newest earlier revision t
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,6 @@ class Override:
     answer: str | None
     """None: ask the node again, with other seeds."""
     again: int = 0
-    """How often the node was asked again."""
     calls: int = 0
     """What the node had spent. It stays charged, so the budgets of the other nodes don't change."""
     tokens: int = 0
@@ -72,12 +71,13 @@ def overrides_of(store: TraceStore, question_id: str) -> dict[str, Override]:
     overrides: dict[str, Override] = {}
     for id in [*reversed(list(before(question_id))), question_id]:
         for path, detail in overrides_made(store, id):
-            overrides[path] = override_from(detail)
+            overrides[path] = Override(**detail)
     return overrides
 
 
 def overrides_made(store: TraceStore, question_id: str) -> list[tuple[str, dict[str, Any]]]:
-    """(path, detail) of the override that made this revision; none for the original.
+    """(path, `vars` of the `Override`) of the override that made this revision; none for the
+    original.
 
     Of two that were put in at once, the first counts.
     """
@@ -87,13 +87,3 @@ def overrides_made(store: TraceStore, question_id: str) -> list[tuple[str, dict[
         (question_id,),
     )
     return [(row["path"], json.loads(row["detail"])) for row in rows]
-
-
-def override_from(detail: Mapping[str, Any]) -> Override:
-    """The inverse of `override_json`."""
-    return Override(**{name: detail[name] for name in vars(Override("", None))})
-
-
-def override_json(override: Override) -> dict[str, Any]:
-    """Plain JSON types."""
-    return dict(vars(override))

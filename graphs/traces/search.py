@@ -5,6 +5,7 @@ its cost doesn't grow with the store. Each search has its own connection, so it 
 """
 
 import json
+import re
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -53,18 +54,16 @@ class Wanted:
 def search(
     path: Path, wanted: Wanted, before: int | None = None, limit: int = 100
 ) -> tuple[list[dict[str, Any]], int | None]:
-    """(trajectories, newest first; where the next page begins, None at the end).
+    """(trajectories, newest first; where the next page begins, None at the end) of a trace file.
 
-    Args:
-        path: the trace file.
-        before: where this page begins, as the previous page returned it.
+    A page begins `before`, as the previous page returned it.
 
     Raises:
         UsageError: the file is damaged.
     """
-    part = _escaped(wanted.text)
-    with reading(path) as database:
-        (last,) = database.execute("SELECT coalesce(max(rowid), 0) + 1 FROM questions").fetchone()
+    part = re.sub(r"([\\%_])", r"\\\1", wanted.text)
+    with reading(path) as store:
+        ((last,),) = store.select("SELECT coalesce(max(rowid), 0) + 1 FROM questions")
         start = min(last, before or last)
         first = max(0, start - MAX_SCANNED)
         parameters = asdict(wanted) | {
@@ -74,7 +73,7 @@ def search(
             "first": first,
             "limit": limit,
         }
-        rows = [dict(row) for row in database.execute(PAGE, parameters)]
+        rows = [dict(row) for row in store.select(PAGE, parameters)]
     if len(rows) == limit:
         return rows, rows[-1]["at"]
     return rows, first if first > 1 else None
@@ -86,24 +85,13 @@ def facets(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is damaged.
     """
-    with reading(path) as database:
-        rows = list(
-            database.execute(
-                "SELECT coalesce(system, '') AS system, coalesce(split, '') AS split,"
-                " count(*) AS number FROM questions GROUP BY 1, 2"
-            )
-        )
+    with reading(path) as store:
+        rows = list(store.select("SELECT system, split, count(*) FROM questions GROUP BY 1, 2"))
     return {
-        "count": sum(row["number"] for row in rows),
-        "systems": sorted({row["system"] for row in rows if row["system"]}),
-        "splits": sorted({row["split"] for row in rows if row["split"]}),
+        "count": sum(number for _, _, number in rows),
+        "systems": sorted({system for system, _, _ in rows if system}),
+        "splits": sorted({split for _, split, _ in rows if split}),
     }
-
-
-def _escaped(text: str) -> str:
-    for special in ("\\", "%", "_"):
-        text = text.replace(special, f"\\{special}")
-    return text
 
 
 _TURNS = TypeAdapter(list[dict[str, Any]])
@@ -116,33 +104,29 @@ def node_record(
 ) -> dict[str, Any]:
     """`calls`, `judgements` and `cost` of a node, oldest first, as plain JSON types.
 
-    Args:
-        path: the trace file.
-        question: id of the root.
-        node: path of the node, empty for the root.
-        prices: of models by name; a call of another has no cost.
+    `question` is the id of the root, `node` a path, empty for the root. A call of a model without
+    a price has no cost.
 
     Raises:
         UsageError: there is no such question, or the file is damaged.
     """
     key = (question, node)
-    with reading(path) as database:
-        root = database.execute("SELECT * FROM questions WHERE id = ?", (question,)).fetchone()
+    with reading(path) as store:
+        root = next(store.select("SELECT * FROM questions WHERE id = ?", (question,)), None)
         if root is None:
             raise UsageError(
                 f"no trajectory has the id {question[:80]!r}; `reflux traces list` shows the ids"
             )
-        rows = database.execute(
-            "SELECT * FROM calls WHERE question=? AND path=? ORDER BY id LIMIT ?", (*key, MAX_ROWS)
-        ).fetchall()
-        judgements = database.execute(
-            "SELECT * FROM judgements WHERE question=? AND path=? AND kind != 'how'"
-            " ORDER BY id LIMIT ?",
-            (*key, MAX_ROWS),
-        ).fetchall()
-        (count,) = database.execute(
-            "SELECT count(*) FROM calls WHERE question=? AND path=?", key
-        ).fetchone()
+        rows = list(store.select(CALLS, key))
+        judgements = [
+            {
+                **dict(row),
+                "ok": None if row["ok"] is None else bool(row["ok"]),
+                "detail": json.loads(row["detail"]),
+            }
+            for row in store.select(JUDGEMENTS, key)
+        ]
+        ((count,),) = store.select("SELECT count(*) FROM calls WHERE question=? AND path=?", key)
     calls = [_call(row, prices) for row in rows]
     costs = [call["cost"] for call in calls if call["kind"] == "model"]
     return {
@@ -152,10 +136,15 @@ def node_record(
         "calls": calls,
         "calls_made": count,
         "cost": None if None in costs else sum(costs),
-        "judgements": [_judgement(row) for row in judgements],
+        "judgements": judgements,
     }
 
 
+CALLS = f"SELECT * FROM calls WHERE question=? AND path=? ORDER BY id LIMIT {MAX_ROWS}"  # noqa: S608
+JUDGEMENTS = f"""
+SELECT kind, ok, detail, author, created FROM judgements
+WHERE question=? AND path=? AND kind != 'how' ORDER BY id LIMIT {MAX_ROWS}
+"""  # noqa: S608
 COLUMNS = (
     "id", "role", "step", "attempt", "vote", "kind", "model", "completion", "finish_reason",
     "prompt_tokens", "completion_tokens", "seconds", "error",
@@ -183,13 +172,3 @@ def _messages(text: str | None) -> list[dict[str, Any]]:
         return _TURNS.validate_json(text)
     except ValidationError:
         return [{"role": "arguments", "content": text}]
-
-
-def _judgement(row: sqlite3.Row) -> dict[str, Any]:
-    return {
-        "kind": row["kind"],
-        "ok": None if row["ok"] is None else bool(row["ok"]),
-        "detail": json.loads(row["detail"]),
-        "author": row["author"],
-        "created": row["created"],
-    }

@@ -87,11 +87,7 @@ class LinkKey:
     attempt: int = 0
 
 
-def _columns(values: Mapping[str, Any]) -> tuple[str, str]:
-    return ", ".join(values), ", ".join("?" for _ in values)
-
-
-class TraceStore:
+class TraceStore(Rows):
     """The trajectories of one run folder. Reads are direct; one thread writes."""
 
     def __init__(self, path: Path) -> None:
@@ -104,16 +100,15 @@ class TraceStore:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._reader = self._connect()
+            super().__init__(path, self._connect())
         except OSError as error:
             raise from_os_error(error) from error
         except sqlite3.Error as error:
             raise from_sqlite_error(path, error) from error
         try:
             self._prepare()
-            self._reader.execute(ROOTS)
         except BaseException:
-            self._reader.close()
+            self.connection.close()
             raise
         self._closed = False
         self._writer = Writer(path, self._connect())
@@ -121,38 +116,37 @@ class TraceStore:
     def _prepare(self) -> None:
         """Create the tables of a new file; an existing file must be of this version."""
         try:
-            tables = {row[0] for row in self._reader.execute("SELECT name FROM sqlite_master")}
+            tables = {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master")}
             if tables and "meta" not in tables:
                 raise UsageError(f"{self.path} is not a trace file; name another --run")
             if tables:
                 self._check_version()
-            self._reader.execute("PRAGMA journal_mode=WAL")
-            self._reader.executescript(SCHEMA)
-            self._reader.executescript(INDEXES)
-            self._reader.execute(
+            self.connection.execute("PRAGMA journal_mode=WAL")
+            self.connection.executescript(SCHEMA + INDEXES)
+            self.connection.execute(
                 "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
             )
-            self._reader.commit()
+            self.connection.commit()
             self._check_version()
+            self.connection.execute(ROOTS)
         except sqlite3.Error as error:
             raise from_sqlite_error(self.path, error) from error
 
     def _check_version(self) -> None:
-        row = self._reader.execute("SELECT value FROM meta WHERE key='schema_version'").fetchone()
-        if row is not None and row[0] == "1":
-            raise UsageError(
-                f"{self.path} was written by Reflux 0.1, and this version cannot open it: read it "
-                "with Reflux 0.1, or name another --run"
-            )
-        if row is not None and row[0] != str(SCHEMA_VERSION):
-            raise UsageError(
-                f"{self.path} has trace version {row[0]}, this Reflux writes {SCHEMA_VERSION}; "
-                "name another --run"
-            )
+        for (version,) in self.select("SELECT value FROM meta WHERE key='schema_version'"):
+            if version == "1":
+                raise UsageError(
+                    f"{self.path} was written by Reflux 0.1, and this version cannot open it: read "
+                    "it with Reflux 0.1, or name another --run"
+                )
+            if version != str(SCHEMA_VERSION):
+                raise UsageError(
+                    f"{self.path} has trace version {version}, this Reflux writes {SCHEMA_VERSION};"
+                    " name another --run"
+                )
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, check_same_thread=False, timeout=30)
-        connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
@@ -239,21 +233,8 @@ class TraceStore:
         rows = self.select(NODE_ENDED, (question, path))
         return next((json.loads(row["detail"]) for row in rows), None)
 
-    def select(
-        self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
-    ) -> Iterator[sqlite3.Row]:
-        """Rows of a read-only query, in order.
-
-        Raises:
-            UsageError: the file is damaged.
-        """
-        try:
-            yield from self._reader.execute(sql, parameters)
-        except sqlite3.Error as error:
-            raise from_sqlite_error(self.path, error) from error
-
     async def _insert(self, table: str, values: Mapping[str, Any], ignore: bool = False) -> None:
-        names, marks = _columns(values)
+        names, marks = ", ".join(values), ", ".join("?" * len(values))
         verb = "INSERT OR IGNORE" if ignore else "INSERT"
         # Table and column names are ours; every value is bound.
         await self._put(f"{verb} INTO {table} ({names}) VALUES ({marks})", tuple(values.values()))
@@ -269,7 +250,7 @@ class TraceStore:
             return
         self._closed = True
         self._writer.close()
-        self._reader.close()
+        self.connection.close()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,6 @@ SUPPORTED_PROTOCOL = "http/protobuf"
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 CAPTURING = ("true", "span_only", "span_and_event")
 FLUSH_MILLIS = 3_000
-CANCELLED = (asyncio.CancelledError, GeneratorExit)
 Attributes = dict[str, Any]
 _RUN = context.create_key("reflux.run")
 """Context key of the attributes that every span below a run repeats."""
@@ -80,10 +79,13 @@ class Span:
         """End it. Waiting for human input is not an error."""
         if self._token is not None:
             context.detach(self._token)
-        if kind is not None and issubclass(kind, GraphBubbleUp):
+        if isinstance(error, GraphBubbleUp):
             self._span.set_attribute("reflux.status", "waiting")
-        elif kind is not None:
-            self._fail(_error_type(kind, error))
+        elif isinstance(error, EndpointError) and error.status:
+            self._fail(str(error.status))
+        elif error is not None:
+            cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+            self._fail("cancelled" if cancelled else type(error).__name__)
         self._span.end()
 
     def replied(self, reply: Completion) -> None:
@@ -150,18 +152,19 @@ class Spans:
 
     def node(self, path: str, agent: str, model: str) -> Span:
         """A sub-question; `agent` answers it, a copy of the agent where empty."""
-        if self.provider is None:
-            return NO_SPAN
-        attributes = _agent(agent or "copy", path) | {"gen_ai.request.model": model}
-        return self._begin(f"invoke_agent {agent or 'copy'}", attributes, context.get_current())
+        return self._agent(agent or "copy", path, {"gen_ai.request.model": model})
 
     def step(self, key: CallKey, overseer: str) -> Span:
         """A step of the overseer."""
+        more = {"reflux.role": "overseer", "reflux.step": key.step}
+        return self._agent(overseer, key.path, more)
+
+    def _agent(self, name: str, path: str, more: Attributes) -> Span:
         if self.provider is None:
             return NO_SPAN
-        attributes = _agent(overseer, key.path)
-        attributes |= {"reflux.role": "overseer", "reflux.step": key.step}
-        return self._begin(f"invoke_agent {overseer}", attributes, context.get_current())
+        operation = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name}
+        attributes = operation | _location(path) | more
+        return self._begin(f"invoke_agent {name}", attributes, context.get_current())
 
     def call(
         self, key: CallKey, request: ChatRequest, digest: str, *, streamed: bool = False
@@ -282,42 +285,30 @@ def process_spans() -> Spans:
     return spans_from_env(os.environ)
 
 
-def _error_type(kind: type[BaseException], error: BaseException | None) -> str:
-    """An endpoint's HTTP status, `cancelled`, or the exception's name."""
-    if isinstance(error, EndpointError) and error.status:
-        return str(error.status)
-    return "cancelled" if issubclass(kind, CANCELLED) else kind.__name__
-
-
 def _location(path: str) -> Attributes:
     return {"reflux.path": path, "reflux.depth": path.count("/")}
-
-
-def _agent(name: str, path: str) -> Attributes:
-    operation = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name}
-    return operation | _location(path)
 
 
 def _provider(model: str, digest: str) -> Attributes:
     """The provider; a remote endpoint's digest is its URL and the model's name."""
     url, hash_sign, _ = digest.rpartition("#")
-    if hash_sign and "://" in url:
-        attributes: Attributes = {"gen_ai.provider.name": "openai"}  # The protocol.
-        parts = urlsplit(url)
-        if parts.hostname:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            attributes |= {"server.address": parts.hostname, "server.port": port}
+    if not hash_sign or "://" not in url:
+        attributes: Attributes = {"gen_ai.provider.name": "reflux"}
+        if _ENGINE.match(digest) and model != "base":
+            attributes["reflux.adapter"] = model  # A student has the name of its adapter.
         return attributes
-    attributes = {"gen_ai.provider.name": "reflux"}
-    if _ENGINE.match(digest) and model != "base":
-        attributes["reflux.adapter"] = model  # A student has the name of its adapter.
+    attributes = {"gen_ai.provider.name": "openai"}  # The protocol.
+    parts = urlsplit(url)
+    if parts.hostname:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        attributes |= {"server.address": parts.hostname, "server.port": port}
     return attributes
 
 
 def _input(request: ChatRequest) -> Attributes:
-    turns = request.payload()
-    system = [_text(turn["content"]) for turn in turns if turn["role"] == "system"]
-    rest = [_message(turn) for turn in turns if turn["role"] != "system"]
+    messages = request.payload()
+    system = [_text(turn["content"]) for turn in messages if turn["role"] == "system"]
+    rest = [_message(turn) for turn in messages if turn["role"] != "system"]
     attributes: Attributes = {"gen_ai.input.messages": json.dumps(rest)}
     if any(part["content"] for part in system):
         attributes["gen_ai.system_instructions"] = json.dumps(system)

@@ -1,4 +1,4 @@
-"""A trajectory as a tree of nodes, with their steps, votes and costs."""
+"""A trajectory as a tree of nodes, with their steps, votes and costs, and the calls that failed."""
 
 import json
 from collections import defaultdict
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import Answer, Ask, Step, SubQuestion, step_from_json
 from reflux.graphs.traces.database import NODE_ENDED, STOPPED, Rows
 from reflux.graphs.traces.revisions import before
@@ -15,7 +15,13 @@ from reflux.graphs.traces.store import TraceStore, chains
 
 TRUNCATED_PART = "the token limit cut a sub-answer"
 """The note of a node with a truncated child."""
+FAILED = ("error", "refused")
+"""How the `finish_reason` of a call begins that failed at its endpoint."""
 NO_PRICES: Mapping[str, Price] = {}
+BY_PREFIX = """
+SELECT id, text FROM questions WHERE id > :q AND id < :q || char(1114111)
+  AND substr(id, 1, length(:q)) = :q AND (revises IS NULL OR instr(:q, '~')) LIMIT 2
+"""
 WAS_STOPPED = f"SELECT {STOPPED} FROM questions q WHERE q.id = ?"  # noqa: S608 - a constant of ours
 
 
@@ -39,19 +45,16 @@ class Node:
     verdict: str = ""
     """A human's: `approved` or `rejected`."""
     comments: list[str] = field(default_factory=list[str])
-    """Of humans."""
     calls: int = 0
     """Model calls of this node alone."""
     cached: int = 0
     """Those of the calls that the cache answered at no cost."""
     tokens: int = 0
-    """Prompt and completion."""
     seconds: float = 0.0
     """Sum over its model calls and tool calls."""
     money: float = 0.0
     """Of its model calls with a known price."""
     tools: int = 0
-    """Tool calls."""
     note: str = ""
     """The overseer's remark, for example that the question cannot be decomposed, or that the token
     limit cut a sub-answer."""
@@ -72,7 +75,7 @@ class Node:
 
 
 def find_question(store: Rows, question: str) -> tuple[str, str]:
-    """Id and text of a root question, by its id or an unambiguous prefix of it.
+    """(id, text) of a root question, by its id or an unambiguous prefix of it.
 
     A prefix without `~` is that of an original trajectory, not of its revisions.
 
@@ -81,16 +84,8 @@ def find_question(store: Rows, question: str) -> tuple[str, str]:
     """
     parameters = {"q": question}
     rows = list(store.select("SELECT id, text FROM questions WHERE id = :q", parameters))
-    if not rows:
-        # By the index: a scan of 100,000 questions would delay everything else.
-        rows = list(
-            store.select(
-                "SELECT id, text FROM questions WHERE id > :q AND id < :q || char(1114111)"
-                " AND substr(id, 1, length(:q)) = :q AND (revises IS NULL OR instr(:q, '~'))"
-                " LIMIT 2",
-                parameters,
-            )
-        )
+    # By the index: a scan of 100,000 questions would delay everything else.
+    rows = rows or list(store.select(BY_PREFIX, parameters))
     if len(rows) != 1 and "~" in question and not question.startswith("~"):
         prefix, _, number = question.partition("~")
         id = f"{find_question(store, prefix)[0]}~{number}"
@@ -112,12 +107,40 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
     """
     root_id, text = find_question(store, question)
     nodes = {"": Node("", text)}
+    subquestions = _read_calls(store, root_id, nodes, prices)
+    for path, body, link_calls, tokens, model in chains(store, root_id):
+        node = nodes.setdefault(path, Node(path, ""))
+        node.chain, node.answered_by = body, model
+        node.calls += link_calls
+        node.tokens += tokens
+    _read_judgements(store, root_id, nodes)
+    if nodes[""].status == "running" and next(store.select(WAS_STOPPED, (root_id,)))[0]:
+        for node in nodes.values():
+            node.status = "stopped" if node.status == "running" else node.status
+    for path in sorted(nodes, key=_order):
+        if path:
+            parent = nodes[path.rsplit("/", 1)[0]]
+            parent.children.append(nodes[path])
+            if nodes[path].status == "truncated" and TRUNCATED_PART not in parent.note:
+                parent.note = "; ".join(filter(None, (parent.note, TRUNCATED_PART)))
+        if path in subquestions:
+            # With those answers that it needs and that exist.
+            batch, needs = path.rsplit(".", 1)[0], subquestions[path].needs
+            needed = {need: nodes.get(f"{batch}.{need}") for need in needs}
+            answers = {n: node.answer for n, node in needed.items() if node and node.answer}
+            nodes[path].question = subquestions[path].filled(answers)
+    return nodes[""]
+
+
+def _read_calls(
+    store: Rows, root_id: str, nodes: dict[str, Node], prices: Mapping[str, Price]
+) -> dict[str, SubQuestion]:
+    """Add the steps and calls to the nodes; returns the sub-questions by path."""
     subquestions: dict[str, SubQuestion] = {}
-    calls = store.select(
+    for row in store.select(
         "SELECT * FROM calls WHERE question=? AND error IS NULL ORDER BY length(path), id",
         (root_id,),
-    )
-    for row in calls:
+    ):
         node = nodes.setdefault(row["path"], Node(row["path"], ""))
         node.seconds += row["seconds"]
         if row["kind"] == "model":
@@ -134,52 +157,50 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
             node.calls += json.loads(row["completion"])["calls"]
             node.tokens += row["prompt_tokens"] + row["completion_tokens"]
             node.answered_by = row["model"]
-        else:
-            step = step_from_json(json.loads(row["completion"]))
-            _take_step(nodes, subquestions, node, row["attempt"], row["step"], step)
-    for path, body, link_calls, tokens, model in chains(store, root_id):
-        node = nodes.setdefault(path, Node(path, ""))
-        node.chain, node.answered_by = body, model
-        node.calls += link_calls
-        node.tokens += tokens
+        elif isinstance(step := step_from_json(json.loads(row["completion"])), Answer):
+            node.answer, node.status, node.answered_by = step.text, "unchecked", "H"
+        elif isinstance(step, Ask):
+            node.note = step.note
+            for index, subquestion in enumerate(step.subquestions):
+                path = f"{node.path}/{row['attempt']}.{row['step']}.{index}"
+                nodes.setdefault(path, Node(path, subquestion.text))
+                subquestions[path] = subquestion
+    return subquestions
+
+
+def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
+    """Add outcomes, and the judgements of checks and humans, to the nodes."""
     votes: dict[tuple[str, str], int] = {}
     for row in store.select(
-        "SELECT * FROM judgements WHERE question=? AND kind IN ('direct', 'outcome') ORDER BY id",
+        "SELECT path, kind, ok, key, detail FROM judgements WHERE question=?"
+        " AND kind IN ('direct', 'outcome', 'check', 'verdict', 'comment') ORDER BY id",
         (root_id,),
     ):
-        detail = json.loads(row["detail"])
         node = nodes.setdefault(row["path"], Node(row["path"], ""))
-        node.question = node.question or detail["question"]
-        node.answer, node.status = detail["answer"], detail["status"]
-        node.error = detail["error"]
-        node.answered_by = detail.get("by", node.answered_by)
-        node.tally = [(text, weight) for text, weight in detail.get("tally", node.tally)]
-        # A direct answer repeated after an outage has two judgements: the newest counts.
-        votes[row["path"], (row["key"] or "").rsplit(":", 1)[0]] = detail.get("votes", 0)
+        detail = json.loads(row["detail"])
+        if row["kind"] == "check":
+            rule = {"rule": detail["rule"]} if detail.get("rule") else {}
+            node.checks.append({"answer": detail["answer"], "ok": bool(row["ok"])} | rule)
+        elif row["kind"] == "verdict":
+            node.verdict = "approved" if row["ok"] else "rejected"
+        elif row["kind"] != "comment":
+            node.question = node.question or detail["question"]
+            node.answer, node.status = detail["answer"], detail["status"]
+            node.error = detail["error"]
+            node.answered_by = detail.get("by", node.answered_by)
+            node.tally = [(text, weight) for text, weight in detail.get("tally", node.tally)]
+            # A direct answer repeated after an outage has two judgements: the newest counts.
+            votes[row["path"], (row["key"] or "").rsplit(":", 1)[0]] = detail.get("votes", 0)
+        if detail.get("comment"):
+            node.comments.append(detail["comment"])
     for (path, _), number in votes.items():
         nodes[path].votes += number
-    _judge(store, root_id, nodes)
-    if nodes[""].status == "running" and next(store.select(WAS_STOPPED, (root_id,)))[0]:
-        for node in nodes.values():
-            node.status = "stopped" if node.status == "running" else node.status
-    for path in sorted(nodes, key=_order):
-        if path:
-            parent = nodes[path.rsplit("/", 1)[0]]
-            parent.children.append(nodes[path])
-            if nodes[path].status == "truncated" and TRUNCATED_PART not in parent.note:
-                parent.note = "; ".join(filter(None, (parent.note, TRUNCATED_PART)))
-        if path in subquestions:
-            nodes[path].question = _filled(nodes, path, subquestions[path])
-    return nodes[""]
 
 
 def held(store: Rows, last: str, path: str) -> tuple[str, Node]:
     """(revision, node): a node by its path, from the newest revision that has computed it.
 
-    An unfinished recomputation has not computed all nodes.
-
-    Args:
-        last: the newest revision.
+    `last` is the newest revision, whose unfinished recomputation has not computed all nodes.
 
     Raises:
         UsageError: there is no such node.
@@ -205,66 +226,67 @@ def tokens_of(store: Rows, question: str) -> tuple[int, int]:
     return row[0], row[1]
 
 
-def _judge(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
-    """Add the judgements of checks and humans to the nodes."""
-    for row in store.select(
-        "SELECT path, kind, ok, detail FROM judgements WHERE question=?"
-        " AND kind IN ('check', 'verdict', 'comment') ORDER BY id",
-        (root_id,),
-    ):
-        node = nodes.setdefault(row["path"], Node(row["path"], ""))
-        detail = json.loads(row["detail"])
-        if row["kind"] == "check":
-            rule = {"rule": detail["rule"]} if detail.get("rule") else {}
-            node.checks.append({"answer": detail["answer"], "ok": bool(row["ok"])} | rule)
-        elif row["kind"] == "verdict":
-            node.verdict = "approved" if row["ok"] else "rejected"
-        if detail.get("comment"):
-            node.comments.append(detail["comment"])
-
-
-def _take_step(
-    nodes: dict[str, Node],
-    subquestions: dict[str, SubQuestion],
-    node: Node,
-    attempt: int,
-    number: int,
-    step: Step,
-) -> None:
-    if isinstance(step, Answer):
-        node.answer, node.status, node.answered_by = step.text, "unchecked", "H"
-    elif isinstance(step, Ask):
-        node.note = step.note
-        for index, sub in enumerate(step.subquestions):
-            path = f"{node.path}/{attempt}.{number}.{index}"
-            nodes.setdefault(path, Node(path, sub.text))
-            subquestions[path] = sub
-
-
-def _filled(nodes: dict[str, Node], path: str, sub: SubQuestion) -> str:
-    """The text of a sub-question, with those answers that it needs and that exist."""
-    batch = path.rsplit(".", 1)[0]
-    needed = {need: nodes.get(f"{batch}.{need}") for need in sub.needs}
-    return sub.filled({n: node.answer for n, node in needed.items() if node and node.answer})
-
-
 def _order(path: str) -> list[tuple[int, ...]]:
     return [tuple(int(n) for n in part.split(".")) for part in path.split("/")[1:]]
+
+
+@dataclass(frozen=True)
+class CallFailure:
+    """A model call of one question that got no reply."""
+
+    message: str
+    refused: bool
+    """The endpoint answered, and would refuse the same request again."""
+    status: int | None
+    is_last: bool
+    """No later call of the question got a reply."""
+
+    def error(self) -> EndpointError:
+        """The failure as the error that a caller raises."""
+        error = EndpointError(self.message)
+        error.refused, error.status = self.refused, self.status
+        return error
+
+
+def last_call_id(store: TraceStore) -> int:
+    """The number of the newest call on record; 0 before the first."""
+    ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
+    return number
+
+
+def find_failure(store: TraceStore, question: str, after: int = 0) -> CallFailure | None:
+    """The newest failure of a question's calls after a call's number; None if all got replies.
+
+    A failure that may pass goes before a refusal: the question may end otherwise next time.
+    """
+    calls = list(
+        store.select(
+            "SELECT error, finish_reason FROM calls"
+            " WHERE question=? AND id > ? AND kind IN ('model', 'graph') ORDER BY id",
+            (question, after),
+        )
+    )
+    failures = [row for row in calls if (row["finish_reason"] or "").startswith(FAILED)]
+    if not failures:
+        return None
+    transient = [row for row in failures if row["finish_reason"] == "error"]
+    row = (transient or failures)[-1]
+    _, _, status = row["finish_reason"].partition(" ")
+    return CallFailure(
+        row["error"], not transient, int(status) if status else None, calls[-1] is failures[-1]
+    )
 
 
 def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step]]]:
     """The overseer's steps of one trajectory, by the question's text: one list for each attempt.
 
-    `reflux.agents.overseers.recorded` replays them. A question that occurs twice has the steps of
-    its first node. A human's edits and answers count as steps.
-
-    Args:
-        question: id of the root question, or an unambiguous prefix of it.
+    `reflux.agents.overseers.scripted` replays them. A question that occurs twice has the steps of
+    its first node. A human's edits and answers count as steps. The trajectory is named by its id
+    or an unambiguous prefix of it.
 
     Raises:
         UsageError: no trajectory matches, or several do.
     """
-    root = load_tree(store, question)
     root_id, _ = find_question(store, question)
     by_path: dict[str, dict[int, list[Step]]] = defaultdict(lambda: defaultdict(list))
     for row in store.select(
@@ -274,7 +296,7 @@ def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step
     ):
         by_path[row["path"]][row["attempt"]].append(step_from_json(json.loads(row["completion"])))
     steps: dict[str, list[list[Step]]] = {}
-    for node in root.walk():
-        if node.path in by_path and node.question not in steps:
-            steps[node.question] = list(by_path[node.path].values())
+    for node in load_tree(store, root_id).walk():
+        if node.path in by_path:
+            steps.setdefault(node.question, list(by_path[node.path].values()))
     return steps

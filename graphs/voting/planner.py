@@ -8,12 +8,13 @@ All wrong votes are assumed to name one answer, the worst case.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import UsageError, check_range
 from reflux.graphs.voting.stopping import log_beta
 
 MAX_MARGIN = 1_000
@@ -31,15 +32,14 @@ class Plan:
     """Required probability that all steps are correct."""
     steps: int
     accuracy: float
-    """Probability that one vote is correct."""
+    """Of one vote."""
     correlation: float
-    """Correlation of two votes on one question being correct, 0 to 1."""
+    """Of two votes on one question being correct."""
     margin: int
     """k, the smallest that meets the target."""
     step_error: float
     votes_per_step: float
     p_all_correct: float
-    """Predicted, at least the target."""
 
     @property
     def votes(self) -> float:
@@ -78,41 +78,31 @@ def votes_needed(target: float, steps: int, accuracy: float, correlation: float 
             f"{allowed:.2g}; make their errors differ (votes.variants), check by another method, "
             "or improve the model"
         )
-    low, high = 1, 1
+    high = 1
     while step_error(high, accuracy, correlation) > allowed:
-        low, high = high, 2 * high
+        high *= 2
         if high > MAX_MARGIN:
             raise UsageError(
                 f"a margin of {MAX_MARGIN} is not enough for {target:g} over {steps:,} steps with "
                 f"a correlation of {correlation:g}; lower the target"
             )
-    while low < high:
-        middle = (low + high) // 2
-        if step_error(middle, accuracy, correlation) > allowed:
-            low = middle + 1
-        else:
-            high = middle
-    return high
+    margins = range(high // 2 + 1, high)
+    return margins.start + bisect_left(
+        margins, True, key=lambda margin: step_error(margin, accuracy, correlation) <= allowed
+    )
 
 
 def plan(target: float, steps: int, accuracy: float, correlation: float = 0.0) -> Plan:
     """The cheapest margin that meets a target, and its expected votes and error.
 
     Raises:
-        UsageError: voting cannot meet it; the message says why.
+        UsageError: voting cannot meet it.
     """
     margin = votes_needed(target, steps, accuracy, correlation)
     error = step_error(margin, accuracy, correlation)
-    return Plan(
-        target,
-        steps,
-        accuracy,
-        correlation,
-        margin,
-        error,
-        expected_votes(margin, accuracy, correlation),
-        math.exp(steps * math.log1p(-error)) if error < 1 else 0.0,
-    )
+    votes = expected_votes(margin, accuracy, correlation)
+    p_all_correct = math.exp(steps * math.log1p(-error)) if error < 1 else 0.0
+    return Plan(target, steps, accuracy, correlation, margin, error, votes, p_all_correct)
 
 
 def shared_floor(accuracy: float, correlation: float) -> float:
@@ -132,7 +122,7 @@ class LimitedVote:
     undecided: float
     """No answer was k ahead when the votes ran out."""
     votes: float
-    """Mean votes."""
+    """Mean."""
 
 
 def limited_vote(margin: int, max_votes: int, accuracy: float) -> LimitedVote:
@@ -220,12 +210,11 @@ def _softplus(x: float) -> float:
 def _check_arguments(target: float, steps: int, accuracy: float, correlation: float) -> None:
     if not 0 < target < 1:
         raise UsageError(f"the target is {target:g}; it must be between 0 and 1, say 0.99")
-    if steps < 1:
-        raise UsageError(f"{steps} steps: there must be at least 1")
     if steps > MAX_STEPS:
         raise UsageError(
             f"the number of steps has {len(str(steps))} digits: {MAX_STEPS:g} is the limit"
         )
+    check_range("the number of steps", steps, least=1)
     if not 0 <= correlation <= 1:
         raise UsageError(f"the correlation is {correlation:g}; it must be 0 to 1")
     if not 0 <= accuracy <= 1:

@@ -68,7 +68,6 @@ class AheadBy:
             )
 
     def decided(self, first: float, second: float, left: float) -> bool:
-        """The leader is k ahead."""
         return first - second >= self.margin
 
 
@@ -125,7 +124,6 @@ class Posterior:
         check_range("votes.rule.max_votes", self.max_votes, least=1)
 
     def decided(self, first: float, second: float, left: float) -> bool:
-        """The leader's posterior reaches the confidence."""
         return self.belief(first, second) >= self.confidence
 
     def belief(self, first: float, second: float) -> float:

@@ -24,7 +24,6 @@ class Vote:
     logprob: float | None = None
     """Log-probability of its least certain token; None where unknown."""
     weight: float = 1
-    """Its weight in the tally."""
     flag: str = ""
     """Why it was refused."""
     truncated: bool = False
@@ -76,8 +75,7 @@ class VotePolicy:
     rule: AnyRule | None = None
     """When the votes decide; first to be ahead by `margin` where None."""
     variants: tuple[Variant, ...] = ()
-    """How copies differ beyond seed and temperature: vote i takes the variant at i modulo their
-    number."""
+    """How copies differ beyond their seed: vote i takes the variant at i modulo their number."""
 
     def __post_init__(self) -> None:
         check_range("votes.margin", self.margin, least=1)
@@ -89,7 +87,7 @@ class VotePolicy:
 
     @cached_property
     def stopping(self) -> AnyRule:
-        """The rule that counts."""
+        """The rule in force."""
         return self.rule or AheadBy(self.margin, self.max_votes)
 
     def variant(self, number: int) -> Variant:
@@ -98,9 +96,7 @@ class VotePolicy:
 
     def weight_between(self, begin: int, end: int) -> float:
         """Weight of the votes from number `begin` to just before `end`."""
-        if not self.variants:
-            return (end - begin) * PLAIN_VARIANT.weight
-        weights = [variant.weight for variant in self.variants]
+        weights = [variant.weight for variant in self.variants or (PLAIN_VARIANT,)]
         cycles, rest = divmod(end - begin, len(weights))
         return cycles * sum(weights) + sum(self.variant(begin + n).weight for n in range(rest))
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from reflux.agents.clients.llama_cpp import (
     EngineConfig,
@@ -27,7 +26,9 @@ from reflux.cli.contract import (
     RunDir,
     emit,
     open_students,
+    print_result,
     run_async,
+    table_of,
 )
 from reflux.finetune import INSTALL_TRAIN, missing_training_packages
 from reflux.finetune.gates import failed_gates
@@ -55,14 +56,9 @@ def list_students(run: RunDir = RUNS / "demo", as_json: Json = False) -> None:
         }
         for student in registry.list()
     ]
-    if as_json:
-        emit(rows)
-        return
-    table = Table()
-    for heading in ("student", "parent", "round", "accuracy", "gates", "promoted"):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(
+    headings = ("student", "parent", "round", "accuracy", "gates", "promoted")
+    cells = (
+        (
             row["id"],
             row["parent"] or "base",
             "–" if row["round"] is None else str(row["round"]),
@@ -70,7 +66,9 @@ def list_students(run: RunDir = RUNS / "demo", as_json: Json = False) -> None:
             _gates(row["gates"]),
             "yes" if row["current"] else "",
         )
-    OUT.print(table)
+        for row in rows
+    )
+    print_result(rows, table_of(headings, cells), as_json)
 
 
 def _accuracy(scores: dict[str, Any] | None) -> str:
@@ -95,10 +93,8 @@ def promote_student(
     registry = open_students(run)
     with RunFolder(run).locked():
         registry.promote(student)
-    if as_json:
-        emit({"current": student})
-        return
-    OUT.print(f"{student} is promoted; `reflux students rollback` undoes it")
+    done = f"{student} is promoted; `reflux students rollback` undoes it"
+    print_result({"current": student}, done, as_json)
 
 
 @students.command("rollback")
@@ -108,10 +104,7 @@ def rollback_student(run: RunDir = RUNS / "demo", as_json: Json = False) -> None
     with RunFolder(run).locked():
         student = registry.rollback()
     name = student.id if student else "base"
-    if as_json:
-        emit({"current": name})
-        return
-    OUT.print(f"{name} is the agent again")
+    print_result({"current": name}, f"{name} is the agent again", as_json)
 
 
 def doctor(as_json: Json = False) -> None:
@@ -139,10 +132,6 @@ def _outcome(name: str, check: Callable[[], str]) -> dict[str, Any]:
         return {"what": name, "ok": False, "detail": str(error)}
 
 
-def _python() -> str:
-    return f"{platform.python_version()}, {os.cpu_count()} cores"
-
-
 def _packages() -> str:
     names = ("langgraph", "openai", "xllamacpp", "torch", "transformers", "peft", "trl")
     versions: list[str] = []
@@ -153,10 +142,6 @@ def _packages() -> str:
     if missing := missing_training_packages():
         detail += f"; init, run, distill and demo need {', '.join(missing)}: {INSTALL_TRAIN}"
     return detail
-
-
-def _model() -> str:
-    return f"{default_gguf().name}, sha256 verified"
 
 
 def _engine() -> str:
@@ -178,10 +163,10 @@ def _disk() -> str:
     return f"{free:.1f} GiB free in the working folder"
 
 
-CHECKS = {
-    "python": _python,
+CHECKS: dict[str, Callable[[], str]] = {
+    "python": lambda: f"{platform.python_version()}, {os.cpu_count()} cores",
     "packages": _packages,
-    "default model": _model,
+    "default model": lambda: f"{default_gguf().name}, sha256 verified",
     "embedded engine": _engine,
     "endpoint": _endpoint,
     "disk": _disk,

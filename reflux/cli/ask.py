@@ -1,48 +1,44 @@
 """`reflux ask` asks one question; `reflux reply` answers for a human that a question waits for."""
 
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from typing import Annotated, Any, cast
 
 import typer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.human_reply import REPLY_FORMS, parse_reply
-from reflux.ask_context import OVERSEERS, asks_humans, open_context
+from reflux.agents.overseers.scripted import REPLY_FORMS, parse_reply
+from reflux.ask_context import OVERSEERS, asks_humans
 from reflux.cli.contract import (
-    ERR,
     OUT,
     RUNS,
+    Calls,
     Depth,
     Json,
     Model,
     RunDir,
+    Seconds,
+    Tokens,
     Tools,
     emit,
     open_existing,
     run_async,
 )
-from reflux.cli.human_input import converse, form_view
+from reflux.cli.human_input import form_view, open_asking
+from reflux.cli.progress import LiveTree
 from reflux.cli.rounds import shipped_config
 from reflux.finetune.config import RoundsConfig, read_config
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.interrupts import (
-    InterruptibleRun,
-    Pending,
-    RunProgress,
-    open_checkpoints,
-)
-from reflux.graphs.amplify.recompute import revised_context
+from reflux.graphs.amplify.context import Limits
+from reflux.graphs.amplify.interrupts import Pending
 from reflux.graphs.amplify.state import Outcome, is_accepted
-from reflux.graphs.ask import Answered, Origin, WaitForHumans, go_on
+from reflux.graphs.ask import Answered, Origin, go_on
 from reflux.graphs.ask import ask as ask_question
 from reflux.graphs.ask_options import AskOptions, options_of
 from reflux.graphs.evals.task import writing_of
-from reflux.graphs.traces.events import Event
+from reflux.graphs.recompute import revised_context
 from reflux.graphs.traces.tree import Node, find_question, load_tree
 from reflux.models import endpoint, open_run
 from reflux.report.terminal import answer_line, counted, ended, tree_view
@@ -64,27 +60,6 @@ def batch_config(folder: RunFolder) -> RoundsConfig:
     return folder.rounds_config() or read_config(shipped_config("demo"))
 
 
-class Meter:
-    """Shows what is spent while the tree grows."""
-
-    def __init__(self, options: AskOptions, show: Callable[[str], None]) -> None:
-        self._limits = options.limits
-        self._show = show
-        self._count: Counter[str] = Counter()
-
-    def __call__(self, event: Event) -> None:
-        """Count one event."""
-        self._count[event["event"]] += 1
-        if event["event"] != "called":
-            return
-        self._count["tokens"] += event["tokens"]
-        left = "".join(f", {value:.0f} {name} left" for name, value in event["left"].items())
-        self._show(
-            f"{self._count['called']}/{self._limits.calls} calls, {self._count['tokens']}"
-            f"/{self._limits.tokens} tokens, {self._count['asked']} sub-questions{left}"
-        )
-
-
 def ask(
     question: Annotated[str, typer.Argument(help='For addition: "304+517".')],
     run: RunDir = RUNS / "demo",
@@ -99,11 +74,9 @@ def ask(
     ] = None,
     tool: Tools = None,
     depth: Depth = 1,
-    calls: Annotated[int, typer.Option(help="Maximum model calls.", min=0)] = 1000,
-    tokens: Annotated[int, typer.Option(help="Maximum tokens.", min=0)] = 1_000_000,
-    seconds: Annotated[
-        float | None, typer.Option(help="Seconds after which no more calls begin.", min=0)
-    ] = None,
+    calls: Calls = 1000,
+    tokens: Tokens = 1_000_000,
+    seconds: Seconds = None,
     max_tokens: Annotated[
         int, typer.Option(help="Maximum tokens of one answer, with --overseer.", min=1)
     ] = 256,
@@ -129,7 +102,7 @@ def ask(
         task_name,
     )
     answered, tree = run_async(_ask(opened, text, options))
-    _print(Report(question, text, options, answered, tree), folder, as_json)
+    _print(question, text, options, answered, tree, folder, as_json)
 
 
 def _task_question(task_name: str, text: str) -> str:
@@ -140,33 +113,9 @@ def _task_question(task_name: str, text: str) -> str:
         raise UsageError(f"{error}; any other question takes --overseer model, or plain") from error
 
 
-@asynccontextmanager
-async def _opened(
-    opened: OpenRun, options: AskOptions
-) -> AsyncGenerator[tuple[AmplifyContext, AsyncSqliteSaver | None, WaitForHumans]]:
-    """The context of a question, its checkpointer if it may wait for a human, and what lets a human
-    in the terminal reply."""
-    async with opened, AsyncExitStack() as stack:
-        status = stack.enter_context(ERR.status("asking"))
-        meter = Meter(options, status.update)
-        context = await stack.enter_async_context(
-            open_context(opened.recorded_client, options, meter)
-        )
-        saver = None
-        if any(map(asks_humans, context.overseers)):
-            path = opened.folder.checkpoints_path
-            saver = await stack.enter_async_context(open_checkpoints(path))
-
-        async def wait(run: InterruptibleRun, id: str, progress: RunProgress) -> RunProgress:
-            status.stop()
-            return await converse(run, id, progress)
-
-        yield context, saver, wait
-
-
 async def _ask(opened: OpenRun, question: str, options: AskOptions) -> tuple[Answered, Node]:
     origin = Origin.new(opened.folder.id, "ask", options.task)
-    async with _opened(opened, options) as (context, saver, wait):
+    async with opened, open_asking(opened, options, LiveTree(question)) as (context, saver, wait):
         answered = await ask_question(
             context, question, origin, options=options, checkpoints=saver, wait=wait
         )
@@ -186,21 +135,23 @@ def reply(
 ) -> None:
     """Reply for a human to a question that waits, today or days later."""
     folder = open_existing(run)
-    store = folder.store()
-    try:
+    with closing(folder.store()) as store:
         question_id, question = find_question(store, trajectory)
         options = options_of(store, question_id)
-    finally:
-        store.close()
     if options is None or not asks_humans(OVERSEERS.get(options.overseer)):
         raise UsageError(f"{question_id} was not asked with an overseer that waits for humans")
     opened, _ = open_run(folder, options.model)
-    answered, tree = run_async(_reply(opened, question_id, options, words, to))
-    _print(Report(question, question, options, answered, tree), folder, as_json)
+    answered, tree = run_async(_reply(opened, question_id, question, options, words, to))
+    _print(question, question, options, answered, tree, folder, as_json)
 
 
 async def _reply(
-    opened: OpenRun, question_id: str, options: AskOptions, words: str, to: str | None
+    opened: OpenRun,
+    question_id: str,
+    question: str,
+    options: AskOptions,
+    words: str,
+    to: str | None,
 ) -> tuple[Answered, Node]:
     def choose(pending: Sequence[Pending]) -> Mapping[str, Any]:
         if not pending:
@@ -209,7 +160,8 @@ async def _reply(
             )
         return {to or pending[0].id: parse_reply(words)}
 
-    async with _opened(opened, options) as (context, saver, wait):
+    live = LiveTree(question)
+    async with opened, open_asking(opened, options, live) as (context, saver, wait):
         context = revised_context(context, question_id)
         reply = choose if words else None
         answered = await go_on(
@@ -218,70 +170,60 @@ async def _reply(
         return answered.check_endpoint(), load_tree(opened.store, question_id)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What is printed of a question."""
-
-    text: str
-    """As the user wrote it."""
-    question: str
-    """As the task writes it."""
-    options: AskOptions
-    answered: Answered
-    tree: Node
-
-    def answer(self) -> str | None:
-        """The answer as the user reads it."""
-        outcome = self.answered.outcome
-        answer = outcome["answer"] if outcome else None
-        if answer is None or not self.options.task:
-            return answer
-        return task_named(self.options.task).to_user(self.question, answer)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        outcome = self.answered.outcome
-        return {
-            "question": self.text,
-            "answer": self.answer(),
-            "trajectory": self.answered.trajectory,
-            "overseer": self.options.overseer or self.options.task,
-            "model": self.options.model,
-            "status": outcome["status"] if outcome else "waiting",
-            "error": outcome["error"] if outcome else None,
-            "spent": outcome["spent"] if outcome else None,
-            "pending": [asdict(pending) for pending in self.answered.pending],
-            "tree": self.tree.to_json(),
-        }
-
-
-def _print(report: Report, folder: RunFolder, as_json: bool) -> None:
+def _print(
+    text: str,
+    question: str,
+    options: AskOptions,
+    answered: Answered,
+    tree: Node,
+    folder: RunFolder,
+    as_json: bool,
+) -> None:
     """Print the tree and the answer, or what is pending.
+
+    Args:
+        text: the question as the user wrote it; `question` as the task writes it.
 
     Raises:
         RefluxError: it ended without an accepted answer.
     """
-    outcome, options = report.answered.outcome, report.options
+    outcome = answered.outcome
+    status = outcome["status"] if outcome else "waiting"
+    answer = outcome["answer"] if outcome else None
+    task = task_named(options.task) if options.task else None
+    if task is not None and answer is not None:
+        answer = task.to_user(question, answer)
+    overseer = options.overseer or options.task
     if as_json:
-        emit(report.to_json())
+        emit(
+            {
+                "question": text,
+                "answer": answer,
+                "trajectory": answered.trajectory,
+                "overseer": overseer,
+                "model": options.model,
+                "status": status,
+                "error": outcome["error"] if outcome else None,
+                "spent": outcome["spent"] if outcome else None,
+                "pending": [asdict(pending) for pending in answered.pending],
+                "tree": tree.to_json(),
+            }
+        )
     else:
-        OUT.print(tree_view(report.tree))
-        if options.task and (writing := writing_of(task_named(options.task))):
+        OUT.print(tree_view(tree))
+        if task is not None and (writing := writing_of(task)):
             OUT.print(f"[dim]in the tree, {writing}[/]")
         if outcome is None:
-            _print_pending(folder, report.answered)
+            _print_pending(folder, answered)
         else:
             spent = outcome["spent"]
             about = (
-                f"{outcome['status']}, overseer {options.overseer or options.task}, agent "
-                f"{options.model}, {counted(spent['calls'], 'call')}, {spent['tokens']} tokens, "
-                f"trajectory {report.answered.trajectory}"
+                f"{status}, overseer {overseer}, agent {options.model}, "
+                f"{counted(spent['calls'], 'call')}, {spent['tokens']} tokens, "
+                f"trajectory {answered.trajectory}"
             )
-            OUT.print(answer_line(report.answer(), about), soft_wrap=True, highlight=False)
-    if outcome is not None and outcome["status"] == "truncated":
-        limit = f"`answer_tokens` of the task {options.task}" if options.task else "--max-tokens"
-        raise RefluxError(f"the token limit cut the answer: raise {limit}")
-    if outcome is not None and not is_accepted(outcome["status"]):
+            OUT.print(answer_line(answer, about), soft_wrap=True, highlight=False)
+    if outcome is not None and not is_accepted(status):
         raise RefluxError(f"no accepted answer ({ended(outcome)}); {_remedy(options, outcome)}")
 
 
@@ -298,7 +240,6 @@ def _print_pending(folder: RunFolder, answered: Answered) -> None:
 
 
 def _remedy(options: AskOptions, outcome: Outcome) -> str:
-    """What leads to an accepted answer."""
     if outcome["status"] == "truncated":
         if not options.task:
             return f"raise --max-tokens from {options.max_tokens}"

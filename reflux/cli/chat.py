@@ -2,22 +2,35 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import RenderableType
-from rich.live import Live
 from rich.table import Table
 
 from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
-from reflux.agents.overseers.human_reply import REPLY_FORMS
+from reflux.agents.overseers.scripted import REPLY_FORMS
 from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
-from reflux.cli.chat_session import CAPS, ChatSession
-from reflux.cli.contract import ERR, OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit
-from reflux.cli.human_input import is_terminal, read_lines, unechoed
+from reflux.cli.chat_session import LIMITS, ChatSession
+from reflux.cli.contract import (
+    ERR,
+    OUT,
+    RUNS,
+    Calls,
+    Depth,
+    Json,
+    Model,
+    RunDir,
+    Seconds,
+    Tokens,
+    Tools,
+    emit,
+    print_result,
+    table_of,
+)
+from reflux.cli.human_input import is_terminal, read_lines
 from reflux.cli.progress import LiveTree
 from reflux.conversation import FOLDER, Turn, begin, listed, resume
 from reflux.finetune.run_folder import RunFolder
@@ -30,8 +43,6 @@ from reflux.models import BASE, endpoint, open_run
 from reflux.report.terminal import counted, escape, plain, total_line, tree_view
 from reflux.tasks import task_named
 
-REFRESH_RATE = 8.0
-"""Redraws of the growing tree per second."""
 EXIT_COMMANDS = ("/quit", "/exit")
 
 
@@ -46,11 +57,9 @@ def chat(
     ] = None,
     tool: Tools = None,
     depth: Depth = 1,
-    calls: Annotated[int, typer.Option(help="Maximum model calls per answer.", min=0)] = 1000,
-    tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.", min=0)] = 1_000_000,
-    seconds: Annotated[
-        float | None, typer.Option(help="Maximum seconds per answer.", min=0)
-    ] = None,
+    calls: Calls = 1000,
+    tokens: Tokens = 1_000_000,
+    seconds: Seconds = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(help="Maximum tokens per model call. Default: 256, or the task's.", min=1),
@@ -66,7 +75,10 @@ def chat(
     With `--overseer none` the agent answers alone, and its words are shown as they come.
     """
     if list_all:
-        _list(run, as_json)
+        rows = listed(run)
+        cells = ((row["id"], str(row["turns"]), row["begins"]) for row in rows)
+        table = table_of(("conversation", "turns", "begins"), cells)
+        print_result(rows, table if rows else f"{run / FOLDER} holds no conversation", as_json)
         return
     if overseer is not None and task is not None:
         raise UsageError("--overseer and --task exclude each other: leave one out")
@@ -84,11 +96,7 @@ def chat(
         try:
             turns = _talk(runner, session, as_json)
         finally:
-
-            async def close() -> None:
-                await opened.__aexit__()
-
-            runner.run(close())
+            runner.run(opened.__aexit__())
     if as_json:
         id = conversation.id if conversation.turns else None
         emit({"conversation": id, "turns": [asdict(turn) for turn in turns]})
@@ -98,19 +106,6 @@ def chat(
         raise from_os_error(session.unkept)
     if failures := sum(not is_accepted(turn.status) for turn in turns):
         raise RefluxError(f"{failures} of {len(turns)} questions have no accepted answer")
-
-
-def _list(run: Path, as_json: bool) -> None:
-    conversations = listed(run)
-    if as_json:
-        emit(conversations)
-        return
-    table = Table()
-    for heading in ("conversation", "turns", "begins"):
-        table.add_column(heading)
-    for row in conversations:
-        table.add_row(row["id"], str(row["turns"]), escape(row["begins"]))
-    OUT.print(table if conversations else f"{run / FOLDER} holds no conversation")
 
 
 def _talk(runner: asyncio.Runner, session: ChatSession, as_json: bool) -> list[Turn]:
@@ -166,7 +161,6 @@ def _greet(session: ChatSession) -> None:
 def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool) -> Turn:
     """Answer one message while its tree is drawn; Ctrl-C stops the answer."""
     tree = LiveTree(text)
-    live = Live(tree, console=ERR, refresh_per_second=REFRESH_RATE, transient=True)
     streamed = False
 
     def say(piece: str) -> None:
@@ -175,26 +169,14 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         if not quiet:
             OUT.out(plain(piece).plain, end="", highlight=False)
 
-    if ERR.is_terminal and session.options.overseer != ALONE:
-        live.start()
     try:
-        with ExitStack() as echo_off:
-            echo_off.enter_context(unechoed())
-
-            def hush() -> None:
-                live.stop()
-                echo_off.close()
-
-            turn = runner.run(session.ask(text, tree, hush, say))
+        turn = runner.run(session.ask(text, tree, say))
     except KeyboardInterrupt:
         if not is_terminal():
             raise
-        live.stop()
         line = f"stopped after {counted(tree.calls, 'call')}"
         ERR.print("\n" + line if streamed else line, style="dim", highlight=False)
         return session.stopped(text)
-    finally:
-        live.stop()
     if not quiet:
         _print_turn(session, turn, streamed)
     return turn
@@ -279,10 +261,10 @@ def _why(session: ChatSession, _: str) -> RenderableType:
 def _budget(session: ChatSession, limit: str) -> RenderableType:
     if limit:
         name, _, value = limit.partition(" ")
-        session.set_cap(name, value.strip())
+        session.set_limit(name, value.strip())
     table = _grid()
-    for name in CAPS:
-        table.add_row(name, session.cap(name))
+    for name in LIMITS:
+        table.add_row(name, session.limit(name))
     turns = session.conversation.turns
     calls, tokens = sum(turn.calls for turn in turns), sum(turn.tokens for turn in turns)
     table.add_row("spent here", f"{counted(calls, 'call')}, {tokens:,} tokens")

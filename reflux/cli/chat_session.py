@@ -5,29 +5,33 @@ they come.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from reflux.agents.errors import EndpointError, UsageError
-from reflux.agents.redaction import question_problem, redact
+from reflux.agents.prompts import question_problem, redact
 from reflux.agents.types import ChatRequest, Sampling
-from reflux.ask_context import MAX_TOKENS, open_context
-from reflux.cli.human_input import converse
+from reflux.ask_context import MAX_TOKENS
+from reflux.cli.human_input import open_asking, unechoed
+from reflux.cli.progress import LiveTree
 from reflux.conversation import Conversation, Turn
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.graph import check_askable
-from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_checkpoints
-from reflux.graphs.amplify.state import accepted_status, exchange_error
-from reflux.graphs.ask import Answered, Origin, ask
+from reflux.graphs.amplify.state import Outcome, accepted_status, exchange_error
+from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.graphs.conversation import answer_chat
-from reflux.graphs.traces.events import Event
 from reflux.tasks import task_named
 
-CAPS = ("depth", "calls", "tokens", "seconds", "max_tokens")
-"""The limits that `/budget` sets."""
 UNBOUNDED = 2**31 - 1
-RANGES = {"depth": (0, 16), "max_tokens": (1, UNBOUNDED)}
-"""Ranges of the limits that do not range from 0 up; the command line has the same."""
+LIMITS = {
+    "depth": (0, 16),
+    "calls": (0, UNBOUNDED),
+    "tokens": (0, UNBOUNDED),
+    "seconds": (0, UNBOUNDED),
+    "max_tokens": (1, UNBOUNDED),
+}
+"""Ranges of the limits that `/budget` sets; the command line has the same."""
 
 
 @dataclass
@@ -42,18 +46,11 @@ class ChatSession:
     unkept: OSError | None = None
     """Why the conversation file lacks turns. Answers are shown and recorded all the same."""
 
-    async def ask(
-        self,
-        text: str,
-        hear: Callable[[Event], None],
-        hush: Callable[[], None],
-        say: Callable[[str], None],
-    ) -> Turn:
+    async def ask(self, text: str, tree: LiveTree, say: Callable[[str], None]) -> Turn:
         """Answer one message and keep the turn; a message that is stopped is kept, too.
 
         Args:
-            hear: gets the events of the growing tree.
-            hush: is called before a human is asked in the terminal.
+            tree: grows with the answer, and is hidden before a human is asked in the terminal.
             say: gets the words of the agent that answers alone.
 
         Raises:
@@ -62,35 +59,29 @@ class ChatSession:
         """
         self.trajectory = ""
         if self.options.overseer == ALONE:
-            return await self._answer_alone(text, hear, say)
-        question, origin = self._question(text), self._origin()
-
-        async def wait(run: InterruptibleRun, id: str, progress: RunProgress) -> RunProgress:
-            if progress.pending:
-                hush()
-            return await converse(run, id, progress)
-
-        path = self.opened.folder.checkpoints_path
-        async with (
-            open_context(self.opened.recorded_client, self.options, hear) as context,
-            open_checkpoints(path) as saver,
-        ):
+            with unechoed():
+                return await self._answer_alone(text, tree, say)
+        task = task_named(self.options.task) if self.options.task else None
+        # A task's questions stand alone; any other is asked after the conversation so far.
+        question = task.from_user(text) if task else redact(self.conversation.question(text))
+        origin = self._origin()
+        async with open_asking(self.opened, self.options, tree) as (context, saver, wait):
             check_askable(question, context)
             self.trajectory = origin.question_id(redact(question))
-            turn = self._turn(text, None, "stopped")
+            turn = self._turn(text)
             try:
                 answered = await ask(
                     context, question, origin, options=self.options, checkpoints=saver, wait=wait
                 )
-                turn = self._turn_of(text, question, answered)
+                turn = _with_outcome(turn, answered.outcome)
+                if task is not None and turn.answer is not None:
+                    turn = replace(turn, answer=task.to_user(question, turn.answer))
             finally:
                 self._keep(turn)
         answered.check_endpoint()
         return turn
 
-    async def _answer_alone(
-        self, text: str, hear: Callable[[Event], None], say: Callable[[str], None]
-    ) -> Turn:
+    async def _answer_alone(self, text: str, tree: LiveTree, say: Callable[[str], None]) -> Turn:
         """The agent goes on with the conversation; what was shown of a reply cannot be recalled."""
         question = redact(self.conversation.question(text))
         if (reason := question_problem(question, self.options.limits.question_chars)) is not None:
@@ -102,11 +93,11 @@ class ChatSession:
             messages += [("user", user), ("assistant", answer)]
         sampling = Sampling(max_tokens=self.options.max_tokens or MAX_TOKENS)
         request = ChatRequest(self.options.model, (*messages, ("user", text)), sampling)
-        turn = self._turn(text, None, "stopped")
+        turn = self._turn(text)
         try:
             (reply,) = await answer_chat(
                 self.opened.recorded_client, origin, question, [request], options=self.options,
-                hear=lambda _, delta: say(delta.text), emit=hear,
+                hear=lambda _, delta: say(delta.text), emit=tree,
             )  # fmt: skip
             status = accepted_status(has_check=False, truncated=reply.truncated)
             turn = replace(turn, answer=reply.text, status=status, calls=1, tokens=reply.tokens)
@@ -121,7 +112,7 @@ class ChatSession:
         """The turn of a message that was stopped, also one that had not begun."""
         turns = self.conversation.turns
         if not turns or turns[-1].trajectory != self.trajectory:
-            self._keep(self._turn(text, None, "stopped"))
+            self._keep(self._turn(text))
         return turns[-1]
 
     def _keep(self, turn: Turn) -> None:
@@ -134,28 +125,11 @@ class ChatSession:
         prefix = f"chat-{self.conversation.id}"
         return Origin.new(self.opened.folder.id, prefix, self.options.task)
 
-    def _question(self, text: str) -> str:
-        """A task's questions stand alone; any other is asked after the conversation so far."""
-        if self.options.task:
-            return task_named(self.options.task).from_user(text)
-        return redact(self.conversation.question(text))
-
-    def _turn_of(self, text: str, question: str, answered: Answered) -> Turn:
-        outcome = answered.outcome
-        if outcome is None:
-            return self._turn(text, None, "waiting")
-        answer = outcome["answer"] if exchange_error(outcome) is None else None
-        if self.options.task and answer is not None:
-            answer = task_named(self.options.task).to_user(question, answer)
-        spent = outcome["spent"]
-        turn = self._turn(text, answer, outcome["status"])
-        return replace(turn, calls=spent["calls"], tokens=spent["tokens"])
-
-    def _turn(self, text: str, answer: str | None, status: str) -> Turn:
+    def _turn(self, text: str) -> Turn:
         overseer = self.options.overseer or self.options.task
-        return Turn(text, answer, status, self.trajectory, overseer, self.options.model)
+        return Turn(text, None, "stopped", self.trajectory, overseer, self.options.model)
 
-    def cap(self, name: str) -> str:
+    def limit(self, name: str) -> str:
         """One limit of the messages to come, in words."""
         if name != "max_tokens":
             value = getattr(self.options.limits, name)
@@ -163,16 +137,20 @@ class ChatSession:
         value = self.options.max_tokens or (None if self.options.task else MAX_TOKENS)
         return "the task's" if value is None else f"{value:,}"
 
-    def set_cap(self, name: str, value: str) -> None:
+    def set_limit(self, name: str, value: str) -> None:
         """Set one limit of the messages to come.
 
         Raises:
             UsageError: there is no such limit, or the value is out of its range.
         """
-        if name not in CAPS:
-            raise UsageError(f"there is no limit {name!r}; there are: {', '.join(CAPS)}")
-        minimum, maximum = RANGES.get(name, (0, UNBOUNDED))
-        number = None if name == "seconds" and value == "none" else _number(name, value)
+        if name not in LIMITS:
+            raise UsageError(f"there is no limit {name!r}; there are: {', '.join(LIMITS)}")
+        minimum, maximum = LIMITS[name]
+        number: float | None = -1  # No limit allows it, nor any text that is no number.
+        with suppress(ValueError):
+            number = float(value) if name == "seconds" else int(value)
+        if name == "seconds" and value == "none":
+            number = None
         if number is not None and not minimum <= number <= maximum:
             none = ", or none" if name == "seconds" else ""
             end = "up" if maximum == UNBOUNDED else f"to {maximum}"
@@ -184,9 +162,9 @@ class ChatSession:
             self.options = replace(self.options, limits=limits)
 
 
-def _number(name: str, text: str) -> float:
-    """The value of a limit; -1, which no limit allows, for any other text."""
-    try:
-        return float(text) if name == "seconds" else int(text)
-    except ValueError:
-        return -1
+def _with_outcome(turn: Turn, outcome: Outcome | None) -> Turn:
+    if outcome is None:
+        return replace(turn, status="waiting")
+    answer = outcome["answer"] if exchange_error(outcome) is None else None
+    calls, tokens = outcome["spent"]["calls"], outcome["spent"]["tokens"]
+    return replace(turn, answer=answer, status=outcome["status"], calls=calls, tokens=tokens)

@@ -4,16 +4,19 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.registry import Registry
 from reflux.finetune.run_folder import RunFolder
+from reflux.report.terminal import escape
 
 T = TypeVar("T")
 RUNS = Path("runs")
@@ -32,7 +35,6 @@ class PipedConsole(Console):
     """A console that outlives its reader, so that the exit code still tells of the work."""
 
     def on_broken_pipe(self) -> None:
-        """Discard further output."""
         drop_output()
 
 
@@ -56,6 +58,11 @@ Tools = Annotated[
     ),
 ]
 Depth = Annotated[int, typer.Option(help="Maximum levels of sub-questions.", min=0, max=16)]
+Calls = Annotated[int, typer.Option(help="Maximum model calls per answer.", min=0)]
+Tokens = Annotated[int, typer.Option(help="Maximum tokens per answer.", min=0)]
+Seconds = Annotated[
+    float | None, typer.Option(help="Seconds per answer after which no more calls begin.", min=0)
+]
 
 
 def emit(body: Any) -> None:
@@ -67,8 +74,25 @@ def emit(body: Any) -> None:
         drop_output()
 
 
+def print_result(body: Any, view: RenderableType, as_json: bool) -> None:
+    """Print the JSON document of `--json`, or what a human reads."""
+    if as_json:
+        emit(body)
+    else:
+        OUT.print(view, soft_wrap=not isinstance(view, Table), highlight=False)
+
+
+def table_of(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of text, as it stands; the first column is not broken into lines."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=number == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run the async part of a command."""
     return asyncio.run(work)
 
 
@@ -85,7 +109,7 @@ def open_existing(path: Path) -> RunFolder:
 
 
 def open_students(path: Path) -> Registry:
-    """The registry of a run folder; it may be empty.
+    """The registry of a run folder, which may be empty.
 
     Raises:
         UsageError: the folder does not exist.
@@ -96,5 +120,4 @@ def open_students(path: Path) -> Registry:
 
 
 def no_run(path: Path) -> UsageError:
-    """The error for a folder that is missing or holds no run."""
     return UsageError(f"{path} holds no run; start one with `reflux demo` or `reflux run`")

@@ -61,27 +61,36 @@ class SystemSpecs:
             model = self.agent if endpoint() or self.agent in self.endpoints else BASE
             return await self._model(key, model, Direct)
         if key.startswith("best-of-"):
-            return await self.best_of(_votes(key))
+            number = key.removeprefix("best-of-")
+            if not re.fullmatch(r"[0-9]{1,6}", number) or not 1 <= int(number) <= MAX_VOTES:
+                raise UsageError(
+                    f"{key!r}: write best-of-n, or a number of votes from 1 to {MAX_VOTES}"
+                )
+            return await self.best_of(int(number))
         if key.startswith(ENDPOINT):
-            return await self._endpoint(key)
+            if (model := key.removeprefix(ENDPOINT)) in self.endpoints:
+                return await self._model(key, model, Direct)
+            model, recorded_client, client = endpoint_model(key, self.opened)
+            if client is not None:
+                self.stack.push_async_callback(client.close)
+            return await self._model(key, model, Direct, recorded_client)
         if ":" in key:
             with interruptible():
                 loaded = load_graph(key)
-            return SystemSpec(
-                key,
-                key,
-                loaded.digest,
-                lambda seed: ExternalGraph(self.contexts(key, seed), loaded),
-            )
+
+            def make(seed: int) -> System:
+                return ExternalGraph(self.contexts(key, seed), loaded)
+
+            return SystemSpec(key, key, loaded.digest, make)
         if endpoint() is None:
             self.opened.folder.models(key)  # Raises where there is no such student.
         return await self._model(key, key, Direct)
 
     async def best_of(self, votes: int) -> SystemSpec:
-        """Best of a number of votes."""
-        return await self._model(
-            f"best-of-{votes}", self.agent, lambda context: BestOf(context, votes, self.same_answer)
-        )
+        def make(context: AmplifyContext) -> System:
+            return BestOf(context, votes, self.same_answer)
+
+        return await self._model(f"best-of-{votes}", self.agent, make)
 
     async def _model(
         self,
@@ -92,25 +101,8 @@ class SystemSpecs:
     ) -> SystemSpec:
         client = recorded_client or self.opened.recorded_client
         digest = await client.client.model_digest(model)
-        return SystemSpec(
-            key,
-            model,
-            digest,
-            lambda seed: make(replace(self.contexts(model, seed), recorded_client=client)),
-        )
 
-    async def _endpoint(self, key: str) -> SystemSpec:
-        model = key.removeprefix(ENDPOINT)
-        if model in self.endpoints:
-            return await self._model(key, model, Direct)
-        model, recorded_client, client = endpoint_model(key, self.opened)
-        if client is not None:
-            self.stack.push_async_callback(client.close)
-        return await self._model(key, model, Direct, recorded_client)
+        def make_system(seed: int) -> System:
+            return make(replace(self.contexts(model, seed), recorded_client=client))
 
-
-def _votes(key: str) -> int:
-    number = key.removeprefix("best-of-")
-    if not re.fullmatch(r"[0-9]{1,6}", number) or not 1 <= int(number) <= MAX_VOTES:
-        raise UsageError(f"{key!r}: write best-of-n, or a number of votes from 1 to {MAX_VOTES}")
-    return int(number)
+        return SystemSpec(key, model, digest, make_system)

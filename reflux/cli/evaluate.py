@@ -61,9 +61,7 @@ class Settings:
         self, opened: OpenRun, model: str, seed: int, eval_task: EvalTask
     ) -> AmplifyContext:
         """The context of one system."""
-        limits = Limits(
-            depth=self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds
-        )
+        limits = Limits(self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
         context = AmplifyContext(opened.recorded_client, model, (), limits=limits, seed=seed)
         if self.overseer:
             context = replace(
@@ -242,26 +240,18 @@ async def _evaluate(
     async with opened, AsyncExitStack() as stack:
         stack.push_async_callback(close_clients, [each.client for each in endpoints.values()])
         with ProgressView() as view:
-            outcome = await compare(
-                opened,
-                plan,
-                agent,
-                stack,
-                lambda key, done, total: view(_stage(key, plan.keys), done, total, ""),
-                frozenset(endpoints),
-            )
+
+            def show(key: str, done: int, total: int) -> None:
+                # Another system is a trial for best-of-n.
+                trial = f"equal tokens by {key.removeprefix('best-of-')} votes?"
+                view(f"evaluate {key}" if key in plan.keys else trial, done, total, "")
+
+            outcome = await compare(opened, plan, agent, stack, show, frozenset(endpoints))
         if plan.out is not None:
             from reflux.report.eval_page import write_report
 
             write_report(plan.out, outcome, plan.eval_task, opened.store, plan.source)
     return outcome
-
-
-def _stage(key: str, keys: Sequence[str]) -> str:
-    """The progress label; a system outside `keys` is a trial for `best-of-n`."""
-    if key in keys:
-        return f"evaluate {key}"
-    return f"equal tokens by {key.removeprefix('best-of-')} votes?"
 
 
 async def compare(
@@ -274,8 +264,7 @@ async def compare(
 ) -> Results:
     """Run every system on the eval task and compare them; recorded answers are replayed.
 
-    Args:
-        endpoints: names of the models of --config.
+    `endpoints` are the names of the models of --config.
 
     Raises:
         UsageError: there is no such system, or there are no questions.

@@ -4,17 +4,30 @@ import signal
 import sys
 import termios
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from rich.panel import Panel
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.human_reply import REPLY_HELP, parse_reply, step_text
+from reflux.agents.overseers.scripted import REPLY_HELP, parse_reply, step_text
+from reflux.ask_context import asks_humans, open_context
 from reflux.cli.contract import ERR
-from reflux.graphs.amplify.interrupts import InterruptibleRun, Pending, RunProgress
+from reflux.cli.progress import LiveTree
+from reflux.finetune.run_folder import OpenRun
+from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.interrupts import (
+    InterruptibleRun,
+    Pending,
+    RunProgress,
+    open_checkpoints,
+)
+from reflux.graphs.ask import WaitForHumans
+from reflux.graphs.ask_options import AskOptions
 from reflux.report.terminal import escape
 
 END_KEYS = ("", "\x04", "\x1a")
@@ -53,7 +66,6 @@ def interruptible() -> Iterator[None]:
 
 
 def is_terminal() -> bool:
-    """True if a human can type on stdin."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
@@ -61,7 +73,7 @@ def read_key(prompt: str) -> str:
     """The pressed key in lower case, or the first letter of a piped line; `q` at the end."""
     ERR.print(prompt, style="dim", highlight=False, markup=False)
     if not is_terminal():
-        line = _piped_line()
+        line = sys.stdin.readline() if sys.stdin is not None else ""
         return line.strip()[:1].lower() if line else "q"
     try:
         key = typer.getchar()
@@ -76,7 +88,7 @@ def read_line(prompt: str) -> str:
     """A line; empty at the end of the input."""
     ERR.print(f"{prompt}: ", end="", highlight=False, markup=False)
     if not is_terminal():
-        return _piped_line().rstrip("\n")
+        return sys.stdin.readline().rstrip("\n") if sys.stdin is not None else ""
     try:
         return input()
     except EOFError:
@@ -113,20 +125,47 @@ def read_lines(prompt: str, history: Path, commands: Sequence[str]) -> Iterator[
             yield line
 
 
-def _piped_line() -> str:
-    return sys.stdin.readline() if sys.stdin is not None else ""
+def form_lines(form: Mapping[str, Any]) -> Iterator[str]:
+    """What a form shows below its question: the transcript and the proposal."""
+    for exchange in form.get("transcript", ()):
+        yield f"  {exchange['question']} → {exchange['answer']}"
+    if (proposal := form.get("proposal")) is not None:
+        yield f"proposed: {step_text(proposal)}"
 
 
 def form_view(pending: Pending) -> Panel:
-    """The form that the human replies to."""
     form = pending.form
     lines = [f"[bold]{escape(str(form.get('question', dict(form))))}[/]"]
-    for exchange in form.get("transcript", ()):
-        lines.append(f"  {escape(exchange['question'])} → {escape(str(exchange['answer']))}")
-    if (proposal := form.get("proposal")) is not None:
-        lines.append(f"proposed: {escape(step_text(proposal))}")
+    lines += map(escape, form_lines(form))
     title = pending.path or "the question itself"
     return Panel("\n".join(lines), title=title, title_align="left", subtitle=pending.id)
+
+
+@asynccontextmanager
+async def open_asking(
+    opened: OpenRun, options: AskOptions, tree: LiveTree
+) -> AsyncGenerator[tuple[AmplifyContext, AsyncSqliteSaver | None, WaitForHumans]]:
+    """The context of a question, its checkpointer if it may wait for a human, and what lets a human
+    in the terminal reply. The tree is drawn until then."""
+
+    async def wait(run: InterruptibleRun, id: str, progress: RunProgress) -> RunProgress:
+        if progress.pending:
+            quiet.close()
+        return await converse(run, id, progress)
+
+    async with AsyncExitStack() as stack:
+        quiet = stack.enter_context(ExitStack())
+        quiet.enter_context(unechoed())
+        quiet.callback(tree.hide)
+        tree.show()
+        context = await stack.enter_async_context(
+            open_context(opened.recorded_client, options, tree)
+        )
+        saver = None
+        if any(map(asks_humans, context.overseers)):
+            path = opened.folder.checkpoints_path
+            saver = await stack.enter_async_context(open_checkpoints(path))
+        yield context, saver, wait
 
 
 async def converse(
@@ -143,13 +182,9 @@ async def converse(
         try:
             with interruptible():
                 step = parse_reply(_read())
+            progress = await interruptible_run.reply(question_id, {first.id: step})
         except EOFError:
             break
-        except UsageError as error:
-            ERR.print(str(error), highlight=False)
-            continue
-        try:
-            progress = await interruptible_run.reply(question_id, {first.id: step})
         except UsageError as error:
             ERR.print(str(error), highlight=False)
     return progress

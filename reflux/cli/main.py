@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from reflux.agents.errors import RefluxError, from_os_error
-from reflux.agents.redaction import is_unicode
+from reflux.agents.prompts import is_unicode
 from reflux.cli import admin, ask, chat, evaluate, plan, review, rounds, serve, traces
 from reflux.cli.contract import drop_output
 from reflux.report.terminal import printable
@@ -78,8 +78,11 @@ def run() -> None:
         _exit(str(failure), failure.exit_code)
     except typer.Abort as error:
         raise KeyboardInterrupt from error
-    except Exception as error:  # noqa: BLE001 - typer's errors share no public base
-        _usage(error)
+    except Exception as error:
+        if (show := getattr(error, "show", None)) is None:  # Not a usage error of typer's.
+            raise
+        show(file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
     if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this code.
         raise KeyboardInterrupt
     sys.exit(code if isinstance(code, int) else 0)
@@ -101,11 +104,3 @@ def _exit(message: str, code: int) -> NoReturn:
         text = f"{text[: MAX_CHARS // 2]} … {text[-MAX_CHARS // 2 :]}"
     sys.stderr.write(f"reflux: {text}\n")
     sys.exit(code)
-
-
-def _usage(error: Exception) -> NoReturn:
-    show = getattr(error, "show", None)
-    if show is None:  # Not a usage error of typer's.
-        raise error
-    show(file=sys.stderr)
-    sys.exit(getattr(error, "exit_code", 2))

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,13 +18,11 @@ from reflux.cli.progress import ProgressView
 from reflux.finetune.config import RoundsConfig
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Direct, Origin, answer_every, task_context
+from reflux.graphs.ask import Direct, Origin, answer_all
 from reflux.graphs.evals.metrics import wilson
-from reflux.graphs.evals.task import Task, score_held_out
+from reflux.graphs.evals.task import Task, score_held_out, task_context
 from reflux.graphs.evals.vote_log import (
-    Measured,
     VotedQuestion,
-    Votes,
     by_acceptance,
     by_task,
     correlation,
@@ -109,8 +107,8 @@ def plan_votes(
         "votes": result.votes,
         "success_without_votes": result.accuracy**result.steps,  # One answer each, no check.
     }
-    if (tokens := measured.get("tokens")) is not None:
-        tokens *= result.votes
+    if "tokens" in measured:
+        tokens = measured["tokens"] * result.votes
         figures |= {"tokens": tokens, "cost": tokens * price / 1e6}
     if as_json:
         emit({"plan": figures, "measured": measured or None})
@@ -142,27 +140,21 @@ async def _measured(
         measured = measure(voted, right)
     if measured is None:
         raise UsageError(f"no vote in {run} can be scored; measure new ones: --probe 200")
-    votes = _correlation(measured)
+    votes = None
+    with suppress(UsageError):
+        votes = correlation(measured.marked)
+    if votes is not None and votes.left_out:
+        votes = None  # Only doubtful questions have a second vote, which is a biased sample.
     effects = flag_effects(voted, config.flags, right) if config else ()
-    observed = {} if probe else _observed(folder, task, system)
     return {
         "marked_by": by,
         **{k: v for k, v in asdict(measured).items() if k != "marked"},
         "correlation": votes.correlation if votes else None,
         "correlation_ci95": votes.ci95 if votes else None,
         "correlation_n": votes.questions if votes else 0,
-        "flags": [asdict(effect) for effect in effects],
-        **observed,
+        "flags": [*map(asdict, effects)],
+        **({} if probe else _observed(folder, task, system)),
     }
-
-
-def _correlation(measured: Measured) -> Votes | None:
-    """None where only doubtful questions have a second vote, which is a biased sample."""
-    try:
-        votes = correlation(measured.marked)
-    except UsageError:
-        return None
-    return None if votes.left_out else votes
 
 
 async def _probed(
@@ -188,15 +180,16 @@ async def _probed(
         context = AmplifyContext(
             opened.recorded_client, agent, (), votes=policy, limits=Limits(attempts=1), seed=seed
         )
-        asked = Origin(folder.id, -1, f"probe-{agent}-{level}", task.name, "held_out")
+        origin = Origin(folder.id, -1, f"probe-{agent}-{level}", task.name, "held_out")
         with ProgressView() as view:
-            await answer_every(
+            await answer_all(
                 Direct(task_context(context, task), votes=policy),
-                asked,
+                origin,
                 questions,
                 on_done=lambda done: view(f"probe {agent}", done, len(questions), ""),
+                complete=True,
             )
-        return list(voted_questions(opened.store, asked.system))
+        return list(voted_questions(opened.store, origin.system))
 
 
 ENDED = """
@@ -272,10 +265,11 @@ def _plan_lines(result: Plan, figures: dict[str, Any], price: float) -> Sequence
     if 1 < result.margin <= MAX_MARGIN:
         max_votes = 4 * result.margin + 3
         undecided = limited_vote(result.margin, max_votes, result.accuracy).undecided
-        limit = f"votes.max_votes: {max_votes} leaves {undecided:.2g} undecided"
-        lines.append(("with a limit", limit))
+        lines.append(
+            ("with a limit", f"votes.max_votes: {max_votes} leaves {undecided:.2g} undecided")
+        )
     if "tokens" in figures:
         lines.append(("tokens in all", f"{figures['tokens']:,.0f}"))
-    if price and "cost" in figures:
+    if price:  # It takes a --run, which tells the tokens.
         lines.append(("price", f"{figures['cost']:.4g}"))
     return lines

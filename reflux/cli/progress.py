@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,11 +23,14 @@ from rich.progress import (
 from rich.tree import Tree
 
 from reflux.agents.errors import UsageError
+from reflux.cli.contract import ERR
 from reflux.graphs.traces.events import Event
 from reflux.report.terminal import STATUS_COLOUR, counted, escape
 
 LOG_SECONDS = 20.0
 """Minimum time between two log lines of one stage; REFLUX_PROGRESS_SECONDS overrides it."""
+REFRESH_RATE = 8.0
+"""Redraws of the growing tree per second."""
 MAX_OPEN = 8
 """Running sub-questions shown below one question; the rest are counted."""
 MAX_ANSWERED = 4
@@ -37,7 +41,7 @@ class ProgressView:
     """Shows the `(stage, done, total, detail)` calls of a run; safe to call from threads."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = ERR
         self._bars = Progress(
             # Names of models and systems are the user's: no markup.
             TextColumn("{task.description:<34}", markup=False),
@@ -61,7 +65,6 @@ class ProgressView:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
-        """Show how far a stage has come."""
         if not self._console.is_terminal:
             self._log(stage, done, total, detail)
             return
@@ -104,6 +107,7 @@ class LiveTree:
     """The tree that a question's events make; an answered question folds into one line."""
 
     def __init__(self, question: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._live = Live(self, console=ERR, refresh_per_second=REFRESH_RATE, transient=True)
         self._root = _LiveNode(question)
         self._nodes = {"": self._root}
         self._clock = clock
@@ -112,15 +116,28 @@ class LiveTree:
         self.tokens = 0
         self._left = ""
 
+    def show(self) -> None:
+        """Draw the tree as it grows, if stderr is a terminal."""
+        if ERR.is_terminal:
+            self._live.start()
+
+    def hide(self) -> None:
+        """Erase the drawing, for this time or for good."""
+        self._live.stop()
+
     def __call__(self, event: Event) -> None:
-        """Take one event into the tree."""
         node = self._node(event["path"])
         match event["event"]:
             case "asked":
                 node.question = event["question"]
                 node.activity = event["to"]
             case "step":
-                self._step(node, event["step"])
+                step = event["step"]
+                if step["kind"] == "answer":
+                    node.answer, node.status = str(step["text"]), "unchecked"
+                else:
+                    has_parts = step.get("subquestions")
+                    node.activity = "split into sub-questions" if has_parts else "left to the agent"
             case "called":
                 self.calls += 1
                 self.tokens += event["tokens"]
@@ -142,13 +159,6 @@ class LiveTree:
             parent = self._node(path.rpartition("/")[0])
             self._nodes[path] = parent.children[path] = _LiveNode("")
         return self._nodes[path]
-
-    def _step(self, node: _LiveNode, step: dict[str, object]) -> None:
-        if step["kind"] == "answer":
-            node.answer, node.status = str(step["text"]), "unchecked"
-        else:
-            split = "split into sub-questions" if step.get("subquestions") else "left to the agent"
-            node.activity = split
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield _tree_of(self._root)

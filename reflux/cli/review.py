@@ -1,15 +1,14 @@
 """`reflux review`: judge what waits for a human, is disputed, or is in the random audit."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
 from rich.panel import Panel
-from rich.table import Table
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.human_reply import step_text
 from reflux.cli.contract import (
     ERR,
     MAX_LIMIT,
@@ -17,11 +16,12 @@ from reflux.cli.contract import (
     RUNS,
     Json,
     RunDir,
-    emit,
     open_existing,
+    print_result,
     run_async,
+    table_of,
 )
-from reflux.cli.human_input import read_key, read_line
+from reflux.cli.human_input import form_lines, read_key, read_line
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue, state_of
 from reflux.graphs.traces.revisions import NEWEST, first_of
@@ -53,7 +53,7 @@ def review(
     again: Annotated[bool, typer.Option("--again", help="Ask the question again.")] = False,
     comment: Annotated[str, typer.Option("--comment", help="Add a comment.")] = "",
     why: Annotated[
-        str | None, typer.Option("--why", help="Only this reason: escalated, disputed or audit.")
+        Why | None, typer.Option("--why", help="Only this reason: escalated, disputed or audit.")
     ] = None,
     limit: Annotated[
         int, typer.Option(help="Maximum items in the list.", min=1, max=MAX_LIMIT)
@@ -62,14 +62,20 @@ def review(
 ) -> None:
     """Judge what waits for a human, is disputed, or is in the random audit."""
     folder = open_existing(run)
-    whys = _whys(why)
-    store = TraceStore(folder.traces_path)
-    try:
+    whys: tuple[Why, ...] = (why,) if why else WHYS
+    with closing(folder.store()) as store:
         if item is None and not as_json:
             _one_by_one(folder, store, _all(store, whys))
             return
         if item is None or item == "list":
-            _list(queue(store, limit, whys), as_json)
+            items = queue(store, limit, whys)
+            rows = [each.to_json() for each in items]
+            columns = ("id", "why", "reason", "question", "answer")
+            table = table_of(
+                ("item", *columns[1:]),
+                ([row[name] if row[name] is not None else "–" for name in columns] for row in rows),
+            )
+            print_result(rows, table if rows else "nothing to review", as_json)
             if not as_json:
                 _print_resume_hints(folder, store)
             return
@@ -83,18 +89,9 @@ def review(
             raise UsageError("choose one of --approve, --reject, --edit, --again, or --comment")
         key = keys[0] if keys else "c"
         acted = run_async(_act(folder, store, chosen_item, key, answer or "", comment))
-        _print_acted(acted, chosen_item, as_json)
-    finally:
-        store.close()
-
-
-def _whys(why: str | None) -> tuple[Why, ...]:
-    if why is None:
-        return WHYS
-    whys: tuple[Why, ...] = tuple(each for each in WHYS if each == why)
-    if not whys:
-        raise UsageError(f"unknown --why {why!r}; use one of: {', '.join(WHYS)}")
-    return whys
+        body = {"item": chosen_item.id, "did": acted.did}
+        body |= {"trajectory": acted.trajectory, "outcome": acted.outcome}
+        print_result(body, _line(acted, chosen_item), as_json)
 
 
 async def _act(
@@ -114,20 +111,6 @@ async def _act(
     return await comment_on(store, item, comment)
 
 
-def _print_acted(acted: Acted, item: Item, as_json: bool) -> None:
-    if as_json:
-        emit(
-            {
-                "item": item.id,
-                "did": acted.did,
-                "trajectory": acted.trajectory,
-                "outcome": acted.outcome,
-            }
-        )
-        return
-    OUT.print(_line(acted, item), soft_wrap=True, highlight=False)
-
-
 def _line(acted: Acted, item: Item) -> str:
     line = f"{acted.did}: {item.id}"
     if acted.outcome is not None and acted.trajectory != item.trajectory:
@@ -135,19 +118,6 @@ def _line(acted: Acted, item: Item) -> str:
         text = "no answer" if answer is None else escape(answer)
         line += f"; {acted.trajectory} now answers [bold]{text}[/] ({acted.outcome['status']})"
     return line
-
-
-def _list(items: list[Item], as_json: bool) -> None:
-    if as_json:
-        emit([item.to_json() for item in items])
-        return
-    table = Table()
-    for heading in ("item", "why", "reason", "question", "answer"):
-        table.add_column(heading, no_wrap=heading == "item", overflow="fold")
-    for item in items:
-        texts = (item.reason, item.question, "–" if item.answer is None else item.answer)
-        table.add_row(item.id, item.why, *map(escape, texts))
-    OUT.print(table if items else "nothing to review")
 
 
 def _one_by_one(folder: RunFolder, store: TraceStore, items: Iterable[Item]) -> None:
@@ -199,18 +169,14 @@ def _print_resume_hints(folder: RunFolder, store: TraceStore) -> None:
 
 
 def _all(store: TraceStore, whys: tuple[Why, ...]) -> Iterator[Item]:
+    """Each item once, read one at a time: other users may judge the next ones meanwhile."""
     seen: set[str] = set()
     for why in whys:
-        start: int | None = None
-        while True:
-            # One item a page: other users may judge the next ones meanwhile.
-            items, start = page(store, why, 1, start)
-            for item in items:
-                if item.id not in seen:
-                    seen.add(item.id)
-                    yield item
-            if start is None:
-                break
+        items, start = page(store, why, 1, None)
+        while items or start is not None:
+            yield from (item for item in items if item.id not in seen)
+            seen.update(item.id for item in items)
+            items, start = page(store, why, 1, start) if start is not None else ([], None)
 
 
 def item_view(store: TraceStore, item: Item) -> RenderableType:
@@ -218,11 +184,7 @@ def item_view(store: TraceStore, item: Item) -> RenderableType:
     tree = load_tree(store, item.trajectory)
     node = next((node for node in tree.walk() if node.path == item.path), tree)
     parts: list[RenderableType] = [plain(item.question)]
-    if item.form is not None:
-        for exchange in item.form.get("transcript", ()):
-            parts.append(plain(f"  {exchange['question']} → {exchange['answer']}"))
-        if (proposal := item.form.get("proposal")) is not None:
-            parts.append(plain(f"proposed: {step_text(proposal)}"))
+    parts += map(plain, form_lines(item.form or {}))
     parts += [f"[dim]{escape(item.reason)}[/]", tree_view(node, why=True)]
     if item.path:
         parts.append(f"[dim]for:[/] {escape(tree.question)} → {escape(str(tree.answer))}")

@@ -1,6 +1,9 @@
 """Commands that make students: demo, init, run, distill."""
 
+import hashlib
+import json
 import shutil
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +14,12 @@ from reflux.agents.errors import RefluxError, UsageError
 from reflux.cli.contract import ERR, OUT, RUNS, Json, RunDir, emit, run_async
 from reflux.cli.progress import ProgressView
 from reflux.finetune import check_training_packages
-from reflux.finetune.config import RoundsConfig, config_from, read_config
+from reflux.finetune.config import RoundsConfig, read_config, read_distill_config
 from reflux.finetune.gates import failed_gates
+from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.report.terminal import hard_lines, rounds_tables
-from reflux.tasks import task_named
+from reflux.tasks import DEFAULT_TASK, task_named
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML config of the run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this folder.")]
@@ -126,8 +130,13 @@ def climb(
     reports = run_async(_climb(folder, config, rounds))
     if as_json:
         emit({"run": str(folder.path), "rounds": reports})
-        check_promoted(folder, reports)
-        return
+    else:
+        show_reports(folder, reports)
+    check_promoted(folder, reports)
+
+
+def show_reports(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
+    """Print tables, hard questions, the report's files, and what to try next."""
     for table in rounds_tables(reports):
         OUT.print(table)
         OUT.print()
@@ -141,7 +150,6 @@ def climb(
         )
     if folder.registry.current() is not None:
         OUT.print(f'Try: reflux ask "304+517" --run {folder.path}', soft_wrap=True)
-    check_promoted(folder, reports)
 
 
 def check_promoted(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
@@ -169,10 +177,10 @@ async def _climb(
 ) -> list[dict[str, Any]]:
     from reflux.finetune.rounds import run_rounds
 
+    run = OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp)
     with ProgressView() as view:
-        run = OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp)
-        async with run as opened:
-            return await run_rounds(opened, config, task_named(config.task), view, rounds)
+        async with run:
+            return await run_rounds(run, config, task_named(config.task), view, rounds)
 
 
 def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> RoundsConfig:
@@ -190,7 +198,7 @@ def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> 
         raise UsageError(
             f"{folder.path} holds a run; continue it with --resume, or name another --run"
         )
-    saved = config_from(folder.load_config(), str(folder.config_path))
+    saved = folder.config()
     if config is not None and config != saved:
         raise UsageError(
             f"{folder.path} was begun with another config than {config_file}; leave --config out, "
@@ -214,9 +222,7 @@ def distill(
 ) -> None:
     """Train one student from the accepted trajectories of a run or from a JSONL file."""
     check_training_packages()
-    from reflux.cli.distill_source import DistillConfig, rows_for
-
-    settings = DistillConfig.read(config)
+    settings = read_distill_config(config)
     folder = RunFolder(run)
     rows, digest = rows_for(folder, data, settings.seed)
     folder.lock()
@@ -224,14 +230,7 @@ def distill(
     from reflux.finetune.train.sft import StudentPlan
     from reflux.finetune.train.sft import distill as train_student
 
-    plan = StudentPlan(
-        id=student,
-        rows=rows,
-        rows_digest=digest,
-        sft=settings.sft,
-        lora=settings.lora,
-        seed=settings.seed,
-    )
+    plan = StudentPlan(id=student, rows=rows, rows_digest=digest, **dict(settings))
 
     async def work() -> None:
         with ProgressView() as view:
@@ -249,3 +248,37 @@ def distill(
         f"promote it with: reflux students promote {trained.id} --run {run}",
         soft_wrap=True,
     )
+
+
+def rows_for(
+    folder: RunFolder, data: Path | None, seed: int = 0
+) -> tuple[list[dict[str, Any]], str]:
+    """(rows, their digest) of a JSONL file in its order, or of all accepted trajectories of a run.
+
+    Raises:
+        UsageError: there are no rows.
+    """
+    if data is not None:
+        rows = read_jsonl(data)
+        body = json.dumps(rows, sort_keys=True).encode()
+        return rows, hashlib.sha256(body).hexdigest()[:32]
+    recorded = training_order(recorded_rows(folder), seed)
+    if not recorded:
+        raise UsageError(
+            f"{folder.path} has no accepted trajectories: run `reflux run` first, or correct an "
+            "answer with `reflux review`; what was only asked is not learned"
+        )
+    return [row.train() for row in recorded], rows_digest(recorded)
+
+
+def recorded_rows(folder: RunFolder) -> list[Row]:
+    """Every row of a run folder, checked for leaks; without a run, the corrections in it.
+
+    Raises:
+        UsageError: the folder holds no trajectories.
+    """
+    only_asked = not folder.exists and folder.traces_path.is_file()
+    task = DEFAULT_TASK if only_asked else folder.config().task  # `reflux ask` writes no config.
+    with closing(folder.store()) as store:
+        primitives, others = run_rows(store, task_named(task))
+    return [*primitives, *others]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from reflux.agents.errors import UsageError
-from reflux.cli.contract import ERR, RUNS, Depth, Json, Model, RunDir, emit
+from reflux.cli.contract import ERR, RUNS, Calls, Depth, Json, Model, RunDir, Seconds, Tokens, emit
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import Limits
 from reflux.server.settings import (
@@ -40,9 +40,9 @@ def serve(
         Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.", metavar="FILE")
     ] = None,
     depth: Depth = 1,
-    calls: Annotated[int, typer.Option(help="Maximum model calls per answer.", min=0)] = 1000,
-    tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.", min=0)] = 1_000_000,
-    seconds: Annotated[float, typer.Option(help="Maximum seconds per answer.", min=0)] = 600,
+    calls: Calls = 1000,
+    tokens: Tokens = 1_000_000,
+    seconds: Seconds = 600,
     max_tokens: Annotated[int, typer.Option(help="Maximum tokens per model call.", min=1)] = 512,
     as_json: Json = False,
 ) -> None:
@@ -50,12 +50,12 @@ def serve(
     # Slow imports that no other command needs.
     import uvicorn
 
-    from reflux.server.app import create_app
-    from reflux.server.http_limits import open_more_files, server_config
+    from reflux.server.app import create_app, open_more_files, server_config
 
     open_more_files()
     serve_config = read_serve_config(config)
     settings = ServeSettings(
+        **{name: value for name, value in vars(serve_config).items() if name != "endpoints"},
         host=host,
         api_key=os.environ.get(KEY, "").strip(),
         overseer=overseer,
@@ -64,13 +64,12 @@ def serve(
         config=config.absolute() if config else None,
         limits=Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
         max_tokens=max_tokens,
-        **serve_config.model_dump(exclude={"endpoints"}),
     )
     app = create_app(RunFolder(run), settings)
     with _bound(host, port) as listening:
         address, chosen_port = listening.getsockname()[:2]
         check_exposure(replace(settings, host=address))  # `host` may be a name.
-        url = _url(host, chosen_port)
+        url = f"http://[{host}]:{chosen_port}" if ":" in host else f"http://{host}:{chosen_port}"
         if as_json:
             emit({"url": url, "run": str(run)})
         else:
@@ -94,7 +93,3 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise UsageError(f"{host}:{port} cannot be served: {error}; take another --port") from error
     return listening
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,26 +1,34 @@
 """`reflux traces`: trajectories as a list, a tree, a page, or rows for training."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from reflux.agents.errors import UsageError
 from reflux.agents.files import write_whole
 from reflux.agents.prompts import cut
-from reflux.cli.contract import ERR, MAX_LIMIT, OUT, RUNS, Json, RunDir, emit, open_existing
-from reflux.cli.distill_source import logged_rows
+from reflux.cli.contract import (
+    ERR,
+    MAX_LIMIT,
+    OUT,
+    RUNS,
+    Json,
+    RunDir,
+    emit,
+    open_existing,
+    print_result,
+    table_of,
+)
+from reflux.cli.rounds import recorded_rows
 from reflux.conversation import last_question
-from reflux.finetune.row_files import Form, export
+from reflux.finetune.rows import Form, export
 from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
 from reflux.graphs.traces.review import WAITING
 from reflux.graphs.traces.revisions import NEWEST, newest
-from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import find_question, load_tree
-from reflux.report.terminal import escape, resume_hint, total_line, tree_view
+from reflux.report.terminal import escape, plain, resume_hint, total_line, tree_view
 from reflux.report.tree_page import tree_page
 
 MAX_CHARS = 120
@@ -57,27 +65,22 @@ def list_traces(
     as_json: Json = False,
 ) -> None:
     """List the newest trajectories."""
-    store = TraceStore(open_existing(run).traces_path)
     filters = {"system": system, "status": status, "limit": limit}
-    rows = [dict(row) for row in store.select(LIST_QUERY, filters)]
-    store.close()
-    if as_json:
-        emit(rows)
-        return
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("trajectory", "by", "question", "answer", "status"):
-        table.add_column(heading, no_wrap=heading == "trajectory", overflow="fold")
-    table.add_column("calls", justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            escape(row["id"]),
-            escape(_by(row)),
-            escape(cut(last_question(row["text"]), MAX_CHARS)),
-            escape(cut(row["answer"] or "–", MAX_CHARS)),
-            _status(row),
+    with closing(open_existing(run).store()) as store:
+        rows = [dict(row) for row in store.select(LIST_QUERY, filters)]
+    headings = ("trajectory", "by", "question", "answer", "status", "calls")
+    cells = (
+        (
+            row["id"],
+            _by(row),
+            cut(last_question(row["text"]), MAX_CHARS),
+            cut(row["answer"] or "–", MAX_CHARS),
+            row["status"] or _unfinished(row),
             str(row["calls"]),
         )
-    OUT.print(table)
+        for row in rows
+    )
+    print_result(rows, table_of(headings, cells), as_json)
 
 
 def _by(row: Mapping[str, Any]) -> str:
@@ -88,9 +91,7 @@ def _by(row: Mapping[str, Any]) -> str:
     return f"{row['system']}{in_round}, {row['split']}"
 
 
-def _status(row: Mapping[str, Any]) -> str:
-    if row["status"]:
-        return row["status"]
+def _unfinished(row: Mapping[str, Any]) -> str:
     if row["waits"]:
         return "waits for a human"
     return "recomputing" if "~" in row["id"] else "running"
@@ -104,14 +105,11 @@ def show_trace(
 ) -> None:
     """Show the tree of one trajectory with votes, checks, verdicts, comments and costs."""
     folder = open_existing(run)
-    store = TraceStore(folder.traces_path)
-    try:
+    with closing(folder.store()) as store:
         id, _ = find_question(store, trajectory)
         tree = load_tree(store, id, folder.prices())
         last = newest(store, id)
         hint = resume_hint(store, id, run)
-    finally:
-        store.close()
     if as_json:
         emit(tree.to_json())
         return
@@ -132,16 +130,10 @@ def page_of_trace(
 ) -> None:
     """Write one tree as a web page: a single file that loads nothing from a network."""
     folder = open_existing(run)
-    store = TraceStore(folder.traces_path)
-    try:
+    with closing(folder.store()) as store:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, tree_page(store, trajectory, folder.prices()))
-    finally:
-        store.close()
-    if as_json:
-        emit({"file": str(out)})
-        return
-    OUT.print(f"wrote {out}", soft_wrap=True)
+    print_result({"file": str(out)}, plain(f"wrote {out}"), as_json)
 
 
 @traces.command("export")
@@ -149,7 +141,7 @@ def export_traces(
     out: Annotated[Path, typer.Argument(help="The .jsonl or .parquet file to write.")],
     run: RunDir = RUNS / "demo",
     form: Annotated[
-        str, typer.Option(help="Row form of TRL: prompt-completion, messages or preference.")
+        Form, typer.Option(help="Row form of TRL: prompt-completion, messages or preference.")
     ] = "prompt-completion",
     format: Annotated[
         str | None, typer.Option(help="jsonl or parquet. Default: the suffix of the file.")
@@ -157,11 +149,8 @@ def export_traces(
     as_json: Json = False,
 ) -> None:
     """Export accepted trajectories as rows for TRL, with provenance in a sidecar file."""
-    forms: dict[str, Form] = {name: name for name in get_args(Form)}
-    if form not in forms:
-        raise UsageError(f"unknown --form {form!r}; use one of: {', '.join(forms)}")
-    rows = logged_rows(open_existing(run))
-    written = export(rows, out, forms[form], format)
+    rows = recorded_rows(open_existing(run))
+    written = export(rows, out, form, format)
     if not written:
         ERR.print(
             "no rows: export takes accepted trajectories of `reflux run` and edits of `reflux "
@@ -170,7 +159,5 @@ def export_traces(
             highlight=False,
             soft_wrap=True,
         )
-    if as_json:
-        emit({"rows": written, "file": str(out)})
-        return
-    OUT.print(f"{written} rows in {out}", soft_wrap=True)
+    view = plain(f"{written} rows in {out}")
+    print_result({"rows": written, "file": str(out)}, view, as_json)

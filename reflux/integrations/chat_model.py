@@ -1,10 +1,13 @@
 """The amplified system as a LangChain chat model, for any program that takes a `BaseChatModel`."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, TypeVar, cast
 
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -15,23 +18,24 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.agents.types import ChatClient
-from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.ask_context import name_of, overseer_named
+from reflux.agents.verifiers import Checker, RuleChecker
+from reflux.ask_context import name_of, overseer_named, overseers_of
 from reflux.conversation import cut_at, question_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.traces.events import Event
-from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.tree import Node, load_tree, tokens_of
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.integrations.loop_thread import loop_thread
 from reflux.models import Agent
 
+T = TypeVar("T")
 Emit = Callable[[Event], None]
+Stop = list[str] | None
 OPTIONS = {"model", "max_tokens", "temperature", "seed", "stream"}
 """What a single call may set."""
 
@@ -95,11 +99,8 @@ class AmplifiedChatModel(BaseChatModel):
         Raises:
             UsageError: there is no such trajectory.
         """
-        store = TraceStore(self._agent.folder.traces_path)
-        try:
+        with closing(self._agent.folder.store()) as store:
             return load_tree(store, trajectory)
-        finally:
-            store.close()
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
         """
@@ -117,34 +118,21 @@ class AmplifiedChatModel(BaseChatModel):
         await self._agent.close()
 
     def close(self) -> None:
-        """Close what sync calls have opened."""
         loop_thread().run(self._agent.close())
 
     def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: Any = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: Stop = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         return loop_thread().run(self._agenerate(messages, stop, **kwargs))
 
     async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: Any = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: Stop = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         message = AIMessage(**await self._reply(messages, stop, silent, kwargs))
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: Any = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: Stop = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         chunks = self._astream(messages, stop, **kwargs)
         try:
@@ -154,21 +142,17 @@ class AmplifiedChatModel(BaseChatModel):
             loop_thread().run(_end(chunks))
 
     async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: Any = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: Stop = None, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
-        heard: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
-        emit = heard.put_nowait if self.tree_events else silent
+        events: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
+        emit = events.put_nowait if self.tree_events else silent
         reply = asyncio.create_task(self._reply(messages, stop, emit, kwargs))
-        reply.add_done_callback(lambda _: heard.put_nowait(None))
+        reply.add_done_callback(lambda _: events.put_nowait(None))
         try:
-            while (event := await heard.get()) is not None:
-                told = {"reflux_events": [dict(event)]}
+            while (event := await events.get()) is not None:
+                fields = {"reflux_events": [dict(event)]}
                 yield ChatGenerationChunk(
-                    message=AIMessageChunk(content="", additional_kwargs=told)
+                    message=AIMessageChunk(content="", additional_kwargs=fields)
                 )
             message = AIMessageChunk(**(await reply), chunk_position="last")
         finally:
@@ -179,16 +163,14 @@ class AmplifiedChatModel(BaseChatModel):
     async def _reply(
         self,
         messages: Sequence[BaseMessage],
-        stop: list[str] | None,
+        stop: Stop,
         emit: Emit,
         options: Mapping[str, Any],
     ) -> dict[str, Any]:
         """The fields of the message that answers."""
         question = question_of(messages)
         opened = self._agent.open()
-        agent = self._agent.name(options.get("model") or self.model)
-        bare = AmplifyContext(opened.recorded_client, agent, (), emit=emit)
-        context = self._context(bare, options)
+        context = self._context(opened.recorded_client, emit, options)
         origin = Origin.new(opened.folder.id, "chat")
         trajectory = origin.question_id(redact(question))
         try:
@@ -201,9 +183,12 @@ class AmplifiedChatModel(BaseChatModel):
                 "lower limits"
             ) from error
         outcome = cast(Outcome, answered.check_endpoint().outcome)
+        read, written = tokens_of(opened.store, trajectory)
         return {
             "content": cut_at(self._accepted(outcome, trajectory), stop or self.stop),
-            "usage_metadata": _usage(opened.store, trajectory),
+            "usage_metadata": UsageMetadata(
+                input_tokens=read, output_tokens=written, total_tokens=read + written
+            ),
             "response_metadata": {
                 "model_name": context.model,
                 "finish_reason": "length" if outcome["status"] == "truncated" else "stop",
@@ -213,25 +198,26 @@ class AmplifiedChatModel(BaseChatModel):
             },
         }
 
-    def _context(self, bare: AmplifyContext, options: Mapping[str, Any]) -> AmplifyContext:
+    def _context(
+        self, recorded_client: RecordedClient, emit: Emit, options: Mapping[str, Any]
+    ) -> AmplifyContext:
         if unknown := set(options) - OPTIONS:
             raise UsageError(
                 f"the amplified system takes no {', '.join(sorted(unknown))}; a call may set "
                 f"{', '.join(sorted(OPTIONS))}"
             )
         temperature = options.get("temperature", self.temperature)
-        votes = self.votes
-        if temperature is not None:
-            votes = replace(votes, temperature=temperature)
-        h = self.overseer
-        return replace(
-            bare,
-            overseers=tuple(h) if isinstance(h, Sequence) else (h,),
+        has_own = temperature is not None
+        return AmplifyContext(
+            recorded_client,
+            self._agent.name(options.get("model") or self.model),
+            overseers_of(self.overseer),
             checker=self.checker,
             limits=self.limits,
-            votes=votes,
+            votes=replace(self.votes, temperature=temperature) if has_own else self.votes,
             max_tokens=options.get("max_tokens", self.max_tokens),
             seed=options.get("seed", self.seed),
+            emit=emit,
         )
 
     def _accepted(self, outcome: Outcome, trajectory: str) -> str:
@@ -248,14 +234,12 @@ class AmplifiedChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        h = self.overseer
-        overseers = [o.name for o in (h if isinstance(h, Sequence) else (h,))]
         plain = self.model_dump(include={"model", "temperature", "max_tokens", "seed", "stop"})
         return plain | {
             "client": type(self.client).__name__,
             "run": str(self.run),
             "base_url": self.base_url,
-            "overseers": overseers,
+            "overseers": [each.name for each in overseers_of(self.overseer)],
             "checker": type(self.checker).__name__,
             "limits": asdict(self.limits),
             "votes": asdict(self.votes),
@@ -267,14 +251,44 @@ class AmplifiedChatModel(BaseChatModel):
         return params
 
 
-def _usage(store: TraceStore, trajectory: str) -> UsageMetadata:
-    asked, said = tokens_of(store, trajectory)
-    return UsageMetadata(input_tokens=asked, output_tokens=said, total_tokens=asked + said)
-
-
 async def _next(chunks: AsyncIterator[ChatGenerationChunk]) -> ChatGenerationChunk | None:
     return await anext(chunks, None)
 
 
 def _end(chunks: Any) -> Coroutine[Any, Any, None]:
     return chunks.aclose()
+
+
+class LoopThread:
+    """An event loop in a separate thread, which ends with the program.
+
+    `asyncio.run` fails if a loop is running, as in a notebook, and closes what a call has opened.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="reflux-sync", daemon=True
+        )
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine and wait for it; interrupting the wait cancels it.
+
+        Raises:
+            UsageError: called from the loop itself, which would wait forever.
+        """
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise UsageError("a sync call from within a sync call would wait forever: await it")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+@cache
+def loop_thread() -> LoopThread:
+    return LoopThread()

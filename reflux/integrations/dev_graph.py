@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
-from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, context_of
 from reflux.conversation import question_of
 from reflux.graphs.amplify.context import Limits
@@ -48,11 +48,8 @@ class Settings:
     model: str = os.environ.get("REFLUX_MODEL", "")
     """Name of the agent; empty for the run's promoted student, or `base`."""
     depth: int = 1
-    """Levels of sub-questions."""
     attempts: int = 3
-    """Maximum attempts at one question."""
     calls: int = 1_000
-    """Maximum model calls."""
     max_tokens: int = 256
     """Maximum tokens of one copy's answer."""
 
@@ -156,13 +153,7 @@ def chat_graph(
         return {"messages": [message], **fields}
 
     graph = StateGraph(ChatState, Settings, input_schema=Put, output_schema=Got)
-    for node in (read, amplify, reply):
-        graph.add_node(node.__name__, node)
-    graph.add_edge(START, "read")
-    graph.add_edge("read", "amplify")
-    graph.add_edge("amplify", "reply")
-    graph.add_edge("reply", END)
-    return graph
+    return graph.add_sequence([read, amplify, reply]).add_edge(START, "read")
 
 
 def _content(outcome: Outcome) -> str:

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.evals.results import Results
 from reflux.graphs.evals.runner import EqualTokens
-from reflux.report.terminal import counted, escape
+from reflux.report.terminal import TABLE_STYLE, counted, escape
 
 WRAPPED = ("system", "systems", "model", "how questions ended")
 """Columns that may take several lines."""
@@ -67,12 +66,9 @@ def _table(figures: Figures) -> Table:
     table = Table(
         title=escape(figures.heading),
         caption="\n".join(map(escape, figures.notes)) or None,
-        title_justify="left",
         caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
         padding=(0, 1, 0, 0),
+        **TABLE_STYLE,
     )
     for index, column in enumerate(figures.columns):
         justify, wrap = "right" if index else "left", column in WRAPPED
@@ -95,11 +91,11 @@ def _accuracy(results: Results, source: Mapping[str, Any]) -> Figures:
 
 def equal_text(equal: EqualTokens) -> str:
     """The votes and tokens of best-of-n beside amplified's tokens."""
-    text = (
-        f"best-of-n: {equal.votes} vote{'s' if equal.votes > 1 else ''}, {equal.tokens} tokens "
-        f"against the {equal.amplified_tokens} of amplified"
+    dearer = "; one vote alone is dearer" if equal.dearer else ""
+    return (
+        f"best-of-n: {counted(equal.votes, 'vote')}, {equal.tokens} tokens "
+        f"against the {equal.amplified_tokens} of amplified{dearer}"
     )
-    return text + ("; one vote alone is dearer" if equal.dearer else "")
 
 
 def _price(results: Results) -> Figures:
@@ -151,11 +147,11 @@ def _p(p: float) -> str:
 def _calibration(results: Results) -> Figures:
     rows: list[tuple[str, ...]] = []
     for key, s in results.summaries.items():
-        if (c := s.calibration) is None:
-            rows.append((key, "–", "–", "–", "0", str(s.n)))
-        else:
-            counts = (str(len(c.bins)), str(c.n), str(c.unknown))
-            rows.append((key, f"{c.brier:.4f}", f"{c.ece:.4f}", *counts))
+        brier, ece, bins, n, unknown = "–", "–", "–", 0, s.n
+        if (c := s.calibration) is not None:
+            brier, ece = f"{c.brier:.4f}", f"{c.ece:.4f}"
+            bins, n, unknown = str(len(c.bins)), c.n, c.unknown
+        rows.append((key, brier, ece, bins, str(n), str(unknown)))
     return Figures("Calibration", ("system", "Brier", "ECE", "bins", "n", "unknown"), rows)
 
 

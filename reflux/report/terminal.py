@@ -1,6 +1,5 @@
 """Tables and trees on the terminal, and text of models and users without control characters."""
 
-import html
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ from rich.tree import Tree
 
 from reflux.conversation import last_question
 from reflux.finetune.gates import failed_gates
-from reflux.graphs.amplify.recompute import under_way
 from reflux.graphs.amplify.state import Outcome, is_accepted
+from reflux.graphs.recompute import under_way
 from reflux.graphs.traces.revisions import first_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node
@@ -35,11 +34,12 @@ def cut_text(text: str, max_chars: int) -> str:
     return f"{text[:max_chars]} … {more} characters more" if more > 0 else text
 
 
-def html_text(text: str, max_chars: int) -> str:
-    """Text of models and users as escaped HTML that keeps its lines."""
-    return f'<span class="text">{html.escape(printable(cut_text(text, max_chars), LINES))}</span>'
-
-
+TABLE_STYLE: dict[str, Any] = {
+    "title_justify": "left",
+    "box": SIMPLE_HEAD,
+    "show_edge": False,
+    "pad_edge": False,
+}
 STATUS_COLOUR = {
     "ok": "green",
     "truncated": "yellow",
@@ -48,22 +48,14 @@ STATUS_COLOUR = {
     "failed": "red",
 }
 """Green means that a check passed; `unchecked` stays neutral."""
-STATUS_CLASS = {"ok": "ok", "unchecked": "plain", "truncated": "warn", "running": "plain"}
-"""The class of an answer on an HTML page; `bad` for every other status."""
 
 
 def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
     """Accuracy and cost of each round, as two tables 80 columns wide."""
-    style: dict[str, Any] = {
-        "title_justify": "left",
-        "box": SIMPLE_HEAD,
-        "show_edge": False,
-        "pad_edge": False,
-    }
-    accuracy = Table(title="Accuracy on held-out questions, with 95% intervals", **style)
+    accuracy = Table(title="Accuracy on held-out questions, with 95% intervals", **TABLE_STYLE)
     for heading in ("round", "n", "base", "amplified", "student"):
         accuracy.add_column(heading, no_wrap=True)
-    cost = Table(title="Cost", **style)
+    cost = Table(title="Cost", **TABLE_STYLE)
     cost.add_column("round", justify="right")
     cost.add_column("agent")
     for heading in ("calls/question", "cached", "rows", "training", "rows/s"):

@@ -17,7 +17,6 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import NO_PRICES, Node, find_question, load_tree
 from reflux.report.terminal import (
     LINES,
-    STATUS_CLASS,
     counted,
     cut_text,
     printable,
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 MAX_CHARS = 20_000
 """Characters of one text on the page."""
 SHADES = 5
+STATUS_CLASS = {"ok": "ok", "unchecked": "plain", "truncated": "warn", "running": "plain"}
+"""The CSS class of a status: green for `ok` alone; `bad` for every other one."""
 CALLS = """
 SELECT path, role, kind, model, messages, completion, logprobs, finish_reason, prompt_tokens,
   completion_tokens, seconds, cached, error, vote
@@ -56,7 +57,8 @@ def tree_page(store: TraceStore, trajectory: str, prices: Mapping[str, Price] = 
         about.append(f"edited since, as {last}")
     if writing := writing_named(root["task"]):
         about.append(writing)
-    return _template().render(
+    template = page_template("tree.html.jinja", MAX_CHARS)
+    return template.render(
         question=question,
         about=about,
         total=total_line(tree),
@@ -67,23 +69,26 @@ def tree_page(store: TraceStore, trajectory: str, prices: Mapping[str, Price] = 
 
 
 @cache
-def _template() -> "Template":
+def page_template(name: str, max_chars: int) -> "Template":
+    """A template of `reflux/report/templates/`; the filter `shown` cuts a text to `max_chars`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # Commands start without it.
 
     environment = Environment(
-        loader=PackageLoader("reflux.report"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("reflux.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"shown": _shown, "cost": _cost, "tone": _tone, "reasons": _reasons}
-    return environment.get_template("tree.html.jinja")
-
-
-def _shown(text: str) -> str:
-    return cut_text(printable(text, LINES), MAX_CHARS)
-
-
-def _tone(status: str) -> str:
-    """The CSS class of a status: green for `ok` alone."""
-    return STATUS_CLASS.get(status, "bad")
+    environment.filters |= {
+        "shown": lambda text: cut_text(printable(text, LINES), max_chars),
+        "printable": printable,
+        "counted": counted,
+        "cost": _cost,
+        "tone": lambda status: STATUS_CLASS.get(status, "bad"),
+        "reasons": _reasons,
+    }
+    return environment.get_template(name)
 
 
 def _cost(node: Node) -> str:

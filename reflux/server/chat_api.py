@@ -4,29 +4,22 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from openai.types import Model
 from openai.types.chat import ChatCompletion
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from reflux.agents.errors import RefluxError
 from reflux.graphs.traces.events import Event
-from reflux.server.answers import ChatAnswer, DirectAnswer, TreeAnswer
-from reflux.server.chat_reply import (
-    AnswerPart,
-    Reply,
-    ReplyFormat,
-    reasoning_line,
-    to_json,
-)
+from reflux.server.chat_reply import AnswerPart, Reply, ReplyFormat, reasoning_line, to_json
 from reflux.server.chat_request import ChatRequest
 from reflux.server.errors import as_api_error
-from reflux.server.served_models import OneModel
-from reflux.server.state import ERRORS, ServerState, state_of
+from reflux.server.served_models import ChatAnswer, listed_model
+from reflux.server.state import ERRORS, Log, ServerState, State
 
 TRAJECTORY_HEADER = "x-reflux-trajectory"
 """Header with the id of the trajectory, for `reflux traces show`."""
@@ -37,22 +30,16 @@ router = APIRouter(prefix="/v1", responses=ERRORS)
 
 
 @router.get("/models")
-async def list_models(request: Request) -> dict[str, Any]:
+async def list_models(state: State) -> dict[str, Any]:
     """List the models that are served now."""
-    models = state_of(request).models.listed()
-    return {"object": "list", "data": [_model(model) for model in models]}
+    return {"object": "list", "data": state.models.listed()}
 
 
 @router.get("/models/{name:path}")
-async def show_model(name: str, request: Request) -> dict[str, Any]:
+async def show_model(name: str, state: State) -> Model:
     """Show one model."""
-    models = state_of(request).models
-    models.find(name)
-    return next((_model(m) for m in models.listed() if m.id == name), {"id": name})
-
-
-def _model(listed: Any) -> dict[str, Any]:
-    return {**asdict(listed), "object": "model", "owned_by": "reflux"}
+    state.models.find(name)
+    return next((each for each in state.models.listed() if each.id == name), listed_model(name))
 
 
 @router.post(
@@ -60,16 +47,9 @@ def _model(listed: Any) -> dict[str, Any]:
     response_model=ChatCompletion,
     responses={200: {"content": {"text/event-stream": {}}}},
 )
-async def complete_chat(body: ChatRequest, request: Request) -> Response:
+async def complete_chat(body: ChatRequest, state: State, request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
-    state = state_of(request)
-    model = state.models.find(body.model)
-    answer: ChatAnswer
-    if isinstance(model, OneModel):
-        answer = DirectAnswer(state.run, state.settings, model.name, body)
-    else:
-        agent = state.models.agent()
-        answer = TreeAnswer(state.run, state.settings, model, agent, body, state.waiting)
+    answer = state.models.answer_to(body, state.run, state.waiting)
     if body.user is not None:
         detail = {"user": body.user}
         await state.run.store.add_judgement(answer.trajectory, "", "user", None, detail)
@@ -110,83 +90,64 @@ class RunningAnswer:
         self._answer = answer
         self._log = state.logs.begin(answer.trajectory)
         self._start = time.perf_counter()
-        self._queue: asyncio.Queue[AnswerPart | None] = asyncio.Queue()
-        self._started = asyncio.Event()
+        self._parts: Log[AnswerPart] = Log()
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._end)
         state.tasks.add(self._task)
 
     async def wait_started(self, seconds: float) -> None:
-        """Wait up to `seconds` for the first part.
-
-        Raises:
-            Exception: the error of a task that has failed by then.
-        """
+        """Wait up to `seconds` for the first part; raise the error of a task that failed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._started.wait()
+                await self._parts.wait()
         if self._task.done():
             self._task.result()
 
     async def parts(self) -> AsyncGenerator[AnswerPart]:
-        """Yield the parts until the task ends.
-
-        Raises:
-            Exception: the error of the task.
-        """
-        while (part := await self._queue.get()) is not None:
-            yield part
+        """Yield the parts until the task ends; raise its error."""
+        async with aclosing(self._parts.follow()) as parts:
+            async for _, part in parts:
+                yield part
         self._task.result()
 
     async def reply(self) -> Reply:
-        """Wait for the whole reply.
-
-        Raises:
-            Exception: the error of the task.
-        """
-        async for part in self.parts():
-            if isinstance(part, Reply):
-                return part
-        raise RefluxError("the answer ended without a reply; please report this")
+        """Wait for the whole reply; raise the error of the task."""
+        await asyncio.wait({self._task})
+        return self._task.result()
 
     def stop(self) -> None:
-        """Cancel the task if it still runs."""
         self._task.cancel()
 
     def _put(self, part: AnswerPart) -> None:
-        if not self._started.is_set():
+        if not self._parts.items:
             seconds = time.perf_counter() - self._start
             self._state.metrics.first.labels(self._model).observe(seconds)
-        self._queue.put_nowait(part)
-        self._started.set()
+        self._parts.add(part)
 
-    def _end(self, task: asyncio.Task[None]) -> None:
+    def _end(self, task: asyncio.Task[Reply]) -> None:
         self._state.tasks.discard(task)
         self._state.logs.end(self._answer.trajectory)
-        self._queue.put_nowait(None)
-        self._started.set()
+        self._parts.end()
 
     def _emit(self, event: Event) -> None:
         self._log.add(event)
         if event["event"] == "called":
             self._state.metrics.calls.labels(str(event["cached"]).lower()).inc()
-        if isinstance(self._answer, TreeAnswer) and (line := reasoning_line(event)):
+        if self._answer.grows_tree and (line := reasoning_line(event)):
             self._put(line)
 
-    async def _run(self) -> None:
+    async def _run(self) -> Reply:
         metrics, model = self._state.metrics, self._model
         ended = "left"
         try:
-            reply = await self._answer.answer(self._put, self._emit)
-            metrics.tokens.labels(model, "prompt").inc(reply.prompt_tokens)
-            metrics.tokens.labels(model, "completion").inc(reply.completion_tokens)
+            reply = await self._answer.compute(self._put, self._emit)
+            for kind in ("prompt", "completion"):
+                metrics.tokens.labels(model, kind).inc(reply.usage[f"{kind}_tokens"])
             ended = "ok"
             self._put(reply)
-        except RefluxError as error:
+            return reply
+        except Exception as error:
             ended = as_api_error(error).detail.code or "failed"
-            raise
-        except Exception:
-            ended = "failed"
             raise
         finally:
             metrics.answers.labels(model, ended).inc()
@@ -203,7 +164,6 @@ class AnswerStream(EventSourceResponse):
         self._running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream."""
         try:
             await super().__call__(scope, receive, send)
         finally:

@@ -5,9 +5,8 @@ the model's reasoning. The accepted answer is `content`.
 """
 
 import json
-import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +22,9 @@ class Reply:
     """A whole answer: its choices, and the tokens of all model calls for it."""
 
     choices: Sequence[Completion]
-    prompt_tokens: int
-    completion_tokens: int
+    usage: Mapping[str, int]
     streamed: bool = False
     """Whether the text was already sent in parts."""
-
-    def usage(self) -> dict[str, int]:
-        """Return the tokens in the protocol's form."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
 
 
 AnswerPart = str | tuple[int, Delta] | Reply
@@ -43,16 +33,16 @@ Put = Callable[[AnswerPart], None]
 Emit = Callable[[Event], None]
 
 
-def seed_of(request: ChatRequest) -> int:
-    """Return the seed of a request; random if none is given and the temperature is over 0."""
-    if request.seed is not None:
-        return request.seed
-    return secrets.randbelow(2**31) if request.temperature else 0
+def usage_of(prompt: int, completion: int) -> dict[str, int]:
+    """Tokens in the protocol's form."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 class ReplyFormat:
-    """Converts the answer to one request to the protocol's form."""
-
     def __init__(self, request: ChatRequest, trajectory: str) -> None:
         self._request = request
         self._head = {
@@ -64,18 +54,16 @@ class ReplyFormat:
         self._with_usage = options is not None and options.include_usage
 
     def whole(self, reply: Reply) -> bytes:
-        """Return the body of an answer that is not streamed."""
         choices = [self._choice(index, choice) for index, choice in enumerate(reply.choices)]
-        body = {"object": "chat.completion", "choices": choices, "usage": reply.usage()}
+        body = {"object": "chat.completion", "choices": choices, "usage": reply.usage}
         return to_json(self._head | body).encode()
 
     def first_events(self) -> list[str]:
-        """Return the data of the events that begin a stream, one for each choice."""
+        """Data of the events that begin a stream, one for each choice."""
         delta = {"role": "assistant", "content": ""}
         return [self._chunk(index, delta) for index in range(self._request.n or 1)]
 
     def events(self, part: AnswerPart) -> list[str]:
-        """Return the data of the events for a part of the answer."""
         if isinstance(part, str):
             return [self._chunk(0, {"reasoning_content": part})]
         if isinstance(part, Reply):
@@ -94,7 +82,7 @@ class ReplyFormat:
                 events.append(self._chunk(index, {"tool_calls": numbered}))
             events.append(self._chunk(index, {}, _finish_reason(choice)))
         if self._with_usage:
-            events.append(self._event({"choices": [], "usage": reply.usage()}))
+            events.append(self._event({"choices": [], "usage": reply.usage}))
         return [*events, "[DONE]"]
 
     def _choice(self, index: int, choice: Completion) -> dict[str, Any]:
@@ -115,8 +103,12 @@ class ReplyFormat:
         reason: str | None = None,
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> str:
-        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
-        choice["logprobs"] = self._logprobs(logprobs) if logprobs else None
+        choice = {
+            "index": index,
+            "delta": delta,
+            "finish_reason": reason,
+            "logprobs": self._logprobs(logprobs) if logprobs else None,
+        }
         body: dict[str, Any] = {"choices": [choice]}
         return self._event(body | {"usage": None} if self._with_usage else body)
 
@@ -134,12 +126,11 @@ class ReplyFormat:
 
 
 def to_json(body: Any) -> str:
-    """Return compact JSON in one line of ASCII."""
     return json.dumps(body, separators=(",", ":"))
 
 
 def reasoning_line(event: Event) -> str:
-    """Return an event of a tree as a line of reasoning; empty for events that need no line."""
+    """An event of a tree as a line of reasoning; empty for events that need no line."""
     path = event["path"]
     indent = "  " * (path.count("/") - 1)
     match event["event"]:
@@ -156,10 +147,9 @@ def reasoning_line(event: Event) -> str:
         case "answered" if path:
             question = _one_line(event.get("question", ""))
             answer = event["answer"] if is_accepted(event["status"]) else None
-            result = (
-                f"({event['error'] or event['status']})" if answer is None else _one_line(answer)
-            )
-            return f"{indent}← {question}: {result}\n" if question else f"{indent}← {result}\n"
+            failure = f"({event['error'] or event['status']})"
+            result = failure if answer is None else _one_line(answer)
+            return f"{indent}← {question}{': ' if question else ''}{result}\n"
         case _:
             return ""
 

@@ -5,25 +5,20 @@ accept only their neutral values.
 """
 
 import json
+import secrets
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from reflux.agents.prompts import is_unicode
 from reflux.agents.types import ToolSpec, Turn
-
-MAX_CHOICES = 16
-TOOL_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
 
 class ApiModel(BaseModel):
-    """Base of all request bodies; unknown fields are errors."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TextPart(ApiModel):
-    """A part of a message's content; only text is supported."""
-
     type: Literal["text"]
     text: str
 
@@ -42,14 +37,8 @@ class ToolCall(ApiModel):
     function: CalledFunction
 
 
-class SystemMessage(ApiModel):
-    role: Literal["system", "developer"]
-    content: Content
-    name: str | None = None
-
-
-class UserMessage(ApiModel):
-    role: Literal["user"]
+class TextMessage(ApiModel):
+    role: Literal["system", "developer", "user"]
     content: Content
     name: str | None = None
 
@@ -73,9 +62,7 @@ class ToolMessage(ApiModel):
     tool_call_id: str
 
 
-Message = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
-]
+Message = Annotated[TextMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
 def _check_finite(value: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +74,7 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(_check_finite)]
 
 
 class Function(ApiModel):
-    name: str = Field(pattern=TOOL_NAME)
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str = ""
     parameters: JsonObject = {"type": "object", "properties": {}}
     strict: Literal[False] | None = None
@@ -98,7 +85,6 @@ class Tool(ApiModel):
     function: Function
 
     def spec(self) -> ToolSpec:
-        """Return the tool as a model request holds it."""
         function = self.function
         return ToolSpec(function.name, function.description, json.dumps(function.parameters))
 
@@ -110,12 +96,8 @@ class Schema(ApiModel):
     strict: bool | None = None
 
 
-class FreeText(ApiModel):
-    type: Literal["text"]
-
-
-class AnyObject(ApiModel):
-    type: Literal["json_object"]
+class AnyFormat(ApiModel):
+    type: Literal["text", "json_object"]
 
 
 class BySchema(ApiModel):
@@ -131,8 +113,6 @@ Stop = Annotated[str, Field(min_length=1)]
 
 
 class ChatRequest(ApiModel):
-    """A request for a chat completion."""
-
     model: str = Field(description="One of `/v1/models`.")
     messages: list[Message] = Field(min_length=1)
     stream: bool = False
@@ -146,12 +126,10 @@ class ChatRequest(ApiModel):
         default=None, ge=0, lt=2**32, description="Random if left out and temperature is over 0."
     )
     stop: Stop | Annotated[list[Stop], Field(max_length=8)] | None = None
-    response_format: (
-        Annotated[FreeText | AnyObject | BySchema, Field(discriminator="type")] | None
-    ) = None
+    response_format: Annotated[AnyFormat | BySchema, Field(discriminator="type")] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    n: int | None = Field(default=None, ge=1, le=16)
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: Literal["auto", "none"] | None = None
     top_p: float | None = Field(default=None, ge=1, le=1)
@@ -162,25 +140,20 @@ class ChatRequest(ApiModel):
     @field_validator("messages")
     @classmethod
     def _check_unicode(cls, messages: list[Message]) -> list[Message]:
-        for message in messages:
-            if any("\ud800" <= char <= "\udfff" for char in text_of(message.content)):
-                raise ValueError("the content is not Unicode: it holds half of a surrogate pair")
+        if not all(is_unicode(text_of(message.content)) for message in messages):
+            raise ValueError("the content is not Unicode: it holds half of a surrogate pair")
         return messages
 
     @model_validator(mode="after")
     def _check_dependencies(self) -> "ChatRequest":
-        for name, needed in (
-            ("top_logprobs", "logprobs"),
-            ("stream_options", "stream"),
-            ("tool_choice", "tools"),
-        ):
+        needs = {"top_logprobs": "logprobs", "stream_options": "stream", "tool_choice": "tools"}
+        for name, needed in needs.items():
             if getattr(self, name) is not None and not getattr(self, needed):
                 raise ValueError(f"{name} needs {needed}")
         return self
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Stop sequences."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
@@ -191,27 +164,30 @@ class ChatRequest(ApiModel):
     @property
     def schema_text(self) -> str:
         """JSON schema of the reply as text; empty for free text."""
-        if isinstance(self.response_format, BySchema):
-            return json.dumps(self.response_format.json_schema.schema_)
-        return '{"type": "object"}' if isinstance(self.response_format, AnyObject) else ""
+        match self.response_format:
+            case BySchema(json_schema=schema):
+                return json.dumps(schema.schema_)
+            case AnyFormat(type="json_object"):
+                return '{"type": "object"}'
+            case _:
+                return ""
+
+    def draw_seed(self) -> int:
+        """The seed; random if none is given and the temperature is over 0."""
+        if self.seed is not None:
+            return self.seed
+        return secrets.randbelow(2**31) if self.temperature else 0
 
 
 def text_of(content: Content | None) -> str:
-    """Return the text of a message's content."""
     if isinstance(content, list):
         return "".join(part.text for part in content)
     return content or ""
 
 
 def turn_of(message: Message) -> Turn:
-    """Convert a message to a model request's turn."""
     text = text_of(message.content)
     role = "system" if message.role == "developer" else message.role
-    extra: dict[str, Any] = {}
-    if isinstance(message, ToolMessage):
-        extra["tool_call_id"] = message.tool_call_id
-    elif message.name:
-        extra["name"] = message.name
-    if isinstance(message, AssistantMessage) and message.tool_calls:
-        extra["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+    dumped = message.model_dump(include={"tool_call_id", "name", "tool_calls"})
+    extra = {key: value for key, value in dumped.items() if value or key == "tool_call_id"}
     return (role, text, json.dumps(extra)) if extra else (role, text)

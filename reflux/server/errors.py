@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
@@ -17,8 +17,6 @@ REQUEST_STATUSES = {400, 413, 422}
 
 
 class ErrorDetail(BaseModel):
-    """The error and its remedy."""
-
     message: str
     type: str
     param: str | None = None
@@ -51,11 +49,9 @@ class ApiError(RefluxError):
         self.detail = ErrorDetail(message=message, type=type, param=param, code=code)
 
     def body(self) -> dict[str, Any]:
-        """Return the response body."""
         return {"error": self.detail.model_dump()}
 
     def response(self) -> Response:
-        """Return the HTTP response."""
         # ASCII, because the text of a client need not be valid Unicode.
         body = json.dumps(self.body())
         return Response(body, self.status, self.headers, media_type="application/json")
@@ -97,11 +93,12 @@ def _validation_error(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{field}: {message}" if field else message, param=field or None)
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error of an app in this form."""
+async def respond(_: Request, error: Exception) -> Response:
+    """Answer a request that failed."""
+    return as_api_error(error).response()
 
-    async def respond(_: Request, error: Exception) -> Response:
-        return as_api_error(error).response()
 
-    for kind in (RefluxError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, respond)
+HANDLERS: dict[int | type[Exception], Any] = {
+    kind: respond for kind in (RefluxError, RequestValidationError, HTTPException, Exception)
+}
+"""For `FastAPI(exception_handlers=...)`: every error is answered in this form."""

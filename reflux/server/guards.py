@@ -2,10 +2,9 @@
 
 A page of another origin can make a browser send requests to this machine, and its name can resolve
 to this machine (DNS rebinding). So `Host` must be a name of this server, and `Origin`, if sent,
-must be the same host and port or listed in the settings.
-
-Starlette's `TrustedHostMiddleware` and body limit are not enough: the first trusts the first of two
-`Host` headers, and neither refuses in the form of the API's errors, with the limit and the remedy.
+must be the same host and port or listed in the settings. Starlette's `TrustedHostMiddleware` and
+body limit are not enough: the first trusts the first of two `Host` headers, and neither refuses in
+the form of the API's errors, with the limit and the remedy.
 """
 
 import asyncio
@@ -14,7 +13,6 @@ import ipaddress
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -35,30 +33,29 @@ STUCK_SECONDS = 60.0
 """A client that does not accept one message within this time is dropped."""
 MAX_CLIENTS = 10_000
 """Clients whose rate is remembered; the one idle longest is forgotten first."""
-HEADERS: Mapping[str, str] = {
+HEADERS = {
+    "cache-control": "no-cache",  # A new version of Reflux never meets an old page.
     "content-security-policy": (
-        "default-src 'self'; img-src 'self' data:; "
-        "connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
-        "frame-ancestors 'none'"
+        "default-src 'self'; img-src 'self' data:; connect-src 'self'; object-src 'none'; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
-"""Headers of every response: no page of this server loads from, or sends to, another origin."""
+"""Headers of every response that does not set them itself: no page of this server loads from, or
+sends to, another origin."""
 
 
 def client_of(address: str) -> str:
-    """Return the client behind an address: for IPv6 the /64 network, which one client controls."""
+    """The client behind an address: for IPv6 the /64 network, which one client controls."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)
 
 
 class ClientStuck(Exception):
@@ -66,7 +63,7 @@ class ClientStuck(Exception):
 
 
 class Guard:
-    """The middleware that applies the guards to every request."""
+    """The middleware that applies the guards to every request; no route takes a WebSocket."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
         self._app = app
@@ -78,27 +75,24 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-        refusal = self._refusal(scope)
-        if refusal is not None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        try:
+            await self._guard(scope, receive, _guarded(send))
+        except ClientStuck:
+            self._metrics.refused.labels("stuck").inc()
+
+    async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (refusal := self._refusal(scope)) is not None:
             self._metrics.refused.labels(refusal.detail.code).inc()
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)[:120]})
-            else:
-                await refusal.response()(scope, receive, _with_headers(send))
-            return
+            return await refusal.response()(scope, receive, send)
         if scope["path"] in UNGUARDED_PATHS:
-            await self._app(scope, receive, _with_headers(send))
-            return
+            return await self._app(scope, receive, send)
         self._under_way += 1
         self._metrics.under_way.inc()
         try:
             body = _limited(receive, self._settings.body_bytes, self._settings.body_seconds)
-            await self._app(scope, body, _with_headers(_unless_stuck(send)))
-        except ClientStuck:
-            self._metrics.refused.labels("stuck").inc()
+            await self._app(scope, body, send)
         finally:
             self._under_way -= 1
             self._metrics.under_way.dec()
@@ -129,10 +123,8 @@ class Guard:
         if length.isdecimal() and int(length[:20]) > settings.body_bytes:
             return ApiError(413, _too_large(settings.body_bytes), code="body_too_large")
         if self._under_way >= settings.max_concurrency:
-            message = (
-                f"{self._under_way} requests are under way, the limit is "
-                f"{settings.max_concurrency}: retry when some have ended"
-            )
+            message = f"{self._under_way} requests are under way, the limit is "
+            message += f"{settings.max_concurrency}: retry when some have ended"
             return _retry_later(message, "too_many_at_once", 1)
         return None
 
@@ -140,7 +132,8 @@ class Guard:
         hosts = headers.getlist("host")
         # A proxy may have read the other of two Host headers.
         host = hosts[0] if len(hosts) == 1 else ""
-        if _host_name(host) not in self._hosts:
+        match = HOST.fullmatch(host)
+        if match is None or (match["v6"] or match["name"]).lower() not in self._hosts:
             return ApiError(
                 403,
                 f"this server is not called {host[:100]!r}: add the name to `hosts` in its config",
@@ -173,7 +166,7 @@ class RateLimiter:
         """(tokens, time of the count) by client; the client idle longest comes first."""
 
     def wait(self, client: str) -> float:
-        """Take a token; return the seconds until one is free, 0 if one was."""
+        """Take a token; the seconds until one is free, 0 if one was."""
         if not self._per_second:
             return 0
         now = time.monotonic()
@@ -189,12 +182,6 @@ class RateLimiter:
 def _retry_later(message: str, code: str, seconds: float) -> ApiError:
     headers = {"retry-after": str(max(1, round(seconds)))}
     return ApiError(429, message, "rate_limit_error", code=code, headers=headers)
-
-
-def _host_name(host: str) -> str | None:
-    """Return the name in a `Host` header without its port, or None if the header is invalid."""
-    match = HOST.fullmatch(host)
-    return (match["v6"] or match["name"]).lower() if match else None
 
 
 def _limited(receive: Receive, max_bytes: int, seconds: float) -> Receive:
@@ -231,25 +218,18 @@ def _too_large(max_bytes: int) -> str:
     )
 
 
-def _unless_stuck(send: Send) -> Send:
-    """Give up on a client that keeps its connection open and reads nothing."""
+def _guarded(send: Send) -> Send:
+    """Add the headers, and give up on a client that keeps its connection open and reads nothing."""
 
-    async def send_in_time(message: Message) -> None:
+    async def send_guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
         try:
             async with asyncio.timeout(STUCK_SECONDS):
                 await send(message)
         except TimeoutError:
             raise ClientStuck from None
 
-    return send_in_time
-
-
-def _with_headers(send: Send) -> Send:
-    async def send_with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
-        await send(message)
-
-    return send_with_headers
+    return send_guarded

@@ -2,27 +2,22 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.human_reply import parse_reply
 from reflux.agents.overseers.protocol import Overseer
+from reflux.agents.overseers.scripted import parse_reply
 from reflux.ask_context import context_of
 from reflux.finetune.run_folder import OpenRun
+from reflux.graphs.amplify import interrupts
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.interrupts import (
-    InterruptibleRun,
-    Pending,
-    RunProgress,
-    open_checkpoints,
-)
-from reflux.graphs.amplify.recompute import revised_context
+from reflux.graphs.amplify.interrupts import InterruptibleRun, Pending, RunProgress
 from reflux.graphs.ask import WaitForHumans
 from reflux.graphs.ask_options import options_of
-from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.graphs.recompute import revised_context
 from reflux.graphs.traces.tree import find_question
 
 
@@ -78,7 +73,7 @@ class Waiting:
         saver = await self.checkpoints()
         async with saver.conn.execute("SELECT DISTINCT thread_id FROM checkpoints") as rows:
             threads = [str(row[0]) async for row in rows]
-        run = InterruptibleRun(AmplifyContext(self._recorded_client(), "", ()), saver)
+        run = InterruptibleRun(AmplifyContext(self._run.recorded_client, "", ()), saver)
         questions = self._run.store.select(
             "SELECT id, text FROM questions WHERE id IN (SELECT value FROM json_each(?))"
             " ORDER BY created DESC",
@@ -103,14 +98,18 @@ class Waiting:
             saver = await self.checkpoints()
             run = await client.run if client else None
             run = run or InterruptibleRun(self._context(question_id), saver)
-            _check_pending(await run.pending(question_id), id, step["kind"])
+            forms = {each.id: each.form for each in await run.pending(question_id)}
+            if id not in forms:
+                known = ", ".join(forms) or "nothing"
+                raise UsageError(f"nothing waits under {id[:80]!r}; pending: {known}")
+            if step["kind"] == "approve" and "proposal" not in forms[id]:
+                raise UsageError("there is no proposal to approve: answer, ask, or pass")
             progress = await run.reply(question_id, {id: step})
             if client:
                 client.progress.put_nowait(progress)
         return progress
 
     async def close(self) -> None:
-        """Close the checkpoints."""
         await self._stack.aclose()
 
     async def checkpoints(self) -> AsyncSqliteSaver:
@@ -118,7 +117,7 @@ class Waiting:
         async with self._opening:
             if self._saver is None:
                 path = self._run.folder.checkpoints_path
-                saver = await self._stack.enter_async_context(open_checkpoints(path))
+                saver = await self._stack.enter_async_context(interrupts.open_checkpoints(path))
                 await saver.setup()
                 self._saver = saver
             return self._saver
@@ -130,17 +129,5 @@ class Waiting:
             raise UsageError(f"{trajectory} was not asked in a way that waits for humans")
         if options.tools:
             raise UsageError("this question's copies have tools: go on with `reflux reply`")
-        context = context_of(self._recorded_client(), options, self._overseers)
+        context = context_of(self._run.recorded_client, options, self._overseers)
         return revised_context(context, trajectory)
-
-    def _recorded_client(self) -> RecordedClient:
-        return RecordedClient(self._run.cache, self._run.store)
-
-
-def _check_pending(pending: Sequence[Pending], id: str, kind: str) -> None:
-    forms = {each.id: each.form for each in pending}
-    if id not in forms:
-        known = ", ".join(forms) or "nothing"
-        raise UsageError(f"nothing waits under {id[:80]!r}; pending: {known}")
-    if kind == "approve" and "proposal" not in forms[id]:
-        raise UsageError("there is no proposal to approve: answer, ask, or pass")

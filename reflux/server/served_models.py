@@ -1,35 +1,45 @@
-"""The models of a server by name, resolved anew for each request: a student that is promoted while
-the server runs is served without a restart.
+"""The models of a server by name, and how each answers a chat request.
 
     amplified              overseer of the settings, with copies of the agent
     amplified:OVERSEER     another overseer, by its name
     amplified:TASK         scripted overseer of the run's own task
 
-All other names are those of `reflux.models`.
+All other names are those of `reflux.models`. Names are resolved anew for each request: a student
+that is promoted while the server runs is served without a restart.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
+
+from langchain_core.messages import BaseMessage, convert_to_messages
+from openai.types import Model
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
-from reflux.finetune.run_folder import RunFolder
+from reflux.agents.prompts import redact
+from reflux.agents.types import ChatRequest as ModelRequest
+from reflux.agents.types import Completion, Sampling
+from reflux.ask_context import asks_humans, context_of
+from reflux.conversation import cut_at, question_of
+from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.graphs.amplify.graph import check_askable
+from reflux.graphs.amplify.state import exchange_error, failed_outcome
+from reflux.graphs.ask import Origin, ask
+from reflux.graphs.ask_options import ALONE, AskOptions
+from reflux.graphs.conversation import answer_chat
 from reflux.graphs.evals.task import Task
+from reflux.graphs.traces.tree import tokens_of
 from reflux.models import BASE, STUDENT, model_named
+from reflux.server.chat_reply import Emit, Put, Reply, usage_of
+from reflux.server.chat_request import AssistantMessage, ChatRequest, Message, text_of, turn_of
 from reflux.server.errors import ApiError
+from reflux.server.pending import Waiting
 from reflux.server.settings import ServeSettings
 from reflux.tasks import task_named
 
 AMPLIFIED = "amplified"
-
-
-@dataclass(frozen=True)
-class OneModel:
-    """A model that answers without an overseer."""
-
-    name: str
-    """As the call log has it."""
 
 
 @dataclass(frozen=True)
@@ -42,64 +52,56 @@ class Tree:
     task: Task | None = None
 
 
-@dataclass(frozen=True)
-class ListedModel:
-    """A model as `/v1/models` shows it."""
-
-    id: str
-    created: int = 0
-    """Seconds since 1970; 0 if unknown."""
-
-
 class ServedModels:
-    """The models that a run folder and its settings serve."""
+    """The models of one server by name."""
 
     def __init__(
         self, folder: RunFolder, settings: ServeSettings, overseers: Mapping[str, Overseer]
     ) -> None:
         """
         Raises:
-            UsageError: the settings name an unknown overseer, or an endpoint has a reserved name.
+            UsageError: the settings name an unknown overseer, or an endpoint like another model.
         """
         self._folder = folder
         self._settings = settings
         self.overseers = overseers
-        """By name."""
         self.task = _task_of(folder)
         """The run's own."""
-        if settings.overseer not in self._overseer_names():
-            known = ", ".join(self._overseer_names())
+        self._trees = {name: Tree(name, overseer) for name, overseer in overseers.items()}
+        if self.task is not None:
+            self._trees.setdefault(self.task.name, Tree(self.task.name, None, self.task))
+        if settings.overseer not in self._trees:
+            known = ", ".join(self._trees)
             raise UsageError(f"no overseer is called {settings.overseer!r}; there are {known}")
         for name in settings.endpoints:
             if name in (BASE, STUDENT) or name.split(":")[0] == AMPLIFIED:
                 raise UsageError(f"an endpoint is called {name!r}, which means something else here")
 
-    def listed(self) -> list[ListedModel]:
+    def listed(self) -> list[Model]:
         """All models: the tree of the run's own task first, which such a run can answer best."""
-        students = self._folder.registry.list()
-        promoted = self._folder.registry.current()
-        own = self.task.name if self.task else None
+        own = [self.task.name] if self.task else []
+        trees = dict.fromkeys([*own, "", *self._trees])
+        registry = self._folder.registry
+        promoted = registry.current()
         return [
-            *([ListedModel(f"{AMPLIFIED}:{own}")] if own else []),
-            ListedModel(AMPLIFIED),
-            *(ListedModel(f"{AMPLIFIED}:{name}") for name in self.overseers if name != own),
-            ListedModel(BASE),
-            *([ListedModel(STUDENT, _seconds(promoted.created))] if promoted else []),
-            *(ListedModel(student.id, _seconds(student.created)) for student in students),
-            *map(ListedModel, self._settings.endpoints),
+            *(listed_model(f"{AMPLIFIED}:{name}" if name else AMPLIFIED) for name in trees),
+            listed_model(BASE),
+            *([listed_model(STUDENT, promoted.created)] if promoted else []),
+            *(listed_model(student.id, student.created) for student in registry.list()),
+            *map(listed_model, self._settings.endpoints),
         ]
 
-    def find(self, name: str) -> OneModel | Tree:
-        """The model of a name.
+    def find(self, name: str) -> str | Tree:
+        """The tree of a name, or one model's name in the call log.
 
         Raises:
             ApiError: no model has the name.
         """
         kind, colon, overseer = name.partition(":")
-        if kind == AMPLIFIED and (not colon or overseer in self._overseer_names()):
-            return self._tree(overseer or self._settings.overseer)
+        if kind == AMPLIFIED and (not colon or overseer in self._trees):
+            return self._trees[overseer or self._settings.overseer]
         try:
-            return OneModel(model_named(self._folder, name, self._settings.endpoints))
+            return model_named(self._folder, name, self._settings.endpoints)
         except UsageError as error:
             if name in (student.id for student in self._folder.registry.list()):
                 raise  # The student is damaged.
@@ -115,13 +117,22 @@ class ServedModels:
         """The name of the agent at this moment."""
         return self._settings.model or self._folder.current_model()
 
-    def _tree(self, name: str) -> Tree:
-        if self.task is not None and name == self.task.name and name not in self.overseers:
-            return Tree(name, None, self.task)
-        return Tree(name, self.overseers[name])
+    def answer_to(self, request: ChatRequest, run: OpenRun, waiting: Waiting) -> "ChatAnswer":
+        """Begin the answer to a request.
 
-    def _overseer_names(self) -> list[str]:
-        return list(dict.fromkeys([*self.overseers, *([self.task.name] if self.task else [])]))
+        Raises:
+            ApiError: there is no such model, or it cannot give what the request asks for.
+            UsageError: the question cannot be asked.
+        """
+        model = self.find(request.model)
+        if isinstance(model, Tree):
+            return _tree_answer(run, self._settings, model, self.agent(), request, waiting)
+        return _direct_answer(run, self._settings, model, request)
+
+
+def listed_model(name: str, created: str = "") -> Model:
+    seconds = int(datetime.fromisoformat(created).timestamp()) if created else 0
+    return Model(id=name, created=seconds, object="model", owned_by="reflux")
 
 
 def _task_of(folder: RunFolder) -> Task | None:
@@ -132,5 +143,160 @@ def _task_of(folder: RunFolder) -> Task | None:
         return None
 
 
-def _seconds(created: str) -> int:
-    return int(datetime.fromisoformat(created).timestamp())
+@dataclass(frozen=True)
+class ChatAnswer:
+    """The answer to one chat request, not yet computed."""
+
+    trajectory: str
+    compute: Callable[[Put, Emit], Awaitable[Reply]]
+    """Takes receivers for the parts and for the events of the tree. Raises EndpointError if a model
+    could not be asked, ApiError if no answer was accepted."""
+    grows_tree: bool = False
+
+
+def _direct_answer(
+    run: OpenRun, settings: ServeSettings, model: str, request: ChatRequest
+) -> ChatAnswer:
+    """One model goes on with the conversation; a streamed reply is put in pieces."""
+    origin = Origin.new(run.folder.id, "serve")
+    question = _transcript(request.messages)
+    max_tokens = request.token_limit or settings.max_tokens
+    seed = request.draw_seed()
+    options = AskOptions(
+        ALONE, model, max_tokens=max_tokens, temperature=request.temperature, seed=seed
+    )
+    requests = _model_requests(request, model, max_tokens, seed)
+
+    async def compute(put: Put, emit: Emit) -> Reply:
+        replies = await answer_chat(
+            run.recorded_client,
+            origin,
+            question,
+            requests,
+            options=options,
+            hear=(lambda vote, delta: put((vote, delta))) if request.stream else None,
+            emit=emit,
+        )
+        prompt_tokens = sum(reply.prompt_tokens for reply in replies)
+        completion_tokens = sum(reply.completion_tokens for reply in replies)
+        return Reply(replies, usage_of(prompt_tokens, completion_tokens), request.stream)
+
+    return ChatAnswer(origin.question_id(redact(question)), compute)
+
+
+def _transcript(messages: Sequence[Message]) -> str:
+    """The conversation as its trajectory shows it; the call holds the messages themselves."""
+    if len(messages) == 1:
+        return text_of(messages[0].content)
+    return "\n\n".join(f"{message.role}: {text_of(message.content)}" for message in messages)
+
+
+def _model_requests(
+    request: ChatRequest, model: str, max_tokens: int, seed: int
+) -> list[ModelRequest]:
+    """The conversation as one model request for each choice, which differ in their seeds."""
+    turns = tuple(map(turn_of, request.messages))
+    if turns[0][0] != "system":  # Without one, templates add a system message themselves.
+        turns = (("system", ""), *turns)
+    sampling = Sampling(
+        temperature=request.temperature or 0.0,
+        max_tokens=max_tokens,
+        top_logprobs=max(1, request.top_logprobs or 0) if request.logprobs else 0,
+        stop=request.stops,
+    )
+    tools = request.tools if request.tools and request.tool_choice != "none" else ()
+    specs = tuple(tool.spec() for tool in tools)
+    samplings = (replace(sampling, seed=(seed + i) % 2**32) for i in range(request.n or 1))
+    return [
+        ModelRequest(model, turns, each, vote, specs, request.schema_text)
+        for vote, each in enumerate(samplings)
+    ]
+
+
+def _tree_answer(
+    run: OpenRun,
+    settings: ServeSettings,
+    tree: Tree,
+    agent: str,
+    request: ChatRequest,
+    waiting: Waiting,
+) -> ChatAnswer:
+    """Grow a tree until its answer is accepted; a human may have to reply on the way."""
+    _check_amplifiable(request)
+    task = tree.task
+    if task is not None:  # A task's questions stand alone, in the task's own form.
+        question = redact(task.from_user(text_of(request.messages[-1].content)))
+    else:
+        question = redact(question_of(_langchain_messages(request.messages)))
+    origin = Origin.new(run.folder.id, "serve", task.name if task else "")
+    trajectory = origin.question_id(question)
+    options = AskOptions(
+        "" if task else tree.name,
+        agent,
+        limits=settings.limits,
+        max_tokens=request.token_limit or (None if task else settings.max_tokens),
+        task=task.name if task else "",
+        temperature=request.temperature,
+        seed=request.draw_seed(),
+    )
+    overseers = {tree.name: tree.overseer} if tree.overseer is not None else {}
+    context = context_of(run.recorded_client, options, overseers)
+    check_askable(question, context)
+
+    async def compute(put: Put, emit: Emit) -> Reply:
+        observed = replace(context, emit=emit)
+        if asks_humans(tree.overseer):
+            saver = await waiting.checkpoints()
+            async with waiting.client(trajectory, put) as wait:
+                answered = await ask(
+                    observed, question, origin, options=options, checkpoints=saver, wait=wait
+                )
+        else:
+            answered = await ask(observed, question, origin, options=options)
+        outcome = answered.check_endpoint().outcome or failed_outcome("a human has not replied")
+        answer = outcome["answer"]
+        if exchange_error(outcome) is not None or answer is None:
+            best = "" if answer is None else f"; the best so far: {answer}"
+            raise ApiError(
+                422,
+                f"no answer was accepted ({outcome['status']}: {outcome['error']}){best} "
+                f"(trajectory {trajectory})",
+                "not_accepted",
+                code=outcome["status"],
+            )
+        if task is not None:
+            answer = task.to_user(question, answer)
+        reason = "length" if outcome["status"] == "truncated" else "stop"
+        completion = Completion(cut_at(answer, request.stops), finish_reason=reason)
+        return Reply([completion], usage_of(*tokens_of(run.store, trajectory)))
+
+    return ChatAnswer(trajectory, compute, grows_tree=True)
+
+
+def _check_amplifiable(request: ChatRequest) -> None:
+    fields = {
+        "response_format": request.schema_text,
+        "logprobs": request.logprobs,
+        "tools": request.tools,
+        "n": (request.n or 1) > 1,
+    }
+    for name in (name for name, value in fields.items() if value):
+        raise ApiError(
+            400,
+            f"{name}: the amplified system cannot give this; leave it out, or ask `base`, a "
+            "student or an endpoint's model",
+            param=name,
+        )
+
+
+def _langchain_messages(messages: Sequence[Message]) -> list[BaseMessage]:
+    """The messages as a conversation holds them; a tool call leaves its name only."""
+    rows: list[dict[str, Any]] = []
+    for message in messages:
+        row = message.model_dump(include={"role", "name", "tool_call_id"}, exclude_none=True)
+        row["content"] = text_of(message.content)
+        if isinstance(message, AssistantMessage) and message.tool_calls:
+            names = [call.function.name for call in message.tool_calls]
+            row["tool_calls"] = [{"name": name, "args": {}, "id": ""} for name in names]
+        rows.append(row)
+    return convert_to_messages(rows)

@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from reflux.agents.clients.endpoints import Endpoint, endpoint_from_env
 from reflux.agents.clients.llama_cpp import EngineConfig
@@ -23,16 +24,35 @@ ENDPOINT_CONCURRENCY = 256
 
 
 @dataclass(frozen=True)
-class ServeSettings:
+class Access:
+    """Who may use a server, and how much."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    hosts: tuple[str, ...] = ()
+    """Further names of this server, without ports."""
+    origins: tuple[str, ...] = ()
+    """Other origins whose pages may use the server, such as `http://localhost:3000`."""
+    body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
+    """Maximum size of a request's body."""
+    body_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Maximum time for a request's body to arrive."""
+    per_second: Annotated[float, Field(ge=0)] = 100.0
+    """Average requests a second of one client; 0 for no limit."""
+    burst: Annotated[int, Field(ge=1)] = 1_000
+    """Requests that one client may send at once before `per_second` applies."""
+    max_concurrency: Annotated[int, Field(ge=1)] = 1_024
+    """Requests under way, over all clients."""
+    kept_events: Annotated[int, Field(ge=0)] = 200_000
+    """Events of ended answers that are kept for replay; the oldest answers are dropped first."""
+
+
+@dataclass(frozen=True)
+class ServeSettings(Access):
     """How a run folder is served."""
 
     host: str = "127.0.0.1"
     api_key: str = field(default="", repr=False)
     """The key that clients must send; required unless `host` is a loopback address."""
-    hosts: tuple[str, ...] = ()
-    """Further names of this server, without ports."""
-    origins: tuple[str, ...] = ()
-    """Other origins whose pages may use the server, such as `http://localhost:3000`."""
     overseer: str = DEFAULT_OVERSEER
     """The overseer of the model `amplified`."""
     model: str = ""
@@ -47,22 +67,10 @@ class ServeSettings:
     """Default token limit of a reply, and of each copy's reply."""
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(parallel=8, context=2048))
     """The engine of `base` and the students."""
-    body_bytes: int = 1_000_000
-    """Maximum size of a request's body."""
-    body_seconds: float = 30.0
-    """Maximum time for a request's body to arrive."""
-    per_second: float = 100.0
-    """Average requests a second of one client; 0 for no limit."""
-    burst: int = 1_000
-    """Requests that one client may send at once before `per_second` applies."""
-    max_concurrency: int = 1_024
-    """Requests under way, over all clients."""
-    kept_events: int = 200_000
-    """Events of ended answers that are kept for replay; the oldest answers are dropped first."""
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a server bound to `host`."""
+    """Whether only this machine can reach a server bound to `host`."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -85,31 +93,22 @@ def check_exposure(settings: ServeSettings) -> None:
         raise UsageError("REFLUX_API_KEY holds characters that no HTTP header can carry")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EndpointConfig(_Strict):
+@dataclass(frozen=True)
+class EndpointConfig:
     """A model of another endpoint."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     base_url: str
     model: str
     api_key_env: str = ""
     """The environment variable that holds the key; a config file never holds the key itself."""
 
 
-class ServeConfig(_Strict):
+@dataclass(frozen=True)
+class ServeConfig(Access):
     """The keys of a `--config` file."""
 
-    endpoints: dict[str, EndpointConfig] = {}
-    hosts: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
-    body_bytes: int = Field(default=1_000_000, ge=1)
-    body_seconds: float = Field(default=30, gt=0)
-    per_second: float = Field(default=100, ge=0)
-    burst: int = Field(default=1_000, ge=1)
-    max_concurrency: int = Field(default=1_024, ge=1)
-    kept_events: int = Field(default=200_000, ge=0)
+    endpoints: dict[str, EndpointConfig] = field(default_factory=dict[str, EndpointConfig])
 
 
 def read_serve_config(path: Path | None) -> ServeConfig:
@@ -121,13 +120,13 @@ def read_serve_config(path: Path | None) -> ServeConfig:
     if path is None:
         return ServeConfig()
     try:
-        return ServeConfig.model_validate(read_yaml(path) or {})
+        return TypeAdapter(ServeConfig).validate_python(read_yaml(path) or {})
     except ValidationError as error:
         raise UsageError(f"{path}: {problems(error)}") from error
 
 
 def config_endpoints(config: ServeConfig) -> dict[str, Endpoint]:
-    """Return the endpoints of a config by name.
+    """The endpoints of a config by name.
 
     Raises:
         UsageError: a name, an address or a key is invalid.
@@ -143,27 +142,24 @@ def config_endpoints(config: ServeConfig) -> dict[str, Endpoint]:
         if not key:
             raise MissingError(f"{endpoint.api_key_env}, the key of {name}, is not set")
         env = {"OPENAI_BASE_URL": endpoint.base_url, "OPENAI_API_KEY": key}
-        endpoints[name] = _endpoint(env, endpoint.model)
+        client = endpoint_from_env(env, concurrency=ENDPOINT_CONCURRENCY)
+        if client is None:
+            raise UsageError(f"the endpoint of {endpoint.model} has no base_url")
+        endpoints[name] = Endpoint(client, endpoint.model)
     return endpoints
 
 
 def all_endpoints(config: ServeConfig, model: str | None) -> dict[str, Endpoint]:
-    """Return the endpoints of a config, and that of OPENAI_BASE_URL under the agent's name.
+    """The endpoints of a config, and that of OPENAI_BASE_URL under the agent's name.
 
     Raises:
         UsageError: an address or a key is invalid, or the model has no name.
         MissingError: the environment variable of a key is not set.
     """
     endpoints = config_endpoints(config)
-    if endpoint_from_env(dict(os.environ)) is not None and model not in endpoints:
+    client = endpoint_from_env(dict(os.environ), concurrency=ENDPOINT_CONCURRENCY)
+    if client is not None and model not in endpoints:
         if model is None:
             raise UsageError("OPENAI_BASE_URL is set: name its model with --model")
-        endpoints[model] = _endpoint(dict(os.environ), model)
+        endpoints[model] = Endpoint(client, model)
     return endpoints
-
-
-def _endpoint(env: dict[str, str], model: str) -> Endpoint:
-    client = endpoint_from_env(env, concurrency=ENDPOINT_CONCURRENCY)
-    if client is None:
-        raise UsageError(f"the endpoint of {model} has no base_url")
-    return Endpoint(client, model)

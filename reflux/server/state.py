@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Request
+from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from reflux.finetune.run_folder import OpenRun
@@ -25,36 +25,45 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """Error responses of every route, for the OpenAPI description."""
 
 
-class EventLog:
-    """The events of one trajectory in order; the first has number 1."""
+T = TypeVar("T")
+
+
+class Log(Generic[T]):
+    """Items in order, which readers follow while they come; the first has number 1."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.items: list[T] = []
         self.ended = False
         self._changed = asyncio.Event()
 
-    def add(self, event: Event) -> None:
-        """Append an event and wake the readers."""
-        self.events.append(event)
-        self._wake()
+    def add(self, item: T) -> None:
+        self.items.append(item)
+        self._wake_readers()
 
     def end(self) -> None:
-        """Mark the log as complete."""
         self.ended = True
-        self._wake()
+        self._wake_readers()
 
-    def _wake(self) -> None:
+    def _wake_readers(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def follow(self, after: int) -> AsyncGenerator[tuple[int, Event]]:
-        """Yield (number, event) for the events after number `after`, until the log ends."""
-        for index in count(max(0, after)):
-            while index >= len(self.events):
-                if self.ended:
-                    return
-                await self._changed.wait()
-            yield index + 1, self.events[index]
+    async def wait(self, number: int = 1) -> bool:
+        """Wait for the item of a number; False if the log ends before."""
+        while number > len(self.items) and not self.ended:
+            await self._changed.wait()
+        return number <= len(self.items)
+
+    async def follow(self, after: int = 0) -> AsyncGenerator[tuple[int, T]]:
+        """Yield (number, item) for the items after number `after`, until the log ends."""
+        for number in count(max(0, after) + 1):
+            if not await self.wait(number):
+                return
+            yield number, self.items[number - 1]
+
+
+EventLog = Log[Event]
+"""The events of one trajectory."""
 
 
 class EventLogs:
@@ -67,11 +76,9 @@ class EventLogs:
         self._ended_events = 0
 
     def begin(self, trajectory: str) -> EventLog:
-        """Open the log of an answer."""
         return self._open.setdefault(trajectory, EventLog())
 
     def is_open(self, trajectory: str) -> bool:
-        """Return whether the answer is being computed."""
         return trajectory in self._open
 
     def end(self, trajectory: str) -> None:
@@ -81,15 +88,15 @@ class EventLogs:
             return
         log.end()
         if (previous := self._ended.pop(trajectory, None)) is not None:
-            self._ended_events -= len(previous.events)
+            self._ended_events -= len(previous.items)
         self._ended[trajectory] = log
-        self._ended_events += len(log.events)
+        self._ended_events += len(log.items)
         while self._ended_events > self._max_events and len(self._ended) > 1:
             _, oldest = self._ended.popitem(last=False)
-            self._ended_events -= len(oldest.events)
+            self._ended_events -= len(oldest.items)
 
     def find(self, trajectory: str) -> EventLog | None:
-        """Return the log of a trajectory if it is still kept."""
+        """The log of a trajectory if it is still kept."""
         return self._open.get(trajectory) or self._ended.get(trajectory)
 
 
@@ -98,11 +105,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        gauge = partial(Gauge, registry=self._registry)
         counter = partial(Counter, registry=self._registry)
         histogram = partial(Histogram, buckets=SECONDS, registry=self._registry)
-        self.under_way = Gauge(
-            "reflux_requests_under_way", "Requests being answered.", registry=self._registry
-        )
+        self.under_way = gauge("reflux_requests_under_way", "Requests being answered.")
         self.refused = counter("reflux_requests_refused", "Requests refused by a guard.", ["why"])
         self.answers = counter("reflux_answers", "Answers by how they ended.", ["model", "ended"])
         self.tokens = counter("reflux_tokens", "Tokens of accepted trees.", ["model", "kind"])
@@ -115,7 +121,6 @@ class Metrics:
         )
 
     def text(self) -> bytes:
-        """Return all metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
 
@@ -129,10 +134,13 @@ class ServerState:
     logs: EventLogs
     metrics: Metrics
     waiting: Waiting
-    tasks: set[asyncio.Task[None]]
+    tasks: set[asyncio.Task[Any]]
     """Running tasks; the event loop itself holds only weak references."""
 
 
-def state_of(request: Request) -> ServerState:
-    """Return the state of the server that received a request."""
+async def _state(request: Request) -> ServerState:
     return request.app.state.server
+
+
+State = Annotated[ServerState, Depends(_state)]
+"""The state of the server that received a request, as a route's parameter."""

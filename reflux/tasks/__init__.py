@@ -9,13 +9,23 @@ from collections.abc import Callable
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.evals.task import Task, writing_of
 from reflux.tasks.addition import Addition
-from reflux.tasks.arithmetic import chain_sum, number_filtering, products, time_intervals
+from reflux.tasks.arithmetic import (
+    chain_sum,
+    number_filtering,
+    number_sorting,
+    products,
+    time_intervals,
+    word_sorting,
+)
 from reflux.tasks.hanoi import Hanoi
-from reflux.tasks.letters import letter_counting, spell_backward
 from reflux.tasks.multihop import multihop
 from reflux.tasks.multiplication import Multiplication, MultiplicationLeaves
-from reflux.tasks.reading import family_relationships, needle_haystack
-from reflux.tasks.sorting import number_sorting, word_sorting
+from reflux.tasks.reading import (
+    family_relationships,
+    letter_counting,
+    needle_haystack,
+    spell_backward,
+)
 
 TASKS: dict[str, Callable[[], Task]] = {
     "addition": Addition,

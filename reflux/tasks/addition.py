@@ -11,15 +11,14 @@ operands are equal modulo nine); neither H nor the check can add longer numbers.
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import ScriptedOverseer
-from reflux.agents.tools.protocol import Tool
 from reflux.agents.types import Answer, Ask, Exchange, Step
-from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.graphs.evals.task import Split, draw_questions
+from reflux.agents.verifiers import Checker, RuleChecker
+from reflux.graphs.evals.task import Split, Task, draw_questions
 
 QUESTION = re.compile(r"(\d+)\+(\d+)(\+1)?=")
 
@@ -37,15 +36,13 @@ def read(question: str) -> tuple[str, str, int]:
 
 
 def write(a: str, b: str, carry: int) -> str:
-    """The question that asks for a + b + carry."""
     return f"{a}+{b}{'+1' if carry else ''}="
 
 
-class Addition:
+class Addition(Task):
     """Reversed addition; the level is the number of digits."""
 
     name = "addition"
-    system_prompt = ""
     writing = "digits are written in reverse, the lowest first"
     level_unit = "digits"
 
@@ -56,16 +53,11 @@ class Addition:
             ScriptedOverseer("add-low-long", lambda q, t, m: split_sum(q, t, m, low_short=False)),
         )
 
-    def tools(self) -> Mapping[str, Tool]:
-        """None."""
-        return {}
-
     def answer_tokens(self, question: str) -> int:
         """One token per digit, one for the end, and two spare."""
         return len(question.split("+")[0]) + 4
 
     def checker(self) -> Checker:
-        """Form, then casting out nines."""
         return RuleChecker({"form": has_form, "casting_out_nines": casts_out_nines})
 
     def primitives(self) -> Sequence[str]:
@@ -93,7 +85,6 @@ class Addition:
         return write(first, second, 0)
 
     def normalise(self, answer: str) -> str:
-        """Without white space."""
         return "".join(answer.split())
 
     def from_user(self, text: str) -> str:
@@ -113,11 +104,9 @@ class Addition:
         return text.strip()
 
     def to_user(self, question: str, answer: str) -> str:
-        """The sum with the highest digit first."""
         return (answer[::-1].lstrip("0") or "0") if answer.isdecimal() else answer
 
     def score(self, question: str, answer: str) -> bool:
-        """True where the answer is the sum."""
         a, b, carry = read(question)
         total = int(a[::-1]) + int(b[::-1]) + carry
         return answer == str(total).zfill(len(a) + 1)[::-1]
@@ -131,19 +120,14 @@ def split_sum(
     if not may_ask:
         return PASS  # A copy answers, even a single digit.
     if len(a) == 1:
-        return Answer(_one_digit(a, b, carry))
-    at = len(a) // 2 if low_short else len(a) - len(a) // 2
+        return Answer(f"{int(a) + int(b) + carry:02d}"[::-1])
+    middle = len(a) // 2 if low_short else len(a) - len(a) // 2
     if not transcript:
-        return Ask.of(write(a[:at], b[:at], carry))
+        return Ask.of(write(a[:middle], b[:middle], carry))
     low = part(transcript[0], has_form)
     if len(transcript) == 1:
-        return Ask.of(write(a[at:], b[at:], int(low[-1])))
+        return Ask.of(write(a[middle:], b[middle:], int(low[-1])))
     return Answer(low[:-1] + part(transcript[1], has_form))
-
-
-def _one_digit(a: str, b: str, carry: int) -> str:
-    tens, ones = divmod(int(a) + int(b) + carry, 10)
-    return f"{ones}{tens}"
 
 
 def part(exchange: Exchange, formed: Callable[[str, str], bool]) -> str:
@@ -171,5 +155,4 @@ def casts_out_nines(question: str, answer: str) -> bool:
 
 
 def digit_sum(text: str) -> int:
-    """The sum of the digits, which equals the number modulo nine."""
     return sum(int(digit) for digit in text)

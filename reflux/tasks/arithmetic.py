@@ -1,22 +1,30 @@
-"""Four tasks of reasoning-gym whose parts a calculator answers.
+"""Six tasks of reasoning-gym about numbers and order, whose parts tools answer.
 
 SmolLM2-135M adds two digits correctly once in twenty times, so H sends every step of the
-arithmetic to the tool `calculator`.
+arithmetic to the tool `calculator`. What H cannot compare it sorts by a merge sort, which keeps no
+state between steps: each step sorts anew with the comparisons answered so far, and asks for all
+that are missing, so both halves go on side by side.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
-from reflux.tasks.gym import Gym, GymTask
-from reflux.tasks.replies import (
+from reflux.tasks.gym import (
+    Gym,
+    GymTask,
     answer_of,
+    ask_tool,
     last_clock,
     last_number,
     match_question,
     number_list,
     number_of,
+    reader_of,
+    text_of,
     whole_number_of,
+    word_list,
 )
 
 CHAIN_SUMS = (
@@ -34,28 +42,35 @@ FILTERS = (
     {"min_numbers": 5, "max_numbers": 7, "max_decimals": 2},
     {"min_numbers": 8, "max_numbers": 10, "max_decimals": 4},
 )
+NUMBERS = (
+    {"min_numbers": 4, "max_numbers": 4, "max_decimals": 0},
+    {"min_numbers": 5, "max_numbers": 7, "max_decimals": 1},
+    {"min_numbers": 8, "max_numbers": 10, "max_decimals": 2},
+)
+WORDS = (
+    {"min_words": 3, "max_words": 3},
+    {"min_words": 4, "max_words": 5},
+    {"min_words": 6, "max_words": 8},
+)
 INTERVALS = ({"task_types": ["time"]}, {"task_types": ["time_seconds"]})
 FILTER = (
     r"^(Keep|Remove) all numbers (larger|smaller) than (-?\d+(?:\.\d+)?) in this list: (\[.*?\])"
 )
+Pair = tuple[str, str]
 CLOCK = r"(\d\d:\d\d(?::\d\d)?)"
 CLOCK_PARTS = ("{0} // 3600", "{0} // 60 - 60 * ({0} // 3600)", "{0} - 60 * ({0} // 60)")
 """Hours, minutes and seconds of a difference in seconds."""
 
 
-def calculate(*terms: str) -> Ask:
-    """Independent calculations."""
-    return Ask(tuple(SubQuestion(term, to="tool:calculator") for term in terms))
-
-
 def result(question: str, reply: str) -> str:
     """The last number: after the last equals sign, where there is one."""
-    return last_number(re.sub(r".*=", "", reply.strip(), flags=re.DOTALL) or reply)
+    return last_number(reply.strip().rpartition("=")[2] or reply)
 
 
-def read_chain_sum(question: str) -> list[str]:
-    """Numbers and signs in turn: `["205", "-", "838", "+", "505"]`."""
-    return match_question(r"arithmetic problem: (\d+(?: [+-] \d+)+) =$", question)[1].split()
+read_chain_sum = reader_of(
+    r"arithmetic problem: (\d+(?: [+-] \d+)+) =$", lambda match: match[1].split()
+)
+"""Numbers and signs in turn: `["205", "-", "838", "+", "505"]`."""
 
 
 def step_chain_sum(parts: list[str], transcript: Sequence[Exchange]) -> Step:
@@ -85,20 +100,14 @@ def chain_sum() -> GymTask:
     )
 
 
-def read_product(question: str) -> tuple[str, str]:
-    """The two numbers."""
-    match = match_question(r"multiplication: (\d+) \* (\d+)\.", question)
-    return match[1], match[2]
-
-
 def step_product(numbers: tuple[str, str], transcript: Sequence[Exchange]) -> Step:
     """Multiply by each digit of the second number, then add the shifted rows."""
     number, digits = numbers
     if not transcript:
-        return calculate(*(f"{number} * {digit}" for digit in reversed(digits)))
+        return ask_tool("calculator", (f"{number} * {digit}" for digit in reversed(digits)))
     if len(transcript) == len(digits):
         rows = (str(whole_number_of(row)) + "0" * place for place, row in enumerate(transcript))
-        return calculate(" + ".join(rows))
+        return ask_tool("calculator", [" + ".join(rows)])
     return Answer(str(whole_number_of(transcript[-1])))
 
 
@@ -111,7 +120,7 @@ def products() -> GymTask:
         "products",
         Gym("products", PRODUCTS),
         step_product,
-        read_product,
+        reader_of(r"multiplication: (\d+) \* (\d+)\."),
         result,
         answered_by="tool: the calculator multiplies by one digit, and adds the rows",
         canonical_parts=sorted,
@@ -129,7 +138,7 @@ def step_filter(parts: tuple[bool, bool, str, list[str]], transcript: Sequence[E
     """Ask for each number's distance from the bound; keep by its sign, and zero is neither."""
     keep, larger, bound, numbers = parts
     if not transcript:
-        return calculate(*(f"({number}) - ({bound})" for number in numbers))
+        return ask_tool("calculator", (f"({number}) - ({bound})" for number in numbers))
     kept: list[str] = []
     for number, exchange in zip(numbers, transcript, strict=True):
         distance = number_of(exchange)
@@ -155,13 +164,6 @@ def number_filtering() -> GymTask:
     )
 
 
-def read_interval(question: str) -> tuple[str, str, str]:
-    """(start, end, form of the answer)."""
-    form = rf"\b{CLOCK}\D+?{CLOCK}(?!\d|:|\.\d).* in (HH:MM(?::SS)?)\.$"
-    match = match_question(form, question)
-    return match[1], match[2], match[3]
-
-
 def seconds_term(clock: str) -> str:
     """A time of day as a sum of seconds, for the calculator."""
     pairs = zip(clock.split(":"), (3600, 60, 1), strict=False)
@@ -170,13 +172,13 @@ def seconds_term(clock: str) -> str:
 
 def step_interval(parts: tuple[str, str, str], transcript: Sequence[Exchange]) -> Step:
     """Ask for the difference in seconds, then for its hours, minutes and seconds."""
-    start, end, form = parts
+    start, end, form = parts  # Times of day, and the form of the answer.
     if not transcript:
-        return calculate(f"({seconds_term(end)}) - ({seconds_term(start)})")
+        return ask_tool("calculator", [f"({seconds_term(end)}) - ({seconds_term(start)})"])
     if len(transcript) == 1:
         seconds = str(whole_number_of(transcript[0]))
         units = CLOCK_PARTS[: len(form.split(":"))]
-        return calculate(*(unit.format(seconds) for unit in units))
+        return ask_tool("calculator", (unit.format(seconds) for unit in units))
     return Answer(":".join(f"{whole_number_of(exchange):02d}" for exchange in transcript[1:]))
 
 
@@ -193,7 +195,101 @@ def time_intervals() -> GymTask:
         "time_intervals",
         Gym("time_intervals", INTERVALS),
         step_interval,
-        read_interval,
+        reader_of(rf"\b{CLOCK}\D+?{CLOCK}(?!\d|:|\.\d).* in (HH:MM(?::SS)?)\.$"),
         answer_of(last_clock),
         answered_by="tool: the calculator subtracts and divides",
+    )
+
+
+def listed(match: re.Match[str]) -> tuple[list[str], bool]:
+    """The items as they are written, and whether the order ascends."""
+    return match[2].split(", "), match[1] == "a"
+
+
+def merge_sort(items: Sequence[str], known: Mapping[Pair, bool]) -> list[str] | set[Pair]:
+    """The items in order, or the comparisons that it needs to go on.
+
+    `known[left, right]` is whether left may precede right.
+    """
+    if len(items) < 2:
+        return list(items)
+    middle = len(items) // 2
+    first, second = merge_sort(items[:middle], known), merge_sort(items[middle:], known)
+    if isinstance(first, set) or isinstance(second, set):
+        return {pair for half in (first, second) if isinstance(half, set) for pair in half}
+    left, right = list(first), list(second)
+    merged: list[str] = []
+    while left and right:
+        pair = (left[0], right[0])
+        if pair not in known:
+            return {pair}
+        merged.append((left if known[pair] else right).pop(0))
+    return merged + left + right
+
+
+def step_numbers(parts: tuple[list[str], bool], transcript: Sequence[Exchange]) -> Step:
+    """Ask for the differences that the merge sort needs; their signs compare the numbers."""
+    numbers, ascending = parts
+    known: dict[Pair, bool] = {}
+    for exchange in transcript:
+        left, _, right = exchange.question.strip("()").partition(") - (")
+        known[left, right] = number_of(exchange).startswith("-") == ascending
+    order = merge_sort(numbers, known)
+    if isinstance(order, list):
+        return Answer(str(order))
+    return ask_tool("calculator", (f"({a}) - ({b})" for a, b in sorted(order)))
+
+
+def number_sorting() -> GymTask:
+    """Numbers in ascending or descending order; both orders of all permutations are one question.
+
+        Sort these numbers in descending order: -39.34, -21.0, 60.0 …   →   ['60.0', '-21.0', …]
+
+    The package's scorer accepts each number within 1.
+    """
+    return GymTask(
+        "number_sorting",
+        Gym("number_sorting", NUMBERS),
+        step_numbers,
+        reader_of(r"Sort these numbers in (a|de)scending order: (-?\d[^\n]*)\n", listed),
+        answer_of(number_list),
+        answered_by="tool: the calculator subtracts two numbers",
+        canonical_parts=lambda parts: sorted(parts[0]),
+        answer_room=96,
+    )
+
+
+def step_words(parts: tuple[list[str], bool], transcript: Sequence[Exchange]) -> Step:
+    """Ask Python for the comparisons that the merge sort needs next."""
+    words, ascending = parts
+    known: dict[Pair, bool] = {}
+    for exchange in transcript:
+        left, right = json.loads(f"[{exchange.question.replace(' < ', ', ')}]")
+        precedes = {"True": True, "False": False}.get(text_of(exchange))
+        if precedes is None:
+            raise ValueError(f"{exchange.answer!r} is neither True nor False")
+        known[left, right] = precedes == ascending
+    order = merge_sort(words, known)
+    if isinstance(order, list):
+        return Answer(", ".join(order))
+    pairs = (f"{json.dumps(a)} < {json.dumps(b)}" for a, b in sorted(order))
+    return ask_tool("python", pairs)
+
+
+def word_sorting() -> GymTask:
+    """Words in the order of their Unicode characters, ascending or descending.
+
+        … sort these words in ascending order … : inform, absolute, Vanilla   →   Vanilla, …
+
+    SmolLM2-135M cannot spell a word, so it cannot compare two.
+    """
+    return GymTask(
+        "word_sorting",
+        Gym("word_sorting", WORDS),
+        step_words,
+        reader_of(r"sort these words in (a|de)scending order [^:]*: (\w+(?:, \w+)*)$", listed),
+        answer_of(word_list),
+        answered_by="tool: Python compares two words",
+        canonical_parts=lambda parts: sorted(parts[0]),
+        answer_room=64,
     )

@@ -16,15 +16,14 @@ as they lie on such a way, whatever its pegs are called.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, Overseer, OverseerContext
-from reflux.agents.tools.protocol import Tool
 from reflux.agents.types import Answer, Chain, Step
-from reflux.agents.verifiers.rules import Checker, RuleChecker
-from reflux.graphs.evals.task import Split, draw_questions
+from reflux.agents.verifiers import Checker, RuleChecker
+from reflux.graphs.evals.task import Split, Task, draw_questions
 from reflux.tasks.tower import (
     DISKS,
     NO_MOVE,
@@ -68,26 +67,19 @@ class Mover:
         return Answer(str(position.moves)) if cleared(position.pegs) else position.text
 
 
-class Hanoi:
+class Hanoi(Task):
     """Puzzles and their moves; the level is the number of disks."""
 
     name = "hanoi"
-    system_prompt = ""
 
     def overseers(self) -> Sequence[Overseer]:
-        """One, which knows the rule."""
         return (Mover(),)
-
-    def tools(self) -> Mapping[str, Tool]:
-        """None."""
-        return {}
 
     def answer_tokens(self, question: str) -> int:
         """A move or a number, its end, and some to spare."""
         return 12
 
     def checker(self) -> Checker:
-        """Tests a move's form and legality, and that a puzzle's answer is a number."""
         return RuleChecker({"form": has_form, "legal": is_legal})
 
     def primitives(self) -> Sequence[str]:
@@ -117,7 +109,6 @@ class Hanoi:
         return f"move ; {rest}" if head.startswith("move ") else question.strip()
 
     def normalise(self, answer: str) -> str:
-        """One blank between symbols."""
         return " ".join(answer.split())
 
     def from_user(self, text: str) -> str:
@@ -136,7 +127,6 @@ class Hanoi:
             raise UsageError(f'{error}; write a puzzle as "hanoi 10"') from error
 
     def to_user(self, question: str, answer: str) -> str:
-        """The number of moves in words, or the move."""
         return f"solved in {answer} moves" if answer.isdecimal() else answer
 
     def score(self, question: str, answer: str) -> bool:
@@ -151,13 +141,13 @@ class Hanoi:
 @cache
 def _primitives() -> tuple[str, ...]:
     generator = random.Random("hanoi:primitives")
-    found: dict[str, None] = {}
+    questions: dict[str, None] = {}
     for size in SIZES:
-        due = len(found) + EACH
-        while len(found) < due:
+        due = len(questions) + EACH
+        while len(questions) < due:
             if question := single_move(size, generator):
-                found[question] = None
-    return tuple(found)
+                questions[question] = None
+    return tuple(questions)
 
 
 def _check_disks(disks: int) -> None:

@@ -18,8 +18,15 @@ from dataclasses import dataclass
 from functools import cache
 
 from reflux.agents.types import Answer, Ask, Exchange, Step
-from reflux.tasks.gym import Entry, GymTask, offline_package
-from reflux.tasks.replies import first_name, match_question, text_of
+from reflux.tasks.gym import (
+    Entry,
+    GymTask,
+    Source,
+    first_name,
+    match_question,
+    offline_package,
+    text_of,
+)
 
 CONTINENTS = ("Africa", "the Americas", "Asia", "Europe")
 """Oceania has too few countries of this size."""
@@ -52,7 +59,7 @@ def capitals() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Atlas:
+class Atlas(Source):
     """Draws cities of which exactly one lies on the continent that the question names."""
 
     cities: tuple[int, ...] = (2, 3, 5)
@@ -60,17 +67,15 @@ class Atlas:
 
     @property
     def levels(self) -> int:
-        """One per number of cities."""
         return len(self.cities)
 
     def draw(self, level: int, seed: int) -> Iterator[Entry]:
-        """Questions without an end."""
         generator = random.Random(seed)
         known = capitals()
         while True:
             continent = generator.choice(CONTINENTS)
-            inside = [city for city, place in known.items() if place == continent]
-            outside = [city for city, place in known.items() if place != continent]
+            inside = [city for city, its in known.items() if its == continent]
+            outside = [city for city, its in known.items() if its != continent]
             right = generator.choice(inside)
             cities = [right, *generator.sample(outside, self.cities[level - 1] - 1)]
             generator.shuffle(cities)
@@ -80,13 +85,8 @@ class Atlas:
                 "answer": right,
             }
 
-    def right(self, answer: str, entry: Entry) -> bool:
-        """True for the same city."""
-        return answer == entry["answer"]
-
 
 def read(question: str) -> tuple[str, list[str]]:
-    """The continent, and the cities."""
     match = match_question(r"^Which of these cities .* in ([\w ]+): (.+, .+)\?$", question)
     if match[1] not in CONTINENTS:
         raise ValueError(f"{match[1]!r} is not one of {', '.join(CONTINENTS)}")

@@ -12,19 +12,18 @@ nor the check can multiply or add longer numbers.
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import ScriptedOverseer
-from reflux.agents.tools.protocol import Tool
-from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
-from reflux.agents.verifiers.rules import Checker, RuleChecker
+from reflux.agents.types import Answer, Ask, Exchange, Step
+from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.graphs.evals.task import Split, draw_questions
 from reflux.tasks import addition
+from reflux.tasks.addition import Addition
 
 QUESTION = re.compile(r"(\d+)\*(\d+)=")
-SUMS = addition.Addition()
 DIRECT_DIGITS = 2
 """Digits up to which the agent answers sums."""
 PADDED = 0.3
@@ -49,16 +48,13 @@ def read(question: str) -> tuple[str, str]:
 
 
 def write(a: str, b: str) -> str:
-    """The question that asks for a * b."""
     return f"{a}*{b}="
 
 
-class Multiplication:
+class Multiplication(Addition):
     """Reversed multiplication; the level is the number of digits of each factor."""
 
     name = "multiplication"
-    system_prompt = ""
-    writing = "digits are written in reverse, the lowest first"
 
     def __init__(self, direct_digits: int = DIRECT_DIGITS) -> None:
         """
@@ -78,24 +74,18 @@ class Multiplication:
 
         return (overseer("times-first", True), overseer("times-second", False))
 
-    def tools(self) -> Mapping[str, Tool]:
-        """None."""
-        return {}
-
     def answer_tokens(self, question: str) -> int:
-        """One token a digit, the end, and two to spare."""
         if not is_product(question):
-            return SUMS.answer_tokens(question)
+            return super().answer_tokens(question)
         return len(question) + 1
 
     def checker(self) -> Checker:
-        """Form, then casting out nines."""
         return RuleChecker({"form": has_form, "casting_out_nines": casts_out_nines})
 
     def primitives(self) -> Sequence[str]:
         """All 100 products and all 200 sums of one digit."""
         products = [write(str(a), str(b)) for a in range(10) for b in range(10)]
-        return [*products, *SUMS.primitives()]
+        return [*products, *super().primitives()]
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Products of two factors of `level` digits without leading zeros."""
@@ -112,12 +102,8 @@ class Multiplication:
         try:
             a, b = read(question)
         except ValueError:
-            return SUMS.canonical(question)
+            return super().canonical(question)
         return write(*sorted((a, b)))
-
-    def normalise(self, answer: str) -> str:
-        """Without white space."""
-        return SUMS.normalise(answer)
 
     def from_user(self, text: str) -> str:
         """Reads `123*45`, the task's own `321*54=`, or a sum as addition does.
@@ -129,21 +115,16 @@ class Multiplication:
         if plain is not None:
             return write(plain[1][::-1], plain[2][::-1])
         if not is_product(text):
-            return SUMS.from_user(text)
+            return super().from_user(text)
         try:
             read(text)
         except ValueError as error:
             raise UsageError(f'{error}; write a product as "123*45"') from error
         return text.strip()
 
-    def to_user(self, question: str, answer: str) -> str:
-        """The number with the highest digit first."""
-        return SUMS.to_user(question, answer)
-
     def score(self, question: str, answer: str) -> bool:
-        """True where the answer is the product, or the sum."""
         if not is_product(question):
-            return SUMS.score(question, answer)
+            return super().score(question, answer)
         a, b = read(question)
         product = int(a[::-1]) * int(b[::-1])
         return answer == str(product).zfill(len(a) + len(b))[::-1]
@@ -195,17 +176,17 @@ def act(
         return PASS if digits else Answer(f"{int(a) * int(b):02d}"[::-1])
     if len(a) < len(b) or (len(a) == len(b) and not first):
         a, b = b, a
-    at = len(a) // 2 if first else len(a) - len(a) // 2
+    middle = len(a) // 2 if first else len(a) - len(a) // 2
     if not transcript:
-        return Ask((SubQuestion(write(a[:at], b)), SubQuestion(write(a[at:], b))))
+        return Ask.of(write(a[:middle], b), write(a[middle:], b))
     low, high = (addition.part(exchange, has_form) for exchange in transcript[:2])
     if len(transcript) == 2:
-        return Ask.of(addition.write(low[at:].ljust(len(high), "0"), high, 0))
+        return Ask.of(addition.write(low[middle:].ljust(len(high), "0"), high, 0))
     total = addition.part(transcript[2], has_form)
     # The product has no digit above these: the carry is nought, or a part was wrong.
     if total[-1] != "0":
         raise ValueError(f"{transcript[2].question} came to {total}, longer than {question} can be")
-    return Answer(low[:at] + total[:-1])
+    return Answer(low[:middle] + total[:-1])
 
 
 def has_form(question: str, answer: str) -> bool:

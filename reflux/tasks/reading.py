@@ -1,7 +1,8 @@
-"""Two tasks of reasoning-gym about people in a text: who did something, and how two are related.
+"""Four tasks of reasoning-gym about what a text holds: people, relations, letters.
 
 SmolLM2-135M gets lost in more than one statement, but reads whom one is about, and tells men's
-names from women's. H narrows the text down to such a question.
+names from women's: H narrows the text down to such a question. Letters it does not see inside its
+tokens: H cuts the text into pieces, sends each to the tool `python`, and joins the results.
 """
 
 import json
@@ -9,10 +10,33 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
-from reflux.tasks.gym import Gym, GymTask
-from reflux.tasks.replies import first_name, match_question, text_of
+from reflux.agents.types import Answer, Ask, Exchange, Step
+from reflux.tasks.gym import (
+    Gym,
+    GymTask,
+    answer_of,
+    ask_tool,
+    first_name,
+    last_count,
+    last_word,
+    match_question,
+    reader_of,
+    text_of,
+    whole_number_of,
+)
 
+LETTER_COUNTS = (
+    {"min_words": 3, "max_words": 4},
+    {"min_words": 6, "max_words": 9},
+    {"min_words": 12, "max_words": 20},
+)
+SPELLINGS = (
+    {"min_word_len": 3, "max_word_len": 4},
+    {"min_word_len": 5, "max_word_len": 7},
+    {"min_word_len": 8, "max_word_len": 10},
+)
+RUN_WORDS = 4
+PIECE_LETTERS = 3
 STATEMENTS = (
     {"min_num_statements": 6, "max_num_statements": 8},
     {"min_num_statements": 14, "max_num_statements": 18},
@@ -58,8 +82,7 @@ def step_statements(parts: tuple[list[str], str], transcript: Sequence[Exchange]
     statements, phrase = parts
     pages = [statements[start : start + PAGE] for start in range(0, len(statements), PAGE)]
     if not transcript:
-        programs = (search_program(page, phrase) for page in pages)
-        return Ask(tuple(SubQuestion(program, to="tool:python") for program in programs))
+        return ask_tool("python", (search_program(page, phrase) for page in pages))
     matches = [text for text in map(text_of, transcript[: len(pages)]) if text != NO_MATCH]
     if len(matches) != 1:
         raise ValueError(f"{len(matches)} pages hold {phrase!r}; expected one")
@@ -70,7 +93,6 @@ def step_statements(parts: tuple[list[str], str], transcript: Sequence[Exchange]
 
 
 def person_named(question: str, reply: str) -> str:
-    """The first of the question's people whom a reply names."""
     statements, _ = read_statements(question)
     return first_name([statement.split()[0] for statement in statements], reply)
 
@@ -125,7 +147,6 @@ class Family:
 
 
 def read_family(question: str) -> Family:
-    """The story as couples and children."""
     match = match_question(RELATION, question)
     couples: list[tuple[str, str]] = []
     parents: dict[str, tuple[str, str]] = {}
@@ -147,7 +168,6 @@ def step_family(family: Family, transcript: Sequence[Exchange]) -> Step:
 
 
 def relation_named(question: str, reply: str) -> str:
-    """The relation that a reply names first."""
     return first_name([name for pair in KIN.values() for name in pair], reply)
 
 
@@ -171,4 +191,62 @@ def family_relationships() -> GymTask:
         relation_named,
         answered_by="model: whether a name is a man's",
         part_room=12,
+    )
+
+
+def step_count(parts: tuple[str, str], transcript: Sequence[Exchange]) -> Step:
+    """Count in each run of four words, then add."""
+    letter, words = parts[0], parts[1].split()
+    starts = range(0, len(words), RUN_WORDS)
+    runs = [" ".join(words[start : start + RUN_WORDS]) for start in starts]
+    if not transcript:
+        count = f".lower().count({json.dumps(letter)})"
+        return ask_tool("python", (f"{json.dumps(run)}{count}" for run in runs))
+    if len(transcript) == len(runs):
+        counts = " + ".join(str(whole_number_of(exchange)) for exchange in transcript)
+        return ask_tool("calculator", [counts])
+    return Answer(str(whole_number_of(transcript[-1])))
+
+
+def letter_counting() -> GymTask:
+    """How often a letter stands in a text.
+
+    How many times does the letter "d" appear in the text: "the second part of the …"?   →   1
+    """
+    return GymTask(
+        "letter_counting",
+        Gym("letter_counting", LETTER_COUNTS),
+        step_count,
+        reader_of(r'^How many times does the letter "(\w)" appear in the text: "([^"]+)"\?$'),
+        answer_of(last_count),
+        answered_by="tool: Python counts in four words, the calculator adds",
+    )
+
+
+def step_spelling(parts: tuple[str], transcript: Sequence[Exchange]) -> Step:
+    """Reverse the word in pieces of three letters, then join them from the last to the first."""
+    (word,) = parts
+    pieces = [word[start : start + PIECE_LETTERS] for start in range(0, len(word), PIECE_LETTERS)]
+    if not transcript:
+        return ask_tool("python", (f"{json.dumps(piece)}[::-1]" for piece in pieces))
+    replies = [text_of(exchange) for exchange in transcript]
+    for piece, text in zip(pieces, replies, strict=True):
+        if not re.fullmatch(rf"\w{{{len(piece)}}}", text):
+            raise ValueError(f"{text!r} is not as long as {piece!r}")
+    return Answer("".join(reversed(replies)))
+
+
+def spell_backward() -> GymTask:
+    """A word from its last letter to its first.
+
+    Spell this word backward (example: sun -> nus): Brodiaea   →   aeaidorB
+    """
+    return GymTask(
+        "spell_backward",
+        Gym("spell_backward", SPELLINGS),
+        step_spelling,
+        reader_of(r"^Spell this word backward \(example: sun -> nus\): (\w+)$"),
+        answer_of(last_word),
+        answered_by="tool: Python reverses three letters",
+        answer_room=32,
     )

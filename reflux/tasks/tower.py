@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 DISKS = "abcdefghijklmnopqrst"
 PEGS: tuple[str, ...] = ("X", "Y", "Z")
-WAYS: tuple[tuple[str, str], ...] = tuple(
-    (one, other) for one in PEGS for other in PEGS if one != other
-)
-WAYS_ROUND = tuple(
-    (one, other, third) for one, other in WAYS for third in PEGS if third not in (one, other)
-)
+WAYS = tuple(permutations(PEGS, 2))
+WAYS_ROUND = tuple(permutations(PEGS, 3))
 NO_MOVE = "-"
 Pegs = tuple[str, str, str]
 """The disks on each peg, the smallest first."""
@@ -32,7 +29,6 @@ class Position:
 
     @property
     def text(self) -> str:
-        """The question."""
         x, y, z = self.pegs
         lying = f"{' '.join('X' + x)} ; {' '.join('Y' + y)} ; {' '.join('Z' + z)}"
         if self.goal:
@@ -86,27 +82,20 @@ def read_user_text(question: str) -> Position:
 
 
 def _pegs(parts: Sequence[str]) -> Pegs:
-    x, y, z = parts
-    return x[2:].replace(" ", ""), y[2:].replace(" ", ""), z[2:].replace(" ", "")
+    x, y, z = (part[2:].replace(" ", "") for part in parts)
+    return x, y, z
 
 
 def legal(pegs: Pegs, move: str) -> bool:
     """The disk lies on top of its peg, and the other peg is empty or shows a larger one."""
-    disk, _, way = move.partition(" ")
-    start, _, end = way.partition(" ")
-    if start not in PEGS or end not in PEGS:
-        return False
-    there = pegs[PEGS.index(end)]
-    return disk != "" and pegs[PEGS.index(start)][:1] == disk and (not there or disk < there[0])
+    return move in moves(pegs)
 
 
 def moved(pegs: Pegs, move: str) -> Pegs:
-    """The pegs after a legal move."""
     disk, start, end = move.split(" ")
-    after = list(pegs)
-    after[PEGS.index(start)] = after[PEGS.index(start)][1:]
-    after[PEGS.index(end)] = disk + after[PEGS.index(end)]
-    return after[0], after[1], after[2]
+    lying = dict(zip(PEGS, pegs, strict=True))
+    lying[start], lying[end] = lying[start][1:], disk + lying[end]
+    return lying["X"], lying["Y"], lying["Z"]
 
 
 def moves(pegs: Pegs) -> list[str]:
@@ -136,7 +125,6 @@ def best(position: Position) -> str:
 
 
 def cleared(pegs: Pegs) -> bool:
-    """True where all disks lie on one peg."""
     return pegs.count("") == 2
 
 

@@ -12,13 +12,14 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import yaml
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 
 from reflux.agents.errors import UsageError
@@ -26,7 +27,7 @@ from reflux.finetune.run_folder import RunFolder, write_whole
 from reflux.graphs.evals.runner import parse_systems
 from reflux.models import BASE
 from reflux.server.chat_request import ApiModel
-from reflux.server.state import ERRORS, ServerState, state_of
+from reflux.server.state import ERRORS, ServerState, State
 from reflux.tasks import TASKS
 from reflux.web.runs_api import EVALUATIONS
 
@@ -43,8 +44,6 @@ SYSTEM = re.compile(r"direct|amplified|best-of-(n|[1-9][0-9]?)|base")
 
 
 class Evaluation(ApiModel):
-    """`reflux eval` on a task."""
-
     kind: Literal["evaluation"]
     name: str = Field(pattern=NAME)
     task: str = ""
@@ -56,8 +55,6 @@ class Evaluation(ApiModel):
 
 
 class Distillation(ApiModel):
-    """`reflux distill` on the trajectories of the run."""
-
     kind: Literal["distillation"]
     name: str = Field(pattern=NAME)
     """The name of the student."""
@@ -73,55 +70,56 @@ JobForm = Annotated[Evaluation | Distillation, Field(discriminator="kind")]
 class Job:
     """A running command, or the last one."""
 
-    kind: str
-    name: str
-    """The name of its output."""
+    form: Evaluation | Distillation
     arguments: Sequence[str]
     """The arguments after `reflux`."""
-    started: float
     process: asyncio.subprocess.Process
+    started: float = field(default_factory=time.time)
     ended: float | None = None
-    code: int | None = None
     lines: deque[str] = field(default_factory=lambda: deque[str](maxlen=MAX_LINES))
     line_count: int = 0
     """Lines printed so far, dropped ones included."""
     stopped: bool = False
-    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.watching = asyncio.create_task(self._watch())
 
     @property
     def state(self) -> str:
         """`running`, `done`, `failed` or `stopped`."""
         if self.ended is None:
             return "running"
-        return "done" if self.code == 0 else "stopped" if self.stopped else "failed"
+        return "done" if self.process.returncode == 0 else "stopped" if self.stopped else "failed"
 
     def to_json(self, after: int) -> dict[str, Any]:
-        """Return the job as plain JSON types, with the lines after number `after`."""
+        """The job as plain JSON types, with the lines after number `after`."""
         first = self.line_count - len(self.lines)
         return {
-            "kind": self.kind,
-            "name": self.name,
+            "kind": self.form.kind,
+            "name": self.form.name,
             "command": " ".join(("reflux", *self.arguments)),
             "state": self.state,
-            "code": self.code,
+            "code": self.process.returncode,
             "seconds": (self.ended or time.time()) - self.started,
             "lines": list(self.lines)[max(0, after - first) :],
             "line_count": self.line_count,
         }
 
-    async def watch(self) -> None:
-        """Collect the output until the process ends."""
+    async def _watch(self) -> None:
         async for line in _lines(self.process.stdout):
             self.lines.append(line[:MAX_LINE_CHARS])
             self.line_count += 1
-        self.code = await self.process.wait()
+        await self.process.wait()
         self.ended = time.time()
-        self.done.set()
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the process and to its children."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+    async def stop(self) -> None:
+        """Interrupt the command, and kill it if it does not end in time."""
+        for number, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGKILL, None)):
+            if self.state == "running":
+                self.stopped = True
+                with suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, number)  # Its children, too.
+                await asyncio.wait({self.watching}, timeout=seconds)
 
 
 class Jobs:
@@ -130,9 +128,8 @@ class Jobs:
     def __init__(self) -> None:
         self.last: Job | None = None
         self._starting = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
 
-    async def start(self, kind: str, name: str, prepare: Callable[[], Sequence[str]]) -> Job:
+    async def start(self, form: JobForm, prepare: Callable[[], Sequence[str]]) -> Job:
         """Start `reflux` with the arguments that `prepare` returns.
 
         Raises:
@@ -140,40 +137,25 @@ class Jobs:
         """
         async with self._starting:
             if self.last is not None and self.last.state == "running":
-                raise UsageError(
-                    f"{self.last.kind} {self.last.name} is running: wait for it, or stop it"
-                )
+                job = f"{self.last.form.kind} {self.last.form.name}"
+                raise UsageError(f"{job} is running: wait for it, or stop it")
             arguments = prepare()
             env = {k: value for k, value in os.environ.items() if k not in PRIVATE_VARIABLES}
             env |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "110", "REFLUX_PROGRESS_SECONDS": "1"}
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "reflux.web.tethered",
-                *arguments,
+                *(sys.executable, "-m", "reflux.web.tethered", *arguments),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=env,
                 start_new_session=True,  # Ctrl-C on the server must not reach the job directly.
             )
-            self.last = job = Job(kind, name, arguments, time.time(), process)
-            self._task = asyncio.create_task(job.watch())
-            return job
+            self.last = Job(form, arguments, process)
+            return self.last
 
     async def stop(self) -> None:
-        """Interrupt the running job, and kill it if it does not end in time."""
-        job = self.last
-        if job is None or job.state != "running":
-            return
-        job.stopped = True
-        job.signal(signal.SIGINT)
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await job.done.wait()
-        except TimeoutError:
-            job.signal(signal.SIGKILL)
-            await job.done.wait()
+        if self.last is not None:
+            await self.last.stop()
 
 
 async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
@@ -189,64 +171,61 @@ async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
         yield rest.decode(errors="replace").rstrip()
 
 
+async def _jobs(request: Request) -> Jobs:
+    return request.app.state.jobs
+
+
+PageJobs = Annotated[Jobs, Depends(_jobs)]
+
+
 @router.get("/job")
 async def show_job(
-    request: Request, after: Annotated[int, Query(ge=0, lt=2**53)] = 0
+    jobs: PageJobs, after: Annotated[int, Query(ge=0, lt=2**53)] = 0
 ) -> dict[str, Any]:
     """Show the running job, or the last one, with its lines after number `after`."""
-    job = _jobs(request).last
-    return {"job": None if job is None else job.to_json(after)}
+    return {"job": jobs.last and jobs.last.to_json(after)}
 
 
 @router.get("/job/choices")
-async def list_choices(request: Request) -> dict[str, Any]:
+async def list_choices(state: State) -> dict[str, Any]:
     """List the tasks and systems that an evaluation may name, and the run's own task."""
-    state = state_of(request)
     task = state.models.task
     return {
         "tasks": sorted(TASKS),
         "task": task.name if task else "",
-        "systems": ["direct", "amplified", "best-of-n", *_students(state), *_endpoints(state)],
+        "systems": ["direct", "amplified", "best-of-n", *_named_systems(state)],
     }
 
 
 @router.post("/job", status_code=201)
-async def start_job(body: JobForm, request: Request) -> dict[str, Any]:
+async def start_job(body: JobForm, state: State, jobs: PageJobs) -> dict[str, Any]:
     """Start a job, unless one is running."""
-    state = state_of(request)
 
     def prepare() -> list[str]:
         if isinstance(body, Evaluation):
             return _eval_arguments(state, body)
         return _distill_arguments(state.run.folder, body)
 
-    job = await _jobs(request).start(body.kind, body.name, prepare)
+    job = await jobs.start(body, prepare)
     return {"job": job.to_json(0)}
 
 
 @router.delete("/job")
-async def stop_job(request: Request) -> dict[str, Any]:
+async def stop_job(jobs: PageJobs) -> dict[str, Any]:
     """Stop the running job; what it recorded stays, and the same evaluation resumes from it."""
-    await _jobs(request).stop()
-    return await show_job(request)
+    await jobs.stop()
+    return await show_job(jobs)
 
 
-def _jobs(request: Request) -> Jobs:
-    return request.app.state.jobs
-
-
-def _students(state: ServerState) -> list[str]:
-    return [student.id for student in state.run.folder.registry.list()]
-
-
-def _endpoints(state: ServerState) -> list[str]:
-    return [f"endpoint:{name}" for name in state.settings.endpoints]
+def _named_systems(state: ServerState) -> list[str]:
+    students = [student.id for student in state.run.folder.registry.list()]
+    return [*students, *(f"endpoint:{name}" for name in state.settings.endpoints)]
 
 
 def _eval_arguments(state: ServerState, form: Evaluation) -> list[str]:
     if form.task and form.task not in TASKS:
         raise UsageError(f"there is no task {form.task[:80]!r}; there are {', '.join(TASKS)}")
-    known = [*_students(state), *_endpoints(state)]
+    known = _named_systems(state)
     for system in form.systems:
         if not SYSTEM.fullmatch(system) and system not in known:
             raise UsageError(
@@ -256,35 +235,34 @@ def _eval_arguments(state: ServerState, form: Evaluation) -> list[str]:
             )
     systems = ",".join(form.systems)
     parse_systems(systems)
-    folder = state.run.folder
-    arguments = ["eval", "--run", str(folder.path), "--systems", systems]
-    arguments += ["--level", str(form.level), "--limit", str(form.limit), "--seed", str(form.seed)]
-    arguments += ["--task", form.task] if form.task else []
-    arguments += ["--model", state.settings.model] if _has_shared_model(state) else []
-    if (config := state.settings.config) is not None:
-        arguments += ["--config", str(config)]
-    return [*arguments, "--out", str(folder.path / EVALUATIONS / form.name)]
-
-
-def _has_shared_model(state: ServerState) -> bool:
-    """Return whether the server's agent is one that another process can find by its name."""
-    model = state.settings.model
-    listed = model == BASE or model in _students(state) or state.settings.config is not None
-    return bool(model) and (listed or "OPENAI_BASE_URL" in os.environ)
+    run, model, config = state.run.folder.path, state.settings.model, state.settings.config
+    # Another process finds the server's agent by its name only in these cases.
+    shared = model in (BASE, *known) or config is not None or "OPENAI_BASE_URL" in os.environ
+    options = {
+        "run": run,
+        "systems": systems,
+        **form.model_dump(include={"level", "limit", "seed"}),
+    }
+    options |= {"task": form.task or None, "model": (model or None) if shared else None}
+    return _arguments("eval", options | {"config": config, "out": run / EVALUATIONS / form.name})
 
 
 def _distill_arguments(folder: RunFolder, form: Distillation) -> list[str]:
     folder.registry.check_new(form.name)
-    arguments = ["distill", "--run", str(folder.path), "--student", form.name]
     options = {
         "num_train_epochs": form.epochs,
         "max_steps": form.steps,
         "learning_rate": form.learning_rate,
     }
     sft = {key: value for key, value in options.items() if value is not None}
-    if not sft:
-        return arguments
     path = folder.path / "distillations" / f"{form.name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, yaml.safe_dump({"sft": sft}))
-    return [*arguments, "--config", str(path)]
+    if sft:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, yaml.safe_dump({"sft": sft}))
+    options = {"run": folder.path, "student": form.name, "config": path if sft else None}
+    return _arguments("distill", options)
+
+
+def _arguments(command: str, options: Mapping[str, object]) -> list[str]:
+    pairs = ((f"--{name}", str(value)) for name, value in options.items() if value is not None)
+    return [command, *chain.from_iterable(pairs)]

@@ -5,44 +5,26 @@ background. The revision's events can be followed like those of any running answ
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import Field
 
+from reflux import review_actions
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.human_reply import REPLY_HELP
+from reflux.agents.overseers.scripted import REPLY_HELP
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.ask_options import options_of
 from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.events import answered
-from reflux.graphs.traces.review import (
-    Item,
-    Why,
-    find_item,
-    judge,
-    marked_when_stopped,
-    page,
-    remark,
-)
+from reflux.graphs.traces.review import Item, Why, find_item, marked_when_stopped, page, remark
 from reflux.graphs.traces.tree import find_question
-from reflux.review_actions import (
-    Acted,
-    approvable,
-    approve,
-    begin_override,
-    check_not_empty,
-    comment_on,
-    edit,
-    recompute,
-    reject,
-)
+from reflux.review_actions import Acted, check_not_empty
 from reflux.server.chat_request import ApiModel
-from reflux.server.state import ERRORS, ServerState, state_of
+from reflux.server.state import ERRORS, ServerState, State
 
 router = APIRouter(prefix="/api", responses=ERRORS)
 
@@ -59,14 +41,12 @@ class Judgement(ApiModel):
 
 
 class HumanReply(ApiModel):
-    """A human's reply to a pending question."""
-
     words: str = Field(description=REPLY_HELP, max_length=100_000)
 
 
 @router.get("/review")
 async def list_reviews(
-    request: Request,
+    state: State,
     why: Why,
     before: Annotated[int | None, Query(ge=1, lt=2**53)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -75,7 +55,6 @@ async def list_reviews(
 
     `writing` describes the notation of the run's task where it differs from usual notation.
     """
-    state = state_of(request)
     path = state.run.store.path
     items, following = await read_apart(path, lambda rows: page(rows, why, limit, before))
     task = state.models.task
@@ -84,12 +63,11 @@ async def list_reviews(
 
 
 @router.post("/trajectories/{trajectory}/judgements")
-async def judge_node(trajectory: str, body: Judgement, request: Request) -> dict[str, Any]:
+async def judge_node(trajectory: str, body: Judgement, state: State) -> dict[str, Any]:
     """Approve, edit, ask again, reject or comment on a node of a trajectory's newest revision.
 
     After an edit, the answers that depend on the node are recomputed in the background.
     """
-    state = state_of(request)
     question_id, _ = find_question(state.run.store, trajectory)
     item = await read_apart(
         state.run.store.path, lambda rows: find_item(rows, f"{question_id}{body.path}")
@@ -100,25 +78,27 @@ async def judge_node(trajectory: str, body: Judgement, request: Request) -> dict
 
 async def _judge(state: ServerState, item: Item, judgement: Judgement) -> Acted:
     store, action, comment = state.run.store, judgement.action, judgement.comment
+    answer = judgement.answer if action == "edit" else None
+
+    def open_run(_: str) -> AbstractAsyncContextManager[OpenRun]:
+        return nullcontext(state.run)
+
+    if answer is not None:
+        check_not_empty(answer)
     if action == "comment":
-        return await comment_on(store, item, comment)
+        return await review_actions.comment_on(store, item, comment)
     if action == "reject":
-        return await reject(store, item, comment)
-    if item.why == "escalated" and action in ("approve", "edit"):
-        return await _reply(state, item, judgement)
-    answer = approvable(item) if action == "approve" else None
-    if action == "approve" and answer is None:
-        await judge(store, item, True, comment)
-        return Acted("approved", item.trajectory)
-    if action == "edit":
-        check_not_empty(judgement.answer)
-        answer = judgement.answer
-    return await _override(state, item, answer, comment)
-
-
-async def _override(state: ServerState, item: Item, answer: str | None, comment: str) -> Acted:
-    """Create a revision and recompute it; two equal judgements at once share one recomputation."""
-    begun = await begin_override(state.run.store, item.trajectory, item.path, answer, comment)
+        return await review_actions.reject(store, item, comment)
+    is_reply = item.why == "escalated" and action != "again"
+    options = options_of(store, item.trajectory)
+    if is_reply and options is not None and options.overseer:
+        return await _reply(state, item, answer, comment)
+    if is_reply and answer is not None:  # A stopped run, which resumes from the call log.
+        return await review_actions.edit(store, item, answer, open_run, comment)
+    if action == "approve" and (is_reply or (answer := review_actions.approvable(item)) is None):
+        return await review_actions.approve(store, item, open_run, comment)
+    # Two equal judgements at once share one recomputation.
+    begun = await review_actions.begin_override(store, item.trajectory, item.path, answer, comment)
     if begun.recomputes and not state.logs.is_open(begun.trajectory):
         state.logs.begin(begun.trajectory)
         task = asyncio.create_task(_recompute(state, begun.trajectory, item.path, answer))
@@ -131,43 +111,32 @@ async def _recompute(state: ServerState, revision: str, path: str, answer: str |
     log = state.logs.begin(revision)
     try:
         async with marked_when_stopped(state.run.store, revision):
-            await recompute(state.run, revision, path, answer, log.add, state.models.overseers)
+            await review_actions.recompute(
+                state.run, revision, path, answer, log.add, state.models.overseers
+            )
     except RefluxError as error:
         log.add(answered("", False, {"answer": None, "status": "failed", "error": str(error)}))
     finally:
         state.logs.end(revision)
 
 
-async def _reply(state: ServerState, item: Item, judgement: Judgement) -> Acted:
-    """Reply to a pending question; it continues until it ends or waits again."""
-    store, answer, comment = state.run.store, judgement.answer, judgement.comment
-
-    @asynccontextmanager
-    async def open_run(_: str) -> AsyncGenerator[OpenRun]:
-        yield state.run
-
-    options = options_of(store, item.trajectory)
-    if options is None or not options.overseer:  # A stopped run, which resumes from the call log.
-        if judgement.action == "approve":
-            return await approve(store, item, open_run, comment)
-        return await edit(store, item, answer, open_run, comment)
-    if judgement.action == "edit":
-        check_not_empty(answer)
+async def _reply(state: ServerState, item: Item, answer: str | None, comment: str) -> Acted:
     if comment.strip():
-        await remark(store, item, comment)
-    waiting = [each for id, _, each in await state.waiting.pending() if id == item.trajectory]
-    ids = [each.id for each in waiting if each.path == item.path]
+        await remark(state.run.store, item, comment)
+    pending = await state.waiting.pending()
+    node = (item.trajectory, item.path)
+    ids = [each.id for trajectory, _, each in pending if (trajectory, each.path) == node]
     if not ids:
         raise UsageError(f"{item.id} no longer waits for a reply; reload the queue")
-    words = "approve" if judgement.action == "approve" else f"answer: {answer}"
+    words = "approve" if answer is None else f"answer: {answer}"
     await state.waiting.reply(item.trajectory, ids[0], words)
     return Acted("answered", item.trajectory)
 
 
 @router.get("/pending")
-async def list_pending(request: Request) -> dict[str, Any]:
+async def list_pending(state: State) -> dict[str, Any]:
     """List the questions that wait for a human, newest first."""
-    pending = await state_of(request).waiting.pending()
+    pending = await state.waiting.pending()
     return {
         "pending": [
             {"trajectory": trajectory, "question": question, **asdict(each)}
@@ -178,10 +147,10 @@ async def list_pending(request: Request) -> dict[str, Any]:
 
 @router.post("/pending/{trajectory}/{id}")
 async def reply_to_pending(
-    trajectory: str, id: str, body: HumanReply, request: Request
+    trajectory: str, id: str, body: HumanReply, state: State
 ) -> dict[str, Any]:
     """Reply to a pending question; it continues until it ends or waits again."""
-    progress = await state_of(request).waiting.reply(trajectory, id, body.words)
+    progress = await state.waiting.reply(trajectory, id, body.words)
     return {
         "trajectory": trajectory,
         "outcome": progress.outcome,

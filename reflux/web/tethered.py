@@ -17,7 +17,6 @@ STOP_SECONDS = 10.0
 
 
 def stop_at_eof(pipe: int) -> None:
-    """Wait for the end of the pipe, then stop this process and its children."""
     while os.read(pipe, 4_096):
         pass
     os.killpg(0, signal.SIGINT)
@@ -26,7 +25,6 @@ def stop_at_eof(pipe: int) -> None:
 
 
 def run() -> None:
-    """Run the command with an empty standard input."""
     pipe = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError
 from reflux.agents.types import ChatRequest, Completion, Sampling

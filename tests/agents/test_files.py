@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reflux.agents.files import replacing, write_whole
-from reflux.finetune.row_files import export
+from reflux.finetune.rows import export
 
 
 def test_a_device_is_written_and_never_replaced(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError
 from reflux.agents.prompts import read_yes
 from reflux.agents.types import ChatRequest
-from reflux.agents.verifiers.verifier import Judge
+from reflux.agents.verifiers import Judge
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.traces.store import TraceStore

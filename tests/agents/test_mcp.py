@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from reflux.agents.errors import MissingError, UsageError
-from reflux.agents.tools.langchain import LangChainTool
-from reflux.agents.tools.mcp import mcp_tools
+from reflux.agents.tools.langchain import LangChainTool, mcp_tools
 from reflux.agents.tools.protocol import REPLY_CHARS, ToolReply
 
 pytestmark = pytest.mark.process
@@ -152,7 +151,7 @@ async def test_a_server_that_does_not_start_is_missing(command: str) -> None:
 async def test_a_server_that_never_answers_is_missing(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reflux.agents.tools.mcp.START_SECONDS", 0.5)
+    monkeypatch.setattr("reflux.agents.tools.langchain.START_SECONDS", 0.5)
     with pytest.raises(MissingError, match=r"not within 0\.5 seconds"):
         async with mcp_tools(f"{server} --mute"):
             raise AssertionError

@@ -7,8 +7,7 @@ import pytest
 from reflux.agents.budget import Budget
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS
-from reflux.agents.overseers.recorded import RecordedOverseer, recorded_overseers
-from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.overseers.scripted import RecordedOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from tests.support.contexts import ScriptedContext, next_step
 from tests.support.hostile import ANSWER, QUESTION
@@ -44,7 +43,7 @@ async def test_the_next_step_is_the_one_after_so_many_exchanges(
 
 
 async def test_each_attempt_takes_its_own_steps_and_a_later_one_the_last() -> None:
-    first, second = recorded_overseers(RECORD)
+    first, second = (RecordedOverseer(RECORD, attempt) for attempt in (0, 1))
     assert await act(first, "root", 0) == FIRST[0]
     assert await act(second, "root", 0) == SECOND[0]
     assert await act(second, "root", 1) == SECOND[1]
@@ -84,5 +83,5 @@ async def test_the_fallback_asks_models_in_the_same_context() -> None:
 
 def test_an_empty_record_is_one_overseer_that_reserves_nothing() -> None:
     empty: Any = {}
-    (h,) = recorded_overseers(empty)
+    h = RecordedOverseer(empty)
     assert (h.name, h.reserve) == ("recorded", Budget(0, 0))

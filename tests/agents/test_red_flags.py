@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Completion
-from reflux.agents.verifiers.red_flags import RedFlags, repetitions
+from reflux.agents.verifiers import RedFlags, repetitions
 
 
 def test_no_rule_flags_nothing() -> None:
@@ -78,7 +78,7 @@ def test_a_rule_that_every_reply_breaks_is_refused(settings: Any, says: str) -> 
 def test_a_pattern_that_would_take_for_ever_is_an_error_and_no_verdict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("reflux.agents.verifiers.red_flags.MATCH_SECONDS", 0.2)
+    monkeypatch.setattr("reflux.agents.verifiers.MATCH_SECONDS", 0.2)
     flags = RedFlags(pattern=r"(a|aa)+b", longest=100)
     with pytest.raises(UsageError, match=r"'\(a\|aa\)\+b' has not matched a reply of 60 char"):
         flags.of(Completion("a" * 60))

@@ -12,8 +12,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
-from reflux.agents.prompts import answer_prompt
-from reflux.agents.redaction import PLACEHOLDER, redact
+from reflux.agents.prompts import PLACEHOLDER, answer_prompt, redact
 from reflux.agents.types import (
     Answer,
     Ask,
@@ -28,7 +27,7 @@ from reflux.agents.types import (
     step_from_json,
     step_to_json,
 )
-from reflux.agents.verifiers.rules import RuleChecker, Verdict
+from reflux.agents.verifiers import RuleChecker, Verdict
 from tests.support.contexts import next_step
 
 amounts = st.integers(0, 10_000)

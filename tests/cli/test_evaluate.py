@@ -400,9 +400,9 @@ def test_the_command_prints_one_document_and_writes_three_files(
     words = (*words, "--overseer", "plain", "--price", "m=1,2", "--out", "out", "--seed", "3")
     ended = reflux(folder, *words, "--json", env=env)
     assert ended.code == 0, ended.stderr
-    told = json.loads(ended.stdout)
-    assert (told["data"], told["seeds"], told["score"]) == ("asked.jsonl", [3], "contains")
-    found = told["systems"]
+    body = json.loads(ended.stdout)
+    assert (body["data"], body["seeds"], body["score"]) == ("asked.jsonl", [3], "contains")
+    found = body["systems"]
     assert {key: system["accuracy"] for key, system in found.items()} == {
         "direct": 0.5, "amplified": 0.5, "best-of-2": 0.5, "endpoint:other": 0.5,
         "mine_for_eval:graph": 1.0, f"endpoint:far@{url}": 0.5,
@@ -410,7 +410,7 @@ def test_the_command_prints_one_document_and_writes_three_files(
     assert found["endpoint:other"]["model"] == "other"
     assert found["direct"]["cost"] == pytest.approx(2 * (5 + 2) / 1e6)
     assert found["endpoint:other"]["cost"] is None
-    assert json.loads((folder / "out" / "eval.json").read_text()) == told
+    assert json.loads((folder / "out" / "eval.json").read_text()) == body
     assert len((folder / "out" / "eval.jsonl").read_text().splitlines()) == 12
     assert (folder / "out" / "eval.html").is_file()
     before = len(asked)

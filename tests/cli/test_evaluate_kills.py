@@ -15,6 +15,7 @@ import sqlite3
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def run_system(folder: Path, graph: Path, seed: int) -> None:
         opened = OpenRun(RunFolder(folder), client=client)
         async with opened, AsyncExitStack() as stack:
             found = await compare(opened, plan, "base", stack, lambda *_: None)
-        answers = [a.to_json() for each in found.answers.values() for a in each]
+        answers = [asdict(a) for each in found.answers.values() for a in each]
         whole = {"figures": found.to_json(), "answers": answers}
         (folder / "found.json").write_text(json.dumps(whole))
 

@@ -10,7 +10,8 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import Amplified, Origin, answer_all, task_context
+from reflux.graphs.ask import Amplified, Origin, answer_all
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.addition import Addition, read
@@ -117,6 +118,6 @@ async def test_what_was_measured_is_shown_where_no_vote_can_help(tmp_path: Path)
     assert shown.code == 1
     assert "one vote is right" in shown.stdout and "n=300" in shown.stdout
     assert "voting cannot help" in shown.stderr
-    told = json.loads(begin([*words, "--json"]).wait().stdout)
-    assert told["plan"] is None and "voting cannot help" in told["verdict"]
-    assert told["measured"]["observed_n"] == 300
+    body = json.loads(begin([*words, "--json"]).wait().stdout)
+    assert body["plan"] is None and "voting cannot help" in body["verdict"]
+    assert body["measured"]["observed_n"] == 300

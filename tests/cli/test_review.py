@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from reflux.finetune.run_folder import RunFolder
-from reflux.graphs.amplify.recompute import revise
+from reflux.graphs.recompute import revise
 from reflux.graphs.traces.review import queue
 from reflux.graphs.traces.revisions import newest
 from reflux.graphs.traces.tree import load_tree
@@ -124,7 +124,7 @@ def test_q_and_the_end_of_what_is_typed_leave_the_queue_as_it_is(folder: Path) -
         (("--approve", "--reject"), "choose one of --approve"),
         (("--approve",), "nothing is proposed here"),
         (("--edit", " "), "the answer is empty"),
-        (("--why", "odd"), "unknown --why 'odd'"),
+        (("--why", "odd"), "'odd' is not one of"),
     ],
 )
 def test_bad_input_gets_one_message(folder: Path, words: tuple[str, ...], said: str) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.cli.distill_source import rows_for
-from reflux.finetune.row_files import in_form
-from reflux.finetune.rows import Row, accepted, corrections
+from reflux.cli.rounds import rows_for
+from reflux.finetune.rows import Row, accepted, corrections, in_form
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.recompute import override
 from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.task import is_held_out
+from reflux.graphs.recompute import override
 from reflux.graphs.traces.review import find_item, judge
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition

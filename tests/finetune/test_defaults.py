@@ -18,8 +18,7 @@ from reflux.agents.overseers.router import Router
 from reflux.agents.overseers.scripted import Reviewed
 from reflux.agents.tools.python_sandbox import SandboxLimits
 from reflux.agents.types import Sampling
-from reflux.agents.verifiers.red_flags import RedFlags
-from reflux.agents.verifiers.verifier import BackwardVerifier, CriticVerifier, Judge
+from reflux.agents.verifiers import BackwardVerifier, CriticVerifier, Judge, RedFlags
 from reflux.finetune.config import RoundsConfig, RoundSpec, SpendLimitConfig
 from reflux.finetune.engine.client import BatchedConfig
 from reflux.finetune.gates import GateConfig

@@ -70,7 +70,7 @@ def test_a_student_is_read_back_as_written(registry: Registry) -> None:
     assert (student.rows_digest, student.config) == ("rows", {"seed": 3})
     assert student.path == registry.root / "student-r1"
     assert student.adapter_gguf.read_text() == "student-r1 as GGUF"
-    assert student.adapter_sha256 == file_sha256(student.adapter_model)
+    assert student.adapter_sha256 == file_sha256(student.path / "adapter_model.safetensors")
     assert student.created.endswith("+00:00")
     assert (student.scores, student.gates) == ({}, [])
     assert left(registry) == ["student-r1"]

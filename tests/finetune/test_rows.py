@@ -9,10 +9,17 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.finetune.row_files import export, read_jsonl
-from reflux.finetune.rows import Row, check_leaks, rows_digest, run_rows, training_order
-from reflux.graphs.amplify.recompute import override
+from reflux.finetune.rows import (
+    Row,
+    check_leaks,
+    export,
+    read_jsonl,
+    rows_digest,
+    run_rows,
+    training_order,
+)
 from reflux.graphs.ask import Origin, answer_all
+from reflux.graphs.recompute import override
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
 from tests.support.amplifying import ONE_VOTE, amplified, asking, echo, rejecting

@@ -15,8 +15,7 @@ from reflux.agents.types import ChatRequest, Completion, Sampling
 from reflux.finetune.base_model import load_base
 from reflux.finetune.engine import scheduler as scheduler_file
 from reflux.finetune.engine.kv_cache import COLUMNS
-from reflux.finetune.engine.sampler import MIN_PROBABILITY, TokenSampler, draw
-from reflux.finetune.engine.scheduler import Row, Scheduler
+from reflux.finetune.engine.scheduler import MIN_PROBABILITY, Row, Scheduler, draw, seeded
 
 pytestmark = pytest.mark.engine
 
@@ -179,7 +178,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     shares = torch.tensor([0.5, 0.3, 0.19, 0.01])
     logits = shares.log()[None] * 2  # At temperature 2 they are as likely as that again.
     sampling = [Sampling(temperature=2.0)]
-    drawn = [draw(logits, sampling, [TokenSampler(0, vote)])[0].token for vote in range(4000)]
+    drawn = [draw(logits, sampling, [seeded(0, vote)])[0].token for vote in range(4000)]
     counts = [drawn.count(token) / 4000 for token in range(4)]
     assert MIN_PROBABILITY * 0.5 > 0.01
     assert counts[3] == 0

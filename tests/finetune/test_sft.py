@@ -12,7 +12,7 @@ import pytest
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.finetune.base_model import base_digest, load_base
 from reflux.finetune.export import generate_greedy
-from reflux.finetune.train.sft import Progress, TrainReport, train
+from reflux.finetune.train.sft import TrainingStep, TrainReport, train
 from reflux.finetune.train.trainer import StudentTrainer
 
 pytestmark = pytest.mark.engine
@@ -196,7 +196,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
 def test_progress_is_heard_after_every_step_and_nothing_is_printed(
     tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    heard: list[Progress] = []
+    heard: list[TrainingStep] = []
     report = train(ROWS, tiny_base, tmp_path, sft=QUICK, on_progress=heard.append)
     assert [p.step for p in heard] == [1, 2, 3, 4, 5]
     assert {p.steps for p in heard} == {5}
@@ -214,7 +214,7 @@ def test_gradient_accumulation_reports_whole_steps(tiny_base: Path, tmp_path: Pa
 
 
 def test_what_the_listener_raises_ends_the_training(tiny_base: Path, tmp_path: Path) -> None:
-    def stop(at: Progress) -> None:
+    def stop(at: TrainingStep) -> None:
         raise RefluxError(f"stopped at {at.step}")
 
     with pytest.raises(RefluxError, match="stopped at 1"):

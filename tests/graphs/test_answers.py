@@ -21,19 +21,20 @@ from reflux.agents.types import (
     SubQuestion,
     TokenLogprob,
 )
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.experts import Expert
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
 from reflux.graphs.evals.answers import Answered, Ledger, answers_of, confidence
 from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.results import breakdown, differences, summary
 from reflux.graphs.evals.runner import SeedResult
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
+from reflux.graphs.voting.combiners import Expert
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.addition import Addition
 from tests.support.amplifying import ONE_VOTE, amplified, asking
@@ -75,8 +76,8 @@ async def test_an_answer_that_is_missing_has_no_confidence(store: TraceStore) ->
 
 
 async def test_a_vote_is_as_sure_as_its_share(store: TraceStore) -> None:
-    said = ["a", "b", "b", "b"]
-    client = ScriptedClient(lambda request: min_logprob(said[request.vote], -2.0))
+    replies = ["a", "b", "b", "b"]
+    client = ScriptedClient(lambda request: min_logprob(replies[request.vote], -2.0))
     votes = VotePolicy(margin=2, max_votes=4)
     system = amplified(store, client, asking("part"), votes=votes)
     assert await confidence_of(system, "root") == pytest.approx(3 / 4)
@@ -192,8 +193,8 @@ async def test_a_call_from_the_cache_counts_what_the_first_one_took(store: Trace
     roots = [Origin("run", number, "x", "any", "file") for number in range(2)]
     for asked, cached in zip(roots, (False, True), strict=True):
         seconds = 0.0 if cached else 0.5
-        said = Completion("a", 10, 2, seconds=seconds, cached=cached)
-        await answer_all(direct(store, lambda _, said=said: said), asked, ["same"])
+        reply = Completion("a", 10, 2, seconds=seconds, cached=cached)
+        await answer_all(direct(store, lambda _, reply=reply: reply), asked, ["same"])
     costs = [ledger.of(asked.question_id("same")) for asked in roots]
     assert [cost["cached"] for cost in costs] == [0, 1]
     assert [cost["seconds"] for cost in costs] == [0.5, 0.5]

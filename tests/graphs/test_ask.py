@@ -13,7 +13,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import ScriptedOverseer
-from reflux.agents.redaction import PLACEHOLDER
+from reflux.agents.prompts import PLACEHOLDER
 from reflux.agents.types import (
     Answer,
     Ask,
@@ -24,19 +24,12 @@ from reflux.agents.types import (
     Step,
     TokenLogprob,
 )
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.interrupts import recursion_limit
-from reflux.graphs.ask import (
-    Amplified,
-    Direct,
-    Origin,
-    answer_all,
-    answer_every,
-    ask,
-    task_context,
-)
+from reflux.graphs.ask import Amplified, Direct, Origin, answer_all, ask
 from reflux.graphs.ask_options import OF_A_PROGRAM, AskOptions, options_of
+from reflux.graphs.evals.task import task_context
 from reflux.graphs.garbage_collection import THRESHOLDS, rare_collections
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
@@ -309,9 +302,9 @@ async def test_a_failure_of_an_earlier_session_is_none_of_this_one(store: TraceS
 
     system = Direct(context(store, ScriptedClient(reply), checker=rejecting("A")))
     with pytest.raises(EndpointError, match="the question failed: busy"):
-        await answer_every(system, ORIGIN, ["a"])
+        await answer_all(system, ORIGIN, ["a"], complete=True)
     up[0] = True
-    (outcome,) = await answer_every(system, ORIGIN, ["a"])
+    (outcome,) = await answer_all(system, ORIGIN, ["a"], complete=True)
     assert outcome["status"] == "rejected"
 
 
@@ -326,7 +319,7 @@ async def test_refusals_are_an_error_only_where_every_question_is_refused(
         raise error
 
     system = Direct(context(store, ScriptedClient(reply)))
-    outcomes = await answer_every(system, ORIGIN, ["x", "a"])
+    outcomes = await answer_all(system, ORIGIN, ["x", "a"], complete=True)
     assert [outcome["status"] for outcome in outcomes] == ["failed", "unchecked"]
     with pytest.raises(EndpointError, match="2 of 2 questions failed: too long"):
-        await answer_every(system, ORIGIN, ["x", "xx"])
+        await answer_all(system, ORIGIN, ["x", "xx"], complete=True)

@@ -7,7 +7,7 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import ChatRequest, Completion
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin, answer_all

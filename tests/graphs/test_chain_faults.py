@@ -18,15 +18,13 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError
 from reflux.agents.overseers.panel import Panel
 from reflux.agents.overseers.protocol import PASS, Overseer
-from reflux.agents.overseers.recorded import RecordedOverseer
 from reflux.agents.overseers.router import Past, Routed, Router
-from reflux.agents.overseers.scripted import APPROVE, Reviewed, ScriptedOverseer
+from reflux.agents.overseers.scripted import APPROVE, RecordedOverseer, Reviewed, ScriptedOverseer
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Exchange, Step, TokenLogprob
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.finetune.rows import accepted
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
-from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -36,6 +34,7 @@ from reflux.graphs.voting.stopping import AheadBy, AnyRule, Weighted
 from reflux.graphs.voting.voting import Variant, Vote, VotePolicy, next_votes, winner
 from reflux.report.terminal import tree_view
 from tests.support.amplifying import asked_of
+from tests.support.reference import amplify_reference
 
 ASKED = Origin("run", 0, "amplified", "counting", "train")
 TWO = VotePolicy(min_logprob=None, rule=AheadBy(2, 6))

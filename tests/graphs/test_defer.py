@@ -248,6 +248,6 @@ async def test_without_a_checkpointer_nobody_can_be_waited_for(
     context = AmplifyContext(
         RecordedClient(ScriptedClient(lambda _: "a"), store), "base", [overseer({"root": ["why?"]})]
     )
-    with pytest.raises(UsageError, match=r"a person.*checkpointer"):
+    with pytest.raises(UsageError, match=r"a human.*checkpointer"):
         await Amplified(context).answer(question, "q")
     store.close()

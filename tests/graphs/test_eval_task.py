@@ -29,7 +29,7 @@ def written(folder: Path, *lines: Any) -> Path:
     return path
 
 
-def said(role: str, content: str) -> dict[str, str]:
+def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
@@ -41,9 +41,9 @@ def test_every_form_of_a_row_is_a_question_with_its_answers(tmp_path: Path) -> N
         {"question": "c", "answer": ["3", 4, "3"]},
         "",
         {"prompt": "d", "completion": "5"},
-        {"prompt": [said("user", "e")], "completion": [said("assistant", "6")]},
-        {"messages": [said("system", ""), said("user", "f"), said("assistant", "7")]},
-        {"messages": [said("user", "g"), said("assistant", "8\u2028and a line")]},
+        {"prompt": [message("user", "e")], "completion": [message("assistant", "6")]},
+        {"messages": [message("system", ""), message("user", "f"), message("assistant", "7")]},
+        {"messages": [message("user", "g"), message("assistant", "8\u2028and a line")]},
     )
     found = read_questions(path)
     assert [(row.question, row.answers, row.line) for row in found.rows] == [
@@ -59,8 +59,14 @@ def test_every_form_of_a_row_is_a_question_with_its_answers(tmp_path: Path) -> N
 
 
 def test_a_system_message_that_all_rows_share_is_kept(tmp_path: Path) -> None:
-    rows = [
-        {"messages": [said("system", "Be brief."), said("user", q), said("assistant", "x")]}
+    rows: list[dict[str, Any]] = [
+        {
+            "messages": [
+                message("system", "Be brief."),
+                message("user", q),
+                message("assistant", "x"),
+            ]
+        }
         for q in ("a", "b")
     ]
     found = read_questions(written(tmp_path, *rows))
@@ -98,7 +104,7 @@ def test_a_row_that_is_there_twice_is_asked_once(tmp_path: Path) -> None:
         ({"messages": {"a": 1}}, '"messages" is no list'),
         ({"messages": ["a"]}, "holds what is no message"),
         ({"messages": []}, "messages of nobody"),
-        ({"messages": [said("user", "a"), said("user", "b")]}, "messages of user, user"),
+        ({"messages": [message("user", "a"), message("user", "b")]}, "messages of user, user"),
         ({"prompt": "a", "completion": 7.5}, '"completion" is no list of messages'),
         ("[" * 100_000, "recursion"),
         ({"question": "first", "answer": "2"}, "the question of line 1 with another answer"),
@@ -106,10 +112,10 @@ def test_a_row_that_is_there_twice_is_asked_once(tmp_path: Path) -> None:
 )
 def test_a_broken_line_is_told_by_its_number(tmp_path: Path, line: Any, says: str) -> None:
     path = written(tmp_path, {"question": "first", "answer": "1"}, "", line)
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as failure:
         read_questions(path)
-    assert f"{path}, line 3: " in str(told.value)
-    assert says in str(told.value)
+    assert f"{path}, line 3: " in str(failure.value)
+    assert says in str(failure.value)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +177,11 @@ def boom(*_: str) -> bool:
 def test_a_scorer_that_fails_or_says_nonsense_is_an_error_and_no_wrong_answer(
     scorer: Any, says: str
 ) -> None:
-    with pytest.raises(RefluxError) as told:
+    with pytest.raises(RefluxError) as failure:
         FileEvalTask(asked(("a", "1")), "mine:f", scorer)
-    assert says in str(told.value)
-    assert "every answer is recorded" in str(told.value)
-    assert told.value.exit_code == 1
+    assert says in str(failure.value)
+    assert "every answer is recorded" in str(failure.value)
+    assert failure.value.exit_code == 1
 
 
 def test_a_scorer_sees_question_answer_and_truth() -> None:

@@ -12,18 +12,18 @@ from reflux.agents.errors import EndpointError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatRequest, Completion, Step, SubQuestion
 from reflux.graphs.amplify.context import Limits
-from reflux.graphs.amplify.experts import (
-    Consensus,
-    Expert,
-    ExpertAnswer,
-    Vote,
-    disagreement,
-    learned_weights,
-    past_answers,
-)
+from reflux.graphs.amplify.experts import past_answers
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
+from reflux.graphs.voting.combiners import (
+    Consensus,
+    Expert,
+    ExpertAnswer,
+    PluralityVote,
+    disagreement,
+    learned_weights,
+)
 from tests.support.amplifying import ONE_VOTE, Transcript, amplified, answers_of
 
 THREE = (Expert("ann", model="a"), Expert("bob", model="b"), Expert("cem", system="You are Cem."))
@@ -69,7 +69,9 @@ async def test_the_majority_wins_and_everyone_is_on_record(store: TraceStore) ->
 async def test_weights_can_turn_the_majority(store: TraceStore) -> None:
     heavy = (*THREE[:1], Expert("bob", model="b", weight=2.5), *THREE[2:])
     client = ScriptedClient(by_expert(ann="yes", bob="no", cem="yes"))
-    system = amplified(store, client, to("experts"), experts=heavy, combiner=Vote(weighted=True))
+    system = amplified(
+        store, client, to("experts"), experts=heavy, combiner=PluralityVote(weighted=True)
+    )
     assert (await answers_of(system, "root"))["answer"] == "no"
 
 

@@ -336,10 +336,10 @@ def test_another_file_under_the_same_name_has_another_digest(folder: Path) -> No
 def test_a_graph_that_cannot_be_loaded_is_told(
     folder: Path, name: str, kind: type[RefluxError], says: str
 ) -> None:
-    with pytest.raises(kind) as told:
+    with pytest.raises(kind) as failure:
         load_graph(name)
-    assert says in str(told.value)
-    assert type(told.value) is kind
+    assert says in str(failure.value)
+    assert type(failure.value) is kind
 
 
 def test_a_graph_that_takes_neither_a_question_nor_messages_is_refused(store: TraceStore) -> None:

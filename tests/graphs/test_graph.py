@@ -10,7 +10,7 @@ from reflux.agents.errors import EndpointError, MissingError, ReplayError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatRequest, Completion, Exchange, Step
 from reflux.agents.types import SubQuestion as Sub
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.traces.store import TraceStore

@@ -8,7 +8,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, Step
 from reflux.agents.types import SubQuestion as Sub
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy

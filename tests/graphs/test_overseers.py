@@ -14,8 +14,13 @@ from reflux.agents.errors import EndpointError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.panel import Panel
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.overseers.recorded import recorded_overseers
-from reflux.agents.overseers.scripted import APPROVE, HumanOverseer, Reviewed, ScriptedOverseer
+from reflux.agents.overseers.scripted import (
+    APPROVE,
+    HumanOverseer,
+    RecordedOverseer,
+    Reviewed,
+    ScriptedOverseer,
+)
 from reflux.agents.types import (
     Answer,
     Ask,
@@ -26,7 +31,7 @@ from reflux.agents.types import (
     SubQuestion,
     step_to_json,
 )
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.state import Outcome
@@ -236,7 +241,8 @@ async def test_the_steps_of_a_record_are_taken_again_by_other_copies(
     ]
     other = TraceStore(tmp_path / "other.db")
     silent = ScriptedClient(lambda request: CAPITALS[request.messages[-1][1]])
-    again = await amplify(other, silent, *recorded_overseers(record), checker=checker)
+    overseers = (RecordedOverseer(record, attempt) for attempt in (0, 1))
+    again = await amplify(other, silent, *overseers, checker=checker)
     assert (again["answer"], again["status"]) == (told["answer"], told["status"])
     assert recorded_steps(other, ASKED.question_id(QUESTION)) == record
     # H asked nothing: the three leaves of two attempts are all.

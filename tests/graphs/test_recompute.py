@@ -16,9 +16,9 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, Exchange, Step, SubQuestion
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.recompute import override, revise, under_way
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Direct, answer_all
+from reflux.graphs.recompute import override, revise, under_way
 from reflux.graphs.traces.review import find_item, judge, state_of
 from reflux.graphs.traces.revisions import Override, newest, overrides_of
 from reflux.graphs.traces.store import TraceStore
@@ -243,7 +243,7 @@ def a_revision(world: World, place: int, said: str | None) -> tuple[Played, Play
 
 
 def _word(store: TraceStore, id: str, node: Node, answer: str | None) -> Override:
-    from reflux.graphs.amplify.recompute import _spent
+    from reflux.graphs.recompute import _spent
 
     ended = store.how_ended(id, node.path)
     asked = ended["question"] if ended else node.question

@@ -10,8 +10,8 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Defer, Step
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.interrupts import open_interruptible_run
-from reflux.graphs.amplify.recompute import override
 from reflux.graphs.ask import Origin, answer_all
+from reflux.graphs.recompute import override
 from reflux.graphs.traces.review import (
     Item,
     find_item,
@@ -79,8 +79,8 @@ async def test_what_waits_for_a_person_comes_first_until_it_is_answered(
         first, _ = queue(store)
         assert (first.id, first.why, first.form) == ("w", "escalated", {"question": "who?"})
         assert find_item(store, "w").why == "escalated"
-        said = {"kind": "answer", "text": "me"}
-        await interruptible_run.reply("w", {waiting.pending[0].id: said})
+        reply = {"kind": "answer", "text": "me"}
+        await interruptible_run.reply("w", {waiting.pending[0].id: reply})
     assert [item.why for item in queue(store)] == ["disputed"]
 
 

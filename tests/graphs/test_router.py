@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.router import Past, Routed, Router, logistic
 from reflux.agents.types import Answer, Ask, ChatRequest, Completion, Step, TokenLogprob
-from reflux.graphs.amplify.sampling import first_request
+from reflux.graphs.amplify.direct_answer import first_request
 from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.store import TraceStore
 from tests.support.amplifying import ONE_VOTE, Transcript, amplified, answers_of
@@ -47,7 +47,7 @@ def past(n: int = 60) -> list[Past]:
 
 def test_like_questions_alone_decide_where_they_are_clear() -> None:
     router = Router.fit(past())
-    one, other = router.before(easy(1000)), router.before(hard(1000))
+    one, other = (router.before(router.similar(kind(1000))) for kind in (easy, hard))
     assert one is not None
     assert other is not None
     assert (one.decompose, other.decompose) == (False, True)
@@ -56,14 +56,16 @@ def test_like_questions_alone_decide_where_they_are_clear() -> None:
 
 def test_where_they_are_not_clear_x_s_own_certainty_decides() -> None:
     router = Router.fit(past())
-    assert router.before(murky(1000)) is None
-    min_logprob, unsure = router.after(murky(1000), -0.01), router.after(murky(1000), -2.0)
+    similar = router.similar(murky(1000))
+    assert router.before(similar) is None
+    min_logprob, unsure = router.after(-0.01, similar), router.after(-2.0, similar)
     assert (min_logprob.decompose, unsure.decompose) == (False, True)
     assert min_logprob.direct > unsure.direct
 
 
 def test_a_question_like_no_other_is_looked_at_and_not_guessed() -> None:
-    assert Router.fit(past()).before("Ünïcödé: ζωή;") is None
+    router = Router.fit(past())
+    assert router.before(router.similar("Ünïcödé: ζωή;")) is None
 
 
 def test_a_router_needs_a_past() -> None:

@@ -5,12 +5,18 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatRequest, Completion
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import Direct, Origin, task_context
+from reflux.graphs.ask import Direct, Origin
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.runner import evaluate
-from reflux.graphs.evals.task import HELD_OUT_SHARE, hashed_out, is_held_out, score_held_out
+from reflux.graphs.evals.task import (
+    HELD_OUT_SHARE,
+    hashed_out,
+    is_held_out,
+    score_held_out,
+    task_context,
+)
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition

@@ -22,8 +22,8 @@ async def add(
     asked = {"run": "r", "round": 0, "system": "direct", "task": "t", "split": "train", **more}
     await store.add_question({"id": id, "text": text, **asked})
     if status is not None:
-        told = {"question": text, "answer": f"to {text}", "status": status, "error": None}
-        await store.add_judgement(id, "", "direct", status == "ok", told, key="0")
+        detail = {"question": text, "answer": f"to {text}", "status": status, "error": None}
+        await store.add_judgement(id, "", "direct", status == "ok", detail, key="0")
 
 
 def found(store: TraceStore, limit: int = 100, **wanted: str) -> list[str]:
@@ -113,12 +113,12 @@ async def test_a_nodes_record_has_its_calls_judgements_and_price(store: TraceSto
         "prompt_tokens": 10, "completion_tokens": 2, "seconds": 0.5, "cached": 0,
     }  # fmt: skip
     await store.add_call(key, call)
-    told = node_record(store.path, "q", "", {"x": Price(1.0, 2.0)})
-    (made,) = told["calls"]
+    record = node_record(store.path, "q", "", {"x": Price(1.0, 2.0)})
+    (made,) = record["calls"]
     assert made["messages"] == [{"role": "user", "content": "one"}]
     assert made["logprobs"] == [["1", -0.5, [["1", -0.5]]]]
-    assert told["cost"] == pytest.approx(14e-6)
-    assert [judged["kind"] for judged in told["judgements"]] == ["direct"]
+    assert record["cost"] == pytest.approx(14e-6)
+    assert [judged["kind"] for judged in record["judgements"]] == ["direct"]
     assert node_record(store.path, "q", "", {})["cost"] is None
     assert node_record(store.path, "q", "/0.0.0", {})["calls"] == []
     with pytest.raises(UsageError, match="no trajectory has the id 'nobody'"):

@@ -159,8 +159,8 @@ async def test_a_full_disk_is_told_to_everyone_whose_row_is_not_there(
     )
     store.close()
     held = {vote for (vote,) in rows(path, "SELECT vote FROM calls")}
-    said = {key.vote for key, result in zip(keys, results, strict=True) if result is None}
-    assert said <= held
+    committed = {key.vote for key, result in zip(keys, results, strict=True) if result is None}
+    assert committed <= held
     failures = [r for r in results if r is not None]
     assert failures
     assert all(isinstance(r, RefluxError) and "free some space" in str(r) for r in failures)
@@ -248,11 +248,11 @@ def test_a_killed_process_has_lost_no_row_whose_await_returned(path: Path) -> No
     command = [sys.executable, "-c", WRITER, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         assert process.stdout is not None
-        said = [process.stdout.readline() for _ in range(200)]
+        lines = [process.stdout.readline() for _ in range(200)]
         process.send_signal(signal.SIGKILL)
-        said += process.stdout.readlines()
+        lines += process.stdout.readlines()
     assert process.returncode == -signal.SIGKILL
-    claimed = {tuple(map(int, line.split())) for line in said if line.endswith("\n")}
+    claimed = {tuple(map(int, line.split())) for line in lines if line.endswith("\n")}
     store = TraceStore(path)
     held = {(int(r["question"][1:]), r["vote"]) for r in store.select("SELECT * FROM calls")}
     store.close()

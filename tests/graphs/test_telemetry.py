@@ -73,7 +73,7 @@ def heard() -> Listener:
     return Listener()
 
 
-def told(span: ReadableSpan, name: str) -> Any:
+def attribute(span: ReadableSpan, name: str) -> Any:
     return (span.attributes or {}).get(name)
 
 
@@ -106,15 +106,15 @@ async def test_every_span_stands_below_its_node_however_nodes_overtake_each_othe
         | {"invoke_agent script:defers": 12}
     )
     for span in spans:
-        parent, path = above(span, spans), told(span, "reflux.path")
+        parent, path = above(span, spans), attribute(span, "reflux.path")
         assert span.end_time and span.start_time and span.end_time >= span.start_time
         if parent is None:
             assert span.name == "invoke_workflow amplified"
             continue
         assert parent.start_time and parent.start_time <= span.start_time
         assert parent.end_time and parent.end_time >= span.end_time
-        assert told(span, "reflux.depth") == path.count("/")
-        at = told(parent, "reflux.path") or ""
+        assert attribute(span, "reflux.depth") == path.count("/")
+        at = attribute(parent, "reflux.path") or ""
         assert at == (path.rpartition("/")[0] if span.name == "invoke_agent copy" else path)
     assert len({span.context.trace_id for span in spans if span.context}) == 1
 
@@ -130,8 +130,8 @@ async def test_questions_that_run_side_by_side_are_traces_of_their_own(
     for span in heard.named("chat"):
         run = above(span, heard.all)
         assert run is not None
-        assert told(span, "reflux.trajectory") == told(run, "reflux.trajectory")
-        assert (told(span, "reflux.run"), told(span, "reflux.round")) == ("night", 2)
+        assert attribute(span, "reflux.trajectory") == attribute(run, "reflux.trajectory")
+        assert (attribute(span, "reflux.run"), attribute(span, "reflux.round")) == ("night", 2)
 
 
 async def test_a_call_says_what_was_asked_of_which_model_and_what_it_took(
@@ -211,7 +211,7 @@ async def test_a_failure_is_told_by_its_kind_and_never_by_its_text(
         await RecordedClient(ScriptedClient(fail), store, heard.spans).ask(KEY, REQUEST)
     (span,) = heard.all
     assert span.status.status_code is StatusCode.ERROR
-    assert told(span, "error.type") == "422"
+    assert attribute(span, "error.type") == "422"
     assert "2+2" not in span.to_json()
 
 
@@ -237,8 +237,10 @@ async def test_a_streamed_call_ends_with_its_stream_also_where_the_reader_leaves
     async with aclosing(recorded_client.stream(CallKey("q", "", "answer", 9), REQUEST)) as pieces:
         await anext(pieces)
     whole, left = heard.all
-    assert told(whole, "gen_ai.request.stream") is True and told(whole, "error.type") is None
-    assert told(left, "error.type") == "cancelled"
+    assert (
+        attribute(whole, "gen_ai.request.stream") is True and attribute(whole, "error.type") is None
+    )
+    assert attribute(left, "error.type") == "cancelled"
 
 
 async def test_replies_side_by_side_are_calls_of_one_conversation(
@@ -250,7 +252,7 @@ async def test_replies_side_by_side_are_calls_of_one_conversation(
     await answer_chat(recorded_client, ASKED, "2+2?", [REQUEST] * 3, hear=lambda at, delta: None)
     (run,) = heard.named("invoke_workflow")
     assert [above(span, heard.all) for span in heard.named("chat")] == [run] * 3
-    assert told(run, "reflux.status") == "unchecked"
+    assert attribute(run, "reflux.status") == "unchecked"
 
 
 async def test_a_tools_work_is_a_span_and_its_refusal_an_error(
@@ -264,8 +266,8 @@ async def test_a_tools_work_is_a_span_and_its_refusal_an_error(
     await recorded_client.tool(KEY, "calculator", "sum(17)", work)
     (span,) = heard.all
     assert (span.name, span.kind) == ("execute_tool calculator", SpanKind.INTERNAL)
-    assert told(span, "gen_ai.tool.name") == "calculator"
-    assert told(span, "error.type") == "refused"
+    assert attribute(span, "gen_ai.tool.name") == "calculator"
+    assert attribute(span, "error.type") == "refused"
     assert "is no list" not in span.to_json() and "sum(" not in span.to_json()
 
 
@@ -278,8 +280,8 @@ async def test_a_link_of_a_chain_is_a_call_below_the_step_that_began_it(
     h = ScriptedOverseer("counting", lambda question, transcript, may_ask: Chain("1"), follow)
     recorded_client = RecordedClient(ScriptedClient(lambda _: "4"), store, heard.spans)
     await answer_all(Amplified(AmplifyContext(recorded_client, "base", [h])), ASKED, ["root"])
-    assert [told(span, "reflux.step") for span in heard.named("chat")] == [0, 1, 2]
-    assert {told(span, "reflux.role") for span in heard.named("chat")} == {"chain"}
+    assert [attribute(span, "reflux.step") for span in heard.named("chat")] == [0, 1, 2]
+    assert {attribute(span, "reflux.role") for span in heard.named("chat")} == {"chain"}
 
 
 async def test_a_node_that_fails_is_an_error_and_the_run_that_goes_on_is_none(
@@ -293,9 +295,11 @@ async def test_a_node_that_fails_is_an_error_and_the_run_that_goes_on_is_none(
     system = amplified(store, ScriptedClient(reply), asking("good", "bad"))
     system.context.recorded_client.spans = heard.spans
     await answer_all(system, ASKED, ["root"])
-    ended = {told(n, "reflux.path"): n.status.status_code for n in heard.named("invoke_agent copy")}
+    ended = {
+        attribute(n, "reflux.path"): n.status.status_code for n in heard.named("invoke_agent copy")
+    }
     assert ended == {"/0.0.0": StatusCode.UNSET, "/0.0.1": StatusCode.ERROR}
-    assert told(heard.named("invoke_workflow")[0], "reflux.status") == "unchecked"
+    assert attribute(heard.named("invoke_workflow")[0], "reflux.status") == "unchecked"
 
 
 async def test_waiting_for_a_person_is_no_error_and_each_reply_is_a_run_of_the_same_trajectory(
@@ -311,10 +315,10 @@ async def test_waiting_for_a_person_is_no_error_and_each_reply_is_a_run_of_the_s
         assert not [s for s in heard.all if s.status.status_code is StatusCode.ERROR]
         await interruptible_run.reply("q", {waits.pending[0].id: plain("me")})
     runs = heard.named("invoke_workflow")
-    assert [told(run, "reflux.status") for run in runs] == ["waiting", "unchecked"]
-    assert {(told(run, "reflux.trajectory"), told(run, "reflux.round")) for run in runs} == {
-        ("q", 2)
-    }
+    assert [attribute(run, "reflux.status") for run in runs] == ["waiting", "unchecked"]
+    assert {
+        (attribute(run, "reflux.trajectory"), attribute(run, "reflux.round")) for run in runs
+    } == {("q", 2)}
 
 
 async def test_no_span_holds_what_was_said_unless_the_conventions_variable_asks_for_it(
@@ -338,8 +342,8 @@ async def test_no_span_holds_what_was_said_unless_the_conventions_variable_asks_
         quiet = "".join(await told_with(env, CallKey("q", f"/{number}", "answer")))
         assert not [words for words in contents if words in quiet]
     call, tool = map(json.loads, await told_with({CAPTURE: "true"}, CallKey("q", "/9", "answer")))
-    said = {name: json.loads(call["attributes"][f"gen_ai.{name}"]) for name in MESSAGES}
-    assert said == {
+    messages = {name: json.loads(call["attributes"][f"gen_ai.{name}"]) for name in MESSAGES}
+    assert messages == {
         "system_instructions": [{"type": "text", "content": "Be brief."}],
         "input.messages": [{"role": "user", "parts": [{"type": "text", "content": "2+2?"}]}],
         "output.messages": [
@@ -375,7 +379,7 @@ async def test_every_gen_ai_name_is_one_of_the_installed_conventions(store: Trac
     used = {name for span in heard.all for name in span.attributes or {} if "gen_ai" in name}
     assert len(used) > 12
     assert used <= set(known())
-    operations = {told(span, "gen_ai.operation.name") for span in heard.all}
+    operations = {attribute(span, "gen_ai.operation.name") for span in heard.all}
     allowed = {each.value for each in gen_ai_attributes.GenAiOperationNameValues}
     assert operations == {"invoke_workflow", "invoke_agent", "chat", "execute_tool"}
     assert operations <= allowed

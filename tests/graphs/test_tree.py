@@ -11,7 +11,7 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
 from reflux.agents.types import SubQuestion as Sub
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Direct, Origin, answer_all
 from reflux.graphs.traces.recorded_client import RecordedClient

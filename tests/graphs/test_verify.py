@@ -14,7 +14,7 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.prompts import read_verdict
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
-from reflux.agents.verifiers.verifier import (
+from reflux.agents.verifiers import (
     BackwardVerifier,
     ConsistencyVerifier,
     CriticVerifier,

@@ -6,7 +6,7 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.agents.verifiers.red_flags import RedFlags
+from reflux.agents.verifiers import RedFlags
 from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.vote_log import (
     by_acceptance,
@@ -24,7 +24,7 @@ from tests.support.amplifying import amplified, asking
 ASKED = Origin("run", 0, "amplified", "letters", "train")
 
 
-def said(text: str, logprob: float = -1.0) -> Completion:
+def completion(text: str, logprob: float = -1.0) -> Completion:
     return Completion(text, 3, 2, logprobs=(TokenLogprob(text, logprob),))
 
 
@@ -37,12 +37,12 @@ async def test_votes_are_read_in_order_with_the_answer_they_chose(store: TraceSt
     replies = {0: "no", 1: "yes", 2: "yes", 3: "yes"}
     await voted(
         store,
-        lambda r: said(replies[r.vote]),
+        lambda r: completion(replies[r.vote]),
         "a",
         votes=VotePolicy(rule=AheadBy(2, 9), min_logprob=None),
     )
     (one,) = voted_questions(store, "amplified")
-    assert (one.question, one.path, one.answer) == ("a", "/0.0.0", "yes")
+    assert (one.question, one.answer) == ("a", "yes")
     assert [reply.text for reply in one.replies] == ["no", "yes", "yes", "yes"]
     assert list(voted_questions(store, "another")) == []
 
@@ -50,7 +50,7 @@ async def test_votes_are_read_in_order_with_the_answer_they_chose(store: TraceSt
 async def test_first_votes_alone_measure_the_accuracy(store: TraceStore) -> None:
     def reply(request: ChatRequest) -> Completion:
         asked = request.messages[-1][1]
-        return said("wrong" if asked == "a" and request.vote == 0 else "right")
+        return completion("wrong" if asked == "a" and request.vote == 0 else "right")
 
     policy = VotePolicy(rule=AheadBy(1, 9), min_logprob=None)
     await voted(store, reply, "a", "b", "c", "d", votes=policy)
@@ -65,7 +65,7 @@ async def test_first_votes_alone_measure_the_accuracy(store: TraceStore) -> None
 
 
 async def test_where_nobody_knows_the_truth_nothing_is_measured(store: TraceStore) -> None:
-    await voted(store, lambda r: said("x"), "a")
+    await voted(store, lambda r: completion("x"), "a")
     assert measure(list(voted_questions(store)), lambda question, text: None) is None
 
 
@@ -79,7 +79,7 @@ def test_a_task_marks_held_out_questions_alone() -> None:
 
 
 async def test_against_accepted_answers_a_shared_error_looks_right(store: TraceStore) -> None:
-    await voted(store, lambda r: said("wrong"), "a", "b")
+    await voted(store, lambda r: completion("wrong"), "a", "b")
     log = list(voted_questions(store))
     measured = measure(log, by_acceptance(log, str.strip))
     assert measured is not None
@@ -89,7 +89,7 @@ async def test_against_accepted_answers_a_shared_error_looks_right(store: TraceS
 async def test_a_flag_is_worth_what_it_discards(store: TraceStore) -> None:
     def reply(request: ChatRequest) -> Completion:
         asked = request.messages[-1][1]
-        return said("perhaps 4" if asked in "ab" else "4")
+        return completion("perhaps 4" if asked in "ab" else "4")
 
     await voted(store, reply, "a", "b", "c", votes=VotePolicy(max_votes=1))
     log = list(voted_questions(store))
@@ -105,7 +105,7 @@ async def test_a_flag_is_worth_what_it_discards(store: TraceStore) -> None:
 
 async def test_flagged_replies_have_no_vote_and_are_asked_again(store: TraceStore) -> None:
     replies = {0: "perhaps 5", 1: "4", 2: "4"}
-    client = ScriptedClient(lambda r: said(replies[r.vote]))
+    client = ScriptedClient(lambda r: completion(replies[r.vote]))
     policy = VotePolicy(rule=AheadBy(2, 9), min_logprob=None)
     system = amplified(
         store, client, asking("a"), votes=policy, flags=RedFlags(hedges=("perhaps",))

@@ -7,8 +7,8 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.graphs.amplify.recompute import override
 from reflux.graphs.ask import Origin, answer_all
+from reflux.graphs.recompute import override
 from reflux.graphs.traces.review import find_item, remark
 from reflux.graphs.traces.store import TraceStore
 from reflux.report.tree_page import tree_page
@@ -82,8 +82,8 @@ async def test_the_page_tells_costs_votes_checks_and_persons(store: TraceStore) 
     context = await asked(store, shaded, checker=rejecting("wrong"))
     await override(context, Q, "/0.0.0", "why")
     text = Parsed(tree_page(store, f"{Q}~1")).text
-    for said in ("by human", "by base, 1 call, 13 tokens", "check passed: why+sure<?"):
-        assert said in text
+    for part in ("by human", "by base, 1 call, 13 tokens", "check passed: why+sure<?"):
+        assert part in text
     assert f"edited since, as {Q}~1" in Parsed(tree_page(store, Q)).text
     assert "answer, vote 0, base: 10 + 3 tokens, 0.50 s" in Parsed(tree_page(store, Q)).text
 

@@ -13,9 +13,8 @@ import httpx2
 import pytest
 
 from reflux.agents.errors import UsageError
-from reflux.agents.redaction import PLACEHOLDER, redact
+from reflux.agents.prompts import PLACEHOLDER, redact
 from reflux.server import guards
-from reflux.server import http_limits as wire
 from reflux.server.guards import client_of
 from reflux.server.settings import ServeSettings, check_exposure
 from tests.support.serving import Scripted, X, scripted, serving, soon
@@ -70,7 +69,7 @@ def test_a_head_without_end_is_cut_off(tmp_path: Path, endless: bytes) -> None:
 def test_a_connection_that_never_asks_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr(wire, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr("reflux.server.app.HEAD_SECONDS", 0.3)
     with serving(tmp_path) as url, connected(url) as attacker:
         attacker.sendall(sent)
         assert heard(attacker) == b""
@@ -80,7 +79,7 @@ def test_a_connection_that_never_asks_is_closed(
 def test_a_second_request_of_a_connection_has_no_more_time_for_its_head_than_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr("reflux.server.app.HEAD_SECONDS", 0.3)
     with serving(tmp_path) as url, connected(url) as attacker:
         attacker.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /hea")
         assert heard(attacker).count(b"HTTP/1.1") == 1
@@ -254,7 +253,7 @@ def test_secrets_are_looked_for_in_a_time_that_grows_with_the_text_alone(text: s
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 2_000));"
-        "from reflux.server.http_limits import open_more_files; open_more_files();"
+        "from reflux.server.app import open_more_files; open_more_files();"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -7,7 +7,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, ChatClient, ChatRequest, Exchange, Step
-from reflux.agents.verifiers.rules import RuleChecker
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified

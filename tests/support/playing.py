@@ -13,14 +13,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from reflux.agents.clients.cached import CachedClient
+from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.errors import EndpointError
 from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.reference import amplify_reference
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin, answer_all
 from reflux.graphs.traces.store import TraceStore
+from tests.support.reference import amplify_reference
 from tests.support.worlds import World
 
 ASKED = Origin("run", 1, "amplified", "worlds", "train")

@@ -19,8 +19,7 @@ from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from reflux.finetune.run_folder import RunFolder
-from reflux.server.app import create_app
-from reflux.server.http_limits import server_config
+from reflux.server.app import create_app, server_config
 from reflux.server.settings import ServeSettings
 
 X = "x"

@@ -23,7 +23,7 @@ from reflux.agents.types import (
     SubQuestion,
     TokenLogprob,
 )
-from reflux.agents.verifiers.rules import RuleChecker, Verdict
+from reflux.agents.verifiers import RuleChecker, Verdict
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, ConcurrencyLimit, Limits
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore

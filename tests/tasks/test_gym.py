@@ -17,26 +17,28 @@ from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import Amplified, Direct, Origin, task_context
+from reflux.graphs.ask import Amplified, Direct, Origin
 from reflux.graphs.evals.runner import evaluate
-from reflux.graphs.evals.task import is_held_out, score_held_out
+from reflux.graphs.evals.task import is_held_out, score_held_out, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import TASKS
-from reflux.tasks.gym import Gym, GymTask, offline_package
-from reflux.tasks.multihop import CONTINENTS, capitals
-from reflux.tasks.reading import KIN
-from reflux.tasks.replies import (
+from reflux.tasks.arithmetic import merge_sort
+from reflux.tasks.gym import (
+    Gym,
+    GymTask,
     first_name,
     last_clock,
     last_count,
     last_number,
     last_word,
     number_list,
+    offline_package,
     word_list,
 )
-from reflux.tasks.sorting import merge_sort
+from reflux.tasks.multihop import CONTINENTS, capitals
+from reflux.tasks.reading import KIN
 from tests.support.contexts import next_step
 
 OWN = {"addition", "multiplication", "multiplication_leaves", "hanoi"}

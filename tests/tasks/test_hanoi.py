@@ -11,8 +11,8 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Answer, Chain, ChatRequest
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Direct, Origin, answer_all, task_context
-from reflux.graphs.evals.task import is_held_out
+from reflux.graphs.ask import Amplified, Direct, Origin, answer_all
+from reflux.graphs.evals.task import is_held_out, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy

@@ -13,8 +13,8 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, SubQuestion
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Amplified, Origin, answer_all, task_context
-from reflux.graphs.evals.task import is_held_out
+from reflux.graphs.ask import Amplified, Origin, answer_all
+from reflux.graphs.evals.task import is_held_out, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.stopping import AheadBy

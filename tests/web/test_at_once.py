@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 import reflux.web.review_api
-import reflux.web.trajectories_api
+import reflux.web.runs_api
 from reflux.graphs.traces.events import answered
 from reflux.server.state import EventLogs
 from tests.support.serving import Scripted, scripted, serving, soon
@@ -57,7 +57,7 @@ def test_a_word_that_several_give_at_once_is_answered_once(
 @pytest.mark.parametrize(
     ("place", "name", "ask"),
     [
-        (reflux.web.trajectories_api, "load_tree", lambda where: httpx2.get(where)),
+        (reflux.web.runs_api, "load_tree", lambda where: httpx2.get(where)),
         (
             reflux.web.review_api,
             "find_item",

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from reflux.agents.overseers.protocol import Overseer
-from reflux.cli.distill_source import rows_for
+from reflux.cli.rounds import rows_for
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree

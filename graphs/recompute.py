@@ -8,16 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from reflux.agents.errors import RefluxError
-from reflux.agents.redaction import redact
+from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.state import Outcome, is_accepted
+from reflux.graphs.amplify.state import Outcome, human_outcome, is_accepted
 from reflux.graphs.ask import Amplified, System
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.revisions import (
     Override,
     newest,
     number_of,
-    override_json,
     overrides_made,
     overrides_of,
     revision,
@@ -28,12 +27,10 @@ from reflux.graphs.traces.tree import held, load_tree
 
 @dataclass(frozen=True)
 class Revised:
-    """The result of an override."""
+    """The result of an override: the newest revision, and its outcome; None if nothing changed."""
 
     id: str
-    """Of the revision, or of the trajectory itself if nothing changes."""
     outcome: Outcome | None
-    """None if nothing changes."""
 
 
 async def override(
@@ -83,34 +80,26 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
     latest = newest(store, question_id)
     id, node = await read_apart(store.path, lambda rows: held(rows, latest, path))
     answer = None if answer is None else redact(answer).strip()
-    if _begins(store, latest, path, answer):
-        return latest
+    begun = [(node, detail["answer"]) for node, detail in overrides_made(store, latest)]
+    if (path, answer) in begun and store.how_ended(latest) is None:
+        return latest  # The same override began it, and it has no outcome yet.
     if is_accepted(node.status) and answer is not None and node.answer == answer:
         return None
-    earlier = overrides_of(store, latest).get(path)
-    again = earlier.again if earlier is not None else 0
+    earlier = overrides_of(store, latest).get(path, Override("", None))
     ending = store.how_ended(id, path)
     change = Override(
         ending["question"] if ending else node.question,
         answer,
-        again + (answer is None),
+        earlier.again + (answer is None),
         *_spent(store, id, path),
     )
     return await _append(store, latest, path, change)
 
 
-def _begins(store: TraceStore, latest: str, path: str, answer: str | None) -> bool:
-    """True if the same override began the latest revision, which has no outcome yet."""
-    if store.how_ended(latest) is not None:
-        return False
-    changes = overrides_made(store, latest)
-    return any(node == path and detail["answer"] == answer for node, detail in changes)
-
-
 async def _append(store: TraceStore, latest: str, path: str, change: Override) -> str:
     (row,) = store.select("SELECT * FROM questions WHERE id = ?", (latest,))
     origin = {name: row[name] for name in ("run", "round", "system", "task", "split", "text")}
-    detail = override_json(change)
+    detail = vars(change)
     while True:
         id = revision(latest, number_of(latest) + 1)
         await store.add_question({"id": id, **origin, "revises": latest})
@@ -119,9 +108,8 @@ async def _append(store: TraceStore, latest: str, path: str, change: Override) -
             break
         latest = id  # Another process added an override first.
     if path == "" and change.answer is not None:
-        spent = {"calls": change.calls, "cached": change.calls, "tokens": change.tokens}
-        detail = {"question": change.question, "answer": change.answer, "status": "ok"}
-        detail |= {"error": None, "by": "human", "spent": spent}
+        ending = human_outcome(change.answer, change.calls, change.tokens)
+        detail = {"question": change.question, **ending, "by": "human"}
         await store.add_judgement(id, "", "outcome", True, detail, author="human", key="0")
     return id
 
@@ -130,13 +118,7 @@ def root_answer(store: TraceStore, question_id: str) -> Outcome | None:
     """The outcome of a revision whose root a human answered."""
     for path, change in overrides_made(store, question_id):
         if path == "" and change["answer"] is not None:
-            calls, tokens = change["calls"], change["tokens"]
-            return {
-                "answer": change["answer"],
-                "status": "ok",
-                "error": None,
-                "spent": {"calls": calls, "cached": calls, "tokens": tokens},
-            }
+            return human_outcome(change["answer"], change["calls"], change["tokens"])
     return None
 
 
@@ -159,13 +141,13 @@ def check_editable(store: TraceStore, question_id: str) -> None:
 def under_way(store: TraceStore, question_id: str) -> tuple[str, str | None] | None:
     """(path, answer) of the override of a revision that has no outcome yet and waits for no human;
     None for any other trajectory."""
-    waits = store.select(
-        "SELECT 1 FROM judgements WHERE question = ? AND kind = 'deferred' LIMIT 1", (question_id,)
-    )
-    if store.how_ended(question_id) is not None or next(waits, None) is not None:
+    deferred = "SELECT 1 FROM judgements WHERE question = ? AND kind = 'deferred' LIMIT 1"
+    waits = next(store.select(deferred, (question_id,)), None) is not None
+    if waits or store.how_ended(question_id) is not None:
         return None
-    changes = overrides_made(store, question_id)
-    return next(((path, change["answer"]) for path, change in changes), None)
+    for path, change in overrides_made(store, question_id):
+        return path, change["answer"]
+    return None
 
 
 def text_of(store: TraceStore, question_id: str) -> str:

@@ -1,1 +1,0 @@
-"""Tests of an answer: rules, a second method, red flags."""
