@@ -23,8 +23,8 @@ from reflux.finetune.config import RoundsConfig, RoundSpec, SpendLimitConfig
 from reflux.finetune.engine.client import BatchedConfig
 from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import CheckPolicy, Limits
-from reflux.graphs.amplify.experts import Consensus, Expert
 from reflux.graphs.ask_options import AskOptions
+from reflux.graphs.voting.combiners import Consensus, Expert
 from reflux.graphs.voting.stopping import AheadBy, Majority, Posterior, Sprt, Weighted
 from reflux.graphs.voting.voting import Variant, VotePolicy
 
