@@ -32,7 +32,7 @@ PARTS = {
     ),
     "voting": (
         ["reflux/graphs/voting/*.py"],
-        [f"tests/graphs/test_{name}.py" for name in ("voting", "stopping", "planner")],
+        [f"tests/graphs/test_{name}.py" for name in ("voting", "stopping", "planner", "experts")],
     ),
     "statistics": (["reflux/graphs/evals/metrics.py"], ["tests/graphs/test_metrics.py"]),
     "scorers": (
