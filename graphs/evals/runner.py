@@ -90,14 +90,8 @@ async def evaluate(
     """
     for question in questions:
         check_held_out(task, question)
-    outcomes = await answer_all(
-        system,
-        origin,
-        questions,
-        max_concurrency=max_concurrency,
-        on_done=on_done,
-        complete=True,
-    )
+    options: dict[str, Any] = {"max_concurrency": max_concurrency, "on_done": on_done}
+    outcomes = await answer_all(system, origin, questions, complete=True, **options)
     return Score.of(
         (score_held_out(task, question, outcome["answer"]), outcome["status"], outcome["spent"])
         for question, outcome in zip(questions, outcomes, strict=True)
