@@ -27,7 +27,7 @@ from reflux.agents.clients.llama_cpp import (
 from reflux.agents.errors import UsageError
 from reflux.agents.files import write_once, write_whole
 from reflux.agents.types import ChatClient
-from reflux.finetune import check_training_packages
+from reflux.finetune import missing_training_packages
 from reflux.finetune.config import RoundsConfig, config_from, read_yaml
 from reflux.finetune.engine.client import BatchedClient, BatchedConfig
 from reflux.finetune.registry import Registry
@@ -191,22 +191,20 @@ class OpenRun:
     ) -> None:
         """
         Args:
-            engine: settings of the engine that runs the models; llama.cpp where None.
+            engine: settings of the engine that runs the models; llama.cpp where None, or where the
+                batched engine's packages are not installed.
             client: replaces the engine.
             wrap: wraps the client, below the cache.
             llama_cpp: settings of llama.cpp beside a batched engine.
             warm: fill the cache with all recorded replies.
-
-        Raises:
-            MissingError: the batched engine's packages are not installed.
         """
         self._engine: BatchedClient | LlamaCppClient | None = None
         if client is None:
-            if isinstance(engine, BatchedConfig):
-                check_training_packages()
+            if isinstance(engine, BatchedConfig) and not missing_training_packages():
                 self._engine = client = BatchedClient(folder.models, engine, llama_cpp)
             else:
-                self._engine = client = LlamaCppClient(folder.models, engine)
+                settings = llama_cpp if isinstance(engine, BatchedConfig) else engine
+                self._engine = client = LlamaCppClient(folder.models, settings)
         self.folder = folder
         self.store = folder.store()
         self.cache = CachedClient(wrap(client) if wrap else client)

@@ -46,3 +46,22 @@ def test_training_names_the_extra(tmp_path: Path, command: str) -> None:
     assert 'pip install "reflux-ida[train]"' in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "r").exists()
+
+
+def test_a_graph_is_evaluated_without_the_extra(tmp_path: Path) -> None:
+    """`reflux eval` of a user's graph needs no model, and so none of `[train]`."""
+    (tmp_path / "app.py").write_text(
+        "from langchain_core.runnables import RunnableLambda\n"
+        "graph = RunnableLambda(lambda inputs: {'answer': '4'})\n"
+    )
+    (tmp_path / "q.jsonl").write_text('{"question": "2+2?", "answer": "4"}\n')
+    code = "from reflux.cli.main import run\nsys.argv[0] = 'reflux'\nrun()"
+    words = [
+        "eval",
+        "--systems",
+        f"{tmp_path / 'app.py'}:graph",
+        "--data",
+        str(tmp_path / "q.jsonl"),
+    ]
+    ended = python(code, *words, "--run", str(tmp_path / "r"), "--json")
+    assert ended.returncode == 0, ended.stderr
