@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.process, pytest.mark.engine, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.engine,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),  # On a loaded machine a run takes several times its quiet time.
+]
 
 CONFIG = """\
 task: addition
