@@ -1,5 +1,6 @@
-"""Tests of an answer (seed 8.4.1, error checking): rules, verifiers, which use another method than
-the one that produced it, and red flags, by which a reply is discarded before it is a vote.
+"""Tests of an answer (AI Safety Atlas 8.4.1, error checking): rules, verifiers, which use another
+method than the one that produced it, and red flags, by which a reply is discarded before it is a
+vote.
 
 Another decomposition is a method as well; `CheckPolicy.confirm` demands it. A `Judge` decides
 whether two answers with different wordings, such as sentences, say the same; the task's

@@ -1,4 +1,5 @@
-"""Gates decide whether a student replaces the agent (seed 8.4.3, limitations 1, 5 and 6)."""
+"""Gates decide whether a student replaces the agent (AI Safety Atlas 8.4.3, limitations 1, 5 and
+6)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,7 @@
 """Questions that a round asks besides its sample: hard examples, the anchor and canaries.
 
 Hard examples failed or were in doubt in the round before; the stronger agent asks them again
-(iterative improvement, seed 8.4.1). They are training questions only.
+(iterative improvement, AI Safety Atlas 8.4.1). They are training questions only.
 
 The anchor is 500 general prompts, from 25 forms and 20 subjects. The base answers them and every
 student learns those answers, which keeps it close to the base. Canaries are prompts of the same

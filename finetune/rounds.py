@@ -3,8 +3,8 @@
     START → amplify → distill → evaluate → promote → report ──more rounds──► amplify
                                                        └──done, or a gate failed──► END
 
-Implements the seed's 8.4.3. The checkpoint holds the stage of the round and its results. The call
-log and the registry hold all else, so a repeated stage repeats no call.
+Implements section 8.4.3 of the AI Safety Atlas. The checkpoint holds the stage of the round and its
+results. The call log and the registry hold all else, so a repeated stage repeats no call.
 """
 
 import time

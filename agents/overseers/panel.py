@@ -1,4 +1,5 @@
-"""Several overseers propose the next step, and one step results (seed 8.4.1, aggregation)."""
+"""Several overseers propose the next step, and one step results (AI Safety Atlas 8.4.1,
+aggregation)."""
 
 import asyncio
 import json

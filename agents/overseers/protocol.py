@@ -73,9 +73,10 @@ class OverseerContext(ModelContext, Protocol):
 class Overseer(Protocol):
     """Takes the steps of amplification: a script, a model or a human.
 
-    One method covers every scheme of the seed's section 8.4.1: decompose-then-aggregate is an
-    `Ask` followed by an `Answer`; a search of many dependent steps is the same with more `Ask`s.
-    A step must depend on the context alone, so that an interrupted run resumes from its record.
+    One method covers every scheme of section 8.4.1 of the AI Safety Atlas: decompose-then-aggregate
+    is an `Ask` followed by an `Answer`; a search of many dependent steps is the same with more
+    `Ask`s. A step must depend on the context alone, so that an interrupted run resumes from its
+    record.
     """
 
     @property

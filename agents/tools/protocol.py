@@ -1,4 +1,4 @@
-"""Tools that a copy or an overseer calls instead of guessing (seed 8.4.1, assistants).
+"""Tools that a copy or an overseer calls instead of guessing (AI Safety Atlas 8.4.1, assistants).
 
 Every tool call ends in a reply, whatever the model wrote, and within limits.
 """

@@ -1,7 +1,7 @@
 """A panel: several models, adapters or personas answer one question; a combiner makes one answer.
 
-Implements the seed's 8.4.1 (aggregation). The record holds every expert's answer and their
-disagreement, because a vote cannot correct errors that experts share.
+Implements section 8.4.1 of the AI Safety Atlas (aggregation). The record holds every expert's
+answer and their disagreement, because a vote cannot correct errors that experts share.
 """
 
 import json

@@ -7,9 +7,10 @@
                       └─Answer─────────────────────► check ──fails──────────┘
                                                        └─accepted─► record → END
 
-Implements the seed's 8.4.1 (task decomposition, error checking) and Christiano et al. 2018,
-section 2. A sub-question runs this graph one level deeper only where the overseer decomposes
-it further. Failures are values: a failed subtask returns an error record and its siblings go on.
+Implements section 8.4.1 of the AI Safety Atlas (task decomposition, error checking) and Christiano
+et al. 2018, section 2. A sub-question runs this graph one level deeper only where the overseer
+decomposes it further. Failures are values: a failed subtask returns an error record and its
+siblings go on.
 """
 
 # pyright: reportMissingTypeStubs=false

@@ -1,6 +1,6 @@
 """Several experts' answers to one question become one: by count, by weight, or by a model.
 
-Implements the seed's 8.4.1 (aggregation).
+Implements section 8.4.1 of the AI Safety Atlas (aggregation).
 """
 
 import math
