@@ -75,7 +75,7 @@ def test_a_run_killed_again_and_again_asks_no_finished_call_twice(tmp_path: Path
         kept = found
         words = [*words[:5], "--resume"]
     finished = reflux(words, log)
-    assert finished.wait(timeout=240) == 0, log.read_text()
+    assert finished.wait(timeout=700) == 0, log.read_text()
     assert calls(folder)[: len(kept)] == kept
     with sqlite3.connect(folder / "traces.db") as store:
         asked = store.execute(
