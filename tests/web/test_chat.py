@@ -30,7 +30,7 @@ def ask(seen: Seen, question: str) -> None:
 
 def answered(seen: Seen, answer: str) -> Any:
     seen.page.locator(".bubble:not(.mine)").filter(has_text=answer).wait_for()
-    seen.page.locator(".tree .dot.ok").first.wait_for()
+    seen.page.locator(".tree .dot.unchecked").first.wait_for()
     return seen.page.locator(".tree .node")
 
 
