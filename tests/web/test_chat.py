@@ -90,7 +90,7 @@ def test_a_node_shows_its_messages_votes_verdict_and_cost(tmp_path: Path, script
         drawer = seen.page.locator("#drawer")
         drawer.get_by_text("node 0.0.1").wait_for()
         told = drawer.inner_text()
-        for word in ("beta", "BETA", "votes", "cost", "tokens", "Copy answers", "accepted"):
+        for word in ("beta", "BETA", "votes", "cost", "tokens", "Copy answers", "unchecked"):
             assert word in told
         drawer.get_by_text("Copy answers").click()
         assert drawer.locator(".message.reply").last.inner_text().startswith("reply\nBETA")

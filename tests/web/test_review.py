@@ -219,5 +219,6 @@ def test_an_edit_of_the_page_becomes_a_row_of_the_next_distillation(
         done = word(url, trajectory, path="/0.0.0", action="edit", answer="omega")
         soon(lambda: tree_of(url, done["trajectory"])["status"] == "unchecked")
     rows, _ = rows_for(folder, None)
-    assert sorted(row["completion"][0]["content"] for row in rows) == ["omega", "omega+BETA"]
-    assert [row["prompt"][-1]["content"] for row in rows] == ["alpha and beta", "alpha"]
+    learned = {row["prompt"][-1]["content"]: row["completion"][0]["content"] for row in rows}
+    assert len(rows) == 2
+    assert learned == {"alpha and beta": "omega+BETA", "alpha": "omega"}

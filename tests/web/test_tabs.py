@@ -83,7 +83,7 @@ def test_every_tab_fits_the_screen_and_asks_nobody_but_the_server(
         page.keyboard.press("Enter")
         page.locator(".bubble:not(.mine)").filter(has_text="Nairobi").wait_for(state="attached")
         page.locator(".composer [aria-label=Ask]").wait_for(state="attached")
-        page.locator(".tree .dot.ok").nth(4).wait_for(state="attached")
+        page.locator(".tree .dot.unchecked").nth(4).wait_for(state="attached")
         page.wait_for_timeout(400)
         picture(seen, tmp_path, f"{place}-{scheme}-chat")
         assert page.evaluate(SIDEWAYS) <= 0
