@@ -93,7 +93,7 @@ def test_tiny_correlations_meet_none() -> None:
         ((0.99, 10, 1.0), "measure more"),
         ((1.0, 10, 0.9), "^the target is 1; it must be between 0 and 1, say 0.99$"),
         ((0.0, 10, 0.9), "^the target is 0; it must be between 0 and 1, say 0.99$"),
-        ((0.99, 0, 0.9), "^0 steps: there must be at least 1$"),
+        ((0.99, 0, 0.9), "^the number of steps is 0; it must be at least 1$"),
         ((0.99, 10, 0.9, 1.5), "^the correlation is 1.5; it must be 0 to 1$"),
         ((0.99, 10, 0.9, -0.1), "^the correlation is -0.1; it must be 0 to 1$"),
         ((0.99, 10, 1.5), "^the accuracy is 1.5; it must be 0 to 1$"),
