@@ -250,7 +250,7 @@ async def read_stream(
                 if (delta := partial.add(choice.delta, choice)) is not None:
                     yield delta
     except ValidationError as error:
-        raise garbled(f"a chunk is none of a chat completion ({_first_error(error)})") from error
+        raise garbled(f"a chunk is not a chat completion chunk ({_first_error(error)})") from error
     except ValueError as error:
         raise garbled(f"a chunk is no JSON ({error})") from error
     if not partial.finish_reason:

@@ -38,7 +38,7 @@ BULLETED = re.compile(r"^[ \t]*[-*•][ \t]+(\S.*)$", re.MULTILINE)
 QUESTION_MARKS = ("?", "？", "؟")
 OPENING = re.compile(r"[\[{]")
 REPAIRABLE = re.compile(r"""\{|\[\s*["'“{\[]""")
-"""Where broken JSON may begin; `[sic]` in prose is none."""
+"""Where broken JSON may begin; not at `[sic]` in prose."""
 
 
 class NumberText(str):

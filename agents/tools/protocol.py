@@ -48,7 +48,7 @@ REPLY_CHARS = 8_000
 ARGUMENT_CHARS = 20_000
 """Maximum length of arguments; longer ones are refused unread."""
 CALL_SECONDS = 60.0
-"""Default time limit of a call; each tool of ours has a shorter one."""
+"""Default time limit of a call; the built-in tools have shorter ones."""
 GRACE_SECONDS = 3.0
 """Time for a stopped call to clean up; after that it is abandoned."""
 

@@ -9,6 +9,7 @@ from reflux.agents.budget import Price
 from reflux.agents.errors import RefluxError
 from reflux.graphs.amplify.state import Spent, is_accepted
 from reflux.graphs.evals.answers import Answered, Ledger, answers_of
+from reflux.graphs.evals.best_of import EqualTokens
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.metrics import (
     RESAMPLES,
@@ -18,7 +19,7 @@ from reflux.graphs.evals.metrics import (
     difference,
     wilson,
 )
-from reflux.graphs.evals.runner import EqualTokens, EvalRun, Score
+from reflux.graphs.evals.runner import EvalRun, Score
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 

@@ -20,8 +20,9 @@ from reflux.cli.human_input import interruptible
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
+from reflux.graphs.evals.best_of import MAX_VOTES, BestOf
 from reflux.graphs.evals.external_graph import ExternalGraph, load_graph
-from reflux.graphs.evals.runner import MAX_VOTES, BestOf, SystemSpec
+from reflux.graphs.evals.runner import SystemSpec
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.models import BASE, ENDPOINT, endpoint, endpoint_model
 

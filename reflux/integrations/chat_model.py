@@ -105,7 +105,7 @@ class AmplifiedChatModel(BaseChatModel):
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
         """
         Raises:
-            NotImplementedError: always; H and its copies have the tools that they are granted.
+            NotImplementedError: always; overseer and copies have the tools granted to them.
         """
         raise NotImplementedError(
             "AmplifiedChatModel binds no tools: the whole tree answers, so no single reply could "

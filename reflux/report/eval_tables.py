@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from reflux.graphs.amplify.state import is_accepted
+from reflux.graphs.evals.best_of import EqualTokens
 from reflux.graphs.evals.results import Results
-from reflux.graphs.evals.runner import EqualTokens
 from reflux.report.terminal import TABLE_STYLE, counted, escape
 
 WRAPPED = ("system", "systems", "model", "how questions ended")

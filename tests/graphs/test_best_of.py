@@ -11,7 +11,7 @@ from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin, answer_all
-from reflux.graphs.evals.runner import BestOf, equal_votes
+from reflux.graphs.evals.best_of import BestOf, equal_votes
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
