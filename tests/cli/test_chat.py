@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -392,6 +393,10 @@ def at_terminal(name: str) -> None:
     sys.stdin = os.fdopen(0, closefd=False)
 
 
+STYLES = re.compile(r"\x1b\[[0-9;]*m")
+"""Colors and weights, which depend on the environment."""
+
+
 class Terminal:
     """A person's end of a terminal on which a command runs."""
 
@@ -415,7 +420,8 @@ class Terminal:
         end = time.monotonic() + 60
         while not true():
             try:
-                self._seen += os.read(self._person, 65536).decode(errors="replace")
+                text = os.read(self._person, 65536).decode(errors="replace")
+                self._seen = STYLES.sub("", self._seen + text)
             except BlockingIOError:
                 time.sleep(0.01)
             assert time.monotonic() < end, self._seen

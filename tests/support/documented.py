@@ -309,6 +309,8 @@ class Session:
 
     def _foreign(self, command: Command) -> Ended:
         program, *words = command.words
+        if command.words == ["source", ".venv/bin/activate"]:
+            return Ended(0, "", "")  # Every command runs as after it.
         assert program in ("curl", "python", "cat"), f"the tests cannot run {command.line}"
         if program == "python":
             program, path = sys.executable, str(ROOT)
