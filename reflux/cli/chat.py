@@ -1,23 +1,14 @@
 """`reflux chat`: talk to the amplified agent and watch its tree; `/help` names the commands."""
 
-import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import RenderableType
-from rich.table import Table
 
-from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
-from reflux.agents.overseers.scripted import REPLY_FORMS
-from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
-from reflux.cli.chat_session import LIMITS, ChatSession
+from reflux import cli
 from reflux.cli.contract import (
-    ERR,
-    OUT,
-    RUNS,
+    DEFAULT_RUN,
     Calls,
     Depth,
     Json,
@@ -26,34 +17,60 @@ from reflux.cli.contract import (
     Seconds,
     Tokens,
     Tools,
-    emit,
-    print_result,
-    table_of,
 )
-from reflux.cli.human_input import is_terminal, read_lines
-from reflux.cli.progress import LiveTree
-from reflux.conversation import FOLDER, Turn, begin, listed, resume
-from reflux.finetune.run_folder import RunFolder
-from reflux.graphs.amplify.context import Limits
-from reflux.graphs.amplify.state import is_accepted
-from reflux.graphs.ask_options import ALONE, AskOptions
-from reflux.graphs.traces.revisions import newest
-from reflux.graphs.traces.tree import Node, load_tree
-from reflux.models import BASE, endpoint, open_run
-from reflux.report.terminal import counted, escape, plain, total_line, tree_view
-from reflux.tasks import task_named
+
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import asyncio
+    from collections.abc import Callable, Mapping
+    from dataclasses import asdict, replace
+    from pathlib import Path
+
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
+    from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
+    from reflux.cli.ask import reply_command
+    from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
+    from reflux.cli.human_input import is_terminal, read_lines
+    from reflux.cli.progress import LiveTree
+    from reflux.finetune.run_folder import RunFolder
+    from reflux.graphs.amplify.context import Limits
+    from reflux.graphs.amplify.state import is_accepted
+    from reflux.graphs.ask_options import ALONE, AskOptions
+    from reflux.graphs.traces.revisions import newest
+    from reflux.graphs.traces.tree import Node, load_tree
+    from reflux.models import BASE, endpoint, open_run
+    from reflux.report.terminal import (
+        ERR,
+        OUT,
+        counted,
+        emit,
+        escape,
+        plain,
+        print_result,
+        table_of,
+        total_line,
+        tree_view,
+    )
+    from reflux.tasks import task_named
 
 EXIT_COMMANDS = ("/quit", "/exit")
 
 
 def chat(
-    run: RunDir = RUNS / "demo",
+    run: RunDir = DEFAULT_RUN,
     model: Model = None,
     overseer: Annotated[
-        str | None, typer.Option(help="The overseer: model, plain, human, reviewed or none.")
+        str | None,
+        typer.Option(
+            help="The overseer: model, plain, human, reviewed or none. Default: model.",
+            metavar="NAME",
+        ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Ask questions of this task, with its overseer.")
+        str | None,
+        typer.Option(help="Ask questions of this task, with its overseer.", metavar="NAME"),
     ] = None,
     tool: Tools = None,
     depth: Depth = 1,
@@ -65,7 +82,10 @@ def chat(
         typer.Option(help="Maximum tokens per model call. Default: 256, or the task's.", min=1),
     ] = None,
     resumed: Annotated[
-        str | None, typer.Option("--resume", help="Continue a conversation: its id, or last.")
+        str | None,
+        typer.Option(
+            "--resume", help="Continue a conversation: its id, or last.", metavar="CONVERSATION"
+        ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List conversations.")] = False,
     as_json: Json = False,
@@ -188,9 +208,8 @@ def _print_turn(session: ChatSession, turn: Turn, streamed: bool) -> None:
     elif turn.answer is not None:
         OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
     elif turn.status == "waiting":
-        run = session.opened.folder.path
-        command = f'reflux reply {turn.trajectory} "{REPLY_FORMS}" --run {run}'
-        OUT.print(f"the question waits for a human: {command}", soft_wrap=True, highlight=False)
+        hint = reply_command(turn.trajectory, session.opened.folder)
+        OUT.print(plain(f"the question waits for a human: {hint}"), soft_wrap=True)
     else:
         OUT.print(f"no accepted answer ({turn.status}); /why shows its tree")
     if turn.status == "truncated":

@@ -16,7 +16,6 @@ from rich.panel import Panel
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.scripted import REPLY_HELP, parse_reply, step_text
 from reflux.ask_context import asks_humans, open_context
-from reflux.cli.contract import ERR
 from reflux.cli.progress import LiveTree
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
@@ -28,7 +27,7 @@ from reflux.graphs.amplify.interrupts import (
 )
 from reflux.graphs.ask import WaitForHumans
 from reflux.graphs.ask_options import AskOptions
-from reflux.report.terminal import escape
+from reflux.report.terminal import ERR, escape
 
 END_KEYS = ("", "\x04", "\x1a")
 """End of input, Ctrl-D and Ctrl-Z."""

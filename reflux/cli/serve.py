@@ -1,23 +1,30 @@
 """`reflux serve`: the agents of a run folder over the OpenAI protocol."""
 
-import os
-import socket
-from dataclasses import replace
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reflux.agents.errors import UsageError
-from reflux.cli.contract import ERR, RUNS, Calls, Depth, Json, Model, RunDir, Seconds, Tokens, emit
-from reflux.finetune.run_folder import RunFolder
-from reflux.graphs.amplify.context import Limits
-from reflux.server.settings import (
-    ServeSettings,
-    all_endpoints,
-    check_exposure,
-    read_serve_config,
-)
+from reflux import cli
+from reflux.cli.contract import DEFAULT_RUN, Calls, Depth, Json, Model, RunDir, Seconds, Tokens
+
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import os
+    import socket
+    from dataclasses import replace
+
+    from reflux.agents.errors import UsageError
+    from reflux.finetune.run_folder import RunFolder
+    from reflux.graphs.amplify.context import Limits
+    from reflux.report.terminal import ERR, emit
+    from reflux.server.settings import (
+        ServeSettings,
+        all_endpoints,
+        check_exposure,
+        read_serve_config,
+    )
 
 KEY = "REFLUX_API_KEY"
 STOP_SECONDS = 5
@@ -27,17 +34,23 @@ BACKLOG = 2048
 
 
 def serve(
-    run: RunDir = RUNS / "demo",
+    run: RunDir = DEFAULT_RUN,
     host: Annotated[
-        str, typer.Option(help="A host other than 127.0.0.1 needs REFLUX_API_KEY.")
+        str,
+        typer.Option(help="A host other than 127.0.0.1 needs REFLUX_API_KEY.", metavar="HOST"),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 picks a free port.", min=0, max=65535)] = 8700,
+    port: Annotated[
+        int, typer.Option(help="0 picks a free port.", min=0, max=65535, metavar="PORT")
+    ] = 8700,
     model: Model = None,
     overseer: Annotated[
-        str, typer.Option(help="Overseer of `amplified`: model, plain, human or reviewed.")
+        str,
+        typer.Option(
+            help="Overseer of `amplified`: model, plain, human or reviewed.", metavar="NAME"
+        ),
     ] = "model",
     config: Annotated[
-        Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.", metavar="FILE")
+        Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.")
     ] = None,
     depth: Depth = 1,
     calls: Calls = 1000,

@@ -22,11 +22,11 @@ from reflux.agents.prompts import redact
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.ask_context import name_of, overseer_named, overseers_of
-from reflux.conversation import cut_at, question_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
+from reflux.graphs.conversation import cut_at, question_of
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.tree import Node, load_tree, tokens_of
