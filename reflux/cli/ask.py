@@ -9,20 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reflux import cli
-from reflux.cli.contract import (
-    DEFAULT_RUN,
-    Calls,
-    Depth,
-    Json,
-    Model,
-    RunDir,
-    Seconds,
-    TaskName,
-    Tokens,
-    Tools,
-    open_existing,
-    run_async,
-)
+from reflux.cli import contract
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -52,7 +39,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         counted,
         emit,
         ended,
-        plain,
+        say,
         tree_view,
     )
     from reflux.tasks import DEFAULT_TASK, task_named
@@ -71,28 +58,17 @@ def batch_config(folder: RunFolder) -> RoundsConfig:
 
 def ask(
     question: Annotated[str, typer.Argument(help="The question, in quotes.", metavar="QUESTION")],
-    run: RunDir = DEFAULT_RUN,
-    task: TaskName = None,
-    model: Model = None,
-    overseer: Annotated[
-        str | None,
-        typer.Option(
-            "--overseer",
-            help="Ask any question, with this overseer: model, human, reviewed or plain. "
-            "Default: the overseer of the task, or model.",
-            metavar="NAME",
-        ),
-    ] = None,
-    tool: Tools = None,
-    depth: Depth = 1,
-    calls: Calls = 1000,
-    tokens: Tokens = 1_000_000,
-    seconds: Seconds = None,
-    max_tokens: Annotated[
-        int,
-        typer.Option(help="Maximum tokens of one answer, without a task.", min=1),
-    ] = 256,
-    as_json: Json = False,
+    run: contract.RunDir = contract.DEFAULT_RUN,
+    task: contract.TaskName = None,
+    model: contract.Model = None,
+    overseer: contract.Overseer = None,
+    tool: contract.Tools = None,
+    depth: contract.Depth = 1,
+    calls: contract.Calls = 1000,
+    tokens: contract.Tokens = 1_000_000,
+    seconds: contract.Seconds = None,
+    max_tokens: contract.MaxTokens = 256,
+    as_json: contract.Json = False,
 ) -> None:
     """Ask one question through the amplified system, and print the tree.
 
@@ -128,7 +104,7 @@ def ask(
 
 
 def reply(
-    trajectory: Annotated[str, typer.Argument(help="Id of the question that waits.", metavar="ID")],
+    trajectory: contract.Trajectory,
     words: Annotated[
         str,
         typer.Argument(
@@ -140,11 +116,11 @@ def reply(
         str | None,
         typer.Option("--to", help="Step to reply to. Default: the first.", metavar="STEP"),
     ] = None,
-    run: RunDir = DEFAULT_RUN,
-    as_json: Json = False,
+    run: contract.RunDir = contract.DEFAULT_RUN,
+    as_json: contract.Json = False,
 ) -> None:
     """Reply for a human to a question that waits, today or days later."""
-    folder = open_existing(run)
+    folder = contract.open_existing(run)
     with closing(folder.store()) as store:
         id, question = find_question(store, trajectory)
         options = options_of(store, id)
@@ -187,7 +163,7 @@ def _run(
             answered = (await work(*parts)).check_endpoint()
             return answered, load_tree(opened.store, answered.trajectory)
 
-    answered, tree = run_async(ask_and_load())
+    answered, tree = contract.run_async(ask_and_load())
     outcome = answered.outcome
     status = outcome["status"] if outcome else "waiting"
     answer = outcome["answer"] if outcome else None
@@ -219,7 +195,7 @@ def _run(
                 OUT.print(form_view(pending))
             wait = "waits" if len(answered.pending) == 1 else "wait"
             hint = reply_command(answered.trajectory, opened.folder)
-            OUT.print(plain(f"{len(answered.pending)} {wait} for a human: {hint}"), soft_wrap=True)
+            say(f"{len(answered.pending)} {wait} for a human: {hint}")
         else:
             spent = outcome["spent"]
             about = (
@@ -227,7 +203,7 @@ def _run(
                 f"{counted(spent['calls'], 'call')}, {counted(spent['tokens'], 'token')}, "
                 f"trajectory {answered.trajectory}"
             )
-            OUT.print(answer_line(answer, about), soft_wrap=True, highlight=False)
+            say(answer_line(answer, about))
     if outcome is not None and not is_accepted(status):
         raise RefluxError(f"no accepted answer ({ended(outcome)}); {_remedy(options, outcome)}")
 

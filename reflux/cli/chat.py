@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reflux import cli
-from reflux.cli.contract import (
-    DEFAULT_RUN,
-    Calls,
-    Depth,
-    Json,
-    Model,
-    RunDir,
-    Seconds,
-    Tokens,
-    Tools,
-)
+from reflux.cli import contract
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     import asyncio
@@ -46,9 +36,9 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         OUT,
         counted,
         emit,
-        escape,
         plain,
         print_result,
+        say,
         table_of,
         total_line,
         tree_view,
@@ -59,28 +49,18 @@ EXIT_COMMANDS = ("/quit", "/exit")
 
 
 def chat(
-    run: RunDir = DEFAULT_RUN,
-    model: Model = None,
-    overseer: Annotated[
-        str | None,
-        typer.Option(
-            help="The overseer: model, plain, human, reviewed or none. Default: model.",
-            metavar="NAME",
-        ),
-    ] = None,
+    run: contract.RunDir = contract.DEFAULT_RUN,
+    model: contract.Model = None,
+    overseer: contract.Overseer = None,
     task: Annotated[
-        str | None,
-        typer.Option(help="Ask questions of this task, with its overseer.", metavar="NAME"),
+        str | None, typer.Option(help="Ask questions of this task, with its overseer.")
     ] = None,
-    tool: Tools = None,
-    depth: Depth = 1,
-    calls: Calls = 1000,
-    tokens: Tokens = 1_000_000,
-    seconds: Seconds = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(help="Maximum tokens per model call. Default: 256, or the task's.", min=1),
-    ] = None,
+    tool: contract.Tools = None,
+    depth: contract.Depth = 1,
+    calls: contract.Calls = 1000,
+    tokens: contract.Tokens = 1_000_000,
+    seconds: contract.Seconds = None,
+    max_tokens: contract.MaxTokens = None,
     resumed: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +68,7 @@ def chat(
         ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List conversations.")] = False,
-    as_json: Json = False,
+    as_json: contract.Json = False,
 ) -> None:
     """Talk to the amplified agent. From a pipe, each line is a question.
 
@@ -158,22 +138,19 @@ def _talk(runner: asyncio.Runner, session: ChatSession, as_json: bool) -> list[T
 
 
 def _print_error(error: RefluxError) -> None:
-    ERR.print(plain(str(error)), style="red", highlight=False)
+    say(str(error), ERR, "red")
 
 
 def _greet(session: ChatSession) -> None:
     options = session.options
-    ERR.print(
-        f"overseer {escape(options.overseer or options.task)}, agent {escape(options.model)}, "
-        f"conversation {session.conversation.id}. /help lists commands, Ctrl-C stops an answer, "
-        "Ctrl-D ends",
-        style="dim",
-        highlight=False,
+    about = (
+        f"overseer {options.overseer or options.task}, agent {options.model}, conversation "
+        f"{session.conversation.id}. /help lists commands, Ctrl-C stops an answer, Ctrl-D ends"
     )
     config = session.opened.folder.rounds_config()
     if config is not None and not options.task:
-        hint = f"the run's task is {config.task}: --task {config.task} asks its questions"
-        ERR.print(hint, style="dim", highlight=False, markup=False)
+        about += f"\nthe run's task is {config.task}: --task {config.task} asks its questions"
+    ERR.print(plain(about), style="dim")
     if session.conversation.turns:
         ERR.print(_run_command(session, "/history"))
 
@@ -187,7 +164,7 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         nonlocal streamed
         streamed = True
         if not quiet:
-            OUT.out(plain(piece).plain, end="", highlight=False)
+            OUT.out(plain(piece).plain, end="")
 
     try:
         turn = runner.run(session.ask(text, tree, say))
@@ -195,7 +172,7 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         if not is_terminal():
             raise
         line = f"stopped after {counted(tree.calls, 'call')}"
-        ERR.print("\n" + line if streamed else line, style="dim", highlight=False)
+        ERR.print("\n" + line if streamed else line, style="dim")
         return session.stopped(text)
     if not quiet:
         _print_turn(session, turn, streamed)
@@ -209,15 +186,17 @@ def _print_turn(session: ChatSession, turn: Turn, streamed: bool) -> None:
         OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
     elif turn.status == "waiting":
         hint = reply_command(turn.trajectory, session.opened.folder)
-        OUT.print(plain(f"the question waits for a human: {hint}"), soft_wrap=True)
+        say(f"the question waits for a human: {hint}")
     else:
         OUT.print(f"no accepted answer ({turn.status}); /why shows its tree")
     if turn.status == "truncated":
         OUT.print("the token limit cut this answer: raise --max-tokens", style="yellow")
     if is_terminal():
-        about = f"{turn.status}, overseer {turn.overseer}, agent {turn.model}"
-        cost = f"{counted(turn.calls, 'call')}, {turn.tokens} tokens"
-        ERR.print(f"{escape(about)}, {cost}", style="dim", highlight=False)
+        about = (
+            f"{turn.status}, overseer {turn.overseer}, agent {turn.model}, "
+            f"{counted(turn.calls, 'call')}, {counted(turn.tokens, 'token')}"
+        )
+        ERR.print(plain(about), style="dim")
 
 
 def _run_command(session: ChatSession, line: str) -> RenderableType:

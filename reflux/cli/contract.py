@@ -29,31 +29,29 @@ RunDir = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model",
-        help="The agent: base, a student, or your endpoint's model. "
-        "Default: the promoted student, or base.",
-        metavar="NAME",
+        help="The agent: base, a student, or your endpoint's model. Default: the promoted student."
     ),
 ]
-TaskName = Annotated[
-    str | None, typer.Option("--task", help="The task. Default: that of the run.", metavar="NAME")
+TaskName = Annotated[str | None, typer.Option("--task", help="Default: the task of the run.")]
+Overseer = Annotated[
+    str | None, typer.Option(help="The overseer of any question: model, plain, human or reviewed.")
 ]
 Tools = Annotated[
     list[str] | None,
     typer.Option(
-        "--tool",
-        help="A tool of the copies: calculator, python, documents:FOLDER, mcp:COMMAND. "
-        "May be repeated.",
-        metavar="TOOL",
+        "--tool", help="A tool of the copies: calculator, python, documents:FOLDER, mcp:COMMAND."
     ),
 ]
 Depth = Annotated[int, typer.Option(help="Maximum levels of sub-questions.", min=0, max=16)]
 Calls = Annotated[int, typer.Option(help="Maximum model calls per answer.", min=0)]
 Tokens = Annotated[int, typer.Option(help="Maximum tokens per answer.", min=0)]
 Seconds = Annotated[
-    float | None,
-    typer.Option(help="Seconds per answer after which no more calls begin.", min=0),
+    float | None, typer.Option(help="Seconds per answer after which no more calls begin.", min=0)
 ]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Maximum tokens per model call. A task has its own.", min=1)
+]
+Trajectory = Annotated[str, typer.Argument(help="Id, or the start of an id.", metavar="ID")]
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

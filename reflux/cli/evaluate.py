@@ -36,7 +36,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.voting.voting import VotePolicy
     from reflux.models import open_run
     from reflux.report.eval_tables import tables
-    from reflux.report.terminal import OUT, emit
+    from reflux.report.terminal import OUT, emit, say
     from reflux.server.settings import config_endpoints, read_serve_config
     from reflux.tasks import task_named
 
@@ -191,7 +191,7 @@ def evaluate_systems(
     for table in tables(results, source):
         OUT.print(table)
     if out is not None:
-        OUT.print(f"answers, figures and a page with charts: {out}", soft_wrap=True)
+        say(f"answers, figures and a page with charts: {out}")
 
 
 def _file_eval_task(data: Path, score: str, limit: int | None) -> FileEvalTask:

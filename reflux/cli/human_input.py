@@ -65,14 +65,14 @@ def interruptible() -> Iterator[None]:
 
 
 def is_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
+    return sys.stdin.isatty()
 
 
 def read_key(prompt: str) -> str:
     """The pressed key in lower case, or the first letter of a piped line; `q` at the end."""
-    ERR.print(prompt, style="dim", highlight=False, markup=False)
+    ERR.print(prompt, style="dim", markup=False)
     if not is_terminal():
-        line = sys.stdin.readline() if sys.stdin is not None else ""
+        line = sys.stdin.readline()
         return line.strip()[:1].lower() if line else "q"
     try:
         key = typer.getchar()
@@ -85,9 +85,9 @@ def read_key(prompt: str) -> str:
 
 def read_line(prompt: str) -> str:
     """A line; empty at the end of the input."""
-    ERR.print(f"{prompt}: ", end="", highlight=False, markup=False)
+    ERR.print(f"{prompt}: ", end="", markup=False)
     if not is_terminal():
-        return sys.stdin.readline().rstrip("\n") if sys.stdin is not None else ""
+        return sys.stdin.readline().rstrip("\n")
     try:
         return input()
     except EOFError:
@@ -101,7 +101,7 @@ def read_lines(prompt: str, history: Path, commands: Sequence[str]) -> Iterator[
         history: file of typed lines; its folder is created.
     """
     if not is_terminal():
-        yield from (line.rstrip("\n") for line in sys.stdin or () if line.strip())
+        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
         return
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
@@ -177,7 +177,7 @@ async def converse(
     while progress.pending and is_terminal():
         first = progress.pending[0]
         ERR.print(form_view(first))
-        ERR.print(REPLY_HELP, highlight=False)
+        ERR.print(REPLY_HELP)
         try:
             with interruptible():
                 step = parse_reply(_read())
@@ -185,7 +185,7 @@ async def converse(
         except EOFError:
             break
         except UsageError as error:
-            ERR.print(str(error), highlight=False)
+            ERR.print(str(error))
     return progress
 
 

@@ -25,7 +25,7 @@ INTERRUPTED = 130
 MAX_CHARS = 2_000
 """Length of an error message; a longer one loses its middle, since the remedy is at the end."""
 METAVARS: dict[Any, str] = {
-    int: "N", list[int]: "N", float: "X", str: "TEXT", list[str]: "TEXT", Path: "FILE"
+    int: "N", list[int]: "N", float: "X", str: "NAME", list[str]: "NAME", Path: "FILE"
 }  # fmt: skip
 """What the help shows for a value of a type."""
 GROUPS = {

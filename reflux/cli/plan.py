@@ -64,9 +64,7 @@ def plan_votes(
         float | None,
         typer.Option("--correlation", help="Correlation of two votes; measured with --run."),
     ] = None,
-    system: Annotated[
-        str, typer.Option(help="System of the run to measure.", metavar="NAME")
-    ] = "amplified",
+    system: Annotated[str, typer.Option(help="System of the run to measure.")] = "amplified",
     probe: Annotated[
         int,
         typer.Option(

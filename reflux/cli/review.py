@@ -33,6 +33,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         plain,
         print_result,
         resume_hint,
+        say,
         table_of,
         tree_view,
     )
@@ -163,14 +164,14 @@ def _review_item(folder: RunFolder, store: TraceStore, item: Item) -> str:
         try:
             if (now := state_of(store, item)) != state:
                 item, state = find_item(store, f"{first_of(item.trajectory)}{item.path}"), now
-                ERR.print("another user changed this item; it is now:", highlight=False)
+                ERR.print("another user changed this item; it is now:")
                 OUT.print(item_view(store, item))
                 continue
             acted = run_async(_act(folder, store, item, key, answer, comment))
         except RefluxError as error:
-            ERR.print(plain(str(error)), highlight=False)
+            say(str(error), ERR)
             continue
-        OUT.print(_line(acted, item), highlight=False)
+        OUT.print(_line(acted, item))
         if key != "c":
             break
     return key
@@ -181,7 +182,7 @@ def _print_resume_hints(folder: RunFolder, store: TraceStore) -> None:
     rows = store.select(f"SELECT id FROM questions q WHERE revises IS NOT NULL AND {NEWEST}")  # noqa: S608
     for row in list(rows):
         if (hint := resume_hint(store, row["id"], folder.path)) is not None:
-            OUT.print(hint, soft_wrap=True, highlight=False)
+            say(hint)
 
 
 def _all(store: TraceStore, whys: tuple[Why, ...]) -> Iterator[Item]:

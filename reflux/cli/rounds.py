@@ -24,7 +24,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.gates import failed_gates
     from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
     from reflux.finetune.run_folder import OpenRun, RunFolder
-    from reflux.report.terminal import ERR, OUT, command, emit, hard_lines, rounds_tables
+    from reflux.report.terminal import ERR, OUT, command, emit, hard_lines, rounds_tables, say
     from reflux.tasks import DEFAULT_TASK, task_named
 
 ConfigFile = Annotated[
@@ -74,7 +74,6 @@ def demo(
             "Reflux demo: a 135M model learns to add. The overseer knows sums of one digit only; "
             "each round amplifies the last student on longer numbers, and distills the answers "
             "into the next.\nDigits are written in reverse: [bold]403+715=[/] asks for 304 + 517.",
-            highlight=False,
         )
     climb(folder, config, resume=folder.exists, as_json=as_json)
 
@@ -166,8 +165,8 @@ def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) ->
         OUT.print(table)
         OUT.print()
     for line in hard_lines(reports):
-        OUT.print(line, highlight=False)
-    OUT.print(f"chart: {folder.chart_path}   report: {folder.report_path}", soft_wrap=True)
+        OUT.print(line)
+    say(f"chart: {folder.chart_path}   report: {folder.report_path}")
     if parity := reports[-1].get("parity"):
         OUT.print(
             f"The last student in PEFT and in llama.cpp give the same answer to "
@@ -176,7 +175,7 @@ def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) ->
     if folder.registry.current() is not None:
         question = '"304+517"' if task == DEFAULT_TASK else "QUESTION"
         hint = f"Try: reflux ask {question} {command('--run', folder.path)}"
-        OUT.print(hint, soft_wrap=True, markup=False)
+        say(hint)
 
 
 def check_promoted(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
@@ -248,7 +247,7 @@ def distill(
         typer.Option("--data", help="Prompt/completion JSONL instead of traces."),
     ] = None,
     student: Annotated[
-        str, typer.Option("--student", help="Name of the new student.", metavar="NAME")
+        str, typer.Option("--student", help="Name of the new student.")
     ] = "student-custom",
     config: Annotated[
         Path | None,
@@ -278,12 +277,10 @@ def distill(
     if as_json:
         emit({"student": trained.id, "path": str(trained.path), "report": report})
         return
-    OUT.print(
+    say(
         f"{trained.id}: {report['rows']} rows, {report['seconds']:.0f} s, final loss "
         f"{report['final_loss']:.3f}\n{trained.path}\n"
-        f"promote it with: {command('reflux', 'students', 'promote', trained.id, '--run', run)}",
-        soft_wrap=True,
-        markup=False,
+        f"promote it with: {command('reflux', 'students', 'promote', trained.id, '--run', run)}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from reflux import cli
-from reflux.cli.contract import DEFAULT_RUN, MAX_LIMIT, Json, RunDir, open_existing
+from reflux.cli.contract import DEFAULT_RUN, MAX_LIMIT, Json, RunDir, Trajectory, open_existing
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from collections.abc import Mapping
@@ -31,6 +31,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         plain,
         print_result,
         resume_hint,
+        say,
         table_of,
         total_line,
         tree_view,
@@ -54,13 +55,10 @@ MAX_CHARS = 120
 """Characters of a question or an answer in the list."""
 
 
-Trajectory = Annotated[str, typer.Argument(help="Id, or the start of an id.", metavar="ID")]
-
-
 def list_traces(
     run: RunDir = DEFAULT_RUN,
     system: Annotated[
-        str | None, typer.Option(help="Only this system: direct, amplified, …", metavar="NAME")
+        str | None, typer.Option(help="Only this system: direct, amplified, …")
     ] = None,
     status: Annotated[
         str | None,
@@ -121,12 +119,12 @@ def show_trace(
         emit(tree.to_json())
         return
     OUT.print(tree_view(tree, why=True))
-    OUT.print(total_line(tree), highlight=False)
+    OUT.print(total_line(tree))
     if last != id:
         hint = f"edited since: {command('reflux', 'traces', 'show', last, '--run', run)}"
-        OUT.print(hint, soft_wrap=True, highlight=False, markup=False)
+        say(hint)
     elif hint is not None:
-        OUT.print(hint, soft_wrap=True, highlight=False)
+        say(hint)
 
 
 def page_of_trace(
@@ -160,12 +158,10 @@ def export_traces(
     rows = recorded_rows(open_existing(run))
     written = export(rows, out, form, format)
     if not written:
-        ERR.print(
+        say(
             "no rows: export takes accepted trajectories of `reflux run` and edits of `reflux "
             f"review`, and {run} holds neither; answers to `reflux ask` are not exported",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            ERR,
         )
     view = plain(f"{written} rows in {out}")
     print_result({"rows": written, "file": str(out)}, view, as_json)

@@ -64,9 +64,9 @@ class PipedConsole(Console):
         drop_output()
 
 
-OUT = PipedConsole()
+OUT = PipedConsole(highlight=False)
 """Results."""
-ERR = Console(stderr=True)
+ERR = Console(stderr=True, highlight=False)
 """Progress and errors."""
 
 
@@ -79,12 +79,17 @@ def emit(body: Any) -> None:
         drop_output()
 
 
+def say(text: str | Text, console: Console = OUT, style: str = "") -> None:
+    """Print a text as it stands, without breaking its lines: it may hold a command to copy."""
+    console.print(plain(text) if isinstance(text, str) else text, style=style, soft_wrap=True)
+
+
 def print_result(body: Any, view: RenderableType, as_json: bool) -> None:
     """Print the JSON document of `--json`, or what a human reads."""
     if as_json:
         emit(body)
     else:
-        OUT.print(view, soft_wrap=not isinstance(view, Table), highlight=False)
+        OUT.print(view, soft_wrap=not isinstance(view, Table))
 
 
 def command(*words: object) -> str:
