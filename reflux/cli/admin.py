@@ -18,12 +18,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from contextlib import suppress
     from pathlib import Path
 
-    from reflux.agents.clients.llama_cpp import (
-        EngineConfig,
-        ModelFiles,
-        default_gguf,
-        start_server,
-    )
+    from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, default_gguf, start_server
     from reflux.agents.errors import MissingError, RefluxError
     from reflux.finetune import INSTALL_TRAIN, missing_training_packages
     from reflux.finetune.gates import failed_gates

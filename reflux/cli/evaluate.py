@@ -143,8 +143,7 @@ def evaluate_systems(
         typer.Option(help="MODEL=PROMPT,COMPLETION for a million tokens; may be repeated."),
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(help="YAML of `reflux serve`, whose endpoints can be named."),
+        Path | None, typer.Option(help="YAML of `reflux serve`, whose endpoints can be named.")
     ] = None,
     out: Annotated[
         Path | None,

@@ -53,12 +53,10 @@ def plan_votes(
     ] = None,
     target: Annotated[float, typer.Option(help="Probability that the root is right.")] = 0.99,
     steps: Annotated[
-        int | None,
-        typer.Option(help="Answers of copies in one tree; measured with --run."),
+        int | None, typer.Option(help="Answers of copies in one tree; measured with --run.")
     ] = None,
     accuracy: Annotated[
-        float | None,
-        typer.Option(help="Accuracy of one vote; measured with --run."),
+        float | None, typer.Option(help="Accuracy of one vote; measured with --run.")
     ] = None,
     shared: Annotated[
         float | None,
@@ -67,11 +65,7 @@ def plan_votes(
     system: Annotated[str, typer.Option(help="System of the run to measure.")] = "amplified",
     probe: Annotated[
         int,
-        typer.Option(
-            help="Held-out questions to ask now, with 4 votes each.",
-            min=0,
-            max=100_000,
-        ),
+        typer.Option(help="Held-out questions to ask now, with 4 votes each.", min=0, max=100_000),
     ] = 0,
     level: Annotated[
         int | None,

@@ -61,9 +61,7 @@ def review(
     answer: Annotated[
         str | None,
         typer.Option(
-            "--edit",
-            help="Replace the answer and recompute what depends on it.",
-            metavar="ANSWER",
+            "--edit", help="Replace the answer and recompute what depends on it.", metavar="ANSWER"
         ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Ask the question again.")] = False,

@@ -28,8 +28,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.tasks import DEFAULT_TASK, task_named
 
 ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="YAML config of the run; required to begin one."),
+    Path | None, typer.Option("--config", help="YAML config of the run; required to begin one.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this folder.")]
 
@@ -73,7 +72,7 @@ def demo(
         ERR.print(
             "Reflux demo: a 135M model learns to add. The overseer knows sums of one digit only; "
             "each round amplifies the last student on longer numbers, and distills the answers "
-            "into the next.\nDigits are written in reverse: [bold]403+715=[/] asks for 304 + 517.",
+            "into the next.\nDigits are written in reverse: [bold]403+715=[/] asks for 304 + 517."
         )
     climb(folder, config, resume=folder.exists, as_json=as_json)
 
@@ -122,8 +121,7 @@ def run(
     config: ConfigFile = None,
     resume: Resume = False,
     rounds: Annotated[
-        int | None,
-        typer.Option("--rounds", help="Stop after this many rounds in all."),
+        int | None, typer.Option("--rounds", help="Stop after this many rounds in all.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -243,15 +241,13 @@ def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> 
 def distill(
     run: RunDir = DEFAULT_RUN,
     data: Annotated[
-        Path | None,
-        typer.Option("--data", help="Prompt/completion JSONL instead of traces."),
+        Path | None, typer.Option("--data", help="Prompt/completion JSONL instead of traces.")
     ] = None,
     student: Annotated[
         str, typer.Option("--student", help="Name of the new student.")
     ] = "student-custom",
     config: Annotated[
-        Path | None,
-        typer.Option("--config", help="YAML with `sft:`, `lora:` and `seed:`."),
+        Path | None, typer.Option("--config", help="YAML with `sft:`, `lora:` and `seed:`.")
     ] = None,
     as_json: Json = False,
 ) -> None:

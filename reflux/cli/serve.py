@@ -36,8 +36,7 @@ BACKLOG = 2048
 def serve(
     run: contract.RunDir = contract.DEFAULT_RUN,
     host: Annotated[
-        str,
-        typer.Option(help="A host other than 127.0.0.1 needs REFLUX_API_KEY.", metavar="HOST"),
+        str, typer.Option(help="A host other than 127.0.0.1 needs REFLUX_API_KEY.", metavar="HOST")
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(help="0 picks a free port.", min=0, max=65535, metavar="PORT")

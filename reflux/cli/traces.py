@@ -64,10 +64,7 @@ def list_traces(
         str | None,
         typer.Option(help="Only this status: ok, unchecked, rejected, …", metavar="STATUS"),
     ] = None,
-    limit: Annotated[
-        int,
-        typer.Option(help="Maximum trajectories.", min=1, max=MAX_LIMIT),
-    ] = 20,
+    limit: Annotated[int, typer.Option(help="Maximum trajectories.", min=1, max=MAX_LIMIT)] = 20,
     as_json: Json = False,
 ) -> None:
     """List the newest trajectories."""
@@ -103,11 +100,7 @@ def _unfinished(row: Mapping[str, Any]) -> str:
     return "recomputing" if "~" in row["id"] else "running"
 
 
-def show_trace(
-    trajectory: Trajectory,
-    run: RunDir = DEFAULT_RUN,
-    as_json: Json = False,
-) -> None:
+def show_trace(trajectory: Trajectory, run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     """Show the tree of one trajectory with votes, checks, verdicts, comments and costs."""
     folder = open_existing(run)
     with closing(folder.store()) as store:

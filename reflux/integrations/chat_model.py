@@ -162,11 +162,7 @@ class AmplifiedChatModel(BaseChatModel):
         yield ChatGenerationChunk(message=message)
 
     async def _reply(
-        self,
-        messages: Sequence[BaseMessage],
-        stop: Stop,
-        emit: Emit,
-        options: Mapping[str, Any],
+        self, messages: Sequence[BaseMessage], stop: Stop, emit: Emit, options: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The fields of the message that answers."""
         question = question_of(messages)
