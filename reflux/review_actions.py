@@ -78,7 +78,7 @@ async def judge_item(
         await judge(store, item, False, comment)
         return Acted("rejected", item.trajectory)
     if item.why == "escalated" and action != "again":
-        proposal = (item.form or {}).get("proposal")
+        proposal: Any = (item.form or {}).get("proposal")
         if action == "approve" and proposal is None:
             raise UsageError("nothing is proposed here to approve: answer it with an edit")
         if comment.strip():
@@ -203,7 +203,7 @@ def model_of(store: TraceStore, question_id: str) -> str:
 
 
 async def _answer_stopped(
-    store: TraceStore, item: Item, step: Mapping[str, str], open_run: Open
+    store: TraceStore, item: Item, step: Mapping[str, Any], open_run: Open
 ) -> None:
     """Record the answer to a run that stopped here; it takes the step from the log on resume."""
     if step["kind"] != "answer":

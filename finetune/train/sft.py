@@ -285,7 +285,7 @@ def _save(model: Any, scratch: Path, out: Path, model_id: str) -> None:
             "raise sft.warmup_steps"
         )
     # By default, PEFT asks the hub for the base's vocabulary.
-    with wrapping_write_errors():
+    with wrapping_write_errors(scratch):
         model.save_pretrained(scratch, save_embedding_layers=False)
     config = json.loads((scratch / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = model_id

@@ -168,7 +168,9 @@ def run() -> None:
         _exit(
             f"a record of the run is damaged ({error}): restore the run, or name another --run", 2
         )
-    except SystemExit as error:  # A graph or scorer of the user called it.
+    except SystemExit as error:  # A graph or scorer of the user called it, or completion ended.
+        if cli.SHOWS_HELP:
+            raise
         _exit(
             f"your code called sys.exit({error.code!r}) during the run; raise an error or return "
             "instead",

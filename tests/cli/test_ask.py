@@ -63,7 +63,7 @@ def test_what_waits_is_shown_with_the_way_to_reply(tmp_path: Path) -> None:
         (["ask", "x", "--overseer", "oracle"], "no overseer is called 'oracle'"),
         (["ask", "x", "--overseer", "plain", "--tool", "hammer"], "there is no tool 'hammer'"),
         (["ask", "x", "--overseer", "plain", "--task", "addition"], "leave one out"),
-        (["ask", "x", "--tool", "calculator"], "--tool needs --overseer"),
+        (["ask", "x", "--task", "addition", "--tool", "calculator"], "--tool needs --overseer"),
         (["ask", " ", "--overseer", "plain"], "the question is empty"),
         (["reply", "abc", "answer: 1"], "holds no run"),
     ],

@@ -25,7 +25,7 @@ from werkzeug import Request, Response
 
 from reflux.agents.clients.llama_cpp import DEFAULT_SHA256, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.cli.rounds import clear
+from reflux.cli.rounds import clear, shipped_config
 from reflux.finetune import rounds, run_folder
 from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, CARD, PICKLE, Registry
@@ -36,7 +36,8 @@ from tests.support.sums import exact
 
 pytestmark = pytest.mark.process
 
-SUM = ("ask", "12+34")
+DEMO = str(shipped_config("demo"))
+SUM = ("ask", "12+34", "--task", "addition")
 
 
 def reflux(
@@ -414,7 +415,7 @@ def test_a_read_only_run_folder_is_told(folder: Path) -> None:
     students = folder / "students"
     resume = ("run", "--resume", "--run", str(folder))
     promote = ("students", "rollback", "--run", str(folder))
-    begin_within = ("run", "--run", str(students / "new"))
+    begin_within = ("run", "--config", DEMO, "--run", str(students / "new"))
     everything = [folder, *folder.rglob("*")]
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -481,9 +482,8 @@ def test_a_shell_may_close_every_stream(folder: Path) -> None:
 @pytest.mark.parametrize("rounds", ["0", "4"])
 def test_rounds_that_the_config_has_not_begin_no_run(tmp_path: Path, rounds: str) -> None:
     run = tmp_path / "run"
-    refuses(
-        2, f"the config has 3 rounds, not {rounds}", "run", "--rounds", rounds, "--run", f"{run}"
-    )
+    words = ("run", "--config", DEMO, "--rounds", rounds, "--run", str(run))
+    refuses(2, f"the config has 3 rounds, not {rounds}", *words)
     assert not run.exists()
 
 
