@@ -114,9 +114,10 @@ def _typer(name: str, summary: str) -> typer.Typer:
 
 
 def examples(command: str) -> str:
-    """The examples of a command, or the first of every command, as its help shows them."""
-    lines = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"reflux {command} ")]
-    return "\n  ".join(("\b\nExamples:", *lines)) if lines else ""
+    """The examples of a command as its help shows them; of `reflux` itself, two to begin with."""
+    starts = tuple(f"reflux {each} " for each in ([command] if command else ["demo", "ask"]))
+    lines = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(starts)]
+    return "\n  ".join(("\b\nExamples:", *lines))
 
 
 def show_version(wanted: bool) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 from pytest_httpserver import HTTPServer
-from reflux.conversation import MAX_CHARS, Conversation, Turn, last_question, listed, resume
 from werkzeug import Request, Response
 
 from reflux.agents.errors import UsageError
+from reflux.cli.chat_session import MAX_CHARS, Conversation, Turn, listed, resume
 from reflux.finetune.run_folder import RunFolder
+from reflux.graphs.conversation import last_question
 from reflux.graphs.traces.search import Wanted, search
 from tests.support.commanding import Ended, Running, begin, piped
 from tests.support.serving import soon
