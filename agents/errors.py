@@ -4,8 +4,7 @@ RefluxError
 ├── UsageError      exit 2   wrong arguments, config, task or question
 ├── MissingError    exit 3   a dependency, model file or endpoint is missing
 ├── EndpointError   exit 3   an endpoint failed after every retry
-├── ReplayError     exit 1   the call log holds a different request under the same key
-└── CycleError      exit 1   a question asks itself, directly or through its sub-questions
+└── ReplayError     exit 1   the call log holds a different request under the same key
 
 `from_os_error` converts errors of the operating system.
 """
@@ -50,10 +49,6 @@ class EndpointError(RefluxError):
 
 class ReplayError(RefluxError):
     """A recorded call and a new call have the same key and different requests."""
-
-
-class CycleError(RefluxError):
-    """A question repeats one of its ancestors, so its recursion would never end."""
 
 
 def from_os_error(error: OSError) -> RefluxError:

@@ -36,7 +36,6 @@ class Checker(Protocol):
 
     def check(self, question: str, answer: str) -> Verdict:
         """Judge one answer to one question."""
-        ...
 
 
 class RuleChecker:
@@ -75,7 +74,6 @@ class Verifier(Protocol):
         Raises:
             EndpointError: a model that is needed does not answer.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,6 @@ class Equivalence(Protocol):
         Raises:
             EndpointError: a model that is needed does not answer.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 from reflux.agents.budget import Budget
 from reflux.agents.types import (
@@ -25,7 +25,6 @@ class ModelContext(Protocol):
     @property
     def model(self) -> str:
         """The agent's name."""
-        ...
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Make one call; the calls of one step are numbered in the order in which they are made.
@@ -33,7 +32,6 @@ class ModelContext(Protocol):
         Raises:
             EndpointError: no reply after every retry, or no budget is left for the call.
         """
-        ...
 
 
 class OverseerContext(ModelContext, Protocol):
@@ -42,32 +40,26 @@ class OverseerContext(ModelContext, Protocol):
     @property
     def question(self) -> str:
         """The question to take a step on."""
-        ...
 
     @property
     def transcript(self) -> Sequence[Exchange]:
         """All sub-questions so far with their answers, in order."""
-        ...
 
     @property
     def may_ask(self) -> bool:
         """False at the depth cap: the overseer answers a primitive, or returns `PASS` to leave
         the question to the agent."""
-        ...
 
     @property
     def budget(self) -> Budget:
         """What the question may still spend."""
-        ...
 
     @property
     def path(self) -> str:
         """The question's position in its tree; empty at the root."""
-        ...
 
     def members(self, count: int) -> Sequence["OverseerContext"]:
         """Contexts for `count` overseers that run side by side, each with a share of `budget`."""
-        ...
 
 
 class Overseer(Protocol):
@@ -77,26 +69,17 @@ class Overseer(Protocol):
     is an `Ask` followed by an `Answer`; a search of many dependent steps is the same with more
     `Ask`s. A step must depend on the context alone, so that an interrupted run resumes from its
     record.
+
+    An overseer may have a `reserve`: the `Budget` that its later steps on one question need, which
+    is kept back when sub-questions share the rest. One that asks chains has a `follow` as well.
     """
 
     @property
     def name(self) -> str:
         """Recorded with each step; never the name of a Python module."""
-        ...
 
     async def act(self, context: OverseerContext) -> Step:
         """Take the next step on `context.question`."""
-        ...
-
-
-@runtime_checkable
-class ReservingOverseer(Protocol):
-    """An overseer for whose later steps budget is kept back when sub-questions share the rest."""
-
-    @property
-    def reserve(self) -> Budget:
-        """What the later steps on one question need."""
-        ...
 
 
 Follow = Callable[[str, str], str | Answer]
@@ -104,24 +87,14 @@ Follow = Callable[[str, str], str | Answer]
 chain. It depends on nothing else, because an interrupted chain resumes from its last link."""
 
 
-@runtime_checkable
-class ChainOverseer(Protocol):
-    """An overseer that asks chains (`reflux.agents.types.Chain`) also says how they continue."""
-
-    @property
-    def follow(self) -> Follow | None:
-        """How chains continue; None for an overseer that asks none."""
-        ...
-
-
 def reserve_of(overseer: Overseer | None) -> Budget:
     """An overseer's reserve; nothing for an overseer without one."""
-    return overseer.reserve if isinstance(overseer, ReservingOverseer) else Budget(0, 0)
+    return getattr(overseer, "reserve", Budget(0, 0))
 
 
 def follow_of(overseer: Overseer | None) -> Follow | None:
     """How an overseer's chains continue; None for an overseer that asks none."""
-    return overseer.follow if isinstance(overseer, ChainOverseer) else None
+    return getattr(overseer, "follow", None)
 
 
 @dataclass(frozen=True)
