@@ -45,6 +45,8 @@ class EndpointError(RefluxError):
     """True if the endpoint answered, and would refuse the same request again."""
     status: int | None = None
     """The HTTP status of the endpoint's reply, if there was one."""
+    is_last = False
+    """True of a recorded failure after which no call of its question got a reply."""
 
 
 class ReplayError(RefluxError):

@@ -1,10 +1,10 @@
 """Where a question comes from, and what it is asked with; both are recorded, so that its tree can
-go on, and be edited, the same way."""
+be resumed, and edited, the same way."""
 
 import hashlib
 import json
 import uuid
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reflux.agents.errors import UsageError
@@ -101,11 +101,6 @@ class AskOptions:
             return policy
         variants = (Variant(temperature=self.temperature),)
         return replace(policy, temperature=self.temperature, variants=variants)
-
-
-async def save_options(store: TraceStore, question_id: str, options: AskOptions) -> None:
-    """Record what a question is asked with."""
-    await store.add_judgement(question_id, "", "how", None, asdict(options), key="0")
 
 
 def options_of(store: TraceStore, question_id: str) -> AskOptions | None:

@@ -22,7 +22,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Send
 
-from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import reserve_of
 from reflux.agents.prompts import question_problem, redact
 from reflux.agents.types import Answer, Ask, Chain, Defer, SubQuestion, step_from_json, step_to_json
@@ -31,6 +31,7 @@ from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
 from reflux.graphs.amplify.state import (
     AmplifyState,
+    NodeState,
     Outcome,
     SubResult,
     SubTask,
@@ -63,18 +64,17 @@ def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifySt
             f"checks.confirm is {confirm} and limits.attempts only {limits.attempts}: raise "
             f"limits.attempts to {confirm} or more"
         )
-    return fresh_state(
-        {
-            "question": question,
-            "question_id": question_id,
-            "path": "",
-            "depth": 0,
-            "ancestors": [],
-            "calls": limits.calls,
-            "tokens": limits.tokens,
-            "retries": context.asked_before("", question),
-        }
-    )
+    root: NodeState = {
+        "question": question,
+        "question_id": question_id,
+        "path": "",
+        "depth": 0,
+        "ancestors": [],
+        "calls": limits.calls,
+        "tokens": limits.tokens,
+        "retries": context.asked_before("", question),
+    }
+    return fresh_state(root)
 
 
 def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
@@ -99,9 +99,8 @@ def check_askable(question: str, context: AmplifyContext) -> None:
 
 async def screen(state: AmplifyState, runtime: Ran) -> Update:
     """End a question that must not be asked with a failed outcome."""
-    if (reason := screened(state, runtime.context)) is None:
-        return {}
-    return {"outcome": failed_outcome(reason)}
+    reason = screened(state, runtime.context)
+    return {} if reason is None else {"outcome": failed_outcome(reason)}
 
 
 async def oversee(state: AmplifyState, runtime: Ran) -> Update:
@@ -198,12 +197,11 @@ async def dispatch(state: AmplifyState) -> str | list[Send]:
     for index, entry in enumerate(state["batch"]):
         if index in done or any(need not in done for need in entry["needs"]):
             continue
-        answers = {need: done[need]["answer"] for need in entry["needs"]}
-        failed = [need for need, answer in answers.items() if answer is None]
-        filled = {need: answer or "" for need, answer in answers.items()}
+        failed = [need for need in entry["needs"] if done[need]["answer"] is None]
+        answers = {need: done[need]["answer"] or "" for need in entry["needs"]}
         task: SubTask = {
             "index": index,
-            "question": SubQuestion(entry["text"]).filled(filled),
+            "question": SubQuestion(entry["text"]).filled(answers),
             # `step` counts the step that asked already; its children carry that step's number.
             "path": f"{state['path']}/{state['attempt']}.{state['step'] - 1}.{index}",
             "depth": state["depth"] + 1,
@@ -285,10 +283,7 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
 
 async def record(state: AmplifyState, runtime: Ran) -> Update:
     """Record how the question ended."""
-    outcome = state["outcome"]
-    if outcome is None:
-        raise RefluxError("the graph reached its end without an outcome; please report this")
-    await _recorded(state, listening(runtime), outcome)
+    await _recorded(state, listening(runtime), cast(Outcome, state["outcome"]))
     return {}
 
 

@@ -147,9 +147,7 @@ class Spans:
 
     def step(self, key: CallKey, overseer: str) -> Span:
         """A step of the overseer."""
-        return self._agent(
-            overseer, key.path, {"reflux.role": "overseer", "reflux.step": key.step}
-        )
+        return self._agent(overseer, key.path, {"reflux.role": "overseer", "reflux.step": key.step})
 
     def _agent(self, name: str, path: str, attributes: Attributes) -> Span:
         attributes |= {"gen_ai.agent.name": name, **_location(path)}

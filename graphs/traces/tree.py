@@ -230,31 +230,13 @@ def _order(path: str) -> list[tuple[int, ...]]:
     return [tuple(int(n) for n in part.split(".")) for part in path.split("/")[1:]]
 
 
-@dataclass(frozen=True)
-class CallFailure:
-    """A model call of one question that got no reply."""
-
-    message: str
-    refused: bool
-    """The endpoint answered, and would refuse the same request again."""
-    status: int | None
-    is_last: bool
-    """No later call of the question got a reply."""
-
-    def error(self) -> EndpointError:
-        """The failure as the error that a caller raises."""
-        error = EndpointError(self.message)
-        error.refused, error.status = self.refused, self.status
-        return error
-
-
 def last_call_id(store: TraceStore) -> int:
     """The number of the newest call on record; 0 before the first."""
     ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
     return number
 
 
-def find_failure(store: TraceStore, question: str, after: int = 0) -> CallFailure | None:
+def find_failure(store: TraceStore, question: str, after: int = 0) -> EndpointError | None:
     """The newest failure of a question's calls after a call's number; None if all got replies.
 
     A failure that may pass goes before a refusal: the question may end otherwise next time.
@@ -271,10 +253,11 @@ def find_failure(store: TraceStore, question: str, after: int = 0) -> CallFailur
         return None
     transient = [row for row in failures if row["finish_reason"] == "error"]
     row = (transient or failures)[-1]
-    _, _, status = row["finish_reason"].partition(" ")
-    return CallFailure(
-        row["error"], not transient, int(status) if status else None, calls[-1] is failures[-1]
-    )
+    status = row["finish_reason"].partition(" ")[2]
+    error = EndpointError(row["error"])
+    error.refused, error.status = not transient, int(status) if status else None
+    error.is_last = calls[-1] is failures[-1]
+    return error
 
 
 def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step]]]:
