@@ -12,6 +12,7 @@ RefluxError
 import errno
 import math
 import os
+from collections.abc import Sequence
 
 NO_SPACE = "recorded work is kept: free some space, then continue (a run: with --resume)"
 NO_ACCESS = "make it writable, or name another --run"
@@ -86,3 +87,13 @@ def check_range(
     low = (least is None or value >= least) and (above is None or value > above)
     if math.isnan(value) or not low or (below is not None and value >= below):
         raise UsageError(f"{name} is {value:g}; it must be {wanted or 'a number'}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check that a setting is one of a few names.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value not in choices:
+        raise UsageError(f"{name} is {value!r}; choose one of {', '.join(choices)}")

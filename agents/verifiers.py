@@ -211,7 +211,7 @@ class RedFlags:
             regex.compile(self.pattern)
         except regex.error as error:
             raise UsageError(
-                f"the pattern {self.pattern!r} is no regular expression: {error}; correct it"
+                f"the pattern {self.pattern!r} is not a regular expression: {error}; correct it"
             ) from error
         for name, value in (("longest", self.longest), ("repeats", self.repeats)):
             if value is not None:
@@ -230,24 +230,21 @@ class RedFlags:
             return "cut_off"
         if self.longest is not None and len(text) > self.longest:
             return "longest"
-        if self.pattern and not self._matches(text):
-            return "pattern"
-        if any(phrase.lower() in text.lower() for phrase in self.hedges):
-            return "hedges"
-        if self.repeats is not None and repetitions(text) > self.repeats:
-            return "repeats"
-        return ""
-
-    def _matches(self, text: str) -> bool:
         try:
-            match = regex.fullmatch(self.pattern, text, regex.DOTALL, timeout=MATCH_SECONDS)
+            matches = regex.fullmatch(self.pattern, text, regex.DOTALL, timeout=MATCH_SECONDS)
         except TimeoutError as error:
             raise UsageError(
                 f"flags.pattern {self.pattern!r} has not matched a reply of {len(text)} characters "
                 f"in {MATCH_SECONDS:g} s: it tries too many ways; write it without repetitions of "
                 "repetitions, such as (a+)+, or set flags.longest, too"
             ) from error
-        return match is not None
+        if self.pattern and not matches:
+            return "pattern"
+        if any(phrase.lower() in text.lower() for phrase in self.hedges):
+            return "hedges"
+        if self.repeats is not None and repetitions(text) > self.repeats:
+            return "repeats"
+        return ""
 
 
 def repetitions(text: str) -> int:

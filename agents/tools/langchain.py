@@ -128,14 +128,9 @@ def _text_of(output: Any) -> str:
     if isinstance(content, str):
         return content
     blocks = cast(list[Any], content) if isinstance(content, list) else []
-    texts = [block.get("text") for block in blocks if _is_text_block(block)]
-    if blocks and len(texts) == len(blocks):
-        return "\n".join(map(str, texts))
+    if blocks and all(isinstance(b, dict) and b.get("type") == "text" for b in blocks):
+        return "\n".join(str(block.get("text")) for block in blocks)
     return to_json(content, fallback=str, bytes_mode="base64", inf_nan_mode="constants").decode()
-
-
-def _is_text_block(block: Any) -> bool:
-    return isinstance(block, dict) and cast(dict[str, Any], block).get("type") == "text"
 
 
 START_SECONDS = 30.0
@@ -177,9 +172,9 @@ async def mcp_tools(server: str, seconds: float = SECONDS) -> AsyncGenerator[lis
                     handle_tool_errors=False,
                 )
         except Exception as error:
-            late = isinstance(error, TimeoutError)
             reason = f"{type(error).__name__}: {error}"
-            reason = f"not within {START_SECONDS:g} seconds" if late else reason
+            if isinstance(error, TimeoutError):
+                reason = f"not within {START_SECONDS:g} seconds"
             raise MissingError(
                 f"the MCP server {server!r} did not start and list its tools ({reason}); a command "
                 "must start a server that speaks MCP on stdin and stdout: try it in a terminal, "
@@ -262,10 +257,9 @@ def _is_lost(error: Exception) -> bool:
     from mcp import McpError
     from mcp.types import CONNECTION_CLOSED
 
-    if isinstance(error, McpError):
-        return error.error.code == CONNECTION_CLOSED
-    return isinstance(
-        error, ConnectionError | anyio.ClosedResourceError | anyio.BrokenResourceError
+    lost = ConnectionError | anyio.ClosedResourceError | anyio.BrokenResourceError
+    return isinstance(error, lost) or (
+        isinstance(error, McpError) and error.error.code == CONNECTION_CLOSED
     )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from pydantic_core import from_json
+
 from reflux.agents.prompts import object_schema
 from reflux.agents.types import ToolCall, ToolSpec
 
@@ -80,7 +82,8 @@ async def guarded(work: Coroutine[Any, Any, ToolReply], seconds: float) -> ToolR
         await asyncio.wait({task}, timeout=seconds)
         if not task.done():
             task.cancel()
-            task.add_done_callback(_retrieve)
+            # Retrieve the exception of abandoned work, so that asyncio does not warn.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
             await asyncio.wait({task}, timeout=GRACE_SECONDS)
             return _refusal(f"stopped: it took longer than {seconds:g} seconds; ask for less")
     except asyncio.CancelledError:
@@ -162,23 +165,13 @@ def _read(text: str) -> Mapping[str, Any]:
     if len(text) > ARGUMENT_CHARS:
         raise ValueError(f"the arguments have {len(text)} characters; at most {ARGUMENT_CHARS}")
     try:
-        value = json.loads(text or "{}", parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the arguments are no JSON: {error}") from error
+        value = from_json(text or "{}", allow_inf_nan=False)
+    except ValueError as error:
+        raise ValueError(f"the arguments are not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"the arguments must be a JSON object, not a {type(value).__name__}")
     return cast(Mapping[str, Any], value)
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
 def _refusal(text: str) -> ToolReply:
     return ToolReply(cut(text), ok=False)
-
-
-def _retrieve(task: "asyncio.Future[ToolReply]") -> None:
-    """Retrieve the exception of abandoned work, so that asyncio does not warn."""
-    if not task.cancelled():
-        task.exception()

@@ -2,13 +2,13 @@
 
 One graph node walks the whole chain, because a super-step costs more than a vote. Each link is
 voted on as any other question is (MAKER, arXiv 2511.09030). A batch of votes is one row of the
-table `links`, committed before it counts: a killed chain goes on at its last link and repeats only
+table `links`, committed before it counts: a killed chain resumes at its last link and repeats only
 the calls in flight, and a revision that asks the same chain copies its links. A row holds the
 shared answer where all votes of the batch agreed, and otherwise every vote, without
 log-probabilities and tokens. Only that table grows with the chain's length.
 
 A link without an accepted vote is voted on again with fresh votes, up to `limits.attempts` times.
-An endpoint failure ends the question, and the same command goes on from there later.
+An endpoint failure ends the question, and the same command resumes it there later.
 """
 
 import hashlib
@@ -53,19 +53,11 @@ class _Link:
     """The record says that these votes are enough."""
 
 
-@dataclass(frozen=True)
-class ChainResult:
-    """How a chain ended."""
-
-    outcome: Outcome
-    interrupted: bool = False
-    """An endpoint failed; the same call, made later, goes on from here."""
-
-
 async def walk_chain(
     context: AmplifyContext, node: NodeRef, overseer: Overseer, chain: Chain, budget: Budget
-) -> ChainResult:
-    """Walk a chain to its end; `budget` pays for all of it.
+) -> tuple[Outcome, bool]:
+    """(how a chain ended, whether an endpoint failed, so that the same call, made later, resumes
+    it); `budget` pays for all of it.
 
     A resumed chain calls the overseer's `follow` for the last link only, so it must depend on
     nothing but the last question and its answer.
@@ -76,19 +68,18 @@ async def walk_chain(
     follow = follow_of(overseer)
     if follow is None:
         reason = f"{overseer.name} asked a chain but has no `follow` method: add one"
-        return ChainResult(failed_outcome(reason))
+        return failed_outcome(reason), False
     key = LinkKey(node.question_id, node.path, node.retries)
     first = redact(chain.first)
     if (reason := question_problem(first, context.limits.question_chars)) is not None:
-        return ChainResult(failed_outcome(f"link 0: {reason}"))
+        return failed_outcome(f"link 0: {reason}"), False
     digest = await _record_start(context, key, first)
     link = await _resumed_link(context, key, first, digest)
     answer: str | None = None
-    interrupted = False
     while True:
         chosen, status, error = await _vote_on_link(context, key, link, budget)
+        interrupted = status == "failed"
         if chosen is None or status != "unchecked":
-            interrupted = status == "failed"
             break
         try:
             following = follow(link.question, chosen.text)
@@ -108,7 +99,7 @@ async def walk_chain(
     disputed = context.recorded_client.store.chain_so_far(key)["disputed"]
     detail = {"links": link.number + 1, "disputed": disputed, "last": link.question}
     await record_answer(context, node, outcome, detail, ("chain",))
-    return ChainResult(outcome, interrupted)
+    return outcome, interrupted
 
 
 async def _vote_on_link(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from reflux.agents.budget import SpendLimit
-from reflux.agents.errors import UsageError, check_range
+from reflux.agents.errors import check_choice, check_range
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.types import ChatRequest, Completion
@@ -38,11 +38,8 @@ class CheckPolicy:
 
     def __post_init__(self) -> None:
         check_range("checks.confirm", self.confirm, least=1)
-        if unknown := [each for each in self.after_failure if each not in get_args(Action)]:
-            names = ", ".join(get_args(Action))
-            raise UsageError(
-                f"checks.after_failure holds {unknown[0]!r}, not an action: choose from {names}"
-            )
+        for action in self.after_failure:
+            check_choice("an action of checks.after_failure", action, get_args(Action))
 
     def action(self, attempt: int) -> Action:
         """The action that led to an attempt, which counts from 1."""

@@ -315,13 +315,8 @@ async def record_answer(
     kinds: Sequence[str] = ("direct",),
 ) -> None:
     """Record a question that was answered without the overseer, and emit the event."""
-    detail: dict[str, Any] = {
-        "question": node.question,
-        "answer": outcome["answer"],
-        "status": outcome["status"],
-        "error": outcome["error"],
-        **more,
-    }
+    ending = {name: outcome[name] for name in ("answer", "status", "error")}
+    detail: dict[str, Any] = {"question": node.question, **ending, **more}
     ok, key = is_accepted(outcome["status"]), f"{node.step}.{node.retries}"
     for kind in kinds:
         await context.recorded_client.store.add_judgement(

@@ -20,6 +20,7 @@ from reflux.graphs.amplify.state import (
     Status,
     accepted_status,
     best_proposal,
+    fresh_state,
     left_of,
     plus,
 )
@@ -85,18 +86,15 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
                 key=str(retry_index(state, context)),
             )
         if ok and (by_human or context.checks.confirmed(passed, proposal)):
-            status = accepted_status(
-                has_check=by_human or context.has_check, truncated=state["truncated"]
-            )
-            return {
-                "outcome": {"answer": proposal, "status": status, "error": None, "spent": spent}
-            }
+            has_check = by_human or context.has_check
+            status = accepted_status(has_check=has_check, truncated=state["truncated"])
+            ended = {"answer": proposal, "status": status, "error": None, "spent": spent}
+            return {"outcome": ended}
     if ok and proposal is not None:
         passed, rule = [*passed, proposal], UNCONFIRMED
     proposals = state["proposals"] + ([proposal] if proposal is not None and not ok else [])
-    used_up = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
     lacking = context.spend_limit.lacks
-    if used_up:
+    if left_of({**state, "spent": spent}).empty:
         lacking = "calls" if spent["calls"] >= state["calls"] else "tokens"
     if lacking or state["attempt"] + 1 >= context.limits.attempts:
         best = best_proposal(passed or proposals)
@@ -108,12 +106,8 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}
     context.emit({"event": "retry", "path": state["path"], "rule": rule, "error": state["error"]})
     return {
+        **fresh_state(state),
         "attempt": state["attempt"] + 1,
-        "step": 0,
-        "transcript": [],
-        "proposal": None,
-        "truncated": False,
-        "error": None,
         "proposals": proposals,
         "passed": passed,
         "spent": spent,

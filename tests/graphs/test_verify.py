@@ -268,7 +268,7 @@ async def test_a_person_is_asked_where_checks_go_on_failing_and_has_the_last_wor
 
 
 def test_an_action_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(UsageError, match="'humn', not an action: choose from retry"):
+    with pytest.raises(UsageError, match="is 'humn'; choose one of retry"):
         CheckPolicy(after_failure=cast(Any, ("humn",)))
     with pytest.raises(UsageError, match=r"checks.confirm is 0"):
         CheckPolicy(confirm=0)
