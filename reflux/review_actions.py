@@ -28,12 +28,12 @@ from reflux.graphs.recompute import (
     revise,
     revised_context,
     root_answer,
-    text_of,
 )
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import Item, judge, remark
 from reflux.graphs.traces.revisions import first_of, newest
 from reflux.graphs.traces.store import CallKey, TraceStore
+from reflux.graphs.traces.tree import find_question
 from reflux.models import BASE
 from reflux.tasks import TASKS, task_named
 
@@ -181,7 +181,8 @@ async def recompute(
             return (await override(context, revision, path, answer, system)).outcome
         context = revised_context(context, revision)
         async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
-            progress = await run.ask(text_of(opened.store, revision), revision)
+            _, text = find_question(opened.store, revision)
+            progress = await run.ask(text, revision)
     if progress.outcome is not None:
         check_editable(opened.store, revision)
     return progress.outcome

@@ -105,8 +105,8 @@ class Panel:
         asks = [step.subquestions for step in proposals if isinstance(step, Ask)]
         batches = [settle(batch, known, len(batch)).subquestions for batch in asks]
         batch = settle(merge(batches), known, self.fanout)
-        merged = Ask(batch.subquestions, f"merged {sum(map(bool, batches))} proposals")
-        return _with_note(merged, batch.note) if batch.subquestions else step
+        note = f"merged {sum(map(bool, batches))} proposals"
+        return _with_note(replace(batch, note=note), batch.note) if batch.subquestions else step
 
     async def _judge_choice(self, context: OverseerContext, proposals: Sequence[Step]) -> int:
         """Number of the proposal that the judge chooses, from 1; 0 if its reply has none."""

@@ -4,6 +4,7 @@
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 from reflux.agents.budget import Budget
@@ -176,21 +177,15 @@ class RecordedOverseer:
 
     async def act(self, context: OverseerContext) -> Step:
         """The recorded step after this many exchanges, else the fallback's."""
-        step = self._next(context.question, len(context.transcript))
+        attempts = self.record.get(context.question) or [()]
+        steps = attempts[min(self.attempt, len(attempts) - 1)]
+        sizes = [len(step.subquestions) if isinstance(step, Ask) else 0 for step in steps]
+        positions = accumulate(sizes, initial=0)
+        at_position = zip(positions, steps, strict=False)
+        step = next((step for at, step in at_position if at == len(context.transcript)), None)
         asks = isinstance(step, Ask | Chain)
         if step is not None and (asks or not self.asks_only):
             return step if context.may_ask or not asks else PASS
         if self.fallback is not None:
             return await self.fallback.act(context)
         return Ask((), f"{NOT_RECORDED}: no step after {len(context.transcript)} exchanges")
-
-    def _next(self, question: str, exchanges: int) -> Step | None:
-        attempts = self.record.get(question)
-        if not attempts:
-            return None
-        subquestions = 0
-        for step in attempts[min(self.attempt, len(attempts) - 1)]:
-            if subquestions == exchanges:
-                return step
-            subquestions += len(step.subquestions) if isinstance(step, Ask) else 0
-        return None

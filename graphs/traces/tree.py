@@ -272,11 +272,11 @@ def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step
     """
     root_id, _ = find_question(store, question)
     by_path: dict[str, dict[int, list[Step]]] = defaultdict(lambda: defaultdict(list))
-    for row in store.select(
+    sql = (
         "SELECT path, attempt, completion FROM calls WHERE question = ? AND role = 'overseer'"
-        " AND kind = 'script' AND error IS NULL ORDER BY path, attempt, step",
-        (root_id,),
-    ):
+        " AND kind = 'script' AND error IS NULL ORDER BY path, attempt, step"
+    )
+    for row in store.select(sql, (root_id,)):
         by_path[row["path"]][row["attempt"]].append(step_from_json(json.loads(row["completion"])))
     steps: dict[str, list[list[Step]]] = {}
     for node in load_tree(store, root_id).walk():
