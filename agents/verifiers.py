@@ -31,6 +31,21 @@ class Verdict:
     """Why the answer could not be tested."""
 
 
+def as_verdict(source: object, result: object) -> Verdict:
+    """What a checker or verifier returned; a bool is a verdict without a reason.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(result, bool):
+        return Verdict(result, type(source).__name__)
+    if isinstance(result, Verdict):
+        return result
+    raise TypeError(
+        f"{type(source).__name__} returned {result!r:.80}; return reflux.Verdict(ok, rule)"
+    )
+
+
 class Checker(Protocol):
     """Tests an answer without seeing the true one."""
 
@@ -121,7 +136,8 @@ class BackwardVerifier:
 
 @dataclass(frozen=True)
 class ToolVerifier:
-    """A tool that computes or tests the answer; a replay calls it again."""
+    """A tool that computes or tests the answer; a replay calls it again. Where the tool fails, the
+    answer passes, and the record says why it was not tested."""
 
     tool: Tool
     tool_question: Callable[[str, str], str]
@@ -133,7 +149,9 @@ class ToolVerifier:
         self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
         reply = await guarded(self.tool.answer(self.tool_question(question, answer)), CALL_SECONDS)
-        return Verdict(not reply.ok or self.agrees(answer, reply.text), "tool")
+        if not reply.ok:
+            return Verdict(True, "tool", reply.text)
+        return Verdict(self.agrees(answer, reply.text), "tool")
 
 
 @dataclass(frozen=True)

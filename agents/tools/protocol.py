@@ -4,8 +4,9 @@ Every tool call ends in a reply, whatever the model wrote, and within limits.
 """
 
 import asyncio
+import inspect
 import json
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -38,8 +39,9 @@ class Tool(Protocol):
         """Act on a sub-question that the overseer sent `to="tool:NAME"`, in plain text."""
 
 
+ROLES = ("answer", "overseer")
 Grants = Mapping[str, Sequence[Tool]]
-"""Tools by role, `answer` (a copy of the agent) or `overseer`; any other role has none."""
+"""Tools by role: `answer` (a copy of the agent) or `overseer`."""
 
 
 REPLY_CHARS = 8_000
@@ -71,12 +73,14 @@ async def run_call(
     return await guarded(tool.call(arguments), seconds)
 
 
-async def guarded(work: Coroutine[Any, Any, ToolReply], seconds: float) -> ToolReply:
+async def guarded(work: Awaitable[ToolReply], seconds: float) -> ToolReply:
     """A tool's reply, cut to `REPLY_CHARS`; the work is stopped after `seconds`.
 
     A `ValueError` is the tool's refusal, and its text is for the model. Any other exception is a
     failure, and a reply as well. Work that ignores cancellation is abandoned.
     """
+    if not inspect.isawaitable(work):
+        return _refusal("it failed: the tool's method is not async: write `async def`")
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task}, timeout=seconds)
@@ -94,6 +98,8 @@ async def guarded(work: Coroutine[Any, Any, ToolReply], seconds: float) -> ToolR
     error = task.exception()
     if error is None:
         reply = task.result()
+        if not isinstance(reply, ToolReply):
+            return _refusal(f"it failed: {reply!r:.80} is not a reflux.ToolReply; return one")
         return ToolReply(cut(reply.text), reply.ok)
     if isinstance(error, ValueError):
         return _refusal(str(error))

@@ -8,11 +8,19 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from reflux.agents.budget import SpendLimit
-from reflux.agents.errors import check_choice, check_range
+from reflux.agents.errors import check_choice, check_has, check_range
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.tools.protocol import Grants, Tool
+from reflux.agents.tools.protocol import ROLES, Grants, Tool
 from reflux.agents.types import ChatRequest, Completion
-from reflux.agents.verifiers import Checker, Equivalence, RedFlags, RuleChecker, Verifier
+from reflux.agents.verifiers import (
+    Checker,
+    Equivalence,
+    RedFlags,
+    RuleChecker,
+    Verdict,
+    Verifier,
+    as_verdict,
+)
 from reflux.graphs.amplify.state import Spent
 from reflux.graphs.traces.events import Event, called
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -134,6 +142,16 @@ class Reply:
     spent: Spent
 
 
+AS_OVERSEER = (
+    "an overseer has a `name` and an async `act(context)`; wrap a function as "
+    "reflux.ScriptedOverseer(name, function)"
+)
+AS_CHECKER = "wrap a function of question and answer as reflux.RuleChecker({'name': function})"
+AS_TOOL = "wrap a tool of LangChain as reflux.LangChainTool(tool)"
+AS_TOOLS = "write tools={'calculator': reflux.Calculator()}"
+AS_GRANTS = "write grants={'answer': [reflux.Calculator()]}"
+
+
 @dataclass(frozen=True)
 class AmplifyContext:
     """All that the graph needs beside its state."""
@@ -184,6 +202,26 @@ class AmplifyContext:
     emit: Callable[[Event], None] = silent
     """Receives every event; by default events leave by the graph's stream of mode `custom`."""
 
+    def __post_init__(self) -> None:
+        check_has("limits", self.limits, ("attempts",), "write reflux.Limits(depth=1)")
+        check_has("a vote policy", self.votes, ("rule",), "write reflux.VotePolicy(max_votes=3)")
+        check_has("a checker", self.checker, ("check",), AS_CHECKER)
+        for overseer in self.overseers:
+            check_has("an overseer", overseer, ("act", "name"), AS_OVERSEER)
+        for verifier in self.verifiers:
+            check_has("a verifier", verifier, ("verify",), "see reflux.Verifier")
+        for expert in self.experts:
+            check_has("an expert", expert, ("name", "weight"), "write reflux.Expert(name)")
+        check_has("a mapping of tools by name", self.tools, ("values",), AS_TOOLS)
+        for tool in self.tools.values():
+            check_has("a tool", tool, ("answer",), AS_TOOL)
+        check_has("a mapping of tools by role", self.grants, ("items",), AS_GRANTS)
+        for role, tools in self.grants.items():
+            check_choice("a role of grants", role, ROLES)
+            check_has("a list of tools", tools, ("__iter__",), AS_GRANTS)
+            for tool in tools:
+                check_has("a tool", tool, ("spec", "call"), AS_TOOL)
+
     @property
     def has_rules(self) -> bool:
         """False where the checker accepts every answer untested."""
@@ -193,6 +231,14 @@ class AmplifyContext:
     def has_check(self) -> bool:
         """True where a rule or a verifier tests the answers that the overseer gives."""
         return self.has_rules or bool(self.verifiers)
+
+    def check(self, question: str, answer: str) -> Verdict:
+        """The checker's verdict.
+
+        Raises:
+            TypeError: the checker returned neither a verdict nor a bool.
+        """
+        return as_verdict(self.checker, self.checker.check(question, answer))
 
     def override(self, path: str, question: str) -> Override | None:
         """A human's override of this question at this path."""

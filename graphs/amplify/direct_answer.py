@@ -188,7 +188,7 @@ def vote_of(context: AmplifyContext, question: str, number: int, reply: Completi
     elif flag := context.flags.of(reply):
         ok = False
     else:
-        verdict = context.checker.check(question, text)
+        verdict = context.check(question, text)
         ok, flag = verdict.ok, verdict.rule
     return Vote(text, ok, reply.min_logprob, weight, flag, reply.truncated)
 

@@ -4,13 +4,14 @@ earlier attempts where several must agree."""
 # pyright: reportMissingTypeStubs=false
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from langgraph.runtime import Runtime
 
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import Exchange
-from reflux.agents.verifiers import Verdict
+from reflux.agents.verifiers import Verdict, as_verdict
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import (
@@ -43,19 +44,22 @@ async def judged(
 
     A verifier that cannot be asked, or raises, refuses the answer.
     """
-    verdict = context.checker.check(question, answer)
+    verdict = context.check(question, answer)
     for verifier in context.verifiers:
         if not verdict.ok:
             break
         try:
             result = await verifier.verify(calls, question, answer, transcript)
-            verdict = Verdict(result.ok, result.rule)  # Fails here on any other type.
+            untested, verdict = verdict.reason, as_verdict(verifier, result)
+            reasons = "; ".join(filter(None, (untested, verdict.reason)))
+            verdict = replace(verdict, reason=reasons)
         except EndpointError as error:
             verdict = Verdict(False, UNEXAMINED, str(error))
         except RefluxError:
             raise
         except Exception as failure:  # noqa: BLE001 - a verifier is user code
-            verdict = Verdict(False, f"{type(verifier).__name__} raised {type(failure).__name__}")
+            rule = f"{type(verifier).__name__} raised {type(failure).__name__}"
+            verdict = Verdict(False, rule, str(failure))
     return verdict, calls.spent if context.verifiers else NOTHING_SPENT
 
 
@@ -82,7 +86,8 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
                 state["path"],
                 "check",
                 ok,
-                {"answer": proposal, "rule": "" if ok else rule},
+                {"answer": proposal, "rule": "" if ok else rule}
+                | ({"reason": reason} if reason else {}),
                 key=str(retry_index(state, context)),
             )
         if ok and (by_human or context.checks.confirmed(passed, proposal)):
@@ -101,8 +106,10 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         refused = best is not None and rule != UNEXAMINED  # An outage says nothing of an answer.
         status = "over_budget" if lacking else "rejected" if refused else "failed"
         short = f"no {lacking} left" if lacking and proposal is None else None
-        unexamined = f"the answer could not be verified: {reason}" if reason else None
-        error = state["error"] or short or unexamined or f"the check {rule!r} failed"
+        failure = f"the check {rule!r} failed" + (f": {reason}" if reason and not ok else "")
+        if rule == UNEXAMINED:
+            failure = f"the answer could not be verified: {reason}"
+        error = state["error"] or short or failure
         return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}
     context.emit({"event": "retry", "path": state["path"], "rule": rule, "error": state["error"]})
     return {

@@ -41,7 +41,8 @@ class Node:
     tally: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
     """(answer, weight of its votes), heaviest first."""
     checks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """Results of the checks, in order: `answer`, `ok`, and the `rule` that failed."""
+    """Results of the checks, in order: `answer`, `ok`, the `rule` that failed, and the `reason` for
+    which the answer could not be tested."""
     verdict: str = ""
     """A human's: `approved` or `rejected`."""
     comments: list[str] = field(default_factory=list[str])
@@ -179,8 +180,8 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
         node = nodes.setdefault(row["path"], Node(row["path"], ""))
         detail = json.loads(row["detail"])
         if row["kind"] == "check":
-            rule = {"rule": detail["rule"]} if detail.get("rule") else {}
-            node.checks.append({"answer": detail["answer"], "ok": bool(row["ok"])} | rule)
+            why = {name: detail[name] for name in ("rule", "reason") if detail.get(name)}
+            node.checks.append({"answer": detail["answer"], "ok": bool(row["ok"]), **why})
         elif row["kind"] == "verdict":
             node.verdict = "approved" if row["ok"] else "rejected"
         elif row["kind"] != "comment":

@@ -179,7 +179,7 @@ async def test_an_examiner_that_gives_no_verdict_leaves_doubt(store: TraceStore)
 
     outcome = await answered(store, ScriptedClient(echo), asking("a"), verifiers=[Careless()])
     assert outcome["status"] == "rejected"
-    assert checks(store)[0] == (0, "Careless raised AttributeError")
+    assert checks(store)[0] == (0, "Careless raised TypeError")
 
 
 async def test_an_examiner_that_raises_leaves_doubt_and_ends_nothing(store: TraceStore) -> None:
