@@ -1,6 +1,7 @@
 """`reflux.amplify`: what it takes for H, X and tools, and what it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.language_models import FakeListChatModel
