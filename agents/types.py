@@ -194,9 +194,11 @@ class ChatClient(Protocol):
             EndpointError: no reply after every retry.
             MissingError: the model or its endpoint is missing.
         """
+        ...
 
     async def model_digest(self, model: str) -> str:
         """Identifies the weights behind a model name: base and adapter."""
+        ...
 
 
 def step_to_json(step: Step) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Checker(Protocol):
 
     def check(self, question: str, answer: str) -> Verdict:
         """Judge one answer to one question."""
+        ...
 
 
 class RuleChecker:
@@ -89,6 +90,7 @@ class Verifier(Protocol):
         Raises:
             EndpointError: a model that is needed does not answer.
         """
+        ...
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ class Equivalence(Protocol):
         Raises:
             EndpointError: a model that is needed does not answer.
         """
+        ...
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class System(Protocol):
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Answer one question that the store holds already."""
+        ...
 
 
 class Amplified:

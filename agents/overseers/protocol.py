@@ -25,6 +25,7 @@ class ModelContext(Protocol):
     @property
     def model(self) -> str:
         """The agent's name."""
+        ...
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Make one call; the calls of one step are numbered in the order in which they are made.
@@ -32,6 +33,7 @@ class ModelContext(Protocol):
         Raises:
             EndpointError: no reply after every retry, or no budget is left for the call.
         """
+        ...
 
 
 class OverseerContext(ModelContext, Protocol):
@@ -40,26 +42,32 @@ class OverseerContext(ModelContext, Protocol):
     @property
     def question(self) -> str:
         """The question to take a step on."""
+        ...
 
     @property
     def transcript(self) -> Sequence[Exchange]:
         """All sub-questions so far with their answers, in order."""
+        ...
 
     @property
     def may_ask(self) -> bool:
         """False at the depth cap: the overseer answers a primitive, or returns `PASS` to leave
         the question to the agent."""
+        ...
 
     @property
     def budget(self) -> Budget:
         """What the question may still spend."""
+        ...
 
     @property
     def path(self) -> str:
         """The question's position in its tree; empty at the root."""
+        ...
 
     def members(self, count: int) -> Sequence["OverseerContext"]:
         """Contexts for `count` overseers that run side by side, each with a share of `budget`."""
+        ...
 
 
 class Overseer(Protocol):
@@ -77,9 +85,11 @@ class Overseer(Protocol):
     @property
     def name(self) -> str:
         """Recorded with each step; never the name of a Python module."""
+        ...
 
     async def act(self, context: OverseerContext) -> Step:
         """Take the next step on `context.question`."""
+        ...
 
 
 Follow = Callable[[str, str], str | Answer]

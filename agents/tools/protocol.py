@@ -31,12 +31,15 @@ class Tool(Protocol):
     @property
     def spec(self) -> ToolSpec:
         """Name, description and arguments, as a model sees them."""
+        ...
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
         """Act on a model's arguments, which may be invalid."""
+        ...
 
     async def answer(self, question: str) -> ToolReply:
         """Act on a sub-question that the overseer sent `to="tool:NAME"`, in plain text."""
+        ...
 
 
 ROLES = ("answer", "overseer")

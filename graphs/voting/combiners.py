@@ -47,6 +47,7 @@ class Combiner(Protocol):
         self, question: str, answers: Sequence[ExpertAnswer], ask: Asker
     ) -> str | None:
         """The answer, or None where no answer passed the check."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,12 @@ class StoppingRule(Protocol):
     @property
     def max_votes(self) -> int:
         """Maximum votes."""
+        ...
 
     def decided(self, first: float, second: float, left: float) -> bool:
         """True where voting may stop at these weights of the leader and the runner-up, with the
         weight `left` of votes that could still be cast."""
+        ...
 
 
 @dataclass(frozen=True)
