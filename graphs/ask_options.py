@@ -14,7 +14,7 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import Variant, VotePolicy
 
 ALONE = "none"
-"""Name of the overseer that is left out: the agent goes on with the conversation alone."""
+"""Name of the overseer that is left out: the agent continues the conversation alone."""
 
 OF_A_PROGRAM = " of a program"
 """Ends the name of an overseer whose questions nothing but that program can ask again."""

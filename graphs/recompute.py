@@ -42,8 +42,8 @@ async def override(
 ) -> Revised:
     """Replace a node's answer, or ask the node again if `answer` is None; then answer the root.
 
-    The newest revision is revised, whichever is named. The same override after a stop goes on with
-    the revision that it began; an answer equal to the accepted one changes nothing.
+    The newest revision is revised, whichever is named. The same override after a stop resumes the
+    revision that it began; an answer equal to the accepted one changes nothing.
 
     Args:
         context: the one the root was asked in; calls that differ from then are made again.

@@ -39,21 +39,13 @@ class ModelContext(Protocol):
 class OverseerContext(ModelContext, Protocol):
     """Everything that an overseer may use to take one step."""
 
-    @property
-    def question(self) -> str:
-        """The question to take a step on."""
-        ...
-
-    @property
-    def transcript(self) -> Sequence[Exchange]:
-        """All sub-questions so far with their answers, in order."""
-        ...
-
-    @property
-    def may_ask(self) -> bool:
-        """False at the depth cap: the overseer answers a primitive, or returns `PASS` to leave
-        the question to the agent."""
-        ...
+    question: str
+    """The question to take a step on."""
+    transcript: Sequence[Exchange]
+    """All sub-questions so far with their answers, in order."""
+    may_ask: bool
+    """False at the depth cap: the overseer answers a primitive, or returns `PASS` to leave
+    the question to the agent."""
 
     @property
     def budget(self) -> Budget:

@@ -134,14 +134,14 @@ class Documents(TextTool):
         self._folder = folder
         self.skipped: dict[str, str] = {}
         if not folder.is_dir():
-            raise UsageError(f"{str(folder)!r} is no folder; name one that holds documents")
+            raise UsageError(f"{str(folder)!r} is not a folder; name one that holds documents")
         self._lock = threading.RLock()
         self._index = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._index.executescript(SCHEMA)
         if self.refresh() == 0:
             reasons = "; ".join(f"{name}: {why}" for name, why in [*self.skipped.items()][:5])
             raise UsageError(
-                f"{str(folder)!r} holds no document that can be read ({reasons or 'no files'}); "
+                f"{str(folder)!r} has no document that can be read ({reasons or 'no files'}); "
                 f"documents are {' and '.join(SUFFIXES)} files in UTF-8"
             )
 

@@ -34,7 +34,7 @@ class LangChainTool:
     """A `BaseTool` that replies to any call of a model.
 
     Invalid arguments, exceptions and calls that take too long become replies with `ok=False`.
-    Output that is no text becomes JSON, cut to 8,000 characters. A synchronous tool runs in a new
+    Output that is not text becomes JSON, cut to 8,000 characters. A synchronous tool runs in a new
     thread; one that hangs there cannot be stopped, but delays neither the call nor the end of the
     program. An async tool shares our event loop, and is trusted not to block or exit it.
     """

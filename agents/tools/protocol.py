@@ -62,7 +62,7 @@ async def run_call(
 ) -> ToolReply:
     """Make a model's call to one of the tools that its role was granted.
 
-    Never raises for the model's text: an unknown name, arguments that are no JSON object and a
+    Never raises for the model's text: an unknown name, arguments that are not a JSON object and a
     tool that fails or hangs become replies with `ok=False` that name the remedy.
     """
     tool = next((tool for tool in tools if tool.spec.name == call.name), None)
@@ -169,7 +169,7 @@ def _read(text: str) -> Mapping[str, Any]:
     """Arguments as a mapping; an empty text, which some models write, is an empty one.
 
     Raises:
-        ValueError: they are no JSON object.
+        ValueError: they are not a JSON object.
     """
     if len(text) > ARGUMENT_CHARS:
         raise ValueError(f"the arguments have {len(text)} characters; at most {ARGUMENT_CHARS}")

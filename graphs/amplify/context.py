@@ -169,7 +169,7 @@ class AmplifyContext:
     wordings: Callable[[str], Sequence[str]] = lambda question: (question,)
     """Equivalent questions, the plainest first: vote i asks the one at i modulo their number."""
     same: Equivalence | None = None
-    """Tells which votes mean the same answer where their normalised texts differ."""
+    """Tells which votes mean the same answer where their normalized texts differ."""
     verifiers: Sequence[Verifier] = ()
     """Test what the checker accepts by other methods, wherever the overseer divides."""
     checks: CheckPolicy = field(default_factory=CheckPolicy)

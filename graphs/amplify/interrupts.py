@@ -160,7 +160,7 @@ class InterruptibleRun:
         a proposal.
 
         Raises:
-            UsageError: nothing waits under an id, or a reply is no valid step; all keep waiting.
+            UsageError: nothing waits under an id, or a reply is not a valid step; all keep waiting.
         """
         pending = {each.id: each for each in (await self.look(question_id)).pending}
         if unknown := sorted(set(replies) - set(pending)):
@@ -194,7 +194,7 @@ def _check_reply(pending: Pending, reply: Any) -> None:
     """Check a reply before the graph takes it: an invalid one would be used up with its question.
 
     Raises:
-        UsageError: it is no step, or none that is possible here.
+        UsageError: it is not a step, or not one that is possible here.
     """
     try:
         if reply.get("kind") == "approve" and "proposal" not in pending.form:
@@ -204,7 +204,7 @@ def _check_reply(pending: Pending, reply: Any) -> None:
         step = validate_step(step_from_json(approved(reply, pending.form)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"the reply to {pending.id} is no step ({type(error).__name__}: {error}); write "
+            f"the reply to {pending.id} is not a step ({type(error).__name__}: {error}); write "
             '{"kind": "answer", "text": "..."} or {"kind": "ask", "subquestions": [{"text": "...", '
             '"needs": []}]}'
         ) from error

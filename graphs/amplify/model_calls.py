@@ -1,6 +1,6 @@
 """The model calls of one step, check or comparison: recorded, charged, and with granted tools.
 
-With tools the model may ask for tool calls, read their replies, and go on until it answers or its
+With tools the model may ask for tool calls, read their replies, and continue until it answers or its
 turns end (AI Safety Atlas 8.4.1, assistants). Each model call and each tool call is a row of the
 call log.
 """

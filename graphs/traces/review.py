@@ -60,7 +60,7 @@ class Item:
 
 
 AGAIN = "(v.kind = 'override' AND v.detail ->> 'answer' IS NULL)"
-"""SQL: a human had a node asked again, which is no verdict on its new answer."""
+"""SQL: a human had a node asked again, which is not a verdict on its new answer."""
 FIRST = "substr(j.question, 1, instr(j.question || '~', '~') - 1)"
 ITEMS = """
 SELECT j.id AS at, j.question AS trajectory, j.path, j.kind, j.ok, j.detail,

@@ -88,11 +88,11 @@ async def test_asking_again_begins_nothing_anew(tmp_path: Path) -> None:
     ("reply", "says"),
     [
         ({"kind": "approve"}, "there is no proposal to approve"),
-        ({"kind": "anser", "text": "x"}, "is no step"),
-        ({"kind": "answer"}, "is no step"),
-        ({"kind": "ask", "subquestions": [{"text": "b"}]}, "is no step"),
-        ({"kind": "ask", "subquestions": [{"text": "b", "needs": ["a"]}]}, "is no step"),
-        ("an answer", "is no step"),
+        ({"kind": "anser", "text": "x"}, "is not a step"),
+        ({"kind": "answer"}, "is not a step"),
+        ({"kind": "ask", "subquestions": [{"text": "b"}]}, "is not a step"),
+        ({"kind": "ask", "subquestions": [{"text": "b", "needs": ["a"]}]}, "is not a step"),
+        ("an answer", "is not a step"),
     ],
 )
 async def test_a_reply_that_is_no_step_is_refused_and_the_question_goes_on_waiting(

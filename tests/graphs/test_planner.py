@@ -216,7 +216,7 @@ def test_with_shared_errors_the_margin_is_the_least_as_well(
 def test_a_target_just_above_what_shared_errors_allow_takes_too_many_votes() -> None:
     floor = shared_floor(0.501, 0.001)
     with pytest.raises(UsageError, match="a margin of 1000 is not enough"):
-        votes_needed(1 - 1.001 * floor, 1, 0.501, 0.001)
+        votes_needed(1 - 1.00001 * floor, 1, 0.501, 0.001)
 
 
 def test_copies_that_are_always_or_never_right_agree_at_once() -> None:
