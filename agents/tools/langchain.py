@@ -103,17 +103,13 @@ class LangChainTool:
             try:
                 future.set_result(context.run(self._tool.invoke, cast(Any, values)))
             except BaseException as error:  # noqa: BLE001 - raised by the caller
-                future.set_exception(_as_exception(error))
+                # A future takes no StopIteration, and SystemExit would end this program.
+                if not isinstance(error, Exception) or isinstance(error, StopIteration):
+                    error = RuntimeError(f"the tool raised {type(error).__name__} ({error})")
+                future.set_exception(error)
 
         threading.Thread(target=work, name=f"tool {self.spec.name}", daemon=True).start()
         return await asyncio.wrap_future(future)
-
-
-def _as_exception(error: BaseException) -> Exception:
-    """An error that a future can hold: it takes no StopIteration, and SystemExit would end us."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    return RuntimeError(f"the tool raised {type(error).__name__} ({error})")
 
 
 def _is_sync(tool: BaseTool) -> bool:

@@ -69,14 +69,20 @@ async def run_call(
     if tool is None:
         names = ", ".join(tool.spec.name for tool in tools) or "none"
         return _refusal(f"there is no tool {call.name[:80]!r}; there are: {names}")
+    size = len(call.arguments)
+    if size > ARGUMENT_CHARS:
+        return _refusal(f"the arguments have {size} characters; at most {ARGUMENT_CHARS}")
     try:
-        arguments = _read(call.arguments)
+        arguments = from_json(call.arguments or "{}", allow_inf_nan=False)  # Some write nothing.
     except ValueError as error:
-        return _refusal(str(error))
-    return await guarded(tool.call(arguments), seconds)
+        return _refusal(f"the arguments are not JSON: {error}")
+    if not isinstance(arguments, dict):
+        kind = type(arguments).__name__
+        return _refusal(f"the arguments must be a JSON object, not a {kind}")
+    return await guarded(tool.call(cast(Mapping[str, Any], arguments)), seconds)
 
 
-async def guarded(work: Awaitable[ToolReply], seconds: float) -> ToolReply:
+async def guarded(work: Awaitable[object], seconds: float) -> ToolReply:
     """A tool's reply, cut to `REPLY_CHARS`; the work is stopped after `seconds`.
 
     A `ValueError` is the tool's refusal, and its text is for the model. Any other exception is a
@@ -138,11 +144,11 @@ class TextTool:
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
         """Act on a model's arguments; a refusal says why."""
-        try:
-            text = text_argument(arguments, self.argument, self.max_chars)
-        except ValueError as error:
-            return _refusal(str(error))
-        return await guarded(self.reply(text), self.seconds)
+
+        async def work() -> ToolReply:
+            return await self.reply(text_argument(arguments, self.argument, self.max_chars))
+
+        return await guarded(work(), self.seconds)
 
     async def answer(self, question: str) -> ToolReply:
         return await self.call({self.argument: question})
@@ -163,23 +169,6 @@ def text_argument(arguments: Mapping[str, Any], name: str, limit: int = ARGUMENT
     if len(value) > limit:
         raise ValueError(f"{name!r} has {len(value)} characters; at most {limit} are read")
     return value
-
-
-def _read(text: str) -> Mapping[str, Any]:
-    """Arguments as a mapping; an empty text, which some models write, is an empty one.
-
-    Raises:
-        ValueError: they are not a JSON object.
-    """
-    if len(text) > ARGUMENT_CHARS:
-        raise ValueError(f"the arguments have {len(text)} characters; at most {ARGUMENT_CHARS}")
-    try:
-        value = from_json(text or "{}", allow_inf_nan=False)
-    except ValueError as error:
-        raise ValueError(f"the arguments are not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"the arguments must be a JSON object, not a {type(value).__name__}")
-    return cast(Mapping[str, Any], value)
 
 
 def _refusal(text: str) -> ToolReply:
