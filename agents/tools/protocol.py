@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from pydantic_core import from_json
-
 from reflux.agents.prompts import object_schema
 from reflux.agents.types import ToolCall, ToolSpec
 
@@ -72,9 +70,9 @@ async def run_call(
     size = len(call.arguments)
     if size > ARGUMENT_CHARS:
         return _refusal(f"the arguments have {size} characters; at most {ARGUMENT_CHARS}")
-    try:
-        arguments = from_json(call.arguments or "{}", allow_inf_nan=False)  # Some write nothing.
-    except ValueError as error:
+    try:  # Some models write nothing where there are no arguments.
+        arguments = json.loads(call.arguments or "{}", parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         return _refusal(f"the arguments are not JSON: {error}")
     if not isinstance(arguments, dict):
         kind = type(arguments).__name__
@@ -169,6 +167,10 @@ def text_argument(arguments: Mapping[str, Any], name: str, limit: int = ARGUMENT
     if len(value) > limit:
         raise ValueError(f"{name!r} has {len(value)} characters; at most {limit} are read")
     return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _refusal(text: str) -> ToolReply:

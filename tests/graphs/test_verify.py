@@ -175,7 +175,7 @@ async def test_an_answer_must_follow_from_its_parts(store: TraceStore, broken: b
 async def test_an_examiner_that_gives_no_verdict_leaves_doubt(store: TraceStore) -> None:
     class Careless:
         async def verify(self, *_: object) -> Any:
-            return True
+            return "yes"
 
     outcome = await answered(store, ScriptedClient(echo), asking("a"), verifiers=[Careless()])
     assert outcome["status"] == "rejected"
