@@ -16,6 +16,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
+from itertools import count
 from threading import Lock
 from typing import Any, Protocol, TypeVar, cast
 
@@ -255,16 +256,14 @@ async def answer_all(
         RefluxError: `complete`, and the run's spend limit is reached.
     """
     gate, store = asyncio.Semaphore(max_concurrency), system.context.recorded_client.store
-    done = 0
+    done = count(1)
 
     async def answer(question: str) -> Answered:
-        nonlocal done
         async with gate:
             await store.add_question(origin.row(question))
             answered = await _answered(system, question, origin)
-        done += 1
         if on_done is not None:
-            on_done(done)
+            on_done(next(done))
         return answered
 
     questions = [redact(question) for question in questions]

@@ -1,26 +1,18 @@
 """What the amplification graph needs beside its state: models, overseers, checks and limits."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
+from weakref import WeakKeyDictionary
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import check_choice, check_has, check_range
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import ROLES, Grants, Tool
 from reflux.agents.types import ChatRequest, Completion
-from reflux.agents.verifiers import (
-    Checker,
-    Equivalence,
-    RedFlags,
-    RuleChecker,
-    Verdict,
-    Verifier,
-    as_verdict,
-)
+from reflux.agents.verifiers import Checker, Equivalence, RedFlags, RuleChecker, Verifier
 from reflux.graphs.amplify.state import Spent
 from reflux.graphs.traces.events import Event, called
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -71,22 +63,20 @@ class ConcurrencyLimit:
 
     It bounds a tree's memory: without it, every sub-question of a level would start at once. A
     branch holds a slot of its own depth until it ends and waits only for deeper ones, so no two
-    branches deadlock. It serves one event loop at a time.
+    branches deadlock. Each event loop has its own slots.
     """
 
     def __init__(self, max_open: int = 256) -> None:
         # Fewer than the client's concurrent requests limit those, too.
         self.max_open = max_open
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._gates: Mapping[int, asyncio.Semaphore] = {}
+        self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, asyncio.Semaphore]]
+        self._gates = WeakKeyDictionary()
 
     def at(self, depth: int) -> AbstractAsyncContextManager[None]:
         """A context manager that a sub-question of this depth runs in."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # A semaphore belongs to the loop that it was used in.
-            self._loop = loop
-            self._gates = defaultdict(lambda: asyncio.Semaphore(self.max_open))
-        return self._gates[depth]
+        # A semaphore belongs to the loop that it was used in.
+        gates = self._gates.setdefault(asyncio.get_running_loop(), {})
+        return gates.setdefault(depth, asyncio.Semaphore(self.max_open))
 
 
 @dataclass(frozen=True)
@@ -231,14 +221,6 @@ class AmplifyContext:
     def has_check(self) -> bool:
         """True where a rule or a verifier tests the answers that the overseer gives."""
         return self.has_rules or bool(self.verifiers)
-
-    def check(self, question: str, answer: str) -> Verdict:
-        """The checker's verdict.
-
-        Raises:
-            TypeError: the checker returned neither a verdict nor a bool.
-        """
-        return as_verdict(self.checker, self.checker.check(question, answer))
 
     def override(self, path: str, question: str) -> Override | None:
         """A human's override of this question at this path."""

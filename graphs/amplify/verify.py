@@ -44,7 +44,7 @@ async def judged(
 
     A verifier that cannot be asked, or raises, refuses the answer.
     """
-    verdict = context.check(question, answer)
+    verdict = as_verdict(context.checker, context.checker.check(question, answer))
     for verifier in context.verifiers:
         if not verdict.ok:
             break
