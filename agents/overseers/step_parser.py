@@ -74,14 +74,10 @@ def read_step(text: str) -> Reading:
     The first JSON value that holds a step counts; a reasoning model's `<think>` does not. Never
     raises, whatever the text.
     """
-    text = _content(text)
-    items: list[Any] = []
-    for value in islice(loose_values(text), MAX_VALUES):
-        reading = _reading(value)
-        if reading != NOTHING:
-            return reading
-        items += value if isinstance(value, list) else [value]
-    return Reading(_questions(items) or _listed(text))
+    content = _content(text)
+    values = list(islice(loose_values(content), MAX_VALUES))
+    readings = (each for each in map(_reading, values) if each != NOTHING)
+    return next(readings, None) or Reading(_questions(values) or _listed(content))
 
 
 def read_answer(text: str) -> str | None:
@@ -114,13 +110,10 @@ def loose_values(text: str) -> Iterator[Any]:
             broken += 1
             if first_broken is None and REPAIRABLE.match(text, opening.start()):
                 first_broken = opening.start()
-    if first_broken is not None and len(text) - first_broken <= MAX_REPAIR_CHARS:
-        yield from _repaired(text[first_broken:])
-
-
-def _repaired(text: str) -> Iterator[Any]:
+    if first_broken is None or len(text) - first_broken > MAX_REPAIR_CHARS:
+        return
     try:
-        value = _clean(json_repair.loads(text, skip_json_loads=True))
+        value = _clean(json_repair.loads(text[first_broken:], skip_json_loads=True))
     except Exception:  # noqa: BLE001 - what cannot be repaired holds no step
         return
     if isinstance(value, dict | list) and not _drop_cut(value, text.rstrip()):
