@@ -159,13 +159,10 @@ async def _reply(
     # An endpoint that refuses a schema is asked without it for a whole reply, never for a stream.
     if hear is None and not request.schema:
         return await recorded_client.ask(key, request)
-    reply: Completion | None = None
     async with aclosing(recorded_client.stream(key, request)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Completion):
-                reply = piece
-            elif hear is not None:
+                return piece
+            if hear is not None:
                 hear(position, piece)
-    if reply is None:
-        raise RefluxError("a stream ended without its reply; please report this")
-    return reply
+    raise RefluxError("a stream ended without its reply; please report this")

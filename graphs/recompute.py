@@ -22,7 +22,7 @@ from reflux.graphs.traces.revisions import (
     revision,
 )
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import held, load_tree
+from reflux.graphs.traces.tree import find_question, held, load_tree
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ async def override(
 ) -> Revised:
     """Replace a node's answer, or ask the node again if `answer` is None; then answer the root.
 
-    The newest revision is revised, whichever is named. The same override after a stop goes on with
-    the revision that it began; an answer equal to the accepted one changes nothing.
+    The newest revision is revised, whichever is named. The same override after a stop resumes the
+    revision that it began; an answer equal to the accepted one changes nothing.
 
     Args:
         context: the one the root was asked in; calls that differ from then are made again.
@@ -59,7 +59,7 @@ async def override(
     if (outcome := root_answer(store, revision_id)) is not None:
         return Revised(revision_id, outcome)
     revised = system(revised_context(context, revision_id))
-    outcome = await revised.answer(text_of(store, revision_id), revision_id)
+    outcome = await revised.answer(find_question(store, revision_id)[1], revision_id)
     check_editable(store, revision_id)
     return Revised(revision_id, outcome)
 
@@ -87,16 +87,9 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
         return None
     earlier = overrides_of(store, latest).get(path, Override("", None))
     ending = store.how_ended(id, path)
-    change = Override(
-        ending["question"] if ending else node.question,
-        answer,
-        earlier.again + (answer is None),
-        *_spent(store, id, path),
-    )
-    return await _append(store, latest, path, change)
-
-
-async def _append(store: TraceStore, latest: str, path: str, change: Override) -> str:
+    question = ending["question"] if ending else node.question
+    again = earlier.again + (answer is None)
+    change = Override(question, answer, again, *_spent(store, id, path))
     (row,) = store.select("SELECT * FROM questions WHERE id = ?", (latest,))
     origin = {name: row[name] for name in ("run", "round", "system", "task", "split", "text")}
     detail = vars(change)
@@ -107,9 +100,8 @@ async def _append(store: TraceStore, latest: str, path: str, change: Override) -
         if overrides_made(store, id) == [(path, detail)]:
             break
         latest = id  # Another process added an override first.
-    if path == "" and change.answer is not None:
-        ending = human_outcome(change.answer, change.calls, change.tokens)
-        detail = {"question": change.question, **ending, "by": "human"}
+    if (outcome := root_answer(store, id)) is not None:
+        detail = {"question": question, **outcome, "by": "human"}
         await store.add_judgement(id, "", "outcome", True, detail, author="human", key="0")
     return id
 
@@ -148,12 +140,6 @@ def under_way(store: TraceStore, question_id: str) -> tuple[str, str | None] | N
     for path, change in overrides_made(store, question_id):
         return path, change["answer"]
     return None
-
-
-def text_of(store: TraceStore, question_id: str) -> str:
-    """The text of a root question."""
-    (row,) = store.select("SELECT text FROM questions WHERE id = ?", (question_id,))
-    return row["text"]
 
 
 def _spent(store: TraceStore, question_id: str, path: str) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import Item, judge, remark
 from reflux.graphs.traces.revisions import first_of, newest, overrides_made
 from reflux.graphs.traces.store import CallKey, TraceStore
+from reflux.graphs.traces.tree import find_question
 from reflux.models import BASE
 from reflux.tasks import TASKS, task_named
 
@@ -150,7 +151,8 @@ async def recompute(
     async with open_context(opened.recorded_client, options, emit, overseers) as context:
         context = revisions.revised_context(context, revision)
         async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
-            progress = await run.ask(revisions.text_of(store, revision), revision)
+            _, text = find_question(store, revision)
+            progress = await run.ask(text, revision)
     if progress.outcome is not None:
         revisions.check_editable(store, revision)
     return progress.outcome

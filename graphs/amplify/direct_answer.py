@@ -15,7 +15,7 @@ from reflux.agents.errors import EndpointError
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import CALL_SECONDS, ToolReply, guarded
 from reflux.agents.types import ChatRequest, Completion, Sampling
-from reflux.agents.verifiers import Equivalence
+from reflux.agents.verifiers import Equivalence, as_verdict
 from reflux.graphs.amplify.context import AmplifyContext, Reply
 from reflux.graphs.amplify.experts import combine_votes
 from reflux.graphs.amplify.model_calls import ModelCalls, run_tool_loop
@@ -188,7 +188,7 @@ def vote_of(context: AmplifyContext, question: str, number: int, reply: Completi
     elif flag := context.flags.of(reply):
         ok = False
     else:
-        verdict = context.checker.check(question, text)
+        verdict = as_verdict(context.checker, context.checker.check(question, text))
         ok, flag = verdict.ok, verdict.rule
     return Vote(text, ok, reply.min_logprob, weight, flag, reply.truncated)
 
@@ -315,13 +315,8 @@ async def record_answer(
     kinds: Sequence[str] = ("direct",),
 ) -> None:
     """Record a question that was answered without the overseer, and emit the event."""
-    detail: dict[str, Any] = {
-        "question": node.question,
-        "answer": outcome["answer"],
-        "status": outcome["status"],
-        "error": outcome["error"],
-        **more,
-    }
+    ending = {name: outcome[name] for name in ("answer", "status", "error")}
+    detail: dict[str, Any] = {"question": node.question, **ending, **more}
     ok, key = is_accepted(outcome["status"]), f"{node.step}.{node.retries}"
     for kind in kinds:
         await context.recorded_client.store.add_judgement(
