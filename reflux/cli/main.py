@@ -203,7 +203,7 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.startswith("utf"):
             stream.reconfigure(errors="replace")  # The terminal may know ASCII alone.
     if isinstance(sys.stdin, io.TextIOWrapper):
         # Input that is not UTF-8 is rejected line by line, where it is used.

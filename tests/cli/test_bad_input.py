@@ -411,7 +411,7 @@ def may_not_write() -> None:
     libc.capset(header, sets)
 
 
-def test_a_read_only_run_folder_is_told(folder: Path) -> None:
+def test_a_read_only_run_folder_is_read_and_not_written(folder: Path, tmp_path: Path) -> None:
     students = folder / "students"
     resume = ("run", "--resume", "--run", str(folder))
     promote = ("students", "rollback", "--run", str(folder))
@@ -420,8 +420,25 @@ def test_a_read_only_run_folder_is_told(folder: Path) -> None:
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
-        for words in ((*SUM, "--run", str(folder)), resume, promote, begin_within):
+        serve = ("serve", "--run", str(folder), "--port", "0")
+        for words in ((*SUM, "--run", str(folder)), resume, promote, begin_within, serve):
             refuses(2, "make it writable, or name another --run", *words, before=may_not_write)
+        (id, *_) = json.loads(reflux("traces", "list", "--json", "--run", str(folder)).stdout)
+        for words in (
+            ("traces", "list"),
+            ("traces", "show", id["id"]),
+            ("traces", "page", id["id"], "--out", str(tmp_path / "tree.html")),
+            ("traces", "export", str(tmp_path / "rows.jsonl")),
+            ("students", "list"),
+            ("review", "list"),
+            ("review",),
+        ):
+            read = reflux(*words, "--run", str(folder), before=may_not_write)
+            assert (read.code, "Traceback" in read.stderr) == (0, False), read.stderr
+            assert read.stdout
+        judged = ("review", id["id"], "--reject", "--run", str(folder))
+        refuses(2, "make it writable, or name another --run", *judged, before=may_not_write)
+        assert {path for path in folder.rglob("*")} == {*everything} - {folder}
     finally:
         for path in everything:
             path.chmod(0o755)

@@ -330,7 +330,7 @@ def test_a_line_that_is_no_text_ends_no_other(endpoint: Endpoint, tmp_path: Path
     ended = begin(words, env(endpoint), partial(piped, typed)).wait()
     assert ended.code == 1
     assert (endpoint.asked[0], len(endpoint.asked)) == ("one", 2)
-    assert "no Unicode text" in ended.stderr
+    assert "not Unicode text" in ended.stderr
     assert "1 of 3 questions" in ended.stderr
     assert "Traceback" not in ended.stderr
 
