@@ -40,7 +40,6 @@ class ProgressView:
     """Shows the `(stage, done, total, detail)` calls of a run; safe to call from threads."""
 
     def __init__(self) -> None:
-        self._console = ERR
         self._bars = Progress(
             # Names of models and systems are the user's: no markup.
             TextColumn("{task.description:<34}", markup=False),
@@ -49,8 +48,8 @@ class ProgressView:
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[detail]}", markup=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            console=ERR,
+            disable=not ERR.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._logged: dict[str, float] = {}
@@ -64,7 +63,7 @@ class ProgressView:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
-        if not self._console.is_terminal:
+        if not ERR.is_terminal:
             self._log(stage, done, total, detail)
             return
         if stage not in self._tasks or done == 0:
@@ -78,8 +77,7 @@ class ProgressView:
         if 0 < done < total and now - self._logged.get(stage, 0) < self._log_seconds:
             return
         self._logged[stage] = now
-        sys.stderr.write(f"{stage}: {done}/{total} {detail}".rstrip() + "\n")
-        sys.stderr.flush()
+        print(f"{stage}: {done}/{total} {detail}".rstrip(), file=sys.stderr, flush=True)
 
 
 def _log_seconds() -> float:
