@@ -24,7 +24,7 @@ from rich.tree import Tree
 
 from reflux.agents.errors import UsageError
 from reflux.graphs.traces.events import Event
-from reflux.report.terminal import ERR, STATUS_COLOUR, counted, escape
+from reflux.report.terminal import ERR, STATUS_COLOUR, counted, escape, is_animated
 
 LOG_SECONDS = 20.0
 """Minimum time between two log lines of one stage; REFLUX_PROGRESS_SECONDS overrides it."""
@@ -49,7 +49,7 @@ class ProgressView:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[detail]}", markup=False),
             console=ERR,
-            disable=not ERR.is_terminal,
+            disable=not is_animated(),
         )
         self._tasks: dict[str, TaskID] = {}
         self._logged: dict[str, float] = {}
@@ -63,7 +63,7 @@ class ProgressView:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
-        if not ERR.is_terminal:
+        if not is_animated():
             self._log(stage, done, total, detail)
             return
         if stage not in self._tasks or done == 0:
@@ -115,7 +115,7 @@ class LiveTree:
 
     def show(self) -> None:
         """Draw the tree as it grows, if stderr is a terminal."""
-        if ERR.is_terminal:
+        if is_animated():
             self._live.start()
 
     def hide(self) -> None:

@@ -79,6 +79,11 @@ def emit(body: Any) -> None:
         drop_output()
 
 
+def is_animated() -> bool:
+    """Whether stderr is a terminal that can be drawn on more than once."""
+    return ERR.is_terminal and not ERR.is_dumb_terminal
+
+
 def say(text: str | Text, console: Console = OUT, style: str = "") -> None:
     """Print a text as it stands, without breaking its lines: it may hold a command to copy."""
     console.print(plain(text) if isinstance(text, str) else text, style=style, soft_wrap=True)
