@@ -34,21 +34,16 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.report.terminal import ERR, OUT, command, emit, escape, print_result, table_of
 
 
+LISTED = {"id", "parent", "round", "scores", "gates", "path"}
+
+
 def list_students(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     """List the students of a run with lineage and scores."""
     registry = open_students(run)
-    current = registry.current()
+    current = getattr(registry.current(), "id", None)
     rows = [
-        {
-            "id": student.id,
-            "parent": student.parent,
-            "round": student.round,
-            "current": current is not None and student.id == current.id,
-            "scores": student.scores,
-            "gates": student.gates,
-            "path": str(student.path),
-        }
-        for student in registry.list()
+        each.model_dump(mode="json", include=LISTED) | {"current": each.id == current}
+        for each in registry.list()
     ]
     headings = ("student", "parent", "round", "accuracy", "gates", "promoted")
     cells = (
