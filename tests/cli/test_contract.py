@@ -153,9 +153,19 @@ def test_without_a_config_nothing_is_trained(name: str, tmp_path: Path) -> None:
     assert not run.exists()
 
 
-def test_an_invalid_task_begins_no_run(tmp_path: Path) -> None:
-    run, config = tmp_path / "r", demo_with(tmp_path / "c.yaml", task="poetry")
-    with pytest.raises(UsageError, match="there is no task 'poetry'"):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "poetry"}, "there is no task 'poetry'"),
+        ({"sft": {"max_stepz": 1}}, "sft.max_stepz is unknown to SFTConfig: did you mean max_s"),
+        ({"lora": {"rank": 8}}, "lora.rank is unknown to LoraConfig"),
+    ],
+)
+def test_an_invalid_config_begins_no_run(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    run, config = tmp_path / "r", demo_with(tmp_path / "c.yaml", **changes)
+    with pytest.raises(UsageError, match=said):
         rounds.run(run=run, config=config)
     assert not run.exists()
 
