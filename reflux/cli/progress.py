@@ -24,7 +24,7 @@ from rich.tree import Tree
 
 from reflux.agents.errors import UsageError
 from reflux.graphs.traces.events import Event
-from reflux.report.terminal import ERR, STATUS_COLOUR, counted, escape, is_animated
+from reflux.report.terminal import ERR, STATUS_COLOR, counted, escape, is_animated
 
 LOG_SECONDS = 20.0
 """Minimum time between two log lines of one stage; REFLUX_PROGRESS_SECONDS overrides it."""
@@ -184,8 +184,8 @@ def _tree_of(node: _LiveNode) -> Tree:
 
 def _line(node: _LiveNode) -> str:
     if node.status:
-        colour = STATUS_COLOUR.get(node.status, "white")
+        color = STATUS_COLOR.get(node.status, "white")
         answer = escape(node.answer) if node.answer is not None else "no answer"
-        return f"{escape(node.question)} → [{colour}]{answer}[/]"
+        return f"{escape(node.question)} → [{color}]{answer}[/]"
     activity = f" [dim]… {escape(node.activity)}[/]" if node.activity else " [dim]…[/]"
     return escape(node.question) + activity

@@ -40,7 +40,7 @@ def cut_text(text: str, max_chars: int) -> str:
     return f"{text[:max_chars]} … {more} characters more" if more > 0 else text
 
 
-STATUS_COLOUR = {
+STATUS_COLOR = {
     "ok": "green",
     "truncated": "yellow",
     "rejected": "yellow",
@@ -259,7 +259,7 @@ def total_line(tree: Node) -> str:
 
 
 def _line(node: Node) -> str:
-    colour = STATUS_COLOUR.get(node.status, "white")
+    color = STATUS_COLOR.get(node.status, "white")
     question = escape(last_question(node.question))
     if node.answer is not None:
         answer = escape(node.answer)
@@ -267,7 +267,7 @@ def _line(node: Node) -> str:
         answer = "not answered yet" if node.status == "running" else "no answer"
     if node.status not in ("ok", "unchecked", "running"):
         answer += f" ({node.status})"
-    line = f"{question} → [{colour}]{answer}[/]"
+    line = f"{question} → [{color}]{answer}[/]"
     if node.answered_by:
         line += f" by {escape(node.answered_by)}"
     if node.calls:
