@@ -8,6 +8,7 @@ cannot name a path, an endpoint's address or code to load.
 import asyncio
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -97,7 +98,7 @@ class Job:
         return {
             "kind": self.form.kind,
             "name": self.form.name,
-            "command": " ".join(("reflux", *self.arguments)),
+            "command": shlex.join(("reflux", *self.arguments)),
             "state": self.state,
             "code": self.process.returncode,
             "seconds": (self.ended or time.time()) - self.started,
@@ -234,8 +235,8 @@ def _eval_arguments(state: ServerState, form: Any) -> list[str]:
     run, model, config = state.run.folder.path, state.settings.model, state.settings.config
     # Another process finds the server's agent by its name only in these cases.
     shared = model in (BASE, *known) or config is not None or "OPENAI_BASE_URL" in os.environ
-    options = form.model_dump(include={"level", "limit", "seed"})
-    options |= {"run": run, "systems": systems, "task": form.task or None}
+    options = {"run": run, "systems": systems, "task": form.task or None}
+    options |= form.model_dump(include={"level", "limit", "seed"})
     options |= {"model": (model or None) if shared else None, "config": config}
     return _arguments("eval", options | {"out": run / EVALUATIONS / form.name})
 
