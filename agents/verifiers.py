@@ -252,15 +252,16 @@ class RedFlags:
         if self.longest is not None and len(text) > self.longest:
             return "longest"
         try:
-            matches = regex.fullmatch(self.pattern, text, regex.DOTALL, timeout=MATCH_SECONDS)
+            if self.pattern and not regex.fullmatch(
+                self.pattern, text, regex.DOTALL, timeout=MATCH_SECONDS
+            ):
+                return "pattern"
         except TimeoutError as error:
             raise UsageError(
                 f"flags.pattern {self.pattern!r} has not matched a reply of {len(text)} characters "
                 f"in {MATCH_SECONDS:g} s: it tries too many ways; write it without repetitions of "
                 "repetitions, such as (a+)+, or set flags.longest, too"
             ) from error
-        if self.pattern and not matches:
-            return "pattern"
         if any(phrase.lower() in text.lower() for phrase in self.hedges):
             return "hedges"
         if self.repeats is not None and repetitions(text) > self.repeats:
