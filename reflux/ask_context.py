@@ -67,8 +67,7 @@ def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Oversee
     overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
     if not overseers:
         raise UsageError("there is no overseer; pass one, or its name")
-    for each in overseers:
-        check_has("an overseer", each, ("act", "name"), AS_OVERSEER)
+    check_has("an overseer", ("act", "name"), AS_OVERSEER, *overseers)
     return overseers
 
 

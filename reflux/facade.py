@@ -72,7 +72,7 @@ async def amplify(
     if isinstance(client, BaseChatModel):
         client = LangChainClient(client)
     elif client is not None:
-        check_has("a client", client, ("complete", "model_digest"), AS_CLIENT)
+        check_has("a client", ("complete", "model_digest"), AS_CLIENT, client)
     engine = None
     if client is None:
         engine = client = LlamaCppClient(lambda _: ModelFiles(default_gguf()))
