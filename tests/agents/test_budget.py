@@ -69,7 +69,7 @@ def test_a_question_pays_the_runs_prices_from_the_runs_money_as_well() -> None:
     run = SpendLimit(money=1.0, calls=5, prices=PRICES)
     question = run.for_question(seconds=None, money=0.5)
     question.pay("base", Completion("a", 100_000, 0))
-    assert (question.money, run.money) == (0.1, 0.1)
+    assert (question.left()["money"], run.left()["money"]) == (0.4, 0.9)
     run.pay("base", Completion("a", 800_000, 0))
     assert question.left() == {"money": pytest.approx(0.1), "calls": 3}
 
