@@ -150,7 +150,8 @@ class ToolVerifier:
     async def verify(
         self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
-        reply = await guarded(self.tool.answer(self.tool_question(question, answer)), CALL_SECONDS)
+        asked = self.tool_question(question, answer)
+        reply = await guarded(lambda: self.tool.answer(asked), CALL_SECONDS)
         if not reply.ok:
             return Verdict(True, "tool", reply.text)
         return Verdict(self.agrees(answer, reply.text), "tool")

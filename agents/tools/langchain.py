@@ -60,12 +60,12 @@ class LangChainTool:
         self._fields = cast(Mapping[str, Any], function["parameters"].get("properties", {}))
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        return await guarded(self._call(arguments), self._seconds)
+        return await guarded(lambda: self._call(arguments), self._seconds)
 
     async def answer(self, question: str) -> ToolReply:
         """Call the tool with a text: a JSON object of its arguments, or the value of its only
         argument, if that is a text."""
-        return await guarded(self._answer(question), self._seconds)
+        return await guarded(lambda: self._answer(question), self._seconds)
 
     async def _answer(self, question: str) -> ToolReply:
         try:

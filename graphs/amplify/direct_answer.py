@@ -288,7 +288,7 @@ async def _answer_by_tool(context: AmplifyContext, node: NodeRef, name: str) -> 
             node.key("tool"),
             name,
             node.question,
-            lambda: guarded(tool.answer(node.question), CALL_SECONDS),
+            lambda: guarded(lambda: tool.answer(node.question), CALL_SECONDS),
         )
     outcome: Outcome = failed_outcome(reply.text)
     if reply.ok:
