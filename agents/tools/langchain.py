@@ -123,8 +123,8 @@ def _text_of(output: Any) -> str:
     content: Any = output.content if isinstance(output, ToolMessage) else output
     if isinstance(content, str):
         return content
-    blocks = cast(list[Any], content) if isinstance(content, list) else []
-    if blocks and all(isinstance(b, dict) and b.get("type") == "text" for b in blocks):
+    blocks = cast(list[dict[str, Any]], content) if isinstance(content, list) else []
+    if blocks and all(type(block) is dict and block.get("type") == "text" for block in blocks):
         return "\n".join(str(block.get("text")) for block in blocks)
     return to_json(content, fallback=str, bytes_mode="base64", inf_nan_mode="constants").decode()
 
