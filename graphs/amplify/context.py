@@ -193,7 +193,7 @@ class AmplifyContext:
     """Receives every event; by default events leave by the graph's stream of mode `custom`."""
 
     def __post_init__(self) -> None:
-        check_has("limits", ("attempts",), "write reflux.Limits(depth=1)", self.limits)
+        check_has("a set of limits", ("attempts",), "write reflux.Limits(depth=1)", self.limits)
         check_has("a vote policy", ("rule",), "write reflux.VotePolicy(max_votes=3)", self.votes)
         check_has("a checker", ("check",), AS_CHECKER, self.checker)
         check_has("an overseer", ("act", "name"), AS_OVERSEER, *self.overseers)

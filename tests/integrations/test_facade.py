@@ -97,7 +97,7 @@ CALCULATOR = reflux.Calculator()
         ({"checker": Says}, "Says is a class, not a checker"),
         ({"verifiers": [lambda *_: True]}, "not a verifier: it has no `verify`"),
         ({"experts": ["ada"]}, "'ada' is not an expert.*reflux.Expert"),
-        ({"limits": {"depth": 2}}, "is not limits.*reflux.Limits"),
+        ({"limits": {"depth": 2}}, "not a set of limits.*reflux.Limits"),
         ({"votes": 3}, "3 is not a vote policy.*reflux.VotePolicy"),
         ({"client": "gpt"}, "'gpt' is not a client: it has no `complete`.*OpenAIClient"),
         ({"overseer": Nameless()}, "not an overseer: it has no `name`; an overseer has"),
