@@ -108,17 +108,18 @@ def check_range(
         raise UsageError(f"{name} is {value:g}; it must be {wanted or 'a number'}")
 
 
-def check_has(kind: str, value: object, attributes: Sequence[str], remedy: str) -> None:
-    """Check that a part which a program hands over has what its protocol asks for.
+def check_has(kind: str, attributes: Sequence[str], remedy: str, *parts: object) -> None:
+    """Check that each part which a program hands over has what its protocol asks for.
 
     Raises:
-        UsageError: it lacks an attribute, or is a class.
+        UsageError: one lacks an attribute, or is a class.
     """
-    if isinstance(value, type):
-        raise UsageError(f"{value.__name__} is a class, not {kind}; pass an instance of it")
-    for attribute in attributes:
-        if not hasattr(value, attribute):
-            raise UsageError(f"{value!r:.80} is not {kind}: it has no `{attribute}`; {remedy}")
+    for part in parts:
+        if isinstance(part, type):
+            raise UsageError(f"{part.__name__} is a class, not {kind}; pass an instance of it")
+        for attribute in attributes:
+            if not hasattr(part, attribute):
+                raise UsageError(f"{part!r:.80} is not {kind}: it has no `{attribute}`; {remedy}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -150,7 +150,8 @@ class ToolVerifier:
     async def verify(
         self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
-        reply = await guarded(self.tool.answer(self.tool_question(question, answer)), CALL_SECONDS)
+        asked = self.tool_question(question, answer)
+        reply = await guarded(lambda: self.tool.answer(asked), CALL_SECONDS)
         if not reply.ok:
             return Verdict(True, "tool", reply.text)
         return Verdict(self.agrees(answer, reply.text), "tool")
@@ -252,15 +253,16 @@ class RedFlags:
         if self.longest is not None and len(text) > self.longest:
             return "longest"
         try:
-            matches = regex.fullmatch(self.pattern, text, regex.DOTALL, timeout=MATCH_SECONDS)
+            if self.pattern and not regex.fullmatch(
+                self.pattern, text, regex.DOTALL, timeout=MATCH_SECONDS
+            ):
+                return "pattern"
         except TimeoutError as error:
             raise UsageError(
                 f"flags.pattern {self.pattern!r} has not matched a reply of {len(text)} characters "
                 f"in {MATCH_SECONDS:g} s: it tries too many ways; write it without repetitions of "
                 "repetitions, such as (a+)+, or set flags.longest, too"
             ) from error
-        if self.pattern and not matches:
-            return "pattern"
         if any(phrase.lower() in text.lower() for phrase in self.hedges):
             return "hedges"
         if self.repeats is not None and repetitions(text) > self.repeats:

@@ -4,14 +4,12 @@ The root runs again as a revision (`reflux.graphs.traces.revisions`). The node's
 later question that held its answer recompute; everything else is replayed.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from reflux.agents.errors import RefluxError
 from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, human_outcome, is_accepted
-from reflux.graphs.ask import Amplified, System
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.revisions import (
     Override,
@@ -22,46 +20,7 @@ from reflux.graphs.traces.revisions import (
     revision,
 )
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import find_question, held, load_tree
-
-
-@dataclass(frozen=True)
-class Revised:
-    """The result of an override: the newest revision, and its outcome; None if nothing changed."""
-
-    id: str
-    outcome: Outcome | None
-
-
-async def override(
-    context: AmplifyContext,
-    question_id: str,
-    path: str,
-    answer: str | None = None,
-    system: Callable[[AmplifyContext], System] = Amplified,
-) -> Revised:
-    """Replace a node's answer, or ask the node again if `answer` is None; then answer the root.
-
-    The newest revision is revised, whichever is named. The same override after a stop resumes the
-    revision that it began; an answer equal to the accepted one changes nothing.
-
-    Args:
-        context: the one the root was asked in; calls that differ from then are made again.
-        system: what answered the root.
-
-    Raises:
-        UsageError: there is no such node.
-    """
-    store = context.recorded_client.store
-    revision_id = await revise(store, question_id, path, answer)
-    if revision_id is None:
-        return Revised(newest(store, question_id), None)
-    if (outcome := root_answer(store, revision_id)) is not None:
-        return Revised(revision_id, outcome)
-    revised = system(revised_context(context, revision_id))
-    outcome = await revised.answer(find_question(store, revision_id)[1], revision_id)
-    check_editable(store, revision_id)
-    return Revised(revision_id, outcome)
+from reflux.graphs.traces.tree import held, load_tree
 
 
 def revised_context(context: AmplifyContext, question_id: str) -> AmplifyContext:
@@ -70,9 +29,11 @@ def revised_context(context: AmplifyContext, question_id: str) -> AmplifyContext
 
 
 async def revise(store: TraceStore, question_id: str, path: str, answer: str | None) -> str | None:
-    """Begin a revision with a human's override and return its id; None if nothing would change.
+    """Begin a revision: replace a node's answer, or ask the node again if `answer` is None. Return
+    its id; None if nothing would change.
 
-    An answer to the root ends the revision at once.
+    The newest revision is revised, whichever is named. The same override after a stop resumes the
+    revision that it began. An answer to the root ends the revision at once.
 
     Raises:
         UsageError: there is no such node.

@@ -77,8 +77,7 @@ def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Oversee
     overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
     if not overseers:
         raise UsageError("there is no overseer; pass one, or its name")
-    for each in overseers:
-        check_has("an overseer", each, ("act", "name"), AS_OVERSEER)
+    check_has("an overseer", ("act", "name"), AS_OVERSEER, *overseers)
     return overseers
 
 
@@ -229,7 +228,7 @@ async def amplify(
     if isinstance(client, BaseChatModel):
         client = LangChainClient(client)
     elif client is not None:
-        check_has("a client", client, ("complete", "model_digest"), AS_CLIENT)
+        check_has("a client", ("complete", "model_digest"), AS_CLIENT, client)
     engine = None if client else LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     with (
         tempfile.TemporaryDirectory() as scratch,

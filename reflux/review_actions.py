@@ -26,7 +26,7 @@ from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, AskOptions, options_o
 from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import Item, judge, remark
-from reflux.graphs.traces.revisions import first_of, newest, overrides_made
+from reflux.graphs.traces.revisions import first_of, newest
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.tree import find_question
 from reflux.models import BASE
@@ -140,22 +140,21 @@ async def recompute(
         UsageError: neither is recorded.
     """
     store = opened.store
-    options = options_of(store, revision)
-    if options is None:
-        task = check_known(store, revision)
+    _, text = find_question(store, revision)
+    if (options := options_of(store, revision)) is None:
+        task = task_named(check_known(store, revision))
         config, model = opened.folder.config(), model_of(store, revision)
-        context = config.context(opened.recorded_client, model, emit=emit)
-        path, change = overrides_made(store, revision)[0]
-        context, system = task_context(context, task_named(task)), _system(store, revision)
-        return (await revisions.override(context, revision, path, change["answer"], system)).outcome
-    async with open_context(opened.recorded_client, options, emit, overseers) as context:
-        context = revisions.revised_context(context, revision)
-        async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
-            _, text = find_question(store, revision)
-            progress = await run.ask(text, revision)
-    if progress.outcome is not None:
+        context = task_context(config.context(opened.recorded_client, model, emit=emit), task)
+        system = _system(store, revision)(revisions.revised_context(context, revision))
+        outcome = await system.answer(text, revision)
+    else:
+        async with open_context(opened.recorded_client, options, emit, overseers) as context:
+            context = revisions.revised_context(context, revision)
+            async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
+                outcome = (await run.ask(text, revision)).outcome
+    if outcome is not None:
         revisions.check_editable(store, revision)
-    return progress.outcome
+    return outcome
 
 
 def check_known(store: TraceStore, question_id: str) -> str:

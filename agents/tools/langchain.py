@@ -60,12 +60,12 @@ class LangChainTool:
         self._fields = cast(Mapping[str, Any], function["parameters"].get("properties", {}))
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        return await guarded(self._call(arguments), self._seconds)
+        return await guarded(lambda: self._call(arguments), self._seconds)
 
     async def answer(self, question: str) -> ToolReply:
         """Call the tool with a text: a JSON object of its arguments, or the value of its only
         argument, if that is a text."""
-        return await guarded(self._answer(question), self._seconds)
+        return await guarded(lambda: self._answer(question), self._seconds)
 
     async def _answer(self, question: str) -> ToolReply:
         try:
@@ -123,8 +123,8 @@ def _text_of(output: Any) -> str:
     content: Any = output.content if isinstance(output, ToolMessage) else output
     if isinstance(content, str):
         return content
-    blocks = cast(list[Any], content) if isinstance(content, list) else []
-    if blocks and all(isinstance(b, dict) and b.get("type") == "text" for b in blocks):
+    blocks = cast(list[dict[str, Any]], content) if isinstance(content, list) else []
+    if blocks and all(type(block) is dict and block.get("type") == "text" for block in blocks):
         return "\n".join(str(block.get("text")) for block in blocks)
     return to_json(content, fallback=str, bytes_mode="base64", inf_nan_mode="constants").decode()
 

@@ -6,7 +6,7 @@ Every tool call ends in a reply, whatever the model wrote, and within limits.
 import asyncio
 import inspect
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -77,18 +77,21 @@ async def run_call(
     if not isinstance(arguments, dict):
         kind = type(arguments).__name__
         return _refusal(f"the arguments must be a JSON object, not a {kind}")
-    return await guarded(tool.call(cast(Mapping[str, Any], arguments)), seconds)
+    return await guarded(lambda: tool.call(cast(Mapping[str, Any], arguments)), seconds)
 
 
-async def guarded(work: Awaitable[object], seconds: float) -> ToolReply:
+async def guarded(work: Callable[[], object], seconds: float) -> ToolReply:
     """A tool's reply, cut to `REPLY_CHARS`; the work is stopped after `seconds`.
 
     A `ValueError` is the tool's refusal, and its text is for the model. Any other exception is a
     failure, and a reply as well. Work that ignores cancellation is abandoned.
     """
-    if not inspect.isawaitable(work):
-        return _refusal("it failed: the tool's method is not async: write `async def`")
-    task = asyncio.ensure_future(work)
+
+    async def run() -> object:
+        reply = work()
+        return await reply if inspect.isawaitable(reply) else reply
+
+    task = asyncio.create_task(run())
     try:
         await asyncio.wait({task}, timeout=seconds)
         if not task.done():
@@ -142,11 +145,10 @@ class TextTool:
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
         """Act on a model's arguments; a refusal says why."""
-
-        async def work() -> ToolReply:
-            return await self.reply(text_argument(arguments, self.argument, self.max_chars))
-
-        return await guarded(work(), self.seconds)
+        return await guarded(
+            lambda: self.reply(text_argument(arguments, self.argument, self.max_chars)),
+            self.seconds,
+        )
 
     async def answer(self, question: str) -> ToolReply:
         return await self.call({self.argument: question})

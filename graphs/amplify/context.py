@@ -193,24 +193,19 @@ class AmplifyContext:
     """Receives every event; by default events leave by the graph's stream of mode `custom`."""
 
     def __post_init__(self) -> None:
-        check_has("limits", self.limits, ("attempts",), "write reflux.Limits(depth=1)")
-        check_has("a vote policy", self.votes, ("rule",), "write reflux.VotePolicy(max_votes=3)")
-        check_has("a checker", self.checker, ("check",), AS_CHECKER)
-        for overseer in self.overseers:
-            check_has("an overseer", overseer, ("act", "name"), AS_OVERSEER)
-        for verifier in self.verifiers:
-            check_has("a verifier", verifier, ("verify",), "see reflux.Verifier")
-        for expert in self.experts:
-            check_has("an expert", expert, ("name", "weight"), "write reflux.Expert(name)")
-        check_has("a mapping of tools by name", self.tools, ("values",), AS_TOOLS)
-        for tool in self.tools.values():
-            check_has("a tool", tool, ("answer",), AS_TOOL)
-        check_has("a mapping of tools by role", self.grants, ("items",), AS_GRANTS)
+        check_has("a set of limits", ("attempts",), "write reflux.Limits(depth=1)", self.limits)
+        check_has("a vote policy", ("rule",), "write reflux.VotePolicy(max_votes=3)", self.votes)
+        check_has("a checker", ("check",), AS_CHECKER, self.checker)
+        check_has("an overseer", ("act", "name"), AS_OVERSEER, *self.overseers)
+        check_has("a verifier", ("verify",), "see reflux.Verifier", *self.verifiers)
+        check_has("an expert", ("name", "weight"), "write reflux.Expert(name)", *self.experts)
+        check_has("a mapping of tools by name", ("values",), AS_TOOLS, self.tools)
+        check_has("a tool", ("answer",), AS_TOOL, *self.tools.values())
+        check_has("a mapping of tools by role", ("items",), AS_GRANTS, self.grants)
         for role, tools in self.grants.items():
             check_choice("a role of grants", role, ROLES)
-            check_has("a list of tools", tools, ("__iter__",), AS_GRANTS)
-            for tool in tools:
-                check_has("a tool", tool, ("spec", "call"), AS_TOOL)
+            check_has("a list of tools", ("__iter__",), AS_GRANTS, tools)
+            check_has("a tool", ("spec", "call"), AS_TOOL, *tools)
 
     @property
     def has_rules(self) -> bool:

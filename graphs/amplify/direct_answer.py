@@ -257,28 +257,19 @@ async def _answer_by_panel(
     number = first_vote(context, node)
     *shares, left = budget.split(len(experts) + 1)
 
-    async def ask(expert: Expert, share: Budget) -> Reply | str:
+    async def ask(expert: Expert, share: Budget) -> tuple[Vote | str, Spent]:
         if share.empty or context.spend_limit.lacks:
-            return "over budget"
+            return "over budget", NOTHING_SPENT
         try:
-            return await sample_answer(context, node, number, share, expert)
+            reply = await sample_answer(context, node, number, share, expert)
         except EndpointError as failure:
-            return str(failure)
+            return str(failure), NOTHING_SPENT
+        return vote_of(context, node.question, number, reply.completion), reply.spent
 
-    replies = await asyncio.gather(*map(ask, experts, shares))
-    votes: list[tuple[Expert, Vote]] = []
-    failures: dict[str, str] = {}
-    spent: Spent = NOTHING_SPENT
-    for expert, reply in zip(experts, replies, strict=True):
-        if isinstance(reply, str):
-            failures[expert.name] = reply
-        else:
-            votes.append((expert, vote_of(context, node.question, number, reply.completion)))
-            spent = plus(spent, reply.spent)
-    key = node.key("consensus", number)
-    outcome, detail = await combine_votes(
-        context, key, node.question, votes, failures, left=left, spent=spent
-    )
+    results = await asyncio.gather(*map(ask, experts, shares))
+    votes = list(zip(experts, (vote for vote, _ in results), strict=True))
+    spent, key = plus(*(cost for _, cost in results)), node.key("consensus", number)
+    outcome, detail = await combine_votes(context, key, node.question, votes, left, spent)
     await record_answer(context, node, outcome, detail, ("panel", "direct"))
     return outcome
 
@@ -297,7 +288,7 @@ async def _answer_by_tool(context: AmplifyContext, node: NodeRef, name: str) -> 
             node.key("tool"),
             name,
             node.question,
-            lambda: guarded(tool.answer(node.question), CALL_SECONDS),
+            lambda: guarded(lambda: tool.answer(node.question), CALL_SECONDS),
         )
     outcome: Outcome = failed_outcome(reply.text)
     if reply.ok:

@@ -68,37 +68,33 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
     if state["outcome"] is not None:
         return {}  # An endpoint failure interrupted a chain.
     context = listening(runtime)
-    proposal, passed = state["proposal"], state["passed"]
-    spent, rule, reason, ok = state["spent"], "no_answer", "", False
+    proposal, passed, spent = state["proposal"], state["passed"], state["spent"]
+    by_human, verdict = context.checks.by_human(state["attempt"]), Verdict(False, "no_answer")
     status: Status
     if proposal is not None:
-        by_human, verdict = context.checks.by_human(state["attempt"]), Verdict(True)
-        if not by_human:
-            key, number = step_key(state), retry_index(state, context)
+        key, number = step_key(state), retry_index(state, context)
+        if by_human:
+            verdict = Verdict(True)
+        else:
             calls = ModelCalls(context, key, number, left_of(state), "overseer.ask.check")
             transcript = [Exchange(**exchange) for exchange in state["transcript"]]
             verdict, cost = await judged(context, calls, state["question"], proposal, transcript)
             spent = plus(spent, cost)
-        ok, rule, reason = verdict.ok, verdict.rule, verdict.reason
-        if by_human or context.has_check:
+        if has_check := by_human or context.has_check:
+            detail = {"answer": proposal, "rule": "" if verdict.ok else verdict.rule}
+            detail |= {"reason": verdict.reason} if verdict.reason else {}
             await context.recorded_client.store.add_judgement(
-                state["question_id"],
-                state["path"],
-                "check",
-                ok,
-                {"answer": proposal, "rule": "" if ok else rule}
-                | ({"reason": reason} if reason else {}),
-                key=str(retry_index(state, context)),
+                key.question, key.path, "check", verdict.ok, detail, key=str(number)
             )
-        if ok and (by_human or context.checks.confirmed(passed, proposal)):
-            has_check = by_human or context.has_check
+        if verdict.ok and (by_human or context.checks.confirmed(passed, proposal)):
             status = accepted_status(has_check=has_check, truncated=state["truncated"])
             ended = {"answer": proposal, "status": status, "error": None, "spent": spent}
             return {"outcome": ended}
-    if ok and proposal is not None:
-        passed, rule = [*passed, proposal], UNCONFIRMED
-    proposals = state["proposals"] + ([proposal] if proposal is not None and not ok else [])
-    lacking = context.spend_limit.lacks
+        if verdict.ok:
+            passed, verdict = [*passed, proposal], Verdict(True, UNCONFIRMED)
+    failed = [] if proposal is None or verdict.ok else [proposal]
+    proposals = state["proposals"] + failed
+    lacking, rule = context.spend_limit.lacks, verdict.rule
     if left_of({**state, "spent": spent}).empty:
         lacking = "calls" if spent["calls"] >= state["calls"] else "tokens"
     if lacking or state["attempt"] + 1 >= context.limits.attempts:
@@ -106,9 +102,9 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         refused = best is not None and rule != UNEXAMINED  # An outage says nothing of an answer.
         status = "over_budget" if lacking else "rejected" if refused else "failed"
         short = f"no {lacking} left" if lacking and proposal is None else None
-        failure = f"the check {rule!r} failed" + (f": {reason}" if reason and not ok else "")
+        failure = f"the check {rule!r} failed" + (f": {verdict.reason}" if verdict.reason else "")
         if rule == UNEXAMINED:
-            failure = f"the answer could not be verified: {reason}"
+            failure = f"the answer could not be verified: {verdict.reason}"
         error = state["error"] or short or failure
         return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}
     context.emit({"event": "retry", "path": state["path"], "rule": rule, "error": state["error"]})

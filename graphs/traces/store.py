@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -263,17 +264,11 @@ def links(
     store: Rows, question: str, path: str = "", attempt: int = 0, begin: int = 0
 ) -> Iterator[Link]:
     """The links of one chain from number `begin` on, in constant memory."""
-    link: Link | None = None
-    for row in store.select(LINKS, (question, path, attempt, begin)):
-        text, earlier = row["asked"], ()
-        if link is not None and row["batch"]:
-            text, earlier = link.question, link.votes
-        elif link is not None:
-            yield link
-        votes = earlier + tuple((answer, ok) for answer, ok, _ in read_votes(row["votes"]))
-        link = Link(row["number"], text, votes, row["answer"])
-    if link is not None:
-        yield link
+    rows = store.select(LINKS, (question, path, attempt, begin))
+    for number, group in groupby(rows, key=lambda row: row["number"]):
+        batches = list(group)
+        votes = tuple((text, ok) for row in batches for text, ok, _ in read_votes(row["votes"]))
+        yield Link(number, batches[0]["asked"], votes, batches[-1]["answer"])
 
 
 def write_votes(votes: Sequence[Vote]) -> str:

@@ -99,7 +99,7 @@ async def test_a_refusal_of_a_tool_comes_in_its_own_words() -> None:
     async def refuses(arguments: Mapping[str, Any]) -> ToolReply:
         raise ValueError("ask for less")
 
-    assert await guarded(refuses({}), 5) == ToolReply("ask for less", ok=False)
+    assert await guarded(lambda: refuses({}), 5) == ToolReply("ask for less", ok=False)
 
 
 @pytest.mark.timeout(60)

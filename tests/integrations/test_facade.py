@@ -97,7 +97,7 @@ CALCULATOR = reflux.Calculator()
         ({"checker": Says}, "Says is a class, not a checker"),
         ({"verifiers": [lambda *_: True]}, "not a verifier: it has no `verify`"),
         ({"experts": ["ada"]}, "'ada' is not an expert.*reflux.Expert"),
-        ({"limits": {"depth": 2}}, "is not limits.*reflux.Limits"),
+        ({"limits": {"depth": 2}}, "not a set of limits.*reflux.Limits"),
         ({"votes": 3}, "3 is not a vote policy.*reflux.VotePolicy"),
         ({"client": "gpt"}, "'gpt' is not a client: it has no `complete`.*OpenAIClient"),
         ({"overseer": Nameless()}, "not an overseer: it has no `name`; an overseer has"),
@@ -127,23 +127,36 @@ def test_a_checker_that_returns_anything_else_is_told_what_to_return() -> None:
         reflux.amplify_sync("q", "plain", client=client, checker=Says(None))
 
 
-@pytest.mark.parametrize("reply", ["4", None])
-def test_why_a_tool_failed_reaches_the_overseer(reply: object) -> None:
-    class Wrong:
-        spec = CALCULATOR.spec
+def replied(_: object) -> reflux.ToolReply:
+    return reflux.ToolReply("four", ok=False)
 
-        async def call(self, arguments: object) -> Any:
-            return reply
 
-        answer = call
+async def said(_: object) -> Any:
+    return "4"
 
+
+def raised(_: object) -> Any:
+    raise RuntimeError("disk on fire")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (replied, "four"),
+        (said, "it failed: '4' is not a reflux.ToolReply; return one"),
+        (raised, "it failed: RuntimeError: disk on fire"),
+    ],
+)
+def test_why_a_tool_failed_reaches_the_overseer(answer: Any, why: str) -> None:
     def repeat(_: str, transcript: Any, __: bool) -> Answer | Ask:
         return Answer(transcript[0].error) if transcript else Ask((SubQuestion("2", to="tool:t"),))
 
-    overseer = ScriptedOverseer("h", repeat)
+    wrong = type("Wrong", (), {"spec": CALCULATOR.spec, "answer": staticmethod(answer)})()
     client = ScriptedClient(lambda _: "4")
-    found = reflux.amplify_sync("q", overseer, client=client, tools={"t": Wrong()})
-    assert found.answer == f"it failed: {reply!r} is not a reflux.ToolReply; return one"
+    found = reflux.amplify_sync(
+        "q", ScriptedOverseer("h", repeat), client=client, tools={"t": wrong}
+    )
+    assert found.answer == why
 
 
 def asking_a_tool(question: str, transcript: object, may_ask: bool) -> Answer | Ask:
