@@ -16,6 +16,8 @@ import os
 import shlex
 from collections.abc import Sequence
 
+FINAL_STATUS = frozenset((401, 402, 403, 404, 405))
+"""HTTP statuses that no other request to the same model would change; 402 is an empty account."""
 NO_SPACE = "recorded work is kept: free some space, then continue (a run: with --resume)"
 NO_ACCESS = "make it writable, or name another --run"
 
@@ -50,6 +52,16 @@ class EndpointError(RefluxError):
     """The HTTP status of the endpoint's reply, if there was one."""
     is_last = False
     """True of a recorded failure after which no call of its question got a reply."""
+    too_long = False
+    """True if the request does not fit into the model's context."""
+
+    @property
+    def is_final(self) -> bool:
+        """True if the endpoint refuses this model altogether: a key, an address, a name, a quota.
+
+        Every further question would end the same way, so a run stops.
+        """
+        return self.refused and self.status in FINAL_STATUS
 
 
 class ReplayError(RefluxError):
