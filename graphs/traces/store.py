@@ -17,6 +17,7 @@ from typing import Any
 
 from reflux.agents.errors import UsageError, from_os_error
 from reflux.graphs.traces.database import (
+    ADDED,
     INDEXES,
     NODE_ENDED,
     ROOT_ENDED,
@@ -123,6 +124,10 @@ class TraceStore(Rows):
             if writable:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.executescript(SCHEMA + INDEXES)
+                columns = {row[1] for row in connection.execute("PRAGMA table_info(calls)")}
+                for column in ADDED:
+                    if column not in columns:
+                        connection.execute(f"ALTER TABLE calls ADD COLUMN {column} TEXT")
                 version = ("schema_version", str(SCHEMA_VERSION))
                 connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", version)
                 connection.commit()
