@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import os
+import sys
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -49,8 +51,105 @@ Seconds = Annotated[
     float | None, typer.Option(help="Seconds per answer after which no more calls begin.", min=0)
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option(help="Maximum tokens per model call. A task has its own.", min=1)
+    int | None,
+    typer.Option(
+        help="Maximum tokens of a reply, of the agent and the overseer. A task has its own.", min=1
+    ),
 ]
+
+
+def _sets(variable: str) -> Callable[[typer.Context, str], None]:
+    """A callback that sets an environment variable for the length of the command: endpoints are
+    read from the environment."""
+
+    def put(context: typer.Context, value: str) -> None:
+        if value:
+            put_environment(context, {variable: value})
+
+    return put
+
+
+def put_environment(context: typer.Context, values: Mapping[str, str]) -> None:
+    """Set variables until the command ends."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+
+    def restore() -> None:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    context.call_on_close(restore)
+
+
+def read_env_file(context: typer.Context, path: Path | None) -> None:
+    """Read the variables of a `.env` file that are not set; without one, tell of a `.env` file
+    that would set an endpoint.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if path is None:
+        if unread_endpoint():
+            sys.stderr.write(".env sets OPENAI_BASE_URL and is not read: add --env-file .env\n")
+    elif not path.is_file():
+        raise UsageError(f"--env-file {path}: there is no such file")
+    else:
+        put_environment(context, _unset_values(path))
+
+
+def unread_endpoint() -> bool:
+    """True where a `.env` file in the working folder names an endpoint that is not set."""
+    path = Path(".env")
+    try:
+        return path.is_file() and "OPENAI_BASE_URL" in _unset_values(path)
+    except UsageError:
+        return False
+
+
+def _unset_values(path: Path) -> dict[str, str]:
+    """The variables of a file that the environment lacks."""
+    from dotenv import dotenv_values
+
+    try:
+        values = dotenv_values(path)
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"--env-file {path} cannot be read: {error}") from error
+    return {name: value for name, value in values.items() if value and name not in os.environ}
+
+
+def endpoint_options(
+    thinking: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(
+            help="Whether models of an endpoint reason first.",
+            callback=_sets("REFLUX_THINKING"),
+            envvar="REFLUX_THINKING",
+        ),
+    ] = "auto",
+    extra_body: Annotated[
+        str,
+        typer.Option(
+            help="JSON object: further fields of each request to an endpoint.",
+            callback=_sets("REFLUX_EXTRA_BODY"),
+            envvar="REFLUX_EXTRA_BODY",
+            metavar="JSON",
+        ),
+    ] = "",
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read variables such as OPENAI_BASE_URL from this file.",
+            callback=read_env_file,
+            is_eager=True,
+        ),
+    ] = None,
+) -> None:
+    """Options of every command that asks models; `reflux.cli.main` adds them."""
+
+
 Trajectory = Annotated[str, typer.Argument(help="Id, or the start of an id.", metavar="ID")]
 
 
