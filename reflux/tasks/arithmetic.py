@@ -31,15 +31,12 @@ CLOCK_PARTS = ("{0} // 3600", "{0} // 60 - 60 * ({0} // 3600)", "{0} - 60 * ({0}
 """Hours, minutes and seconds of a difference in seconds."""
 
 
-class Result(GymTask):
-    """A task whose answer is one number."""
-
-    def extract(self, question: str, reply: str) -> str:
-        """The last number: after the last equals sign, where there is one."""
-        return last_number(reply.strip().rpartition("=")[2] or reply)
+def result(reply: str) -> str:
+    """The last number: after the last equals sign, where there is one."""
+    return last_number(reply.strip().rpartition("=")[2] or reply)
 
 
-class ChainSum(Result):
+class ChainSum(GymTask):
     """Sums and differences of several numbers, from left to right.
 
     State the final answer to the following arithmetic problem: 205 - 838 + 505 =   →   -128
@@ -49,6 +46,7 @@ class ChainSum(Result):
     parameters = ranges(terms=[(3, 3), (4, 5), (6, 8)], digits=[(2, 2), (3, 3), (4, 4)])
     form = r"arithmetic problem: (\d+(?: [+-] \d+)+) =$"
     answered_by = "tool: the calculator adds two numbers"
+    reader = result
 
     def script(self, parts: tuple[str], transcript: Sequence[Exchange]) -> Step:
         """Ask for every step at once, each with the result of the one before it."""
@@ -63,7 +61,7 @@ class ChainSum(Result):
         return Ask((first, *later))
 
 
-class Products(Result):
+class Products(GymTask):
     """Long multiplication; a * b and b * a are one question.
 
     Solve the following multiplication: 205 * 838. Give only the result …   →   171790
@@ -73,6 +71,7 @@ class Products(Result):
     parameters = ranges(digits=[(2, 2), (3, 3), (4, 5)])
     form = r"multiplication: (\d+) \* (\d+)\."
     answered_by = "tool: the calculator multiplies by one digit, and adds the rows"
+    reader = result
 
     def script(self, parts: tuple[str, str], transcript: Sequence[Exchange]) -> Step:
         """Multiply by each digit of the second number, then add the shifted rows."""
@@ -101,7 +100,8 @@ class NumberFiltering(GymTask):
         r"in this list: (\[.*?\])"
     )
     answered_by = "tool: the calculator subtracts the bound from a number"
-    answer_room = 96
+    reader = number_list
+    max_answer_tokens = 96
 
     def script(self, parts: tuple[str, str, str, str], transcript: Sequence[Exchange]) -> Step:
         """Ask for each number's distance from the bound; keep by its sign, and zero is neither."""
@@ -116,9 +116,6 @@ class NumberFiltering(GymTask):
             if beyond == (verb == "Keep"):
                 kept.append(number)
         return Answer(str(kept))
-
-    def extract(self, question: str, reply: str) -> str:
-        return number_list(reply)
 
 
 class TimeIntervals(GymTask):
@@ -135,6 +132,7 @@ class TimeIntervals(GymTask):
     parameters = ({"task_types": ["time"]}, {"task_types": ["time_seconds"]})
     form = rf"\b{CLOCK}\D+?{CLOCK}(?!\d|:|\.\d).* in (HH:MM(?::SS)?)\.$"
     answered_by = "tool: the calculator subtracts and divides"
+    reader = last_clock
 
     def script(self, parts: tuple[str, str, str], transcript: Sequence[Exchange]) -> Step:
         """Ask for the difference in seconds, then for its hours, minutes and seconds."""
@@ -146,9 +144,6 @@ class TimeIntervals(GymTask):
             units = CLOCK_PARTS[: len(answer_form.split(":"))]
             return ask_tool("calculator", (unit.format(seconds) for unit in units))
         return Answer(":".join(f"{whole_number_of(exchange):02d}" for exchange in transcript[1:]))
-
-    def extract(self, question: str, reply: str) -> str:
-        return last_clock(reply)
 
 
 def seconds_term(clock: str) -> str:
@@ -169,7 +164,8 @@ class NumberSorting(GymTask):
     parameters = ranges(numbers=[(4, 4), (5, 7), (8, 10)], decimals=[(0, 0), (0, 1), (0, 2)])
     form = r"Sort these numbers in (a|de)scending order: (-?\d[^\n]*)\n"
     answered_by = "tool: the calculator subtracts two numbers"
-    answer_room = 96
+    reader = number_list
+    max_answer_tokens = 96
     tool = "calculator"
 
     def read(self, question: str) -> tuple[list[str], bool]:
@@ -204,9 +200,6 @@ class NumberSorting(GymTask):
     def written(self, items: Sequence[str]) -> str:
         return str(items)
 
-    def extract(self, question: str, reply: str) -> str:
-        return number_list(reply)
-
 
 class WordSorting(NumberSorting):
     """Words in the order of their Unicode characters.
@@ -220,7 +213,8 @@ class WordSorting(NumberSorting):
     parameters = ranges(words=[(3, 3), (4, 5), (6, 8)])
     form = r"sort these words in (a|de)scending order [^:]*: (\w+(?:, \w+)*)$"
     answered_by = "tool: Python compares two words"
-    answer_room = 64
+    reader = word_list
+    max_answer_tokens = 64
     tool = "python"
 
     def comparison(self, left: str, right: str) -> str:
@@ -233,9 +227,6 @@ class WordSorting(NumberSorting):
 
     def written(self, items: Sequence[str]) -> str:
         return ", ".join(items)
-
-    def extract(self, question: str, reply: str) -> str:
-        return word_list(reply)
 
 
 def merge_sort(items: Sequence[str], known: Mapping[Pair, bool]) -> list[str] | set[Pair]:

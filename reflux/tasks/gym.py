@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -73,9 +73,11 @@ class GymTask(Task):
     """The pattern of a whole question."""
     answered_by: str
     """What answers the sub-questions: `model: …`, `tool: …` or both."""
-    answer_room = 48
+    reader: Callable[[str], str]
+    """Takes the answer out of a reply, where that needs no question."""
+    max_answer_tokens = 48
     """Maximum tokens for a whole question asked directly."""
-    part_room = 24
+    max_part_tokens = 24
     """Maximum tokens for a sub-question."""
 
     def __init__(self) -> None:
@@ -97,9 +99,9 @@ class GymTask(Task):
         """H's next step, from the parts of a question and the sub-answers so far. A `ValueError`
         means an unusable sub-answer; the graph makes another attempt."""
 
-    @abstractmethod
     def extract(self, question: str, reply: str) -> str:
         """The answer in the scorer's form; `ValueError` where there is none."""
+        return type(self).reader(reply)
 
     def equivalence(self, parts: Any) -> Any:
         """What equivalent questions share, where that is less than their text; else None."""
@@ -147,14 +149,15 @@ class GymTask(Task):
         return True
 
     def answer_tokens(self, question: str) -> int:
-        return self.answer_room if self._reads(question) else self.part_room
+        return self.max_answer_tokens if self._reads(question) else self.max_part_tokens
 
     def checker(self) -> Checker:
         """Tests the form only: of a whole question's answer; other answers must not be empty."""
-        return RuleChecker({"empty": lambda _, answer: bool(answer.strip()), "form": self._formed})
 
-    def _formed(self, question: str, answer: str) -> bool:
-        return not self._reads(question) or bool(self.extract(question, answer))
+        def has_form(question: str, answer: str) -> bool:
+            return not self._reads(question) or bool(self.extract(question, answer))
+
+        return RuleChecker({"empty": lambda _, answer: bool(answer.strip()), "form": has_form})
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Distinct questions of one split; `score` needs the entries that this stores.
@@ -246,54 +249,49 @@ def whole_number_of(exchange: Exchange) -> int:
     return int(number_of(exchange, r"[0-9]{1,15}", "whole number"))
 
 
-def last_match(pattern: str | re.Pattern[str], text: str, noun: str) -> str:
-    """The last match in a reply: explanations come before the result."""
-    matches = re.findall(pattern, text)
-    if not matches:
-        raise ValueError(f"no {noun} in {text[:80]!r}")
-    return matches[-1]
+def last_of(found: Sequence[str], noun: str, reply: str) -> str:
+    """The last of what was found in a reply: explanations come before the result."""
+    if not found:
+        raise ValueError(f"no {noun} in {reply[:80]!r}")
+    return found[-1]
 
 
 def last_number(reply: str) -> str:
     """The last number of a reply, without commas."""
-    return last_match(NUMBER, reply, "number").replace(",", "").replace("−", "-").lstrip("+")
+    number = last_of(NUMBER.findall(reply), "number", reply)
+    return number.replace(",", "").replace("−", "-").lstrip("+")
 
 
 def last_count(reply: str) -> str:
     """The last number of a reply, in digits or in words up to fifteen."""
-    pattern = rf"(?i)(?<![\w.])\d+(?!\w)|\b(?:{'|'.join(COUNTS)})\b"
-    last = last_match(pattern, reply, "count").lower()
+    pattern = rf"(?<![\w.])\d+(?!\w)|\b(?:{'|'.join(COUNTS)})\b"
+    last = last_of(re.findall(pattern, reply, re.IGNORECASE), "count", reply).lower()
     return str(COUNTS.index(last)) if last in COUNTS else last
 
 
 def number_list(reply: str) -> str:
     """A list of numbers as `['1', '2.5']`: the last in brackets, else the last line with any."""
-    brackets = re.findall(r"\[([^\[\]]*)\]", reply)
-    lines = [line for line in reply.splitlines() if NUMBER.search(line)]
-    if not brackets and not lines:
-        raise ValueError(f"no list of numbers in {reply[:80]!r}")
-    numbers = re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", brackets[-1] if brackets else lines[-1])
-    return str(numbers)
+    lists = re.findall(r"\[([^\[\]]*)\]", reply)
+    lists = lists or [line for line in reply.splitlines() if NUMBER.search(line)]
+    return str(re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", last_of(lists, "list of numbers", reply)))
 
 
 def word_list(reply: str) -> str:
     """A comma-separated list: the last line with a comma, after any colon."""
     lines = [line for line in reply.splitlines() if "," in line]
-    if not lines:
-        raise ValueError(f"no list of words in {reply[:80]!r}")
-    words = [word.strip(" \t.\"'`*") for word in lines[-1].rpartition(":")[2].split(",")]
-    return ", ".join(re.sub(r"^and\s+", "", word) for word in words)
+    items = last_of(lines, "list of words", reply).rpartition(":")[2].split(",")
+    return ", ".join(re.sub(r"^and\s+", "", item.strip(" \t.\"'`*")) for item in items)
 
 
 def last_word(reply: str) -> str:
     """The last word of the first line, without punctuation."""
-    return last_match(r"[^\W_]+", reply.strip().split("\n")[0], "word")
+    return last_of(re.findall(r"[^\W_]+", reply.strip().split("\n")[0]), "word", reply)
 
 
 def last_clock(reply: str) -> str:
     """The last time of day or duration, such as 07:12:37 or 07:12:37.250."""
     pattern = r"(?<![\d:])\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?![\d:])"
-    return last_match(pattern, reply, "duration")
+    return last_of(re.findall(pattern, reply), "duration", reply)
 
 
 def first_name(names: Sequence[str], reply: str) -> str:

@@ -52,7 +52,7 @@ class NeedleHaystack(GymTask):
     parameters = ranges(num_statements=[(6, 8), (14, 18), (30, 40)])
     form = r"^(.+\.)\s*\nWho (.+)\? Reply only with a name\.$"
     answered_by = "tool: Python finds the statement; model: whom it is about"
-    part_room = 20
+    max_part_tokens = 20
 
     def read(self, question: str) -> tuple[list[str], str]:
         """The statements, and the phrase that is asked about: `disdains playing basketball`."""
@@ -91,7 +91,7 @@ class Family:
 
     person: str
     other: str
-    couples: tuple[tuple[str, str], ...]
+    couples: list[set[str]]
     parents: dict[str, tuple[str, str]]
 
     def path(self) -> str:
@@ -100,19 +100,19 @@ class Family:
         Raises:
             ValueError: `KIN` lacks it.
         """
-        above = self.parents.get(self.other, ())
+        own, above = (self.parents.get(name, ()) for name in (self.person, self.other))
         if self.person in above:
             return "parent"
-        if self.other in self.parents.get(self.person, ()):
+        if self.other in own:
             return "child"
-        if (self.person, self.other) in self.couples or (self.other, self.person) in self.couples:
+        if {self.person, self.other} in self.couples:
             return "spouse"
-        if above and self.parents.get(self.person) == above:
+        if own and own == above:
             return "sibling"
         grandparents = [self.parents[parent] for parent in above if parent in self.parents]
         if any(self.person in pair for pair in grandparents):
             return "grandparent"
-        if self.parents.get(self.person) in grandparents:
+        if own in grandparents:
             return "parent's sibling"
         raise ValueError(f"no word is known here for what {self.person} is to {self.other}")
 
@@ -131,22 +131,22 @@ class FamilyRelationships(GymTask):
     parameters = ranges(family_size=[(3, 4), (5, 7), (9, 12)])
     form = r"\n(?:What is|How is|What relation is) (\w+) (?:related )?to (\w+)\?"
     answered_by = "model: whether a name is a man's"
-    part_room = 12
+    max_part_tokens = 12
 
     def keep(self, entry: Entry) -> bool:
         return entry["answer"] not in WRONG_KEYS
 
     def read(self, question: str) -> Family:
         person, other = super().read(question)
-        couples: list[tuple[str, str]] = []
+        couples: list[set[str]] = []
         parents: dict[str, tuple[str, str]] = {}
         for one, two, children in re.findall(STORY, question):
-            couples.append((one, two))
+            couples.append({one, two})
             for child in re.findall(r"\w+", children.replace(" and ", ", ")):
                 parents[child] = (one, two)
         if not couples:
             raise ValueError(f"no marriage is told in {question[:80]!r}")
-        return Family(person, other, tuple(couples), parents)
+        return Family(person, other, couples, parents)
 
     def script(self, parts: Family, transcript: Sequence[Exchange]) -> Step:
         """Ask for the sex of the person, then name the path."""
@@ -169,6 +169,7 @@ class LetterCounting(GymTask):
     parameters = ranges(words=[(3, 4), (6, 9), (12, 20)])
     form = r'^How many times does the letter "(\w)" appear in the text: "([^"]+)"\?$'
     answered_by = "tool: Python counts in four words, the calculator adds"
+    reader = last_count
 
     def script(self, parts: tuple[str, str], transcript: Sequence[Exchange]) -> Step:
         """Count in each run of four words, then add."""
@@ -183,9 +184,6 @@ class LetterCounting(GymTask):
             return ask_tool("calculator", [counts])
         return Answer(str(whole_number_of(transcript[-1])))
 
-    def extract(self, question: str, reply: str) -> str:
-        return last_count(reply)
-
 
 class SpellBackward(GymTask):
     """A word from its last letter to its first.
@@ -197,7 +195,8 @@ class SpellBackward(GymTask):
     parameters = ranges(word_len=[(3, 4), (5, 7), (8, 10)])
     form = r"^Spell this word backward \(example: sun -> nus\): (\w+)$"
     answered_by = "tool: Python reverses three letters"
-    answer_room = 32
+    reader = last_word
+    max_answer_tokens = 32
 
     def script(self, parts: tuple[str], transcript: Sequence[Exchange]) -> Step:
         """Reverse the word in pieces of three letters, then join them from the last to the
@@ -212,6 +211,3 @@ class SpellBackward(GymTask):
             if not re.fullmatch(rf"\w{{{len(piece)}}}", text):
                 raise ValueError(f"{text!r} is not as long as {piece!r}")
         return Answer("".join(reversed(replies)))
-
-    def extract(self, question: str, reply: str) -> str:
-        return last_word(reply)
