@@ -4,8 +4,7 @@ RefluxError
 ├── UsageError      exit 2   wrong arguments, config, task or question
 ├── MissingError    exit 3   a dependency, model file or endpoint is missing
 ├── EndpointError   exit 3   an endpoint failed after every retry
-├── ReplayError     exit 1   the call log holds a different request under the same key
-└── CycleError      exit 1   a question asks itself, directly or through its sub-questions
+└── ReplayError     exit 1   the call log holds a different request under the same key
 
 `from_os_error` converts errors of the operating system.
 """
@@ -13,6 +12,7 @@ RefluxError
 import errno
 import math
 import os
+from collections.abc import Sequence
 
 NO_SPACE = "recorded work is kept: free some space, then continue (a run: with --resume)"
 NO_ACCESS = "make it writable, or name another --run"
@@ -46,14 +46,12 @@ class EndpointError(RefluxError):
     """True if the endpoint answered, and would refuse the same request again."""
     status: int | None = None
     """The HTTP status of the endpoint's reply, if there was one."""
+    is_last = False
+    """True of a recorded failure after which no call of its question got a reply."""
 
 
 class ReplayError(RefluxError):
     """A recorded call and a new call have the same key and different requests."""
-
-
-class CycleError(RefluxError):
-    """A question repeats one of its ancestors, so its recursion would never end."""
 
 
 def from_os_error(error: OSError) -> RefluxError:
@@ -89,3 +87,27 @@ def check_range(
     low = (least is None or value >= least) and (above is None or value > above)
     if math.isnan(value) or not low or (below is not None and value >= below):
         raise UsageError(f"{name} is {value:g}; it must be {wanted or 'a number'}")
+
+
+def check_has(kind: str, attributes: Sequence[str], remedy: str, *parts: object) -> None:
+    """Check that each part which a program hands over has what its protocol asks for.
+
+    Raises:
+        UsageError: one lacks an attribute, or is a class.
+    """
+    for part in parts:
+        if isinstance(part, type):
+            raise UsageError(f"{part.__name__} is a class, not {kind}; pass an instance of it")
+        for attribute in attributes:
+            if not hasattr(part, attribute):
+                raise UsageError(f"{part!r:.80} is not {kind}: it has no `{attribute}`; {remedy}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check that a setting is one of a few names.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value not in choices:
+        raise UsageError(f"{name} is {value!r}; choose one of {', '.join(choices)}")

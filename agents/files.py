@@ -3,14 +3,14 @@
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """Yield a temporary file beside `path` that replaces it when the block ends without an error.
 
     A device or a pipe cannot be replaced, so the block writes to `path` itself. A symbolic link

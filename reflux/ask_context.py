@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import UsageError, check_has
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer
@@ -22,7 +22,7 @@ from reflux.agents.tools.documents import Documents
 from reflux.agents.tools.langchain import mcp_tools
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.tools.python_sandbox import Sandbox
-from reflux.graphs.amplify.context import AmplifyContext, silent
+from reflux.graphs.amplify.context import AS_OVERSEER, AmplifyContext, silent
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.events import Event
@@ -65,12 +65,9 @@ def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Oversee
     if isinstance(overseer, str):
         return (overseer_named(overseer),)
     overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
-    for each in overseers:
-        if not hasattr(each, "act"):
-            raise UsageError(
-                f"{each!r:.80} is no overseer: it has no `act(context)`; wrap a function as "
-                "reflux.ScriptedOverseer(name, function)"
-            )
+    if not overseers:
+        raise UsageError("there is no overseer; pass one, or its name")
+    check_has("an overseer", ("act", "name"), AS_OVERSEER, *overseers)
     return overseers
 
 

@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.langchain import LangChainClient
 from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import UsageError, check_has
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers import Checker, RuleChecker
@@ -25,6 +25,8 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
+
+AS_CLIENT = "pass reflux.OpenAIClient(base_url, api_key) or a chat model of LangChain"
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,12 @@ async def amplify(
             cannot be asked.
     """
     overseers = overseers_of(overseer)
-    for name, tool in context.get("tools", {}).items():
-        if not hasattr(tool, "answer"):
-            raise UsageError(
-                f"the tool {name!r} is a {type(tool).__name__}, without `answer(question)`; wrap a "
-                "tool of LangChain as reflux.LangChainTool(tool)"
-            )
+    if not isinstance(question, str):
+        raise UsageError(f"the question is {question!r:.80}, not a text; pass a str")
     if isinstance(client, BaseChatModel):
         client = LangChainClient(client)
+    elif client is not None:
+        check_has("a client", ("complete", "model_digest"), AS_CLIENT, client)
     engine = None
     if client is None:
         engine = client = LlamaCppClient(lambda _: ModelFiles(default_gguf()))

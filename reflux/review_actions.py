@@ -24,16 +24,15 @@ from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, options_of
 from reflux.graphs.evals.task import task_context
 from reflux.graphs.recompute import (
     check_editable,
-    override,
     revise,
     revised_context,
     root_answer,
-    text_of,
 )
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import Item, judge, remark
 from reflux.graphs.traces.revisions import first_of, newest
 from reflux.graphs.traces.store import CallKey, TraceStore
+from reflux.graphs.traces.tree import find_question
 from reflux.models import BASE
 from reflux.tasks import TASKS, task_named
 
@@ -142,7 +141,7 @@ async def put(
         return begun
     revision = begun.trajectory
     async with open_run(_model(store, revision)) as opened:
-        return Acted(begun.did, revision, await recompute(opened, revision, path, answer, emit))
+        return Acted(begun.did, revision, await recompute(opened, revision, emit))
 
 
 async def begin_override(
@@ -170,21 +169,21 @@ async def begin_override(
 async def recompute(
     opened: OpenRun,
     revision: str,
-    path: str,
-    answer: str | None,
     emit: Emit = silent,
     overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> Outcome | None:
     """Answer the root of a revision; None while a human has to reply first."""
+    _, text = find_question(opened.store, revision)
     async with asked_in(opened, revision, emit, overseers) as (context, system):
-        if options_of(opened.store, revision) is None:
-            return (await override(context, revision, path, answer, system)).outcome
         context = revised_context(context, revision)
-        async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
-            progress = await run.ask(text_of(opened.store, revision), revision)
-    if progress.outcome is not None:
+        if options_of(opened.store, revision) is None:
+            outcome = await system(context).answer(text, revision)
+        else:
+            async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
+                outcome = (await run.ask(text, revision)).outcome
+    if outcome is not None:
         check_editable(opened.store, revision)
-    return progress.outcome
+    return outcome
 
 
 @asynccontextmanager

@@ -180,7 +180,8 @@ class Writer:
         connection.close()
 
     def _commit(self, connection: sqlite3.Connection, batch: Sequence["_Row"]) -> None:
-        """Insert a batch and commit it; a row that fails doesn't affect the others."""
+        """Insert a batch, commit it and resolve its futures; a row that fails doesn't affect the
+        others."""
         failures: dict[int, Exception] = {}
 
         def roll_back(count: int, error: sqlite3.Error) -> None:
@@ -205,7 +206,13 @@ class Writer:
             connection.commit()
         except sqlite3.Error as error:
             roll_back(len(batch), error)
-        _resolve_all(batch, failures)
+        # One wake-up for each event loop: waking one is expensive.
+        loops: defaultdict[asyncio.AbstractEventLoop, list[_Resolved]] = defaultdict(list)
+        for index, row in enumerate(batch):
+            loops[row.done.get_loop()].append((row.done, failures.get(index)))
+        for loop, resolved in loops.items():
+            with suppress(RuntimeError):  # The loop is closed: nothing waits any more.
+                loop.call_soon_threadsafe(_resolve, resolved)
 
 
 class _Row(NamedTuple):
@@ -217,21 +224,7 @@ class _Row(NamedTuple):
 _Resolved = tuple[asyncio.Future[None], Exception | None]
 
 
-def _resolve_all(batch: Sequence[_Row], failures: Mapping[int, Exception]) -> None:
-    """Resolve the futures, with one wake-up for each event loop: waking one is expensive."""
-    loops: defaultdict[asyncio.AbstractEventLoop, list[_Resolved]] = defaultdict(list)
-    for index, row in enumerate(batch):
-        loops[row.done.get_loop()].append((row.done, failures.get(index)))
-    for loop, resolved in loops.items():
-        with suppress(RuntimeError):  # The loop is closed: nothing waits any more.
-            loop.call_soon_threadsafe(_resolve, resolved)
-
-
 def _resolve(resolved: Sequence[_Resolved]) -> None:
     for done, error in resolved:
-        if done.cancelled():
-            continue
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
+        if not done.cancelled():
+            done.set_exception(error) if error else done.set_result(None)

@@ -101,19 +101,17 @@ async def _judge(state: ServerState, item: Item, judgement: Judgement) -> Acted:
     begun = await review_actions.begin_override(store, item.trajectory, item.path, answer, comment)
     if begun.recomputes and not state.logs.is_open(begun.trajectory):
         state.logs.begin(begun.trajectory)
-        task = asyncio.create_task(_recompute(state, begun.trajectory, item.path, answer))
+        task = asyncio.create_task(_recompute(state, begun.trajectory))
         state.tasks.add(task)
         task.add_done_callback(state.tasks.discard)
     return begun
 
 
-async def _recompute(state: ServerState, revision: str, path: str, answer: str | None) -> None:
+async def _recompute(state: ServerState, revision: str) -> None:
     log = state.logs.begin(revision)
     try:
         async with marked_when_stopped(state.run.store, revision):
-            await review_actions.recompute(
-                state.run, revision, path, answer, log.add, state.models.overseers
-            )
+            await review_actions.recompute(state.run, revision, log.add, state.models.overseers)
     except RefluxError as error:
         log.add(answered("", False, {"answer": None, "status": "failed", "error": str(error)}))
     finally:
