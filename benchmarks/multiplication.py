@@ -228,7 +228,8 @@ async def with_store(config: Config, client: ChatClient, model: str, report: Rep
 
 async def with_student(config: Config, folder: RunFolder, report: Report) -> None:
     """Measure the promoted student of a run folder."""
-    from reflux.finetune.engine.client import BatchedClient, BatchedConfig
+    from reflux.finetune.config import BatchedConfig
+    from reflux.finetune.engine.client import BatchedClient
 
     client = BatchedClient(folder.models, BatchedConfig())
     try:

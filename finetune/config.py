@@ -1,8 +1,9 @@
 """The config of a run. Unknown keys are errors."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,7 +12,6 @@ from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
-from reflux.finetune.engine.client import BatchedConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.voting.voting import VotePolicy
@@ -23,6 +23,20 @@ class Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True)
+class BatchedConfig:
+    """Settings of the batched engine."""
+
+    rows: Annotated[int, Field(ge=1)] = 128
+    """Maximum requests that are decoded together."""
+    context: Annotated[int, Field(ge=2)] = 2048
+    """Maximum tokens of a request, prompt and completion; the model may have fewer."""
+    models: Annotated[int, Field(ge=1)] = 3
+    """Models in memory; the least recently used is dropped first."""
+    prefix_cache: bool = True
+    """Prefill what the prompts of a system message begin with once, and keep it."""
 
 
 class RoundSpec(Strict):

@@ -27,8 +27,8 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import write_once, write_whole
 from reflux.agents.types import ChatClient
 from reflux.finetune import missing_training_packages
-from reflux.finetune.config import RoundsConfig, config_from, read_yaml
-from reflux.finetune.engine.client import BatchedClient, BatchedConfig
+from reflux.finetune.config import BatchedConfig, RoundsConfig, config_from, read_yaml
+from reflux.finetune.engine.client import BatchedClient
 from reflux.finetune.registry import Registry
 from reflux.graphs.traces.recorded_client import RecordedClient, completion_of
 from reflux.graphs.traces.store import TraceStore

@@ -20,9 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from reflux.agents.clients.llama_cpp import (
     EngineConfig,
@@ -33,26 +31,13 @@ from reflux.agents.clients.llama_cpp import (
 )
 from reflux.agents.errors import EndpointError, MissingError, RefluxError
 from reflux.agents.types import ChatRequest, Completion
+from reflux.finetune.config import BatchedConfig
 
 if TYPE_CHECKING:  # Only the thread imports torch, which takes seconds.
     from reflux.finetune.engine.scheduler import Row, Scheduler
 
 GATHER_SECONDS, IDLE_SECONDS = 0.002, 1.0
 """How long an idle thread waits for more requests, and how long until it releases memory."""
-
-
-@dataclass(frozen=True)
-class BatchedConfig:
-    """Settings of the batched engine."""
-
-    rows: Annotated[int, Field(ge=1)] = 128
-    """Maximum requests that are decoded together."""
-    context: Annotated[int, Field(ge=2)] = 2048
-    """Maximum tokens of a request, prompt and completion; the model may have fewer."""
-    models: Annotated[int, Field(ge=1)] = 3
-    """Models in memory; the least recently used is dropped first."""
-    prefix_cache: bool = True
-    """Prefill what the prompts of a system message begin with once, and keep it."""
 
 
 class BatchedClient:

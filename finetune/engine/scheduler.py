@@ -20,7 +20,7 @@ import torch
 
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob
-from reflux.finetune.engine.client import BatchedConfig
+from reflux.finetune.config import BatchedConfig
 from reflux.finetune.engine.kv_cache import ATTENTION, KVCache, SharedPrefix, Window
 from reflux.finetune.train.packing import common_prefix, groups_of_like_length
 

@@ -25,8 +25,9 @@ from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import ChatRequest, Completion, Sampling, ToolSpec
 from reflux.finetune import base_model
 from reflux.finetune.base_model import load_base
+from reflux.finetune.config import BatchedConfig
 from reflux.finetune.engine import client as batched
-from reflux.finetune.engine.client import BatchedClient, BatchedConfig, load_weights
+from reflux.finetune.engine.client import BatchedClient, load_weights
 from reflux.finetune.engine.scheduler import Scheduler
 from reflux.finetune.run_folder import OpenRun, RunFolder
 
