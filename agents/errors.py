@@ -10,8 +10,10 @@ RefluxError
 """
 
 import errno
+import json
 import math
 import os
+import shlex
 from collections.abc import Sequence
 
 NO_SPACE = "recorded work is kept: free some space, then continue (a run: with --resume)"
@@ -52,6 +54,23 @@ class EndpointError(RefluxError):
 
 class ReplayError(RefluxError):
     """A recorded call and a new call have the same key and different requests."""
+
+
+def pip_install(extra: str) -> str:
+    """The command that adds an extra to this installation, from the place it was installed from."""
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        origin = json.loads(distribution("reflux-ida").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:  # Imported from a checkout.
+        origin = {"url": "file:.", "dir_info": {"editable": True}}
+    source = origin.get("url", "reflux-ida")
+    if source.startswith("file:"):
+        source = url2pathname(urlsplit(source).path)
+    editable = ("-e",) if origin.get("dir_info", {}).get("editable") else ()
+    return shlex.join(("pip", "install", *editable, f"{source}[{extra}]"))
 
 
 def from_os_error(error: OSError) -> RefluxError:

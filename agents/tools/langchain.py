@@ -20,7 +20,7 @@ from langchain_core.tools import Tool as SimpleTool
 from langchain_core.utils.function_calling import convert_to_openai_function
 from pydantic_core import to_json
 
-from reflux.agents.errors import MissingError, UsageError
+from reflux.agents.errors import MissingError, UsageError, pip_install
 from reflux.agents.tools.protocol import ToolReply, guarded
 from reflux.agents.types import ToolSpec
 
@@ -156,7 +156,7 @@ async def mcp_tools(server: str, seconds: float = SECONDS) -> AsyncGenerator[lis
         from langchain_mcp_adapters.tools import load_mcp_tools
     except ImportError as error:
         raise MissingError(
-            f"the tools of {server!r} need the extra `mcp`: pip install 'reflux-ida[mcp]'"
+            f"the tools of {server!r} need the extra `mcp`: {pip_install('mcp')}"
         ) from error
     session = _McpSession(connection)
     try:

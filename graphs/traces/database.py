@@ -75,16 +75,25 @@ RESTORE = "restore it, or name another --run"
 
 def from_sqlite_error(path: Path, error: sqlite3.Error, damaged: str = RESTORE) -> RefluxError:
     """The error to raise; `damaged` is the remedy for a damaged database."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # Higher bits are a finer cause.
+    code = _code(error)
     if code in FULL:
         return RefluxError(f"{path} cannot be written: {error}; {NO_SPACE}")
-    if code in CLOSED:
+    if is_closed(error):
         return UsageError(f"{path} cannot be opened: {error}; {NO_ACCESS}")
     if code in BUSY:
         return RefluxError(
             f"another process holds {path}: {error}; wait for it to end, then repeat the command"
         )
     return UsageError(f"{path} is not a whole database: {error}; {damaged}")
+
+
+def is_closed(error: sqlite3.Error) -> bool:
+    """Whether the file or its folder must not be written."""
+    return _code(error) in CLOSED
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # Higher bits are a finer cause.
 
 
 class Rows:
@@ -109,6 +118,25 @@ class Rows:
             raise from_sqlite_error(self.path, error) from error
 
 
+def read_only(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing, not even beside the file.
+
+    Raises:
+        sqlite3.Error: the file is damaged or unreadable.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master")
+    except sqlite3.Error as error:
+        connection.close()
+        if not is_closed(error):
+            raise
+        # A read-only folder, in which SQLite cannot share memory with a writer: there is none.
+        connection = sqlite3.connect(f"{uri}&immutable=1", uri=True, check_same_thread=False)
+    return connection
+
+
 @contextmanager
 def reading(path: Path) -> Generator[Rows]:
     """A read-only connection for the length of a block, in any thread.
@@ -117,7 +145,7 @@ def reading(path: Path) -> Generator[Rows]:
         UsageError: the file is damaged or unreadable.
     """
     try:
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
+        database = read_only(path)
     except sqlite3.Error as error:
         raise from_sqlite_error(path, error) from error
     with closing(database):

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from reflux.graphs.traces.database import (
     Rows,
     Writer,
     from_sqlite_error,
+    is_closed,
+    read_only,
 )
 from reflux.graphs.voting.voting import Vote
 
@@ -84,43 +87,50 @@ class TraceStore(Rows):
     """The trajectories of one run folder. Reads are direct; one thread writes."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create.
+        """Open or create. A file that must not be written can be read; `add_…` refuses.
 
         Raises:
-            UsageError: written by another version, not a trace file, or not writable.
+            UsageError: written by another version, not a trace file, or not readable.
             RefluxError: the disk is full.
         """
         self.path = path
+        connect = self._connect
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            super().__init__(path, self._connect())
             try:
-                self._prepare()
-            except BaseException:
-                self.connection.close()
-                raise
+                self._open(connect(), writable=True)
+            except sqlite3.Error as error:
+                if not is_closed(error) or not path.is_file():
+                    raise
+                connect = partial(read_only, path)
+                self._open(connect(), writable=False)
+            self._writer = Writer(path, connect())
         except OSError as error:
             raise from_os_error(error) from error
         except sqlite3.Error as error:
             raise from_sqlite_error(path, error) from error
         self._closed = False
-        self._writer = Writer(path, self._connect())
 
-    def _prepare(self) -> None:
+    def _open(self, connection: sqlite3.Connection, writable: bool) -> None:
         """Create the tables of a new file; an existing file must be of this version."""
-        tables = {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master")}
-        if tables and "meta" not in tables:
-            raise UsageError(f"{self.path} is not a trace file; name another --run")
-        if tables:
+        super().__init__(self.path, connection)
+        try:
+            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+            if tables and "meta" not in tables:
+                raise UsageError(f"{self.path} is not a trace file; name another --run")
+            if tables:
+                self._check_version()
+            if writable:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.executescript(SCHEMA + INDEXES)
+                version = ("schema_version", str(SCHEMA_VERSION))
+                connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", version)
+                connection.commit()
             self._check_version()
-        self.connection.execute("PRAGMA journal_mode=WAL")
-        self.connection.executescript(SCHEMA + INDEXES)
-        self.connection.execute(
-            "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
-        )
-        self.connection.commit()
-        self._check_version()
-        self.connection.execute(ROOTS)
+            connection.execute(ROOTS)
+        except BaseException:
+            connection.close()
+            raise
 
     def _check_version(self) -> None:
         for (version,) in self.select("SELECT value FROM meta WHERE key='schema_version'"):

@@ -31,7 +31,7 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
 
-from reflux.agents.errors import EndpointError, MissingError, UsageError
+from reflux.agents.errors import EndpointError, MissingError, UsageError, pip_install
 from reflux.agents.tools.protocol import ToolReply
 from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.traces.store import CallKey
@@ -248,7 +248,7 @@ def spans_from_env(env: Mapping[str, str]) -> Spans:
     except ImportError as error:
         raise MissingError(
             f"{endpoint} asks for spans, and {error.name or error} is not installed: "
-            "pip install 'reflux-ida[otel]', or unset the variable"
+            f"{pip_install('otel')}, or unset the variable"
         ) from error
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):

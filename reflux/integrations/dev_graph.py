@@ -30,12 +30,12 @@ from typing_extensions import TypedDict
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import redact
 from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, context_of
-from reflux.conversation import question_of
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.amplify.graph import build_graph
 from reflux.graphs.amplify.state import Outcome, Status, exchange_error
 from reflux.graphs.ask import Amplified, Origin, ask
 from reflux.graphs.ask_options import AskOptions
+from reflux.graphs.conversation import question_of
 from reflux.models import Agent
 
 
@@ -99,7 +99,7 @@ def chat_graph(
         context: further fields of `AmplifyContext`, for example `checker`.
     """
     inner: Any = build_graph().compile()  # Pictures of the graph show the states of this one, too.
-    agent = agent or Agent(run=Path(os.environ.get("REFLUX_RUN") or "runs/chat"))
+    agent = agent or Agent(run=Path(os.environ.get("REFLUX_RUN") or "runs/default"))
 
     async def read(state: ChatState, runtime: Runtime[Settings]) -> dict[str, Any]:
         """Make one question of the messages; its origin stays the same if the run is resumed."""
