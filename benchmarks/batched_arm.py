@@ -14,8 +14,9 @@ from benchmarks.measured import WARM_SEED, Clock, Measured, neighbours, peak_mib
 from benchmarks.subquestions import messages, subquestions
 from reflux.agents.clients.llama_cpp import ModelFiles, default_gguf
 from reflux.agents.types import ChatRequest, Sampling
+from reflux.finetune.config import BatchedConfig
 from reflux.finetune.engine import client as batched
-from reflux.finetune.engine.client import BatchedClient, BatchedConfig
+from reflux.finetune.engine.client import BatchedClient
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,11 @@ class BatchedArm:
 
 
 def _unmerged(files: ModelFiles) -> tuple[Any, Any]:
-    from reflux.finetune.base_model import dequantised_base, load_adapted, load_base
+    from peft import PeftModel
 
-    base = dequantised_base(files.gguf)
-    if files.peft is None:
-        return load_base(base)
-    student, tokenizer = load_adapted(base, files.peft)
-    return student.base_model.model, tokenizer
+    from reflux.finetune.base_model import dequantised_base, load_base
+
+    model, tokenizer = load_base(dequantised_base(files.gguf))
+    if files.peft is not None:
+        model = PeftModel.from_pretrained(model, files.peft).base_model.model
+    return model, tokenizer

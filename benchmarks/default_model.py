@@ -2,7 +2,8 @@
 
 from reflux.agents.clients.llama_cpp import EngineConfig, LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.finetune.engine.client import BatchedClient, BatchedConfig
+from reflux.finetune.config import BatchedConfig
+from reflux.finetune.engine.client import BatchedClient
 
 ENGINES = ("batched", "llama.cpp")
 SCRIPTED = "scripted"

@@ -228,7 +228,8 @@ async def with_store(config: Config, client: ChatClient, model: str, report: Rep
 
 async def with_student(config: Config, folder: RunFolder, report: Report) -> None:
     """Measure the promoted student of a run folder."""
-    from reflux.finetune.engine.client import BatchedClient, BatchedConfig
+    from reflux.finetune.config import BatchedConfig
+    from reflux.finetune.engine.client import BatchedClient
 
     client = BatchedClient(folder.models, BatchedConfig())
     try:
@@ -241,10 +242,8 @@ def made(path: Path) -> RunFolder:
     """Run `reflux/configs/multiplication.yaml` to its end."""
     from reflux.cli.rounds import climb, shipped_config
 
-    folder = RunFolder(path)
-    climb(folder, shipped_config("multiplication"), resume=False, as_json=False)
-    folder.unlock()
-    return folder
+    climb(RunFolder(path), shipped_config("multiplication"), resume=False, as_json=False)
+    return RunFolder(path)
 
 
 def main(config: Config) -> None:

@@ -14,8 +14,7 @@ from typing import Any
 
 from benchmarks.report import Claim, Report
 from reflux.agents.types import ChatClient
-from reflux.finetune.config import RoundsConfig, RoundSpec
-from reflux.finetune.engine.client import BatchedConfig
+from reflux.finetune.config import BatchedConfig, RoundsConfig, RoundSpec
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.amplify.context import AmplifyContext, Limits

@@ -1,9 +1,9 @@
 """The config of a run. Unknown keys are errors."""
 
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,8 +12,6 @@ from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
-from reflux.finetune.engine.client import BatchedConfig
-from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.voting.voting import VotePolicy
@@ -25,6 +23,20 @@ class Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True)
+class BatchedConfig:
+    """Settings of the batched engine."""
+
+    rows: Annotated[int, Field(ge=1)] = 128
+    """Maximum requests that are decoded together."""
+    context: Annotated[int, Field(ge=2)] = 2048
+    """Maximum tokens of a request, prompt and completion; the model may have fewer."""
+    models: Annotated[int, Field(ge=1)] = 3
+    """Models in memory; the least recently used is dropped first."""
+    prefix_cache: bool = True
+    """Prefill what the prompts of a system message begin with once, and keep it."""
 
 
 class RoundSpec(Strict):
@@ -58,6 +70,19 @@ class SpendLimitConfig(Strict):
     def open(self) -> SpendLimit:
         """The limit, with nothing spent."""
         return SpendLimit(**dict(self))
+
+
+class GateConfig(Strict):
+    """Limits that a student must reach."""
+
+    imitation: float = Field(default=0.95, ge=0, le=1)
+    """Round 0: minimum share of the overseer's own answers that the student gives."""
+    retention: float = Field(default=0.9, ge=0, le=1)
+    """Later rounds: minimum accuracy of the student, as a share of the amplified system's."""
+    regression: float = Field(default=0.05, ge=0, le=1)
+    """Maximum loss of accuracy on the level of the round before."""
+    canary: float = Field(default=0.2, ge=0, le=1)
+    """Minimum overlap of the student's replies to the canaries with the base's."""
 
 
 class RoundsConfig(Strict):
@@ -98,7 +123,7 @@ class RoundsConfig(Strict):
         return self.batched if self.engine == "batched" else self.llama_cpp
 
     @model_validator(mode="after")
-    def _grows_slowly(self) -> "RoundsConfig":
+    def _consistent(self) -> "RoundsConfig":
         levels = [spec.level for spec in self.rounds]
         for before, after in pairwise(levels):
             if not before < after <= 2 * before:
@@ -106,6 +131,8 @@ class RoundsConfig(Strict):
                     f"rounds go from level {before} to {after}: each level must be higher than the "
                     "one before and at most twice as high, so that its halves were learned"
                 )
+        if not self.spend_limit.prices and not self.limits.money is self.spend_limit.money is None:
+            raise ValueError("money is limited, and no model has a price: add spend_limit.prices")
         return self
 
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
@@ -121,12 +148,6 @@ class RoundsConfig(Strict):
             seed=self.seed,
             **more,
         )
-
-    @model_validator(mode="after")
-    def _prices_what_it_limits(self) -> "RoundsConfig":
-        if not self.spend_limit.prices and not self.limits.money is self.spend_limit.money is None:
-            raise ValueError("money is limited, and no model has a price: add spend_limit.prices")
-        return self
 
 
 class DistillConfig(Strict):
@@ -160,26 +181,18 @@ def _validated(kind: type[_Config], data: Any, source: str) -> _Config:
 def problems(error: ValidationError) -> str:
     """Every wrong key and the reason, in one line."""
     lines: list[str] = []
-    for problem in _relevant(error.errors()):
-        key = ".".join(str(part) for part in problem["loc"]) or "config"
-        unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-        lines.append(f"{key}: {'unknown key, remove or rename it' if unknown else problem['msg']}")
+    for problem in error.errors():
+        key, message = ".".join(map(str, problem["loc"])) or "config", problem["msg"]
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            message = "unknown key, remove or rename it"
+        elif problem["type"] == "union_tag_invalid":
+            union = problem.get("ctx", {})
+            known = union["expected_tags"].replace("'", "")
+            message = f"kind is one of {known}, not {union['tag']!r}"
+        elif problem["type"] == "union_tag_not_found":
+            message = "name its kind"
+        lines.append(f"{key}: {message}")
     return "; ".join(lines)
-
-
-def _relevant(problems: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Problems of the `rule` kind that was named, or one problem where the kind is unknown."""
-    kinds = [p for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
-    others = {p["loc"][:-1] for p in kinds}
-    relevant = [p for p in problems if not any(p["loc"][: len(loc)] == loc for loc in others)]
-    for key in dict.fromkeys(p["loc"][:-2] for p in kinds):
-        if any(p["loc"][: len(key)] == key for p in relevant):
-            continue  # The kind is known, and something else is wrong.
-        options = [p for p in kinds if p["loc"][:-2] == key]
-        known = ", ".join(sorted(p["ctx"]["expected"].strip("'") for p in options))
-        message = f"kind is one of {known}, not {options[0]['input']!r}"
-        relevant.append({"loc": key, "type": "literal_error", "msg": message})
-    return relevant
 
 
 def read_config(path: Path) -> RoundsConfig:

@@ -92,7 +92,7 @@ def promote_student(
 ) -> None:
     """Make a student the agent of the run."""
     registry = open_students(run)
-    with RunFolder(run).locked():
+    with RunFolder(run).lock():
         registry.promote(student)
     undo = command("reflux", "students", "rollback", "--run", run)
     done = f"{student} is promoted; `{undo}` undoes it"
@@ -102,7 +102,7 @@ def promote_student(
 def rollback_student(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     """Restore the agent before the last promotion."""
     registry = open_students(run)
-    with RunFolder(run).locked():
+    with RunFolder(run).lock():
         student = registry.rollback()
     name = student.id if student else "base"
     print_result({"current": name}, f"{name} is the agent again", as_json)

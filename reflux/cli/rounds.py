@@ -93,7 +93,7 @@ def clear(folder: RunFolder, config: RoundsConfig | None = None) -> None:
                 f"{folder.path} holds {foreign[0]!r} and no run, so --fresh leaves it alone; name "
                 "another --run"
             )
-    with folder.locked():
+    with folder.lock():
         if config is not None and folder.exists and folder.config() != config:
             raise UsageError(
                 f"{folder.path} holds another run than the demo, so --fresh leaves it alone; name "
@@ -264,7 +264,7 @@ def distill(
     from reflux.finetune.train.sft import StudentPlan
     from reflux.finetune.train.sft import distill as train_student
 
-    plan = StudentPlan(id=student, rows=rows, rows_digest=digest, **dict(settings))
+    plan = StudentPlan(id=student, rows=rows, rows_digest=digest, config=settings)
 
     async def work() -> None:
         with ProgressView() as view:

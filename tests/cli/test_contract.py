@@ -19,7 +19,7 @@ from reflux.cli import contract, help_words, main, rounds
 from reflux.cli.main import EXAMPLES, app
 from reflux.finetune import check_cache_folder
 from reflux.finetune.run_folder import RunFolder
-from reflux.report.terminal import command, say, table_of
+from reflux.report.terminal import command, is_animated, say, table_of
 from tests.support.commanding import begin
 from tests.support.serving import scripted
 
@@ -233,6 +233,15 @@ def test_a_terminal_gets_what_it_can_show(encoding: str, monkeypatch: pytest.Mon
     assert written.getvalue().decode(encoding) == "1 → é ü\n".encode(encoding, "replace").decode(
         encoding
     )
+
+
+@pytest.mark.parametrize(("term", "animated"), [("dumb", False), ("xterm", True)])
+def test_a_dumb_terminal_gets_lines(
+    term: str, animated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setenv("TERM", term)
+    assert is_animated() == animated
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named_with_its_variable(tmp_path: Path) -> None:
