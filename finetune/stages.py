@@ -23,7 +23,8 @@ from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
-from reflux.graphs.evals.runner import Score, evaluate
+from reflux.graphs.evals.runner import evaluate
+from reflux.graphs.evals.scores import Score, Tally
 from reflux.graphs.evals.task import Task, task_context
 
 Progress = Callable[[str, int, int, str], None]
@@ -85,10 +86,10 @@ class Stages:
         overseer = Amplified(self.context("base"))
         expected = await self.answers(overseer, self.source(0, "overseer", "primitive"), questions)
         outcomes = await self.answers(system, source, questions, activity)
-        return Score.of(
-            (a["answer"] == b["answer"], a["status"], a["spent"])
-            for a, b in zip(outcomes, expected, strict=True)
-        )
+        tally = Tally()
+        for one, other in zip(outcomes, expected, strict=True):
+            tally.add(one["answer"] == other["answer"], one["status"], one["spent"])
+        return tally.score(system.context.model)
 
     def _options(self, activity: str | None, total: int) -> dict[str, Any]:
         on_done: Callable[[int], None] | None = None

@@ -71,6 +71,7 @@ def open_run(
     model: str | None,
     config: RoundsConfig | None = None,
     endpoints: Mapping[str, Endpoint] = NO_ENDPOINTS,
+    **cache: Any,
 ) -> tuple[OpenRun, str]:
     """The folder with the agent's client, and the agent's name.
 
@@ -79,6 +80,7 @@ def open_run(
 
     Args:
         endpoints: answer for the models that they name; the caller closes them.
+        cache: `warm` and `max_replies` of `OpenRun`.
 
     Raises:
         UsageError: there is an endpoint, and no name of its model.
@@ -87,10 +89,10 @@ def open_run(
     among = partial(Endpoints, endpoints) if endpoints else None
     name = model or default_model(folder, client and client.base_url)
     if client is not None:
-        return OpenRun(folder, client=client, wrap=among), name
+        return OpenRun(folder, client=client, wrap=among, **cache), name
     engine = config.engine_settings if config else INTERACTIVE
     llama_cpp = config.llama_cpp if config else None
-    return OpenRun(folder, engine, wrap=among, llama_cpp=llama_cpp), name
+    return OpenRun(folder, engine, wrap=among, llama_cpp=llama_cpp, **cache), name
 
 
 def endpoint_model(key: str, run: OpenRun) -> tuple[str, RecordedClient, "OpenAIClient | None"]:

@@ -87,6 +87,19 @@ class SystemSpecs:
             self.opened.folder.models(key)  # Raises where there is no such student.
         return await self._model(key, key, Direct)
 
+    async def judge_spec(self, name: str) -> SystemSpec:
+        """The model that grades answers.
+
+        Raises:
+            UsageError: there is no such model.
+            MissingError: it needs an endpoint that is not set.
+        """
+        key = name if name.startswith(ENDPOINT) else f"{ENDPOINT}{name}"
+        if name.startswith(ENDPOINT) or name in self.endpoints or endpoint() is not None:
+            return await self.system_spec(key)
+        self.opened.folder.models(name)  # Raises where there is no such student.
+        return await self._model(name, name, Direct)
+
     async def best_of(self, votes: int) -> SystemSpec:
         def make(context: AmplifyContext) -> System:
             return BestOf(context, votes, self.same_answer)
