@@ -12,7 +12,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from importlib.util import find_spec
 from io import StringIO
@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.prompts import redact
-from reflux.graphs.evals.question_forms import Example, Form, Keys
+from reflux.graphs.evals.question_forms import Form, Keys
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".eval")
 """Of the files that are read in a folder."""
@@ -34,7 +34,7 @@ REMEDY = "pip install 'reflux-ida[data]'"
 KNOWN_FORMS = Keys()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A question and its true answers."""
 
@@ -79,8 +79,8 @@ def read_questions(source: Path | str, keys: Keys = KNOWN_FORMS) -> QuestionFile
             has its line.
         MissingError: a package is missing, or the Hub cannot be reached.
     """
-    form = Form(keys)
-    examples: list[tuple[Record, Example]] = []
+    form, used = Form(keys), set[str]()
+    examples: list[tuple[str, Row, str]] = []
     columns: dict[str, None] = {}
     for record in read_records(source):
         try:
@@ -88,30 +88,29 @@ def read_questions(source: Path | str, keys: Keys = KNOWN_FORMS) -> QuestionFile
         except (ValueError, TypeError) as error:
             raise record.error(f"{error}. Correct or remove the line") from error
         columns |= dict.fromkeys(record.body)
-        examples.append((record, example))
+        used |= example.used
+        row = Row(example.question, example.answers, record.line, example.choices)
+        examples.append((example.system, row, record.file))
     if not examples:
         raise UsageError(f"{source} holds no questions")
-    systems = {example.system for _, example in examples}
-    rows: dict[str, tuple[Row, Record]] = {}
-    repeats = 0
-    for record, example in examples:
+    systems = {system for system, _, _ in examples}
+    rows: dict[str, tuple[Row, str]] = {}
+    for system, row, file in examples:
         # A system message that not all share stands in the question.
-        own = f"{example.system}\n\n" if len(systems) > 1 and example.system else ""
-        question = redact(own + example.question)
-        row = Row(question, example.answers, record.line, example.choices)
-        first, where = rows.setdefault(question, (row, record))
+        own = f"{system}\n\n" if len(systems) > 1 and system else ""
+        row = replace(row, question=redact(own + row.question))
+        first, where = rows.setdefault(row.question, (row, file))
         if set(first.answers) != set(row.answers):
-            raise record.error(
-                f"the question of {where.file}, line {where.line} with another answer, so no "
-                "answer to it can be scored; remove one, or give both as a list in one line"
+            raise UsageError(
+                f"{file}, line {row.line}: the question of {where}, line {first.line} with another "
+                "answer, so no answer to it can be scored; remove one, or give both as a list in "
+                "one line"
             )
-        repeats += first is not row
-    used = frozenset[str]().union(*(example.used for _, example in examples))
     return QuestionFile(
         Path(source),
         tuple(row for row, _ in rows.values()),
         systems.pop() if len(systems) == 1 else "",
-        repeats,
+        len(examples) - len(rows),
         tuple(key for key in columns if key not in used),
     )
 

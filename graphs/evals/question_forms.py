@@ -202,7 +202,11 @@ def _flat(value: Any, key: str) -> list[Any]:
 
 
 def _text(value: Any, key: str, blank: bool = False) -> str:
-    """A text, or a number as one."""
+    """A text, or a number as one: a column of whole numbers with a gap is one of floats."""
+    if isinstance(value, float) and value != value:  # NaN is a gap.
+        value = ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, list) and all(isinstance(part, dict) for part in cast(list[Any], value)):

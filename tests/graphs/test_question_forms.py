@@ -89,6 +89,18 @@ ROWS = [{"q": "a; b", "a": "1", "n": "x"}, {"q": 'c "d"\ne', "a": "2", "n": "y"}
 KEYS = Keys("q", "a")
 
 
+def test_a_column_of_floats_holds_whole_numbers_and_gaps(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "q.parquet"
+    rows = [{"question": "a", "answer": 72.0}, {"question": "b", "answer": 0.5}]
+    datasets.Dataset.from_list(rows).to_parquet(str(path))
+    assert [row.answers for row in read_questions(path).rows] == [("72",), ("0.5",)]
+    rows.append({"question": "c", "answer": float("nan")})
+    datasets.Dataset.from_list(rows).to_parquet(str(path))
+    with pytest.raises(UsageError, match='line 3: "answer" is empty'):
+        read_questions(path)
+
+
 def as_csv(delimiter: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         with path.open("w", encoding="utf-8-sig", newline="") as file:
