@@ -98,10 +98,11 @@ class BatchedArm:
 
 
 def _unmerged(files: ModelFiles) -> tuple[Any, Any]:
-    from reflux.finetune.base_model import dequantised_base, load_adapted, load_base
+    from peft import PeftModel
 
-    base = dequantised_base(files.gguf)
-    if files.peft is None:
-        return load_base(base)
-    student, tokenizer = load_adapted(base, files.peft)
-    return student.base_model.model, tokenizer
+    from reflux.finetune.base_model import dequantised_base, load_base
+
+    model, tokenizer = load_base(dequantised_base(files.gguf))
+    if files.peft is not None:
+        model = PeftModel.from_pretrained(model, files.peft).base_model.model
+    return model, tokenizer

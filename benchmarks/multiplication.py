@@ -241,10 +241,8 @@ def made(path: Path) -> RunFolder:
     """Run `reflux/configs/multiplication.yaml` to its end."""
     from reflux.cli.rounds import climb, shipped_config
 
-    folder = RunFolder(path)
-    climb(folder, shipped_config("multiplication"), resume=False, as_json=False)
-    folder.unlock()
-    return folder
+    climb(RunFolder(path), shipped_config("multiplication"), resume=False, as_json=False)
+    return RunFolder(path)
 
 
 def main(config: Config) -> None:

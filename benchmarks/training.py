@@ -22,11 +22,10 @@ from peft import PeftModel
 from benchmarks.plain_sft import Setting, train_plain
 from benchmarks.report import Claim, Report, middle, spread
 from benchmarks.tiny_model import tiny_model
-from benchmarks.training_rows import Rows, figure, row, rows_of
+from benchmarks.training_rows import Rows, figure, generate_greedy, row, rows_of
 from benchmarks.training_share import shares
 from reflux.agents.clients.llama_cpp import default_gguf
 from reflux.finetune.base_model import dequantised_base, load_base
-from reflux.finetune.export import generate_greedy
 from reflux.finetune.train.sft import LORA_DEFAULTS, SFT_DEFAULTS, train
 from reflux.graphs.evals.metrics import wilson
 from reflux.tasks.addition import Addition

@@ -1,15 +1,14 @@
 """The rows of the training benchmark, and their token counts."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from reflux.agents.prompts import answer_prompt
-from reflux.finetune.base_model import load_base
-from reflux.finetune.export import generate_greedy
+from reflux.finetune.base_model import load_base, quiet_libraries
 from reflux.finetune.questions import anchor_prompts
 from reflux.finetune.train.packing import IGNORED
 from reflux.tasks.addition import Addition, read
@@ -34,6 +33,36 @@ def rows_of(base: Path, levels: Sequence[int], sums: int, anchor: int, seed: int
         rows.append(row(prompt, reply, ""))
     random.Random(seed).shuffle(rows)
     return rows
+
+
+@torch.inference_mode()
+def generate_greedy(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[Mapping[str, str]]],
+    max_new_tokens: int,
+) -> list[str]:
+    """The model's greedy replies to a batch of `prompts`, each a list of messages."""
+    if not prompts:
+        return []
+    batch = tokenizer.apply_chat_template(
+        [[dict(message) for message in prompt] for prompt in prompts],
+        add_generation_prompt=True,
+        padding=True,
+        return_dict=True,
+        return_tensors="pt",
+        tokenizer_kwargs={"padding_side": "left"},
+    ).to(model.device)
+    model.eval()
+    with quiet_libraries():
+        ids = model.generate(
+            **batch,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    replies = ids[:, batch["input_ids"].shape[1] :]
+    return tokenizer.batch_decode(replies, skip_special_tokens=True)
 
 
 def row(question: str, answer: str, system: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The pristine base that every student is trained from: a GGUF file unpacked to bf16, once.
 
-The agent runs on llama.cpp's quantised weights; training needs plain ones. Unpacking those same
+The agent runs on llama.cpp's quantized weights; training needs plain ones. Unpacking those same
 weights, rather than fetching the original ones, keeps the base that is trained and the base that
 is run the same model.
 """
@@ -10,7 +10,7 @@ import struct
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,11 @@ from reflux.agents.errors import NO_SPACE, MissingError, RefluxError, UsageError
 WEIGHTS = "model.safetensors"
 
 
-def cache_folder() -> Path:
-    """The folder of reproducible files: `REFLUX_CACHE`, else the user's cache folder."""
-    return Path(os.environ.get("REFLUX_CACHE") or platformdirs.user_cache_dir("reflux"))
-
-
-def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
+def dequantised_base(gguf: Path) -> Path:
     """The GGUF's weights in bf16 as a plain transformers folder, created by the first call.
 
-    It is built under another name and then renamed, so that an interruption or a second process
-    leaves no partial folder.
+    It lies in `REFLUX_CACHE`, else in the user's cache folder. It is built under another name and
+    then renamed, so that an interruption or a second process leaves no partial folder.
 
     Raises:
         MissingError: there is no such file.
@@ -44,7 +39,7 @@ def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
     """
     if not gguf.is_file():
         raise MissingError(f"there is no model file {gguf}")
-    root = cache or cache_folder()
+    root = Path(os.environ.get("REFLUX_CACHE") or platformdirs.user_cache_dir("reflux"))
     folder = root / f"base-{file_sha256(gguf)}"
     if folder.is_dir():
         return folder
@@ -99,8 +94,9 @@ def base_digest(folder: Path) -> str:
     return file_sha256(weights)
 
 
-def load_base(folder: Path) -> tuple[Any, Any]:
-    """The model and tokenizer of a base folder, in bf16, on a GPU if there is one.
+def load_base(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
+    """The model and tokenizer of a base folder, in bf16, on a GPU if there is one; with a PEFT
+    adapter merged in fp32 and rounded once if one is named.
 
     Reads safetensors only, because reading a pickle runs its code.
 
@@ -126,16 +122,12 @@ def load_base(folder: Path) -> tuple[Any, Any]:
                 f"{folder} is no complete base model: {error}; it needs config.json, safetensors "
                 "weights (no pickles) and a tokenizer: delete the folder to create it again"
             ) from error
-    return model.to("cuda" if cuda else "cpu"), tokenizer
+        model = model.to("cuda" if cuda else "cpu")
+        if adapter is not None:
+            from peft import PeftModel
 
-
-def load_adapted(folder: Path, adapter: Path) -> tuple[Any, Any]:
-    """The model of a base folder with a PEFT adapter on it, and its tokenizer; see `load_base`."""
-    from peft import PeftModel
-
-    model, tokenizer = load_base(folder)
-    with quiet_libraries():
-        return PeftModel.from_pretrained(model, str(adapter)), tokenizer
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return model, tokenizer
 
 
 @contextmanager
@@ -154,20 +146,15 @@ def wrapping_write_errors() -> Iterator[None]:
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Silence the progress bars and warnings of transformers and datasets for a block."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    dataset_bars = datasets.are_progress_bars_disabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            # The libraries warn of each other's deprecated names.
-            warnings.filterwarnings("ignore", "", FutureWarning, "transformers|trl|peft")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-        if not dataset_bars:
-            datasets.enable_progress_bars()
+    with warnings.catch_warnings(), ExitStack() as stack:
+        # The libraries warn of each other's deprecated names.
+        warnings.filterwarnings("ignore", "", FutureWarning, "transformers|trl|peft")
+        stack.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+        transformers_logging.set_verbosity_error()
+        if transformers_logging.is_progress_bar_enabled():
+            stack.callback(transformers_logging.enable_progress_bar)
+            transformers_logging.disable_progress_bar()
+        if not datasets.are_progress_bars_disabled():
+            stack.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        yield

@@ -1,6 +1,5 @@
 """The config of a run. Unknown keys are errors."""
 
-from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,7 +12,6 @@ from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.engine.client import BatchedConfig
-from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.voting.voting import VotePolicy
@@ -60,6 +58,19 @@ class SpendLimitConfig(Strict):
         return SpendLimit(**dict(self))
 
 
+class GateConfig(Strict):
+    """Limits that a student must reach."""
+
+    imitation: float = Field(default=0.95, ge=0, le=1)
+    """Round 0: minimum share of the overseer's own answers that the student gives."""
+    retention: float = Field(default=0.9, ge=0, le=1)
+    """Later rounds: minimum accuracy of the student, as a share of the amplified system's."""
+    regression: float = Field(default=0.05, ge=0, le=1)
+    """Maximum loss of accuracy on the level of the round before."""
+    canary: float = Field(default=0.2, ge=0, le=1)
+    """Minimum overlap of the student's replies to the canaries with the base's."""
+
+
 class RoundsConfig(Strict):
     """Everything that decides a run."""
 
@@ -98,7 +109,7 @@ class RoundsConfig(Strict):
         return self.batched if self.engine == "batched" else self.llama_cpp
 
     @model_validator(mode="after")
-    def _grows_slowly(self) -> "RoundsConfig":
+    def _consistent(self) -> "RoundsConfig":
         levels = [spec.level for spec in self.rounds]
         for before, after in pairwise(levels):
             if not before < after <= 2 * before:
@@ -106,6 +117,8 @@ class RoundsConfig(Strict):
                     f"rounds go from level {before} to {after}: each level must be higher than the "
                     "one before and at most twice as high, so that its halves were learned"
                 )
+        if not self.spend_limit.prices and not self.limits.money is self.spend_limit.money is None:
+            raise ValueError("money is limited, and no model has a price: add spend_limit.prices")
         return self
 
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
@@ -121,12 +134,6 @@ class RoundsConfig(Strict):
             seed=self.seed,
             **more,
         )
-
-    @model_validator(mode="after")
-    def _prices_what_it_limits(self) -> "RoundsConfig":
-        if not self.spend_limit.prices and not self.limits.money is self.spend_limit.money is None:
-            raise ValueError("money is limited, and no model has a price: add spend_limit.prices")
-        return self
 
 
 class DistillConfig(Strict):
@@ -160,26 +167,18 @@ def _validated(kind: type[_Config], data: Any, source: str) -> _Config:
 def problems(error: ValidationError) -> str:
     """Every wrong key and the reason, in one line."""
     lines: list[str] = []
-    for problem in _relevant(error.errors()):
-        key = ".".join(str(part) for part in problem["loc"]) or "config"
-        unknown = problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-        lines.append(f"{key}: {'unknown key, remove or rename it' if unknown else problem['msg']}")
+    for problem in error.errors():
+        key, message = ".".join(map(str, problem["loc"])) or "config", problem["msg"]
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            message = "unknown key, remove or rename it"
+        elif problem["type"] == "union_tag_invalid":
+            union = problem.get("ctx", {})
+            known = union["expected_tags"].replace("'", "")
+            message = f"kind is one of {known}, not {union['tag']!r}"
+        elif problem["type"] == "union_tag_not_found":
+            message = "name its kind"
+        lines.append(f"{key}: {message}")
     return "; ".join(lines)
-
-
-def _relevant(problems: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Problems of the `rule` kind that was named, or one problem where the kind is unknown."""
-    kinds = [p for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
-    others = {p["loc"][:-1] for p in kinds}
-    relevant = [p for p in problems if not any(p["loc"][: len(loc)] == loc for loc in others)]
-    for key in dict.fromkeys(p["loc"][:-2] for p in kinds):
-        if any(p["loc"][: len(key)] == key for p in relevant):
-            continue  # The kind is known, and something else is wrong.
-        options = [p for p in kinds if p["loc"][:-2] == key]
-        known = ", ".join(sorted(p["ctx"]["expected"].strip("'") for p in options))
-        message = f"kind is one of {known}, not {options[0]['input']!r}"
-        relevant.append({"loc": key, "type": "literal_error", "msg": message})
-    return relevant
 
 
 def read_config(path: Path) -> RoundsConfig:

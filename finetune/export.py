@@ -1,4 +1,4 @@
-"""Exports a PEFT adapter as the GGUF adapter that llama.cpp loads, and compares their answers.
+"""Exports a PEFT adapter as the GGUF adapter that llama.cpp loads.
 
 Both files hold the same two matrices for each layer. They differ in the tensors' names, in the
 order of the rows of q and k (transformers rotates the halves of a head, llama.cpp neighboring
@@ -8,45 +8,30 @@ rows), and in where the scale is stored.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.files import replacing
-from reflux.finetune.base_model import load_adapted, quiet_libraries
 from reflux.finetune.registry import ADAPTER, check_no_pickle
-from reflux.finetune.rows import messages
-from reflux.graphs.evals.task import Task
 
 ARCHITECTURES = {"LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA}
 """Each has its own row order and names; a test compares each with llama.cpp."""
 
-PLAIN_LORA = {
-    "bias": "none",
-    "use_dora": False,
-    "lora_bias": False,
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "alpha_pattern": {},
-    "trainable_token_indices": None,
-    "layer_replication": None,
-    "target_parameters": None,
-    "alora_invocation_tokens": None,
-    "arrow_config": None,
-    "kasa_config": None,
-    "monteclora_config": None,
-    "use_bdlora": None,
-    "use_qalora": False,
-}
-"""LoRA options that change the computation, with the only value that llama.cpp supports."""
+EXPORTED_OPTIONS = (
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "init_lora_weights",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "ensure_weight_tying", "peft_type", "task_type", "inference_mode", "auto_mapping",
+    "base_model_name_or_path", "revision", "peft_version",
+)  # fmt: skip
+"""LoRA options that may have any value; llama.cpp supports only PEFT's default of all others."""
 
 PLAIN_INIT = (True, False, "gaussian", "orthogonal")
 """Initializations that do not change the base's weights."""
@@ -67,7 +52,13 @@ def export_adapter(adapter_dir: Path, base_config: Path, out: Path) -> Path:
     """
     base = _read_json(base_config / "config.json")
     config = _read_json(adapter_dir / "adapter_config.json")
-    arch = _architecture(base, base_config)
+    architecture = (base.get("architectures") or ["none"])[0]
+    if architecture not in ARCHITECTURES:
+        raise UsageError(
+            f"the base {base_config} is a {architecture}; adapters are exported for "
+            f"{', '.join(ARCHITECTURES)} only: serve this student with vLLM from its PEFT adapter"
+        )
+    arch = ARCHITECTURES[architecture]
     _check_plain_lora(config, adapter_dir)
     pairs = _read_pairs(adapter_dir)
     names = gguf.get_tensor_name_map(arch, int(base["num_hidden_layers"]))
@@ -86,7 +77,7 @@ def export_adapter(adapter_dir: Path, base_config: Path, out: Path) -> Path:
                     'train with target_modules="all-linear"'
                 )
             if config.get("use_rslora"):
-                # llama.cpp scales by alpha / rank, rank-stabilised LoRA by alpha / sqrt(rank).
+                # llama.cpp scales by alpha / rank, rank-stabilized LoRA by alpha / sqrt(rank).
                 b = b * math.sqrt(b.shape[1])
             for side, matrix in (("a", a), ("b", _llama_rows(module, b, base))):
                 writer.add_tensor(f"{name}.weight.lora_{side}", np.ascontiguousarray(matrix))
@@ -97,26 +88,16 @@ def export_adapter(adapter_dir: Path, base_config: Path, out: Path) -> Path:
     return out
 
 
-def _architecture(base: dict[str, Any], folder: Path) -> gguf.MODEL_ARCH:
-    name = (base.get("architectures") or ["none"])[0]
-    if name not in ARCHITECTURES:
-        raise UsageError(
-            f"the base {folder} is a {name}; adapters are exported for "
-            f"{', '.join(ARCHITECTURES)} only: serve this student with vLLM from its PEFT adapter"
-        )
-    return ARCHITECTURES[name]
-
-
 def _check_plain_lora(config: dict[str, Any], folder: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise UsageError(
             f"{folder} is a {config.get('peft_type')} adapter; llama.cpp loads LORA only: train "
             "with a LoraConfig"
         )
-    for key, plain in PLAIN_LORA.items():
+    for key, plain in LoraConfig().to_dict().items():
         # An absent or empty value of an option means that it is off.
         value = config.get(key)
-        if value != plain and value:
+        if value and value != plain and key not in EXPORTED_OPTIONS:
             raise UsageError(
                 f"{folder} was trained with {key}={value!r}, which llama.cpp cannot apply: train "
                 f"again with {key}={plain!r}"
@@ -183,51 +164,3 @@ def _read_json(path: Path) -> Any:
         raise MissingError(f"{path} is not there") from error
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}; write it again") from error
-
-
-@torch.inference_mode()
-def generate_greedy(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[Mapping[str, str]]],
-    max_new_tokens: int,
-) -> list[str]:
-    """The model's greedy replies to a batch of `prompts`, each a list of messages."""
-    if not prompts:
-        return []
-    batch = tokenizer.apply_chat_template(
-        [[dict(message) for message in prompt] for prompt in prompts],
-        add_generation_prompt=True,
-        padding=True,
-        return_dict=True,
-        return_tensors="pt",
-        tokenizer_kwargs={"padding_side": "left"},
-    ).to(model.device)
-    model.eval()
-    with quiet_libraries():
-        ids = model.generate(
-            **batch,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    replies = ids[:, batch["input_ids"].shape[1] :]
-    return tokenizer.batch_decode(replies, skip_special_tokens=True)
-
-
-def peft_answers(
-    base: Path, adapter: Path, task: Task, questions: Sequence[str], batch: int = 64
-) -> list[str]:
-    """The adapter's greedy answers in plain transformers and PEFT, normalized."""
-    student, tokenizer = load_adapted(base, adapter)
-    tokens = max(map(task.answer_tokens, questions), default=1)
-    answers: list[str] = []
-    for start in range(0, len(questions), batch):
-        prompts = [messages(q, task.system_prompt) for q in questions[start : start + batch]]
-        answers += generate_greedy(student, tokenizer, prompts, tokens)
-    return [task.normalise(answer) for answer in answers]
-
-
-def agreement(one: Sequence[str | None], other: Sequence[str | None]) -> float:
-    """The share of questions to which two models give the same answer."""
-    return sum(a == b for a, b in zip(one, other, strict=True)) / max(1, len(one))

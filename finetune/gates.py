@@ -5,22 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-
-class GateConfig(BaseModel):
-    """Limits that a student must reach."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    imitation: float = Field(default=0.95, ge=0, le=1)
-    """Round 0: minimum share of the overseer's own answers that the student gives."""
-    retention: float = Field(default=0.9, ge=0, le=1)
-    """Later rounds: minimum accuracy of the student, as a share of the amplified system's."""
-    regression: float = Field(default=0.05, ge=0, le=1)
-    """Maximum loss of accuracy on the level of the round before."""
-    canary: float = Field(default=0.2, ge=0, le=1)
-    """Minimum overlap of the student's replies to the canaries with the base's."""
+from reflux.finetune.config import GateConfig
 
 
 @dataclass(frozen=True)

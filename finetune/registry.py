@@ -17,17 +17,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import UsageError
 from reflux.agents.files import flush, write_json
+from reflux.finetune.config import Strict
 
 VERSION = 2
 """Of student.json and the evaluation files."""
 ADAPTER, ADAPTER_GGUF, CARD = "adapter_model.safetensors", "adapter.gguf", "student.json"
 PICKLE = "adapter_model.bin"
-FILES = ("adapter_config.json", ADAPTER, ADAPTER_GGUF, CARD)
+ADAPTER_FILES = ("adapter_config.json", ADAPTER, ADAPTER_GGUF)
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(?<!\.json)")
 _RESERVED = re.compile(r"amplified|base|direct|student|best-of-.*")
 """Names that `--model` and `--systems` give another meaning."""
@@ -45,22 +46,20 @@ class Base:
     """Of the weights that it was trained on."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Evaluation(_Strict):
+class _Evaluation(Strict):
     version: int
     scores: dict[str, Any]
     gates: list[dict[str, Any]]
 
 
-class _Pointer(_Strict):
+class _Pointer(Strict):
     current: str | None = None
     history: tuple[str, ...] = ()
 
 
-class _Card(_Strict):
+class Student(Strict):
+    """One student on disk: its card, and its evaluation once it has one."""
+
     version: int
     id: str
     parent: str | None
@@ -73,15 +72,10 @@ class _Card(_Strict):
     config: dict[str, Any]
     created: str
     """UTC, ISO 8601."""
-
-
-class Student(_Card):
-    """One student on disk: its card, and its evaluation once it has one."""
-
-    path: Path
+    path: Path = Field(exclude=True)
     """Its folder, a standard PEFT adapter."""
-    scores: dict[str, Any] = {}
-    gates: list[dict[str, Any]] = []
+    scores: dict[str, Any] = Field(default={}, exclude=True)
+    gates: list[dict[str, Any]] = Field(default=[], exclude=True)
 
     @property
     def adapter_gguf(self) -> Path:
@@ -96,49 +90,35 @@ class Registry:
         self.root = root
 
     @contextmanager
-    def staging(self, id: str) -> Iterator[Path]:
-        """Yield a temporary folder that becomes the student when the block ends without an error.
+    def staging(self, id: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield a temporary folder and the fields of a card, which become the student when the
+        block ends without an error.
 
-        The block writes both forms of the adapter into it, then calls `write`.
+        The block writes both forms of the adapter into the folder, and sets `parent`, `round`,
+        `base`, `rows_digest` and `config` of `Student`.
 
         Raises:
-            UsageError: the id is invalid or exists, or a file is missing at the end.
+            UsageError: the id is invalid or exists, or a file or a field is missing at the end.
         """
         self.check_new(id)
         self.root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{id}-", dir=self.root))
+        fields: dict[str, Any] = {}
         try:
-            yield folder
-            _check_files(id, folder, FILES)
+            yield folder, fields
+            if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
+                raise UsageError(
+                    f"student {id} lacks {', '.join(missing)}: train and export into the staging "
+                    "folder"
+                )
+            _write(folder / CARD, _card(id, folder, fields))
             self.check_new(id)
-            for name in FILES:
+            for name in (*ADAPTER_FILES, CARD):
                 flush(folder / name)
             folder.chmod(0o755)
             folder.replace(self.root / id)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-    def write(self, folder: Path, **fields: Any) -> None:
-        """Write the card of a student into its staging folder, which holds both adapter files.
-
-        Args:
-            fields: `id`, `parent`, `round`, `base`, `rows_digest` and `config` of `Student`.
-
-        Raises:
-            UsageError: an adapter file is missing, or a field is missing or invalid.
-        """
-        _check_files(fields["id"], folder, (ADAPTER, ADAPTER_GGUF))
-        try:
-            card = _Card(
-                version=VERSION,
-                adapter_sha256=file_sha256(folder / ADAPTER),
-                adapter_gguf_sha256=file_sha256(folder / ADAPTER_GGUF),
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                **fields,
-            )
-        except ValidationError as error:
-            raise UsageError(f"student {fields['id']} is not complete: {error}") from error
-        _write(folder / CARD, card)
 
     def record_evaluation(
         self, id: str, scores: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]
@@ -226,15 +206,15 @@ class Registry:
         if not (self.root / id).is_dir():
             known = ", ".join(sorted(p.name for p in self.root.glob("[a-z0-9]*/"))) or "none"
             raise UsageError(f"there is no student {id!r} in {self.root}; known: {known}")
-        card = _load(self.root / id / CARD, _Card)
-        if card.id != id:
-            raise UsageError(
-                f"{self.root / id} holds student {card.id}: rename the folder back, it must have "
-                "the student's name"
-            )
         evaluation = self._evaluation(id)
         results = evaluation.model_dump(exclude={"version"}) if evaluation else {}
-        return Student(path=self.root / id, **dict(card), **results)
+        student = _load(self.root / id / CARD, Student, path=self.root / id, **results)
+        if student.id != id:
+            raise UsageError(
+                f"{self.root / id} holds student {student.id}: rename the folder back, it must "
+                "have the student's name"
+            )
+        return student
 
     def _evaluation(self, id: str) -> _Evaluation | None:
         path = self.root / f"{id}.evaluation.json"
@@ -265,12 +245,19 @@ class Registry:
             )
 
 
-def _check_files(id: str, folder: Path, names: Sequence[str]) -> None:
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise UsageError(
-            f"student {id} lacks {', '.join(missing)}: train and export into the staging folder, "
-            "then call write()"
+def _card(id: str, folder: Path, fields: Mapping[str, Any]) -> Student:
+    try:
+        return Student(
+            version=VERSION,
+            id=id,
+            path=folder,
+            adapter_sha256=file_sha256(folder / ADAPTER),
+            adapter_gguf_sha256=file_sha256(folder / ADAPTER_GGUF),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            **fields,
         )
+    except ValidationError as error:
+        raise UsageError(f"student {id} is not complete: {error}") from error
 
 
 def check_no_pickle(folder: Path) -> None:
@@ -294,17 +281,17 @@ def _check_id(id: str) -> None:
         )
 
 
-def _load(path: Path, model: type[_Model]) -> _Model:
+def _load(file: Path, model: type[_Model], **more: Any) -> _Model:
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(file.read_text(encoding="utf-8"))
         if "version" in model.model_fields and body.get("version") != VERSION:
             raise UsageError(
-                f"{path} is of version {body.get('version')}, this Reflux reads {VERSION}: use "
+                f"{file} is of version {body.get('version')}, this Reflux reads {VERSION}: use "
                 "the Reflux that wrote it, or make the student again"
             )
-        return model.model_validate(body)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}; restore it") from error
+        return model.model_validate({**body, **more})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}; restore it") from error
 
 
 def _write(path: Path, body: BaseModel) -> None:

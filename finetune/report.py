@@ -11,7 +11,7 @@ from typing import Any
 
 from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, DEFAULT_SHA256
 from reflux.agents.files import replacing, write_json
-from reflux.finetune.stages import Stages, student_name
+from reflux.finetune.stages import Stages
 from reflux.graphs.ask import Amplified, Direct, System
 
 # Okabe and Ito's palette, which color-blind readers can tell apart; markers differ, too.
@@ -26,18 +26,7 @@ COLORED = (
 )
 
 
-async def score_student_levels(stages: Stages, number: int) -> list[dict[str, Any]]:
-    """`by_level` rows of a round's student, in round 0 also of the base."""
-    base = await _score_levels(stages, None, "base", "base") if number == 0 else []
-    return [*base, *await _score_levels(stages, number, "student", student_name(number))]
-
-
-async def score_amplified_levels(stages: Stages, number: int, model: str) -> list[dict[str, Any]]:
-    """`by_level` rows of the system that a round amplified."""
-    return await _score_levels(stages, number, "amplified", model)
-
-
-async def _score_levels(
+async def score_levels(
     stages: Stages, number: int | None, system_name: str, model: str
 ) -> list[dict[str, Any]]:
     """A row for each level of the config that has held-out questions.
@@ -89,6 +78,8 @@ def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, 
     from matplotlib import pyplot as plt
 
     levels = sorted({row["level"] for row in by_level})
+    counts = sorted({row["n"] for row in by_level}) or [0]
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     lines = _lines(by_level)
     colors: Any = dict.fromkeys(COLORED.split(), TEXT_COLOR)
     with plt.rc_context(colors):
@@ -103,10 +94,8 @@ def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, 
             look = {"color": color, "marker": marker, "linestyle": style, "capsize": 3}
             axes.errorbar(xs, scores, yerr=[low, high], label=label, **look)
         axes.set_xticks(range(len(levels)), [str(level) for level in levels])
-        axes.set_xlabel(unit)
-        axes.set_ylim(-0.03, 1.05)
-        axes.set_ylabel("accuracy (95% interval)")
-        axes.set_title(f"{task}: accuracy in one call, {_counts(by_level)}", fontsize=11)
+        axes.set(xlabel=unit, ylabel="accuracy (95% interval)", ylim=(-0.03, 1.05))
+        axes.set_title(f"{task}: accuracy in one call, n = {n}", fontsize=11)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
@@ -118,30 +107,21 @@ def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, 
             plt.close(figure)
 
 
-def _lines(
-    by_level: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, tuple[str, str, str], list[Mapping[str, Any]]]]:
-    """(label, (color, marker, line style), rows by level) of each system of the chart."""
+Line = tuple[str, tuple[str, str, str], list[Mapping[str, Any]]]
+"""(label, (color, marker, line style), rows by level) of a system of the chart."""
+
+
+def _lines(by_level: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """The base, every student, and the amplified system of the last round that has one."""
     groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for row in by_level:
-        key = (row["system"], -1 if row["round"] is None else row["round"])
-        groups.setdefault(key, []).append(row)
-    last = max((number for system, number in groups if system == "amplified"), default=None)
-    lines: list[tuple[str, tuple[str, str, str], list[Mapping[str, Any]]]] = []
-    for (system, number), rows in sorted(groups.items(), key=lambda group: group[0][1]):
-        rows = sorted(rows, key=lambda row: row["level"])
-        if system == "base":
-            lines.append(("base", BASE_STYLE, rows))
-        elif system == "student":
-            color = STUDENT_COLORS[number % len(STUDENT_COLORS)]
-            marker = STUDENT_MARKERS[number % len(STUDENT_MARKERS)]
-            lines.append((f"student r{number}", (color, marker, "-"), rows))
-    if last is not None:
-        lines.append(("amplified (last round)", AMPLIFIED_STYLE, groups["amplified", last]))
+    for row in sorted(by_level, key=lambda row: row["level"]):
+        groups.setdefault((row["system"], row["round"] or 0), []).append(row)
+    lines: list[Line] = [("base", BASE_STYLE, groups["base", 0])] if ("base", 0) in groups else []
+    for number in sorted(number for system, number in groups if system == "student"):
+        color = STUDENT_COLORS[number % len(STUDENT_COLORS)]
+        marker = STUDENT_MARKERS[number % len(STUDENT_MARKERS)]
+        lines.append((f"student r{number}", (color, marker, "-"), groups["student", number]))
+    if amplified := [number for system, number in groups if system == "amplified"]:
+        rows = groups["amplified", max(amplified)]
+        lines.append(("amplified (last round)", AMPLIFIED_STYLE, rows))
     return lines
-
-
-def _counts(by_level: Sequence[Mapping[str, Any]]) -> str:
-    """`n = 100`, or `n = 100 to 200` where levels differ."""
-    counts = sorted({row["n"] for row in by_level}) or [0]
-    return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"

@@ -9,15 +9,14 @@ results. The call log and the registry hold all else, so a repeated stage repeat
 
 import time
 from collections.abc import Awaitable, Callable
-from itertools import pairwise
 from typing import Any, TypedDict, cast
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 
-from reflux.agents.errors import UsageError
 from reflux.finetune.config import RoundsConfig
-from reflux.finetune.report import score_amplified_levels, score_student_levels, write_report
+from reflux.finetune.gates import failed_gates
+from reflux.finetune.report import score_levels, write_report
 from reflux.finetune.run_folder import OpenRun
 from reflux.finetune.stages import Progress, Stages, student_name
 from reflux.graphs.amplify.interrupts import open_checkpoints
@@ -69,18 +68,23 @@ async def evaluate(stages: Stages, state: RoundsState) -> dict[str, Any]:
     number, model = state["number"], state["model"]
     scores = await stages.evaluate(number, model)
     gates = await stages.gates(number, model, scores)
-    by_level = await score_student_levels(stages, number)
+    by_level = await score_levels(stages, None, "base", "base") if number == 0 else []
+    by_level += await score_levels(stages, number, "student", student_name(number))
     return {"scores": scores, "gates": gates, "by_level": by_level}
 
 
 async def promote(stages: Stages, state: RoundsState) -> dict[str, Any]:
     """Stage 4: the student becomes the agent if its gates pass."""
     number, results = state["number"], state["results"]
-    promoted = stages.promote(number, results["scores"], results["gates"])
-    is_last = number + 1 == stages.total_rounds
+    name, registry = student_name(number), stages.run.folder.registry
+    registry.record_evaluation(name, results["scores"], results["gates"])
+    if promoted := not failed_gates(results["gates"]):
+        registry.promote(name)
+    is_last = number + 1 == stages.total
     by_level = results["by_level"]
     if number > 0 and (is_last or not promoted):
-        by_level = [*by_level, *await score_amplified_levels(stages, number, state["model"])]
+        amplified = await score_levels(stages, number, "amplified", state["model"])
+        by_level = [*by_level, *amplified]
     parity = await stages.parity(number) if is_last and number > 0 else None
     return {"promoted": promoted, "by_level": by_level, "parity": parity}
 
@@ -110,15 +114,12 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
 def build_rounds_graph() -> StateGraph[RoundsState, Stages, RoundsState, RoundsState]:
     """The graph of a run, uncompiled."""
     graph = StateGraph(RoundsState, context_schema=Stages)
-    for stage in (amplify, distill, evaluate, promote):
-        graph.add_node(stage.__name__, _node(stage))
-    graph.add_node("report", report)
+    stages = [(stage.__name__, _node(stage)) for stage in (amplify, distill, evaluate, promote)]
+    graph.add_sequence([*stages, ("report", report)])
     graph.add_edge(START, "amplify")
-    for before, after in pairwise(("amplify", "distill", "evaluate", "promote", "report")):
-        graph.add_edge(before, after)
 
     def next_round(state: RoundsState, runtime: StageRuntime) -> str:
-        over = state["number"] >= runtime.context.total_rounds
+        over = state["number"] >= runtime.context.total
         # The next level is out of reach for an agent that did not learn this one.
         return END if over or not state["done"][-1]["promoted"] else "amplify"
 
@@ -133,13 +134,8 @@ async def run_rounds(
 
     Args:
         rounds: number of rounds after which to stop; all of the config where None.
-
-    Raises:
-        UsageError: more rounds than the config has.
     """
-    total = len(config.rounds) if rounds is None else rounds
-    if not 1 <= total <= len(config.rounds):
-        raise UsageError(f"the config has {len(config.rounds)} rounds, not {total}")
+    total = rounds or len(config.rounds)
     stages = Stages(config, task, run, progress, config.spend_limit.open(), total)
     async with open_checkpoints(run.folder.checkpoints_path, DAMAGED) as saver:
         graph = build_rounds_graph().compile(checkpointer=saver)

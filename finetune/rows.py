@@ -103,7 +103,8 @@ def check_leaks(rows: Sequence[Row], task: Task) -> None:
 
 
 ACCEPTED = f"""
-SELECT q.*, (SELECT group_concat(DISTINCT digest) FROM (
+SELECT q.*, '' AS path, q.detail ->> 'answer' AS answer,
+  (SELECT group_concat(DISTINCT digest) FROM (
     SELECT c.model_digest AS digest FROM calls c WHERE c.question = q.id UNION ALL
     SELECT b.detail ->> 'model_digest' FROM judgements b
     WHERE b.question = q.id AND b.kind = 'chain_begun')) AS models
@@ -138,29 +139,20 @@ def _root_rows(
         first = first_of(root["id"])
         if first in rejected:
             continue
-        answer = json.loads(root["detail"])["answer"]
-        other = _replaced_root(store, root["id"], answer) if first in edited else None
-        other = other or _refused_root(store, root["id"], answer)
-        models = root["models"].split(",") if root["models"] else []
-        yield _row(root, answer, system_prompt(root["task"]), other, models)
+        other = _replaced(store, root) if first in edited else None
+        yield _row(root, system_prompt, other or _refused(store, root))
 
 
-def _row(
-    node: Any,
-    answer: str,
-    system_prompt: str,
-    rejected: str | None,
-    models: Sequence[str] = (),
-    path: str = "",
-) -> Row:
-    provenance = {"trajectory": node["id"], "path": path}
-    provenance |= {key: node[key] for key in ("run", "round", "system")}
+def _row(node: Any, system_prompt: Callable[[str], str], rejected: str | None) -> Row:
+    """The row of a root or a part, which an SQL row describes."""
+    provenance = {key: node[key] for key in ("path", "run", "round", "system")}
+    models = node["models"].split(",") if node["models"] else []
     return Row(
-        prompt=tuple(messages(node["text"], system_prompt)),
-        completion=answer,
+        prompt=tuple(messages(node["text"], system_prompt(node["task"]))),
+        completion=node["answer"],
         question=node["text"],
         task=node["task"],
-        provenance={**provenance, "models": list(models)},
+        provenance={"trajectory": node["id"], **provenance, "models": models},
         rejected=rejected,
     )
 
@@ -171,31 +163,35 @@ def messages(question: str, system_prompt: str = "") -> list[Message]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def _replaced_root(store: TraceStore, question: str, answer: str) -> str | None:
-    """The root's answer before the newest edit that changed it."""
-    for id, earlier in pairwise((question, *before(question))):
+def _replaced(store: TraceStore, node: Any) -> str | None:
+    """The last other answer to a part in the revisions before; to a root, the one before the newest
+    edit that changed it."""
+    for id, earlier in pairwise((node["id"], *before(node["id"]))):
+        outcome = store.how_ended(earlier, node["path"])
+        if outcome is None or (node["path"] and outcome["question"] != node["text"]):
+            continue
         edits = [edit for _, edit in overrides_made(store, id) if edit["answer"] is not None]
-        outcome = store.how_ended(earlier)
-        if edits and outcome and outcome["answer"] not in (None, answer):
+        if (edits or node["path"]) and outcome["answer"] not in (None, node["answer"]):
             return str(outcome["answer"])
     return None
 
 
-def _refused_root(store: TraceStore, question: str, answer: str) -> str | None:
+def _refused(store: TraceStore, root: Any) -> str | None:
     """The first answer to the root that its check refused."""
-    checks = (json.loads(check["detail"]) for check in store.select(FAILED_CHECKS, (question,)))
-    return next((str(check["answer"]) for check in checks if check["answer"] != answer), None)
+    refused = store.select(FAILED_CHECKS, (root["id"], root["answer"]))
+    return next((check["answer"] for check in refused), None)
 
 
 FAILED_CHECKS = """
-SELECT detail FROM judgements WHERE question=? AND path='' AND kind='check' AND ok=0 ORDER BY id
+SELECT detail ->> 'answer' AS answer FROM judgements
+WHERE question=? AND path='' AND kind='check' AND ok=0 AND answer IS NOT ? ORDER BY id LIMIT 1
 """
 EDITED_ROOTS = """
 q.revises IS NOT NULL AND q.split NOT IN ('train', 'primitive', 'held_out', 'canary')
 """
 EDITED_PARTS = f"""
 SELECT q.id, q.run, q.round, q.system, q.task, o.path, o.detail ->> 'question' AS text,
-  o.detail ->> 'answer' AS answer
+  o.detail ->> 'answer' AS answer, NULL AS models
 FROM questions q JOIN judgements o ON o.question = q.id AND o.kind = 'outcome' AND o.path != ''
 WHERE q.revises IS NOT NULL AND q.split NOT IN ('held_out', 'canary') AND {NEWEST}
   AND o.detail ->> 'by' = 'human' AND NOT EXISTS (SELECT 1 FROM calls c WHERE c.path = o.path
@@ -221,23 +217,9 @@ def corrections(store: TraceStore, task: Task) -> Iterator[Row]:
             yield row
     rejected = rejected_by_humans(store)
     for part in store.select(EDITED_PARTS):
-        if first_of(part["id"]) in rejected:
-            continue
-        replaced = _replaced_part(store, part)
-        row = _row(part, part["answer"], system_prompt(part["task"]), replaced, path=part["path"])
-        if not _is_withheld(task, row):
+        row = _row(part, system_prompt, _replaced(store, part))
+        if first_of(part["id"]) not in rejected and not _is_withheld(task, row):
             yield row
-
-
-def _replaced_part(store: TraceStore, part: Any) -> str | None:
-    """The last other answer to a sub-question in the revisions before."""
-    for earlier in before(part["id"]):
-        outcome = store.how_ended(earlier, part["path"])
-        if outcome is None or outcome["question"] != part["text"]:
-            continue
-        if outcome["answer"] not in (None, part["answer"]):
-            return str(outcome["answer"])
-    return None
 
 
 def _is_withheld(task: Task, row: Row) -> bool:
@@ -256,10 +238,9 @@ def in_form(row: Row, form: Form) -> dict[str, Any] | None:
         return {"messages": prompt + completion}
     if form == "prompt-completion":
         return trained
-    if row.rejected is None:
-        return None
     rejected = [{"role": "assistant", "content": row.rejected}]
-    return {"prompt": prompt, "chosen": completion, "rejected": rejected}
+    pair = {"prompt": prompt, "chosen": completion, "rejected": rejected}
+    return pair if row.rejected is not None else None
 
 
 def export(rows: Sequence[Row], path: Path, form: Form, kind: str | None = None) -> int:

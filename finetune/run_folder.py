@@ -7,8 +7,7 @@ import fcntl
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -74,8 +73,8 @@ class RunFolder:
         """Whether a run was begun here."""
         return self.config_path.is_file()
 
-    def lock(self) -> None:
-        """Keep other processes out until this one ends.
+    def lock(self) -> IO[str]:
+        """Keep other processes out until the lock that this returns is closed, or this one ends.
 
         Raises:
             UsageError: another process works here.
@@ -95,21 +94,8 @@ class RunFolder:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        self._lock = file
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock for a block; see `lock`."""
-        self.lock()
-        try:
-            yield
-        finally:
-            self.unlock()
-
-    def unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock = file  # A file without a reference would be closed.
+        return file
 
     def save_config(self, config: dict[str, Any]) -> None:
         """Write the config that the run begins with."""
@@ -199,13 +185,14 @@ class OpenRun:
             llama_cpp: settings of llama.cpp beside a batched engine.
             warm: fill the cache with all recorded replies.
         """
-        self._engine: BatchedClient | LlamaCppClient | None = None
+        self._engines: list[BatchedClient | LlamaCppClient] = []
         if client is None:
             if isinstance(engine, BatchedConfig) and not missing_training_packages():
-                self._engine = client = BatchedClient(folder.models, engine, llama_cpp)
+                client = BatchedClient(folder.models, engine, llama_cpp)
             else:
                 settings = llama_cpp if isinstance(engine, BatchedConfig) else engine
-                self._engine = client = LlamaCppClient(folder.models, settings)
+                client = LlamaCppClient(folder.models, settings)
+            self._engines.append(client)
         self.folder = folder
         self.store = folder.store()
         self.cache = CachedClient(wrap(client) if wrap else client, max_replies)
@@ -217,17 +204,20 @@ class OpenRun:
         for call in self.store.select(newest, (max_replies,)) if warm else ():
             self.cache.put(call["request_digest"], completion_of(call))
 
-    @property
-    def llama_cpp(self) -> RecordedClient:
-        """Calls to llama.cpp, also in a run of the batched engine."""
-        if not isinstance(self._engine, BatchedClient):
+    def other_engine(self) -> RecordedClient:
+        """Calls to llama.cpp in a run of the batched engine, and the reverse; the run's own where
+        another client replaces the engine."""
+        if not self._engines:
             return self.recorded_client
-        return RecordedClient(CachedClient(self._engine.llama_cpp), self.store)
+        if isinstance(engine := self._engines[0], BatchedClient):
+            return RecordedClient(CachedClient(engine.llama_cpp), self.store)
+        self._engines.append(batched := BatchedClient(self.folder.models))
+        return RecordedClient(CachedClient(batched), self.store)
 
     async def __aenter__(self) -> "OpenRun":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.store.close()
-        if self._engine is not None:
-            await self._engine.close()
+        for engine in self._engines:
+            await engine.close()

@@ -15,8 +15,8 @@ from typing import Any
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
-from reflux.finetune.config import RoundsConfig, RoundSpec
-from reflux.finetune.gates import failed_gates, judge
+from reflux.finetune.config import DistillConfig, RoundsConfig, RoundSpec
+from reflux.finetune.gates import judge
 from reflux.finetune.questions import anchor_prompts, canary_prompts, hardness, overlap
 from reflux.finetune.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.run_folder import OpenRun
@@ -41,13 +41,8 @@ class Stages:
     progress: Progress
     spend_limit: SpendLimit = field(default_factory=SpendLimit)
     """The run's; every model call is charged to it."""
-    total: int | None = None
-    """Rounds after which the run stops; all of the config where None."""
-
-    @property
-    def total_rounds(self) -> int:
-        """Rounds after which the run stops."""
-        return len(self.config.rounds) if self.total is None else self.total
+    total: int = sys.maxsize
+    """Rounds after which the run stops."""
 
     def spec(self, number: int) -> RoundSpec:
         return self.config.rounds[number]
@@ -62,18 +57,25 @@ class Stages:
         """The provenance of a question of this run."""
         return Origin(self.run.folder.id, number, system, task or self.task.name, split)
 
-    def held_out(self, number: int, limit: int = sys.maxsize) -> Sequence[str]:
+    def held_out(self, number: int) -> Sequence[str]:
         """Held-out questions of a round's level, the same for every system."""
         spec = self.spec(number)
-        n = min(limit, spec.held_out)
-        return self.task.sample(n, spec.level, "held_out", self.config.seed + 1)
+        return self.task.sample(spec.held_out, spec.level, "held_out", self.config.seed + 1)
+
+    def counter(self, activity: str, total: int) -> Callable[[int], None]:
+        """Shows how many of an activity's units are done, which are none at first."""
+        self.progress(activity, 0, total, "")
+        return lambda done: self.progress(activity, done, total, "")
 
     async def answers(
-        self, system: System, source: Origin, questions: Sequence[str], activity: str | None = None
+        self, system: System, source: Origin, questions: Sequence[str], activity: str
     ) -> list[Outcome]:
         """`answer_all`, with progress under the name of an activity."""
-        options = self._options(activity, len(questions))
-        return await answer_all(system, source, questions, complete=True, **options)
+        on_done = self.counter(activity, len(questions))
+        limit = self.config.max_concurrency
+        return await answer_all(
+            system, source, questions, max_concurrency=limit, on_done=on_done, complete=True
+        )
 
     async def score(
         self, system: System, source: Origin, questions: Sequence[str], activity: str
@@ -81,22 +83,19 @@ class Stages:
         """A system's accuracy on held-out questions; on primitives, the share of the overseer's
         answers that it gives."""
         if source.split != "primitive":
-            options = self._options(activity, len(questions))
-            return await evaluate(system, self.task, source, questions, **options)
+            on_done = self.counter(activity, len(questions))
+            limit = self.config.max_concurrency
+            return await evaluate(
+                system, self.task, source, questions, max_concurrency=limit, on_done=on_done
+            )
         overseer = Amplified(self.context("base"))
-        expected = await self.answers(overseer, self.source(0, "overseer", "primitive"), questions)
+        imitated = self.source(0, "overseer", "primitive")
+        expected = await self.answers(overseer, imitated, questions, activity)
         outcomes = await self.answers(system, source, questions, activity)
         tally = Tally()
         for one, other in zip(outcomes, expected, strict=True):
             tally.add(one["answer"] == other["answer"], one["status"], one["spent"])
         return tally.score(system.context.model)
-
-    def _options(self, activity: str | None, total: int) -> dict[str, Any]:
-        on_done: Callable[[int], None] | None = None
-        if activity is not None:
-            self.progress(activity, 0, total, "")
-            on_done = lambda done: self.progress(activity, done, total, "")  # noqa: E731
-        return {"max_concurrency": self.config.max_concurrency, "on_done": on_done}
 
     async def amplify(self, number: int, model: str) -> dict[str, Any]:
         """Record the answers that the round's student will learn.
@@ -138,9 +137,15 @@ class Stages:
 
     def _plain(self, model: str) -> Direct:
         """The model asked for free text, without the task's checker and forms."""
-        options = {"max_tokens": self.config.anchor_tokens, "spend_limit": self.spend_limit}
         return Direct(
-            AmplifyContext(self.run.recorded_client, model, (), top_logprobs=0, **options)
+            AmplifyContext(
+                self.run.recorded_client,
+                model,
+                (),
+                top_logprobs=0,
+                max_tokens=self.config.anchor_tokens,
+                spend_limit=self.spend_limit,
+            )
         )
 
     def rows(self, number: int) -> tuple[list[Row], list[Row]]:
@@ -169,9 +174,11 @@ class Stages:
                 round=number,
                 rows=[row.train() for row in training_rows],
                 rows_digest=rows_digest(training_rows),
-                sft={**self.config.sft, **self.spec(number).sft},
-                lora=self.config.lora,
-                seed=self.config.seed,
+                config=DistillConfig(
+                    sft={**self.config.sft, **self.spec(number).sft},
+                    lora=self.config.lora,
+                    seed=self.config.seed,
+                ),
             )
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))
         report = registry.get(name).config["report"]
@@ -207,13 +214,14 @@ class Stages:
         canary = await self._canary(number, name)
         student = scores["student"]["accuracy"]
         if number == 0:
-            gates = judge(self.config.gates, imitation=student, canary=canary)
+            measured = {"imitation": student}
         else:
             measured = {
                 "amplified": scores["amplified"]["accuracy"],
+                "student": student,
                 "before": await self._level_before(number, model, name),
             }
-            gates = judge(self.config.gates, student=student, canary=canary, **measured)
+        gates = judge(self.config.gates, canary=canary, **measured)
         return [gate.to_json() for gate in gates]
 
     async def _level_before(self, number: int, model: str, name: str) -> tuple[float, float]:
@@ -223,7 +231,7 @@ class Stages:
             questions, model = self.task.primitives(), student_name(0)
             sources = [self.source(n, "student-imitation", "primitive") for n in (0, 1)]
         else:
-            questions = self.held_out(number - 1, limit=200)
+            questions = self.held_out(number - 1)[:200]
             systems = (f"regression-{model}", f"regression-{name}")
             sources = [self.source(number, system, "held_out") for system in systems]
         accuracy: list[float] = []
@@ -247,40 +255,24 @@ class Stages:
         shared = [overlap(a["answer"] or "", b["answer"] or "") for a, b in pairs]
         return sum(shared) / len(shared)
 
-    def promote(self, number: int, scores: dict[str, Any], gates: list[dict[str, Any]]) -> bool:
-        """Make the student the agent if every gate passes."""
-        name = student_name(number)
-        registry = self.run.folder.registry
-        registry.record_evaluation(name, scores, gates)
-        passed = not failed_gates(gates)
-        if passed:
-            registry.promote(name)
-        return passed
-
     async def parity(self, number: int) -> dict[str, Any]:
-        """Share of held-out questions on which a student's PEFT adapter and its GGUF export in
-        llama.cpp give the same greedy answer."""
-        from reflux.finetune.base_model import dequantised_base
-        from reflux.finetune.export import agreement, peft_answers
-
-        name = student_name(number)
-        files = self.run.folder.models(name)
-        questions = self.held_out(number, limit=200)
-        self.progress("compare the PEFT adapter with its GGUF export", 0, len(questions), "")
-        llama_cpp = self.run.llama_cpp
-        # A run on llama.cpp has answered these questions in its evaluation.
-        key = "student" if llama_cpp is self.run.recorded_client else "parity"
-        outcomes = await self.answers(
-            Direct(replace(self.context(name), recorded_client=llama_cpp)),
-            self.source(number, key, "held_out"),
-            questions,
-        )
-        adapter = self.run.folder.registry.get(name).path
-        answers = await asyncio.to_thread(
-            lambda: peft_answers(dequantised_base(files.gguf), adapter, self.task, questions)
-        )
-        share = agreement(answers, [outcome["answer"] for outcome in outcomes])
-        return {"agreement": share, "n": len(questions)}
+        """Share of held-out questions on which a student's PEFT adapter in the batched engine and
+        its GGUF export in llama.cpp give the same greedy answer."""
+        context = self.context(student_name(number))
+        questions = self.held_out(number)[:200]
+        activity = "compare the PEFT adapter with its GGUF export"
+        # The run's own engine has answered these questions in the evaluation.
+        answers = [
+            await self.answers(
+                Direct(system), self.source(number, key, "held_out"), questions, activity
+            )
+            for key, system in (
+                ("student", context),
+                ("parity", replace(context, recorded_client=self.run.other_engine())),
+            )
+        ]
+        equal = sum(a["answer"] == b["answer"] for a, b in zip(*answers, strict=True))
+        return {"agreement": equal / max(1, len(questions)), "n": len(questions)}
 
 
 def student_name(number: int) -> str:

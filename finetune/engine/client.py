@@ -79,8 +79,8 @@ class BatchedClient:
         """Answer one request; see `ChatClient.complete`.
 
         Raises:
-            EndpointError: the engine failed or was closed, or as `Scheduler.row`.
-            UsageError: as `Scheduler.row`.
+            EndpointError: the engine failed or was closed, or as `Scheduler.add`.
+            UsageError: as `Scheduler.add`.
         """
         if request.tools or request.schema or any(turn[2:] for turn in request.messages):
             return await self.llama_cpp.complete(request)
@@ -125,19 +125,15 @@ def _peft_folder(files: ModelFiles) -> Path:
 
 
 def load_weights(files: ModelFiles) -> tuple[Any, Any]:
-    """(model, tokenizer), with the adapter merged in fp32 and rounded once.
+    """(model, tokenizer), with the adapter merged.
 
     Raises:
         MissingError: a file is missing, or is not a model or adapter.
     """
     from reflux.finetune import base_model
 
-    base = base_model.dequantised_base(files.gguf)
-    if files.adapter is None:
-        return base_model.load_base(base)
-    student, tokenizer = base_model.load_adapted(base, _peft_folder(files))
-    with base_model.quiet_libraries():
-        return student.merge_and_unload(), tokenizer
+    adapter = None if files.adapter is None else _peft_folder(files)
+    return base_model.load_base(base_model.dequantised_base(files.gguf), adapter)
 
 
 @dataclass(eq=False)
@@ -170,7 +166,7 @@ class _Worker(threading.Thread):
         """New jobs, from any thread; None wakes the worker."""
         self._closing = False
         self._schedulers: OrderedDict[str, Scheduler] = OrderedDict()
-        self._held: list[_Job] = []
+        self._held: list[_Job | None] = []
         """Jobs that have no row yet, such as those whose model waits for another to be idle."""
         self._jobs: dict[Row, _Job] = {}
 
@@ -189,9 +185,9 @@ class _Worker(threading.Thread):
             for name in [n for n, scheduler in self._schedulers.items() if scheduler.busy]:
                 self._step(name)
         while not self.inbox.empty():
-            self._hold(self.inbox.get())
+            self._held.append(self.inbox.get())
         closed = EndpointError("the batched engine was closed before it answered")
-        for job in [*self._held, *self._jobs.values()]:
+        for job in filter(None, [*self._held, *self._jobs.values()]):
             job.settle(closed)
         self._schedulers.clear()
 
@@ -200,23 +196,20 @@ class _Worker(threading.Thread):
         idle = not self._held and not any(s.busy for s in self._schedulers.values())
         if idle:
             try:
-                self._hold(self.inbox.get(timeout=IDLE_SECONDS))
+                self._held.append(self.inbox.get(timeout=IDLE_SECONDS))
             except Empty:
                 for scheduler in self._schedulers.values():
                     scheduler.release()
-                self._hold(self.inbox.get())
+                self._held.append(self.inbox.get())
         with contextlib.suppress(Empty):
             while not self._closing:
                 gather = idle and len(self._held) < self._config.rows
-                self._hold(self.inbox.get(timeout=GATHER_SECONDS if gather else 0))
-
-    def _hold(self, job: _Job | None) -> None:
-        if job is not None:
-            self._held.append(job)
+                self._held.append(self.inbox.get(timeout=GATHER_SECONDS if gather else 0))
 
     def _admit(self) -> None:
         """Turn held jobs into rows of their models, which are loaded if there is room."""
-        jobs, self._held = [job for job in self._held if not job.future.cancelled()], []
+        jobs = [job for job in self._held if job is not None and not job.future.cancelled()]
+        self._held = []
         for name in dict.fromkeys(job.request.model for job in jobs):
             requested = [job for job in jobs if job.request.model == name]
             try:
@@ -229,12 +222,9 @@ class _Worker(threading.Thread):
                 continue
             for job in requested:
                 try:
-                    row = scheduler.row(job.request)
+                    self._jobs[scheduler.add(job.request)] = job
                 except Exception as error:  # noqa: BLE001
                     _fail([job], error, "could not read a request")
-                    continue
-                self._jobs[row] = job
-                scheduler.add([row])
 
     def _scheduler(self, name: str) -> "Scheduler | None":
         """The scheduler of a model, loaded if needed; None while all others are busy."""
@@ -242,19 +232,14 @@ class _Worker(threading.Thread):
             with short_waits():
                 from reflux.finetune.engine.scheduler import Scheduler
 
-            config = self._config
             for idle in [n for n, other in self._schedulers.items() if not other.busy]:
-                if len(self._schedulers) < config.models:
+                if len(self._schedulers) < self._config.models:
                     break
                 del self._schedulers[idle]
-            if len(self._schedulers) >= config.models:
+            if len(self._schedulers) >= self._config.models:
                 return None
-            self._schedulers[name] = Scheduler(
-                *load_weights(self._resolve(name)),
-                rows=config.rows,
-                context=config.context,
-                prefix_cache=config.prefix_cache,
-            )
+            weights = load_weights(self._resolve(name))
+            self._schedulers[name] = Scheduler(*weights, self._config)
         self._schedulers.move_to_end(name)
         return self._schedulers[name]
 

@@ -11,9 +11,8 @@ The continuous batching of transformers 5.23 has one seed for all requests, log-
 the drawn token only, and no speed on CPUs.
 """
 
-import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +20,9 @@ import torch
 
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob
+from reflux.finetune.engine.client import BatchedConfig
 from reflux.finetune.engine.kv_cache import ATTENTION, KVCache, SharedPrefix, Window
-from reflux.finetune.train.packing import groups_of_like_length
+from reflux.finetune.train.packing import common_prefix, groups_of_like_length
 
 MAX_PREFIXES = 8
 """Prefixes that are cached; the least recently used is dropped first."""
@@ -82,11 +82,8 @@ class _Group:
 class Scheduler:
     """A model and its tokenizer, used by one thread."""
 
-    def __init__(
-        self, model: Any, tokenizer: Any, *, rows: int, context: int, prefix_cache: bool = True
-    ) -> None:
-        """See `BatchedConfig` for the options.
-
+    def __init__(self, model: Any, tokenizer: Any, config: BatchedConfig) -> None:
+        """
         Raises:
             UsageError: the model has other layers than full attention.
         """
@@ -99,8 +96,8 @@ class Scheduler:
         model.eval()
         model.set_attn_implementation(ATTENTION)
         self._model, self._tokenizer = model, tokenizer
-        self._max_rows, self._prefix_cache = rows, prefix_cache
-        self._context = min(context, model.config.max_position_embeddings)
+        self._config = config
+        self._context = min(config.context, model.config.max_position_embeddings)
         ends = model.generation_config.eos_token_id
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         self._groups: OrderedDict[tuple[int, ...], _Group] = OrderedDict()
@@ -112,8 +109,8 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self._new) or any(group.busy for group in self._groups.values())
 
-    def row(self, request: ChatRequest) -> Row:
-        """A request as a row; `add` starts it.
+    def add(self, request: ChatRequest) -> Row:
+        """A request as a row, which starts at the next step.
 
         Raises:
             EndpointError: the prompt fills the context.
@@ -129,15 +126,12 @@ class Scheduler:
             raise error
         sampling = request.sampling
         row = Row(request, ids, min(sampling.max_tokens, self._context - len(ids)))
-        if self._prefix_cache:
+        if self._config.prefix_cache:
             row.prefix = self._prefix(request, ids)
         if sampling.temperature > 0:
             row.generator = seeded(sampling.seed, request.vote)
+        self._new.append(row)
         return row
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """Start rows at the next step."""
-        self._new += rows
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
@@ -151,7 +145,7 @@ class Scheduler:
             return []
         self._groups.move_to_end(turn)
         group = self._groups[turn]
-        free = self._max_rows - sum(len(g.rows) for g in self._groups.values())
+        free = self._config.rows - sum(len(g.rows) for g in self._groups.values())
         count = min(free, len(group.waiting))
         # The prefill of one row costs the others nearly a step.
         worthwhile = 4 * count >= len(group.rows) or group.waited >= MAX_WAIT
@@ -200,11 +194,10 @@ class Scheduler:
         if system not in self._prefixes:
             head = [{"role": "system", "content": system[1]}] if system else []
             users = [{"role": "user", "content": word} for word in ("Yes?", "no")]
-            pairs = zip(*(self._tokenize([*head, user]) for user in users), strict=False)
+            prompts = [self._tokenize([*head, user]) for user in users]
             if len(self._prefixes) >= 64 * MAX_PREFIXES:
                 self._prefixes.clear()
-            shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-            self._prefixes[system] = tuple(token for token, _ in shared)
+            self._prefixes[system] = tuple(common_prefix(prompts))
         prefix = self._prefixes[system]
         return prefix if len(prefix) < len(ids) and tuple(ids[: len(prefix)]) == prefix else ()
 

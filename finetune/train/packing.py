@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -119,14 +120,14 @@ def pack(batch: Mapping[str, torch.Tensor], config: Any, dtype: torch.dtype) -> 
             firsts.append(counted[0] - 1)
     if not rows:
         return None
-    shared = _shared(rows, min(firsts)) if len(rows) > 1 else 0
+    # None of the shared tokens predicts a label.
+    shared = min(*firsts, len(common_prefix(rows))) if len(rows) > 1 else 0
     return _lay_out(rows, labels, shared, config, dtype, batch["input_ids"].device)
 
 
-def _shared(rows: Sequence[Sequence[int]], limit: int) -> int:
-    """Number of tokens that all rows begin with, of which none predicts a label."""
-    columns = itertools.islice(zip(*rows, strict=False), limit)
-    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+def common_prefix(rows: Sequence[list[int]]) -> list[int]:
+    """The tokens that all rows begin with."""
+    return list(commonprefix(rows))  # noqa: RUF071 - tokens, not paths.
 
 
 def _lay_out(

@@ -11,14 +11,13 @@ GPUs.
 
 import dataclasses
 import difflib
-import json
 import math
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,9 @@ from reflux.finetune.base_model import (
     quiet_libraries,
     wrapping_write_errors,
 )
+from reflux.finetune.config import DistillConfig
 from reflux.finetune.export import export_adapter
-from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, Registry, Student
+from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, Base, Registry
 from reflux.finetune.train.trainer import StudentTrainer
 
 SFT_DEFAULTS: dict[str, Any] = {
@@ -105,15 +105,13 @@ def train(
     sft: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | None = None,
     seed: int = 0,
-    model_id: str = DEFAULT_MODEL_ID,
     on_progress: Callable[[TrainingStep], None] = lambda step: None,
 ) -> TrainReport:
     """Train a LoRA adapter on the pristine `base` and write it to `out`, deterministic in `seed`.
 
     `sft` and `lora` override `SFT_DEFAULTS` and `LORA_DEFAULTS` and go unchanged to `SFTConfig`
-    and `LoraConfig`. `out` gets `adapter_config.json`, which names `model_id` as the base, and
-    `adapter_model.safetensors`. `on_progress` is called after every step; an error that it raises
-    ends the training.
+    and `LoraConfig`. `out` gets `adapter_config.json` and `adapter_model.safetensors`.
+    `on_progress` is called after every step; an error that it raises ends the training.
 
     Raises:
         UsageError: no rows, rows of another form, or an unknown or invalid option.
@@ -138,28 +136,27 @@ def train(
         except (ValueError, TypeError) as error:
             raise UsageError(f"training cannot start: {error}; see sft: and lora:") from error
         dataset: Any = trainer.train_dataset
-        watch = _LossRecorder(trainer, len(dataset), on_progress)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(watch)
         if not len(dataset):
             raise UsageError(
                 f"every prompt fills max_length={args.max_length} tokens, so no completion is "
                 "left: raise sft.max_length or shorten the prompts"
             )
         limit = args.max_length or math.inf
-        begun = time.perf_counter()
+        steps = _StepListener(trainer, on_progress)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(steps)
         trainer.train()
-        seconds = time.perf_counter() - begun
-        _save(trainer.model, Path(scratch) / "adapter", out, model_id)
+        seconds = time.perf_counter() - steps.begun
+        _save(trainer.model, Path(scratch) / "adapter", out)
     return TrainReport(
         rows=len(dataset),
         dropped=len(rows) - len(dataset),
         truncated=sum(len(ids) >= limit for ids in dataset["input_ids"]),
         steps=trainer.state.global_step,
         seconds=round(seconds, 3),
-        examples_per_second=round(watch.examples / seconds, 2),
-        final_loss=watch.losses[-1],
-        losses=watch.losses,
+        examples_per_second=round(steps.examples / seconds, 2),
+        final_loss=trainer.losses[-1],
+        losses=trainer.losses,
     )
 
 
@@ -171,19 +168,17 @@ class StudentPlan:
     rows: Sequence[Mapping[str, Any]]
     """In the form that `Row.train` gives."""
     rows_digest: str
+    config: DistillConfig
     round: int | None = None
     parent: str | None = None
-    sft: Mapping[str, Any] = field(default_factory=dict)
-    lora: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
 
 
 def distill(
     registry: Registry,
     plan: StudentPlan,
     progress: Callable[[str, int, int, str], None],
-    stop: threading.Event | None = None,
-) -> Student:
+    stop: threading.Event,
+) -> None:
     """Train on the pristine base, export the adapter as GGUF, and register the whole student.
 
     Raises:
@@ -192,7 +187,7 @@ def distill(
     """
 
     def check_stop() -> None:
-        if stop is not None and stop.is_set():
+        if stop.is_set():
             raise RefluxError("training was interrupted; --resume starts this student again")
 
     def on_progress(state: TrainingStep) -> None:
@@ -204,47 +199,32 @@ def distill(
     progress("load the base", 0, 1, "")
     base = dequantised_base(gguf)
     check_stop()
-    with registry.staging(plan.id) as folder:
-        settings = {"sft": dict(plan.sft), "lora": dict(plan.lora), "seed": plan.seed}
+    with registry.staging(plan.id) as (folder, card):
+        settings = dict(plan.config)
         trained = asdict(train(plan.rows, base, folder, **settings, on_progress=on_progress))
         del trained["losses"]
         export_adapter(folder, base, folder / ADAPTER_GGUF)
-        registry.write(
-            folder,
-            id=plan.id,
+        card.update(
             parent=plan.parent,
             round=plan.round,
-            base={
-                "model_id": DEFAULT_MODEL_ID,
-                "gguf_sha256": file_sha256(gguf),
-                "dequantised_sha256": base_digest(base),
-            },
+            base=Base(DEFAULT_MODEL_ID, file_sha256(gguf), base_digest(base)),
             rows_digest=plan.rows_digest,
             config={**settings, "report": trained},
         )
-    return registry.get(plan.id)
 
 
-class _LossRecorder(TrainerCallback):
-    """Records each step's loss and reports progress."""
+class _StepListener(TrainerCallback):
+    """Reports each step."""
 
-    def __init__(
-        self, trainer: StudentTrainer, rows: int, listener: Callable[[TrainingStep], None]
-    ) -> None:
-        self.losses: list[float] = []
-        self.examples = 0
-        self._trainer, self._rows, self._listener = trainer, rows, listener
-        self._begun = 0.0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._begun = time.perf_counter()
+    def __init__(self, trainer: Any, listener: Callable[[TrainingStep], None]) -> None:
+        self._trainer, self._listener = trainer, listener
+        self.begun, self.examples = time.perf_counter(), 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.losses.append(self._trainer.step_loss)
-        self._trainer.step_loss = 0.0
-        self.examples = round(self._rows * state.epoch)
-        rate = self.examples / (time.perf_counter() - self._begun)
-        self._listener(TrainingStep(state.global_step, state.max_steps, self.losses[-1], rate))
+        self.examples = round(len(self._trainer.train_dataset) * state.epoch)
+        rate = self.examples / (time.perf_counter() - self.begun)
+        loss = self._trainer.losses[-1]
+        self._listener(TrainingStep(state.global_step, state.max_steps, loss, rate))
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -277,21 +257,20 @@ def _configure(
         raise UsageError(message) from error
 
 
-def _save(model: Any, scratch: Path, out: Path, model_id: str) -> None:
+def _save(model: Any, scratch: Path, out: Path) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not all(bool(torch.isfinite(p).all()) for p in trained):
         raise RefluxError(
             "the trained adapter has weights that are not finite: lower sft.learning_rate or "
             "raise sft.warmup_steps"
         )
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = DEFAULT_MODEL_ID
+    if isinstance(config.target_modules, set):  # Whose order differs between processes.
+        config.target_modules = sorted(config.target_modules)
     # By default, PEFT asks the hub for the base's vocabulary.
     with wrapping_write_errors():
         model.save_pretrained(scratch, save_embedding_layers=False)
-    config = json.loads((scratch / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = model_id
-    if isinstance(config["target_modules"], list):
-        # PEFT writes a set, whose order differs between processes.
-        config["target_modules"].sort()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.copyfile(scratch / ADAPTER, out / ADAPTER)
+    for name in ("adapter_config.json", ADAPTER):
+        shutil.copyfile(scratch / name, out / name)

@@ -37,11 +37,10 @@ class StudentTrainer(SFTTrainer):
     that `reflux.finetune.train.packing` cannot pack is trained on the padded batch.
     """
 
-    step_loss: float = 0.0
-    """Loss of the current step; gradient accumulation adds up its parts."""
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.losses: list[float] = []
+        """Of each step; gradient accumulation adds up a step's parts."""
         model: Any = self.model
         # Autocast chooses other precisions than the fused layer.
         if not (self.args.bf16 or self.args.fp16):
@@ -99,7 +98,9 @@ class StudentTrainer(SFTTrainer):
                 f"{self._get_learning_rate():.3g} (peak {self.args.learning_rate:.3g}): lower "
                 "sft.learning_rate or raise sft.warmup_steps"
             )
-        self.step_loss += value
+        if len(self.losses) == self.state.global_step:
+            self.losses.append(0.0)
+        self.losses[-1] += value
         return loss
 
 
@@ -166,7 +167,7 @@ class _LoraLinear(torch.autograd.Function):
 def fuse_lora(model: torch.nn.Module) -> int:
     """Give every plain LoRA layer of `model` the fused forward; returns the number of layers.
 
-    A layer with dropout, several adapters, a variant such as DoRA, a bias, or a quantised base
+    A layer with dropout, several adapters, a variant such as DoRA, a bias, or a quantized base
     keeps PEFT's forward.
     """
     layers = [layer for layer in model.modules() if _is_plain(layer)]

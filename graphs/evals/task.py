@@ -5,6 +5,7 @@ questions (a+b and b+a) fall on the same side, at every depth of a tree.
 """
 
 import hashlib
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -133,18 +134,38 @@ def score_held_out(task: Task, question: str, answer: str | None) -> bool:
 
 
 def draw_questions(
-    task: Task, n: int, split: Split, draw: Callable[[], str], max_draws: int
+    task: Task,
+    n: int,
+    level: int,
+    split: Split,
+    seed: int,
+    draw: Callable[[random.Random], str],
+    max_draws: int = 200,
 ) -> list[str]:
     """Up to `n` distinct questions of one split, in the order drawn, or fewer after `max_draws`
     draws per question. `draw` returns a random question, or an empty text to skip."""
+    generator = random.Random(f"{task.name}:{level}:{split}:{seed}")
     questions: dict[str, None] = {}
     for _ in range(max_draws * n):
         if len(questions) == n:
             break
-        question = draw()
+        question = draw(generator)
         if question and is_held_out(task, question) == (split == "held_out"):
             questions[question] = None
     return list(questions)
+
+
+def read_by(read: Callable[[str], object], text: str, remedy: str) -> str:
+    """A question that a user typed in the task's own form, which `read` reads.
+
+    Raises:
+        UsageError: it has another form; the message ends with `remedy`.
+    """
+    try:
+        read(text.strip())
+    except ValueError as error:
+        raise UsageError(f"{error}; {remedy}") from error
+    return text.strip()
 
 
 def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:

@@ -8,6 +8,9 @@ changes when votes are asked, never which.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
+
+from pydantic import Field
 
 from reflux.agents.errors import UsageError, check_range
 from reflux.graphs.voting.stopping import AheadBy, AnyRule
@@ -72,7 +75,7 @@ class VotePolicy:
     or where log-probabilities are unknown. None: never."""
     temperature: float = 0.7
     """Temperature of every vote but the first, which is greedy."""
-    rule: AnyRule | None = None
+    rule: Annotated[AnyRule | None, Field(discriminator="kind")] = None
     """When the votes decide; first to be ahead by `margin` where None."""
     variants: tuple[Variant, ...] = ()
     """How copies differ beyond their seed: vote i takes the variant at i modulo their number."""

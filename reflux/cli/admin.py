@@ -91,7 +91,7 @@ def promote_student(
 ) -> None:
     """Make a student the agent of the run."""
     registry = open_students(run)
-    with RunFolder(run).locked():
+    with RunFolder(run).lock():
         registry.promote(student)
     done = f"{student} is promoted; `reflux students rollback` undoes it"
     print_result({"current": student}, done, as_json)
@@ -101,7 +101,7 @@ def promote_student(
 def rollback_student(run: RunDir = RUNS / "demo", as_json: Json = False) -> None:
     """Restore the agent before the last promotion."""
     registry = open_students(run)
-    with RunFolder(run).locked():
+    with RunFolder(run).lock():
         student = registry.rollback()
     name = student.id if student else "base"
     print_result({"current": name}, f"{name} is the agent again", as_json)

@@ -80,7 +80,7 @@ def clear(folder: RunFolder) -> None:
                 f"{folder.path} holds {foreign[0]!r} and no run, so --fresh leaves it alone; name "
                 "another --run"
             )
-    with folder.locked():
+    with folder.lock():
         for path in (folder.path / name for name in RUN_PARTS):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -230,7 +230,7 @@ def distill(
     from reflux.finetune.train.sft import StudentPlan
     from reflux.finetune.train.sft import distill as train_student
 
-    plan = StudentPlan(id=student, rows=rows, rows_digest=digest, **dict(settings))
+    plan = StudentPlan(id=student, rows=rows, rows_digest=digest, config=settings)
 
     async def work() -> None:
         with ProgressView() as view:

@@ -10,39 +10,37 @@ from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.evals.task import Task, writing_of
 from reflux.tasks.addition import Addition
 from reflux.tasks.arithmetic import (
-    chain_sum,
-    number_filtering,
-    number_sorting,
-    products,
-    time_intervals,
-    word_sorting,
+    ChainSum,
+    NumberFiltering,
+    NumberSorting,
+    Products,
+    TimeIntervals,
+    WordSorting,
 )
 from reflux.tasks.hanoi import Hanoi
-from reflux.tasks.multihop import multihop
+from reflux.tasks.multihop import Multihop
 from reflux.tasks.multiplication import Multiplication, MultiplicationLeaves
-from reflux.tasks.reading import (
-    family_relationships,
-    letter_counting,
-    needle_haystack,
-    spell_backward,
-)
+from reflux.tasks.reading import FamilyRelationships, LetterCounting, NeedleHaystack, SpellBackward
 
 TASKS: dict[str, Callable[[], Task]] = {
-    "addition": Addition,
-    "multiplication": Multiplication,
-    "multiplication_leaves": MultiplicationLeaves,
-    "hanoi": Hanoi,
-    "chain_sum": chain_sum,
-    "products": products,
-    "number_sorting": number_sorting,
-    "number_filtering": number_filtering,
-    "word_sorting": word_sorting,
-    "spell_backward": spell_backward,
-    "letter_counting": letter_counting,
-    "time_intervals": time_intervals,
-    "needle_haystack": needle_haystack,
-    "family_relationships": family_relationships,
-    "multihop": multihop,
+    kind.name: kind
+    for kind in (
+        Addition,
+        Multiplication,
+        MultiplicationLeaves,
+        Hanoi,
+        ChainSum,
+        Products,
+        NumberSorting,
+        NumberFiltering,
+        WordSorting,
+        SpellBackward,
+        LetterCounting,
+        TimeIntervals,
+        NeedleHaystack,
+        FamilyRelationships,
+        Multihop,
+    )
 }
 
 DEFAULT_TASK = "addition"

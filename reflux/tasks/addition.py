@@ -13,12 +13,11 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
-from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from reflux.agents.verifiers import Checker, RuleChecker
-from reflux.graphs.evals.task import Split, Task, draw_questions
+from reflux.graphs.evals.task import Split, Task, draw_questions, read_by
 
 QUESTION = re.compile(r"(\d+)\+(\d+)(\+1)?=")
 
@@ -66,14 +65,13 @@ class Addition(Task):
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Training: any digits, with and without a carry. Held out: no carry, no leading zero."""
-        generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
         low = 10 ** (level - 1) if split == "held_out" else 0
 
-        def draw() -> str:
+        def draw(generator: random.Random) -> str:
             a, b = (str(generator.randrange(low, 10**level)).zfill(level)[::-1] for _ in range(2))
             return write(a, b, 0 if split == "held_out" else generator.randrange(2))
 
-        return draw_questions(self, n, split, draw, max_draws=200)
+        return draw_questions(self, n, level, split, seed, draw)
 
     def canonical(self, question: str) -> str:
         """The sorted operands without the carry: a+b, b+a and a+b+1 are one question."""
@@ -97,11 +95,7 @@ class Addition(Task):
         if plain is not None:
             length = max(len(plain[1]), len(plain[2]))
             return write(plain[1].zfill(length)[::-1], plain[2].zfill(length)[::-1], 0)
-        try:
-            read(text)
-        except ValueError as error:
-            raise UsageError(f'{error}; write a sum as "304+517"') from error
-        return text.strip()
+        return read_by(read, text, 'write a sum as "304+517"')
 
     def to_user(self, question: str, answer: str) -> str:
         return (answer[::-1].lstrip("0") or "0") if answer.isdecimal() else answer

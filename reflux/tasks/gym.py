@@ -12,11 +12,11 @@ propositional_logic, boxnet, graph_color, game_of_life_halting and prime_factori
 import hashlib
 import importlib
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.overseers.protocol import PASS, Overseer
@@ -26,7 +26,7 @@ from reflux.agents.tools.protocol import Tool
 from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.agents.types import Ask, Exchange, Step, SubQuestion
 from reflux.agents.verifiers import Checker, RuleChecker
-from reflux.graphs.evals.task import Split, Task, is_held_out
+from reflux.graphs.evals.task import Split, Task, is_held_out, read_by
 
 INSTALL = "pip install 'reflux-ida[tasks]'"
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)")
@@ -36,54 +36,6 @@ COUNTS = (
 )  # fmt: skip
 Entry = Mapping[str, Any]
 """One generated question: `question`, `answer`, and what its scorer needs."""
-
-
-class Source(Protocol):
-    """A generator of questions with a scorer."""
-
-    @property
-    def levels(self) -> int: ...
-
-    def draw(self, level: int, seed: int) -> Iterator[Entry]:
-        """Entries of one level, the same for the same seed."""
-        ...
-
-    def right(self, answer: str, entry: Entry) -> bool:
-        """True for full marks by the source's scorer."""
-        return answer == entry["answer"]
-
-
-@dataclass(frozen=True)
-class Gym(Source):
-    """One data set of reasoning-gym; level i has the parameters at position i - 1."""
-
-    dataset: str
-    parameters: Sequence[Mapping[str, Any]]
-    keep: Callable[[Entry], bool] = lambda entry: True
-    """False for an entry whose key is wrong."""
-
-    @property
-    def levels(self) -> int:
-        return len(self.parameters)
-
-    def draw(self, level: int, seed: int) -> Iterator[Entry]:
-        """Entries in the order of the package's own indices."""
-        entries = self._dataset(level, seed)
-        return filter(self.keep, (entries[i] for i in range(len(entries))))
-
-    def right(self, answer: str, entry: Entry) -> bool:
-        """Whether the package's `score_answer` gives full marks; partial marks count as wrong."""
-        return self._scorer.score_answer(answer, dict(entry)) == 1.0
-
-    @cached_property
-    def _scorer(self) -> Any:
-        return self._dataset(1, 0)
-
-    def _dataset(self, level: int, seed: int) -> Any:
-        package = offline_package("reasoning_gym")
-        return package.create_dataset(
-            self.dataset, seed=seed, size=1_000_000, **self.parameters[level - 1]
-        )
 
 
 def offline_package(name: str) -> Any:
@@ -100,28 +52,82 @@ def offline_package(name: str) -> Any:
         raise MissingError(f"this task needs {name}, which is not installed: {INSTALL}") from error
 
 
-@dataclass(frozen=True, eq=False)
-class GymTask(Task):
-    """A task made of a source, a script and two readers of text."""
+def ranges(**by_level: Sequence[tuple[int, int]]) -> list[dict[str, int]]:
+    """`min_NAME` and `max_NAME` of each level, from a (min, max) by level for each name."""
+    return [
+        {
+            f"{end}_{name}": pair[index]
+            for name, pair in zip(by_level, pairs, strict=True)
+            for index, end in enumerate(("min", "max"))
+        }
+        for pairs in zip(*by_level.values(), strict=True)
+    ]
 
-    name: str
-    source: Source
-    script: Callable[[Any, Sequence[Exchange]], Step]
-    """H's next step, from the parts of a question and the sub-answers so far. A `ValueError` means
-    an unusable sub-answer; the graph makes another attempt."""
-    read: Callable[[str], Any]
-    """The parts of a question; `ValueError` where it is not one of this task's."""
-    extract: Callable[[str, str], str]
-    """(question, reply) to the answer in the scorer's form; `ValueError` where there is none."""
+
+class GymTask(Task):
+    """A task on the data set of reasoning-gym that has its name: a script and readers of text."""
+
+    parameters: Sequence[Mapping[str, Any]]
+    """Of the data set; level i has those at position i - 1."""
+    form: str
+    """The pattern of a whole question."""
     answered_by: str
     """What answers the sub-questions: `model: …`, `tool: …` or both."""
-    canonical_parts: Callable[[Any], Any] | None = None
-    """What equivalent questions share, where that is less than their text."""
-    answer_room: int = 48
+    reader: Callable[[str], str]
+    """Takes the answer out of a reply, where that needs no question."""
+    max_answer_tokens = 48
     """Maximum tokens for a whole question asked directly."""
-    part_room: int = 24
+    max_part_tokens = 24
     """Maximum tokens for a sub-question."""
-    _entries: dict[str, Entry] = field(default_factory=dict, init=False, repr=False)
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+
+    def read(self, question: str) -> Any:
+        """The parts of a question: by default the groups of `form`.
+
+        Raises:
+            ValueError: it is not one of this task's.
+        """
+        match = re.search(self.form, question, re.DOTALL)
+        if match is None:
+            raise ValueError(f"{question[:80]!r} does not have the form of this task's questions")
+        return match.groups()
+
+    @abstractmethod
+    def script(self, parts: Any, transcript: Sequence[Exchange]) -> Step:
+        """H's next step, from the parts of a question and the sub-answers so far. A `ValueError`
+        means an unusable sub-answer; the graph makes another attempt."""
+
+    def extract(self, question: str, reply: str) -> str:
+        """The answer in the scorer's form; `ValueError` where there is none."""
+        return type(self).reader(reply)
+
+    def equivalence(self, parts: Any) -> Any:
+        """What equivalent questions share, where that is less than their text; else None."""
+        return None
+
+    def keep(self, entry: Entry) -> bool:
+        """False for an entry whose key is wrong."""
+        return True
+
+    def draw(self, level: int, seed: int) -> Iterator[Entry]:
+        """Entries of one level in the order of the package's own indices, the same for the same
+        seed."""
+        entries = self._dataset(level, seed)
+        return filter(self.keep, (entries[i] for i in range(len(entries))))
+
+    def right(self, answer: str, entry: Entry) -> bool:
+        """Whether the package's `score_answer` gives full marks; partial marks count as wrong."""
+        return self._scorer.score_answer(answer, dict(entry)) == 1.0
+
+    @cached_property
+    def _scorer(self) -> Any:
+        return self._dataset(1, 0)
+
+    def _dataset(self, level: int, seed: int) -> Any:
+        options = {"seed": seed, "size": 1_000_000, **self.parameters[level - 1]}
+        return offline_package("reasoning_gym").create_dataset(self.name, **options)
 
     def overseers(self) -> Sequence[Overseer]:
         """The one script; a retry samples the copies with other seeds."""
@@ -143,14 +149,15 @@ class GymTask(Task):
         return True
 
     def answer_tokens(self, question: str) -> int:
-        return self.answer_room if self._reads(question) else self.part_room
+        return self.max_answer_tokens if self._reads(question) else self.max_part_tokens
 
     def checker(self) -> Checker:
         """Tests the form only: of a whole question's answer; other answers must not be empty."""
-        return RuleChecker({"empty": lambda _, answer: bool(answer.strip()), "form": self._formed})
 
-    def _formed(self, question: str, answer: str) -> bool:
-        return not self._reads(question) or bool(self.extract(question, answer))
+        def has_form(question: str, answer: str) -> bool:
+            return not self._reads(question) or bool(self.extract(question, answer))
+
+        return RuleChecker({"empty": lambda _, answer: bool(answer.strip()), "form": has_form})
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Distinct questions of one split; `score` needs the entries that this stores.
@@ -159,14 +166,12 @@ class GymTask(Task):
             UsageError: there is no such level.
             MissingError: the package that makes the questions is not installed.
         """
-        if not 1 <= level <= self.source.levels:
-            raise UsageError(
-                f"{self.name!r} has levels 1 to {self.source.levels}; {level} was asked for"
-            )
+        levels = len(self.parameters)
+        if not 1 <= level <= levels:
+            raise UsageError(f"{self.name!r} has levels 1 to {levels}; {level} was asked for")
         digest = hashlib.sha256(f"{self.name}:{level}:{split}:{seed}".encode()).digest()
-        entries = self.source.draw(level, int.from_bytes(digest[:4]) >> 2)
         questions: dict[str, str] = {}
-        for entry in islice(entries, 200 * n):
+        for entry in islice(self.draw(level, int.from_bytes(digest[:4]) >> 2), 200 * n):
             if len(questions) == n:
                 break
             question = entry["question"].strip()
@@ -176,10 +181,9 @@ class GymTask(Task):
         return list(questions.values())
 
     def canonical(self, question: str) -> str:
-        """The parts that equivalent questions share; of other texts, the words."""
-        if self.canonical_parts is not None and self._reads(question):
-            return repr(self.canonical_parts(self.read(question)))
-        return " ".join(question.split())
+        """What equivalent questions share; of other texts, the words."""
+        shared = self.equivalence(self.read(question)) if self._reads(question) else None
+        return " ".join(question.split()) if shared is None else repr(shared)
 
     def from_user(self, text: str) -> str:
         """A question in the words of its source.
@@ -187,11 +191,7 @@ class GymTask(Task):
         Raises:
             UsageError: it has another form.
         """
-        try:
-            self.read(text.strip())
-        except ValueError as error:
-            raise UsageError(f"{error}; {self.name!r} takes its questions word for word") from error
-        return text.strip()
+        return read_by(self.read, text, f"{self.name!r} takes its questions word for word")
 
     def to_user(self, question: str, answer: str) -> str:
         """The extracted answer, or the whole reply where there is none."""
@@ -214,7 +214,7 @@ class GymTask(Task):
             extracted = self.extract(question, answer)
         except ValueError:
             return False
-        return self.source.right(extracted, self._entries[question])
+        return self.right(extracted, self._entries[question])
 
 
 def ask_tool(name: str, questions: Iterable[str]) -> Ask:
@@ -228,78 +228,70 @@ def text_of(exchange: Exchange) -> str:
     Raises:
         ValueError: it is empty, or the sub-question failed.
     """
-    if exchange.error is not None or not (exchange.answer or "").strip():
+    text = (exchange.answer or "").strip()
+    if exchange.error is not None or not text:
         raise ValueError(f"no usable answer to {exchange.question!r}: {exchange.error or 'empty'}")
-    return (exchange.answer or "").strip()
+    return text
 
 
-def number_of(exchange: Exchange) -> str:
+def number_of(
+    exchange: Exchange, form: str = r"-?[0-9]+(?:\.[0-9]+)?", noun: str = "number"
+) -> str:
     """The sub-answer, which must be one number and nothing else."""
     text = text_of(exchange)
-    if not re.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?", text):
-        raise ValueError(f"{text[:80]!r} is not a number; {exchange.question!r} asks for one")
+    if not re.fullmatch(form, text):
+        raise ValueError(f"{text[:80]!r} is not a {noun}; {exchange.question!r} asks for one")
     return text
 
 
 def whole_number_of(exchange: Exchange) -> int:
     """The sub-answer, which must be one whole number of at least zero."""
-    text = text_of(exchange)
-    if not re.fullmatch(r"[0-9]{1,15}", text):
-        raise ValueError(f"{text[:80]!r} is not a whole number; {exchange.question!r} asks for one")
-    return int(text)
+    return int(number_of(exchange, r"[0-9]{1,15}", "whole number"))
+
+
+def last_of(found: Sequence[str], noun: str, reply: str) -> str:
+    """The last of what was found in a reply: explanations come before the result."""
+    if not found:
+        raise ValueError(f"no {noun} in {reply[:80]!r}")
+    return found[-1]
 
 
 def last_number(reply: str) -> str:
-    """The last number of a reply, without commas: explanations come before the result."""
-    numbers = NUMBER.findall(reply)
-    if not numbers:
-        raise ValueError(f"no number in {reply[:80]!r}")
-    return numbers[-1].replace(",", "").replace("−", "-").lstrip("+")
+    """The last number of a reply, without commas."""
+    number = last_of(NUMBER.findall(reply), "number", reply)
+    return number.replace(",", "").replace("−", "-").lstrip("+")
 
 
 def last_count(reply: str) -> str:
     """The last number of a reply, in digits or in words up to fifteen."""
-    words = "|".join(COUNTS)
-    counts = re.findall(rf"(?<![\w.])\d+(?!\w)|\b(?:{words})\b", reply, re.IGNORECASE)
-    if not counts:
-        raise ValueError(f"no count in {reply[:80]!r}")
-    last = counts[-1].lower()
+    pattern = rf"(?<![\w.])\d+(?!\w)|\b(?:{'|'.join(COUNTS)})\b"
+    last = last_of(re.findall(pattern, reply, re.IGNORECASE), "count", reply).lower()
     return str(COUNTS.index(last)) if last in COUNTS else last
 
 
 def number_list(reply: str) -> str:
     """A list of numbers as `['1', '2.5']`: the last in brackets, else the last line with any."""
-    brackets = re.findall(r"\[([^\[\]]*)\]", reply)
-    lines = [line for line in reply.splitlines() if NUMBER.search(line)]
-    if not brackets and not lines:
-        raise ValueError(f"no list of numbers in {reply[:80]!r}")
-    numbers = re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", brackets[-1] if brackets else lines[-1])
-    return str(numbers)
+    lists = re.findall(r"\[([^\[\]]*)\]", reply)
+    lists = lists or [line for line in reply.splitlines() if NUMBER.search(line)]
+    return str(re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", last_of(lists, "list of numbers", reply)))
 
 
 def word_list(reply: str) -> str:
     """A comma-separated list: the last line with a comma, after any colon."""
     lines = [line for line in reply.splitlines() if "," in line]
-    if not lines:
-        raise ValueError(f"no list of words in {reply[:80]!r}")
-    words = [word.strip(" \t.\"'`*") for word in lines[-1].rpartition(":")[2].split(",")]
-    return ", ".join(re.sub(r"^and\s+", "", word) for word in words)
+    items = last_of(lines, "list of words", reply).rpartition(":")[2].split(",")
+    return ", ".join(re.sub(r"^and\s+", "", item.strip(" \t.\"'`*")) for item in items)
 
 
 def last_word(reply: str) -> str:
     """The last word of the first line, without punctuation."""
-    words = re.findall(r"[^\W_]+", reply.strip().split("\n")[0])
-    if not words:
-        raise ValueError(f"no word in {reply[:80]!r}")
-    return words[-1]
+    return last_of(re.findall(r"[^\W_]+", reply.strip().split("\n")[0]), "word", reply)
 
 
 def last_clock(reply: str) -> str:
     """The last time of day or duration, such as 07:12:37 or 07:12:37.250."""
-    clocks = re.findall(r"(?<![\d:])\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?![\d:])", reply)
-    if not clocks:
-        raise ValueError(f"no duration in {reply[:80]!r}")
-    return clocks[-1]
+    pattern = r"(?<![\d:])\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?![\d:])"
+    return last_of(re.findall(pattern, reply), "duration", reply)
 
 
 def first_name(names: Sequence[str], reply: str) -> str:
@@ -311,27 +303,3 @@ def first_name(names: Sequence[str], reply: str) -> str:
         raise ValueError(f"none of {', '.join(names)[:80]!r} in {reply[:80]!r}")
     # Lower case would not do: "ſon" matches "son" and differs from it in lower case.
     return next(n for n, each in patterns.items() if re.fullmatch(each, match[0], re.IGNORECASE))
-
-
-def reader_of(
-    pattern: str, parts: Callable[[re.Match[str]], Any] = lambda match: match.groups()
-) -> Callable[[str], Any]:
-    """A `GymTask.read`: the parts of a question that has the form."""
-    return lambda question: parts(match_question(pattern, question))
-
-
-def match_question(pattern: str, question: str) -> re.Match[str]:
-    """The parts of a question.
-
-    Raises:
-        ValueError: it has another form.
-    """
-    match = re.search(pattern, question, re.DOTALL)
-    if match is None:
-        raise ValueError(f"{question[:80]!r} does not have the form of this task's questions")
-    return match
-
-
-def answer_of(reader: Callable[[str], str]) -> Callable[[str, str], str]:
-    """A reader of replies as a `GymTask.extract`, which also gets the question."""
-    return lambda question, reply: reader(reply)

@@ -23,24 +23,8 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, Overseer, OverseerContext
 from reflux.agents.types import Answer, Chain, Step
 from reflux.agents.verifiers import Checker, RuleChecker
-from reflux.graphs.evals.task import Split, Task, draw_questions
-from reflux.tasks.tower import (
-    DISKS,
-    NO_MOVE,
-    PEGS,
-    WAYS,
-    WAYS_ROUND,
-    Position,
-    best,
-    cleared,
-    first_move,
-    left,
-    legal,
-    on_a_way,
-    on_the_way,
-    read,
-    read_user_text,
-)
+from reflux.graphs.evals.task import Split, Task, draw_questions, read_by
+from reflux.tasks import tower
 
 SIZES = range(4, 14)
 """Disks of H's primitives: more than the towers that they prepare for, because a tower's largest
@@ -56,15 +40,15 @@ class Mover:
 
     async def act(self, context: OverseerContext) -> Step:
         """A puzzle is a chain of moves; a single move is a primitive."""
-        position = read(context.question)
+        position = tower.read(context.question)
         if not position.goal:
-            return Answer(best(position))
-        return Chain(first_move(position).text) if context.may_ask else PASS
+            return Answer(tower.best(position))
+        return Chain(tower.first_move(position).text) if context.may_ask else PASS
 
     def follow(self, question: str, answer: str) -> str | Answer:
         """Make the move; when all disks lie on one peg, answer with the number of moves."""
-        position = read(question).after(answer)
-        return Answer(str(position.moves)) if cleared(position.pegs) else position.text
+        position = tower.read(question).after(answer)
+        return Answer(str(position.moves)) if tower.cleared(position.pegs) else position.text
 
 
 class Hanoi(Task):
@@ -93,15 +77,14 @@ class Hanoi(Task):
             UsageError: a tower of no such number of disks.
         """
         _check_disks(level)
-        generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
 
-        def draw() -> str:
+        def draw(generator: random.Random) -> str:
             if split == "train":
                 return single_move(level, generator)
-            start, end = generator.choice(WAYS)
-            return on_the_way(level, start, end, generator.randrange(2**level - 1)).text
+            start, end = generator.choice(tower.WAYS)
+            return tower.on_the_way(level, start, end, generator.randrange(2**level - 1)).text
 
-        return draw_questions(self, n, split, draw, max_draws=50)
+        return draw_questions(self, n, level, split, seed, draw, max_draws=50)
 
     def canonical(self, question: str) -> str:
         """The question without the number of moves made so far."""
@@ -120,21 +103,22 @@ class Hanoi(Task):
         words = text.split()
         if len(words) == 2 and words[0].lower() == "hanoi" and words[1].isdecimal():
             _check_disks(int(words[1]))
-            return on_the_way(int(words[1]), "X", "Z", 0).text
-        try:
-            return read_user_text(text.strip()).text
-        except ValueError as error:
-            raise UsageError(f'{error}; write a puzzle as "hanoi 10"') from error
+            return tower.on_the_way(int(words[1]), "X", "Z", 0).text
+        return read_by(tower.read_user_text, text, 'write a puzzle as "hanoi 10"')
 
     def to_user(self, question: str, answer: str) -> str:
         return f"solved in {answer} moves" if answer.isdecimal() else answer
 
     def score(self, question: str, answer: str) -> bool:
         """True for the length of a puzzle's shortest way, or for the rule's move."""
-        position = read(question)
+        position = tower.read(question)
         if not position.goal:
-            return answer == best(position)
-        ways = (left(position.pegs, peg, position.goal) for peg in PEGS if peg != position.goal)
+            return answer == tower.best(position)
+        ways = (
+            tower.left(position.pegs, peg, position.goal)
+            for peg in tower.PEGS
+            if peg != position.goal
+        )
         return answer in {str(way) for way in ways if way is not None}
 
 
@@ -151,8 +135,8 @@ def _primitives() -> tuple[str, ...]:
 
 
 def _check_disks(disks: int) -> None:
-    if not 2 <= disks <= len(DISKS):
-        raise UsageError(f"a tower of {disks} disks: choose 2 to {len(DISKS)}")
+    if not 2 <= disks <= len(tower.DISKS):
+        raise UsageError(f"a tower of {disks} disks: choose 2 to {len(tower.DISKS)}")
 
 
 def single_move(disks: int, generator: random.Random) -> str:
@@ -163,23 +147,23 @@ def single_move(disks: int, generator: random.Random) -> str:
     a way but all needed, are not as rare in training.
     """
     together = generator.randrange(1, disks) if generator.random() < 2 / 3 else 1
-    home = generator.choice(PEGS)
-    on = dict.fromkeys(PEGS, "")
+    home = generator.choice(tower.PEGS)
+    on = dict.fromkeys(tower.PEGS, "")
     for size in range(disks):
-        on[home if size < together else generator.choice(PEGS)] += DISKS[size]
+        on[home if size < together else generator.choice(tower.PEGS)] += tower.DISKS[size]
     pegs = on["X"], on["Y"], on["Z"]
-    if on_a_way(pegs):
+    if tower.on_a_way(pegs):
         return ""
-    start, first, second = generator.choice(WAYS_ROUND)
+    start, first, second = generator.choice(tower.WAYS_ROUND)
     cycle = f"{start} {first} {second} {start}"
     # What can have moved last: the smallest disk, or the smaller of the other two on top.
-    small, large = sorted((peg for peg in PEGS if peg != home), key=lambda p: on[p] or "~")
-    last = f"{DISKS[0]} {cycle[cycle.rindex(home) - 2]} {home}"
+    small, large = sorted((peg for peg in tower.PEGS if peg != home), key=lambda p: on[p] or "~")
+    last = f"{tower.DISKS[0]} {cycle[cycle.rindex(home) - 2]} {home}"
     if on[small] and generator.random() < (0.5 if together == 1 else 0.25):
         last = f"{on[small][0]} {large} {small}"
     if generator.random() < 0.03:
-        last = NO_MOVE
-    return Position(pegs, last, cycle, generator.randrange(2**disks)).text
+        last = tower.NO_MOVE
+    return tower.Position(pegs, last, cycle, generator.randrange(2**disks)).text
 
 
 def has_form(question: str, answer: str) -> bool:
@@ -191,4 +175,4 @@ def has_form(question: str, answer: str) -> bool:
 
 def is_legal(question: str, answer: str) -> bool:
     """True for a legal move, and for every answer to a puzzle."""
-    return question.startswith("solve ") or legal(read(question).pegs, answer)
+    return question.startswith("solve ") or tower.legal(tower.read(question).pegs, answer)

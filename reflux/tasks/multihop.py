@@ -14,19 +14,10 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 from reflux.agents.types import Answer, Ask, Exchange, Step
-from reflux.tasks.gym import (
-    Entry,
-    GymTask,
-    Source,
-    first_name,
-    match_question,
-    offline_package,
-    text_of,
-)
+from reflux.tasks.gym import Entry, GymTask, first_name, offline_package, text_of
 
 CONTINENTS = ("Africa", "the Americas", "Asia", "Europe")
 """Oceania has too few countries of this size."""
@@ -58,16 +49,15 @@ def capitals() -> dict[str, str]:
     return {capital: continent for capital, continent in pairs if counts[capital] == 1}
 
 
-@dataclass(frozen=True)
-class Atlas(Source):
-    """Draws cities of which exactly one lies on the continent that the question names."""
+class Multihop(GymTask):
+    """Cities of which exactly one lies on the continent that the question names; their order makes
+    no other question."""
 
-    cities: tuple[int, ...] = (2, 3, 5)
-    """Cities in a question, by level."""
-
-    @property
-    def levels(self) -> int:
-        return len(self.cities)
+    name = "multihop"
+    parameters = ({"cities": 2}, {"cities": 3}, {"cities": 5})
+    form = r"^Which of these cities .* in ([\w ]+): (.+, .+)\?$"
+    answered_by = "model: a capital's country, a country's continent"
+    max_part_tokens = 20
 
     def draw(self, level: int, seed: int) -> Iterator[Entry]:
         generator = random.Random(seed)
@@ -77,7 +67,7 @@ class Atlas(Source):
             inside = [city for city, its in known.items() if its == continent]
             outside = [city for city, its in known.items() if its != continent]
             right = generator.choice(inside)
-            cities = [right, *generator.sample(outside, self.cities[level - 1] - 1)]
+            cities = [right, *generator.sample(outside, self.parameters[level - 1]["cities"] - 1)]
             generator.shuffle(cities)
             yield {
                 "question": "Which of these cities is the capital of a country in "
@@ -85,41 +75,45 @@ class Atlas(Source):
                 "answer": right,
             }
 
+    def right(self, answer: str, entry: Entry) -> bool:
+        return answer == entry["answer"]
 
-def read(question: str) -> tuple[str, list[str]]:
-    match = match_question(r"^Which of these cities .* in ([\w ]+): (.+, .+)\?$", question)
-    if match[1] not in CONTINENTS:
-        raise ValueError(f"{match[1]!r} is not one of {', '.join(CONTINENTS)}")
-    return match[1], match[2].split(", ")
+    def read(self, question: str) -> tuple[str, list[str]]:
+        continent, cities = super().read(question)
+        if continent not in CONTINENTS:
+            raise ValueError(f"{continent!r} is not one of {', '.join(CONTINENTS)}")
+        return continent, cities.split(", ")
 
+    def equivalence(self, parts: tuple[str, list[str]]) -> tuple[str, list[str]]:
+        return parts[0], sorted(parts[1])
 
-def act(parts: tuple[str, list[str]], transcript: Sequence[Exchange]) -> Step:
-    """Ask for countries, then for continents, then take the first city on the right one.
+    def script(self, parts: tuple[str, list[str]], transcript: Sequence[Exchange]) -> Step:
+        """Ask for countries, then for continents, then take the first city on the right one.
 
-    A city without a readable country or continent is skipped.
-    """
-    continent, cities = parts
-    if not transcript:
-        return Ask.of(*(f"Which country has {city} as its capital?" for city in cities))
-    countries = [
-        country_in(city, exchange)
-        for city, exchange in zip(cities, transcript[: len(cities)], strict=True)
-    ]
-    known = [(city, country) for city, country in zip(cities, countries, strict=True) if country]
-    if len(transcript) == len(cities) and known:
-        return Ask.of(*(f"{country} is a country in which continent?" for _, country in known))
-    for (city, _), exchange in zip(known, transcript[len(cities) :], strict=True):
-        if continent_in(exchange) == continent:
-            return Answer(city)
-    raise ValueError(f"according to the copies, none of {', '.join(cities)} lies in {continent}")
+        A city without a readable country or continent is skipped.
+        """
+        continent, cities = parts
+        if not transcript:
+            return Ask.of(*(f"Which country has {city} as its capital?" for city in cities))
+        replies = zip(cities, transcript, strict=False)
+        countries = {city: country_in(city, exchange) for city, exchange in replies}
+        known = [(city, country) for city, country in countries.items() if country]
+        if len(transcript) == len(cities) and known:
+            return Ask.of(*(f"{country} is a country in which continent?" for _, country in known))
+        for (city, _), exchange in zip(known, transcript[len(cities) :], strict=True):
+            if continent_in(exchange) == continent:
+                return Answer(city)
+        raise ValueError(
+            f"according to the copies, none of {', '.join(cities)} lies in {continent}"
+        )
+
+    def extract(self, question: str, reply: str) -> str:
+        return first_name(self.read(question)[1], reply)
 
 
 def country_in(city: str, exchange: Exchange) -> str | None:
     """The first name in a reply that is neither the city's nor a word that begins a sentence."""
-    try:
-        reply = text_of(exchange)
-    except ValueError:
-        return None
+    reply = "" if exchange.error is not None else exchange.answer or ""
     names = re.findall(NAME, reply.replace(city, " "))
     return next((n.strip(".") for n in names if n not in ("The", "It", "A", "In", "This")), None)
 
@@ -130,17 +124,3 @@ def continent_in(exchange: Exchange) -> str | None:
         return WORDS[first_name(tuple(WORDS), text_of(exchange))]
     except ValueError:
         return None
-
-
-def multihop() -> GymTask:
-    """The task; the order of the cities makes no other question."""
-    return GymTask(
-        "multihop",
-        Atlas(),
-        act,
-        read,
-        lambda question, reply: first_name(read(question)[1], reply),
-        answered_by="model: a capital's country, a country's continent",
-        canonical_parts=lambda parts: (parts[0], sorted(parts[1])),
-        part_room=20,
-    )

@@ -14,18 +14,15 @@ import random
 import re
 from collections.abc import Sequence
 
-from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from reflux.agents.verifiers import Checker, RuleChecker
-from reflux.graphs.evals.task import Split, draw_questions
+from reflux.graphs.evals.task import Split, draw_questions, read_by
 from reflux.tasks import addition
 from reflux.tasks.addition import Addition
 
 QUESTION = re.compile(r"(\d+)\*(\d+)=")
-DIRECT_DIGITS = 2
-"""Digits up to which the agent answers sums."""
 PADDED = 0.3
 """Share of sums in which one operand is padded with a zero, as in the sums of parts."""
 
@@ -55,19 +52,14 @@ class Multiplication(Addition):
     """Reversed multiplication; the level is the number of digits of each factor."""
 
     name = "multiplication"
-
-    def __init__(self, direct_digits: int = DIRECT_DIGITS) -> None:
-        """
-        Args:
-            direct_digits: the agent answers sums of up to this many digits, and products of one;
-                with 0 H answers products and sums of one digit itself.
-        """
-        self._direct_digits = direct_digits
+    direct_digits = 2
+    """The agent answers sums of up to this many digits, and products of one; with 0 H answers
+    products and sums of one digit itself."""
 
     def overseers(self) -> Sequence[Overseer]:
         """Two decompositions: of equally long factors one splits the first, the other the second;
         and one makes the low part the shorter one, the other the high part."""
-        digits = self._direct_digits
+        digits = self.direct_digits
 
         def overseer(name: str, first: bool) -> ScriptedOverseer:
             return ScriptedOverseer(name, lambda q, t, m: act(q, t, m, first=first, digits=digits))
@@ -89,13 +81,12 @@ class Multiplication(Addition):
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Products of two factors of `level` digits without leading zeros."""
-        generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
 
-        def draw() -> str:
+        def draw(generator: random.Random) -> str:
             a, b = (str(generator.randrange(10 ** (level - 1), 10**level))[::-1] for _ in range(2))
             return write(a, b)
 
-        return draw_questions(self, n, split, draw, max_draws=200)
+        return draw_questions(self, n, level, split, seed, draw)
 
     def canonical(self, question: str) -> str:
         """The factors, or the operands, in order."""
@@ -116,11 +107,7 @@ class Multiplication(Addition):
             return write(plain[1][::-1], plain[2][::-1])
         if not is_product(text):
             return super().from_user(text)
-        try:
-            read(text)
-        except ValueError as error:
-            raise UsageError(f'{error}; write a product as "123*45"') from error
-        return text.strip()
+        return read_by(read, text, 'write a product as "123*45"')
 
     def score(self, question: str, answer: str) -> bool:
         if not is_product(question):
@@ -137,16 +124,13 @@ class MultiplicationLeaves(Multiplication):
     """
 
     name = "multiplication_leaves"
-
-    def __init__(self) -> None:
-        super().__init__(direct_digits=0)
+    direct_digits = 0
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Sums with and without a carry, often with one padded operand, as in a tree.
         At level 1, where nothing is held out, products as well."""
-        generator = random.Random(f"{self.name}:{level}:{split}:{seed}")
 
-        def draw() -> str:
+        def draw(generator: random.Random) -> str:
             a, b = (str(generator.randrange(10**level)).zfill(level)[::-1] for _ in range(2))
             if level > 1 and generator.random() < PADDED:
                 a = a[:-1] + "0"
@@ -156,7 +140,7 @@ class MultiplicationLeaves(Multiplication):
                 return write(a, b)
             return addition.write(a, b, generator.randrange(2))
 
-        return draw_questions(self, n, split, draw, max_draws=200)
+        return draw_questions(self, n, level, split, seed, draw)
 
 
 def act(

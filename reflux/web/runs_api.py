@@ -177,7 +177,7 @@ async def _change_agent(state: ServerState, change: Callable[[Registry], object]
     folder = RunFolder(state.run.folder.path)
 
     def change_and_list() -> dict[str, Any]:
-        with _PROMOTION, folder.locked():  # A running round promotes students, too.
+        with _PROMOTION, folder.lock():  # A running round promotes students, too.
             change(folder.registry)
         return _students(folder.registry)
 

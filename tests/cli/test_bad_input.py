@@ -70,12 +70,10 @@ def calls(folder: Path) -> list[tuple[Any, ...]]:
 
 
 def write_student(registry: Registry, gguf_sha256: str) -> None:
-    with registry.staging("student-r0") as folder:
+    with registry.staging("student-r0") as (folder, card):
         for name in (ADAPTER, ADAPTER_GGUF, "adapter_config.json"):
             (folder / name).write_text(f"{name} of a student")
-        registry.write(
-            folder,
-            id="student-r0",
+        card.update(
             parent=None,
             round=0,
             base={"model_id": "m", "gguf_sha256": gguf_sha256, "dequantised_sha256": "0"},
@@ -391,11 +389,10 @@ def test_without_its_checkpoints_a_run_goes_on_from_the_call_log(
 
 
 def test_two_processes_do_not_change_one_run_at_once(folder: Path) -> None:
-    first = RunFolder(folder)
-    first.lock()
+    lock = RunFolder(folder).lock()
     for words in (("run", "--resume"), ("students", "promote", "student-r0"), ("demo", "--fresh")):
         refuses(2, f"another process (id {os.getpid()})", *words, "--run", str(folder), "--json")
-    first.unlock()
+    lock.close()
 
 
 def may_not_write() -> None:

@@ -199,7 +199,9 @@ def test_whatever_was_answered_before_an_interrupt_is_never_asked_again(
     root, folder = interrupted
     answered = Counter((root / "answered").read_text().splitlines())
     with sqlite3.connect(folder / "traces.db") as store:
-        recorded = {d for (d,) in store.execute("SELECT request_digest FROM calls") if d}
+        # The batched engine answers the last comparison beside the client that notes its requests.
+        noted = "SELECT request_digest FROM calls WHERE model_digest NOT LIKE 'bf16:%'"
+        recorded = {d for (d,) in store.execute(noted) if d}
     assert max(answered.values()) == 1
     assert set(answered) == recorded
 

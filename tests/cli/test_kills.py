@@ -22,8 +22,9 @@ pytestmark = [
 CONFIG = """\
 task: addition
 rounds:
-  - {level: 1, primitive_repeats: 1}
+  - {level: 1, held_out: 6, primitive_repeats: 1}
   - {level: 2, questions: 12, held_out: 6, primitive_repeats: 1}
+questions_per_level: 4
 anchor: 3
 anchor_tokens: 4
 canaries: 2

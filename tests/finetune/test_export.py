@@ -303,15 +303,18 @@ def test_pickles_and_missing_files_are_refused(tiny_base: Path, tmp_path: Path) 
         export_adapter(folder, tmp_path, tmp_path / "adapter.gguf")
 
 
-def test_the_default_base_is_made_once_and_whole(default_base: Path, tmp_path: Path) -> None:
+def test_the_default_base_is_made_once_and_whole(
+    default_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert dequantised_base(default_gguf()) == default_base
     assert default_base.name.startswith("base-b179c9523d0e")
     assert len(base_digest(default_base)) == 64
     with pytest.raises(MissingError, match="there is no model file"):
-        dequantised_base(tmp_path / "none.gguf", tmp_path)
+        dequantised_base(tmp_path / "none.gguf")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF but no more")
+    monkeypatch.setenv("REFLUX_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UsageError, match="cannot be unpacked"):
-        dequantised_base(tmp_path / "bad.gguf", tmp_path / "cache")
+        dequantised_base(tmp_path / "bad.gguf")
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(MissingError, match=r"holds no model\.safetensors"):
         base_digest(tmp_path)

@@ -22,28 +22,21 @@ def fill(folder: Path, content: str = "weights") -> None:
 
 
 def make(registry: Registry, id: str, round: int | None = 0, parent: str | None = None) -> None:
-    with registry.staging(id) as folder:
+    with registry.staging(id) as (folder, card):
         fill(folder, id)
-        describe(registry, folder, id, round, parent)
+        card.update(described(round, parent))
 
 
-def describe(
-    registry: Registry,
-    folder: Path,
-    id: str,
-    round: int | None = 0,
-    parent: str | None = None,
-    base: Mapping[str, str] = BASE,
-) -> None:
-    registry.write(
-        folder,
-        id=id,
-        parent=parent,
-        round=round,
-        base=base,
-        rows_digest="rows",
-        config={"seed": 3},
-    )
+def described(
+    round: int | None = 0, parent: str | None = None, base: Mapping[str, str] = BASE
+) -> dict[str, Any]:
+    return {
+        "parent": parent,
+        "round": round,
+        "base": base,
+        "rows_digest": "rows",
+        "config": {"seed": 3},
+    }
 
 
 @pytest.fixture
@@ -85,32 +78,33 @@ def test_the_list_is_in_the_order_of_rounds(registry: Registry) -> None:
 
 
 def test_a_staging_that_fails_leaves_nothing(registry: Registry) -> None:
-    with pytest.raises(RuntimeError), registry.staging("student-r0") as folder:
+    with pytest.raises(RuntimeError), registry.staging("student-r0") as (folder, _):
         fill(folder)
         raise RuntimeError
     assert left(registry) == []
 
 
 def test_a_staging_folder_is_no_student_yet(registry: Registry) -> None:
-    with registry.staging("student-r0") as folder:
+    with registry.staging("student-r0") as (folder, card):
         fill(folder)
-        describe(registry, folder, "student-r0")
+        card.update(described())
         assert folder.parent == registry.root
         assert registry.list() == []
     assert [student.id for student in registry.list()] == ["student-r0"]
 
 
 def test_a_student_that_lacks_a_file_is_not_made(registry: Registry) -> None:
-    with pytest.raises(UsageError, match=r"lacks student\.json"), registry.staging("s") as folder:
+    with pytest.raises(UsageError, match=r"is not complete:"), registry.staging("s") as (folder, _):
         fill(folder)
-    with pytest.raises(UsageError, match=r"lacks adapter\.gguf"), registry.staging("s") as folder:
+    lacks = pytest.raises(UsageError, match=r"lacks adapter\.gguf")
+    with lacks, registry.staging("s") as (folder, card):
         fill(folder)
         (folder / "adapter.gguf").unlink()
-        describe(registry, folder, "s")
+        card.update(described())
     lacking = {"model_id": "org/model"}
-    with pytest.raises(UsageError, match="gguf_sha256"), registry.staging("s") as folder:
+    with pytest.raises(UsageError, match="gguf_sha256"), registry.staging("s") as (folder, card):
         fill(folder)
-        describe(registry, folder, "s", base=lacking)
+        card.update(described(base=lacking))
     assert left(registry) == []
 
 
@@ -119,9 +113,9 @@ def test_an_id_is_taken_once(registry: Registry) -> None:
     before = (registry.root / "student-r0" / "student.json").read_bytes()
     with pytest.raises(UsageError, match=r"exists.*choose another"):
         make(registry, "student-r0")
-    with pytest.raises(UsageError, match="exists"), registry.staging("late") as folder:
+    with pytest.raises(UsageError, match="exists"), registry.staging("late") as (folder, card):
         fill(folder)
-        describe(registry, folder, "late")
+        card.update(described())
         make(registry, "late")
     assert (registry.root / "student-r0" / "student.json").read_bytes() == before
 

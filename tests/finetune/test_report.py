@@ -6,7 +6,7 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
-from reflux.finetune.report import draw_by_level, score_amplified_levels, score_student_levels
+from reflux.finetune.report import draw_by_level, score_levels
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from tests.support.sums import CONFIG, SuspiciousAddition, exact
@@ -25,8 +25,10 @@ async def test_each_student_is_scored_at_all_levels_and_climbs(tmp_path: Path) -
     run = OpenRun(RunFolder(tmp_path / "r"), client=ScriptedClient(limited))
     stages = Stages(config, SuspiciousAddition(), run, lambda *_: None)
     async with run:
-        rows = [row for n in range(3) for row in await score_student_levels(stages, n)]
-        rows += await score_amplified_levels(stages, 2, "student-r1")
+        rows = await score_levels(stages, None, "base", "base")
+        for n in range(3):
+            rows += await score_levels(stages, n, "student", f"student-r{n}")
+        rows += await score_levels(stages, 2, "amplified", "student-r1")
     found = [(row["system"], row["round"], row["level"], row["accuracy"], row["n"]) for row in rows]
     # All sums of one digit are primitives: none is held out.
     assert found == [

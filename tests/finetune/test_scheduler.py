@@ -14,6 +14,7 @@ from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import ChatRequest, Completion, Sampling
 from reflux.finetune.base_model import load_base
 from reflux.finetune.engine import scheduler as scheduler_file
+from reflux.finetune.engine.client import BatchedConfig
 from reflux.finetune.engine.kv_cache import COLUMNS
 from reflux.finetune.engine.scheduler import MIN_PROBABILITY, Row, Scheduler, draw, seeded
 
@@ -44,19 +45,18 @@ def run(
     scheduler: Scheduler, requests: Sequence[ChatRequest], arrivals: int = 1000
 ) -> list[Completion]:
     """The completions, in order; `arrivals` requests come with each step."""
-    rows = [scheduler.row(request) for request in requests]
+    rows: list[Row] = []
     done: set[Row] = set()
-    at = 0
-    while at < len(rows) or scheduler.busy:
-        scheduler.add(rows[at : at + arrivals])
-        at += arrivals
+    while len(rows) < len(requests) or scheduler.busy:
+        arrived = requests[len(rows) : len(rows) + arrivals]
+        rows += [scheduler.add(request) for request in arrived]
         done |= set(scheduler.step())
     assert done == set(rows)
     return [scheduler.completion(row, 0.0) for row in rows]
 
 
 def scheduler(loaded: tuple[Any, Any], **options: Any) -> Scheduler:
-    return Scheduler(*loaded, **{"rows": 4, "context": 512, **options})
+    return Scheduler(*loaded, BatchedConfig(**{"rows": 4, "context": 512, **options}))
 
 
 def generated(loaded: tuple[Any, Any], request: ChatRequest) -> list[int]:
@@ -213,7 +213,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_the_remedy(
 ) -> None:
     short = scheduler(loaded, context=100)
     with pytest.raises(EndpointError, match=r"prompt has \d+ tokens.* 100: shorten it") as told:
-        short.row(ask("x" * 100))
+        short.add(ask("x" * 100))
     assert told.value.refused
     request = ask("x", max_tokens=500)
     found = run(short, [request])[0]
@@ -223,15 +223,14 @@ def test_a_prompt_that_fills_the_context_is_refused_with_the_remedy(
 
 def test_a_text_that_is_no_unicode_is_refused(loaded: tuple[Any, Any]) -> None:
     with pytest.raises(UsageError, match="Unicode"):
-        scheduler(loaded).row(ask("\udcff"))
+        scheduler(loaded).add(ask("\udcff"))
 
 
 def test_dropped_rows_leave_and_the_others_stay_as_they_are(loaded: tuple[Any, Any]) -> None:
     requests = [ask(q) for q in QUESTIONS]
     expected = texts_of(loaded, requests)
     busy = scheduler(loaded, rows=6)
-    rows = [busy.row(request) for request in requests]
-    busy.add(rows)
+    rows = [busy.add(request) for request in requests]
     finished: list[Row] = []
     for step in range(1000):
         if step == 3:
@@ -250,4 +249,4 @@ def test_a_model_that_sees_a_window_only_is_refused(loaded: tuple[Any, Any]) -> 
     model, tokenizer = loaded
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(UsageError, match=r"sliding_attention: set engine: llama\.cpp"):
-        Scheduler(model, tokenizer, rows=4, context=512)
+        Scheduler(model, tokenizer, BatchedConfig(rows=4, context=512))

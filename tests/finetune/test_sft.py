@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.training_rows import generate_greedy
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.finetune.base_model import base_digest, load_base
-from reflux.finetune.export import generate_greedy
 from reflux.finetune.train.sft import TrainingStep, TrainReport, train
 from reflux.finetune.train.trainer import StudentTrainer
 

@@ -18,7 +18,7 @@ from reflux.graphs.evals.task import is_held_out
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
-from reflux.tasks.arithmetic import products
+from reflux.tasks.arithmetic import Products
 
 
 def written(folder: Path, *lines: Any) -> Path:
@@ -247,7 +247,7 @@ def test_parts_of_a_tree_are_marked_where_they_are_held_out_and_nowhere_else() -
         assert eval_task.part_right(question, "000") is None
     assert eval_task.part_right("3+4=", "70") is None  # A primitive.
     assert eval_task.part_right("what is love?", "000") is None
-    gym = LevelEvalTask(products(), 1, 5)
+    gym = LevelEvalTask(Products(), 1, 5)
     assert gym.part_right("Calculate 12 * 3.", "36") is None  # Its key is not known.
 
 

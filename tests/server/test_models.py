@@ -27,7 +27,7 @@ def script() -> Iterator[Scripted]:
 def make_student(run: Path, id: str, promoted: bool) -> None:
     """A student whose adapter changes nothing."""
     registry = RunFolder(run).registry
-    with registry.staging(id) as folder:
+    with registry.staging(id) as (folder, card):
         (folder / "adapter_config.json").write_text("{}")
         (folder / "adapter_model.safetensors").write_text(id)
         writer = gguf.GGUFWriter(folder / "adapter.gguf", "llama")
@@ -42,9 +42,7 @@ def make_student(run: Path, id: str, promoted: bool) -> None:
         writer.write_tensors_to_file()
         writer.close()
         base = {"model_id": DEFAULT_MODEL_ID, "gguf_sha256": DEFAULT_SHA256}
-        registry.write(
-            folder,
-            id=id,
+        card.update(
             parent=None,
             round=0,
             base=base | {"dequantised_sha256": "0"},

@@ -21,12 +21,10 @@ def make_run(path: Path, students: Sequence[str] = ("student-r0", "student-r1"))
     shutil.copy(REPORT, folder.report_path)
     parent: str | None = None
     for number, id in enumerate(students):
-        with folder.registry.staging(id) as made:
+        with folder.registry.staging(id) as (made, card):
             for name in ("adapter_config.json", "adapter_model.safetensors", "adapter.gguf"):
                 (made / name).write_text(f"{id} {name}")
-            folder.registry.write(
-                made,
-                id=id,
+            card.update(
                 parent=parent,
                 round=number,
                 base={

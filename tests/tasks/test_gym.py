@@ -26,7 +26,7 @@ from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import TASKS
 from reflux.tasks.arithmetic import merge_sort
 from reflux.tasks.gym import (
-    Gym,
+    Entry,
     GymTask,
     first_name,
     last_clock,
@@ -38,7 +38,7 @@ from reflux.tasks.gym import (
     word_list,
 )
 from reflux.tasks.multihop import CONTINENTS, capitals
-from reflux.tasks.reading import KIN
+from reflux.tasks.reading import KIN, FamilyRelationships
 from tests.support.contexts import next_step
 
 OWN = {"addition", "multiplication", "multiplication_leaves", "hanoi"}
@@ -117,7 +117,7 @@ async def played(made: GymTask, question: str, replies: Replies) -> tuple[str, i
 @pytest.mark.parametrize("name", GYM)
 async def test_with_right_parts_h_is_right_by_the_packages_own_scorer(name: str) -> None:
     made = task(name)
-    levels = made.source.levels
+    levels = len(made.parameters)
     for level in range(1, levels + 1):
         questions = made.sample(36 // levels, level, "held_out", 7)
         assert len(questions) == 36 // levels
@@ -194,7 +194,7 @@ def test_a_sample_is_the_same_each_time_and_of_its_side(name: str) -> None:
         assert all(is_held_out(made, q) is side for q in questions)
     with pytest.raises(UsageError, match="only held-out ones are scored"):
         score_held_out(made, trained[0], "1")
-    for level in (0, made.source.levels + 1):
+    for level in (0, len(made.parameters) + 1):
         with pytest.raises(UsageError, match=rf"has levels 1 to \d; {level} was asked for"):
             made.sample(1, level, "held_out", 0)
 
@@ -362,10 +362,11 @@ def test_the_packages_are_imported_when_a_question_is_drawn_and_missed_in_words(
 
 
 def test_an_entry_with_a_wrong_key_is_left_out() -> None:
-    source = task("family_relationships").source
-    assert isinstance(source, Gym)
-    everything = Gym(source.dataset, source.parameters)
-    answers = [{entry["answer"] for entry, _ in zip(drawn, range(300), strict=False)}
-               for drawn in (everything.draw(3, 0), source.draw(3, 0))]  # fmt: skip
+    class Everything(FamilyRelationships):
+        def keep(self, entry: Entry) -> bool:
+            return True
+
+    answers = [{entry["answer"] for entry, _ in zip(made.draw(3, 0), range(300), strict=False)}
+               for made in (Everything(), FamilyRelationships())]  # fmt: skip
     assert answers[0] > answers[1]
     assert answers[1] <= {word for pair in KIN.values() for word in pair}

@@ -45,11 +45,11 @@ def exact(question: str) -> str:
 
 async def by_h(way: int, question: str, said: Callable[[str], str], leaf: int = 2) -> str:
     """H's script all the way down; `said` answers what H leaves to X."""
+    task = Multiplication()
+    task.direct_digits = leaf
     transcript: list[Exchange] = []
     while True:
-        step = await next_step(
-            Multiplication(leaf).overseers()[way], question, transcript, may_ask=True
-        )
+        step = await next_step(task.overseers()[way], question, transcript, may_ask=True)
         if isinstance(step, Answer):
             return step.text
         assert isinstance(step, Ask)
