@@ -8,6 +8,7 @@ import pytest
 
 from reflux.graphs.evals.decisions import (
     ALPHA,
+    Decision,
     Differences,
     anytime_p_differ,
     anytime_p_equal,
@@ -102,6 +103,53 @@ def test_the_number_of_questions_that_is_named_decides_as_often_as_it_says(
     draws = np.random.default_rng(7).multinomial(n, [*shares, 1 - sum(shares)], size=400)
     decided = sum(verdict(int(a), int(b), n) != "undecided" for a, b, _ in draws)
     assert decided / 400 >= least
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "margin", "pairs", "needed"),
+    [
+        (4, 2, 20, 0.02, 1, 260),  # By hand, from Connor's formula.
+        (4, 2, 20, 0.02, 3, 347),
+        (3, 3, 20, 0.1, 1, 286),
+        (3, 3, 20, 0.1, 2, 351),
+        (3, 2, 20, 0.1, 1, 895),
+        (3, 2, 20, 0.2, 1, 108),
+        (0, 0, 20, 0.1, 1, 41),
+        (200, 100, 1000, 0.02, 1, 1001),
+    ],
+)
+def test_the_questions_needed_are_those_of_the_formula(
+    gained: int, lost: int, n: int, margin: float, pairs: int, needed: int
+) -> None:
+    assert questions_needed(counted(gained, lost, n), margin, pairs) == needed
+
+
+def test_a_decision_says_all_that_is_known_of_a_pair() -> None:
+    differences = counted(4, 2, 20)
+    (found,) = decide({("a", "b"): (differences, 3)}, 0.02, anytime=False)
+    p = p_equal(differences, 0.02)
+    assert found == Decision("a", "b", "undecided", 0.1, 0.02, p_differ(differences), p, 20, 260, 3)
+    (found,) = decide({("a", "b"): (counted(9, 1, 20), 0)}, 0.02, anytime=False)
+    assert (found.verdict, found.needed) == ("better", None)
+    pairs = {("a", "b"): (counted(60, 0, 90), 0), ("a", "c"): (differences, 0)}
+    first, second = decide(pairs, 0.02, anytime=True)
+    assert (first.verdict, second.verdict) == ("better", "undecided")
+    assert first.p_differ == pytest.approx(2 * anytime_p_differ(counted(60, 0, 90)))
+    assert second.needed == questions_needed(differences, 0.02, 2)
+
+
+def test_nothing_is_known_without_differences_or_a_margin() -> None:
+    none, some = counted(0, 0, 0), counted(3, 1, 50)
+    assert p_equal(none, 0.02) == p_equal(some, 0.0) == 1.0
+    assert anytime_p_equal(none, 0.02) == anytime_p_equal(some, 0.0) == 1.0
+    assert anytime_p_differ(none) == p_differ(none) == 1.0
+    assert score_z(counted(0, 0, 10), 0.1) == pytest.approx(-0.5 / math.sqrt(0.9))
+
+
+def test_half_of_the_wealth_is_bet_on_each_system() -> None:
+    differences = counted(20, 4, 60)
+    wealth = [math.exp(log_wealth(differences, 0.0, direction)) for direction in (1, -1)]
+    assert anytime_p_differ(differences) == pytest.approx(2 / sum(wealth))
 
 
 def test_what_no_number_of_questions_decides_is_said() -> None:
