@@ -12,9 +12,10 @@ from reflux.graphs.amplify.state import Outcome, Spent, plus
 from reflux.graphs.ask import Origin, System, answer_all
 from reflux.graphs.evals.best_of import EqualTokens, equal_votes
 from reflux.graphs.evals.eval_task import EvalTask
-from reflux.graphs.evals.external_graph import ExternalGraph
+from reflux.graphs.evals.external_graph import CONCURRENCY, ExternalGraph
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import Task, check_held_out, score_held_out
+from reflux.graphs.traces.store import TraceStore
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class SeedResult:
     origin: Origin
     questions: Sequence[str]
     outcomes: Sequence[Outcome]
+    recorded: int = 0
+    """Outcomes that were on the record before."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,21 @@ class EvalRun:
         """Of all answers."""
         return sum(o["spent"]["tokens"] for result in self.seed_results for o in result.outcomes)
 
+    def record(self, store: TraceStore) -> dict[str, int]:
+        """How many answers there are, how many were on the record before, and how many tries of
+        calls failed first."""
+        sql = (
+            "SELECT coalesce(sum(json_array_length(retries)), 0) FROM calls WHERE retries NOT NULL"
+            " AND question IN (SELECT id FROM questions WHERE system=?)"
+        )
+        return {
+            "answers": sum(len(result.outcomes) for result in self.seed_results),
+            "recorded": sum(result.recorded for result in self.seed_results),
+            "retries": sum(
+                next(store.select(sql, (result.origin.system,)))[0] for result in self.seed_results
+            ),
+        }
+
 
 @dataclass(frozen=True)
 class EvalRunner:
@@ -145,8 +163,11 @@ class EvalRunner:
     run: str
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What else decides the answers: other settings ask every question again."""
-    max_concurrency: int = 32
+    max_concurrency: int | None = None
+    """Questions at a time; by default fewer of a user's graph than of our own systems."""
     listener: Listener = lambda key, done, total: None
+    again: bool = False
+    """Ask every question anew; what was recorded before stays, and counts no longer."""
 
     async def run_system(self, system_spec: SystemSpec) -> EvalRun:
         """Run a system on the questions of every seed.
@@ -163,18 +184,21 @@ class EvalRunner:
         before = 0
         self.listener(system_spec.key, 0, total)
         for seed, batch in questions.items():
-            system, origin = system_spec.make(seed), self._origin(system_spec, seed)
+            system = system_spec.make(seed)
+            store = system.context.recorded_client.store
+            origin = self._origin(system_spec, seed, store)
+            is_graph = isinstance(system, ExternalGraph)
+            recorded = _answered(store, origin) & {origin.question_id(q) for q in batch}
             outcomes = await answer_all(
                 system,
                 origin,
                 batch,
-                max_concurrency=self.max_concurrency,
+                max_concurrency=self.max_concurrency or (CONCURRENCY if is_graph else 32),
                 on_done=lambda done, before=before: self.listener(
                     system_spec.key, before + done, total
                 ),
                 complete=True,
             )
-            is_graph = isinstance(system, ExternalGraph)
             if is_graph and all(outcome["status"] == "failed" for outcome in outcomes):
                 # A graph that never answers is broken, not wrong.
                 n = len(batch)
@@ -183,14 +207,19 @@ class EvalRunner:
                     f"{system_spec.key} failed on {which} with {outcomes[0]['error']}; correct it "
                     "and repeat the command"
                 )
-            results.append(SeedResult(seed, origin, batch, outcomes))
+            results.append(SeedResult(seed, origin, batch, outcomes, len(recorded)))
             before += len(batch)
         return EvalRun(system_spec, results)
 
-    def _origin(self, system_spec: SystemSpec, seed: int) -> Origin:
+    def _origin(self, system_spec: SystemSpec, seed: int, store: TraceStore) -> Origin:
         settings = json.dumps([system_spec.digest, self.settings], sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
         system = f"eval-{system_spec.key}-{system_spec.model}-{digest}-{seed}"
+        # The newest time that it was asked again counts.
+        sql = "SELECT DISTINCT system FROM questions WHERE system >= ? AND system < ?"
+        known = [row[0] for row in store.select(sql, (f"{system}+", f"{system},"))]
+        times = max((int(name.rpartition("+")[2]) for name in known), default=0) + self.again
+        system += f"+{times}" if times else ""
         return Origin(self.run, -1, system, self.eval_task.name, self.eval_task.split)
 
     async def run_at_equal_tokens(
@@ -211,6 +240,12 @@ class EvalRunner:
 
         equal = await equal_votes(tokens_of, amplified.tokens)
         return eval_runs[equal.votes], equal
+
+
+def _answered(store: TraceStore, origin: Origin) -> set[str]:
+    """Ids of the questions of an origin that have an answer on the record."""
+    sql = "SELECT id FROM roots WHERE system=? AND detail ->> 'status' != 'failed'"
+    return {row["id"] for row in store.select(sql, (origin.system,))}
 
 
 EQUAL_TOKENS = "best-of-n"

@@ -7,24 +7,32 @@ best-of-n           the majority of n answers of the agent, at the tokens of amp
 best-of-8           the majority of 8
 endpoint:NAME       one call to an endpoint of --config
 endpoint:MODEL      one call to a model at OPENAI_BASE_URL, or at endpoint:MODEL@URL
-module:graph        a LangGraph graph or another Runnable, also path/file.py:graph
+path/file.py:graph  a LangGraph graph or another Runnable, also module:graph and
+                    langgraph.json:graph
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
 
 from reflux.agents.errors import UsageError
 from reflux.cli.human_input import interruptible
+from reflux.finetune.config import read_yaml
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.evals.best_of import MAX_VOTES, BestOf
-from reflux.graphs.evals.external_graph import ExternalGraph, load_graph
+from reflux.graphs.evals.external_graph import ExternalGraph
 from reflux.graphs.evals.runner import SystemSpec
+from reflux.graphs.evals.user_graph import UserGraph, load_graph
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.models import BASE, ENDPOINT, endpoint, endpoint_model
+from reflux.report.terminal import counted
 
 Contexts = Callable[[str, int], AmplifyContext]
 """(model, seed) → the context of a system."""
@@ -33,6 +41,11 @@ Contexts = Callable[[str, int], AmplifyContext]
 def uses_agent(keys: Sequence[str]) -> bool:
     """True where one of the systems runs the agent."""
     return any(key in ("direct", "amplified") or key.startswith("best-of-") for key in keys)
+
+
+def is_graph(key: str) -> bool:
+    """True for the name of a user's graph."""
+    return key.endswith(".json") or (":" in key and not key.startswith(ENDPOINT))
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,8 @@ class SystemSpecs:
     """Closes the clients that are opened here."""
     endpoints: frozenset[str] = frozenset()
     """Names of the models of --config."""
+    graphs: Mapping[str, UserGraph] = field(default_factory=dict[str, UserGraph])
+    """Graphs that are loaded already."""
 
     async def system_spec(self, key: str) -> SystemSpec:
         """The system of a name.
@@ -75,14 +90,18 @@ class SystemSpecs:
             if client is not None:
                 self.stack.push_async_callback(client.close)
             return await self._model(key, model, Direct, recorded_client)
-        if ":" in key:
-            with interruptible():
-                loaded = load_graph(key)
+        if is_graph(key):
+            graph = self.graphs.get(key)
+            if graph is None:
+                with interruptible():
+                    graph = load_graph(key)
+            self.stack.callback(graph.close)
+            await graph.open()
 
             def make(seed: int) -> System:
-                return ExternalGraph(self.contexts(key, seed), loaded)
+                return ExternalGraph(self.contexts(key, seed), graph)
 
-            return SystemSpec(key, key, loaded.digest, make)
+            return SystemSpec(key, key, graph.digest, make)
         if endpoint() is None:
             self.opened.folder.models(key)  # Raises where there is no such student.
         return await self._model(key, key, Direct)
@@ -107,3 +126,36 @@ class SystemSpecs:
             return make(replace(self.contexts(model, seed), recorded_client=client))
 
         return SystemSpec(key, model, digest, make_system)
+
+
+def values_of_option(option: str, texts: Sequence[str]) -> Mapping[str, Any]:
+    """The mapping that an option's texts make up: KEY=VALUE, or the path of a YAML file.
+
+    Raises:
+        UsageError: one is neither.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            found: Any = {key: yaml.safe_load(value)} if equals else read_yaml(Path(text))
+        except yaml.YAMLError as error:
+            raise UsageError(f"{option} {text}: no valid YAML: {error}") from error
+        if not isinstance(found, dict) or (equals and not key):
+            raise UsageError(f"{option} {text}: write KEY=VALUE, or name a YAML file of keys")
+        values |= cast(dict[str, Any], found)
+    return values
+
+
+def record_lines(record: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What came from the record, and what was tried again."""
+    lines: list[str] = []
+    for key, counts in record.items():
+        if counts["recorded"]:
+            lines.append(
+                f"{key}: {counts['recorded']} of {counts['answers']} answers came from the record; "
+                "--again asks anew"
+            )
+        if counts["retries"]:
+            lines.append(f"{key}: {counted(counts['retries'], 'failed call')} tried again")
+    return lines

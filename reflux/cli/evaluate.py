@@ -1,6 +1,5 @@
 """`reflux eval`: any systems on any questions, side by side."""
 
-import asyncio
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,17 +15,26 @@ from reflux.agents.clients.endpoints import Endpoint, close_clients
 from reflux.agents.errors import UsageError
 from reflux.ask_context import OVERSEERS, overseer_named
 from reflux.cli.ask import TaskName, batch_config, task_of
-from reflux.cli.contract import OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
-from reflux.cli.eval_systems import SystemSpecs, uses_agent
+from reflux.cli.contract import ERR, OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
+from reflux.cli.eval_systems import (
+    SystemSpecs,
+    is_graph,
+    record_lines,
+    uses_agent,
+    values_of_option,
+)
 from reflux.cli.human_input import interruptible
 from reflux.cli.progress import ProgressView
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask, Scorer
+from reflux.graphs.evals.external_graph import CONCURRENCY, SECONDS
+from reflux.graphs.evals.graph_values import GraphOptions
 from reflux.graphs.evals.results import Results, results
 from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRunner, Listener, parse_systems
-from reflux.graphs.evals.user_code import OwnThreads, load_object
+from reflux.graphs.evals.user_code import load_object
+from reflux.graphs.evals.user_graph import UserGraph, load_graph
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import open_run
 from reflux.report.eval_tables import tables
@@ -86,6 +94,11 @@ class Plan:
     source: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Where the questions come from, for the report."""
     out: Path | None = None
+    graphs: Mapping[str, UserGraph] = field(default_factory=dict[str, UserGraph])
+    """The users' graphs among the systems."""
+    concurrency: int | None = None
+    """Questions at a time; None: as many as suit each system."""
+    again: bool = False
 
 
 def evaluate_systems(
@@ -111,7 +124,7 @@ def evaluate_systems(
         str,
         typer.Option(
             help="Comma-separated: direct, amplified, student-rN, best-of-n, best-of-8, "
-            "endpoint:MODEL, module:graph."
+            "endpoint:MODEL, path/file.py:graph, module:graph, langgraph.json:graph."
         ),
     ] = "direct,amplified",
     model: Model = None,
@@ -124,7 +137,32 @@ def evaluate_systems(
     calls: Annotated[int, typer.Option(help="Maximum model calls of a question.", min=1)] = 1000,
     tokens: Annotated[int, typer.Option(help="Maximum tokens of a question.", min=1)] = 1_000_000,
     seconds: Annotated[
-        float | None, typer.Option(help="Maximum seconds of a question.", min=0)
+        float | None,
+        typer.Option(
+            "--seconds",
+            "--time-limit",
+            help=f"Maximum seconds of a question. Default for a graph: {SECONDS:g}.",
+            min=0,
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(help=f"Questions at a time. Default for a graph: {CONCURRENCY}.", min=1),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Ask anew what is on the record.")] = False,
+    input_key: Annotated[
+        str, typer.Option(help="The key of a graph's input that gets the question.")
+    ] = "",
+    output_key: Annotated[
+        str, typer.Option(help="The key of a graph's output that holds the answer, like a.b.0.")
+    ] = "",
+    configurable: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE of a graph's config, or a YAML file; may be repeated."),
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE of a graph's context, or a YAML file; may be repeated."),
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum tokens of an answer to a file's question.", min=1)
@@ -144,6 +182,12 @@ def evaluate_systems(
 ) -> None:
     """Compare systems on the same questions, with intervals, tests and prices."""
     folder, keys = RunFolder(run), parse_systems(systems)
+    graph_options = GraphOptions(
+        input_key,
+        output_key,
+        values_of_option("--configurable", configurable or []),
+        values_of_option("--context", context or []),
+    )
     settings = Settings(depth, calls, tokens, seconds)
     if data is None:
         if score or overseer or max_tokens:
@@ -171,15 +215,30 @@ def evaluate_systems(
     prices = _prices(folder, price or [])
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Fails before the first call.
-    plan = Plan(eval_task, keys, seeds, settings, prices, source, out)
     endpoints = config_endpoints(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # Output of the user's graphs and scorers is no result.
-        results = run_async(_evaluate(folder, plan, model, endpoints))
+        # Loaded without a running event loop, because the user's modules may start one.
+        graphs = {key: load_graph(key, graph_options) for key in keys if is_graph(key)}
+        plan = Plan(
+            eval_task, keys, seeds, settings, prices, source, out, graphs, concurrency, again
+        )
+        for key in graphs:
+            ERR.print(
+                f"{key}: at most {SECONDS if seconds is None else seconds:g} s a question "
+                f"(--time-limit), {concurrency or CONCURRENCY} at a time (--concurrency)",
+                style="dim",
+                highlight=False,
+                markup=False,
+            )
+        record: dict[str, Mapping[str, int]] = {}
+        results = run_async(_evaluate(folder, plan, model, endpoints, record))
     if as_json:
-        emit(source | results.to_json())
+        emit(source | results.to_json() | {"record": record})
         return
     for table in tables(results, source):
         OUT.print(table)
+    for line in record_lines(record):
+        OUT.print(line, soft_wrap=True, highlight=False, markup=False)
     if out is not None:
         OUT.print(f"answers, figures and a page with charts: {out}", soft_wrap=True)
 
@@ -231,10 +290,12 @@ def _prices(folder: RunFolder, texts: list[str]) -> Mapping[str, Price]:
 
 
 async def _evaluate(
-    folder: RunFolder, plan: Plan, model: str | None, endpoints: Mapping[str, Endpoint]
+    folder: RunFolder,
+    plan: Plan,
+    model: str | None,
+    endpoints: Mapping[str, Endpoint],
+    record: dict[str, Mapping[str, int]],
 ) -> Results:
-    # The user's graphs may block, even forever.
-    asyncio.get_running_loop().set_default_executor(OwnThreads())
     name = model if uses_agent(plan.keys) else model or "base"
     opened, agent = open_run(folder, name, batch_config(folder), endpoints)
     async with opened, AsyncExitStack() as stack:
@@ -246,7 +307,8 @@ async def _evaluate(
                 trial = f"equal tokens by {key.removeprefix('best-of-')} votes?"
                 view(f"evaluate {key}" if key in plan.keys else trial, done, total, "")
 
-            outcome = await compare(opened, plan, agent, stack, show, frozenset(endpoints))
+            named = frozenset(endpoints)
+            outcome = await compare(opened, plan, agent, stack, show, named, record)
         if plan.out is not None:
             from reflux.report.eval_page import write_report
 
@@ -261,10 +323,13 @@ async def compare(
     stack: AsyncExitStack,
     listener: Listener,
     endpoints: frozenset[str] = frozenset(),
+    record: dict[str, Mapping[str, int]] | None = None,
 ) -> Results:
     """Run every system on the eval task and compare them; recorded answers are replayed.
 
-    `endpoints` are the names of the models of --config.
+    Args:
+        endpoints: the names of the models of --config.
+        record: gets what `EvalRun.record` tells of each system.
 
     Raises:
         UsageError: there is no such system, or there are no questions.
@@ -272,7 +337,15 @@ async def compare(
         RefluxError: an endpoint, a graph or the scorer failed.
     """
     settings = vars(plan.settings)
-    runner = EvalRunner(plan.eval_task, plan.seeds, opened.folder.id, settings, listener=listener)
+    runner = EvalRunner(
+        plan.eval_task,
+        plan.seeds,
+        opened.folder.id,
+        settings,
+        plan.concurrency,
+        listener,
+        plan.again,
+    )
     systems = SystemSpecs(
         opened,
         agent,
@@ -280,6 +353,7 @@ async def compare(
         plan.eval_task.same_answer,
         stack,
         endpoints,
+        plan.graphs,
     )
     # All are made before the first call: a wrong name costs nothing.
     specs = {key: await systems.system_spec(key) for key in plan.keys if key != EQUAL_TOKENS}
@@ -290,5 +364,7 @@ async def compare(
             systems.best_of, eval_runs["amplified"]
         )
     ordered = {key: eval_runs[key] for key in plan.keys}
+    if record is not None:
+        record |= {key: eval_run.record(opened.store) for key, eval_run in ordered.items()}
     with interruptible():  # A scorer may never return.
         return results(plan.eval_task, ordered, equal, opened.store, plan.prices, settings)
