@@ -13,7 +13,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from reflux.agents.clients.retries import RetryPolicy, worth_retrying
@@ -41,6 +41,8 @@ class ExternalGraph:
 
     context: AmplifyContext
     graph: UserGraph
+    policy: RetryPolicy = RetryPolicy()
+    """How what may pass is tried again."""
 
     async def answer(self, question: str, question_id: str) -> Outcome:
         """Replay the answer from the log, or run the graph; an exception is a failed outcome.
@@ -107,7 +109,7 @@ class ExternalGraph:
                 )
             await asyncio.sleep(pause)
 
-        policy = RetryPolicy(sleep=sleep)
+        policy = replace(self.policy, sleep=sleep)
         return await policy.retrying(lambda error: transient_cause(error) is not None)(attempt)
 
     def _failure(self, error: BaseException, retries: list[str]) -> RefluxError:
@@ -152,6 +154,8 @@ def transient_cause(error: BaseException) -> Exception | None:
     """The first exception that may pass: the error, a member of its group, or what caused it."""
     queue: list[BaseException | None] = [error]
     for each in queue:
+        if isinstance(each, RefluxError | TooLong):
+            continue
         if isinstance(each, BaseExceptionGroup):
             queue += cast("BaseExceptionGroup[BaseException]", each).exceptions
         elif isinstance(each, Exception) and _may_pass(each):
@@ -162,8 +166,6 @@ def transient_cause(error: BaseException) -> Exception | None:
 
 
 def _may_pass(error: Exception) -> bool:
-    if isinstance(error, RefluxError | TooLong):
-        return False
     return worth_retrying(error) or BUSY.search(str(error)) is not None
 
 

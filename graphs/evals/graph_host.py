@@ -61,11 +61,8 @@ async def open_graph(
             value = await stack.enter_async_context(value)
         elif hasattr(value, "__enter__") and not hasattr(value, "invoke"):
             value = stack.enter_context(value)
-        elif (
-            invoke := getattr(value, "invoke", None) or getattr(value, "ainvoke", None)
-        ) is not None:
-            ainvoke = getattr(value, "ainvoke", None)
-            return _of_function(name, invoke, None if ainvoke is invoke else ainvoke)
+        elif hasattr(value, "invoke") or hasattr(value, "ainvoke"):
+            return _of_methods(name, value)
         elif not callable(value):
             break
         elif (arguments := _factory_arguments(value, options)) is None:
@@ -91,6 +88,13 @@ def _instance(name: str, kind: Any) -> Any:
     if any(map(_is_required, parameters_of(kind) or ())):
         raise UsageError(f"{name} is a class whose objects need arguments; name an object of it")
     return kind()
+
+
+def _of_methods(name: str, value: Any) -> Runnable[Any, Any]:
+    invoke, ainvoke = getattr(value, "invoke", None), getattr(value, "ainvoke", None)
+    if invoke is None or ainvoke is None or inspect.iscoroutinefunction(invoke):
+        return _of_function(name, invoke or ainvoke)
+    return _of_function(name, invoke, ainvoke)
 
 
 def _of_function(name: str, function: Any, coroutine: Any = None) -> Runnable[Any, Any]:

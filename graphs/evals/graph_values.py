@@ -7,11 +7,13 @@ output    `answer`, `structured_response`, the last of `messages`, or a key that
           answer, else as JSON
 """
 
+import ast
 import dataclasses
 import functools
 import inspect
 import json
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
@@ -180,14 +182,43 @@ def _is_object(hint: Any) -> bool:
 
 
 def _input_type(runnable: Runnable[Any, Any]) -> Any:
+    called: Any = runnable if isinstance(runnable, RunnableLambda) else None
     if isinstance(runnable, Pregel):
-        return getattr(runnable.channels.get(START), "typ", None)
-    if isinstance(runnable, RunnableLambda):
-        function: Any = getattr(runnable, "func", None) or getattr(runnable, "afunc", None)
-        if parameters := parameters_of(function):
-            name = parameters[0].name
-            return hints_of(function).get(name, list if name == "messages" else None)
-    return None
+        kind = getattr(runnable.channels.get(START), "typ", None)
+        if not isinstance(kind, str):
+            return kind
+        # An entrypoint in a file whose types are texts.
+        called = next((node.bound for node in runnable.nodes.values()), None)
+    function = _function_of(called)
+    if not (parameters := parameters_of(function)):
+        return None
+    name = parameters[0].name
+    return hints_of(function).get(name, list if name == "messages" else None)
+
+
+def _function_of(called: Any) -> Any:
+    return getattr(called, "func", None) or getattr(called, "afunc", None)
+
+
+def _keys_used(function: Any) -> Mapping[str, None]:
+    """The keys that a function's source takes from its first parameter."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    name = next((p.name for p in parameters_of(function) or ()), "")
+    keys: dict[str, None] = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Subscript(ast.Name(id), ast.Constant(str(key))) if id == name:
+                keys[key] = None
+            case ast.Call(ast.Attribute(ast.Name(id), "get"), [ast.Constant(str(key)), *_]) if (
+                id == name
+            ):
+                keys[key] = None
+            case _:
+                pass
+    return keys
 
 
 def _fields(kind: Any, runnable: Runnable[Any, Any]) -> Mapping[str, Any] | None:
@@ -200,6 +231,8 @@ def _fields(kind: Any, runnable: Runnable[Any, Any]) -> Mapping[str, Any] | None
             return get_type_hints(typed)
         except Exception:  # noqa: BLE001 - a name in the hints may not exist
             return dict.fromkeys(typed.__annotations__)
+    if isinstance(runnable, RunnableLambda) and (keys := _keys_used(_function_of(runnable))):
+        return keys
     if typed is not None and issubclass(typed, Mapping):
         return {}
     try:
@@ -207,7 +240,7 @@ def _fields(kind: Any, runnable: Runnable[Any, Any]) -> Mapping[str, Any] | None
     except Exception:  # noqa: BLE001 - some inputs have no readable schema
         return {}
     properties: Mapping[str, Any] = schema.get("properties") or {}
-    if not properties and schema.get("type") != "object":
+    if "root" in properties or (not properties and schema.get("type") != "object"):
         return None
     return {key: list if each.get("type") == "array" else None for key, each in properties.items()}
 
@@ -349,7 +382,7 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return str.__str__(value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"its answer is {value}, of type {type(value).__name__}")
+        raise ValueError(f"its answer is of type {type(value).__name__}: {value}")
     try:
         plain = None if isinstance(value, Callable) else to_jsonable_python(value)
     except ValueError:

@@ -9,6 +9,7 @@ and a system that is loaded twice shares no state with itself.
 """
 
 import ast
+import asyncio
 import importlib
 import importlib.util
 import json
@@ -16,15 +17,17 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from reflux.agents.errors import MissingError, RefluxError, UsageError
 
+T = TypeVar("T")
 ROOT_FILES = ("pyproject.toml", "setup.py", "setup.cfg", "langgraph.json", ".git")
 """One of them marks the folder of a whole project."""
 FRAMES = 5
@@ -243,7 +246,7 @@ class Project:
         with _LOCK:
             self.activate()
             with _explained(self), _arguments(str(ref.file or ref.module)):
-                module = self._module()
+                module = _outside_loop(self._module)
         value: Any = module
         for part in ref.attribute.split("."):
             try:
@@ -283,6 +286,16 @@ class Project:
         return module
 
 
+def _outside_loop(work: Callable[[], T]) -> T:
+    """Run in a thread where an event loop runs, because the user's module may start its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
 _shared: dict[tuple[Path, tuple[str, ...]], Project] = {}
 
 
@@ -292,6 +305,29 @@ def load_object(name: str) -> tuple[Any, ModuleType]:
     project = _shared.setdefault((ref.root, ref.folders), Project(ref))
     project.ref = ref
     return project.load()
+
+
+def load_instance(name: str) -> Any:
+    """The object of a name; of a class, an object without arguments.
+
+    Raises:
+        UsageError: the class needs arguments, or fails.
+    """
+    value, _ = load_object(name)
+    try:
+        return value() if isinstance(value, type) else value
+    except Exception as error:
+        raise UsageError(
+            f"{name} cannot be made without arguments ({type(error).__name__}: {error}); name an "
+            "object of it"
+        ) from error
+
+
+def is_reference(name: str) -> bool:
+    """True for `path/file.py:object` and `module:object`."""
+    where, _, attribute = name.rpartition(":")
+    parts = [*attribute.split("."), *(() if where.endswith(".py") else where.split("."))]
+    return bool(where) and all(part.isidentifier() for part in parts)
 
 
 @contextmanager

@@ -99,6 +99,10 @@ class Plan:
     concurrency: int | None = None
     """Questions at a time; None: as many as suit each system."""
     again: bool = False
+    tools: Sequence[str] = ()
+    """Of the copies."""
+    code: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Digests of the user's own task, overseer and tools, which decide the answers, too."""
 
 
 def evaluate_systems(
@@ -132,7 +136,10 @@ def evaluate_systems(
         list[int] | None,
         typer.Option(help="Of questions and samples; may be repeated.", min=0),
     ] = None,
-    overseer: Annotated[str, typer.Option(help="Of a file's questions: model or plain.")] = "",
+    overseer: Annotated[
+        str, typer.Option(help="Of a file's questions: model, plain or FILE.py:NAME.")
+    ] = "",
+    tool: Tools = None,
     depth: Depth = 1,
     calls: Annotated[int, typer.Option(help="Maximum model calls of a question.", min=1)] = 1000,
     tokens: Annotated[int, typer.Option(help="Maximum tokens of a question.", min=1)] = 1_000_000,
@@ -190,9 +197,9 @@ def evaluate_systems(
     )
     settings = Settings(depth, calls, tokens, seconds)
     if data is None:
-        if score or overseer or max_tokens:
+        if score or overseer or tool or max_tokens:
             raise UsageError(
-                "--score, --overseer and --max-tokens are for --data: a task has its own"
+                "--score, --overseer, --tool and --max-tokens are for --data: a task has its own"
             )
         if limit is not None and limit > MAX_LIMIT:
             raise UsageError(f"--limit {limit} is more than {MAX_LIMIT}, the maximum for a task")
@@ -219,6 +226,7 @@ def evaluate_systems(
     with redirect_stdout(sys.stderr):  # Output of the user's graphs and scorers is no result.
         # Loaded without a running event loop, because the user's modules may start one.
         graphs = {key: load_graph(key, graph_options) for key in keys if is_graph(key)}
+        code = {name: source_digest_of(name) for name in (task, overseer, *tools) if is_own(name)}
         plan = Plan(
             eval_task, keys, seeds, settings, prices, source, out, graphs, concurrency, again
         )
@@ -336,7 +344,7 @@ async def compare(
         MissingError: a system needs an endpoint, and none is set.
         RefluxError: an endpoint, a graph or the scorer failed.
     """
-    settings = vars(plan.settings)
+    settings = {**vars(plan.settings), **plan.code}
     runner = EvalRunner(
         plan.eval_task,
         plan.seeds,

@@ -268,10 +268,8 @@ SHAPES: dict[str, Shape] = {
         "from langchain_core.runnables import RunnableLambda, RunnablePassthrough\n"
         "prompt = ChatPromptTemplate([MessagesPlaceholder('chat_history'), ('human', '{input}')])\n"
         "model = RunnableLambda(lambda value: value.messages[-1].text.upper() + '!')\n"
-        "graph = RunnablePassthrough.assign(answer=prompt | model)\n"
-        "graph = graph.with_types(input_type=None)\n"
-        "graph = RunnablePassthrough() | RunnablePassthrough.assign(answer=prompt | model)\n",
-        options=GraphOptions("input"),
+        "found = (lambda values: values['input']) | RunnableLambda(lambda text: ['found'])\n"
+        "graph = RunnablePassthrough.assign(context=found).assign(answer=prompt | model)\n"
     ),
     "prompt and chat model": Shape(
         "from langchain_core.language_models import FakeListChatModel\n"
@@ -384,8 +382,8 @@ SHAPES: dict[str, Shape] = {
     "create_agent": Shape(
         "import pytest\nagents = pytest.importorskip('langchain.agents')\n"
         "from langchain_core.language_models import GenericFakeChatModel\n"
-        "from langchain_core.messages import AIMessage\n"
-        "model = GenericFakeChatModel(messages=iter([AIMessage('AB!')]))\n"
+        "import itertools\n"
+        "model = GenericFakeChatModel(messages=itertools.repeat('AB!'))\n"
         "graph = agents.create_agent(model, tools=[])\n"
     ),
 }
