@@ -20,7 +20,7 @@ from langchain_core.tools import BaseTool, StructuredTool
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
-from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.tools.documents import Documents
 from reflux.agents.tools.langchain import LangChainTool, mcp_tools
@@ -73,12 +73,12 @@ def _own_overseer(name: str) -> Overseer:
     made = load_instance(name)
     if hasattr(made, "act") and isinstance(getattr(made, "name", None), str):
         return made
-    if not callable(made) or hasattr(made, "act"):
+    if not inspect.isroutine(made):
         raise UsageError(
             f"{name} is no overseer: it needs a `name` and `act(context)`, or to be a function "
             "(question, transcript, may_ask) that returns a step"
         )
-    return ScriptedOverseer(name, made)
+    return ScriptedOverseer(name, cast(ScriptedStep, made))
 
 
 def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Overseer, ...]:
@@ -179,8 +179,8 @@ def _own_tool(name: str, made: Any) -> Tool:
         )
     about = inspect.getdoc(made) or made.__name__
     is_async = inspect.iscoroutinefunction(made)
-    functions = {"coroutine" if is_async else "func": made}
-    return LangChainTool(StructuredTool.from_function(**functions, description=about))
+    func, coroutine = (None, cast(Any, made)) if is_async else (cast(Any, made), None)
+    return LangChainTool(StructuredTool.from_function(func, coroutine, description=about))
 
 
 def context_of(

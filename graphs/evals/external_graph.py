@@ -13,7 +13,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from reflux.agents.clients.retries import RetryPolicy, worth_retrying
@@ -41,7 +41,7 @@ class ExternalGraph:
 
     context: AmplifyContext
     graph: UserGraph
-    policy: RetryPolicy = RetryPolicy()
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
     """How what may pass is tried again."""
 
     async def answer(self, question: str, question_id: str) -> Outcome:

@@ -192,7 +192,7 @@ class GraphThread:
             asyncio.run(self._serve(open_in, made))
             self.lose("it was closed")
         except BaseException as error:  # noqa: BLE001 - a task that exits ends the loop
-            self.lose(f"the graph called sys.exit: {type(error).__name__}: {error}")
+            self.lose(f"it ends its event loop by {type(error).__name__}: {error}")
 
     async def _serve(
         self, open_in: Callable[[AsyncExitStack], Awaitable[Any]], made: Future[Any]
@@ -221,11 +221,11 @@ class GraphThread:
         async def run() -> None:
             try:
                 _settle(result, await work())
-            except BaseException as error:
-                _settle(result, error=error)
-                if not isinstance(error, Exception | asyncio.CancelledError | SystemExit):
-                    raise
-            finally:
+            except BaseException as error:  # noqa: BLE001 - raised to whoever waits
+                task = asyncio.current_task()
+                if task is None or not task.cancelling():  # Else `lose` knows the reason.
+                    _settle(result, error=error)
+            if result.done():
                 self._pending.discard(result)
 
         def begin() -> None:

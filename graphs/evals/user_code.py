@@ -183,7 +183,8 @@ class Project:
             if Project.active is not None:
                 Project.active.deactivate()
             self._outer = list(sys.path)
-            sys.path[:] = self._path or [*self.ref.folders, *sys.path, *self.ref.last]
+            later = [folder for ref in _shared for folder in ref[1]]
+            sys.path[:] = self._path or [*self.ref.folders, *sys.path, *self.ref.last, *later]
             importlib.invalidate_caches()
             own = self._own_names()
             self._hidden = {

@@ -45,7 +45,13 @@ from reflux.graphs.evals.graph_values import (
     values_of,
     waits_for_human,
 )
-from reflux.graphs.evals.user_code import Project, is_installed, reference, user_traceback
+from reflux.graphs.evals.user_code import (
+    Project,
+    is_installed,
+    load_object,
+    reference,
+    user_traceback,
+)
 
 MAX_FILES = 2_000
 """Further files are left out, the farthest from the graph's own file first."""
@@ -125,6 +131,7 @@ class UserGraph:
 
         Raises:
             TooLong: no answer in time.
+            RefluxError: it blocks or ends its event loop.
             Exception: the graph's own, or the output holds no answer.
         """
         await self.open()
@@ -138,7 +145,7 @@ class UserGraph:
         try:
             return await self._ask(alone, runnable, question, seconds, meter)
         except ThreadLost as lost:
-            raise TooLong(f"no answer in {seconds:g} s: {lost}") from lost
+            raise RefluxError(str(lost)) from lost
         finally:
             alone.close()
 
@@ -167,8 +174,10 @@ class UserGraph:
         try:
             while not (await asyncio.wait({answer}, timeout=seconds + BEAT_SECONDS))[0]:
                 if await thread.is_blocked():
-                    thread.lose("it blocks its event loop; await what takes long, or make the "
-                                "node a plain function")  # fmt: skip
+                    thread.lose(
+                        f"no answer in {seconds:g} s: it blocks its event loop; await what takes "
+                        "long, or make the node a plain function"
+                    )
                 elif begun and time.monotonic() > begun[0] + seconds + BEAT_SECONDS:
                     raise TooLong(f"no answer in {seconds:g} s, and it does not stop when told to")
             return answer.result()
@@ -181,25 +190,25 @@ class UserGraph:
         configurable = {"session_id": thread_id, **self.options.configurable}
         config = {"callbacks": [meter], "configurable": {**configurable, "thread_id": thread_id}}
         more = {"context": dict(self.options.context)} if self.options.context else {}
-        if isinstance(runnable, Pregel) and isinstance(runnable.store, InMemoryStore):
-            runnable = runnable.copy({"store": _copied(runnable.store)})
+        if isinstance(store := getattr(runnable, "store", None), InMemoryStore):
+            runnable = runnable.copy({"store": _copied(store)})
         given = self._input.of(question) if self._input else question
+        has_checkpoints = bool(getattr(runnable, "checkpointer", None))
+        output: Any = None
         if not self._sync:
             try:
                 output = await runnable.ainvoke(given, config, **more)
             except NotImplementedError:  # By a checkpointer that is not async, before any node.
-                if not getattr(runnable, "checkpointer", None):
+                if not has_checkpoints:
                     raise
                 self._sync = True
         if self._sync:
             output = await asyncio.to_thread(runnable.invoke, given, config, **more)
-        if getattr(runnable, "checkpointer", None) and (
-            runnable.interrupt_before_nodes or runnable.interrupt_after_nodes
-        ):
+        if has_checkpoints and (runnable.interrupt_before_nodes or runnable.interrupt_after_nodes):
             state = (
                 await asyncio.to_thread(runnable.get_state, config)
                 if self._sync
-                else (await runnable.aget_state(config))
+                else await runnable.aget_state(config)
             )
             if state.next:
                 raise waits_for_human(f"it stops before {', '.join(state.next)}")
@@ -251,6 +260,13 @@ def _copied(store: InMemoryStore) -> InMemoryStore:
         vectors[name].update({key: dict(paths) for key, paths in keys.items()})
     cast(Any, fresh)._vectors = vectors
     return fresh
+
+
+def code_digest(name: str) -> str:
+    """The digest of the sources of a user's object; see `load_object`."""
+    _, module = load_object(name)
+    project = Project.active or Project(reference(name))
+    return source_digest(project, module.__file__)
 
 
 def source_digest(project: Project, file: str | None) -> str:

@@ -11,6 +11,7 @@ path/file.py:graph  a LangGraph graph or another Runnable, also module:graph and
                     langgraph.json:graph
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -20,16 +21,19 @@ from typing import Any, cast
 
 import yaml
 
+from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
+from reflux.ask_context import TOOLS
 from reflux.cli.human_input import interruptible
 from reflux.finetune.config import read_yaml
-from reflux.finetune.run_folder import OpenRun
+from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.evals.best_of import MAX_VOTES, BestOf
 from reflux.graphs.evals.external_graph import ExternalGraph
 from reflux.graphs.evals.runner import SystemSpec
-from reflux.graphs.evals.user_graph import UserGraph, load_graph
+from reflux.graphs.evals.user_code import is_reference
+from reflux.graphs.evals.user_graph import UserGraph, code_digest, load_graph
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.models import BASE, ENDPOINT, endpoint, endpoint_model
 from reflux.report.terminal import counted
@@ -159,3 +163,35 @@ def record_lines(record: Mapping[str, Mapping[str, int]]) -> list[str]:
         if counts["retries"]:
             lines.append(f"{key}: {counted(counts['retries'], 'failed call')} tried again")
     return lines
+
+
+def prices_of(folder: RunFolder, texts: list[str]) -> Mapping[str, Price]:
+    """Prices by model: those of the run's config and of --price.
+
+    Raises:
+        UsageError: one is invalid.
+    """
+    prices = dict(folder.prices())
+    for text in texts:
+        name, _, costs = text.rpartition("=")
+        try:
+            prompt, completion = map(float, costs.split(","))
+        except ValueError:
+            prompt = completion = math.nan
+        if not name or not (0 <= prompt < math.inf and 0 <= completion < math.inf):
+            raise UsageError(
+                f"--price {text!r} is invalid; write MODEL=PROMPT,COMPLETION, for example "
+                "llama3.2=0.15,0.6 for a million tokens"
+            )
+        prices[name] = Price(prompt, completion)
+    return prices
+
+
+def code_of(*names: str | None) -> Mapping[str, Any]:
+    """The user's own code and the tools among the names of options, as settings that decide the
+    answers; empty without any."""
+    known = {form.partition(":")[0] for form in TOOLS}
+    tools = [name for name in names[2:] if name]
+    own = [name for name in names if name and is_reference(name)]
+    digests = {name: code_digest(name) for name in own if name.partition(":")[0] not in known}
+    return {**({"tools": tools} if tools else {}), **digests}

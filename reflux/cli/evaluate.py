@@ -1,6 +1,5 @@
 """`reflux eval`: any systems on any questions, side by side."""
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, redirect_stdout
@@ -13,12 +12,25 @@ import typer
 from reflux.agents.budget import Price
 from reflux.agents.clients.endpoints import Endpoint, close_clients
 from reflux.agents.errors import UsageError
-from reflux.ask_context import OVERSEERS, overseer_named
+from reflux.ask_context import OVERSEERS, open_tools, overseer_named
 from reflux.cli.ask import TaskName, batch_config, task_of
-from reflux.cli.contract import ERR, OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
+from reflux.cli.contract import (
+    ERR,
+    OUT,
+    RUNS,
+    Depth,
+    Json,
+    Model,
+    RunDir,
+    Tools,
+    emit,
+    run_async,
+)
 from reflux.cli.eval_systems import (
     SystemSpecs,
+    code_of,
     is_graph,
+    prices_of,
     record_lines,
     uses_agent,
     values_of_option,
@@ -101,7 +113,7 @@ class Plan:
     again: bool = False
     tools: Sequence[str] = ()
     """Of the copies."""
-    code: Mapping[str, str] = field(default_factory=dict[str, str])
+    code: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Digests of the user's own task, overseer and tools, which decide the answers, too."""
 
 
@@ -219,17 +231,17 @@ def evaluate_systems(
         )
         source = {"data": str(data), "repeats": eval_task.file.repeats}
     seeds = tuple(dict.fromkeys(seed or [1]))
-    prices = _prices(folder, price or [])
+    prices = prices_of(folder, price or [])
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Fails before the first call.
     endpoints = config_endpoints(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # Output of the user's graphs and scorers is no result.
         # Loaded without a running event loop, because the user's modules may start one.
         graphs = {key: load_graph(key, graph_options) for key in keys if is_graph(key)}
-        code = {name: source_digest_of(name) for name in (task, overseer, *tools) if is_own(name)}
         plan = Plan(
-            eval_task, keys, seeds, settings, prices, source, out, graphs, concurrency, again
-        )
+            eval_task, keys, seeds, settings, prices, source, out, graphs, concurrency, again,
+            tuple(tool or ()), code_of(task, overseer, *(tool or ())),
+        )  # fmt: skip
         for key in graphs:
             ERR.print(
                 f"{key}: at most {SECONDS if seconds is None else seconds:g} s a question "
@@ -275,28 +287,6 @@ def _overseer(name: str) -> str:
     return name
 
 
-def _prices(folder: RunFolder, texts: list[str]) -> Mapping[str, Price]:
-    """Prices by model: those of the run's config and of --price.
-
-    Raises:
-        UsageError: one is invalid.
-    """
-    prices = dict(folder.prices())
-    for text in texts:
-        name, _, costs = text.rpartition("=")
-        try:
-            prompt, completion = map(float, costs.split(","))
-        except ValueError:
-            prompt = completion = math.nan
-        if not name or not (0 <= prompt < math.inf and 0 <= completion < math.inf):
-            raise UsageError(
-                f"--price {text!r} is invalid; write MODEL=PROMPT,COMPLETION, for example "
-                "llama3.2=0.15,0.6 for a million tokens"
-            )
-        prices[name] = Price(prompt, completion)
-    return prices
-
-
 async def _evaluate(
     folder: RunFolder,
     plan: Plan,
@@ -305,7 +295,7 @@ async def _evaluate(
     record: dict[str, Mapping[str, int]],
 ) -> Results:
     name = model if uses_agent(plan.keys) else model or "base"
-    opened, agent = open_run(folder, name, batch_config(folder), endpoints)
+    opened, agent = open_run(folder, name, batch_config(folder), endpoints, plan.concurrency)
     async with opened, AsyncExitStack() as stack:
         stack.push_async_callback(close_clients, [each.client for each in endpoints.values()])
         with ProgressView() as view:
@@ -345,6 +335,11 @@ async def compare(
         RefluxError: an endpoint, a graph or the scorer failed.
     """
     settings = {**vars(plan.settings), **plan.code}
+    grants = await stack.enter_async_context(open_tools(plan.tools))
+
+    def context(model: str, seed: int) -> AmplifyContext:
+        return replace(plan.settings.context(opened, model, seed, plan.eval_task), grants=grants)
+
     runner = EvalRunner(
         plan.eval_task,
         plan.seeds,
@@ -357,7 +352,7 @@ async def compare(
     systems = SystemSpecs(
         opened,
         agent,
-        lambda name, seed: plan.settings.context(opened, name, seed, plan.eval_task),
+        context,
         plan.eval_task.same_answer,
         stack,
         endpoints,

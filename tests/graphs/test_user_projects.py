@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from reflux.agents.errors import MissingError, RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.external_graph import ExternalGraph
