@@ -29,7 +29,8 @@ from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.graphs.amplify.context import AmplifyContext, silent
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.evals.task import task_context
-from reflux.graphs.evals.user_code import is_reference, load_instance
+from reflux.graphs.evals.user_code import load_instance
+from reflux.graphs.evals.user_sources import is_reference
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.tasks import task_named
@@ -162,7 +163,7 @@ def _opener(name: str) -> AbstractAsyncContextManager[Sequence[Tool]]:
 
 
 def _own_tools(name: str) -> Sequence[Tool]:
-    """A user's tool, or list of tools: ours, LangChain's, or a function with types and a docstring."""
+    """A user's tools, one or a list: ours, LangChain's, or functions with types and a docstring."""
     made = load_instance(name)
     several = cast(Sequence[Any], made if isinstance(made, list | tuple) else [made])
     return [_own_tool(name, each) for each in several]

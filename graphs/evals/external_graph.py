@@ -21,8 +21,7 @@ from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted
-from reflux.graphs.evals.graph_host import Meter, TooLong, one_line
-from reflux.graphs.evals.user_graph import UserGraph
+from reflux.graphs.evals.user_graph import Meter, TooLong, UserGraph, one_line
 from reflux.graphs.traces.store import CallKey
 
 SECONDS = 300.0

@@ -9,30 +9,17 @@ import asyncio
 import functools
 import inspect
 import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from typing import Any, cast, get_args
 
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.graph import StateGraph
 
 from reflux.agents.errors import UsageError
-from reflux.agents.prompts import redact
-from reflux.graphs.evals.graph_values import (
-    HISTORY_KEYS,
-    QUESTION_KEYS,
-    GraphOptions,
-    class_of,
-    hints_of,
-    parameters_of,
-    values_of,
-)
+from reflux.graphs.evals.graph_values import HISTORY_KEYS, QUESTION_KEYS, GraphOptions
+from reflux.graphs.evals.user_code import class_of, hints_of, parameters_of
 
 CONFIG_NAMES = ("config", "cfg", "conf", "configuration", "runnable_config", "_config", "_")
 """Parameters by which a function is known as one that creates a graph."""
@@ -156,10 +143,6 @@ def _creates_graph(hint: Any) -> bool:
     """True for the type of a graph, or of a context or an iterator that yields one."""
     kinds = [kind for each in (hint, *get_args(hint)) if (kind := class_of(each)) is not None]
     return any(issubclass(kind, Runnable | StateGraph) for kind in kinds)
-
-
-class TooLong(Exception):
-    """A question took longer than its time limit."""
 
 
 class ThreadLost(Exception):
@@ -300,53 +283,3 @@ class OwnThreads(ThreadPoolExecutor):
 
         threading.Thread(target=work, name="own-thread", daemon=True).start()
         return job
-
-
-class Meter(BaseCallbackHandler):
-    """Counts the model calls within a graph, and their tokens where the model reports them."""
-
-    run_inline = True
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self._lock = threading.Lock()
-
-    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
-        """Count one call, streamed or not."""
-        with self._lock:
-            self.calls += 1
-            for generation in (one for several in response.generations for one in several):
-                message = generation.message if isinstance(generation, ChatGeneration) else None
-                if isinstance(message, AIMessage) and message.usage_metadata:
-                    self._add(message.usage_metadata)
-
-    def read(self, output: Any) -> None:
-        """Count the usage in the output's messages, where no callback reported a call."""
-        if self.calls:
-            return
-        messages: list[Any] = [output, *((values_of(output) or {}).get("messages") or ())]
-        for message in messages:
-            if isinstance(message, AIMessage) and message.usage_metadata:
-                self.calls += 1
-                self._add(message.usage_metadata)
-
-    def columns(self, start: float) -> dict[str, Any]:
-        """The columns of the call that began at `start`, by `time.perf_counter`."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "seconds": time.perf_counter() - start,
-            "cached": 0,
-        }
-
-    def _add(self, usage: UsageMetadata) -> None:
-        self.prompt_tokens += usage["input_tokens"]
-        self.completion_tokens += usage["output_tokens"]
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as it is recorded."""
-    text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
-    return text.encode(errors="replace").decode()  # Half a surrogate pair cannot be recorded.

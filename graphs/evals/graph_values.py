@@ -7,16 +7,13 @@ output    `answer`, `structured_response`, the last of `messages`, or a key that
           answer, else as JSON
 """
 
-import ast
 import dataclasses
-import functools
 import inspect
 import json
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
@@ -27,6 +24,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from reflux.agents.errors import UsageError
+from reflux.graphs.evals.user_code import class_of, hints_of, keys_used, parameters_of, plain_hint
 
 QUESTION_KEYS = (
     "query", "input", "user_input", "user_query", "user_question", "user_message", "prompt",
@@ -133,39 +131,11 @@ class GraphInput:
             return HumanMessage(question)
         if not _is_list(hint) and (hint is not None or key.rpartition(".")[2] != "messages"):
             return question
-        item = next(iter(get_args(_plain(hint))), None)
+        item = next(iter(get_args(plain_hint(hint))), None)
         if item is str:
             return [question]
         as_dict = _is_a(item, Mapping)
         return [{"role": "user", "content": question} if as_dict else HumanMessage(question)]
-
-
-def parameters_of(function: Any) -> list[inspect.Parameter] | None:
-    """The parameters of a function; None for one in C that does not tell."""
-    try:
-        return list(inspect.signature(function).parameters.values())
-    except (ValueError, TypeError):
-        return None
-
-
-def hints_of(function: Any) -> Mapping[str, Any]:
-    """The types that a function or an object that can be called states."""
-    target = function.func if isinstance(function, functools.partial) else function
-    try:
-        return get_type_hints(target if inspect.isroutine(target) else type(target).__call__)
-    except Exception:  # noqa: BLE001 - a name in the hints may not exist
-        return {}
-
-
-def class_of(hint: Any) -> type | None:
-    """The class of a type hint, `list` for `Annotated[list[str], …]`; None without one."""
-    hint = _plain(hint)
-    kind = get_origin(hint) or hint
-    return kind if inspect.isclass(kind) else None
-
-
-def _plain(hint: Any) -> Any:
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def _is_a(hint: Any, kind: type) -> bool:
@@ -200,27 +170,6 @@ def _function_of(called: Any) -> Any:
     return getattr(called, "func", None) or getattr(called, "afunc", None)
 
 
-def _keys_used(function: Any) -> Mapping[str, None]:
-    """The keys that a function's source takes from its first parameter."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    name = next((p.name for p in parameters_of(function) or ()), "")
-    keys: dict[str, None] = {}
-    for node in ast.walk(tree):
-        match node:
-            case ast.Subscript(ast.Name(id), ast.Constant(str(key))) if id == name:
-                keys[key] = None
-            case ast.Call(ast.Attribute(ast.Name(id), "get"), [ast.Constant(str(key)), *_]) if (
-                id == name
-            ):
-                keys[key] = None
-            case _:
-                pass
-    return keys
-
-
 def _fields(kind: Any, runnable: Runnable[Any, Any]) -> Mapping[str, Any] | None:
     """The keys of its input with their types, none where it takes any; None where it takes text."""
     typed = class_of(kind)
@@ -231,7 +180,7 @@ def _fields(kind: Any, runnable: Runnable[Any, Any]) -> Mapping[str, Any] | None
             return get_type_hints(typed)
         except Exception:  # noqa: BLE001 - a name in the hints may not exist
             return dict.fromkeys(typed.__annotations__)
-    if isinstance(runnable, RunnableLambda) and (keys := _keys_used(_function_of(runnable))):
+    if isinstance(runnable, RunnableLambda) and (keys := keys_used(_function_of(runnable))):
         return keys
     if typed is not None and issubclass(typed, Mapping):
         return {}

@@ -1,162 +1,34 @@
 """Loads a user's Python objects by name, importing as `python that/file.py` would.
 
-    path/file.py:object     the file's folder comes first; in a package it is the package's module
-    module:object           any module that Python finds from the working folder
-    langgraph.json:graph    a graph that LangGraph's own config file names
-
 Each project has modules of its own: two projects may both have a `helper.py` or a package `agents`,
 and a system that is loaded twice shares no state with itself.
 """
 
 import ast
 import asyncio
+import functools
 import importlib
 import importlib.util
-import json
+import inspect
+import os
 import sys
-import sysconfig
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from reflux.agents.errors import MissingError, RefluxError, UsageError
+from reflux.graphs.evals.user_sources import Reference, is_installed, reference, source_digest
 
 T = TypeVar("T")
-ROOT_FILES = ("pyproject.toml", "setup.py", "setup.cfg", "langgraph.json", ".git")
-"""One of them marks the folder of a whole project."""
 FRAMES = 5
 """Frames of the user's code that are shown of an error."""
 _LOCK = threading.RLock()
-_OURS = str(Path(__file__).parents[2])
-_STDLIB = sysconfig.get_paths()["stdlib"]
-
-
-def is_installed(file: str) -> bool:
-    """True for a file of an installed package, of Python's own library, or of Reflux."""
-    parts = Path(file).parts
-    return (
-        "site-packages" in parts
-        or "dist-packages" in parts
-        or file.startswith((_STDLIB, _OURS, "<frozen"))
-    )
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Where a user's object is."""
-
-    name: str
-    """As the user wrote it."""
-    module: str
-    """The name under which its module is imported."""
-    file: Path | None
-    """None for a module that Python has to find."""
-    attribute: str
-    folders: tuple[str, ...]
-    """Of imports, the first one first."""
-    last: tuple[str, ...] = ()
-    """Folders of imports that come after the installed packages."""
-    root: Path = field(default_factory=Path.cwd)
-    """The project's folder."""
-
-
-def reference(name: str) -> Reference:
-    """Find what a name refers to, without importing it.
-
-    Raises:
-        UsageError: there is no such file, or the name has another form.
-    """
-    where, _, attribute = name.rpartition(":")
-    if name.endswith(".json"):
-        where, attribute = name, ""
-    if where.endswith(".json"):
-        return _in_langgraph_json(name, Path(where), attribute)
-    if not where or not attribute:
-        raise UsageError(f"{name!r} names no object; write module:object or path/file.py:object")
-    here = Path.cwd()
-    if not where.endswith(".py"):
-        if where.startswith("."):
-            raise UsageError(f"{name} names a module within another; write it from the top")
-        return Reference(name, where, None, attribute, _with_src(here))
-    return _in_file(name, Path(where), attribute)
-
-
-def _in_file(name: str, file: Path, attribute: str, *more: Path) -> Reference:
-    if not file.is_file():
-        raise UsageError(f"{name}: there is no file {file}; name one as path/file.py:object")
-    file = file.resolve()
-    root = next((p for p in file.parents if _is_root(p)), file.parent)
-    top, level = file.parent, _relative_level(file)
-    while (top / "__init__.py").is_file() and top != top.parent:
-        top = top.parent
-    if top == file.parent and level:  # A package without `__init__.py`.
-        wanted = file.parents[min(level, len(file.parents) - 1)]
-        around = (root / "src", Path.cwd(), root)
-        top = next((p for p in around if wanted.is_relative_to(p)), wanted)
-    parts = file.relative_to(top).with_suffix("").parts
-    module = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
-    if len(parts) == 1:
-        module = file.stem.replace(".", "_")
-        if module in sys.stdlib_module_names or module == "reflux":
-            module += "_of_user"  # Nobody else may get it for Python's.
-    # Run as a file, the siblings come first; run as a module, the package does.
-    first = (top,) if level else (file.parent, top)
-    around = [*first, *more, *map(Path, _with_src(root)), *map(Path, _with_src(Path.cwd()))]
-    folders = tuple(dict.fromkeys(str(p) for p in around if level == 0 or p != file.parent))
-    return Reference(name, module, file, attribute, folders, (str(file.parent),), root)
-
-
-def _in_langgraph_json(name: str, config: Path, graph: str) -> Reference:
-    if not config.is_file():
-        raise UsageError(f"{name}: there is no file {config}; name one as langgraph.json:graph")
-    try:
-        body: Any = json.loads(config.read_text(encoding="utf-8"))
-        graphs = cast(Mapping[str, Any], body["graphs"])
-        names = ", ".join(graphs)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{name}: {config} has no valid `graphs` ({error!r}); correct it"
-        ) from error
-    if not graph and len(graphs) == 1:
-        graph = next(iter(graphs))
-    if graph not in graphs:
-        raise UsageError(f"{name}: the graphs of {config} are {names}; write {config}:GRAPH")
-    target = graphs[graph]["path"] if isinstance(graphs[graph], dict) else graphs[graph]
-    where, _, attribute = str(target).rpartition(":")
-    folder = config.resolve().parent
-    more = [
-        folder / str(path)
-        for path in body.get("dependencies") or ()
-        if (folder / str(path)).is_dir()
-    ]
-    if not where.endswith(".py"):
-        folders = tuple(map(str, more)) + _with_src(folder)
-        return Reference(name, where, None, attribute, folders, root=folder)
-    return _in_file(name, folder / where, attribute, *more)
-
-
-def _is_root(folder: Path) -> bool:
-    outside = folder in (Path.home(), Path(folder.anchor))
-    return not outside and any((folder / name).exists() for name in ROOT_FILES)
-
-
-def _with_src(folder: Path) -> tuple[str, ...]:
-    return tuple(str(path) for path in (folder, folder / "src") if path.is_dir())
-
-
-def _relative_level(file: Path) -> int:
-    """The dots of the file's farthest relative import; 0 without any."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):
-        return 0
-    return max((n.level for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)), default=0)
 
 
 class Project:
@@ -215,6 +87,12 @@ class Project:
             for name, module in list(sys.modules.items())
             if name not in self._before and self.is_own(module)
         }
+
+    def digest(self, module: ModuleType) -> str:
+        """Of the sources of a module, and of all that the project has loaded."""
+        loaded = [getattr(own, "__file__", None) for own in self.own_modules().values()]
+        files = [module.__file__, *sorted(file for file in loaded if file)]
+        return source_digest(self.ref, [file for file in files if file])
 
     def is_own(self, module: ModuleType) -> bool:
         """True for a module in one of the project's folders."""
@@ -308,6 +186,12 @@ def load_object(name: str) -> tuple[Any, ModuleType]:
     return project.load()
 
 
+def code_digest(name: str) -> str:
+    """The digest of the sources of a user's object; see `load_object`."""
+    _, module = load_object(name)
+    return Project.active.digest(module) if Project.active else ""
+
+
 def load_instance(name: str) -> Any:
     """The object of a name; of a class, an object without arguments.
 
@@ -324,21 +208,15 @@ def load_instance(name: str) -> Any:
         ) from error
 
 
-def is_reference(name: str) -> bool:
-    """True for `path/file.py:object` and `module:object`."""
-    where, _, attribute = name.rpartition(":")
-    parts = [*attribute.split("."), *(() if where.endswith(".py") else where.split("."))]
-    return bool(where) and all(part.isidentifier() for part in parts)
-
-
 @contextmanager
 def _arguments(program: str) -> Iterator[None]:
-    """The user's module must not read our command line."""
-    arguments, sys.argv = sys.argv, [program]
+    """The user's module must neither read our command line nor move us to another folder."""
+    arguments, sys.argv, here = sys.argv, [program], Path.cwd()
     try:
         yield
     finally:
         sys.argv = arguments
+        os.chdir(here)
 
 
 @contextmanager
@@ -399,3 +277,53 @@ def user_traceback(error: BaseException) -> str:
         return ""
     lines = traceback.format_list(frames[-FRAMES:]) + traceback.format_exception_only(error)
     return "".join(lines).rstrip()
+
+
+def parameters_of(function: Any) -> list[inspect.Parameter] | None:
+    """The parameters of a function; None for one in C that does not tell."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError):
+        return None
+
+
+def hints_of(function: Any) -> Mapping[str, Any]:
+    """The types that a function or an object that can be called states."""
+    target = function.func if isinstance(function, functools.partial) else function
+    try:
+        return get_type_hints(target if inspect.isroutine(target) else type(target).__call__)
+    except Exception:  # noqa: BLE001 - a name in the hints may not exist
+        return {}
+
+
+def class_of(hint: Any) -> type | None:
+    """The class of a type hint, `list` for `Annotated[list[str], …]`; None without one."""
+    hint = plain_hint(hint)
+    kind = get_origin(hint) or hint
+    return kind if inspect.isclass(kind) else None
+
+
+def plain_hint(hint: Any) -> Any:
+    """A type hint without `Annotated`."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def keys_used(function: Any) -> Mapping[str, None]:
+    """The keys that a function's source takes from its first parameter."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    name = next((p.name for p in parameters_of(function) or ()), "")
+    keys: dict[str, None] = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Subscript(ast.Name(id), ast.Constant(str(key))) if id == name:
+                keys[key] = None
+            case ast.Call(ast.Attribute(ast.Name(id), "get"), [ast.Constant(str(key)), *_]) if (
+                id == name
+            ):
+                keys[key] = None
+            case _:
+                pass
+    return keys

@@ -1,43 +1,33 @@
-"""A user's graph: loaded with a digest of its sources, and asked within a time limit.
+"""A user's graph: made in a thread of its own, and asked within a time limit.
 
-The digest covers the graph's file, all that it imports from the project, also inside functions, and
-the versions of the packages that these files import. Other files of the project do not count.
+Every question gets a checkpoint thread of its own, and the store of memories as it was at first.
 """
 
 # pyright: reportMissingTypeStubs=false
 
-import ast
 import asyncio
 import copy
 import hashlib
-import importlib.util
 import json
-import sys
+import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any, cast
 
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable
 from langgraph.pregel import Pregel
 from langgraph.store.memory import InMemoryStore
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.graphs.evals.graph_host import (
-    BEAT_SECONDS,
-    GraphThread,
-    Meter,
-    ThreadLost,
-    TooLong,
-    one_line,
-    open_graph,
-)
+from reflux.agents.prompts import redact
+from reflux.graphs.evals.graph_host import BEAT_SECONDS, GraphThread, ThreadLost, open_graph
 from reflux.graphs.evals.graph_values import (
     GraphInput,
     GraphOptions,
@@ -45,18 +35,56 @@ from reflux.graphs.evals.graph_values import (
     values_of,
     waits_for_human,
 )
-from reflux.graphs.evals.user_code import (
-    Project,
-    is_installed,
-    load_object,
-    reference,
-    user_traceback,
-)
+from reflux.graphs.evals.user_code import Project, user_traceback
+from reflux.graphs.evals.user_sources import reference
 
-MAX_FILES = 2_000
-"""Further files are left out, the farthest from the graph's own file first."""
-PARSED_BYTES = 1_000_000
-"""A larger file counts by its bytes alone."""
+
+class TooLong(Exception):
+    """A question took longer than its time limit."""
+
+
+class Meter(BaseCallbackHandler):
+    """Counts the model calls within a graph, and their tokens where the model reports them."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self._lock = threading.Lock()
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        """Count one call, streamed or not."""
+        with self._lock:
+            self.calls += 1
+            for generation in (one for several in response.generations for one in several):
+                message = generation.message if isinstance(generation, ChatGeneration) else None
+                if isinstance(message, AIMessage) and message.usage_metadata:
+                    self._add(message.usage_metadata)
+
+    def read(self, output: Any) -> None:
+        """Count the usage in the output's messages, where no callback reported a call."""
+        if self.calls:
+            return
+        messages: list[Any] = [output, *((values_of(output) or {}).get("messages") or ())]
+        for message in messages:
+            if isinstance(message, AIMessage) and message.usage_metadata:
+                self.calls += 1
+                self._add(message.usage_metadata)
+
+    def columns(self, start: float) -> dict[str, Any]:
+        """The columns of the call that began at `start`, by `time.perf_counter`."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "seconds": time.perf_counter() - start,
+            "cached": 0,
+        }
+
+    def _add(self, usage: UsageMetadata) -> None:
+        self.prompt_tokens += usage["input_tokens"]
+        self.completion_tokens += usage["output_tokens"]
 
 
 class UserGraph:
@@ -246,7 +274,7 @@ def load_graph(name: str, options: GraphOptions | None = None) -> UserGraph:
     options = options or GraphOptions()
     project = Project(reference(name))
     value, module = project.load()
-    parts = [name, source_digest(project, module.__file__), asdict(options)]
+    parts = [name, project.digest(module), asdict(options)]
     digest = hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
     return UserGraph(name, value, f"graph:{digest[:16]}", options, project)
 
@@ -262,105 +290,7 @@ def _copied(store: InMemoryStore) -> InMemoryStore:
     return fresh
 
 
-def code_digest(name: str) -> str:
-    """The digest of the sources of a user's object; see `load_object`."""
-    _, module = load_object(name)
-    project = Project.active or Project(reference(name))
-    return source_digest(project, module.__file__)
-
-
-def source_digest(project: Project, file: str | None) -> str:
-    """Digest (hex, 16) of a module's file and of all that it imports; the project is active."""
-    loaded = (getattr(module, "__file__", None) for module in project.own_modules().values())
-    queue = [Path(path) for path in (file, *sorted(path for path in loaded if path)) if path]
-    folders = [Path(folder) for folder in (*project.ref.folders, *project.ref.last)]
-    sources: dict[str, str] = {}
-    packages: set[str] = set()
-    for path in queue:  # It grows.
-        name = _relative(path, project.ref.root)
-        if name in sources or len(sources) >= MAX_FILES:
-            continue
-        source = path.read_bytes() if path.is_file() else b""
-        sources[name] = hashlib.sha256(source).hexdigest()
-        for base, parts in _imports(source, path):
-            within = [base] if base else folders
-            files = next((found for f in within if (found := _files(f, parts))), ())
-            if not files and base is None:
-                files, package = _elsewhere(parts)
-                packages |= {package} if package else set()
-            queue += files
-    versions = sorted(f"{package}=={_version(package)}" for package in packages)
-    body = "\n".join([*(f"{name} {sources[name]}" for name in sorted(sources)), *versions])
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
-
-
-def _relative(path: Path, root: Path) -> str:
-    """The same on every machine, for files of the project."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def _imports(source: bytes, path: Path) -> Iterator[tuple[Path | None, Sequence[str]]]:
-    """(folder of a relative import or None, parts of the name) of each import of a source."""
-    if path.suffix != ".py" or len(source) > PARSED_BYTES:
-        return
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield None, alias.name.split(".")
-        elif isinstance(node, ast.ImportFrom):
-            parts = node.module.split(".") if node.module else []
-            above = path.parents[min(node.level, len(path.parents)) - 1] if node.level else None
-            for alias in node.names:  # A name may be a module.
-                yield above, [*parts, alias.name]
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func
-            called = called.id if isinstance(called, ast.Name) else called
-            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
-                yield None, node.args[0].value.split(".")
-
-
-def _files(folder: Path, parts: Sequence[str]) -> list[Path]:
-    """The files that an import of this name executes, if the folder has it."""
-    files: list[Path] = []
-    for part in parts:
-        module, package = folder / f"{part}.py", folder / part / "__init__.py"
-        if package.is_file():
-            files.append(package)
-        elif module.is_file():
-            return [*files, module]
-        folder = folder / part
-    return files
-
-
-def _elsewhere(parts: Sequence[str]) -> tuple[list[Path], str]:
-    """The files of a module outside the project's folders, or the package that installed it."""
-    top = parts[0] if parts else ""
-    if not top or top in sys.stdlib_module_names:
-        return [], ""
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError, AttributeError):
-        return [], ""
-    origin = spec.origin if spec else None
-    if spec is None or top == "reflux" or not origin or is_installed(origin):
-        return [], top if spec else ""
-    folder = Path(origin).parent
-    return _files(folder.parent if spec.submodule_search_locations else folder, parts), ""
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        names = sorted(set(_distributions().get(package, ())))
-        return ",".join(f"{name} {metadata.version(name)}" for name in names)
-
-
-@cache
-def _distributions() -> dict[str, list[str]]:
-    return dict(metadata.packages_distributions())
+def one_line(error: BaseException) -> str:
+    """An exception as it is recorded."""
+    text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    return text.encode(errors="replace").decode()  # Half a surrogate pair cannot be recorded.

@@ -11,6 +11,7 @@ path/file.py:graph  a LangGraph graph or another Runnable, also module:graph and
                     langgraph.json:graph
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
-
-import yaml
 
 from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
@@ -32,8 +31,9 @@ from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.evals.best_of import MAX_VOTES, BestOf
 from reflux.graphs.evals.external_graph import ExternalGraph
 from reflux.graphs.evals.runner import SystemSpec
-from reflux.graphs.evals.user_code import is_reference
-from reflux.graphs.evals.user_graph import UserGraph, code_digest, load_graph
+from reflux.graphs.evals.user_code import code_digest
+from reflux.graphs.evals.user_graph import UserGraph, load_graph
+from reflux.graphs.evals.user_sources import is_reference
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.models import BASE, ENDPOINT, endpoint, endpoint_model
 from reflux.report.terminal import counted
@@ -49,7 +49,7 @@ def uses_agent(keys: Sequence[str]) -> bool:
 
 def is_graph(key: str) -> bool:
     """True for the name of a user's graph."""
-    return key.endswith(".json") or (":" in key and not key.startswith(ENDPOINT))
+    return key.endswith((".json", ".py")) or (":" in key and not key.startswith(ENDPOINT))
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ def values_of_option(option: str, texts: Sequence[str]) -> Mapping[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         try:
-            found: Any = {key: yaml.safe_load(value)} if equals else read_yaml(Path(text))
-        except yaml.YAMLError as error:
-            raise UsageError(f"{option} {text}: no valid YAML: {error}") from error
+            found: Any = {key: json.loads(value)} if equals else read_yaml(Path(text))
+        except ValueError:
+            found = {key: value}
         if not isinstance(found, dict) or (equals and not key):
             raise UsageError(f"{option} {text}: write KEY=VALUE, or name a YAML file of keys")
         values |= cast(dict[str, Any], found)

@@ -25,9 +25,8 @@ from reflux.graphs.evals.answers import Ledger, confidence
 from reflux.graphs.evals.datasets import QuestionFile, Row
 from reflux.graphs.evals.eval_task import FileEvalTask
 from reflux.graphs.evals.external_graph import ExternalGraph
-from reflux.graphs.evals.graph_host import Meter
 from reflux.graphs.evals.runner import EvalRunner, SystemSpec
-from reflux.graphs.evals.user_graph import UserGraph, load_graph
+from reflux.graphs.evals.user_graph import Meter, UserGraph, load_graph
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
@@ -335,7 +334,7 @@ def test_another_file_under_the_same_name_has_another_digest(folder: Path) -> No
         ("ending_of_test.py:graph", RefluxError, "ends the program when it is imported"),
         ("empty_of_test:graph", UsageError, "cannot be compiled: ValueError"),
         ("empty_of_test:odd.graph", RefluxError, "RuntimeError('odd')"),
-        ("..of_test:graph", UsageError, "write it from the top"),
+        ("..of_test:graph", UsageError, "module:object, from the top"),
         ("lacking_of_test:graph", MissingError, "needs not_installed_of_test"),
     ],
 )
@@ -354,7 +353,7 @@ async def test_a_graph_whose_keys_do_not_tell_is_refused(store: TraceStore) -> N
         style: str
 
     graph = one_node(lambda state: state, Other)
-    with pytest.raises(UsageError, match="mine:graph takes topic, style: name the one .* --input"):
+    with pytest.raises(UsageError, match=r"mine:graph takes topic, style: name the one .* --input"):
         await answer(store, graph)
 
 

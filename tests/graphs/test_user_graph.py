@@ -26,15 +26,14 @@ from reflux.agents.clients.retries import RetryPolicy
 from reflux.agents.errors import EndpointError, MissingError, RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Origin, answer_all
-from reflux.graphs.evals import graph_host, user_graph
+from reflux.graphs.evals import graph_host, user_graph, user_sources
 from reflux.graphs.evals.datasets import QuestionFile, Row
 from reflux.graphs.evals.eval_task import FileEvalTask
 from reflux.graphs.evals.external_graph import ExternalGraph
-from reflux.graphs.evals.graph_host import Meter
 from reflux.graphs.evals.graph_values import GraphOptions
 from reflux.graphs.evals.runner import EvalRunner, SystemSpec
 from reflux.graphs.evals.user_code import Project
-from reflux.graphs.evals.user_graph import UserGraph, load_graph
+from reflux.graphs.evals.user_graph import Meter, UserGraph, load_graph
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from tests.graphs.test_user_projects import write
@@ -193,8 +192,7 @@ def released(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 async def forever_async(released: threading.Event) -> None:
-    while not released.is_set():
-        await asyncio.sleep(0.01)
+    await asyncio.to_thread(released.wait, 60)
 
 
 async def stubborn(released: threading.Event) -> None:
@@ -329,7 +327,7 @@ async def test_the_digest_is_over_versions_and_options_and_not_over_the_place(
     shutil.move(folder / "proj", folder / "moved" / "proj")
     monkeypatch.chdir(folder / "moved")
     assert load_graph("proj/app.py:graph").digest == first
-    monkeypatch.setattr(user_graph, "_version", lambda package: f"another {package}")
+    monkeypatch.setattr(user_sources, "_version", lambda package: f"another {package}")
     assert load_graph("proj/app.py:graph").digest != first
 
 

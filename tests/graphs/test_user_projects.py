@@ -74,7 +74,8 @@ from langchain_core.messages import AIMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 def node(state: MessagesState):
-    return {"messages": [AIMessage(state["messages"][-1].text.upper() + "!" * len(state["messages"]))]}
+    said = state["messages"]
+    return {"messages": [AIMessage(said[-1].text.upper() + "!" * len(said))]}
 
 builder = StateGraph(MessagesState)
 builder.add_node(node)
@@ -151,8 +152,8 @@ SHAPES: dict[str, Shape] = {
     ),
     "langgraph.json": Shape(
         {
-            "langgraph.json": '{"dependencies": ["."], "graphs": {"agent": "./src/agent/app.py:graph",'
-            ' "other": {"path": "agent.app:graph"}}, "env": ".env"}',
+            "langgraph.json": '{"dependencies": ["."], "graphs": {"agent":'
+            ' "./src/agent/app.py:graph", "other": {"path": "agent.app:graph"}}, "env": ".env"}',
             "src/agent/__init__.py": "",
             "src/agent/app.py": "from agent.parts import builder\ngraph = builder.compile()",
             "src/agent/parts.py": MESSAGES,
@@ -214,7 +215,8 @@ SHAPES: dict[str, Shape] = {
     ),
     "other keys": Shape(
         STATE + "class State(TypedDict):\n    topic: str\n    style: str\n    joke: dict\n"
-        "def node(state):\n    return {'joke': {'parts': [{'text': state['topic'].upper() + '!'}]}}\n"
+        "def node(state):\n"
+        "    return {'joke': {'parts': [{'text': state['topic'].upper() + '!'}]}}\n"
         "graph = build(State, node).compile()",
         options=GraphOptions("topic", "joke.parts.0.text"),
     ),
@@ -273,7 +275,8 @@ SHAPES: dict[str, Shape] = {
     "prompt and chat model": Shape(
         "from langchain_core.language_models import FakeListChatModel\n"
         "from langchain_core.prompts import ChatPromptTemplate\n"
-        "graph = ChatPromptTemplate.from_template('{topic}?') | FakeListChatModel(responses=['AB!'])\n"
+        "model = FakeListChatModel(responses=['AB!'])\n"
+        "graph = ChatPromptTemplate.from_template('{topic}?') | model\n"
     ),
     "chain of dicts": Shape("graph = lambda inputs: inputs['question'].upper() + '!'\n"),
     "function": Shape("def graph(question):\n    return question.upper() + '!'\n"),
@@ -315,8 +318,10 @@ SHAPES: dict[str, Shape] = {
     ),
     "siblings": Shape(
         {
-            "proj/app.py": "from sib import loud\ndef graph(question):\n    return loud(question)\n",
-            "proj/sib.py": "def loud(text):\n    from late import mark\n    return text.upper() + mark\n",
+            "proj/app.py": "from sib import loud\n"
+            "def graph(question):\n    return loud(question)\n",
+            "proj/sib.py": "def loud(text):\n"
+            "    from late import mark\n    return text.upper() + mark\n",
             "proj/late.py": "mark = '!'\n",
         },
         "proj/app.py:graph",
@@ -376,6 +381,42 @@ SHAPES: dict[str, Shape] = {
         "argparse.ArgumentParser().parse_args()\n"
         "def graph(question):\n    return question.upper() + '!'\n"
         "if __name__ == '__main__':\n    raise SystemExit(1)\n"
+    ),
+    "a package that has the name of its file": Shape(
+        {
+            "agent/agent.py": "from agent.parts import mark\n"
+            "def graph(question):\n    return question.upper() + mark\n",
+            "agent/parts.py": "mark = '!'\n",
+        },
+        "agent/agent.py:graph",
+    ),
+    "a folder": Shape(
+        {
+            "my/agent/__init__.py": "from .app import graph\n",
+            "my/agent/app.py": "def graph(question):\n    return question.upper() + '!'\n",
+        },
+        "my/agent:graph",
+    ),
+    "a module that goes to another folder": Shape(
+        {
+            "proj/app.py": "import os\nos.chdir(os.path.dirname(__file__))\n"
+            "from sib import mark\n"
+            "def graph(question):\n    return question.upper() + mark\n",
+            "proj/sib.py": "mark = '!'\n",
+        },
+        "proj/app.py:graph",
+    ),
+    "a history of messages by session": Shape(
+        "from langchain_core.chat_history import InMemoryChatMessageHistory\n"
+        "from langchain_core.messages import AIMessage\n"
+        "from langchain_core.runnables import RunnableLambda\n"
+        "from langchain_core.runnables.history import RunnableWithMessageHistory\n"
+        "kept = {}\n"
+        "def history(session_id):\n"
+        "    return kept.setdefault(session_id, InMemoryChatMessageHistory())\n"
+        "def speak(messages):\n"
+        "    return AIMessage(messages[-1].text.upper() + '!' * len(messages))\n"
+        "graph = RunnableWithMessageHistory(RunnableLambda(speak), history)\n"
     ),
     "module": Shape({"pkg/app.py": MESSAGES + "graph = builder.compile()"}, "pkg.app:graph"),
     "create_agent": Shape(
