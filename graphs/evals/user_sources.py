@@ -126,9 +126,9 @@ def _in_file(name: str, file: Path, attribute: str, more: Sequence[Path]) -> Ref
     around = [top, *more, *_with_src(root), *_with_src(Path.cwd())]
     folders = [folder for folder in around if folder != file.parent or top == folder]
     first = () if level else (file.parent,)
-    return Reference(
-        name, module, file, attribute, _texts(*first, *folders), (str(file.parent),), root
-    )
+    # A module beats a package without `__init__.py`, wherever it comes.
+    last = () if (file.parent / f"{parts[0]}.py").is_file() else (str(file.parent),)
+    return Reference(name, module, file, attribute, _texts(*first, *folders), last, root)
 
 
 def _in_langgraph_json(name: str, config: Path, graph: str) -> Reference:

@@ -407,6 +407,7 @@ SHAPES: dict[str, Shape] = {
         "proj/app.py:graph",
     ),
     "a history of messages by session": Shape(
+        "import warnings\nwarnings.simplefilter('ignore')\n"  # It is deprecated.
         "from langchain_core.chat_history import InMemoryChatMessageHistory\n"
         "from langchain_core.messages import AIMessage\n"
         "from langchain_core.runnables import RunnableLambda\n"
