@@ -257,7 +257,7 @@ def evaluate_systems(
         return
     for table in tables(results, source):
         OUT.print(table)
-    for line in record_lines(record):
+    for line in (*record_lines(record), *(note for g in graphs.values() for note in g.notes)):
         OUT.print(line, soft_wrap=True, highlight=False, markup=False)
     if out is not None:
         OUT.print(f"answers, figures and a page with charts: {out}", soft_wrap=True)
