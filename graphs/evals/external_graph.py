@@ -21,7 +21,8 @@ from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted
-from reflux.graphs.evals.user_graph import Meter, TooLong, UserGraph, one_line
+from reflux.graphs.evals.user_code import one_line
+from reflux.graphs.evals.user_graph import Meter, TooLong, UserGraph
 from reflux.graphs.traces.store import CallKey
 
 SECONDS = 300.0

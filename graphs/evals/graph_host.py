@@ -19,7 +19,7 @@ from langgraph.graph import StateGraph
 
 from reflux.agents.errors import UsageError
 from reflux.graphs.evals.graph_values import HISTORY_KEYS, QUESTION_KEYS, GraphOptions
-from reflux.graphs.evals.user_code import class_of, hints_of, parameters_of
+from reflux.graphs.evals.user_code import class_of, hints_of, one_line, parameters_of
 
 CONFIG_NAMES = ("config", "cfg", "conf", "configuration", "runnable_config", "_config", "_")
 """Parameters by which a function is known as one that creates a graph."""
@@ -175,7 +175,7 @@ class GraphThread:
             asyncio.run(self._serve(open_in, made))
             self.lose("it was closed")
         except BaseException as error:  # noqa: BLE001 - a task that exits ends the loop
-            self.lose(f"it ends its event loop by {type(error).__name__}: {error}")
+            self.lose(one_line(error))
 
     async def _serve(
         self, open_in: Callable[[AsyncExitStack], Awaitable[Any]], made: Future[Any]

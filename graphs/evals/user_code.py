@@ -23,12 +23,21 @@ from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from reflux.agents.errors import MissingError, RefluxError, UsageError
+from reflux.agents.prompts import redact
 from reflux.graphs.evals.user_sources import Reference, is_installed, reference, source_digest
 
 T = TypeVar("T")
 FRAMES = 5
 """Frames of the user's code that are shown of an error."""
 _LOCK = threading.RLock()
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as it is recorded."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r}); raise an error or return instead"
+    text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    return text.encode(errors="replace").decode()  # Half a surrogate pair cannot be recorded.
 
 
 class Project:

@@ -26,7 +26,6 @@ from langgraph.pregel import Pregel
 from langgraph.store.memory import InMemoryStore
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.prompts import redact
 from reflux.graphs.evals.graph_host import BEAT_SECONDS, GraphThread, ThreadLost, open_graph
 from reflux.graphs.evals.graph_values import (
     GraphInput,
@@ -35,7 +34,7 @@ from reflux.graphs.evals.graph_values import (
     values_of,
     waits_for_human,
 )
-from reflux.graphs.evals.user_code import Project, user_traceback
+from reflux.graphs.evals.user_code import Project, one_line, user_traceback
 from reflux.graphs.evals.user_sources import reference
 
 
@@ -288,9 +287,3 @@ def _copied(store: InMemoryStore) -> InMemoryStore:
         vectors[name].update({key: dict(paths) for key, paths in keys.items()})
     cast(Any, fresh)._vectors = vectors
     return fresh
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as it is recorded."""
-    text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
-    return text.encode(errors="replace").decode()  # Half a surrogate pair cannot be recorded.

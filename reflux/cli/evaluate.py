@@ -250,10 +250,10 @@ def evaluate_systems(
                 highlight=False,
                 markup=False,
             )
-        record: dict[str, Mapping[str, int]] = {}
+        record = source["record"] = dict[str, Mapping[str, int]]()
         results = run_async(_evaluate(folder, plan, model, endpoints, record))
     if as_json:
-        emit(source | results.to_json() | {"record": record})
+        emit(source | results.to_json())
         return
     for table in tables(results, source):
         OUT.print(table)

@@ -225,7 +225,7 @@ async def recursing(released: threading.Event) -> None:
         (forever_async, "no answer in 0.5 s"),
         (stubborn, "no answer in 0.5 s, and it does not stop when told to"),
         (blocking, "it blocks its event loop; await what takes long"),
-        (exiting, "SystemExit: 3"),
+        (exiting, "it called sys.exit(3); raise an error or return instead"),
         (recursing, "GraphRecursionError: Recursion limit of 5 reached"),
     ],
 )
