@@ -21,7 +21,7 @@ from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted
-from reflux.graphs.evals.user_code import one_line
+from reflux.graphs.evals.user_code import one_line, place_of
 from reflux.graphs.evals.user_graph import Meter, TooLong, UserGraph
 from reflux.graphs.traces.store import CallKey
 
@@ -124,7 +124,7 @@ class ExternalGraph:
             return EndpointError(
                 f"{self.graph.name} failed{tries}: {one_line(error)}; is what it asks up?"
             )
-        return RefluxError(one_line(error) + self.graph.hint(error))
+        return RefluxError(one_line(error) + place_of(error) + self.graph.hint(error))
 
     async def _replayed(self, question: str, key: CallKey, row: sqlite3.Row) -> Outcome:
         tokens = row["prompt_tokens"] + row["completion_tokens"]

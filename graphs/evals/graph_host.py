@@ -23,6 +23,8 @@ from reflux.graphs.evals.user_code import class_of, hints_of, one_line, paramete
 
 CONFIG_NAMES = ("config", "cfg", "conf", "configuration", "runnable_config", "_config", "_")
 """Parameters by which a function is known as one that creates a graph."""
+END_SECONDS = 5.0
+"""Maximum time for a graph's thread to close what it opened."""
 BEAT_SECONDS = 2.0
 """Maximum time for an event loop to answer, unless something blocks it."""
 
@@ -129,14 +131,9 @@ def _factory_arguments(function: Callable[..., Any], options: GraphOptions) -> l
 
 def _is_context_manager(function: Any) -> bool:
     """True for a function of `@contextmanager` or `@asynccontextmanager`."""
-    inner, generators = (
-        getattr(function, "__wrapped__", None),
-        (
-            inspect.isgeneratorfunction,
-            inspect.isasyncgenfunction,
-        ),
-    )
-    return any(is_kind(inner) and not is_kind(function) for is_kind in generators)
+    inner = getattr(function, "__wrapped__", None)
+    kinds = (inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    return any(is_kind(inner) and not is_kind(function) for is_kind in kinds)
 
 
 def _creates_graph(hint: Any) -> bool:
@@ -159,6 +156,7 @@ class GraphThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Event | None = None
         self._pending: set[Future[Any]] = set()
+        self._worker: threading.Thread | None = None
         self.lost: str | None = None
         """Why the thread takes no more work."""
 
@@ -166,8 +164,8 @@ class GraphThread:
         """Start the thread; what `open_in` makes there lives until `close`."""
         made: Future[Any] = Future()
         self._pending.add(made)
-        work = threading.Thread(target=self._work, args=(open_in, made), daemon=True)
-        work.start()
+        self._worker = threading.Thread(target=self._work, args=(open_in, made), daemon=True)
+        self._worker.start()
         return await asyncio.wrap_future(made)
 
     def _work(self, open_in: Callable[[AsyncExitStack], Awaitable[Any]], made: Future[Any]) -> None:
@@ -245,8 +243,13 @@ class GraphThread:
         for future in list(self._pending):
             _settle(future, error=ThreadLost(self.lost))
 
+    def join(self) -> None:
+        """Wait until a closed thread has ended, but not forever for one that is blocked."""
+        if self._worker is not None and not self.lost:
+            self._worker.join(END_SECONDS)
+
     def close(self) -> None:
-        """End the thread; one that is blocked is left behind."""
+        """End the thread."""
         if self._loop is None or self._end is None or self.lost:
             return
         with suppress(RuntimeError):

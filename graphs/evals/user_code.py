@@ -275,13 +275,20 @@ def _failure_of_import(
     )
 
 
+def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if not is_installed(frame.filename)]
+
+
+def place_of(error: BaseException) -> str:
+    """The last line of the user's own that an exception passed, in brackets; empty without one."""
+    frames = _user_frames(error)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
 def user_traceback(error: BaseException) -> str:
     """The traceback's frames in the user's own files, the last ones; empty without any."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not is_installed(frame.filename)
-    ]
+    frames = _user_frames(error)
     if not frames and not isinstance(error, SyntaxError):
         return ""
     lines = traceback.format_list(frames[-FRAMES:]) + traceback.format_exception_only(error)

@@ -22,6 +22,8 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.pregel import Pregel
 from langgraph.store.memory import InMemoryStore
 
@@ -132,6 +134,8 @@ class UserGraph:
         async def make(stack: AsyncExitStack) -> Runnable[Any, Any]:
             runnable = await open_graph(self.name, self._value, self.options, stack)
             self._input = GraphInput(self.name, runnable, self.options)
+            if isinstance(saver := getattr(runnable, "checkpointer", None), BaseCheckpointSaver):
+                self._sync = await _is_sync(cast(Any, saver))
             return runnable
 
         try:
@@ -220,28 +224,28 @@ class UserGraph:
         if isinstance(store := getattr(runnable, "store", None), InMemoryStore):
             runnable = runnable.copy({"store": _copied(store)})
         given = self._input.of(question) if self._input else question
-        has_checkpoints = bool(getattr(runnable, "checkpointer", None))
-        output: Any = None
-        if not self._sync:
-            try:
-                output = await runnable.ainvoke(given, config, **more)
-            except NotImplementedError:  # By a checkpointer that is not async, before any node.
-                if not has_checkpoints:
-                    raise
-                self._sync = True
         if self._sync:
             output = await asyncio.to_thread(runnable.invoke, given, config, **more)
-        if has_checkpoints and (runnable.interrupt_before_nodes or runnable.interrupt_after_nodes):
-            state = (
-                await asyncio.to_thread(runnable.get_state, config)
-                if self._sync
-                else await runnable.aget_state(config)
-            )
-            if state.next:
-                raise waits_for_human(f"it stops before {', '.join(state.next)}")
+        else:
+            output = await runnable.ainvoke(given, config, **more)
+        if saver := getattr(runnable, "checkpointer", None):
+            await self._check_finished(runnable, config)
+        if isinstance(saver, InMemorySaver):
+            saver.delete_thread(thread_id)
         answer = read_output(output, self.options.output_key, given)
         meter.read(output)
         return answer
+
+    async def _check_finished(self, graph: Any, config: Any) -> None:
+        """
+        Raises:
+            ValueError: the graph was compiled to wait before or after a node, and does.
+        """
+        if graph.interrupt_before_nodes or graph.interrupt_after_nodes:
+            read = asyncio.to_thread(graph.get_state, config)
+            state = await (read if self._sync else graph.aget_state(config))
+            if state.next:
+                raise waits_for_human(f"it stops before {', '.join(state.next)}")
 
     def hint(self, error: BaseException) -> str:
         """What may be missing in the call of a graph that raised this error."""
@@ -249,7 +253,8 @@ class UserGraph:
         if given and isinstance(error, KeyError) and error.args[:1] not in [(k,) for k in given]:
             return f"; it was given {', '.join(given)}: --input-key names another key"
         schema = getattr(self._runnable, "context_schema", None)
-        if schema is not None and not self.options.context:
+        lacks = isinstance(error, AttributeError | TypeError | KeyError)
+        if lacks and schema is not None and not self.options.context:
             keys = ", ".join(getattr(schema, "__annotations__", ()))
             return f"; its context is not set: --context sets {keys}"
         return ""
@@ -258,9 +263,10 @@ class UserGraph:
         if self._project is not None:
             self._project.activate()
 
-    def close(self) -> None:
-        """End the graph's thread."""
+    async def close(self) -> None:
+        """End the graph's thread, and close there what was opened."""
         self._thread.close()
+        await asyncio.to_thread(self._thread.join)
 
 
 def load_graph(name: str, options: GraphOptions | None = None) -> UserGraph:
@@ -276,6 +282,17 @@ def load_graph(name: str, options: GraphOptions | None = None) -> UserGraph:
     parts = [name, project.digest(module), asdict(options)]
     digest = hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
     return UserGraph(name, value, f"graph:{digest[:16]}", options, project)
+
+
+async def _is_sync(saver: BaseCheckpointSaver[Any]) -> bool:
+    """True for a checkpointer that works in synchronous runs alone."""
+    try:
+        await saver.aget_tuple({"configurable": {"thread_id": uuid.uuid4().hex}})
+    except NotImplementedError:
+        return True
+    except Exception:  # noqa: BLE001 - the first question tells what is wrong
+        return False
+    return False
 
 
 def _copied(store: InMemoryStore) -> InMemoryStore:

@@ -14,22 +14,26 @@ path/file.py:graph  a LangGraph graph or another Runnable, also module:graph and
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
+
+import typer
 
 from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
 from reflux.ask_context import TOOLS
+from reflux.cli.contract import ERR
 from reflux.cli.human_input import interruptible
 from reflux.finetune.config import read_yaml
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.evals.best_of import MAX_VOTES, BestOf
-from reflux.graphs.evals.external_graph import ExternalGraph
+from reflux.graphs.evals.external_graph import CONCURRENCY, SECONDS, ExternalGraph
+from reflux.graphs.evals.graph_values import GraphOptions
 from reflux.graphs.evals.runner import SystemSpec
 from reflux.graphs.evals.user_code import code_digest
 from reflux.graphs.evals.user_graph import UserGraph, load_graph
@@ -38,6 +42,34 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.models import BASE, ENDPOINT, endpoint, endpoint_model
 from reflux.report.terminal import counted
 
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit",
+        "--seconds",
+        help=f"Maximum seconds of a question. Default for a graph: {SECONDS:g}.",
+        min=0,
+    ),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(help=f"Questions at a time. Default for a graph: {CONCURRENCY}.", min=1),
+]
+Again = Annotated[bool, typer.Option("--again", help="Ask anew what is on the record.")]
+InputKey = Annotated[str, typer.Option(help="The key of a graph's input that gets the question.")]
+OutputKey = Annotated[
+    str, typer.Option(help="The key of a graph's output that holds the answer, like a.b.0.")
+]
+Configurable = Annotated[
+    list[str] | None,
+    typer.Option(help="KEY=VALUE of a graph's config, or a YAML file; may be repeated."),
+]
+GraphContext = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--context", help="KEY=VALUE of a graph's context, or a YAML file; may be repeated."
+    ),
+]
 Contexts = Callable[[str, int], AmplifyContext]
 """(model, seed) → the context of a system."""
 
@@ -99,7 +131,7 @@ class SystemSpecs:
             if graph is None:
                 with interruptible():
                     graph = load_graph(key)
-            self.stack.callback(graph.close)
+            self.stack.push_async_callback(graph.close)
             await graph.open()
 
             def make(seed: int) -> System:
@@ -130,6 +162,35 @@ class SystemSpecs:
             return make(replace(self.contexts(model, seed), recorded_client=client))
 
         return SystemSpec(key, model, digest, make_system)
+
+
+def graph_options_of(
+    input_key: str,
+    output_key: str,
+    configurable: Sequence[str] | None,
+    context: Sequence[str] | None,
+) -> GraphOptions:
+    """The options of users' graphs.
+
+    Raises:
+        UsageError: a value is invalid.
+    """
+    return GraphOptions(
+        input_key,
+        output_key,
+        values_of_option("--configurable", configurable or ()),
+        values_of_option("--context", context or ()),
+    )
+
+
+def say_limits(graphs: Iterable[str], seconds: float | None, concurrency: int | None) -> None:
+    """Print the limits of users' graphs, which nobody may have asked for."""
+    for key in graphs:
+        ERR.print(
+            f"{key}: at most {SECONDS if seconds is None else seconds:g} s a question "
+            f"(--time-limit), {concurrency or CONCURRENCY} at a time (--concurrency)",
+            style="dim", highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def values_of_option(option: str, texts: Sequence[str]) -> Mapping[str, Any]:

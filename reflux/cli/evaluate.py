@@ -15,7 +15,6 @@ from reflux.agents.errors import UsageError
 from reflux.ask_context import OVERSEERS, open_tools, overseer_named
 from reflux.cli.ask import TaskName, batch_config, task_of
 from reflux.cli.contract import (
-    ERR,
     OUT,
     RUNS,
     Depth,
@@ -27,13 +26,21 @@ from reflux.cli.contract import (
     run_async,
 )
 from reflux.cli.eval_systems import (
+    Again,
+    Concurrency,
+    Configurable,
+    GraphContext,
+    InputKey,
+    OutputKey,
     SystemSpecs,
+    TimeLimit,
     code_of,
+    graph_options_of,
     is_graph,
     prices_of,
     record_lines,
+    say_limits,
     uses_agent,
-    values_of_option,
 )
 from reflux.cli.human_input import interruptible
 from reflux.cli.progress import ProgressView
@@ -41,8 +48,6 @@ from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask, Scorer
-from reflux.graphs.evals.external_graph import CONCURRENCY, SECONDS
-from reflux.graphs.evals.graph_values import GraphOptions
 from reflux.graphs.evals.results import Results, results
 from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRunner, Listener, parse_systems
 from reflux.graphs.evals.user_code import load_object
@@ -155,34 +160,13 @@ def evaluate_systems(
     depth: Depth = 1,
     calls: Annotated[int, typer.Option(help="Maximum model calls of a question.", min=1)] = 1000,
     tokens: Annotated[int, typer.Option(help="Maximum tokens of a question.", min=1)] = 1_000_000,
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--seconds",
-            "--time-limit",
-            help=f"Maximum seconds of a question. Default for a graph: {SECONDS:g}.",
-            min=0,
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(help=f"Questions at a time. Default for a graph: {CONCURRENCY}.", min=1),
-    ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Ask anew what is on the record.")] = False,
-    input_key: Annotated[
-        str, typer.Option(help="The key of a graph's input that gets the question.")
-    ] = "",
-    output_key: Annotated[
-        str, typer.Option(help="The key of a graph's output that holds the answer, like a.b.0.")
-    ] = "",
-    configurable: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY=VALUE of a graph's config, or a YAML file; may be repeated."),
-    ] = None,
-    context: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY=VALUE of a graph's context, or a YAML file; may be repeated."),
-    ] = None,
+    seconds: TimeLimit = None,
+    concurrency: Concurrency = None,
+    again: Again = False,
+    input_key: InputKey = "",
+    output_key: OutputKey = "",
+    configurable: Configurable = None,
+    context: GraphContext = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum tokens of an answer to a file's question.", min=1)
     ] = None,
@@ -201,12 +185,7 @@ def evaluate_systems(
 ) -> None:
     """Compare systems on the same questions, with intervals, tests and prices."""
     folder, keys = RunFolder(run), parse_systems(systems)
-    graph_options = GraphOptions(
-        input_key,
-        output_key,
-        values_of_option("--configurable", configurable or []),
-        values_of_option("--context", context or []),
-    )
+    graph_options = graph_options_of(input_key, output_key, configurable, context)
     settings = Settings(depth, calls, tokens, seconds)
     if data is None:
         if score or overseer or tool or max_tokens:
@@ -242,14 +221,7 @@ def evaluate_systems(
             eval_task, keys, seeds, settings, prices, source, out, graphs, concurrency, again,
             tuple(tool or ()), code_of(task, overseer, *(tool or ())),
         )  # fmt: skip
-        for key in graphs:
-            ERR.print(
-                f"{key}: at most {SECONDS if seconds is None else seconds:g} s a question "
-                f"(--time-limit), {concurrency or CONCURRENCY} at a time (--concurrency)",
-                style="dim",
-                highlight=False,
-                markup=False,
-            )
+        say_limits(graphs, seconds, concurrency)
         record = source["record"] = dict[str, Mapping[str, int]]()
         results = run_async(_evaluate(folder, plan, model, endpoints, record))
     if as_json:

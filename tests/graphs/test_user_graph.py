@@ -439,7 +439,8 @@ async def test_a_failure_names_the_option_that_may_be_missing(store: TraceStore)
         return {"answer": state["topic"]}
 
     (outcome,) = await answers(store, one_node(node, dict))
-    assert "KeyError: 'topic'; it was given question, messages: --input-key" in outcome["error"]
+    assert "KeyError: 'topic' (test_user_graph.py, line " in outcome["error"]
+    assert "); it was given question, messages: --input-key" in outcome["error"]
     output = one_node(lambda state: {"answer": {"a": {"b": [1]}}}, dict)
     (outcome,) = await answers(store, output, "cd", output_key="answer.a.c")
     assert "--output-key answer.a.c: there is no 'c' in what it returned (b)" in outcome["error"]

@@ -55,7 +55,7 @@ async def ask(
         )
         return await answer_all(ExternalGraph(context, graph), origin, questions or ["ab"])
     finally:
-        graph.close()
+        await graph.close()
 
 
 @dataclass(frozen=True)
