@@ -139,8 +139,7 @@ class GraphInput:
 
 
 def _is_a(hint: Any, kind: type) -> bool:
-    found = class_of(hint)
-    return found is not None and issubclass(found, kind)
+    return (found := class_of(hint)) is not None and issubclass(found, kind)
 
 
 def _is_list(hint: Any) -> bool:
@@ -251,9 +250,8 @@ def _answer(values: Mapping[str, Any], all_values: Mapping[str, Any]) -> Any:
             return values[key]
     if "answer" in values:
         return values["answer"]
-    rest = [key for key, value in values.items() if isinstance(value, str)]
-    if len(rest) == 1 and len(values) == 1:
-        return values[rest[0]]
+    if len(values) == 1 and isinstance(value := next(iter(values.values())), str):
+        return value
     keys = ", ".join(map(str, all_values)) or "nothing"
     raise ValueError(
         f"its output holds {keys}, and none is known to be the answer; name one by --output-key"
@@ -265,8 +263,8 @@ def _field(values: Mapping[str, Any]) -> Any:
     rest = [key for key in values if key != "confidence"]
     if len(rest) == 1:
         return values[rest[0]]
-    known = (key for key in ("answer", *ANSWER_KEYS) if values.get(key) is not None)
-    return next((values[key] for key in known), dict(values))
+    known = [values[k] for k in ("answer", *ANSWER_KEYS) if values.get(k) is not None]
+    return known[0] if known else dict(values)
 
 
 def _at(output: Any, key: str) -> Any:

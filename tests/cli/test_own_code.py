@@ -1,9 +1,12 @@
 """A user's own task, overseer and tools, named as FILE.py:NAME."""
 
 import json
+import os
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,7 @@ from reflux.ask_context import open_tools, overseer_named
 from reflux.cli.eval_systems import code_of, values_of_option
 from reflux.graphs.evals.user_code import Project
 from reflux.tasks import task_named
+from tests.support.commanding import Ended, begin
 
 OWN = """
 import reflux
@@ -151,3 +155,67 @@ def test_options_of_graphs_are_pairs_or_yaml_files(folder: Path) -> None:
     for wrong in ("=x", "lost.yaml"):
         with pytest.raises(UsageError):
             values_of_option("--context", [wrong])
+
+
+GRAPH = """
+from helper import MARK
+from typing import TypedDict
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
+
+print("loaded")
+
+class Loud(TypedDict):
+    topic: str
+    style: str
+    out: dict
+
+def node(state, config):
+    mark = config["configurable"].get("mark", MARK)
+    return {"out": {"said": state["topic"].upper() + mark}}
+
+def make(config):
+    builder = StateGraph(Loud).add_node("node", node).add_edge(START, "node")
+    return builder.compile(checkpointer=InMemorySaver())
+"""
+
+
+@pytest.mark.process
+def test_a_graph_is_evaluated_once_and_again_where_its_code_changes(folder: Path) -> None:
+    (folder / "own" / "graph.py").write_text(GRAPH)
+    rows = ({"question": q, "answer": f"{q.upper()}!"} for q in ("ab", "cd", "ef"))
+    (folder / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def evaluated(*words: str) -> Ended:
+        command = ("eval", "--data", "q.jsonl", "--run", "run", "--score", "exact", *words)
+        return begin(command, before=partial(os.chdir, folder)).wait()
+
+    def counts(*words: str) -> dict[str, Any]:
+        ended = evaluated(
+            "--systems", "own/graph.py:make", "--input-key", "topic", "--output-key", "out.said",
+            "--concurrency", "2", "--time-limit", "60", "--json", *words,
+        )  # fmt: skip
+        assert ended.code == 0, ended.stderr
+        assert "at most 60 s a question (--time-limit), 2 at a time" in ended.stderr
+        body = json.loads(ended.stdout)
+        (record,), (system,) = body["record"].values(), body["systems"].values()
+        return {"accuracy": system["accuracy"], "recorded": record["recorded"]}
+
+    assert counts() == {"accuracy": 1.0, "recorded": 0}
+    assert counts() == {"accuracy": 1.0, "recorded": 3}
+    assert counts("--again") == {"accuracy": 1.0, "recorded": 0}
+    assert counts("--configurable", "mark=?") == {"accuracy": 0.0, "recorded": 0}
+    (folder / "own" / "other.py").write_text("x = 1\n")
+    assert counts() == {"accuracy": 1.0, "recorded": 3}
+    (folder / "own" / "helper.py").write_text("MARK = '???'\n")
+    assert counts() == {"accuracy": 0.0, "recorded": 0}
+    said = evaluated("--systems", "own/graph.py:make")
+    assert said.code == 2
+    assert "takes topic, style, out: name the one that gets the question by --input" in said.stderr
+    (folder / "own" / "helper.py").write_text("MARK = 1 / 0\n")
+    said = evaluated("--systems", "own/graph.py:make")
+    assert said.code == 1
+    lines = said.stderr.splitlines()
+    assert any("helper.py" in line for line in lines)
+    assert lines[-1].startswith("reflux: own/graph.py:make fails when it is imported: ZeroDivision")
+    assert len(lines) < 12
