@@ -59,7 +59,7 @@ def overseer_named(
     """
     if name in overseers:
         return overseers[name]
-    if is_reference(name):
+    if is_reference(name) and not name.startswith("script:"):  # That is a program's.
         return _own_overseer(name)
     raise UsageError(
         f"no overseer is called {name!r}; there are {', '.join(overseers)}, and your own as "

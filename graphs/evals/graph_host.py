@@ -23,6 +23,8 @@ from reflux.graphs.evals.user_code import class_of, hints_of, one_line, paramete
 
 CONFIG_NAMES = ("config", "cfg", "conf", "configuration", "runnable_config", "_config", "_")
 """Parameters by which a function is known as one that creates a graph."""
+ASKING_NAMES = ("question", "messages", "inputs", "state", "data", "q", "x")
+"""Parameters by which a function without required ones is known as one of the question."""
 END_SECONDS = 5.0
 """Maximum time for a graph's thread to close what it opened."""
 BEAT_SECONDS = 2.0
@@ -116,7 +118,7 @@ def _factory_arguments(function: Callable[..., Any], options: GraphOptions) -> l
     required = [parameter for parameter in parameters if _is_required(parameter)]
     creates = _is_context_manager(function) or _creates_graph(hints.get("return"))
     if not required:
-        asks = any(p.name in ("question", "messages", *QUESTION_KEYS) for p in parameters)
+        asks = any(p.name in (*ASKING_NAMES, *QUESTION_KEYS) for p in parameters)
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         return None if not creates and (asks or variadic) else []
     first, hint = required[0], hints.get(required[0].name)

@@ -129,7 +129,8 @@ class GraphInput:
         hint = self._fields.get(key)
         if _is_a(hint, BaseMessage):
             return HumanMessage(question)
-        if not _is_list(hint) and (hint is not None or key.rpartition(".")[2] != "messages"):
+        is_text = _is_a(hint, str) or key.rpartition(".")[2] != "messages"
+        if is_text and not _is_list(hint):
             return question
         item = next(iter(get_args(plain_hint(hint))), None)
         if item is str:

@@ -26,7 +26,6 @@ from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
 from reflux.ask_context import TOOLS
 from reflux.cli.contract import ERR
-from reflux.cli.human_input import interruptible
 from reflux.finetune.config import read_yaml
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
@@ -81,7 +80,27 @@ def uses_agent(keys: Sequence[str]) -> bool:
 
 def is_graph(key: str) -> bool:
     """True for the name of a user's graph."""
-    return key.endswith((".json", ".py")) or (":" in key and not key.startswith(ENDPOINT))
+    if key.startswith(ENDPOINT):
+        return False
+    return re.search(r"\.(py|json)(:|$)", key) is not None or is_reference(key)
+
+
+def load_graphs(keys: Iterable[str], options: GraphOptions) -> Mapping[str, UserGraph]:
+    """The users' graphs among the systems.
+
+    Raises:
+        UsageError: there is no such module or object.
+        MissingError, RefluxError: a module cannot be imported.
+    """
+    graphs: dict[str, UserGraph] = {}
+    for key in filter(is_graph, keys):
+        try:
+            graphs[key] = load_graph(key, options)
+        except UsageError as error:
+            if "/" in key or ".py" in key:
+                raise
+            raise UsageError(f"{error}; a model of an endpoint is {ENDPOINT}{key}") from error
+    return graphs
 
 
 @dataclass(frozen=True)
@@ -127,10 +146,7 @@ class SystemSpecs:
                 self.stack.push_async_callback(client.close)
             return await self._model(key, model, Direct, recorded_client)
         if is_graph(key):
-            graph = self.graphs.get(key)
-            if graph is None:
-                with interruptible():
-                    graph = load_graph(key)
+            graph = self.graphs.get(key) or load_graph(key)
             self.stack.push_async_callback(graph.close)
             await graph.open()
 
@@ -139,6 +155,11 @@ class SystemSpecs:
 
             return SystemSpec(key, key, graph.digest, make)
         if endpoint() is None:
+            if ":" in key:
+                raise UsageError(
+                    f"{key!r} is no system: a graph is path/file.py:graph, and a model of the "
+                    f"endpoint at OPENAI_BASE_URL is {ENDPOINT}{key}"
+                )
             self.opened.folder.models(key)  # Raises where there is no such student.
         return await self._model(key, key, Direct)
 

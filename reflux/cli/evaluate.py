@@ -12,7 +12,7 @@ import typer
 from reflux.agents.budget import Price
 from reflux.agents.clients.endpoints import Endpoint, close_clients
 from reflux.agents.errors import UsageError
-from reflux.ask_context import OVERSEERS, open_tools, overseer_named
+from reflux.ask_context import asks_humans, open_tools, overseer_named
 from reflux.cli.ask import TaskName, batch_config, task_of
 from reflux.cli.contract import (
     OUT,
@@ -36,7 +36,7 @@ from reflux.cli.eval_systems import (
     TimeLimit,
     code_of,
     graph_options_of,
-    is_graph,
+    load_graphs,
     prices_of,
     record_lines,
     say_limits,
@@ -51,7 +51,7 @@ from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask,
 from reflux.graphs.evals.results import Results, results
 from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRunner, Listener, parse_systems
 from reflux.graphs.evals.user_code import load_object
-from reflux.graphs.evals.user_graph import UserGraph, load_graph
+from reflux.graphs.evals.user_graph import UserGraph
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import open_run
 from reflux.report.eval_tables import tables
@@ -216,7 +216,8 @@ def evaluate_systems(
     endpoints = config_endpoints(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # Output of the user's graphs and scorers is no result.
         # Loaded without a running event loop, because the user's modules may start one.
-        graphs = {key: load_graph(key, graph_options) for key in keys if is_graph(key)}
+        with interruptible():
+            graphs = load_graphs(keys, graph_options)
         plan = Plan(
             eval_task, keys, seeds, settings, prices, source, out, graphs, concurrency, again,
             tuple(tool or ()), code_of(task, overseer, *(tool or ())),
@@ -250,12 +251,11 @@ def _file_eval_task(data: Path, score: str, limit: int | None) -> FileEvalTask:
 
 def _overseer(name: str) -> str:
     name = name or "model"
-    if name in OVERSEERS and name not in AUTOMATIC:
+    if asks_humans(overseer_named(name)):
         raise UsageError(
             f"--overseer {name} waits for human input, for which an evaluation cannot wait; use "
             f"{' or '.join(AUTOMATIC)}"
         )
-    overseer_named(name)
     return name
 
 

@@ -279,6 +279,13 @@ SHAPES: dict[str, Shape] = {
         "graph = ChatPromptTemplate.from_template('{topic}?') | model\n"
     ),
     "chain of dicts": Shape("graph = lambda inputs: inputs['question'].upper() + '!'\n"),
+    "method with optional parameters": Shape(
+        "class Crew:\n    def kickoff(self, inputs=None):\n"
+        "        return {'raw': inputs['topic'].upper() + '!', 'tasks': []}\n"
+        "crew = Crew()\n",
+        "app.py:crew.kickoff",
+        GraphOptions(output_key="raw"),
+    ),
     "function": Shape("def graph(question):\n    return question.upper() + '!'\n"),
     "async function with a history": Shape(
         "async def graph(question: str, history: list, config=None):\n"
