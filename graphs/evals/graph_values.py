@@ -228,10 +228,8 @@ def waits_for_human(what: str) -> ValueError:
 
 
 def _interrupts(output: Any) -> str | None:
-    held = (
-        cast(Mapping[str, Any], output).get("__interrupt__") if isinstance(output, dict) else None
-    )
-    interrupts: Any = held if held is not None else getattr(output, "interrupts", None)
+    values = cast(Mapping[str, Any], output) if isinstance(output, dict) else {}
+    interrupts: Any = values.get("__interrupt__") or getattr(output, "interrupts", None)
     if not interrupts:
         return None
     return repr(str(getattr(interrupts[0], "value", interrupts[0]))[:100])

@@ -127,7 +127,8 @@ def _in_file(name: str, file: Path, attribute: str, more: Sequence[Path]) -> Ref
     folders = [folder for folder in around if folder != file.parent or top == folder]
     first = () if level else (file.parent,)
     # A module beats a package without `__init__.py`, wherever it comes.
-    last = () if (file.parent / f"{parts[0]}.py").is_file() else (str(file.parent),)
+    beaten = (file.parent / module.partition(".")[0] + ".py").is_file()
+    last = () if beaten else (str(file.parent),)
     return Reference(name, module, file, attribute, _texts(*first, *folders), last, root)
 
 
@@ -199,12 +200,12 @@ def source_digest(ref: Reference, files: Iterable[str]) -> str:
         source = path.read_bytes() if path.is_file() else b""
         sources[name] = hashlib.sha256(source).hexdigest()
         for base, parts in _imports(source, path):
-            within = [base] if base else folders
-            files = next((found for f in within if (found := _files(f, parts))), ())
-            if not files and base is None:
-                files, package = _elsewhere(parts)
+            tried = (_files(folder, parts) for folder in ([base] if base else folders))
+            found = next(filter(None, tried), list[Path]())
+            if not found and base is None:
+                found, package = _elsewhere(parts)
                 packages |= {package} if package else set()
-            queue += files
+            queue += found
     versions = sorted(f"{package}=={_version(package)}" for package in packages)
     body = "\n".join([*(f"{name} {sources[name]}" for name in sorted(sources)), *versions])
     return hashlib.sha256(body.encode()).hexdigest()[:16]
