@@ -127,7 +127,8 @@ def _in_file(name: str, file: Path, attribute: str, more: Sequence[Path]) -> Ref
     folders = [folder for folder in around if folder != file.parent or top == folder]
     first = () if level else (file.parent,)
     # A module beats a package without `__init__.py`, wherever it comes.
-    beaten = (file.parent / module.partition(".")[0] + ".py").is_file()
+    package, _, _ = module.partition(".")
+    beaten = (file.parent / f"{package}.py").is_file()
     last = () if beaten else (str(file.parent),)
     return Reference(name, module, file, attribute, _texts(*first, *folders), last, root)
 
