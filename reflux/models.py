@@ -37,9 +37,10 @@ INTERACTIVE = EngineConfig(parallel=4, context=4096)
 NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 
 
-def endpoint() -> "OpenAIClient | None":
+def endpoint(concurrency: int | None = None) -> "OpenAIClient | None":
     """The endpoint at OPENAI_BASE_URL; None if that is not set."""
-    return endpoint_from_env(dict(os.environ))
+    limit = {} if concurrency is None else {"concurrency": concurrency}
+    return endpoint_from_env(dict(os.environ), **limit)
 
 
 def model_named(folder: RunFolder, name: str, endpoints: Collection[str] = ()) -> str:
@@ -71,6 +72,7 @@ def open_run(
     model: str | None,
     config: RoundsConfig | None = None,
     endpoints: Mapping[str, Endpoint] = NO_ENDPOINTS,
+    concurrency: int | None = None,
     **cache: Any,
 ) -> tuple[OpenRun, str]:
     """The folder with the agent's client, and the agent's name.
@@ -80,12 +82,13 @@ def open_run(
 
     Args:
         endpoints: answer for the models that they name; the caller closes them.
+        concurrency: maximum concurrent requests to the endpoint.
         cache: `warm` and `max_replies` of `OpenRun`.
 
     Raises:
         UsageError: there is an endpoint, and no name of its model.
     """
-    client = endpoint()
+    client = endpoint(concurrency)
     among = partial(Endpoints, endpoints) if endpoints else None
     name = model or default_model(folder, client and client.base_url)
     if client is not None:

@@ -67,8 +67,8 @@ class Results:
     decisions: Sequence[Decision]
     levels: Mapping[str, Sequence[Level]]
     equal: EqualTokens | None
-    replayed: Mapping[str, int]
-    """Answers of each system that were on record before."""
+    record: Mapping[str, Mapping[str, int]]
+    """What `EvalRun.record` tells of each system."""
     hints: Sequence[str] = ()
     failures: int = 0
     """Answers on which the scorer failed."""
@@ -90,7 +90,7 @@ class Results:
             "decisions": [asdict(decision) for decision in self.decisions],
             "equal_tokens": asdict(self.equal) if self.equal else None,
             "breakdown": {key: [*map(asdict, levels)] for key, levels in self.levels.items()},
-            "from_record": dict(self.replayed),
+            "record": {key: dict(counts) for key, counts in self.record.items()},
             "hints": list(self.hints),
             "scorer_failures": self.failures,
         }
@@ -189,7 +189,7 @@ class Grading:
         *,
         equal: EqualTokens | None = None,
         decisions: Sequence[Decision] = (),
-        replayed: Mapping[str, int],
+        record: Mapping[str, Mapping[str, int]],
         settings: Mapping[str, Any],
     ) -> Results:
         """All figures, of the systems in the order of `models`.
@@ -219,7 +219,7 @@ class Grading:
             decisions=decisions,
             levels={key: self._breakdowns[key].levels() for key in models},
             equal=equal,
-            replayed=replayed,
+            record=record,
             hints=tuple(text for key in models for text in self._hint(key, summaries[key])),
             failures=len(self._failures),
             failure=self._failures[0] if self._failures else "",

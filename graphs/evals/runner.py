@@ -15,7 +15,7 @@ from reflux.graphs.ask import Answered, Direct, Origin, System, answer_each
 from reflux.graphs.evals.answers import Mark, SeedResult
 from reflux.graphs.evals.best_of import EqualTokens, equal_votes
 from reflux.graphs.evals.eval_task import EvalTask, run_scorer
-from reflux.graphs.evals.external_graph import ExternalGraph
+from reflux.graphs.evals.external_graph import CONCURRENCY, ExternalGraph
 from reflux.graphs.evals.scores import Score, Tally
 from reflux.graphs.evals.task import Task, check_held_out, score_held_out
 from reflux.graphs.traces.store import TraceStore
@@ -90,8 +90,23 @@ class EvalRun:
     system_spec: SystemSpec
     seed_results: Sequence[SeedResult]
     tokens: int
-    replayed: int
+    recorded: int
     """Answers that were on record before."""
+
+    def record(self, store: TraceStore) -> dict[str, int]:
+        """How many answers there are, how many were on the record before, and how many tries of
+        calls failed first."""
+        sql = (
+            "SELECT coalesce(sum(json_array_length(retries)), 0) FROM calls WHERE retries NOT NULL"
+            " AND question IN (SELECT id FROM questions WHERE system=?)"
+        )
+        return {
+            "answers": sum(len(result.questions) for result in self.seed_results),
+            "recorded": self.recorded,
+            "retries": sum(
+                next(store.select(sql, (result.origin.system,)))[0] for result in self.seed_results
+            ),
+        }
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,8 @@ class EvalRunner:
     run: str
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What else decides the answers: other settings ask every question again."""
-    max_concurrency: int = 32
+    max_concurrency: int | None = None
+    """Questions at a time; by default fewer of a user's graph than of our own systems."""
     listener: Listener = lambda key, done, total: None
     again: bool = False
     """Ask anew what is on record, as another generation of answers."""
@@ -126,7 +142,7 @@ class EvalRunner:
         questions = {seed: self.questions(seed)[begin:end] for seed in self.seeds}
         total = sum(map(len, questions.values()))
         results: list[SeedResult] = []
-        done = tokens = replayed = 0
+        done = tokens = recorded = 0
         self.listener(system_spec.key, 0, total)
         for seed, batch in questions.items():
             system = system_spec.make(seed)
@@ -144,12 +160,11 @@ class EvalRunner:
                         errors.append(str(outcome["error"]) if not errors else "")
                 self.listener(system_spec.key, done, total)
 
-            ids = map(origin.question_id, batch)
-            replayed += sum(store.how_ended(id) is not None for id in ids)
-            await answer_each(
-                system, origin, batch, add, max_concurrency=self.max_concurrency, complete=True
-            )
-            if isinstance(system, ExternalGraph) and len(errors) == done - before > 0:
+            is_graph, answered = isinstance(system, ExternalGraph), _answered(store, origin)
+            recorded += sum(origin.question_id(question) in answered for question in batch)
+            limit = self.max_concurrency or (CONCURRENCY if is_graph else 32)
+            await answer_each(system, origin, batch, add, max_concurrency=limit, complete=True)
+            if is_graph and len(errors) == done - before > 0:
                 # A graph that never answers is broken, not wrong.
                 n = len(batch)
                 which = "its only question," if n == 1 else f"all {n} questions, on the first"
@@ -158,7 +173,7 @@ class EvalRunner:
                     "the command"
                 )
             results.append(SeedResult(seed, origin, batch))
-        return EvalRun(system_spec, results, tokens, replayed)
+        return EvalRun(system_spec, results, tokens, recorded)
 
     def questions(self, seed: int) -> Sequence[str]:
         """The questions of one seed in the order in which they are asked."""
@@ -195,6 +210,12 @@ class EvalRunner:
 
         equal = await equal_votes(tokens_of, amplified.tokens)
         return eval_runs[equal.votes], equal
+
+
+def _answered(store: TraceStore, origin: Origin) -> set[str]:
+    """Ids of the questions of an origin that have an answer on the record."""
+    sql = "SELECT id FROM roots WHERE system=? AND detail ->> 'status' != 'failed'"
+    return {row["id"] for row in store.select(sql, (origin.system,))}
 
 
 def _newest_generation(store: TraceStore, system: str, task: str) -> int:

@@ -10,7 +10,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.scripted import REPLY_FORMS, parse_reply
-from reflux.ask_context import OVERSEERS, asks_humans
+from reflux.ask_context import OVERSEERS, asks_humans, overseer_named
 from reflux.cli.contract import (
     OUT,
     RUNS,
@@ -44,7 +44,9 @@ from reflux.models import endpoint, open_run
 from reflux.report.terminal import answer_line, counted, ended, tree_view
 from reflux.tasks import DEFAULT_TASK, task_named
 
-TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="A task, or FILE.py:NAME. Default: that of the run.")
+]
 
 
 def task_of(folder: RunFolder, name: str | None) -> str:
@@ -69,7 +71,8 @@ def ask(
         str | None,
         typer.Option(
             "--overseer",
-            help="Ask any question, with this overseer: model, human, reviewed or plain.",
+            help="Ask any question, with this overseer: model, human, reviewed, plain or "
+            "FILE.py:NAME.",
         ),
     ] = None,
     tool: Tools = None,
@@ -138,7 +141,9 @@ def reply(
     with closing(folder.store()) as store:
         question_id, question = find_question(store, trajectory)
         options = options_of(store, question_id)
-    if options is None or not asks_humans(OVERSEERS.get(options.overseer)):
+    own = options is not None and ".py:" in options.overseer
+    named = overseer_named if own else OVERSEERS.get
+    if options is None or not asks_humans(named(options.overseer)):
         raise UsageError(f"{question_id} was not asked with an overseer that waits for humans")
     opened, _ = open_run(folder, options.model)
     answered, tree = run_async(_reply(opened, question_id, question, options, words, to))

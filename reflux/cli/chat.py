@@ -50,7 +50,8 @@ def chat(
     run: RunDir = RUNS / "demo",
     model: Model = None,
     overseer: Annotated[
-        str | None, typer.Option(help="The overseer: model, plain, human, reviewed or none.")
+        str | None,
+        typer.Option(help="The overseer: model, plain, human, reviewed, FILE.py:NAME or none."),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Ask questions of this task, with its overseer.")

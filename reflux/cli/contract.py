@@ -54,7 +54,9 @@ Model = Annotated[
 Tools = Annotated[
     list[str] | None,
     typer.Option(
-        "--tool", help="A tool of the copies: calculator, python, documents:FOLDER, mcp:COMMAND."
+        "--tool",
+        help="A tool of the copies: calculator, python, documents:FOLDER, mcp:COMMAND or "
+        "FILE.py:NAME.",
     ),
 ]
 Depth = Annotated[int, typer.Option(help="Maximum levels of sub-questions.", min=0, max=16)]

@@ -1,7 +1,6 @@
 """One evaluation as a plan, and how it is run: all questions, or as many as decide."""
 
 import math
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from reflux.graphs.evals.runner import (
     SystemSpec,
     marks_of,
 )
+from reflux.graphs.evals.user_graph import UserGraph
 from reflux.graphs.voting.voting import VotePolicy
 
 MARGIN = 0.02
@@ -54,8 +54,6 @@ class Settings:
     """Of an answer to a file's question; a task has its own limit."""
     system: str = ""
     """The system message of a file."""
-    tools: tuple[str, ...] = ()
-    """Granted to the copies, as `reflux ask` does."""
 
     def context(
         self, opened: OpenRun, model: str, seed: int, eval_task: EvalTask, grants: Grants = NONE
@@ -95,6 +93,14 @@ class Plan:
     source: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Where the questions come from, for the report."""
     out: Path | None = None
+    graphs: Mapping[str, UserGraph] = field(default_factory=dict[str, UserGraph])
+    """The users' graphs among the systems."""
+    concurrency: int | None = None
+    """Questions at a time; None: as many as suit each system."""
+    tools: Sequence[str] = ()
+    """Of the copies."""
+    code: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Digests of the user's own task, overseer and tools, which decide the answers, too."""
     pairs: Sequence[tuple[str, str]] = ()
     """Systems to decide between; empty for all pairs."""
     margin: float = MARGIN
@@ -125,11 +131,12 @@ async def compare(
         MissingError: a system needs an endpoint, and none is set.
         RefluxError: an endpoint, a graph or the scorer failed.
     """
-    grants = await stack.enter_async_context(open_tools(plan.settings.tools))
-    eval_task, settings = plan.eval_task, vars(plan.settings)
+    grants = await stack.enter_async_context(open_tools(plan.tools))
+    eval_task, settings = plan.eval_task, {**vars(plan.settings), **plan.code}
     runner = EvalRunner(
         eval_task, plan.seeds, opened.folder.id, settings,
-        listener=listener, again=plan.again, shuffled=plan.until_decided,
+        max_concurrency=plan.concurrency, listener=listener, again=plan.again,
+        shuffled=plan.until_decided,
     )  # fmt: skip
     systems = SystemSpecs(
         opened,
@@ -138,6 +145,7 @@ async def compare(
         eval_task.same_answer,
         stack,
         endpoints,
+        plan.graphs,
     )
     # All are made before the first call: a wrong name costs nothing.
     specs = {key: await systems.system_spec(key) for key in plan.keys if key != EQUAL_TOKENS}
@@ -147,11 +155,14 @@ async def compare(
         context = spec.make(0).context
         judge = JudgeRun(eval_task, opened.folder.id, context, spec.digest, listener=listener)
     grading = Grading(eval_task, opened.store, plan.prices, marks_of(eval_task, judge))
-    replayed: Counter[str] = Counter()
+    record: dict[str, dict[str, int]] = {}
 
     async def run(key: str, eval_run: EvalRun) -> EvalRun:
         """Score the answers of one system."""
-        replayed[key] += eval_run.replayed
+        counts = eval_run.record(opened.store)
+        before = record.get(key, {"answers": 0, "recorded": 0})
+        sums = {name: before[name] + counts[name] for name in before if name != "retries"}
+        record[key] = counts | sums
         if judge is not None:
             await judge.grade(key, eval_run.seed_results)
         with interruptible():  # A scorer may never return.
@@ -171,7 +182,7 @@ async def compare(
             await run(EQUAL_TOKENS, best)
         decisions = grading.decisions(plan.decided, plan.margin, anytime=False)
     return grading.results(
-        models, equal=equal, decisions=decisions, replayed=replayed, settings=settings
+        models, equal=equal, decisions=decisions, record=record, settings=settings
     )
 
 

@@ -7,25 +7,68 @@ best-of-n           the majority of n answers of the agent, at the tokens of amp
 best-of-8           the majority of 8
 endpoint:NAME       one call to an endpoint of --config
 endpoint:MODEL      one call to a model at OPENAI_BASE_URL, or at endpoint:MODEL@URL
-module:graph        a LangGraph graph or another Runnable, also path/file.py:graph
+path/file.py:graph  a LangGraph graph or another Runnable, also module:graph and
+                    langgraph.json:graph
 """
 
+import json
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
 
+import typer
+
+from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
-from reflux.cli.human_input import interruptible
-from reflux.finetune.run_folder import OpenRun
+from reflux.ask_context import TOOLS
+from reflux.cli.contract import ERR
+from reflux.finetune.config import read_yaml
+from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.evals.best_of import MAX_VOTES, BestOf
-from reflux.graphs.evals.external_graph import ExternalGraph, load_graph
+from reflux.graphs.evals.external_graph import CONCURRENCY, SECONDS, ExternalGraph
+from reflux.graphs.evals.graph_values import GraphOptions
 from reflux.graphs.evals.runner import SystemSpec
+from reflux.graphs.evals.user_code import code_digest
+from reflux.graphs.evals.user_graph import UserGraph, load_graph
+from reflux.graphs.evals.user_sources import is_reference
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.models import BASE, ENDPOINT, endpoint, endpoint_model
+from reflux.report.terminal import counted
 
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit",
+        "--seconds",
+        help=f"Maximum seconds of a question. Default for a graph: {SECONDS:g}.",
+        min=0,
+    ),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(help=f"Questions at a time. Default for a graph: {CONCURRENCY}.", min=1),
+]
+Again = Annotated[bool, typer.Option("--again", help="Ask anew what is on the record.")]
+InputKey = Annotated[str, typer.Option(help="The key of a graph's input that gets the question.")]
+OutputKey = Annotated[
+    str, typer.Option(help="The key of a graph's output that holds the answer, like a.b.0.")
+]
+Configurable = Annotated[
+    list[str] | None,
+    typer.Option(help="KEY=VALUE of a graph's config, or a YAML file; may be repeated."),
+]
+GraphContext = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--context", help="KEY=VALUE of a graph's context, or a YAML file; may be repeated."
+    ),
+]
 Contexts = Callable[[str, int], AmplifyContext]
 """(model, seed) → the context of a system."""
 
@@ -33,6 +76,31 @@ Contexts = Callable[[str, int], AmplifyContext]
 def uses_agent(keys: Sequence[str]) -> bool:
     """True where one of the systems runs the agent."""
     return any(key in ("direct", "amplified") or key.startswith("best-of-") for key in keys)
+
+
+def is_graph(key: str) -> bool:
+    """True for the name of a user's graph."""
+    if key.startswith(ENDPOINT):
+        return False
+    return re.search(r"\.(py|json)(:|$)", key) is not None or is_reference(key)
+
+
+def load_graphs(keys: Iterable[str], options: GraphOptions) -> Mapping[str, UserGraph]:
+    """The users' graphs among the systems.
+
+    Raises:
+        UsageError: there is no such module or object.
+        MissingError, RefluxError: a module cannot be imported.
+    """
+    graphs: dict[str, UserGraph] = {}
+    for key in filter(is_graph, keys):
+        try:
+            graphs[key] = load_graph(key, options)
+        except UsageError as error:
+            if "/" in key or ".py" in key:
+                raise
+            raise UsageError(f"{error}; a model of an endpoint is {ENDPOINT}{key}") from error
+    return graphs
 
 
 @dataclass(frozen=True)
@@ -48,6 +116,8 @@ class SystemSpecs:
     """Closes the clients that are opened here."""
     endpoints: frozenset[str] = frozenset()
     """Names of the models of --config."""
+    graphs: Mapping[str, UserGraph] = field(default_factory=dict[str, UserGraph])
+    """Graphs that are loaded already."""
 
     async def system_spec(self, key: str) -> SystemSpec:
         """The system of a name.
@@ -75,15 +145,21 @@ class SystemSpecs:
             if client is not None:
                 self.stack.push_async_callback(client.close)
             return await self._model(key, model, Direct, recorded_client)
-        if ":" in key:
-            with interruptible():
-                loaded = load_graph(key)
+        if is_graph(key):
+            graph = self.graphs.get(key) or load_graph(key)
+            self.stack.push_async_callback(graph.close)
+            await graph.open()
 
             def make(seed: int) -> System:
-                return ExternalGraph(self.contexts(key, seed), loaded)
+                return ExternalGraph(self.contexts(key, seed), graph)
 
-            return SystemSpec(key, key, loaded.digest, make)
+            return SystemSpec(key, key, graph.digest, make)
         if endpoint() is None:
+            if ":" in key:
+                raise UsageError(
+                    f"{key!r} is no system: a graph is path/file.py:graph, and a model of the "
+                    f"endpoint at OPENAI_BASE_URL is {ENDPOINT}{key}"
+                )
             self.opened.folder.models(key)  # Raises where there is no such student.
         return await self._model(key, key, Direct)
 
@@ -120,3 +196,97 @@ class SystemSpecs:
             return make(replace(self.contexts(model, seed), recorded_client=client))
 
         return SystemSpec(key, model, digest, make_system)
+
+
+def graph_options_of(
+    input_key: str,
+    output_key: str,
+    configurable: Sequence[str] | None,
+    context: Sequence[str] | None,
+) -> GraphOptions:
+    """The options of users' graphs.
+
+    Raises:
+        UsageError: a value is invalid.
+    """
+    return GraphOptions(
+        input_key,
+        output_key,
+        values_of_option("--configurable", configurable or ()),
+        values_of_option("--context", context or ()),
+    )
+
+
+def say_limits(graphs: Iterable[str], seconds: float | None, concurrency: int | None) -> None:
+    """Print the limits of users' graphs, which nobody may have asked for."""
+    for key in graphs:
+        ERR.print(
+            f"{key}: at most {SECONDS if seconds is None else seconds:g} s a question "
+            f"(--time-limit), {concurrency or CONCURRENCY} at a time (--concurrency)",
+            style="dim", highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def values_of_option(option: str, texts: Sequence[str]) -> Mapping[str, Any]:
+    """The mapping that an option's texts make up: KEY=VALUE, or the path of a YAML file.
+
+    Raises:
+        UsageError: one is neither.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            found: Any = {key: json.loads(value)} if equals else read_yaml(Path(text))
+        except ValueError:
+            found = {key: value}
+        if not isinstance(found, dict) or (equals and not key):
+            raise UsageError(f"{option} {text}: write KEY=VALUE, or name a YAML file of keys")
+        values |= cast(dict[str, Any], found)
+    return values
+
+
+def record_lines(record: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What came from the record, and what was tried again."""
+    lines: list[str] = []
+    for key, counts in record.items():
+        if counts["recorded"]:
+            lines.append(
+                f"{key}: {counts['recorded']} of {counts['answers']} answers came from the record; "
+                "--again asks anew"
+            )
+        if counts["retries"]:
+            lines.append(f"{key}: {counted(counts['retries'], 'failed call')} tried again")
+    return lines
+
+
+def prices_of(folder: RunFolder, texts: list[str]) -> Mapping[str, Price]:
+    """Prices by model: those of the run's config and of --price.
+
+    Raises:
+        UsageError: one is invalid.
+    """
+    prices = dict(folder.prices())
+    for text in texts:
+        name, _, costs = text.rpartition("=")
+        try:
+            prompt, completion = map(float, costs.split(","))
+        except ValueError:
+            prompt = completion = math.nan
+        if not name or not (0 <= prompt < math.inf and 0 <= completion < math.inf):
+            raise UsageError(
+                f"--price {text!r} is invalid; write MODEL=PROMPT,COMPLETION, for example "
+                "llama3.2=0.15,0.6 for a million tokens"
+            )
+        prices[name] = Price(prompt, completion)
+    return prices
+
+
+def code_of(*names: str | None) -> Mapping[str, Any]:
+    """The user's own code and the tools among the names of options, as settings that decide the
+    answers; empty without any."""
+    known = {form.partition(":")[0] for form in TOOLS}
+    tools = [name for name in names[2:] if name]
+    own = [name for name in names if name and is_reference(name)]
+    digests = {name: code_digest(name) for name in own if name.partition(":")[0] not in known}
+    return {**({"tools": tools} if tools else {}), **digests}

@@ -1,7 +1,5 @@
 """`reflux eval`: any systems on any questions, side by side."""
 
-import asyncio
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, redirect_stdout
@@ -11,14 +9,29 @@ from typing import Annotated, Any
 
 import typer
 
-from reflux.agents.budget import Price
 from reflux.agents.clients.endpoints import Endpoint, close_clients
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.ask_context import MAX_TOKENS, OVERSEERS, overseer_named
+from reflux.ask_context import MAX_TOKENS, asks_humans, overseer_named
 from reflux.cli.ask import TaskName, batch_config, task_of
 from reflux.cli.contract import OUT, RUNS, Depth, Json, Model, RunDir, Tools, emit, run_async
 from reflux.cli.eval_plan import MARGIN, Plan, Settings, compare
-from reflux.cli.eval_systems import uses_agent
+from reflux.cli.eval_systems import (
+    Again,
+    Concurrency,
+    Configurable,
+    GraphContext,
+    InputKey,
+    OutputKey,
+    TimeLimit,
+    code_of,
+    graph_options_of,
+    load_graphs,
+    prices_of,
+    record_lines,
+    say_limits,
+    uses_agent,
+)
+from reflux.cli.human_input import interruptible
 from reflux.cli.progress import ProgressView
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.evals.datasets import read_questions
@@ -26,7 +39,7 @@ from reflux.graphs.evals.eval_task import JUDGE, EvalTask, FileEvalTask, LevelEv
 from reflux.graphs.evals.question_forms import Keys
 from reflux.graphs.evals.results import Results
 from reflux.graphs.evals.runner import EQUAL_TOKENS, parse_systems
-from reflux.graphs.evals.user_code import OwnThreads, load_object
+from reflux.graphs.evals.user_code import load_object
 from reflux.models import open_run
 from reflux.report.eval_tables import tables
 from reflux.server.settings import config_endpoints, read_serve_config
@@ -80,7 +93,7 @@ def evaluate_systems(
         str,
         typer.Option(
             help="Comma-separated: direct, amplified, student-rN, best-of-n, best-of-8, "
-            "endpoint:MODEL, module:graph."
+            "endpoint:MODEL, path/file.py:graph, module:graph, langgraph.json:graph."
         ),
     ] = "direct,amplified",
     model: Model = None,
@@ -88,7 +101,9 @@ def evaluate_systems(
         list[int] | None,
         typer.Option(help="Of questions and samples; may be repeated.", min=0),
     ] = None,
-    overseer: Annotated[str, typer.Option(help="Of a file's questions: model or plain.")] = "",
+    overseer: Annotated[
+        str, typer.Option(help="Of a file's questions: model, plain or FILE.py:NAME.")
+    ] = "",
     tool: Tools = None,
     compare: Annotated[
         list[str] | None,
@@ -103,13 +118,16 @@ def evaluate_systems(
     until_decided: Annotated[
         bool, typer.Option(help="Stop asking as soon as all pairs are decided.")
     ] = False,
-    again: Annotated[bool, typer.Option(help="Ask anew, whatever is on record.")] = False,
+    again: Again = False,
     depth: Depth = 1,
     calls: Annotated[int, typer.Option(help="Maximum model calls of a question.", min=1)] = 1000,
     tokens: Annotated[int, typer.Option(help="Maximum tokens of a question.", min=1)] = 1_000_000,
-    seconds: Annotated[
-        float | None, typer.Option(help="Maximum seconds of a question.", min=0)
-    ] = None,
+    seconds: TimeLimit = None,
+    concurrency: Concurrency = None,
+    input_key: InputKey = "",
+    output_key: OutputKey = "",
+    configurable: Configurable = None,
+    context: GraphContext = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -139,6 +157,7 @@ def evaluate_systems(
 ) -> None:
     """Compare systems on the same questions, with intervals, tests and prices."""
     folder, keys = RunFolder(run), parse_systems(systems)
+    graph_options = graph_options_of(input_key, output_key, configurable, context)
     pairs = _pairs(compare or [], keys)
     if until_decided and len(keys) < 2:
         raise UsageError("--until-decided decides between systems: name two in --systems")
@@ -172,27 +191,33 @@ def evaluate_systems(
             overseer=_overseer(overseer),
             max_tokens=max_tokens or MAX_TOKENS,
             system=eval_task.file.system,
-            tools=tuple(tool or ()),
         )
         source = {
             "data": data, "repeats": eval_task.file.repeats, "unused": list(eval_task.file.unused)
         }  # fmt: skip
     seeds = tuple(dict.fromkeys(seed or [1]))
-    prices = _prices(folder, price or [])
+    prices = prices_of(folder, price or [])
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Fails before the first call.
-    plan = Plan(
-        eval_task, keys, seeds, settings, prices, source, out,
-        pairs, margin, until_decided, again, inspect_log,
-    )  # fmt: skip
     endpoints = config_endpoints(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # Output of the user's graphs and scorers is no result.
+        # Loaded without a running event loop, because the user's modules may start one.
+        with interruptible():
+            graphs = load_graphs(keys, graph_options)
+        plan = Plan(
+            eval_task, keys, seeds, settings, prices, source, out, graphs, concurrency,
+            tuple(tool or ()), code_of(task, overseer, *(tool or ())),
+            pairs, margin, until_decided, again, inspect_log,
+        )  # fmt: skip
+        say_limits(graphs, seconds, concurrency)
         results = run_async(_evaluate(folder, plan, model, endpoints))
     if as_json:
         emit(source | results.to_json())
     else:
         for table in tables(results, source):
             OUT.print(table)
+        for line in (*record_lines(results.record), *(n for g in graphs.values() for n in g.notes)):
+            OUT.print(line, soft_wrap=True, highlight=False, markup=False)
         if out is not None:
             OUT.print(f"answers, figures and a page with charts: {out}", soft_wrap=True)
     if results.failures:
@@ -235,45 +260,26 @@ def _file_eval_task(data: str, keys: Keys, score: str, limit: int | None) -> Fil
 
 def _overseer(name: str) -> str:
     name = name or "model"
-    if name in OVERSEERS and name not in AUTOMATIC:
+    if asks_humans(overseer_named(name)):
         raise UsageError(
             f"--overseer {name} waits for human input, for which an evaluation cannot wait; use "
             f"{' or '.join(AUTOMATIC)}"
         )
-    overseer_named(name)
     return name
-
-
-def _prices(folder: RunFolder, texts: list[str]) -> Mapping[str, Price]:
-    """Prices by model: those of the run's config and of --price.
-
-    Raises:
-        UsageError: one is invalid.
-    """
-    prices = dict(folder.prices())
-    for text in texts:
-        name, _, costs = text.rpartition("=")
-        try:
-            prompt, completion = map(float, costs.split(","))
-        except ValueError:
-            prompt = completion = math.nan
-        if not name or not (0 <= prompt < math.inf and 0 <= completion < math.inf):
-            raise UsageError(
-                f"--price {text!r} is invalid; write MODEL=PROMPT,COMPLETION, for example "
-                "llama3.2=0.15,0.6 for a million tokens"
-            )
-        prices[name] = Price(prompt, completion)
-    return prices
 
 
 async def _evaluate(
     folder: RunFolder, plan: Plan, model: str | None, endpoints: Mapping[str, Endpoint]
 ) -> Results:
-    # The user's graphs may block, even forever.
-    asyncio.get_running_loop().set_default_executor(OwnThreads())
     name = model if uses_agent(plan.keys) else model or "base"
     opened, agent = open_run(
-        folder, name, batch_config(folder), endpoints, max_replies=MAX_REPLIES, warm=not plan.again
+        folder,
+        name,
+        batch_config(folder),
+        endpoints,
+        plan.concurrency,
+        max_replies=MAX_REPLIES,
+        warm=not plan.again,
     )
     async with opened, AsyncExitStack() as stack:
         stack.push_async_callback(close_clients, [each.client for each in endpoints.values()])

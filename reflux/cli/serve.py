@@ -34,7 +34,10 @@ def serve(
     port: Annotated[int, typer.Option(help="0 picks a free port.", min=0, max=65535)] = 8700,
     model: Model = None,
     overseer: Annotated[
-        str, typer.Option(help="Overseer of `amplified`: model, plain, human or reviewed.")
+        str,
+        typer.Option(
+            help="Overseer of `amplified`: model, plain, human, reviewed or FILE.py:NAME."
+        ),
     ] = "model",
     config: Annotated[
         Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.", metavar="FILE")

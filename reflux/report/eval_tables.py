@@ -117,10 +117,7 @@ def _price(results: Results) -> Figures:
          ", ".join(f"{count} {status}" for status, count in s.statuses.items()))
         for key, s in results.summaries.items()
     ]  # fmt: skip
-    total = sum(s.n for s in results.summaries.values())
-    replayed = f"{sum(results.replayed.values())} of {counted(total, 'answer')} from the record"
-    known = f"{replayed}; --again asks anew." if any(results.replayed.values()) else f"{replayed}."
-    return Figures("Price", columns, rows, (MEANT, known, *reasons(results)))
+    return Figures("Price", columns, rows, (MEANT, *reasons(results)))
 
 
 def reasons(results: Results) -> list[str]:

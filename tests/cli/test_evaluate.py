@@ -24,6 +24,7 @@ from reflux.agents.budget import Price
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.cli.eval_plan import Plan, Settings, compare
+from reflux.cli.eval_systems import code_of
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask
@@ -110,10 +111,12 @@ def test_the_same_command_again_asks_nothing_and_finds_the_same(tmp_path: Path) 
     assert client.requests
     again, silent = compared(tmp_path / "r", eval_task, keys)
     assert silent.requests == []
-    assert again.to_json() | {"from_record": {}} == first.to_json() | {"from_record": {}}
+    assert again.to_json() | {"record": {}} == first.to_json() | {"record": {}}
     assert again.answers == first.answers
-    assert first.replayed["direct"] == 0
-    assert again.replayed == {"direct": 30, "amplified": 30, "best-of-n": 30}
+    assert {key: counts["recorded"] for key, counts in again.record.items()} == {
+        "direct": 30, "amplified": 30, "best-of-n": 30
+    }  # fmt: skip
+    assert first.record["direct"] == {"answers": 30, "recorded": 0, "retries": 0}
     # With another seed, or other limits, it is another evaluation.
     _, other = compared(tmp_path / "r", eval_task, keys, settings=Settings(depth=2))
     assert other.requests
@@ -400,9 +403,9 @@ def test_another_generation_is_asked_anew_and_is_then_the_one_on_record(tmp_path
     again, client = compared(tmp_path / "r", task, ("direct",), halves, settings=FREE, again=True)
     assert len(client.requests) == 6
     assert (first.summaries["direct"].accuracy, again.summaries["direct"].accuracy) == (1 / 6, 0.5)
-    assert (first.replayed, again.replayed) == ({"direct": 0}, {"direct": 0})
+    assert [each.record["direct"]["recorded"] for each in (first, again)] == [0, 0]
     later, silent = compared(tmp_path / "r", task, ("direct",), halves, settings=FREE)
-    assert (silent.requests, later.replayed) == ([], {"direct": 6})
+    assert (silent.requests, later.record["direct"]["recorded"]) == ([], 6)
     assert later.summaries == again.summaries
 
 
@@ -481,9 +484,9 @@ def test_copies_are_granted_the_tools_that_are_named(tmp_path: Path) -> None:
         granted.append([tool.name for tool in request.tools])
         return halves(request)
 
-    settings = replace(FREE, tools=("calculator",))
     task = numbered(tmp_path, 2)
-    compared(tmp_path / "r", task, ("direct",), reply, settings=settings)
+    tools, code = ("calculator",), code_of(None, "", "calculator")
+    compared(tmp_path / "r", task, ("direct",), reply, settings=FREE, tools=tools, code=code)
     assert granted == [["calculator"], ["calculator"]]
     _, without = compared(tmp_path / "r", task, ("direct",), halves, settings=FREE)
     assert len(without.requests) == 2  # Another evaluation, which is asked again.

@@ -80,7 +80,7 @@ def run_system(folder: Path, graph: Path, seed: int) -> None:
             found = await compare(opened, plan, "base", stack, lambda *_: None)
             answers = [asdict(a) for each in found.answers.values() for a in each]
         # How many answers a kill left on record is chance.
-        whole = {"figures": found.to_json() | {"from_record": {}}, "answers": answers}
+        whole = {"figures": found.to_json() | {"record": {}}, "answers": answers}
         (folder / "found.json").write_text(json.dumps(whole))
 
     asyncio.run(run())

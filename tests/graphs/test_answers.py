@@ -236,9 +236,7 @@ async def test_a_summary_adds_up_and_pairs_are_compared(store: TraceStore) -> No
     for key in ("direct", "amplified"):
         asked = Origin("run", -1, key, TASK.name, "held_out")
         grading.add(key, [SeedResult(1, asked, questions)])
-    results = grading.results(
-        {"direct": "base", "amplified": "base"}, replayed={"direct": 40}, settings={}
-    )
+    results = grading.results({"direct": "base", "amplified": "base"}, record={}, settings={})
     assert results.summaries["direct"] == found
     assert list(results.answers["amplified"]) == other
     (pair,) = results.differences
