@@ -237,7 +237,7 @@ class JudgeRun:
     context: AmplifyContext
     """Of the model that judges."""
     digest: str
-    max_concurrency: int = 32
+    max_concurrency: int
     listener: Listener = lambda key, done, total: None
 
     @property

@@ -37,6 +37,7 @@ MARGIN = 0.02
 FIRST_LOOK, LOOK_GROWTH = 20, 1.25
 """Questions before --until-decided looks for the first time, and how many times more from look to
 look."""
+JUDGED_AT_ONCE = 32
 NONE: Grants = {}
 
 
@@ -58,7 +59,7 @@ class Settings:
     def context(
         self, opened: OpenRun, model: str, seed: int, eval_task: EvalTask, grants: Grants = NONE
     ) -> AmplifyContext:
-        """The context of one system. An overseer's step may take as many tokens as an answer."""
+        """The context of one system."""
         limits = Limits(self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
         context = AmplifyContext(opened.recorded_client, model, (), limits=limits, seed=seed)
         if self.overseer:
@@ -73,11 +74,10 @@ class Settings:
 
 
 def _with_tokens(overseer: Overseer, max_tokens: int) -> Overseer:
-    return (
-        replace(overseer, max_tokens=max_tokens)
-        if isinstance(overseer, ModelOverseer)
-        else overseer
-    )
+    """An overseer whose steps may take as many tokens as an answer."""
+    if isinstance(overseer, ModelOverseer):
+        return replace(overseer, max_tokens=max_tokens)
+    return overseer
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ async def compare(
     if eval_task.judge:
         spec = await systems.judge_spec(eval_task.judge)
         context = spec.make(0).context
-        judge = JudgeRun(eval_task, opened.folder.id, context, spec.digest, listener=listener)
+        limit = plan.concurrency or JUDGED_AT_ONCE
+        judge = JudgeRun(eval_task, opened.folder.id, context, spec.digest, limit, listener)
     grading = Grading(eval_task, opened.store, plan.prices, marks_of(eval_task, judge))
     record: dict[str, dict[str, int]] = {}
 

@@ -42,6 +42,7 @@ from reflux.graphs.evals.runner import EQUAL_TOKENS, parse_systems
 from reflux.graphs.evals.user_code import load_object
 from reflux.models import open_run
 from reflux.report.eval_tables import tables
+from reflux.report.inspect_log import check_log_path, write_logs
 from reflux.server.settings import config_endpoints, read_serve_config
 from reflux.tasks import task_named
 
@@ -199,6 +200,8 @@ def evaluate_systems(
     prices = prices_of(folder, price or [])
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Fails before the first call.
+    if inspect_log is not None:
+        check_log_path(inspect_log)
     endpoints = config_endpoints(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # Output of the user's graphs and scorers is no result.
         # Loaded without a running event loop, because the user's modules may start one.
@@ -297,7 +300,5 @@ async def _evaluate(
 
             write_report(plan.out, outcome, plan.eval_task, opened.store, plan.source)
         if plan.inspect_log is not None:
-            from reflux.report.inspect_log import write_logs
-
             write_logs(plan.inspect_log, outcome, plan.eval_task)
     return outcome

@@ -25,8 +25,8 @@ VERSION = 2
 SCORER = "reflux"
 
 
-def write_logs(path: Path, results: Results, eval_task: EvalTask) -> list[Path]:
-    """Write one log for each system: at `path`, or with the system's name where there are several.
+def check_log_path(path: Path) -> None:
+    """Check that a log can be written, before anything is asked.
 
     Raises:
         UsageError: the path does not end in `.eval`.
@@ -34,6 +34,10 @@ def write_logs(path: Path, results: Results, eval_task: EvalTask) -> list[Path]:
     if path.suffix != ".eval":
         raise UsageError(f"--inspect-log {path} must end in .eval, as Inspect's logs do")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_logs(path: Path, results: Results, eval_task: EvalTask) -> list[Path]:
+    """Write one log for each system: at `path`, or with the system's name where there are several."""
     written: list[Path] = []
     for key, answers in results.answers.items():
         name = re.sub(r"[^\w.-]+", "-", key)

@@ -693,6 +693,7 @@ def test_a_scorer_that_fails_in_the_end_loses_no_answer(
         ((*DATA, "--prompt-template", "{question}"), 2, "with two braces"),
         ((*DATA, "--score", "judge:nobody"), 2, "nobody"),
         ((*DATA, "--margin", "0.9"), 2, "margin"),
+        ((*DATA, "--inspect-log", "log.json"), 2, "must end in .eval"),
         (("--task", "addition", "--level", "1"), 2, "holds out no question"),
         (("--limit", "0"), 2, "limit"),
     ],
