@@ -37,7 +37,7 @@ def check_log_path(path: Path) -> None:
 
 
 def write_logs(path: Path, results: Results, eval_task: EvalTask) -> list[Path]:
-    """Write one log for each system: at `path`, or with the system's name where there are several."""
+    """Write one log for each system: at `path`, or of several beside it, by their names."""
     written: list[Path] = []
     for key, answers in results.answers.items():
         name = re.sub(r"[^\w.-]+", "-", key)
