@@ -256,6 +256,7 @@ def compare_math() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends it, by closing its input.
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
     configs = [LatexExtractionConfig(), ExprExtractionConfig()]
+    parse("$1$", configs)  # Loads the grammar, which takes longer than most answers.
     print("ready", flush=True)
     for line in sys.stdin:
         answer, truth = json.loads(line)

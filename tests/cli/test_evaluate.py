@@ -691,7 +691,7 @@ def test_a_scorer_that_fails_in_the_end_loses_no_answer(
         ((*DATA, "--systems", "amplified,best-of-n", "--until-decided"), 2, "name the number"),
         ((*DATA, "--question-key", "ask"), 2, 'line 1: it lacks "ask"'),
         ((*DATA, "--prompt-template", "{question}"), 2, "with two braces"),
-        ((*DATA, "--score", "judge:nobody"), 2, "nobody"),
+        ((*DATA[:2], "--systems", "mine_for_eval:graph", "--score", "judge:nobody"), 2, "nobody"),
         ((*DATA, "--margin", "0.9"), 2, "margin"),
         ((*DATA, "--inspect-log", "log.json"), 2, "must end in .eval"),
         (("--task", "addition", "--level", "1"), 2, "holds out no question"),
