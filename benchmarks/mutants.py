@@ -34,9 +34,12 @@ PARTS = {
         ["reflux/graphs/voting/*.py"],
         [f"tests/graphs/test_{name}.py" for name in ("voting", "stopping", "planner", "experts")],
     ),
-    "statistics": (["reflux/graphs/evals/metrics.py"], ["tests/graphs/test_metrics.py"]),
+    "statistics": (
+        ["reflux/graphs/evals/metrics.py", "reflux/graphs/evals/decisions.py"],
+        ["tests/graphs/test_metrics.py", "tests/graphs/test_decisions.py"],
+    ),
     "scorers": (
-        ["reflux/graphs/evals/eval_task.py"],
+        [f"reflux/graphs/evals/{name}.py" for name in ("scorers", "mathematics", "eval_task")],
         ["tests/graphs/test_scorers.py", "tests/graphs/test_eval_task.py"],
     ),
     "gates": (

@@ -174,6 +174,7 @@ class OpenRun:
         wrap: Callable[[ChatClient], ChatClient] | None = None,
         llama_cpp: EngineConfig | None = None,
         warm: bool = True,
+        max_replies: int = 200_000,
     ) -> None:
         """
         Args:
@@ -194,10 +195,13 @@ class OpenRun:
             self._engines.append(client)
         self.folder = folder
         self.store = folder.store()
-        self.cache = CachedClient(wrap(client) if wrap else client)
+        self.cache = CachedClient(wrap(client) if wrap else client, max_replies)
         self.recorded_client = RecordedClient(self.cache, self.store)
-        recorded = "SELECT * FROM calls WHERE error IS NULL AND kind='model' AND cached=0"
-        for call in self.store.select(recorded) if warm else ():
+        newest = (
+            "SELECT * FROM calls WHERE error IS NULL AND kind='model' AND cached=0"
+            " ORDER BY id DESC LIMIT ?"
+        )
+        for call in self.store.select(newest, (max_replies,)) if warm else ():
             self.cache.put(call["request_digest"], completion_of(call))
 
     def other_engine(self) -> RecordedClient:

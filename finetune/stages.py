@@ -23,7 +23,8 @@ from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
-from reflux.graphs.evals.runner import Score, evaluate
+from reflux.graphs.evals.runner import evaluate
+from reflux.graphs.evals.scores import Score, Tally
 from reflux.graphs.evals.task import Task, task_context
 
 Progress = Callable[[str, int, int, str], None]
@@ -91,10 +92,10 @@ class Stages:
         imitated = self.source(0, "overseer", "primitive")
         expected = await self.answers(overseer, imitated, questions, activity)
         outcomes = await self.answers(system, source, questions, activity)
-        return Score.of(
-            (a["answer"] == b["answer"], a["status"], a["spent"])
-            for a, b in zip(outcomes, expected, strict=True)
-        )
+        tally = Tally()
+        for one, other in zip(outcomes, expected, strict=True):
+            tally.add(one["answer"] == other["answer"], one["status"], one["spent"])
+        return tally.score(system.context.model)
 
     async def amplify(self, number: int, model: str) -> dict[str, Any]:
         """Record the answers that the round's student will learn.

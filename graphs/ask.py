@@ -11,12 +11,12 @@ from collections.abc import (
     Callable,
     Coroutine,
     Generator,
+    Iterable,
     Mapping,
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, replace
-from itertools import count
+from dataclasses import asdict, dataclass, field, replace
 from threading import Lock
 from typing import Any, Protocol, TypeVar, cast
 
@@ -244,12 +244,42 @@ async def answer_all(
     on_done: Callable[[int], None] | None = None,
     complete: bool = False,
 ) -> list[Outcome]:
-    """Answer many questions, `max_concurrency` at a time; outcomes have the order of `questions`.
+    """Answer many questions as `answer_each` does; outcomes have the order of `questions`, and
+    equal questions are answered once.
 
-    Recorded answers of the same origin are replayed and cost no call; equal questions are answered
-    once. The first exception ends all; what was recorded until then stays.
+    Raises:
+        EndpointError, RefluxError: as for `answer_each`.
+    """
+    outcomes: dict[str, Outcome] = {}
+
+    def add(question: str, answered: Answered) -> None:
+        outcomes[question] = cast(Outcome, answered.outcome)
+        if on_done is not None:
+            on_done(len(outcomes))
+
+    different = list(dict.fromkeys(map(redact, questions)))
+    await answer_each(
+        system, origin, different, add, max_concurrency=max_concurrency, complete=complete
+    )
+    return [outcomes[redact(question)] for question in questions]
+
+
+async def answer_each(
+    system: System,
+    origin: Origin,
+    questions: Iterable[str],
+    on_answer: Callable[[str, Answered], None],
+    *,
+    max_concurrency: int = 32,
+    complete: bool = False,
+) -> None:
+    """Answer different questions, `max_concurrency` at a time, in constant memory.
+
+    Recorded answers of the same origin are replayed and cost no call. The first exception ends
+    all; what was recorded until then stays.
 
     Args:
+        on_answer: receives each question and its answer, in the order of their ends.
         complete: for scoring: a question that lost a call, or ran out of money, is an error.
 
     Raises:
@@ -257,27 +287,22 @@ async def answer_all(
             only for a moment.
         RefluxError: `complete`, and the run's spend limit is reached.
     """
-    gate, store = asyncio.Semaphore(max_concurrency), system.context.recorded_client.store
-    done = count(1)
+    store, waiting, losses = system.context.recorded_client.store, iter(questions), _Losses()
 
-    async def answer(question: str) -> Answered:
-        async with gate:
+    async def work() -> None:
+        for text in waiting:
+            question = redact(text)
             await store.add_question(origin.row(question))
             answered = await _answered(system, question, origin)
-        if answered.failure is not None and answered.failure.is_final:
-            raise EndpointError(f"{answered.failure}. {KEPT}")
-        if on_done is not None:
-            on_done(next(done))
-        return answered
+            if answered.failure is not None and answered.failure.is_final:
+                raise EndpointError(f"{answered.failure}. {KEPT}")
+            losses.add(answered)
+            on_answer(question, answered)
 
-    questions = [redact(question) for question in questions]
-    different = list(dict.fromkeys(questions))
     with rare_collections():
-        by_question = dict(zip(different, await join([answer(q) for q in different]), strict=True))
-    answers = [by_question[question] for question in questions]
+        await join([work() for _ in range(max_concurrency)])
     if complete:
-        _check_complete(answers, system.context.spend_limit)
-    return [cast(Outcome, answer.outcome) for answer in answers]
+        losses.check(system.context.spend_limit)
 
 
 async def join(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -290,22 +315,46 @@ async def join(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-def _check_complete(answers: Sequence[Answered], spend_limit: SpendLimit) -> None:
-    """A question whose call failed, or that ran out of money, must not look like a wrong answer.
+@dataclass
+class _Losses:
+    """Questions whose call failed, or that ran out of money: they must not look like wrong answers.
 
     A refusal alone counts as the question's own failure, unless every question was refused.
     """
-    statuses = [answer.outcome["status"] for answer in answers if answer.outcome]
-    failures = [answer.failure for answer in answers if answer.failure is not None]
-    lost = [failure for failure in failures if not failure.refused]
-    if set(statuses) <= {"failed"}:
-        lost = lost or [failure for failure in failures if failure.is_last]
-    if lost:
-        which = f"{len(lost)} of {len(answers)} questions" if len(answers) > 1 else "the question"
-        raise EndpointError(f"{which} failed: {lost[-1]}. {KEPT}")
-    has_cut = not {"over_budget", "failed"}.isdisjoint(statuses)
-    if has_cut and (lacking := spend_limit.lacks) is not None:
-        raise RefluxError(
-            f"the run has no {lacking} left: raise spend_limit.{lacking}. {KEPT} and pays nothing "
-            "twice"
-        )
+
+    questions: int = 0
+    statuses: set[str] = field(default_factory=set[str])
+    lost: int = 0
+    last: EndpointError | None = None
+    refused: int = 0
+    """Failures by a refusal that was the question's last call."""
+    last_refused: EndpointError | None = None
+
+    def add(self, answered: Answered) -> None:
+        """Count one question."""
+        self.questions += 1
+        if answered.outcome is not None:
+            self.statuses.add(answered.outcome["status"])
+        if (failure := answered.failure) is None:
+            return
+        if not failure.refused:
+            self.lost, self.last = self.lost + 1, failure
+        elif failure.is_last:
+            self.refused, self.last_refused = self.refused + 1, failure
+
+    def check(self, spend_limit: SpendLimit) -> None:
+        """Raise what answers that are to be complete lack."""
+        lost, last = self.lost, self.last
+        if not lost and self.statuses <= {"failed"}:
+            lost, last = self.refused, self.last_refused
+        if last is not None:
+            which = f"{lost} of {self.questions} questions"
+            raise EndpointError(
+                f"{which if self.questions > 1 else 'the question'} failed: {last}. {KEPT}"
+            )
+        has_cut = not {"over_budget", "failed"}.isdisjoint(self.statuses)
+        if has_cut and (lacking := spend_limit.lacks) is not None:
+            raise RefluxError(
+                f"the run has no {lacking} left: raise spend_limit.{lacking}. {KEPT} and pays "
+                "nothing twice"
+            )

@@ -2,16 +2,19 @@
 one, the shortest way into Reflux from Python."""
 
 import asyncio
+import inspect
 import tempfile
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager as Opener
 from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.tools import BaseTool, StructuredTool
 
 from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.langchain import LangChainClient
@@ -19,10 +22,10 @@ from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_
 from reflux.agents.errors import UsageError, check_has
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
-from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer
+from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.tools.documents import Documents
-from reflux.agents.tools.langchain import mcp_tools
+from reflux.agents.tools.langchain import LangChainTool, mcp_tools
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.agents.types import ChatClient
@@ -32,6 +35,8 @@ from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.evals.task import task_context
+from reflux.graphs.evals.user_code import load_instance
+from reflux.graphs.evals.user_sources import is_reference
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
@@ -61,9 +66,29 @@ def overseer_named(
     Raises:
         UsageError: no overseer has it.
     """
-    if name not in overseers:
-        raise UsageError(f"no overseer is called {name!r}; there are {', '.join(overseers)}")
-    return overseers[name]
+    if name in overseers:
+        return overseers[name]
+    if is_reference(name) and not name.startswith("script:"):  # That is a program's.
+        return _own_overseer(name)
+    raise UsageError(
+        f"no overseer is called {name!r}; there are {', '.join(overseers)}, and your own as "
+        "FILE.py:NAME"
+    )
+
+
+@cache
+def _own_overseer(name: str) -> Overseer:
+    """A user's overseer: an object or class with `act`, or a function of question, transcript and
+    `may_ask`."""
+    made = load_instance(name)
+    if hasattr(made, "act") and isinstance(getattr(made, "name", None), str):
+        return made
+    if not inspect.isroutine(made):
+        raise UsageError(
+            f"{name} is no overseer: it needs a `name` and `act(context)`, or to be a function "
+            "(question, transcript, may_ask) that returns a step"
+        )
+    return ScriptedOverseer(name, cast(ScriptedStep, made))
 
 
 def with_max_tokens(overseer: Overseer, max_tokens: int | None) -> Overseer:
@@ -148,7 +173,33 @@ def _opener(name: str) -> Opener[Sequence[Tool]]:
         if colon and not takes_argument:
             raise UsageError(f"the tool {name!r} takes nothing after its name; write {form}")
         return opener(argument)
-    raise UsageError(f"there is no tool {name!r}; there are: {', '.join(TOOLS)}")
+    if is_reference(name):
+        return nullcontext(_own_tools(name))
+    raise UsageError(
+        f"there is no tool {name!r}; there are: {', '.join(TOOLS)}, and your own as FILE.py:NAME"
+    )
+
+
+def _own_tools(name: str) -> Sequence[Tool]:
+    """A user's tools, one or a list: ours, LangChain's, or functions with types and a docstring."""
+    made = load_instance(name)
+    several = cast(Sequence[Any], made if isinstance(made, list | tuple) else [made])
+    return [_own_tool(name, each) for each in several]
+
+
+def _own_tool(name: str, made: Any) -> Tool:
+    if hasattr(made, "spec") and hasattr(made, "call"):
+        return made
+    if isinstance(made, BaseTool):
+        return LangChainTool(made)
+    if not inspect.isroutine(made):
+        raise UsageError(
+            f"{name} is no tool but a {type(made).__name__}; name a function or a tool"
+        )
+    about = inspect.getdoc(made) or made.__name__
+    is_async = inspect.iscoroutinefunction(made)
+    func, coroutine = (None, cast(Any, made)) if is_async else (cast(Any, made), None)
+    return LangChainTool(StructuredTool.from_function(func, coroutine, description=about))
 
 
 def context_of(

@@ -45,9 +45,10 @@ INTERACTIVE = EngineConfig(parallel=4, context=8192)
 NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 
 
-def endpoint() -> "OpenAIClient | None":
+def endpoint(concurrency: int | None = None) -> "OpenAIClient | None":
     """The endpoint at OPENAI_BASE_URL; None if that is not set."""
-    return endpoint_from_env(dict(os.environ))
+    limit: dict[str, Any] = {} if concurrency is None else {"concurrency": concurrency}
+    return endpoint_from_env(dict(os.environ), **limit)
 
 
 def model_named(folder: RunFolder, name: str, endpoints: Collection[str] = ()) -> str:
@@ -79,6 +80,8 @@ def open_run(
     model: str | None,
     config: RoundsConfig | None = None,
     endpoints: Mapping[str, Endpoint] = NO_ENDPOINTS,
+    concurrency: int | None = None,
+    **cache: Any,
 ) -> tuple[OpenRun, str]:
     """The folder with the agent's client, and the agent's name.
 
@@ -87,12 +90,14 @@ def open_run(
 
     Args:
         endpoints: answer for the models that they name; the caller closes them.
+        concurrency: maximum concurrent requests to the endpoint.
+        cache: `warm` and `max_replies` of `OpenRun`.
 
     Raises:
         UsageError: there is an endpoint, and no name of its model; or none, and no student of the
             name.
     """
-    client = endpoint()
+    client = endpoint(concurrency)
     among = partial(Endpoints, endpoints) if endpoints else None
     if model is not None and model.startswith(ENDPOINT) and model not in endpoints:
         model, client = endpoint_at(model)
@@ -100,10 +105,10 @@ def open_run(
     if client is None and name not in (BASE, *endpoints):
         check_student(folder, name)
     if client is not None:
-        return OpenRun(folder, client=client, wrap=among), name
+        return OpenRun(folder, client=client, wrap=among, **cache), name
     engine = config.engine_settings if config else INTERACTIVE
     llama_cpp = config.llama_cpp if config else None
-    return OpenRun(folder, engine, wrap=among, llama_cpp=llama_cpp), name
+    return OpenRun(folder, engine, wrap=among, llama_cpp=llama_cpp, **cache), name
 
 
 def check_student(folder: RunFolder, name: str) -> None:

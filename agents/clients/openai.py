@@ -24,7 +24,7 @@ from reflux.agents.clients.chat_protocol import (
     read_stream,
     request_body,
 )
-from reflux.agents.clients.endpoints import connection_remedy, http_client
+from reflux.agents.clients.connections import connection_remedy, http_client
 from reflux.agents.clients.reasoning import OPENS_IN_TEMPLATE, ReasoningSplitter
 from reflux.agents.clients.refusals import (
     NEVER_CONNECTS,

@@ -6,20 +6,31 @@ Everything but rightness is read from the trajectory, so a replay gives the same
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from reflux.agents.budget import Price
 from reflux.graphs.amplify.direct_answer import step_and_retries
+from reflux.graphs.ask_options import Origin
 from reflux.graphs.evals.eval_task import EvalTask
-from reflux.graphs.evals.runner import SeedResult
 from reflux.graphs.traces.store import TraceStore, chains
 from reflux.graphs.traces.tree import Node, load_tree
 
 CERTAIN = math.inf
 """Confidence of a part that adds no doubt."""
+Mark = Callable[[str, str | None], bool | None]
+"""(question, answer) → right; None without a score."""
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """The questions of one seed that a system answered, and where the answers are recorded."""
+
+    seed: int
+    origin: Origin
+    questions: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,8 @@ class Answered:
     """Of the question, the same for every system and for equivalent questions (hex, 16)."""
     question: str
     answer: str | None
-    right: bool
+    right: bool | None
+    """None where the scorer or the judge gave no verdict."""
     status: str
     error: str | None
     confidence: float | None
@@ -49,34 +61,29 @@ class Answered:
 
 
 def answers_of(
-    ledger: "Ledger", eval_task: EvalTask, system: str, result: SeedResult
-) -> list[Answered]:
-    """The records of one system and seed, in the order of the questions.
-
-    Raises:
-        RefluxError: the scorer failed.
-    """
-    answers: list[Answered] = []
-    for question, outcome in zip(result.questions, result.outcomes, strict=True):
-        answer, trajectory = outcome["answer"], result.origin.question_id(question)
+    ledger: "Ledger", eval_task: EvalTask, system: str, result: SeedResult, mark: Mark
+) -> Iterator[tuple[Answered, Node]]:
+    """The record and the tree of each answer of one system and seed, in the order of the
+    questions."""
+    for question in result.questions:
+        trajectory = result.origin.question_id(question)
         tree = load_tree(ledger.store, trajectory)
         text = f"{eval_task.name}:{eval_task.same_question(question)}"
-        record = Answered(
+        answer = Answered(
             system=system,
             seed=result.seed,
             id=hashlib.sha256(text.encode()).hexdigest()[:16],
             question=question,
-            answer=answer,
-            right=answer is not None and eval_task.right(question, answer),
-            status=outcome["status"],
-            error=outcome["error"],
+            answer=tree.answer,
+            right=mark(question, tree.answer),
+            status=tree.status,
+            error=tree.error,
             confidence=confidence(ledger.store, trajectory, tree),
             depth=max(node.path.count("/") for node in tree.walk()),
             trajectory=trajectory,
             **ledger.of(trajectory),
         )
-        answers.append(record)
-    return answers
+        yield answer, tree
 
 
 class Ledger:

@@ -1,96 +1,194 @@
-"""Questions with their true answers from a JSONL file, in any of the forms that TRL takes.
+"""Questions in files: JSONL, JSON, CSV, TSV, Parquet, plain or gzipped, folders, and the Hub.
 
-    {"question": "17 + 4?", "answer": "21"}          or several: "answer": ["21", "twenty-one"]
-    {"prompt": "17 + 4?", "completion": "21"}        texts, or lists of messages
-    {"messages": [{"role": "user", …}, {"role": "assistant", …}]}
-
-Any other line is an error: a score over the rest of a broken file would be about other questions.
+Texts are read here, because a broken line is named by its number and `1e999` keeps its digits;
+Parquet, folders of `save_to_disk` and the Hub are read by the `datasets` library (extra `data`).
 """
 
+import csv
+import gzip
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.prompts import redact
+from reflux.graphs.evals.question_forms import Form, Keys
 
-FORMS = (
-    'each line is a JSON object with "question" and "answer", "prompt" and "completion", or '
-    '"messages"'
-)
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".eval")
+"""Of the files that are read in a folder."""
+SPLITS = ("test", "validation", "valid", "dev", "train")
+"""Which split of a data set is read where none is named: the first that exists."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]*){0,2}")
+REMEDY = "pip install 'reflux-ida[data]'"
 
 
-@dataclass(frozen=True)
+KNOWN_FORMS = Keys()
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A question and its true answers."""
 
     question: str
     answers: tuple[str, ...]
     line: int
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """The questions of a file."""
+    """The questions of a file, a folder or a data set."""
 
     path: Path
     rows: tuple[Row, ...]
     system: str = ""
     """The system message that all rows share."""
     repeats: int = 0
+    unused: tuple[str, ...] = ()
+    """Columns that are neither asked nor scored."""
 
 
-def read_questions(path: Path) -> QuestionFile:
-    """Read a file of questions.
+@dataclass(frozen=True)
+class Record:
+    """One record, and where it stands."""
+
+    body: Mapping[str, Any]
+    file: str
+    line: int
+    """From 1; of a file without lines the number of the record."""
+
+    def error(self, message: object) -> UsageError:
+        """What is wrong with it."""
+        return UsageError(f"{self.file}, line {self.line}: {message}")
+
+
+def read_questions(source: Path | str, keys: Keys = KNOWN_FORMS) -> QuestionFile:
+    """Read questions from a file, a folder or the Hub.
 
     Raises:
-        UsageError: no file, no questions, or a line that is invalid or contradicts another; the
-            message has its number.
+        UsageError: no questions, or a record that is invalid or contradicts another; the message
+            has its line.
+        MissingError: a package is missing, or the Hub cannot be reached.
     """
-    rows: dict[str, Row] = {}
-    systems: dict[str, int] = {}
-    repeats = 0
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
+    form, used = Form(keys), set[str]()
+    examples: list[tuple[str, Row, str]] = []
+    columns: dict[str, None] = {}
+    for record in read_records(source):
         try:
-            question, answers, system = _row(line)
-        except (ValueError, TypeError, RecursionError) as error:
+            example = form.example(record.body)
+        except (ValueError, TypeError) as error:
+            raise record.error(f"{error}. Correct or remove the line") from error
+        columns |= dict.fromkeys(record.body)
+        used |= example.used
+        row = Row(example.question, example.answers, record.line, example.choices)
+        examples.append((example.system, row, record.file))
+    if not examples:
+        raise UsageError(f"{source} holds no questions")
+    systems = {system for system, _, _ in examples}
+    rows: dict[str, tuple[Row, str]] = {}
+    for system, row, file in examples:
+        # A system message that not all share stands in the question.
+        own = f"{system}\n\n" if len(systems) > 1 and system else ""
+        row = replace(row, question=redact(own + row.question))
+        first, where = rows.setdefault(row.question, (row, file))
+        if set(first.answers) != set(row.answers):
             raise UsageError(
-                f"{path}, line {number}: {error}; {FORMS}. Correct or remove the line"
-            ) from error
-        row = Row(redact(question), answers, number)
-        systems.setdefault(system, number)
-        first = rows.setdefault(row.question, row)
-        if set(first.answers) != set(answers):
-            raise UsageError(
-                f"{path}, line {number}: the question of line {first.line} with another answer, so "
-                "no answer to it can be scored; remove one, or give both as a list in one line"
+                f"{file}, line {row.line}: the question of {where}, line {first.line} with another "
+                "answer, so no answer to it can be scored; remove one, or give both as a list in "
+                "one line"
             )
-        repeats += first is not row
-    if not rows:
-        raise UsageError(f"{path} holds no questions; {FORMS}")
-    if len(systems) > 1:
+    return QuestionFile(
+        Path(source),
+        tuple(row for row, _ in rows.values()),
+        systems.pop() if len(systems) == 1 else "",
+        len(examples) - len(rows),
+        tuple(key for key in columns if key not in used),
+    )
+
+
+def read_records(source: Path | str) -> Iterator[Record]:
+    """Read the records of a file, a folder, or a data set of the Hub (`org/name:config:split`).
+
+    Raises:
+        UsageError: there is none, or a line is invalid; the message has its number.
+        MissingError: a package is missing, or the Hub cannot be reached.
+    """
+    path, text = Path(source), str(source)
+    if path.is_dir():
+        yield from _read_folder(path)
+    elif path.is_file():
+        yield from _read_file(path)
+    elif path.exists():
+        raise UsageError(f"{path} is a pipe or a device; name a file or a folder of questions")
+    elif HUB_ID.fullmatch(text) and _suffix(path) not in SUFFIXES:
+        yield from _read_hub(text)
+    else:
         raise UsageError(
-            f"{path}, line {list(systems.values())[1]}: its system message is not that of line "
-            f"{next(iter(systems.values()))}; a file may have one only, so split the file"
+            f"there is no file {text}; name a file ({', '.join(SUFFIXES)}, each also .gz), a "
+            "folder, or a data set of the Hub as org/name"
         )
-    return QuestionFile(path, tuple(rows.values()), next(iter(systems)), repeats)
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        kind = "it is a pipe or a device" if path.exists() else "no such file"
-        why = "it is a folder" if path.is_dir() else kind
-        raise UsageError(f"there are no questions in {path}: {why}; name a JSONL file")
+def _read_folder(path: Path) -> Iterator[Record]:
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        library = _library(path)
+        try:
+            saved = library.load_from_disk(str(path))
+        except Exception as error:
+            raise UsageError(f"{path} cannot be read as a saved data set: {error}") from error
+        yield from _rows(_split_of(saved, str(path), ""), str(path))
+        return
+    files = [file for file in sorted(path.rglob("*")) if _suffix(file) in SUFFIXES]
+    if not files:
+        raise UsageError(f"{path} holds no file of questions ({', '.join(SUFFIXES)})")
+    for file in files:
+        yield from _read_file(file)
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
+
+
+def _read_file(path: Path) -> Iterator[Record]:
+    match _suffix(path):
+        case ".parquet":
+            library = _library(path)
+            try:
+                table = library.Dataset.from_parquet(str(path), keep_in_memory=True)
+            except Exception as error:
+                raise UsageError(f"{path} is no Parquet file: {error}") from error
+            yield from _rows(table, str(path))
+        case ".eval":
+            yield from _read_inspect(path)
+        case ".csv" | ".tsv" as suffix:
+            yield from _read_csv(path, _text(path), suffix)
+        case ".json":
+            yield from _read_json(path, _text(path))
+        case _:
+            yield from _read_lines(path, _text(path))
+
+
+def _text(path: Path) -> str:
+    body = path.read_bytes()
+    if path.suffix.lower() == ".gz" or body.startswith(b"\x1f\x8b"):
+        try:
+            body = gzip.decompress(body)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UsageError(f"{path} is no whole gzip file: {error}; write it again") from error
     try:
-        # Not `splitlines`: JSON texts may contain other line separators, such as U+2028.
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        return body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = body[: error.start].count(b"\n") + 1
         raise UsageError(
             f"{path}, line {line}: not UTF-8 (byte {error.start}); save the file as UTF-8"
         ) from error
@@ -100,75 +198,133 @@ def _raise_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON; write a number, or a text in quotes")
 
 
-def _row(line: str) -> tuple[str, tuple[str, ...], str]:
-    """(question, answers, system message) of one line."""
-    # Decimal: an answer is compared as it is written, also 1e999 and forty digits of pi.
-    body = json.loads(line, parse_float=Decimal, parse_constant=_raise_constant)
+# Decimal: an answer is compared as it is written, also 1e999 and forty digits of pi.
+DECODER = json.JSONDecoder(parse_float=Decimal, parse_constant=cast(Any, _raise_constant))
+
+
+def _record(path: Path, line: int, body: object) -> Record:
+    record = Record(cast(Mapping[str, Any], body), str(path), line)
     if not isinstance(body, dict):
-        raise TypeError(f"a JSON {type(body).__name__}, no object")
-    body = cast(dict[str, Any], body)
-    if "question" in body or "answer" in body:
-        return _text(body, "question"), _answers(body), ""
-    if "messages" in body:
-        messages = _messages(body["messages"], "messages")
-        return _conversation(messages[:-1], messages[-1:])
-    if "prompt" not in body or "completion" not in body:
-        raise ValueError(f"it has only {', '.join(sorted(body)) or 'no keys'}")
-    prompt, completion = body["prompt"], body["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return _text(body, "prompt"), (_text(body, "completion"),), ""
-    return _conversation(_messages(prompt, "prompt"), _messages(completion, "completion"))
+        raise record.error(f"a JSON {type(body).__name__}, no object; correct or remove the line")
+    return record
 
 
-def _conversation(
-    prompt: Sequence[tuple[str, str]], completion: Sequence[tuple[str, str]]
-) -> tuple[str, tuple[str, ...], str]:
-    roles = [role for role, _ in (*prompt, *completion)]
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        raise ValueError(
-            f"messages of {', '.join(roles) or 'nobody'}: a question is one user message and one "
-            "assistant message, with or without a system message before them"
-        )
-    return prompt[-1][1], (completion[0][1],), prompt[0][1] if len(prompt) == 2 else ""
+def _read_lines(path: Path, text: str) -> Iterator[Record]:
+    # Not `splitlines`: JSON texts may contain other line separators, such as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                body = DECODER.decode(line.strip())
+            except (ValueError, RecursionError) as error:
+                raise UsageError(
+                    f"{path}, line {number}: {error}; correct or remove the line"
+                ) from error
+            yield _record(path, number, body)
 
 
-def _messages(value: Any, key: str) -> list[tuple[str, str]]:
-    """(role, content) of each message."""
-    if isinstance(value, str):
-        return [("user" if key == "prompt" else "assistant", value)]
-    if not isinstance(value, list):
-        raise TypeError(f'"{key}" is no list of messages')
-    messages: list[tuple[str, str]] = []
-    for message in cast(list[Any], value):
-        if not isinstance(message, dict):
-            raise TypeError(f'"{key}" holds what is no message')
-        body = cast(Mapping[str, Any], message)
-        role = body.get("role")
-        messages.append((str(role), _text(body, "content", blank=role == "system")))
-    return messages
+def _read_json(path: Path, text: str) -> Iterator[Record]:
+    """An array of records, an object that holds one, or lines after all."""
+    start = len(text) - len(text.lstrip())
+    if text[start : start + 1] != "[":
+        try:
+            body: Any = DECODER.decode(text.strip())
+        except (ValueError, RecursionError):
+            yield from _read_lines(path, text)
+            return
+        nested = next((body[key] for key in ("samples", "data", "rows") if key in body), None)
+        for index, each in enumerate(nested if isinstance(nested, list) else [body], start=1):
+            record = _record(path, index, each)
+            yield _inspect_record(path, index, each) if "samples" in body else record
+        return
+    index = start + 1
+    while True:
+        index = cast(re.Match[str], re.compile(r"[\s,]*").match(text, index)).end()
+        if text[index : index + 1] == "]":
+            return
+        line = text.count("\n", 0, index) + 1
+        try:
+            body, index = DECODER.raw_decode(text, index)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path}, line {line}: {error}; correct the file") from error
+        yield _record(path, line, body)
 
 
-def _answers(body: Mapping[str, Any]) -> tuple[str, ...]:
-    value = body.get("answer")
-    if not isinstance(value, list):
-        return (_text(body, "answer"),)
-    answers = tuple(_text({"answer": each}, "answer") for each in cast(list[Any], value))
-    if not answers:
-        raise ValueError('"answer" is an empty list')
-    return tuple(dict.fromkeys(answers))
+def _read_csv(path: Path, text: str, suffix: str) -> Iterator[Record]:
+    csv.field_size_limit(sys.maxsize)
+    header = text.partition("\n")[0]
+    semicolons = header.count(";") > header.count(",")
+    delimiter = "\t" if suffix == ".tsv" else ";" if semicolons else ","
+    reader = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for body in reader:
+            record = Record(body, str(path), reader.line_num)
+            width = len(reader.fieldnames or ())
+            if None in body or None in body.values():
+                raise record.error(
+                    f"it has not the {width} columns of the first line; put a text with "
+                    f"{delimiter!r} in double quotes"
+                )
+            if any(cell.strip() for cell in body.values()):
+                yield record
+    except csv.Error as error:
+        # The record that is broken begins after the last whole one.
+        line = reader.line_num + 1
+        raise UsageError(f"{path}, line {line}: {error}; correct the line") from error
 
 
-def _text(body: Mapping[str, Any], key: str, blank: bool = False) -> str:
-    """A text, or a number as one."""
-    if key not in body:
-        raise ValueError(f'it lacks "{key}"')
-    value = body[key]
-    if isinstance(value, int | Decimal) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        raise TypeError(f'"{key}" is no text')
-    if not value.strip() and not blank:
-        raise ValueError(f'"{key}" is empty')
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise ValueError(f'"{key}" is no Unicode text: it holds half a surrogate pair')
-    return value
+def _read_inspect(path: Path) -> Iterator[Record]:
+    """The samples of a log of Inspect: their questions and targets, not what was answered."""
+    try:
+        if sys.version_info < (3, 14) and find_spec("zipfile_zstd"):
+            import zipfile_zstd  # noqa: F401  # pyright: ignore - teaches zipfile Zstandard
+        with zipfile.ZipFile(path) as log:
+            names = sorted(name for name in log.namelist() if name.startswith("samples/"))
+            for index, name in enumerate(names, start=1):
+                yield _inspect_record(path, index, json.loads(log.read(name)))
+    except NotImplementedError as error:
+        raise MissingError(f"{path} is compressed by Zstandard: {REMEDY}") from error
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise UsageError(f"{path} is no log of Inspect: {error}") from error
+
+
+def _inspect_record(path: Path, index: int, sample: Mapping[str, Any]) -> Record:
+    keys = ("input", "target", "choices")
+    return _record(path, index, {key: sample[key] for key in keys if sample.get(key) is not None})
+
+
+def _library(source: object) -> Any:
+    if find_spec("datasets") is None:
+        raise MissingError(f"{source} is read by the package datasets: {REMEDY}")
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _read_hub(text: str) -> Iterator[Record]:
+    library = _library(text)
+    name, config, split = [*text.split(":"), "", ""][:3]
+    try:
+        loaded = library.load_dataset(name, config or None)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise MissingError(
+            f"{text} is no file here, and the Hub does not give it as a data set ({reason}); name "
+            "a file, or go online"
+        ) from error
+    yield from _rows(_split_of(loaded, text, split), text)
+
+
+def _split_of(loaded: Any, text: str, split: str) -> Any:
+    if not isinstance(loaded, dict):
+        return loaded
+    splits = cast(dict[str, Any], loaded)
+    name = split or next((each for each in SPLITS if each in splits), next(iter(splits), ""))
+    if name not in splits:
+        raise UsageError(f"{text} has no split {name!r}; it has {', '.join(splits)}")
+    return splits[name]
+
+
+def _rows(table: Any, file: str) -> Iterator[Record]:
+    for index, body in enumerate(table, start=1):
+        yield Record(body, file, index)

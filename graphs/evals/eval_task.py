@@ -1,107 +1,25 @@
 """Eval tasks: questions of a task or a file, and how an answer to them is scored.
 
-A file's answers are compared by a rule, which maps texts to a form that equal answers share:
-
-    exact        the same characters, except for white space at the ends
-    normalised   the same words, without case, punctuation and articles (Rajpurkar et al. 2016,
-                 SQuAD); a number keeps its minus and point, because `-5` is not `5`
-    number       the same last number: `1,200.0` is `1200`, `0.5` is `1/2`
-    set          the same items of a list, in any order: `b, a` is `[a; b; a]`
-    contains     the words of the true answer occur in the answer, one after another
-
-A text that has no such form is equal to nothing.
+A file's answers are compared by a rule of `reflux.graphs.evals.scorers`, by a function of the user,
+or by a model (`judge:MODEL`), whose grades `reflux.graphs.evals.runner` asks for.
 """
 
 import random
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
 from functools import cached_property
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.evals.datasets import QuestionFile, Row
+from reflux.graphs.evals.mathematics import check_math_installed
+from reflux.graphs.evals.scorers import FORMS, can_compare, normalised, same
 from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out, task_context
 
 Scorer = Callable[[str, str, str], object]
 """A user's scorer: (question, answer, true answer) → right. It must return a bool."""
-NUMBER = re.compile(
-    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:(?<=\d)\.?|\.(?=\d))\d*"
-    r"(?:[eE][-+]?\d{1,3})?(?:\s?/\s?\d+)?(?!\d|[eE][-+]?\d)"
-)
-SIGN = r"(?<![\w)\]])-(?=\d)"
-"""A minus that belongs to a number, unlike that of `7-5` and `(7)-5`."""
-WORD = re.compile(rf"(?:{SIGN})?\d+(?:[.,:/]\d+)+|(?:{SIGN})?[^\W_]+|[^\s\w]")
-ARTICLES = frozenset(("a", "an", "the"))
-MAX_NUMBER_CHARS = 1_000
-"""A longer number is equal to none."""
-MINUS = str.maketrans({"−": "-", "–": "-", "﹣": "-", "－": "-"})
-
-
-def exact(text: str) -> str | None:
-    """The text without white space at its ends."""
-    return text.strip()
-
-
-def normalised(text: str) -> str | None:
-    """Words in lower case without articles; None where there are none."""
-    text = unicodedata.normalize("NFKC", text).casefold().translate(MINUS)
-    # Punctuation within a number or a word is part of it: 3.5, don't.
-    text = re.sub(r"(?<=\w)['’](?=\w)", "", text)
-    text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", re.sub(r"[$€£¥](?=\.?\d)", "", text))
-    tokens = WORD.findall(text)
-    words = [token for token in tokens if token[-1].isalnum()]
-    content = [word for word in words if word not in ARTICLES]
-    # An answer that is only an article (the first of four choices) or punctuation stands as it is.
-    return " ".join(content or words or tokens) or None
-
-
-def number(text: str) -> str | None:
-    """The last number as a fraction in lowest terms; None where there is none or it has no value,
-    because an earlier number is not what the text ends with."""
-    text = unicodedata.normalize("NFKC", text).translate(MINUS).replace("⁄", "/")
-    numbers = NUMBER.findall(text)
-    last = numbers[-1].replace(",", "") if numbers else ""
-    if len(last) > MAX_NUMBER_CHARS:
-        return None
-    numerator, _, denominator = last.partition("/")
-    try:
-        return str(Fraction(Decimal(numerator)) / int(denominator or 1))
-    except (InvalidOperation, ValueError, ZeroDivisionError):
-        return None
-
-
-def items(text: str) -> str | None:
-    """The normalised items of a list, each once, in alphabetical order."""
-    # White space first: patterns that begin with any number of blanks take quadratic time.
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    text = "\n".join(re.sub(r"^(?:[-*•]|\d+[.)]) ", "", line) for line in lines if line)
-    parts = re.split(r"[;\n]|,(?!\d{3}\b)| (?:and|&) ", text.strip("[](){}"))
-    forms = {form for part in parts if (form := normalised(part)) is not None}
-    return " | ".join(sorted(forms)) or None
-
-
-FORMS: Mapping[str, Callable[[str], str | None]] = {
-    "exact": exact,
-    "normalised": normalised,
-    "number": number,
-    "set": items,
-    "contains": normalised,
-}
-"""The rules by name, as `--score` takes them."""
-
-
-def same(rule: str, answer: str, truth: str) -> bool:
-    """True where an answer equals the true one by a rule of `FORMS`."""
-    answer_form, true_form = FORMS[rule](answer), FORMS[rule](truth)
-    if answer_form is None or true_form is None:
-        return False
-    if rule == "contains":
-        return f" {true_form} " in f" {answer_form} "
-    return answer_form == true_form
+JUDGE = "judge:"
+"""How a rule begins that asks a model."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +33,7 @@ class LevelEvalTask:
 
     split = "held_out"
     """Recorded with each question."""
+    judge = ""
     rule = "the task's own"
     """The scorer's name."""
 
@@ -158,6 +77,9 @@ class LevelEvalTask:
         """The true answers that may be shown; of a held-out question none."""
         return ()
 
+    def choices(self, question: str) -> Sequence[str]:
+        return ()
+
     def part_right(self, question: str, answer: str | None) -> bool | None:
         """Score a node within a tree; a missing answer is wrong. None where it isn't a held-out
         question of the task, or its true answer is unknown."""
@@ -191,29 +113,38 @@ class FileEvalTask:
 
         Raises:
             UsageError: there is no such rule, or a true answer has no form under it.
+            MissingError: the rule needs a package that is not installed.
             RefluxError: the scorer fails on the first question.
         """
         if self.scorer is not None:
             first = self.file.rows[0]
             self.right(first.question, first.answers[0])
             return
+        if self.judge:
+            return
         if self.rule not in FORMS:
             raise UsageError(
-                f"there is no score {self.rule!r}; there are: {', '.join(FORMS)}, or a function as "
-                "module:function"
+                f"there is no score {self.rule!r}; there are: {', '.join(FORMS)}, {JUDGE}MODEL, "
+                "or a function as module:function"
             )
+        if self.rule == "math":
+            check_math_installed()
         for row in self.file.rows:
-            for answer in row.answers:
-                if FORMS[self.rule](answer) is None:
-                    raise UsageError(
-                        f"{self.file.path}, line {row.line}: the answer {answer[:80]!r} has no "
-                        f"form that --score {self.rule} can compare; correct the line, or use "
-                        "another --score"
-                    )
+            if not any(can_compare(self.rule, answer, row.choices) for answer in row.answers):
+                raise UsageError(
+                    f"{self.file.path}, line {row.line}: the answer {row.answers[0][:80]!r} has no "
+                    f"form that --score {self.rule} can compare; correct the line, or use "
+                    "another --score"
+                )
 
     @property
     def name(self) -> str:
         return self.file.path.stem
+
+    @property
+    def judge(self) -> str:
+        """The model that grades the answers; empty where a rule or a function does."""
+        return self.rule.removeprefix(JUDGE) if self.rule.startswith(JUDGE) else ""
 
     @cached_property
     def _rows(self) -> Mapping[str, Row]:
@@ -235,20 +166,28 @@ class FileEvalTask:
         return FORMS.get(self.rule, normalised)(answer) or answer
 
     def right(self, question: str, answer: str) -> bool:
-        """Right if it equals one of the true answers."""
+        """Right if it equals one of the true answers. A judge's grades are not known here.
+
+        Raises:
+            RefluxError: the scorer failed.
+        """
         return any(self._equals(question, answer, truth) for truth in self.true_answers(question))
 
     def _equals(self, question: str, answer: str, truth: str) -> bool:
         if (scorer := self.scorer) is None:
-            return same(self.rule, answer, truth)
+            return same(self.rule, answer, truth, self._rows[question].choices)
         return run_scorer(self.rule, question, lambda: scorer(question, answer, truth))
 
     def true_answers(self, question: str) -> Sequence[str]:
         return self._rows[question].answers
 
+    def choices(self, question: str) -> Sequence[str]:
+        """The choices of a question; none where it is open."""
+        return self._rows[question].choices
+
     def part_right(self, question: str, answer: str | None) -> bool | None:
         """Questions of the file alone are scored; a scorer never receives a missing answer."""
-        if question not in self._rows:
+        if question not in self._rows or self.judge:
             return None
         return answer is not None and self.right(question, answer)
 

@@ -1,136 +1,55 @@
-"""The results of an evaluation: the score of each system, their differences, and a breakdown."""
+"""The results of an evaluation: the score of each system, their differences, and a breakdown.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+Answers are scored one by one as they are read from the record. What is kept of each is its verdict,
+its question's id and its confidence, some 100 bytes; the rest is read again where it is printed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
 from reflux.agents.budget import Price
 from reflux.agents.errors import RefluxError
-from reflux.graphs.amplify.state import Spent, is_accepted
-from reflux.graphs.evals.answers import Answered, Ledger, answers_of
+from reflux.graphs.amplify.state import Spent
+from reflux.graphs.evals.answers import Answered, Ledger, Mark, SeedResult, answers_of
 from reflux.graphs.evals.best_of import EqualTokens
+from reflux.graphs.evals.decisions import Decision, Differences, decide
 from reflux.graphs.evals.eval_task import EvalTask
-from reflux.graphs.evals.metrics import (
-    RESAMPLES,
-    Calibration,
-    Difference,
-    calibration,
-    difference,
-    wilson,
-)
-from reflux.graphs.evals.runner import EvalRun, Score
+from reflux.graphs.evals.metrics import RESAMPLES, Difference, difference
+from reflux.graphs.evals.scorers import fitting_rule
+from reflux.graphs.evals.scores import UNSCORED, Breakdown, Level, PartRight, Score, Tally
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import Node, load_tree
 
-KINDS = ("combined", "H", "copy", "tool")
-"""A combination of sub-answers by the overseer; an answer of the overseer alone; an answer of
-copies, experts or an external graph; an answer of a tool."""
-PartRight = Callable[[str, str | None], bool | None]
-"""(question, answer) → right; None where that is unknown."""
+MAX_SAMPLES = 200
+"""Wrong answers of a system that are compared by other rules."""
+FEW_RIGHT, MANY_HOLD = 0.1, 0.3
+"""Another rule is hinted at where accuracy is below the first, and this share more by that rule."""
 
 
 @dataclass(frozen=True)
-class Level:
-    """The nodes of one kind at one depth, those of rejected attempts included."""
+class Answers:
+    """The answers of one system, read from the record each time."""
 
-    depth: int
-    kind: str
-    nodes: int
-    accepted: float
-    calls: int
-    """Model calls of these nodes, without those below them."""
-    tokens: int
-    marked: int
-    """Nodes whose answer can be scored: held-out questions of the task, or those of the file."""
-    accuracy: float | None
-    """Of the scored ones; None where there are none."""
-    ci95: tuple[float, float] | None
-    """Wilson's over the different questions among the scored ones."""
+    ledger: Ledger
+    eval_task: EvalTask
+    key: str
+    results: Sequence[SeedResult]
+    tally: Tally
 
+    def __len__(self) -> int:
+        return len(self.tally.verdicts)
 
-def kind_of(node: Node) -> str:
-    """Who answered a node, one of `KINDS`."""
-    if node.children:
-        return "combined"
-    if node.answered_by == "H":
-        return "H"
-    return "tool" if node.answered_by.startswith("tool:") else "copy"
+    def __iter__(self) -> Iterator[Answered]:
+        verdicts = iter(self.tally.verdicts)
 
+        def mark(question: str, answer: str | None) -> bool | None:
+            verdict = next(verdicts)
+            return None if verdict == UNSCORED else bool(verdict)
 
-def breakdown(trees: Iterable[Node], part_right: PartRight) -> list[Level]:
-    """The nodes of many trees, by depth and kind, from the root down."""
-    nodes: dict[tuple[int, str], list[Node]] = {}
-    for tree in trees:
-        for node in tree.walk():
-            nodes.setdefault((node.path.count("/"), kind_of(node)), []).append(node)
-    order = sorted(nodes, key=lambda key: (key[0], KINDS.index(key[1])))
-    return [_level(depth, kind, nodes[depth, kind], part_right) for depth, kind in order]
-
-
-def _level(depth: int, kind: str, nodes: list[Node], part_right: PartRight) -> Level:
-    scores = [(node.question, part_right(node.question, node.answer)) for node in nodes]
-    known = [score for _, score in scores if score is not None]
-    questions = len({question for question, score in scores if score is not None})
-    return Level(
-        depth=depth,
-        kind=kind,
-        nodes=len(nodes),
-        accepted=sum(is_accepted(node.status) for node in nodes) / len(nodes),
-        calls=sum(node.calls for node in nodes),
-        tokens=sum(node.tokens for node in nodes),
-        marked=len(known),
-        accuracy=sum(known) / len(known) if known else None,
-        # Around the accuracy: a mean over questions differs where some are asked more often.
-        ci95=wilson(sum(known) * questions / len(known), questions) if known else None,
-    )
-
-
-@dataclass(frozen=True)
-class Summary(Score):
-    """The score of one system of an evaluation, with its price and calibration."""
-
-    model: str
-    questions: int
-    seconds: float
-    cost: float | None
-    calibration: Calibration | None
-
-
-def summary(model: str, answers: Sequence[Answered]) -> Summary:
-    """Add up the answers of one system.
-
-    Raises:
-        UsageError: there are none.
-    """
-    costs = [answer.cost for answer in answers]
-    known = [cost for cost in costs if cost is not None]
-    questions = len({answer.id for answer in answers})
-    spent = [Spent(calls=a.calls, cached=a.cached, tokens=a.tokens) for a in answers]
-    return Summary.of(
-        ((a.right, a.status, cost) for a, cost in zip(answers, spent, strict=True)),
-        questions,
-        model=model,
-        questions=questions,
-        seconds=sum(answer.seconds for answer in answers),
-        cost=sum(known) if len(known) == len(costs) else None,
-        calibration=calibration([(answer.confidence, answer.right) for answer in answers]),
-    )
-
-
-def differences(answers: Mapping[str, Sequence[Answered]], seed: int) -> list[Difference]:
-    """Each pair of systems on the same questions: the later named minus the earlier named."""
-    compared: list[Difference] = []
-    for first, second in combinations(answers, 2):
-        right: dict[str, list[tuple[bool, bool]]] = {}
-        for one, other in zip(answers[second], answers[first], strict=True):
-            if (one.seed, one.question) != (other.seed, other.question):
-                raise RefluxError(
-                    "two systems were asked different questions; please report this bug"
-                )
-            right.setdefault(one.id, []).append((one.right, other.right))
-        compared.append(difference(second, first, right, seed))
-    return compared
+        for result in self.results:
+            for answer, _ in answers_of(self.ledger, self.eval_task, self.key, result, mark):
+                yield answer
 
 
 @dataclass(frozen=True)
@@ -142,11 +61,19 @@ class Results:
     rule: str
     seeds: Sequence[int]
     """Of a task's questions and of the samples; the first is also that of the bootstrap."""
-    answers: Mapping[str, Sequence[Answered]]
-    summaries: Mapping[str, Summary]
+    answers: Mapping[str, Answers]
+    summaries: Mapping[str, Score]
     differences: Sequence[Difference]
+    decisions: Sequence[Decision]
     levels: Mapping[str, Sequence[Level]]
     equal: EqualTokens | None
+    record: Mapping[str, Mapping[str, int]]
+    """What `EvalRun.record` tells of each system."""
+    hints: Sequence[str] = ()
+    failures: int = 0
+    """Answers on which the scorer failed."""
+    failure: str = ""
+    """The first of them."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def to_json(self) -> dict[str, Any]:
@@ -158,51 +85,155 @@ class Results:
             "seeds": list(self.seeds),
             "resamples": RESAMPLES,
             "settings": dict(self.settings),
-            "systems": {key: asdict(summary) for key, summary in self.summaries.items()},
+            "systems": {key: score.to_json() for key, score in self.summaries.items()},
             "differences": [asdict(difference) for difference in self.differences],
+            "decisions": [asdict(decision) for decision in self.decisions],
             "equal_tokens": asdict(self.equal) if self.equal else None,
             "breakdown": {key: [*map(asdict, levels)] for key, levels in self.levels.items()},
+            "record": {key: dict(counts) for key, counts in self.record.items()},
+            "hints": list(self.hints),
+            "scorer_failures": self.failures,
         }
 
 
-def results(
-    eval_task: EvalTask,
-    eval_runs: Mapping[str, EvalRun],
-    equal: EqualTokens | None,
-    store: TraceStore,
-    prices: Mapping[str, Price],
-    settings: Mapping[str, Any],
-) -> Results:
-    """Score and compare the answers of all systems; no model is called.
+class Grading:
+    """Scores the answers of all systems, as they are read from the record; calls no model."""
 
-    Raises:
-        UsageError: there are no questions.
-        RefluxError: the scorer failed.
-    """
-    ledger = Ledger(store, prices)
-    answers = {
-        key: [
-            answer
-            for result in eval_run.seed_results
-            for answer in answers_of(ledger, eval_task, key, result)
+    def __init__(
+        self, eval_task: EvalTask, store: TraceStore, prices: Mapping[str, Price], mark: Mark
+    ) -> None:
+        """`mark` is the scorer; it may raise, which leaves the answer unscored."""
+        self._ledger, self._eval_task, self._mark = Ledger(store, prices), eval_task, mark
+        self._results: dict[str, list[SeedResult]] = {}
+        self.tallies: dict[str, Tally] = {}
+        self._breakdowns: dict[str, Breakdown] = {}
+        self._samples: dict[str, list[tuple[str, Sequence[str], Sequence[str]]]] = {}
+        self._failures: list[str] = []
+
+    def add(self, key: str, results: Sequence[SeedResult]) -> None:
+        """Score more answers of one system."""
+        tally, task = self.tallies.setdefault(key, Tally()), self._eval_task
+        nodes, samples = (
+            self._breakdowns.setdefault(key, Breakdown()),
+            self._samples.setdefault(key, []),
+        )
+        self._results.setdefault(key, []).extend(results)
+        for result in results:
+            for answer, tree in answers_of(self._ledger, task, key, result, self._marked):
+                spent: Spent = {
+                    "calls": answer.calls, "cached": answer.cached, "tokens": answer.tokens
+                }  # fmt: skip
+                tally.add(
+                    answer.right, answer.status, spent, id=answer.id, error=answer.error,
+                    seconds=answer.seconds, cost=answer.cost, confidence=answer.confidence,
+                )  # fmt: skip
+                nodes.add(tree, self._part_marks(answer))
+                if not answer.right and answer.answer and len(samples) < MAX_SAMPLES:
+                    truths, choices = task.true_answers, task.choices
+                    question = answer.question
+                    samples.append((answer.answer, truths(question), choices(question)))
+
+    def _marked(self, question: str, answer: str | None) -> bool | None:
+        if answer is None:
+            return False
+        try:
+            return self._mark(question, answer)
+        except RefluxError as error:
+            if type(error) is not RefluxError:
+                raise
+            self._failures.append(str(error) if not self._failures else "")
+            return None
+
+    def _part_marks(self, root: Answered) -> PartRight:
+        """The verdicts on the nodes of a tree; that on its root is known."""
+
+        def part_right(question: str, answer: str | None) -> bool | None:
+            if question == root.question and answer == root.answer:
+                known = self._eval_task.part_right(question, None) is not None
+                return root.right if known else None
+            try:
+                return self._eval_task.part_right(question, answer)
+            except RefluxError:
+                return None
+
+        return part_right
+
+    def decisions(
+        self, pairs: Sequence[tuple[str, str]], margin: float, *, anytime: bool
+    ) -> list[Decision]:
+        """The verdict on each pair of systems, the first against the second."""
+        found: dict[tuple[str, str], tuple[Differences, int]] = {}
+        for first, second in pairs:
+            by_id, unscored = self._pairs(first, second)
+            means = [sum(a - b for a, b in each) / len(each) for each in by_id.values()]
+            found[first, second] = Differences.of(means), unscored
+        return decide(found, margin, anytime=anytime)
+
+    def _pairs(self, first: str, second: str) -> tuple[dict[str, list[tuple[bool, bool]]], int]:
+        """((first right, second right) by question, questions without a score)."""
+        one, other = self.tallies[first], self.tallies[second]
+        if one.ids != other.ids:
+            raise RefluxError("two systems were asked different questions; please report this bug")
+        right: dict[str, list[tuple[bool, bool]]] = {}
+        unscored: set[str] = set()
+        for id, a, b in zip(one.ids, one.verdicts, other.verdicts, strict=True):
+            if UNSCORED in (a, b):
+                unscored.add(id)
+            else:
+                right.setdefault(id, []).append((a == 1, b == 1))
+        return right, len(unscored - right.keys())
+
+    def results(
+        self,
+        models: Mapping[str, str],
+        *,
+        equal: EqualTokens | None = None,
+        decisions: Sequence[Decision] = (),
+        record: Mapping[str, Mapping[str, int]],
+        settings: Mapping[str, Any],
+    ) -> Results:
+        """All figures, of the systems in the order of `models`.
+
+        Raises:
+            UsageError: there are no questions.
+        """
+        task, seeds = self._eval_task, [each.seed for each in next(iter(self._results.values()))]
+        seeds = list(dict.fromkeys(seeds))
+        summaries = {key: self.tallies[key].score(model) for key, model in models.items()}
+        compared = [
+            difference(second, first, right, seeds[0])
+            for first, second in combinations(models, 2)
+            if (right := self._pairs(second, first)[0])
         ]
-        for key, eval_run in eval_runs.items()
-    }
-    seeds = [result.seed for result in next(iter(eval_runs.values())).seed_results]
-    return Results(
-        eval_task=eval_task.name,
-        split=eval_task.split,
-        rule=eval_task.rule,
-        seeds=seeds,
-        answers=answers,
-        summaries={
-            key: summary(eval_runs[key].system_spec.model, rows) for key, rows in answers.items()
-        },
-        differences=differences(answers, seeds[0]),
-        levels={
-            key: breakdown((load_tree(store, a.trajectory) for a in rows), eval_task.part_right)
-            for key, rows in answers.items()
-        },
-        equal=equal,
-        settings=settings,
-    )
+        return Results(
+            eval_task=task.name,
+            split=task.split,
+            rule=task.rule,
+            seeds=seeds,
+            answers={
+                key: Answers(self._ledger, task, key, self._results[key], self.tallies[key])
+                for key in models
+            },
+            summaries=summaries,
+            differences=compared,
+            decisions=decisions,
+            levels={key: self._breakdowns[key].levels() for key in models},
+            equal=equal,
+            record=record,
+            hints=tuple(text for key in models for text in self._hint(key, summaries[key])),
+            failures=len(self._failures),
+            failure=self._failures[0] if self._failures else "",
+            settings=settings,
+        )
+
+    def _hint(self, key: str, score: Score) -> Iterator[str]:
+        """Another rule, where nearly all is wrong by this one and right by that."""
+        samples = [sample for sample in self._samples.get(key, ()) if sample[1]]
+        if self._eval_task.judge or score.accuracy > FEW_RIGHT or not samples:
+            return
+        rule, right = fitting_rule(samples)
+        if right >= MANY_HOLD * len(samples) and rule != self._eval_task.rule:
+            yield (
+                f"{key}: {right} of {len(samples)} wrong answers are right by --score {rule}; see "
+                "whether that is what is meant: no call is repeated"
+            )

@@ -1,68 +1,28 @@
-"""Runs systems over evaluation questions and scores their answers."""
+"""Runs systems over evaluation questions; what they answer is on record, and scored from there."""
 
 import hashlib
 import json
-from collections import Counter
+import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.graphs.amplify.state import Outcome, Spent, plus
-from reflux.graphs.ask import Origin, System, answer_all
+from reflux.agents.prompts import GRADER, grade_prompt, read_grade, redact
+from reflux.agents.verifiers import RuleChecker
+from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.ask import Answered, Direct, Origin, System, answer_each
+from reflux.graphs.evals.answers import Mark, SeedResult
 from reflux.graphs.evals.best_of import EqualTokens, equal_votes
-from reflux.graphs.evals.eval_task import EvalTask
-from reflux.graphs.evals.external_graph import ExternalGraph
-from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.eval_task import EvalTask, run_scorer
+from reflux.graphs.evals.external_graph import CONCURRENCY, ExternalGraph
+from reflux.graphs.evals.scores import Score, Tally
 from reflux.graphs.evals.task import Task, check_held_out, score_held_out
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.voting.voting import VotePolicy
 
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracy and cost of one system."""
-
-    accuracy: float
-    n: int
-    """Answers: questions times seeds."""
-    ci95: tuple[float, float]
-    """Wilson's over the different questions."""
-    calls: int
-    """Model calls, those answered from the cache included."""
-    cached: int
-    tokens: int
-    statuses: Mapping[str, int]
-
-    @classmethod
-    def of(
-        cls,
-        answers: Iterable[tuple[bool, str, Spent]],
-        distinct: int | None = None,
-        **more: Any,
-    ) -> Self:
-        """Add up (right, status, spent) of each answer of one system.
-
-        `distinct` is the number of different questions, None where all are; `more` are the other
-        fields of a subclass.
-
-        Raises:
-            UsageError: there are no answers.
-        """
-        rows = list(answers)
-        right, n = sum(right for right, _, _ in rows), distinct or len(rows)
-        spent = plus(*(spent for _, _, spent in rows))
-        return cls(
-            accuracy=right / max(1, len(rows)),
-            n=len(rows),
-            # Around the accuracy, even if some questions were asked more often than others.
-            ci95=wilson(right * n / max(1, len(rows)), n),
-            **spent,
-            statuses=dict(sorted(Counter(status for _, status, _ in rows).items())),
-            **more,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; ci95 as a list."""
-        return {**asdict(self), "ci95": list(self.ci95)}
+JUDGE_TOKENS = 512
+"""Maximum tokens of a judge's reply."""
 
 
 async def evaluate(
@@ -79,22 +39,32 @@ async def evaluate(
     Raises:
         UsageError: a training question is among them, or there are none.
         EndpointError: the endpoint is down; answers so far are recorded.
-        RefluxError: the run's spend limit is reached.
+        RefluxError: the run's spend limit is reached, or the scorer failed on an answer; the
+            others are scored before.
     """
     for question in questions:
         check_held_out(task, question)
-    outcomes = await answer_all(
-        system,
-        origin,
-        questions,
-        max_concurrency=max_concurrency,
-        on_done=on_done,
-        complete=True,
-    )
-    return Score.of(
-        (score_held_out(task, question, outcome["answer"]), outcome["status"], outcome["spent"])
-        for question, outcome in zip(questions, outcomes, strict=True)
-    )
+    tally, failures = Tally(), list[RefluxError]()
+
+    def add(question: str, answered: Answered) -> None:
+        if (outcome := answered.outcome) is None:
+            return
+        answer, right = outcome["answer"], None
+        try:
+            right = run_scorer(task.name, question, lambda: score_held_out(task, question, answer))
+        except RefluxError as error:
+            failures.append(error)
+        tally.add(right, outcome["status"], outcome["spent"], error=outcome["error"])
+        if on_done is not None:
+            on_done(len(tally.ids))
+
+    await answer_each(
+        system, origin, dict.fromkeys(questions), add,
+        max_concurrency=max_concurrency, complete=True,
+    )  # fmt: skip
+    if failures:
+        raise failures[0]
+    return tally.score(system.context.model)
 
 
 Listener = Callable[[str, int, int], None]
@@ -114,26 +84,29 @@ class SystemSpec:
 
 
 @dataclass(frozen=True)
-class SeedResult:
-    """A system's answers to the questions of one seed."""
-
-    seed: int
-    origin: Origin
-    questions: Sequence[str]
-    outcomes: Sequence[Outcome]
-
-
-@dataclass(frozen=True)
 class EvalRun:
-    """All answers of one system."""
+    """Where the answers of one system are recorded, and what they took."""
 
     system_spec: SystemSpec
     seed_results: Sequence[SeedResult]
+    tokens: int
+    recorded: int
+    """Answers that were on record before."""
 
-    @property
-    def tokens(self) -> int:
-        """Of all answers."""
-        return sum(o["spent"]["tokens"] for result in self.seed_results for o in result.outcomes)
+    def record(self, store: TraceStore) -> dict[str, int]:
+        """How many answers there are, how many were on the record before, and how many tries of
+        calls failed first."""
+        sql = (
+            "SELECT coalesce(sum(json_array_length(retries)), 0) FROM calls WHERE retries NOT NULL"
+            " AND question IN (SELECT id FROM questions WHERE system=?)"
+        )
+        return {
+            "answers": sum(len(result.questions) for result in self.seed_results),
+            "recorded": self.recorded,
+            "retries": sum(
+                next(store.select(sql, (result.origin.system,)))[0] for result in self.seed_results
+            ),
+        }
 
 
 @dataclass(frozen=True)
@@ -145,11 +118,20 @@ class EvalRunner:
     run: str
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What else decides the answers: other settings ask every question again."""
-    max_concurrency: int = 32
+    max_concurrency: int | None = None
+    """Questions at a time; by default fewer of a user's graph than of our own systems."""
     listener: Listener = lambda key, done, total: None
+    again: bool = False
+    """Ask anew what is on record, as another generation of answers."""
+    shuffled: bool = False
+    """Ask in a random order, the same for all systems and seeds: the first questions then stand
+    for all, however the file is sorted."""
+    _generations: dict[str, int] = field(default_factory=dict[str, int])
 
-    async def run_system(self, system_spec: SystemSpec) -> EvalRun:
-        """Run a system on the questions of every seed.
+    async def run_system(
+        self, system_spec: SystemSpec, begin: int = 0, end: int | None = None
+    ) -> EvalRun:
+        """Run a system on the questions of every seed, or on some of them.
 
         Raises:
             UsageError: there are no questions.
@@ -157,41 +139,58 @@ class EvalRunner:
             RefluxError: the run's spend limit is reached, or an external graph fails on every
                 question.
         """
-        questions = {seed: self.eval_task.questions(seed) for seed in self.seeds}
+        questions = {seed: self.questions(seed)[begin:end] for seed in self.seeds}
         total = sum(map(len, questions.values()))
         results: list[SeedResult] = []
-        before = 0
+        done = tokens = recorded = 0
         self.listener(system_spec.key, 0, total)
         for seed, batch in questions.items():
-            system, origin = system_spec.make(seed), self._origin(system_spec, seed)
-            outcomes = await answer_all(
-                system,
-                origin,
-                batch,
-                max_concurrency=self.max_concurrency,
-                on_done=lambda done, before=before: self.listener(
-                    system_spec.key, before + done, total
-                ),
-                complete=True,
-            )
-            is_graph = isinstance(system, ExternalGraph)
-            if is_graph and all(outcome["status"] == "failed" for outcome in outcomes):
+            system = system_spec.make(seed)
+            store = system.context.recorded_client.store
+            origin = self._origin(system_spec, seed, store)
+            errors: list[str] = []
+            before = done
+
+            def add(question: str, answered: Answered, errors: list[str] = errors) -> None:
+                nonlocal done, tokens
+                done += 1
+                if (outcome := answered.outcome) is not None:
+                    tokens += outcome["spent"]["tokens"]
+                    if outcome["status"] == "failed":
+                        errors.append(str(outcome["error"]) if not errors else "")
+                self.listener(system_spec.key, done, total)
+
+            is_graph, answered = isinstance(system, ExternalGraph), _answered(store, origin)
+            recorded += sum(origin.question_id(question) in answered for question in batch)
+            limit = self.max_concurrency or (CONCURRENCY if is_graph else 32)
+            await answer_each(system, origin, batch, add, max_concurrency=limit, complete=True)
+            if is_graph and len(errors) == done - before > 0:
                 # A graph that never answers is broken, not wrong.
                 n = len(batch)
                 which = "its only question," if n == 1 else f"all {n} questions, on the first"
                 raise RefluxError(
-                    f"{system_spec.key} failed on {which} with {outcomes[0]['error']}; correct it "
-                    "and repeat the command"
+                    f"{system_spec.key} failed on {which} with {errors[0]}; correct it and repeat "
+                    "the command"
                 )
-            results.append(SeedResult(seed, origin, batch, outcomes))
-            before += len(batch)
-        return EvalRun(system_spec, results)
+            results.append(SeedResult(seed, origin, batch))
+        return EvalRun(system_spec, results, tokens, recorded)
 
-    def _origin(self, system_spec: SystemSpec, seed: int) -> Origin:
+    def questions(self, seed: int) -> Sequence[str]:
+        """The questions of one seed in the order in which they are asked."""
+        questions = self.eval_task.questions(seed)
+        return random.Random(0).sample(questions, len(questions)) if self.shuffled else questions
+
+    def _origin(self, system_spec: SystemSpec, seed: int, store: TraceStore) -> Origin:
         settings = json.dumps([system_spec.digest, self.settings], sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
         system = f"eval-{system_spec.key}-{system_spec.model}-{digest}-{seed}"
-        return Origin(self.run, -1, system, self.eval_task.name, self.eval_task.split)
+        task, split = self.eval_task.name, self.eval_task.split
+        if system not in self._generations:
+            newest = _newest_generation(store, system, task)
+            self._generations[system] = max(0, newest + self.again)
+        if number := self._generations[system]:
+            system += f"+{number}"
+        return Origin(self.run, -1, system, task, split)
 
     async def run_at_equal_tokens(
         self, system_spec: Callable[[int], Awaitable[SystemSpec]], amplified: EvalRun
@@ -211,6 +210,95 @@ class EvalRunner:
 
         equal = await equal_votes(tokens_of, amplified.tokens)
         return eval_runs[equal.votes], equal
+
+
+def _answered(store: TraceStore, origin: Origin) -> set[str]:
+    """Ids of the questions of an origin that have an answer on the record."""
+    sql = "SELECT id FROM roots WHERE system=? AND detail ->> 'status' != 'failed'"
+    return {row["id"] for row in store.select(sql, (origin.system,))}
+
+
+def _newest_generation(store: TraceStore, system: str, task: str) -> int:
+    """The number of the newest generation of a system's answers; -1 where there are none."""
+    rows = store.select(
+        "SELECT DISTINCT substr(system, length(:s) + 2) AS number FROM questions WHERE task=:t AND"
+        " (system=:s OR substr(system, 1, length(:s) + 1) = :s || '+')",
+        {"s": system, "t": task},
+    )
+    return max((int(row["number"] or 0) for row in rows), default=-1)
+
+
+@dataclass(frozen=True)
+class JudgeRun:
+    """A model grades answers; equal answers to a question are graded once, and on record."""
+
+    eval_task: EvalTask
+    run: str
+    context: AmplifyContext
+    """Of the model that judges."""
+    digest: str
+    max_concurrency: int
+    listener: Listener = lambda key, done, total: None
+
+    @property
+    def _origin(self) -> Origin:
+        system = f"judge-{self.context.model}-{self.digest[:12]}"
+        return Origin(self.run, -1, system, self.eval_task.name, "judge")
+
+    def _prompt(self, question: str, answer: str) -> str:
+        truths = self.eval_task.true_answers(question)
+        return redact(grade_prompt(question, answer, truths))
+
+    async def grade(self, key: str, results: Sequence[SeedResult]) -> None:
+        """Grade the answers of one system.
+
+        Raises:
+            EndpointError: the judge's endpoint is down; grades so far are recorded.
+        """
+        context = replace(
+            self.context, system_prompt=GRADER, max_tokens=JUDGE_TOKENS, grants={}, seed=0,
+            checker=RuleChecker({}), normalise=str.strip, votes=VotePolicy(max_votes=1),
+        )  # fmt: skip
+        store, total = context.recorded_client.store, sum(len(each.questions) for each in results)
+        done = 0
+
+        seen: set[str] = set()
+
+        def prompts() -> Iterable[str]:
+            for result in results:
+                for question in result.questions:
+                    ended = store.how_ended(result.origin.question_id(question)) or {}
+                    if (answer := ended.get("answer")) is None:
+                        continue
+                    prompt = self._prompt(question, answer)
+                    if (id := self._origin.question_id(prompt)) not in seen:
+                        seen.add(id)
+                        yield prompt
+
+        def add(question: str, answered: Answered) -> None:
+            nonlocal done
+            done += 1
+            self.listener(f"judge {key}", done, total)
+
+        await answer_each(
+            Direct(context), self._origin, prompts(), add,
+            max_concurrency=self.max_concurrency, complete=True,
+        )  # fmt: skip
+
+    def mark(self, question: str, answer: str | None) -> bool | None:
+        """The grade of an answer; None where the judge gave none that can be read."""
+        if answer is None:
+            return False
+        store = self.context.recorded_client.store
+        graded = store.how_ended(self._origin.question_id(self._prompt(question, answer)))
+        return read_grade((graded or {}).get("answer") or "")
+
+
+def marks_of(eval_task: EvalTask, judge: JudgeRun | None) -> Mark:
+    """The scorer of an eval task."""
+    if judge is not None:
+        return judge.mark
+    return lambda question, answer: answer is not None and eval_task.right(question, answer)
 
 
 EQUAL_TOKENS = "best-of-n"

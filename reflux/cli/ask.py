@@ -16,7 +16,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.errors import RefluxError, UsageError
     from reflux.agents.overseers.scripted import REPLY_FORMS, parse_reply
-    from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, asks_humans
+    from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, asks_humans, overseer_named
     from reflux.cli.human_input import form_view, open_asking
     from reflux.cli.progress import LiveTree
     from reflux.cli.rounds import shipped_config
@@ -124,7 +124,9 @@ def reply(
     with closing(folder.store()) as store:
         id, question = find_question(store, trajectory)
         options = options_of(store, id)
-    if options is None or not asks_humans(OVERSEERS.get(options.overseer)):
+    own = options is not None and ".py:" in options.overseer
+    named = overseer_named if own else OVERSEERS.get
+    if options is None or not asks_humans(named(options.overseer)):
         raise UsageError(f"{id} was not asked with an overseer that waits for humans")
     opened, _ = open_run(folder, options.model)
 

@@ -34,14 +34,22 @@ Model = Annotated[
         help="The agent: base, a student, or your endpoint's model. Default: the promoted student."
     ),
 ]
-TaskName = Annotated[str | None, typer.Option("--task", help="Default: the task of the run.")]
+TaskName = Annotated[
+    str | None,
+    typer.Option("--task", help="A task, or FILE.py:NAME. Default: that of the run."),
+]
 Overseer = Annotated[
-    str | None, typer.Option(help="The overseer of any question: model, plain, human or reviewed.")
+    str | None,
+    typer.Option(
+        help="The overseer of any question: model, plain, human, reviewed or FILE.py:NAME."
+    ),
 ]
 Tools = Annotated[
     list[str] | None,
     typer.Option(
-        "--tool", help="A tool of the copies: calculator, python, documents:FOLDER, mcp:COMMAND."
+        "--tool",
+        help="A tool of the copies: calculator, python, documents:FOLDER, mcp:COMMAND or "
+        "FILE.py:NAME.",
     ),
 ]
 Depth = Annotated[int, typer.Option(help="Maximum levels of sub-questions.", min=0, max=16)]
@@ -56,6 +64,37 @@ MaxTokens = Annotated[
         help="Maximum tokens of a reply, of the agent and the overseer. A task has its own.", min=1
     ),
 ]
+
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit",
+        "--seconds",
+        help="Maximum seconds of a question. Default for a graph: 300.",
+        min=0,
+    ),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(help="Questions at a time. Default for a graph: 8.", min=1),
+]
+Again = Annotated[bool, typer.Option("--again", help="Ask anew what is on the record.")]
+InputKey = Annotated[str, typer.Option(help="The key of a graph's input that gets the question.")]
+OutputKey = Annotated[
+    str, typer.Option(help="The key of a graph's output that holds the answer, like a.b.0.")
+]
+Configurable = Annotated[
+    list[str] | None,
+    typer.Option(help="KEY=VALUE of a graph's config, or a YAML file; may be repeated."),
+]
+GraphContext = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--context", help="KEY=VALUE of a graph's context, or a YAML file; may be repeated."
+    ),
+]
+MARGIN = 0.02
+"""Default difference of accuracy that counts as none."""
 
 
 def _sets(variable: str) -> Callable[[typer.Context, str], None]:

@@ -7,24 +7,33 @@ best-of-n           the majority of n answers of the agent, at the tokens of amp
 best-of-8           the majority of 8
 endpoint:NAME       one call to an endpoint of --config
 endpoint:MODEL      one call to a model at OPENAI_BASE_URL, or at endpoint:MODEL@URL
-module:graph        a LangGraph graph or another Runnable, also path/file.py:graph
+path/file.py:graph  a LangGraph graph or another Runnable, also module:graph and
+                    langgraph.json:graph
 """
 
+import json
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
+from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
-from reflux.cli.human_input import interruptible
-from reflux.finetune.run_folder import OpenRun
+from reflux.ask_context import TOOLS
+from reflux.finetune.config import read_yaml
+from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.evals.best_of import MAX_VOTES, BestOf
-from reflux.graphs.evals.external_graph import ExternalGraph, load_graph
+from reflux.graphs.evals.external_graph import CONCURRENCY, SECONDS, ExternalGraph
+from reflux.graphs.evals.graph_values import GraphOptions
 from reflux.graphs.evals.runner import SystemSpec
+from reflux.graphs.evals.user_code import code_digest
+from reflux.graphs.evals.user_graph import UserGraph, load_graph
+from reflux.graphs.evals.user_sources import is_reference
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.models import (
     BASE,
@@ -34,6 +43,7 @@ from reflux.models import (
     endpoint_hint,
     endpoint_model,
 )
+from reflux.report.terminal import ERR, counted
 
 Contexts = Callable[[str, int], AmplifyContext]
 """(model, seed) → the context of a system."""
@@ -44,13 +54,29 @@ def uses_agent(keys: Sequence[str]) -> bool:
     return any(key in ("direct", "amplified") or key.startswith("best-of-") for key in keys)
 
 
-def names_code(key: str) -> bool:
-    """True for `module:graph` or `file.py:graph`, and False for a model such as `llama3.2:1b`."""
-    module = key.rpartition(":")[0]
-    top = module.split(".")[0]
-    if module.endswith(".py") or Path(top).is_dir() or Path(f"{top}.py").is_file():
-        return True
-    return top.isidentifier() and find_spec(top) is not None
+def is_graph(key: str) -> bool:
+    """True for the name of a user's graph."""
+    if key.startswith(ENDPOINT):
+        return False
+    return re.search(r"\.(py|json)(:|$)", key) is not None or is_reference(key)
+
+
+def load_graphs(keys: Iterable[str], options: GraphOptions) -> Mapping[str, UserGraph]:
+    """The users' graphs among the systems.
+
+    Raises:
+        UsageError: there is no such module or object.
+        MissingError, RefluxError: a module cannot be imported.
+    """
+    graphs: dict[str, UserGraph] = {}
+    for key in filter(is_graph, keys):
+        try:
+            graphs[key] = load_graph(key, options)
+        except UsageError as error:
+            if "/" in key or ".py" in key:
+                raise
+            raise UsageError(f"{error}; a model of an endpoint is {ENDPOINT}{key}") from error
+    return graphs
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,8 @@ class SystemSpecs:
     """Closes the clients that are opened here."""
     endpoints: frozenset[str] = frozenset()
     """Names of the models of --config."""
+    graphs: Mapping[str, UserGraph] = field(default_factory=dict[str, UserGraph])
+    """Graphs that are loaded already."""
 
     async def system_spec(self, key: str) -> SystemSpec:
         """The system of a name.
@@ -93,20 +121,36 @@ class SystemSpecs:
             if client is not None:
                 self.stack.push_async_callback(client.close)
             return await self._model(key, model, Direct, recorded_client)
-        is_code = names_code(key)
-        if ":" in key and (is_code or endpoint() is None):
-            if not is_code:
-                raise UsageError(f"there is no module for {key!r}; {endpoint_hint(key)}")
-            with interruptible():
-                loaded = load_graph(key)
+        if is_graph(key):
+            graph = self.graphs.get(key) or load_graph(key)
+            self.stack.push_async_callback(graph.close)
+            await graph.open()
 
             def make(seed: int) -> System:
-                return ExternalGraph(self.contexts(key, seed), loaded)
+                return ExternalGraph(self.contexts(key, seed), graph)
 
-            return SystemSpec(key, key, loaded.digest, make)
+            return SystemSpec(key, key, graph.digest, make)
         if endpoint() is None and key != BASE:
+            if ":" in key:
+                raise UsageError(
+                    f"{key!r} is not a system: a graph is path/file.py:graph, and "
+                    f"{endpoint_hint(key)}"
+                )
             check_student(self.opened.folder, key)
         return await self._model(key, key, Direct)
+
+    async def judge_spec(self, name: str) -> SystemSpec:
+        """The model that grades answers.
+
+        Raises:
+            UsageError: there is no such model.
+            MissingError: it needs an endpoint that is not set.
+        """
+        key = name if name.startswith(ENDPOINT) else f"{ENDPOINT}{name}"
+        if name.startswith(ENDPOINT) or name in self.endpoints or endpoint() is not None:
+            return await self.system_spec(key)
+        self.opened.folder.models(name)  # Raises where there is no such student.
+        return await self._model(name, name, Direct)
 
     async def best_of(self, votes: int) -> SystemSpec:
         def make(context: AmplifyContext) -> System:
@@ -128,3 +172,97 @@ class SystemSpecs:
             return make(replace(self.contexts(model, seed), recorded_client=client))
 
         return SystemSpec(key, model, digest, make_system)
+
+
+def graph_options_of(
+    input_key: str,
+    output_key: str,
+    configurable: Sequence[str] | None,
+    context: Sequence[str] | None,
+) -> GraphOptions:
+    """The options of users' graphs.
+
+    Raises:
+        UsageError: a value is invalid.
+    """
+    return GraphOptions(
+        input_key,
+        output_key,
+        values_of_option("--configurable", configurable or ()),
+        values_of_option("--context", context or ()),
+    )
+
+
+def say_limits(graphs: Iterable[str], seconds: float | None, concurrency: int | None) -> None:
+    """Print the limits of users' graphs, which nobody may have asked for."""
+    for key in graphs:
+        ERR.print(
+            f"{key}: at most {SECONDS if seconds is None else seconds:g} s a question "
+            f"(--time-limit), {concurrency or CONCURRENCY} at a time (--concurrency)",
+            style="dim", highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def values_of_option(option: str, texts: Sequence[str]) -> Mapping[str, Any]:
+    """The mapping that an option's texts make up: KEY=VALUE, or the path of a YAML file.
+
+    Raises:
+        UsageError: one is neither.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            found: Any = {key: json.loads(value)} if equals else read_yaml(Path(text))
+        except ValueError:
+            found = {key: value}
+        if not isinstance(found, dict) or (equals and not key):
+            raise UsageError(f"{option} {text}: write KEY=VALUE, or name a YAML file of keys")
+        values |= cast(dict[str, Any], found)
+    return values
+
+
+def record_lines(record: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What came from the record, and what was tried again."""
+    lines: list[str] = []
+    for key, counts in record.items():
+        if counts["recorded"]:
+            lines.append(
+                f"{key}: {counts['recorded']} of {counts['answers']} answers came from the record; "
+                "--again asks anew"
+            )
+        if counts["retries"]:
+            lines.append(f"{key}: {counted(counts['retries'], 'failed call')} tried again")
+    return lines
+
+
+def prices_of(folder: RunFolder, texts: list[str]) -> Mapping[str, Price]:
+    """Prices by model: those of the run's config and of --price.
+
+    Raises:
+        UsageError: one is invalid.
+    """
+    prices = dict(folder.prices())
+    for text in texts:
+        name, _, costs = text.rpartition("=")
+        try:
+            prompt, completion = map(float, costs.split(","))
+        except ValueError:
+            prompt = completion = math.nan
+        if not name or not (0 <= prompt < math.inf and 0 <= completion < math.inf):
+            raise UsageError(
+                f"--price {text!r} is invalid; write MODEL=PROMPT,COMPLETION, for example "
+                "llama3.2=0.15,0.6 for a million tokens"
+            )
+        prices[name] = Price(prompt, completion)
+    return prices
+
+
+def code_of(*names: str | None) -> Mapping[str, Any]:
+    """The user's own code and the tools among the names of options, as settings that decide the
+    answers; empty without any."""
+    known = {form.partition(":")[0] for form in TOOLS}
+    tools = [name for name in names[2:] if name]
+    own = [name for name in names if name and is_reference(name)]
+    digests = {name: code_digest(name) for name in own if name.partition(":")[0] not in known}
+    return {**({"tools": tools} if tools else {}), **digests}

@@ -3,39 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reflux import cli
-from reflux.cli.contract import DEFAULT_RUN, Depth, Json, Model, RunDir, TaskName, run_async
+from reflux.cli.contract import (
+    DEFAULT_RUN,
+    MARGIN,
+    Again,
+    Concurrency,
+    Configurable,
+    Depth,
+    GraphContext,
+    InputKey,
+    Json,
+    Model,
+    OutputKey,
+    RunDir,
+    TaskName,
+    TimeLimit,
+    Tools,
+    run_async,
+)
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
-    import asyncio
-    import math
     import sys
     from contextlib import AsyncExitStack, redirect_stdout
 
-    from reflux.agents.budget import Price
     from reflux.agents.clients.endpoints import Endpoint, close_clients
-    from reflux.agents.errors import UsageError
-    from reflux.ask_context import MAX_TOKENS, OVERSEERS, overseer_named, with_max_tokens
+    from reflux.agents.errors import RefluxError, UsageError
+    from reflux.ask_context import MAX_TOKENS, asks_humans, overseer_named
     from reflux.cli.ask import batch_config, task_of
-    from reflux.cli.eval_systems import SystemSpecs, uses_agent
+    from reflux.cli.eval_plan import Plan, Settings, compare
+    from reflux.cli.eval_systems import (
+        code_of,
+        graph_options_of,
+        load_graphs,
+        prices_of,
+        record_lines,
+        say_limits,
+        uses_agent,
+    )
     from reflux.cli.human_input import interruptible
     from reflux.cli.progress import ProgressView
-    from reflux.finetune.run_folder import OpenRun, RunFolder
-    from reflux.graphs.amplify.context import AmplifyContext, Limits
+    from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.evals.datasets import read_questions
-    from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask, Scorer
-    from reflux.graphs.evals.results import Results, results
-    from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRunner, Listener, parse_systems
-    from reflux.graphs.evals.user_code import OwnThreads, load_object
-    from reflux.graphs.voting.voting import VotePolicy
+    from reflux.graphs.evals.eval_task import JUDGE, EvalTask, FileEvalTask, LevelEvalTask, Scorer
+    from reflux.graphs.evals.question_forms import Keys
+    from reflux.graphs.evals.results import Results
+    from reflux.graphs.evals.runner import EQUAL_TOKENS, parse_systems
+    from reflux.graphs.evals.user_code import load_object
     from reflux.models import open_run
     from reflux.report.eval_tables import tables
+    from reflux.report.inspect_log import check_log_path, write_logs
     from reflux.report.terminal import OUT, emit, say
     from reflux.server.settings import config_endpoints, read_serve_config
     from reflux.tasks import task_named
@@ -45,54 +68,10 @@ LEVEL, LIMIT = 3, 200
 MAX_LEVEL = 1000
 MAX_LIMIT = 100_000
 """Maximum questions of a task: sampling more takes minutes."""
+MAX_REPLIES = 10_000
+"""Replies that the cache of an evaluation holds: its memory must not grow with the questions."""
 AUTOMATIC = ("model", "plain")
 """Overseers without human input."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings that decide the answers, besides the questions and the models."""
-
-    depth: int = 1
-    calls: int = 1000
-    tokens: int = 1_000_000
-    seconds: float | None = None
-    overseer: str = ""
-    """Of a file's questions; a task has its own."""
-    max_tokens: int = 0
-    """Of an answer to a file's question; a task has its own limit."""
-    system: str = ""
-    """The system message of a file."""
-
-    def context(
-        self, opened: OpenRun, model: str, seed: int, eval_task: EvalTask
-    ) -> AmplifyContext:
-        """The context of one system."""
-        limits = Limits(self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
-        context = AmplifyContext(opened.recorded_client, model, (), limits=limits, seed=seed)
-        if self.overseer:
-            context = replace(
-                context,
-                overseers=(with_max_tokens(overseer_named(self.overseer), self.max_tokens),),
-                max_tokens=self.max_tokens,
-                votes=VotePolicy(max_votes=1),
-            )
-        return eval_task.context(context)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One evaluation: the eval task and the systems."""
-
-    eval_task: EvalTask
-    keys: Sequence[str]
-    """Names of the systems."""
-    seeds: Sequence[int] = (1,)
-    settings: Settings = Settings()
-    prices: Mapping[str, Price] = field(default_factory=dict)
-    source: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Where the questions come from, for the report."""
-    out: Path | None = None
 
 
 def evaluate_systems(
@@ -105,10 +84,24 @@ def evaluate_systems(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="JSONL file of questions and answers, instead of a task.")
+        str | None,
+        typer.Option(
+            help="Questions and answers, instead of a task: a JSONL, JSON, CSV, TSV, Parquet or "
+            "Inspect file, a folder, or a data set of the Hub.",
+            metavar="FILE",
+        ),
     ] = None,
+    question_key: Annotated[str, typer.Option(help="Column of the question.")] = "",
+    answer_key: Annotated[str, typer.Option(help="Column of the answer, or a.b within it.")] = "",
+    prompt_template: Annotated[
+        str, typer.Option(help="Jinja text of a question, for example '{{ question }} Briefly.'")
+    ] = "",
     score: Annotated[
-        str, typer.Option(help="exact, normalised, number, set, contains or module:function.")
+        str,
+        typer.Option(
+            help="exact, normalised, contains, number, math, choice, set, judge:MODEL or "
+            "module:function."
+        ),
     ] = "",
     limit: Annotated[
         int | None,
@@ -118,7 +111,7 @@ def evaluate_systems(
         str,
         typer.Option(
             help="Comma-separated: direct, amplified, student-rN, best-of-n, best-of-8, "
-            "endpoint:MODEL, module:graph."
+            "endpoint:MODEL, path/file.py:graph, module:graph, langgraph.json:graph."
         ),
     ] = "direct,amplified",
     model: Model = None,
@@ -127,14 +120,32 @@ def evaluate_systems(
         typer.Option(help="Seed of questions and samples; may be repeated.", min=0),
     ] = None,
     overseer: Annotated[
-        str, typer.Option(help="Overseer of a file's questions: model or plain.")
+        str, typer.Option(help="Overseer of a file's questions: model, plain or FILE.py:NAME.")
     ] = "",
+    tool: Tools = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare", help="Two systems, A,B, to decide between; may be repeated. Default: all."
+        ),
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option(help="A smaller difference of accuracy counts as none.", min=0, max=0.5),
+    ] = MARGIN,
+    until_decided: Annotated[
+        bool, typer.Option(help="Stop asking as soon as all pairs are decided.")
+    ] = False,
+    again: Again = False,
     depth: Depth = 1,
     calls: Annotated[int, typer.Option(help="Maximum model calls of a question.", min=1)] = 1000,
     tokens: Annotated[int, typer.Option(help="Maximum tokens of a question.", min=1)] = 1_000_000,
-    seconds: Annotated[
-        float | None, typer.Option(help="Maximum seconds of a question.", min=0)
-    ] = None,
+    seconds: TimeLimit = None,
+    concurrency: Concurrency = None,
+    input_key: InputKey = "",
+    output_key: OutputKey = "",
+    configurable: Configurable = None,
+    context: GraphContext = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(help="Maximum tokens of a reply, of the agent and the overseer alike.", min=1),
@@ -150,16 +161,35 @@ def evaluate_systems(
         Path | None,
         typer.Option(help="Folder for eval.jsonl, eval.json and eval.html.", metavar="DIR"),
     ] = None,
+    inspect_log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a log that Inspect can read; of several systems, one log each beside it.",
+            metavar="FILE",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare systems on the same questions, with intervals, tests and prices."""
     folder, keys = RunFolder(run), parse_systems(systems)
+    graph_options = graph_options_of(input_key, output_key, configurable, context)
+    pairs = _pairs(compare or [], keys)
+    if until_decided and len(keys) < 2:
+        raise UsageError("--until-decided decides between systems: name two in --systems")
+    if until_decided and EQUAL_TOKENS in keys:
+        raise UsageError(
+            f"{EQUAL_TOKENS} needs the tokens of all questions, and --until-decided asks fewer: "
+            "name the number of votes, for example best-of-8"
+        )
     settings = Settings(depth, calls, tokens, seconds)
     if data is None:
-        if score or overseer or max_tokens:
+        if score or overseer or max_tokens or question_key or answer_key or prompt_template:
             raise UsageError(
-                "--score, --overseer and --max-tokens are for --data: a task has its own"
+                "--score, --overseer, --max-tokens, --question-key, --answer-key and "
+                "--prompt-template are for --data: a task has its own"
             )
+        if tool:
+            raise UsageError("--tool needs --data: a task's copies have no tools")
         if limit is not None and limit > MAX_LIMIT:
             raise UsageError(f"--limit {limit} is more than {MAX_LIMIT}, the maximum for a task")
         name = task_of(folder, task)
@@ -169,35 +199,73 @@ def evaluate_systems(
         if task or level:
             raise UsageError("--data has its own questions: leave --task and --level out")
         with redirect_stdout(sys.stderr):
-            eval_task = _file_eval_task(data, score or "normalised", limit)
+            keys_of = Keys(question_key, answer_key, prompt_template)
+            eval_task = _file_eval_task(data, keys_of, score, limit)
         settings = replace(
             settings,
             overseer=_overseer(overseer),
             max_tokens=max_tokens or MAX_TOKENS,
             system=eval_task.file.system,
         )
-        source = {"data": str(data), "repeats": eval_task.file.repeats}
+        source = {
+            "data": data, "repeats": eval_task.file.repeats, "unused": list(eval_task.file.unused)
+        }  # fmt: skip
     seeds = tuple(dict.fromkeys(seed or [1]))
-    prices = _prices(folder, price or [])
+    prices = prices_of(folder, price or [])
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Fails before the first call.
-    plan = Plan(eval_task, keys, seeds, settings, prices, source, out)
+    if inspect_log is not None:
+        check_log_path(inspect_log)
     endpoints = config_endpoints(read_serve_config(config))
     with redirect_stdout(sys.stderr):  # Output of the user's graphs and scorers is no result.
+        # Loaded without a running event loop, because the user's modules may start one.
+        with interruptible():
+            graphs = load_graphs(keys, graph_options)
+        plan = Plan(
+            eval_task, keys, seeds, settings, prices, source, out, graphs, concurrency,
+            tuple(tool or ()), code_of(task, overseer, *(tool or ())),
+            pairs, margin, until_decided, again, inspect_log,
+        )  # fmt: skip
+        say_limits(graphs, seconds, concurrency)
         results = run_async(_evaluate(folder, plan, model, endpoints))
     if as_json:
         emit(source | results.to_json())
-        return
-    for table in tables(results, source):
-        OUT.print(table)
-    if out is not None:
-        say(f"answers, figures and a page with charts: {out}")
+    else:
+        for table in tables(results, source):
+            OUT.print(table)
+        for line in (*record_lines(results.record), *(n for g in graphs.values() for n in g.notes)):
+            OUT.print(line, soft_wrap=True, highlight=False, markup=False)
+        if out is not None:
+            say(f"answers, figures and a page with charts: {out}")
+    if results.failures:
+        raise RefluxError(f"{results.failure}; answers left unscored: {results.failures}")
 
 
-def _file_eval_task(data: Path, score: str, limit: int | None) -> FileEvalTask:
-    file = read_questions(data)
+def _pairs(texts: Sequence[str], keys: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of systems to decide between.
+
+    Raises:
+        UsageError: one does not name two of the systems.
+    """
+    pairs: list[tuple[str, str]] = []
+    for text in texts:
+        names = [name.strip() for name in text.split(",")]
+        if len(names) != 2 or names[0] == names[1] or not set(names) <= set(keys):
+            raise UsageError(
+                f"--compare {text!r} must name two of --systems {','.join(keys)}, as "
+                f"{','.join(reversed(keys[:2])) if len(keys) > 1 else 'amplified,direct'}"
+            )
+        pairs.append((names[0], names[1]))
+    return pairs
+
+
+def _file_eval_task(data: str, keys: Keys, score: str, limit: int | None) -> FileEvalTask:
+    if Path(keys.template).is_file():
+        keys = replace(keys, template=Path(keys.template).read_text(encoding="utf-8"))
+    file = read_questions(data, keys)
+    score = score or ("choice" if all(row.choices for row in file.rows) else "normalised")
     scorer: Scorer | None = None
-    if ":" in score:
+    if ":" in score and not score.startswith(JUDGE):
         scorer, _ = load_object(score)
         if not callable(scorer):
             raise UsageError(
@@ -209,44 +277,27 @@ def _file_eval_task(data: Path, score: str, limit: int | None) -> FileEvalTask:
 
 def _overseer(name: str) -> str:
     name = name or "model"
-    if name in OVERSEERS and name not in AUTOMATIC:
+    if asks_humans(overseer_named(name)):
         raise UsageError(
             f"--overseer {name} waits for human input, for which an evaluation cannot wait; use "
             f"{' or '.join(AUTOMATIC)}"
         )
-    overseer_named(name)
     return name
-
-
-def _prices(folder: RunFolder, texts: list[str]) -> Mapping[str, Price]:
-    """Prices by model: those of the run's config and of --price.
-
-    Raises:
-        UsageError: one is invalid.
-    """
-    prices = dict(folder.prices())
-    for text in texts:
-        name, _, costs = text.rpartition("=")
-        try:
-            prompt, completion = map(float, costs.split(","))
-        except ValueError:
-            prompt = completion = math.nan
-        if not name or not (0 <= prompt < math.inf and 0 <= completion < math.inf):
-            raise UsageError(
-                f"--price {text!r} is invalid; write MODEL=PROMPT,COMPLETION, for example "
-                "llama3.2=0.15,0.6 for a million tokens"
-            )
-        prices[name] = Price(prompt, completion)
-    return prices
 
 
 async def _evaluate(
     folder: RunFolder, plan: Plan, model: str | None, endpoints: Mapping[str, Endpoint]
 ) -> Results:
-    # The user's graphs may block, even forever.
-    asyncio.get_running_loop().set_default_executor(OwnThreads())
     name = model if uses_agent(plan.keys) else model or "base"
-    opened, agent = open_run(folder, name, batch_config(folder), endpoints)
+    opened, agent = open_run(
+        folder,
+        name,
+        batch_config(folder),
+        endpoints,
+        plan.concurrency,
+        max_replies=MAX_REPLIES,
+        warm=not plan.again,
+    )
     async with opened, AsyncExitStack() as stack:
         stack.push_async_callback(close_clients, [each.client for each in endpoints.values()])
         with ProgressView() as view:
@@ -254,51 +305,14 @@ async def _evaluate(
             def show(key: str, done: int, total: int) -> None:
                 # Another system is a trial for best-of-n.
                 trial = f"equal tokens by {key.removeprefix('best-of-')} votes?"
-                view(f"evaluate {key}" if key in plan.keys else trial, done, total, "")
+                named = key in plan.keys or key.startswith("judge ")
+                view(f"evaluate {key}" if named else trial, done, total, "")
 
             outcome = await compare(opened, plan, agent, stack, show, frozenset(endpoints))
         if plan.out is not None:
             from reflux.report.eval_page import write_report
 
             write_report(plan.out, outcome, plan.eval_task, opened.store, plan.source)
+        if plan.inspect_log is not None:
+            write_logs(plan.inspect_log, outcome, plan.eval_task)
     return outcome
-
-
-async def compare(
-    opened: OpenRun,
-    plan: Plan,
-    agent: str,
-    stack: AsyncExitStack,
-    listener: Listener,
-    endpoints: frozenset[str] = frozenset(),
-) -> Results:
-    """Run every system on the eval task and compare them; recorded answers are replayed.
-
-    `endpoints` are the names of the models of --config.
-
-    Raises:
-        UsageError: there is no such system, or there are no questions.
-        MissingError: a system needs an endpoint, and none is set.
-        RefluxError: an endpoint, a graph or the scorer failed.
-    """
-    settings = vars(plan.settings)
-    runner = EvalRunner(plan.eval_task, plan.seeds, opened.folder.id, settings, listener=listener)
-    systems = SystemSpecs(
-        opened,
-        agent,
-        lambda name, seed: plan.settings.context(opened, name, seed, plan.eval_task),
-        plan.eval_task.same_answer,
-        stack,
-        endpoints,
-    )
-    # All are made before the first call: a wrong name costs nothing.
-    specs = {key: await systems.system_spec(key) for key in plan.keys if key != EQUAL_TOKENS}
-    eval_runs = {key: await runner.run_system(spec) for key, spec in specs.items()}
-    equal = None
-    if EQUAL_TOKENS in plan.keys:
-        eval_runs[EQUAL_TOKENS], equal = await runner.run_at_equal_tokens(
-            systems.best_of, eval_runs["amplified"]
-        )
-    ordered = {key: eval_runs[key] for key in plan.keys}
-    with interruptible():  # A scorer may never return.
-        return results(plan.eval_task, ordered, equal, opened.store, plan.prices, settings)

@@ -177,6 +177,8 @@ def run() -> None:
         code = app(standalone_mode=False)  # Returns the code of a `typer.Exit`.
         sys.stdout.flush()
     except RefluxError as error:
+        for note in getattr(error, "__notes__", ()):  # A traceback of the user's own code.
+            sys.stderr.write("".join(f"{printable(line)}\n" for line in note.splitlines()))
         _exit(str(error), error.exit_code)
     except JSONDecodeError as error:  # Other JSON input has errors of its own.
         _exit(

@@ -6,7 +6,7 @@ The page shows texts of models and users as text, and its policy forbids scripts
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from reflux.agents.files import write_json, write_whole
+from reflux.agents.files import replacing, write_json, write_whole
 from reflux.graphs.evals.answers import Answered
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.results import Results
@@ -43,19 +43,22 @@ def write_report(
 ) -> None:
     """Write the three files, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps(asdict(answer) | {"expected": list(eval_task.true_answers(answer.question))})
-        for answers in results.answers.values()
-        for answer in answers
-    ]
-    write_whole(folder / "eval.jsonl", "".join(f"{line}\n" for line in lines))
+    with replacing(folder / "eval.jsonl") as path, path.open("w", encoding="utf-8") as file:
+        for answer in (answer for answers in results.answers.values() for answer in answers):
+            expected = {"expected": list(eval_task.true_answers(answer.question))}
+            file.write(json.dumps(asdict(answer) | expected) + "\n")
     write_json(folder / "eval.json", dict(source) | results.to_json())
     page = page_template("eval.html.jinja", MAX_CHARS).render(
         title=title(results, source),
         charts=Markup(charts(results)),  # noqa: S704 - drawn by us, texts as paths
         figures=figures(results, source),
         failures=[
-            (key, len(answers), *_failures(answers, eval_task, store))
+            (
+                key,
+                len(answers),
+                len(answers) - answers.tally.right,
+                _failures(answers, eval_task, store),
+            )
             for key, answers in results.answers.items()
         ],
     )
@@ -63,12 +66,11 @@ def write_report(
 
 
 def _failures(
-    answers: Sequence[Answered], eval_task: EvalTask, store: TraceStore
-) -> tuple[int, list[dict[str, Any]]]:
-    """(number of wrong answers, the first `MAX_FAILURES` of them for the template)."""
-    wrong = [answer for answer in answers if not answer.right]
+    answers: Iterable[Answered], eval_task: EvalTask, store: TraceStore
+) -> list[dict[str, Any]]:
+    """The first `MAX_FAILURES` answers that are not right, for the template."""
     rows: list[dict[str, Any]] = []
-    for answer in wrong[:MAX_FAILURES]:
+    for answer in islice((answer for answer in answers if not answer.right), MAX_FAILURES):
         tree = load_tree(store, answer.trajectory)
         nodes = list(islice(tree.walk(), MAX_NODES + 1))
         rows.append(
@@ -80,7 +82,7 @@ def _failures(
                 "cut": len(nodes) > MAX_NODES,
             }
         )
-    return len(wrong), rows
+    return rows
 
 
 def charts(results: Results) -> str:

@@ -1,18 +1,17 @@
 """The figures of an evaluation as tables, for the terminal and for the page."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.evals.best_of import EqualTokens
+from reflux.graphs.evals.decisions import ALPHA, Decision
 from reflux.graphs.evals.results import Results
 from reflux.report.terminal import counted, table_of
 
-WRAPPED = ("system", "systems", "model", "how questions ended")
+WRAPPED = ("system", "systems", "model", "verdict", "how questions ended")
 """Columns that may take several lines."""
 NO_WIDTH = (
     "An interval without width is no certainty: every question gave the same difference, and p "
@@ -48,6 +47,8 @@ def tables(results: Results, source: Mapping[str, Any]) -> list[Table]:
 def figures(results: Results, source: Mapping[str, Any]) -> list[Figures]:
     """Accuracy, price, and where they exist differences, calibration and breakdowns."""
     shown = [_accuracy(results, source), _price(results)]
+    if results.decisions:
+        shown.append(_decisions(results))
     if results.differences:
         shown.append(_differences(results))
     if any(summary.calibration for summary in results.summaries.values()):
@@ -67,14 +68,24 @@ def title(results: Results, source: Mapping[str, Any]) -> str:
 
 
 def _accuracy(results: Results, source: Mapping[str, Any]) -> Figures:
-    columns = ("system", "model", "n", "accuracy", "95%", "calls/n", "tokens/n")
+    columns = ("system", "model", "n", "accuracy", "95%", "cut", "calls/n", "tokens/n")
     rows = [
-        (key, s.model, str(s.n), f"{s.accuracy:.3f}", interval(s.ci95), f"{s.calls / s.n:.2f}",
-         f"{s.tokens / s.n:.1f}")
+        (key, s.model, str(s.n), f"{s.accuracy:.3f}", interval(s.ci95), str(s.truncated),
+         f"{s.calls / s.n:.2f}", f"{s.tokens / s.n:.1f}")
         for key, s in results.summaries.items()
     ]  # fmt: skip
-    notes = () if results.equal is None else (equal_text(results.equal),)
-    return Figures(title(results, source), columns, rows, notes)
+    notes = [] if results.equal is None else [equal_text(results.equal)]
+    if limit := results.settings.get("max_tokens"):
+        notes.append(
+            f"Every answer and every step of an overseer may take {limit} tokens; cut: answers "
+            "that this limit cut, right or wrong."
+        )
+    if unused := source.get("unused"):
+        notes.append(f"Columns that are not used: {', '.join(unused)}.")
+    for key, s in results.summaries.items():
+        if s.unscored:
+            notes.append(f"{key}: {counted(s.unscored, 'answer')} without a score, left out.")
+    return Figures(title(results, source), columns, rows, (*notes, *results.hints))
 
 
 def equal_text(equal: EqualTokens) -> str:
@@ -100,13 +111,48 @@ def _price(results: Results) -> Figures:
 def reasons(results: Results) -> list[str]:
     """The most common error of each system's questions that ended without an accepted answer."""
     lines: list[str] = []
-    for key, answers in results.answers.items():
-        errors = Counter(a.error for a in answers if not is_accepted(a.status) and a.error)
-        for error, count in errors.most_common(1):
+    for key, score in results.summaries.items():
+        total = sum(score.errors.values())
+        for error, count in [*score.errors.items()][:1]:
             text = error if len(error) <= REASON else error[: REASON - 1] + "…"
-            share = f"{count} of them" if count < errors.total() else "all of them"
-            lines.append(f"{key}, {errors.total()} of {len(answers)} not accepted, {share}: {text}")
+            share = f"{count} of them" if count < total else "all of them"
+            lines.append(f"{key}, {total} of {score.n} not accepted, {share}: {text}")
     return lines
+
+
+def _decisions(results: Results) -> Figures:
+    rows = [
+        (f"{d.first} vs {d.second}", verdict_text(d), f"{d.difference:+.3f}", _p(d.p_differ),
+         _p(d.p_equal), str(d.n))
+        for d in results.decisions
+    ]  # fmt: skip
+    many = f", corrected for {len(rows)} pairs (Holm)" if len(rows) > 1 else ""
+    left_out = sum(d.unscored for d in results.decisions)
+    notes = [f"Each verdict is wrong in at most {ALPHA:.0%} of evaluations{many}."]
+    if left_out:
+        notes.append(f"{counted(left_out, 'question')} left out: an answer to them has no score.")
+    columns = ("systems", "verdict", "difference", "p differ", "p equal", "n")
+    return Figures("Decisions", columns, rows, notes)
+
+
+def verdict_text(decision: Decision) -> str:
+    """The verdict in words, with what would decide it."""
+    match decision.verdict:
+        case "equal":
+            return f"equal within {decision.margin:g}"
+        case "undecided":
+            needed = decision.needed
+            if needed is None:
+                return "undecided; no affordable number of questions would decide it"
+            return f"undecided; some {_rounded(needed)} questions would decide it"
+        case verdict:
+            return f"{decision.first} is {verdict}"
+
+
+def _rounded(number: int) -> int:
+    """To two digits, upwards."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit
 
 
 def _differences(results: Results) -> Figures:

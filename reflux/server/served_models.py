@@ -21,7 +21,7 @@ from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest as ModelRequest
 from reflux.agents.types import Completion, Sampling
-from reflux.ask_context import asks_humans, context_of
+from reflux.ask_context import asks_humans, context_of, overseer_named
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.state import exchange_error, failed_outcome
@@ -29,6 +29,7 @@ from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.graphs.conversation import answer_chat, cut_at, question_of
 from reflux.graphs.evals.task import Task
+from reflux.graphs.evals.user_sources import is_reference
 from reflux.graphs.traces.tree import tokens_of
 from reflux.models import BASE, STUDENT, model_named
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
@@ -69,6 +70,9 @@ class ServedModels:
         self._trees = {name: Tree(name, overseer) for name, overseer in overseers.items()}
         if self.task is not None:
             self._trees.setdefault(self.task.name, Tree(self.task.name, None, self.task))
+        if is_reference(settings.overseer):
+            own = overseer_named(settings.overseer)
+            self._trees[settings.overseer] = Tree(settings.overseer, own)
         if settings.overseer not in self._trees:
             known = ", ".join(self._trees)
             raise UsageError(f"no overseer is called {settings.overseer!r}; there are {known}")

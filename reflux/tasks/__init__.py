@@ -5,9 +5,12 @@ which are imported when the first question is drawn.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.evals.task import Task, writing_of
+from reflux.graphs.evals.user_code import load_instance
+from reflux.graphs.evals.user_sources import is_reference
 from reflux.tasks.addition import Addition
 from reflux.tasks.arithmetic import (
     ChainSum,
@@ -53,9 +56,26 @@ def task_named(name: str) -> Task:
     Raises:
         UsageError: there is none.
     """
-    if name not in TASKS:
-        raise UsageError(f"there is no task {name!r}; there are: {', '.join(sorted(TASKS))}")
-    return TASKS[name]()
+    if name in TASKS:
+        return TASKS[name]()
+    if is_reference(name):
+        return _own_task(name)
+    raise UsageError(
+        f"there is no task {name!r}; there are: {', '.join(sorted(TASKS))}, and your own as "
+        "FILE.py:NAME"
+    )
+
+
+@cache
+def _own_task(name: str) -> Task:
+    """A user's task, an object or a class without arguments."""
+    made = load_instance(name)
+    parts = [part for part in vars(Task) if not part.startswith("_")]
+    if lacking := [part for part in ("name", *parts) if not hasattr(made, part)]:
+        raise UsageError(
+            f"{name} is no task: it lacks {', '.join(lacking)}; make it a subclass of reflux.Task"
+        )
+    return made
 
 
 def writing_named(name: str | None) -> str:

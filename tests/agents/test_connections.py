@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from reflux.agents.clients import retries
-from reflux.agents.clients.endpoints import CERTIFICATES, endpoint_from_env, is_loopback
+from reflux.agents.clients.connections import CERTIFICATES, is_loopback
+from reflux.agents.clients.endpoints import endpoint_from_env
 from reflux.agents.clients.openai import OpenAIClient
 from reflux.agents.clients.retries import on_wait, time_left
 from reflux.agents.errors import EndpointError, MissingError, RefluxError, UsageError

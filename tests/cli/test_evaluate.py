@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -22,13 +23,16 @@ from werkzeug import Request, Response
 from reflux.agents.budget import Price
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.cli.evaluate import Plan, Settings, compare
+from reflux.cli.eval_plan import Plan, Settings, compare
+from reflux.cli.eval_systems import code_of
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask
+from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.results import Results
 from reflux.report.eval_page import write_report
 from reflux.report.eval_tables import reasons, tables
+from reflux.report.inspect_log import write_logs
 from reflux.tasks.addition import Addition
 from tests.support.commanding import Ended, begin
 from tests.support.serving import soon
@@ -60,13 +64,15 @@ def compared(
     client = ScriptedClient(reply)
 
     async def run() -> Results:
-        opened = OpenRun(RunFolder(folder), client=client)
+        opened = OpenRun(RunFolder(folder), client=client, warm=not plan.get("again"))
         async with opened, AsyncExitStack() as stack:
             made = Plan(eval_task, keys, **plan)
             found = await compare(opened, made, "base", stack, lambda *_: None)
             if out is not None:
                 write_report(out, found, eval_task, opened.store, made.source)
-        return found
+            # The answers are read from the record, which is closed after this.
+            kept: Any = {key: list(answers) for key, answers in found.answers.items()}
+        return replace(found, answers=kept)
 
     return asyncio.run(run()), client
 
@@ -105,7 +111,12 @@ def test_the_same_command_again_asks_nothing_and_finds_the_same(tmp_path: Path) 
     assert client.requests
     again, silent = compared(tmp_path / "r", eval_task, keys)
     assert silent.requests == []
-    assert again == first
+    assert again.to_json() | {"record": {}} == first.to_json() | {"record": {}}
+    assert again.answers == first.answers
+    assert {key: counts["recorded"] for key, counts in again.record.items()} == {
+        "direct": 30, "amplified": 30, "best-of-n": 30
+    }  # fmt: skip
+    assert first.record["direct"] == {"answers": 30, "recorded": 0, "retries": 0}
     # With another seed, or other limits, it is another evaluation.
     _, other = compared(tmp_path / "r", eval_task, keys, settings=Settings(depth=2))
     assert other.requests
@@ -327,6 +338,185 @@ def test_n_and_seeds_are_always_printed(tmp_path: Path) -> None:
     assert "…" not in printed
 
 
+def numbered(folder: Path, n: int, score: str = "number") -> FileEvalTask:
+    """Questions with a number as answer."""
+    path = folder / "numbers.jsonl"
+    rows = [{"question": f"What is {i}?", "answer": str(i)} for i in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return FileEvalTask(read_questions(path), score)
+
+
+def asked_number(request: ChatRequest) -> int:
+    return int(re.findall(r"What is (\d+)\?", request.messages[-1][1])[-1])
+
+
+def halves(request: ChatRequest) -> str:
+    """Right at odd numbers alone where it is asked directly, and always where it votes."""
+    number = asked_number(request)
+    return f"It is {number}" if number % 2 or request.vote else "no idea"
+
+
+TWO = ("direct", "best-of-3")
+
+
+def test_an_evaluation_stops_as_soon_as_it_is_decided(tmp_path: Path) -> None:
+    task = numbered(tmp_path, 400)
+    plan: dict[str, Any] = {"settings": FREE, "until_decided": True}
+    found, client = compared(tmp_path / "r", task, TWO, halves, **plan)
+    (decision,) = found.decisions
+    assert (decision.first, decision.second, decision.verdict) == ("best-of-3", "direct", "better")
+    assert found.summaries["direct"].n == found.summaries["best-of-3"].n == decision.n < 100
+    assert {a.question for a in found.answers["direct"]} == {
+        a.question for a in found.answers["best-of-3"]
+    }
+    # A sample of the whole file: its beginning may be easier than its end.
+    assert max(asked_number(request) for request in client.requests) > 200
+    same, silent = compared(tmp_path / "r", task, TWO, halves, **plan)
+    assert (silent.requests, same.decisions) == ([], found.decisions)
+    short, _ = compared(tmp_path / "s", numbered(tmp_path, 30), TWO, lambda _: "1", **plan)
+    assert (short.decisions[0].verdict, short.decisions[0].n) == ("undecided", 30)
+    assert (short.decisions[0].needed or 0) > 30
+
+
+def test_only_the_named_pair_is_decided_and_not_corrected_for_others(tmp_path: Path) -> None:
+    task, keys = numbered(tmp_path, 24), (*TWO, "best-of-5")
+    alone, _ = compared(
+        tmp_path / "r", task, keys, halves, settings=FREE, pairs=[("direct", "best-of-3")]
+    )
+    every, _ = compared(tmp_path / "r", task, keys, halves, settings=FREE)
+    assert [(d.first, d.verdict) for d in alone.decisions] == [("direct", "worse")]
+    assert len(every.decisions) == 3
+    assert every.decisions[0].p_differ > alone.decisions[0].p_differ
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in tables(every, {}):
+        console.print(table)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    printed = " ".join(text.split())
+    assert "best-of-3 is better" in printed
+    assert "corrected for 3 pairs (Holm)" in printed
+
+
+def test_another_generation_is_asked_anew_and_is_then_the_one_on_record(tmp_path: Path) -> None:
+    task = numbered(tmp_path, 6)
+    first, _ = compared(tmp_path / "r", task, ("direct",), lambda _: "0", settings=FREE)
+    again, client = compared(tmp_path / "r", task, ("direct",), halves, settings=FREE, again=True)
+    assert len(client.requests) == 6
+    assert (first.summaries["direct"].accuracy, again.summaries["direct"].accuracy) == (1 / 6, 0.5)
+    assert [each.record["direct"]["recorded"] for each in (first, again)] == [0, 0]
+    later, silent = compared(tmp_path / "r", task, ("direct",), halves, settings=FREE)
+    assert (silent.requests, later.record["direct"]["recorded"]) == ([], 6)
+    assert later.summaries == again.summaries
+
+
+def test_a_model_grades_answers_and_what_it_does_not_say_is_unscored(tmp_path: Path) -> None:
+    def reply(request: ChatRequest) -> str:
+        if request.model != "judge":
+            return halves(request)
+        question = request.messages[-1][1]
+        assert "Answer to grade" in question
+        assert "GRADE" in request.messages[0][1]
+        if "What is 3?" in question:
+            return "GRADE: C or GRADE: I, who knows"
+        return "It says so.\nGRADE: C" if "It is" in question else "**GRADE: I**"
+
+    task = replace(numbered(tmp_path, 8), rule="judge:judge")
+    folder = RunFolder(tmp_path / "r")
+
+    async def run() -> tuple[Results, ScriptedClient]:
+        client = ScriptedClient(reply)
+        opened = OpenRun(folder, client=client)
+        async with opened, AsyncExitStack() as stack:
+            plan, names = Plan(task, ("direct",), settings=FREE), frozenset(("judge",))
+            return await compare(opened, plan, "base", stack, lambda *_: None, names), client
+
+    found, client = asyncio.run(run())
+    score = found.summaries["direct"]
+    assert (score.n, score.unscored, score.accuracy) == (8, 1, 3 / 7)
+    assert len(client.requests) == 8 + 8
+    same, silent = asyncio.run(run())
+    assert (silent.requests, same.summaries) == ([], found.summaries)
+
+
+def test_a_scorer_that_fails_on_some_answers_leaves_the_rest_scored(tmp_path: Path) -> None:
+    def scorer(question: str, answer: str, truth: str) -> bool:
+        return int(answer.removeprefix("It is ")) == int(truth)
+
+    task = replace(numbered(tmp_path, 6), rule="mine:f", scorer=scorer)
+    found, _ = compared(tmp_path / "r", task, TWO, halves, settings=FREE, seeds=(1, 2))
+    score = found.summaries["direct"]
+    assert (score.n, score.unscored, score.accuracy) == (12, 6, 1.0)
+    assert score.ci95 == wilson(3, 3)
+    assert found.failures == 6
+    assert "the scorer 'mine:f' failed on 'What is 0?': ValueError" in found.failure
+    assert (found.decisions[0].n, found.decisions[0].unscored) == (3, 3)
+    assert [a.right for a in found.answers["direct"]][:2] == [None, True]
+
+
+def test_another_rule_is_hinted_at_where_all_is_wrong_by_this_one(tmp_path: Path) -> None:
+    task = numbered(tmp_path, 12, "exact")
+    found, _ = compared(tmp_path / "r", task, ("direct",), halves, settings=FREE)
+    (hint,) = found.hints
+    assert hint.startswith("direct: 6 of 12 wrong answers are right by --score contains")
+    right, _ = compared(tmp_path / "r", numbered(tmp_path, 12), ("direct",), halves, settings=FREE)
+    assert right.hints == ()
+
+
+def test_truncated_answers_are_counted_beside_the_accuracy(tmp_path: Path) -> None:
+    def reply(request: ChatRequest) -> Completion:
+        cut = asked_number(request) < 2
+        return Completion(halves(request), 5, 3, finish_reason="length" if cut else "stop")
+
+    found, _ = compared(tmp_path / "r", numbered(tmp_path, 6), ("direct",), reply, settings=FREE)
+    assert found.summaries["direct"].truncated == 2
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(tables(found, {"unused": ["src"]})[0])
+    printed = " ".join(console.export_text().split())
+    assert "cut calls/n" in printed
+    assert "every step of an overseer may take 20 tokens" in printed
+    assert "Columns that are not used: src." in printed
+
+
+def test_copies_are_granted_the_tools_that_are_named(tmp_path: Path) -> None:
+    granted: list[list[str]] = []
+
+    def reply(request: ChatRequest) -> str:
+        granted.append([tool.name for tool in request.tools])
+        return halves(request)
+
+    task = numbered(tmp_path, 2)
+    tools, code = ("calculator",), code_of(None, "", "calculator")
+    compared(tmp_path / "r", task, ("direct",), reply, settings=FREE, tools=tools, code=code)
+    assert granted == [["calculator"], ["calculator"]]
+    _, without = compared(tmp_path / "r", task, ("direct",), halves, settings=FREE)
+    assert len(without.requests) == 2  # Another evaluation, which is asked again.
+
+
+def test_the_answers_are_a_log_that_inspect_reads(tmp_path: Path) -> None:
+    path = tmp_path / "log.eval"
+
+    async def run() -> list[Path]:
+        opened = OpenRun(RunFolder(tmp_path / "r"), client=ScriptedClient(halves))
+        task = numbered(tmp_path, 4)
+        async with opened, AsyncExitStack() as stack:
+            plan = Plan(task, TWO, (1, 2), FREE)
+            found = await compare(opened, plan, "base", stack, lambda *_: None)
+            return write_logs(path, found, task)
+
+    one, other = asyncio.run(run())
+    assert (one.name, other.name) == ("log-direct.eval", "log-best-of-3.eval")
+    with zipfile.ZipFile(one) as log:
+        assert sum(name.startswith("samples/") for name in log.namelist()) == 8
+        sample = json.loads(log.read("samples/2_epoch_1.json"))
+        header = json.loads(log.read("header.json"))
+    assert (sample["input"], sample["target"]) == ("What is 1?", ["1"])
+    assert sample["scores"]["reflux"]["value"] == "C"
+    assert header["results"]["scores"][0]["metrics"]["accuracy"]["value"] == 0.5
+    assert len(read_questions(one).rows) == 4
+    inspect_log = pytest.importorskip("inspect_ai.log")
+    assert len(inspect_log.read_eval_log(str(one)).samples) == 8
+
+
 # What follows is the command itself, in a process of its own.
 
 
@@ -464,7 +654,7 @@ def test_a_scorer_that_fails_in_the_end_loses_no_answer(
     [
         (("--data", "broken.jsonl"), 2, "broken.jsonl, line 2: "),
         (("--data", "empty.jsonl"), 2, "empty.jsonl holds no questions"),
-        (("--data", "nowhere.jsonl"), 2, "no such file"),
+        (("--data", "nowhere.jsonl"), 2, "there is no file nowhere.jsonl"),
         (("--data", "words.jsonl", "--score", "number"), 2, "line 1: the answer 'one' has no form"),
         ((*DATA, "--score", "rouge"), 2, "there is no score 'rouge'"),
         ((*DATA, "--score", "nowhere:f"), 2, "there is no module 'nowhere'"),
@@ -492,8 +682,18 @@ def test_a_scorer_that_fails_in_the_end_loses_no_answer(
         ((*DATA, "--systems", "mine_for_eval:ends"), 1, "called sys.exit(0)"),
         ((*DATA, "--systems", "mine_for_eval:graph", "--seed", "-1"), 2, "--seed"),
         (("--task", "addition", "--limit", "100001"), 2, "--limit 100001 is more than"),
-        (("--data", "/dev/null"), 2, "it is a pipe or a device"),
+        (("--data", "/dev/null"), 2, "is a pipe or a device"),
         (("--score", "number"), 2, "are for --data"),
+        (("--task", "addition", "--tool", "calculator"), 2, "--tool needs --data"),
+        ((*DATA, "--tool", "hammer"), 2, "there is no tool 'hammer'"),
+        ((*DATA, "--compare", "direct,nobody"), 2, "must name two of --systems"),
+        ((*DATA, "--systems", "direct", "--until-decided"), 2, "name two in --systems"),
+        ((*DATA, "--systems", "amplified,best-of-n", "--until-decided"), 2, "name the number"),
+        ((*DATA, "--question-key", "ask"), 2, 'line 1: it lacks "ask"'),
+        ((*DATA, "--prompt-template", "{question}"), 2, "with two braces"),
+        ((*DATA[:2], "--systems", "mine_for_eval:graph", "--score", "judge:nobody"), 2, "nobody"),
+        ((*DATA, "--margin", "0.9"), 2, "margin"),
+        ((*DATA, "--inspect-log", "log.json"), 2, "must end in .eval"),
         (("--task", "addition", "--level", "1"), 2, "holds out no question"),
         (("--limit", "0"), 2, "limit"),
     ],

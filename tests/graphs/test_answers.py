@@ -23,13 +23,14 @@ from reflux.agents.types import (
 )
 from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, Spent
 from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
-from reflux.graphs.evals.answers import Answered, Ledger, answers_of, confidence
+from reflux.graphs.evals.answers import Answered, Ledger, SeedResult, answers_of, confidence
 from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.graphs.evals.metrics import wilson
-from reflux.graphs.evals.results import breakdown, differences, summary
-from reflux.graphs.evals.runner import SeedResult
+from reflux.graphs.evals.results import Grading
+from reflux.graphs.evals.runner import marks_of
+from reflux.graphs.evals.scores import Breakdown, Level, PartRight, Score, Tally
 from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
@@ -152,9 +153,26 @@ async def records(
     eval_task = LevelEvalTask(TASK, 2, 40)
     questions = eval_task.questions(1)
     asked = Origin("run", -1, key, TASK.name, "held_out")
-    outcomes = await answer_all(system, asked, questions)
-    ledger = Ledger(store, prices or {})
-    return answers_of(ledger, eval_task, key, SeedResult(1, asked, questions, outcomes))
+    await answer_all(system, asked, questions)
+    found = SeedResult(1, asked, questions)
+    mark = marks_of(eval_task, None)
+    return [a for a, _ in answers_of(Ledger(store, prices or {}), eval_task, key, found, mark)]
+
+
+def summary(model: str, answers: Sequence[Answered]) -> Score:
+    tally = Tally()
+    for a in answers:
+        spent = Spent(calls=a.calls, cached=a.cached, tokens=a.tokens)
+        tally.add(a.right, a.status, spent, id=a.id, error=a.error, seconds=a.seconds,
+                  cost=a.cost, confidence=a.confidence)  # fmt: skip
+    return tally.score(model)
+
+
+def breakdown(trees: Sequence[Node], part_right: PartRight) -> list[Level]:
+    nodes = Breakdown()
+    for tree in trees:
+        nodes.add(tree, part_right)
+    return nodes.levels()
 
 
 def of_task(store: TraceStore, reply: Any = sums) -> AmplifyContext:
@@ -212,7 +230,16 @@ async def test_a_summary_adds_up_and_pairs_are_compared(store: TraceStore) -> No
     assert sum(found.statuses.values()) == 40
     assert found.calibration is not None
     assert found.calibration.n == 40
-    (pair,) = differences({"direct": one, "amplified": other}, seed=1)
+    eval_task = LevelEvalTask(TASK, 2, 40)
+    grading = Grading(eval_task, store, {}, marks_of(eval_task, None))
+    questions = eval_task.questions(1)
+    for key in ("direct", "amplified"):
+        asked = Origin("run", -1, key, TASK.name, "held_out")
+        grading.add(key, [SeedResult(1, asked, questions)])
+    results = grading.results({"direct": "base", "amplified": "base"}, record={}, settings={})
+    assert results.summaries["direct"] == found
+    assert list(results.answers["amplified"]) == other
+    (pair,) = results.differences
     assert (pair.first, pair.second, pair.n) == ("amplified", "direct", 40)
     assert pair.value == pytest.approx(summary("base", other).accuracy - found.accuracy)
 

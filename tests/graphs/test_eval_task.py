@@ -72,8 +72,9 @@ def test_a_system_message_that_all_rows_share_is_kept(tmp_path: Path) -> None:
     found = read_questions(written(tmp_path, *rows))
     assert found.system == "Be brief."
     rows.append({"question": "c", "answer": "x"})
-    with pytest.raises(UsageError, match=r"line 3: its system message is not that of line 1"):
-        read_questions(written(tmp_path, *rows))
+    found = read_questions(written(tmp_path, *rows))
+    assert found.system == ""
+    assert [row.question for row in found.rows] == ["Be brief.\n\na", "Be brief.\n\nb", "c"]
 
 
 def test_a_row_that_is_there_twice_is_asked_once(tmp_path: Path) -> None:
@@ -87,27 +88,27 @@ def test_a_row_that_is_there_twice_is_asked_once(tmp_path: Path) -> None:
     [
         ('{"question": "a", "ans', "Unterminated string"),
         ("[1, 2]", "a JSON list, no object"),
-        ({"question": "a"}, 'it lacks "answer"'),
-        ({"answer": "a"}, 'it lacks "question"'),
-        ({"text": "a", "label": 1}, "it has only label, text"),
-        ({}, "it has only no keys"),
+        ({"question": "a"}, "name it by --answer-key"),
+        ({"answer": "a"}, "name it by --question-key"),
+        ({"text": "a", "label": 1}, "it has label, text, and none is known"),
+        ({}, "it has no columns"),
         ({"question": "a", "answer": None}, '"answer" is no text'),
-        ({"question": "a", "answer": True}, '"answer" is no text'),
+        ({"question": "a", "answer": {"spans": 1}}, "for example answer.spans"),
+        ({"question": "a", "answer": "E", "choices": ["x", "y"]}, "none of the 2 choices"),
         ({"question": "a", "answer": []}, '"answer" is an empty list'),
         ({"question": "a", "answer": [" "]}, '"answer" is empty'),
         ({"question": " ", "answer": "1"}, '"question" is empty'),
         ('{"question": "a", "answer": NaN}', "NaN is no JSON"),
         ('{"question": "a", "answer": -Infinity}', "-Infinity is no JSON"),
-        ({"question": ["a"], "answer": "1"}, '"question" is no text'),
+        ({"question": ["a"], "answer": "1"}, '"question" holds what is no message'),
         ('{"question": "\\ud800", "answer": "1"}', "half a surrogate pair"),
-        ({"messages": "a"}, "messages of assistant"),
+        ({"messages": "a"}, "none is known to hold the answer"),
         ({"messages": {"a": 1}}, '"messages" is no list'),
         ({"messages": ["a"]}, "holds what is no message"),
-        ({"messages": []}, "messages of nobody"),
+        ({"messages": []}, '"messages" is empty'),
         ({"messages": [message("user", "a"), message("user", "b")]}, "messages of user, user"),
-        ({"prompt": "a", "completion": 7.5}, '"completion" is no list of messages'),
         ("[" * 100_000, "recursion"),
-        ({"question": "first", "answer": "2"}, "the question of line 1 with another answer"),
+        ({"question": "first", "answer": "2"}, "line 1 with another answer"),
     ],
 )
 def test_a_broken_line_is_told_by_its_number(tmp_path: Path, line: Any, says: str) -> None:
@@ -121,8 +122,8 @@ def test_a_broken_line_is_told_by_its_number(tmp_path: Path, line: Any, says: st
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "it is a folder"),
+        (lambda path: None, "there is no file"),
+        (lambda path: path.mkdir(), "holds no file of questions"),
         (lambda path: path.write_text("\n \n"), "holds no questions"),
         (lambda path: path.write_bytes(b'{"question": "a"\n\xff\xfe'), "line 2: not UTF-8"),
     ],

@@ -1,9 +1,11 @@
 """Evaluation: who may be scored, the interval, and what it all cost."""
 
+import re
+
 import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.types import ChatRequest, Completion
 from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
@@ -91,3 +93,20 @@ async def test_training_questions_cannot_be_evaluated(store: TraceStore) -> None
     system = Direct(task_context(context, TASK))
     with pytest.raises(UsageError, match="only held-out ones are scored"):
         await evaluate(system, TASK, ASKED, TASK.sample(2, 3, "train", 0))
+
+
+async def test_a_scorer_that_fails_is_told_after_all_answers_are_on_record(
+    store: TraceStore,
+) -> None:
+    class Picky(Addition):
+        def score(self, question: str, answer: str) -> bool:
+            if question == questions[1]:
+                raise KeyError("no key")
+            return super().score(question, answer)
+
+    task, client = Picky(), ScriptedClient(lambda request: true_sum(request.messages[-1][1]))
+    questions = task.sample(4, 2, "held_out", 0)
+    system = Direct(task_context(AmplifyContext(RecordedClient(client, store), "base", ()), task))
+    with pytest.raises(RefluxError, match=rf"failed on '{re.escape(questions[1])}': KeyError"):
+        await evaluate(system, task, ASKED, questions, max_concurrency=1)
+    assert len(client.requests) == 4

@@ -1,0 +1,274 @@
+"""Numbers and mathematics in an answer: which one is meant as the answer, and what it is worth.
+
+Numbers are read here, as fractions; anything else is compared by math-verify (extra `math`).
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import unicodedata
+from dataclasses import dataclass, field
+from decimal import Decimal, DecimalException
+from fractions import Fraction
+from importlib.util import find_spec
+
+import regex
+
+from reflux.agents.errors import MissingError
+
+MAX_CHARS = 200_000
+"""A longer answer is read from its end."""
+MAX_NUMBER_CHARS = 1_000
+"""A longer number is equal to none."""
+MAX_POWER = 400
+"""Of a power that is computed, in digits."""
+VOWEL_POINTS = r"[\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u0640\u064B-\u0652\u0670]"
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+OPERATORS = str.maketrans(
+    {"−": "-", "–": "-", "﹣": "-", "－": "-", "≤": "<=", "≥": ">=", "≠": "!=", "×": "*", "÷": "/"}
+)
+CUE = regex.compile(
+    r"(?:answer|result|option|choice|antwort|ergebnis|lösung|réponse|respuesta|risposta|resposta|"
+    r"ответ|答案|答え|正解|选项|الجواب|الإجابة|उत्तर)['\"”*_]{0,4}\s{0,3}"
+    r"(?:[:：=是为為は]|(?:is|are|ist|lautet|est|es|è|é|هو|هي|है)\b:?)[*_\"'“(\[\s]{0,8}",
+    regex.IGNORECASE,
+)
+ASIDE = regex.compile(
+    r"^\W{0,9}(?:confidence|certainty|note|source|remark|konfidenz|hinweis|quelle|置信度)\b.*$",
+    regex.IGNORECASE | regex.MULTILINE,
+)
+CORE = (
+    r"(?:\d{1,3}(?:\.\d{3}){1,9},\d+"  # 1.234,56
+    r"|\d{1,3}(?:(?P<sep>[,'_\ ])\d{3})(?:(?P=sep)\d{3}){0,9}(?:\.\d*)?(?![\d,])"  # 1,234.56
+    r"|\d{1,2}(?:,\d{2}){1,9},\d{3}(?:\.\d+)?(?![\d,])"  # 1,00,000
+    r"|(?<![(\[{,])\d+,\d{1,2}(?![\d,])"  # 3,5
+    r"|\d+(?:\.\d*)?|\.\d+)"
+)
+NUMBER = regex.compile(
+    r"(?<![\w^.])(?P<sign>(?<![\w)\]])-\s?(?=[\d.]))?\+?"
+    rf"(?:(?P<whole>\d+)\ (?P<top>\d+)\ ?/\ ?(?P<low>\d+)|(?P<core>{CORE})"
+    r"(?:[eE](?P<exp>[-+]?\d{1,3}))?(?:\s?\*\s?10\^\(?(?P<ten>-?\d{1,3})\)?|\^\(?(?P<pow>-?\d{1,9})\)?)?"
+    r"(?:\s?/\s?(?P<div>\d+))?)(?!\d|[eE][-+]?\d)"
+    r"(?P<pct>\s?(?:%|per\ ?cent|prozent))?(?:\s(?P<scale>thousand|million|billion|trillion)\b)?",
+    regex.IGNORECASE,
+)
+SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+
+
+def canonical(text: str) -> str:
+    """Compatible characters, digits and operators in one form."""
+    text = _superscripts_as_powers(text)
+    text = regex.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    text = unicodedata.normalize("NFKC", text).replace("⁄", "/").translate(OPERATORS)
+    text = regex.sub(r"[^\D0-9]", lambda match: str(unicodedata.digit(match[0], match[0])), text)
+    return regex.sub(VOWEL_POINTS, "", text)
+
+
+def _superscripts_as_powers(text: str) -> str:
+    return regex.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda match: "^" + match[0].translate(SUPERSCRIPTS), text)
+
+
+def final_answer(text: str) -> str | None:
+    """What a text names as its answer: in `\\boxed{…}`, after `####`, or after words such as
+    "the answer is"; None where it names none."""
+    for start in (text.rfind("\\boxed{"), text.rfind("\\fbox{")):
+        if start >= 0 and (box := _braces(text[text.index("{", start) :])) is not None:
+            return box
+    if "####" in text and (line := text.rpartition("####")[2].strip()):
+        return line.splitlines()[0]
+    for cue in reversed(list(CUE.finditer(text))):
+        if line := text[cue.end() :].strip():
+            return line.splitlines()[0]
+    return None
+
+
+def _braces(text: str) -> str | None:
+    """What stands between the first brace and the one that closes it."""
+    depth = 0
+    for index, char in enumerate(text):
+        depth += (char == "{") - (char == "}")
+        if depth == 0:
+            return text[1:index]
+    return None
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as it is written."""
+
+    value: Fraction
+    is_percentage: bool
+
+
+def numbers(text: str) -> list[Number | None]:
+    """The numbers of a text; None for one without a value or of too many digits."""
+    text = canonical(text)
+    text = regex.sub(r"\\[dt]?frac\s?\{(-?[\d.]+)\}\s?\{(\d+)\}", r" \1/\2 ", text)
+    text = regex.sub(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}", r"\1", text)
+    text = regex.sub(
+        r"\\times|\\cdot", "*", regex.sub(r"\\[,!;]|[{}$*](?=[,*{}$])|[$€£¥]", "", text)
+    )
+    text = regex.sub(r"\\(?=%)|[{}]|\*\*", "", text)
+    return [_value(match) for match in NUMBER.finditer(text)]
+
+
+def _value(match: "regex.Match[str]") -> Number | None:
+    if len(match[0]) > MAX_NUMBER_CHARS:
+        return None
+    try:
+        if match["whole"]:
+            value = int(match["whole"]) + Fraction(int(match["top"]), int(match["low"]))
+        else:
+            value = Fraction(Decimal(_decimal(match["core"])))
+            value *= Fraction(10) ** int(match["exp"] or 0) * Fraction(10) ** int(match["ten"] or 0)
+            if power := int(match["pow"] or 0):
+                if len(match["core"]) * abs(power) > MAX_POWER:
+                    return None
+                value **= power
+            value /= int(match["div"] or 1)
+    except (ArithmeticError, DecimalException, ValueError):
+        return None
+    value *= 10 ** SCALES.get((match["scale"] or "").casefold(), 0)
+    return Number(-value if match["sign"] else value, bool(match["pct"]))
+
+
+def _decimal(core: str) -> str:
+    """`1.234,56`, `1,234.56`, `1 234` and `3,5` as Python writes them."""
+    if regex.fullmatch(r"\d{1,3}(?:\.\d{3})+,\d+", core) or regex.fullmatch(r"\d+,\d{1,2}", core):
+        return core.replace(".", "").replace(",", ".")
+    return regex.sub(r"[,'_ ]", "", core)
+
+
+def read_number(text: str) -> Number | None:
+    """The number that a text names as its answer, or else its last one."""
+    text = text[-MAX_CHARS:]
+    named = final_answer(text) or ""
+    # In `40 + 2 = 42, as 95% know` the answer is the first number after the last equals sign.
+    if found := numbers(named.rpartition("=")[2]) or numbers(named):
+        return found[0]
+    bold = [part for part in regex.findall(r"\*\*([^*\n]{1,60})\*\*", text) if _is_number(part)]
+    if bold:
+        return numbers(bold[-1])[0]
+    body = ASIDE.sub("", text)
+    for part in (regex.sub(r"\([^()]*\)\W*$", "", body), body, text):
+        if found := numbers(part):
+            return found[-1]
+    return None
+
+
+def _is_number(text: str) -> bool:
+    """True for a number with at most two words of unit."""
+    return regex.fullmatch(r"\W{0,3}\d[\d.,/]*\s?%?(?:\s?\p{L}+){0,2}\W{0,3}", text) is not None
+
+
+def number(text: str) -> str | None:
+    """The number of an answer as a fraction in lowest terms."""
+    read = read_number(text)
+    return read and str(read.value / (100 if read.is_percentage else 1))
+
+
+def one_number(text: str) -> Number | None:
+    """The number of a true answer, None where it holds several, as a date and a range do."""
+    named = text.rpartition("####")[2]
+    found = numbers(named)
+    return found[0] if len(found) == 1 else None
+
+
+def same_number(answer: str, truth: str) -> bool:
+    one, other = read_number(answer), one_number(truth)
+    if one is None or other is None:
+        return False
+    if one.is_percentage == other.is_percentage or one.value == other.value:
+        return one.value == other.value
+    percentage, plain = (one, other) if one.is_percentage else (other, one)
+    return percentage.value == plain.value * 100
+
+
+def check_math_installed() -> None:
+    """Check that mathematics can be compared.
+
+    Raises:
+        MissingError: math-verify is not installed.
+    """
+    if find_spec("math_verify") is None:
+        raise MissingError(
+            "--score math needs math-verify: pip install 'reflux-ida[math]', or take --score number"
+        )
+
+
+@dataclass
+class MathWorker:
+    """Compares mathematics in a process of its own: SymPy may compute without end, and only a
+    process can be stopped. math-verify's own time limits are signals, which need a main thread."""
+
+    seconds: float = 10.0
+    """An answer that takes longer to compare is not equal."""
+    _process: "subprocess.Popen[str] | None" = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def same(self, answer: str, truth: str) -> bool:
+        """Whether an answer equals the true one.
+
+        Raises:
+            MissingError: math-verify is not installed.
+        """
+        check_math_installed()
+        with self._lock:
+            process = self._running()
+            assert process.stdin is not None and process.stdout is not None  # noqa: S101 - pipes
+            timer = threading.Timer(self.seconds, process.kill)
+            timer.start()
+            try:
+                pair = [_superscripts_as_powers(text) for text in (answer, truth)]
+                process.stdin.write(json.dumps(pair) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except OSError:
+                line = ""
+            finally:
+                timer.cancel()
+            if not line:
+                process.kill()
+                self._process = None
+            return line.strip() == "true"
+
+    def _running(self) -> "subprocess.Popen[str]":
+        """The worker, started and its libraries loaded, which the time limit leaves out."""
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-c", f"from {__name__} import compare_math as f; f()"]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
+            )  # fmt: skip
+            assert self._process.stdout is not None  # noqa: S101 - a pipe
+            self._process.stdout.readline()
+        return self._process
+
+
+def compare_math() -> None:
+    """Read pairs of answer and true answer as lines of JSON, and write whether they are equal."""
+    import resource
+    import signal
+
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends it, by closing its input.
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    configs = [LatexExtractionConfig(), ExprExtractionConfig()]
+    parse("$1$", configs)  # Loads the grammar, which takes longer than most answers.
+    print("ready", flush=True)
+    for line in sys.stdin:
+        answer, truth = json.loads(line)
+        try:
+            # A true answer is mathematics as a whole; `$…$` tells so to the parser.
+            gold = parse(truth if "$" in truth or "\\boxed" in truth else f"${truth}$", configs)
+            equal = any(verify(gold, parse(each, configs)) for each in (answer, f"${answer}$"))
+        except Exception:  # noqa: BLE001 - whatever a model wrote is at most not equal
+            equal = False
+        print(json.dumps(bool(equal)), flush=True)
+
+
+MATH = MathWorker()
+
+MATH = MathWorker()

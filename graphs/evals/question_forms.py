@@ -1,0 +1,330 @@
+"""One record as a question with its true answers, in the forms that data sets come in.
+
+    {"question": "17 + 4?", "answer": "21"}          or several: "answer": ["21", "twenty-one"]
+    {"prompt": "17 + 4?", "completion": "21"}        texts, or lists of messages, as TRL takes them
+    {"messages": [{"role": "user", …}, {"role": "assistant", …}]}
+    {"input": "…", "target": "B", "choices": […]}    Inspect
+    {"question": "…", "choices": […], "answer": 2}   MMLU; ARC, HellaSwag, CommonsenseQA alike
+    {"context": "…", "question": "…", "answers": {"text": […]}}   SQuAD; HotpotQA alike
+    {"question": "…", "answer": "… #### 72"}         GSM8K
+
+A question is its context, itself, and its choices by letters, apart by blank lines; `Keys` name
+other columns, or write it by a Jinja template. A chat that goes before is part of the question,
+each message after the name of its role. A record without question or answer is an error: a score
+over the rest of a broken file would be about other questions.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from string import ascii_uppercase
+from typing import Any, cast
+
+from jinja2 import TemplateError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from reflux.agents.errors import UsageError
+from reflux.graphs.evals.scorers import final_answer
+
+QUESTIONS = (
+    "question", "input", "prompt", "messages", "conversations", "problem", "query", "instruction",
+    "question_stem", "ctx",
+)  # fmt: skip
+ANSWERS = (
+    "answer", "answers", "target", "completion", "output", "expected", "expected_output",
+    "reference", "reference_answer", "ground_truth", "answerKey", "answer_key", "correct_answer",
+    "correct_answers", "final_answer", "label", "solution", "response",
+)  # fmt: skip
+CHOICES = ("choices", "options", "endings")
+LETTERED = (("A", "B", "C", "D", "E"), ("option1", "option2"), ("opa", "opb", "opc", "opd"))
+"""Choices in columns of their own."""
+CONTEXTS = ("context", "contexts", "passage", "passages", "article", "document", "documents")
+"""The columns of each part of a question, the first that a record has."""
+ROLES = {"human": "user", "gpt": "assistant", "ai": "assistant", "model": "assistant"}
+ASK_LETTER = "Reply with the letter of the right choice."
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which columns hold what; empty for those of the known forms."""
+
+    question: str = ""
+    answer: str = ""
+    """A column, or a path such as `answers.text`."""
+    template: str = ""
+    """Jinja: all columns by their names, beside `question`, `choices` and `context`."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record as a question."""
+
+    question: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...]
+    system: str
+    used: frozenset[str]
+
+
+class Form:
+    """Reads records as questions."""
+
+    def __init__(self, keys: Keys) -> None:
+        """Compile the template.
+
+        Raises:
+            UsageError: the template is invalid.
+        """
+        self.keys = keys
+        self._template, self._names = None, frozenset[str]()
+        if keys.template:
+            environment = ImmutableSandboxedEnvironment(keep_trailing_newline=False)
+            try:
+                names = meta.find_undeclared_variables(environment.parse(keys.template))
+                self._template = environment.from_string(keys.template)
+            except TemplateError as error:
+                raise UsageError(f"--prompt-template is no Jinja template: {error}") from error
+            if not names:
+                raise UsageError(
+                    "--prompt-template names no column; write it as {{ question }}, with two braces"
+                )
+            self._names = frozenset(names)
+
+    def example(self, body: Mapping[str, Any]) -> Example:
+        """The question of one record.
+
+        Raises:
+            ValueError, TypeError, KeyError: it has none, or no answer.
+        """
+        used: set[str] = set()
+        system, history, question, answers = self._question(body, used)
+        if answers is None:
+            answers = self._answers(body, used)
+        choices, labels = _choices(body, used)
+        context = _context(body, used) if not history else ""
+        if choices:
+            answers = _chosen(answers, choices, labels)
+        if self._template is not None:
+            missing = self._names - {"question", "choices", "context", *body}
+            if missing:
+                raise ValueError(f"--prompt-template names {', '.join(missing)}, no column of it")
+            used |= self._names
+            parts = {"question": question, "choices": choices, "context": context}
+            try:
+                question = self._template.render(dict(body) | parts)
+            except Exception as error:
+                raise ValueError(f"--prompt-template: {type(error).__name__}: {error}") from error
+        else:
+            listed = [f"{ascii_uppercase[i]}) {each}" for i, each in enumerate(choices)]
+            asked = "\n".join([*listed, ASK_LETTER]) if listed else ""
+            question = "\n\n".join(part for part in (context, history + question, asked) if part)
+        texts = tuple(dict.fromkeys(_text(each, "answer") for each in answers))
+        return Example(_text(question, "question"), texts, choices, system, frozenset(used))
+
+    def _question(
+        self, body: Mapping[str, Any], used: set[str]
+    ) -> tuple[str, str, str, list[Any] | None]:
+        """(system message, chat before, question, answers where the messages hold them)."""
+        key = self.keys.question or next(
+            (each for each in QUESTIONS if body.get(each) not in (None, [], "")), ""
+        )
+        if not key and (named := [each for each in QUESTIONS if each in body]):
+            raise ValueError(f'"{named[0]}" is empty')
+        if not key:
+            raise ValueError(
+                f"it has {', '.join(sorted(body)) or 'no columns'}, and none is known to hold a "
+                "question: name it by --question-key"
+            )
+        value = _at(body, key)
+        used.add(key.partition(".")[0])
+        if isinstance(value, Mapping | list):
+            answer_key = self.keys.answer or next((each for each in ANSWERS if each in body), "")
+            return _conversation(_messages(value, key), has_answer=bool(answer_key))
+        question = _text(value, key)
+        if key == "instruction" and body.get("input"):
+            used.add("input")
+            question += f"\n\n{_text(body['input'], 'input')}"
+        elif "instruction" in body and key == "input" and body["instruction"]:
+            used.add("instruction")
+            question = f"{_text(body['instruction'], 'instruction')}\n\n{question}"
+        return "", "", question, None
+
+    def _answers(self, body: Mapping[str, Any], used: set[str]) -> list[Any]:
+        key = self.keys.answer or next((each for each in ANSWERS if each in body), "")
+        if not key:
+            raise ValueError(
+                f"it has {', '.join(sorted(body))}, and none is known to hold the answer: name "
+                "it by --answer-key"
+            )
+        used.add(key.partition(".")[0])
+        value = _at(body, key)
+        if key == "completion" and isinstance(value, list):
+            return [content for _, content in _messages(value, key)]
+        if key == "solution" and isinstance(value, str):
+            return [final_answer(value) or value]
+        return _flat(value, key)
+
+
+def _at(body: Mapping[str, Any], path: str) -> Any:
+    """The value of a column, or at a path of keys."""
+    if path in body:
+        return body[path]
+    value: Any = body
+    for part in path.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise ValueError(f'it lacks "{path}"')
+        value = cast(Mapping[str, Any], value)[part]
+    return value
+
+
+def _flat(value: Any, key: str) -> list[Any]:
+    """The answers that a column holds."""
+    if isinstance(value, Mapping):
+        held = cast(Mapping[str, Any], value)
+        known = [held[each] for each in ("text", "value", "answer", "aliases") if each in held]
+        if not known:
+            raise TypeError(
+                f'"{key}" holds {", ".join(held) or "nothing"}; name the answer by --answer-key, '
+                f"for example {key}.{next(iter(held), 'text')}"
+            )
+        return [each for part in known for each in _flat(part, key)]
+    if isinstance(value, list):
+        values = cast(list[Any], value)
+        if not values:
+            raise ValueError(f'"{key}" is an empty list')
+        return [each for part in values for each in _flat(part, key)]
+    if isinstance(value, bool):
+        return ["yes", "true"] if value else ["no", "false"]
+    if isinstance(value, str) and "####" in value:
+        return [final_answer(value) or value]
+    return [value]
+
+
+def _text(value: Any, key: str, blank: bool = False) -> str:
+    """A text, or a number as one: a column of whole numbers with a gap is one of floats."""
+    if isinstance(value, float) and value != value:  # NaN is a gap.
+        value = ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, list) and all(isinstance(part, dict) for part in cast(list[Any], value)):
+        value = "".join(str(part.get("text", "")) for part in cast(list[dict[str, Any]], value))
+    if not isinstance(value, str):
+        raise TypeError(f'"{key}" is no text')
+    if not value.strip() and not blank:
+        raise ValueError(f'"{key}" is empty')
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError(f'"{key}" is no Unicode text: it holds half a surrogate pair')
+    return value
+
+
+def _messages(value: Any, key: str) -> list[tuple[str, str]]:
+    """(role, content) of each message, as OpenAI, Inspect and ShareGPT write them."""
+    if not isinstance(value, list):
+        raise TypeError(f'"{key}" is no list of messages')
+    messages: list[tuple[str, str]] = []
+    for message in cast(list[Any], value):
+        if not isinstance(message, dict):
+            raise TypeError(f'"{key}" holds what is no message')
+        body = cast(Mapping[str, Any], message)
+        role = str(body.get("role", body.get("from")))
+        content = body.get("content", body.get("value"))
+        messages.append((ROLES.get(role, role), _text(content, "content", role == "system")))
+    return messages
+
+
+def _conversation(
+    messages: Sequence[tuple[str, str]], *, has_answer: bool
+) -> tuple[str, str, str, list[Any] | None]:
+    """(system message, chat before, question, answer where it is the last message)."""
+    system = messages[0][1] if messages and messages[0][0] == "system" else ""
+    turns = messages[1:] if messages and messages[0][0] == "system" else messages
+    answer = None if has_answer else turns[-1:]
+    asked = turns if has_answer else turns[:-1]
+    roles = ", ".join(role for role, _ in messages) or "nobody"
+    if not asked or asked[-1][0] != "user" or (answer and answer[0][0] != "assistant"):
+        raise ValueError(
+            f"messages of {roles}: the last one of the user is the question, and without a column "
+            "for it the assistant's after that is the answer"
+        )
+    before = "".join(f"{role.capitalize()}: {content}\n\n" for role, content in asked[:-1])
+    history = f"{before}User: " if before else ""
+    return system, history, asked[-1][1], None if answer is None else [answer[0][1]]
+
+
+def _choices(body: Mapping[str, Any], used: set[str]) -> tuple[tuple[str, ...], list[str]]:
+    """(texts, labels) of the choices, from one column or several."""
+    for columns in LETTERED:
+        present = [column for column in columns if body.get(column) not in (None, "")]
+        if len(present) >= 2 and present == list(columns[: len(present)]):
+            used.update(present)
+            labels = [column[-1].upper() for column in present]
+            return tuple(_text(body[column], column) for column in present), labels
+    key = next((each for each in CHOICES if body.get(each)), "")
+    if not key:
+        return (), []
+    used.add(key)
+    value, labels = body[key], []
+    if isinstance(value, str):
+        try:
+            value = json.loads(value.replace("'", '"') if '"' not in value else value)
+        except ValueError as error:
+            raise ValueError(f'"{key}" is no list of choices') from error
+    if isinstance(value, Mapping):
+        held = cast(Mapping[str, Any], value)
+        texts = held.get("text", held.get("texts"))
+        labels = list(held.get("label", held.get("labels", ()))) if texts else list(held)
+        value = texts or list(held.values())
+    if not isinstance(value, list):
+        raise TypeError(f'"{key}" is no list of choices')
+    texts = [
+        _text(cast(Mapping[str, Any], each).get("text"), key) if isinstance(each, Mapping)
+        else _text(each, key)
+        for each in cast(list[Any], value)
+    ]  # fmt: skip
+    if len(texts) > len(ascii_uppercase):
+        raise ValueError(f"{len(texts)} choices are more than there are letters")
+    return tuple(texts), [str(label) for label in labels]
+
+
+def _chosen(answers: Sequence[Any], choices: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """The letter of the right choice and its text, or the letters of several."""
+    indices = [_index(answer, choices, labels) for answer in answers]
+    if len(set(indices)) > 1:
+        return [", ".join(ascii_uppercase[index] for index in sorted(set(indices)))]
+    return [ascii_uppercase[indices[0]], choices[indices[0]]]
+
+
+def _index(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> int:
+    """The number of a choice by its label, its letter, its text or its number from 0."""
+    text = str(answer).strip()
+    letters = list(ascii_uppercase[: len(choices)])
+    for names in (labels, letters, [each.strip() for each in choices]):
+        if not isinstance(answer, int) and text in names:
+            return names.index(text)
+    if text.upper() in letters:
+        return letters.index(text.upper())
+    if text.isdecimal() and int(text) < len(choices):
+        return int(text)
+    raise ValueError(f"its answer {text[:40]!r} is none of the {len(choices)} choices")
+
+
+def _context(body: Mapping[str, Any], used: set[str]) -> str:
+    """What the question is about: a text, several, or HotpotQA's titles with their sentences."""
+    key = next((each for each in CONTEXTS if body.get(each)), "")
+    value = body.get(key)
+    if isinstance(value, Mapping):
+        held = cast(Mapping[str, Any], value)
+        value = list(zip(held.get("title", ()), held.get("sentences", ()), strict=False))
+    parts: list[str] = []
+    for part in cast(list[Any], value if isinstance(value, list) else [value]):
+        if isinstance(part, list | tuple) and len(cast(Sequence[Any], part)) == 2:
+            title, sentences = cast(Sequence[Any], part)
+            part = f"{title}: {''.join(sentences)}"
+        if isinstance(part, str) and part.strip():
+            parts.append(part)
+    if parts:
+        used.add(key)
+    return "\n\n".join(parts)
