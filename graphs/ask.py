@@ -247,8 +247,7 @@ async def answer_all(
     """Answer many questions as `answer_each` does; outcomes have the order of `questions`, and
     equal questions are answered once.
 
-    Raises:
-        EndpointError, RefluxError: as for `answer_each`.
+    Raises: as for `answer_each`.
     """
     outcomes: dict[str, Outcome] = {}
 
@@ -273,10 +272,8 @@ async def answer_each(
     max_concurrency: int = 32,
     complete: bool = False,
 ) -> None:
-    """Answer different questions, `max_concurrency` at a time, in constant memory.
-
-    Recorded answers of the same origin are replayed and cost no call. The first exception ends
-    all; what was recorded until then stays.
+    """Answer different questions, `max_concurrency` at a time, in constant memory; recorded answers
+    of the same origin are replayed. The first exception ends all; what was recorded stays.
 
     Args:
         on_answer: receives each question and its answer, in the order of their ends.
@@ -317,40 +314,32 @@ async def join(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 @dataclass
 class _Losses:
-    """Questions whose call failed, or that ran out of money: they must not look like wrong answers.
-
-    A refusal alone counts as the question's own failure, unless every question was refused.
-    """
+    """Questions whose call failed, or that ran out of money, must not look like wrong answers. A
+    refusal alone counts as the question's own failure, unless every question was refused."""
 
     questions: int = 0
     statuses: set[str] = field(default_factory=set[str])
-    lost: int = 0
-    last: EndpointError | None = None
-    refused: int = 0
-    """Failures by a refusal that was the question's last call."""
-    last_refused: EndpointError | None = None
+    lost: list[EndpointError] = field(default_factory=list[EndpointError])
+    refused: list[EndpointError] = field(default_factory=list[EndpointError])
+    """Refusals that were a question's last call."""
 
     def add(self, answered: Answered) -> None:
         """Count one question."""
         self.questions += 1
         if answered.outcome is not None:
             self.statuses.add(answered.outcome["status"])
-        if (failure := answered.failure) is None:
-            return
-        if not failure.refused:
-            self.lost, self.last = self.lost + 1, failure
-        elif failure.is_last:
-            self.refused, self.last_refused = self.refused + 1, failure
+        if (failure := answered.failure) is not None and not failure.refused:
+            self.lost.append(failure)
+        elif failure is not None and failure.is_last:
+            self.refused.append(failure)
 
     def check(self, spend_limit: SpendLimit) -> None:
         """Raise what answers that are to be complete lack."""
-        lost, last = self.lost, self.last
-        if not lost and self.statuses <= {"failed"}:
-            lost, last = self.refused, self.last_refused
-        if last is not None:
-            which = f"{lost} of {self.questions} questions"
+        lost = self.lost or (self.refused if self.statuses <= {"failed"} else [])
+        if lost:
+            which = f"{len(lost)} of {self.questions} questions"
             raise EndpointError(
-                f"{which if self.questions > 1 else 'the question'} failed: {last}. {KEPT}"
+                f"{which if self.questions > 1 else 'the question'} failed: {lost[-1]}. {KEPT}"
             )
         has_cut = not {"over_budget", "failed"}.isdisjoint(self.statuses)
         if has_cut and (lacking := spend_limit.lacks) is not None:
