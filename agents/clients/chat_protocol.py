@@ -38,7 +38,7 @@ def request_body(request: ChatRequest) -> dict[str, Any]:
     if request.schema:
         form = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
-    return body
+    return body | json.loads(request.extra) if request.extra else body
 
 
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:
@@ -91,6 +91,7 @@ class Delta:
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
 
 
 Pieces = AsyncGenerator[Delta | Completion]

@@ -1,34 +1,144 @@
 """Chat completion requests in the form of the OpenAI protocol.
 
-Unknown fields are errors, so the server never ignores a field silently. `top_p` and the penalties
-accept only their neutral values.
+No field is ignored silently. A field that asks for nothing (null, false, empty, or its default) is
+accepted whatever its name; `PASSED_ON` and `EXTENSIONS` go to the model's endpoint as they are; any
+other field is refused by its name, as OpenAI does (vLLM ignores it).
 """
 
 import json
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from reflux.agents.prompts import is_unicode
 from reflux.agents.types import ToolSpec, Turn
+
+PASSED_ON: dict[str, Any] = {
+    "top_p": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "reasoning_effort": None,
+    "verbosity": None,
+}
+"""Fields that a single model's endpoint may honor, each with the value that asks for nothing."""
+EXTENSIONS = frozenset({
+    "chat_template_kwargs", "enable_thinking", "include_reasoning", "min_p", "min_tokens",
+    "reasoning", "repetition_penalty", "think", "thinking", "top_k",
+})  # fmt: skip
+"""Fields of vLLM, llama.cpp and others beyond the protocol, passed on as well."""
+HINTS = ("reasoning_effort", "verbosity")
+"""Fields that change no answer's meaning: a tree accepts them."""
+INSTEAD = {
+    "functions": "use tools",
+    "function_call": "use tool_choice",
+    "audio": "replies are text",
+    "images": "only text can be read",
+    "web_search_options": "this server searches no web",
+    "moderation": "this server moderates nothing",
+}
+"""What to say about fields that are not supported, beside their name."""
+DROPPED_KEYS = frozenset({
+    "id", "timestamp", "status", "refusal", "annotations", "phase", "cache_control",
+    "provider_specific_fields", "reasoning", "reasoning_content", "reasoning_details",
+    "reasoning_opaque", "thinking_blocks",
+})  # fmt: skip
+"""Keys of earlier messages that no model sees: reasoning, and what clients keep for themselves."""
+TEXT_PARTS = {
+    **dict.fromkeys(("text", "input_text", "output_text"), "text"),
+    **dict.fromkeys(("thinking", "reasoning", "redacted_thinking"), ""),
+    "refusal": "refusal",
+}
+"""Types of content parts, each with the key of its text; empty for parts that no model sees."""
+
+
+def refuse(param: str, problem: str, code: str = "invalid_value") -> NoReturn:
+    """Refuse a field, by its name relative to the model that is validated."""
+    raise PydanticCustomError(cast(Any, code), "{problem}", {"problem": problem, "param": param})
+
+
+def check_extra(body: BaseModel, accepted: frozenset[str] = frozenset()) -> None:
+    """Refuse further fields that ask for something."""
+    for name, value in (body.model_extra or {}).items():
+        if value and name not in accepted:
+            instead = f" ({INSTEAD[name]})" if name in INSTEAD else ""
+            refuse(name[:80], f"is not supported{instead}: leave it out", "unknown_parameter")
+
+
+def without_nulls(body: Any) -> Any:
+    return {k: v for k, v in body.items() if v is not None} if isinstance(body, dict) else body
 
 
 class ApiModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TextPart(ApiModel):
-    type: Literal["text"]
-    text: str
+class OpenModel(BaseModel):
+    """A body in which null means that a field is left out, and others may come with it."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_extra={"additionalProperties": False},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, body: Any) -> Any:
+        return without_nulls(body)
 
 
-Content = str | Annotated[list[TextPart], Field(min_length=1)]
+def read_content(value: Any) -> str:
+    """The text of a content: text, or a list of parts."""
+    if isinstance(value, list):
+        if not value:
+            refuse("", "is empty: send text", "empty_array")
+        value = "".join(_part_text(index, part) for index, part in enumerate(value))
+    if not isinstance(value, str):
+        refuse("", "must be text, or a list of text parts", "invalid_type")
+    if not is_unicode(value):
+        refuse("", "is not Unicode: it holds half of a surrogate pair")
+    return value
+
+
+def _part_text(index: int, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in TEXT_PARTS:
+        shown = "without a type" if kind is None else f"of type {ascii(kind)[:80]}"
+        problem = f"is {shown}, and only text can be read here: send text parts"
+        refuse(f"[{index}]", problem, "unsupported_content")
+    key = TEXT_PARTS[kind]
+    text = part.get(key) if key else ""
+    if not isinstance(text, str):
+        refuse(f"[{index}].{key}", "must be text", "invalid_type")
+    return text
+
+
+PART = {"type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}}
+PARTS = {"type": "array", "minItems": 1, "items": {**PART, "required": ["type", "text"]}}
+Content = Annotated[
+    str,
+    PlainValidator(read_content),
+    WithJsonSchema({"anyOf": [{"type": "string"}, PARTS]}),
+]
 
 
 class CalledFunction(ApiModel):
     name: str
-    arguments: str
+    arguments: Annotated[
+        str, BeforeValidator(lambda value: json.dumps(value) if isinstance(value, dict) else value)
+    ]
 
 
 class ToolCall(ApiModel):
@@ -37,47 +147,37 @@ class ToolCall(ApiModel):
     function: CalledFunction
 
 
-class TextMessage(ApiModel):
-    role: Literal["system", "developer", "user"]
-    content: Content
-    name: str | None = None
+class Message(OpenModel):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content = ""
+    name: str = ""
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str = ""
 
+    @model_validator(mode="after")
+    def _check_role(self) -> "Message":
+        check_extra(self, DROPPED_KEYS)
+        if "content" not in self.model_fields_set and self.role != "assistant":
+            refuse("content", "is missing: send text")
+        if self.role == "tool" and not self.tool_call_id:
+            refuse("tool_call_id", "is missing: name the call that this is the result of")
+        if self.tool_calls and self.role != "assistant":
+            refuse("tool_calls", "belong to an assistant's message")
+        return self
 
-class AssistantMessage(ApiModel):
-    role: Literal["assistant"]
-    content: Content | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    reasoning_content: str | None = None
-    """Accepted and dropped: models never see earlier reasoning."""
-    refusal: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    audio: None = None
-    function_call: None = None
-
-
-class ToolMessage(ApiModel):
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: str
-
-
-Message = Annotated[TextMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
-
-
-def _check_finite(value: dict[str, Any]) -> dict[str, Any]:
-    json.dumps(value, allow_nan=False)  # Python's JSON parser accepts NaN.
-    return value
-
-
-JsonObject = Annotated[dict[str, Any], AfterValidator(_check_finite)]
+    def turn(self) -> Turn:
+        """The message as models are sent it."""
+        role = "system" if self.role == "developer" else self.role
+        extra = self.model_dump(include={"name", "tool_calls", "tool_call_id"})
+        extra = {key: value for key, value in extra.items() if value}
+        return (role, self.content, json.dumps(extra)) if extra else (role, self.content)
 
 
 class Function(ApiModel):
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
-    description: str = ""
-    parameters: JsonObject = {"type": "object", "properties": {}}
-    strict: Literal[False] | None = None
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(ApiModel):
@@ -86,75 +186,121 @@ class Tool(ApiModel):
 
     def spec(self) -> ToolSpec:
         function = self.function
-        return ToolSpec(function.name, function.description, json.dumps(function.parameters))
+        parameters = function.parameters or {"type": "object", "properties": {}}
+        return ToolSpec(function.name, function.description or "", json.dumps(parameters))
 
 
 class Schema(ApiModel):
     name: str
     description: str | None = None
-    schema_: JsonObject = Field(alias="schema")
+    schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
 
-class AnyFormat(ApiModel):
-    type: Literal["text", "json_object"]
+class ReplyForm(ApiModel):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> "ReplyForm":
+        if self.type == "json_schema" and self.json_schema is None:
+            refuse("json_schema", "is missing", "missing_required_parameter")
+        return self
 
 
-class BySchema(ApiModel):
-    type: Literal["json_schema"]
-    json_schema: Schema
-
-
-class StreamOptions(ApiModel):
+class StreamOptions(OpenModel):
     include_usage: bool = False
+    include_obfuscation: bool = False
 
 
-Stop = Annotated[str, Field(min_length=1)]
+def read_tool_choice(value: Any) -> Any:
+    function = value.get("function") if isinstance(value, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if isinstance(name, str) and value["type"] == "function":
+        return {"type": "function", "function": {"name": name}}
+    if value not in ("auto", "none", "required"):
+        refuse("", "must be auto, none, required, or name one function")
+    return value
 
 
-class ChatRequest(ApiModel):
+ToolChoice = Annotated[
+    Any,
+    PlainValidator(read_tool_choice),
+    WithJsonSchema({"enum": ["auto", "none", "required"]}),
+]
+Stops = Annotated[
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    Field(max_length=8),
+]
+
+
+class RequestFields(OpenModel):
+    """Fields that chat completions and responses share."""
+
     model: str = Field(description="One of `/v1/models`.")
-    messages: list[Message] = Field(min_length=1)
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions = StreamOptions()
     temperature: float | None = Field(
         default=None, ge=0, le=2, description="Defaults to 0: greedy decoding."
     )
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    parallel_tool_calls: bool = True
+    service_tier: Literal["auto", "default"] | None = None
+    user: str | None = Field(default=None, description="Recorded; does not affect the answer.")
+    metadata: dict[str, Any] = Field(default={}, description="Recorded, like `user`.")
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+
+class ChatRequest(RequestFields):
+    messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     seed: int | None = Field(
-        default=None, ge=0, lt=2**32, description="Random if left out and temperature is over 0."
+        default=None,
+        ge=-(2**63),
+        lt=2**63,
+        description="Random if left out and temperature is over 0.",
     )
-    stop: Stop | Annotated[list[Stop], Field(max_length=8)] | None = None
-    response_format: Annotated[AnyFormat | BySchema, Field(discriminator="type")] | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    n: int | None = Field(default=None, ge=1, le=16)
-    tools: list[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: Literal["auto", "none"] | None = None
-    top_p: float | None = Field(default=None, ge=1, le=1)
-    presence_penalty: float | None = Field(default=None, ge=0, le=0)
-    frequency_penalty: float | None = Field(default=None, ge=0, le=0)
-    user: str | None = Field(default=None, description="Stored; does not affect the answer.")
-
-    @field_validator("messages")
-    @classmethod
-    def _check_unicode(cls, messages: list[Message]) -> list[Message]:
-        if not all(is_unicode(text_of(message.content)) for message in messages):
-            raise ValueError("the content is not Unicode: it holds half of a surrogate pair")
-        return messages
+    stop: Stops = []
+    response_format: ReplyForm | None = None
+    logprobs: bool = False
+    n: int = Field(default=1, ge=1, le=16)
+    tools: list[Tool] = Field(default=[], max_length=128)
+    tool_choice: ToolChoice = "auto"
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    modalities: list[Literal["text"]] = []
+    store: bool = True
+    prediction: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _check_dependencies(self) -> "ChatRequest":
-        needs = {"top_logprobs": "logprobs", "stream_options": "stream", "tool_choice": "tools"}
-        for name, needed in needs.items():
-            if getattr(self, name) is not None and not getattr(self, needed):
-                raise ValueError(f"{name} needs {needed}")
+        check_extra(self, EXTENSIONS)
+        if self.top_logprobs and not self.logprobs:
+            refuse("top_logprobs", "needs logprobs: true")
+        names = [tool.function.name for tool in self.tools]
+        if not names and self.tool_choice not in ("auto", "none"):
+            refuse("tool_choice", "needs tools to choose from")
+        if isinstance(self.tool_choice, dict):
+            chosen = self.tool_choice["function"]["name"]
+            if chosen not in names:
+                refuse("tool_choice", f"names {chosen[:80]!r}; tools holds {', '.join(names)}")
+        try:
+            json.dumps([self.extra(), [tool.model_dump() for tool in self.tools]], allow_nan=False)
+        except ValueError:  # Python's JSON parser accepts NaN.
+            refuse("", "NaN and Infinity are no JSON: send numbers")
         return self
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(filter(None, self.stop))
 
     @property
     def token_limit(self) -> int | None:
@@ -162,32 +308,42 @@ class ChatRequest(ApiModel):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def callable_tools(self) -> list[Tool]:
+        return [] if self.tool_choice == "none" else self.tools
+
+    @property
     def schema_text(self) -> str:
         """JSON schema of the reply as text; empty for free text."""
-        match self.response_format:
-            case BySchema(json_schema=schema):
-                return json.dumps(schema.schema_)
-            case AnyFormat(type="json_object"):
-                return '{"type": "object"}'
-            case _:
-                return ""
+        form = self.response_format
+        if form is None or form.type == "text":
+            return ""
+        return json.dumps(form.json_schema.schema_ if form.json_schema else {"type": "object"})
+
+    def passed_on(self) -> dict[str, Any]:
+        """The fields that are passed on only because they ask for something."""
+        fields = {
+            name: value
+            for name, neutral in PASSED_ON.items()
+            if (value := getattr(self, name)) is not None and value != neutral
+        }
+        return fields | (self.model_extra or {})
+
+    def extra(self) -> dict[str, Any]:
+        """Fields of the body for the model's endpoint, beyond those of a model request."""
+        extra = {k: v for k, v in self.passed_on().items() if v or k in EXTENSIONS}
+        if tools := self.callable_tools:
+            extra["tools"] = [tool.model_dump(exclude_unset=True) for tool in tools]
+            if self.tool_choice != "auto":
+                extra["tool_choice"] = self.tool_choice
+            if not self.parallel_tool_calls:
+                extra["parallel_tool_calls"] = False
+        if self.schema_text and self.response_format is not None:
+            form = self.response_format
+            extra["response_format"] = form.model_dump(by_alias=True, exclude_unset=True)
+        return extra
 
     def draw_seed(self) -> int:
         """The seed; random if none is given and the temperature is over 0."""
         if self.seed is not None:
-            return self.seed
+            return self.seed % (2**32 - 1)  # The greatest means a random one to llama.cpp.
         return secrets.randbelow(2**31) if self.temperature else 0
-
-
-def text_of(content: Content | None) -> str:
-    if isinstance(content, list):
-        return "".join(part.text for part in content)
-    return content or ""
-
-
-def turn_of(message: Message) -> Turn:
-    text = text_of(message.content)
-    role = "system" if message.role == "developer" else message.role
-    dumped = message.model_dump(include={"tool_call_id", "name", "tool_calls"})
-    extra = {key: value for key, value in dumped.items() if value or key == "tool_call_id"}
-    return (role, text, json.dumps(extra)) if extra else (role, text)
