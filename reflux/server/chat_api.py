@@ -36,13 +36,13 @@ PING_SECONDS = 15.0
 router = APIRouter(prefix="/v1", responses=ERRORS)
 
 
-@router.get("/models")
+@router.get("/models", response_model_exclude_none=True)
 async def list_models(state: State) -> dict[str, Any]:
     """List the models that are served now."""
     return {"object": "list", "data": state.models.listed()}
 
 
-@router.get("/models/{name:path}")
+@router.get("/models/{name:path}", response_model_exclude_none=True)
 async def show_model(name: str, state: State) -> Model:
     """Show one model."""
     state.models.find(name)

@@ -62,6 +62,9 @@ TEXT_PARTS = {
 """Types of content parts, each with the key of its text; empty for parts that no model sees."""
 
 
+FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
+
+
 def refuse(param: str, problem: str, code: str = "invalid_value") -> NoReturn:
     """Refuse a field, by its name relative to the model that is validated."""
     raise PydanticCustomError(cast(Any, code), "{problem}", {"problem": problem, "param": param})
@@ -174,7 +177,7 @@ class Message(OpenModel):
 
 
 class Function(ApiModel):
-    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")
+    name: str = Field(pattern=FUNCTION_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

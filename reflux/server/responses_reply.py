@@ -234,12 +234,12 @@ class ResponseFormat:
         index = len(self._output)
         return self._event(f"response.output_item.{what}", output_index=index, item=item)
 
-    def _in_item(self, name: str, **fields: Any) -> StreamEvent:
+    def _in_item(self, name: str, /, **fields: Any) -> StreamEvent:
         """An event of the item that has begun."""
         place = {"item_id": self._new(self._kind)["id"], "output_index": len(self._output)}
         return self._event(name, **place, **fields)
 
-    def _event(self, name: str, **fields: Any) -> StreamEvent:
+    def _event(self, name: str, /, **fields: Any) -> StreamEvent:
         body = {"type": name, "sequence_number": self._number, **fields}
         self._number += 1
         return ServerSentEvent(to_json(body), event=name, sep="\n")

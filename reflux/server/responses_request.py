@@ -15,10 +15,10 @@ from pydantic import (
 from reflux.server.chat_request import (
     DROPPED_KEYS,
     EXTENSIONS,
+    FUNCTION_NAME,
     ApiModel,
     ChatRequest,
     Content,
-    Function,
     Message,
     OpenModel,
     RequestFields,
@@ -67,8 +67,12 @@ class InputItem(OpenModel):
         return self
 
 
-class FunctionTool(Function):
+class FunctionTool(ApiModel):
     type: Literal["function"]
+    name: str = Field(pattern=FUNCTION_NAME)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class TextFormat(ApiModel):

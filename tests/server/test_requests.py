@@ -106,7 +106,7 @@ def test_earlier_messages_are_taken_as_clients_keep_them(
          {"response_format": {"type": "json_object"}}),
         ({"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False},
          {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}),
-        ({"tools": [WEATHER], "tool_choice": WEATHER}, {"tool_choice": WEATHER}),
+        ({"tools": [WEATHER], "tool_choice": WEATHER}, {"tools": [WEATHER], "tool_choice": WEATHER}),
         ({"top_p": 1, "presence_penalty": 0}, {}),
     ],
     ids=json.dumps,
