@@ -64,6 +64,8 @@ async def answer_chat(
                 await judge(None, "failed", str(error))
                 raise
             status = accepted_status(has_check=False, truncated=replies[0].truncated)
+            if replies[0].prints_call:
+                status = "rejected"
             await judge(replies[0].text, status, None)
             span.ended(status)
     return replies

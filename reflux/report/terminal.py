@@ -34,6 +34,8 @@ def cut_text(text: str, max_chars: int) -> str:
     return f"{text[:max_chars]} … {more} characters more" if more > 0 else text
 
 
+REASONING_CHARS = 400
+"""Characters of a model's reasoning that a tree shows."""
 TABLE_STYLE: dict[str, Any] = {
     "title_justify": "left",
     "box": SIMPLE_HEAD,
@@ -128,6 +130,10 @@ def reasons(node: Node) -> Iterator[tuple[str, str]]:
     if len(node.tally) > 1 or node.votes > 1:
         tally = ", ".join(f"{text} × {weight:g}" for text, weight in node.tally)
         yield "votes", tally or "none counts"
+    if node.reasoning:
+        yield "reasoning", cut_text(" ".join(node.reasoning.split()), REASONING_CHARS)
+    for note in node.call_notes:
+        yield "note", note
     for check in node.checks:
         verdict = "passed" if check["ok"] else f"failed: {check.get('rule', '')}"
         yield f"check {verdict}", check["answer"]
