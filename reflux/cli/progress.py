@@ -24,9 +24,8 @@ from rich.tree import Tree
 
 from reflux.agents.clients.retries import on_wait
 from reflux.agents.errors import UsageError
-from reflux.cli.contract import ERR
 from reflux.graphs.traces.events import Event
-from reflux.report.terminal import STATUS_COLOUR, counted, escape
+from reflux.report.terminal import ERR, STATUS_COLOUR, counted, escape
 
 LOG_SECONDS = 20.0
 """Minimum time between two log lines of one stage; REFLUX_PROGRESS_SECONDS overrides it."""
