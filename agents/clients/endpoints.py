@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import math
 import os
 import re
@@ -10,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from reflux.agents.clients.chat_protocol import Pieces, in_one_piece, stream_of
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
+THINKING_VARIABLE, EXTRA_BODY = "REFLUX_THINKING", "REFLUX_EXTRA_BODY"
 ENDINGS = re.compile(r"/(?:chat/completions|completions|models|responses)/*$|/+$")
 """What users paste at the end of a base URL."""
 
@@ -39,7 +41,8 @@ def endpoint_from_env(
 
     A key alone names no endpoint, because many programs share that variable. REFLUX_TIMEOUT sets
     the seconds of one try without a byte, REFLUX_TOTAL_TIMEOUT those in all, REFLUX_RETRIES the
-    maximum tries after the first.
+    maximum tries after the first, REFLUX_THINKING whether models reason, and REFLUX_EXTRA_BODY
+    further fields of each request; options of the same meaning take precedence.
 
     Args:
         names: where the user set the address and the key, for messages.
@@ -59,8 +62,13 @@ def endpoint_from_env(
             options[option] = _number(variable, seconds, float, minimum=0.001)
     if (retries := env.get(RETRIES, "").strip()) != "":
         options["retries"] = _number(RETRIES, retries, int, minimum=0)
-    from reflux.agents.clients.openai import OpenAIClient
+    from reflux.agents.clients.openai import THINKING, OpenAIClient
 
+    thinking = env.get(THINKING_VARIABLE, "").strip() or "auto"
+    if options.setdefault("thinking", thinking) not in THINKING:
+        known = ", ".join(THINKING)
+        raise UsageError(f"{THINKING_VARIABLE} is {options['thinking']!r}; choose from {known}")
+    options.setdefault("extra_body", _json_object(env.get(EXTRA_BODY, "")))
     url, more = _base_url(url, names[0])
     if key and "headers" in more:
         raise UsageError(
@@ -94,6 +102,19 @@ def _base_url(text: str, name: str) -> tuple[str, dict[str, Any]]:
     host = parts.netloc.rpartition("@")[2].lower()
     path = ENDINGS.sub("", parts.path.rstrip("/"))
     return f"{parts.scheme.lower()}://{host}{path}", more
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text.strip() else {}
+    except ValueError as error:
+        raise UsageError(f"--extra-body is no JSON ({error}): {text[:80]!r}") from error
+    if not isinstance(value, dict) or {"model", "messages", "stream"} & value.keys():
+        raise UsageError(
+            f"--extra-body is {text[:80]!r}; write a JSON object of further fields of a request, "
+            "such as '{\"top_k\": 20}', without model, messages and stream"
+        )
+    return cast(dict[str, Any], value)
 
 
 def _number(name: str, text: str, kind: Callable[[str], float], minimum: float) -> float:

@@ -41,6 +41,7 @@ ENDINGS = re.compile(
     r"(?:<\|(?:return|end|call|end_of_solution|END_RESPONSE|im_end|eot_id)\|>|</s>)+\s*\Z"
 )
 """What stands after the content and is none."""
+LATE = ("<|return|>", "<|end|>", "<|call|>", "<|end_of_solution|>", "<|END_RESPONSE|>")
 ORPHANS = tuple(close for close in (f"</{tag}>" for tag in TAGS if tag != "reason"))
 ORPHANS += ("[/THINK]", "◁/think▷")
 """Closing tags that may stand alone."""
@@ -90,10 +91,11 @@ class ReasoningSplitter:
             self._add("reasoning", rest)
             self.unclosed = True
         elif rest:
-            self._add("content", rest if self._begun else rest.lstrip())
-        if (bare := BARE.match(self.content)) and not self.reasoning:
-            self.reasoning, self.content = bare[1].strip(), self.content[bare.end() :]
-        self.content = ENDINGS.sub("", self.content) if "<" in self.content[-40:] else self.content
+            rest = rest if self._begun else rest.lstrip()
+            if not self._begun and (bare := BARE.match(rest)):
+                self._add("reasoning", bare[1])
+                rest = rest[bare.end() :]
+            self._add("content", ENDINGS.sub("", rest))
         self.reasoning = self.reasoning.strip()
         return self._taken()
 
@@ -142,7 +144,7 @@ class ReasoningSplitter:
             )
             self._tagged = self._tagged or bool(self._closings)
             return True
-        if any(tag.lower().startswith(text.lower()) for tag in (*BLOCKS, *MARKERS)):
+        if any(tag.lower().startswith(text.lower()) for tag in (*BLOCKS, *MARKERS, "analysis")):
             return False  # It may become a tag.
         if self._tagged or not (self.opened or text.startswith("analysis")):
             self._waiting, self._begun = text, True
@@ -153,7 +155,7 @@ class ReasoningSplitter:
         self._tagged = self._tagged or OPENING.search(self._waiting) is not None
         if not self._tagged and self._orphan(self._waiting):
             return True
-        self._release("content", () if self._tagged else (*ORPHANS, *BLOCKS))
+        self._release("content", LATE if self._tagged else (*ORPHANS, *BLOCKS, *LATE))
         return False
 
     def _orphan(self, text: str) -> bool:
@@ -172,10 +174,13 @@ class ReasoningSplitter:
     def _release(self, kind: str, tags: Iterable[str]) -> None:
         """Pass on what waits, but for an end that may be the beginning of a tag."""
         text, held = self._waiting, 0
+        ending = ENDINGS.search(text, max(0, len(text) - 2 * LONGEST))
+        if kind == "content" and ending is not None:
+            held = len(text) - ending.start()
         for start in TAG_START.finditer(text, max(0, len(text) - LONGEST)):
             tail = text[start.start() :].lower()
             if any(tag.lower().startswith(tail) for tag in tags):
-                held = len(tail)
+                held = max(held, len(tail))
                 break
         self._add(kind, text[: len(text) - held])
         self._waiting = text[len(text) - held :]

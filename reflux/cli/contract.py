@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import os
+import sys
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -51,6 +53,88 @@ Seconds = Annotated[
 MaxTokens = Annotated[
     int | None, typer.Option(help="Maximum tokens per model call. A task has its own.", min=1)
 ]
+
+
+def _sets(variable: str) -> Callable[[typer.Context, str], None]:
+    """A callback that sets an environment variable for the length of the command: endpoints are
+    read from the environment."""
+
+    def put(context: typer.Context, value: str) -> None:
+        if value:
+            put_environment(context, {variable: value})
+
+    return put
+
+
+def put_environment(context: typer.Context, values: Mapping[str, str]) -> None:
+    """Set variables until the command ends."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+
+    def restore() -> None:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    context.call_on_close(restore)
+
+
+def read_env_file(context: typer.Context, path: Path | None) -> None:
+    """Read the variables of a `.env` file that are not set; without one, tell of a `.env` file
+    that would set an endpoint.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    from dotenv import dotenv_values
+
+    if path is not None and not path.is_file():
+        raise UsageError(f"--env-file {path}: there is no such file")
+    try:
+        values = dotenv_values(path or ".env")
+    except (UnicodeDecodeError, OSError) as error:
+        if path is None:
+            return
+        raise UsageError(f"--env-file {path} cannot be read: {error}") from error
+    new = {name: value for name, value in values.items() if value and name not in os.environ}
+    if path is not None:
+        put_environment(context, new)
+    elif "OPENAI_BASE_URL" in new:
+        sys.stderr.write(".env sets OPENAI_BASE_URL and is not read: add --env-file .env\n")
+
+
+def endpoint_options(
+    thinking: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(
+            help="Whether models of an endpoint reason first.",
+            callback=_sets("REFLUX_THINKING"),
+            envvar="REFLUX_THINKING",
+        ),
+    ] = "auto",
+    extra_body: Annotated[
+        str,
+        typer.Option(
+            help="JSON object: further fields of each request to an endpoint.",
+            callback=_sets("REFLUX_EXTRA_BODY"),
+            envvar="REFLUX_EXTRA_BODY",
+            metavar="JSON",
+        ),
+    ] = "",
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read variables such as OPENAI_BASE_URL from this file.",
+            callback=read_env_file,
+            is_eager=True,
+        ),
+    ] = None,
+) -> None:
+    """Options of every command that asks models; `reflux.cli.main` adds them."""
+
+
 Trajectory = Annotated[str, typer.Argument(help="Id, or the start of an id.", metavar="ID")]
 
 

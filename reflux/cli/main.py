@@ -7,15 +7,17 @@ import os
 import sys
 from json import JSONDecodeError
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
+import typer.main
 from typer.core import TyperCommand, TyperOption
 
 import reflux
 from reflux import cli
 from reflux.agents.errors import RefluxError, from_os_error
 from reflux.cli import admin, ask, chat, evaluate, plan, review, rounds, serve, traces
+from reflux.cli.contract import endpoint_options
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.prompts import is_unicode
@@ -53,6 +55,8 @@ COMMANDS = {
     "students promote": admin.promote_student,
     "students rollback": admin.rollback_student,
 }
+ASK_MODELS = ("ask", "reply", "chat", "review", "init", "run", "eval", "plan", "serve", "doctor")
+"""Commands that may ask an endpoint."""
 EXAMPLES = """
 reflux demo
 reflux demo --fresh --run runs/demo
@@ -62,7 +66,7 @@ reflux ask "304+517" --task addition --json
 reflux reply 1a2b "answer: Lisbon"
 reflux reply 1a2b pass --run runs/human
 reflux chat
-reflux chat --overseer none --model llama3.2
+reflux chat --overseer none --model llama3.2 --thinking off --env-file .env
 reflux chat --resume last
 reflux review
 reflux review list --why disputed
@@ -90,11 +94,20 @@ reflux students rollback --run runs/adds
 """
 
 
+_endpoint_options = typer.Typer(add_completion=False)
+_endpoint_options.command()(endpoint_options)
+
+
 class Command(TyperCommand):
     """A command whose help shows examples, and plain names for values."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        if self.name in ASK_MODELS:
+            more = cast(list[TyperOption], typer.main.get_command(_endpoint_options).params)
+            for option in more:
+                option.expose_value = False
+            self.params += more
         for option in (each for each in self.params if isinstance(each, TyperOption)):
             kind = option.type_descriptor.annotation
             option.metavar = option.metavar or METAVARS.get(kind)

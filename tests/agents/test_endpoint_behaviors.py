@@ -76,7 +76,9 @@ async def test_a_whole_reply(behavior: Behavior) -> None:
             await client.close()
 
 
-@pytest.mark.parametrize("behavior", [b for b in BEHAVIORS.values() if b.streams], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    "behavior", [b for b in BEHAVIORS.values() if b.streams], ids=lambda b: b.name
+)
 async def test_a_stream(behavior: Behavior) -> None:
     with serve(behavior) as served:
         client = client_of(behavior, served)

@@ -43,6 +43,8 @@ class Behavior:
     """The client asks for JSON under a schema."""
     streams: bool = True
     """The client may ask for the same as a stream."""
+    whole: bool = True
+    """A whole reply shows the behavior, too; otherwise it is an ordinary answer."""
     sent: Callable[[dict[str, Any]], bool] | None = None
     """What holds for the last body that the server got."""
     path: str = ""
@@ -898,7 +900,13 @@ def _streams() -> Iterator[Behavior]:
 
     def stream(name: str, does: str, make: Callable[[], Reply], **more: Any) -> Behavior:
         plain = says()
-        return Behavior(name, does, lambda asked: make() if asked.streams else plain(asked), **more)
+        return Behavior(
+            name,
+            does,
+            lambda asked: make() if asked.streams else plain(asked),
+            whole=False,
+            **more,
+        )
 
     first, last = chunk({"content": "Li"}), chunk({"content": "ma"})
     end = chunk({}, "stop")
@@ -1081,7 +1089,6 @@ def _tool_calls() -> Iterator[Behavior]:
             "prints a tool call as text",
             says(text),
             text=text,
-            finish="tool_calls",
             tools=True,
             notes="tool call as text",
         )

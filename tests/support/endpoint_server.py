@@ -39,7 +39,7 @@ class Reply:
     """The server closes the connection before it has sent all that it announced."""
 
     def parts(self) -> list[bytes]:
-        if isinstance(self.body, list):
+        if isinstance(self.body, list) and isinstance(self.body[0], bytes):
             return self.body
         if isinstance(self.body, bytes):
             return [self.body]
@@ -150,7 +150,7 @@ async def _one(
     if reply.stalls:
         await reader.read()
     if streams or reply.drops or reply.stalls:
-        with suppress(ConnectionError, NotImplementedError):
+        with suppress(OSError, NotImplementedError):
             writer.write_eof()
         return False
     return True
