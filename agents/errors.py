@@ -14,6 +14,8 @@ import errno
 import math
 import os
 
+FINAL_STATUS = frozenset((401, 402, 403, 404, 405))
+"""HTTP statuses that no other request to the same model would change; 402 is an empty account."""
 NO_SPACE = "recorded work is kept: free some space, then continue (a run: with --resume)"
 NO_ACCESS = "make it writable, or name another --run"
 
@@ -46,6 +48,16 @@ class EndpointError(RefluxError):
     """True if the endpoint answered, and would refuse the same request again."""
     status: int | None = None
     """The HTTP status of the endpoint's reply, if there was one."""
+    too_long = False
+    """True if the request does not fit into the model's context."""
+
+    @property
+    def is_final(self) -> bool:
+        """True if the endpoint refuses this model altogether: a key, an address, a name, a quota.
+
+        Every further question would end the same way, so a run stops.
+        """
+        return self.refused and self.status in FINAL_STATUS
 
 
 class ReplayError(RefluxError):

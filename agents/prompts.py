@@ -122,12 +122,31 @@ def _case(question: str, transcript: Sequence[Exchange], limit: int, chars: int)
 
 
 def transcript_text(transcript: Sequence[Exchange], chars: int) -> str:
-    """The transcript, one line for each exchange, within `chars` characters; empty without any."""
+    """The transcript, one line for each exchange, within `chars` characters; empty without any.
+
+    What does not fit is shortened: the longest texts are cut in the middle to one common length,
+    so short answers stay whole, and each keeps its beginning and its end.
+    """
     if not transcript:
         return ""
-    each = max(20, chars // (2 * len(transcript)) - CUT_CHARS)
-    lines = [f"- {cut(e.question, each)} {cut(_answer_text(e), each)}" for e in transcript]
+    texts = [text for e in transcript for text in (e.question, _answer_text(e))]
+    each = _common_length([len(" ".join(text.split())) for text in texts], chars)
+    questions, answers = ([cut_middle(text, each) for text in texts[i::2]] for i in (0, 1))
+    lines = [f"- {question} {answer}" for question, answer in zip(questions, answers, strict=True)]
     return "\n".join(["Answers so far:", *lines])
+
+
+def _common_length(lengths: Sequence[int], chars: int) -> int:
+    """The length to which the longest texts are cut, so that all are within `chars`."""
+    left, longest = chars, max(lengths)
+    if sum(lengths) <= chars:
+        return longest
+    for position, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - position)
+        if length > share - CUT_CHARS:
+            return max(20, share - CUT_CHARS)
+        left -= length
+    return longest
 
 
 def _answer_text(exchange: Exchange) -> str:
@@ -145,6 +164,16 @@ def cut(text: str, chars: int) -> str:
     """A text on one line; a note says how much is cut."""
     line = " ".join(text.split())
     return line if len(line) <= chars else f"{line[:chars]} [{len(line) - chars} characters cut]"
+
+
+def cut_middle(text: str, chars: int) -> str:
+    """A text on one line, of which the middle is cut; a note says how much."""
+    line = " ".join(text.split())
+    if len(line) <= chars:
+        return line
+    head = chars * 2 // 3
+    note = f"[{len(line) - chars} characters cut]"
+    return f"{line[:head]} {note} {line[len(line) - chars + head :]}"
 
 
 CRITIC = """\

@@ -159,6 +159,10 @@ class TokenLogprob:
     top: tuple[tuple[str, float], ...] = ()
 
 
+PRINTED_CALL = "the reply is a tool call as text, which the endpoint does not read"
+"""The note of a reply that is no answer."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """A model's reply, and what it cost."""
@@ -176,6 +180,13 @@ class Completion:
     reasoning: str = ""
     """What the model thought before it answered: for the record and the screen, never part of an
     answer, a vote, a prompt or a row."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the record should know: settings that were left out, an odd reply."""
+
+    @property
+    def prints_call(self) -> bool:
+        """True where the model wrote a tool call as text, so that the text is no answer."""
+        return PRINTED_CALL in self.notes
 
     @property
     def truncated(self) -> bool:

@@ -34,6 +34,7 @@ from reflux.graphs.traces.tree import CallFailure, find_failure, last_call_id
 from reflux.graphs.voting.voting import VotePolicy
 
 T = TypeVar("T")
+KEPT = "What was answered is kept, the same command goes on with it"
 
 
 class System(Protocol):
@@ -233,7 +234,8 @@ async def answer_all(
         complete: for scoring: a question that lost a call, or ran out of money, is an error.
 
     Raises:
-        EndpointError: `complete`, and the endpoint failed, if only for a moment.
+        EndpointError: the endpoint refuses the model altogether; or `complete`, and it failed, if
+            only for a moment.
         RefluxError: `complete`, and the run's spend limit is reached.
     """
     gate, store = asyncio.Semaphore(max_concurrency), system.context.recorded_client.store
@@ -244,6 +246,8 @@ async def answer_all(
         async with gate:
             await store.add_question(origin.row(question))
             answered = await _answered(system, question, origin)
+        if answered.failure is not None and answered.failure.is_final:
+            raise EndpointError(f"{answered.failure.message}. {KEPT}")
         done += 1
         if on_done is not None:
             on_done(done)
@@ -281,13 +285,10 @@ def _check_complete(answers: Sequence[Answered], spend_limit: SpendLimit) -> Non
         lost = lost or [failure for failure in failures if failure.is_last]
     if lost:
         which = f"{len(lost)} of {len(answers)} questions" if len(answers) > 1 else "the question"
-        raise EndpointError(
-            f"{which} failed: {lost[-1].message}. What was answered is kept, the same command "
-            "goes on with it"
-        )
+        raise EndpointError(f"{which} failed: {lost[-1].message}. {KEPT}")
     has_cut = not {"over_budget", "failed"}.isdisjoint(statuses)
     if has_cut and (lacking := spend_limit.lacks) is not None:
         raise RefluxError(
-            f"the run has no {lacking} left: raise spend_limit.{lacking}. What was answered is "
-            "kept, the same command goes on with it and pays nothing twice"
+            f"the run has no {lacking} left: raise spend_limit.{lacking}. {KEPT} and pays nothing "
+            "twice"
         )

@@ -1,11 +1,29 @@
-"""One model goes on with a conversation: there is no tree, and every reply is on record."""
+"""A conversation becomes one question, or one model continues it without a tree.
+
+The overseer sees the whole conversation, a copy of the agent only its sub-question. A single
+message is the question as it stands. With earlier turns or instructions the text is
+
+    Instructions:
+      ...
+
+    Conversation so far:
+    User: ...
+    Assistant: ...
+
+    Question:
+    ...
+
+The further lines of a turn are indented, so that no turn can imitate another.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from langchain_core.messages import AIMessage, BaseMessage
+
 from reflux.agents.clients.chat_protocol import Delta
-from reflux.agents.errors import EndpointError, RefluxError
+from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.amplify.context import silent
@@ -15,6 +33,68 @@ from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.traces.events import Event, answered, called
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey
+
+SPEAKERS = {"human": "User", "ai": "Assistant", "tool": "Tool", "function": "Tool"}
+CONTENT_TYPES = {"text", "reasoning", "thinking", "tool_call", "tool_use"}
+"""Content that is text, or that an answer may hold beside its text."""
+
+
+def question_of(messages: Sequence[BaseMessage]) -> str:
+    """The last message as a question, after the conversation that led to it.
+
+    Raises:
+        UsageError: the last message is not the user's, or holds more than text.
+    """
+    if not messages or messages[-1].type != "human":
+        last = f"is of type {messages[-1].type!r}" if messages else "is missing"
+        raise UsageError(f"the last message {last}; it must be the user's question")
+    *earlier, question = messages
+    system = [_text(m) for m in earlier if m.type == "system"]
+    turns = [f"{_speaker(m)}: {_indented(_text(m))}" for m in earlier if m.type != "system"]
+    if not any(system) and not turns:
+        return _text(question)
+    parts: list[str] = []
+    if any(system):
+        parts.append("Instructions:\n  " + _indented("\n".join(system)))
+    if turns:
+        parts.append("Conversation so far:\n" + "\n".join(turns))
+    parts.append(f"Question:\n{_text(question)}")
+    return "\n\n".join(parts)
+
+
+def last_question(text: str) -> str:
+    """The last question of a text that `question_of` wrote; any other text as it is."""
+    is_conversation = text.startswith(("Instructions:\n  ", "Conversation so far:\n"))
+    _, separator, question = text.partition("\n\nQuestion:\n")
+    return question if is_conversation and separator else text
+
+
+def _speaker(message: BaseMessage) -> str:
+    speaker = SPEAKERS.get(message.type, message.type)
+    return f"{speaker} {message.name}" if message.name else speaker
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n  ")
+
+
+def _text(message: BaseMessage) -> str:
+    if isinstance(message.content, list):
+        for block in message.content:
+            kind = "text" if isinstance(block, str) else str(block.get("type"))
+            if kind not in CONTENT_TYPES:
+                raise UsageError(f"a message holds {kind!r}; the amplified system reads text alone")
+    text = str(message.text)
+    if not text and isinstance(message, AIMessage) and message.tool_calls:
+        return f"(called {', '.join(call['name'] for call in message.tool_calls)})"
+    return text
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stop sequences."""
+    ends = (end for stop in stops if stop and (end := text.find(stop)) >= 0)
+    return text[: min(ends, default=len(text))]
+
 
 Listener = Callable[[int, Delta], None]
 """Gets each piece of each reply, with the reply's position."""
@@ -64,6 +144,8 @@ async def answer_chat(
                 await judge(None, "failed", str(error))
                 raise
             status = accepted_status(has_check=False, truncated=replies[0].truncated)
+            if replies[0].prints_call:
+                status = "rejected"
             await judge(replies[0].text, status, None)
             span.ended(status)
     return replies

@@ -45,7 +45,11 @@ from .agents.verifiers import (
     Verdict as Verdict,
     Verifier as Verifier,
 )
-from .facade import Amplification as Amplification, amplify as amplify, amplify_sync as amplify_sync
+from .ask_context import (
+    Amplification as Amplification,
+    amplify as amplify,
+    amplify_sync as amplify_sync,
+)
 from .graphs.amplify.context import (
     AmplifyContext as AmplifyContext,
     CheckPolicy as CheckPolicy,

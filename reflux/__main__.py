@@ -17,6 +17,10 @@ def main() -> None:
     # Imported modules live until exit, so the collector need not scan them.
     gc.disable()
     try:
+        from reflux import cli
+
+        if (words := cli.help_words(sys.argv[1:])) is not None:
+            cli.SHOWS_HELP, sys.argv[1:] = True, words
         from reflux.cli.main import run
 
         gc.freeze()

@@ -1,18 +1,21 @@
-"""Overseers, tools and tasks by name, and the context in which a question with options is asked."""
+"""Overseers, tools and tasks by name, and the contexts in which questions are asked; `amplify` asks
+one, the shortest way into Reflux from Python."""
 
 import asyncio
+import tempfile
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    nullcontext,
-)
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager as Opener
+from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from langchain_core.language_models import BaseChatModel
+
+from reflux.agents.clients.endpoints import CachedClient
+from reflux.agents.clients.langchain import LangChainClient
+from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
@@ -22,11 +25,18 @@ from reflux.agents.tools.documents import Documents
 from reflux.agents.tools.langchain import mcp_tools
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.tools.python_sandbox import Sandbox
-from reflux.graphs.amplify.context import AmplifyContext, silent
+from reflux.agents.types import ChatClient
+from reflux.agents.verifiers import Checker, RuleChecker
+from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
+from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.tree import Node, load_tree
+from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import task_named
 
 DEFAULT_OVERSEER = "model"
@@ -89,7 +99,7 @@ async def _documents(argument: str) -> AsyncGenerator[Sequence[Tool]]:
     yield [await asyncio.to_thread(Documents, Path(argument))]
 
 
-TOOLS: dict[str, Callable[[str], AbstractAsyncContextManager[Sequence[Tool]]]] = {
+TOOLS: dict[str, Callable[[str], Opener[Sequence[Tool]]]] = {
     "calculator": lambda _: nullcontext([Calculator()]),
     "python": lambda _: nullcontext([Sandbox()]),
     "documents:FOLDER": _documents,
@@ -118,7 +128,7 @@ async def open_tools(names: Sequence[str]) -> AsyncGenerator[Grants]:
         yield {"answer": tools} if tools else {}
 
 
-def _opener(name: str) -> AbstractAsyncContextManager[Sequence[Tool]]:
+def _opener(name: str) -> Opener[Sequence[Tool]]:
     kind, colon, argument = name.partition(":")
     for form, opener in TOOLS.items():
         known, takes_argument, placeholder = form.partition(":")
@@ -173,3 +183,92 @@ async def open_context(
     """The context of a question with these options; its tools are open as long as the block."""
     async with open_tools(options.tools) as grants:
         yield context_of(recorded_client, options, overseers, grants=grants, emit=emit)
+
+
+@dataclass(frozen=True)
+class Amplification:
+    """The result of one amplified question."""
+
+    answer: str | None
+    outcome: Outcome
+    tree: Node
+
+
+async def amplify(
+    question: str,
+    overseer: Overseer | str | Sequence[Overseer],
+    *,
+    client: ChatClient | BaseChatModel | None = None,
+    model: str = "base",
+    checker: Checker | None = None,
+    limits: Limits | None = None,
+    votes: VotePolicy | None = None,
+    traces: Path | None = None,
+    **context: Any,
+) -> Amplification:
+    """Answer one question with an overseer and many copies of the agent.
+
+    Args:
+        overseer: one, or several: a retry takes the next one's decomposition. A name is one that
+            the commands know, `model` or `plain`.
+        client: where the agent runs; a chat model of LangChain is one, too. None: the embedded
+            default model.
+        model: name of the agent there.
+        traces: file of trajectories to add to; None for a temporary one.
+        context: further fields of `AmplifyContext`, for example `max_tokens`.
+
+    Raises:
+        MissingError: the model or its endpoint is missing.
+        UsageError: no overseer has that name, an argument has the wrong type, or the question
+            cannot be asked.
+    """
+    overseers = overseers_of(overseer)
+    for name, tool in context.get("tools", {}).items():
+        if not hasattr(tool, "answer"):
+            raise UsageError(
+                f"the tool {name!r} is a {type(tool).__name__}, without `answer(question)`; wrap a "
+                "tool of LangChain as reflux.LangChainTool(tool)"
+            )
+    if isinstance(client, BaseChatModel):
+        client = LangChainClient(client)
+    engine = None if client else LlamaCppClient(lambda _: ModelFiles(default_gguf()))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        closing(TraceStore(traces or Path(scratch) / "traces.db")) as store,
+    ):
+        try:
+            amplified = AmplifyContext(
+                RecordedClient(CachedClient(client or cast(ChatClient, engine)), store),
+                model,
+                overseers,
+                checker=checker or RuleChecker({}),
+                limits=limits or Limits(),
+                votes=votes or VotePolicy(max_votes=1),
+                **context,
+            )
+            options = AskOptions.of(amplified, name_of(overseers[0]))
+            answered = await ask(amplified, question, Origin.new("python", "ask"), options=options)
+            tree = load_tree(store, answered.trajectory)
+        finally:
+            if engine is not None:
+                await engine.close()
+    outcome = cast(Outcome, answered.outcome)
+    return Amplification(outcome["answer"], outcome, tree)
+
+
+def amplify_sync(
+    question: str, overseer: Overseer | str | Sequence[Overseer], **options: Any
+) -> Amplification:
+    """`amplify` for programs without an event loop.
+
+    Raises:
+        UsageError: a loop is running, as in a notebook.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(amplify(question, overseer, **options))
+    raise UsageError(
+        "amplify_sync cannot wait within a running event loop, such as a notebook's: write "
+        "`await reflux.amplify(...)` there"
+    )

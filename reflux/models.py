@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 
-from reflux.agents.clients.endpoints import CachedClient, Endpoint, Endpoints, endpoint_from_env
+from reflux.agents.clients.endpoints import (
+    KEY,
+    URL,
+    CachedClient,
+    Endpoint,
+    Endpoints,
+    endpoint_from_env,
+)
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.types import ChatClient
@@ -81,16 +88,63 @@ def open_run(
         endpoints: answer for the models that they name; the caller closes them.
 
     Raises:
-        UsageError: there is an endpoint, and no name of its model.
+        UsageError: there is an endpoint, and no name of its model; or none, and no student of the
+            name.
     """
     client = endpoint()
     among = partial(Endpoints, endpoints) if endpoints else None
+    if model is not None and model.startswith(ENDPOINT) and model not in endpoints:
+        model, client = endpoint_at(model)
     name = model or default_model(folder, client and client.base_url)
+    if client is None and name not in (BASE, *endpoints):
+        check_student(folder, name)
     if client is not None:
         return OpenRun(folder, client=client, wrap=among), name
     engine = config.engine_settings if config else INTERACTIVE
     llama_cpp = config.llama_cpp if config else None
     return OpenRun(folder, engine, wrap=among, llama_cpp=llama_cpp), name
+
+
+def check_student(folder: RunFolder, name: str) -> None:
+    """Check that a run has a student.
+
+    Raises:
+        UsageError: it has none of the name; the message says how to name an endpoint's model.
+    """
+    try:
+        folder.registry.get(name)
+    except UsageError as error:
+        raise UsageError(f"{error}; {endpoint_hint(name)}") from error
+
+
+def endpoint_hint(name: str) -> str:
+    """How to name a model of an endpoint where OPENAI_BASE_URL is not set."""
+    key = f" (only {KEY} is set)" if os.environ.get(KEY) and not os.environ.get(URL) else ""
+    return (
+        f"for a model of an endpoint set {URL}{key}, or write {ENDPOINT}{name}@URL, such as "
+        f"{ENDPOINT}{name}@http://localhost:11434/v1"
+    )
+
+
+def endpoint_at(key: str) -> "tuple[str, OpenAIClient]":
+    """The model and the client of `endpoint:MODEL` or `endpoint:MODEL@URL`.
+
+    Raises:
+        UsageError: the key names no model or no address.
+        MissingError: it names no address, and OPENAI_BASE_URL is not set.
+    """
+    model, url = key.removeprefix(ENDPOINT), os.environ.get(URL, "")
+    if (match := re.fullmatch(r"(.*?)@(\w+://.*)", model, re.DOTALL)) is not None:
+        model, url = match[1], match[2]
+    if not model:
+        raise UsageError(f"{key!r} names no model; write endpoint:MODEL or endpoint:MODEL@URL")
+    named = (f"the URL of {ENDPOINT}{model}" if match else URL, KEY)
+    client = endpoint_from_env({**os.environ, URL: url}, named)
+    if client is None:
+        raise MissingError(
+            f"{key} is asked at OPENAI_BASE_URL, which is not set: set it, or write {key}@URL"
+        )
+    return model, client
 
 
 def endpoint_model(key: str, run: OpenRun) -> tuple[str, RecordedClient, "OpenAIClient | None"]:
@@ -101,20 +155,9 @@ def endpoint_model(key: str, run: OpenRun) -> tuple[str, RecordedClient, "OpenAI
         UsageError: the key names no model or no address.
         MissingError: it names no address, and OPENAI_BASE_URL is not set.
     """
-    model, url = key.removeprefix(ENDPOINT), None
-    if (match := re.fullmatch(r"(.*?)@(https?://.*)", model, re.DOTALL)) is not None:
-        model, url = match[1], match[2]
-    if not model:
-        raise UsageError(f"{key!r} names no model; write endpoint:MODEL or endpoint:MODEL@URL")
-    if url is None:
-        if endpoint() is None:
-            raise MissingError(
-                f"{key} is asked at OPENAI_BASE_URL, which is not set: set it, or write {key}@URL"
-            )
+    model, client = endpoint_at(key)
+    if "@" not in key.removeprefix(ENDPOINT + model):
         return model, run.recorded_client, None
-    client = endpoint_from_env({**os.environ, "OPENAI_BASE_URL": url})
-    if client is None:
-        raise UsageError(f"{key!r} names no endpoint")
     return model, RecordedClient(CachedClient(client), run.store), client
 
 

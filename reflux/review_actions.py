@@ -4,47 +4,42 @@ Verdicts and comments are rows. An edit is an override (`reflux.graphs.recompute
 runs again in the context in which it was asked, and only what depends on the node is asked again.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
+from reflux.agents.overseers.scripted import parse_reply
 from reflux.agents.prompts import is_unicode
 from reflux.agents.types import Answer
 from reflux.ask_context import OVERSEERS, open_context
 from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.graphs import recompute as revisions
 from reflux.graphs.amplify.context import AmplifyContext, silent
 from reflux.graphs.amplify.interrupts import Pending, open_checkpoints, open_interruptible_run
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.amplify.steps import digest_of
 from reflux.graphs.ask import Amplified, Direct, System, go_on
-from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, options_of
+from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, AskOptions, options_of
 from reflux.graphs.evals.task import task_context
-from reflux.graphs.recompute import (
-    check_editable,
-    override,
-    revise,
-    revised_context,
-    root_answer,
-    text_of,
-)
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import Item, judge, remark
-from reflux.graphs.traces.revisions import first_of, newest
+from reflux.graphs.traces.revisions import first_of, newest, overrides_made
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.models import BASE
 from reflux.tasks import TASKS, task_named
 
-Emit = Callable[[Event], None]
+Action = Literal["approve", "edit", "again", "reject", "comment"]
 Open = Callable[[str], AbstractAsyncContextManager[OpenRun]]
 """Opens the run for a model's name: only questions that are asked again need an engine."""
+Reply = Callable[[Item, str], Awaitable[Outcome | None]]
 
 
 @dataclass(frozen=True)
 class Acted:
-    """The result of an action."""
+    """The result of a judgement."""
 
     did: str
     trajectory: str
@@ -52,34 +47,56 @@ class Acted:
     outcome: Outcome | None = None
     """Of the root, if it was recomputed and waits for no human."""
     recomputes: bool = False
-    """The revision has begun, and its root is still to be answered."""
+    """The revision has begun, and `recompute` is to answer its root."""
 
 
-async def approve(store: TraceStore, item: Item, open_run: Open, comment: str = "") -> Acted:
-    """Judge a node right: a proposal is taken, a rejected answer is accepted.
+async def judge_item(
+    store: TraceStore,
+    item: Item,
+    action: Action,
+    open_run: Open,
+    reply: Reply,
+    answer: str = "",
+    comment: str = "",
+) -> Acted:
+    """Record a human's judgement: a proposal is taken, a rejected answer accepted, an answer
+    replaced, a question asked again.
+
+    Args:
+        open_run: opens the run of a stopped question, for its answer.
+        reply: answers what waits for a human, with words as of `reflux reply`.
 
     Raises:
-        UsageError: there is nothing to approve.
+        UsageError: there is nothing to approve, no answer, or the node cannot be asked again.
     """
-    if item.why == "escalated":
-        if item.form is None or "proposal" not in item.form:
+    if action == "edit":
+        check_not_empty(answer)
+    if action == "comment":
+        await remark(store, item, comment)
+        return Acted("commented", item.trajectory)
+    if action == "reject":
+        await judge(store, item, False, comment)
+        return Acted("rejected", item.trajectory)
+    if item.why == "escalated" and action != "again":
+        proposal = (item.form or {}).get("proposal")
+        if action == "approve" and proposal is None:
             raise UsageError("nothing is proposed here to approve: answer it with an edit")
-        return await _reply(store, item, {"kind": "approve"}, open_run, comment)
-    if (answer := approvable(item)) is not None:
-        return await put(store, item.trajectory, item.path, answer, open_run, comment)
-    await judge(store, item, True, comment)
-    return Acted("approved", item.trajectory)
-
-
-def approvable(item: Item) -> str | None:
-    """The rejected answer that an approval accepts; None if the node's answer was accepted already.
-
-    Raises:
-        UsageError: there is no answer to approve.
-    """
-    if item.answer is None:
-        raise UsageError("there is no answer to approve: put one in with an edit")
-    return None if is_accepted(item.status) else item.answer
+        if comment.strip():
+            await remark(store, item, comment)
+        options = options_of(store, item.trajectory)
+        if options is not None and options.overseer:
+            words = "approve" if action == "approve" else f"answer: {answer}"
+            return Acted("answered", item.trajectory, await reply(item, words))
+        step = proposal if action == "approve" else {"kind": "answer", "text": answer}
+        await _answer_stopped(store, item, step, open_run)
+        return Acted("answered: continue with `reflux run --resume`", item.trajectory)
+    # An approval of a rejected answer puts the answer in.
+    rejected = None if is_accepted(item.status) else item.answer
+    text = {"edit": answer, "approve": rejected}.get(action)
+    if action == "approve" and text is None:
+        await judge(store, item, True, comment)
+        return Acted("approved", item.trajectory)
+    return await _begin_override(store, item, text, comment)
 
 
 def check_not_empty(answer: str) -> None:
@@ -94,75 +111,17 @@ def check_not_empty(answer: str) -> None:
         raise UsageError("the answer is not Unicode text; write it in UTF-8")
 
 
-async def reject(store: TraceStore, item: Item, comment: str = "") -> Acted:
-    """Judge a node wrong: its trajectory leaves the training rows."""
-    await judge(store, item, False, comment)
-    return Acted("rejected", item.trajectory)
-
-
-async def comment_on(store: TraceStore, item: Item, comment: str) -> Acted:
-    """Comment on a node, which stays in the queue."""
-    await remark(store, item, comment)
-    return Acted("commented", item.trajectory)
-
-
-async def edit(
-    store: TraceStore, item: Item, answer: str, open_run: Open, comment: str = ""
-) -> Acted:
-    """Answer for the human that a node waits for, or else replace the node's answer.
-
-    Raises:
-        UsageError: the answer is empty.
-    """
-    check_not_empty(answer)
-    if item.why == "escalated":
-        step = {"kind": "answer", "text": answer}
-        return await _reply(store, item, step, open_run, comment)
-    return await put(store, item.trajectory, item.path, answer, open_run, comment)
-
-
-async def put(
-    store: TraceStore,
-    trajectory: str,
-    path: str,
-    answer: str | None,
-    open_run: Open,
-    comment: str = "",
-    emit: Emit = silent,
-) -> Acted:
-    """Override a node's answer, or ask it again if `answer` is None; then recompute the root.
-
-    An engine is opened only if there is something to recompute.
-
-    Raises:
-        UsageError: there is no such node, or it cannot be asked again the same way.
-    """
-    begun = await begin_override(store, trajectory, path, answer, comment)
-    if not begun.recomputes:
-        return begun
-    revision = begun.trajectory
-    async with open_run(_model(store, revision)) as opened:
-        return Acted(begun.did, revision, await recompute(opened, revision, path, answer, emit))
-
-
-async def begin_override(
-    store: TraceStore, trajectory: str, path: str, answer: str | None, comment: str = ""
-) -> Acted:
-    """Record a human's override as a revision, which `recompute` answers.
-
-    Raises:
-        UsageError: there is no such node, or it cannot be asked again the same way.
-    """
-    if path or answer is None:
-        check_known(store, trajectory)
-    revision = await revise(store, trajectory, path, answer)
-    latest = revision or newest(store, trajectory)
+async def _begin_override(store: TraceStore, item: Item, answer: str | None, comment: str) -> Acted:
+    """Record an override as a revision, which `recompute` answers; None asks again."""
+    if item.path or answer is None:
+        check_known(store, item.trajectory)
+    revision = await revisions.revise(store, item.trajectory, item.path, answer)
+    latest = revision or newest(store, item.trajectory)
     if comment.strip():
-        detail = {"comment": comment}
-        await store.add_judgement(latest, path, "comment", None, detail, author="human")
+        await remark(store, replace(item, trajectory=latest), comment)
     if revision is None:
         return Acted("unchanged", latest)
-    outcome = root_answer(store, revision)
+    outcome = revisions.root_answer(store, revision)
     did = "edited" if answer is not None else "asked again"
     return Acted(did, revision, outcome, recomputes=outcome is None)
 
@@ -170,44 +129,31 @@ async def begin_override(
 async def recompute(
     opened: OpenRun,
     revision: str,
-    path: str,
-    answer: str | None,
-    emit: Emit = silent,
+    emit: Callable[[Event], None] = silent,
     overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> Outcome | None:
-    """Answer the root of a revision; None while a human has to reply first."""
-    async with asked_in(opened, revision, emit, overseers) as (context, system):
-        if options_of(opened.store, revision) is None:
-            return (await override(context, revision, path, answer, system)).outcome
-        context = revised_context(context, revision)
-        async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
-            progress = await run.ask(text_of(opened.store, revision), revision)
-    if progress.outcome is not None:
-        check_editable(opened.store, revision)
-    return progress.outcome
-
-
-@asynccontextmanager
-async def asked_in(
-    opened: OpenRun,
-    question_id: str,
-    emit: Emit = silent,
-    overseers: Mapping[str, Overseer] = OVERSEERS,
-) -> AsyncGenerator[tuple[AmplifyContext, Callable[[AmplifyContext], System]]]:
-    """The context in which a root was asked, from its options or the run's config.
+    """Answer the root of a revision in the context in which it was asked, from its options or the
+    run's config; None while a human has to reply first.
 
     Raises:
         UsageError: neither is recorded.
     """
-    options = options_of(opened.store, question_id)
-    if options is not None:
-        async with open_context(opened.recorded_client, options, emit, overseers) as context:
-            yield context, Amplified
-        return
-    task = check_known(opened.store, question_id)
-    config = opened.folder.config()
-    context = config.context(opened.recorded_client, _model(opened.store, question_id), emit=emit)
-    yield task_context(context, task_named(task)), _system(opened.store, question_id)
+    store = opened.store
+    options = options_of(store, revision)
+    if options is None:
+        task = check_known(store, revision)
+        config, model = opened.folder.config(), model_of(store, revision)
+        context = config.context(opened.recorded_client, model, emit=emit)
+        path, change = overrides_made(store, revision)[0]
+        context, system = task_context(context, task_named(task)), _system(store, revision)
+        return (await revisions.override(context, revision, path, change["answer"], system)).outcome
+    async with open_context(opened.recorded_client, options, emit, overseers) as context:
+        context = revisions.revised_context(context, revision)
+        async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
+            progress = await run.ask(revisions.text_of(store, revision), revision)
+    if progress.outcome is not None:
+        revisions.check_editable(store, revision)
+    return progress.outcome
 
 
 def check_known(store: TraceStore, question_id: str) -> str:
@@ -244,7 +190,8 @@ def _system(store: TraceStore, question_id: str) -> Callable[[AmplifyContext], S
     return Amplified if any(steps) else Direct
 
 
-def _model(store: TraceStore, question_id: str) -> str:
+def model_of(store: TraceStore, question_id: str) -> str:
+    """The name of the agent that answered a root."""
     if (options := options_of(store, question_id)) is not None:
         return options.model
     rows = store.select(
@@ -255,35 +202,36 @@ def _model(store: TraceStore, question_id: str) -> str:
     return row["model"] if row else BASE
 
 
-async def _reply(
-    store: TraceStore, item: Item, step: dict[str, str], open_run: Open, comment: str
-) -> Acted:
-    """Take the step that waits for a human; a question that can go on at once does so."""
-    if comment:
-        await remark(store, item, comment)
-    options = options_of(store, item.trajectory)
-    if options is None or not options.overseer:
-        # A run that stopped here takes the step from the log when it goes on.
-        form = item.form or {}
-        step = form["proposal"] if step["kind"] == "approve" else step
-        if step["kind"] != "answer":
-            raise UsageError("this run can only be answered: use an edit")
-        key = CallKey(item.trajectory, item.path, "overseer", item.step, item.attempt)
-        async with open_run(_model(store, item.trajectory)) as opened:
-            await opened.recorded_client.step(key, "human", Answer(step["text"]), digest_of(form))
-        return Acted("answered: go on with `reflux run --resume`", item.trajectory)
+async def _answer_stopped(
+    store: TraceStore, item: Item, step: Mapping[str, str], open_run: Open
+) -> None:
+    """Record the answer to a run that stopped here; it takes the step from the log on resume."""
+    if step["kind"] != "answer":
+        raise UsageError("this run can only be answered: use an edit")
+    key = CallKey(item.trajectory, item.path, "overseer", item.step, item.attempt)
+    async with open_run(model_of(store, item.trajectory)) as opened:
+        digest = digest_of(item.form or {})
+        await opened.recorded_client.step(key, "human", Answer(step["text"]), digest)
+
+
+async def reply_to(open_run: Open, store: TraceStore, item: Item, words: str) -> Outcome | None:
+    """Reply to a question that waits for a human; it continues as far as it can.
+
+    Raises:
+        UsageError: it no longer waits.
+    """
+    options = cast(AskOptions, options_of(store, item.trajectory))
 
     def choose(pending: Sequence[Pending]) -> Mapping[str, Any]:
         ids = [each.id for each in pending if each.path == item.path]
         if not ids:
-            raise UsageError(f"{item.id} waits for nobody any more")
-        return {ids[0]: step}
+            raise UsageError(f"{item.id} no longer waits for a reply")
+        return {ids[0]: parse_reply(words)}
 
     async with (
         open_run(options.model) as opened,
         open_context(opened.recorded_client, options) as context,
         open_checkpoints(opened.folder.checkpoints_path) as saver,
     ):
-        context = revised_context(context, item.trajectory)
-        answered = await go_on(context, item.trajectory, saver, reply=choose)
-    return Acted("answered", item.trajectory, answered.outcome)
+        context = revisions.revised_context(context, item.trajectory)
+        return (await go_on(context, item.trajectory, saver, reply=choose)).outcome

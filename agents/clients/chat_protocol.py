@@ -1,19 +1,32 @@
-"""The OpenAI chat protocol: bodies of requests, replies, and replies that stream in pieces.
+"""The OpenAI chat protocol: bodies of requests, and replies as servers really send them.
+
+Odd forms are read where their meaning is clear: content as a list of parts, tool calls without an
+index or with arguments as an object, a stream without a finish reason, counts that are no numbers.
 
 A client that streams has a method `stream` beside `complete`; `stream_of` lets any client stream,
 a client without that method in a single piece.
 """
 
 import json
+import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from reflux.agents.clients.reasoning import (
+    ReasoningSplitter,
+    content_of,
+    joined,
+    logprobs_of,
+    reasoning_of,
+)
+from reflux.agents.clients.refusals import ReplyError, error_reply
 from reflux.agents.types import (
+    PRINTED_CALL,
     ChatClient,
     ChatRequest,
     Completion,
@@ -22,9 +35,6 @@ from reflux.agents.types import (
     ToolCall,
     ToolSpec,
 )
-
-if TYPE_CHECKING:
-    import openai
 
 
 def request_body(request: ChatRequest) -> dict[str, Any]:
@@ -56,33 +66,6 @@ def function_spec(tool: ToolSpec) -> dict[str, Any]:
     """A tool in the form of the chat protocol."""
     body = {"name": tool.name, "description": tool.description}
     return {"type": "function", "function": body | {"parameters": json.loads(tool.parameters)}}
-
-
-class Alternative(BaseModel):
-    """A token that the model might have chosen instead."""
-
-    token: str
-    logprob: float
-
-
-class Token(Alternative):
-    """A token of the reply, with its alternatives."""
-
-    top_logprobs: list[Alternative] | None = None
-
-
-class Logprobs(BaseModel):
-    """Log-probabilities in OpenAI's form."""
-
-    content: list[Token] | None = None
-
-    def read(self) -> tuple[TokenLogprob, ...]:
-        return tuple(
-            TokenLogprob(
-                t.token, t.logprob, tuple((a.token, a.logprob) for a in t.top_logprobs or ())
-            )
-            for t in self.content or ()
-        )
 
 
 @dataclass(frozen=True)
@@ -124,138 +107,232 @@ async def stream_of(client: ChatClient, request: ChatRequest) -> Pieces:
 
 def in_one_piece(reply: Completion) -> tuple[Delta | Completion, ...]:
     """A complete reply in the form of a stream."""
-    return (Delta(reply.text, reply.logprobs), reply) if reply.text else (reply,)
+    if not (reply.text or reply.reasoning):
+        return (reply,)
+    return (Delta(reply.text, reply.logprobs, reply.reasoning), reply)
 
 
-class _Function(BaseModel):
-    name: str | None = None
-    arguments: str | None = None
+def read_logprobs(value: Any) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities of a reply; none if they are in any form but OpenAI's."""
+    try:
+        return tuple(
+            TokenLogprob(
+                str(token["token"]),
+                float(token["logprob"]),
+                tuple((str(a["token"]), float(a["logprob"])) for a in token["top_logprobs"] or ())
+                if "top_logprobs" in token
+                else (),
+            )
+            for token in value["content"] or ()
+        )
+    except (TypeError, KeyError, ValueError):
+        return ()
 
 
-class _ToolCall(BaseModel):
-    index: int | None = None
-    id: str | None = None
-    function: _Function = _Function()
+def _count(value: Any) -> int:
+    """A token count; 0 where the endpoint reports none that makes sense."""
+    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
 
 
-class _Message(BaseModel):
-    content: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _Ending(BaseModel):
+class _Choice(BaseModel):
+    message: dict[str, Any] | None = None
+    delta: dict[str, Any] | None = None
     finish_reason: str | None = None
-    logprobs: Logprobs | None = None
-
-
-class _Choice(_Ending):
-    message: _Message
-
-
-class _StreamedChoice(_Ending):
-    delta: _Message = _Message()
-
-
-class Usage(BaseModel):
-    """Token counts, where the endpoint reports them."""
-
-    prompt_tokens: int | None = Field(default=None, ge=0, lt=2**31)
-    completion_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+    logprobs: Any = None
 
 
 class _Reply(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: Usage | None = None
+    """A whole reply, or a chunk of one."""
+
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    error: Any = None
 
 
-class _Chunk(BaseModel):
-    choices: list[_StreamedChoice] = []
-    usage: Usage | None = None
+FINISHED = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+}
+"""Finish reasons that differ from those of the chat protocol."""
+CALL_AS_TEXT = re.compile(
+    r"<tool_call>|<function=|<\|tool_call|\[TOOL_CALLS\]|<\|python_tag\|>"
+    r"|\A\s*(?:```(?:json|tool_call)?\s*)?\{\s*\"(?:name|function)\"\s*:.{0,200}"
+    r"\"(?:arguments|parameters)\"\s*:",
+    re.DOTALL,
+)
+"""A tool call that a server without a parser for it passes on as text."""
 
 
 @dataclass
-class _PartialReply:
+class PartialReply:
     """A reply so far."""
 
-    text: list[str] = field(default_factory=list[str])
+    splitter: ReasoningSplitter = field(default_factory=ReasoningSplitter)
+    may_call: bool = False
+    """Tools are granted, so a tool call as text is no answer."""
+    raw: list[str] = field(default_factory=list[str])
+    """The text as the server sends it, reasoning included."""
+    reasoning: list[str] = field(default_factory=list[str])
+    """From fields and parts of their own."""
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
-    calls: dict[int, tuple[str, str, str]] = field(default_factory=dict[int, tuple[str, str, str]])
-    """(id, name, arguments) of each tool call, by its index."""
+    calls: dict[Any, list[str]] = field(default_factory=dict[Any, list[str]])
+    """[id, name, arguments] of each tool call, by its index or id."""
     finish_reason: str = ""
-    usage: Usage = field(default_factory=Usage)
+    usage: Any = None
+    notes: list[str] = field(default_factory=list[str])
 
-    def add(self, message: _Message, ending: _Ending) -> Delta | None:
-        """Add a message, or a part of it; returns a delta if it holds text."""
+    def add(self, message: dict[str, Any], ending: _Choice) -> Delta | None:
+        """Add a message, or a part of it; returns a delta if it holds text.
+
+        Raises:
+            ValueError: the content has an unknown form.
+        """
         self.finish_reason = ending.finish_reason or self.finish_reason
-        for position, part in enumerate(message.tool_calls or ()):
-            index = position if part.index is None else part.index
-            id, name, arguments = self.calls.get(index, ("", "", ""))
-            self.calls[index] = (
-                id or part.id or "",
-                name or part.function.name or "",
-                arguments + (part.function.arguments or ""),
-            )
-        text = message.content or ""
-        logprobs = ending.logprobs.read() if ending.logprobs else ()
-        if not (text or logprobs):
-            return None
-        self.text.append(text)
+        calls = message.get("tool_calls") or ()
+        if not calls and isinstance(call := message.get("function_call"), dict):
+            calls = [{"index": 0, "function": call}]  # The protocol's first form of tools.
+        for position, part in enumerate(calls if isinstance(calls, list | tuple) else ()):
+            self._add_call(position, part)
+        refusal = message.get("refusal")
+        thoughts, text = content_of(message.get("content") or refusal)
+        if refusal and "the model refused to answer" not in self.notes:
+            self.notes.append("the model refused to answer")
+        thoughts = reasoning_of(message) + thoughts
+        logprobs = read_logprobs(ending.logprobs)
+        self.reasoning.append(thoughts)
+        self.raw.append(text)
         self.logprobs += logprobs
-        return Delta(text, logprobs)
+        block, content = self.splitter.feed(text)
+        if not (content or logprobs or thoughts or block):
+            return None
+        return Delta(content, logprobs, thoughts + block)
+
+    def _add_call(self, position: int, part: Any) -> None:
+        if not isinstance(part, dict):
+            raise ValueError(f"a tool call is a {type(part).__name__}")
+        part = cast(dict[str, Any], part)
+        id, function = str(part.get("id") or ""), part.get("function") or part
+        key = part.get("index")
+        if key is None:  # Apart by id; a part without either goes on with the last call.
+            keys = list(self.calls)
+            key = id or (keys[-1] if keys and not function.get("name") else f"{position} of none")
+        elif id and self.calls.get(key, [id])[0] not in ("", id):
+            key = id  # Some servers give every call the index 0.
+        call = self.calls.setdefault(key, ["", "", ""])
+        arguments = function.get("arguments", function.get("parameters"))
+        if arguments is not None and not isinstance(arguments, str):
+            arguments = json.dumps(arguments)
+        call[0], call[1] = call[0] or id, call[1] or str(function.get("name") or "")
+        call[2] += arguments or ""
+
+    def rest(self) -> Delta | None:
+        """What was held back until the end, because it might have been a tag."""
+        block, content = self.splitter.end()
+        return Delta(content, (), block) if block or content else None
 
     def completion(self, seconds: float = 0.0, retries: tuple[str, ...] = ()) -> Completion:
+        """The whole reply; `rest` comes first."""
+        text, raw = self.splitter.content, "".join(self.raw)
+        calls = tuple(ToolCall(*call) for call in self.calls.values())
+        finish, notes = self.finish_reason or "stop", list(self.notes)
+        finish = FINISHED.get(finish.lower(), finish)
+        if self.splitter.unclosed:
+            finish = "length"
+        elif self.may_call and not calls and CALL_AS_TEXT.search(text):
+            notes.append(PRINTED_CALL)
+        elif finish == "tool_calls" and not calls:
+            finish = "stop"
+        if not text and finish == "length":
+            thought = " while the model was thinking" if self.splitter.reasoning else ""
+            notes.append(f"the token limit cut the reply before its answer began{thought}")
+        usage = cast(dict[str, Any], self.usage) if isinstance(self.usage, dict) else {}
+        reasoning = joined(("".join(self.reasoning).strip(), self.splitter.reasoning))
         return Completion(
-            "".join(self.text),
-            prompt_tokens=self.usage.prompt_tokens or 0,
-            completion_tokens=self.usage.completion_tokens or 0,
+            text,
+            prompt_tokens=_count(usage.get("prompt_tokens")),
+            completion_tokens=_count(usage.get("completion_tokens")),
             seconds=seconds,
-            finish_reason=self.finish_reason or "stop",
-            logprobs=tuple(self.logprobs),
+            finish_reason=finish,
+            logprobs=logprobs_of(text, raw, self.logprobs),
             retries=retries,
-            tool_calls=tuple(ToolCall(*self.calls[index]) for index in sorted(self.calls)),
+            tool_calls=calls,
+            reasoning=reasoning,
+            notes=tuple(notes),
         )
 
 
-def read_reply(body: bytes) -> Completion:
+def read_reply(body: bytes, may_call: bool = False) -> PartialReply:
     """Read the body of a reply.
 
     Raises:
-        openai.APIError: it lacks a field that the protocol requires.
+        ReplyError: it lacks a field that the protocol requires, or is an error.
     """
+    beginning = body[:120].decode(errors="replace")
     try:
         reply = _Reply.model_validate_json(body)
-    except ValidationError as error:
-        raise garbled(
-            f"the reply is no chat completion ({_first_error(error)}); it begins "
-            f"{body[:120].decode(errors='replace')!r}"
+        if reply.error and not reply.choices:
+            raise error_reply(reply.error)
+        if not reply.choices or reply.choices[0].message is None:
+            raise ReplyError(
+                f"the reply is no chat completion (it holds no choice); it begins {beginning!r}",
+                body,
+            )
+        whole = PartialReply(may_call=may_call, usage=reply.usage)
+        whole.add(reply.choices[0].message, reply.choices[0])
+    except ValueError as error:
+        reason = _first_error(error) if isinstance(error, ValidationError) else str(error)
+        raise ReplyError(
+            f"the reply is no chat completion ({reason}); it begins {beginning!r}", body
         ) from error
-    whole = _PartialReply(usage=reply.usage or Usage())
-    whole.add(reply.choices[0].message, reply.choices[0])
-    return whole.completion()
+    whole.rest()
+    return whole
 
 
 async def read_stream(
-    chunks: AsyncIterable[Any], start: float, retries: tuple[str, ...] = ()
+    chunks: AsyncIterable[Any],
+    start: float,
+    retries: tuple[str, ...] = (),
+    partial: PartialReply | None = None,
+    is_done: Callable[[], bool] = lambda: False,
 ) -> Pieces:
     """Read the chunks of a streamed reply; `start` is the time of the request, by `perf_counter`.
 
+    Args:
+        is_done: whether the server has ended the stream by `[DONE]`.
+
     Raises:
-        openai.APIError: a chunk violates the protocol, or the chunks end before the reply does.
+        ReplyError: a chunk violates the protocol, or the chunks end before the reply does.
     """
-    partial = _PartialReply()
+    partial = partial or PartialReply()
     try:
         async for chunk in chunks:
-            part = _Chunk.model_validate(chunk)
+            part = _Reply.model_validate(chunk)
+            if part.error:
+                raise error_reply(part.error)
             partial.usage = part.usage or partial.usage
-            for choice in part.choices[:1]:
-                if (delta := partial.add(choice.delta, choice)) is not None:
+            for choice in (part.choices or ())[:1]:
+                delta = partial.add(choice.delta or choice.message or {}, choice)
+                if delta is not None:
                     yield delta
     except ValidationError as error:
-        raise garbled(f"a chunk is not a chat completion chunk ({_first_error(error)})") from error
+        reason = _first_error(error)
+        raise ReplyError(f"a chunk is not a chat completion chunk ({reason})") from error
     except ValueError as error:
-        raise garbled(f"a chunk is no JSON ({error})") from error
+        raise ReplyError(f"a chunk is no JSON ({error})") from error
     if not partial.finish_reason:
-        raise garbled("the stream ended before the reply did")
+        if not (is_done() and any((*partial.raw, *partial.reasoning, partial.calls))):
+            raise ReplyError("the stream ended before the reply did")
+        partial.notes.append("the stream ended without a finish reason")
+    if (delta := partial.rest()) is not None:
+        yield delta
     yield partial.completion(time.perf_counter() - start, retries)
 
 
@@ -263,10 +340,3 @@ def _first_error(error: ValidationError) -> str:
     """Where and how a body first departs from the protocol."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"
-
-
-def garbled(message: str) -> "openai.APIError":
-    """The error of a reply that violates the protocol; it is worth another try."""
-    import openai  # Takes a third of a second, so only on this path.
-
-    return openai.APIError(message, cast(Any, None), body=None)

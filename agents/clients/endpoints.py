@@ -1,54 +1,120 @@
 """The endpoint that the environment names, several endpoints as one client, and a reply cache."""
 
 import asyncio
+import base64
+import json
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from reflux.agents.clients.chat_protocol import Pieces, in_one_piece, stream_of
-from reflux.agents.clients.retries import RETRIES, TIMEOUT
-from reflux.agents.errors import EndpointError, UsageError
+from reflux.agents.clients.refusals import NEVER_CONNECTS
+from reflux.agents.clients.retries import RETRIES, TIMEOUT, TOTAL_TIMEOUT
+from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.types import ChatClient, ChatRequest, Completion
 
 if TYPE_CHECKING:
+    import ssl
+
+    import httpx2
+
     from reflux.agents.clients.openai import OpenAIClient
 
 
-def endpoint_from_env(env: dict[str, str], **options: Any) -> "OpenAIClient | None":
+URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
+THINKING_VARIABLE, EXTRA_BODY = "REFLUX_THINKING", "REFLUX_EXTRA_BODY"
+ENDINGS = re.compile(r"/(?:chat/completions|completions|models|responses)/*$|/+$")
+"""What users paste at the end of a base URL."""
+
+
+def endpoint_from_env(
+    env: Mapping[str, str], names: tuple[str, str] = (URL, KEY), **options: Any
+) -> "OpenAIClient | None":
     """The endpoint at OPENAI_BASE_URL, with the key OPENAI_API_KEY; None without an address.
 
     A key alone names no endpoint, because many programs share that variable. REFLUX_TIMEOUT sets
-    the seconds for one try, REFLUX_RETRIES the maximum tries after the first.
+    the seconds of one try without a byte, REFLUX_TOTAL_TIMEOUT those in all, REFLUX_RETRIES the
+    maximum tries after the first, REFLUX_THINKING whether models reason, and REFLUX_EXTRA_BODY
+    further fields of each request; options of the same meaning take precedence.
+
+    Args:
+        names: where the user set the address and the key, for messages.
+        options: further options of `OpenAIClient`.
 
     Raises:
         UsageError: the base URL is no http address, no header can carry the key, or the time-out
             or the number of retries is no valid number.
     """
-    url = env.get("OPENAI_BASE_URL", "").strip()
-    key = env.get("OPENAI_API_KEY", "").strip()
+    url, key = env.get(URL, "").strip(), env.get(KEY, "").strip()
     if not url:
         return None
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"OPENAI_BASE_URL is {url!r}; it must start with http:// or https://")
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(f"{names[1]} holds characters that no HTTP header can carry")
+    for option, variable in (("timeout", TIMEOUT), ("total_timeout", TOTAL_TIMEOUT)):
+        if (seconds := env.get(variable, "").strip()) != "":
+            options[option] = _number(variable, seconds, float, minimum=0.001)
+    if (retries := env.get(RETRIES, "").strip()) != "":
+        options["retries"] = _number(RETRIES, retries, int, minimum=0)
+    from reflux.agents.clients.openai import THINKING, OpenAIClient
+
+    thinking = env.get(THINKING_VARIABLE, "").strip() or "auto"
+    if options.setdefault("thinking", thinking) not in THINKING:
+        known = ", ".join(THINKING)
+        raise UsageError(f"{THINKING_VARIABLE} is {options['thinking']!r}; choose from {known}")
+    options.setdefault("extra_body", _json_object(env.get(EXTRA_BODY, "")))
+    url, more = _base_url(url, names[0])
+    if key and "headers" in more:
+        raise UsageError(
+            f"{names[0]} holds a user and {names[1]} is set: both would be the Authorization "
+            "header; leave one out"
+        )
+    return OpenAIClient(url, key or "none", names=names, **more, **options)
+
+
+def _base_url(text: str, name: str) -> tuple[str, dict[str, Any]]:
+    """A base URL as requests need it, and what it holds besides: a query, a user with password.
+
+    Raises:
+        UsageError: it is no http address.
+    """
+    shown = re.sub(r"//[^/@]*@", "//", text)
+    if not re.match(r"https?://", text, re.IGNORECASE):
+        scheme = "" if "://" in text else f"; did you mean http://{shown}?"
+        raise UsageError(f"{name} is {shown!r}; it must start with http:// or https://{scheme}")
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(text)
         usable = bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
-        raise UsageError(f"OPENAI_BASE_URL is {url!r}; it must name a host, and a port to 65535")
-    if not (key.isascii() and key.isprintable()):
-        raise UsageError("OPENAI_API_KEY holds characters that no HTTP header can carry")
-    if (seconds := env.get(TIMEOUT, "").strip()) != "":
-        options["timeout"] = _number(TIMEOUT, seconds, float, minimum=0.001)
-    if (retries := env.get(RETRIES, "").strip()) != "":
-        options["retries"] = _number(RETRIES, retries, int, minimum=0)
-    from reflux.agents.clients.openai import OpenAIClient
+        raise UsageError(f"{name} is {shown!r}; it must name a host, and a port to 65535")
+    more: dict[str, Any] = {"query": dict(parse_qsl(parts.query))} if parts.query else {}
+    if parts.username is not None:
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        more["headers"] = {"Authorization": f"Basic {base64.b64encode(user).decode()}"}
+    host = parts.netloc.rpartition("@")[2].lower()
+    path = ENDINGS.sub("", parts.path.rstrip("/"))
+    return f"{parts.scheme.lower()}://{host}{path}", more
 
-    return OpenAIClient(url, key or "none", **options)
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text.strip() else {}
+    except ValueError as error:
+        raise UsageError(f"--extra-body is no JSON ({error}): {text[:80]!r}") from error
+    if not isinstance(value, dict) or {"model", "messages", "stream"} & value.keys():
+        raise UsageError(
+            f"--extra-body is {text[:80]!r}; write a JSON object of further fields of a request, "
+            "such as '{\"top_k\": 20}', without model, messages and stream"
+        )
+    return cast(dict[str, Any], value)
 
 
 def _number(name: str, text: str, kind: Callable[[str], float], minimum: float) -> float:
@@ -59,6 +125,99 @@ def _number(name: str, text: str, kind: Callable[[str], float], minimum: float) 
     if not (math.isfinite(value) and value >= minimum):
         raise UsageError(f"{name} is {text!r}; it must be a number of at least {minimum:g}")
     return value
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is this machine, which no proxy reaches."""
+    host = (urlsplit(url).hostname or "").lower()
+    return host in ("localhost", "::1", "0.0.0.0") or bool(  # noqa: S104 - nothing is bound
+        re.fullmatch(r"127\.\d+\.\d+\.\d+|.+\.localhost", host)
+    )
+
+
+def _proxies() -> dict[str, str]:
+    """The variables that name a proxy, and their values."""
+    names = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+    variables = [name for upper in names for name in (upper, upper.lower())]
+    return {name: os.environ[name] for name in variables if os.environ.get(name)}
+
+
+def http_client(url: str) -> "httpx2.AsyncClient":
+    """Connections to one endpoint: to this machine without proxy and certificates.
+
+    Raises:
+        MissingError: a proxy needs a package.
+        UsageError: a variable names no proxy, or no file of certificates.
+    """
+    from openai import DefaultAsyncHttpxClient
+
+    if is_loopback(url) and url.startswith("http:"):
+        return DefaultAsyncHttpxClient(trust_env=False, verify=_no_certificates())
+    verify = _certificates(*map(os.environ.get, CERTIFICATES))
+    try:
+        return DefaultAsyncHttpxClient(trust_env=not is_loopback(url), verify=verify)
+    except ImportError as error:
+        names = ", ".join(name for name, value in _proxies().items() if "socks" in value)
+        raise MissingError(
+            f"{names or 'a proxy'} names a SOCKS proxy, which needs a package: pip install "
+            "'httpx2[socks]', or unset the variable"
+        ) from error
+    except ValueError as error:
+        names = ", ".join(_proxies()) or "the proxy"
+        raise UsageError(f"{names} names no proxy ({error}); correct or unset it") from error
+
+
+@cache
+def _no_certificates() -> "ssl.SSLContext":
+    """Trusts nobody: for plain http."""
+    import ssl
+
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+"""Environment variables that name certificate authorities; the first that is set counts."""
+
+
+@cache
+def _certificates(*values: str | None) -> "ssl.SSLContext":
+    """Read once, because reading blocks the event loop for about 20 ms.
+
+    Raises:
+        UsageError: a variable names nothing that holds certificates.
+    """
+    import ssl
+
+    import httpx2
+
+    for name, value in zip(CERTIFICATES, values, strict=True):
+        if not value:
+            continue
+        path = Path(value)
+        try:
+            if not path.exists():
+                raise FileNotFoundError(f"there is no {value}")
+            if path.is_dir():
+                return ssl.create_default_context(capath=value)
+            return ssl.create_default_context(cafile=value)
+        except OSError as error:
+            raise UsageError(
+                f"{name} names no file of certificates ({error}): correct or unset it"
+            ) from error
+    return httpx2.create_ssl_context()
+
+
+def connection_remedy(cause: str, base_url: str, name: str) -> str:
+    """What the user can do where no connection came about; `name` is where the URL was set."""
+    if "WRONG_VERSION" in cause or "record layer" in cause:
+        return f"the server speaks http there, not https: correct {name}"
+    if "certificate" in cause.lower():
+        return "name the file of its certificate authority in SSL_CERT_FILE"
+    if NEVER_CONNECTS.search(cause):
+        return f"no host has the name {urlsplit(base_url).hostname}: check {name}"
+    proxy = next(iter(_proxies()), None)
+    through = f", and the proxy {proxy}" if proxy and not is_loopback(base_url) else ""
+    return f"is it running? check {name}{through}"
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,16 @@ from typing import Any, cast
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
-from pydantic import ValidationError
 
-from reflux.agents.clients.chat_protocol import Logprobs, function_spec, sampling_fields
-from reflux.agents.clients.retries import RetryingClient, RetryPolicy, status_of, worth_retrying
+from reflux.agents.clients.chat_protocol import (
+    FINISHED,
+    function_spec,
+    read_logprobs,
+    sampling_fields,
+)
+from reflux.agents.clients.reasoning import apart, content_of, reasoning_of
+from reflux.agents.clients.refusals import Refusal, kind_of, remedy_of, status_of
+from reflux.agents.clients.retries import RetryingClient, RetryPolicy, worth_retrying
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest, Completion, ToolCall
@@ -48,14 +54,6 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "top_logprobs": ("top_logprobs",),
 }
 """Field names of the common integrations; the first that a model has is used."""
-
-FINISHED = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "tool_use": "tool_calls",
-}
-"""Finish reasons that differ from those of the chat protocol."""
 
 SECRET_NAME = re.compile(r"key|secret|password|credential|authori|(access|auth)_token|header", re.I)
 
@@ -138,22 +136,22 @@ def read_message(reply: Any) -> Completion:
         or "stop"
     ).lower()
     tokens: Any = metadata.get("logprobs")
-    try:
-        body = {"content": cast(Any, tokens)} if isinstance(tokens, list) else tokens
-        logprobs = Logprobs.model_validate(body).read()
-    except ValidationError:
-        logprobs = ()
+    logprobs = read_logprobs({"content": tokens} if isinstance(tokens, list) else tokens)
     calls = [ToolCall(c["id"] or "", c["name"], json.dumps(c["args"])) for c in reply.tool_calls]
     for bad in reply.invalid_tool_calls:
         calls.append(ToolCall(bad["id"] or "", bad["name"] or "", bad["args"] or ""))
-    return Completion(
+    content = cast(Any, reply.content)
+    thoughts = content_of(content)[0] if isinstance(content, list) else ""
+    read = Completion(
         text=str(reply.text),
         prompt_tokens=usage["input_tokens"] if usage else 0,
         completion_tokens=usage["output_tokens"] if usage else 0,
         finish_reason=FINISHED.get(finish, finish),
         logprobs=logprobs,
         tool_calls=tuple(calls),
+        reasoning=reasoning_of(cast(dict[str, Any], reply.additional_kwargs)) or thoughts,
     )
+    return apart(read)
 
 
 def read_structured(reply: dict[str, Any]) -> Completion:
@@ -248,12 +246,29 @@ class LangChainClient(RetryingClient):
         late = type(error) is TimeoutError and not error.args
         return f"no reply in {self._timeout:g} s" if late else super()._one_line(error)
 
-    def _remedy(self, error: Exception) -> str:
+    def _status_of(self, error: Exception) -> int | None:
+        return Refusal.of(error).status
+
+    def _too_long(self, error: Exception) -> bool:
+        return kind_of(status_of(error), str(error)) == "too_long"
+
+    def _adapts(self, error: Exception, request: ChatRequest) -> bool:
+        agent = self._agent_of(request.model)
+        if not (request.schema and agent.takes_schemas and status_of(error) in (400, 422)):
+            return False
+        agent.takes_schemas = False  # The parser of replies takes free text.
+        return True
+
+    def _remedy(self, error: Exception, model: str) -> str:
         status = status_of(error)
         if status in (401, 403):
             return "check the key that the model was made with"
         if status == 404:
             return "check the model's name and address"
+        refusal = Refusal.of(error)
+        if refusal.kind == "quota" or self._too_long(error):
+            kind = "quota" if refusal.kind == "quota" else "too_long"
+            return remedy_of(replace(refusal, kind=kind), "the model", "")
         if worth_retrying(error):
             return "is its endpoint up?"
         return "see the integration's documentation"

@@ -1,23 +1,66 @@
 """One client for every endpoint that speaks the OpenAI chat protocol."""
 
 import asyncio
-import ssl
+import hashlib
+import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from functools import cache, partial
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import httpx2
 import openai
-from openai import AsyncOpenAI, AsyncStream, DefaultAsyncHttpxClient
+from openai import AsyncOpenAI, AsyncStream
 
-from reflux.agents.clients.chat_protocol import Pieces, read_reply, read_stream, request_body
-from reflux.agents.clients.retries import TIMEOUT, RetryingClient, RetryPolicy, worth_retrying
+from reflux.agents.clients.adaptation import RENAMED, Adaptation
+from reflux.agents.clients.chat_protocol import (
+    PartialReply,
+    Pieces,
+    in_one_piece,
+    read_reply,
+    read_stream,
+    request_body,
+)
+from reflux.agents.clients.endpoints import connection_remedy, http_client
+from reflux.agents.clients.reasoning import OPENS_IN_TEMPLATE, ReasoningSplitter
+from reflux.agents.clients.refusals import (
+    NEVER_CONNECTS,
+    Refusal,
+    ReplyError,
+    error_reply,
+    missing_remedy,
+    names_in,
+    remedy_of,
+)
+from reflux.agents.clients.retries import (
+    TIMEOUT,
+    TOTAL_TIMEOUT,
+    RetryingClient,
+    RetryPolicy,
+    worth_retrying,
+)
+from reflux.agents.prompts import PLACEHOLDER
 from reflux.agents.types import ChatRequest, Completion
 
 POOL = 16
 """Concurrent requests in one connection pool, which looks at all of them for each request."""
+
+Thinking = Literal["auto", "on", "off"]
+THINKING: Mapping[str, Mapping[str, Any]] = {
+    "auto": {},
+    "on": {
+        "chat_template_kwargs": {"enable_thinking": True, "thinking": True},
+        "reasoning_effort": "medium",
+    },
+    "off": {
+        "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
+        "reasoning_effort": "none",
+    },
+}
+"""What turns a model's reasoning on or off. vLLM, SGLang and llama.cpp read the arguments of the
+chat template (`enable_thinking` of Qwen, `thinking` of DeepSeek and Granite), Ollama, OpenAI, Groq
+and Gemini the effort. What a server refuses of it is left out."""
 
 
 class OpenAIClient(RetryingClient):
@@ -26,7 +69,7 @@ class OpenAIClient(RetryingClient):
     The package's retries are off, so that each retry is recorded and any Retry-After is honored.
     """
 
-    errors = (openai.APIError,)
+    errors = (openai.OpenAIError, ReplyError, httpx2.HTTPError, TimeoutError)
 
     def __init__(
         self,
@@ -35,33 +78,62 @@ class OpenAIClient(RetryingClient):
         *,
         concurrency: int = 16,
         timeout: float = 120.0,
+        total_timeout: float = 600.0,
         retries: int = 5,
         backoff: float = 0.5,
-        extra_body: dict[str, Any] | None = None,
+        thinking: Thinking = "auto",
+        extra_body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, object] | None = None,
+        names: tuple[str, str] = ("OPENAI_BASE_URL", "OPENAI_API_KEY"),
+        embedded: bool = False,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     ) -> None:
         """
         Args:
             concurrency: maximum concurrent requests to this endpoint.
-            timeout: seconds for one try.
+            timeout: seconds of one try without a byte.
+            total_timeout: seconds of one try in all.
             retries: maximum tries after the first.
             backoff: see `RetryPolicy`.
+            thinking: whether models that can reason are to; `auto` leaves it to the server.
             extra_body: fields that this endpoint takes beyond the protocol.
+            headers: further headers.
+            query: the query string of each request, such as Azure's `api-version`.
+            names: where the user set the URL and the key, for messages.
+            embedded: the endpoint is an engine of ours, which is never refused, and whose empty
+                system messages matter: see `reflux.agents.prompts`.
         """
-        super().__init__(concurrency, timeout, RetryPolicy(retries, backoff, sleep))
+        policy = RetryPolicy(retries, backoff, sleep)
+        super().__init__(concurrency, timeout, policy, first_alone=not embedded)
         self.base_url = base_url
-        self._connect = partial(
-            _connect, base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout
-        )
+        self._key = api_key
+        self._options: dict[str, Any] = {
+            "base_url": base_url,
+            "api_key": api_key,
+            "default_headers": headers,
+            "default_query": query,
+        }
+        self._total_timeout = total_timeout
         self._clients: dict[AsyncOpenAI, int] = {}
         """Each with its own connections, and its current requests."""
-        self._extra_body = extra_body or {}
+        self._extra_body = {**THINKING[thinking], **(extra_body or {})}
+        self._fixed = frozenset(extra_body or ())
+        self._settings = {"thinking": thinking, **(extra_body or {})}
+        self._names, self._embedded = names, embedded
+        self._adaptations: dict[str, Adaptation] = {}
+
+    def adaptation(self, model: str) -> Adaptation:
+        """What the endpoint refused for a model so far, and what is sent instead."""
+        return self._adaptations.setdefault(
+            model, Adaptation(opens_in_template=bool(OPENS_IN_TEMPLATE.search(model)))
+        )
 
     async def stream(self, request: ChatRequest) -> Pieces:
         """Answer one request piece by piece; retries stop once the first piece has arrived.
 
         Raises:
-            EndpointError: as `complete`, or the stream broke off, or no schema is taken.
+            EndpointError: as `complete`, or the stream broke off.
             UsageError: the request is not valid Unicode.
         """
         failures: list[str] = []
@@ -73,76 +145,177 @@ class OpenAIClient(RetryingClient):
         with self._explained(request.model, failures):
             async for attempt in self._policy.retrying(may_retry):
                 with attempt:
-                    async with self._gate, aclosing(self._pieces(request, failures)) as pieces:
-                        async for piece in pieces:
-                            started = True
-                            yield piece
+                    async with self._turn(request.model):
+                        failed = None
+                        while failed is None or (failed.adapted and not started):
+                            with self._noted(request, failures) as failed:
+                                pieces = self._pieces(request, failures)
+                                async with aclosing(pieces):
+                                    async for piece in pieces:
+                                        started = True
+                                        yield piece
+                                return
+                        raise failed.error
+
+    def _body(self, request: ChatRequest, stream: bool = False) -> dict[str, Any]:
+        """What the protocol asks to send, before any adaptation."""
+        body = request_body(request)
+        if not self._embedded:
+            messages = body["messages"]
+            body["messages"] = [m for m in messages if m["role"] != "system" or m["content"]]
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return body | self._extra_body
 
     async def _send(self, request: ChatRequest) -> Completion:
         # `chat.completions.create` would walk the whole body and the reply by their types.
-        body = request_body(request) | self._extra_body
-        with self._client() as client:
-            return read_reply(await client.post("/chat/completions", cast_to=bytes, body=body))
+        with self._sending(request, self._body(request)) as (client, body):
+            async with asyncio.timeout(self._total_timeout):
+                reply = await client.post("/chat/completions", cast_to=bytes, body=body)
+            whole = read_reply(reply, may_call="tools" in body)
+        self.adaptation(request.model).opens_in_template |= whole.splitter.without_opening
+        return self._noting(request, whole.completion())
 
     async def _pieces(self, request: ChatRequest, failures: list[str]) -> Pieces:
         start = time.perf_counter()
-        options = {"stream": True, "stream_options": {"include_usage": True}}
-        body = request_body(request) | options | self._extra_body
-        try:
-            with self._client() as client:
-                chunks = await client.post(
-                    "/chat/completions",
-                    cast_to=object,
-                    body=body,
-                    stream=True,
-                    stream_cls=AsyncStream[object],
-                )
-                async with chunks, aclosing(read_stream(chunks, start, tuple(failures))) as pieces:
-                    async for piece in pieces:
+        adaptation = self.adaptation(request.model)
+        if "stream" in adaptation.replaced:
+            for piece in in_one_piece(await self._send(request)):
+                yield piece
+            return
+        with self._sending(request, self._body(request, stream=True)) as (client, body):
+            chunks = await client.post(
+                "/chat/completions", cast_to=object, body=body, stream=True, stream_cls=_Chunks
+            )
+            splitter = ReasoningSplitter(opened=adaptation.opens_in_template)
+            partial = PartialReply(splitter, may_call="tools" in body)
+            async with chunks:
+                if (whole := await chunks.whole()) is not None:
+                    for piece in in_one_piece(read_reply(whole, partial.may_call).completion()):
                         yield piece
-        except openai.APIError as error:
-            failures.append(self._one_line(error))
-            raise
+                    return
+                pieces = read_stream(chunks, start, tuple(failures), partial, lambda: chunks.done)
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        if time.perf_counter() - start > self._total_timeout:
+                            raise TimeoutError
+                        if isinstance(piece, Completion):
+                            piece = self._noting(request, piece)
+                        yield piece
+        adaptation.opens_in_template |= splitter.without_opening
+
+    def _noting(self, request: ChatRequest, reply: Completion) -> Completion:
+        """The reply with notes on what was sent otherwise than asked."""
+        notes = (*self.adaptation(request.model).lines(), *reply.notes)
+        if self._settings["thinking"] == "off" and reply.reasoning:
+            notes = (*notes, "the model reasons although --thinking is off")
+        return replace(reply, notes=notes) if notes else reply
+
+    @contextmanager
+    def _sending(
+        self, request: ChatRequest, asked: dict[str, Any]
+    ) -> Iterator[tuple[AsyncOpenAI, dict[str, Any]]]:
+        """A client with room and the body to send; an error remembers the body that it refuses."""
+        body = self.adaptation(request.model).apply(asked)
+        with self._client() as client:
+            try:
+                yield client, body
+            except self.errors as error:
+                vars(error)["bodies"] = asked, body
+                raise
 
     @contextmanager
     def _client(self) -> Iterator[AsyncOpenAI]:
         """The first client with room, so that a small load keeps few connections open."""
         free = (client for client, requests in self._clients.items() if requests < POOL)
-        client = next(free, None) or self._connect()
+        client = next(free, None) or AsyncOpenAI(
+            http_client=http_client(self.base_url),
+            max_retries=0,
+            timeout=self._timeout,
+            **self._options,
+        )
         self._clients[client] = self._clients.get(client, 0) + 1
         try:
             yield client
         finally:
             self._clients[client] -= 1
 
+    def _adapts(self, error: Exception, request: ChatRequest) -> bool:
+        refusal = Refusal.of(error)
+        if "bodies" not in vars(error) or refusal.kind in ("key", "quota", "too_long"):
+            return False
+        asked, sent = vars(error)["bodies"]
+        adaptation = self.adaptation(request.model)
+        if adaptation.apply(asked) != sent:
+            return True  # A request at the same time has learned it.
+        free = {n: v for n, v in sent.items() if n not in self._fixed or n in RENAMED}
+        if adaptation.learn(refusal.status, refusal.words, names_in(refusal.body), free):
+            return adaptation.apply(asked) != sent
+        if "response_format" in sent and refusal.status in (400, 422):
+            # Servers word a refused schema in many ways; the parser of replies takes free text.
+            adaptation.replaced["response_format"] = ""
+            return True
+        return False
+
+    def _status_of(self, error: BaseException) -> int | None:
+        return Refusal.of(error).status
+
+    def _too_long(self, error: Exception) -> bool:
+        return Refusal.of(error).kind == "too_long"
+
     def _worth_retrying(self, error: BaseException) -> bool:
-        # Without a status: connection errors, time-outs and garbled replies.
-        has_status = isinstance(error, openai.APIStatusError)
-        return worth_retrying(error) if has_status else isinstance(error, openai.APIError)
+        if not isinstance(error, self.errors) or type(error) is TimeoutError:
+            return False
+        refusal = Refusal.of(error)
+        if refusal.kind in ("key", "quota", "too_long", "missing", "page"):
+            return False
+        if refusal.status is None:
+            # Connection errors, time-outs and garbled replies pass; a wrong address does not.
+            return not NEVER_CONNECTS.search(str(error.__cause__))
+        return refusal.status != 501 and (refusal.kind == "busy" or worth_retrying(error))
 
     def _address(self, model: str) -> str:
-        return self.base_url
+        return "the embedded engine" if self._embedded else self.base_url
 
     def _text_of(self, error: Exception) -> str:
+        text = Refusal.of(error).words or str(error)
         # "Connection error." alone does not distinguish a refused connection from a dropped one.
-        cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) else ""
-        return f"{error}{cause}"
+        if isinstance(error, openai.APIConnectionError):
+            text = f"{error} ({error.__cause__})"
+        if type(error) is TimeoutError:
+            text = f"no whole reply in {self._total_timeout:g} s"
+        return text.replace(self._key, PLACEHOLDER) if len(self._key) > 7 else text
 
-    def _remedy(self, error: Exception) -> str:
+    def _remedy(self, error: Exception, model: str) -> str:
+        if type(error) is TimeoutError:
+            return f"raise {TOTAL_TIMEOUT}, or lower --max-tokens"
         if isinstance(error, openai.APITimeoutError):
             seconds = f"{self._timeout:g} s"
             return f"no reply in {seconds}: raise {TIMEOUT}, or send fewer requests at once"
-        if isinstance(error, openai.APIConnectionError):
-            return "is it running? check OPENAI_BASE_URL"
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return "check OPENAI_API_KEY"
-        if isinstance(error, openai.NotFoundError):
-            return "check the model's name and OPENAI_BASE_URL"
-        return "see the endpoint's own log"
+        if self._embedded:
+            too_long = self._too_long(error)
+            return remedy_of(Refusal.of(error), "", "") if too_long else "`reflux doctor` tests it"
+        url, key = self._names
+        if isinstance(error, openai.APIConnectionError | httpx2.TransportError):
+            return connection_remedy(str(error.__cause__), self.base_url, url)
+        refusal = Refusal.of(error)
+        if refused := sorted(self._fixed & set(names_in(refusal.body))):
+            return f"leave {', '.join(refused)} out of --extra-body"
+        if refusal.kind in ("missing", "page"):
+            response = getattr(error, "response", None)
+            moved = str(response.url) if getattr(response, "history", None) else ""
+            return missing_remedy(refusal, self.base_url, url, moved)
+        limited = f": may it use {model}?" if refusal.status == 403 else ""
+        return remedy_of(refusal, key, limited)
 
     async def model_digest(self, model: str) -> str:
-        """Endpoint and name, because a remote endpoint does not say what weights it serves."""
-        return f"{self.base_url}#{model}"
+        """Endpoint, name and settings, because a remote endpoint does not say what weights it
+        serves."""
+        digest = f"{self.base_url}#{model}"
+        if self._settings == {"thinking": "auto"}:
+            return digest
+        settings = json.dumps(self._settings, sort_keys=True).encode()
+        return f"{digest}#{hashlib.sha256(settings).hexdigest()[:8]}"
 
     async def models(self) -> list[str]:
         """Names of the models that the endpoint serves.
@@ -155,20 +328,41 @@ class OpenAIClient(RetryingClient):
             try:
                 with self._client() as client:
                     return [model.id async for model in client.models.list()]
-            except openai.APIError as error:
+            except self.errors as error:
                 failures.append(self._one_line(error))
                 raise
+            except (AttributeError, TypeError, ValueError) as error:  # The package's own reading.
+                failures.append("the list of models is no list of models")
+                raise ReplyError(failures[-1]) from error
 
     async def close(self) -> None:
         for client in self._clients:
             await client.close()
 
 
-def _connect(**options: Any) -> AsyncOpenAI:
-    return AsyncOpenAI(http_client=DefaultAsyncHttpxClient(verify=_certificates()), **options)
+class _Chunks(AsyncStream[object]):
+    """The chunks of a stream, and whether `[DONE]` has ended it."""
 
+    done = False
 
-@cache
-def _certificates() -> ssl.SSLContext:
-    """Read once, because reading blocks the event loop for about 20 ms."""
-    return httpx2.create_ssl_context()
+    async def whole(self) -> bytes | None:
+        """The body of a server that does not stream, or None.
+
+        Raises:
+            ReplyError: it is a web page.
+        """
+        kind = self.response.headers.get("content-type", "")
+        if "json" not in kind and "html" not in kind:
+            return None
+        body = await self.response.aread()
+        if b"data:" in body[:200] and not body.lstrip().startswith((b"{", b"<")):
+            return None
+        return body
+
+    async def _iter_events(self) -> AsyncIterator[Any]:
+        async for event in super()._iter_events():
+            self.done = self.done or event.data.startswith("[DONE]")
+            if event.event == "error" and '"error"' not in event.data:
+                raise error_reply(event.data)
+            if event.data.strip():  # Some servers keep the connection alive by empty events.
+                yield event

@@ -1,31 +1,58 @@
 """What every client of an endpoint does: limit concurrency, try again, explain a failure."""
 
 import asyncio
-import math
 import random
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
+from reflux.agents.clients.refusals import MAX_CHARS, retry_after, status_of
 from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest, Completion
 
 TIMEOUT, RETRIES = "REFLUX_TIMEOUT", "REFLUX_RETRIES"
-"""Environment variables: seconds for one try, and maximum tries after the first."""
+"""Environment variables: seconds of one try without a byte, and maximum tries after the first."""
+TOTAL_TIMEOUT = "REFLUX_TOTAL_TIMEOUT"
+"""Environment variable: seconds of one try in all."""
 MAX_BACKOFF_SECONDS = 30.0
+MAX_WAIT_SECONDS = 120.0
+"""Longest wait that a Retry-After header may ask for; beyond it the call fails at once."""
+FIRST_SECONDS = 2.0
+"""How long the first request to a model goes alone, so that a refusal is met and learned once."""
+FINAL_SECONDS = 60.0
+"""How long a refused key, address, model or account is not tried again."""
 RETRIED_STATUS = frozenset((408, 409, 425, 429))
 """HTTP statuses below 500 that are worth another try."""
 TRANSIENT = re.compile(r"Timeout|Connect|Transport|RateLimit|Overloaded|Unavailable")
 """Names of exceptions that are worth another try; packages share no class for them."""
+
+
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+on_wait: ContextVar[Callable[[str], None] | None] = ContextVar("on_wait", default=None)
+"""Told why a call waits, for a line of progress; told an empty text when it goes on."""
+
+
+@contextmanager
+def time_left(seconds: float | None) -> Generator[None]:
+    """Calls in this block wait for no retry beyond `seconds`; None is no limit."""
+    token = _deadline.set(None if seconds is None else time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+class WaitRefusedError(Exception):
+    """A retry would have to wait for too long."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +63,44 @@ class RetryPolicy:
     """Maximum tries after the first."""
     backoff: float = 0.5
     """Seconds before the first retry; doubled each time, with jitter, up to 30. A Retry-After
-    header takes precedence, whatever its length."""
+    header of up to two minutes takes precedence."""
     sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep
 
     def retrying(self, worth_retrying: Callable[[BaseException], bool]) -> AsyncRetrying:
         """tenacity's loop; the last error is raised unchanged."""
         return AsyncRetrying(
-            sleep=self.sleep,
+            sleep=self._wait,
             stop=stop_after_attempt(self.retries + 1),
             wait=self._pause,
             retry=retry_if_exception(worth_retrying),
             reraise=True,
         )
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, within the question's limit.
+
+        Raises:
+            WaitRefusedError: the wait is too long.
+        """
+        if seconds > MAX_WAIT_SECONDS:
+            raise WaitRefusedError(
+                f"the endpoint asks to wait {seconds:,.0f} s (Retry-After), and the longest wait "
+                f"is {MAX_WAIT_SECONDS:g} s: ask again later"
+            )
+        deadline = _deadline.get()
+        if deadline is not None and (left := deadline - time.monotonic()) < seconds:
+            raise WaitRefusedError(
+                f"the next try is due in {seconds:.1f} s, and the question has "
+                f"{max(0.0, left):.1f} s left: allow more --seconds, or ask again later"
+            )
+        tell = on_wait.get()
+        if tell is not None:
+            tell(f"waits {seconds:.0f} s to try again")
+        try:
+            await self.sleep(seconds)
+        finally:
+            if tell is not None:
+                tell("")
 
     def _pause(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -56,35 +109,6 @@ class RetryPolicy:
             return seconds
         backoff = self.backoff * 2 ** (state.attempt_number - 1)
         return min(MAX_BACKOFF_SECONDS, backoff) * random.uniform(0.75, 1.25)
-
-
-def retry_after(error: BaseException | None) -> float | None:
-    """Seconds that the Retry-After header of an error's response demands, as a number or as a
-    date; None without a valid header."""
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    if not isinstance(headers, Mapping):
-        return None
-    value = str(cast(Mapping[str, object], headers).get("retry-after", ""))
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            date = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        date = date if date.tzinfo else date.replace(tzinfo=UTC)
-        seconds = (date - datetime.now(UTC)).total_seconds()
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status of an exception or of its response."""
-    for holder in (error, getattr(error, "response", None)):
-        for name in ("status_code", "http_status", "code"):
-            status = getattr(holder, name, None)
-            if isinstance(status, int) and 100 <= status < 600:
-                return int(status)
-    return None
 
 
 def worth_retrying(error: BaseException) -> bool:
@@ -101,11 +125,18 @@ class RetryingClient(ABC):
 
     errors: tuple[type[Exception], ...] = (Exception,)
 
-    def __init__(self, concurrency: int, timeout: float, policy: RetryPolicy) -> None:
+    def __init__(
+        self, concurrency: int, timeout: float, policy: RetryPolicy, first_alone: bool = True
+    ) -> None:
+        """`first_alone`: the first request to each model is answered before the others go."""
         self._gate = asyncio.Semaphore(concurrency)
         self._timeout = timeout
         self._policy = policy
-        self._without_schema: set[str] = set()
+        self._first_alone = first_alone
+        self._first: dict[str, asyncio.Lock] = {}
+        self._tried: set[str] = set()
+        self._final: dict[str, tuple[float, EndpointError]] = {}
+        """By model: when it was refused for good, and how."""
 
     @abstractmethod
     async def _send(self, request: ChatRequest) -> Completion:
@@ -116,11 +147,22 @@ class RetryingClient(ABC):
         """What answers for a model, as a failure names it."""
 
     @abstractmethod
-    def _remedy(self, error: Exception) -> str:
+    def _remedy(self, error: Exception, model: str) -> str:
         """What the user can do about a failure."""
+
+    @abstractmethod
+    def _adapts(self, error: Exception, request: ChatRequest) -> bool:
+        """True where the next try leaves out what the endpoint refused by name."""
 
     def _text_of(self, error: Exception) -> str:
         return str(error)
+
+    def _status_of(self, error: Exception) -> int | None:
+        return status_of(error)
+
+    def _too_long(self, error: Exception) -> bool:
+        """True where the request does not fit into the model's context."""
+        return False
 
     def _worth_retrying(self, error: BaseException) -> bool:
         return worth_retrying(error)
@@ -137,23 +179,61 @@ class RetryingClient(ABC):
             return await self._policy.retrying(self._worth_retrying)(self._try, request, failures)
 
     async def _try(self, request: ChatRequest, failures: list[str]) -> Completion:
-        """One try; a schema that the endpoint refuses is left out at once, and from then on."""
-        if request.model in self._without_schema:
-            request = replace(request, schema="")
-        async with self._gate:
-            start = time.perf_counter()
-            try:
-                reply = await self._send(request)
-                seconds = time.perf_counter() - start
-                return replace(reply, seconds=seconds, retries=tuple(failures))
-            except (UsageError, MissingError):
-                raise
-            except self.errors as error:
-                failures.append(self._one_line(error))
-                if not (request.schema and status_of(error) in (400, 422)):
-                    raise
-                self._without_schema.add(request.model)  # The parser of replies takes free text.
-        return await self._try(request, failures)
+        """One try, repeated at once as long as the endpoint refuses further fields by name."""
+        async with self._turn(request.model):
+            while True:
+                start = time.perf_counter()
+                with self._noted(request, failures) as attempt:
+                    reply = await self._send(request)
+                    seconds = time.perf_counter() - start
+                    return replace(reply, seconds=seconds, retries=tuple(failures))
+                if not attempt.adapted:
+                    raise attempt.error
+
+    @asynccontextmanager
+    async def _turn(self, model: str) -> AsyncGenerator[None]:
+        """The right to send one request: the first to a model goes alone, for a short time."""
+        self._check_final(model)
+        if model in self._tried or not self._first_alone:
+            async with self._gate:
+                yield
+            return
+        lock = self._first.setdefault(model, asyncio.Lock())
+        try:
+            async with asyncio.timeout(FIRST_SECONDS):
+                await lock.acquire()
+        except TimeoutError:
+            lock = None
+        try:
+            self._check_final(model)
+            async with self._gate:
+                yield
+        finally:
+            self._tried.add(model)
+            if lock is not None:
+                lock.release()
+
+    def _check_final(self, model: str) -> None:
+        since, error = self._final.get(model, (0.0, None))
+        if error is not None and time.monotonic() - since < FINAL_SECONDS:
+            raise copy(error)
+
+    @contextmanager
+    def _noted(self, request: ChatRequest, failures: list[str]) -> "Iterator[_Attempt]":
+        """Note how one attempt failed, and learn from it; the caller raises the error, or tries
+        again."""
+        attempt = _Attempt()
+        try:
+            yield attempt
+        except (UsageError, MissingError, EndpointError, WaitRefusedError):
+            raise
+        except self.errors as error:
+            failures.append(self._one_line(error))
+            attempt.error, attempt.adapted = error, self._adapts(error, request)
+            if not attempt.adapted:
+                failed = self._failed(error, request.model, failures)
+                if failed.is_final:
+                    self._final[request.model] = time.monotonic(), failed
 
     @contextmanager
     def _explained(self, model: str, failures: list[str]) -> Iterator[None]:
@@ -161,17 +241,34 @@ class RetryingClient(ABC):
             yield
         except UnicodeEncodeError as error:
             raise UsageError(f"a request must be Unicode text: {error}") from error
-        except (UsageError, MissingError):
+        except (UsageError, MissingError, EndpointError):
             raise
+        except WaitRefusedError as error:
+            text = f"{self._address(model)} failed: {failures[-1]}; {error}"
+            raise EndpointError(text) from error
         except self.errors as error:
-            tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"
-            text = f"{self._address(model)} failed {tries}: {failures[-1]}; {self._remedy(error)}"
-            failed = EndpointError(text)
-            failed.status = status_of(error)
-            failed.refused = failed.status is not None and not self._worth_retrying(error)
-            raise failed from error
+            raise self._failed(error, model, failures) from error
+
+    def _failed(self, error: Exception, model: str, failures: list[str]) -> EndpointError:
+        tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"
+        remedy = self._remedy(error, model)
+        text = f"{self._address(model)} failed {tries}: {failures[-1]}; {remedy}"
+        failed = EndpointError(text)
+        failed.status, failed.too_long = self._status_of(error), self._too_long(error)
+        failed.refused = failed.too_long or (
+            failed.status is not None and not self._worth_retrying(error)
+        )
+        return failed
 
     def _one_line(self, error: Exception) -> str:
         status = status_of(error)
         text = " ".join(redact(self._text_of(error)).split())
-        return f"{f'{status} ' if status else ''}{type(error).__name__}: {text[:300]}"
+        return f"{f'{status} ' if status else ''}{type(error).__name__}: {text[:MAX_CHARS]}"
+
+
+@dataclass
+class _Attempt:
+    """How one attempt failed."""
+
+    error: Exception = field(default_factory=Exception)
+    adapted: bool = False

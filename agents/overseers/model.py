@@ -1,16 +1,26 @@
 """A prompted model as overseer: it decomposes, combines, or says that it cannot."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reflux.agents.budget import Budget
+from reflux.agents.errors import EndpointError
 from reflux.agents.overseers.batch import settle
 from reflux.agents.overseers.protocol import PASS, OverseerContext
 from reflux.agents.overseers.step_parser import NOTHING, read_answer, read_step
 from reflux.agents.prompts import answer_now_prompt, cut, object_schema, step_prompt
-from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Sampling, Step, Turn
+from reflux.agents.types import (
+    Answer,
+    Ask,
+    ChatRequest,
+    Completion,
+    Exchange,
+    Sampling,
+    Step,
+    Turn,
+)
 
 NOT_DECOMPOSABLE = "not decomposable"
 UNREADABLE = "unreadable"
@@ -88,10 +98,14 @@ class ModelOverseer:
 
     async def _answer(self, context: OverseerContext, retry: int) -> Step | str:
         """The model's answer as plain text; a string says why its reply holds none."""
-        prompt = answer_now_prompt(context.question, context.transcript, self.transcript_chars)
-        answer = read_answer(await self._reply(context, prompt, retry))
+        reply = await self._reply(
+            context,
+            lambda chars: answer_now_prompt(context.question, context.transcript, chars),
+            retry,
+        )
+        answer = read_answer(reply.text)
         if answer is None:
-            return "no answer in the reply"
+            return self._problem(reply, "answer")
         passes = not context.transcript and answer.strip(" .\"'").upper() == "PASS"
         return PASS if passes else Answer(answer)
 
@@ -100,8 +114,13 @@ class ModelOverseer:
         none."""
         question, transcript = context.question, context.transcript
         kinds = LATER if transcript else PRIMITIVE if self.primitives else FIRST
-        prompt = step_prompt(question, transcript, kinds, room, self.transcript_chars)
-        reading = read_step(await self._reply(context, prompt, retry, step_schema(kinds, room)))
+        reply = await self._reply(
+            context,
+            lambda chars: step_prompt(question, transcript, kinds, room, chars),
+            retry,
+            step_schema(kinds, room),
+        )
+        reading = read_step(reply.text)
         if transcript and reading.answer is not None:
             return Answer(reading.answer)
         known = [exchange.question for exchange in transcript if exchange.answer is not None]
@@ -112,16 +131,38 @@ class ModelOverseer:
             return Answer(reading.answer)
         if reading.reason is not None and not transcript:
             return Ask((), f"{NOT_DECOMPOSABLE}: {cut(reading.reason, NOTE_CHARS)}")
-        return "no step in the reply" if reading == NOTHING else batch.note or "no new sub-question"
+        if reading == NOTHING:
+            return self._problem(reply, "step")
+        return batch.note or "no new sub-question"
+
+    def _problem(self, reply: Completion, wanted: str) -> str:
+        """Why a reply holds no step or answer."""
+        if reply.truncated:
+            return f"{self.max_tokens} tokens are too few for a reply: raise --max-tokens"
+        return f"no {wanted} in the reply"
 
     async def _reply(
-        self, context: OverseerContext, prompt: tuple[Turn, ...], retry: int, schema: str = ""
-    ) -> str:
+        self,
+        context: OverseerContext,
+        prompt: Callable[[int], tuple[Turn, ...]],
+        retry: int,
+        schema: str = "",
+    ) -> Completion:
+        """The model's reply; `prompt` takes the characters of the transcript, which are halved as
+        long as the request does not fit into the model's context."""
         temperature = max(self.temperature, self.retry_temperature if retry else 0.0)
         sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + retry)
         model = self.model or context.model
-        request = ChatRequest(model, prompt, sampling, vote=retry, schema=schema)
-        return (await context.complete(request)).text
+        chars = self.transcript_chars
+        while True:
+            request = ChatRequest(model, prompt(chars), sampling, vote=retry, schema=schema)
+            try:
+                return await context.complete(request)
+            except EndpointError as error:
+                shorter = prompt(chars // 2)
+                if not error.too_long or shorter == request.messages:
+                    raise
+                chars //= 2
 
 
 def step_schema(kinds: Sequence[str], limit: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import json_repair
 
+from reflux.agents.clients.reasoning import split_reasoning
 from reflux.agents.overseers.batch import alike
 from reflux.agents.types import SubQuestion
 
@@ -169,8 +170,7 @@ def _valid_unicode(text: str) -> str:
 
 def _content(text: str) -> str:
     """A reply without its reasoning, cut to `MAX_CHARS`."""
-    text = _valid_unicode(text[:MAX_CHARS]).replace("\0", "").rpartition("</think>")[2]
-    return text.partition("<think>")[0].strip()
+    return split_reasoning(_valid_unicode(text[:MAX_CHARS]).replace("\0", "")).content.strip()
 
 
 def _reading(value: Any, depth: int = 0) -> Reading:

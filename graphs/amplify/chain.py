@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from reflux.agents.budget import Budget
+from reflux.agents.clients.retries import time_left
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.overseers.protocol import Overseer, follow_of
 from reflux.agents.prompts import question_problem, redact
@@ -194,9 +195,10 @@ async def _replies(
     """
     recorded_client = context.recorded_client
     calls = [CallKey(key.question, key.path, "chain", link, vote=each.vote) for each in requests]
-    replies, failure = await run_concurrently(
-        [recorded_client.unrecorded(call, each) for call, each in zip(calls, requests, strict=True)]
-    )
+    with time_left(context.spend_limit.left().get("seconds")):
+        replies, failure = await run_concurrently(
+            [recorded_client.unrecorded(call, r) for call, r in zip(calls, requests, strict=True)]
+        )
     for index, reply in replies.items():
         context.spend_limit.pay(requests[index].model, reply)
     end = next((index for index in range(len(requests)) if index not in replies), len(requests))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from reflux.agents.budget import SpendLimit
+from reflux.agents.clients.retries import time_left
 from reflux.agents.errors import UsageError, check_range
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Grants, Tool
@@ -213,7 +214,8 @@ class AmplifyContext:
         Raises:
             EndpointError: it failed for good.
         """
-        completion = await self.recorded_client.ask(key, request)
+        with time_left(self.spend_limit.left().get("seconds")):
+            completion = await self.recorded_client.ask(key, request)
         self.spend_limit.pay(request.model, completion)
         if self.emit is not silent:
             left = self.spend_limit.left()

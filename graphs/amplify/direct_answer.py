@@ -34,6 +34,7 @@ from reflux.graphs.traces.store import CallKey
 from reflux.graphs.voting.combiners import Expert
 from reflux.graphs.voting.voting import Vote, is_truncated, next_votes, tally, winner
 
+NO_ROOM = "the token limit cut every reply before its answer began: raise --max-tokens"
 PLAIN = Expert("")
 """A plain copy of the agent."""
 
@@ -119,6 +120,8 @@ async def _answer_by_votes(
     chosen = winner(votes)
     if status is None:
         status = "rejected"
+        if votes and all(vote.truncated and vote.flag == "unanswered" for vote in votes):
+            status, error = "truncated", NO_ROOM
         if chosen is not None and chosen.ok:
             cut = is_truncated(votes, chosen.text)
             status = accepted_status(has_check=context.has_rules, truncated=cut)
@@ -185,6 +188,8 @@ def vote_of(context: AmplifyContext, question: str, number: int, reply: Completi
     text, weight = context.normalise(reply.text), context.votes.variant(number).weight
     if not text:  # Its tool turns or its budget may end before it says anything.
         ok, flag = False, "unanswered"
+    elif reply.prints_call:
+        ok, flag = False, "printed_call"
     elif flag := context.flags.of(reply):
         ok = False
     else:

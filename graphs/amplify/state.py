@@ -77,7 +77,8 @@ def human_outcome(answer: str, calls: int, tokens: int) -> Outcome:
 
 def exchange_error(outcome: Outcome) -> str | None:
     """What the overseer's transcript says is wrong with a sub-answer; None for one it may use."""
-    if is_accepted(outcome["status"]) or outcome["status"] == "truncated":
+    is_cut = outcome["status"] == "truncated" and outcome["answer"] is not None
+    if is_accepted(outcome["status"]) or is_cut:
         return None
     return outcome["error"] or outcome["status"]
 

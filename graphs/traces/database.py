@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS calls (
   request_digest TEXT, messages TEXT, completion TEXT, logprobs TEXT, finish_reason TEXT,
   prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
   sampling TEXT, cached INTEGER NOT NULL, retries TEXT, error TEXT, created REAL NOT NULL,
-  tool_calls TEXT);
+  tool_calls TEXT, reasoning TEXT, notes TEXT);
 CREATE UNIQUE INDEX IF NOT EXISTS call_key
   ON calls (question, path, role, step, attempt, vote) WHERE error IS NULL;
 CREATE TABLE IF NOT EXISTS judgements (
@@ -57,6 +57,8 @@ STOPPED = (
 )
 """SQL: the root `q` was stopped before its end; see `reflux.graphs.traces.review`."""
 BY_HUMANS = "kind IN ('verdict', 'override')"
+ADDED = ("reasoning", "notes")
+"""Columns of `calls` that the first files of this version lack."""
 INDEXES = f"""
 CREATE INDEX IF NOT EXISTS revised ON questions (revises) WHERE revises IS NOT NULL;
 CREATE INDEX IF NOT EXISTS deferred ON judgements (id) WHERE kind = 'deferred';

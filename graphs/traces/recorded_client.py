@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from reflux.agents.clients.chat_protocol import Pieces, in_one_piece, stream_of
+from reflux.agents.clients.reasoning import apart
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.prompts import redact
 from reflux.agents.tools.protocol import ToolReply
@@ -61,6 +62,8 @@ def row_of(reply: Completion) -> dict[str, Any]:
         "cached": int(reply.cached),
         "retries": json.dumps(reply.retries) if reply.retries else None,
         "tool_calls": json.dumps(tool_calls) if tool_calls else None,
+        "reasoning": reply.reasoning or None,
+        "notes": json.dumps(reply.notes) if reply.notes else None,
     }
 
 
@@ -85,6 +88,8 @@ def completion_of(row: sqlite3.Row) -> Completion:
         retries=tuple(json.loads(row["retries"])) if row["retries"] else (),
         cached=bool(row["cached"]),
         tool_calls=tuple(ToolCall(*call) for call in json.loads(row["tool_calls"] or "[]")),
+        reasoning=row["reasoning"] or "",
+        notes=tuple(json.loads(row["notes"] or "[]")),
     )
 
 
@@ -135,10 +140,10 @@ class RecordedClient:
             EndpointError: no reply.
         """
         if self.spans is NO_SPANS:
-            return await self.client.complete(request)
+            return apart(await self.client.complete(request))
         digest = await self.client.model_digest(request.model)
         with self.spans.call(key, request, digest) as span:
-            reply = await self.client.complete(request)
+            reply = apart(await self.client.complete(request))
             span.replied(replace(reply, text=redact(reply.text)))
         return reply
 
@@ -275,8 +280,14 @@ class RecordedClient:
         self, key: CallKey, columns: Mapping[str, str], reply: Completion
     ) -> Completion:
         """The reply as it stands on the record."""
+        reply = apart(reply)
         tool_calls = tuple(replace(c, arguments=redact(c.arguments)) for c in reply.tool_calls)
-        reply = replace(reply, text=redact(reply.text), tool_calls=tool_calls)
+        reply = replace(
+            reply,
+            text=redact(reply.text),
+            tool_calls=tool_calls,
+            reasoning=redact(reply.reasoning),
+        )
         row = await self.add(key, {**columns, **row_of(reply)})
         return reply if row is None else completion_of(row)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from reflux.agents.errors import UsageError, from_os_error
 from reflux.graphs.traces.database import (
+    ADDED,
     INDEXES,
     NODE_ENDED,
     ROOT_ENDED,
@@ -123,6 +124,10 @@ class TraceStore(Rows):
                 self._check_version()
             self.connection.execute("PRAGMA journal_mode=WAL")
             self.connection.executescript(SCHEMA + INDEXES)
+            columns = {row[1] for row in self.connection.execute("PRAGMA table_info(calls)")}
+            for column in ADDED:
+                if column not in columns:
+                    self.connection.execute(f"ALTER TABLE calls ADD COLUMN {column} TEXT")
             self.connection.execute(
                 "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
             )

@@ -61,6 +61,10 @@ class Node:
     chain: dict[str, Any] | None = None
     """The last attempt of a chain: number of `links`, of `doubtful` ones, whose first batch of
     votes did not decide, and the `first` and `last` link as (question, answer)."""
+    reasoning: str = ""
+    """What the model thought before its last reply, apart from the answer."""
+    call_notes: list[str] = field(default_factory=list[str])
+    """What the record says of the node's calls: settings that were left out, odd replies."""
     children: list["Node"] = field(default_factory=list["Node"])
 
     def walk(self) -> Iterator["Node"]:
@@ -148,6 +152,9 @@ def _read_calls(
             node.cached += row["cached"]
             node.tokens += row["prompt_tokens"] + row["completion_tokens"]
             node.answered_by = row["model"]
+            node.reasoning = row["reasoning"] or node.reasoning
+            notes: list[str] = json.loads(row["notes"] or "[]")
+            node.call_notes += [note for note in notes if note not in node.call_notes]
             if not row["cached"] and (price := prices.get(row["model"])) is not None:
                 node.money += price.of(row["prompt_tokens"], row["completion_tokens"])
         elif row["kind"] == "tool":
@@ -240,6 +247,11 @@ class CallFailure:
     status: int | None
     is_last: bool
     """No later call of the question got a reply."""
+
+    @property
+    def is_final(self) -> bool:
+        """True where every further call would be refused, too: the run stops."""
+        return self.error().is_final
 
     def error(self) -> EndpointError:
         """The failure as the error that a caller raises."""

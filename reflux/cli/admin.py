@@ -1,46 +1,33 @@
 """`reflux students` and `reflux doctor`: a run's students, and the installation."""
 
-import importlib.metadata
-import os
-import platform
-import shutil
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
-from typing import Annotated, Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflux.agents.clients.llama_cpp import (
-    EngineConfig,
-    ModelFiles,
-    default_gguf,
-    start_server,
-)
-from reflux.agents.errors import MissingError, RefluxError
-from reflux.cli.contract import (
-    ERR,
-    OUT,
-    RUNS,
-    Json,
-    RunDir,
-    emit,
-    open_students,
-    print_result,
-    run_async,
-    table_of,
-)
-from reflux.finetune import INSTALL_TRAIN, missing_training_packages
-from reflux.finetune.gates import failed_gates
-from reflux.finetune.run_folder import RunFolder
-from reflux.models import endpoint
-from reflux.report.terminal import escape
+from reflux import cli
+from reflux.cli.contract import DEFAULT_RUN, Json, RunDir, open_students, run_async
 
-students = typer.Typer(help="List, promote and roll back students.", no_args_is_help=True)
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import importlib.metadata
+    import os
+    import platform
+    import shutil
+    from collections.abc import Callable
+    from contextlib import suppress
+    from pathlib import Path
+
+    from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, default_gguf, start_server
+    from reflux.agents.errors import MissingError, RefluxError
+    from reflux.finetune import INSTALL_TRAIN, missing_training_packages
+    from reflux.finetune.gates import failed_gates
+    from reflux.finetune.run_folder import RunFolder
+    from reflux.models import endpoint
+    from reflux.report.terminal import ERR, OUT, command, emit, escape, print_result, table_of
 
 
-@students.command("list")
-def list_students(run: RunDir = RUNS / "demo", as_json: Json = False) -> None:
+def list_students(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     """List the students of a run with lineage and scores."""
     registry = open_students(run)
     current = registry.current()
@@ -83,22 +70,21 @@ def _gates(gates: list[dict[str, Any]] | None) -> str:
     return f"failed: {', '.join(failed)}" if failed else "passed"
 
 
-@students.command("promote")
 def promote_student(
-    student: Annotated[str, typer.Argument(help="Name of the student.")],
-    run: RunDir = RUNS / "demo",
+    student: Annotated[str, typer.Argument(help="Name of the student.", metavar="STUDENT")],
+    run: RunDir = DEFAULT_RUN,
     as_json: Json = False,
 ) -> None:
     """Make a student the agent of the run."""
     registry = open_students(run)
     with RunFolder(run).locked():
         registry.promote(student)
-    done = f"{student} is promoted; `reflux students rollback` undoes it"
+    undo = command("reflux", "students", "rollback", "--run", run)
+    done = f"{student} is promoted; `{undo}` undoes it"
     print_result({"current": student}, done, as_json)
 
 
-@students.command("rollback")
-def rollback_student(run: RunDir = RUNS / "demo", as_json: Json = False) -> None:
+def rollback_student(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     """Restore the agent before the last promotion."""
     registry = open_students(run)
     with RunFolder(run).locked():

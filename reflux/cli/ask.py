@@ -1,58 +1,54 @@
 """`reflux ask` asks one question; `reflux reply` answers for a human that a question waits for."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
 from contextlib import closing
 from dataclasses import asdict
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.overseers.scripted import REPLY_FORMS, parse_reply
-from reflux.ask_context import OVERSEERS, asks_humans
-from reflux.cli.contract import (
-    OUT,
-    RUNS,
-    Calls,
-    Depth,
-    Json,
-    Model,
-    RunDir,
-    Seconds,
-    Tokens,
-    Tools,
-    emit,
-    open_existing,
-    run_async,
-)
-from reflux.cli.human_input import form_view, open_asking
-from reflux.cli.progress import LiveTree
-from reflux.cli.rounds import shipped_config
-from reflux.finetune.config import RoundsConfig, read_config
-from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.amplify.context import Limits
-from reflux.graphs.amplify.interrupts import Pending
-from reflux.graphs.amplify.state import Outcome, is_accepted
-from reflux.graphs.ask import Answered, Origin, go_on
-from reflux.graphs.ask import ask as ask_question
-from reflux.graphs.ask_options import AskOptions, options_of
-from reflux.graphs.evals.task import writing_of
-from reflux.graphs.recompute import revised_context
-from reflux.graphs.traces.tree import Node, find_question, load_tree
-from reflux.models import endpoint, open_run
-from reflux.report.terminal import answer_line, counted, ended, tree_view
-from reflux.tasks import DEFAULT_TASK, task_named
+from reflux import cli
+from reflux.cli import contract
 
-TaskName = Annotated[str | None, typer.Option("--task", help="Default: that of the run.")]
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from reflux.agents.errors import RefluxError, UsageError
+    from reflux.agents.overseers.scripted import REPLY_FORMS, parse_reply
+    from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, asks_humans
+    from reflux.cli.human_input import form_view, open_asking
+    from reflux.cli.progress import LiveTree
+    from reflux.cli.rounds import shipped_config
+    from reflux.finetune.config import RoundsConfig, read_config
+    from reflux.finetune.run_folder import OpenRun, RunFolder
+    from reflux.graphs.amplify.context import AmplifyContext, Limits
+    from reflux.graphs.amplify.interrupts import Pending
+    from reflux.graphs.amplify.state import Outcome, is_accepted
+    from reflux.graphs.ask import Answered, Origin, WaitForHumans, go_on
+    from reflux.graphs.ask import ask as ask_question
+    from reflux.graphs.ask_options import AskOptions, options_of
+    from reflux.graphs.evals.task import writing_of
+    from reflux.graphs.recompute import revised_context
+    from reflux.graphs.traces.tree import Node, find_question, load_tree
+    from reflux.models import endpoint, open_run
+    from reflux.report.terminal import (
+        OUT,
+        answer_line,
+        command,
+        counted,
+        emit,
+        ended,
+        say,
+        tree_view,
+    )
+    from reflux.tasks import DEFAULT_TASK, task_named
 
 
 def task_of(folder: RunFolder, name: str | None) -> str:
     """The named task, else that of the run, else addition."""
-    if name is not None:
-        return name
-    config = folder.rounds_config()
-    return config.task if config else DEFAULT_TASK
+    config = folder.rounds_config() if name is None else None
+    return name or (config.task if config else DEFAULT_TASK)
 
 
 def batch_config(folder: RunFolder) -> RoundsConfig:
@@ -61,132 +57,113 @@ def batch_config(folder: RunFolder) -> RoundsConfig:
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help='For addition: "304+517".')],
-    run: RunDir = RUNS / "demo",
-    task: TaskName = None,
-    model: Model = None,
-    overseer: Annotated[
-        str | None,
-        typer.Option(
-            "--overseer",
-            help="Ask any question, with this overseer: model, human, reviewed or plain.",
-        ),
-    ] = None,
-    tool: Tools = None,
-    depth: Depth = 1,
-    calls: Calls = 1000,
-    tokens: Tokens = 1_000_000,
-    seconds: Seconds = None,
-    max_tokens: Annotated[
-        int, typer.Option(help="Maximum tokens of one answer, with --overseer.", min=1)
-    ] = 256,
-    as_json: Json = False,
+    question: Annotated[str, typer.Argument(help="The question, in quotes.", metavar="QUESTION")],
+    run: contract.RunDir = contract.DEFAULT_RUN,
+    task: contract.TaskName = None,
+    model: contract.Model = None,
+    overseer: contract.Overseer = None,
+    tool: contract.Tools = None,
+    depth: contract.Depth = 1,
+    calls: contract.Calls = 1000,
+    tokens: contract.Tokens = 1_000_000,
+    seconds: contract.Seconds = None,
+    max_tokens: contract.MaxTokens = 256,
+    as_json: contract.Json = False,
 ) -> None:
-    """Ask one question through the amplified system, and print the tree."""
+    """Ask one question through the amplified system, and print the tree.
+
+    In the run folder of a task, the question is one of that task.
+    """
     folder = RunFolder(run)
     if overseer is not None and task is not None:
         raise UsageError("--overseer asks any question and --task one of a task: leave one out")
-    if tool and overseer is None:
-        raise UsageError("--tool needs --overseer: a task's copies have no tools")
-    task_name, text = "", question
-    if overseer is None:
+    text, task_name = question, ""
+    if overseer is None and (task is not None or folder.exists):
         task_name = task_of(folder, task)
-        text = _task_question(task_name, question)
+        if tool:
+            raise UsageError("--tool needs --overseer: a task's copies have no tools")
+        try:
+            text = task_named(task_name).from_user(question)
+        except UsageError as error:
+            raise UsageError(f"{error}; for any other question add --overseer model") from error
     opened, agent = open_run(folder, model)
     options = AskOptions(
-        overseer or "",
+        "" if task_name else overseer or DEFAULT_OVERSEER,
         agent,
         tuple(tool or ()),
         Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
-        max_tokens if overseer is not None else None,
+        None if task_name else max_tokens,
         task_name,
     )
-    answered, tree = run_async(_ask(opened, text, options))
-    _print(question, text, options, answered, tree, folder, as_json)
+    origin = Origin.new(folder.id, "ask", task_name)
 
+    def work(context: AmplifyContext, saver: Any, wait: WaitForHumans) -> Awaitable[Answered]:
+        return ask_question(context, text, origin, options=options, checkpoints=saver, wait=wait)
 
-def _task_question(task_name: str, text: str) -> str:
-    task = task_named(task_name)
-    try:
-        return task.from_user(text)
-    except UsageError as error:
-        raise UsageError(f"{error}; any other question takes --overseer model, or plain") from error
-
-
-async def _ask(opened: OpenRun, question: str, options: AskOptions) -> tuple[Answered, Node]:
-    origin = Origin.new(opened.folder.id, "ask", options.task)
-    async with opened, open_asking(opened, options, LiveTree(question)) as (context, saver, wait):
-        answered = await ask_question(
-            context, question, origin, options=options, checkpoints=saver, wait=wait
-        )
-        return answered.check_endpoint(), load_tree(opened.store, answered.trajectory)
+    _run(opened, options, question, text, work, as_json)
 
 
 def reply(
-    trajectory: Annotated[str, typer.Argument(help="Id of the question that waits.")],
+    trajectory: contract.Trajectory,
     words: Annotated[
-        str, typer.Argument(help="`answer: TEXT`, `approve`, `pass`, or sub-questions.")
+        str,
+        typer.Argument(
+            help="`answer: TEXT`, `approve`, `pass`, or sub-questions. Default: show what waits.",
+            metavar="WORDS",
+        ),
     ] = "",
     to: Annotated[
-        str | None, typer.Option("--to", help="Id of the step to reply to; default: the first.")
+        str | None,
+        typer.Option("--to", help="Step to reply to. Default: the first.", metavar="STEP"),
     ] = None,
-    run: RunDir = RUNS / "demo",
-    as_json: Json = False,
+    run: contract.RunDir = contract.DEFAULT_RUN,
+    as_json: contract.Json = False,
 ) -> None:
     """Reply for a human to a question that waits, today or days later."""
-    folder = open_existing(run)
+    folder = contract.open_existing(run)
     with closing(folder.store()) as store:
-        question_id, question = find_question(store, trajectory)
-        options = options_of(store, question_id)
+        id, question = find_question(store, trajectory)
+        options = options_of(store, id)
     if options is None or not asks_humans(OVERSEERS.get(options.overseer)):
-        raise UsageError(f"{question_id} was not asked with an overseer that waits for humans")
+        raise UsageError(f"{id} was not asked with an overseer that waits for humans")
     opened, _ = open_run(folder, options.model)
-    answered, tree = run_async(_reply(opened, question_id, question, options, words, to))
-    _print(question, question, options, answered, tree, folder, as_json)
 
-
-async def _reply(
-    opened: OpenRun,
-    question_id: str,
-    question: str,
-    options: AskOptions,
-    words: str,
-    to: str | None,
-) -> tuple[Answered, Node]:
     def choose(pending: Sequence[Pending]) -> Mapping[str, Any]:
         if not pending:
-            raise UsageError(
-                f"{question_id} waits for nobody; see `reflux traces show {question_id}`"
-            )
+            raise UsageError(f"{id} waits for nobody; see `reflux traces show {id}`")
         return {to or pending[0].id: parse_reply(words)}
 
-    live = LiveTree(question)
-    async with opened, open_asking(opened, options, live) as (context, saver, wait):
-        context = revised_context(context, question_id)
-        reply = choose if words else None
-        answered = await go_on(
-            context, question_id, cast(AsyncSqliteSaver, saver), reply=reply, wait=wait
-        )
-        return answered.check_endpoint(), load_tree(opened.store, question_id)
+    def work(context: AmplifyContext, saver: Any, wait: WaitForHumans) -> Awaitable[Answered]:
+        context = revised_context(context, id)
+        return go_on(context, id, saver, reply=choose if words else None, wait=wait)
+
+    _run(opened, options, question, question, work, as_json)
 
 
-def _print(
+def _run(
+    opened: OpenRun,
+    options: AskOptions,
     text: str,
     question: str,
-    options: AskOptions,
-    answered: Answered,
-    tree: Node,
-    folder: RunFolder,
+    work: Callable[[AmplifyContext, Any, WaitForHumans], Awaitable[Answered]],
     as_json: bool,
 ) -> None:
-    """Print the tree and the answer, or what is pending.
+    """Ask or reply, and print the tree and the answer, or what is pending.
 
     Args:
         text: the question as the user wrote it; `question` as the task writes it.
+        work: takes the context, the checkpointer, and what lets a human reply.
 
     Raises:
         RefluxError: it ended without an accepted answer.
     """
+
+    async def ask_and_load() -> tuple[Answered, Node]:
+        async with opened, open_asking(opened, options, LiveTree(question)) as parts:
+            answered = (await work(*parts)).check_endpoint()
+            return answered, load_tree(opened.store, answered.trajectory)
+
+    answered, tree = contract.run_async(ask_and_load())
     outcome = answered.outcome
     status = outcome["status"] if outcome else "waiting"
     answer = outcome["answer"] if outcome else None
@@ -214,29 +191,26 @@ def _print(
         if task is not None and (writing := writing_of(task)):
             OUT.print(f"[dim]in the tree, {writing}[/]")
         if outcome is None:
-            _print_pending(folder, answered)
+            for pending in answered.pending:
+                OUT.print(form_view(pending))
+            wait = "waits" if len(answered.pending) == 1 else "wait"
+            hint = reply_command(answered.trajectory, opened.folder)
+            say(f"{len(answered.pending)} {wait} for a human: {hint}")
         else:
             spent = outcome["spent"]
             about = (
                 f"{status}, overseer {overseer}, agent {options.model}, "
-                f"{counted(spent['calls'], 'call')}, {spent['tokens']} tokens, "
+                f"{counted(spent['calls'], 'call')}, {counted(spent['tokens'], 'token')}, "
                 f"trajectory {answered.trajectory}"
             )
-            OUT.print(answer_line(answer, about), soft_wrap=True, highlight=False)
+            say(answer_line(answer, about))
     if outcome is not None and not is_accepted(status):
         raise RefluxError(f"no accepted answer ({ended(outcome)}); {_remedy(options, outcome)}")
 
 
-def _print_pending(folder: RunFolder, answered: Answered) -> None:
-    for pending in answered.pending:
-        OUT.print(form_view(pending))
-    count = len(answered.pending)
-    OUT.print(
-        f"{count} {'waits' if count == 1 else 'wait'} for a human: reflux reply "
-        f'{answered.trajectory} "{REPLY_FORMS}" --run {folder.path}',
-        soft_wrap=True,
-        highlight=False,
-    )
+def reply_command(trajectory: str, folder: RunFolder) -> str:
+    """The command that replies for a human to a question that waits."""
+    return f'reflux reply {trajectory} "{REPLY_FORMS}" {command("--run", folder.path)}'
 
 
 def _remedy(options: AskOptions, outcome: Outcome) -> str:
@@ -254,6 +228,6 @@ def _remedy(options: AskOptions, outcome: Outcome) -> str:
     if options.model == "base" and endpoint() is None:
         return (
             "the agent is the untrained base, which cannot answer the parts: train a student first "
-            "with `reflux demo`, or with `reflux init` and its --run, or name a --model that can"
+            "with `reflux demo` or `reflux run`, or name a --model that can"
         )
     return "allow more --depth or --calls, or take a --model that can answer the parts"

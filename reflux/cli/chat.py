@@ -1,74 +1,74 @@
 """`reflux chat`: talk to the amplified agent and watch its tree; `/help` names the commands."""
 
-import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import RenderableType
-from rich.table import Table
 
-from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
-from reflux.agents.overseers.scripted import REPLY_FORMS
-from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
-from reflux.cli.chat_session import LIMITS, ChatSession
-from reflux.cli.contract import (
-    ERR,
-    OUT,
-    RUNS,
-    Calls,
-    Depth,
-    Json,
-    Model,
-    RunDir,
-    Seconds,
-    Tokens,
-    Tools,
-    emit,
-    print_result,
-    table_of,
-)
-from reflux.cli.human_input import is_terminal, read_lines
-from reflux.cli.progress import LiveTree
-from reflux.conversation import FOLDER, Turn, begin, listed, resume
-from reflux.finetune.run_folder import RunFolder
-from reflux.graphs.amplify.context import Limits
-from reflux.graphs.amplify.state import is_accepted
-from reflux.graphs.ask_options import ALONE, AskOptions
-from reflux.graphs.traces.revisions import newest
-from reflux.graphs.traces.tree import Node, load_tree
-from reflux.models import BASE, endpoint, open_run
-from reflux.report.terminal import counted, escape, plain, total_line, tree_view
-from reflux.tasks import task_named
+from reflux import cli
+from reflux.cli import contract
+
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import asyncio
+    from collections.abc import Callable, Mapping
+    from dataclasses import asdict, replace
+    from pathlib import Path
+
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
+    from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
+    from reflux.cli.ask import reply_command
+    from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
+    from reflux.cli.human_input import is_terminal, read_lines
+    from reflux.cli.progress import LiveTree
+    from reflux.finetune.run_folder import RunFolder
+    from reflux.graphs.amplify.context import Limits
+    from reflux.graphs.amplify.state import is_accepted
+    from reflux.graphs.ask_options import ALONE, AskOptions
+    from reflux.graphs.traces.revisions import newest
+    from reflux.graphs.traces.tree import Node, load_tree
+    from reflux.models import BASE, endpoint, open_run
+    from reflux.report.terminal import (
+        ERR,
+        OUT,
+        counted,
+        emit,
+        plain,
+        print_result,
+        say,
+        table_of,
+        total_line,
+        tree_view,
+    )
+    from reflux.tasks import task_named
 
 EXIT_COMMANDS = ("/quit", "/exit")
 
 
 def chat(
-    run: RunDir = RUNS / "demo",
-    model: Model = None,
-    overseer: Annotated[
-        str | None, typer.Option(help="The overseer: model, plain, human, reviewed or none.")
-    ] = None,
+    run: contract.RunDir = contract.DEFAULT_RUN,
+    model: contract.Model = None,
+    overseer: contract.Overseer = None,
     task: Annotated[
         str | None, typer.Option(help="Ask questions of this task, with its overseer.")
     ] = None,
-    tool: Tools = None,
-    depth: Depth = 1,
-    calls: Calls = 1000,
-    tokens: Tokens = 1_000_000,
-    seconds: Seconds = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(help="Maximum tokens per model call. Default: 256, or the task's.", min=1),
-    ] = None,
+    tool: contract.Tools = None,
+    depth: contract.Depth = 1,
+    calls: contract.Calls = 1000,
+    tokens: contract.Tokens = 1_000_000,
+    seconds: contract.Seconds = None,
+    max_tokens: contract.MaxTokens = None,
     resumed: Annotated[
-        str | None, typer.Option("--resume", help="Continue a conversation: its id, or last.")
+        str | None,
+        typer.Option(
+            "--resume", help="Continue a conversation: its id, or last.", metavar="CONVERSATION"
+        ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List conversations.")] = False,
-    as_json: Json = False,
+    as_json: contract.Json = False,
 ) -> None:
     """Talk to the amplified agent. From a pipe, each line is a question.
 
@@ -138,22 +138,19 @@ def _talk(runner: asyncio.Runner, session: ChatSession, as_json: bool) -> list[T
 
 
 def _print_error(error: RefluxError) -> None:
-    ERR.print(plain(str(error)), style="red", highlight=False)
+    say(str(error), ERR, "red")
 
 
 def _greet(session: ChatSession) -> None:
     options = session.options
-    ERR.print(
-        f"overseer {escape(options.overseer or options.task)}, agent {escape(options.model)}, "
-        f"conversation {session.conversation.id}. /help lists commands, Ctrl-C stops an answer, "
-        "Ctrl-D ends",
-        style="dim",
-        highlight=False,
+    about = (
+        f"overseer {options.overseer or options.task}, agent {options.model}, conversation "
+        f"{session.conversation.id}. /help lists commands, Ctrl-C stops an answer, Ctrl-D ends"
     )
     config = session.opened.folder.rounds_config()
     if config is not None and not options.task:
-        hint = f"the run's task is {config.task}: --task {config.task} asks its questions"
-        ERR.print(hint, style="dim", highlight=False, markup=False)
+        about += f"\nthe run's task is {config.task}: --task {config.task} asks its questions"
+    ERR.print(plain(about), style="dim")
     if session.conversation.turns:
         ERR.print(_run_command(session, "/history"))
 
@@ -167,7 +164,7 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         nonlocal streamed
         streamed = True
         if not quiet:
-            OUT.out(plain(piece).plain, end="", highlight=False)
+            OUT.out(plain(piece).plain, end="")
 
     try:
         turn = runner.run(session.ask(text, tree, say))
@@ -175,7 +172,7 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
         if not is_terminal():
             raise
         line = f"stopped after {counted(tree.calls, 'call')}"
-        ERR.print("\n" + line if streamed else line, style="dim", highlight=False)
+        ERR.print("\n" + line if streamed else line, style="dim")
         return session.stopped(text)
     if not quiet:
         _print_turn(session, turn, streamed)
@@ -188,17 +185,18 @@ def _print_turn(session: ChatSession, turn: Turn, streamed: bool) -> None:
     elif turn.answer is not None:
         OUT.print(plain(turn.answer), soft_wrap=not OUT.is_terminal)
     elif turn.status == "waiting":
-        run = session.opened.folder.path
-        command = f'reflux reply {turn.trajectory} "{REPLY_FORMS}" --run {run}'
-        OUT.print(f"the question waits for a human: {command}", soft_wrap=True, highlight=False)
+        hint = reply_command(turn.trajectory, session.opened.folder)
+        say(f"the question waits for a human: {hint}")
     else:
         OUT.print(f"no accepted answer ({turn.status}); /why shows its tree")
     if turn.status == "truncated":
         OUT.print("the token limit cut this answer: raise --max-tokens", style="yellow")
     if is_terminal():
-        about = f"{turn.status}, overseer {turn.overseer}, agent {turn.model}"
-        cost = f"{counted(turn.calls, 'call')}, {turn.tokens} tokens"
-        ERR.print(f"{escape(about)}, {cost}", style="dim", highlight=False)
+        about = (
+            f"{turn.status}, overseer {turn.overseer}, agent {turn.model}, "
+            f"{counted(turn.calls, 'call')}, {counted(turn.tokens, 'token')}"
+        )
+        ERR.print(plain(about), style="dim")
 
 
 def _run_command(session: ChatSession, line: str) -> RenderableType:

@@ -1,55 +1,42 @@
-"""Options, consoles and the JSON output that all commands share."""
+"""Options that commands share, and the run folder that they name."""
+
+from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
-from rich.table import Table
 
-from reflux.agents.errors import UsageError
-from reflux.finetune.registry import Registry
-from reflux.finetune.run_folder import RunFolder
-from reflux.report.terminal import escape
+from reflux import cli
+
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    from reflux.agents.errors import UsageError
+    from reflux.finetune.registry import Registry
+    from reflux.finetune.run_folder import RunFolder
 
 T = TypeVar("T")
-RUNS = Path("runs")
+DEFAULT_RUN = Path("runs/default")
+"""The run folder of every command that names none."""
 MAX_LIMIT = 10**9
 """Maximum of a `--limit`; SQLite integers end at 2^63."""
 
-
-def drop_output() -> None:
-    """Discard further output: the reader of stdout has closed its end."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)
-
-
-class PipedConsole(Console):
-    """A console that outlives its reader, so that the exit code still tells of the work."""
-
-    def on_broken_pipe(self) -> None:
-        drop_output()
-
-
-OUT = PipedConsole()
-"""Results."""
-ERR = Console(stderr=True)
-"""Progress and errors."""
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 RunDir = Annotated[
-    Path, typer.Option("--run", help="The run folder.", metavar="DIR", show_default=True)
+    Path, typer.Option("--run", help="The run folder.", metavar="DIR", envvar="REFLUX_RUN")
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", help="The agent: base, a student, or your endpoint's model."),
+    typer.Option(
+        help="The agent: base, a student, or your endpoint's model. Default: the promoted student."
+    ),
+]
+TaskName = Annotated[str | None, typer.Option("--task", help="Default: the task of the run.")]
+Overseer = Annotated[
+    str | None, typer.Option(help="The overseer of any question: model, plain, human or reviewed.")
 ]
 Tools = Annotated[
     list[str] | None,
@@ -63,33 +50,92 @@ Tokens = Annotated[int, typer.Option(help="Maximum tokens per answer.", min=0)]
 Seconds = Annotated[
     float | None, typer.Option(help="Seconds per answer after which no more calls begin.", min=0)
 ]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Maximum tokens per model call. A task has its own.", min=1)
+]
 
 
-def emit(body: Any) -> None:
-    """Print the JSON document of `--json`."""
+def _sets(variable: str) -> Callable[[typer.Context, str], None]:
+    """A callback that sets an environment variable for the length of the command: endpoints are
+    read from the environment."""
+
+    def put(context: typer.Context, value: str) -> None:
+        if value:
+            put_environment(context, {variable: value})
+
+    return put
+
+
+def put_environment(context: typer.Context, values: Mapping[str, str]) -> None:
+    """Set variables until the command ends."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+
+    def restore() -> None:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    context.call_on_close(restore)
+
+
+def read_env_file(context: typer.Context, path: Path | None) -> None:
+    """Read the variables of a `.env` file that are not set; without one, tell of a `.env` file
+    that would set an endpoint.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    from dotenv import dotenv_values
+
+    if path is not None and not path.is_file():
+        raise UsageError(f"--env-file {path}: there is no such file")
     try:
-        sys.stdout.write(json.dumps(body, indent=2) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop_output()
+        values = dotenv_values(path or ".env")
+    except (UnicodeDecodeError, OSError) as error:
+        if path is None:
+            return
+        raise UsageError(f"--env-file {path} cannot be read: {error}") from error
+    new = {name: value for name, value in values.items() if value and name not in os.environ}
+    if path is not None:
+        put_environment(context, new)
+    elif "OPENAI_BASE_URL" in new:
+        sys.stderr.write(".env sets OPENAI_BASE_URL and is not read: add --env-file .env\n")
 
 
-def print_result(body: Any, view: RenderableType, as_json: bool) -> None:
-    """Print the JSON document of `--json`, or what a human reads."""
-    if as_json:
-        emit(body)
-    else:
-        OUT.print(view, soft_wrap=not isinstance(view, Table), highlight=False)
+def endpoint_options(
+    thinking: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(
+            help="Whether models of an endpoint reason first.",
+            callback=_sets("REFLUX_THINKING"),
+            envvar="REFLUX_THINKING",
+        ),
+    ] = "auto",
+    extra_body: Annotated[
+        str,
+        typer.Option(
+            help="JSON object: further fields of each request to an endpoint.",
+            callback=_sets("REFLUX_EXTRA_BODY"),
+            envvar="REFLUX_EXTRA_BODY",
+            metavar="JSON",
+        ),
+    ] = "",
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read variables such as OPENAI_BASE_URL from this file.",
+            callback=read_env_file,
+            is_eager=True,
+        ),
+    ] = None,
+) -> None:
+    """Options of every command that asks models; `reflux.cli.main` adds them."""
 
 
-def table_of(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table of text, as it stands; the first column is not broken into lines."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, no_wrap=number == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
+Trajectory = Annotated[str, typer.Argument(help="Id, or the start of an id.", metavar="ID")]
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
@@ -104,7 +150,7 @@ def open_existing(path: Path) -> RunFolder:
     """
     folder = RunFolder(path)
     if not folder.traces_path.is_file():
-        raise no_run(path)
+        raise _no_run(path)
     return folder
 
 
@@ -115,9 +161,17 @@ def open_students(path: Path) -> Registry:
         UsageError: the folder does not exist.
     """
     if not path.is_dir():
-        raise no_run(path)
+        raise _no_run(path)
     return RunFolder(path).registry
 
 
-def no_run(path: Path) -> UsageError:
-    return UsageError(f"{path} holds no run; start one with `reflux demo` or `reflux run`")
+def known_runs() -> list[Path]:
+    """The run folders in `runs/`, the last used one first."""
+    files = sorted(DEFAULT_RUN.parent.glob("*/traces.db*"), key=lambda file: -file.stat().st_mtime)
+    return list(dict.fromkeys(file.parent for file in files))
+
+
+def _no_run(path: Path) -> UsageError:
+    runs = known_runs()
+    last = f"; the last one used is {runs[0]}: name it with --run, or in REFLUX_RUN" if runs else ""
+    return UsageError(f"{path} holds no run; start one with `reflux demo` or `reflux run`{last}")

@@ -2,7 +2,7 @@
 
 direct              one call to the base, or to the endpoint's model
 amplified           the overseer with copies of the agent
-student-rN          one call to a student, or to any model of the endpoint
+student-rN          one call to a student, or to any model of the endpoint, such as llama3.2:1b
 best-of-n           the majority of n answers of the agent, at the tokens of amplified
 best-of-8           the majority of 8
 endpoint:NAME       one call to an endpoint of --config
@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 
 from reflux.agents.errors import UsageError
 from reflux.cli.human_input import interruptible
@@ -24,7 +26,14 @@ from reflux.graphs.evals.best_of import MAX_VOTES, BestOf
 from reflux.graphs.evals.external_graph import ExternalGraph, load_graph
 from reflux.graphs.evals.runner import SystemSpec
 from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.models import BASE, ENDPOINT, endpoint, endpoint_model
+from reflux.models import (
+    BASE,
+    ENDPOINT,
+    check_student,
+    endpoint,
+    endpoint_hint,
+    endpoint_model,
+)
 
 Contexts = Callable[[str, int], AmplifyContext]
 """(model, seed) → the context of a system."""
@@ -33,6 +42,15 @@ Contexts = Callable[[str, int], AmplifyContext]
 def uses_agent(keys: Sequence[str]) -> bool:
     """True where one of the systems runs the agent."""
     return any(key in ("direct", "amplified") or key.startswith("best-of-") for key in keys)
+
+
+def names_code(key: str) -> bool:
+    """True for `module:graph` or `file.py:graph`, and False for a model such as `llama3.2:1b`."""
+    module = key.rpartition(":")[0]
+    top = module.split(".")[0]
+    if module.endswith(".py") or Path(top).is_dir() or Path(f"{top}.py").is_file():
+        return True
+    return top.isidentifier() and find_spec(top) is not None
 
 
 @dataclass(frozen=True)
@@ -75,7 +93,10 @@ class SystemSpecs:
             if client is not None:
                 self.stack.push_async_callback(client.close)
             return await self._model(key, model, Direct, recorded_client)
-        if ":" in key:
+        is_code = names_code(key)
+        if ":" in key and (is_code or endpoint() is None):
+            if not is_code:
+                raise UsageError(f"there is no module for {key!r}; {endpoint_hint(key)}")
             with interruptible():
                 loaded = load_graph(key)
 
@@ -83,8 +104,8 @@ class SystemSpecs:
                 return ExternalGraph(self.contexts(key, seed), loaded)
 
             return SystemSpec(key, key, loaded.digest, make)
-        if endpoint() is None:
-            self.opened.folder.models(key)  # Raises where there is no such student.
+        if endpoint() is None and key != BASE:
+            check_student(self.opened.folder, key)
         return await self._model(key, key, Direct)
 
     async def best_of(self, votes: int) -> SystemSpec:

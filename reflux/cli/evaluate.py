@@ -1,37 +1,44 @@
 """`reflux eval`: any systems on any questions, side by side."""
 
-import asyncio
-import math
-import sys
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflux.agents.budget import Price
-from reflux.agents.clients.endpoints import Endpoint, close_clients
-from reflux.agents.errors import UsageError
-from reflux.ask_context import OVERSEERS, overseer_named
-from reflux.cli.ask import TaskName, batch_config, task_of
-from reflux.cli.contract import OUT, RUNS, Depth, Json, Model, RunDir, emit, run_async
-from reflux.cli.eval_systems import SystemSpecs, uses_agent
-from reflux.cli.human_input import interruptible
-from reflux.cli.progress import ProgressView
-from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.evals.datasets import read_questions
-from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask, Scorer
-from reflux.graphs.evals.results import Results, results
-from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRunner, Listener, parse_systems
-from reflux.graphs.evals.user_code import OwnThreads, load_object
-from reflux.graphs.voting.voting import VotePolicy
-from reflux.models import open_run
-from reflux.report.eval_tables import tables
-from reflux.server.settings import config_endpoints, read_serve_config
-from reflux.tasks import task_named
+from reflux import cli
+from reflux.cli.contract import DEFAULT_RUN, Depth, Json, Model, RunDir, TaskName, run_async
+
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import asyncio
+    import math
+    import sys
+    from contextlib import AsyncExitStack, redirect_stdout
+
+    from reflux.agents.budget import Price
+    from reflux.agents.clients.endpoints import Endpoint, close_clients
+    from reflux.agents.errors import UsageError
+    from reflux.ask_context import OVERSEERS, overseer_named
+    from reflux.cli.ask import batch_config, task_of
+    from reflux.cli.eval_systems import SystemSpecs, uses_agent
+    from reflux.cli.human_input import interruptible
+    from reflux.cli.progress import ProgressView
+    from reflux.finetune.run_folder import OpenRun, RunFolder
+    from reflux.graphs.amplify.context import AmplifyContext, Limits
+    from reflux.graphs.evals.datasets import read_questions
+    from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask, Scorer
+    from reflux.graphs.evals.results import Results, results
+    from reflux.graphs.evals.runner import EQUAL_TOKENS, EvalRunner, Listener, parse_systems
+    from reflux.graphs.evals.user_code import OwnThreads, load_object
+    from reflux.graphs.voting.voting import VotePolicy
+    from reflux.models import open_run
+    from reflux.report.eval_tables import tables
+    from reflux.report.terminal import OUT, emit, say
+    from reflux.server.settings import config_endpoints, read_serve_config
+    from reflux.tasks import task_named
 
 LEVEL, LIMIT = 3, 200
 """Default level and number of questions of a task."""
@@ -82,19 +89,19 @@ class Plan:
     """Names of the systems."""
     seeds: Sequence[int] = (1,)
     settings: Settings = Settings()
-    prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
+    prices: Mapping[str, Price] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Where the questions come from, for the report."""
     out: Path | None = None
 
 
 def evaluate_systems(
-    run: RunDir = RUNS / "demo",
+    run: RunDir = DEFAULT_RUN,
     task: TaskName = None,
     level: Annotated[
         int | None,
         typer.Option(
-            help=f"Of a task; for addition: digits. Default: {LEVEL}.", min=1, max=MAX_LEVEL
+            help=f"Level of the task; for addition, digits. Default: {LEVEL}.", min=1, max=MAX_LEVEL
         ),
     ] = None,
     data: Annotated[
@@ -105,7 +112,7 @@ def evaluate_systems(
     ] = "",
     limit: Annotated[
         int | None,
-        typer.Option(help=f"Questions. Default: {LIMIT}, or the whole file.", min=1),
+        typer.Option(help=f"Maximum questions. Default: {LIMIT}, or the whole file.", min=1),
     ] = None,
     systems: Annotated[
         str,
@@ -117,9 +124,11 @@ def evaluate_systems(
     model: Model = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option(help="Of questions and samples; may be repeated.", min=0),
+        typer.Option(help="Seed of questions and samples; may be repeated.", min=0),
     ] = None,
-    overseer: Annotated[str, typer.Option(help="Of a file's questions: model or plain.")] = "",
+    overseer: Annotated[
+        str, typer.Option(help="Overseer of a file's questions: model or plain.")
+    ] = "",
     depth: Depth = 1,
     calls: Annotated[int, typer.Option(help="Maximum model calls of a question.", min=1)] = 1000,
     tokens: Annotated[int, typer.Option(help="Maximum tokens of a question.", min=1)] = 1_000_000,
@@ -134,11 +143,11 @@ def evaluate_systems(
         typer.Option(help="MODEL=PROMPT,COMPLETION for a million tokens; may be repeated."),
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(help="YAML of `reflux serve`, whose endpoints can be named.", metavar="FILE"),
+        Path | None, typer.Option(help="YAML of `reflux serve`, whose endpoints can be named.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for eval.jsonl, eval.json and eval.html.")
+        Path | None,
+        typer.Option(help="Folder for eval.jsonl, eval.json and eval.html.", metavar="DIR"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -181,7 +190,7 @@ def evaluate_systems(
     for table in tables(results, source):
         OUT.print(table)
     if out is not None:
-        OUT.print(f"answers, figures and a page with charts: {out}", soft_wrap=True)
+        say(f"answers, figures and a page with charts: {out}")
 
 
 def _file_eval_task(data: Path, score: str, limit: int | None) -> FileEvalTask:

@@ -16,7 +16,6 @@ from rich.panel import Panel
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.scripted import REPLY_HELP, parse_reply, step_text
 from reflux.ask_context import asks_humans, open_context
-from reflux.cli.contract import ERR
 from reflux.cli.progress import LiveTree
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
@@ -28,7 +27,7 @@ from reflux.graphs.amplify.interrupts import (
 )
 from reflux.graphs.ask import WaitForHumans
 from reflux.graphs.ask_options import AskOptions
-from reflux.report.terminal import escape
+from reflux.report.terminal import ERR, escape
 
 END_KEYS = ("", "\x04", "\x1a")
 """End of input, Ctrl-D and Ctrl-Z."""
@@ -66,14 +65,14 @@ def interruptible() -> Iterator[None]:
 
 
 def is_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
+    return sys.stdin.isatty()
 
 
 def read_key(prompt: str) -> str:
     """The pressed key in lower case, or the first letter of a piped line; `q` at the end."""
-    ERR.print(prompt, style="dim", highlight=False, markup=False)
+    ERR.print(prompt, style="dim", markup=False)
     if not is_terminal():
-        line = sys.stdin.readline() if sys.stdin is not None else ""
+        line = sys.stdin.readline()
         return line.strip()[:1].lower() if line else "q"
     try:
         key = typer.getchar()
@@ -86,9 +85,9 @@ def read_key(prompt: str) -> str:
 
 def read_line(prompt: str) -> str:
     """A line; empty at the end of the input."""
-    ERR.print(f"{prompt}: ", end="", highlight=False, markup=False)
+    ERR.print(f"{prompt}: ", end="", markup=False)
     if not is_terminal():
-        return sys.stdin.readline().rstrip("\n") if sys.stdin is not None else ""
+        return sys.stdin.readline().rstrip("\n")
     try:
         return input()
     except EOFError:
@@ -102,7 +101,7 @@ def read_lines(prompt: str, history: Path, commands: Sequence[str]) -> Iterator[
         history: file of typed lines; its folder is created.
     """
     if not is_terminal():
-        yield from (line.rstrip("\n") for line in sys.stdin or () if line.strip())
+        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
         return
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
@@ -178,7 +177,7 @@ async def converse(
     while progress.pending and is_terminal():
         first = progress.pending[0]
         ERR.print(form_view(first))
-        ERR.print(REPLY_HELP, highlight=False)
+        ERR.print(REPLY_HELP)
         try:
             with interruptible():
                 step = parse_reply(_read())
@@ -186,7 +185,7 @@ async def converse(
         except EOFError:
             break
         except UsageError as error:
-            ERR.print(str(error), highlight=False)
+            ERR.print(str(error))
     return progress
 
 

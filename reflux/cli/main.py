@@ -1,45 +1,160 @@
 """The `reflux` command. Exit codes: 0 done, 1 failed, 2 usage, 3 missing, 130 interrupted."""
 
+from __future__ import annotations
+
 import io
 import os
 import sys
 from json import JSONDecodeError
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
+import typer.main
+from typer.core import TyperCommand, TyperOption
 
+import reflux
+from reflux import cli
 from reflux.agents.errors import RefluxError, from_os_error
-from reflux.agents.prompts import is_unicode
 from reflux.cli import admin, ask, chat, evaluate, plan, review, rounds, serve, traces
-from reflux.cli.contract import drop_output
-from reflux.report.terminal import printable
+from reflux.cli.contract import endpoint_options
+
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    from reflux.agents.prompts import is_unicode
+    from reflux.report.terminal import printable
 
 INTERRUPTED = 130
 MAX_CHARS = 2_000
 """Length of an error message; a longer one loses its middle, since the remedy is at the end."""
+METAVARS: dict[Any, str] = {
+    int: "N", list[int]: "N", float: "X", str: "NAME", list[str]: "NAME", Path: "FILE"
+}  # fmt: skip
+"""What the help shows for a value of a type."""
+GROUPS = {
+    "traces": "List, show and export trajectories.",
+    "students": "List, promote and roll back students.",
+}
+COMMANDS = {
+    "demo": rounds.demo,
+    "ask": ask.ask,
+    "reply": ask.reply,
+    "chat": chat.chat,
+    "review": review.review,
+    "init": rounds.init,
+    "run": rounds.run,
+    "distill": rounds.distill,
+    "eval": evaluate.evaluate_systems,
+    "plan": plan.plan_votes,
+    "serve": serve.serve,
+    "doctor": admin.doctor,
+    "traces list": traces.list_traces,
+    "traces show": traces.show_trace,
+    "traces page": traces.page_of_trace,
+    "traces export": traces.export_traces,
+    "students list": admin.list_students,
+    "students promote": admin.promote_student,
+    "students rollback": admin.rollback_student,
+}
+ASK_MODELS = ("ask", "reply", "chat", "review", "init", "run", "eval", "plan", "serve", "doctor")
+"""Commands that may ask an endpoint."""
+EXAMPLES = """
+reflux demo
+reflux demo --fresh --run runs/demo
+reflux ask "What are the capitals of France and Japan?"
+reflux ask "What is 17 * 23?" --overseer plain --tool calculator
+reflux ask "304+517" --task addition --json
+reflux reply 1a2b "answer: Lisbon"
+reflux reply 1a2b pass --run runs/human
+reflux chat
+reflux chat --overseer none --model llama3.2 --thinking off --env-file .env
+reflux chat --resume last
+reflux review
+reflux review list --why disputed
+reflux review 1a2b/0.0.1 --edit "391" --comment "looked it up"
+reflux init --config run.yaml --run runs/adds
+reflux run --config run.yaml --run runs/adds
+reflux run --resume --run runs/adds
+reflux distill --run runs/adds --student student-a
+reflux distill --data rows.jsonl --config sft.yaml --run runs/mine
+reflux eval --systems direct,amplified,best-of-n --level 3
+reflux eval --data questions.jsonl --score number --out runs/eval
+reflux eval --data questions.jsonl --systems direct,app.py:graph --model llama3.2
+reflux plan --accuracy 0.98 --steps 1000
+reflux plan --run runs/adds --target 0.999 --price 0.5
+reflux serve --run runs/adds
+reflux serve --port 8080 --config serve.yaml
+reflux doctor
+reflux traces list --status rejected --limit 5
+reflux traces show 1a2b
+reflux traces page 1a2b --out tree.html
+reflux traces export rows.jsonl --form messages
+reflux students list --run runs/adds
+reflux students promote student-r2 --run runs/adds
+reflux students rollback --run runs/adds
+"""
 
-app = typer.Typer(
-    name="reflux",
-    help="Iterated Distillation and Amplification on language-model agents.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command()(rounds.demo)
-app.command()(ask.ask)
-app.command()(ask.reply)
-app.command()(chat.chat)
-app.command()(review.review)
-app.command()(rounds.init)
-app.command("run")(rounds.run)
-app.command()(rounds.distill)
-app.command("eval")(evaluate.evaluate_systems)
-app.command("plan")(plan.plan_votes)
-app.command("serve")(serve.serve)
-app.add_typer(traces.traces, name="traces")
-app.add_typer(admin.students, name="students")
-app.command()(admin.doctor)
+
+_endpoint_options = typer.Typer(add_completion=False)
+_endpoint_options.command()(endpoint_options)
+
+
+class Command(TyperCommand):
+    """A command whose help shows examples, and plain names for values."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.name in ASK_MODELS:
+            more = cast(list[TyperOption], typer.main.get_command(_endpoint_options).params)
+            for option in more:
+                option.expose_value = False
+            self.params += more
+        for option in (each for each in self.params if isinstance(each, TyperOption)):
+            kind = option.type_descriptor.annotation
+            option.metavar = option.metavar or METAVARS.get(kind)
+
+
+def _typer(name: str, summary: str) -> typer.Typer:
+    settings = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(
+        name=name,
+        help=summary,
+        epilog=examples(name),
+        no_args_is_help=True,
+        context_settings=settings,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+def examples(command: str) -> str:
+    """The examples of a command, or the first of every command, as its help shows them."""
+    lines = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"reflux {command} ")]
+    return "\n  ".join(("\b\nExamples:", *lines)) if lines else ""
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"reflux {reflux.__version__}\n")
+        raise typer.Exit
+
+
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Iterated Distillation and Amplification on language-model agents."""
+
+
+app = _typer("", "Iterated Distillation and Amplification on language-model agents.")
+app.callback()(main)
+_groups = {name: _typer(name, summary) for name, summary in GROUPS.items()}
+for _name, _group in _groups.items():
+    app.add_typer(_group, name=_name)
+for _name, _work in COMMANDS.items():
+    _of, _, _word = _name.rpartition(" ")
+    _groups.get(_of, app).command(_word, cls=Command, epilog=examples(_name))(_work)
 
 
 def run() -> None:
@@ -52,9 +167,11 @@ def run() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _open_streams()
-    for argument in sys.argv[1:]:
+    for argument in () if cli.SHOWS_HELP else sys.argv[1:]:
         if not is_unicode(argument):
-            _exit(f"the argument {argument!a} is not UTF-8; write it in UTF-8", 2)
+            utf8 = sys.getfilesystemencoding() == "utf-8"
+            remedy = "write it in UTF-8" if utf8 else "set LC_ALL=C.UTF-8"
+            _exit(f"the argument {argument!a} is not {(utf8 and 'UTF-8') or 'ASCII'}; {remedy}", 2)
     try:
         code = app(standalone_mode=False)  # Returns the code of a `typer.Exit`.
         sys.stdout.flush()
@@ -71,6 +188,8 @@ def run() -> None:
             1,
         )
     except BrokenPipeError:  # The reader of the output has closed its end; the work succeeded.
+        from reflux.report.terminal import drop_output
+
         drop_output()
         code = 0
     except OSError as error:
@@ -93,6 +212,9 @@ def _open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # The terminal may know ASCII alone.
     if isinstance(sys.stdin, io.TextIOWrapper):
         # Input that is not UTF-8 is rejected line by line, where it is used.
         sys.stdin.reconfigure(errors="surrogateescape")

@@ -1,41 +1,48 @@
 """`reflux plan`: the votes that a target reliability takes, and their cost."""
 
-import json
-import math
-from collections.abc import Sequence
-from contextlib import closing, suppress
-from dataclasses import asdict
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from reflux.agents.errors import RefluxError, UsageError
-from reflux.cli.ask import batch_config, task_of
-from reflux.cli.contract import OUT, Json, Model, emit, open_existing, run_async
-from reflux.cli.progress import ProgressView
-from reflux.finetune.config import RoundsConfig
-from reflux.finetune.run_folder import RunFolder
-from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.ask import Direct, Origin, answer_all
-from reflux.graphs.evals.metrics import wilson
-from reflux.graphs.evals.task import Task, score_held_out, task_context
-from reflux.graphs.evals.vote_log import (
-    VotedQuestion,
-    by_acceptance,
-    by_task,
-    correlation,
-    flag_effects,
-    measure,
-    voted_questions,
-)
-from reflux.graphs.voting.planner import MAX_MARGIN, Plan, limited_vote, plan
-from reflux.graphs.voting.stopping import AheadBy
-from reflux.graphs.voting.voting import VotePolicy
-from reflux.models import open_run
-from reflux.report.terminal import counted
-from reflux.tasks import task_named
+from reflux import cli
+from reflux.cli.contract import Json, Model, TaskName, open_existing, run_async
+
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import json
+    import math
+    from collections.abc import Sequence
+    from contextlib import closing, suppress
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from reflux.agents.errors import RefluxError, UsageError
+    from reflux.cli.ask import batch_config, task_of
+    from reflux.cli.progress import ProgressView
+    from reflux.finetune.config import RoundsConfig
+    from reflux.finetune.run_folder import RunFolder
+    from reflux.graphs.amplify.context import AmplifyContext, Limits
+    from reflux.graphs.ask import Direct, Origin, answer_all
+    from reflux.graphs.evals.metrics import wilson
+    from reflux.graphs.evals.task import Task, score_held_out, task_context
+    from reflux.graphs.evals.vote_log import (
+        VotedQuestion,
+        by_acceptance,
+        by_task,
+        correlation,
+        flag_effects,
+        measure,
+        voted_questions,
+    )
+    from reflux.graphs.voting.planner import MAX_MARGIN, Plan, limited_vote, plan
+    from reflux.graphs.voting.stopping import AheadBy
+    from reflux.graphs.voting.voting import VotePolicy
+    from reflux.models import open_run
+    from reflux.report.terminal import OUT, counted, emit
+    from reflux.tasks import task_named
 
 PROBE_VOTES = 4
 
@@ -53,7 +60,7 @@ def plan_votes(
     ] = None,
     shared: Annotated[
         float | None,
-        typer.Option("--correlation", help="Of two votes; measured with --run."),
+        typer.Option("--correlation", help="Correlation of two votes; measured with --run."),
     ] = None,
     system: Annotated[str, typer.Option(help="System of the run to measure.")] = "amplified",
     probe: Annotated[
@@ -62,14 +69,14 @@ def plan_votes(
     ] = 0,
     level: Annotated[
         int | None,
-        typer.Option(help="Level of the probe's questions; the run's last by default.", min=1),
+        typer.Option(help="Level of the probe's questions. Default: the run's last.", min=1),
     ] = None,
-    task: Annotated[str | None, typer.Option("--task", help="Default: that of the run.")] = None,
+    task: TaskName = None,
     model: Model = None,
     price: Annotated[float, typer.Option(help="Price of a million tokens.", min=0)] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Votes for a target reliability: predicted error, cost, and what was observed."""
+    """Plan the votes for a target reliability: predicted error, cost, and what was observed."""
     if not price < math.inf:
         raise UsageError(f"--price {price} is none; name what a million tokens cost")
     measured: dict[str, Any] = {}

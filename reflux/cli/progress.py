@@ -22,10 +22,10 @@ from rich.progress import (
 )
 from rich.tree import Tree
 
+from reflux.agents.clients.retries import on_wait
 from reflux.agents.errors import UsageError
-from reflux.cli.contract import ERR
 from reflux.graphs.traces.events import Event
-from reflux.report.terminal import STATUS_COLOUR, counted, escape
+from reflux.report.terminal import ERR, STATUS_COLOUR, counted, escape
 
 LOG_SECONDS = 20.0
 """Minimum time between two log lines of one stage; REFLUX_PROGRESS_SECONDS overrides it."""
@@ -59,6 +59,7 @@ class ProgressView:
 
     def __enter__(self) -> "ProgressView":
         self._bars.start()
+        on_wait.set(self._waits)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -74,12 +75,20 @@ class ProgressView:
             self._tasks[stage] = self._bars.add_task(stage, total=total, detail=detail)
         self._bars.update(self._tasks[stage], completed=done, total=total, detail=detail)
 
+    def _waits(self, text: str) -> None:
+        """Show why a call of the newest stage waits."""
+        if self._tasks and self._console.is_terminal:
+            self._bars.update(list(self._tasks.values())[-1], detail=text)
+        elif text:
+            self._log(text, 0, 0, "")
+
     def _log(self, stage: str, done: int, total: int, detail: str) -> None:
         now = time.monotonic()
         if 0 < done < total and now - self._logged.get(stage, 0) < self._log_seconds:
             return
         self._logged[stage] = now
-        sys.stderr.write(f"{stage}: {done}/{total} {detail}".rstrip() + "\n")
+        progress = f": {done}/{total} {detail}" if total else ""
+        sys.stderr.write(f"{stage}{progress}".rstrip() + "\n")
         sys.stderr.flush()
 
 
@@ -115,11 +124,19 @@ class LiveTree:
         self.calls = 0
         self.tokens = 0
         self._left = ""
+        self._waiting = ""
 
     def show(self) -> None:
         """Draw the tree as it grows, if stderr is a terminal."""
+        on_wait.set(self._waits)
         if ERR.is_terminal:
             self._live.start()
+
+    def _waits(self, text: str) -> None:
+        """Show why a call waits."""
+        self._waiting = f", {text}" if text else ""
+        if text and not ERR.is_terminal:
+            ERR.print(text)
 
     def hide(self) -> None:
         """Erase the drawing, for this time or for good."""
@@ -165,7 +182,7 @@ class LiveTree:
         seconds = self._clock() - self._start
         yield (
             f"[dim]{counted(self.calls, 'call')}, {self.tokens} tokens, {seconds:.0f} s"
-            f"{self._left}; Ctrl-C stops[/]"
+            f"{self._left}{self._waiting}; Ctrl-C stops[/]"
         )
 
 

@@ -1,46 +1,58 @@
 """`reflux review`: judge what waits for a human, is disputed, or is in the random audit."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import closing
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Group, RenderableType
-from rich.panel import Panel
 
-from reflux.agents.errors import RefluxError, UsageError
-from reflux.cli.contract import (
-    ERR,
-    MAX_LIMIT,
-    OUT,
-    RUNS,
-    Json,
-    RunDir,
-    open_existing,
-    print_result,
-    run_async,
-    table_of,
-)
-from reflux.cli.human_input import form_lines, read_key, read_line
-from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue, state_of
-from reflux.graphs.traces.revisions import NEWEST, first_of
-from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import load_tree
-from reflux.models import open_run
-from reflux.report.terminal import escape, plain, resume_hint, tree_view
-from reflux.review_actions import Acted, approve, comment_on, edit, put, reject
+from reflux import cli
+from reflux.cli.contract import DEFAULT_RUN, MAX_LIMIT, Json, RunDir, open_existing, run_async
+
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    from collections.abc import Iterable, Iterator
+    from contextlib import closing
+    from dataclasses import replace
+    from functools import partial
+
+    from rich.console import Group, RenderableType
+    from rich.panel import Panel
+
+    from reflux.agents.errors import RefluxError, UsageError
+    from reflux.cli.human_input import form_lines, read_key, read_line
+    from reflux.finetune.run_folder import OpenRun, RunFolder
+    from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue, state_of
+    from reflux.graphs.traces.revisions import NEWEST, first_of
+    from reflux.graphs.traces.store import TraceStore
+    from reflux.graphs.traces.tree import load_tree
+    from reflux.models import open_run
+    from reflux.report.terminal import (
+        ERR,
+        OUT,
+        escape,
+        plain,
+        print_result,
+        resume_hint,
+        say,
+        table_of,
+        tree_view,
+    )
+    from reflux.review_actions import Acted, Action, judge_item, model_of, recompute, reply_to
 
 KEYS = "a approve · e edit · g ask again · r reject · c comment · s skip · q quit"
+ACTIONS: dict[str, Action] = {
+    "a": "approve", "e": "edit", "g": "again", "r": "reject", "c": "comment"
+}  # fmt: skip
 PROMPTS = {"e": "the right answer", "c": "comment"}
 """Keys that need a line of text."""
 
 
 def review(
     item: Annotated[
-        str | None, typer.Argument(help="`list`, or the id of an item: TRAJECTORY/PATH.")
+        str | None,
+        typer.Argument(help="`list`, or the id of an item: TRAJECTORY/PATH.", metavar="ITEM"),
     ] = None,
-    run: RunDir = RUNS / "demo",
+    run: RunDir = DEFAULT_RUN,
     approved: Annotated[bool, typer.Option("--approve", help="Mark the answer as right.")] = False,
     rejected: Annotated[
         bool,
@@ -48,19 +60,25 @@ def review(
     ] = False,
     answer: Annotated[
         str | None,
-        typer.Option("--edit", help="Replace the answer and recompute what depends on it."),
+        typer.Option(
+            "--edit", help="Replace the answer and recompute what depends on it.", metavar="ANSWER"
+        ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Ask the question again.")] = False,
-    comment: Annotated[str, typer.Option("--comment", help="Add a comment.")] = "",
+    comment: Annotated[str, typer.Option("--comment", help="Add a comment.", metavar="TEXT")] = "",
     why: Annotated[
-        Why | None, typer.Option("--why", help="Only this reason: escalated, disputed or audit.")
+        Literal["escalated", "disputed", "audit"] | None,
+        typer.Option("--why", help="List only items that are here for this reason."),
     ] = None,
     limit: Annotated[
         int, typer.Option(help="Maximum items in the list.", min=1, max=MAX_LIMIT)
     ] = 20,
     as_json: Json = False,
 ) -> None:
-    """Judge what waits for a human, is disputed, or is in the random audit."""
+    """Judge what waits for a human, is disputed, or is in the random audit.
+
+    Without an item, the queue is shown one item at a time, and keys judge it.
+    """
     folder = open_existing(run)
     whys: tuple[Why, ...] = (why,) if why else WHYS
     with closing(folder.store()) as store:
@@ -100,15 +118,12 @@ async def _act(
     def opened(model: str) -> OpenRun:
         return open_run(folder, model)[0]
 
-    if key == "a":
-        return await approve(store, item, opened, comment)
-    if key == "e":
-        return await edit(store, item, answer, opened, comment)
-    if key == "r":
-        return await reject(store, item, comment)
-    if key == "g":
-        return await put(store, item.trajectory, item.path, None, opened, comment)
-    return await comment_on(store, item, comment)
+    reply = partial(reply_to, opened, store)
+    acted = await judge_item(store, item, ACTIONS[key], opened, reply, answer, comment)
+    if acted.recomputes:
+        async with opened(model_of(store, acted.trajectory)) as run:
+            acted = replace(acted, outcome=await recompute(run, acted.trajectory))
+    return acted
 
 
 def _line(acted: Acted, item: Item) -> str:
@@ -138,7 +153,7 @@ def _review_item(folder: RunFolder, store: TraceStore, item: Item) -> str:
     OUT.print(item_view(store, item))
     state = state_of(store, item)
     while (key := read_key(KEYS)) not in ("q", "s"):
-        if key not in "aegrc":
+        if key not in ACTIONS:
             continue
         text = read_line(PROMPTS[key]) if key in PROMPTS else ""
         if key in PROMPTS and not text.strip():
@@ -147,14 +162,14 @@ def _review_item(folder: RunFolder, store: TraceStore, item: Item) -> str:
         try:
             if (now := state_of(store, item)) != state:
                 item, state = find_item(store, f"{first_of(item.trajectory)}{item.path}"), now
-                ERR.print("another user changed this item; it is now:", highlight=False)
+                ERR.print("another user changed this item; it is now:")
                 OUT.print(item_view(store, item))
                 continue
             acted = run_async(_act(folder, store, item, key, answer, comment))
         except RefluxError as error:
-            ERR.print(plain(str(error)), highlight=False)
+            say(str(error), ERR)
             continue
-        OUT.print(_line(acted, item), highlight=False)
+        OUT.print(_line(acted, item))
         if key != "c":
             break
     return key
@@ -165,7 +180,7 @@ def _print_resume_hints(folder: RunFolder, store: TraceStore) -> None:
     rows = store.select(f"SELECT id FROM questions q WHERE revises IS NOT NULL AND {NEWEST}")  # noqa: S608
     for row in list(rows):
         if (hint := resume_hint(store, row["id"], folder.path)) is not None:
-            OUT.print(hint, soft_wrap=True, highlight=False)
+            say(hint)
 
 
 def _all(store: TraceStore, whys: tuple[Why, ...]) -> Iterator[Item]:

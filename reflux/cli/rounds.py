@@ -1,27 +1,35 @@
 """Commands that make students: demo, init, run, distill."""
 
-import hashlib
-import json
-import shutil
-from contextlib import closing
-from importlib.resources import files
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reflux.agents.errors import RefluxError, UsageError
-from reflux.cli.contract import ERR, OUT, RUNS, Json, RunDir, emit, run_async
-from reflux.cli.progress import ProgressView
-from reflux.finetune import check_training_packages
-from reflux.finetune.config import RoundsConfig, read_config, read_distill_config
-from reflux.finetune.gates import failed_gates
-from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
-from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.report.terminal import hard_lines, rounds_tables
-from reflux.tasks import DEFAULT_TASK, task_named
+from reflux import cli
+from reflux.cli.contract import DEFAULT_RUN, Json, RunDir, run_async
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML config of the run.")]
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import hashlib
+    import json
+    import shutil
+    from contextlib import closing
+    from importlib.resources import files
+
+    from reflux.agents.errors import RefluxError, UsageError
+    from reflux.cli.progress import ProgressView
+    from reflux.finetune import check_training_packages
+    from reflux.finetune.config import RoundsConfig, read_config, read_distill_config
+    from reflux.finetune.gates import failed_gates
+    from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
+    from reflux.finetune.run_folder import OpenRun, RunFolder
+    from reflux.report.terminal import ERR, OUT, command, emit, hard_lines, rounds_tables, say
+    from reflux.tasks import DEFAULT_TASK, task_named
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML config of the run; required to begin one.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this folder.")]
 
 DATABASES = ("traces.db", "checkpoints.db")
@@ -43,8 +51,10 @@ def shipped_config(name: str) -> Path:
 
 
 def demo(
-    run: RunDir = RUNS / "demo",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run and start again.")] = False,
+    run: RunDir = DEFAULT_RUN,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the demo in the run folder and start again.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole loop on the embedded default model: three rounds, a table and a chart.
@@ -53,23 +63,26 @@ def demo(
     """
     check_training_packages()
     folder = RunFolder(run)
+    config = shipped_config("demo")
     if fresh and run.exists():
-        clear(folder)
+        clear(folder, read_config(config))
+    elif folder.exists and folder.config() != read_config(config):
+        raise UsageError(f"{run} holds another run than the demo; name another --run")
     if not as_json:
         ERR.print(
             "Reflux demo: a 135M model learns to add. The overseer knows sums of one digit only; "
             "each round amplifies the last student on longer numbers, and distills the answers "
-            "into the next.\nDigits are written in reverse: [bold]403+715=[/] asks for 304 + 517.",
-            highlight=False,
+            "into the next.\nDigits are written in reverse: [bold]403+715=[/] asks for 304 + 517."
         )
-    climb(folder, shipped_config("demo"), resume=folder.exists, as_json=as_json)
+    climb(folder, config, resume=folder.exists, as_json=as_json)
 
 
-def clear(folder: RunFolder) -> None:
+def clear(folder: RunFolder, config: RoundsConfig | None = None) -> None:
     """Delete what a run created, and nothing else in its folder.
 
     Raises:
-        UsageError: the folder holds other files and no run, or another process works in it.
+        UsageError: the folder holds other files and no run, or a run of another config than
+            `config`, or another process works in it.
     """
     if folder.path.is_dir():  # Checked before the lock creates a file in a foreign folder.
         names = {path.name for path in folder.path.iterdir()}
@@ -81,6 +94,11 @@ def clear(folder: RunFolder) -> None:
                 "another --run"
             )
     with folder.locked():
+        if config is not None and folder.exists and folder.config() != config:
+            raise UsageError(
+                f"{folder.path} holds another run than the demo, so --fresh leaves it alone; name "
+                "another --run"
+            )
         for path in (folder.path / name for name in RUN_PARTS):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -89,21 +107,21 @@ def clear(folder: RunFolder) -> None:
 
 
 def init(
-    run: RunDir = RUNS / "main",
+    run: RunDir = DEFAULT_RUN,
     config: ConfigFile = None,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Run round 0: train a student that imitates the overseer."""
+    """Run round 0 of a config: train a student that imitates the overseer."""
     climb(RunFolder(run), config, resume=resume, as_json=as_json, rounds=1)
 
 
 def run(
-    run: RunDir = RUNS / "main",
+    run: RunDir = DEFAULT_RUN,
     config: ConfigFile = None,
     resume: Resume = False,
     rounds: Annotated[
-        int | None, typer.Option("--rounds", help="Total rounds after which to stop.")
+        int | None, typer.Option("--rounds", help="Stop after this many rounds in all.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -124,6 +142,10 @@ def climb(
     config = settle_config(folder, config_file, resume)
     if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
+    if not folder.exists:  # An invalid task begins no run.
+        task = task_named(config.task)
+        for spec in config.rounds:
+            task.sample(1, spec.level, "train", config.seed)
     folder.lock()
     if not folder.exists:
         folder.save_config(config.model_dump(mode="json"))
@@ -131,25 +153,27 @@ def climb(
     if as_json:
         emit({"run": str(folder.path), "rounds": reports})
     else:
-        show_reports(folder, reports)
+        show_reports(folder, config.task, reports)
     check_promoted(folder, reports)
 
 
-def show_reports(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
+def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) -> None:
     """Print tables, hard questions, the report's files, and what to try next."""
     for table in rounds_tables(reports):
         OUT.print(table)
         OUT.print()
     for line in hard_lines(reports):
-        OUT.print(line, highlight=False)
-    OUT.print(f"chart: {folder.chart_path}   report: {folder.report_path}", soft_wrap=True)
+        OUT.print(line)
+    say(f"chart: {folder.chart_path}   report: {folder.report_path}")
     if parity := reports[-1].get("parity"):
         OUT.print(
             f"The last student in PEFT and in llama.cpp give the same answer to "
             f"{parity['agreement']:.1%} of {parity['n']} held-out questions."
         )
     if folder.registry.current() is not None:
-        OUT.print(f'Try: reflux ask "304+517" --run {folder.path}', soft_wrap=True)
+        question = '"304+517"' if task == DEFAULT_TASK else "QUESTION"
+        hint = f"Try: reflux ask {question} {command('--run', folder.path)}"
+        say(hint)
 
 
 def check_promoted(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
@@ -168,7 +192,8 @@ def check_promoted(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
     raise RefluxError(
         f"round {last['round']}: student-r{last['round']} was not promoted ({failed}). Give it "
         "more rows (questions, primitive_repeats) or another sft: in a new run; "
-        f"`reflux run --resume --run {folder.path}` continues with {last['agent']}"
+        f"`{command('reflux', 'run', '--resume', '--run', folder.path)}` continues with "
+        f"{last['agent']}"
     )
 
 
@@ -184,16 +209,22 @@ async def _climb(
 
 
 def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> RoundsConfig:
-    """The config of the folder on resume, otherwise that of the file, or the demo's.
+    """The config of the folder on resume, otherwise that of the file.
 
     Raises:
-        UsageError: the folder holds a run without --resume, or a run of another config.
+        UsageError: there is no config, or the folder holds a run without --resume, or a run of
+            another config.
     """
     config = read_config(config_file) if config_file else None
     if not folder.exists:
         if resume and folder.traces_path.exists():
             raise UsageError(f"{folder.path} has no config.yaml; it cannot be resumed")
-        return config or read_config(shipped_config("demo"))
+        if config is None:
+            raise UsageError(
+                f"{folder.path} holds no run, and no --config says what to run: name one, for "
+                f"example a changed copy of {shipped_config('demo')}; `reflux demo` runs that one"
+            )
+        return config
     if not resume:
         raise UsageError(
             f"{folder.path} holds a run; continue it with --resume, or name another --run"
@@ -208,7 +239,7 @@ def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> 
 
 
 def distill(
-    run: RunDir = RUNS / "main",
+    run: RunDir = DEFAULT_RUN,
     data: Annotated[
         Path | None, typer.Option("--data", help="Prompt/completion JSONL instead of traces.")
     ] = None,
@@ -242,11 +273,10 @@ def distill(
     if as_json:
         emit({"student": trained.id, "path": str(trained.path), "report": report})
         return
-    OUT.print(
+    say(
         f"{trained.id}: {report['rows']} rows, {report['seconds']:.0f} s, final loss "
         f"{report['final_loss']:.3f}\n{trained.path}\n"
-        f"promote it with: reflux students promote {trained.id} --run {run}",
-        soft_wrap=True,
+        f"promote it with: {command('reflux', 'students', 'promote', trained.id, '--run', run)}"
     )
 
 

@@ -1,23 +1,30 @@
 """`reflux serve`: the agents of a run folder over the OpenAI protocol."""
 
-import os
-import socket
-from dataclasses import replace
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reflux.agents.errors import UsageError
-from reflux.cli.contract import ERR, RUNS, Calls, Depth, Json, Model, RunDir, Seconds, Tokens, emit
-from reflux.finetune.run_folder import RunFolder
-from reflux.graphs.amplify.context import Limits
-from reflux.server.settings import (
-    ServeSettings,
-    all_endpoints,
-    check_exposure,
-    read_serve_config,
-)
+from reflux import cli
+from reflux.cli import contract
+
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import os
+    import socket
+    from dataclasses import replace
+
+    from reflux.agents.errors import UsageError
+    from reflux.finetune.run_folder import RunFolder
+    from reflux.graphs.amplify.context import Limits
+    from reflux.report.terminal import ERR, emit
+    from reflux.server.settings import (
+        ServeSettings,
+        all_endpoints,
+        check_exposure,
+        read_serve_config,
+    )
 
 KEY = "REFLUX_API_KEY"
 STOP_SECONDS = 5
@@ -27,24 +34,24 @@ BACKLOG = 2048
 
 
 def serve(
-    run: RunDir = RUNS / "demo",
+    run: contract.RunDir = contract.DEFAULT_RUN,
     host: Annotated[
-        str, typer.Option(help="A host other than 127.0.0.1 needs REFLUX_API_KEY.")
+        str, typer.Option(help="A host other than 127.0.0.1 needs REFLUX_API_KEY.", metavar="HOST")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 picks a free port.", min=0, max=65535)] = 8700,
-    model: Model = None,
-    overseer: Annotated[
-        str, typer.Option(help="Overseer of `amplified`: model, plain, human or reviewed.")
-    ] = "model",
+    port: Annotated[
+        int, typer.Option(help="0 picks a free port.", min=0, max=65535, metavar="PORT")
+    ] = 8700,
+    model: contract.Model = None,
+    overseer: contract.Overseer = "model",
     config: Annotated[
-        Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.", metavar="FILE")
+        Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.")
     ] = None,
-    depth: Depth = 1,
-    calls: Calls = 1000,
-    tokens: Tokens = 1_000_000,
-    seconds: Seconds = 600,
-    max_tokens: Annotated[int, typer.Option(help="Maximum tokens per model call.", min=1)] = 512,
-    as_json: Json = False,
+    depth: contract.Depth = 1,
+    calls: contract.Calls = 1000,
+    tokens: contract.Tokens = 1_000_000,
+    seconds: contract.Seconds = 600,
+    max_tokens: contract.MaxTokens = 512,
+    as_json: contract.Json = False,
 ) -> None:
     """Serve the agents over the OpenAI protocol until Ctrl-C."""
     # Slow imports that no other command needs.
@@ -58,12 +65,12 @@ def serve(
         **{name: value for name, value in vars(serve_config).items() if name != "endpoints"},
         host=host,
         api_key=os.environ.get(KEY, "").strip(),
-        overseer=overseer,
+        overseer=overseer or "model",
         model=model or "",
         endpoints=all_endpoints(serve_config, model),
         config=config.absolute() if config else None,
         limits=Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
-        max_tokens=max_tokens,
+        max_tokens=max_tokens or 512,
     )
     app = create_app(RunFolder(run), settings)
     with _bound(host, port) as listening:
@@ -73,7 +80,7 @@ def serve(
         if as_json:
             emit({"url": url, "run": str(run)})
         else:
-            ERR.print(f"{run}: page {url}, API {url}/v1; press Ctrl-C to stop", highlight=False)
+            ERR.print(f"{run}: page {url}, API {url}/v1; press Ctrl-C to stop")
         options = server_config(app, timeout_graceful_shutdown=STOP_SECONDS)
         uvicorn.Server(options).run(sockets=[listening])
 

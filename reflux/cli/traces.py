@@ -1,67 +1,70 @@
 """`reflux traces`: trajectories as a list, a tree, a page, or rows for training."""
 
-from collections.abc import Mapping
-from contextlib import closing
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from reflux.agents.files import write_whole
-from reflux.agents.prompts import cut
-from reflux.cli.contract import (
-    ERR,
-    MAX_LIMIT,
-    OUT,
-    RUNS,
-    Json,
-    RunDir,
-    emit,
-    open_existing,
-    print_result,
-    table_of,
-)
-from reflux.cli.rounds import recorded_rows
-from reflux.conversation import last_question
-from reflux.finetune.rows import Form, export
-from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
-from reflux.graphs.traces.review import WAITING
-from reflux.graphs.traces.revisions import NEWEST, newest
-from reflux.graphs.traces.tree import find_question, load_tree
-from reflux.report.terminal import escape, plain, resume_hint, total_line, tree_view
-from reflux.report.tree_page import tree_page
+from reflux import cli
+from reflux.cli.contract import DEFAULT_RUN, MAX_LIMIT, Json, RunDir, Trajectory, open_existing
+
+if TYPE_CHECKING or not cli.SHOWS_HELP:
+    from collections.abc import Mapping
+    from contextlib import closing
+
+    from reflux.agents.files import write_whole
+    from reflux.agents.prompts import cut
+    from reflux.cli.rounds import recorded_rows
+    from reflux.finetune.rows import export
+    from reflux.graphs.conversation import last_question
+    from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
+    from reflux.graphs.traces.review import WAITING
+    from reflux.graphs.traces.revisions import NEWEST, newest
+    from reflux.graphs.traces.tree import find_question, load_tree
+    from reflux.report.terminal import (
+        ERR,
+        OUT,
+        command,
+        emit,
+        plain,
+        print_result,
+        resume_hint,
+        say,
+        table_of,
+        total_line,
+        tree_view,
+    )
+    from reflux.report.tree_page import tree_page
+
+    LIST_QUERY = f"""
+    SELECT q.id, q.round, q.system, q.split, q.text,
+      coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped' END) AS status,
+      j.detail ->> 'answer' AS answer,
+      EXISTS (SELECT 1 FROM judgements j WHERE j.question = q.id AND {WAITING}) AS waits,
+      (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model')
+        + (SELECT coalesce(sum(l.calls), 0) FROM links l WHERE l.question = q.id) AS calls
+    FROM questions q LEFT JOIN judgements j ON j.id = {ROOT_ENDED}
+    WHERE (:system IS NULL OR q.system = :system) AND (:status IS NULL OR status = :status)
+      AND {NEWEST}
+    ORDER BY q.created DESC LIMIT :limit
+    """  # noqa: S608 - only constants are formatted in
 
 MAX_CHARS = 120
 """Characters of a question or an answer in the list."""
 
-traces = typer.Typer(help="List, show and export trajectories.", no_args_is_help=True)
 
-LIST_QUERY = f"""
-SELECT q.id, q.round, q.system, q.split, q.text,
-  coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped' END) AS status,
-  j.detail ->> 'answer' AS answer,
-  EXISTS (SELECT 1 FROM judgements j WHERE j.question = q.id AND {WAITING}) AS waits,
-  (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model')
-    + (SELECT coalesce(sum(l.calls), 0) FROM links l WHERE l.question = q.id) AS calls
-FROM questions q LEFT JOIN judgements j ON j.id = {ROOT_ENDED}
-WHERE (:system IS NULL OR q.system = :system) AND (:status IS NULL OR status = :status)
-  AND {NEWEST}
-ORDER BY q.created DESC LIMIT :limit
-"""  # noqa: S608 - only constants are formatted in
-
-
-@traces.command("list")
 def list_traces(
-    run: RunDir = RUNS / "demo",
+    run: RunDir = DEFAULT_RUN,
     system: Annotated[
         str | None, typer.Option(help="Only this system: direct, amplified, …")
     ] = None,
     status: Annotated[
-        str | None, typer.Option(help="Only this status: ok, unchecked, rejected, …")
+        str | None,
+        typer.Option(help="Only this status: ok, unchecked, rejected, …", metavar="STATUS"),
     ] = None,
-    limit: Annotated[
-        int, typer.Option(help="Maximum number of trajectories.", min=1, max=MAX_LIMIT)
-    ] = 20,
+    limit: Annotated[int, typer.Option(help="Maximum trajectories.", min=1, max=MAX_LIMIT)] = 20,
     as_json: Json = False,
 ) -> None:
     """List the newest trajectories."""
@@ -97,12 +100,7 @@ def _unfinished(row: Mapping[str, Any]) -> str:
     return "recomputing" if "~" in row["id"] else "running"
 
 
-@traces.command("show")
-def show_trace(
-    trajectory: Annotated[str, typer.Argument(help="Id, or the start of an id.")],
-    run: RunDir = RUNS / "demo",
-    as_json: Json = False,
-) -> None:
+def show_trace(trajectory: Trajectory, run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     """Show the tree of one trajectory with votes, checks, verdicts, comments and costs."""
     folder = open_existing(run)
     with closing(folder.store()) as store:
@@ -114,18 +112,18 @@ def show_trace(
         emit(tree.to_json())
         return
     OUT.print(tree_view(tree, why=True))
-    OUT.print(total_line(tree), highlight=False)
+    OUT.print(total_line(tree))
     if last != id:
-        OUT.print(f"edited since: reflux traces show {last}", highlight=False)
+        hint = f"edited since: {command('reflux', 'traces', 'show', last, '--run', run)}"
+        say(hint)
     elif hint is not None:
-        OUT.print(hint, soft_wrap=True, highlight=False)
+        say(hint)
 
 
-@traces.command("page")
 def page_of_trace(
-    trajectory: Annotated[str, typer.Argument(help="Id, or the start of an id.")],
+    trajectory: Trajectory,
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("tree.html"),
-    run: RunDir = RUNS / "demo",
+    run: RunDir = DEFAULT_RUN,
     as_json: Json = False,
 ) -> None:
     """Write one tree as a web page: a single file that loads nothing from a network."""
@@ -136,15 +134,16 @@ def page_of_trace(
     print_result({"file": str(out)}, plain(f"wrote {out}"), as_json)
 
 
-@traces.command("export")
 def export_traces(
     out: Annotated[Path, typer.Argument(help="The .jsonl or .parquet file to write.")],
-    run: RunDir = RUNS / "demo",
+    run: RunDir = DEFAULT_RUN,
     form: Annotated[
-        Form, typer.Option(help="Row form of TRL: prompt-completion, messages or preference.")
+        Literal["prompt-completion", "messages", "preference"],
+        typer.Option(help="Row form of TRL."),
     ] = "prompt-completion",
     format: Annotated[
-        str | None, typer.Option(help="jsonl or parquet. Default: the suffix of the file.")
+        Literal["jsonl", "parquet"] | None,
+        typer.Option(help="Default: the ending of the file's name."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -152,12 +151,10 @@ def export_traces(
     rows = recorded_rows(open_existing(run))
     written = export(rows, out, form, format)
     if not written:
-        ERR.print(
+        say(
             "no rows: export takes accepted trajectories of `reflux run` and edits of `reflux "
-            f"review`, and {escape(str(run))} holds neither; answers to `reflux ask` are not "
-            "exported",
-            highlight=False,
-            soft_wrap=True,
+            f"review`, and {run} holds neither; answers to `reflux ask` are not exported",
+            ERR,
         )
     view = plain(f"{written} rows in {out}")
     print_result({"rows": written, "file": str(out)}, view, as_json)

@@ -22,11 +22,11 @@ from reflux.agents.prompts import redact
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.ask_context import name_of, overseer_named, overseers_of
-from reflux.conversation import cut_at, question_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
+from reflux.graphs.conversation import cut_at, question_of
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.tree import Node, load_tree, tokens_of
@@ -36,6 +36,7 @@ from reflux.models import Agent
 T = TypeVar("T")
 Emit = Callable[[Event], None]
 Stop = list[str] | None
+SYNC = "reflux-sync"
 OPTIONS = {"model", "max_tokens", "temperature", "seed", "stream"}
 """What a single call may set."""
 
@@ -118,12 +119,12 @@ class AmplifiedChatModel(BaseChatModel):
         await self._agent.close()
 
     def close(self) -> None:
-        loop_thread().run(self._agent.close())
+        _wait_for(self._agent.close())
 
     def _generate(
         self, messages: list[BaseMessage], stop: Stop = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        return loop_thread().run(self._agenerate(messages, stop, **kwargs))
+        return _wait_for(self._agenerate(messages, stop, **kwargs))
 
     async def _agenerate(
         self, messages: list[BaseMessage], stop: Stop = None, run_manager: Any = None, **kwargs: Any
@@ -134,12 +135,12 @@ class AmplifiedChatModel(BaseChatModel):
     def _stream(
         self, messages: list[BaseMessage], stop: Stop = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
-        chunks = self._astream(messages, stop, **kwargs)
+        chunks: Any = self._astream(messages, stop, **kwargs)
         try:
-            while (chunk := loop_thread().run(_next(chunks))) is not None:
+            while (chunk := _wait_for(_next(chunks))) is not None:
                 yield chunk
         finally:
-            loop_thread().run(_end(chunks))
+            _wait_for(chunks.aclose())
 
     async def _astream(
         self, messages: list[BaseMessage], stop: Stop = None, run_manager: Any = None, **kwargs: Any
@@ -161,11 +162,7 @@ class AmplifiedChatModel(BaseChatModel):
         yield ChatGenerationChunk(message=message)
 
     async def _reply(
-        self,
-        messages: Sequence[BaseMessage],
-        stop: Stop,
-        emit: Emit,
-        options: Mapping[str, Any],
+        self, messages: Sequence[BaseMessage], stop: Stop, emit: Emit, options: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The fields of the message that answers."""
         question = question_of(messages)
@@ -255,40 +252,29 @@ async def _next(chunks: AsyncIterator[ChatGenerationChunk]) -> ChatGenerationChu
     return await anext(chunks, None)
 
 
-def _end(chunks: Any) -> Coroutine[Any, Any, None]:
-    return chunks.aclose()
-
-
-class LoopThread:
+@cache
+def _sync_loop() -> asyncio.AbstractEventLoop:
     """An event loop in a separate thread, which ends with the program.
 
     `asyncio.run` fails if a loop is running, as in a notebook, and closes what a call has opened.
     """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="reflux-sync", daemon=True
-        )
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and wait for it; interrupting the wait cancels it.
-
-        Raises:
-            UsageError: called from the loop itself, which would wait forever.
-        """
-        if threading.current_thread() is self._thread:
-            work.close()
-            raise UsageError("a sync call from within a sync call would wait forever: await it")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name=SYNC, daemon=True).start()
+    return loop
 
 
-@cache
-def loop_thread() -> LoopThread:
-    return LoopThread()
+def _wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine there and wait for it; interrupting the wait cancels it.
+
+    Raises:
+        UsageError: called from the loop itself, which would wait forever.
+    """
+    if threading.current_thread().name == SYNC:
+        work.close()
+        raise UsageError("a sync call from within a sync call would wait forever: await it")
+    future = asyncio.run_coroutine_threadsafe(work, _sync_loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

@@ -30,12 +30,12 @@ from typing_extensions import TypedDict
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import redact
 from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, context_of
-from reflux.conversation import question_of
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.amplify.graph import build_graph
 from reflux.graphs.amplify.state import Outcome, Status, exchange_error
 from reflux.graphs.ask import Amplified, Origin, ask
 from reflux.graphs.ask_options import AskOptions
+from reflux.graphs.conversation import question_of
 from reflux.models import Agent
 
 

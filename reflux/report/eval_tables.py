@@ -10,7 +10,7 @@ from rich.table import Table
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.evals.best_of import EqualTokens
 from reflux.graphs.evals.results import Results
-from reflux.report.terminal import TABLE_STYLE, counted, escape
+from reflux.report.terminal import counted, table_of
 
 WRAPPED = ("system", "systems", "model", "how questions ended")
 """Columns that may take several lines."""
@@ -37,8 +37,12 @@ class Figures:
 
 
 def tables(results: Results, source: Mapping[str, Any]) -> list[Table]:
-    """All tables for a terminal of 80 columns."""
-    return [_table(each) for each in figures(results, source)]
+    """All tables for a terminal."""
+    return [
+        table_of(each.columns, each.rows, title=each.heading, notes=each.notes, wraps=WRAPPED,
+                 right=each.columns[1:])
+        for each in figures(results, source)
+    ]  # fmt: skip
 
 
 def figures(results: Results, source: Mapping[str, Any]) -> list[Figures]:
@@ -60,22 +64,6 @@ def title(results: Results, source: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, results.seeds))
     kind = "held-out question" if results.split == "held_out" else "question"
     return f"{results.eval_task}{level}: {counted(n, kind)}, seed {seeds}, score {results.rule}"
-
-
-def _table(figures: Figures) -> Table:
-    table = Table(
-        title=escape(figures.heading),
-        caption="\n".join(map(escape, figures.notes)) or None,
-        caption_justify="left",
-        padding=(0, 1, 0, 0),
-        **TABLE_STYLE,
-    )
-    for index, column in enumerate(figures.columns):
-        justify, wrap = "right" if index else "left", column in WRAPPED
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=not wrap)
-    for row in figures.rows:
-        table.add_row(*map(escape, row))
-    return table
 
 
 def _accuracy(results: Results, source: Mapping[str, Any]) -> Figures:

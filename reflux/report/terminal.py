@@ -1,19 +1,23 @@
-"""Tables and trees on the terminal, and text of models and users without control characters."""
+"""The terminal: consoles, tables and trees, and text of models without control characters."""
 
+import json
+import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from reflux.conversation import last_question
 from reflux.finetune.gates import failed_gates
 from reflux.graphs.amplify.state import Outcome, is_accepted
+from reflux.graphs.conversation import last_question
 from reflux.graphs.recompute import under_way
 from reflux.graphs.traces.revisions import first_of
 from reflux.graphs.traces.store import TraceStore
@@ -21,6 +25,8 @@ from reflux.graphs.traces.tree import Node
 
 LINES = "\n"
 """What `printable` keeps in a text of several lines."""
+MIN_WIDTH = 12
+"""Characters of a column that may take several lines."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -34,12 +40,8 @@ def cut_text(text: str, max_chars: int) -> str:
     return f"{text[:max_chars]} … {more} characters more" if more > 0 else text
 
 
-TABLE_STYLE: dict[str, Any] = {
-    "title_justify": "left",
-    "box": SIMPLE_HEAD,
-    "show_edge": False,
-    "pad_edge": False,
-}
+REASONING_CHARS = 400
+"""Characters of a model's reasoning that a tree shows."""
 STATUS_COLOUR = {
     "ok": "green",
     "truncated": "yellow",
@@ -50,37 +52,137 @@ STATUS_COLOUR = {
 """Green means that a check passed; `unchecked` stays neutral."""
 
 
+def drop_output() -> None:
+    """Discard further output: the reader of stdout has closed its end."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+
+
+class PipedConsole(Console):
+    """A console that outlives its reader, so that the exit code still tells of the work."""
+
+    def on_broken_pipe(self) -> None:
+        drop_output()
+
+
+OUT = PipedConsole(highlight=False)
+"""Results."""
+ERR = Console(stderr=True, highlight=False)
+"""Progress and errors."""
+
+
+def emit(body: Any) -> None:
+    """Print the JSON document of `--json`."""
+    try:
+        sys.stdout.write(json.dumps(body, indent=2) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+
+
+def say(text: str | Text, console: Console = OUT, style: str = "") -> None:
+    """Print a text as it stands, without breaking its lines: it may hold a command to copy."""
+    console.print(plain(text) if isinstance(text, str) else text, style=style, soft_wrap=True)
+
+
+def print_result(body: Any, view: RenderableType, as_json: bool) -> None:
+    """Print the JSON document of `--json`, or what a human reads."""
+    if as_json:
+        emit(body)
+    else:
+        OUT.print(view, soft_wrap=not isinstance(view, Table))
+
+
+def command(*words: object) -> str:
+    """A command as a user can paste it into a shell."""
+    return shlex.join(map(str, words))
+
+
+class FittingTable(Table):
+    """A table; a list of its rows where its columns would be too narrow to read."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = [[console.render_str(str(cell)) for cell in each.cells] for each in self.columns]
+        width = len(columns) - 1
+        for column, cells in zip(self.columns, columns, strict=True):
+            widest = max(len(str(column.header)), *(cell.cell_len for cell in cells), 0)
+            width += widest if column.no_wrap else min(widest, MIN_WIDTH)
+        if width <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        yield from (f"[italic]{self.title}[/]", "") if self.title else ()
+        for row in zip(*columns, strict=True):
+            for column, cell in zip(self.columns, row, strict=True):
+                yield Text.assemble((f"{column.header}: ", "bold"), cell)
+            yield ""
+        yield from (f"[italic dim]{self.caption}[/]",) if self.caption else ()
+
+
+def table_of(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str = "",
+    notes: Iterable[str] = (),
+    wraps: Collection[str] | None = None,
+    right: Collection[str] = (),
+) -> Table:
+    """A table of text, as it stands.
+
+    Args:
+        wraps: columns that may take several lines; by default all but the first.
+        right: columns of numbers.
+    """
+    table = FittingTable(
+        title=escape(title) or None,
+        caption="\n".join(map(escape, notes)) or None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for number, heading in enumerate(headings):
+        folds = number > 0 if wraps is None else heading in wraps
+        justify = "right" if heading in right else "left"
+        table.add_column(heading, justify=justify, no_wrap=not folds, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
 def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
     """Accuracy and cost of each round, as two tables 80 columns wide."""
-    accuracy = Table(title="Accuracy on held-out questions, with 95% intervals", **TABLE_STYLE)
-    for heading in ("round", "n", "base", "amplified", "student"):
-        accuracy.add_column(heading, no_wrap=True)
-    cost = Table(title="Cost", **TABLE_STYLE)
-    cost.add_column("round", justify="right")
-    cost.add_column("agent")
-    for heading in ("calls/question", "cached", "rows", "training", "rows/s"):
-        cost.add_column(heading, justify="right", no_wrap=True)
-    cost.add_column("promoted")
+    accuracy: list[Sequence[str]] = []
+    cost: list[Sequence[str]] = []
     for row in rounds:
         scores = [row.get(system) for system in ("direct", "amplified", "student")]
+        number, n = f"{row['round']} (level {row['level']})", (row.get("student") or {}).get("n")
+        accuracy.append((number, str(n or "–"), *map(accuracy_text, scores)))
+        calls = cached = "–"
+        if amplified := row.get("amplified"):
+            calls = f"{amplified['calls'] / amplified['n']:.2f}"
+            cached = f"{amplified['cached'] / max(1, amplified['calls']):.0%}"
         failed = ", ".join(gate["name"] for gate in failed_gates(row["gates"]))
-        accuracy.add_row(
-            f"{row['round']} (level {row['level']})",
-            str((row.get("student") or {}).get("n", "–")),
-            *map(accuracy_text, scores),
-        )
-        amplified = row.get("amplified")
-        cost.add_row(
-            str(row["round"]),
-            row["agent"],
-            f"{amplified['calls'] / amplified['n']:.2f}" if amplified else "–",
-            f"{amplified['cached'] / max(1, amplified['calls']):.0%}" if amplified else "–",
-            str(row["trained_rows"]),
-            f"{row['train_seconds']:.0f} s",
-            f"{row['examples_per_second']:.1f}",
-            "yes" if row["promoted"] else f"no: {failed}",
-        )
-    return accuracy, cost
+        cost.append(
+            (str(row["round"]), row["agent"], calls, cached, str(row["trained_rows"]),
+             f"{row['train_seconds']:.0f} s", f"{row['examples_per_second']:.1f}",
+             "yes" if row["promoted"] else f"no: {failed}")
+        )  # fmt: skip
+    title = "Accuracy on held-out questions, with 95% intervals"
+    numbers = ("round", "calls/question", "cached", "rows", "training", "rows/s")
+    return (
+        table_of(("round", "n", "base", "amplified", "student"), accuracy, title=title, wraps=()),
+        table_of(
+            ("round", "agent", *numbers[1:], "promoted"),
+            cost,
+            title="Cost",
+            wraps=("agent", "promoted"),
+            right=numbers,
+        ),
+    )
 
 
 def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -128,6 +230,10 @@ def reasons(node: Node) -> Iterator[tuple[str, str]]:
     if len(node.tally) > 1 or node.votes > 1:
         tally = ", ".join(f"{text} × {weight:g}" for text, weight in node.tally)
         yield "votes", tally or "none counts"
+    if node.reasoning:
+        yield "reasoning", cut_text(" ".join(node.reasoning.split()), REASONING_CHARS)
+    for note in node.call_notes:
+        yield "note", note
     for check in node.checks:
         verdict = "passed" if check["ok"] else f"failed: {check.get('rule', '')}"
         yield f"check {verdict}", check["answer"]
@@ -227,9 +333,9 @@ def resume_hint(store: TraceStore, question_id: str, run: Path) -> Text | None:
     if revision is None:
         return None
     path, answer = revision
-    option = "--again" if answer is None else f"--edit {shlex.quote(answer)}"
+    option = ["--again"] if answer is None else ["--edit", answer]
     node = f"{first_of(question_id)}{path}"
     return plain(
         f"{question_id} is not recomputed to its end; unless a process still works on it: "
-        f"reflux review {node} {option} --run {shlex.quote(str(run))}"
+        + command("reflux", "review", node, *option, "--run", run)
     )

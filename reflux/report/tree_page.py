@@ -15,14 +15,7 @@ from reflux.agents.budget import Price
 from reflux.graphs.traces.revisions import newest
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import NO_PRICES, Node, find_question, load_tree
-from reflux.report.terminal import (
-    LINES,
-    counted,
-    cut_text,
-    printable,
-    reasons,
-    total_line,
-)
+from reflux.report.terminal import LINES, counted, cut_text, printable, reasons, total_line
 from reflux.tasks import writing_named
 
 if TYPE_CHECKING:

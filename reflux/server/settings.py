@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -136,6 +136,10 @@ class EndpointConfig:
     model: str
     api_key_env: str = ""
     """The environment variable that holds the key; a config file never holds the key itself."""
+    thinking: Literal["auto", "on", "off"] | None = None
+    """Whether the model reasons before it answers; None for `--thinking`."""
+    extra_body: dict[str, Any] | None = None
+    """Further fields of each request; None for `--extra-body`."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +179,11 @@ def config_endpoints(config: ServeConfig) -> dict[str, Endpoint]:
         key = os.environ.get(endpoint.api_key_env, "") if endpoint.api_key_env else "none"
         if not key:
             raise MissingError(f"{endpoint.api_key_env}, the key of {name}, is not set")
-        env = {"OPENAI_BASE_URL": endpoint.base_url, "OPENAI_API_KEY": key}
-        client = endpoint_from_env(env, concurrency=ENDPOINT_CONCURRENCY)
+        env = {**os.environ, "OPENAI_BASE_URL": endpoint.base_url, "OPENAI_API_KEY": key}
+        names = (f"base_url of the endpoint {name}", endpoint.api_key_env or f"the key of {name}")
+        own = {"thinking": endpoint.thinking, "extra_body": endpoint.extra_body}
+        given = {option: value for option, value in own.items() if value is not None}
+        client = endpoint_from_env(env, names, concurrency=ENDPOINT_CONCURRENCY, **given)
         if client is None:
             raise UsageError(f"the endpoint of {endpoint.model} has no base_url")
         endpoints[name] = Endpoint(client, endpoint.model)

@@ -5,24 +5,21 @@ background. The revision's events can be followed like those of any running answ
 """
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from reflux import review_actions
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.scripted import REPLY_HELP
-from reflux.finetune.run_folder import OpenRun
-from reflux.graphs.ask_options import options_of
 from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.events import answered
-from reflux.graphs.traces.review import Item, Why, find_item, marked_when_stopped, page, remark
+from reflux.graphs.traces.review import Item, Why, find_item, marked_when_stopped, page
 from reflux.graphs.traces.tree import find_question
-from reflux.review_actions import Acted, check_not_empty
+from reflux.review_actions import Action, judge_item, recompute
 from reflux.server.chat_request import ApiModel
 from reflux.server.state import ERRORS, ServerState, State
 
@@ -34,7 +31,7 @@ class Judgement(ApiModel):
 
     path: str = Field(default="", max_length=2_000, pattern=r"^(/[0-9.]+)*$")
     """Empty for the root."""
-    action: Literal["approve", "edit", "again", "reject", "comment"]
+    action: Action
     answer: str = Field(default="", max_length=100_000)
     """The new answer of an edit."""
     comment: str = Field(default="", max_length=10_000)
@@ -68,69 +65,40 @@ async def judge_node(trajectory: str, body: Judgement, state: State) -> dict[str
 
     After an edit, the answers that depend on the node are recomputed in the background.
     """
-    question_id, _ = find_question(state.run.store, trajectory)
-    item = await read_apart(
-        state.run.store.path, lambda rows: find_item(rows, f"{question_id}{body.path}")
+    store = state.run.store
+    question_id, _ = find_question(store, trajectory)
+    item = await read_apart(store.path, lambda rows: find_item(rows, f"{question_id}{body.path}"))
+
+    async def reply(item: Item, words: str) -> None:
+        pending = await state.waiting.pending()
+        node = (item.trajectory, item.path)
+        ids = [each.id for trajectory, _, each in pending if (trajectory, each.path) == node]
+        if not ids:
+            raise UsageError(f"{item.id} no longer waits for a reply; reload the queue")
+        await state.waiting.reply(item.trajectory, ids[0], words)
+
+    acted = await judge_item(
+        store, item, body.action, lambda _: nullcontext(state.run), reply, body.answer, body.comment
     )
-    acted = await _judge(state, item, body)
-    return {"did": acted.did, "trajectory": acted.trajectory, "recomputing": acted.recomputes}
-
-
-async def _judge(state: ServerState, item: Item, judgement: Judgement) -> Acted:
-    store, action, comment = state.run.store, judgement.action, judgement.comment
-    answer = judgement.answer if action == "edit" else None
-
-    def open_run(_: str) -> AbstractAsyncContextManager[OpenRun]:
-        return nullcontext(state.run)
-
-    if answer is not None:
-        check_not_empty(answer)
-    if action == "comment":
-        return await review_actions.comment_on(store, item, comment)
-    if action == "reject":
-        return await review_actions.reject(store, item, comment)
-    is_reply = item.why == "escalated" and action != "again"
-    options = options_of(store, item.trajectory)
-    if is_reply and options is not None and options.overseer:
-        return await _reply(state, item, answer, comment)
-    if is_reply and answer is not None:  # A stopped run, which resumes from the call log.
-        return await review_actions.edit(store, item, answer, open_run, comment)
-    if action == "approve" and (is_reply or (answer := review_actions.approvable(item)) is None):
-        return await review_actions.approve(store, item, open_run, comment)
+    revision = acted.trajectory
     # Two equal judgements at once share one recomputation.
-    begun = await review_actions.begin_override(store, item.trajectory, item.path, answer, comment)
-    if begun.recomputes and not state.logs.is_open(begun.trajectory):
-        state.logs.begin(begun.trajectory)
-        task = asyncio.create_task(_recompute(state, begun.trajectory, item.path, answer))
+    if acted.recomputes and not state.logs.is_open(revision):
+        state.logs.begin(revision)
+        task = asyncio.create_task(_recompute(state, revision))
         state.tasks.add(task)
         task.add_done_callback(state.tasks.discard)
-    return begun
+    return {"did": acted.did, "trajectory": revision, "recomputing": acted.recomputes}
 
 
-async def _recompute(state: ServerState, revision: str, path: str, answer: str | None) -> None:
+async def _recompute(state: ServerState, revision: str) -> None:
     log = state.logs.begin(revision)
     try:
         async with marked_when_stopped(state.run.store, revision):
-            await review_actions.recompute(
-                state.run, revision, path, answer, log.add, state.models.overseers
-            )
+            await recompute(state.run, revision, log.add, state.models.overseers)
     except RefluxError as error:
         log.add(answered("", False, {"answer": None, "status": "failed", "error": str(error)}))
     finally:
         state.logs.end(revision)
-
-
-async def _reply(state: ServerState, item: Item, answer: str | None, comment: str) -> Acted:
-    if comment.strip():
-        await remark(state.run.store, item, comment)
-    pending = await state.waiting.pending()
-    node = (item.trajectory, item.path)
-    ids = [each.id for trajectory, _, each in pending if (trajectory, each.path) == node]
-    if not ids:
-        raise UsageError(f"{item.id} no longer waits for a reply; reload the queue")
-    words = "approve" if answer is None else f"answer: {answer}"
-    await state.waiting.reply(item.trajectory, ids[0], words)
-    return Acted("answered", item.trajectory)
 
 
 @router.get("/pending")

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from pytest_httpserver import HTTPServer
+from reflux.conversation import MAX_CHARS, Conversation, Turn, last_question, listed, resume
 from werkzeug import Request, Response
 
 from reflux.agents.errors import UsageError
-from reflux.conversation import MAX_CHARS, Conversation, Turn, last_question, listed, resume
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.search import Wanted, search
 from tests.support.commanding import Ended, Running, begin, piped

@@ -24,8 +24,8 @@ from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, Step
-from reflux.conversation import question_of
 from reflux.graphs.amplify.context import Limits
+from reflux.graphs.conversation import question_of
 from reflux.integrations.chat_model import AmplifiedChatModel
 from tests.support.amplifying import asking, echo, rejecting
 

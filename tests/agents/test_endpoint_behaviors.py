@@ -1,0 +1,98 @@
+"""The client against every behavior of the table, over real sockets: whole replies and streams."""
+
+import re
+from typing import Any
+
+import pytest
+
+from reflux.agents.clients.chat_protocol import Delta
+from reflux.agents.clients.openai import OpenAIClient
+from reflux.agents.errors import EndpointError
+from reflux.agents.types import ChatRequest, Completion, Sampling, ToolSpec
+from tests.support.endpoint_behaviors import BEHAVIORS, Behavior, serve
+from tests.support.endpoint_server import Served
+
+ADD = ToolSpec("add", "Adds.", '{"type": "object", "properties": {}}')
+EXAMPLES = (
+    ("system", "Answer briefly."),
+    ("user", "What is the capital of Chile?"),
+    ("assistant", "Santiago"),
+    ("user", "And of Peru?"),
+)
+
+
+def request_for(behavior: Behavior) -> ChatRequest:
+    return ChatRequest(
+        "m",
+        EXAMPLES,
+        Sampling(top_logprobs=1, max_tokens=64),
+        tools=(ADD,) if behavior.tools else (),
+        schema='{"type": "object"}' if behavior.schema else "",
+    )
+
+
+async def no_sleep(seconds: float) -> None:
+    assert seconds <= 120
+
+
+def client_of(behavior: Behavior, served: Served, **options: Any) -> OpenAIClient:
+    url = served.url.removesuffix("/v1") + behavior.path if behavior.path else served.url
+    return OpenAIClient(url, "key", retries=2, sleep=no_sleep, **options)
+
+
+def text_of(reply: Completion) -> str:
+    """A reply's text, or its tool calls as text."""
+    calls = " ".join(f"{call.name}({call.arguments})" for call in reply.tool_calls)
+    return calls or reply.text
+
+
+def check(behavior: Behavior, reply: Completion, served: Served) -> None:
+    assert text_of(reply) == behavior.text
+    assert reply.reasoning == behavior.reasoning
+    assert reply.finish_reason == behavior.finish
+    assert reply.truncated == behavior.truncated
+    assert behavior.notes in " ".join(reply.notes) if behavior.notes else True
+    if behavior.sent is not None:
+        assert behavior.sent(served.bodies[-1])
+    if behavior.requests is not None:
+        assert len(served.requests) == behavior.requests
+
+
+@pytest.mark.parametrize("behavior", BEHAVIORS.values(), ids=lambda b: b.name)
+async def test_a_whole_reply(behavior: Behavior) -> None:
+    with serve(behavior) as served:
+        client = client_of(behavior, served)
+        try:
+            reply = await client.complete(request_for(behavior))
+        except EndpointError as error:
+            assert behavior.error and re.search(behavior.error, str(error)), str(error)
+            assert "\n" not in str(error)
+            if behavior.requests is not None:
+                assert len(served.requests) == behavior.requests
+        else:
+            if not behavior.error:
+                check(behavior, reply, served)
+        finally:
+            await client.close()
+
+
+@pytest.mark.parametrize(
+    "behavior", [b for b in BEHAVIORS.values() if b.streams], ids=lambda b: b.name
+)
+async def test_a_stream(behavior: Behavior) -> None:
+    with serve(behavior) as served:
+        client = client_of(behavior, served)
+        try:
+            pieces = [piece async for piece in client.stream(request_for(behavior))]
+        except EndpointError as error:
+            assert behavior.error and re.search(behavior.error, str(error)), str(error)
+            return
+        finally:
+            await client.close()
+    assert not behavior.error
+    reply = pieces[-1]
+    assert isinstance(reply, Completion)
+    check(behavior, reply, served)
+    deltas = [piece for piece in pieces if isinstance(piece, Delta)]
+    if not (reply.tool_calls or "without" in behavior.name or "|>" in str(served.bodies)):
+        assert "".join(delta.text for delta in deltas).startswith(reply.text)
