@@ -162,7 +162,8 @@ class OpenAIClient(RetryingClient):
         body = request_body(request)
         if not self._embedded:
             messages = body["messages"]
-            body["messages"] = [m for m in messages if m["role"] != "system" or m["content"]]
+            said = [m for m in messages if m["role"] != "system" or m["content"]]
+            body["messages"] = said or messages
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body | self._extra_body
@@ -211,12 +212,17 @@ class OpenAIClient(RetryingClient):
             notes = (*notes, "the model reasons although --thinking is off")
         return replace(reply, notes=notes) if notes else reply
 
+    def _adapted(self, request: ChatRequest, asked: dict[str, Any]) -> dict[str, Any]:
+        """The body as the endpoint takes it; what the caller named in `extra` is never left out."""
+        fixed = {name: asked[name] for name in _extra_of(request) if name not in self._extra_body}
+        return self.adaptation(request.model).apply(asked) | fixed
+
     @contextmanager
     def _sending(
         self, request: ChatRequest, asked: dict[str, Any]
     ) -> Iterator[tuple[AsyncOpenAI, dict[str, Any]]]:
         """A client with room and the body to send; an error remembers the body that it refuses."""
-        body = self.adaptation(request.model).apply(asked)
+        body = self._adapted(request, asked)
         with self._client() as client:
             try:
                 yield client, body
@@ -246,12 +252,13 @@ class OpenAIClient(RetryingClient):
             return False
         asked, sent = vars(error)["bodies"]
         adaptation = self.adaptation(request.model)
-        if adaptation.apply(asked) != sent:
+        if self._adapted(request, asked) != sent:
             return True  # A request at the same time has learned it.
-        free = {n: v for n, v in sent.items() if n not in self._fixed or n in RENAMED}
+        fixed = self._fixed | _extra_of(request).keys()
+        free = {n: v for n, v in sent.items() if n not in fixed or n in RENAMED}
         if adaptation.learn(refusal.status, refusal.words, names_in(refusal.body), free):
-            return adaptation.apply(asked) != sent
-        if "response_format" in sent and refusal.status in (400, 422):
+            return self._adapted(request, asked) != sent
+        if "response_format" in free and refusal.status in (400, 422):
             # Servers word a refused schema in many ways; the parser of replies takes free text.
             adaptation.replaced["response_format"] = ""
             return True
@@ -338,6 +345,10 @@ class OpenAIClient(RetryingClient):
     async def close(self) -> None:
         for client in self._clients:
             await client.close()
+
+
+def _extra_of(request: ChatRequest) -> dict[str, Any]:
+    return json.loads(request.extra) if request.extra else {}
 
 
 class _Chunks(AsyncStream[object]):

@@ -93,10 +93,9 @@ class ChatFormat:
         if isinstance(part, Reply):
             return self._last_events(part)
         index, delta = part
-        logprobs = delta.logprobs if self._request.logprobs else ()
         thought = {"reasoning_content": delta.reasoning} if delta.reasoning else {}
         said = {"content": delta.text} if delta.text or not thought else {}
-        return [self._chunk(index, thought | said, logprobs=logprobs)]
+        return [self._chunk(index, thought | said, logprobs=delta.logprobs)]
 
     def failure(self, error: ApiError) -> list[StreamEvent]:
         return [to_json(error.body())]
@@ -125,7 +124,7 @@ class ChatFormat:
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(choice.logprobs) if self._request.logprobs else None,
+            "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": finish_reason(choice),
         }
 
@@ -140,7 +139,7 @@ class ChatFormat:
             "index": index,
             "delta": delta,
             "finish_reason": reason,
-            "logprobs": self._logprobs(logprobs) if logprobs else None,
+            "logprobs": self._logprobs(logprobs),
         }
         body: dict[str, Any] = {"choices": [choice]}
         return self._event(body | {"usage": None} if self._with_usage else body)
@@ -148,7 +147,9 @@ class ChatFormat:
     def _event(self, body: dict[str, Any]) -> str:
         return to_json(self._head | {"object": "chat.completion.chunk"} | body)
 
-    def _logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+    def _logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
+        if not (logprobs and self._request.logprobs):
+            return None
         return {"content": logprobs_to_json(logprobs, self._request.top_logprobs), "refusal": None}
 
 

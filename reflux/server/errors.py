@@ -15,8 +15,6 @@ from reflux.agents.errors import EndpointError, MissingError, RefluxError, Usage
 
 REQUEST_STATUSES = {400, 413, 422}
 """Statuses by which an endpoint says that the request itself is wrong."""
-TOO_LONG = re.compile(r"context.(?:length|size|window)|maximum context|too many tokens|too long")
-"""How endpoints word that a conversation does not fit."""
 CODES = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
@@ -96,10 +94,9 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, str(error))
         case MissingError():
             return ApiError(503, str(error), "server_error", code="missing")
+        case EndpointError() if error.too_long:
+            return ApiError(400, str(error), param="messages", code="context_length_exceeded")
         case EndpointError() if error.status in REQUEST_STATUSES:
-            if TOO_LONG.search(str(error).lower()):
-                code = "context_length_exceeded"
-                return ApiError(400, str(error), param="messages", code=code)
             return ApiError(400, str(error), code="refused_by_endpoint")
         case EndpointError():
             return ApiError(502, str(error), "server_error", code="endpoint_failed")

@@ -29,7 +29,7 @@ for (const [name, model, json] of [
   got.reasoning = whole.reasoningText ?? "";
   got.finish = whole.finishReason;
   got.tokens = whole.usage.totalTokens;
-  const stream = streamText({ ...settings, prompt: `a b c ${name}` });
+  const stream = streamText({ ...settings, prompt: `x y z ${name}` });
   got.deltas = [];
   for await (const delta of stream.textStream) got.deltas.push(delta);
   got.streamed = await stream.text;

@@ -31,7 +31,7 @@ whole = ask("x", "one two", temperature=0.5, top_p=0.9, user="ann", seed=3, stop
 found["text"] = whole.choices[0].message.content
 found["reasoning"] = whole.choices[0].message.reasoning_content
 found["tokens"] = whole.usage.total_tokens
-chunks = list(ask("x", "a b c", stream=True, stream_options={"include_usage": True}))
+chunks = list(ask("x", "x y z", stream=True, stream_options={"include_usage": True}))
 found["streamed"] = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
 called = ask("x", "Paris?", tools=[WEATHER], tool_choice="auto", parallel_tool_calls=False)
 message = called.choices[0].message

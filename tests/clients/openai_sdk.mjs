@@ -12,7 +12,7 @@ found.models = (await client.models.list()).data.map((model) => model.id);
 const chat = await client.chat.completions.create({ model: "x", messages: user("one two") });
 found.chat = chat.choices[0].message.content;
 
-const stream = client.chat.completions.stream({ model: "x", messages: user("a b c") });
+const stream = client.chat.completions.stream({ model: "x", messages: user("x y z") });
 found.deltas = [];
 stream.on("content", (delta) => found.deltas.push(delta));
 found.streamed = await stream.finalContent();
@@ -41,7 +41,7 @@ found.next = next.output_text;
 found.retrieved = (await client.responses.retrieve(first.id)).output_text;
 
 found.events = [];
-const events = client.responses.stream({ model: "x", input: "a b c" });
+const events = client.responses.stream({ model: "x", input: "x y z" });
 for await (const event of events) found.events.push(event.type);
 found.final = (await events.finalResponse()).output_text;
 

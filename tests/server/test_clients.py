@@ -133,15 +133,15 @@ def test_the_sdk_parses_a_schema_and_tools(client: OpenAI, script: Scripted) -> 
 
 def test_the_sdks_stream_helper_follows_text_and_tools(client: OpenAI, script: Scripted) -> None:
     with client.chat.completions.stream(
-        model=X, messages=[{"role": "user", "content": "a b c"}],
+        model=X, messages=[{"role": "user", "content": "x y z"}],
         stream_options={"include_usage": True},
     ) as stream:  # fmt: skip
         events = list(stream)
         final = stream.get_final_completion()
-    assert final.choices[0].message.content == "A B C"
+    assert final.choices[0].message.content == "X Y Z"
     assert final.usage is not None and final.usage.total_tokens == 13
     deltas = [event.delta for event in events if event.type == "content.delta"]
-    assert list(filter(None, deltas)) == ["A", " B", " C"]
+    assert list(filter(None, deltas)) == ["X", " Y", " Z"]
     with client.chat.completions.stream(
         model=X, messages=PERU, tools=[pydantic_function_tool(City)]
     ) as stream:

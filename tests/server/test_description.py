@@ -43,6 +43,7 @@ MADE_UP = hypothesis.settings(
 )
 PATHS = {
     "/healthz", "/metrics", "/v1/models", "/v1/models/{name}", "/v1/chat/completions",
+    "/v1/responses", "/v1/responses/{id}",
     "/api/trajectories/{trajectory}", "/api/trajectories/{trajectory}/events",
     "/api/pending", "/api/pending/{trajectory}/{id}",
     "/api/trajectories", "/api/trajectory-facets", "/api/trajectories/{trajectory}/node",

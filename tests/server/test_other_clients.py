@@ -60,12 +60,12 @@ def in_python(script: str, url: str) -> dict[str, Any]:
 def test_the_openai_sdk_of_npm(url: str) -> None:
     found = in_node("openai_sdk.mjs", url)
     assert X in found["models"]
-    assert (found["chat"], found["streamed"], found["tree"]) == ("ONE TWO", "A B C", "ONE+TWO")
-    assert found["deltas"] == ["A", " B", " C"]
+    assert (found["chat"], found["streamed"], found["tree"]) == ("ONE TWO", "X Y Z", "ONE+TWO")
+    assert found["deltas"] == ["X", " Y", " Z"]
     assert found["parsed"] == found["output_parsed"] == LIMA
     assert found["ran"] == "RAIN IN PARIS"
     assert (found["response"], found["next"], found["retrieved"]) == ("ONE", "TWO", "ONE")
-    assert found["final"] == "A B C"
+    assert found["final"] == "X Y Z"
     assert found["events"][0] == "response.created"
     assert found["events"][-1] == "response.completed"
     assert found["refused"] == [400, "unsupported_parameter", "response_format"]
@@ -77,7 +77,7 @@ def test_the_ai_sdk(url: str) -> None:
     for name in ("compatible", "chat", "responses"):
         got = found[name]
         assert (got["text"], got["finish"]) == (f"ONE TWO {name.upper()}", "stop"), name
-        assert "".join(got["deltas"]) == got["streamed"] == f"A B C {name.upper()}"
+        assert "".join(got["deltas"]) == got["streamed"] == f"X Y Z {name.upper()}"
         assert len(got["deltas"]) == 4
         assert (got["tokens"], got["streamedTokens"]) == (13, 14)
         assert (got["stepped"], got["steps"]) == ("RAIN IN PARIS", 2)
@@ -94,7 +94,7 @@ def test_the_ai_sdk(url: str) -> None:
 @pytest.mark.clients
 def test_litellm(url: str) -> None:
     found = in_python("litellm_client.py", url)
-    assert (found["text"], found["streamed"], found["tree"]) == ("ONE TWO", "A B C", "ONE+TWO")
+    assert (found["text"], found["streamed"], found["tree"]) == ("ONE TWO", "X Y Z", "ONE+TWO")
     assert (found["reasoning"], found["tokens"]) == ("hm", 12)
     assert (found["called"], found["result"]) == ("weather", "RAIN")
     assert (found["object"], found["response"]) == (LIMA, "THREE")

@@ -1,5 +1,6 @@
 """Behind a real nginx, with the config of the documentation."""
 
+import os
 import re
 import shutil
 import socket
@@ -46,7 +47,8 @@ def url(tmp_path_factory: pytest.TempPathFactory, script: Scripted) -> Iterator[
         )
         config = config.replace("http {\n", f"http {{\n    access_log off;\n{temporary}", 1)
         (folder / "nginx.conf").write_text(config)
-        options = f"daemon off; pid {folder}/pid; error_log stderr;"
+        user = "user root; " if os.geteuid() == 0 else ""  # Its workers would have no access.
+        options = f"{user}daemon off; pid {folder}/pid; error_log stderr;"
         command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", options]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as nginx:
             try:

@@ -137,21 +137,21 @@ def test_a_streams_events_come_in_the_order_of_the_protocol(
     client: OpenAI, script: Scripted, thinks: str
 ) -> None:
     script.thinks = thinks
-    with client.responses.stream(model=X, input="a b c") as stream:
+    with client.responses.stream(model=X, input="x y z") as stream:
         events = list(stream)
         final = stream.get_final_response()
     expected = [*TEXT_EVENTS[:2], *(REASONING_EVENTS if thinks else []), *TEXT_EVENTS[2:]]
     assert kinds(events) == expected
     assert [event.sequence_number for event in events] == list(range(len(events)))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
-    assert deltas == ["A", " B", " C"]
-    assert final.output_text == "A B C"
+    assert deltas == ["X", " Y", " Z"]
+    assert final.output_text == "X Y Z"
     assert [item.type for item in final.output] == ["reasoning"] * bool(thinks) + ["message"]
     ids = [event.item.id for event in events if event.type == "response.output_item.added"]
     assert ids == [item.id for item in final.output]
     if thinks:
         assert final.output[0].summary[0].text == thinks  # type: ignore[union-attr]
-    whole = client.responses.create(model=X, input="a b c")
+    whole = client.responses.create(model=X, input="x y z")
     assert [item.type for item in whole.output] == [item.type for item in final.output]
     kept = client.responses.retrieve(final.id)
     assert kept.output == [item.model_copy() for item in final.output] or (
@@ -206,10 +206,10 @@ def test_a_schema_is_parsed(client: OpenAI, script: Scripted) -> None:
 def test_a_cut_answer_is_incomplete(client: OpenAI) -> None:
     for stream in (False, True):
         got: Any = client.responses.create(
-            model=X, input="a b c", max_output_tokens=2, stream=stream
+            model=X, input="x y z", max_output_tokens=2, stream=stream
         )
         reply = list(got)[-1].response if stream else got
-        assert (reply.status, reply.output_text) == ("incomplete", "A B")
+        assert (reply.status, reply.output_text) == ("incomplete", "X Y")
         assert reply.incomplete_details.reason == "max_output_tokens"
         assert reply.output[0].status == "incomplete"
 
