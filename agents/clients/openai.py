@@ -293,8 +293,9 @@ class OpenAIClient(RetryingClient):
             seconds = f"{self._timeout:g} s"
             return f"no reply in {seconds}: raise {TIMEOUT}, or send fewer requests at once"
         if self._embedded:
-            too_long = self._too_long(error)
-            return remedy_of(Refusal.of(error), "", "") if too_long else "`reflux doctor` tests it"
+            if not self._too_long(error):
+                return "`reflux doctor` tests it"
+            return "shorten the question, or raise llama_cpp.context of the config"
         url, key = self._names
         if isinstance(error, openai.APIConnectionError | httpx2.TransportError):
             return connection_remedy(str(error.__cause__), self.base_url, url)
