@@ -62,7 +62,7 @@ class EngineConfig:
         A cache with room for `context` tokens of each would take eight times the memory, which
         short requests never fill; `Room` lets requests wait until theirs fit.
         """
-        return max(self.context, self.parallel * SHARE)
+        return max(self.context, self.parallel * min(SHARE, self.context))
 
 
 def default_gguf() -> Path:

@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import httpx2
 import openai
 from openai import AsyncOpenAI, AsyncStream
 
-from reflux.agents.clients.adaptation import RENAMED, Adaptation
+from reflux.agents.clients.adaptation import RENAMED, THINKING, Adaptation, Thinking
 from reflux.agents.clients.chat_protocol import (
     PartialReply,
     Pieces,
@@ -45,22 +45,6 @@ from reflux.agents.types import ChatRequest, Completion
 
 POOL = 16
 """Concurrent requests in one connection pool, which looks at all of them for each request."""
-
-Thinking = Literal["auto", "on", "off"]
-THINKING: Mapping[str, Mapping[str, Any]] = {
-    "auto": {},
-    "on": {
-        "chat_template_kwargs": {"enable_thinking": True, "thinking": True},
-        "reasoning_effort": "medium",
-    },
-    "off": {
-        "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
-        "reasoning_effort": "none",
-    },
-}
-"""What turns a model's reasoning on or off. vLLM, SGLang and llama.cpp read the arguments of the
-chat template (`enable_thinking` of Qwen, `thinking` of DeepSeek and Granite), Ollama, OpenAI, Groq
-and Gemini the effort. What a server refuses of it is left out."""
 
 
 class OpenAIClient(RetryingClient):
@@ -217,6 +201,8 @@ class OpenAIClient(RetryingClient):
     ) -> Iterator[tuple[AsyncOpenAI, dict[str, Any]]]:
         """A client with room and the body to send; an error remembers the body that it refuses."""
         body = self.adaptation(request.model).apply(asked)
+        if "stream" in asked and request.schema:
+            body["response_format"] = asked["response_format"]
         with self._client() as client:
             try:
                 yield client, body
@@ -248,10 +234,13 @@ class OpenAIClient(RetryingClient):
         adaptation = self.adaptation(request.model)
         if adaptation.apply(asked) != sent:
             return True  # A request at the same time has learned it.
-        free = {n: v for n, v in sent.items() if n not in self._fixed or n in RENAMED}
+        kept = self._fixed - RENAMED.keys()
+        if "stream" in sent:  # Its reader has asked for the form, and gets it or an error.
+            kept |= {"response_format"}
+        free = {name: value for name, value in sent.items() if name not in kept}
         if adaptation.learn(refusal.status, refusal.words, names_in(refusal.body), free):
             return adaptation.apply(asked) != sent
-        if "response_format" in sent and refusal.status in (400, 422):
+        if "response_format" in free and refusal.status in (400, 422):
             # Servers word a refused schema in many ways; the parser of replies takes free text.
             adaptation.replaced["response_format"] = ""
             return True
