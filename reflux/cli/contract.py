@@ -101,7 +101,7 @@ def read_env_file(context: typer.Context, path: Path | None) -> None:
 
 
 def unread_endpoint() -> bool:
-    """True where a `.env` file in the working folder names an endpoint, and the environment none."""
+    """True where a `.env` file in the working folder names an endpoint that is not set."""
     path = Path(".env")
     try:
         return path.is_file() and "OPENAI_BASE_URL" in _unset_values(path)
