@@ -40,8 +40,8 @@ from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks import task_named
 
 DEFAULT_OVERSEER = "model"
-MAX_TOKENS = 256
-"""Tokens of one answer, unless the options or the task say otherwise."""
+MAX_TOKENS = 512
+"""Tokens of one reply of a copy or the overseer, unless the options or the task say otherwise."""
 
 OVERSEERS: Mapping[str, Overseer] = {
     "model": ModelOverseer(),
@@ -64,6 +64,18 @@ def overseer_named(
     if name not in overseers:
         raise UsageError(f"no overseer is called {name!r}; there are {', '.join(overseers)}")
     return overseers[name]
+
+
+def with_max_tokens(overseer: Overseer, max_tokens: int | None) -> Overseer:
+    """The overseer with the limit of a copy's reply for its own: a comparison of the two must not
+    depend on who may say more."""
+    if max_tokens is None:
+        return overseer
+    if isinstance(overseer, Reviewed):
+        return replace(overseer, inner=with_max_tokens(overseer.inner, max_tokens))
+    if isinstance(overseer, ModelOverseer):
+        return replace(overseer, max_tokens=max_tokens)
+    return overseer
 
 
 def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Overseer, ...]:
@@ -160,7 +172,7 @@ def context_of(
     context = AmplifyContext(
         recorded_client,
         options.model,
-        () if task else (overseer_named(options.overseer, overseers),),
+        () if task else (_overseer_of(options, overseers),),
         limits=options.limits,
         votes=options.votes(),
         max_tokens=MAX_TOKENS,
@@ -171,6 +183,11 @@ def context_of(
     if options.max_tokens is not None:
         context = replace(context, max_tokens=options.max_tokens)
     return replace(context, **fields)
+
+
+def _overseer_of(options: AskOptions, overseers: Mapping[str, Overseer]) -> Overseer:
+    overseer = overseer_named(options.overseer, overseers)
+    return with_max_tokens(overseer, options.max_tokens or MAX_TOKENS)
 
 
 @asynccontextmanager

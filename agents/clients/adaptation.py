@@ -7,7 +7,7 @@ refuses by name is left out or renamed once, and from then on.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from reflux.agents.clients.refusals import TOO_LONG
 
@@ -46,6 +46,23 @@ EFFORTS = ("none", "minimal", "low")
 """Values of `reasoning_effort` from the smallest on; models differ in which they take."""
 PARTS = {"top_logprobs": ("logprobs",), "tools": ("tool_choice", "parallel_tool_calls")}
 KEPT = ("model", "messages")
+
+
+Thinking = Literal["auto", "on", "off"]
+THINKING: Mapping[str, Mapping[str, Any]] = {
+    "auto": {},
+    "on": {
+        "chat_template_kwargs": {"enable_thinking": True, "thinking": True},
+        "reasoning_effort": "medium",
+    },
+    "off": {
+        "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
+        "reasoning_effort": "none",
+    },
+}
+"""What turns a model's reasoning on or off. vLLM, SGLang and llama.cpp read the arguments of the
+chat template (`enable_thinking` of Qwen, `thinking` of DeepSeek and Granite), Ollama, OpenAI, Groq
+and Gemini the effort. What a server refuses of it is left out."""
 
 
 @dataclass

@@ -62,7 +62,8 @@ def endpoint_from_env(
             options[option] = _number(variable, seconds, float, minimum=0.001)
     if (retries := env.get(RETRIES, "").strip()) != "":
         options["retries"] = _number(RETRIES, retries, int, minimum=0)
-    from reflux.agents.clients.openai import THINKING, OpenAIClient
+    from reflux.agents.clients.adaptation import THINKING
+    from reflux.agents.clients.openai import OpenAIClient
 
     thinking = env.get(THINKING_VARIABLE, "").strip() or "auto"
     if options.setdefault("thinking", thinking) not in THINKING:

@@ -10,8 +10,8 @@ import importlib
 import importlib.util
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Generator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,8 @@ from reflux.agents.types import ChatRequest, Completion
 if TYPE_CHECKING:
     from reflux.agents.clients.openai import OpenAIClient
 
+SHARE = 512
+"""Tokens of the KV cache for each request that is decoded at the same time, on average."""
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL_LOCAL = 'pip install "reflux-ida[local]", or set OPENAI_BASE_URL to an endpoint'
@@ -47,11 +49,20 @@ class EngineConfig:
 
     parallel: int = 16
     """Requests decoded together."""
-    context: int = 512
-    """Tokens of one request, prompt and completion together."""
+    context: int = 4096
+    """Maximum tokens of one request, prompt and completion together; the model may have fewer."""
     threads: int = 2
     servers: int = 3
     """Maximum servers at once; the least recently used stops first."""
+
+    @property
+    def cells(self) -> int:
+        """Tokens that the KV cache holds, shared by all requests that are decoded together.
+
+        A cache with room for `context` tokens of each would take eight times the memory, which
+        short requests never fill; `Room` lets requests wait until theirs fit.
+        """
+        return max(self.context, self.parallel * min(SHARE, self.context))
 
 
 def default_gguf() -> Path:
@@ -93,6 +104,31 @@ def file_sha256(path: Path) -> str:
     return _sha256_at(path, stat.st_size, stat.st_mtime_ns)
 
 
+class Room:
+    """The KV cache of one server: a request waits until its tokens fit beside those under way."""
+
+    def __init__(self, cells: int) -> None:
+        self._cells = self._free = cells
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def taken(self, request: ChatRequest) -> AsyncGenerator[None]:
+        """Hold the request's tokens, an estimate from above: three bytes are one at most."""
+        size = sum(
+            len(text.encode(errors="replace")) // 3 + 8 for t in request.messages for text in t
+        )
+        size = min(self._cells, size + request.sampling.max_tokens)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            self._free += size
+            async with self._changed:
+                self._changed.notify_all()
+
+
 class LlamaCppClient:
     """Completes chats on llama.cpp servers in this process.
 
@@ -105,21 +141,22 @@ class LlamaCppClient:
     ) -> None:
         self._resolve = resolve
         self._config = config or EngineConfig()
-        self._servers: OrderedDict[str, tuple[Any, OpenAIClient]] = OrderedDict()
+        self._servers: OrderedDict[str, tuple[Any, OpenAIClient, Room]] = OrderedDict()
         self._busy: dict[str, int] = {}
         self._starting = asyncio.Lock()
 
     async def complete(self, request: ChatRequest) -> Completion:
-        client = await self._acquire(request.model)
+        client, room = await self._acquire(request.model)
         try:
-            return await client.complete(request)
+            async with room.taken(request):
+                return await client.complete(request)
         finally:
             self._busy[request.model] -= 1
 
     async def stream(self, request: ChatRequest) -> Pieces:
-        client = await self._acquire(request.model)
+        client, room = await self._acquire(request.model)
         try:
-            async with aclosing(client.stream(request)) as pieces:
+            async with room.taken(request), aclosing(client.stream(request)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
@@ -135,7 +172,7 @@ class LlamaCppClient:
         for name in list(self._servers):
             await self._stop(name)
 
-    async def _acquire(self, name: str) -> "OpenAIClient":
+    async def _acquire(self, name: str) -> "tuple[OpenAIClient, Room]":
         async with self._starting:
             if name not in self._servers:
                 files = self._resolve(name)
@@ -144,13 +181,14 @@ class LlamaCppClient:
                         break
                     await self._stop(idle)
                 server = await asyncio.to_thread(start_server, files, self._config)
-                self._servers[name] = (server, connect(server, self._config))
+                room = Room(self._config.cells)
+                self._servers[name] = (server, connect(server, self._config), room)
             self._servers.move_to_end(name)
             self._busy[name] = self._busy.get(name, 0) + 1
-            return self._servers[name][1]
+            return self._servers[name][1:]
 
     async def _stop(self, name: str) -> None:
-        _, client = self._servers.pop(name)  # llama.cpp stops with the last reference.
+        _, client, _ = self._servers.pop(name)  # llama.cpp stops with the last reference.
         await client.close()
 
 
@@ -212,7 +250,7 @@ def start_server(
     params = xlc.CommonParams()
     params.model.path = str(files.gguf)
     params.n_parallel = config.parallel
-    params.n_ctx = config.parallel * config.context
+    params.n_ctx, params.kv_unified = config.cells, True
     params.cpuparams.n_threads = config.threads
     params.cpuparams_batch.n_threads = config.threads
     params.verbosity = -1
@@ -244,4 +282,5 @@ def connect(server: Any, config: EngineConfig) -> "OpenAIClient":
         concurrency=2 * config.parallel,
         timeout=600.0,
         extra_body={"cache_prompt": True},
+        embedded=True,
     )

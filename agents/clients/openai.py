@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import httpx2
 import openai
 from openai import AsyncOpenAI, AsyncStream
 
-from reflux.agents.clients.adaptation import RENAMED, Adaptation
+from reflux.agents.clients.adaptation import RENAMED, THINKING, Adaptation, Thinking
 from reflux.agents.clients.chat_protocol import (
     PartialReply,
     Pieces,
@@ -45,22 +45,6 @@ from reflux.agents.types import ChatRequest, Completion
 
 POOL = 16
 """Concurrent requests in one connection pool, which looks at all of them for each request."""
-
-Thinking = Literal["auto", "on", "off"]
-THINKING: Mapping[str, Mapping[str, Any]] = {
-    "auto": {},
-    "on": {
-        "chat_template_kwargs": {"enable_thinking": True, "thinking": True},
-        "reasoning_effort": "medium",
-    },
-    "off": {
-        "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
-        "reasoning_effort": "none",
-    },
-}
-"""What turns a model's reasoning on or off. vLLM, SGLang and llama.cpp read the arguments of the
-chat template (`enable_thinking` of Qwen, `thinking` of DeepSeek and Granite), Ollama, OpenAI, Groq
-and Gemini the effort. What a server refuses of it is left out."""
 
 
 class OpenAIClient(RetryingClient):
@@ -214,8 +198,11 @@ class OpenAIClient(RetryingClient):
 
     def _adapted(self, request: ChatRequest, asked: dict[str, Any]) -> dict[str, Any]:
         """The body as the endpoint takes it; what the caller named in `extra` is never left out."""
-        fixed = {name: asked[name] for name in _extra_of(request) if name not in self._extra_body}
-        return self.adaptation(request.model).apply(asked) | fixed
+        fixed = _extra_of(request).keys() - self._extra_body.keys()
+        if "stream" in asked and request.schema:
+            fixed |= {"response_format"}
+        body = self.adaptation(request.model).apply(asked)
+        return body | {name: asked[name] for name in fixed}
 
     @contextmanager
     def _sending(
@@ -254,8 +241,10 @@ class OpenAIClient(RetryingClient):
         adaptation = self.adaptation(request.model)
         if self._adapted(request, asked) != sent:
             return True  # A request at the same time has learned it.
-        fixed = self._fixed | _extra_of(request).keys()
-        free = {n: v for n, v in sent.items() if n not in fixed or n in RENAMED}
+        kept = (self._fixed - RENAMED.keys()) | _extra_of(request).keys()
+        if "stream" in sent:  # Its reader has asked for the form, and gets it or an error.
+            kept |= {"response_format"}
+        free = {name: value for name, value in sent.items() if name not in kept}
         if adaptation.learn(refusal.status, refusal.words, names_in(refusal.body), free):
             return self._adapted(request, asked) != sent
         if "response_format" in free and refusal.status in (400, 422):
@@ -300,8 +289,9 @@ class OpenAIClient(RetryingClient):
             seconds = f"{self._timeout:g} s"
             return f"no reply in {seconds}: raise {TIMEOUT}, or send fewer requests at once"
         if self._embedded:
-            too_long = self._too_long(error)
-            return remedy_of(Refusal.of(error), "", "") if too_long else "`reflux doctor` tests it"
+            if not self._too_long(error):
+                return "`reflux doctor` tests it"
+            return "shorten the question, or raise llama_cpp.context of the config"
         url, key = self._names
         if isinstance(error, openai.APIConnectionError | httpx2.TransportError):
             return connection_remedy(str(error.__cause__), self.base_url, url)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -146,12 +147,13 @@ def error_reply(body: Any) -> ReplyError:
 
 def body_of(error: BaseException) -> Any:
     """The body that an error came with: JSON as read, or text."""
-    response = getattr(error, "response", None)
-    if response is not None and hasattr(error, "status_code"):
-        try:
-            return response.json()
-        except ValueError:
-            return response.text
+    with suppress(RuntimeError):  # The text of a response that was not read.
+        text = getattr(getattr(error, "response", None), "text", None)
+        if isinstance(text, str):
+            try:
+                return json.loads(text)
+            except ValueError:
+                return text
     body = getattr(error, "body", None)
     if isinstance(body, bytes):
         return body.decode(errors="replace") if PAGE.match(body[:200].decode("latin-1")) else None

@@ -6,7 +6,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -133,7 +133,7 @@ class RetryingClient(ABC):
         self._timeout = timeout
         self._policy = policy
         self._first_alone = first_alone
-        self._first: dict[str, asyncio.Lock] = {}
+        self._first: dict[str, asyncio.Event] = {}
         self._tried: set[str] = set()
         self._final: dict[str, tuple[float, EndpointError]] = {}
         """By model: when it was refused for good, and how."""
@@ -193,25 +193,21 @@ class RetryingClient(ABC):
     @asynccontextmanager
     async def _turn(self, model: str) -> AsyncGenerator[None]:
         """The right to send one request: the first to a model goes alone, for a short time."""
+        is_first = self._first_alone and model not in self._tried
+        if is_first and (first := self._first.get(model)) is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_SECONDS):
+                    await first.wait()
+        elif is_first:
+            self._first[model] = asyncio.Event()
         self._check_final(model)
-        if model in self._tried or not self._first_alone:
-            async with self._gate:
-                yield
-            return
-        lock = self._first.setdefault(model, asyncio.Lock())
         try:
-            async with asyncio.timeout(FIRST_SECONDS):
-                await lock.acquire()
-        except TimeoutError:
-            lock = None
-        try:
-            self._check_final(model)
             async with self._gate:
                 yield
         finally:
             self._tried.add(model)
-            if lock is not None:
-                lock.release()
+            if (first := self._first.pop(model, None)) is not None:
+                first.set()
 
     def _check_final(self, model: str) -> None:
         since, error = self._final.get(model, (0.0, None))

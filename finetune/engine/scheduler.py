@@ -123,9 +123,9 @@ class Scheduler:
         if len(ids) >= self._context:
             error = EndpointError(
                 f"the prompt has {len(ids)} tokens, and with its reply may have {self._context}: "
-                "shorten it, or raise the engine's context where the model allows it"
+                "shorten it, or raise batched.context of the config where the model allows it"
             )
-            error.refused = True
+            error.refused = error.too_long = True
             raise error
         sampling = request.sampling
         row = Row(request, ids, min(sampling.max_tokens, self._context - len(ids)))

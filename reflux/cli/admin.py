@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reflux import cli
-from reflux.cli.contract import DEFAULT_RUN, Json, RunDir, open_students, run_async
+from reflux.cli.contract import (
+    DEFAULT_RUN,
+    Json,
+    Model,
+    RunDir,
+    open_students,
+    run_async,
+    unread_endpoint,
+)
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     import importlib.metadata
@@ -16,10 +24,14 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     import shutil
     from collections.abc import Callable
     from contextlib import suppress
+    from functools import partial
     from pathlib import Path
 
+    from reflux.agents.clients.endpoints import KEY
     from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, default_gguf, start_server
+    from reflux.agents.clients.openai import OpenAIClient
     from reflux.agents.errors import MissingError, RefluxError
+    from reflux.agents.types import ChatRequest, Sampling
     from reflux.finetune import INSTALL_TRAIN, missing_training_packages
     from reflux.finetune.gates import failed_gates
     from reflux.finetune.run_folder import RunFolder
@@ -93,9 +105,15 @@ def rollback_student(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     print_result({"current": name}, f"{name} is the agent again", as_json)
 
 
-def doctor(as_json: Json = False) -> None:
-    """Check packages, model, engine, endpoint and disk, and say how to fix what is missing."""
-    checks = [_outcome(name, check) for name, check in CHECKS.items()]
+def doctor(model: Model = None, as_json: Json = False) -> None:
+    """Check packages, model, engine, endpoint and disk, and say how to fix what is missing.
+
+    With --model, one short request tells what the endpoint refuses of that model.
+    """
+    checks = [
+        _outcome(name, check)
+        for name, check in {**CHECKS, "endpoint": partial(_endpoint, model)}.items()
+    ]
     if as_json:
         emit(checks)
     else:
@@ -135,11 +153,40 @@ def _engine() -> str:
     return f"llama.cpp starts ({server.listening_address})"
 
 
-def _endpoint() -> str:
+def _endpoint(model: str | None = None) -> str:
     client = endpoint()
     if client is None:
-        return "OPENAI_BASE_URL is not set; the embedded engine answers"
-    return f"{client.base_url} answers: {', '.join(run_async(client.models())[:5])}"
+        key = " (a key alone names no endpoint)" if os.environ.get(KEY) else ""
+        unread = "; .env sets it: add --env-file .env" if unread_endpoint() else ""
+        return f"OPENAI_BASE_URL is not set{key}; the embedded engine answers{unread}"
+    return run_async(_asked(client, model))
+
+
+async def _asked(client: OpenAIClient, wanted: str | None) -> str:
+    """The models of an endpoint, and what it refuses of a request to one of them."""
+    try:
+        models = await client.models()
+        detail = f"{client.base_url} answers: {', '.join(models[:5])}"
+        if len(models) > 5:
+            detail += f" and {len(models) - 5} more"
+        if wanted or len(models) == 1:
+            detail += await _probed(client, wanted or models[0])
+        return detail
+    finally:
+        await client.close()
+
+
+async def _probed(client: OpenAIClient, model: str) -> str:
+    prompt = (("system", "Answer briefly."), ("user", "Say OK."))
+    schema = '{"type": "object", "properties": {"answer": {"type": "string"}}}'
+    sampling = Sampling(max_tokens=16, top_logprobs=1)
+    reply = await client.complete(ChatRequest(model, prompt, sampling, schema=schema))
+    notes = list(reply.notes) or ["takes every setting"]
+    if not reply.logprobs and "log-probabilities are unknown" not in notes:
+        notes.append("gives no log-probabilities")
+    if reply.reasoning:
+        notes.append("reasons before it answers")
+    return f"; {model}: {', '.join(notes)}"
 
 
 def _disk() -> str:

@@ -67,7 +67,7 @@ def ask(
     calls: contract.Calls = 1000,
     tokens: contract.Tokens = 1_000_000,
     seconds: contract.Seconds = None,
-    max_tokens: contract.MaxTokens = 256,
+    max_tokens: contract.MaxTokens = 512,
     as_json: contract.Json = False,
 ) -> None:
     """Ask one question through the amplified system, and print the tree.

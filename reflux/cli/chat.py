@@ -18,6 +18,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from reflux.agents.clients.chat_protocol import Delta
     from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
     from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
     from reflux.cli.ask import reply_command
@@ -160,11 +161,13 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
     tree = LiveTree(text)
     streamed = False
 
-    def say(piece: str) -> None:
+    def say(delta: Delta) -> None:
         nonlocal streamed
-        streamed = True
-        if not quiet:
-            OUT.out(plain(piece).plain, end="")
+        streamed = streamed or bool(delta.text)
+        if delta.reasoning and not quiet:
+            ERR.print(plain(delta.reasoning), style="dim", end="")
+        if delta.text and not quiet:
+            OUT.out(plain(delta.text).plain, end="")
 
     try:
         turn = runner.run(session.ask(text, tree, say))

@@ -19,6 +19,7 @@ from typing import Any
 from langchain_core.messages import convert_to_messages
 from pydantic import TypeAdapter, ValidationError
 
+from reflux.agents.clients.chat_protocol import Delta
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.files import write_whole
 from reflux.agents.prompts import question_problem, redact
@@ -207,7 +208,7 @@ class ChatSession:
     unkept: OSError | None = None
     """Why the conversation file lacks turns. Answers are shown and recorded all the same."""
 
-    async def ask(self, text: str, tree: LiveTree, say: Callable[[str], None]) -> Turn:
+    async def ask(self, text: str, tree: LiveTree, say: Callable[[Delta], None]) -> Turn:
         """Answer one message and keep the turn; a message that is stopped is kept, too.
 
         Args:
@@ -247,7 +248,7 @@ class ChatSession:
         answered.check_endpoint()
         return turn
 
-    async def _answer_alone(self, text: str, tree: LiveTree, say: Callable[[str], None]) -> Turn:
+    async def _answer_alone(self, text: str, tree: LiveTree, say: Callable[[Delta], None]) -> Turn:
         """The agent continues the conversation; what was shown of a reply cannot be recalled."""
         question = redact(self.conversation.question(text))
         if (reason := question_problem(question, self.options.limits.question_chars)) is not None:
@@ -261,7 +262,7 @@ class ChatSession:
         try:
             (reply,) = await answer_chat(
                 self.opened.recorded_client, origin, question, [request], options=self.options,
-                hear=lambda _, delta: say(delta.text), emit=tree,
+                hear=lambda _, delta: say(delta), emit=tree,
             )  # fmt: skip
             status = accepted_status(has_check=False, truncated=reply.truncated)
             turn = replace(turn, answer=reply.text, status=status, calls=1, tokens=reply.tokens)

@@ -51,7 +51,10 @@ Seconds = Annotated[
     float | None, typer.Option(help="Seconds per answer after which no more calls begin.", min=0)
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option(help="Maximum tokens per model call. A task has its own.", min=1)
+    int | None,
+    typer.Option(
+        help="Maximum tokens of a reply, of the agent and the overseer. A task has its own.", min=1
+    ),
 ]
 
 
@@ -88,21 +91,33 @@ def read_env_file(context: typer.Context, path: Path | None) -> None:
     Raises:
         UsageError: there is no such file.
     """
+    if path is None:
+        if unread_endpoint():
+            sys.stderr.write(".env sets OPENAI_BASE_URL and is not read: add --env-file .env\n")
+    elif not path.is_file():
+        raise UsageError(f"--env-file {path}: there is no such file")
+    else:
+        put_environment(context, _unset_values(path))
+
+
+def unread_endpoint() -> bool:
+    """True where a `.env` file in the working folder names an endpoint that is not set."""
+    path = Path(".env")
+    try:
+        return path.is_file() and "OPENAI_BASE_URL" in _unset_values(path)
+    except UsageError:
+        return False
+
+
+def _unset_values(path: Path) -> dict[str, str]:
+    """The variables of a file that the environment lacks."""
     from dotenv import dotenv_values
 
-    if path is not None and not path.is_file():
-        raise UsageError(f"--env-file {path}: there is no such file")
     try:
-        values = dotenv_values(path or ".env")
+        values = dotenv_values(path)
     except (UnicodeDecodeError, OSError) as error:
-        if path is None:
-            return
         raise UsageError(f"--env-file {path} cannot be read: {error}") from error
-    new = {name: value for name, value in values.items() if value and name not in os.environ}
-    if path is not None:
-        put_environment(context, new)
-    elif "OPENAI_BASE_URL" in new:
-        sys.stderr.write(".env sets OPENAI_BASE_URL and is not read: add --env-file .env\n")
+    return {name: value for name, value in values.items() if value and name not in os.environ}
 
 
 def endpoint_options(

@@ -21,7 +21,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.budget import Price
     from reflux.agents.clients.endpoints import Endpoint, close_clients
     from reflux.agents.errors import UsageError
-    from reflux.ask_context import OVERSEERS, overseer_named
+    from reflux.ask_context import MAX_TOKENS, OVERSEERS, overseer_named, with_max_tokens
     from reflux.cli.ask import batch_config, task_of
     from reflux.cli.eval_systems import SystemSpecs, uses_agent
     from reflux.cli.human_input import interruptible
@@ -73,7 +73,7 @@ class Settings:
         if self.overseer:
             context = replace(
                 context,
-                overseers=(overseer_named(self.overseer),),
+                overseers=(with_max_tokens(overseer_named(self.overseer), self.max_tokens),),
                 max_tokens=self.max_tokens,
                 votes=VotePolicy(max_votes=1),
             )
@@ -136,7 +136,8 @@ def evaluate_systems(
         float | None, typer.Option(help="Maximum seconds of a question.", min=0)
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Maximum tokens of an answer to a file's question.", min=1)
+        int | None,
+        typer.Option(help="Maximum tokens of a reply, of the agent and the overseer alike.", min=1),
     ] = None,
     price: Annotated[
         list[str] | None,
@@ -172,7 +173,7 @@ def evaluate_systems(
         settings = replace(
             settings,
             overseer=_overseer(overseer),
-            max_tokens=max_tokens or 256,
+            max_tokens=max_tokens or MAX_TOKENS,
             system=eval_task.file.system,
         )
         source = {"data": str(data), "repeats": eval_task.file.repeats}

@@ -70,7 +70,7 @@ class AmplifiedChatModel(BaseChatModel):
     votes: VotePolicy = VotePolicy(max_votes=1)
     temperature: float | None = None
     """Of retries and of all votes but the first, which is greedy; None for that of `votes`."""
-    max_tokens: int = 256
+    max_tokens: int = 512
     """Tokens of one copy's answer."""
     seed: int = 0
     stop: list[str] = []  # noqa: RUF012 - pydantic copies it

@@ -50,7 +50,7 @@ class Settings:
     depth: int = 1
     attempts: int = 3
     calls: int = 1_000
-    max_tokens: int = 256
+    max_tokens: int = 512
     """Maximum tokens of one copy's answer."""
 
 

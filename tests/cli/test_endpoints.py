@@ -1,0 +1,152 @@
+"""Commands against odd endpoints, in this process: exit codes, one message, what is shown."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.endpoint_behaviors import BEHAVIORS, serve
+from tests.support.endpoint_server import Served, serving
+
+CUT = "--max-tokens"
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Any]:
+    """Runs `reflux WORDS` here: (exit code, stdout, stderr)."""
+    from reflux.cli.main import run
+
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith(("OPENAI_", "REFLUX_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("REFLUX_RETRIES", "0")
+
+    def command(*words: str, **variables: str) -> tuple[int, str, str]:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.argv", ["reflux", *words])
+        with pytest.raises(SystemExit) as ended:
+            run()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    yield command
+
+
+def ask(command: Any, served: Served, *words: str) -> tuple[int, dict[str, Any], str]:
+    """`reflux ask --json` at a server; the answer is undivided."""
+    code, out, err = command(
+        "ask", "Capital of Peru?", "--overseer", "plain", "--model", "m", "--json", *words,
+        OPENAI_BASE_URL=served.url, OPENAI_API_KEY="key",
+    )  # fmt: skip
+    return code, json.loads(out) if out.strip() else {}, err
+
+
+ANSWERED = (
+    "think block", "think block without its opening tag", "harmony channels", "thinking part",
+    "field reasoning_content", "a reasoning model of OpenAI", "Gemma's template",
+    "content as parts", "seed is forbidden",
+)  # fmt: skip
+REFUSED = (
+    "401", "403", "402", "429 without quota", "404 for the model", "page with 200",
+    "Retry-After 86400", "too long for OpenAI", "400 with detail list",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_an_answer_comes_without_reasoning(command: Any, name: str) -> None:
+    behavior = BEHAVIORS[name]
+    with serve(behavior) as served:
+        code, body, _ = ask(command, served)
+    assert (code, body["answer"], body["status"]) == (0, behavior.text, "unchecked")
+    assert body["tree"]["reasoning"] == behavior.reasoning
+    assert behavior.notes in " ".join(body["tree"]["call_notes"])
+
+
+@pytest.mark.parametrize(
+    "name", ["unclosed block", "null content, cut", "empty content, cut", "cut answer"]
+)
+def test_a_cut_answer_is_truncated_and_names_the_limit(command: Any, name: str) -> None:
+    with serve(BEHAVIORS[name]) as served:
+        code, body, err = ask(command, served)
+    assert (code, body["status"]) == (1, "truncated")
+    assert CUT in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_is_one_message_and_ends_once(command: Any, name: str) -> None:
+    with serve(BEHAVIORS[name]) as served:
+        code, _, err = ask(command, served)
+    assert code == 3
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert len(served.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["401", "404 for the model", "429 without quota"])
+def test_a_run_of_questions_stops_at_the_first_refusal(
+    command: Any, tmp_path: Path, name: str
+) -> None:
+    rows = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(8)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with serve(BEHAVIORS[name]) as served:
+        code, _, err = command(
+            "eval", "--data", "q.jsonl", "--systems", "direct,amplified", "--model", "m",
+            OPENAI_BASE_URL=served.url,
+        )  # fmt: skip
+    assert code == 3 and "Traceback" not in err
+    assert len(served.requests) == 1
+
+
+def test_options_reach_the_endpoint(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.env").write_text("OPENAI_API_KEY=secret-of-the-file\n")
+    with serve(BEHAVIORS["think block"]) as served:
+        code, out, _ = command(
+            "ask", "Capital of Peru?", "--overseer", "model", "--json", "--model",
+            f"endpoint:m@{served.url}", "--thinking", "off", "--max-tokens", "77",
+            "--extra-body", '{"top_k": 3}', "--env-file", "mine.env",
+        )  # fmt: skip
+    assert code == 0, out
+    for asked in served.requests:
+        assert asked.headers["authorization"] == "Bearer secret-of-the-file"
+        assert asked.body["chat_template_kwargs"]["enable_thinking"] is False
+        assert (asked.body["top_k"], asked.body["max_tokens"]) == (3, 77)
+    notes = json.loads(out)["tree"]["call_notes"]
+    assert "the model reasons although --thinking is off" in notes
+    assert "REFLUX_THINKING" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["ask", "q", "--extra-body", "[1]"], "--extra-body"),
+        (["ask", "q", "--extra-body", "{oops"], "--extra-body"),
+        (["ask", "q", "--env-file", "none.env"], "--env-file none.env"),
+        (["ask", "q", "--overseer", "plain", "--model", "llama3.2:1b"], "endpoint:llama3.2:1b@"),
+        (["eval", "--systems", "llama3.2:1b"], "endpoint:llama3.2:1b@"),
+    ],
+)
+def test_wrong_options_are_one_message(command: Any, words: list[str], wanted: str) -> None:
+    variables = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"} if "extra" in str(words) else {}
+    code, _, err = command(*words, *(["--model", "m"] if variables else []), **variables)
+    assert code == 2 and wanted in err and err.count("\n") == 1
+
+
+def test_an_unread_env_file_is_said(command: Any, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("OPENAI_BASE_URL=http://127.0.0.1:9/v1\n")
+    _, _, err = command("ask", "q", "--overseer", "plain", "--model", "nobody")
+    assert "--env-file .env" in err
+
+
+def test_doctor_tells_what_an_endpoint_refuses(command: Any) -> None:
+    behavior = BEHAVIORS["a reasoning model of OpenAI"]
+    with serving(behavior.respond, models=("m", "other")) as served:
+        _, out, _ = command("doctor", "--model", "m", "--json", OPENAI_BASE_URL=served.url)
+    (check,) = [check for check in json.loads(out) if check["what"] == "endpoint"]
+    assert "m, other" in check["detail"]
+    assert "max_tokens is sent as max_completion_tokens" in check["detail"]
+    assert "log-probabilities are unknown" in check["detail"]
