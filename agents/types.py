@@ -132,6 +132,9 @@ class ChatRequest:
     """Further fields of the body, as JSON text, for an endpoint of the chat protocol; they take
     precedence."""
 
+    def extra_fields(self) -> dict[str, Any]:
+        return json.loads(self.extra) if self.extra else {}
+
     def payload(self) -> list[dict[str, Any]]:
         """The messages in the form of the chat protocol."""
         return [

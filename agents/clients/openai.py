@@ -197,10 +197,9 @@ class OpenAIClient(RetryingClient):
         return replace(reply, notes=notes) if notes else reply
 
     def _adapted(self, request: ChatRequest, asked: dict[str, Any]) -> dict[str, Any]:
-        """The body as the endpoint takes it; what the caller named in `extra` is never left out."""
-        fixed = _extra_of(request).keys() - self._extra_body.keys()
-        if "stream" in asked and request.schema:
-            fixed |= {"response_format"}
+        """The body as the endpoint takes it; what the caller names in `extra` is never left out."""
+        fixed = {"response_format"} if "stream" in asked and request.schema else set[str]()
+        fixed |= request.extra_fields().keys() - self._extra_body.keys()
         body = self.adaptation(request.model).apply(asked)
         return body | {name: asked[name] for name in fixed}
 
@@ -241,7 +240,7 @@ class OpenAIClient(RetryingClient):
         adaptation = self.adaptation(request.model)
         if self._adapted(request, asked) != sent:
             return True  # A request at the same time has learned it.
-        kept = (self._fixed - RENAMED.keys()) | _extra_of(request).keys()
+        kept = (self._fixed - RENAMED.keys()) | request.extra_fields().keys()
         if "stream" in sent:  # Its reader has asked for the form, and gets it or an error.
             kept |= {"response_format"}
         free = {name: value for name, value in sent.items() if name not in kept}
@@ -335,10 +334,6 @@ class OpenAIClient(RetryingClient):
     async def close(self) -> None:
         for client in self._clients:
             await client.close()
-
-
-def _extra_of(request: ChatRequest) -> dict[str, Any]:
-    return json.loads(request.extra) if request.extra else {}
 
 
 class _Chunks(AsyncStream[object]):
