@@ -53,7 +53,7 @@ def in_node(script: str, url: str) -> dict[str, Any]:
 def in_python(script: str, url: str) -> dict[str, Any]:
     if not PYTHON.is_file():
         pytest.skip("the packages are missing: `make clients` installs them")
-    return run(str(PYTHON), script, url)
+    return run(str(PYTHON), "-I", script, url)  # Without our PYTHONPATH: `agents` is theirs.
 
 
 @pytest.mark.npm
