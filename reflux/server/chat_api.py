@@ -14,6 +14,7 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from reflux.agents.errors import RefluxError
+from reflux.agents.prompts import redact
 from reflux.graphs.traces.events import Event
 from reflux.server.chat_reply import (
     AnswerPart,
@@ -70,7 +71,7 @@ async def respond(
     """Compute an answer for as long as its client is connected, and send it in its form."""
     names = ("user", "safety_identifier", "metadata")
     if detail := {name: value for name in names if (value := getattr(body, name))}:
-        await state.run.store.add_judgement(answer.trajectory, "", "user", None, detail)
+        await state.run.store.add_judgement(answer.trajectory, "", "user", None, redacted(detail))
     headers = {TRAJECTORY_HEADER: answer.trajectory}
     running = RunningAnswer(state, body.model, answer)
     streamed = False
@@ -92,6 +93,15 @@ async def respond(
     finally:
         if not streamed:
             running.stop()
+
+
+def redacted(value: Any) -> Any:
+    """JSON without secrets."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: redacted(each) for key, each in value.items()}
+    return [redacted(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class RunningAnswer:

@@ -7,7 +7,7 @@ other field is refused by its name, as OpenAI does (vLLM ignores it).
 
 import json
 import secrets
-from typing import Annotated, Any, Literal, NoReturn, cast
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -45,7 +45,6 @@ INSTEAD = {
     "audio": "replies are text",
     "images": "only text can be read",
     "web_search_options": "this server searches no web",
-    "moderation": "this server moderates nothing",
 }
 """What to say about fields that are not supported, beside their name."""
 DROPPED_KEYS = frozenset({
@@ -60,8 +59,6 @@ TEXT_PARTS = {
     "refusal": "refusal",
 }
 """Types of content parts, each with the key of its text; empty for parts that no model sees."""
-
-
 FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,128}$"
 
 
@@ -70,24 +67,13 @@ def refuse(param: str, problem: str, code: str = "invalid_value") -> NoReturn:
     raise PydanticCustomError(cast(Any, code), "{problem}", {"problem": problem, "param": param})
 
 
-def check_extra(body: BaseModel, accepted: frozenset[str] = frozenset()) -> None:
-    """Refuse further fields that ask for something."""
-    for name, value in (body.model_extra or {}).items():
-        if value and name not in accepted:
-            instead = f" ({INSTEAD[name]})" if name in INSTEAD else ""
-            refuse(name[:80], f"is not supported{instead}: leave it out", "unknown_parameter")
-
-
-def without_nulls(body: Any) -> Any:
-    return {k: v for k, v in body.items() if v is not None} if isinstance(body, dict) else body
-
-
 class ApiModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class OpenModel(BaseModel):
-    """A body in which null means that a field is left out, and others may come with it."""
+    """A body in which null means that a field is left out, and fields that ask for nothing may be
+    added."""
 
     model_config = ConfigDict(
         extra="allow",
@@ -95,11 +81,24 @@ class OpenModel(BaseModel):
         allow_inf_nan=False,
         json_schema_extra={"additionalProperties": False},
     )
+    accepted: ClassVar[frozenset[str]] = frozenset()
+    """Names of further fields that may ask for something."""
 
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, body: Any) -> Any:
-        return without_nulls(body)
+        if not isinstance(body, dict):
+            return body
+        return {key: value for key, value in body.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _check_extra(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if value and name not in self.accepted:
+                instead = f" ({INSTEAD[name]})" if name in INSTEAD else ""
+                problem = f"is not supported{instead}: leave it out"
+                refuse(name[:80], problem, "unknown_parameter")
+        return self
 
 
 def read_content(value: Any) -> str:
@@ -137,20 +136,21 @@ Content = Annotated[
 ]
 
 
-class CalledFunction(ApiModel):
+class CalledFunction(OpenModel):
     name: str
     arguments: Annotated[
         str, BeforeValidator(lambda value: json.dumps(value) if isinstance(value, dict) else value)
     ]
 
 
-class ToolCall(ApiModel):
+class ToolCall(OpenModel):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
 class Message(OpenModel):
+    accepted = DROPPED_KEYS
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = ""
     name: str = ""
@@ -159,7 +159,6 @@ class Message(OpenModel):
 
     @model_validator(mode="after")
     def _check_role(self) -> "Message":
-        check_extra(self, DROPPED_KEYS)
         if "content" not in self.model_fields_set and self.role != "assistant":
             refuse("content", "is missing: send text")
         if self.role == "tool" and not self.tool_call_id:
@@ -176,14 +175,15 @@ class Message(OpenModel):
         return (role, self.content, json.dumps(extra)) if extra else (role, self.content)
 
 
-class Function(ApiModel):
+class Function(OpenModel):
     name: str = Field(pattern=FUNCTION_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(ApiModel):
+class Tool(OpenModel):
+    accepted = frozenset({"cache_control"})
     type: Literal["function"]
     function: Function
 
@@ -193,14 +193,14 @@ class Tool(ApiModel):
         return ToolSpec(function.name, function.description or "", json.dumps(parameters))
 
 
-class Schema(ApiModel):
+class Schema(OpenModel):
     name: str
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
 
-class ReplyForm(ApiModel):
+class ReplyForm(OpenModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Schema | None = None
 
@@ -259,6 +259,8 @@ class RequestFields(OpenModel):
 
 
 class ChatRequest(RequestFields):
+    accepted = EXTENSIONS
+
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -285,7 +287,6 @@ class ChatRequest(RequestFields):
 
     @model_validator(mode="after")
     def _check_dependencies(self) -> "ChatRequest":
-        check_extra(self, EXTENSIONS)
         if self.top_logprobs and not self.logprobs:
             refuse("top_logprobs", "needs logprobs: true")
         names = [tool.function.name for tool in self.tools]
@@ -324,11 +325,8 @@ class ChatRequest(RequestFields):
 
     def passed_on(self) -> dict[str, Any]:
         """The fields that are passed on only because they ask for something."""
-        fields = {
-            name: value
-            for name, neutral in PASSED_ON.items()
-            if (value := getattr(self, name)) is not None and value != neutral
-        }
+        fields = {name: getattr(self, name) for name in PASSED_ON}
+        fields = {k: v for k, v in fields.items() if v not in (None, PASSED_ON[k])}
         return fields | (self.model_extra or {})
 
     def extra(self) -> dict[str, Any]:

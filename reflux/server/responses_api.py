@@ -14,11 +14,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from reflux.agents.prompts import redact
 from reflux.agents.types import Turn
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.store import TraceStore
-from reflux.server.chat_api import respond
+from reflux.server.chat_api import redacted, respond
 from reflux.server.chat_reply import AnswerPart, Emit, Put, Reply, call_to_json, reasoning_line
 from reflux.server.chat_request import CalledFunction, Message, ToolCall
 from reflux.server.errors import ApiError
@@ -117,14 +116,6 @@ def _find(store: TraceStore, trajectory: str) -> dict[str, Any] | None:
     return detail if detail and not detail.get("deleted") else None
 
 
-def _redacted(value: Any) -> Any:
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {key: _redacted(each) for key, each in value.items()}
-    return [_redacted(each) for each in value] if isinstance(value, list | tuple) else value
-
-
 def kept(
     answer: ChatAnswer, store: TraceStore, form: ResponseFormat, turns: Sequence[Turn] | None
 ) -> ChatAnswer:
@@ -157,7 +148,7 @@ def kept(
                 {"role": "assistant", "content": choice.text, "tool_calls": calls}
             )
             detail = {"response": form.response(reply), "turns": [*turns, said.turn()]}
-            await store.add_judgement(answer.trajectory, "", KIND, None, _redacted(detail))
+            await store.add_judgement(answer.trajectory, "", KIND, None, redacted(detail))
         return reply
 
     return replace(answer, compute=compute)

@@ -16,24 +16,23 @@ from reflux.server.chat_request import (
     DROPPED_KEYS,
     EXTENSIONS,
     FUNCTION_NAME,
-    ApiModel,
     ChatRequest,
     Content,
     Message,
     OpenModel,
     RequestFields,
-    check_extra,
     read_tool_choice,
     refuse,
 )
 
 CHAT_FIELDS = frozenset({"seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias"})
 """Fields of chat completions that are taken here, too."""
-ITEM_KEYS = DROPPED_KEYS | {"encrypted_content", "summary", "logprobs", "namespace", "caller"}
 
 
 class InputItem(OpenModel):
     """One item of a conversation."""
+
+    accepted = DROPPED_KEYS | {"encrypted_content", "summary", "logprobs", "namespace", "caller"}
 
     type: Literal[
         "message", "function_call", "function_call_output", "reasoning", "item_reference"
@@ -54,7 +53,6 @@ class InputItem(OpenModel):
 
     @model_validator(mode="after")
     def _check_complete(self) -> "InputItem":
-        check_extra(self, ITEM_KEYS)
         needs = {
             "message": ("role", "content"),
             "function_call": ("call_id", "name", "arguments"),
@@ -67,7 +65,7 @@ class InputItem(OpenModel):
         return self
 
 
-class FunctionTool(ApiModel):
+class FunctionTool(OpenModel):
     type: Literal["function"]
     name: str = Field(pattern=FUNCTION_NAME)
     description: str | None = None
@@ -75,7 +73,7 @@ class FunctionTool(ApiModel):
     strict: bool | None = None
 
 
-class TextFormat(ApiModel):
+class TextFormat(OpenModel):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     description: str | None = None
@@ -101,6 +99,8 @@ def _read_choice(value: Any) -> Any:
 
 
 class ResponsesRequest(RequestFields):
+    accepted = EXTENSIONS | CHAT_FIELDS
+
     input: Annotated[
         list[InputItem],
         BeforeValidator(lambda v: [{"role": "user", "content": v}] if isinstance(v, str) else v),
@@ -122,7 +122,6 @@ class ResponsesRequest(RequestFields):
 
     @model_validator(mode="after")
     def _check_fields(self) -> "ResponsesRequest":
-        check_extra(self, EXTENSIONS | CHAT_FIELDS)
         if self.text.format and self.text.format.type == "json_schema":
             for name in ("name", "schema"):
                 if name not in self.text.format.model_dump(by_alias=True, exclude_none=True):
