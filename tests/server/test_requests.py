@@ -329,3 +329,31 @@ def test_a_conversation_that_is_too_long_for_the_endpoint_has_its_code(
     error = got.json()["error"]
     assert (got.status_code, error["code"]) == (400, "context_length_exceeded")
     assert error["param"] == "messages" and "8 tokens" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("top_p", {"top_p": 0.5}),
+        ("tools", {"tools": [WEATHER]}),
+        ("response_format", {"response_format": {"type": "json_object"}}),
+        ("reasoning_effort", {"reasoning_effort": "low"}),
+    ],
+)
+def test_what_a_client_asks_for_is_never_left_out_at_an_endpoint_that_refuses_it(
+    served: tuple[str, Scripted], name: str, asked: dict[str, Any]
+) -> None:
+    """A question of our own would be asked again without the field, and so for good."""
+    url, script = served
+    refusal = (400, f"Unsupported parameter: '{name}' is not supported with this model.")
+    script.refusal = lambda body: refusal if name in body else None
+    try:
+        for stream in (False, True, False):
+            said = [{"role": "user", "content": f"refuse {name} {stream}"}]
+            got = posted(url, model=X, messages=said, stream=stream, **asked)
+            error = got.json()["error"]
+            assert (got.status_code, error["code"]) == (400, "refused_by_endpoint")
+            assert name in error["message"]
+        assert posted(url, model=X, messages=ASKED).status_code == 200
+    finally:
+        script.refusal = lambda body: None
