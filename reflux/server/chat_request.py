@@ -6,7 +6,6 @@ other field is refused by its name, as OpenAI does (vLLM ignores it).
 """
 
 import json
-import secrets
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, cast
 
 from pydantic import (
@@ -21,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from reflux.agents.prompts import is_unicode
-from reflux.agents.types import ToolSpec, Turn
+from reflux.agents.types import Turn
 
 PASSED_ON: dict[str, Any] = {
     "top_p": 1,
@@ -41,10 +40,8 @@ HINTS = ("reasoning_effort", "verbosity")
 """Fields that change no answer's meaning: a tree accepts them."""
 INSTEAD = {
     "functions": "use tools",
-    "function_call": "use tool_choice",
     "audio": "replies are text",
     "images": "only text can be read",
-    "web_search_options": "this server searches no web",
 }
 """What to say about fields that are not supported, beside their name."""
 DROPPED_KEYS = frozenset({
@@ -129,11 +126,14 @@ def _part_text(index: int, part: Any) -> str:
 
 PART = {"type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}}
 PARTS = {"type": "array", "minItems": 1, "items": {**PART, "required": ["type", "text"]}}
-Content = Annotated[
-    str,
-    PlainValidator(read_content),
-    WithJsonSchema({"anyOf": [{"type": "string"}, PARTS]}),
-]
+TEXT = {"anyOf": [{"type": "string"}, PARTS]}
+Content = Annotated[str, PlainValidator(read_content), WithJsonSchema(TEXT)]
+
+
+def _shape(roles: list[str], **needed: Any) -> dict[str, Any]:
+    needed = {"role": {"enum": roles}, "content": TEXT, **needed}
+    common = {"type": "object", "additionalProperties": False}
+    return {**common, "properties": needed, "required": list(needed)}
 
 
 class CalledFunction(OpenModel):
@@ -175,6 +175,17 @@ class Message(OpenModel):
         return (role, self.content, json.dumps(extra)) if extra else (role, self.content)
 
 
+SHAPES = [
+    _shape(["system", "developer", "user", "assistant"]),
+    _shape(["tool"], tool_call_id={"type": "string", "minLength": 1}),
+]
+Messages = Annotated[
+    list[Message],
+    Field(min_length=1),
+    WithJsonSchema({"type": "array", "minItems": 1, "items": {"anyOf": SHAPES}}),
+]
+
+
 class Function(OpenModel):
     name: str = Field(pattern=FUNCTION_NAME)
     description: str | None = None
@@ -186,11 +197,6 @@ class Tool(OpenModel):
     accepted = frozenset({"cache_control"})
     type: Literal["function"]
     function: Function
-
-    def spec(self) -> ToolSpec:
-        function = self.function
-        parameters = function.parameters or {"type": "object", "properties": {}}
-        return ToolSpec(function.name, function.description or "", json.dumps(parameters))
 
 
 class Schema(OpenModel):
@@ -261,7 +267,7 @@ class RequestFields(OpenModel):
 class ChatRequest(RequestFields):
     accepted = EXTENSIONS
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     seed: int | None = Field(
@@ -342,9 +348,3 @@ class ChatRequest(RequestFields):
             form = self.response_format
             extra["response_format"] = form.model_dump(by_alias=True, exclude_unset=True)
         return extra
-
-    def draw_seed(self) -> int:
-        """The seed; random if none is given and the temperature is over 0."""
-        if self.seed is not None:
-            return self.seed % (2**32 - 1)  # The greatest means a random one to llama.cpp.
-        return secrets.randbelow(2**31) if self.temperature else 0

@@ -9,6 +9,7 @@ that is promoted while the server runs is served without a restart.
 """
 
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,7 +22,7 @@ from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest as ModelRequest
-from reflux.agents.types import Completion, Sampling
+from reflux.agents.types import Completion, Sampling, ToolSpec
 from reflux.ask_context import asks_humans, context_of
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
@@ -33,7 +34,7 @@ from reflux.graphs.evals.task import Task
 from reflux.graphs.traces.tree import tokens_of
 from reflux.models import BASE, STUDENT, model_named
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
-from reflux.server.chat_request import HINTS, ChatRequest, Message
+from reflux.server.chat_request import HINTS, ChatRequest, Function, Message
 from reflux.server.errors import ApiError
 from reflux.server.pending import Waiting
 from reflux.server.settings import ServeSettings
@@ -161,7 +162,7 @@ def _direct_answer(
     origin = Origin.new(run.folder.id, "serve")
     question = _transcript(request.messages)
     max_tokens = request.token_limit or settings.max_tokens
-    seed = request.draw_seed()
+    seed = _draw_seed(request)
     options = AskOptions(
         ALONE, model, max_tokens=max_tokens, temperature=request.temperature, seed=seed
     )
@@ -204,13 +205,25 @@ def _model_requests(
         top_logprobs=max(1, request.top_logprobs or 0) if request.logprobs else 0,
         stop=request.stops,
     )
-    specs = tuple(tool.spec() for tool in request.callable_tools)
+    specs = tuple(_spec_of(tool.function) for tool in request.callable_tools)
     extra = json.dumps(fields) if (fields := request.extra()) else ""
     samplings = (replace(sampling, seed=(seed + i) % 2**32) for i in range(request.n))
     return [
         ModelRequest(model, turns, each, vote, specs, request.schema_text, extra)
         for vote, each in enumerate(samplings)
     ]
+
+
+def _spec_of(function: Function) -> ToolSpec:
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    return ToolSpec(function.name, function.description or "", json.dumps(parameters))
+
+
+def _draw_seed(request: ChatRequest) -> int:
+    """The seed; random if none is given and the temperature is over 0."""
+    if request.seed is not None:
+        return request.seed % (2**32 - 1)  # The greatest means a random one to llama.cpp.
+    return secrets.randbelow(2**31) if request.temperature else 0
 
 
 def _tree_answer(
@@ -237,7 +250,7 @@ def _tree_answer(
         max_tokens=request.token_limit or (None if task else settings.max_tokens),
         task=task.name if task else "",
         temperature=request.temperature,
-        seed=request.draw_seed(),
+        seed=_draw_seed(request),
     )
     overseers = {tree.name: tree.overseer} if tree.overseer is not None else {}
     context = context_of(run.recorded_client, options, overseers)
