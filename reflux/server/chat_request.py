@@ -113,7 +113,7 @@ def read_content(value: Any) -> str:
 
 def _part_text(index: int, part: Any) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in TEXT_PARTS:
+    if not (isinstance(kind, str) and kind in TEXT_PARTS):
         shown = "without a type" if kind is None else f"of type {ascii(kind)[:80]}"
         problem = f"is {shown}, and only text can be read here: send text parts"
         refuse(f"[{index}]", problem, "unsupported_content")
@@ -130,8 +130,7 @@ TEXT = {"anyOf": [{"type": "string"}, PARTS]}
 Content = Annotated[str, PlainValidator(read_content), WithJsonSchema(TEXT)]
 
 
-def _shape(roles: list[str], **needed: Any) -> dict[str, Any]:
-    needed = {"role": {"enum": roles}, "content": TEXT, **needed}
+def shape(**needed: Any) -> dict[str, Any]:
     common = {"type": "object", "additionalProperties": False}
     return {**common, "properties": needed, "required": list(needed)}
 
@@ -175,9 +174,10 @@ class Message(OpenModel):
         return (role, self.content, json.dumps(extra)) if extra else (role, self.content)
 
 
+ID = {"type": "string", "minLength": 1}
 SHAPES = [
-    _shape(["system", "developer", "user", "assistant"]),
-    _shape(["tool"], tool_call_id={"type": "string", "minLength": 1}),
+    shape(role={"enum": ["system", "developer", "user", "assistant"]}, content=TEXT),
+    shape(role={"const": "tool"}, content=TEXT, tool_call_id=ID),
 ]
 Messages = Annotated[
     list[Message],
@@ -225,7 +225,7 @@ class StreamOptions(OpenModel):
 def read_tool_choice(value: Any) -> Any:
     function = value.get("function") if isinstance(value, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
-    if isinstance(name, str) and value["type"] == "function":
+    if isinstance(name, str) and value.get("type") == "function":
         return {"type": "function", "function": {"name": name}}
     if value not in ("auto", "none", "required"):
         refuse("", "must be auto, none, required, or name one function")

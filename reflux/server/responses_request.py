@@ -16,6 +16,9 @@ from reflux.server.chat_request import (
     DROPPED_KEYS,
     EXTENSIONS,
     FUNCTION_NAME,
+    ID,
+    SHAPES,
+    TEXT,
     ChatRequest,
     Content,
     Message,
@@ -23,6 +26,7 @@ from reflux.server.chat_request import (
     RequestFields,
     read_tool_choice,
     refuse,
+    shape,
 )
 
 CHAT_FIELDS = frozenset({"seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias"})
@@ -65,6 +69,14 @@ class InputItem(OpenModel):
         return self
 
 
+ITEM_SHAPES = [
+    SHAPES[0],
+    shape(type={"const": "function_call"}, call_id=ID, name=ID, arguments={"type": "string"}),
+    shape(type={"const": "function_call_output"}, call_id=ID, output=TEXT),
+]
+ITEMS = {"type": "array", "minItems": 1, "items": {"anyOf": ITEM_SHAPES}}
+
+
 class FunctionTool(OpenModel):
     type: Literal["function"]
     name: str = Field(pattern=FUNCTION_NAME)
@@ -103,8 +115,10 @@ class ResponsesRequest(RequestFields):
 
     input: Annotated[
         list[InputItem],
+        Field(min_length=1),
         BeforeValidator(lambda v: [{"role": "user", "content": v}] if isinstance(v, str) else v),
-    ] = Field(min_length=1)
+        WithJsonSchema({"anyOf": [{"type": "string"}, ITEMS]}),
+    ]
     instructions: str = ""
     previous_response_id: str | None = None
     store: bool = True
