@@ -69,8 +69,7 @@ class ApiModel(BaseModel):
 
 
 class OpenModel(BaseModel):
-    """A body in which null means that a field is left out, and fields that ask for nothing may be
-    added."""
+    """A body in which null means left out, and further fields may ask for nothing."""
 
     model_config = ConfigDict(
         extra="allow",
@@ -84,7 +83,7 @@ class OpenModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
+        if not isinstance(body, dict) or None not in body.values():
             return body
         return {key: value for key, value in body.items() if value is not None}
 
@@ -153,7 +152,7 @@ class Message(OpenModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = ""
     name: str = ""
-    tool_calls: list[ToolCall] = []
+    tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
 
     @model_validator(mode="after")
@@ -238,7 +237,7 @@ ToolChoice = Annotated[
     WithJsonSchema({"enum": ["auto", "none", "required"]}),
 ]
 Stops = Annotated[
-    list[str],
+    tuple[str, ...],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     Field(max_length=8),
 ]
@@ -258,7 +257,7 @@ class RequestFields(OpenModel):
     parallel_tool_calls: bool = True
     service_tier: Literal["auto", "default"] | None = None
     user: str | None = Field(default=None, description="Recorded; does not affect the answer.")
-    metadata: dict[str, Any] = Field(default={}, description="Recorded, like `user`.")
+    metadata: dict[str, Any] | None = Field(default=None, description="Recorded, like `user`.")
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
@@ -276,20 +275,20 @@ class ChatRequest(RequestFields):
         lt=2**63,
         description="Random if left out and temperature is over 0.",
     )
-    stop: Stops = []
+    stop: Stops = ()
     response_format: ReplyForm | None = None
     logprobs: bool = False
     n: int = Field(default=1, ge=1, le=16)
-    tools: list[Tool] = Field(default=[], max_length=128)
+    tools: tuple[Tool, ...] = Field(default=(), max_length=128)
     tool_choice: ToolChoice = "auto"
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
-    modalities: list[Literal["text"]] = []
+    modalities: tuple[Literal["text"], ...] = ()
     store: bool = True
-    prediction: dict[str, Any] = {}
+    prediction: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _check_dependencies(self) -> "ChatRequest":
@@ -303,7 +302,8 @@ class ChatRequest(RequestFields):
             if chosen not in names:
                 refuse("tool_choice", f"names {chosen[:80]!r}; tools holds {', '.join(names)}")
         try:
-            json.dumps([self.extra(), [tool.model_dump() for tool in self.tools]], allow_nan=False)
+            if (fields := self.extra()) or self.tools:
+                json.dumps([fields, *(tool.model_dump() for tool in self.tools)], allow_nan=False)
         except ValueError:  # Python's JSON parser accepts NaN.
             refuse("", "NaN and Infinity are no JSON: send numbers")
         return self
@@ -318,8 +318,8 @@ class ChatRequest(RequestFields):
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def callable_tools(self) -> list[Tool]:
-        return [] if self.tool_choice == "none" else self.tools
+    def callable_tools(self) -> tuple[Tool, ...]:
+        return () if self.tool_choice == "none" else self.tools
 
     @property
     def schema_text(self) -> str:

@@ -50,9 +50,9 @@ def conversation(store: TraceStore, items: Sequence[InputItem]) -> list[Message]
                 function = CalledFunction(name=item.name, arguments=item.arguments)
                 call = ToolCall(id=item.call_id, function=function)
                 last = messages.pop() if messages and messages[-1].role == "assistant" else None
-                content, calls = (last.content, last.tool_calls) if last else ("", [])
+                content, calls = (last.content, last.tool_calls) if last else ("", ())
                 messages.append(
-                    Message(role="assistant", content=content, tool_calls=[*calls, call])
+                    Message(role="assistant", content=content, tool_calls=(*calls, call))
                 )
             case "function_call_output":
                 messages.append(

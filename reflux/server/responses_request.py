@@ -125,7 +125,7 @@ class ResponsesRequest(RequestFields):
     max_output_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     text: TextOptions = TextOptions()
     reasoning: ReasoningOptions = ReasoningOptions()
-    tools: list[FunctionTool] = Field(default=[], max_length=128)
+    tools: tuple[FunctionTool, ...] = Field(default=(), max_length=128)
     tool_choice: Annotated[
         Any, PlainValidator(_read_choice), WithJsonSchema({"enum": ["auto", "none", "required"]})
     ] = "auto"
@@ -180,7 +180,7 @@ class ResponsesRequest(RequestFields):
             "instructions": self.instructions or None,
             "max_output_tokens": self.max_output_tokens,
             "max_tool_calls": self.max_tool_calls,
-            "metadata": self.metadata,
+            "metadata": self.metadata or {},
             "model": self.model,
             "parallel_tool_calls": self.parallel_tool_calls,
             "previous_response_id": self.previous_response_id,
