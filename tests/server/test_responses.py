@@ -12,7 +12,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from reflux.graphs.traces.store import TraceStore
-from tests.support.serving import Scripted, X, scripted, serving
+from tests.support.serving import Scripted, X, scripted, serving, soon
 
 WEATHER: Any = {
     "type": "function",
@@ -366,3 +366,26 @@ def test_an_endpoint_that_fails_is_a_502_and_in_a_stream_a_failed_response(
     assert events[-1].type == "response.failed"
     assert events[-1].response.error is not None
     assert "failed" in events[-1].response.error.message
+
+
+def test_a_client_that_leaves_ends_the_work_and_nothing_is_kept(
+    url: str, script: Scripted, run: Path
+) -> None:
+    script.pause = lambda body: 0.02
+    body = {"model": X, "input": "word " * 1_000, "stream": True, "max_output_tokens": 2_000}
+    with httpx2.stream("POST", f"{url}/v1/responses", json=body) as got:
+        next(got.iter_bytes())
+        trajectory = got.headers["x-reflux-trajectory"]
+    assert soon(lambda: script.left)
+    assert httpx2.get(f"{url}/v1/responses/resp_{trajectory}").status_code == 404
+
+
+def test_reasoning_of_earlier_turns_reaches_no_model(client: OpenAI, script: Scripted) -> None:
+    script.thinks = "a secret thought"
+    first = client.responses.create(model=X, input="one")
+    assert [item.type for item in first.output] == ["reasoning", "message"]
+    talk: Any = [{"role": "user", "content": "one"}, *first.output,
+                 {"role": "user", "content": "two"}]  # fmt: skip
+    client.responses.create(model=X, input=talk)
+    client.responses.create(model=X, input="three", previous_response_id=first.id)
+    assert "a secret thought" not in json.dumps([body["messages"] for body in script.asked])
