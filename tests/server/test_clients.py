@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
@@ -13,6 +14,8 @@ from langchain_openai import ChatOpenAI
 from openai import OpenAI, pydantic_function_tool
 from pydantic import BaseModel
 
+from reflux.agents.clients.endpoints import Endpoint
+from reflux.agents.clients.langchain import LangChainClient
 from tests.support.serving import Scripted, X, scripted, serving
 
 PERU: Any = [{"role": "user", "content": "Peru?"}]
@@ -203,3 +206,26 @@ def test_open_webuis_bodies_are_answered(
     for name in ("top_p", "min_p", "frequency_penalty", "logit_bias", "seed"):
         if name in body:
             assert script.asked[-1][name] == body[name]
+
+
+def test_a_langchain_model_behind_the_server_gets_tools_and_says_what_it_takes_not(
+    tmp_path: Path, script: Scripted
+) -> None:
+    behind = ChatOpenAI(model="far", base_url=script.url, api_key="none", max_retries=0)  # type: ignore[arg-type]
+    endpoints: Any = {X: Endpoint(LangChainClient(behind, retries=0), X)}
+    strict = {"type": "function", "function": {"name": "weather", "strict": True,
+                                               "parameters": {"type": "object"}}}  # fmt: skip
+    with (
+        serving(tmp_path, script, endpoints=endpoints) as url,
+        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        got: Any = client.chat.completions.create(
+            model=X, messages=PERU, tools=[strict], tool_choice="required",
+            parallel_tool_calls=False,
+        )  # type: ignore[call-overload] # fmt: skip
+        assert got.choices[0].message.tool_calls[0].function.name == "weather"
+        sent = script.asked[-1]
+        assert sent["tools"][0]["function"]["strict"] is True
+        assert (sent["tool_choice"], sent["parallel_tool_calls"]) == ("required", False)
+        with pytest.raises(openai.BadRequestError, match="takes no top_p: leave it out"):
+            client.chat.completions.create(model=X, messages=PERU, top_p=0.5)

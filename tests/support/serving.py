@@ -94,8 +94,9 @@ def scripted() -> Iterator[Scripted]:
                 self._whole({"error": {"message": refused[1]}}, refused[0])
                 return
             words = script.says(str(body["messages"][-1]["content"])).split()
-            finish = "length" if len(words) > body["max_tokens"] else "stop"
-            words = words[: body["max_tokens"]]
+            limit = body.get("max_tokens") or body["max_completion_tokens"]
+            finish = "length" if len(words) > limit else "stop"
+            words = words[:limit]
             usage = {"prompt_tokens": 10, "completion_tokens": len(words)}
             logprob = {"top_logprobs": [{"token": "a", "logprob": -0.5}], "logprob": -0.5}
             told = body.get("logprobs")
