@@ -292,8 +292,8 @@ class OpenAIClient(RetryingClient):
         if refused := sorted(self._fixed & set(names_in(refusal.body))):
             return f"leave {', '.join(refused)} out of --extra-body"
         if refusal.kind in ("missing", "page"):
-            response = getattr(error, "response", None)
-            moved = str(response.url) if getattr(response, "history", None) else ""
+            response = error.response if isinstance(error, openai.APIStatusError) else None
+            moved = str(response.url) if response is not None and response.history else ""
             return missing_remedy(refusal, self.base_url, url, moved)
         limited = f": may it use {model}?" if refusal.status == 403 else ""
         return remedy_of(refusal, key, limited)
