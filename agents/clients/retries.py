@@ -14,7 +14,7 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
-from reflux.agents.clients.refusals import MAX_CHARS, retry_after, status_of
+from reflux.agents.clients.refusals import MAX_CHARS, Refusal, retry_after, status_of
 from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest, Completion
@@ -157,12 +157,9 @@ class RetryingClient(ABC):
     def _text_of(self, error: Exception) -> str:
         return str(error)
 
-    def _status_of(self, error: Exception) -> int | None:
-        return status_of(error)
-
     def _too_long(self, error: Exception) -> bool:
         """True where the request does not fit into the model's context."""
-        return False
+        return Refusal.of(error).kind == "too_long"
 
     def _worth_retrying(self, error: BaseException) -> bool:
         return worth_retrying(error)
@@ -250,7 +247,7 @@ class RetryingClient(ABC):
         remedy = self._remedy(error, model)
         text = f"{self._address(model)} failed {tries}: {failures[-1]}; {remedy}"
         failed = EndpointError(text)
-        failed.status, failed.too_long = self._status_of(error), self._too_long(error)
+        failed.status, failed.too_long = Refusal.of(error).status, self._too_long(error)
         failed.refused = failed.too_long or (
             failed.status is not None and not self._worth_retrying(error)
         )
