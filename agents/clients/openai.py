@@ -124,12 +124,12 @@ class OpenAIClient(RetryingClient):
         started = False
 
         def may_retry(error: BaseException) -> bool:
-            return not started and self._worth_retrying(error)
+            return not started and self._retries(error)
 
         with self._explained(request.model, failures):
             async for attempt in self._policy.retrying(may_retry):
                 with attempt:
-                    async with self._turn(request.model):
+                    async with self._turn(request):
                         failed = None
                         while failed is None or (failed.adapted and not started):
                             with self._noted(request, failures) as failed:

@@ -166,7 +166,8 @@ class Refusal:
 
     kind: Kind
     status: int | None
-    """HTTP status; 402 for an account without credit, whichever status said so."""
+    """HTTP status; 402 for an account without credit and 404 for a web page, whatever the server
+    said."""
     words: str
     body: Any
 
@@ -177,7 +178,8 @@ class Refusal:
         if status is None or status < 400:
             status = error_reply(body).status_code
         kind = kind_of(status, words, body, retry_after(error) is not None)
-        return cls(kind, 402 if kind == "quota" else status, words, body)
+        status = {"quota": 402, "page": 404}.get(kind, status)
+        return cls(kind, status, words, body)
 
 
 def remedy_of(refusal: Refusal, key: str, limited: str) -> str:

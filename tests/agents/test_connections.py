@@ -121,7 +121,8 @@ async def test_a_refused_key_is_asked_once_by_many_and_again_later(
         )
         assert all(isinstance(result, EndpointError) and result.is_final for result in results)
         assert len(served.requests) == 1
-        monkeypatch.setattr(retries, "FINAL_SECONDS", 0.0)
+        later = time.monotonic() + retries.CLOSED_SECONDS + 1
+        monkeypatch.setattr(retries.time, "monotonic", lambda: later)
         with pytest.raises(EndpointError):
             await client.complete(ASKED)
         assert len(served.requests) == 2
