@@ -280,7 +280,7 @@ def _save(session: ChatSession, file: str) -> RenderableType:
     try:
         path = Path(file).expanduser()
     except RuntimeError as error:  # `~name` of an unknown user.
-        raise UsageError(f"{file!r} is no path ({error}); name another file") from error
+        raise UsageError(f"{file!r} is not a path ({error}); name another file") from error
     session.conversation.save(path)
     return plain(f"wrote {file}")
 
