@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from reflux.agents.clients.openai import OpenAIClient
 
 BASE, STUDENT, ENDPOINT = "base", "student", "endpoint:"
-INTERACTIVE = EngineConfig(parallel=4, context=4096)
+INTERACTIVE = EngineConfig(parallel=4, context=8192)
 """llama.cpp for single questions: a conversation and the overseer's examples fit the context."""
 NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 

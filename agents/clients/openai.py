@@ -272,8 +272,7 @@ class OpenAIClient(RetryingClient):
         if type(error) is TimeoutError:
             return f"raise {TOTAL_TIMEOUT}, or lower --max-tokens"
         if isinstance(error, openai.APITimeoutError):
-            seconds = f"{self._timeout:g} s"
-            return f"no reply in {seconds}: raise {TIMEOUT}, or send fewer requests at once"
+            return f"no byte in {self._timeout:g} s: raise {TIMEOUT}, or ask less at once"
         if self._embedded:
             if not self._too_long(error):
                 return "`reflux doctor` tests it"

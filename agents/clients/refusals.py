@@ -211,13 +211,14 @@ def missing_remedy(refusal: Refusal, base_url: str, url: str, moved: str) -> str
 
 def retry_after(error: BaseException | None) -> float | None:
     """Seconds that the Retry-After header of an error's response demands, as a number or as a
-    date; None without a valid header."""
+    date, or its relative in milliseconds; None without a valid header."""
     headers = getattr(getattr(error, "response", None), "headers", None)
     if not isinstance(headers, Mapping):
         return None
-    value = str(cast(Mapping[str, object], headers).get("retry-after", ""))
+    fields = cast(Mapping[str, object], headers)
+    value, milliseconds = str(fields.get("retry-after", "")), fields.get("retry-after-ms")
     try:
-        seconds = float(value)
+        seconds = float(value) if milliseconds is None else float(str(milliseconds)) / 1000
     except ValueError:
         try:
             date = parsedate_to_datetime(value)
