@@ -31,6 +31,9 @@ FIRST_SECONDS = 2.0
 CLOSED_SECONDS, MAX_REFUSED = 60.0, 256
 """How long a refused key, address, model or account is not tried again; and the number of refused
 requests that are remembered."""
+LATELY_SECONDS = 2.0
+"""How long a request that failed after every retry is not tried again with another seed."""
+OPEN: "tuple[float, EndpointError | None]" = (0.0, None)
 RETRIED_STATUS = frozenset((408, 409, 425, 429))
 """HTTP statuses below 500 that are worth another try."""
 TRANSIENT = re.compile(r"Timeout|Connect|Transport|RateLimit|Overloaded|Unavailable")
@@ -138,8 +141,8 @@ class RetryingClient(ABC):
         self._tried: set[str] = set()
         self._closed: dict[str, tuple[float, EndpointError]] = {}
         """By model: until when it is not asked again, and why."""
-        self._refused: dict[tuple[str, tuple[Turn, ...]], EndpointError] = {}
-        """By model and messages, which no other seed makes acceptable."""
+        self._refused: dict[tuple[str, tuple[Turn, ...]], tuple[float, EndpointError]] = {}
+        """By model and messages, which no other seed makes acceptable: as `_closed`."""
 
     @abstractmethod
     async def _send(self, request: ChatRequest) -> Completion:
@@ -175,7 +178,7 @@ class RetryingClient(ABC):
             UsageError: the request is not valid Unicode, or the model cannot take it.
         """
         failures: list[str] = []
-        with self._explained(request.model, failures):
+        with self._explained(request.model, failures, request.messages):
             return await self._policy.retrying(self._retries)(self._try, request, failures)
 
     def _retries(self, error: BaseException) -> bool:
@@ -218,11 +221,12 @@ class RetryingClient(ABC):
                 first.set()
 
     def _check_refused(self, request: ChatRequest) -> None:
-        until, error = self._closed.get(request.model, (0.0, None))
-        if error is None or time.monotonic() > until:
-            error = self._refused.get((request.model, request.messages))
-        if error is not None:
-            raise copy(error)
+        for until, error in (
+            self._closed.get(request.model, OPEN),
+            self._refused.get((request.model, request.messages), OPEN),
+        ):
+            if error is not None and time.monotonic() < until:
+                raise copy(error)
 
     @contextmanager
     def _noted(self, request: ChatRequest, failures: list[str]) -> "Iterator[_Attempt]":
@@ -240,13 +244,11 @@ class RetryingClient(ABC):
                 failed = self._failed(error, request.model, failures)
                 if failed.is_final or asks_to_leave(error):
                     self._closed[request.model] = time.monotonic() + CLOSED_SECONDS, failed
-                elif failed.refused:
-                    self._refused[request.model, request.messages] = failed
-                    if len(self._refused) > MAX_REFUSED:
-                        self._refused.pop(next(iter(self._refused)))
 
     @contextmanager
-    def _explained(self, model: str, failures: list[str]) -> Iterator[None]:
+    def _explained(
+        self, model: str, failures: list[str], messages: tuple[Turn, ...] = ()
+    ) -> Iterator[None]:
         try:
             yield
         except UnicodeEncodeError as error:
@@ -257,7 +259,13 @@ class RetryingClient(ABC):
             text = f"{self._address(model)} failed: {failures[-1]}; {error}"
             raise EndpointError(text) from error
         except self.errors as error:
-            raise self._failed(error, model, failures) from error
+            failed = self._failed(error, model, failures)
+            if messages:
+                seconds = CLOSED_SECONDS if failed.refused else LATELY_SECONDS
+                self._refused[model, messages] = time.monotonic() + seconds, failed
+                if len(self._refused) > MAX_REFUSED:
+                    self._refused.pop(next(iter(self._refused)))
+            raise copy(failed) from error
 
     def _failed(self, error: Exception, model: str, failures: list[str]) -> EndpointError:
         tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"

@@ -35,6 +35,12 @@ from reflux.graphs.voting.combiners import Expert
 from reflux.graphs.voting.voting import Vote, is_truncated, next_votes, tally, winner
 
 NO_ROOM = "the token limit cut every reply before its answer began: raise --max-tokens"
+NO_ANSWER = {
+    "unanswered": "the model replied nothing",
+    "printed_call": "the reply is a tool call as text: have the endpoint read tool calls, or grant "
+    "no tools",
+}
+"""Flags of replies that are no answer, and what the user is told where no other came."""
 PLAIN = Expert("")
 """A plain copy of the agent."""
 
@@ -120,12 +126,15 @@ async def _answer_by_votes(
     chosen = winner(votes)
     if status is None:
         status = "rejected"
-        if votes and all(vote.truncated and vote.flag == "unanswered" for vote in votes):
-            status, error = "truncated", NO_ROOM
+        empty = [vote for vote in votes if vote.flag in NO_ANSWER]
+        if empty and len(empty) == len(votes):
+            cut = all(vote.truncated and vote.flag == "unanswered" for vote in votes)
+            status = "truncated" if cut else "rejected"
+            error = NO_ROOM if cut else NO_ANSWER[empty[0].flag]
         if chosen is not None and chosen.ok:
             cut = is_truncated(votes, chosen.text)
             status = accepted_status(has_check=context.has_rules, truncated=cut)
-    answer = chosen.text if chosen else None
+    answer = chosen.text if chosen and chosen.flag not in NO_ANSWER else None
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": spent}
     refused = sum(not vote.ok for vote in votes)
     detail: dict[str, Any] = {"votes": len(votes), "refused": refused, "tally": tally(votes)}

@@ -97,10 +97,12 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
     lacking, rule = context.spend_limit.lacks, verdict.rule
     if left_of({**state, "spent": spent}).empty:
         lacking = "calls" if spent["calls"] >= state["calls"] else "tokens"
-    if lacking or state["attempt"] + 1 >= context.limits.attempts:
+    if lacking or state["truncated"] or state["attempt"] + 1 >= context.limits.attempts:
         best = best_proposal(passed or proposals)
         refused = best is not None and rule != UNEXAMINED  # An outage says nothing of an answer.
         status = "over_budget" if lacking else "rejected" if refused else "failed"
+        if proposal is None and state["truncated"]:
+            status = "truncated"
         short = f"no {lacking} left" if lacking and proposal is None else None
         failure = f"the check {rule!r} failed" + (f": {verdict.reason}" if verdict.reason else "")
         if rule == UNEXAMINED:
