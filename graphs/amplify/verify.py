@@ -97,12 +97,12 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
     lacking, rule = context.spend_limit.lacks, verdict.rule
     if left_of({**state, "spent": spent}).empty:
         lacking = "calls" if spent["calls"] >= state["calls"] else "tokens"
-    if lacking or state["truncated"] or state["attempt"] + 1 >= context.limits.attempts:
+    no_room = proposal is None and state["truncated"]  # Another attempt has no more.
+    if lacking or no_room or state["attempt"] + 1 >= context.limits.attempts:
         best = best_proposal(passed or proposals)
         refused = best is not None and rule != UNEXAMINED  # An outage says nothing of an answer.
         status = "over_budget" if lacking else "rejected" if refused else "failed"
-        if proposal is None and state["truncated"]:
-            status = "truncated"
+        status = "truncated" if no_room and not lacking else status
         short = f"no {lacking} left" if lacking and proposal is None else None
         failure = f"the check {rule!r} failed" + (f": {verdict.reason}" if verdict.reason else "")
         if rule == UNEXAMINED:

@@ -76,7 +76,7 @@ class ProgressView:
 
     def _waits(self, text: str) -> None:
         """Show why a call of the newest stage waits."""
-        if self._tasks and self._console.is_terminal:
+        if self._tasks and is_animated():
             self._bars.update(list(self._tasks.values())[-1], detail=text)
         elif text:
             self._log(text, 0, 0, "")
@@ -133,7 +133,7 @@ class LiveTree:
     def _waits(self, text: str) -> None:
         """Show why a call waits."""
         self._waiting = f", {text}" if text else ""
-        if text and not ERR.is_terminal:
+        if text and not is_animated():
             ERR.print(text)
 
     def hide(self) -> None:

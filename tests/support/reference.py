@@ -75,6 +75,9 @@ async def amplify_reference(
         if spent["calls"] >= budget.calls or spent["tokens"] >= budget.tokens:
             status = "over_budget"
             break
+        if proposal is None and attempt.truncated:
+            status = "truncated"
+            break
         status = "rejected" if (passed or proposals) and not unexamined else "failed"
     best = best_proposal(passed or proposals)
     return {"answer": best, "status": status, "error": status, "spent": spent}
