@@ -66,7 +66,7 @@ reflux ask "304+517" --task addition --json
 reflux reply 1a2b "answer: Lisbon"
 reflux reply 1a2b pass --run runs/human
 reflux chat
-reflux chat --overseer none --model llama3.2 --thinking off --env-file .env
+reflux chat --overseer none --model llama3.2 --thinking off
 reflux chat --resume last
 reflux review
 reflux review list --why disputed
