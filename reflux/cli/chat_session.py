@@ -319,6 +319,7 @@ class ChatSession:
         elif not minimum <= number <= maximum:
             end = ("up" if maximum == UNBOUNDED else f"to {maximum}") + ", or none" * timed
             raise UsageError(f"{name} must be a number from {minimum} {end}, not {value!r}")
+        change: dict[str, Any] = {name: number}
         if name != "max_tokens":
-            name, number = "limits", replace(self.options.limits, **{name: number})
-        self.options = replace(self.options, **{name: number})
+            change = {"limits": replace(self.options.limits, **change)}
+        self.options = replace(self.options, **change)
