@@ -122,8 +122,3 @@ class SpendLimit:
     def lacks(self) -> str | None:
         """The name of an exhausted limit, or None."""
         return next((name for name, value in self.left().items() if value <= 0), None)
-
-    @property
-    def money(self) -> float:
-        """Money spent so far."""
-        return self._spent["money"]

@@ -4,15 +4,17 @@ RefluxError
 ├── UsageError      exit 2   wrong arguments, config, task or question
 ├── MissingError    exit 3   a dependency, model file or endpoint is missing
 ├── EndpointError   exit 3   an endpoint failed after every retry
-├── ReplayError     exit 1   the call log holds a different request under the same key
-└── CycleError      exit 1   a question asks itself, directly or through its sub-questions
+└── ReplayError     exit 1   the call log holds a different request under the same key
 
 `from_os_error` converts errors of the operating system.
 """
 
 import errno
+import json
 import math
 import os
+import shlex
+from collections.abc import Sequence
 
 FINAL_STATUS = frozenset((401, 402, 403, 404, 405))
 """HTTP statuses that no other request to the same model would change; 402 is an empty account."""
@@ -48,6 +50,8 @@ class EndpointError(RefluxError):
     """True if the endpoint answered, and would refuse the same request again."""
     status: int | None = None
     """The HTTP status of the endpoint's reply, if there was one."""
+    is_last = False
+    """True of a recorded failure after which no call of its question got a reply."""
     too_long = False
     """True if the request does not fit into the model's context."""
 
@@ -64,8 +68,21 @@ class ReplayError(RefluxError):
     """A recorded call and a new call have the same key and different requests."""
 
 
-class CycleError(RefluxError):
-    """A question repeats one of its ancestors, so its recursion would never end."""
+def pip_install(extra: str) -> str:
+    """The command that adds an extra to this installation, from the place it was installed from."""
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        origin = json.loads(distribution("reflux-ida").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:  # Imported from a checkout.
+        origin = {"url": "file:.", "dir_info": {"editable": True}}
+    source = origin.get("url", "reflux-ida")
+    if source.startswith("file:"):
+        source = url2pathname(urlsplit(source).path)
+    editable = ("-e",) if origin.get("dir_info", {}).get("editable") else ()
+    return shlex.join(("pip", "install", *editable, f"{source}[{extra}]"))
 
 
 def from_os_error(error: OSError) -> RefluxError:
@@ -101,3 +118,27 @@ def check_range(
     low = (least is None or value >= least) and (above is None or value > above)
     if math.isnan(value) or not low or (below is not None and value >= below):
         raise UsageError(f"{name} is {value:g}; it must be {wanted or 'a number'}")
+
+
+def check_has(kind: str, attributes: Sequence[str], remedy: str, *parts: object) -> None:
+    """Check that each part which a program hands over has what its protocol asks for.
+
+    Raises:
+        UsageError: one lacks an attribute, or is a class.
+    """
+    for part in parts:
+        if isinstance(part, type):
+            raise UsageError(f"{part.__name__} is a class, not {kind}; pass an instance of it")
+        for attribute in attributes:
+            if not hasattr(part, attribute):
+                raise UsageError(f"{part!r:.80} is not {kind}: it has no `{attribute}`; {remedy}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check that a setting is one of a few names.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value not in choices:
+        raise UsageError(f"{name} is {value!r}; choose one of {', '.join(choices)}")

@@ -3,14 +3,14 @@
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """Yield a temporary file beside `path` that replaces it when the block ends without an error.
 
     A device or a pipe cannot be replaced, so the block writes to `path` itself. A symbolic link
@@ -21,17 +21,21 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    path = Path(os.path.realpath(path))
-    # The process id keeps two processes that write the same file apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        path = Path(os.path.realpath(path))
+        # The process id keeps two processes that write the same file apart.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:  # A full disk is told by the file that did not fit.
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -246,7 +246,7 @@ def question_problem(question: str, max_chars: int) -> str | None:
     if len(question) > max_chars:
         return f"the question has {len(question)} characters, the limit is {max_chars}"
     if not is_unicode(question):
-        return "the question is no Unicode text: it holds half a surrogate pair"
+        return "the question is not Unicode text: it holds half a surrogate pair"
     return None
 
 

@@ -31,6 +31,21 @@ class Verdict:
     """Why the answer could not be tested."""
 
 
+def as_verdict(source: object, result: object) -> Verdict:
+    """What a checker or verifier returned; a bool is a verdict without a reason.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(result, bool):
+        return Verdict(result, type(source).__name__)
+    if isinstance(result, Verdict):
+        return result
+    raise TypeError(
+        f"{type(source).__name__} returned {result!r:.80}; return reflux.Verdict(ok, rule)"
+    )
+
+
 class Checker(Protocol):
     """Tests an answer without seeing the true one."""
 
@@ -123,7 +138,8 @@ class BackwardVerifier:
 
 @dataclass(frozen=True)
 class ToolVerifier:
-    """A tool that computes or tests the answer; a replay calls it again."""
+    """A tool that computes or tests the answer; a replay calls it again. Where the tool fails, the
+    answer passes, and the record says why it was not tested."""
 
     tool: Tool
     tool_question: Callable[[str, str], str]
@@ -134,8 +150,11 @@ class ToolVerifier:
     async def verify(
         self, context: ModelContext, question: str, answer: str, transcript: Sequence[Exchange]
     ) -> Verdict:
-        reply = await guarded(self.tool.answer(self.tool_question(question, answer)), CALL_SECONDS)
-        return Verdict(not reply.ok or self.agrees(answer, reply.text), "tool")
+        asked = self.tool_question(question, answer)
+        reply = await guarded(lambda: self.tool.answer(asked), CALL_SECONDS)
+        if not reply.ok:
+            return Verdict(True, "tool", reply.text)
+        return Verdict(self.agrees(answer, reply.text), "tool")
 
 
 @dataclass(frozen=True)
@@ -214,7 +233,7 @@ class RedFlags:
             regex.compile(self.pattern)
         except regex.error as error:
             raise UsageError(
-                f"the pattern {self.pattern!r} is no regular expression: {error}; correct it"
+                f"the pattern {self.pattern!r} is not a regular expression: {error}; correct it"
             ) from error
         for name, value in (("longest", self.longest), ("repeats", self.repeats)):
             if value is not None:
@@ -233,24 +252,22 @@ class RedFlags:
             return "cut_off"
         if self.longest is not None and len(text) > self.longest:
             return "longest"
-        if self.pattern and not self._matches(text):
-            return "pattern"
-        if any(phrase.lower() in text.lower() for phrase in self.hedges):
-            return "hedges"
-        if self.repeats is not None and repetitions(text) > self.repeats:
-            return "repeats"
-        return ""
-
-    def _matches(self, text: str) -> bool:
         try:
-            match = regex.fullmatch(self.pattern, text, regex.DOTALL, timeout=MATCH_SECONDS)
+            if self.pattern and not regex.fullmatch(
+                self.pattern, text, regex.DOTALL, timeout=MATCH_SECONDS
+            ):
+                return "pattern"
         except TimeoutError as error:
             raise UsageError(
                 f"flags.pattern {self.pattern!r} has not matched a reply of {len(text)} characters "
                 f"in {MATCH_SECONDS:g} s: it tries too many ways; write it without repetitions of "
                 "repetitions, such as (a+)+, or set flags.longest, too"
             ) from error
-        return match is not None
+        if any(phrase.lower() in text.lower() for phrase in self.hedges):
+            return "hedges"
+        if self.repeats is not None and repetitions(text) > self.repeats:
+            return "repeats"
+        return ""
 
 
 def repetitions(text: str) -> int:

@@ -9,6 +9,7 @@ Not covered: how well the accuracy is known in advance (`benchmarks.million_step
 """
 
 import argparse
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +17,26 @@ from dataclasses import dataclass
 from benchmarks.report import Claim, Report
 from reflux.agents.errors import UsageError
 from reflux.graphs.evals.metrics import wilson
-from reflux.graphs.voting.planner import expected_votes, plan, step_error, wald_bound
+from reflux.graphs.voting.planner import expected_votes, plan, step_error
 from reflux.graphs.voting.stopping import AheadBy, AnyRule, Majority, Posterior, Sprt
 from reflux.graphs.voting.voting import Vote, VotePolicy, next_votes, winner
 
 UNBOUNDED = 10**6
 RIGHT, WRONG = "right", "wrong"
+
+
+def wald_bound(error: float, accuracy: float) -> float:
+    """Lower bound on the mean votes of any test between two answers with this error and a known
+    accuracy (Wald 1945, section 4.7)."""
+    if not 0 < error < 1:
+        return 0.0
+    drift = (2 * accuracy - 1) * _logit(accuracy)
+    # At an accuracy of 0.5 the answers cannot be told apart.
+    return (2 * error - 1) * _logit(error) / drift if drift else 0.0
+
+
+def _logit(p: float) -> float:
+    return math.log(p) - math.log1p(-p)
 
 
 @dataclass(frozen=True)

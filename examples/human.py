@@ -14,7 +14,7 @@ from pathlib import Path
 
 import reflux
 from reflux.agents.overseers.scripted import parse_reply, step_text
-from reflux.graphs.amplify.interrupts import RunProgress
+from reflux.graphs.amplify.interrupts import Answered
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 
@@ -23,7 +23,7 @@ QUESTION_ID = "example"
 
 async def advance(
     folder: Path, client: reflux.ChatClient, question: str = "", reply: str = ""
-) -> RunProgress:
+) -> Answered:
     """Ask the question, or reply to the first waiting form; return the progress."""
     store = TraceStore(folder / "traces.db")
     context = reflux.AmplifyContext(

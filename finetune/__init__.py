@@ -3,12 +3,39 @@
 The core of Reflux installs without torch. What trains, or runs bf16 weights, needs `[train]`.
 """
 
+import os
+import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 
-from reflux.agents.errors import MissingError
+import platformdirs
+
+from reflux.agents.errors import MissingError, pip_install
 
 TRAIN_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf")
-INSTALL_TRAIN = 'pip install "reflux-ida[train]"'
+
+
+def cache_folder() -> Path:
+    """The folder of reproducible files: `REFLUX_CACHE`, else the user's cache folder."""
+    return Path(os.environ.get("REFLUX_CACHE") or platformdirs.user_cache_dir("reflux"))
+
+
+def check_cache_folder(folder: Path | None = None) -> Path:
+    """Create the cache folder and check that it can be written.
+
+    Raises:
+        MissingError: it cannot.
+    """
+    folder = folder or cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise MissingError(
+            f"training keeps the unpacked base in {folder}, which cannot be written "
+            f"({error.strerror}): name a writable folder in REFLUX_CACHE"
+        ) from error
 
 
 def missing_training_packages() -> list[str]:
@@ -24,5 +51,5 @@ def check_training_packages() -> None:
     """
     if missing := missing_training_packages():
         raise MissingError(
-            f"training and the batched engine need {', '.join(missing)}: {INSTALL_TRAIN}"
+            f"training and the batched engine need {', '.join(missing)}: {pip_install('train')}"
         )

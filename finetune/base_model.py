@@ -5,7 +5,6 @@ weights, rather than fetching the original ones, keeps the base that is trained 
 is run the same model.
 """
 
-import os
 import struct
 import tempfile
 import warnings
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import platformdirs
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -23,13 +21,9 @@ from transformers.utils import logging as transformers_logging
 
 from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import NO_SPACE, MissingError, RefluxError, UsageError
+from reflux.finetune import cache_folder, check_cache_folder
 
 WEIGHTS = "model.safetensors"
-
-
-def cache_folder() -> Path:
-    """The folder of reproducible files: `REFLUX_CACHE`, else the user's cache folder."""
-    return Path(os.environ.get("REFLUX_CACHE") or platformdirs.user_cache_dir("reflux"))
 
 
 def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
@@ -39,7 +33,7 @@ def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
     leaves no partial folder.
 
     Raises:
-        MissingError: there is no such file.
+        MissingError: there is no such file, or the cache folder cannot be written.
         UsageError: transformers cannot read it.
     """
     if not gguf.is_file():
@@ -48,7 +42,7 @@ def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
     folder = root / f"base-{file_sha256(gguf)}"
     if folder.is_dir():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
+    check_cache_folder(root)
     with tempfile.TemporaryDirectory(prefix=".base-", dir=root) as scratch:
         built = Path(scratch) / "base"
         _unpack(gguf, built)
@@ -79,7 +73,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
                 f"{gguf} cannot be unpacked by transformers {transformers.__version__}: {error}; "
                 "use a GGUF of a supported architecture, or a transformers folder as the base"
             ) from error
-        with wrapping_write_errors():
+        with wrapping_write_errors(folder):
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
@@ -139,7 +133,7 @@ def load_adapted(folder: Path, adapter: Path) -> tuple[Any, Any]:
 
 
 @contextmanager
-def wrapping_write_errors() -> Iterator[None]:
+def wrapping_write_errors(folder: Path) -> Iterator[None]:
     """Turn safetensors' write errors into ours.
 
     Raises:
@@ -148,7 +142,7 @@ def wrapping_write_errors() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise RefluxError(f"weights cannot be written: {error}; {NO_SPACE}") from error
+        raise RefluxError(f"weights cannot be written in {folder}: {error}; {NO_SPACE}") from error
 
 
 @contextmanager

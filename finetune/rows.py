@@ -18,11 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from reflux.agents.errors import MissingError, RefluxError, UsageError
+from reflux.agents.errors import MissingError, RefluxError, UsageError, pip_install
 from reflux.agents.files import replacing, write_whole
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Message
-from reflux.finetune import INSTALL_TRAIN
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
@@ -294,7 +293,7 @@ def _write_parquet(path: Path, bodies: list[dict[str, Any]]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise MissingError(f"Parquet files need pyarrow: {INSTALL_TRAIN}") from error
+        raise MissingError(f"Parquet files need pyarrow: {pip_install('train')}") from error
     with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pylist(bodies), temporary)
 

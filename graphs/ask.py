@@ -4,9 +4,20 @@ Every command, server and API calls `ask`; evaluations and rounds call `answer_a
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+import gc
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, replace
+from itertools import count
+from threading import Lock
 from typing import Any, Protocol, TypeVar, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
@@ -19,22 +30,65 @@ from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
 from reflux.graphs.amplify.graph import begin, check_askable, compiled_graph
 from reflux.graphs.amplify.interrupts import (
+    Answered,
     InterruptibleRun,
     Pending,
-    RunProgress,
+    how_far,
     recursion_limit,
     with_spend_limit,
 )
-from reflux.graphs.amplify.state import Outcome, exchange_error
-from reflux.graphs.ask_options import AskOptions, Origin, save_options
-from reflux.graphs.garbage_collection import rare_collections
+from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.ask_options import AskOptions, Origin
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import CallFailure, find_failure, last_call_id
+from reflux.graphs.traces.tree import last_call_id
 from reflux.graphs.voting.voting import VotePolicy
 
 T = TypeVar("T")
 KEPT = "What was answered is kept, the same command goes on with it"
+
+
+THRESHOLDS = (50_000, 20, 20)
+"""Objects before a young garbage collection, and younger collections before an older one."""
+
+_lock = Lock()
+_open_blocks = 0
+_thresholds = gc.get_threshold()
+
+
+@contextmanager
+def rare_collections() -> Generator[None]:
+    """Collect garbage rarely while a tree grows; restore the thresholds after the last such block.
+
+    A tree makes many objects that live until its end, and few cycles: full collections visit them
+    all and take a fifth of a call's processor time. A collector that is off stays off.
+    """
+    global _open_blocks, _thresholds
+    with _lock:
+        _open_blocks += 1
+        if _open_blocks == 1:
+            _thresholds = gc.get_threshold()
+            gc.set_threshold(*THRESHOLDS)
+    try:
+        yield
+    finally:
+        with _lock:
+            _open_blocks -= 1
+            if _open_blocks == 0:
+                gc.set_threshold(*_thresholds)
+
+
+@contextmanager
+def settled() -> Generator[None]:
+    """Exempt what a server holds at its start from garbage collection, which would delay every
+    answer under way; collect the rest rarely."""
+    gc.collect()
+    gc.freeze()
+    try:
+        with rare_collections():
+            yield
+    finally:
+        gc.unfreeze()
 
 
 class System(Protocol):
@@ -95,30 +149,7 @@ class Direct:
         return await answer_directly(context, node, Budget(limits.calls, limits.tokens))
 
 
-@dataclass(frozen=True)
-class Answered:
-    """How far a question came."""
-
-    trajectory: str
-    outcome: Outcome | None
-    """None while a human has to reply first."""
-    pending: Sequence[Pending] = ()
-    failure: CallFailure | None = None
-    """Of a question without an accepted answer: the call that got no reply this time."""
-
-    def check_endpoint(self) -> "Answered":
-        """Return self; an endpoint that is down must not look like an agent that fails.
-
-        Raises:
-            EndpointError: the question failed with its last call.
-        """
-        failed = self.outcome is not None and self.outcome["status"] == "failed"
-        if failed and self.failure is not None and self.failure.is_last:
-            raise self.failure.error()
-        return self
-
-
-WaitForHumans = Callable[[InterruptibleRun, str, RunProgress], Awaitable[RunProgress]]
+WaitForHumans = Callable[[InterruptibleRun, str, Answered], Awaitable[Answered]]
 """(run, question id, progress) → later progress: shows what is pending and passes replies on."""
 
 
@@ -132,7 +163,7 @@ async def ask(
     checkpoints: BaseCheckpointSaver[Any] | None = None,
     wait: WaitForHumans | None = None,
 ) -> Answered:
-    """Ask one question. Its options are recorded, so its tree can go on, and be edited, later.
+    """Ask one question. Its options are recorded, so that its tree can be resumed and edited later.
 
     Args:
         options: what the context was made of; by default what it tells of itself.
@@ -151,11 +182,9 @@ async def ask(
     async with recorded(store, question, origin, options or AskOptions.of(context)):
         if checkpoints is None:
             return await _answered(system or Amplified(context), question, origin)
-        run, after = InterruptibleRun(context, checkpoints), last_call_id(store)
-        progress = await run.ask(question, question_id)
-        if wait is not None:
-            progress = await wait(run, question_id, progress)
-        return _answer_of(store, question_id, progress, after)
+        run = InterruptibleRun(context, checkpoints)
+        answered = await run.ask(question, question_id)
+        return answered if wait is None else await wait(run, question_id, answered)
 
 
 async def go_on(
@@ -166,7 +195,7 @@ async def go_on(
     reply: Callable[[Sequence[Pending]], Mapping[str, Any]] | None = None,
     wait: WaitForHumans | None = None,
 ) -> Answered:
-    """Go on with a question that waits for a human, or that a crash stopped.
+    """Resume a question that waits for a human, or that a crash stopped.
 
     Args:
         context: the one it was asked in.
@@ -175,14 +204,11 @@ async def go_on(
     Raises:
         UsageError: the question has not begun, or the reply is not possible.
     """
-    store = context.recorded_client.store
-    run, after = InterruptibleRun(context, checkpoints), last_call_id(store)
-    progress = await run.look(question_id)
+    run = InterruptibleRun(context, checkpoints)
+    answered = await run.look(question_id)
     if reply is not None:
-        progress = await run.reply(question_id, reply(progress.pending))
-    if wait is not None:
-        progress = await wait(run, question_id, progress)
-    return _answer_of(store, question_id, progress, after)
+        answered = await run.reply(question_id, reply(answered.pending))
+    return answered if wait is None else await wait(run, question_id, answered)
 
 
 @asynccontextmanager
@@ -193,7 +219,7 @@ async def recorded(
     question_id = origin.question_id(question)
     rows = [store.add_question(origin.row(question))]
     if options is not None:
-        rows.append(save_options(store, question_id, options))
+        rows.append(store.add_judgement(question_id, "", "how", None, asdict(options), key="0"))
     await asyncio.gather(*rows)
     async with marked_when_stopped(store, question_id):
         yield
@@ -206,14 +232,7 @@ async def _answered(system: System, question: str, origin: Origin) -> Answered:
     with recorded_client.spans.run(question_id, vars(origin)) as span:
         outcome = await system.answer(question, question_id)
         span.ended(outcome["status"])
-    return _answer_of(recorded_client.store, question_id, RunProgress(outcome), after)
-
-
-def _answer_of(store: TraceStore, question_id: str, progress: RunProgress, after: int) -> Answered:
-    outcome, failure = progress.outcome, None
-    if outcome is not None and exchange_error(outcome) is not None:
-        failure = find_failure(store, question_id, after)
-    return Answered(question_id, outcome, progress.pending, failure)
+    return how_far(recorded_client.store, question_id, outcome, after)
 
 
 async def answer_all(
@@ -239,18 +258,16 @@ async def answer_all(
         RefluxError: `complete`, and the run's spend limit is reached.
     """
     gate, store = asyncio.Semaphore(max_concurrency), system.context.recorded_client.store
-    done = 0
+    done = count(1)
 
     async def answer(question: str) -> Answered:
-        nonlocal done
         async with gate:
             await store.add_question(origin.row(question))
             answered = await _answered(system, question, origin)
         if answered.failure is not None and answered.failure.is_final:
-            raise EndpointError(f"{answered.failure.message}. {KEPT}")
-        done += 1
+            raise EndpointError(f"{answered.failure}. {KEPT}")
         if on_done is not None:
-            on_done(done)
+            on_done(next(done))
         return answered
 
     questions = [redact(question) for question in questions]
@@ -285,7 +302,7 @@ def _check_complete(answers: Sequence[Answered], spend_limit: SpendLimit) -> Non
         lost = lost or [failure for failure in failures if failure.is_last]
     if lost:
         which = f"{len(lost)} of {len(answers)} questions" if len(answers) > 1 else "the question"
-        raise EndpointError(f"{which} failed: {lost[-1].message}. {KEPT}")
+        raise EndpointError(f"{which} failed: {lost[-1]}. {KEPT}")
     has_cut = not {"over_budget", "failed"}.isdisjoint(statuses)
     if has_cut and (lacking := spend_limit.lacks) is not None:
         raise RefluxError(

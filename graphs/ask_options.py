@@ -1,10 +1,10 @@
 """Where a question comes from, and what it is asked with; both are recorded, so that its tree can
-go on, and be edited, the same way."""
+be resumed, and edited, the same way."""
 
 import hashlib
 import json
 import uuid
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reflux.agents.errors import UsageError
@@ -14,7 +14,7 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import Variant, VotePolicy
 
 ALONE = "none"
-"""Name of the overseer that is left out: the agent goes on with the conversation alone."""
+"""Name of the overseer that is left out: the agent continues the conversation alone."""
 
 OF_A_PROGRAM = " of a program"
 """Ends the name of an overseer whose questions nothing but that program can ask again."""
@@ -101,11 +101,6 @@ class AskOptions:
             return policy
         variants = (Variant(temperature=self.temperature),)
         return replace(policy, temperature=self.temperature, variants=variants)
-
-
-async def save_options(store: TraceStore, question_id: str, options: AskOptions) -> None:
-    """Record what a question is asked with."""
-    await store.add_judgement(question_id, "", "how", None, asdict(options), key="0")
 
 
 def options_of(store: TraceStore, question_id: str) -> AskOptions | None:

@@ -125,7 +125,19 @@ async def answer_chat(
 
     async def answer(vote: int, request: ChatRequest) -> Completion:
         key = CallKey(question_id, "", "answer", vote=vote)
-        reply = await _reply(recorded_client, key, request, vote, hear)
+        reply: Completion | None = None
+        # An endpoint that refuses a schema is asked without it for a whole reply, never a stream.
+        if hear is None and not request.schema:
+            reply = await recorded_client.ask(key, request)
+        else:
+            async with aclosing(recorded_client.stream(key, request)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Completion):
+                        reply = piece
+                    elif hear is not None:
+                        hear(vote, piece)
+        if reply is None:
+            raise RefluxError("a stream ended without its reply; please report this")
         emit(called("", "answer", request.model, reply, {}))
         return reply
 
@@ -149,25 +161,3 @@ async def answer_chat(
             await judge(replies[0].text, status, None)
             span.ended(status)
     return replies
-
-
-async def _reply(
-    recorded_client: RecordedClient,
-    key: CallKey,
-    request: ChatRequest,
-    position: int,
-    hear: Listener | None,
-) -> Completion:
-    # An endpoint that refuses a schema is asked without it for a whole reply, never for a stream.
-    if hear is None and not request.schema:
-        return await recorded_client.ask(key, request)
-    reply: Completion | None = None
-    async with aclosing(recorded_client.stream(key, request)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Completion):
-                reply = piece
-            elif hear is not None:
-                hear(position, piece)
-    if reply is None:
-        raise RefluxError("a stream ended without its reply; please report this")
-    return reply

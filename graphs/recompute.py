@@ -4,14 +4,12 @@ The root runs again as a revision (`reflux.graphs.traces.revisions`). The node's
 later question that held its answer recompute; everything else is replayed.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from reflux.agents.errors import RefluxError
 from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, human_outcome, is_accepted
-from reflux.graphs.ask import Amplified, System
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.revisions import (
     Override,
@@ -25,54 +23,17 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import held, load_tree
 
 
-@dataclass(frozen=True)
-class Revised:
-    """The result of an override: the newest revision, and its outcome; None if nothing changed."""
-
-    id: str
-    outcome: Outcome | None
-
-
-async def override(
-    context: AmplifyContext,
-    question_id: str,
-    path: str,
-    answer: str | None = None,
-    system: Callable[[AmplifyContext], System] = Amplified,
-) -> Revised:
-    """Replace a node's answer, or ask the node again if `answer` is None; then answer the root.
-
-    The newest revision is revised, whichever is named. The same override after a stop goes on with
-    the revision that it began; an answer equal to the accepted one changes nothing.
-
-    Args:
-        context: the one the root was asked in; calls that differ from then are made again.
-        system: what answered the root.
-
-    Raises:
-        UsageError: there is no such node.
-    """
-    store = context.recorded_client.store
-    revision_id = await revise(store, question_id, path, answer)
-    if revision_id is None:
-        return Revised(newest(store, question_id), None)
-    if (outcome := root_answer(store, revision_id)) is not None:
-        return Revised(revision_id, outcome)
-    revised = system(revised_context(context, revision_id))
-    outcome = await revised.answer(text_of(store, revision_id), revision_id)
-    check_editable(store, revision_id)
-    return Revised(revision_id, outcome)
-
-
 def revised_context(context: AmplifyContext, question_id: str) -> AmplifyContext:
     """The context in which a revision is answered."""
     return replace(context, overrides=overrides_of(context.recorded_client.store, question_id))
 
 
 async def revise(store: TraceStore, question_id: str, path: str, answer: str | None) -> str | None:
-    """Begin a revision with a human's override and return its id; None if nothing would change.
+    """Begin a revision: replace a node's answer, or ask the node again if `answer` is None. Return
+    its id; None if nothing would change.
 
-    An answer to the root ends the revision at once.
+    The newest revision is revised, whichever is named. The same override after a stop resumes the
+    revision that it began. An answer to the root ends the revision at once.
 
     Raises:
         UsageError: there is no such node.
@@ -87,16 +48,9 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
         return None
     earlier = overrides_of(store, latest).get(path, Override("", None))
     ending = store.how_ended(id, path)
-    change = Override(
-        ending["question"] if ending else node.question,
-        answer,
-        earlier.again + (answer is None),
-        *_spent(store, id, path),
-    )
-    return await _append(store, latest, path, change)
-
-
-async def _append(store: TraceStore, latest: str, path: str, change: Override) -> str:
+    question = ending["question"] if ending else node.question
+    again = earlier.again + (answer is None)
+    change = Override(question, answer, again, *_spent(store, id, path))
     (row,) = store.select("SELECT * FROM questions WHERE id = ?", (latest,))
     origin = {name: row[name] for name in ("run", "round", "system", "task", "split", "text")}
     detail = vars(change)
@@ -107,9 +61,8 @@ async def _append(store: TraceStore, latest: str, path: str, change: Override) -
         if overrides_made(store, id) == [(path, detail)]:
             break
         latest = id  # Another process added an override first.
-    if path == "" and change.answer is not None:
-        ending = human_outcome(change.answer, change.calls, change.tokens)
-        detail = {"question": change.question, **ending, "by": "human"}
+    if (outcome := root_answer(store, id)) is not None:
+        detail = {"question": question, **outcome, "by": "human"}
         await store.add_judgement(id, "", "outcome", True, detail, author="human", key="0")
     return id
 
@@ -148,12 +101,6 @@ def under_way(store: TraceStore, question_id: str) -> tuple[str, str | None] | N
     for path, change in overrides_made(store, question_id):
         return path, change["answer"]
     return None
-
-
-def text_of(store: TraceStore, question_id: str) -> str:
-    """The text of a root question."""
-    (row,) = store.select("SELECT text FROM questions WHERE id = ?", (question_id,))
-    return row["text"]
 
 
 def _spent(store: TraceStore, question_id: str, path: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.langchain import LangChainClient
 from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import UsageError, check_has
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer
@@ -27,7 +27,7 @@ from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers import Checker, RuleChecker
-from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
+from reflux.graphs.amplify.context import AS_OVERSEER, AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
@@ -87,12 +87,9 @@ def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Oversee
     if isinstance(overseer, str):
         return (overseer_named(overseer),)
     overseers = tuple(overseer) if isinstance(overseer, Sequence) else (overseer,)
-    for each in overseers:
-        if not hasattr(each, "act"):
-            raise UsageError(
-                f"{each!r:.80} is no overseer: it has no `act(context)`; wrap a function as "
-                "reflux.ScriptedOverseer(name, function)"
-            )
+    if not overseers:
+        raise UsageError("there is no overseer; pass one, or its name")
+    check_has("an overseer", ("act", "name"), AS_OVERSEER, *overseers)
     return overseers
 
 
@@ -202,6 +199,9 @@ async def open_context(
         yield context_of(recorded_client, options, overseers, grants=grants, emit=emit)
 
 
+AS_CLIENT = "pass reflux.OpenAIClient(base_url, api_key) or a chat model of LangChain"
+
+
 @dataclass(frozen=True)
 class Amplification:
     """The result of one amplified question."""
@@ -240,14 +240,12 @@ async def amplify(
             cannot be asked.
     """
     overseers = overseers_of(overseer)
-    for name, tool in context.get("tools", {}).items():
-        if not hasattr(tool, "answer"):
-            raise UsageError(
-                f"the tool {name!r} is a {type(tool).__name__}, without `answer(question)`; wrap a "
-                "tool of LangChain as reflux.LangChainTool(tool)"
-            )
+    if not isinstance(question, str):
+        raise UsageError(f"the question is {question!r:.80}, not a text; pass a str")
     if isinstance(client, BaseChatModel):
         client = LangChainClient(client)
+    elif client is not None:
+        check_has("a client", ("complete", "model_digest"), AS_CLIENT, client)
     engine = None if client else LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     with (
         tempfile.TemporaryDirectory() as scratch,

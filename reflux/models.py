@@ -28,6 +28,7 @@ from reflux.agents.clients.endpoints import (
     Endpoints,
     endpoint_from_env,
 )
+from reflux.agents.clients.langchain import LangChainClient
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.types import ChatClient
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from reflux.agents.clients.openai import OpenAIClient
 
 BASE, STUDENT, ENDPOINT = "base", "student", "endpoint:"
-INTERACTIVE = EngineConfig(parallel=4, context=4096)
+INTERACTIVE = EngineConfig(parallel=4, context=8192)
 """llama.cpp for single questions: a conversation and the overseer's examples fit the context."""
 NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 
@@ -183,11 +184,7 @@ class Agent:
             env: OPENAI_BASE_URL and OPENAI_API_KEY; None for the environment of the process.
             endpoint_options: further options of `OpenAIClient`.
         """
-        if isinstance(client, BaseChatModel):
-            from reflux.agents.clients.langchain import LangChainClient
-
-            client = LangChainClient(client)
-        self._client = client
+        self._client = LangChainClient(client) if isinstance(client, BaseChatModel) else client
         self._env = env
         self._endpoint_options = endpoint_options
         if run is None:

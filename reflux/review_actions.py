@@ -26,8 +26,9 @@ from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, AskOptions, options_o
 from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import Item, judge, remark
-from reflux.graphs.traces.revisions import first_of, newest, overrides_made
+from reflux.graphs.traces.revisions import first_of, newest
 from reflux.graphs.traces.store import CallKey, TraceStore
+from reflux.graphs.traces.tree import find_question
 from reflux.models import BASE
 from reflux.tasks import TASKS, task_named
 
@@ -78,7 +79,7 @@ async def judge_item(
         await judge(store, item, False, comment)
         return Acted("rejected", item.trajectory)
     if item.why == "escalated" and action != "again":
-        proposal = (item.form or {}).get("proposal")
+        proposal: Any = (item.form or {}).get("proposal")
         if action == "approve" and proposal is None:
             raise UsageError("nothing is proposed here to approve: answer it with an edit")
         if comment.strip():
@@ -139,21 +140,21 @@ async def recompute(
         UsageError: neither is recorded.
     """
     store = opened.store
-    options = options_of(store, revision)
-    if options is None:
-        task = check_known(store, revision)
+    _, text = find_question(store, revision)
+    if (options := options_of(store, revision)) is None:
+        task = task_named(check_known(store, revision))
         config, model = opened.folder.config(), model_of(store, revision)
-        context = config.context(opened.recorded_client, model, emit=emit)
-        path, change = overrides_made(store, revision)[0]
-        context, system = task_context(context, task_named(task)), _system(store, revision)
-        return (await revisions.override(context, revision, path, change["answer"], system)).outcome
-    async with open_context(opened.recorded_client, options, emit, overseers) as context:
-        context = revisions.revised_context(context, revision)
-        async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
-            progress = await run.ask(revisions.text_of(store, revision), revision)
-    if progress.outcome is not None:
+        context = task_context(config.context(opened.recorded_client, model, emit=emit), task)
+        system = _system(store, revision)(revisions.revised_context(context, revision))
+        outcome = await system.answer(text, revision)
+    else:
+        async with open_context(opened.recorded_client, options, emit, overseers) as context:
+            context = revisions.revised_context(context, revision)
+            async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
+                outcome = (await run.ask(text, revision)).outcome
+    if outcome is not None:
         revisions.check_editable(store, revision)
-    return progress.outcome
+    return outcome
 
 
 def check_known(store: TraceStore, question_id: str) -> str:
@@ -203,7 +204,7 @@ def model_of(store: TraceStore, question_id: str) -> str:
 
 
 async def _answer_stopped(
-    store: TraceStore, item: Item, step: Mapping[str, str], open_run: Open
+    store: TraceStore, item: Item, step: Mapping[str, Any], open_run: Open
 ) -> None:
     """Record the answer to a run that stopped here; it takes the step from the log on resume."""
     if step["kind"] != "answer":

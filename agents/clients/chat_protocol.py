@@ -51,6 +51,11 @@ def request_body(request: ChatRequest) -> dict[str, Any]:
     return body | request.extra_fields()
 
 
+def may_call(request: ChatRequest) -> bool:
+    """True where the model has, or had, tools to call."""
+    return bool(request.tools) or any(turn[0] == "tool" for turn in request.messages)
+
+
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:
     """Settings by the names of the chat protocol, without `stop`."""
     body = {

@@ -91,10 +91,10 @@ def _base_url(text: str, name: str) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"{name} is {shown!r}; it must start with http:// or https://{scheme}")
     try:
         parts = urlsplit(text)
-        usable = bool(parts.hostname) and parts.port != 0
+        usable = parts if parts.hostname and parts.port != 0 else None
     except ValueError:
-        usable = False
-    if not usable:
+        usable = None
+    if (parts := usable) is None:
         raise UsageError(f"{name} is {shown!r}; it must name a host, and a port to 65535")
     more: dict[str, Any] = {"query": dict(parse_qsl(parts.query))} if parts.query else {}
     if parts.username is not None:

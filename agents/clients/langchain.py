@@ -252,9 +252,6 @@ class LangChainClient(RetryingClient):
         late = type(error) is TimeoutError and not error.args
         return f"no reply in {self._timeout:g} s" if late else super()._one_line(error)
 
-    def _status_of(self, error: Exception) -> int | None:
-        return Refusal.of(error).status
-
     def _too_long(self, error: Exception) -> bool:
         return kind_of(status_of(error), str(error)) == "too_long"
 

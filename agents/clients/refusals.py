@@ -166,7 +166,8 @@ class Refusal:
 
     kind: Kind
     status: int | None
-    """HTTP status; 402 for an account without credit, whichever status said so."""
+    """HTTP status; 402 for an account without credit and 404 for a web page, whatever the server
+    said."""
     words: str
     body: Any
 
@@ -177,7 +178,8 @@ class Refusal:
         if status is None or status < 400:
             status = error_reply(body).status_code
         kind = kind_of(status, words, body, retry_after(error) is not None)
-        return cls(kind, 402 if kind == "quota" else status, words, body)
+        status = {"quota": 402, "page": 404}.get(kind, status)
+        return cls(kind, status, words, body)
 
 
 def remedy_of(refusal: Refusal, key: str, limited: str) -> str:
@@ -209,13 +211,14 @@ def missing_remedy(refusal: Refusal, base_url: str, url: str, moved: str) -> str
 
 def retry_after(error: BaseException | None) -> float | None:
     """Seconds that the Retry-After header of an error's response demands, as a number or as a
-    date; None without a valid header."""
+    date, or its relative in milliseconds; None without a valid header."""
     headers = getattr(getattr(error, "response", None), "headers", None)
     if not isinstance(headers, Mapping):
         return None
-    value = str(cast(Mapping[str, object], headers).get("retry-after", ""))
+    fields = cast(Mapping[str, object], headers)
+    value, milliseconds = str(fields.get("retry-after", "")), fields.get("retry-after-ms")
     try:
-        seconds = float(value)
+        seconds = float(value) if milliseconds is None else float(str(milliseconds)) / 1000
     except ValueError:
         try:
             date = parsedate_to_datetime(value)

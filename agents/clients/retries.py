@@ -14,10 +14,10 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
-from reflux.agents.clients.refusals import MAX_CHARS, retry_after, status_of
+from reflux.agents.clients.refusals import MAX_CHARS, Refusal, retry_after, status_of
 from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.prompts import redact
-from reflux.agents.types import ChatRequest, Completion
+from reflux.agents.types import ChatRequest, Completion, Turn
 
 TIMEOUT, RETRIES = "REFLUX_TIMEOUT", "REFLUX_RETRIES"
 """Environment variables: seconds of one try without a byte, and maximum tries after the first."""
@@ -28,8 +28,12 @@ MAX_WAIT_SECONDS = 120.0
 """Longest wait that a Retry-After header may ask for; beyond it the call fails at once."""
 FIRST_SECONDS = 2.0
 """How long the first request to a model goes alone, so that a refusal is met and learned once."""
-FINAL_SECONDS = 60.0
-"""How long a refused key, address, model or account is not tried again."""
+CLOSED_SECONDS, MAX_REFUSED = 60.0, 256
+"""How long a refused key, address, model or account is not tried again; and the number of refused
+requests that are remembered."""
+LATELY_SECONDS = 2.0
+"""How long a request that failed after every retry is not tried again with another seed."""
+OPEN: "tuple[float, EndpointError | None]" = (0.0, None)
 RETRIED_STATUS = frozenset((408, 409, 425, 429))
 """HTTP statuses below 500 that are worth another try."""
 TRANSIENT = re.compile(r"Timeout|Connect|Transport|RateLimit|Overloaded|Unavailable")
@@ -52,7 +56,7 @@ def time_left(seconds: float | None) -> Generator[None]:
 
 
 class WaitRefusedError(Exception):
-    """A retry would have to wait for too long."""
+    """A retry would be due after the question's time is up."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,8 @@ class RetryPolicy:
         """Wait, within the question's limit.
 
         Raises:
-            WaitRefusedError: the wait is too long.
+            WaitRefusedError: the wait would outlast it.
         """
-        if seconds > MAX_WAIT_SECONDS:
-            raise WaitRefusedError(
-                f"the endpoint asks to wait {seconds:,.0f} s (Retry-After), and the longest wait "
-                f"is {MAX_WAIT_SECONDS:g} s: ask again later"
-            )
         deadline = _deadline.get()
         if deadline is not None and (left := deadline - time.monotonic()) < seconds:
             raise WaitRefusedError(
@@ -120,6 +119,11 @@ def worth_retrying(error: BaseException) -> bool:
     )
 
 
+def asks_to_leave(error: BaseException) -> bool:
+    """True where an endpoint asks for a longer wait than any question has."""
+    return (retry_after(error) or 0.0) > MAX_WAIT_SECONDS
+
+
 class RetryingClient(ABC):
     """Base of the clients of endpoints; `errors` are those that an endpoint's failure raises."""
 
@@ -135,8 +139,10 @@ class RetryingClient(ABC):
         self._first_alone = first_alone
         self._first: dict[str, asyncio.Event] = {}
         self._tried: set[str] = set()
-        self._final: dict[str, tuple[float, EndpointError]] = {}
-        """By model: when it was refused for good, and how."""
+        self._closed: dict[str, tuple[float, EndpointError]] = {}
+        """By model: until when it is not asked again, and why."""
+        self._refused: dict[tuple[str, tuple[Turn, ...]], tuple[float, EndpointError]] = {}
+        """By model and messages, which no other seed makes acceptable: as `_closed`."""
 
     @abstractmethod
     async def _send(self, request: ChatRequest) -> Completion:
@@ -157,12 +163,9 @@ class RetryingClient(ABC):
     def _text_of(self, error: Exception) -> str:
         return str(error)
 
-    def _status_of(self, error: Exception) -> int | None:
-        return status_of(error)
-
     def _too_long(self, error: Exception) -> bool:
         """True where the request does not fit into the model's context."""
-        return False
+        return Refusal.of(error).kind == "too_long"
 
     def _worth_retrying(self, error: BaseException) -> bool:
         return worth_retrying(error)
@@ -175,12 +178,15 @@ class RetryingClient(ABC):
             UsageError: the request is not valid Unicode, or the model cannot take it.
         """
         failures: list[str] = []
-        with self._explained(request.model, failures):
-            return await self._policy.retrying(self._worth_retrying)(self._try, request, failures)
+        with self._explained(request.model, failures, request.messages):
+            return await self._policy.retrying(self._retries)(self._try, request, failures)
+
+    def _retries(self, error: BaseException) -> bool:
+        return self._worth_retrying(error) and not asks_to_leave(error)
 
     async def _try(self, request: ChatRequest, failures: list[str]) -> Completion:
         """One try, repeated at once as long as the endpoint refuses further fields by name."""
-        async with self._turn(request.model):
+        async with self._turn(request):
             while True:
                 start = time.perf_counter()
                 with self._noted(request, failures) as attempt:
@@ -191,8 +197,13 @@ class RetryingClient(ABC):
                     raise attempt.error
 
     @asynccontextmanager
-    async def _turn(self, model: str) -> AsyncGenerator[None]:
-        """The right to send one request: the first to a model goes alone, for a short time."""
+    async def _turn(self, request: ChatRequest) -> AsyncGenerator[None]:
+        """The right to send one request: the first to a model goes alone, for a short time.
+
+        Raises:
+            EndpointError: the endpoint has refused the model, or these messages, before.
+        """
+        model = request.model
         is_first = self._first_alone and model not in self._tried
         if is_first and (first := self._first.get(model)) is not None:
             with suppress(TimeoutError):
@@ -200,7 +211,7 @@ class RetryingClient(ABC):
                     await first.wait()
         elif is_first:
             self._first[model] = asyncio.Event()
-        self._check_final(model)
+        self._check_refused(request)
         try:
             async with self._gate:
                 yield
@@ -209,10 +220,13 @@ class RetryingClient(ABC):
             if (first := self._first.pop(model, None)) is not None:
                 first.set()
 
-    def _check_final(self, model: str) -> None:
-        since, error = self._final.get(model, (0.0, None))
-        if error is not None and time.monotonic() - since < FINAL_SECONDS:
-            raise copy(error)
+    def _check_refused(self, request: ChatRequest) -> None:
+        for until, error in (
+            self._closed.get(request.model, OPEN),
+            self._refused.get((request.model, request.messages), OPEN),
+        ):
+            if error is not None and time.monotonic() < until:
+                raise copy(error)
 
     @contextmanager
     def _noted(self, request: ChatRequest, failures: list[str]) -> "Iterator[_Attempt]":
@@ -228,11 +242,13 @@ class RetryingClient(ABC):
             attempt.error, attempt.adapted = error, self._adapts(error, request)
             if not attempt.adapted:
                 failed = self._failed(error, request.model, failures)
-                if failed.is_final:
-                    self._final[request.model] = time.monotonic(), failed
+                if failed.is_final or asks_to_leave(error):
+                    self._closed[request.model] = time.monotonic() + CLOSED_SECONDS, failed
 
     @contextmanager
-    def _explained(self, model: str, failures: list[str]) -> Iterator[None]:
+    def _explained(
+        self, model: str, failures: list[str], messages: tuple[Turn, ...] = ()
+    ) -> Iterator[None]:
         try:
             yield
         except UnicodeEncodeError as error:
@@ -243,14 +259,25 @@ class RetryingClient(ABC):
             text = f"{self._address(model)} failed: {failures[-1]}; {error}"
             raise EndpointError(text) from error
         except self.errors as error:
-            raise self._failed(error, model, failures) from error
+            failed = self._failed(error, model, failures)
+            if messages:
+                seconds = CLOSED_SECONDS if failed.refused else LATELY_SECONDS
+                self._refused[model, messages] = time.monotonic() + seconds, failed
+                if len(self._refused) > MAX_REFUSED:
+                    self._refused.pop(next(iter(self._refused)))
+            raise copy(failed) from error
 
     def _failed(self, error: Exception, model: str, failures: list[str]) -> EndpointError:
         tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"
         remedy = self._remedy(error, model)
+        if (seconds := retry_after(error)) is not None and asks_to_leave(error):
+            remedy = (
+                f"the endpoint asks to wait {seconds:,.0f} s (Retry-After), and the longest wait "
+                f"is {MAX_WAIT_SECONDS:g} s: ask again later"
+            )
         text = f"{self._address(model)} failed {tries}: {failures[-1]}; {remedy}"
         failed = EndpointError(text)
-        failed.status, failed.too_long = self._status_of(error), self._too_long(error)
+        failed.status, failed.too_long = Refusal.of(error).status, self._too_long(error)
         failed.refused = failed.too_long or (
             failed.status is not None and not self._worth_retrying(error)
         )

@@ -2,18 +2,9 @@
 limit."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from reflux.agents.types import REFERENCE, SubQuestion
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The valid part of a proposal."""
-
-    subquestions: tuple[SubQuestion, ...]
-    note: str = ""
-    """What was left out, and why; empty if nothing was."""
+from reflux.agents.types import REFERENCE, Ask, SubQuestion
 
 
 def alike(text: str) -> str:
@@ -21,8 +12,9 @@ def alike(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def settle(proposal: Sequence[SubQuestion], known: Collection[str], limit: int) -> Batch:
-    """The largest valid part of a proposal, with at most `limit` sub-questions.
+def settle(proposal: Sequence[SubQuestion], known: Collection[str], limit: int) -> Ask:
+    """The largest valid part of a proposal, with at most `limit` sub-questions; its note says what
+    was left out.
 
     Left out are empty sub-questions, repeats (a need of a repeat becomes a need of the first),
     `known` texts (the question itself, for example), and those with a `{i}` that nothing can fill:
@@ -40,7 +32,7 @@ def settle(proposal: Sequence[SubQuestion], known: Collection[str], limit: int) 
         notes.append(f"{len(proposal) - len(valid)} of {len(proposal)} sub-questions left out")
     if len(valid) > limit:
         notes.append(f"cut from {len(valid)} to {limit} sub-questions")
-    return Batch(valid[: max(0, limit)], "; ".join(notes))
+    return Ask(valid[: max(0, limit)], "; ".join(notes))
 
 
 def merge(proposals: Sequence[Sequence[SubQuestion]]) -> tuple[SubQuestion, ...]:

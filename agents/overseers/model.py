@@ -126,7 +126,7 @@ class ModelOverseer:
         known = [exchange.question for exchange in transcript if exchange.answer is not None]
         batch = settle(reading.questions, [question, *known], room)
         if batch.subquestions:
-            return Ask(batch.subquestions, batch.note)
+            return batch
         if reading.answer is not None:
             return Answer(reading.answer)
         if reading.reason is not None and not transcript:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from reflux.agents.budget import Budget
-from reflux.agents.errors import EndpointError, RefluxError, UsageError
+from reflux.agents.errors import EndpointError, RefluxError, UsageError, check_choice
 from reflux.agents.overseers.batch import alike, merge, settle
 from reflux.agents.overseers.protocol import Overseer, OverseerContext, reserve_of
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
@@ -49,9 +49,7 @@ class Panel:
     def __post_init__(self) -> None:
         if not self.members:
             raise UsageError("a panel needs members; pass two overseers or more")
-        if self.choice not in get_args(Choice):
-            known = ", ".join(get_args(Choice))
-            raise UsageError(f"a panel cannot choose by {self.choice!r}; choose one of {known}")
+        check_choice("the panel's choice", self.choice, get_args(Choice))
 
     @property
     def name(self) -> str:
@@ -82,7 +80,9 @@ class Panel:
         )
         failures = [result for result in results if isinstance(result, BaseException)]
         for failure in failures:
-            if not isinstance(failure, Exception) or _concerns_all(failure):
+            # No other member can make up for a missing model or a broken record.
+            fatal = isinstance(failure, RefluxError) and not isinstance(failure, EndpointError)
+            if fatal or not isinstance(failure, Exception):
                 raise failure
         proposals = [result for result in results if not isinstance(result, BaseException)]
         if not proposals:
@@ -93,9 +93,9 @@ class Panel:
 
     async def _choose(self, context: OverseerContext, proposals: list[Step]) -> Step:
         if self.choice == "judge" and len({_likeness(step) for step in proposals}) > 1:
-            index = await self._judge_choice(context, proposals)
-            if index is not None:
-                return _with_note(proposals[index], f"the judge chose {index + 1}")
+            number = await self._judge_choice(context, proposals)
+            if 1 <= number <= len(proposals):
+                return _with_note(proposals[number - 1], f"the judge chose {number}")
             return _with_note(_majority(proposals), "the judge did not choose")
         step = _majority(proposals)
         if self.choice != "merge" or not isinstance(step, Ask) or not step.subquestions:
@@ -106,31 +106,19 @@ class Panel:
         batches = [settle(batch, known, len(batch)).subquestions for batch in asks]
         batch = settle(merge(batches), known, self.fanout)
         note = f"merged {sum(map(bool, batches))} proposals"
-        merged = Ask(batch.subquestions, note)
-        return _with_note(merged, batch.note) if batch.subquestions else step
+        return _with_note(replace(batch, note=note), batch.note) if batch.subquestions else step
 
-    async def _judge_choice(
-        self, context: OverseerContext, proposals: Sequence[Step]
-    ) -> int | None:
-        """Index of the proposal that the judge chooses; None if its reply names none."""
-        request = ChatRequest(
-            self.judge or context.model,
-            choice_prompt(context.question, context.transcript, proposals, CHOICE_CHARS),
-            Sampling(max_tokens=CHOICE_TOKENS),
-            schema=CHOICE_SCHEMA,
-        )
+    async def _judge_choice(self, context: OverseerContext, proposals: Sequence[Step]) -> int:
+        """Number of the proposal that the judge chooses, from 1; 0 if its reply has none."""
+        prompt = choice_prompt(context.question, context.transcript, proposals, CHOICE_CHARS)
+        sampling = Sampling(max_tokens=CHOICE_TOKENS)
+        request = ChatRequest(self.judge or context.model, prompt, sampling, schema=CHOICE_SCHEMA)
         try:
             reply = await context.complete(request)
         except EndpointError:
-            return None  # The failure is on the record; the members' proposals still stand.
+            return 0  # The failure is on the record; the members' proposals still stand.
         match = re.search(r"\d{1,3}", reply.text)
-        number = int(match[0]) if match else 0
-        return number - 1 if 1 <= number <= len(proposals) else None
-
-
-def _concerns_all(failure: Exception) -> bool:
-    """True for a missing model or a broken record, which no other member can make up for."""
-    return isinstance(failure, RefluxError) and not isinstance(failure, EndpointError)
+        return int(match[0]) if match else 0
 
 
 def _majority(proposals: Sequence[Step]) -> Step:

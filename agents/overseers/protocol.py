@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 from reflux.agents.budget import Budget
 from reflux.agents.types import (
@@ -39,21 +39,13 @@ class ModelContext(Protocol):
 class OverseerContext(ModelContext, Protocol):
     """Everything that an overseer may use to take one step."""
 
-    @property
-    def question(self) -> str:
-        """The question to take a step on."""
-        ...
-
-    @property
-    def transcript(self) -> Sequence[Exchange]:
-        """All sub-questions so far with their answers, in order."""
-        ...
-
-    @property
-    def may_ask(self) -> bool:
-        """False at the depth cap: the overseer answers a primitive, or returns `PASS` to leave
-        the question to the agent."""
-        ...
+    question: str
+    """The question to take a step on."""
+    transcript: Sequence[Exchange]
+    """All sub-questions so far with their answers, in order."""
+    may_ask: bool
+    """False at the depth cap: the overseer answers a primitive, or returns `PASS` to leave
+    the question to the agent."""
 
     @property
     def budget(self) -> Budget:
@@ -77,6 +69,9 @@ class Overseer(Protocol):
     is an `Ask` followed by an `Answer`; a search of many dependent steps is the same with more
     `Ask`s. A step must depend on the context alone, so that an interrupted run resumes from its
     record.
+
+    An overseer may have a `reserve`: the `Budget` that its later steps on one question need, which
+    is kept back when sub-questions share the rest. One that asks chains has a `follow` as well.
     """
 
     @property
@@ -89,39 +84,19 @@ class Overseer(Protocol):
         ...
 
 
-@runtime_checkable
-class ReservingOverseer(Protocol):
-    """An overseer for whose later steps budget is kept back when sub-questions share the rest."""
-
-    @property
-    def reserve(self) -> Budget:
-        """What the later steps on one question need."""
-        ...
-
-
 Follow = Callable[[str, str], str | Answer]
 """From a chain's last question and its answer: the next question, or the answer that ends the
 chain. It depends on nothing else, because an interrupted chain resumes from its last link."""
 
 
-@runtime_checkable
-class ChainOverseer(Protocol):
-    """An overseer that asks chains (`reflux.agents.types.Chain`) also says how they continue."""
-
-    @property
-    def follow(self) -> Follow | None:
-        """How chains continue; None for an overseer that asks none."""
-        ...
-
-
 def reserve_of(overseer: Overseer | None) -> Budget:
     """An overseer's reserve; nothing for an overseer without one."""
-    return overseer.reserve if isinstance(overseer, ReservingOverseer) else Budget(0, 0)
+    return getattr(overseer, "reserve", Budget(0, 0))
 
 
 def follow_of(overseer: Overseer | None) -> Follow | None:
     """How an overseer's chains continue; None for an overseer that asks none."""
-    return overseer.follow if isinstance(overseer, ChainOverseer) else None
+    return getattr(overseer, "follow", None)
 
 
 @dataclass(frozen=True)

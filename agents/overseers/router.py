@@ -179,7 +179,7 @@ class Router:
             body["weights"] = tuple(map(tuple, body["weights"]))
             return Router(**body)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{path} holds no router: {error}; fit it again") from error
+            raise UsageError(f"{path} does not hold a router: {error}; fit it again") from error
 
 
 def triples(text: str) -> Counter[str]:

@@ -3,11 +3,12 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from typing import Any, Literal, get_args
 
 from reflux.agents.budget import Budget
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import UsageError, check_choice
 from reflux.agents.overseers.protocol import (
     PASS,
     Follow,
@@ -53,14 +54,8 @@ class HumanOverseer:
 
 def review_form(context: OverseerContext) -> dict[str, Any]:
     """What a human sees of a question, as plain JSON types."""
-    transcript = [
-        {"question": e.question, "answer": e.answer, "error": e.error} for e in context.transcript
-    ]
-    return {
-        "question": context.question,
-        "transcript": transcript,
-        "may_ask": context.may_ask,
-    }
+    transcript = [asdict(exchange) for exchange in context.transcript]
+    return {"question": context.question, "transcript": transcript, "may_ask": context.may_ask}
 
 
 When = Literal["always", "root", "asks", "answers"]
@@ -84,25 +79,25 @@ class Reviewed(WrappedOverseer):
     """`always`; `root`: the root's steps; `asks`: batches of sub-questions, and chains, at any
     depth; `answers`: the root's answer only."""
 
+    def __post_init__(self) -> None:
+        check_choice("when to review", self.when, get_args(When))
+
     @property
     def name(self) -> str:
         return f"reviewed:{self.inner.name}"
 
     async def act(self, context: OverseerContext) -> Step:
-        step = await self.inner.act(context)
-        if isinstance(step, Defer) or not self._needs_review(step, context.path):
+        step, at_root = await self.inner.act(context), context.path == ""
+        needs_review = {
+            "always": True,
+            "root": at_root,
+            "asks": isinstance(step, Chain) or (isinstance(step, Ask) and step.subquestions),
+            "answers": isinstance(step, Answer) and at_root,
+        }
+        if isinstance(step, Defer) or not needs_review[self.when]:
             return step
         proposal = {"proposal": step_to_json(step), "by": self.inner.name}
         return Defer(review_form(context) | proposal)
-
-    def _needs_review(self, step: Step, path: str) -> bool:
-        if self.when == "root":
-            return path == ""
-        if self.when == "asks":
-            return isinstance(step, Chain) or (isinstance(step, Ask) and bool(step.subquestions))
-        if self.when == "answers":
-            return isinstance(step, Answer) and path == ""
-        return True
 
 
 REPLY_FORMS = "answer: TEXT | approve | pass | sub-questions, one a line"
@@ -123,7 +118,7 @@ def parse_reply(reply: str) -> dict[str, Any]:
     if not text:
         raise UsageError(f"the reply is empty. {REPLY_HELP}")
     if text.lower() == "approve":
-        return {"kind": "approve"}
+        return dict(APPROVE)
     if text.lower() == "pass":
         return {"kind": "ask", "subquestions": []}
     kind, colon, answer = text.partition(":")
@@ -182,21 +177,15 @@ class RecordedOverseer:
 
     async def act(self, context: OverseerContext) -> Step:
         """The recorded step after this many exchanges, else the fallback's."""
-        step = self._next(context.question, len(context.transcript))
+        attempts = self.record.get(context.question) or [()]
+        steps = attempts[min(self.attempt, len(attempts) - 1)]
+        sizes = [len(step.subquestions) if isinstance(step, Ask) else 0 for step in steps]
+        positions = accumulate(sizes, initial=0)
+        at_position = zip(positions, steps, strict=False)
+        step = next((step for at, step in at_position if at == len(context.transcript)), None)
         asks = isinstance(step, Ask | Chain)
         if step is not None and (asks or not self.asks_only):
             return step if context.may_ask or not asks else PASS
         if self.fallback is not None:
             return await self.fallback.act(context)
         return Ask((), f"{NOT_RECORDED}: no step after {len(context.transcript)} exchanges")
-
-    def _next(self, question: str, exchanges: int) -> Step | None:
-        attempts = self.record.get(question)
-        if not attempts:
-            return None
-        subquestions = 0
-        for step in attempts[min(self.attempt, len(attempts) - 1)]:
-            if subquestions == exchanges:
-                return step
-            subquestions += len(step.subquestions) if isinstance(step, Ask) else 0
-        return None

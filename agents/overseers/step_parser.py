@@ -48,12 +48,11 @@ class NumberText(str):
     __slots__ = ()
 
 
-def _integer(text: str) -> int | NumberText:
-    return int(text) if len(text) <= 16 else NumberText(text)
-
-
 DECODER = json.JSONDecoder(
-    parse_float=NumberText, parse_int=_integer, parse_constant=NumberText, strict=False
+    parse_float=NumberText,
+    parse_int=lambda digits: int(digits) if len(digits) <= 16 else NumberText(digits),
+    parse_constant=NumberText,
+    strict=False,
 )
 
 
@@ -76,25 +75,18 @@ def read_step(text: str) -> Reading:
     The first JSON value that holds a step counts; a reasoning model's `<think>` does not. Never
     raises, whatever the text.
     """
-    text = _content(text)
-    items: list[Any] = []
-    for value in islice(loose_values(text), MAX_VALUES):
-        reading = _reading(value)
-        if reading != NOTHING:
-            return reading
-        items += value if isinstance(value, list) else [value]
-    return Reading(_questions(items) or _listed(text))
+    content = _content(text)
+    values = list(islice(loose_values(content), MAX_VALUES))
+    readings = (each for each in map(_reading, values) if each != NOTHING)
+    return next(readings, None) or Reading(_questions(values) or _listed(content))
 
 
 def read_answer(text: str) -> str | None:
     """Read a reply to a plain request for an answer: its JSON answer, or else its whole text; None
     if it is empty, or a step of another kind."""
     content = _content(text)
-    for value in islice(loose_values(content), MAX_VALUES):
-        reading = _reading(value)
-        if reading != NOTHING:
-            return reading.answer
-    return _text(content)
+    readings = map(_reading, islice(loose_values(content), MAX_VALUES))
+    return next((each.answer for each in readings if each != NOTHING), _text(content))
 
 
 def loose_values(text: str) -> Iterator[Any]:
@@ -119,13 +111,10 @@ def loose_values(text: str) -> Iterator[Any]:
             broken += 1
             if first_broken is None and REPAIRABLE.match(text, opening.start()):
                 first_broken = opening.start()
-    if first_broken is not None and len(text) - first_broken <= MAX_REPAIR_CHARS:
-        yield from _repaired(text[first_broken:])
-
-
-def _repaired(text: str) -> Iterator[Any]:
+    if first_broken is None or len(text) - first_broken > MAX_REPAIR_CHARS:
+        return
     try:
-        value = _clean(json_repair.loads(text, skip_json_loads=True))
+        value = _clean(json_repair.loads(text[first_broken:], skip_json_loads=True))
     except Exception:  # noqa: BLE001 - what cannot be repaired holds no step
         return
     if isinstance(value, dict | list) and not _drop_cut(value, text.rstrip()):
@@ -177,7 +166,7 @@ def _reading(value: Any, depth: int = 0) -> Reading:
     """A JSON value read as a step; `NOTHING` for any other value, and for an item of a list."""
     if isinstance(value, list):
         readings = (_reading(item, depth + 1) for item in cast(list[Any], value)[:MAX_VALUES])
-        return next((reading for reading in readings if reading != NOTHING), NOTHING)
+        return next((each for each in readings if each != NOTHING), NOTHING)
     if not isinstance(value, dict) or depth > 3:
         return NOTHING
     fields = _fields(cast(dict[str, Any], value))
@@ -203,15 +192,14 @@ def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 def _numbered(fields: Mapping[str, Any]) -> list[Any]:
     """Questions under names such as `1`, `q1` or `question_2`."""
-    pattern = re.compile(r"(?:(?:sub)?(?:q|question))?\d{1,3}")
-    return [item for name, item in fields.items() if pattern.fullmatch(name)]
+    name = r"(?:(?:sub)?(?:q|question))?\d{1,3}"
+    return [item for field, item in fields.items() if re.fullmatch(name, field)]
 
 
 def _questions(value: Any) -> tuple[SubQuestion, ...]:
     items = list(islice(_items(value), MAX_QUESTIONS))
-    positions: dict[str, int] = {}
-    for index, (text, _) in enumerate(items):
-        positions.setdefault(alike(text), index)
+    # Of equal texts the first counts.
+    positions = {alike(text): index for index, (text, _) in reversed(list(enumerate(items)))}
     return tuple(SubQuestion(text, tuple(_needs(needs, positions))) for text, needs in items)
 
 

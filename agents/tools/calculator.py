@@ -58,12 +58,12 @@ def evaluate(source: str) -> Result:
     """The value of one expression in Python's notation.
 
     Raises:
-        ValueError: the expression is no arithmetic, or exceeds a cap; the text says which.
+        ValueError: the expression is not arithmetic, or exceeds a cap; the text says which.
     """
     try:
         node = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        reason = f"{source[:80]!r} is no arithmetic; write for example 12 * (3 + 4)"
+        reason = f"{source[:80]!r} is not arithmetic; write for example 12 * (3 + 4)"
         raise ValueError(reason) from error
     walk = _Walk(source.encode())
     value = walk.comparison(node) if isinstance(node, ast.Compare) else walk.value(node)
@@ -109,7 +109,7 @@ class _Walk:
             if len(nodes) == 1 and isinstance(nodes[0], ast.List | ast.Tuple):
                 nodes = nodes[0].elts  # max([1, 2]) is max(1, 2).
             return self._call(node.func.id, [self.value(each, depth + 1) for each in nodes])
-        raise ValueError(f"{text[:80]!r} is no number, sign or function that is known")
+        raise ValueError(f"{text[:80]!r} is not a number, sign or function that is known")
 
     def _call(self, name: str, numbers: list[Fraction]) -> Fraction:
         if name not in FUNCTIONS:

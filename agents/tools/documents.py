@@ -134,14 +134,14 @@ class Documents(TextTool):
         self._folder = folder
         self.skipped: dict[str, str] = {}
         if not folder.is_dir():
-            raise UsageError(f"{str(folder)!r} is no folder; name one that holds documents")
-        self._lock = threading.Lock()
+            raise UsageError(f"{str(folder)!r} is not a folder; name one that holds documents")
+        self._lock = threading.RLock()
         self._index = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._index.executescript(SCHEMA)
         if self.refresh() == 0:
             reasons = "; ".join(f"{name}: {why}" for name, why in [*self.skipped.items()][:5])
             raise UsageError(
-                f"{str(folder)!r} holds no document that can be read ({reasons or 'no files'}); "
+                f"{str(folder)!r} has no document that can be read ({reasons or 'no files'}); "
                 f"documents are {' and '.join(SUFFIXES)} files in UTF-8"
             )
 
@@ -160,7 +160,7 @@ class Documents(TextTool):
         # A quoted word is never an operator of FTS5.
         expression = " OR ".join(f'"{word}"' for word in words[:QUERY_WORDS])
         with self._lock:
-            self._refresh()
+            self.refresh()
             rows = self._index.execute(
                 "SELECT name, first, last, text FROM passages WHERE passages MATCH ? "
                 "ORDER BY rank, name, first LIMIT ?",
@@ -174,72 +174,57 @@ class Documents(TextTool):
         Raises:
             UsageError: there are more than `MAX_FILES`.
         """
-        with self._lock:
-            return self._refresh()
-
-    def _refresh(self) -> int:
-        self.skipped = {}
-        known = dict(self._index.execute("SELECT name, stamp FROM files"))
-        seen: set[str] = set()
-        self._index.execute("BEGIN")
-        try:
-            for path, stamp in self._files():
+        with self._lock, self._index:
+            self.skipped = {}
+            self._index.execute("BEGIN")
+            known = dict(self._index.execute("SELECT name, stamp FROM files"))
+            seen: set[str] = set()
+            for path in self._files():
                 name = path.relative_to(self._folder).as_posix()
-                if len(seen) == MAX_FILES:
+                readable = os.fsencode(name).decode("utf-8", "replace")
+                try:
+                    status = path.lstat()
+                    stamp = f"{status.st_mtime_ns}:{status.st_size}"
+                    reason = _skip_reason(path, status)
+                    if reason is None and readable != name:
+                        reason = "its name is not UTF-8: rename it"
+                    if reason is None and known.get(name) != stamp:
+                        self._index_text(name, stamp, path.read_text(encoding="utf-8-sig"))
+                except OSError as error:
+                    reason = error.strerror or "cannot be read"
+                except UnicodeDecodeError:
+                    reason = "not UTF-8"
+                if reason is not None:
+                    self.skipped[readable] = reason
+                    continue
+                seen.add(name)
+                if len(seen) > MAX_FILES:
                     raise UsageError(
                         f"{str(self._folder)!r} holds more than {MAX_FILES} documents; name a "
                         "folder further down"
                     )
-                if known.get(name) == stamp or self._read(path, name, stamp):
-                    seen.add(name)
             for name in known.keys() - seen:
-                self._forget(name)
-        finally:
-            self._index.execute("COMMIT")
+                self._index.execute("DELETE FROM files WHERE name = ?", (name,))
+                self._index.execute("DELETE FROM passages WHERE name = ?", (name,))
         return len(seen)
 
-    def _files(self) -> Iterator[tuple[Path, str]]:
-        """Documents under the folder, each with a stamp of its time and size."""
-        for folder, folders, names in os.walk(self._folder, onerror=self._skip):
+    def _files(self) -> Iterator[Path]:
+        """The files under the folder, in order, but for hidden ones."""
+
+        def skip(error: OSError) -> None:
+            self.skipped[str(error.filename)] = error.strerror or "cannot be read"
+
+        for folder, folders, names in os.walk(self._folder, onerror=skip):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(name for name in names if not name.startswith(".")):
-                path = Path(folder, name)
-                try:
-                    status = path.lstat()
-                except OSError as error:
-                    self._skip(error)
-                    continue
-                relative = path.relative_to(self._folder).as_posix()
-                readable = os.fsencode(relative).decode("utf-8", "replace")
-                reason = _skip_reason(path, status)
-                if reason or readable != relative:
-                    self.skipped[readable] = reason or "its name is not UTF-8: rename it"
-                else:
-                    yield path, f"{status.st_mtime_ns}:{status.st_size}"
+            yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
-    def _skip(self, error: OSError) -> None:
-        self.skipped[str(error.filename)] = error.strerror or "cannot be read"
-
-    def _read(self, path: Path, name: str, stamp: str) -> bool:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            self.skipped[name] = str(error.strerror)
-            return False
-        except UnicodeDecodeError:
-            self.skipped[name] = "not UTF-8"
-            return False
-        self._forget(name)
-        self._index.execute("INSERT INTO files VALUES (?, ?)", (name, stamp))
+    def _index_text(self, name: str, stamp: str, text: str) -> None:
+        self._index.execute("DELETE FROM passages WHERE name = ?", (name,))
+        self._index.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (name, stamp))
         self._index.executemany(
             "INSERT INTO passages(text, name, first, last) VALUES (?, ?, ?, ?)",
             ((each.text, name, each.first, each.last) for each in passages(text)),
         )
-        return True
-
-    def _forget(self, name: str) -> None:
-        self._index.execute("DELETE FROM files WHERE name = ?", (name,))
-        self._index.execute("DELETE FROM passages WHERE name = ?", (name,))
 
 
 def _skip_reason(path: Path, status: os.stat_result) -> str | None:

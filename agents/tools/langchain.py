@@ -20,7 +20,7 @@ from langchain_core.tools import Tool as SimpleTool
 from langchain_core.utils.function_calling import convert_to_openai_function
 from pydantic_core import to_json
 
-from reflux.agents.errors import MissingError, UsageError
+from reflux.agents.errors import MissingError, UsageError, pip_install
 from reflux.agents.tools.protocol import ToolReply, guarded
 from reflux.agents.types import ToolSpec
 
@@ -34,7 +34,7 @@ class LangChainTool:
     """A `BaseTool` that replies to any call of a model.
 
     Invalid arguments, exceptions and calls that take too long become replies with `ok=False`.
-    Output that is no text becomes JSON, cut to 8,000 characters. A synchronous tool runs in a new
+    Output that is not text becomes JSON, cut to 8,000 characters. A synchronous tool runs in a new
     thread; one that hangs there cannot be stopped, but delays neither the call nor the end of the
     program. An async tool shares our event loop, and is trusted not to block or exit it.
     """
@@ -60,12 +60,12 @@ class LangChainTool:
         self._fields = cast(Mapping[str, Any], function["parameters"].get("properties", {}))
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
-        return await guarded(self._call(arguments), self._seconds)
+        return await guarded(lambda: self._call(arguments), self._seconds)
 
     async def answer(self, question: str) -> ToolReply:
         """Call the tool with a text: a JSON object of its arguments, or the value of its only
         argument, if that is a text."""
-        return await guarded(self._answer(question), self._seconds)
+        return await guarded(lambda: self._answer(question), self._seconds)
 
     async def _answer(self, question: str) -> ToolReply:
         try:
@@ -103,17 +103,13 @@ class LangChainTool:
             try:
                 future.set_result(context.run(self._tool.invoke, cast(Any, values)))
             except BaseException as error:  # noqa: BLE001 - raised by the caller
-                future.set_exception(_as_exception(error))
+                # A future takes no StopIteration, and SystemExit would end this program.
+                if not isinstance(error, Exception) or isinstance(error, StopIteration):
+                    error = RuntimeError(f"the tool raised {type(error).__name__} ({error})")
+                future.set_exception(error)
 
         threading.Thread(target=work, name=f"tool {self.spec.name}", daemon=True).start()
         return await asyncio.wrap_future(future)
-
-
-def _as_exception(error: BaseException) -> Exception:
-    """An error that a future can hold: it takes no StopIteration, and SystemExit would end us."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    return RuntimeError(f"the tool raised {type(error).__name__} ({error})")
 
 
 def _is_sync(tool: BaseTool) -> bool:
@@ -127,15 +123,10 @@ def _text_of(output: Any) -> str:
     content: Any = output.content if isinstance(output, ToolMessage) else output
     if isinstance(content, str):
         return content
-    blocks = cast(list[Any], content) if isinstance(content, list) else []
-    texts = [block.get("text") for block in blocks if _is_text_block(block)]
-    if blocks and len(texts) == len(blocks):
-        return "\n".join(map(str, texts))
+    blocks = cast(list[dict[str, Any]], content) if isinstance(content, list) else []
+    if blocks and all(type(block) is dict and block.get("type") == "text" for block in blocks):
+        return "\n".join(str(block.get("text")) for block in blocks)
     return to_json(content, fallback=str, bytes_mode="base64", inf_nan_mode="constants").decode()
-
-
-def _is_text_block(block: Any) -> bool:
-    return isinstance(block, dict) and cast(dict[str, Any], block).get("type") == "text"
 
 
 START_SECONDS = 30.0
@@ -165,7 +156,7 @@ async def mcp_tools(server: str, seconds: float = SECONDS) -> AsyncGenerator[lis
         from langchain_mcp_adapters.tools import load_mcp_tools
     except ImportError as error:
         raise MissingError(
-            f"the tools of {server!r} need the extra `mcp`: pip install 'reflux-ida[mcp]'"
+            f"the tools of {server!r} need the extra `mcp`: {pip_install('mcp')}"
         ) from error
     session = _McpSession(connection)
     try:
@@ -177,9 +168,9 @@ async def mcp_tools(server: str, seconds: float = SECONDS) -> AsyncGenerator[lis
                     handle_tool_errors=False,
                 )
         except Exception as error:
-            late = isinstance(error, TimeoutError)
             reason = f"{type(error).__name__}: {error}"
-            reason = f"not within {START_SECONDS:g} seconds" if late else reason
+            if isinstance(error, TimeoutError):
+                reason = f"not within {START_SECONDS:g} seconds"
             raise MissingError(
                 f"the MCP server {server!r} did not start and list its tools ({reason}); a command "
                 "must start a server that speaks MCP on stdin and stdout: try it in a terminal, "
@@ -262,10 +253,9 @@ def _is_lost(error: Exception) -> bool:
     from mcp import McpError
     from mcp.types import CONNECTION_CLOSED
 
-    if isinstance(error, McpError):
-        return error.error.code == CONNECTION_CLOSED
-    return isinstance(
-        error, ConnectionError | anyio.ClosedResourceError | anyio.BrokenResourceError
+    lost = ConnectionError | anyio.ClosedResourceError | anyio.BrokenResourceError
+    return isinstance(error, lost) or (
+        isinstance(error, McpError) and error.error.code == CONNECTION_CLOSED
     )
 
 

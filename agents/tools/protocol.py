@@ -4,8 +4,9 @@ Every tool call ends in a reply, whatever the model wrote, and within limits.
 """
 
 import asyncio
+import inspect
 import json
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -39,8 +40,9 @@ class Tool(Protocol):
         ...
 
 
+ROLES = ("answer", "overseer")
 Grants = Mapping[str, Sequence[Tool]]
-"""Tools by role, `answer` (a copy of the agent) or `overseer`; any other role has none."""
+"""Tools by role: `answer` (a copy of the agent) or `overseer`."""
 
 
 REPLY_CHARS = 8_000
@@ -58,32 +60,44 @@ async def run_call(
 ) -> ToolReply:
     """Make a model's call to one of the tools that its role was granted.
 
-    Never raises for the model's text: an unknown name, arguments that are no JSON object and a
+    Never raises for the model's text: an unknown name, arguments that are not a JSON object and a
     tool that fails or hangs become replies with `ok=False` that name the remedy.
     """
     tool = next((tool for tool in tools if tool.spec.name == call.name), None)
     if tool is None:
         names = ", ".join(tool.spec.name for tool in tools) or "none"
         return _refusal(f"there is no tool {call.name[:80]!r}; there are: {names}")
-    try:
-        arguments = _read(call.arguments)
-    except ValueError as error:
-        return _refusal(str(error))
-    return await guarded(tool.call(arguments), seconds)
+    size = len(call.arguments)
+    if size > ARGUMENT_CHARS:
+        return _refusal(f"the arguments have {size} characters; at most {ARGUMENT_CHARS}")
+    try:  # Some models write nothing where there are no arguments.
+        arguments = json.loads(call.arguments or "{}", parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        return _refusal(f"the arguments are not JSON: {error}")
+    if not isinstance(arguments, dict):
+        kind = type(arguments).__name__
+        return _refusal(f"the arguments must be a JSON object, not a {kind}")
+    return await guarded(lambda: tool.call(cast(Mapping[str, Any], arguments)), seconds)
 
 
-async def guarded(work: Coroutine[Any, Any, ToolReply], seconds: float) -> ToolReply:
+async def guarded(work: Callable[[], object], seconds: float) -> ToolReply:
     """A tool's reply, cut to `REPLY_CHARS`; the work is stopped after `seconds`.
 
     A `ValueError` is the tool's refusal, and its text is for the model. Any other exception is a
     failure, and a reply as well. Work that ignores cancellation is abandoned.
     """
-    task = asyncio.ensure_future(work)
+
+    async def run() -> object:
+        reply = work()
+        return await reply if inspect.isawaitable(reply) else reply
+
+    task = asyncio.create_task(run())
     try:
         await asyncio.wait({task}, timeout=seconds)
         if not task.done():
             task.cancel()
-            task.add_done_callback(_retrieve)
+            # Retrieve the exception of abandoned work, so that asyncio does not warn.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
             await asyncio.wait({task}, timeout=GRACE_SECONDS)
             return _refusal(f"stopped: it took longer than {seconds:g} seconds; ask for less")
     except asyncio.CancelledError:
@@ -94,6 +108,8 @@ async def guarded(work: Coroutine[Any, Any, ToolReply], seconds: float) -> ToolR
     error = task.exception()
     if error is None:
         reply = task.result()
+        if not isinstance(reply, ToolReply):
+            return _refusal(f"it failed: {reply!r:.80} is not a reflux.ToolReply; return one")
         return ToolReply(cut(reply.text), reply.ok)
     if isinstance(error, ValueError):
         return _refusal(str(error))
@@ -129,11 +145,10 @@ class TextTool:
 
     async def call(self, arguments: Mapping[str, Any]) -> ToolReply:
         """Act on a model's arguments; a refusal says why."""
-        try:
-            text = text_argument(arguments, self.argument, self.max_chars)
-        except ValueError as error:
-            return _refusal(str(error))
-        return await guarded(self.reply(text), self.seconds)
+        return await guarded(
+            lambda: self.reply(text_argument(arguments, self.argument, self.max_chars)),
+            self.seconds,
+        )
 
     async def answer(self, question: str) -> ToolReply:
         return await self.call({self.argument: question})
@@ -156,32 +171,9 @@ def text_argument(arguments: Mapping[str, Any], name: str, limit: int = ARGUMENT
     return value
 
 
-def _read(text: str) -> Mapping[str, Any]:
-    """Arguments as a mapping; an empty text, which some models write, is an empty one.
-
-    Raises:
-        ValueError: they are no JSON object.
-    """
-    if len(text) > ARGUMENT_CHARS:
-        raise ValueError(f"the arguments have {len(text)} characters; at most {ARGUMENT_CHARS}")
-    try:
-        value = json.loads(text or "{}", parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the arguments are no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"the arguments must be a JSON object, not a {type(value).__name__}")
-    return cast(Mapping[str, Any], value)
-
-
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _refusal(text: str) -> ToolReply:
     return ToolReply(cut(text), ok=False)
-
-
-def _retrieve(task: "asyncio.Future[ToolReply]") -> None:
-    """Retrieve the exception of abandoned work, so that asyncio does not warn."""
-    if not task.cancelled():
-        task.exception()

@@ -47,7 +47,7 @@ class BatchedConfig:
 
     rows: Annotated[int, Field(ge=1)] = 128
     """Maximum requests that are decoded together."""
-    context: Annotated[int, Field(ge=2)] = 4096
+    context: Annotated[int, Field(ge=2)] = 2048
     """Maximum tokens of a request, prompt and completion; the model may have fewer."""
     models: Annotated[int, Field(ge=1)] = 3
     """Models in memory; the least recently used is dropped first."""

@@ -277,6 +277,18 @@ def _configure(
         raise UsageError(message) from error
 
 
+def check_options(sft: Mapping[str, Any], lora: Mapping[str, Any]) -> None:
+    """Check the options of `train` before the work that leads to it.
+
+    Raises:
+        UsageError: one is unknown or invalid.
+    """
+    with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
+        defaults = SFT_DEFAULTS | {"use_cpu": not torch.cuda.is_available()}
+        _configure(SFTConfig, "sft", defaults, sft, output_dir=scratch)
+        _configure(LoraConfig, "lora", LORA_DEFAULTS, lora)
+
+
 def _save(model: Any, scratch: Path, out: Path, model_id: str) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not all(bool(torch.isfinite(p).all()) for p in trained):
@@ -285,7 +297,7 @@ def _save(model: Any, scratch: Path, out: Path, model_id: str) -> None:
             "raise sft.warmup_steps"
         )
     # By default, PEFT asks the hub for the base's vocabulary.
-    with wrapping_write_errors():
+    with wrapping_write_errors(scratch):
         model.save_pretrained(scratch, save_embedding_layers=False)
     config = json.loads((scratch / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = model_id

@@ -2,13 +2,13 @@
 
 One graph node walks the whole chain, because a super-step costs more than a vote. Each link is
 voted on as any other question is (MAKER, arXiv 2511.09030). A batch of votes is one row of the
-table `links`, committed before it counts: a killed chain goes on at its last link and repeats only
+table `links`, committed before it counts: a killed chain resumes at its last link and repeats only
 the calls in flight, and a revision that asks the same chain copies its links. A row holds the
 shared answer where all votes of the batch agreed, and otherwise every vote, without
 log-probabilities and tokens. Only that table grows with the chain's length.
 
 A link without an accepted vote is voted on again with fresh votes, up to `limits.attempts` times.
-An endpoint failure ends the question, and the same command goes on from there later.
+An endpoint failure ends the question, and the same command resumes it there later.
 """
 
 import hashlib
@@ -54,19 +54,11 @@ class _Link:
     """The record says that these votes are enough."""
 
 
-@dataclass(frozen=True)
-class ChainResult:
-    """How a chain ended."""
-
-    outcome: Outcome
-    interrupted: bool = False
-    """An endpoint failed; the same call, made later, goes on from here."""
-
-
 async def walk_chain(
     context: AmplifyContext, node: NodeRef, overseer: Overseer, chain: Chain, budget: Budget
-) -> ChainResult:
-    """Walk a chain to its end; `budget` pays for all of it.
+) -> tuple[Outcome, bool]:
+    """(how a chain ended, whether an endpoint failed, so that the same call, made later, resumes
+    it); `budget` pays for all of it.
 
     A resumed chain calls the overseer's `follow` for the last link only, so it must depend on
     nothing but the last question and its answer.
@@ -77,20 +69,18 @@ async def walk_chain(
     follow = follow_of(overseer)
     if follow is None:
         reason = f"{overseer.name} asked a chain but has no `follow` method: add one"
-        return ChainResult(failed_outcome(reason))
+        return failed_outcome(reason), False
     key = LinkKey(node.question_id, node.path, node.retries)
     first = redact(chain.first)
     if (reason := question_problem(first, context.limits.question_chars)) is not None:
-        return ChainResult(failed_outcome(f"link 0: {reason}"))
+        return failed_outcome(f"link 0: {reason}"), False
     digest = await _record_start(context, key, first)
-    copied = await _copy_links(context, key, digest)
-    link = _resumed_link(context, key, first, copied)
+    link = await _resumed_link(context, key, first, digest)
     answer: str | None = None
-    interrupted = False
     while True:
         chosen, status, error = await _vote_on_link(context, key, link, budget)
+        interrupted = status == "failed"
         if chosen is None or status != "unchecked":
-            interrupted = status == "failed"
             break
         try:
             following = follow(link.question, chosen.text)
@@ -107,10 +97,10 @@ async def walk_chain(
             break
         link = _Link(link.number + 1, question, [], 0, link.spent)
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": link.spent}
-    disputed = context.recorded_client.store.disputed_links(key)
+    disputed = context.recorded_client.store.chain_so_far(key)["disputed"]
     detail = {"links": link.number + 1, "disputed": disputed, "last": link.question}
     await record_answer(context, node, outcome, detail, ("chain",))
-    return ChainResult(outcome, interrupted)
+    return outcome, interrupted
 
 
 async def _vote_on_link(
@@ -210,34 +200,27 @@ async def _replies(
     ], failure
 
 
-def _resumed_link(context: AmplifyContext, key: LinkKey, first: str, copied: bool) -> _Link:
-    """The last link on record, or the first one of a new chain; `copied` links cost nothing."""
-    store = context.recorded_client.store
-    batches = store.last_link(key)
-    if not batches:
+async def _resumed_link(context: AmplifyContext, key: LinkKey, first: str, digest: str) -> _Link:
+    """The last link on record, or the first one of a new chain; the links of an earlier revision's
+    identical chain are copied, and cost nothing."""
+    store, copied = context.recorded_client.store, False
+    if (so_far := store.chain_so_far(key))["last"] is None:
+        earlier = (replace(key, question=question) for question in before(key.question))
+        same = next((each for each in earlier if digest in _start_digests(store, each)), None)
+        if copied := same is not None:
+            await store.copy_links(same, key)
+            so_far = store.chain_so_far(key)
+    if so_far["last"] is None:
         return _Link(0, first, [], 0, NOTHING_SPENT)
-    calls, tokens = store.spent_on_links(key)
+    batches = list(store.batches(key, so_far["last"]))
     votes: list[Vote] = []
     for text, ok, flag in (vote for row in batches for vote in read_votes(row["votes"])):
         weight = context.votes.variant(_first_vote(context, key) + len(votes)).weight
         votes.append(Vote(text, ok, UNSURE, weight, flag))
-    spent: Spent = {"calls": calls, "cached": calls if copied else 0, "tokens": tokens}
-    number, question, answer = batches[0]["number"], batches[0]["asked"], batches[-1]["answer"]
-    return _Link(number, question, votes, len(batches), spent, decided=answer is not None)
-
-
-async def _copy_links(context: AmplifyContext, key: LinkKey, digest: str) -> bool:
-    """Copy the links of an earlier revision's identical chain; False where there is none, or this
-    chain has links already."""
-    store = context.recorded_client.store
-    if store.last_link(key):
-        return False
-    for question in before(key.question):
-        earlier = replace(key, question=question)
-        if digest in _start_digests(store, earlier):
-            await store.copy_links(earlier, key)
-            return bool(store.last_link(key))
-    return False
+    calls, cached = so_far["calls"], so_far["calls"] if copied else 0
+    spent: Spent = {"calls": calls, "cached": cached, "tokens": so_far["tokens"]}
+    is_decided = batches[-1]["answer"] is not None
+    return _Link(so_far["last"], batches[0]["asked"], votes, len(batches), spent, is_decided)
 
 
 def _start_digests(store: TraceStore, key: LinkKey) -> set[str]:

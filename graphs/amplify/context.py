@@ -1,17 +1,17 @@
 """What the amplification graph needs beside its state: models, overseers, checks and limits."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
+from weakref import WeakKeyDictionary
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.clients.retries import time_left
-from reflux.agents.errors import UsageError, check_range
+from reflux.agents.errors import check_choice, check_has, check_range
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.tools.protocol import Grants, Tool
+from reflux.agents.tools.protocol import ROLES, Grants, Tool
 from reflux.agents.types import ChatRequest, Completion
 from reflux.agents.verifiers import Checker, Equivalence, RedFlags, RuleChecker, Verifier
 from reflux.graphs.amplify.state import Spent
@@ -39,11 +39,8 @@ class CheckPolicy:
 
     def __post_init__(self) -> None:
         check_range("checks.confirm", self.confirm, least=1)
-        if unknown := [each for each in self.after_failure if each not in get_args(Action)]:
-            names = ", ".join(get_args(Action))
-            raise UsageError(
-                f"checks.after_failure holds {unknown[0]!r}, not an action: choose from {names}"
-            )
+        for action in self.after_failure:
+            check_choice("an action of checks.after_failure", action, get_args(Action))
 
     def action(self, attempt: int) -> Action:
         """The action that led to an attempt, which counts from 1."""
@@ -67,22 +64,20 @@ class ConcurrencyLimit:
 
     It bounds a tree's memory: without it, every sub-question of a level would start at once. A
     branch holds a slot of its own depth until it ends and waits only for deeper ones, so no two
-    branches deadlock. It serves one event loop at a time.
+    branches deadlock. Each event loop has its own slots.
     """
 
     def __init__(self, max_open: int = 256) -> None:
         # Fewer than the client's concurrent requests limit those, too.
         self.max_open = max_open
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._gates: Mapping[int, asyncio.Semaphore] = {}
+        self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, asyncio.Semaphore]]
+        self._gates = WeakKeyDictionary()
 
     def at(self, depth: int) -> AbstractAsyncContextManager[None]:
         """A context manager that a sub-question of this depth runs in."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # A semaphore belongs to the loop that it was used in.
-            self._loop = loop
-            self._gates = defaultdict(lambda: asyncio.Semaphore(self.max_open))
-        return self._gates[depth]
+        # A semaphore belongs to the loop that it was used in.
+        gates = self._gates.setdefault(asyncio.get_running_loop(), {})
+        return gates.setdefault(depth, asyncio.Semaphore(self.max_open))
 
 
 @dataclass(frozen=True)
@@ -138,6 +133,16 @@ class Reply:
     spent: Spent
 
 
+AS_OVERSEER = (
+    "an overseer has a `name` and an async `act(context)`; wrap a function as "
+    "reflux.ScriptedOverseer(name, function)"
+)
+AS_CHECKER = "wrap a function of question and answer as reflux.RuleChecker({'name': function})"
+AS_TOOL = "wrap a tool of LangChain as reflux.LangChainTool(tool)"
+AS_TOOLS = "write tools={'calculator': reflux.Calculator()}"
+AS_GRANTS = "write grants={'answer': [reflux.Calculator()]}"
+
+
 @dataclass(frozen=True)
 class AmplifyContext:
     """All that the graph needs beside its state."""
@@ -155,7 +160,7 @@ class AmplifyContext:
     wordings: Callable[[str], Sequence[str]] = lambda question: (question,)
     """Equivalent questions, the plainest first: vote i asks the one at i modulo their number."""
     same: Equivalence | None = None
-    """Tells which votes mean the same answer where their normalised texts differ."""
+    """Tells which votes mean the same answer where their normalized texts differ."""
     verifiers: Sequence[Verifier] = ()
     """Test what the checker accepts by other methods, wherever the overseer divides."""
     checks: CheckPolicy = field(default_factory=CheckPolicy)
@@ -187,6 +192,21 @@ class AmplifyContext:
     """Changes no answer; questions that share it share the bound."""
     emit: Callable[[Event], None] = silent
     """Receives every event; by default events leave by the graph's stream of mode `custom`."""
+
+    def __post_init__(self) -> None:
+        check_has("a set of limits", ("attempts",), "write reflux.Limits(depth=1)", self.limits)
+        check_has("a vote policy", ("rule",), "write reflux.VotePolicy(max_votes=3)", self.votes)
+        check_has("a checker", ("check",), AS_CHECKER, self.checker)
+        check_has("an overseer", ("act", "name"), AS_OVERSEER, *self.overseers)
+        check_has("a verifier", ("verify",), "see reflux.Verifier", *self.verifiers)
+        check_has("an expert", ("name", "weight"), "write reflux.Expert(name)", *self.experts)
+        check_has("a mapping of tools by name", ("values",), AS_TOOLS, self.tools)
+        check_has("a tool", ("answer",), AS_TOOL, *self.tools.values())
+        check_has("a mapping of tools by role", ("items",), AS_GRANTS, self.grants)
+        for role, tools in self.grants.items():
+            check_choice("a role of grants", role, ROLES)
+            check_has("a list of tools", ("__iter__",), AS_GRANTS, tools)
+            check_has("a tool", ("spec", "call"), AS_TOOL, *tools)
 
     @property
     def has_rules(self) -> bool:

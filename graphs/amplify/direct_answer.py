@@ -15,7 +15,7 @@ from reflux.agents.errors import EndpointError
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import CALL_SECONDS, ToolReply, guarded
 from reflux.agents.types import ChatRequest, Completion, Sampling
-from reflux.agents.verifiers import Equivalence
+from reflux.agents.verifiers import Equivalence, as_verdict
 from reflux.graphs.amplify.context import AmplifyContext, Reply
 from reflux.graphs.amplify.experts import combine_votes
 from reflux.graphs.amplify.model_calls import ModelCalls, run_tool_loop
@@ -35,6 +35,12 @@ from reflux.graphs.voting.combiners import Expert
 from reflux.graphs.voting.voting import Vote, is_truncated, next_votes, tally, winner
 
 NO_ROOM = "the token limit cut every reply before its answer began: raise --max-tokens"
+NO_ANSWER = {
+    "unanswered": "the model replied nothing",
+    "printed_call": "the reply is a tool call as text: have the endpoint read tool calls, or grant "
+    "no tools",
+}
+"""Flags of replies that are no answer, and what the user is told where no other came."""
 PLAIN = Expert("")
 """A plain copy of the agent."""
 
@@ -120,12 +126,15 @@ async def _answer_by_votes(
     chosen = winner(votes)
     if status is None:
         status = "rejected"
-        if votes and all(vote.truncated and vote.flag == "unanswered" for vote in votes):
-            status, error = "truncated", NO_ROOM
+        empty = [vote for vote in votes if vote.flag in NO_ANSWER]
+        if empty and len(empty) == len(votes):
+            cut = all(vote.truncated and vote.flag == "unanswered" for vote in votes)
+            status = "truncated" if cut else "rejected"
+            error = NO_ROOM if cut else NO_ANSWER[empty[0].flag]
         if chosen is not None and chosen.ok:
             cut = is_truncated(votes, chosen.text)
             status = accepted_status(has_check=context.has_rules, truncated=cut)
-    answer = chosen.text if chosen else None
+    answer = chosen.text if chosen and chosen.flag not in NO_ANSWER else None
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": spent}
     refused = sum(not vote.ok for vote in votes)
     detail: dict[str, Any] = {"votes": len(votes), "refused": refused, "tally": tally(votes)}
@@ -193,7 +202,7 @@ def vote_of(context: AmplifyContext, question: str, number: int, reply: Completi
     elif flag := context.flags.of(reply):
         ok = False
     else:
-        verdict = context.checker.check(question, text)
+        verdict = as_verdict(context.checker, context.checker.check(question, text))
         ok, flag = verdict.ok, verdict.rule
     return Vote(text, ok, reply.min_logprob, weight, flag, reply.truncated)
 
@@ -262,28 +271,19 @@ async def _answer_by_panel(
     number = first_vote(context, node)
     *shares, left = budget.split(len(experts) + 1)
 
-    async def ask(expert: Expert, share: Budget) -> Reply | str:
+    async def ask(expert: Expert, share: Budget) -> tuple[Vote | str, Spent]:
         if share.empty or context.spend_limit.lacks:
-            return "over budget"
+            return "over budget", NOTHING_SPENT
         try:
-            return await sample_answer(context, node, number, share, expert)
+            reply = await sample_answer(context, node, number, share, expert)
         except EndpointError as failure:
-            return str(failure)
+            return str(failure), NOTHING_SPENT
+        return vote_of(context, node.question, number, reply.completion), reply.spent
 
-    replies = await asyncio.gather(*map(ask, experts, shares))
-    votes: list[tuple[Expert, Vote]] = []
-    failures: dict[str, str] = {}
-    spent: Spent = NOTHING_SPENT
-    for expert, reply in zip(experts, replies, strict=True):
-        if isinstance(reply, str):
-            failures[expert.name] = reply
-        else:
-            votes.append((expert, vote_of(context, node.question, number, reply.completion)))
-            spent = plus(spent, reply.spent)
-    key = node.key("consensus", number)
-    outcome, detail = await combine_votes(
-        context, key, node.question, votes, failures, left=left, spent=spent
-    )
+    results = await asyncio.gather(*map(ask, experts, shares))
+    votes = list(zip(experts, (vote for vote, _ in results), strict=True))
+    spent, key = plus(*(cost for _, cost in results)), node.key("consensus", number)
+    outcome, detail = await combine_votes(context, key, node.question, votes, left, spent)
     await record_answer(context, node, outcome, detail, ("panel", "direct"))
     return outcome
 
@@ -302,7 +302,7 @@ async def _answer_by_tool(context: AmplifyContext, node: NodeRef, name: str) -> 
             node.key("tool"),
             name,
             node.question,
-            lambda: guarded(tool.answer(node.question), CALL_SECONDS),
+            lambda: guarded(lambda: tool.answer(node.question), CALL_SECONDS),
         )
     outcome: Outcome = failed_outcome(reply.text)
     if reply.ok:
@@ -320,13 +320,8 @@ async def record_answer(
     kinds: Sequence[str] = ("direct",),
 ) -> None:
     """Record a question that was answered without the overseer, and emit the event."""
-    detail: dict[str, Any] = {
-        "question": node.question,
-        "answer": outcome["answer"],
-        "status": outcome["status"],
-        "error": outcome["error"],
-        **more,
-    }
+    ending = {name: outcome[name] for name in ("answer", "status", "error")}
+    detail: dict[str, Any] = {"question": node.question, **ending, **more}
     ok, key = is_accepted(outcome["status"]), f"{node.step}.{node.retries}"
     for kind in kinds:
         await context.recorded_client.store.add_judgement(

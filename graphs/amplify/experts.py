@@ -23,9 +23,7 @@ async def combine_votes(
     context: AmplifyContext,
     key: CallKey,
     question: str,
-    votes: Sequence[tuple[Expert, Vote]],
-    failures: Mapping[str, str],
-    *,
+    replies: Sequence[tuple[Expert, Vote | str]],
     left: Budget,
     spent: Spent,
 ) -> tuple[Outcome, dict[str, Any]]:
@@ -33,10 +31,12 @@ async def combine_votes(
 
     Args:
         key: of the combiner's calls; their vote number, too.
-        failures: why each of the other experts gave no vote, by name.
+        replies: each expert's vote, or why it gave none.
         left: pays for the combiner.
         spent: what the experts spent.
     """
+    votes = [(expert, vote) for expert, vote in replies if isinstance(vote, Vote)]
+    failures = {expert.name: reason for expert, reason in replies if isinstance(reason, str)}
     answers = [ExpertAnswer(expert, vote.text, vote.ok) for expert, vote in votes]
     cut = False
 

@@ -10,7 +10,7 @@
 Implements section 8.4.1 of the AI Safety Atlas (task decomposition, error checking) and Christiano
 et al. 2018, section 2. A sub-question runs this graph one level deeper only where the overseer
 decomposes it further. Failures are values: a failed subtask returns an error record and its
-siblings go on.
+siblings continue.
 """
 
 # pyright: reportMissingTypeStubs=false
@@ -22,15 +22,16 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Send
 
-from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import reserve_of
 from reflux.agents.prompts import question_problem, redact
-from reflux.agents.types import Answer, Ask, Chain, Defer, SubQuestion, step_from_json, step_to_json
+from reflux.agents.types import Answer, Ask, Chain, Step, SubQuestion, step_from_json, step_to_json
 from reflux.graphs.amplify.chain import walk_chain
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
 from reflux.graphs.amplify.state import (
     AmplifyState,
+    NodeState,
     Outcome,
     SubResult,
     SubTask,
@@ -48,7 +49,6 @@ from reflux.graphs.traces.events import answered
 
 Ran = Runtime[AmplifyContext]
 Update = dict[str, Any]
-DEFERRED_AGAIN = "a human deferred the question again"
 
 
 def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifyState:
@@ -63,18 +63,17 @@ def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifySt
             f"checks.confirm is {confirm} and limits.attempts only {limits.attempts}: raise "
             f"limits.attempts to {confirm} or more"
         )
-    return fresh_state(
-        {
-            "question": question,
-            "question_id": question_id,
-            "path": "",
-            "depth": 0,
-            "ancestors": [],
-            "calls": limits.calls,
-            "tokens": limits.tokens,
-            "retries": context.asked_before("", question),
-        }
-    )
+    root: NodeState = {
+        "question": question,
+        "question_id": question_id,
+        "path": "",
+        "depth": 0,
+        "ancestors": [],
+        "calls": limits.calls,
+        "tokens": limits.tokens,
+        "retries": context.asked_before("", question),
+    }
+    return fresh_state(root)
 
 
 def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
@@ -99,9 +98,8 @@ def check_askable(question: str, context: AmplifyContext) -> None:
 
 async def screen(state: AmplifyState, runtime: Ran) -> Update:
     """End a question that must not be asked with a failed outcome."""
-    if (reason := screened(state, runtime.context)) is None:
-        return {}
-    return {"outcome": failed_outcome(reason)}
+    reason = screened(state, runtime.context)
+    return {} if reason is None else {"outcome": failed_outcome(reason)}
 
 
 async def oversee(state: AmplifyState, runtime: Ran) -> Update:
@@ -117,18 +115,16 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     advance: Update = {"step": state["step"] + 1, "first_step": None, "spent": spent}
     if isinstance(step, Answer):
         return {**advance, "proposal": context.normalise(step.text)}
-    if isinstance(step, Defer):
-        return {**advance, "error": DEFERRED_AGAIN}
     state = {**state, "spent": spent}
     if not _divides(step, state, context):
         return {**advance, **await _leave_to_agent(state, context)}
     if isinstance(step, Chain):
         return {**advance, **await _chained(state, context, step)}
-    return {**advance, **_ask_batch(state, context, step)}
+    return {**advance, **_ask_batch(state, context, cast(Ask, step))}
 
 
-def _divides(step: Ask | Chain, state: AmplifyState, context: AmplifyContext) -> bool:
-    has_parts = isinstance(step, Chain) or bool(step.subquestions)
+def _divides(step: Step, state: AmplifyState, context: AmplifyContext) -> bool:
+    has_parts = isinstance(step, Chain) or (isinstance(step, Ask) and bool(step.subquestions))
     return has_parts and state["depth"] < context.limits.depth
 
 
@@ -140,13 +136,14 @@ def _node(state: AmplifyState, context: AmplifyContext) -> NodeRef:
 async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -> Update:
     """Walk a chain within this graph node; its end is the overseer's answer."""
     overseer = overseer_at(context, state["attempt"])
-    result = await walk_chain(context, _node(state, context), overseer, chain, left_of(state))
-    outcome, spent = result.outcome, plus(state["spent"], result.outcome["spent"])
+    node, left = _node(state, context), left_of(state)
+    outcome, interrupted = await walk_chain(context, node, overseer, chain, left)
+    spent = plus(state["spent"], outcome["spent"])
     return {
         "proposal": outcome["answer"] if is_accepted(outcome["status"]) else None,
         "error": outcome["error"],
         "spent": spent,
-        "outcome": {**outcome, "spent": spent} if result.interrupted else None,
+        "outcome": {**outcome, "spent": spent} if interrupted else None,
     }
 
 
@@ -198,12 +195,11 @@ async def dispatch(state: AmplifyState) -> str | list[Send]:
     for index, entry in enumerate(state["batch"]):
         if index in done or any(need not in done for need in entry["needs"]):
             continue
-        answers = {need: done[need]["answer"] for need in entry["needs"]}
-        failed = [need for need, answer in answers.items() if answer is None]
-        filled = {need: answer or "" for need, answer in answers.items()}
+        failed = [need for need in entry["needs"] if done[need]["answer"] is None]
+        answers = {need: done[need]["answer"] or "" for need in entry["needs"]}
         task: SubTask = {
             "index": index,
-            "question": SubQuestion(entry["text"]).filled(filled),
+            "question": SubQuestion(entry["text"]).filled(answers),
             # `step` counts the step that asked already; its children carry that step's number.
             "path": f"{state['path']}/{state['attempt']}.{state['step'] - 1}.{index}",
             "depth": state["depth"] + 1,
@@ -268,9 +264,9 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         return await answer_directly(context, _node(state, context), left_of(state), task["to"])
     result = await take_step(state, context)
     step = result.step
-    if step is None or isinstance(step, Defer):
-        reason = result.error or ("no step" if step is None else DEFERRED_AGAIN)
-        return await _recorded(state, context, {**failed_outcome(reason), "spent": result.spent})
+    if step is None:
+        outcome: Outcome = {**failed_outcome(result.error or ""), "spent": result.spent}
+        return await _recorded(state, context, outcome)
     if isinstance(step, Answer):
         answer = context.normalise(step.text)
         return {"answer": answer, "status": "unchecked", "error": None, "spent": result.spent}
@@ -285,10 +281,7 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
 
 async def record(state: AmplifyState, runtime: Ran) -> Update:
     """Record how the question ended."""
-    outcome = state["outcome"]
-    if outcome is None:
-        raise RefluxError("the graph reached its end without an outcome; please report this")
-    await _recorded(state, listening(runtime), outcome)
+    await _recorded(state, listening(runtime), cast(Outcome, state["outcome"]))
     return {}
 
 

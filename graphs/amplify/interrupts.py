@@ -1,7 +1,7 @@
 """A question can wait for a human, for days and through restarts.
 
 The checkpoint holds only what is pending. Finished calls stand in the call log, so a question that
-goes on repeats none of them. Checkpoints are an SQLite file in JSON: a pickle would run its code.
+resumes repeats none of them. Checkpoints are an SQLite file in JSON: a pickle would run its code.
 """
 
 # pyright: reportMissingTypeStubs=false
@@ -18,14 +18,16 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.types import Command
 
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.overseers.protocol import validate_step
 from reflux.agents.types import Ask, step_from_json
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.graph import begin, build_graph
-from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.state import Outcome, exchange_error
 from reflux.graphs.amplify.steps import approved
 from reflux.graphs.traces.database import RESTORE, from_sqlite_error
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.tree import find_failure, last_call_id
 
 
 def with_spend_limit(context: AmplifyContext) -> AmplifyContext:
@@ -79,11 +81,41 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class RunProgress:
-    """How far a question came: to its outcome, or to the humans that have to reply first."""
+class Answered:
+    """How far a question came."""
 
+    trajectory: str
     outcome: Outcome | None
+    """None while a human has to reply first."""
     pending: Sequence[Pending] = ()
+    failure: EndpointError | None = None
+    """Of a question without an accepted answer: the call that got no reply this time."""
+
+    def check_endpoint(self) -> "Answered":
+        """Return self; an endpoint that is down must not look like an agent that fails.
+
+        Raises:
+            EndpointError: the question failed with its last call.
+        """
+        failed = self.outcome is not None and self.outcome["status"] == "failed"
+        if failed and self.failure is not None and self.failure.is_last:
+            raise self.failure
+        return self
+
+
+def how_far(
+    store: TraceStore,
+    question_id: str,
+    outcome: Outcome | None,
+    after: int,
+    interrupts: Sequence[Any] = (),
+) -> Answered:
+    """How far a question came, with the failure of its calls `after` a call's number."""
+    failed = outcome is not None and exchange_error(outcome) is not None
+    failure = find_failure(store, question_id, after) if failed else None
+    pending = [Pending(i.id, i.value["path"], i.value["form"]) for i in interrupts]
+    pending.sort(key=lambda each: (each.path, each.id))
+    return Answered(question_id, outcome, tuple(pending), failure)
 
 
 class InterruptibleRun:
@@ -92,39 +124,43 @@ class InterruptibleRun:
     def __init__(self, context: AmplifyContext, saver: BaseCheckpointSaver[Any]) -> None:
         self.context = context
         self._graph = cast(Any, build_graph()).compile(checkpointer=saver)
+        self._store = context.recorded_client.store
+        self._after = last_call_id(self._store)
 
-    async def ask(self, question: str, question_id: str) -> RunProgress:
-        """Begin a question; one that has begun goes on instead."""
+    async def ask(self, question: str, question_id: str) -> Answered:
+        """Begin a question; one that has begun resumes instead."""
         if (await self._state(question_id)).values:
             return await self.look(question_id)
         return await self._run(question_id, begin(question, question_id, self.context))
 
-    async def look(self, question_id: str) -> RunProgress:
-        """How far a question is; one that a crash stopped goes on.
+    async def look(self, question_id: str) -> Answered:
+        """How far a question is; one that a crash stopped resumes.
 
         Raises:
             UsageError: it has not begun.
         """
         state = await self._state(question_id)
         if not state.values:
-            raise UsageError(f"there is no question {question_id!r} to go on with; ask it first")
+            raise UsageError(f"there is no question {question_id!r} to resume; ask it first")
         if state.next and not state.interrupts:
             return await self._run(question_id, None)
-        return RunProgress(state.values.get("outcome"), _pending(state.interrupts))
+        outcome = state.values.get("outcome")
+        return how_far(self._store, question_id, outcome, self._after, state.interrupts)
 
     async def pending(self, question_id: str) -> Sequence[Pending]:
         """The steps of a question that wait for humans. Nothing runs, nothing is spent."""
-        return _pending((await self._state(question_id)).interrupts)
+        state = await self._state(question_id)
+        return how_far(self._store, question_id, None, 0, state.interrupts).pending
 
-    async def reply(self, question_id: str, replies: Mapping[str, Any]) -> RunProgress:
-        """Answer some of what is pending, by id, in any order; the rest goes on waiting.
+    async def reply(self, question_id: str, replies: Mapping[str, Any]) -> Answered:
+        """Answer some of what is pending, by id, in any order; the rest keeps waiting.
 
         A reply is a step as JSON: `{"kind": "answer", "text": ...}`, `{"kind": "ask",
         "subquestions": [{"text": ..., "needs": []}]}`, or `{"kind": "approve"}` if the form holds
         a proposal.
 
         Raises:
-            UsageError: nothing waits under an id, or a reply is no valid step; all go on waiting.
+            UsageError: nothing waits under an id, or a reply is not a valid step; all keep waiting.
         """
         pending = {each.id: each for each in (await self.look(question_id)).pending}
         if unknown := sorted(set(replies) - set(pending)):
@@ -134,17 +170,17 @@ class InterruptibleRun:
             _check_reply(pending[id], reply)
         return await self._run(question_id, Command(resume=dict(replies)))
 
-    async def _run(self, question_id: str, put: Any) -> RunProgress:
+    async def _run(self, question_id: str, put: Any) -> Answered:
         context = with_spend_limit(self.context)
         columns = "SELECT run, round, system FROM questions WHERE id=?"
         # No row where the store does not hold the question.
-        origin = dict(next(context.recorded_client.store.select(columns, (question_id,)), ()))
+        origin = dict(next(self._store.select(columns, (question_id,)), ()))
         config = _config(question_id) | {"recursion_limit": recursion_limit(context)}
         with context.recorded_client.spans.run(question_id, origin) as span:
             state = await self._graph.ainvoke(put, config, context=context)
-            outcome = state.get("outcome")
+            outcome, waiting = state.get("outcome"), state.get("__interrupt__", ())
             span.ended(outcome["status"] if outcome else "waiting")
-        return RunProgress(outcome, _pending(state.get("__interrupt__", ())))
+        return how_far(self._store, question_id, outcome, self._after, waiting)
 
     async def _state(self, question_id: str) -> Any:
         return await self._graph.aget_state(_config(question_id))
@@ -158,7 +194,7 @@ def _check_reply(pending: Pending, reply: Any) -> None:
     """Check a reply before the graph takes it: an invalid one would be used up with its question.
 
     Raises:
-        UsageError: it is no step, or none that is possible here.
+        UsageError: it is not a step, or not one that is possible here.
     """
     try:
         if reply.get("kind") == "approve" and "proposal" not in pending.form:
@@ -168,7 +204,7 @@ def _check_reply(pending: Pending, reply: Any) -> None:
         step = validate_step(step_from_json(approved(reply, pending.form)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"the reply to {pending.id} is no step ({type(error).__name__}: {error}); write "
+            f"the reply to {pending.id} is not a step ({type(error).__name__}: {error}); write "
             '{"kind": "answer", "text": "..."} or {"kind": "ask", "subquestions": [{"text": "...", '
             '"needs": []}]}'
         ) from error
@@ -176,11 +212,6 @@ def _check_reply(pending: Pending, reply: Any) -> None:
         raise UsageError(
             f"{pending.id} lies as deep as sub-questions go (limits.depth): answer it, or pass"
         )
-
-
-def _pending(interrupts: Sequence[Any]) -> tuple[Pending, ...]:
-    pending = (Pending(i.id, i.value["path"], i.value["form"]) for i in interrupts)
-    return tuple(sorted(pending, key=lambda each: (each.path, each.id)))
 
 
 @asynccontextmanager

@@ -1,8 +1,8 @@
 """The model calls of one step, check or comparison: recorded, charged, and with granted tools.
 
-With tools the model may ask for tool calls, read their replies, and go on until it answers or its
-turns end (AI Safety Atlas 8.4.1, assistants). Each model call and each tool call is a row of the
-call log.
+With tools the model may ask for tool calls, read their replies, and continue until it answers or
+its turns end (AI Safety Atlas 8.4.1, assistants). Each model call and each tool call is a row of
+the call log.
 """
 
 import json
@@ -116,11 +116,7 @@ class ModelCalls:
         return self.limit.minus(self.spent["calls"], self.spent["tokens"])
 
     async def complete(self, request: ChatRequest) -> Completion:
-        """Make one call; a retry of the question uses other seeds.
-
-        Raises:
-            EndpointError: no reply after every retry, or no budget is left for the call.
-        """
+        """Make one call; a retry of the question uses other seeds."""
         budget = self.budget
         if (lacking := self.amplify.spend_limit.lacks) is not None:
             raise EndpointError(f"no {lacking} left for this step: raise limits.{lacking}")

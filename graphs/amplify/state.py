@@ -4,7 +4,7 @@ Everything is of plain JSON types, so any checkpointer can store it.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 from reflux.agents.budget import Budget
 
@@ -148,29 +148,11 @@ class AmplifyState(NodeState):
 
 def fresh_state(node: NodeState) -> AmplifyState:
     """The state of a question before its first step."""
-    return {
-        "question": node["question"],
-        "question_id": node["question_id"],
-        "path": node["path"],
-        "depth": node["depth"],
-        "ancestors": node["ancestors"],
-        "calls": node["calls"],
-        "tokens": node["tokens"],
-        "retries": node["retries"],
-        "spent": NOTHING_SPENT,
-        "attempt": 0,
-        "step": 0,
-        "transcript": [],
-        "first_step": None,
-        "batch": [],
-        "results": [],
-        "proposal": None,
-        "truncated": False,
-        "error": None,
-        "proposals": [],
-        "passed": [],
-        "outcome": None,
-    }
+    state = {name: value for name, value in node.items() if name in NodeState.__annotations__}
+    state |= dict.fromkeys(("first_step", "proposal", "error", "outcome"))
+    state |= {name: [] for name in ("transcript", "batch", "results", "proposals", "passed")}
+    state |= {"spent": NOTHING_SPENT, "attempt": 0, "step": 0, "truncated": False}
+    return cast(AmplifyState, state)
 
 
 def left_of(state: AmplifyState) -> Budget:

@@ -107,6 +107,8 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
         reason = f"the overseer failed: {type(failure).__name__}: {failure}"
         return StepResult(None, step_context.spent, reason)
     context.emit({"event": "step", "path": state["path"], "step": step_to_json(step)})
+    if isinstance(step, Defer):
+        return StepResult(None, step_context.spent, "a human deferred the question again")
     return StepResult(step, step_context.spent)
 
 

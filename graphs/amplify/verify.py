@@ -4,13 +4,14 @@ earlier attempts where several must agree."""
 # pyright: reportMissingTypeStubs=false
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from langgraph.runtime import Runtime
 
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import Exchange
-from reflux.agents.verifiers import Verdict
+from reflux.agents.verifiers import Verdict, as_verdict
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import (
@@ -20,6 +21,7 @@ from reflux.graphs.amplify.state import (
     Status,
     accepted_status,
     best_proposal,
+    fresh_state,
     left_of,
     plus,
 )
@@ -42,19 +44,22 @@ async def judged(
 
     A verifier that cannot be asked, or raises, refuses the answer.
     """
-    verdict = context.checker.check(question, answer)
+    verdict = as_verdict(context.checker, context.checker.check(question, answer))
     for verifier in context.verifiers:
         if not verdict.ok:
             break
         try:
             result = await verifier.verify(calls, question, answer, transcript)
-            verdict = Verdict(result.ok, result.rule)  # Fails here on any other type.
+            untested, verdict = verdict.reason, as_verdict(verifier, result)
+            reasons = "; ".join(filter(None, (untested, verdict.reason)))
+            verdict = replace(verdict, reason=reasons)
         except EndpointError as error:
             verdict = Verdict(False, UNEXAMINED, str(error))
         except RefluxError:
             raise
         except Exception as failure:  # noqa: BLE001 - a verifier is user code
-            verdict = Verdict(False, f"{type(verifier).__name__} raised {type(failure).__name__}")
+            rule = f"{type(verifier).__name__} raised {type(failure).__name__}"
+            verdict = Verdict(False, rule, str(failure))
     return verdict, calls.spent if context.verifiers else NOTHING_SPENT
 
 
@@ -63,57 +68,51 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
     if state["outcome"] is not None:
         return {}  # An endpoint failure interrupted a chain.
     context = listening(runtime)
-    proposal, passed = state["proposal"], state["passed"]
-    spent, rule, reason, ok = state["spent"], "no_answer", "", False
+    proposal, passed, spent = state["proposal"], state["passed"], state["spent"]
+    by_human, verdict = context.checks.by_human(state["attempt"]), Verdict(False, "no_answer")
     status: Status
     if proposal is not None:
-        by_human, verdict = context.checks.by_human(state["attempt"]), Verdict(True)
-        if not by_human:
-            key, number = step_key(state), retry_index(state, context)
+        key, number = step_key(state), retry_index(state, context)
+        if by_human:
+            verdict = Verdict(True)
+        else:
             calls = ModelCalls(context, key, number, left_of(state), "overseer.ask.check")
             transcript = [Exchange(**exchange) for exchange in state["transcript"]]
             verdict, cost = await judged(context, calls, state["question"], proposal, transcript)
             spent = plus(spent, cost)
-        ok, rule, reason = verdict.ok, verdict.rule, verdict.reason
-        if by_human or context.has_check:
+        if has_check := by_human or context.has_check:
+            detail = {"answer": proposal, "rule": "" if verdict.ok else verdict.rule}
+            detail |= {"reason": verdict.reason} if verdict.reason else {}
             await context.recorded_client.store.add_judgement(
-                state["question_id"],
-                state["path"],
-                "check",
-                ok,
-                {"answer": proposal, "rule": "" if ok else rule},
-                key=str(retry_index(state, context)),
+                key.question, key.path, "check", verdict.ok, detail, key=str(number)
             )
-        if ok and (by_human or context.checks.confirmed(passed, proposal)):
-            status = accepted_status(
-                has_check=by_human or context.has_check, truncated=state["truncated"]
-            )
-            return {
-                "outcome": {"answer": proposal, "status": status, "error": None, "spent": spent}
-            }
-    if ok and proposal is not None:
-        passed, rule = [*passed, proposal], UNCONFIRMED
-    proposals = state["proposals"] + ([proposal] if proposal is not None and not ok else [])
-    used_up = spent["calls"] >= state["calls"] or spent["tokens"] >= state["tokens"]
-    lacking = context.spend_limit.lacks
-    if used_up:
+        if verdict.ok and (by_human or context.checks.confirmed(passed, proposal)):
+            status = accepted_status(has_check=has_check, truncated=state["truncated"])
+            ended = {"answer": proposal, "status": status, "error": None, "spent": spent}
+            return {"outcome": ended}
+        if verdict.ok:
+            passed, verdict = [*passed, proposal], Verdict(True, UNCONFIRMED)
+    failed = [] if proposal is None or verdict.ok else [proposal]
+    proposals = state["proposals"] + failed
+    lacking, rule = context.spend_limit.lacks, verdict.rule
+    if left_of({**state, "spent": spent}).empty:
         lacking = "calls" if spent["calls"] >= state["calls"] else "tokens"
-    if lacking or state["attempt"] + 1 >= context.limits.attempts:
+    no_room = proposal is None and state["truncated"]  # Another attempt has no more.
+    if lacking or no_room or state["attempt"] + 1 >= context.limits.attempts:
         best = best_proposal(passed or proposals)
         refused = best is not None and rule != UNEXAMINED  # An outage says nothing of an answer.
         status = "over_budget" if lacking else "rejected" if refused else "failed"
+        status = "truncated" if no_room and not lacking else status
         short = f"no {lacking} left" if lacking and proposal is None else None
-        unexamined = f"the answer could not be verified: {reason}" if reason else None
-        error = state["error"] or short or unexamined or f"the check {rule!r} failed"
+        failure = f"the check {rule!r} failed" + (f": {verdict.reason}" if verdict.reason else "")
+        if rule == UNEXAMINED:
+            failure = f"the answer could not be verified: {verdict.reason}"
+        error = state["error"] or short or failure
         return {"outcome": {"answer": best, "status": status, "error": error, "spent": spent}}
     context.emit({"event": "retry", "path": state["path"], "rule": rule, "error": state["error"]})
     return {
+        **fresh_state(state),
         "attempt": state["attempt"] + 1,
-        "step": 0,
-        "transcript": [],
-        "proposal": None,
-        "truncated": False,
-        "error": None,
         "proposals": proposals,
         "passed": passed,
         "spent": spent,

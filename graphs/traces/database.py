@@ -77,16 +77,25 @@ RESTORE = "restore it, or name another --run"
 
 def from_sqlite_error(path: Path, error: sqlite3.Error, damaged: str = RESTORE) -> RefluxError:
     """The error to raise; `damaged` is the remedy for a damaged database."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # Higher bits are a finer cause.
+    code = _code(error)
     if code in FULL:
         return RefluxError(f"{path} cannot be written: {error}; {NO_SPACE}")
-    if code in CLOSED:
+    if is_closed(error):
         return UsageError(f"{path} cannot be opened: {error}; {NO_ACCESS}")
     if code in BUSY:
         return RefluxError(
             f"another process holds {path}: {error}; wait for it to end, then repeat the command"
         )
     return UsageError(f"{path} is not a whole database: {error}; {damaged}")
+
+
+def is_closed(error: sqlite3.Error) -> bool:
+    """Whether the file or its folder must not be written."""
+    return _code(error) in CLOSED
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # Higher bits are a finer cause.
 
 
 class Rows:
@@ -111,6 +120,25 @@ class Rows:
             raise from_sqlite_error(self.path, error) from error
 
 
+def read_only(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing, not even beside the file.
+
+    Raises:
+        sqlite3.Error: the file is damaged or unreadable.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, timeout=30, check_same_thread=False)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master")
+    except sqlite3.Error as error:
+        connection.close()
+        if not is_closed(error):
+            raise
+        # A read-only folder, in which SQLite cannot share memory with a writer: there is none.
+        connection = sqlite3.connect(f"{uri}&immutable=1", uri=True, check_same_thread=False)
+    return connection
+
+
 @contextmanager
 def reading(path: Path) -> Generator[Rows]:
     """A read-only connection for the length of a block, in any thread.
@@ -119,7 +147,7 @@ def reading(path: Path) -> Generator[Rows]:
         UsageError: the file is damaged or unreadable.
     """
     try:
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
+        database = read_only(path)
     except sqlite3.Error as error:
         raise from_sqlite_error(path, error) from error
     with closing(database):
@@ -182,7 +210,8 @@ class Writer:
         connection.close()
 
     def _commit(self, connection: sqlite3.Connection, batch: Sequence["_Row"]) -> None:
-        """Insert a batch and commit it; a row that fails doesn't affect the others."""
+        """Insert a batch, commit it and resolve its futures; a row that fails doesn't affect the
+        others."""
         failures: dict[int, Exception] = {}
 
         def roll_back(count: int, error: sqlite3.Error) -> None:
@@ -207,7 +236,13 @@ class Writer:
             connection.commit()
         except sqlite3.Error as error:
             roll_back(len(batch), error)
-        _resolve_all(batch, failures)
+        # One wake-up for each event loop: waking one is expensive.
+        loops: defaultdict[asyncio.AbstractEventLoop, list[_Resolved]] = defaultdict(list)
+        for index, row in enumerate(batch):
+            loops[row.done.get_loop()].append((row.done, failures.get(index)))
+        for loop, resolved in loops.items():
+            with suppress(RuntimeError):  # The loop is closed: nothing waits any more.
+                loop.call_soon_threadsafe(_resolve, resolved)
 
 
 class _Row(NamedTuple):
@@ -219,21 +254,7 @@ class _Row(NamedTuple):
 _Resolved = tuple[asyncio.Future[None], Exception | None]
 
 
-def _resolve_all(batch: Sequence[_Row], failures: Mapping[int, Exception]) -> None:
-    """Resolve the futures, with one wake-up for each event loop: waking one is expensive."""
-    loops: defaultdict[asyncio.AbstractEventLoop, list[_Resolved]] = defaultdict(list)
-    for index, row in enumerate(batch):
-        loops[row.done.get_loop()].append((row.done, failures.get(index)))
-    for loop, resolved in loops.items():
-        with suppress(RuntimeError):  # The loop is closed: nothing waits any more.
-            loop.call_soon_threadsafe(_resolve, resolved)
-
-
 def _resolve(resolved: Sequence[_Resolved]) -> None:
     for done, error in resolved:
-        if done.cancelled():
-            continue
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
+        if not done.cancelled():
+            done.set_exception(error) if error else done.set_result(None)

@@ -85,7 +85,7 @@ def completion_of(row: sqlite3.Row) -> Completion:
             TokenLogprob(token, logprob, tuple((t, p) for t, p in top))
             for token, logprob, top in logprobs
         ),
-        retries=tuple(json.loads(row["retries"])) if row["retries"] else (),
+        retries=tuple(json.loads(row["retries"] or "[]")),
         cached=bool(row["cached"]),
         tool_calls=tuple(ToolCall(*call) for call in json.loads(row["tool_calls"] or "[]")),
         reasoning=row["reasoning"] or "",
@@ -324,23 +324,17 @@ class RecordedClient:
         """
         step = redacted_step(step)
         text = json.dumps(step_to_json(step))
-        if self._taken(key, overseer, text):
-            return step
-        columns = {"kind": "script", "model": overseer, "request_digest": shown}
-        try:
-            await self.store.add_call(key, columns | row_of(Completion(text)))
-        except ReplayError:
-            if not self._taken(key, overseer, text):
-                raise
-        return step
-
-    def _taken(self, key: CallKey, overseer: str, text: str) -> bool:
-        """True where the log holds this step."""
         if (row := self.store.find_call(key)) is None:
-            return False
+            columns = {"kind": "script", "model": overseer, "request_digest": shown}
+            try:
+                await self.store.add_call(key, columns | row_of(Completion(text)))
+                return step
+            except ReplayError:  # Another process recorded it first.
+                if (row := self.store.find_call(key)) is None:
+                    raise
         if row["completion"] != text:
             raise ReplayError(
                 f"{overseer} took another step at {key} than the log holds; an overseer must "
                 "be deterministic, or its step must come from the log; use a new --run"
             )
-        return True
+        return step

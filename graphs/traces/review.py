@@ -60,7 +60,7 @@ class Item:
 
 
 AGAIN = "(v.kind = 'override' AND v.detail ->> 'answer' IS NULL)"
-"""SQL: a human had a node asked again, which is no verdict on its new answer."""
+"""SQL: a human had a node asked again, which is not a verdict on its new answer."""
 FIRST = "substr(j.question, 1, instr(j.question || '~', '~') - 1)"
 ITEMS = """
 SELECT j.id AS at, j.question AS trajectory, j.path, j.kind, j.ok, j.detail,
@@ -83,8 +83,19 @@ j.kind = 'deferred' AND NOT EXISTS (SELECT 1 FROM calls c
   AND c.step = j.detail ->> 'step' AND c.attempt = j.detail ->> 'attempt' AND c.error IS NULL)
 """
 IN_DISPUTE = DISPUTED.replace("kind", "j.kind").replace("detail", "j.detail")
+AUDITED = f"""
+j.id % {AUDIT_BLOCK} = (j.id / {AUDIT_BLOCK} * 2654435761 % 4294967296 >> 8) % {AUDIT_BLOCK}
+AND j.kind IN ('direct', 'outcome') AND j.ok = 1 AND ({IN_DISPUTE}) IS NOT TRUE
+"""
+"""One pseudo-random id of each block, the same on every machine (Knuth 6.4)."""
+KINDS: dict[Why, tuple[str, str, str]] = {
+    "escalated": ("INDEXED BY deferred", "kind = 'deferred'", WAITING),
+    "disputed": ("INDEXED BY disputed", DISPUTED, IN_DISPUTE),
+    "audit": ("", "id > 0", AUDITED),
+}
+"""SQL of the index, of the judgements that a page scans, and of those that it holds."""
 WINDOW = f"""
-SELECT min(id) FROM (SELECT id FROM judgements INDEXED BY {{index}} WHERE {{which}}
+SELECT min(id) FROM (SELECT id FROM judgements {{by}} WHERE {{scanned}}
   AND id < :before ORDER BY id DESC LIMIT {MAX_SCANNED})
 """  # noqa: S608
 
@@ -97,17 +108,12 @@ def page(
     A page that isn't the last may hold fewer than `limit` items: it scans at most `MAX_SCANNED`
     judgements.
     """
-    start = 2**62 if before is None else before
-    if why == "audit":
-        return _audit(store, limit, start)
-    index = "deferred" if why == "escalated" else "disputed"
-    bare = "kind = 'deferred'" if why == "escalated" else DISPUTED
-    window = WINDOW.format(index=index, which=bare)
-    (row,) = store.select(window, {"before": start})
-    if (first := row[0]) is None:
+    by, scanned, which = KINDS[why]
+    window, start = WINDOW.format(by=by, scanned=scanned), 2**62 if before is None else before
+    ((first,),) = store.select(window, {"before": start})
+    if first is None:
         return [], None
-    which = WAITING if why == "escalated" else IN_DISPUTE
-    sql = QUEUED.format(by=f"INDEXED BY {index}", which=which)
+    sql = QUEUED.format(by=by, which=which)
     sql += " AND j.id < :before AND j.id >= :first ORDER BY j.id DESC"
     items: dict[str, Item] = {}
     for row in store.select(sql, {"before": start, "first": first}):
@@ -115,8 +121,8 @@ def page(
         items.setdefault(item.id, item)
         if len(items) == limit:
             return list(items.values()), item.at
-    (more,) = store.select(window, {"before": first})
-    return list(items.values()), None if more[0] is None else first
+    ((more,),) = store.select(window, {"before": first})
+    return list(items.values()), None if more is None else first
 
 
 def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> list[Item]:
@@ -131,32 +137,6 @@ def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> lis
             if start is None:
                 break
     return list(items.values())
-
-
-def _audit(store: Rows, limit: int, start: int) -> tuple[list[Item], int | None]:
-    """One judgement of each block, the same at every call."""
-    (row,) = store.select("SELECT max(id) FROM judgements")
-    last = min(start - 1, row[0] or 0)
-    sql = QUEUED.format(
-        by="", which=f"j.kind IN ('direct', 'outcome') AND ({IN_DISPUTE}) IS NOT TRUE"
-    )
-    sql += " AND j.ok = 1 AND j.id IN (SELECT value FROM json_each(?)) ORDER BY j.id DESC"
-    items: list[Item] = []
-    for block in range(last // AUDIT_BLOCK, -1, -limit):
-        blocks = range(block, max(-1, block - limit), -1)
-        ids = [id for id in map(_drawn, blocks) if id <= last]
-        for row in store.select(sql, (json.dumps(ids),)):
-            items.append(_item(row, "audit"))
-            if len(items) == limit:
-                return items, items[-1].at
-        if (last // AUDIT_BLOCK - block) * AUDIT_BLOCK > MAX_SCANNED * 10:
-            return items, max(0, block - limit) * AUDIT_BLOCK
-    return items, None
-
-
-def _drawn(block: int) -> int:
-    """A pseudo-random id of a block, the same on every machine (Knuth 6.4)."""
-    return block * AUDIT_BLOCK + (block * 2_654_435_761 % 2**32 >> 8) % AUDIT_BLOCK
 
 
 def _item(row: Any, why: Why) -> Item:

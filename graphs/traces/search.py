@@ -112,27 +112,22 @@ def node_record(
     """
     key = (question, node)
     with reading(path) as store:
-        root = next(store.select("SELECT * FROM questions WHERE id = ?", (question,)), None)
+        root = next(store.select(ROOT, (question,)), None)
         if root is None:
             raise UsageError(
                 f"no trajectory has the id {question[:80]!r}; `reflux traces list` shows the ids"
             )
-        rows = list(store.select(CALLS, key))
-        judgements = [
-            {
-                **dict(row),
-                "ok": None if row["ok"] is None else bool(row["ok"]),
-                "detail": json.loads(row["detail"]),
-            }
-            for row in store.select(JUDGEMENTS, key)
-        ]
+        calls = [_call(row, prices) for row in store.select(CALLS, key)]
+        judgements = [dict(row) for row in store.select(JUDGEMENTS, key)]
         ((count,),) = store.select("SELECT count(*) FROM calls WHERE question=? AND path=?", key)
-    calls = [_call(row, prices) for row in rows]
+    for row in judgements:
+        row["ok"] = None if row["ok"] is None else bool(row["ok"])
+        row["detail"] = json.loads(row["detail"])
     costs = [call["cost"] for call in calls if call["kind"] == "model"]
     return {
         "trajectory": question,
         "path": node,
-        **{name: root[name] for name in ("run", "round", "system", "split", "created")},
+        **dict(root),
         "calls": calls,
         "calls_made": count,
         "cost": None if None in costs else sum(costs),
@@ -140,21 +135,22 @@ def node_record(
     }
 
 
-CALLS = f"SELECT * FROM calls WHERE question=? AND path=? ORDER BY id LIMIT {MAX_ROWS}"  # noqa: S608
+ROOT = "SELECT run, round, system, split, created FROM questions WHERE id = ?"
+CALLS = f"""
+SELECT id, role, step, attempt, vote, kind, model, completion, finish_reason, prompt_tokens,
+  completion_tokens, seconds, error, messages, logprobs, tool_calls, sampling, cached
+FROM calls WHERE question=? AND path=? ORDER BY id LIMIT {MAX_ROWS}
+"""  # noqa: S608
 JUDGEMENTS = f"""
 SELECT kind, ok, detail, author, created FROM judgements
 WHERE question=? AND path=? AND kind != 'how' ORDER BY id LIMIT {MAX_ROWS}
 """  # noqa: S608
-COLUMNS = (
-    "id", "role", "step", "attempt", "vote", "kind", "model", "completion", "finish_reason",
-    "prompt_tokens", "completion_tokens", "seconds", "error",
-)  # fmt: skip
 
 
 def _call(row: sqlite3.Row, prices: Mapping[str, Price]) -> dict[str, Any]:
     price = prices.get(row["model"])
     return {
-        **{name: row[name] for name in COLUMNS},
+        **dict(row),
         "messages": _messages(row["messages"]),
         "logprobs": json.loads(row["logprobs"] or "[]"),
         "tool_calls": json.loads(row["tool_calls"] or "[]"),

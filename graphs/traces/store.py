@@ -10,6 +10,8 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from reflux.graphs.traces.database import (
     Rows,
     Writer,
     from_sqlite_error,
+    is_closed,
+    read_only,
 )
 from reflux.graphs.voting.voting import Vote
 
@@ -33,19 +37,10 @@ FROM questions q JOIN judgements j ON j.id = {ROOT_ENDED}
 """  # noqa: S608 - the part is a constant of ours
 """Questions that have ended, with the judgement that states how."""
 
-LAST_LINK = """
-SELECT * FROM links WHERE question=:question AND path=:path AND attempt=:attempt AND number = (
-  SELECT max(number) FROM links WHERE question=:question AND path=:path AND attempt=:attempt)
-ORDER BY batch
-"""
 COPY_LINKS = """
 INSERT OR IGNORE INTO links
 SELECT ?, path, attempt, number, batch, asked, votes, answer, calls, tokens, created FROM links
 WHERE question=? AND path=? AND attempt=?
-"""
-DISPUTED_LINKS = """
-SELECT count(DISTINCT number) FROM links
-WHERE question=:question AND path=:path AND attempt=:attempt AND votes LIKE '[[%'
 """
 CHAINS = """
 SELECT l.path, l.attempt, count(DISTINCT l.number) AS links, sum(l.calls) AS calls,
@@ -59,8 +54,9 @@ LINKS = """
 SELECT path, attempt, number, batch, asked, votes, answer FROM links
 WHERE question = ? AND path = ? AND attempt = ? AND number >= ? ORDER BY number, batch
 """
-SPENT_ON_LINKS = """
-SELECT coalesce(sum(calls), 0), coalesce(sum(tokens), 0) FROM links
+CHAIN_SO_FAR = """
+SELECT coalesce(sum(calls), 0) AS calls, coalesce(sum(tokens), 0) AS tokens, max(number) AS last,
+  count(DISTINCT CASE WHEN votes LIKE '[[%' THEN number END) AS disputed FROM links
 WHERE question=:question AND path=:path AND attempt=:attempt
 """
 
@@ -92,50 +88,54 @@ class TraceStore(Rows):
     """The trajectories of one run folder. Reads are direct; one thread writes."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create.
+        """Open or create. A file that must not be written can be read; `add_…` refuses.
 
         Raises:
-            UsageError: written by another version, not a trace file, or not writable.
+            UsageError: written by another version, not a trace file, or not readable.
             RefluxError: the disk is full.
         """
         self.path = path
+        connect = self._connect
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            super().__init__(path, self._connect())
+            try:
+                self._open(connect(), writable=True)
+            except sqlite3.Error as error:
+                if not is_closed(error) or not path.is_file():
+                    raise
+                connect = partial(read_only, path)
+                self._open(connect(), writable=False)
+            self._writer = Writer(path, connect())
         except OSError as error:
             raise from_os_error(error) from error
         except sqlite3.Error as error:
             raise from_sqlite_error(path, error) from error
-        try:
-            self._prepare()
-        except BaseException:
-            self.connection.close()
-            raise
         self._closed = False
-        self._writer = Writer(path, self._connect())
 
-    def _prepare(self) -> None:
+    def _open(self, connection: sqlite3.Connection, writable: bool) -> None:
         """Create the tables of a new file; an existing file must be of this version."""
+        super().__init__(self.path, connection)
         try:
-            tables = {row[0] for row in self.connection.execute("SELECT name FROM sqlite_master")}
+            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
             if tables and "meta" not in tables:
                 raise UsageError(f"{self.path} is not a trace file; name another --run")
             if tables:
                 self._check_version()
-            self.connection.execute("PRAGMA journal_mode=WAL")
-            self.connection.executescript(SCHEMA + INDEXES)
-            columns = {row[1] for row in self.connection.execute("PRAGMA table_info(calls)")}
-            for column in ADDED:
-                if column not in columns:
-                    self.connection.execute(f"ALTER TABLE calls ADD COLUMN {column} TEXT")
-            self.connection.execute(
-                "INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),)
-            )
-            self.connection.commit()
+            if writable:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.executescript(SCHEMA + INDEXES)
+                columns = {row[1] for row in connection.execute("PRAGMA table_info(calls)")}
+                for column in ADDED:
+                    if column not in columns:
+                        connection.execute(f"ALTER TABLE calls ADD COLUMN {column} TEXT")
+                version = ("schema_version", str(SCHEMA_VERSION))
+                connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", version)
+                connection.commit()
             self._check_version()
-            self.connection.execute(ROOTS)
-        except sqlite3.Error as error:
-            raise from_sqlite_error(self.path, error) from error
+            connection.execute(ROOTS)
+        except BaseException:
+            connection.close()
+            raise
 
     def _check_version(self) -> None:
         for (version,) in self.select("SELECT value FROM meta WHERE key='schema_version'"):
@@ -179,19 +179,14 @@ class TraceStore(Rows):
         """Copy the links of a chain to another, in one commit."""
         await self._put(COPY_LINKS, (target.question, *vars(source).values()))
 
-    def last_link(self, key: LinkKey) -> list[sqlite3.Row]:
-        """The batches of votes on the last link that has begun, in order."""
-        return list(self.select(LAST_LINK, vars(key)))
+    def chain_so_far(self, key: LinkKey) -> sqlite3.Row:
+        """`calls` and `tokens` of a chain, the number of its `last` link, None before the first,
+        and how many links are `disputed`: their votes disagreed, or one was refused."""
+        return next(self.select(CHAIN_SO_FAR, vars(key)))
 
-    def spent_on_links(self, key: LinkKey) -> tuple[int, int]:
-        """Calls and tokens of a chain so far."""
-        ((calls, tokens),) = self.select(SPENT_ON_LINKS, vars(key))
-        return calls, tokens
-
-    def disputed_links(self, key: LinkKey) -> int:
-        """The number of links whose votes disagreed, or of which one was refused."""
-        ((links,),) = self.select(DISPUTED_LINKS, vars(key))
-        return links
+    def batches(self, key: LinkKey, begin: int) -> Iterator[sqlite3.Row]:
+        """The batches of votes on the links of a chain from number `begin` on, in order."""
+        return self.select(LINKS, (*vars(key).values(), begin))
 
     async def add_judgement(
         self,
@@ -274,17 +269,11 @@ def links(
     store: Rows, question: str, path: str = "", attempt: int = 0, begin: int = 0
 ) -> Iterator[Link]:
     """The links of one chain from number `begin` on, in constant memory."""
-    link: Link | None = None
-    for row in store.select(LINKS, (question, path, attempt, begin)):
-        text, earlier = row["asked"], ()
-        if link is not None and row["batch"]:
-            text, earlier = link.question, link.votes
-        elif link is not None:
-            yield link
-        votes = earlier + tuple((answer, ok) for answer, ok, _ in read_votes(row["votes"]))
-        link = Link(row["number"], text, votes, row["answer"])
-    if link is not None:
-        yield link
+    rows = store.select(LINKS, (question, path, attempt, begin))
+    for number, group in groupby(rows, key=lambda row: row["number"]):
+        batches = list(group)
+        votes = tuple((text, ok) for row in batches for text, ok, _ in read_votes(row["votes"]))
+        yield Link(number, batches[0]["asked"], votes, batches[-1]["answer"])
 
 
 def write_votes(votes: Sequence[Vote]) -> str:

@@ -23,7 +23,6 @@ import re
 from collections.abc import Mapping
 from contextvars import Token
 from functools import cache
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -32,7 +31,7 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode
 
-from reflux.agents.errors import EndpointError, MissingError, UsageError
+from reflux.agents.errors import EndpointError, MissingError, UsageError, pip_install
 from reflux.agents.tools.protocol import ToolReply
 from reflux.agents.types import ChatRequest, Completion
 from reflux.graphs.traces.store import CallKey
@@ -70,12 +69,7 @@ class Span:
             self._token = context.attach(self._inner)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """End it. Waiting for human input is not an error."""
         if self._token is not None:
             context.detach(self._token)
@@ -139,16 +133,13 @@ class Spans:
 
         `provenance` has the fields of `reflux.graphs.ask.Origin`.
         """
-        if self.provider is None:
-            return NO_SPAN
         system = _LABEL.sub("", str(provenance.get("system") or "amplified"))
         shared: Attributes = {"reflux.system": system, "reflux.trajectory": question_id}
         for name in ("run", "round"):
             if (value := provenance.get(name)) is not None:
                 shared[f"reflux.{name}"] = value
-        attributes = {"gen_ai.operation.name": "invoke_workflow", "gen_ai.workflow.name": system}
-        inner = context.set_value(_RUN, shared)
-        return self._begin(f"invoke_workflow {system}", attributes | shared, inner)
+        attributes = {"gen_ai.workflow.name": system, **shared}
+        return self._begin("invoke_workflow", system, attributes, context.set_value(_RUN, shared))
 
     def node(self, path: str, agent: str, model: str) -> Span:
         """A sub-question; `agent` answers it, a copy of the agent where empty."""
@@ -156,15 +147,11 @@ class Spans:
 
     def step(self, key: CallKey, overseer: str) -> Span:
         """A step of the overseer."""
-        more = {"reflux.role": "overseer", "reflux.step": key.step}
-        return self._agent(overseer, key.path, more)
+        return self._agent(overseer, key.path, {"reflux.role": "overseer", "reflux.step": key.step})
 
-    def _agent(self, name: str, path: str, more: Attributes) -> Span:
-        if self.provider is None:
-            return NO_SPAN
-        operation = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name}
-        attributes = operation | _location(path) | more
-        return self._begin(f"invoke_agent {name}", attributes, context.get_current())
+    def _agent(self, name: str, path: str, attributes: Attributes) -> Span:
+        attributes |= {"gen_ai.agent.name": name, **_location(path)}
+        return self._begin("invoke_agent", name, attributes)
 
     def call(
         self, key: CallKey, request: ChatRequest, digest: str, *, streamed: bool = False
@@ -174,7 +161,6 @@ class Spans:
             return NO_SPAN
         sampling = request.sampling
         attributes: Attributes = {
-            "gen_ai.operation.name": "chat",
             "gen_ai.request.model": request.model,
             "gen_ai.request.max_tokens": sampling.max_tokens,
             "gen_ai.request.temperature": sampling.temperature,
@@ -191,15 +177,11 @@ class Spans:
             attributes["gen_ai.request.stop_sequences"] = sampling.stop
         if self._contents:
             attributes |= _input(request)
-        inner = None if streamed else context.get_current()
-        return self._begin(f"chat {request.model}", attributes, inner, SpanKind.CLIENT)
+        return self._begin("chat", request.model, attributes, has_children=not streamed)
 
     def tool(self, key: CallKey, name: str, arguments: str) -> Span:
         """A tool call."""
-        if self.provider is None:
-            return NO_SPAN
         attributes: Attributes = {
-            "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": name,
             "gen_ai.tool.type": "function",
             "reflux.role": key.role,
@@ -207,7 +189,7 @@ class Spans:
         }
         if self._contents:
             attributes["gen_ai.tool.call.arguments"] = arguments
-        return self._begin(f"execute_tool {name}", attributes, context.get_current())
+        return self._begin("execute_tool", name, attributes)
 
     def flush(self) -> None:
         """Send the spans that have ended; waits for an unreachable collector 3 s at most."""
@@ -216,14 +198,22 @@ class Spans:
 
     def _begin(
         self,
-        name: str,
+        operation: str,
+        target: str,
         attributes: Attributes,
-        inner: Context | None,
-        kind: SpanKind = SpanKind.INTERNAL,
+        inner: Context | None = None,
+        has_children: bool = True,
     ) -> Span:
+        """A span whose children see `inner`, by default the current context."""
+        if self.provider is None:
+            return NO_SPAN
         run: Any = context.get_value(_RUN) or {}
-        span = self._tracer.start_span(name, kind=kind, attributes={**run, **attributes})
-        below = None if inner is None else trace.set_span_in_context(span, inner)
+        span = self._tracer.start_span(
+            f"{operation} {target}",
+            kind=SpanKind.CLIENT if operation == "chat" else SpanKind.INTERNAL,
+            attributes={**run, "gen_ai.operation.name": operation, **attributes},
+        )
+        below = trace.set_span_in_context(span, inner) if has_children else None
         return Span(span, below, self._contents)
 
 
@@ -239,13 +229,13 @@ def spans_from_env(env: Mapping[str, str]) -> Spans:
         MissingError: OpenTelemetry's SDK is not installed.
         UsageError: the protocol is not HTTP.
     """
-    endpoint = next((name for name in ENDPOINTS if env.get(name, "").strip()), None)
-    if endpoint is None or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    set_to = {name: value.strip() for name, value in env.items() if value.strip()}
+    endpoint = next((name for name in ENDPOINTS if name in set_to), None)
+    disabled = set_to.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if endpoint is None or disabled or set_to.get("OTEL_TRACES_EXPORTER", "").lower() == "none":
         return NO_SPANS
-    if env.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
-        return NO_SPANS
-    protocols = (env[name].strip() for name in PROTOCOLS if env.get(name, "").strip())
-    if (protocol := next(protocols, SUPPORTED_PROTOCOL)) != SUPPORTED_PROTOCOL:
+    protocol = next((set_to[name] for name in PROTOCOLS if name in set_to), SUPPORTED_PROTOCOL)
+    if protocol != SUPPORTED_PROTOCOL:
         raise UsageError(
             f"spans cannot be sent by {protocol!r}: set {PROTOCOLS[0]}={SUPPORTED_PROTOCOL}, and "
             f"{endpoint} to the collector's HTTP port (usually 4318)"
@@ -258,7 +248,7 @@ def spans_from_env(env: Mapping[str, str]) -> Spans:
     except ImportError as error:
         raise MissingError(
             f"{endpoint} asks for spans, and {error.name or error} is not installed: "
-            "pip install 'reflux-ida[otel]', or unset the variable"
+            f"{pip_install('otel')}, or unset the variable"
         ) from error
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
@@ -291,18 +281,15 @@ def _location(path: str) -> Attributes:
 
 def _provider(model: str, digest: str) -> Attributes:
     """The provider; a remote endpoint's digest is its URL and the model's name."""
-    url, hash_sign, _ = digest.rpartition("#")
-    if not hash_sign or "://" not in url:
-        attributes: Attributes = {"gen_ai.provider.name": "reflux"}
-        if _ENGINE.match(digest) and model != "base":
-            attributes["reflux.adapter"] = model  # A student has the name of its adapter.
-        return attributes
-    attributes = {"gen_ai.provider.name": "openai"}  # The protocol.
+    url = digest.rpartition("#")[0]
+    if "://" not in url:
+        # A student has the name of its adapter.
+        adapter = {"reflux.adapter": model} if _ENGINE.match(digest) and model != "base" else {}
+        return {"gen_ai.provider.name": "reflux", **adapter}
     parts = urlsplit(url)
-    if parts.hostname:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        attributes |= {"server.address": parts.hostname, "server.port": port}
-    return attributes
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    server = {"server.address": parts.hostname, "server.port": port} if parts.hostname else {}
+    return {"gen_ai.provider.name": "openai", **server}  # The protocol.
 
 
 def _input(request: ChatRequest) -> Attributes:
@@ -332,10 +319,9 @@ def _text(content: str) -> dict[str, Any]:
 
 
 def _output(reply: Completion) -> str:
-    parts: list[dict[str, Any]] = [_text(reply.text)] if reply.text else []
-    parts += [
-        {"type": "tool_call", "id": call.id, "name": call.name, "arguments": call.arguments}
+    calls = [
+        {"id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
         for call in reply.tool_calls
     ]
-    message = {"role": "assistant", "parts": parts, "finish_reason": reply.finish_reason}
-    return json.dumps([message])
+    turn = {"role": "assistant", "content": reply.text, "tool_calls": calls}
+    return json.dumps([{**_message(turn), "finish_reason": reply.finish_reason}])

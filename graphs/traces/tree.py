@@ -41,7 +41,8 @@ class Node:
     tally: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
     """(answer, weight of its votes), heaviest first."""
     checks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """Results of the checks, in order: `answer`, `ok`, and the `rule` that failed."""
+    """Results of the checks, in order: `answer`, `ok`, the `rule` that failed, and the `reason` for
+    which the answer could not be tested."""
     verdict: str = ""
     """A human's: `approved` or `rejected`."""
     comments: list[str] = field(default_factory=list[str])
@@ -186,8 +187,8 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
         node = nodes.setdefault(row["path"], Node(row["path"], ""))
         detail = json.loads(row["detail"])
         if row["kind"] == "check":
-            rule = {"rule": detail["rule"]} if detail.get("rule") else {}
-            node.checks.append({"answer": detail["answer"], "ok": bool(row["ok"])} | rule)
+            why = {name: detail[name] for name in ("rule", "reason") if detail.get(name)}
+            node.checks.append({"answer": detail["answer"], "ok": bool(row["ok"]), **why})
         elif row["kind"] == "verdict":
             node.verdict = "approved" if row["ok"] else "rejected"
         elif row["kind"] != "comment":
@@ -237,36 +238,13 @@ def _order(path: str) -> list[tuple[int, ...]]:
     return [tuple(int(n) for n in part.split(".")) for part in path.split("/")[1:]]
 
 
-@dataclass(frozen=True)
-class CallFailure:
-    """A model call of one question that got no reply."""
-
-    message: str
-    refused: bool
-    """The endpoint answered, and would refuse the same request again."""
-    status: int | None
-    is_last: bool
-    """No later call of the question got a reply."""
-
-    @property
-    def is_final(self) -> bool:
-        """True where every further call would be refused, too: the run stops."""
-        return self.error().is_final
-
-    def error(self) -> EndpointError:
-        """The failure as the error that a caller raises."""
-        error = EndpointError(self.message)
-        error.refused, error.status = self.refused, self.status
-        return error
-
-
 def last_call_id(store: TraceStore) -> int:
     """The number of the newest call on record; 0 before the first."""
     ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
     return number
 
 
-def find_failure(store: TraceStore, question: str, after: int = 0) -> CallFailure | None:
+def find_failure(store: TraceStore, question: str, after: int = 0) -> EndpointError | None:
     """The newest failure of a question's calls after a call's number; None if all got replies.
 
     A failure that may pass goes before a refusal: the question may end otherwise next time.
@@ -283,10 +261,11 @@ def find_failure(store: TraceStore, question: str, after: int = 0) -> CallFailur
         return None
     transient = [row for row in failures if row["finish_reason"] == "error"]
     row = (transient or failures)[-1]
-    _, _, status = row["finish_reason"].partition(" ")
-    return CallFailure(
-        row["error"], not transient, int(status) if status else None, calls[-1] is failures[-1]
-    )
+    status = row["finish_reason"].partition(" ")[2]
+    error = EndpointError(row["error"])
+    error.refused, error.status = not transient, int(status) if status else None
+    error.is_last = calls[-1] is failures[-1]
+    return error
 
 
 def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step]]]:
@@ -301,11 +280,11 @@ def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step
     """
     root_id, _ = find_question(store, question)
     by_path: dict[str, dict[int, list[Step]]] = defaultdict(lambda: defaultdict(list))
-    for row in store.select(
+    sql = (
         "SELECT path, attempt, completion FROM calls WHERE question = ? AND role = 'overseer'"
-        " AND kind = 'script' AND error IS NULL ORDER BY path, attempt, step",
-        (root_id,),
-    ):
+        " AND kind = 'script' AND error IS NULL ORDER BY path, attempt, step"
+    )
+    for row in store.select(sql, (root_id,)):
         by_path[row["path"]][row["attempt"]].append(step_from_json(json.loads(row["completion"])))
     steps: dict[str, list[list[Step]]] = {}
     for node in load_tree(store, root_id).walk():

@@ -31,7 +31,7 @@ class ExpertAnswer:
 
     expert: Expert
     text: str
-    """Normalised."""
+    """Normalized."""
     ok: bool
     """False where the check refused it; it has no vote then."""
 

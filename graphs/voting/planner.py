@@ -13,15 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reflux.agents.errors import UsageError, check_range
-from reflux.graphs.voting.stopping import log_beta
 
 MAX_MARGIN = 1_000
 """Largest margin that is searched where errors are shared, and that `limited_vote` computes."""
 MAX_STEPS = 10**18
 TINY = 1e-12
 """A smaller correlation counts as zero: its effect is below rounding."""
+FloatArray = NDArray[np.float64]
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,19 @@ class Plan:
 
 
 def step_error(margin: int, accuracy: float, correlation: float = 0.0) -> float:
-    """Probability that a step's vote ends wrong, with unlimited votes."""
-    return _averaged(lambda logit: _wrong_end(margin, logit), accuracy, correlation)
+    """Probability that a step's vote ends at the wrong wall, 1 / (1 + (p/q)^k), with unlimited
+    votes."""
+    return _averaged(lambda x: np.exp(-np.logaddexp(0, margin * x)), accuracy, correlation)
 
 
 def expected_votes(margin: int, accuracy: float, correlation: float = 0.0) -> float:
-    """Mean votes of a step, with unlimited votes."""
-    return _averaged(lambda logit: _length(margin, logit), accuracy, correlation)
+    """Mean votes of a step, with unlimited votes: k (1 - 2e) / (2p - 1), which is k² at p = 0.5."""
+    # Only a zero is replaced: a large margin tells 0.500001 from 0.5.
+    return _averaged(
+        lambda x: margin * np.tanh(margin * (x := x + (x == 0) * 1e-300) / 2) / np.tanh(x / 2),
+        accuracy,
+        correlation,
+    )
 
 
 def votes_needed(target: float, steps: int, accuracy: float, correlation: float = 0.0) -> int:
@@ -108,9 +116,7 @@ def plan(target: float, steps: int, accuracy: float, correlation: float = 0.0) -
 def shared_floor(accuracy: float, correlation: float) -> float:
     """Error of a step that no number of votes corrects: the share of questions on which a copy is
     wrong more often than right."""
-    if correlation >= 1:
-        return 1 - accuracy
-    return _averaged(lambda logit: 0.5 if logit == 0 else float(logit < 0), accuracy, correlation)
+    return _averaged(lambda logit: np.heaviside(-logit, 0.5), accuracy, correlation)
 
 
 @dataclass(frozen=True)
@@ -141,70 +147,37 @@ def limited_vote(margin: int, max_votes: int, accuracy: float) -> LimitedVote:
     return LimitedVote(correct, wrong, float(leads.sum()), votes)
 
 
-def wald_bound(error: float, accuracy: float) -> float:
-    """Lower bound on the mean votes of any test between two answers with this error and a known
-    accuracy (Wald 1945, section 4.7)."""
-    if not 0 < error < 1:
-        return 0.0
-    drift = (2 * accuracy - 1) * _logit(accuracy)
-    # At an accuracy of 0.5 the answers cannot be told apart.
-    return (2 * error - 1) * _logit(error) / drift if drift else 0.0
-
-
-def _wrong_end(margin: int, logit: float) -> float:
-    """Probability of the wrong wall, 1 / (1 + (p/q)^k)."""
-    x = margin * logit
-    return math.exp(-x) / (1 + math.exp(-x)) if x > 0 else 1 / (1 + math.exp(x))
-
-
-def _length(margin: int, logit: float) -> float:
-    """Mean votes, k (1 - 2e) / (2p - 1), which is k² at p = 0.5."""
-    if abs(logit) < 1e-300:  # Not larger: a large margin tells 0.500001 from 0.5.
-        return float(margin * margin)
-    return margin * math.tanh(margin * logit / 2) / math.tanh(logit / 2)
-
-
 def _logit(p: float) -> float:
     return math.log(p) - math.log1p(-p)
 
 
-POINTS = 400
-"""Points of the integration on either side."""
-
-
-def _averaged(function: Callable[[float], float], accuracy: float, correlation: float) -> float:
+def _averaged(
+    function: Callable[[FloatArray], FloatArray], accuracy: float, correlation: float
+) -> float:
     """Mean of a function of a copy's log-odds of being right, over questions.
 
-    The trapezoid rule works in the log-odds, where the Beta density is smooth and decays
-    exponentially even where its mass piles up at 0 and 1.
+    Gauss-Legendre in the log-odds, where the Beta density is smooth and decays exponentially even
+    where its mass piles up at 0 and 1. The intervals grow away from 0, where the functions change
+    or jump, and from the mean, where the density peaks.
     """
-    if not 0 < accuracy < 1:
-        return function(math.copysign(700.0, accuracy - 0.5))
-    centre = _logit(accuracy)
-    if correlation < TINY:
-        return function(centre)
+    if not 0 < accuracy < 1 or correlation < TINY:
+        certain = math.copysign(700.0, accuracy - 0.5)
+        return float(function(np.array(_logit(accuracy) if 0 < accuracy < 1 else certain)))
     if correlation >= 1:
-        return accuracy * function(700.0) + (1 - accuracy) * function(-700.0)
+        always, never = function(np.array([700.0, -700.0]))
+        return float(accuracy * always + (1 - accuracy) * never)
     a = accuracy * (1 - correlation) / correlation
     b = (1 - accuracy) * (1 - correlation) / correlation
-    width = math.sqrt(1 / a + 1 / b)
-    reach = math.asinh((abs(centre) + 60 / min(a, b, 1.0)) / width)
-    step = reach / POINTS
-    norm = log_beta(a, b)
-    mass = total = 0.0
-    for number in range(-POINTS, POINTS + 1):
-        t = number * step
-        logit = centre + width * math.sinh(t)
-        # x^a (1-x)^b, with ln x = -ln(1 + e^-u) and ln(1-x) = -ln(1 + e^u)
-        density = math.exp(-a * _softplus(-logit) - b * _softplus(logit) - norm)
-        weight = density * width * math.cosh(t) * step
-        mass += weight
-        total += weight * function(max(-700.0, min(700.0, logit)))
-    return total / mass
-
-
-def _softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+    mean, width = _logit(accuracy), math.sqrt(1 / a + 1 / b)
+    reach = 2 * (abs(mean) + width + 60 / min(a, b, 1.0))
+    away = np.geomspace(min(width, 1e-3) / 8, reach, 100)
+    edges = np.unique([0.0, mean, *away, *-away, *(mean + away), *(mean - away)])
+    half, nodes = np.diff(edges)[:, None] / 2, edges[:-1, None]
+    logits = nodes + half * (1 + NODES)  # (intervals, nodes)
+    # x^a (1-x)^b, with ln x = -ln(1 + e^-u) and ln(1-x) = -ln(1 + e^u)
+    density = -a * np.logaddexp(0, -logits) - b * np.logaddexp(0, logits)
+    weights = np.exp(density - density.max()) * half * WEIGHTS
+    return float(np.sum(weights * function(np.clip(logits, -700, 700))) / np.sum(weights))
 
 
 def _check_arguments(target: float, steps: int, accuracy: float, correlation: float) -> None:

@@ -18,7 +18,7 @@ class Vote:
     """One copy's answer."""
 
     text: str
-    """Normalised: equal texts are equal answers."""
+    """Normalized: equal texts are equal answers."""
     ok: bool
     """False where a check or a red flag refused it; such a vote is recorded and does not count."""
     logprob: float | None = None

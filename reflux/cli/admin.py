@@ -12,6 +12,7 @@ from reflux.cli.contract import (
     Json,
     Model,
     RunDir,
+    known_runs,
     open_students,
     run_async,
     unread_endpoint,
@@ -22,6 +23,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     import os
     import platform
     import shutil
+    import tempfile
     from collections.abc import Callable
     from contextlib import suppress
     from functools import partial
@@ -30,30 +32,31 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.clients.endpoints import KEY
     from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, default_gguf, start_server
     from reflux.agents.clients.openai import OpenAIClient
-    from reflux.agents.errors import MissingError, RefluxError
+    from reflux.agents.errors import (
+        MissingError,
+        RefluxError,
+        UsageError,
+        from_os_error,
+        pip_install,
+    )
     from reflux.agents.types import ChatRequest, Sampling
-    from reflux.finetune import INSTALL_TRAIN, missing_training_packages
+    from reflux.finetune import check_cache_folder, missing_training_packages
     from reflux.finetune.gates import failed_gates
     from reflux.finetune.run_folder import RunFolder
     from reflux.models import endpoint
     from reflux.report.terminal import ERR, OUT, command, emit, escape, print_result, table_of
 
 
+LISTED = {"id", "parent", "round", "scores", "gates", "path"}
+
+
 def list_students(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     """List the students of a run with lineage and scores."""
     registry = open_students(run)
-    current = registry.current()
+    current = getattr(registry.current(), "id", None)
     rows = [
-        {
-            "id": student.id,
-            "parent": student.parent,
-            "round": student.round,
-            "current": current is not None and student.id == current.id,
-            "scores": student.scores,
-            "gates": student.gates,
-            "path": str(student.path),
-        }
-        for student in registry.list()
+        each.model_dump(mode="json", include=LISTED) | {"current": each.id == current}
+        for each in registry.list()
     ]
     headings = ("student", "parent", "round", "accuracy", "gates", "promoted")
     cells = (
@@ -144,7 +147,7 @@ def _packages() -> str:
             versions.append(f"{name} {importlib.metadata.version(name)}")
     detail = ", ".join(versions)
     if missing := missing_training_packages():
-        detail += f"; init, run, distill and demo need {', '.join(missing)}: {INSTALL_TRAIN}"
+        detail += f"; init, run, distill and demo need {', '.join(missing)}: {pip_install('train')}"
     return detail
 
 
@@ -189,11 +192,33 @@ async def _probed(client: OpenAIClient, model: str) -> str:
     return f"; {model}: {', '.join(notes)}"
 
 
-def _disk() -> str:
-    free = shutil.disk_usage(Path.cwd()).free / 2**30
+def _folder(folder: Path, what: str) -> str:
+    """The free space of a folder, which must be writable.
+
+    Raises:
+        UsageError: it cannot be written.
+        MissingError: its disk is nearly full.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free / 2**30
+    except OSError as error:
+        raise UsageError(f"{from_os_error(error)}, which is {what}") from error
     if free <= 2:
-        raise MissingError(f"{free:.1f} GiB free in the working folder; a run takes about 1")
-    return f"{free:.1f} GiB free in the working folder"
+        raise MissingError(f"{free:.1f} GiB free in {folder}, {what}; a run takes about 1")
+    return f"{free:.1f} GiB free in {folder}"
+
+
+def _cache() -> str:
+    if missing_training_packages():
+        return "not needed, since nothing trains here"
+    return _folder(check_cache_folder(), "the cache folder")
+
+
+def _runs() -> str:
+    runs = known_runs()
+    others = f", before it {', '.join(map(str, runs[1:5]))}" if runs[1:] else ""
+    return f"the last one used is {runs[0]}{others}" if runs else "none in runs/ yet"
 
 
 CHECKS: dict[str, Callable[[], str]] = {
@@ -202,7 +227,9 @@ CHECKS: dict[str, Callable[[], str]] = {
     "default model": lambda: f"{default_gguf().name}, sha256 verified",
     "embedded engine": _engine,
     "endpoint": _endpoint,
-    "disk": _disk,
+    "disk": lambda: _folder(Path.cwd(), "the working folder"),
+    "cache": _cache,
+    "runs": _runs,
 }
 LOCAL_CHECKS = ("default model", "embedded engine")
 """Checks of parts that an endpoint replaces."""

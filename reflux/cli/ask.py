@@ -130,7 +130,8 @@ def reply(
 
     def choose(pending: Sequence[Pending]) -> Mapping[str, Any]:
         if not pending:
-            raise UsageError(f"{id} waits for nobody; see `reflux traces show {id}`")
+            show = command("reflux", "traces", "show", id, "--run", run)
+            raise UsageError(f"{id} does not wait for a reply; see `{show}`")
         return {to or pending[0].id: parse_reply(words)}
 
     def work(context: AmplifyContext, saver: Any, wait: WaitForHumans) -> Awaitable[Answered]:

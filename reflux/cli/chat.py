@@ -124,22 +124,19 @@ def _talk(runner: asyncio.Runner, session: ChatSession, as_json: bool) -> list[T
                 continue
             turns.append(_answer(runner, session, line, quiet=as_json))
             if session.unkept is not None and is_terminal():
-                _print_error(from_os_error(session.unkept))
+                say(str(from_os_error(session.unkept)), ERR, "red")
         except EndpointError as error:
             if not is_terminal():
                 raise
-            _print_error(error)
+            say(str(error), ERR, "red")
         except BrokenPipeError:
             raise
         except (RefluxError, OSError) as error:
-            _print_error(from_os_error(error) if isinstance(error, OSError) else error)
+            told = from_os_error(error) if isinstance(error, OSError) else error
+            say(str(told), ERR, "red")
             if not is_terminal():
                 turns.append(Turn(line, None, "failed", "", session.options.overseer, ""))
     return turns
-
-
-def _print_error(error: RefluxError) -> None:
-    say(str(error), ERR, "red")
 
 
 def _greet(session: ChatSession) -> None:
@@ -248,10 +245,6 @@ def _last_tree(session: ChatSession) -> Node:
     return tree
 
 
-def _tree(session: ChatSession, _: str) -> RenderableType:
-    return tree_view(_last_tree(session))
-
-
 def _why(session: ChatSession, _: str) -> RenderableType:
     tree = _last_tree(session)
     view = tree_view(tree, why=True)
@@ -280,7 +273,7 @@ def _save(session: ChatSession, file: str) -> RenderableType:
     try:
         path = Path(file).expanduser()
     except RuntimeError as error:  # `~name` of an unknown user.
-        raise UsageError(f"{file!r} is no path ({error}); name another file") from error
+        raise UsageError(f"{file!r} is not a path ({error}); name another file") from error
     session.conversation.save(path)
     return plain(f"wrote {file}")
 
@@ -309,7 +302,10 @@ def _grid() -> Table:
 COMMANDS: Mapping[str, tuple[Callable[[ChatSession, str], RenderableType], str]] = {
     "/model": (_model, "show the agent; /model NAME changes it"),
     "/overseer": (_overseer, "show the overseer; /overseer NAME changes it, none switches it off"),
-    "/tree": (_tree, "show the tree of the last answer"),
+    "/tree": (
+        lambda session, _: tree_view(_last_tree(session)),
+        "show the tree of the last answer",
+    ),
     "/why": (_why, "show the tree with votes, checks and cost"),
     "/budget": (_budget, "show limits and spending; /budget calls 50 sets a limit"),
     "/history": (_history, "show the conversation"),

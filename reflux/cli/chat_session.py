@@ -296,11 +296,11 @@ class ChatSession:
 
     def limit(self, name: str) -> str:
         """One limit of the messages to come, in words."""
-        if name != "max_tokens":
-            value = getattr(self.options.limits, name)
-            return "no limit" if value is None else f"{value:,}"
-        value = self.options.max_tokens or (None if self.options.task else MAX_TOKENS)
-        return "the task's" if value is None else f"{value:,}"
+        value, unset = getattr(self.options.limits, name, None), "no limit"
+        if name == "max_tokens":
+            value = self.options.max_tokens or (None if self.options.task else MAX_TOKENS)
+            unset = "the task's"
+        return unset if value is None else f"{value:,}"
 
     def set_limit(self, name: str, value: str) -> None:
         """Set one limit of the messages to come.
@@ -310,18 +310,16 @@ class ChatSession:
         """
         if name not in LIMITS:
             raise UsageError(f"there is no limit {name!r}; there are: {', '.join(LIMITS)}")
-        minimum, maximum = LIMITS[name]
+        (minimum, maximum), timed = LIMITS[name], name == "seconds"
         number: float | None = -1  # No limit allows it, nor any text that is no number.
         with suppress(ValueError):
-            number = float(value) if name == "seconds" else int(value)
-        if name == "seconds" and value == "none":
+            number = float(value) if timed else int(value)
+        if timed and value == "none":
             number = None
-        if number is not None and not minimum <= number <= maximum:
-            none = ", or none" if name == "seconds" else ""
-            end = "up" if maximum == UNBOUNDED else f"to {maximum}"
-            raise UsageError(f"{name} must be a number from {minimum} {end}{none}, not {value!r}")
-        if name == "max_tokens":
-            self.options = replace(self.options, max_tokens=number)
-        else:
-            limits = replace(self.options.limits, **{name: number})
-            self.options = replace(self.options, limits=limits)
+        elif not minimum <= number <= maximum:
+            end = ("up" if maximum == UNBOUNDED else f"to {maximum}") + ", or none" * timed
+            raise UsageError(f"{name} must be a number from {minimum} {end}, not {value!r}")
+        change: dict[str, Any] = {name: number}
+        if name != "max_tokens":
+            change = {"limits": replace(self.options.limits, **change)}
+        self.options = replace(self.options, **change)

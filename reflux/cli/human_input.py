@@ -20,9 +20,9 @@ from reflux.cli.progress import LiveTree
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.interrupts import (
+    Answered,
     InterruptibleRun,
     Pending,
-    RunProgress,
     open_checkpoints,
 )
 from reflux.graphs.ask import WaitForHumans
@@ -147,7 +147,7 @@ async def open_asking(
     """The context of a question, its checkpointer if it may wait for a human, and what lets a human
     in the terminal reply. The tree is drawn until then."""
 
-    async def wait(run: InterruptibleRun, id: str, progress: RunProgress) -> RunProgress:
+    async def wait(run: InterruptibleRun, id: str, progress: Answered) -> Answered:
         if progress.pending:
             quiet.close()
         return await converse(run, id, progress)
@@ -168,8 +168,8 @@ async def open_asking(
 
 
 async def converse(
-    interruptible_run: InterruptibleRun, question_id: str, progress: RunProgress
-) -> RunProgress:
+    interruptible_run: InterruptibleRun, question_id: str, progress: Answered
+) -> Answered:
     """Take replies from the terminal until nothing waits or the human leaves with Ctrl-D.
 
     If stdin is no terminal, nothing is asked.

@@ -66,7 +66,7 @@ reflux ask "304+517" --task addition --json
 reflux reply 1a2b "answer: Lisbon"
 reflux reply 1a2b pass --run runs/human
 reflux chat
-reflux chat --overseer none --model llama3.2 --thinking off --env-file .env
+reflux chat --overseer none --model llama3.2 --thinking off
 reflux chat --resume last
 reflux review
 reflux review list --why disputed
@@ -127,9 +127,10 @@ def _typer(name: str, summary: str) -> typer.Typer:
 
 
 def examples(command: str) -> str:
-    """The examples of a command, or the first of every command, as its help shows them."""
-    lines = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(f"reflux {command} ")]
-    return "\n  ".join(("\b\nExamples:", *lines)) if lines else ""
+    """The examples of a command as its help shows them; of `reflux` itself, two to begin with."""
+    starts = tuple(f"reflux {each} " for each in ([command] if command else ["demo", "ask"]))
+    lines = [line for line in EXAMPLES.splitlines() if f"{line} ".startswith(starts)]
+    return "\n  ".join(("\b\nExamples:", *lines))
 
 
 def show_version(wanted: bool) -> None:
@@ -181,7 +182,9 @@ def run() -> None:
         _exit(
             f"a record of the run is damaged ({error}): restore the run, or name another --run", 2
         )
-    except SystemExit as error:  # A graph or scorer of the user called it.
+    except SystemExit as error:  # A graph or scorer of the user called it, or completion ended.
+        if cli.SHOWS_HELP:
+            raise
         _exit(
             f"your code called sys.exit({error.code!r}) during the run; raise an error or return "
             "instead",
@@ -213,7 +216,7 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.startswith("utf"):
             stream.reconfigure(errors="replace")  # The terminal may know ASCII alone.
     if isinstance(sys.stdin, io.TextIOWrapper):
         # Input that is not UTF-8 is rejected line by line, where it is used.

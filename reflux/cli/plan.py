@@ -221,9 +221,9 @@ def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:
 
 
 def _show(planned: Sequence[tuple[str, str]], measured: dict[str, Any]) -> None:
+    lines = [*_measured_lines(measured), ("", "")] if measured else []
     table = Table(show_header=False, box=None, pad_edge=False)
-    lines = _measured_lines(measured) if measured else []
-    for line in [*lines, *([("", "")] if lines and planned else []), *planned]:
+    for line in [*lines, *planned]:
         table.add_row(*line)
     OUT.print(table)
     for effect in measured.get("flags", ()):

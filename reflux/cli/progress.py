@@ -25,7 +25,7 @@ from rich.tree import Tree
 from reflux.agents.clients.retries import on_wait
 from reflux.agents.errors import UsageError
 from reflux.graphs.traces.events import Event
-from reflux.report.terminal import ERR, STATUS_COLOUR, counted, escape
+from reflux.report.terminal import ERR, STATUS_COLOR, counted, escape, is_animated
 
 LOG_SECONDS = 20.0
 """Minimum time between two log lines of one stage; REFLUX_PROGRESS_SECONDS overrides it."""
@@ -41,7 +41,6 @@ class ProgressView:
     """Shows the `(stage, done, total, detail)` calls of a run; safe to call from threads."""
 
     def __init__(self) -> None:
-        self._console = ERR
         self._bars = Progress(
             # Names of models and systems are the user's: no markup.
             TextColumn("{task.description:<34}", markup=False),
@@ -50,8 +49,8 @@ class ProgressView:
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[detail]}", markup=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            console=ERR,
+            disable=not is_animated(),
         )
         self._tasks: dict[str, TaskID] = {}
         self._logged: dict[str, float] = {}
@@ -66,7 +65,7 @@ class ProgressView:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
-        if not self._console.is_terminal:
+        if not is_animated():
             self._log(stage, done, total, detail)
             return
         if stage not in self._tasks or done == 0:
@@ -77,7 +76,7 @@ class ProgressView:
 
     def _waits(self, text: str) -> None:
         """Show why a call of the newest stage waits."""
-        if self._tasks and self._console.is_terminal:
+        if self._tasks and is_animated():
             self._bars.update(list(self._tasks.values())[-1], detail=text)
         elif text:
             self._log(text, 0, 0, "")
@@ -88,8 +87,7 @@ class ProgressView:
             return
         self._logged[stage] = now
         progress = f": {done}/{total} {detail}" if total else ""
-        sys.stderr.write(f"{stage}{progress}".rstrip() + "\n")
-        sys.stderr.flush()
+        print(f"{stage}{progress}".rstrip(), file=sys.stderr, flush=True)
 
 
 def _log_seconds() -> float:
@@ -129,13 +127,13 @@ class LiveTree:
     def show(self) -> None:
         """Draw the tree as it grows, if stderr is a terminal."""
         on_wait.set(self._waits)
-        if ERR.is_terminal:
+        if is_animated():
             self._live.start()
 
     def _waits(self, text: str) -> None:
         """Show why a call waits."""
         self._waiting = f", {text}" if text else ""
-        if text and not ERR.is_terminal:
+        if text and not is_animated():
             ERR.print(text)
 
     def hide(self) -> None:
@@ -204,8 +202,8 @@ def _tree_of(node: _LiveNode) -> Tree:
 
 def _line(node: _LiveNode) -> str:
     if node.status:
-        colour = STATUS_COLOUR.get(node.status, "white")
+        color = STATUS_COLOR.get(node.status, "white")
         answer = escape(node.answer) if node.answer is not None else "no answer"
-        return f"{escape(node.question)} → [{colour}]{answer}[/]"
+        return f"{escape(node.question)} → [{color}]{answer}[/]"
     activity = f" [dim]… {escape(node.activity)}[/]" if node.activity else " [dim]…[/]"
     return escape(node.question) + activity

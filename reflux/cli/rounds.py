@@ -142,9 +142,12 @@ def climb(
     config = settle_config(folder, config_file, resume)
     if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
-    if not folder.exists:  # An invalid task begins no run.
+    if not folder.exists:  # An invalid config begins no run.
+        from reflux.finetune.train.sft import check_options
+
         task = task_named(config.task)
         for spec in config.rounds:
+            check_options({**config.sft, **spec.sft}, config.lora)
             task.sample(1, spec.level, "train", config.seed)
     folder.lock()
     if not folder.exists:

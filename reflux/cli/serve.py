@@ -13,6 +13,7 @@ from reflux.cli import contract
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     import os
     import socket
+    import tempfile
     from dataclasses import replace
 
     from reflux.agents.errors import UsageError
@@ -59,7 +60,9 @@ def serve(
 
     from reflux.server.app import create_app, open_more_files, server_config
 
-    open_more_files()
+    run.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=run):  # It records what it answers.
+        open_more_files()
     serve_config = read_serve_config(config)
     settings = ServeSettings(
         **{name: value for name, value in vars(serve_config).items() if name != "endpoints"},

@@ -71,11 +71,11 @@ def list_traces(
     filters = {"system": system, "status": status, "limit": limit}
     with closing(open_existing(run).store()) as store:
         rows = [dict(row) for row in store.select(LIST_QUERY, filters)]
-    headings = ("trajectory", "by", "question", "answer", "status", "calls")
+    headings = ("trajectory", "system", "question", "answer", "status", "calls")
     cells = (
         (
             row["id"],
-            _by(row),
+            _system(row),
             cut(last_question(row["text"]), MAX_CHARS),
             cut(row["answer"] or "–", MAX_CHARS),
             row["status"] or _unfinished(row),
@@ -86,7 +86,7 @@ def list_traces(
     print_result(rows, table_of(headings, cells), as_json)
 
 
-def _by(row: Mapping[str, Any]) -> str:
+def _system(row: Mapping[str, Any]) -> str:
     """`amplified, round 1, held_out`; questions outside a run of rounds have no round."""
     if row["split"] == "asked":
         return "asked"  # Its system is a generated id.

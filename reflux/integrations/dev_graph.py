@@ -99,7 +99,7 @@ def chat_graph(
         context: further fields of `AmplifyContext`, for example `checker`.
     """
     inner: Any = build_graph().compile()  # Pictures of the graph show the states of this one, too.
-    agent = agent or Agent(run=Path(os.environ.get("REFLUX_RUN") or "runs/chat"))
+    agent = agent or Agent(run=Path(os.environ.get("REFLUX_RUN") or "runs/default"))
 
     async def read(state: ChatState, runtime: Runtime[Settings]) -> dict[str, Any]:
         """Make one question of the messages; its origin stays the same if the run is resumed."""

@@ -42,7 +42,7 @@ def cut_text(text: str, max_chars: int) -> str:
 
 REASONING_CHARS = 400
 """Characters of a model's reasoning that a tree shows."""
-STATUS_COLOUR = {
+STATUS_COLOR = {
     "ok": "green",
     "truncated": "yellow",
     "rejected": "yellow",
@@ -79,6 +79,11 @@ def emit(body: Any) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         drop_output()
+
+
+def is_animated() -> bool:
+    """Whether stderr is a terminal that can be drawn on more than once."""
+    return ERR.is_terminal and not ERR.is_dumb_terminal
 
 
 def say(text: str | Text, console: Console = OUT, style: str = "") -> None:
@@ -260,7 +265,7 @@ def total_line(tree: Node) -> str:
 
 
 def _line(node: Node) -> str:
-    colour = STATUS_COLOUR.get(node.status, "white")
+    color = STATUS_COLOR.get(node.status, "white")
     question = escape(last_question(node.question))
     if node.answer is not None:
         answer = escape(node.answer)
@@ -268,7 +273,7 @@ def _line(node: Node) -> str:
         answer = "not answered yet" if node.status == "running" else "no answer"
     if node.status not in ("ok", "unchecked", "running"):
         answer += f" ({node.status})"
-    line = f"{question} → [{colour}]{answer}[/]"
+    line = f"{question} → [{color}]{answer}[/]"
     if node.answered_by:
         line += f" by {escape(node.answered_by)}"
     if node.calls:

@@ -50,15 +50,10 @@ def tree_page(store: TraceStore, trajectory: str, prices: Mapping[str, Price] = 
         about.append(f"edited since, as {last}")
     if writing := writing_named(root["task"]):
         about.append(writing)
-    template = page_template("tree.html.jinja", MAX_CHARS)
-    return template.render(
-        question=question,
-        about=about,
-        total=total_line(tree),
-        tree=tree,
-        calls=calls,
+    return page_template("tree.html.jinja", MAX_CHARS).render(
+        question=question, about=about, total=total_line(tree), tree=tree, calls=calls,
         shades=SHADES,
-    )
+    )  # fmt: skip
 
 
 @cache
@@ -79,7 +74,10 @@ def page_template(name: str, max_chars: int) -> "Template":
         "counted": counted,
         "cost": _cost,
         "tone": lambda status: STATUS_CLASS.get(status, "bad"),
-        "reasons": _reasons,
+        "reasons": lambda node: [
+            *(("", text) for text in (node.note, node.error) if text),
+            *reasons(node),
+        ],
     }
     return environment.get_template(name)
 
@@ -95,12 +93,6 @@ def _cost(node: Node) -> str:
     if node.verdict:
         parts.append(node.verdict)
     return ", ".join(parts)
-
-
-def _reasons(node: Node) -> list[tuple[str, str]]:
-    """What led to the answer, as (label, text)."""
-    notes = [("", text) for text in (node.note, node.error) if text]
-    return notes + list(reasons(node))
 
 
 def _call(row: Any) -> dict[str, Any]:

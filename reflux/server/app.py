@@ -26,7 +26,7 @@ from reflux.agents.clients.llama_cpp import LlamaCppClient
 from reflux.agents.overseers.protocol import Overseer
 from reflux.ask_context import OVERSEERS
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.garbage_collection import settled
+from reflux.graphs.ask import settled
 from reflux.graphs.traces.telemetry import process_spans
 from reflux.server import chat_api, responses_api
 from reflux.server.errors import HANDLERS

@@ -14,7 +14,7 @@ from reflux.ask_context import context_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify import interrupts
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.interrupts import InterruptibleRun, Pending, RunProgress
+from reflux.graphs.amplify.interrupts import Answered, InterruptibleRun, Pending
 from reflux.graphs.ask import WaitForHumans
 from reflux.graphs.ask_options import options_of
 from reflux.graphs.recompute import revised_context
@@ -26,7 +26,7 @@ class _Client:
 
     def __init__(self) -> None:
         self.run: asyncio.Future[InterruptibleRun | None] = asyncio.Future()
-        self.progress: asyncio.Queue[RunProgress] = asyncio.Queue()
+        self.progress: asyncio.Queue[Answered] = asyncio.Queue()
 
 
 class Waiting:
@@ -51,7 +51,7 @@ class Waiting:
         """
         client = self._clients[trajectory] = _Client()
 
-        async def wait(run: InterruptibleRun, id: str, progress: RunProgress) -> RunProgress:
+        async def wait(run: InterruptibleRun, id: str, progress: Answered) -> Answered:
             client.run.set_result(run)
             while progress.outcome is None:
                 for pending in progress.pending:
@@ -85,7 +85,7 @@ class Waiting:
             for each in await run.pending(row["id"])
         ]
 
-    async def reply(self, trajectory: str, id: str, words: str) -> RunProgress:
+    async def reply(self, trajectory: str, id: str, words: str) -> Answered:
         """Take a human's words (see `REPLY_HELP`); the question goes on with them.
 
         Raises:

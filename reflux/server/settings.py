@@ -70,7 +70,7 @@ class ServeSettings(Access):
     """Limits of one amplified answer."""
     max_tokens: int = 512
     """Default token limit of a reply, and of each copy's reply."""
-    engine: EngineConfig = field(default_factory=lambda: EngineConfig(parallel=8))
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(parallel=8, context=8192))
     """The engine of `base` and the students."""
 
 

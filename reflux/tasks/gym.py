@@ -18,7 +18,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
-from reflux.agents.errors import MissingError, UsageError
+from reflux.agents.errors import MissingError, UsageError, pip_install
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.tools.calculator import Calculator
@@ -28,7 +28,6 @@ from reflux.agents.types import Ask, Exchange, Step, SubQuestion
 from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.graphs.evals.task import Split, Task, is_held_out
 
-INSTALL = "pip install 'reflux-ida[tasks]'"
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)")
 COUNTS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -97,7 +96,7 @@ def offline_package(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise MissingError(f"this task needs {name}, which is not installed: {INSTALL}") from error
+        raise MissingError(f"this task needs {name}: {pip_install('tasks')}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ cannot name a path, an endpoint's address or code to load.
 import asyncio
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -23,7 +24,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 
 from reflux.agents.errors import UsageError
-from reflux.finetune.run_folder import RunFolder, write_whole
+from reflux.finetune.run_folder import write_whole
 from reflux.graphs.evals.runner import parse_systems
 from reflux.models import BASE
 from reflux.server.chat_request import ApiModel
@@ -58,8 +59,8 @@ class Distillation(ApiModel):
     kind: Literal["distillation"]
     name: str = Field(pattern=NAME)
     """The name of the student."""
-    epochs: float | None = Field(default=None, gt=0, le=100)
-    steps: int | None = Field(default=None, ge=1, le=10**6)
+    epochs: float | None = Field(default=None, gt=0, le=100, serialization_alias="num_train_epochs")
+    steps: int | None = Field(default=None, ge=1, le=10**6, serialization_alias="max_steps")
     learning_rate: float | None = Field(default=None, gt=0, le=1)
 
 
@@ -97,7 +98,7 @@ class Job:
         return {
             "kind": self.form.kind,
             "name": self.form.name,
-            "command": " ".join(("reflux", *self.arguments)),
+            "command": shlex.join(("reflux", *self.arguments)),
             "state": self.state,
             "code": self.process.returncode,
             "seconds": (self.ended or time.time()) - self.started,
@@ -201,12 +202,8 @@ async def list_choices(state: State) -> dict[str, Any]:
 async def start_job(body: JobForm, state: State, jobs: PageJobs) -> dict[str, Any]:
     """Start a job, unless one is running."""
 
-    def prepare() -> list[str]:
-        if isinstance(body, Evaluation):
-            return _eval_arguments(state, body)
-        return _distill_arguments(state.run.folder, body)
-
-    job = await jobs.start(body, prepare)
+    prepare = _eval_arguments if isinstance(body, Evaluation) else _distill_arguments
+    job = await jobs.start(body, lambda: prepare(state, body))
     return {"job": job.to_json(0)}
 
 
@@ -222,7 +219,7 @@ def _named_systems(state: ServerState) -> list[str]:
     return [*students, *(f"endpoint:{name}" for name in state.settings.endpoints)]
 
 
-def _eval_arguments(state: ServerState, form: Evaluation) -> list[str]:
+def _eval_arguments(state: ServerState, form: Any) -> list[str]:
     if form.task and form.task not in TASKS:
         raise UsageError(f"there is no task {form.task[:80]!r}; there are {', '.join(TASKS)}")
     known = _named_systems(state)
@@ -238,23 +235,16 @@ def _eval_arguments(state: ServerState, form: Evaluation) -> list[str]:
     run, model, config = state.run.folder.path, state.settings.model, state.settings.config
     # Another process finds the server's agent by its name only in these cases.
     shared = model in (BASE, *known) or config is not None or "OPENAI_BASE_URL" in os.environ
-    options = {
-        "run": run,
-        "systems": systems,
-        **form.model_dump(include={"level", "limit", "seed"}),
-    }
-    options |= {"task": form.task or None, "model": (model or None) if shared else None}
-    return _arguments("eval", options | {"config": config, "out": run / EVALUATIONS / form.name})
+    options = {"run": run, "systems": systems, "task": form.task or None}
+    options |= form.model_dump(include={"level", "limit", "seed"})
+    options |= {"model": (model or None) if shared else None, "config": config}
+    return _arguments("eval", options | {"out": run / EVALUATIONS / form.name})
 
 
-def _distill_arguments(folder: RunFolder, form: Distillation) -> list[str]:
+def _distill_arguments(state: ServerState, form: Any) -> list[str]:
+    folder = state.run.folder
     folder.registry.check_new(form.name)
-    options = {
-        "num_train_epochs": form.epochs,
-        "max_steps": form.steps,
-        "learning_rate": form.learning_rate,
-    }
-    sft = {key: value for key, value in options.items() if value is not None}
+    sft = form.model_dump(exclude={"kind", "name"}, exclude_none=True, by_alias=True)
     path = folder.path / "distillations" / f"{form.name}.yaml"
     if sft:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -148,9 +148,7 @@ async def show_run(state: State) -> dict[str, Any]:
 
 def _report(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
+        return json.loads(path.read_bytes()) if path.is_file() else None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}; restore it") from error
 
@@ -195,8 +193,13 @@ def _students(registry: Registry) -> dict[str, Any]:
 @router.get("/evaluations")
 async def list_evaluations(state: State) -> dict[str, Any]:
     """List evaluations with their figures, newest first; unreadable ones have an `error`."""
-    path = state.run.folder.path
-    return {"evaluations": await asyncio.to_thread(_evaluations, path)}
+
+    def read() -> list[dict[str, Any]]:
+        folders = _folders(state.run.folder.path)
+        evaluations = (_evaluation(name, folder) for name, folder in folders.items())
+        return sorted(evaluations, key=lambda each: each["created"], reverse=True)
+
+    return {"evaluations": await asyncio.to_thread(read)}
 
 
 @router.get("/evaluations/{name}/failures")
@@ -222,11 +225,6 @@ def _folders(run: Path) -> dict[str, Path]:
     """Return the folders with an evaluation by name: the page's, and others in the run folder."""
     paths = [*run.glob("*/eval.json"), *run.glob(f"{EVALUATIONS}/*/eval.json")]
     return {path.parent.name: path.parent for path in paths}
-
-
-def _evaluations(run: Path) -> list[dict[str, Any]]:
-    evaluations = [_evaluation(name, folder) for name, folder in _folders(run).items()]
-    return sorted(evaluations, key=lambda each: each["created"], reverse=True)
 
 
 def _evaluation(name: str, folder: Path) -> dict[str, Any]:

@@ -154,7 +154,7 @@ async def test_what_is_no_document_is_skipped_with_the_reason(folder: Path) -> N
 
 
 async def test_a_folder_that_holds_no_document_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="not a folder"):
         Documents(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="no files"):
         Documents(tmp_path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from reflux.agents.errors import from_os_error
 from reflux.agents.files import replacing, write_whole
 from reflux.finetune.rows import export
 
@@ -55,3 +56,9 @@ def test_two_who_write_one_file_at_once_do_not_meet(tmp_path: Path) -> None:
 def test_a_folder_is_no_file_to_write(name: str) -> None:
     with pytest.raises(IsADirectoryError):
         write_whole(Path(name), "text")
+
+
+def test_a_full_disk_is_told_by_the_file_that_did_not_fit() -> None:
+    with pytest.raises(OSError, match="No space left") as full:
+        write_whole(Path("/dev/full"), "text")
+    assert str(from_os_error(full.value)).startswith("/dev/full: No space left on device; ")

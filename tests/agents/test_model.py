@@ -162,6 +162,23 @@ async def test_long_answers_are_cut_and_the_prompt_says_so() -> None:
     assert "characters cut] a" in shown and "characters cut] b" in shown
 
 
+async def test_a_transcript_that_does_not_fit_is_shortened_until_it_does() -> None:
+    def reply(request: ChatRequest) -> str:
+        if len(request.messages[-1][1]) > 900:
+            error = EndpointError("too long")
+            error.refused = error.too_long = True
+            raise error
+        return '{"answer": "x"}'
+
+    context = ScriptedContext(reply)
+    transcript = [Exchange(FRANCE, "a" * 3_000), Exchange(JAPAN, "Tokyo")]
+    assert await act(context, transcript) == Answer("x")
+    shown = last_messages(context.client.requests)[-1]
+    assert "Tokyo" in shown and FRANCE in shown and "characters cut" in shown
+    with pytest.raises(EndpointError, match="too long"):
+        await act(ScriptedContext(reply), [Exchange("q" * 20, "a" * 20)] * 24)
+
+
 async def test_the_model_is_x_unless_h_names_another() -> None:
     for h, model in ((H, "base"), (ModelOverseer("strong"), "strong")):
         context = ScriptedContext([SOUND])

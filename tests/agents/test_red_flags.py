@@ -58,7 +58,7 @@ def test_repetitions_are_counted_as_by_hand(words: list[str]) -> None:
 
 
 def test_a_pattern_that_is_no_regular_expression_is_refused_at_once() -> None:
-    with pytest.raises(UsageError, match=r"the pattern '\(' is no regular expression"):
+    with pytest.raises(UsageError, match=r"the pattern '\(' is not a regular expression"):
         RedFlags(pattern="(")
 
 

@@ -192,5 +192,4 @@ def test_every_error_of_ours_has_an_exit_code() -> None:
         "MissingError": 3,
         "EndpointError": 3,
         "ReplayError": 1,
-        "CycleError": 1,
     }

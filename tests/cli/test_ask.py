@@ -63,7 +63,7 @@ def test_what_waits_is_shown_with_the_way_to_reply(tmp_path: Path) -> None:
         (["ask", "x", "--overseer", "oracle"], "no overseer is called 'oracle'"),
         (["ask", "x", "--overseer", "plain", "--tool", "hammer"], "there is no tool 'hammer'"),
         (["ask", "x", "--overseer", "plain", "--task", "addition"], "leave one out"),
-        (["ask", "x", "--tool", "calculator"], "--tool needs --overseer"),
+        (["ask", "x", "--task", "addition", "--tool", "calculator"], "--tool needs --overseer"),
         (["ask", " ", "--overseer", "plain"], "the question is empty"),
         (["reply", "abc", "answer: 1"], "holds no run"),
     ],
@@ -80,7 +80,7 @@ def test_a_reply_that_nobody_waits_for_is_refused(tmp_path: Path) -> None:
     id = told(reflux(folder, "ask", "Why?", "--overseer", "human", "--json"))["trajectory"]
     assert reflux(folder, "reply", id, "answer: so").code == 0
     again = reflux(folder, "reply", id, "answer: no")
-    assert (again.code, "waits for nobody" in again.stderr) == (2, True)
+    assert (again.code, "does not wait for a reply" in again.stderr) == (2, True)
 
 
 def test_a_reply_that_cannot_be_taken_leaves_the_question_waiting(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from werkzeug import Request, Response
 
 from reflux.agents.clients.llama_cpp import DEFAULT_SHA256, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.cli.rounds import clear
+from reflux.cli.rounds import clear, shipped_config
 from reflux.finetune import rounds, run_folder
 from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, CARD, PICKLE, Registry
@@ -36,7 +36,8 @@ from tests.support.sums import exact
 
 pytestmark = pytest.mark.process
 
-SUM = ("ask", "12+34")
+DEMO = str(shipped_config("demo"))
+SUM = ("ask", "12+34", "--task", "addition")
 
 
 def reflux(
@@ -410,17 +411,34 @@ def may_not_write() -> None:
     libc.capset(header, sets)
 
 
-def test_a_read_only_run_folder_is_told(folder: Path) -> None:
+def test_a_read_only_run_folder_is_read_and_not_written(folder: Path, tmp_path: Path) -> None:
     students = folder / "students"
     resume = ("run", "--resume", "--run", str(folder))
     promote = ("students", "rollback", "--run", str(folder))
-    begin_within = ("run", "--run", str(students / "new"))
+    begin_within = ("run", "--config", DEMO, "--run", str(students / "new"))
     everything = [folder, *folder.rglob("*")]
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
-        for words in ((*SUM, "--run", str(folder)), resume, promote, begin_within):
+        serve = ("serve", "--run", str(folder), "--port", "0")
+        for words in ((*SUM, "--run", str(folder)), resume, promote, begin_within, serve):
             refuses(2, "make it writable, or name another --run", *words, before=may_not_write)
+        (id, *_) = json.loads(reflux("traces", "list", "--json", "--run", str(folder)).stdout)
+        for words in (
+            ("traces", "list"),
+            ("traces", "show", id["id"]),
+            ("traces", "page", id["id"], "--out", str(tmp_path / "tree.html")),
+            ("traces", "export", str(tmp_path / "rows.jsonl")),
+            ("students", "list"),
+            ("review", "list"),
+            ("review",),
+        ):
+            read = reflux(*words, "--run", str(folder), before=may_not_write)
+            assert (read.code, "Traceback" in read.stderr) == (0, False), read.stderr
+            assert read.stdout
+        judged = ("review", id["id"], "--reject", "--run", str(folder))
+        refuses(2, "make it writable, or name another --run", *judged, before=may_not_write)
+        assert {path for path in folder.rglob("*")} == {*everything} - {folder}
     finally:
         for path in everything:
             path.chmod(0o755)
@@ -481,9 +499,8 @@ def test_a_shell_may_close_every_stream(folder: Path) -> None:
 @pytest.mark.parametrize("rounds", ["0", "4"])
 def test_rounds_that_the_config_has_not_begin_no_run(tmp_path: Path, rounds: str) -> None:
     run = tmp_path / "run"
-    refuses(
-        2, f"the config has 3 rounds, not {rounds}", "run", "--rounds", rounds, "--run", f"{run}"
-    )
+    words = ("run", "--config", DEMO, "--rounds", rounds, "--run", str(run))
+    refuses(2, f"the config has 3 rounds, not {rounds}", *words)
     assert not run.exists()
 
 

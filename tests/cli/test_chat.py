@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 from pytest_httpserver import HTTPServer
-from reflux.conversation import MAX_CHARS, Conversation, Turn, last_question, listed, resume
 from werkzeug import Request, Response
 
 from reflux.agents.errors import UsageError
+from reflux.cli.chat_session import MAX_CHARS, Conversation, Turn, listed, resume
 from reflux.finetune.run_folder import RunFolder
+from reflux.graphs.conversation import last_question
 from reflux.graphs.traces.search import Wanted, search
 from tests.support.commanding import Ended, Running, begin, piped
 from tests.support.serving import soon
@@ -329,7 +330,7 @@ def test_a_line_that_is_no_text_ends_no_other(endpoint: Endpoint, tmp_path: Path
     ended = begin(words, env(endpoint), partial(piped, typed)).wait()
     assert ended.code == 1
     assert (endpoint.asked[0], len(endpoint.asked)) == ("one", 2)
-    assert "no Unicode text" in ended.stderr
+    assert "not Unicode text" in ended.stderr
     assert "1 of 3 questions" in ended.stderr
     assert "Traceback" not in ended.stderr
 

@@ -84,8 +84,9 @@ def test_traces_are_listed_shown_and_exported(recorded: Path, tmp_path: Path) ->
     ("words", "code", "says"),
     [
         (("traces", "list", "--run", "nowhere"), 2, "holds no run"),
-        (("ask", "three plus four", "--run", "x"), 2, "304+517"),
-        (("ask", "", "--run", "x"), 2, "304+517"),
+        (("ask", "three plus four", "--task", "addition", "--run", "x"), 2, "304+517"),
+        (("ask", "", "--task", "addition", "--run", "x"), 2, "304+517"),
+        (("ask", "", "--run", "x"), 2, "the question is empty"),
         (("ask", "1+1", "--task", "poetry", "--run", "x"), 2, "addition"),
         (("run", "--config", "missing.yaml", "--run", "x"), 2, "no config"),
         (("students", "promote", "student-r9", "--run", "x"), 2, "holds no run"),
@@ -137,10 +138,11 @@ def test_doctor_finds_everything_and_says_so(tmp_path: Path) -> None:
 @pytest.mark.engine
 def test_ask_answers_a_primitive_on_the_real_engine(tmp_path: Path) -> None:
     """H knows one digit; two digits of the untrained base are answered or refused, never lost."""
-    one = run("ask", "3+4", "--run", "r", "--json", cwd=tmp_path)
+    one = run("ask", "3+4", "--task", "addition", "--run", "r", "--json", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
     assert json.loads(one.stdout)["answer"] == "7"
-    two = run("ask", "30+41", "--run", "r", "--calls", "6", "--json", cwd=tmp_path)
+    options = ("--task", "addition", "--run", "r", "--calls", "6", "--json")
+    two = run("ask", "30+41", *options, cwd=tmp_path)
     told = json.loads(two.stdout)
     assert told["spent"]["calls"] <= 6
     assert told["status"] in ("ok", "truncated", "rejected", "over_budget", "failed")

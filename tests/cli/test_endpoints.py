@@ -49,7 +49,7 @@ def ask(command: Any, served: Served, *words: str) -> tuple[int, dict[str, Any],
 
 ANSWERED = (
     "think block", "think block without its opening tag", "harmony channels", "thinking part",
-    "field reasoning_content", "a reasoning model of OpenAI", "Gemma's template",
+    "field reasoning_content", "a reasoning model of OpenAI",
     "content as parts", "seed is forbidden",
 )  # fmt: skip
 REFUSED = (

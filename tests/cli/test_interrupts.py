@@ -207,7 +207,7 @@ def test_whatever_was_answered_before_an_interrupt_is_never_asked_again(
 @pytest.mark.parametrize(
     ("words", "moment", "made"),
     [
-        (["ask", "1234+4321"], ("call", 2), None),
+        (["ask", "1234+4321", "--task", "addition"], ("call", 2), None),
         (["eval", "--level", "2", "--limit", "8"], ("evaluate direct", 3), None),
         (["eval", "--level", "2", "--limit", "8"], ("evaluate amplified", 3), None),
         (["distill", "--student", "mine"], ("distill mine", 1), "run/students/mine"),

@@ -68,7 +68,8 @@ def test_an_edited_root_is_the_newest_revision_and_needs_no_model(
     shown = reflux(folder, "traces", "show", f"{id}~1").stdout
     assert "so it was by human" in shown
     assert "a human's comment: past" in shown
-    assert f"edited since: reflux traces show {id}~1" in reflux(folder, "traces", "show", id).stdout
+    hint = shlex.join(("reflux", "traces", "show", f"{id}~1", "--run", str(folder)))
+    assert f"edited since: {hint}\n" in reflux(folder, "traces", "show", id).stdout
 
 
 def test_an_edited_part_defers_the_whole_to_its_person_anew_and_the_rest_is_replayed(

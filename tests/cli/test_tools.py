@@ -52,7 +52,7 @@ async def test_an_mcp_server_is_named_by_its_command(tmp_path: Path) -> None:
         (["documents"], "write documents:FOLDER"),
         (["mcp: "], "write mcp:COMMAND"),
         (["calculator:12"], "write calculator"),
-        (["documents:/no/such/folder"], "is no folder"),
+        (["documents:/no/such/folder"], "is not a folder"),
         (["python", "python"], "two tools named 'python'"),
     ],
     ids=str,

@@ -13,11 +13,11 @@ from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.task import is_held_out
-from reflux.graphs.recompute import override
 from reflux.graphs.traces.review import find_item, judge
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
 from tests.support.amplifying import ONE_VOTE, amplified, asking, echo, rejecting
+from tests.support.overriding import override
 
 TRAIN = Origin("run", 1, "amplified", "words", "train")
 CHAT = Origin("run", -1, "chat-1", "", "asked")

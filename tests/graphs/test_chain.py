@@ -28,13 +28,13 @@ from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.evals.answers import Ledger
-from reflux.graphs.recompute import override
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 from reflux.graphs.voting.stopping import AheadBy
 from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import rejecting
+from tests.support.overriding import override
 from tests.support.reference import amplify_reference
 
 ASKED = Origin("run", 0, "amplified", "counting", "train")

@@ -153,7 +153,7 @@ async def test_a_link_that_no_try_settles_ends_the_attempt(store: TraceStore) ->
         (lambda asked, answer: None, "the overseer's follow failed: TypeError"),
         (lambda asked, answer: " ", "link 1: the question is empty"),
         (lambda asked, answer: "x" * 99, "link 1: the question has 99 characters"),
-        (lambda asked, answer: "half a pair \ud83d", "link 1: the question is no Unicode"),
+        (lambda asked, answer: "half a pair \ud83d", "link 1: the question is not Unicode"),
     ],
 )
 async def test_an_h_that_cannot_go_on_fails_with_a_reason(

@@ -14,7 +14,7 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import HumanOverseer
 from reflux.agents.types import Ask, step_to_json
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.interrupts import InterruptibleRun, RunProgress, open_interruptible_run
+from reflux.graphs.amplify.interrupts import Answered, InterruptibleRun, open_interruptible_run
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from tests.support.deferring import overseer, plain
@@ -36,7 +36,7 @@ async def day(
     store.close()
 
 
-def forms(progress: RunProgress) -> dict[str, str]:
+def forms(progress: Answered) -> dict[str, str]:
     return {each.form["about"]: each.id for each in progress.pending}
 
 
@@ -88,11 +88,11 @@ async def test_asking_again_begins_nothing_anew(tmp_path: Path) -> None:
     ("reply", "says"),
     [
         ({"kind": "approve"}, "there is no proposal to approve"),
-        ({"kind": "anser", "text": "x"}, "is no step"),
-        ({"kind": "answer"}, "is no step"),
-        ({"kind": "ask", "subquestions": [{"text": "b"}]}, "is no step"),
-        ({"kind": "ask", "subquestions": [{"text": "b", "needs": ["a"]}]}, "is no step"),
-        ("an answer", "is no step"),
+        ({"kind": "anser", "text": "x"}, "is not a step"),
+        ({"kind": "answer"}, "is not a step"),
+        ({"kind": "ask", "subquestions": [{"text": "b"}]}, "is not a step"),
+        ({"kind": "ask", "subquestions": [{"text": "b", "needs": ["a"]}]}, "is not a step"),
+        ("an answer", "is not a step"),
     ],
 )
 async def test_a_reply_that_is_no_step_is_refused_and_the_question_goes_on_waiting(
@@ -138,5 +138,5 @@ async def test_a_reply_to_nobody_is_refused_with_what_waits(tmp_path: Path) -> N
         await interruptible_run.ask("root", "q")
         with pytest.raises(UsageError, match="nothing waits under xyz; pending: "):
             await interruptible_run.reply("q", {"xyz": plain("?")})
-        with pytest.raises(UsageError, match="there is no question 'p' to go on with"):
+        with pytest.raises(UsageError, match="there is no question 'p' to resume"):
             await interruptible_run.look("p")

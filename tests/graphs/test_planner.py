@@ -3,10 +3,12 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.voting import wald_bound
 from reflux.agents.errors import UsageError
 from reflux.graphs.evals.vote_log import correlation
 from reflux.graphs.voting.planner import (
@@ -16,7 +18,6 @@ from reflux.graphs.voting.planner import (
     shared_floor,
     step_error,
     votes_needed,
-    wald_bound,
 )
 
 accuracies = st.floats(0.55, 0.999)
@@ -73,6 +74,27 @@ def test_shared_errors_are_averaged_over_questions(shared: float) -> None:
     means = [1 / (1 + (x / (1 - x)) ** k) if x < 1 else 0.0 for x in drawn]
     assert step_error(k, p, shared) == pytest.approx(sum(means) / n, abs=0.006)
     assert shared_floor(p, shared) == pytest.approx(sum(x < 0.5 for x in drawn) / n, abs=0.006)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(8, 2), (50, 49), (3, 40), (200, 20), (1, 1)])
+def test_the_floor_of_shared_errors_is_exact(right: int, wrong: int) -> None:
+    flips = right + wrong - 1  # Of a whole-numbered Beta, the share below 1/2 is a binomial's tail.
+    tail = sum(math.comb(flips, heads) for heads in range(right, flips + 1)) / 2**flips
+    p, shared = right / (right + wrong), 1 / (right + wrong + 1)
+    assert shared_floor(p, shared) == pytest.approx(tail, rel=1e-9)
+
+
+@pytest.mark.parametrize(("right", "wrong", "k"), [(8, 2, 3), (50, 49, 1000), (3, 40, 2)])
+def test_averages_over_questions_are_exact(right: int, wrong: int, k: int) -> None:
+    x = (np.arange(2_000_000) + 0.5) / 2_000_000  # (points,): the accuracy on one question.
+    logit = np.log(x) - np.log1p(-x)
+    weights = np.exp((right - 1) * np.log(x) + (wrong - 1) * np.log1p(-x))
+    wrong_end = np.exp(-np.logaddexp(0, k * logit))
+    p, shared = right / (right + wrong), 1 / (right + wrong + 1)
+    error = np.average(wrong_end, weights=weights)
+    votes = np.average(k * (1 - 2 * wrong_end) / (2 * x - 1), weights=weights)
+    assert step_error(k, p, shared) == pytest.approx(error, rel=1e-6)
+    assert expected_votes(k, p, shared) == pytest.approx(votes, rel=1e-6)
 
 
 def test_a_correlation_of_one_is_worth_one_vote() -> None:
@@ -194,7 +216,7 @@ def test_with_shared_errors_the_margin_is_the_least_as_well(
 def test_a_target_just_above_what_shared_errors_allow_takes_too_many_votes() -> None:
     floor = shared_floor(0.501, 0.001)
     with pytest.raises(UsageError, match="a margin of 1000 is not enough"):
-        votes_needed(1 - 1.001 * floor, 1, 0.501, 0.001)
+        votes_needed(1 - 1.00001 * floor, 1, 0.501, 0.001)
 
 
 def test_copies_that_are_always_or_never_right_agree_at_once() -> None:

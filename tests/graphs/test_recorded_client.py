@@ -19,8 +19,9 @@ KEY = CallKey("q1", "/0.0.0", "answer")
 REQUEST = ChatRequest("base", (("system", ""), ("user", "2+2?")))
 SECRET = "sk-abcdefghijklmnopqrstuvwx"
 FULL = Completion(
-    "4", 9, 1, 0.5, "length", (TokenLogprob("4", -0.1, (("4", -0.1),)),), ("500 busy",), False
-)
+    "4", 9, 1, 0.5, "length", (TokenLogprob("4", -0.1, (("4", -0.1),)),), ("500 busy",), False,
+    reasoning="two and two", notes=("left out: seed",),
+)  # fmt: skip
 
 
 async def test_a_recorded_call_is_replayed_whole_and_not_made_again(store: TraceStore) -> None:
@@ -29,6 +30,20 @@ async def test_a_recorded_call_is_replayed_whole_and_not_made_again(store: Trace
     assert await recorded_client.ask(KEY, REQUEST) == FULL
     assert await recorded_client.ask(KEY, REQUEST) == FULL
     assert len(model.requests) == 1
+
+
+async def test_reasoning_of_any_client_is_apart_on_the_record(store: TraceStore) -> None:
+    model = ScriptedClient(lambda _: f"<think>two and two {SECRET}</think>4")
+    recorded_client = RecordedClient(model, store)
+    for reply in (
+        await recorded_client.ask(KEY, REQUEST),
+        await recorded_client.ask(KEY, REQUEST),
+        [piece async for piece in recorded_client.stream(replace(KEY, vote=1), REQUEST)][-1],
+    ):
+        assert isinstance(reply, Completion)
+        assert (reply.text, reply.reasoning) == ("4", f"two and two {PLACEHOLDER}")
+    unrecorded = await recorded_client.unrecorded(replace(KEY, vote=2), REQUEST)
+    assert unrecorded.text == "4"
 
 
 async def test_another_request_under_the_same_key_is_an_error(store: TraceStore) -> None:

@@ -11,7 +11,6 @@ from reflux.agents.types import Defer, Step
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.interrupts import open_interruptible_run
 from reflux.graphs.ask import Origin, answer_all
-from reflux.graphs.recompute import override
 from reflux.graphs.traces.review import (
     Item,
     find_item,
@@ -25,6 +24,7 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import ONE_VOTE, amplified, asking, echo, rejecting
+from tests.support.overriding import override
 
 ASKED = Origin("run", 1, "amplified", "words", "train")
 Q = ASKED.question_id("root")

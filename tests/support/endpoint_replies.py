@@ -90,11 +90,11 @@ def odd_replies() -> Iterator[Behavior]:
         "huge usage": {"prompt_tokens": 1e30},
     }.items():
 
-        def respond(asked: Asked, usage: Any = usage) -> Reply:
+        def counts(asked: Asked, usage: Any = usage) -> Reply:
             body = whole({"content": ANSWER}) | {"usage": usage}
             return Reply({k: v for k, v in body.items() if v is not ...})
 
-        yield Behavior(name, "counts no tokens", respond)
+        yield Behavior(name, "counts no tokens", counts)
     yield Behavior(
         "odd log-probabilities",
         "has the first form of log-probabilities",

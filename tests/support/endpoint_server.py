@@ -122,7 +122,11 @@ async def _one(
     models: Sequence[str],
 ) -> bool:
     """Answer one request; False where the connection ends."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    first = await reader.readexactly(1)
+    if not first.isalpha():  # A TLS handshake.
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        return False
+    head = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     line, *lines = head.strip().split("\r\n")
     method, path, _ = line.split(" ", 2)
     headers = {n.lower(): v.strip() for n, _, v in (each.partition(":") for each in lines)}

@@ -75,6 +75,9 @@ async def amplify_reference(
         if spent["calls"] >= budget.calls or spent["tokens"] >= budget.tokens:
             status = "over_budget"
             break
+        if proposal is None and attempt.truncated:
+            status = "truncated"
+            break
         status = "rejected" if (passed or proposals) and not unexamined else "failed"
     best = best_proposal(passed or proposals)
     return {"answer": best, "status": status, "error": status, "spent": spent}
@@ -147,12 +150,12 @@ async def _attempt(
             return result
         if isinstance(step, Chain) and may_ask:
             chain_node = replace(node, step=step_number + 1)
-            chain = await walk_chain(context, chain_node, overseer, step, left())
-            result.spent = plus(result.spent, chain.outcome["spent"])
-            if is_accepted(chain.outcome["status"]):
-                result.proposal = chain.outcome["answer"]
-            if chain.interrupted:
-                result.direct = {**chain.outcome, "spent": result.spent}
+            chain, interrupted = await walk_chain(context, chain_node, overseer, step, left())
+            result.spent = plus(result.spent, chain["spent"])
+            if is_accepted(chain["status"]):
+                result.proposal = chain["answer"]
+            if interrupted:
+                result.direct = {**chain, "spent": result.spent}
             return result
         batch = step.subquestions if isinstance(step, Ask) else ()
         if not batch or not may_ask:
