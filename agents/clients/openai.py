@@ -145,9 +145,8 @@ class OpenAIClient(RetryingClient):
         """What the protocol asks to send, before any adaptation."""
         body = request_body(request)
         if not self._embedded:
-            messages = body["messages"]
-            said = [m for m in messages if m["role"] != "system" or m["content"]]
-            body["messages"] = said or messages
+            said = [m for m in body["messages"] if m["role"] != "system" or m["content"]]
+            body["messages"] = said or body["messages"]
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body | self._extra_body
