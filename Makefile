@@ -6,8 +6,9 @@ STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 SITE := $(VENV)/.installed-docs
 DEV_SERVER := .venv-dev-server
+CLIENTS := .venv-clients
 
-.PHONY: demo test unit check docs dev-server clean
+.PHONY: demo test unit check docs dev-server clients clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Reflux needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -36,7 +37,7 @@ test: $(DEV)
 
 # The tests of less than a minute: no model, no browser, no further process.
 unit: $(DEV)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not (process or engine or browser or slow or gpu or dev_server)'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not (process or engine or browser or slow or gpu or dev_server or npm or clients)'
 
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -62,5 +63,18 @@ $(DEV_SERVER)/.installed: $(DEV)
 dev-server: $(DEV_SERVER)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 -m dev_server tests/integrations/test_dev_server.py
 
+# Other people's clients of the OpenAI protocol, each in an environment of its own.
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+tests/clients/node_modules: tests/clients/package-lock.json
+	npm ci --silent --no-audit --no-fund --prefix tests/clients
+	touch $@
+
+clients: $(DEV) $(CLIENTS)/.installed tests/clients/node_modules
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 -m 'npm or clients' tests/server/test_other_clients.py
+
 clean:
-	rm -rf $(DEV_SERVER) $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(DEV_SERVER) $(CLIENTS) tests/clients/node_modules $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

@@ -128,6 +128,12 @@ class ChatRequest:
     tools: tuple[ToolSpec, ...] = ()
     schema: str = ""
     """JSON schema of the reply, as text; empty for free text."""
+    extra: str = ""
+    """Further fields of the body, as JSON text, for an endpoint of the chat protocol; they take
+    precedence."""
+
+    def extra_fields(self) -> dict[str, Any]:
+        return json.loads(self.extra) if self.extra else {}
 
     def payload(self) -> list[dict[str, Any]]:
         """The messages in the form of the chat protocol."""
@@ -137,11 +143,13 @@ class ChatRequest:
         ]
 
     def digest(self, model_digest: str) -> str:
-        """Hash of all that determines the reply: model, messages, sampling, seed, vote, tools and
-        schema (hex, 32)."""
+        """Hash of all that determines the reply: model, messages, sampling, seed, vote, tools,
+        schema and further fields (hex, 32)."""
         body: list[Any] = [model_digest, self.messages, vars(self.sampling), self.vote]
         if self.tools or self.schema:
             body += [[vars(tool) for tool in self.tools], self.schema]
+        if self.extra:
+            body.append({"extra": self.extra})
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
 
 

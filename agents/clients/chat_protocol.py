@@ -48,7 +48,7 @@ def request_body(request: ChatRequest) -> dict[str, Any]:
     if request.schema:
         form = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
-    return body
+    return body | request.extra_fields()
 
 
 def may_call(request: ChatRequest) -> bool:

@@ -55,6 +55,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 """Field names of the common integrations; the first that a model has is used."""
 
+TOOL_OPTIONS = ("tool_choice", "parallel_tool_calls")
 SECRET_NAME = re.compile(r"key|secret|password|credential|authori|(access|auth)_token|header", re.I)
 
 
@@ -90,9 +91,14 @@ class LangChainAgent:
         settings = sampling_fields(request.sampling)
         update = {self.fields[s]: value for s, value in settings.items() if s in self.fields}
         model = self._model.model_copy(update=update) if update else self._model
+        extra = request.extra_fields()
+        options = {name: extra.pop(name) for name in TOOL_OPTIONS if name in extra}
+        if beyond := sorted(extra.keys() - {"tools", "response_format"}):
+            raise UsageError(f"{self.name} takes no {', '.join(beyond)}: leave it out")
         if request.tools:
+            specs = extra.get("tools") or [function_spec(tool) for tool in request.tools]
             try:
-                return model.bind_tools([function_spec(tool) for tool in request.tools]), False
+                return model.bind_tools(specs, **options), False
             except NotImplementedError as error:
                 raise UsageError(
                     f"{self.name} takes no tools; name a model that does, or grant none"

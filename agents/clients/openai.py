@@ -145,8 +145,8 @@ class OpenAIClient(RetryingClient):
         """What the protocol asks to send, before any adaptation."""
         body = request_body(request)
         if not self._embedded:
-            messages = body["messages"]
-            body["messages"] = [m for m in messages if m["role"] != "system" or m["content"]]
+            said = [m for m in body["messages"] if m["role"] != "system" or m["content"]]
+            body["messages"] = said or body["messages"]
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body | self._extra_body
@@ -209,10 +209,11 @@ class OpenAIClient(RetryingClient):
                 raise
 
     def _adapted(self, request: ChatRequest, asked: dict[str, Any]) -> dict[str, Any]:
+        """The body as the endpoint takes it; what the caller names in `extra` is never left out."""
+        fixed = {"response_format"} if "stream" in asked and request.schema else set[str]()
+        fixed |= request.extra_fields().keys() - self._extra_body.keys()
         body = self.adaptation(request.model).apply(asked)
-        if "stream" in asked and request.schema:
-            body["response_format"] = asked["response_format"]
-        return body
+        return body | {name: asked[name] for name in fixed}
 
     @contextmanager
     def _client(self) -> Iterator[AsyncOpenAI]:
@@ -232,7 +233,7 @@ class OpenAIClient(RetryingClient):
         asked, sent = vars(error)["bodies"]
         if self._adapted(request, asked) != sent:
             return True  # A request at the same time has learned it.
-        kept = self._fixed - RENAMED.keys()
+        kept = (self._fixed - RENAMED.keys()) | request.extra_fields().keys()
         if "stream" in sent:  # Its reader has asked for the form, and gets it or an error.
             kept |= {"response_format"}
         free = {name: value for name, value in sent.items() if name not in kept}

@@ -9,7 +9,7 @@ import resource
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
@@ -17,6 +17,7 @@ from fastapi.responses import FileResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from reflux import web
@@ -27,7 +28,7 @@ from reflux.ask_context import OVERSEERS
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.ask import settled
 from reflux.graphs.traces.telemetry import process_spans
-from reflux.server import chat_api
+from reflux.server import chat_api, responses_api
 from reflux.server.errors import HANDLERS
 from reflux.server.guards import UNGUARDED_PATHS, Guard
 from reflux.server.pending import Waiting
@@ -115,6 +116,7 @@ def create_app(
         exception_handlers=HANDLERS,
         docs_url=None,  # FastAPI's documentation pages load scripts of another origin.
         redoc_url=None,
+        redirect_slashes=False,  # A proxy may not know the address that a redirect would name.
         # A request's span is the parent of its run's span. Request logs would hold the questions.
         telemetry={
             "tracer_provider": process_spans().provider,
@@ -127,13 +129,15 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "last-event-id"],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],  # The SDKs send headers of their own.
             expose_headers=[chat_api.TRAJECTORY_HEADER],
         )
     app.add_middleware(Guard, settings=settings, metrics=metrics)
+    if settings.proxies:
+        app.add_middleware(cast(Any, ProxyHeadersMiddleware), trusted_hosts=list(settings.proxies))
     app.mount("/page", StaticFiles(directory=STATIC), name="page")
-    for module in (chat_api, runs_api, review_api, jobs):
+    for module in (chat_api, responses_api, runs_api, review_api, jobs):
         app.include_router(module.router)
     app.include_router(router)
     return app
@@ -203,7 +207,7 @@ def server_config(app: FastAPI, **options: Any) -> uvicorn.Config:
         http=LimitedHttpProtocol,
         log_level="warning",
         server_header=False,
-        proxy_headers=False,  # With X-Forwarded-For, one client could pose as many.
+        proxy_headers=False,  # Of `proxies` alone: one client could pose as many.
         **options,
     )
 

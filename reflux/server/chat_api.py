@@ -14,9 +14,17 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from reflux.agents.errors import RefluxError
+from reflux.agents.prompts import redact
 from reflux.graphs.traces.events import Event
-from reflux.server.chat_reply import AnswerPart, Reply, ReplyFormat, reasoning_line, to_json
-from reflux.server.chat_request import ChatRequest
+from reflux.server.chat_reply import (
+    AnswerPart,
+    ChatFormat,
+    Reply,
+    ReplyFormat,
+    StreamEvent,
+    reasoning_line,
+)
+from reflux.server.chat_request import ChatRequest, RequestFields
 from reflux.server.errors import as_api_error
 from reflux.server.served_models import ChatAnswer, listed_model
 from reflux.server.state import ERRORS, Log, ServerState, State
@@ -29,13 +37,13 @@ PING_SECONDS = 15.0
 router = APIRouter(prefix="/v1", responses=ERRORS)
 
 
-@router.get("/models")
+@router.get("/models", response_model_exclude_none=True)
 async def list_models(state: State) -> dict[str, Any]:
     """List the models that are served now."""
     return {"object": "list", "data": state.models.listed()}
 
 
-@router.get("/models/{name:path}")
+@router.get("/models/{name:path}", response_model_exclude_none=True)
 async def show_model(name: str, state: State) -> Model:
     """Show one model."""
     state.models.find(name)
@@ -50,10 +58,20 @@ async def show_model(name: str, state: State) -> Model:
 async def complete_chat(body: ChatRequest, state: State, request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
     answer = state.models.answer_to(body, state.run, state.waiting)
-    if body.user is not None:
-        detail = {"user": body.user}
-        await state.run.store.add_judgement(answer.trajectory, "", "user", None, detail)
-    reply_format = ReplyFormat(body, answer.trajectory)
+    return await respond(request, state, body, answer, ChatFormat(body, answer.trajectory))
+
+
+async def respond(
+    request: Request,
+    state: ServerState,
+    body: RequestFields,
+    answer: ChatAnswer,
+    reply_format: ReplyFormat,
+) -> Response:
+    """Compute an answer for as long as its client is connected, and send it in its form."""
+    names = ("user", "safety_identifier", "metadata")
+    if detail := {name: value for name in names if (value := getattr(body, name))}:
+        await state.run.store.add_judgement(answer.trajectory, "", "user", None, redacted(detail))
     headers = {TRAJECTORY_HEADER: answer.trajectory}
     running = RunningAnswer(state, body.model, answer)
     streamed = False
@@ -75,6 +93,15 @@ async def complete_chat(body: ChatRequest, state: State, request: Request) -> Re
     finally:
         if not streamed:
             running.stop()
+
+
+def redacted(value: Any) -> Any:
+    """JSON without secrets."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: redacted(each) for key, each in value.items()}
+    return [redacted(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class RunningAnswer:
@@ -158,7 +185,10 @@ class AnswerStream(EventSourceResponse):
     """An event stream that stops its answer when it ends, however it ends."""
 
     def __init__(
-        self, events: AsyncGenerator[str], running: RunningAnswer, headers: Mapping[str, str]
+        self,
+        events: AsyncGenerator[StreamEvent],
+        running: RunningAnswer,
+        headers: Mapping[str, str],
     ) -> None:
         super().__init__(events, headers=headers, ping=PING_SECONDS, sep="\n")
         self._running = running
@@ -170,7 +200,7 @@ class AnswerStream(EventSourceResponse):
             self._running.stop()
 
 
-async def _events(reply_format: ReplyFormat, running: RunningAnswer) -> AsyncGenerator[str]:
+async def _events(reply_format: ReplyFormat, running: RunningAnswer) -> AsyncGenerator[StreamEvent]:
     try:
         for event in reply_format.first_events():
             yield event
@@ -179,7 +209,8 @@ async def _events(reply_format: ReplyFormat, running: RunningAnswer) -> AsyncGen
                 for event in reply_format.events(part):
                     yield event
     except RefluxError as error:
-        yield to_json(as_api_error(error).body())
+        for event in reply_format.failure(as_api_error(error)):
+            yield event
 
 
 class ClientLeft(Exception):

@@ -8,13 +8,16 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from sse_starlette import ServerSentEvent
 
 from reflux.agents.clients.chat_protocol import Delta
-from reflux.agents.types import Completion, TokenLogprob
+from reflux.agents.types import Completion, TokenLogprob, ToolCall
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.events import Event
 from reflux.server.chat_request import ChatRequest
+from reflux.server.errors import ApiError
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ AnswerPart = str | tuple[int, Delta] | Reply
 """Reasoning text, a delta of the choice at an index, or, last, the whole reply."""
 Put = Callable[[AnswerPart], None]
 Emit = Callable[[Event], None]
+StreamEvent = str | ServerSentEvent
 
 
 def usage_of(prompt: int, completion: int) -> dict[str, int]:
@@ -42,7 +46,29 @@ def usage_of(prompt: int, completion: int) -> dict[str, int]:
     }
 
 
-class ReplyFormat:
+class ReplyFormat(Protocol):
+    """How one request is answered: whole, or as the events of a stream."""
+
+    def whole(self, reply: Reply) -> bytes:
+        """The body of a response."""
+        ...
+
+    def first_events(self) -> list[StreamEvent]:
+        """What begins a stream."""
+        ...
+
+    def events(self, part: AnswerPart) -> list[StreamEvent]:
+        """What a part of the answer adds to a stream; the whole reply ends it."""
+        ...
+
+    def failure(self, error: ApiError) -> list[StreamEvent]:
+        """What ends a stream whose answer failed."""
+        ...
+
+
+class ChatFormat:
+    """The form of chat completions."""
+
     def __init__(self, request: ChatRequest, trajectory: str) -> None:
         self._request = request
         self._head = {
@@ -50,50 +76,56 @@ class ReplyFormat:
             "created": int(time.time()),
             "model": request.model,
         }
-        options = request.stream_options
-        self._with_usage = options is not None and options.include_usage
+        self._with_usage = request.stream_options.include_usage
 
     def whole(self, reply: Reply) -> bytes:
         choices = [self._choice(index, choice) for index, choice in enumerate(reply.choices)]
         body = {"object": "chat.completion", "choices": choices, "usage": reply.usage}
         return to_json(self._head | body).encode()
 
-    def first_events(self) -> list[str]:
-        """Data of the events that begin a stream, one for each choice."""
+    def first_events(self) -> list[StreamEvent]:
         delta = {"role": "assistant", "content": ""}
-        return [self._chunk(index, delta) for index in range(self._request.n or 1)]
+        return [self._chunk(index, delta) for index in range(self._request.n)]
 
-    def events(self, part: AnswerPart) -> list[str]:
+    def events(self, part: AnswerPart) -> list[StreamEvent]:
         if isinstance(part, str):
             return [self._chunk(0, {"reasoning_content": part})]
         if isinstance(part, Reply):
             return self._last_events(part)
         index, delta = part
-        logprobs = delta.logprobs if self._request.logprobs else ()
-        return [self._chunk(index, {"content": delta.text}, logprobs=logprobs)]
+        thought = {"reasoning_content": delta.reasoning} if delta.reasoning else {}
+        said = {"content": delta.text} if delta.text or not thought else {}
+        return [self._chunk(index, thought | said, logprobs=delta.logprobs)]
 
-    def _last_events(self, reply: Reply) -> list[str]:
-        events: list[str] = []
+    def failure(self, error: ApiError) -> list[StreamEvent]:
+        return [to_json(error.body())]
+
+    def _last_events(self, reply: Reply) -> list[StreamEvent]:
+        events: list[StreamEvent] = []
         for index, choice in enumerate(reply.choices):
             if not reply.streamed and choice.text:
                 events.append(self._chunk(index, {"content": choice.text}))
-            if calls := _tool_calls(choice):
-                numbered = [{"index": i, **call} for i, call in enumerate(calls)]
+            if choice.tool_calls:
+                calls = enumerate(map(call_to_json, choice.tool_calls))
+                numbered = [{"index": number, **call} for number, call in calls]
                 events.append(self._chunk(index, {"tool_calls": numbered}))
-            events.append(self._chunk(index, {}, _finish_reason(choice)))
+            events.append(self._chunk(index, {}, finish_reason(choice)))
         if self._with_usage:
             events.append(self._event({"choices": [], "usage": reply.usage}))
         return [*events, "[DONE]"]
 
     def _choice(self, index: int, choice: Completion) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": choice.text}
-        if calls := _tool_calls(choice):
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.reasoning:
+            message["reasoning_content"] = choice.reasoning
+        if choice.tool_calls:
+            calls = list(map(call_to_json, choice.tool_calls))
             message |= {"content": choice.text or None, "tool_calls": calls}
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(choice.logprobs) if self._request.logprobs else None,
-            "finish_reason": _finish_reason(choice),
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": finish_reason(choice),
         }
 
     def _chunk(
@@ -107,7 +139,7 @@ class ReplyFormat:
             "index": index,
             "delta": delta,
             "finish_reason": reason,
-            "logprobs": self._logprobs(logprobs) if logprobs else None,
+            "logprobs": self._logprobs(logprobs),
         }
         body: dict[str, Any] = {"choices": [choice]}
         return self._event(body | {"usage": None} if self._with_usage else body)
@@ -115,14 +147,10 @@ class ReplyFormat:
     def _event(self, body: dict[str, Any]) -> str:
         return to_json(self._head | {"object": "chat.completion.chunk"} | body)
 
-    def _logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any]:
-        limit = self._request.top_logprobs or 0
-        content = [
-            _token(each.token, each.logprob)
-            | {"top_logprobs": [_token(token, value) for token, value in each.top[:limit]]}
-            for each in logprobs
-        ]
-        return {"content": content, "refusal": None}
+    def _logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
+        if not (logprobs and self._request.logprobs):
+            return None
+        return {"content": logprobs_to_json(logprobs, self._request.top_logprobs), "refusal": None}
 
 
 def to_json(body: Any) -> str:
@@ -158,20 +186,26 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def logprobs_to_json(logprobs: Sequence[TokenLogprob], limit: int | None) -> list[dict[str, Any]]:
+    """Tokens in the protocol's form, each with `limit` alternatives at most."""
+    return [
+        _token(each.token, each.logprob)
+        | {"top_logprobs": [_token(token, value) for token, value in each.top[: limit or 0]]}
+        for each in logprobs
+    ]
+
+
 def _token(token: str, logprob: float) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode(errors="replace"))}
 
 
-def _tool_calls(choice: Completion) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for call in choice.tool_calls
-    ]
+def call_to_json(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
-def _finish_reason(choice: Completion) -> str:
-    return "tool_calls" if choice.tool_calls else choice.finish_reason
+def finish_reason(choice: Completion) -> str:
+    """The model's own; `tool_calls` if and only if there are some."""
+    if choice.tool_calls:
+        return "tool_calls"
+    return "stop" if choice.finish_reason == "tool_calls" else choice.finish_reason

@@ -2,9 +2,10 @@
 
 A page of another origin can make a browser send requests to this machine, and its name can resolve
 to this machine (DNS rebinding). So `Host` must be a name of this server, and `Origin`, if sent,
-must be the same host and port or listed in the settings. Starlette's `TrustedHostMiddleware` and
-body limit are not enough: the first trusts the first of two `Host` headers, and neither refuses in
-the form of the API's errors, with the limit and the remedy.
+must be the same host and port or listed in the settings. A key does the same, since no page of
+another origin knows it: a server with a key may be called by any name. Starlette's
+`TrustedHostMiddleware` and body limit are not enough: the first trusts the first of two `Host`
+headers, and neither refuses in the form of the API's errors, with the limit and the remedy.
 """
 
 import asyncio
@@ -25,7 +26,9 @@ from reflux.server.state import Metrics
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 UNGUARDED_PATHS = ("/healthz",)
-"""Paths that need no key and count towards no limit."""
+"""Paths that need no key and no known host, and count towards no limit: for health probes."""
+HEADS = ("/healthz", "/metrics", "/", "/v1/models")
+"""Paths whose HEAD is that of GET."""
 PAGE_FILES = "/page/"
 """Files of the page. They hold nothing of any run and need no key, as the page asks for the key."""
 HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
@@ -58,6 +61,20 @@ def client_of(address: str) -> str:
     return str(parsed)
 
 
+def _tidied(scope: Scope) -> Scope:
+    """The request without slashes at the end of an API path, and HEAD as GET, whose body the server
+    leaves out."""
+    path, method = scope["path"], scope["method"]
+    tidy = path.rstrip("/") if path.startswith(("/v1/", *UNGUARDED_PATHS)) else path
+    if method == "HEAD" and (tidy in HEADS or tidy.startswith("/v1/models/")):
+        method = "GET"
+    return (
+        scope
+        if (tidy, method) == (path, scope["method"])
+        else {**scope, "path": tidy, "method": method}
+    )
+
+
 class ClientStuck(Exception):
     """The client does not accept what it is sent."""
 
@@ -78,7 +95,7 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         try:
-            await self._guard(scope, receive, _guarded(send))
+            await self._guard(_tidied(scope), receive, _guarded(send))
         except ClientStuck:
             self._metrics.refused.labels("stuck").inc()
 
@@ -98,9 +115,11 @@ class Guard:
             self._metrics.under_way.dec()
 
     def _refusal(self, scope: Scope) -> ApiError | None:
+        if scope["path"] in UNGUARDED_PATHS:
+            return None
         headers = Headers(scope=scope)
-        refusal = self._host_refusal(headers)
-        if refusal is not None or scope["path"] in UNGUARDED_PATHS:
+        preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        if (refusal := self._name_refusal(headers, preflight)) is not None:
             return refusal
         settings = self._settings
         client = client_of(scope["client"][0]) if scope.get("client") else ""
@@ -109,7 +128,6 @@ class Guard:
             message = f"more than {settings.per_second:g} requests a second: wait {wait:.1f} s"
             return _retry_later(message, "rate_limit_exceeded", wait)
         # Browsers send preflight requests without the key.
-        preflight = scope.get("method") == "OPTIONS" and headers.get("origin") in settings.origins
         public = preflight or scope["path"] == "/" or scope["path"].startswith(PAGE_FILES)
         if settings.api_key and not public and not self._has_key(headers):
             return ApiError(
@@ -128,21 +146,25 @@ class Guard:
             return _retry_later(message, "too_many_at_once", 1)
         return None
 
-    def _host_refusal(self, headers: Headers) -> ApiError | None:
+    def _name_refusal(self, headers: Headers, preflight: bool) -> ApiError | None:
         hosts = headers.getlist("host")
         # A proxy may have read the other of two Host headers.
         host = hosts[0] if len(hosts) == 1 else ""
         match = HOST.fullmatch(host)
-        if match is None or (match["v6"] or match["name"]).lower() not in self._hosts:
+        known = match is not None and (match["v6"] or match["name"]).lower() in self._hosts
+        if match is None or not (known or self._settings.api_key):
             return ApiError(
                 403,
-                f"this server is not called {host[:100]!r}: add the name to `hosts` in its config",
+                f"this server is not called {host[:100]!r}: add the name to `hosts` in its config, "
+                "or set REFLUX_API_KEY, with which it may be called by any name",
                 code="host_not_allowed",
             )
         origin = headers.get("origin")
         if origin is None or origin in self._settings.origins:
             return None
         if urlsplit(origin).netloc.lower() == host.lower():
+            return None
+        if self._settings.api_key and not preflight:
             return None
         return ApiError(
             403,

@@ -1,4 +1,4 @@
-"""The models of a server by name, and how each answers a chat request.
+"""The models of a server by name, and how each answers a conversation.
 
     amplified              overseer of the settings, with copies of the agent
     amplified:OVERSEER     another overseer, by its name
@@ -8,6 +8,8 @@ All other names are those of `reflux.models`. Names are resolved anew for each r
 that is promoted while the server runs is served without a restart.
 """
 
+import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,7 +22,7 @@ from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest as ModelRequest
-from reflux.agents.types import Completion, Sampling
+from reflux.agents.types import Completion, Sampling, ToolSpec
 from reflux.ask_context import asks_humans, context_of, overseer_named
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
@@ -33,7 +35,7 @@ from reflux.graphs.evals.user_sources import is_reference
 from reflux.graphs.traces.tree import tokens_of
 from reflux.models import BASE, STUDENT, model_named
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
-from reflux.server.chat_request import AssistantMessage, ChatRequest, Message, text_of, turn_of
+from reflux.server.chat_request import HINTS, ChatRequest, Function, Message
 from reflux.server.errors import ApiError
 from reflux.server.pending import Waiting
 from reflux.server.settings import ServeSettings
@@ -164,7 +166,7 @@ def _direct_answer(
     origin = Origin.new(run.folder.id, "serve")
     question = _transcript(request.messages)
     max_tokens = request.token_limit or settings.max_tokens
-    seed = request.draw_seed()
+    seed = _draw_seed(request)
     options = AskOptions(
         ALONE, model, max_tokens=max_tokens, temperature=request.temperature, seed=seed
     )
@@ -190,15 +192,15 @@ def _direct_answer(
 def _transcript(messages: Sequence[Message]) -> str:
     """The conversation as its trajectory shows it; the call holds the messages themselves."""
     if len(messages) == 1:
-        return text_of(messages[0].content)
-    return "\n\n".join(f"{message.role}: {text_of(message.content)}" for message in messages)
+        return messages[0].content
+    return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
 def _model_requests(
     request: ChatRequest, model: str, max_tokens: int, seed: int
 ) -> list[ModelRequest]:
     """The conversation as one model request for each choice, which differ in their seeds."""
-    turns = tuple(map(turn_of, request.messages))
+    turns = tuple(message.turn() for message in request.messages)
     if turns[0][0] != "system":  # Without one, templates add a system message themselves.
         turns = (("system", ""), *turns)
     sampling = Sampling(
@@ -207,13 +209,25 @@ def _model_requests(
         top_logprobs=max(1, request.top_logprobs or 0) if request.logprobs else 0,
         stop=request.stops,
     )
-    tools = request.tools if request.tools and request.tool_choice != "none" else ()
-    specs = tuple(tool.spec() for tool in tools)
-    samplings = (replace(sampling, seed=(seed + i) % 2**32) for i in range(request.n or 1))
+    specs = tuple(_spec_of(tool.function) for tool in request.callable_tools)
+    extra = json.dumps(fields) if (fields := request.extra()) else ""
+    samplings = (replace(sampling, seed=(seed + i) % 2**32) for i in range(request.n))
     return [
-        ModelRequest(model, turns, each, vote, specs, request.schema_text)
+        ModelRequest(model, turns, each, vote, specs, request.schema_text, extra)
         for vote, each in enumerate(samplings)
     ]
+
+
+def _spec_of(function: Function) -> ToolSpec:
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    return ToolSpec(function.name, function.description or "", json.dumps(parameters))
+
+
+def _draw_seed(request: ChatRequest) -> int:
+    """The seed; random if none is given and the temperature is over 0."""
+    if request.seed is not None:
+        return request.seed % (2**32 - 1)  # The greatest means a random one to llama.cpp.
+    return secrets.randbelow(2**31) if request.temperature else 0
 
 
 def _tree_answer(
@@ -228,7 +242,7 @@ def _tree_answer(
     _check_amplifiable(request)
     task = tree.task
     if task is not None:  # A task's questions stand alone, in the task's own form.
-        question = redact(task.from_user(text_of(request.messages[-1].content)))
+        question = redact(task.from_user(request.messages[-1].content))
     else:
         question = redact(question_of(_langchain_messages(request.messages)))
     origin = Origin.new(run.folder.id, "serve", task.name if task else "")
@@ -240,7 +254,7 @@ def _tree_answer(
         max_tokens=request.token_limit or (None if task else settings.max_tokens),
         task=task.name if task else "",
         temperature=request.temperature,
-        seed=request.draw_seed(),
+        seed=_draw_seed(request),
     )
     overseers = {tree.name: tree.overseer} if tree.overseer is not None else {}
     context = context_of(run.recorded_client, options, overseers)
@@ -277,28 +291,37 @@ def _tree_answer(
 
 
 def _check_amplifiable(request: ChatRequest) -> None:
+    """Check that a tree can give what a request asks for.
+
+    Raises:
+        ApiError: only a single model can.
+    """
     fields = {
         "response_format": request.schema_text,
         "logprobs": request.logprobs,
-        "tools": request.tools,
-        "n": (request.n or 1) > 1,
+        "tools": request.callable_tools,
+        "n": request.n > 1,
+        **{name: value for name, value in request.passed_on().items() if name not in HINTS},
     }
     for name in (name for name, value in fields.items() if value):
-        raise ApiError(
-            400,
-            f"{name}: the amplified system cannot give this; leave it out, or ask `base`, a "
-            "student or an endpoint's model",
-            param=name,
-        )
+        raise _only_single(name, "is not supported by trees: leave it out", "unsupported_parameter")
+    if (role := request.messages[-1].role) != "user":
+        problem = f"end with the role {role}, and a tree answers a user's question: send one"
+        raise _only_single("messages", problem, "unsupported_value")
+
+
+def _only_single(param: str, problem: str, code: str) -> ApiError:
+    message = f"{param} {problem}, or ask `base`, a student or an endpoint's model"
+    return ApiError(400, message, param=param, code=code)
 
 
 def _langchain_messages(messages: Sequence[Message]) -> list[BaseMessage]:
     """The messages as a conversation holds them; a tool call leaves its name only."""
     rows: list[dict[str, Any]] = []
     for message in messages:
-        row = message.model_dump(include={"role", "name", "tool_call_id"}, exclude_none=True)
-        row["content"] = text_of(message.content)
-        if isinstance(message, AssistantMessage) and message.tool_calls:
+        row: dict[str, Any] = {"role": message.role, "content": message.content}
+        row |= message.model_dump(include={"name", "tool_call_id"}, exclude_defaults=True)
+        if message.tool_calls:
             names = [call.function.name for call in message.tool_calls]
             row["tool_calls"] = [{"name": name, "args": {}, "id": ""} for name in names]
         rows.append(row)

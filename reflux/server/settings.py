@@ -5,10 +5,12 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -19,6 +21,7 @@ from reflux.ask_context import DEFAULT_OVERSEER
 from reflux.finetune.config import problems, read_yaml
 from reflux.graphs.amplify.context import Limits
 
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 ENDPOINT_CONCURRENCY = 256
 """Maximum concurrent requests to one endpoint."""
 
@@ -29,9 +32,11 @@ class Access:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     hosts: tuple[str, ...] = ()
-    """Further names of this server, without ports."""
+    """Further names of this server, without ports; a server with a key has any name."""
     origins: tuple[str, ...] = ()
     """Other origins whose pages may use the server, such as `http://localhost:3000`."""
+    proxies: tuple[str, ...] = ()
+    """Addresses or networks of reverse proxies, whose X-Forwarded-For names the client."""
     body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     """Maximum size of a request's body."""
     body_seconds: Annotated[float, Field(gt=0)] = 30.0
@@ -78,11 +83,12 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(settings: ServeSettings) -> None:
-    """Check that a server that other machines can reach has a key.
+    """Check that a server that other machines can reach has a key, and names that can be asked for.
 
     Raises:
-        UsageError: the key is missing, or no HTTP header can carry it.
+        UsageError: the key is missing, or no HTTP header can carry it; a name is malformed.
     """
+    _check_names(settings)
     key = settings.api_key
     if not key and not is_loopback(settings.host):
         raise UsageError(
@@ -91,6 +97,34 @@ def check_exposure(settings: ServeSettings) -> None:
         )
     if not (key.isascii() and key.isprintable()) or key != key.strip():
         raise UsageError("REFLUX_API_KEY holds characters that no HTTP header can carry")
+
+
+def _check_names(access: Access) -> None:
+    for host in access.hosts:
+        if not (NAME.fullmatch(host) or (_is_network(host) and "/" not in host)):
+            raise UsageError(
+                f"`hosts` holds {host[:100]!r}; name a host without scheme, port and path, such as "
+                "desk.example"
+            )
+    for origin in access.origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
+            raise UsageError(
+                f"`origins` holds {origin[:100]!r}; name scheme, host and port alone, such as "
+                "http://localhost:3000"
+            )
+    for proxy in access.proxies:
+        if not _is_network(proxy):
+            raise UsageError(
+                f"`proxies` holds {proxy[:100]!r}; name an address or a network, such as 10.0.0.0/8"
+            )
+
+
+def _is_network(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ MADE_UP = hypothesis.settings(
 )
 PATHS = {
     "/healthz", "/metrics", "/v1/models", "/v1/models/{name}", "/v1/chat/completions",
+    "/v1/responses", "/v1/responses/{id}",
     "/api/trajectories/{trajectory}", "/api/trajectories/{trajectory}/events",
     "/api/pending", "/api/pending/{trajectory}/{id}",
     "/api/trajectories", "/api/trajectory-facets", "/api/trajectories/{trajectory}/node",
@@ -93,6 +94,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         with httpx2.stream("POST", chat, json={"model": "amplified:human", "stream": True, **said}):
             pending = soon(lambda: httpx2.get(f"{url}/api/pending").json()["pending"])
         trajectory = answered.headers["x-reflux-trajectory"]
+        kept = httpx2.post(f"{url}/v1/responses", json={"model": "x", "input": "one"}).json()["id"]
         yield Served(
             url,
             schemathesis.openapi.from_url(f"{url}/openapi.json"),
@@ -102,6 +104,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 "trajectory": [pending[0]["trajectory"], trajectory, trajectory[:6]],
                 "id": [pending[0]["id"]],
                 "words": ["answer: four"],
+                "previous_response_id": [kept],
             },
         )
 
@@ -133,11 +136,12 @@ def _takes_anything(operation: Any) -> bool:
     return bool(operation.body or operation.query or operation.headers)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_chats_of_every_kind_are_answered_as_the_description_says(
-    there: Served, mode: GenerationMode
+def test_conversations_of_every_kind_are_answered_as_the_description_says(
+    there: Served, mode: GenerationMode, path: str
 ) -> None:
-    seen = there.statuses(there.schema["/v1/chat/completions"]["POST"], mode, CHATS)
+    seen = there.statuses(there.schema[path]["POST"], mode, CHATS)
     if mode is GenerationMode.POSITIVE:
         assert seen[200] > CHATS / 10
     else:

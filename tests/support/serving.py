@@ -55,6 +55,10 @@ class Scripted:
     """What is said to a question."""
     breaks: bool = False
     """Drops the connection after the first word of a stream."""
+    thinks: str = ""
+    """Reasoning before each reply."""
+    arguments: str = '{"city": "Paris"}'
+    """Of the calls of the first tool of each request."""
     left: int = 0
     """Streams whose reader went away."""
 
@@ -90,17 +94,21 @@ def scripted() -> Iterator[Scripted]:
                 self._whole({"error": {"message": refused[1]}}, refused[0])
                 return
             words = script.says(str(body["messages"][-1]["content"])).split()
-            finish = "length" if len(words) > body["max_tokens"] else "stop"
-            words = words[: body["max_tokens"]]
+            limit = body.get("max_tokens") or body["max_completion_tokens"]
+            finish = "length" if len(words) > limit else "stop"
+            words = words[:limit]
             usage = {"prompt_tokens": 10, "completion_tokens": len(words)}
             logprob = {"top_logprobs": [{"token": "a", "logprob": -0.5}], "logprob": -0.5}
             told = body.get("logprobs")
+            calls = bool(body.get("tools")) and body["messages"][-1]["role"] != "tool"
             if not body.get("stream"):
                 time.sleep(script.pause(body))
                 content = [{"token": word, **logprob} for word in words] if told else None
                 message = {"role": "assistant", "content": " ".join(words)}
-                if body.get("tools"):
-                    message |= {"content": None, "tool_calls": [CALL]}
+                if script.thinks:
+                    message["reasoning_content"] = script.thinks
+                if calls:
+                    message |= {"content": None, "tool_calls": [call_of(body, script)]}
                 choice = {"message": message, "finish_reason": finish}
                 choice["logprobs"] = {"content": content}
                 self._whole({"choices": [choice], "usage": usage})
@@ -110,8 +118,10 @@ def scripted() -> Iterator[Scripted]:
             self.send_header("transfer-encoding", "chunked")
             self.end_headers()
             try:
-                if body.get("tools"):
-                    self._chunk({"tool_calls": [{"index": 0, **CALL}]})
+                if script.thinks:
+                    self._chunk({"reasoning_content": script.thinks})
+                if calls:
+                    self._chunk({"tool_calls": [{"index": 0, **call_of(body, script)}]})
                     words = []
                 for at, word in enumerate(words):
                     time.sleep(script.pause(body))
@@ -175,6 +185,12 @@ CALL = {
     "type": "function",
     "function": {"name": "weather", "arguments": '{"city": "Paris"}'},
 }
+
+
+def call_of(body: dict[str, Any], script: Scripted) -> dict[str, Any]:
+    """The call of the first tool of a request."""
+    function = {"name": body["tools"][0]["function"]["name"], "arguments": script.arguments}
+    return {**CALL, "function": function}
 
 
 @contextmanager

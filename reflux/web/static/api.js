@@ -27,7 +27,8 @@ export async function send(path, options = {}) {
     const method = options.method || (body === undefined ? "GET" : "POST");
     let response;
     try {
-      response = await fetch(path, { method, headers, body, signal: options.signal, cache: "no-store" });
+      // Relative to the page, which a proxy may show below a path of its own.
+      response = await fetch(`.${path}`, { method, headers, body, signal: options.signal, cache: "no-store" });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Failed("The server does not answer. Is `reflux serve` still running?", 0);
