@@ -87,8 +87,8 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     Router: {"neighbours": 16, "like": 0.6, "margin": 0.0},
     Reviewed: {"when": "always"},
     # Engines, endpoints and tools.
-    EngineConfig: {"parallel": 16, "context": 512, "threads": 2, "servers": 3},
-    BatchedConfig: {"rows": 128, "context": 2048, "models": 3, "prefix_cache": True},
+    EngineConfig: {"parallel": 16, "context": 4096, "threads": 2, "servers": 3},
+    BatchedConfig: {"rows": 128, "context": 4096, "models": 3, "prefix_cache": True},
     RetryPolicy: {"retries": 5, "backoff": 0.5},
     SandboxLimits: {"seconds": 5.0, "memory": 32 * MEBIBYTE, "depth": 200},
 }  # fmt: skip

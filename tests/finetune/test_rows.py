@@ -19,10 +19,10 @@ from reflux.finetune.rows import (
     training_order,
 )
 from reflux.graphs.ask import Origin, answer_all
-from reflux.graphs.recompute import override
 from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
 from tests.support.amplifying import ONE_VOTE, amplified, asking, echo, rejecting
+from tests.support.overriding import override
 
 ROW = Row(
     ({"role": "system", "content": ""}, {"role": "user", "content": "1+1="}),

@@ -410,5 +410,5 @@ def test_a_protocol_that_is_not_spoken_is_refused_with_the_remedy() -> None:
 
 def test_the_missing_extra_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(MissingError, match=r"opentelemetry.sdk.*reflux-ida\[otel\]"):
+    with pytest.raises(MissingError, match=r"opentelemetry.sdk.*pip install.*\[otel\]"):
         spans_from_env({"OTEL_EXPORTER_OTLP_ENDPOINT": URL})

@@ -8,11 +8,11 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.graphs.ask import Origin, answer_all
-from reflux.graphs.recompute import override
 from reflux.graphs.traces.review import find_item, remark
 from reflux.graphs.traces.store import TraceStore
 from reflux.report.tree_page import tree_page
 from tests.support.amplifying import ONE_VOTE, amplified, asking, rejecting
+from tests.support.overriding import override
 
 ASKED = Origin("run<", 1, "amplified", "words", "train")
 Q = ASKED.question_id("root")

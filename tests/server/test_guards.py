@@ -199,7 +199,7 @@ def test_a_bucket_fills_again_and_each_client_has_its_own(monkeypatch: pytest.Mo
 async def test_more_at_once_than_the_limit_is_refused_and_the_rest_goes_on(
     tmp_path: Path, script: Scripted
 ) -> None:
-    script.pause = lambda body: 0.5
+    script.pause = lambda body: 1.5 * (body["messages"][-1]["content"] in ("word0", "word1"))
     with serving(tmp_path, script, max_concurrency=2) as url:
         async with httpx2.AsyncClient(base_url=url) as client:
 
