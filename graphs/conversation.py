@@ -100,6 +100,13 @@ Listener = Callable[[int, Delta], None]
 """Gets each piece of each reply, with the reply's position."""
 
 
+def reply_status(reply: Completion) -> Status:
+    """The status of an agent's own reply: `rejected` if it says nothing, or prints a tool call."""
+    if reply.prints_call or not (reply.text.strip() or reply.tool_calls or reply.truncated):
+        return "rejected"
+    return accepted_status(has_check=False, truncated=reply.truncated)
+
+
 async def answer_chat(
     recorded_client: RecordedClient,
     origin: Origin,
@@ -155,9 +162,7 @@ async def answer_chat(
             except EndpointError as error:
                 await judge(None, "failed", str(error))
                 raise
-            status = accepted_status(has_check=False, truncated=replies[0].truncated)
-            if replies[0].prints_call:
-                status = "rejected"
+            status = reply_status(replies[0])
             await judge(replies[0].text, status, None)
             span.ended(status)
     return replies

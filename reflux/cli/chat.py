@@ -73,7 +73,7 @@ def chat(
 ) -> None:
     """Talk to the amplified agent. From a pipe, each line is a question.
 
-    With `--overseer none` the agent answers alone, and its words are shown as they come.
+    With `--overseer none` the agent answers alone; a terminal shows its words as they come.
     """
     if list_all:
         rows = listed(run)
@@ -160,10 +160,11 @@ def _answer(runner: asyncio.Runner, session: ChatSession, text: str, quiet: bool
 
     def say(delta: Delta) -> None:
         nonlocal streamed
-        streamed = streamed or bool(delta.text)
+        shows = bool(delta.text) and OUT.is_terminal and not quiet  # A pipe gets whole answers.
+        streamed = streamed or shows
         if delta.reasoning and not quiet:
             ERR.print(plain(delta.reasoning), style="dim", end="")
-        if delta.text and not quiet:
+        if shows:
             OUT.out(plain(delta.text).plain, end="")
 
     try:

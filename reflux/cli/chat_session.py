@@ -1,7 +1,7 @@
 """A conversation with the amplified agent: each message is a trajectory, and can be stopped.
 
-With the overseer `none` the agent continues the conversation alone, and its words are shown as they
-come. Conversations are kept in the run folder, a file each.
+With the overseer `none` the agent continues the conversation alone, and a terminal shows its words
+as they come. Conversations are kept in the run folder, a file each.
 """
 
 import fcntl
@@ -29,10 +29,10 @@ from reflux.cli.human_input import open_asking, unechoed
 from reflux.cli.progress import LiveTree
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.graph import check_askable
-from reflux.graphs.amplify.state import accepted_status, exchange_error
+from reflux.graphs.amplify.state import exchange_error
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import ALONE, AskOptions
-from reflux.graphs.conversation import answer_chat, question_of
+from reflux.graphs.conversation import answer_chat, question_of, reply_status
 from reflux.tasks import task_named
 
 FOLDER = "conversations"
@@ -264,8 +264,10 @@ class ChatSession:
                 self.opened.recorded_client, origin, question, [request], options=self.options,
                 hear=lambda _, delta: say(delta), emit=tree,
             )  # fmt: skip
-            status = accepted_status(has_check=False, truncated=reply.truncated)
-            turn = replace(turn, answer=reply.text, status=status, calls=1, tokens=reply.tokens)
+            turn = replace(
+                turn, answer=reply.text or None, status=reply_status(reply), calls=1,
+                tokens=reply.tokens,
+            )  # fmt: skip
         except EndpointError:
             turn = replace(turn, status="failed")
             raise

@@ -45,7 +45,7 @@ INSTEAD = {
 }
 """What to say about fields that are not supported, beside their name."""
 DROPPED_KEYS = frozenset({
-    "id", "timestamp", "status", "refusal", "annotations", "phase", "cache_control",
+    "id", "timestamp", "status", "refusal", "annotations", "phase", "cache_control", "parsed",
     "provider_specific_fields", "reasoning", "reasoning_content", "reasoning_details",
     "reasoning_opaque", "thinking_blocks",
 })  # fmt: skip
@@ -134,14 +134,14 @@ def shape(**needed: Any) -> dict[str, Any]:
     return {**common, "properties": needed, "required": list(needed)}
 
 
-class CalledFunction(OpenModel):
+class CalledFunction(OpenModel, extra="ignore"):  # Clients keep more, as `parsed_arguments`.
     name: str
     arguments: Annotated[
         str, BeforeValidator(lambda value: json.dumps(value) if isinstance(value, dict) else value)
     ]
 
 
-class ToolCall(OpenModel):
+class ToolCall(OpenModel, extra="ignore"):  # Such as `index`, of a stream.
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction

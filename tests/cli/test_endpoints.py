@@ -1,5 +1,6 @@
 """Commands against odd endpoints, in this process: exit codes, one message, what is shown."""
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -85,6 +86,26 @@ def test_a_refusal_is_one_message_and_ends_once(command: Any, name: str) -> None
     assert code == 3
     assert err.count("\n") == 1 and "Traceback" not in err
     assert len(served.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [
+        ("think block without its opening tag", 0, "Lima\n"),
+        ("broken stream", 3, ""),
+        ("null content", 1, "no accepted answer (rejected); /why shows its tree\n"),
+        ("cut answer", 1, f"Lima is\nthe token limit cut this answer: raise {CUT}\n"),
+    ],
+)
+def test_a_pipe_gets_whole_answers_of_an_agent_alone(
+    command: Any, monkeypatch: pytest.MonkeyPatch, name: str, code: int, told: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Capital of Peru?\n"))
+    with serve(BEHAVIORS[name]) as served:
+        ended, out, _ = command(
+            "chat", "--overseer", "none", "--model", "m", OPENAI_BASE_URL=served.url
+        )
+    assert (ended, out) == (code, told)
 
 
 @pytest.mark.parametrize("name", ["401", "404 for the model", "429 without quota"])

@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Scri
 def script(server: tuple[str, Scripted]) -> Scripted:
     script = server[1]
     script.asked.clear()
-    script.thinks, script.says = "", str.upper
+    script.thinks, script.says, script.arguments = "", str.upper, '{"city": "Lima"}'
     return script
 
 
@@ -73,7 +73,6 @@ def test_langchain_reads_structured_output(
     chat: Any, script: Scripted, method: Literal["json_schema"], responses: bool
 ) -> None:
     script.says = lambda question: '{"city": "Lima"}'
-    script.arguments = '{"city": "Lima"}'
     model = chat(use_responses_api=responses)
     options = {} if method == "json_mode" else {"strict": True}
     structured = model.with_structured_output(City, method=method, **options)
@@ -132,6 +131,11 @@ def test_the_sdk_parses_a_schema_and_tools(client: OpenAI, script: Scripted) -> 
     called = client.chat.completions.parse(model=X, messages=PERU, tools=tools)
     calls = called.choices[0].message.tool_calls
     assert calls and calls[0].function.parsed_arguments == City(city="Lima")
+    done: Any = {"role": "tool", "tool_call_id": calls[0].id, "content": "rain"}
+    said: Any = {"role": "assistant", "content": "Lima", "parsed": {"city": "Lima"}}
+    talk: Any = [*PERU, said, *PERU, called.choices[0].message, done]
+    client.chat.completions.create(model=X, messages=talk, tools=tools)
+    assert "parsed" not in json.dumps(script.asked[-1]["messages"])
 
 
 def test_the_sdks_stream_helper_follows_text_and_tools(client: OpenAI, script: Scripted) -> None:

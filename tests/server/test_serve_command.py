@@ -1,6 +1,5 @@
 """`reflux serve`: what it says, what it reads, how it ends."""
 
-import json
 import os
 import signal
 import socket
@@ -9,31 +8,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.commanding import Running, begin
-from tests.support.serving import scripted, soon
+from tests.support.commanding import begin
+from tests.support.serving import scripted, served_url
 
 pytestmark = pytest.mark.process
-
-
-def started(running: Running) -> str:
-    """The address that the command prints once it listens."""
-
-    def told() -> str:
-        assert running.process.is_alive()
-        said = running.folder / "out"
-        text = said.read_text() if said.is_file() else ""
-        return json.loads(text)["url"] if text.endswith("}\n") else ""
-
-    url: str = soon(told)
-    soon(lambda: _answers(url))
-    return url
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/healthz").status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 def test_it_serves_the_endpoints_of_the_environment_and_the_config_until_interrupted(
@@ -50,7 +28,7 @@ def test_it_serves_the_endpoints_of_the_environment_and_the_config_until_interru
         words += ["--config", str(config), "--overseer", "plain"]
         env = {"OPENAI_BASE_URL": script.url, "OPENAI_API_KEY": "k", "FAR_KEY": "secret"}
         running = begin(words, env)
-        url = started(running)
+        url = served_url(running)
         listed = [model["id"] for model in httpx2.get(f"{url}/v1/models").json()["data"]]
         assert {"other", "near", "base", "amplified:model"} <= set(listed)
         for model in ("other", "near", "amplified"):

@@ -55,11 +55,12 @@ def begin(
     env: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
     typed: str = "",
+    loaded: Sequence[str] = LOADED,
 ) -> Running:
     """Start `reflux WORDS`; `before` runs in its process first. No endpoint is set but in `env`;
-    `typed` is what comes by stdin, a pipe."""
+    `typed` is what comes by stdin, a pipe; the first call says what all processes have `loaded`."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(list(LOADED))
+    server.set_forkserver_preload(list(loaded))
     folder = Path(tempfile.mkdtemp(dir=_said().name))
     (folder / "in").write_text(typed)
     process = server.Process(target=_main, args=(list(words), folder, dict(env or {}), before))

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import uvicorn
 
@@ -21,6 +22,7 @@ from reflux.agents.types import Answer, Ask, Exchange, Step
 from reflux.finetune.run_folder import RunFolder
 from reflux.server.app import create_app, server_config
 from reflux.server.settings import ServeSettings
+from tests.support.commanding import Running
 
 X = "x"
 """The name under which the scripted endpoint is served."""
@@ -227,3 +229,23 @@ def soon(what: Callable[[], Any]) -> Any:
             return found
         time.sleep(0.02)
     raise AssertionError("it did not happen")
+
+
+def served_url(running: Running) -> str:
+    """The address that `reflux serve --json` prints, once it answers."""
+
+    def told() -> str:
+        assert running.process.is_alive()
+        said = running.folder / "out"
+        text = said.read_text() if said.is_file() else ""
+        return json.loads(text)["url"] if text.endswith("}\n") else ""
+
+    def answers() -> bool:
+        try:
+            return httpx2.get(f"{url}/healthz").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    url: str = soon(told)
+    soon(answers)
+    return url
