@@ -165,6 +165,10 @@ def request(behavior: Behavior, url: str, model: str, stream: bool) -> Seen:
         "model": model,
         "messages": [{"role": role, "content": text} for role, text in TALK],
         "max_tokens": 64,
+        "temperature": 0.0,
+        "seed": 7,
+        "logprobs": True,
+        "top_logprobs": 1,
         "stream": stream,
     }
     if behavior.tools:

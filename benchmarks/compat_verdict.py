@@ -16,6 +16,8 @@ RESULTS = {"add(": "added 1", "mul(": "multiplied 2"}
 """By the beginning of a call, what its tool returns."""
 REMEDY = re.compile(r"; \S.{9,}$", re.DOTALL)
 """The end of a message that says what to do."""
+FORBIDDEN = {"403 for a field": "logprobs"}
+"""By behavior, a field without which the endpoint answers."""
 MAX_CHARS = 1000
 SERVE, STREAM = "serve", "serve, streamed"
 
@@ -66,12 +68,20 @@ class Case:
     @property
     def bends(self) -> bool:
         """The command meets the behavior; otherwise the endpoint is an ordinary one."""
-        return self.behavior.whole or self.streams
+        field = FORBIDDEN.get(self.behavior.name, "messages")
+        sent = any(field in asked.body for asked in self.asked)
+        return sent and (self.behavior.whole or self.streams)
 
     @property
     def must_fail(self) -> bool:
-        """The endpoint has no answer; a client that asks for a schema gets it or an error."""
-        return self.bends and bool(self.behavior.error or (self.served and self.behavior.schema))
+        """The endpoint has no answer."""
+        return self.bends and bool(self.behavior.error or self.claims)
+
+    @property
+    def claims(self) -> bool:
+        """A client of `reflux serve` asks for what the endpoint refuses: it gets it or an error."""
+        asks = self.behavior.schema or (self.behavior.tools and "tools" in self.behavior.notes)
+        return self.served and asks
 
     @property
     def must_reject(self) -> bool:
@@ -103,7 +113,7 @@ class Case:
     def _failed(self) -> Iterator[str]:
         seen, behavior = self.seen, self.behavior
         if self.served:
-            codes = (400,) if behavior.schema else (400, 502)
+            codes = (400,) if self.claims else (400, 502)
             codes = (200, *codes) if self.command == STREAM else codes
         else:
             codes = (3,)
@@ -112,7 +122,7 @@ class Case:
         # What a stream has shown before it breaks cannot be recalled.
         if not ANSWER.startswith(seen.text or ""):
             yield f"answered {seen.text!r:.40}"
-        wanted = behavior.error or "response_format|schema|structured|Bad Request"
+        wanted = behavior.error or "response_format|schema|structured|Bad Request|tool"
         message = re.sub(r"base_url of the endpoint \S+", "OPENAI_BASE_URL", seen.error)
         if not re.search(wanted, message) or "\n" in message or len(message) > MAX_CHARS:
             yield f"said {message[:200]!r}"
@@ -168,6 +178,6 @@ class Case:
             yield from self._requests()
 
     def _requests(self) -> Iterator[str]:
-        wanted = self.behavior.requests
+        wanted = 1 if self.claims else self.behavior.requests
         if wanted is not None and not self.streams and len(self.asked) != wanted:
             yield f"{len(self.asked)} requests for {wanted}"

@@ -126,7 +126,7 @@ class OpenAIClient(RetryingClient):
         def may_retry(error: BaseException) -> bool:
             return not started and self._retries(error)
 
-        with self._explained(request.model, failures, request.messages):
+        with self._explained(request.model, failures, request):
             async for attempt in self._policy.retrying(may_retry):
                 with attempt:
                     async with self._turn(request):

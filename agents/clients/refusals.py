@@ -42,6 +42,11 @@ NEVER_CONNECTS = re.compile(
     re.IGNORECASE,
 )
 """Causes of a failed connection that no other try removes."""
+FIELD = re.compile(
+    r"(?!a web page).*?(?:\btools?\b|\bparameters? (?:\S+ )?(?:is|are) not|requested parameters)",
+    re.IGNORECASE,
+)
+"""Words about what one request asks for, whatever the status: others may go to the same model."""
 NAMES_MODEL = re.compile(r"\bmodels?\b|deployment", re.IGNORECASE)
 PAGE = re.compile(r"\s*(?:<!doctype html|<html|<head|<\?xml)", re.IGNORECASE)
 TITLE = re.compile(r"<(?:title|h1)[^>]*>\s*([^<]+)", re.IGNORECASE)
@@ -126,7 +131,7 @@ def kind_of(status: int | None, words: str, body: Any = None, waits: bool = Fals
     if status != 429 and (TOO_LONG.search(words) or status == 413):
         return "too_long"
     if status in (404, 405):
-        return "missing"
+        return "other" if FIELD.match(words) else "missing"
     if words.startswith("a web page") and (status or 200) < 500:
         return "page"
     if status is not None and (status == 429 or status >= 500):
@@ -185,6 +190,7 @@ class Refusal:
             status = error_reply(body).status_code
         kind = kind_of(status, words, body, retry_after(error) is not None)
         status = 401 if (kind, status) == ("key", 400) else status
+        status = 400 if (kind, status) == ("other", 404) else status
         status = {"quota": 402, "page": 404}.get(kind, status)
         return cls(kind, status, words, body)
 
@@ -197,6 +203,8 @@ def remedy_of(refusal: Refusal, key: str, limited: str) -> str:
         return f"the account of {key} has no credit left: add some, or name another key"
     if refusal.kind == "too_long":
         return "shorten the question, lower --max-tokens, or take a model with a longer context"
+    if FIELD.match(refusal.words):
+        return "leave that out, or take another model"
     return "see the endpoint's own log"
 
 

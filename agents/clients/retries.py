@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from reflux.agents.clients.refusals import MAX_CHARS, Refusal, retry_after, status_of
 from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.prompts import redact
-from reflux.agents.types import ChatRequest, Completion, Turn
+from reflux.agents.types import ChatRequest, Completion, Sampling
 
 TIMEOUT, RETRIES = "REFLUX_TIMEOUT", "REFLUX_RETRIES"
 """Environment variables: seconds of one try without a byte, and maximum tries after the first."""
@@ -124,6 +124,11 @@ def asks_to_leave(error: BaseException) -> bool:
     return (retry_after(error) or 0.0) > MAX_WAIT_SECONDS
 
 
+def seedless(request: ChatRequest) -> ChatRequest:
+    """The request as every vote sends it."""
+    return replace(request, vote=0, sampling=Sampling(max_tokens=request.sampling.max_tokens))
+
+
 class RetryingClient(ABC):
     """Base of the clients of endpoints; `errors` are those that an endpoint's failure raises."""
 
@@ -141,8 +146,8 @@ class RetryingClient(ABC):
         self._tried: set[str] = set()
         self._closed: dict[str, tuple[float, EndpointError]] = {}
         """By model: until when it is not asked again, and why."""
-        self._refused: dict[tuple[str, tuple[Turn, ...]], tuple[float, EndpointError]] = {}
-        """By model and messages, which no other seed makes acceptable: as `_closed`."""
+        self._refused: dict[ChatRequest, tuple[float, EndpointError]] = {}
+        """By request without its seed, as no other makes it acceptable: as `_closed`."""
 
     @abstractmethod
     async def _send(self, request: ChatRequest) -> Completion:
@@ -178,7 +183,7 @@ class RetryingClient(ABC):
             UsageError: the request is not valid Unicode, or the model cannot take it.
         """
         failures: list[str] = []
-        with self._explained(request.model, failures, request.messages):
+        with self._explained(request.model, failures, request):
             return await self._policy.retrying(self._retries)(self._try, request, failures)
 
     def _retries(self, error: BaseException) -> bool:
@@ -223,7 +228,7 @@ class RetryingClient(ABC):
     def _check_refused(self, request: ChatRequest) -> None:
         for until, error in (
             self._closed.get(request.model, OPEN),
-            self._refused.get((request.model, request.messages), OPEN),
+            self._refused.get(seedless(request), OPEN),
         ):
             if error is not None and time.monotonic() < until:
                 raise copy(error)
@@ -247,7 +252,7 @@ class RetryingClient(ABC):
 
     @contextmanager
     def _explained(
-        self, model: str, failures: list[str], messages: tuple[Turn, ...] = ()
+        self, model: str, failures: list[str], request: ChatRequest | None = None
     ) -> Iterator[None]:
         try:
             yield
@@ -260,9 +265,9 @@ class RetryingClient(ABC):
             raise EndpointError(text) from error
         except self.errors as error:
             failed = self._failed(error, model, failures)
-            if messages:
+            if request is not None:
                 seconds = CLOSED_SECONDS if failed.refused else LATELY_SECONDS
-                self._refused[model, messages] = time.monotonic() + seconds, failed
+                self._refused[seedless(request)] = time.monotonic() + seconds, failed
                 if len(self._refused) > MAX_REFUSED:
                     self._refused.pop(next(iter(self._refused)))
             raise copy(failed) from error

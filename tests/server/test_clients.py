@@ -233,3 +233,25 @@ def test_a_langchain_model_behind_the_server_gets_tools_and_says_what_it_takes_n
         assert (sent["tool_choice"], sent["parallel_tool_calls"]) == ("required", False)
         with pytest.raises(openai.BadRequestError, match="takes no top_p: leave it out"):
             client.chat.completions.create(model=X, messages=PERU, top_p=0.5)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(404, "No endpoints found that support tool use."), (400, "m does not support tools")],
+)
+def test_refused_tools_refuse_no_request_without_them(
+    tmp_path: Path, script: Scripted, status: int, words: str
+) -> None:
+    script.refusal = lambda body: (status, words) if body.get("tools") else None
+    weather: Any = {"type": "function", "function": {"name": "weather"}}
+    try:
+        with (
+            serving(tmp_path, script) as url,
+            OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+        ):
+            chat = client.chat.completions
+            with pytest.raises(openai.BadRequestError, match=f"{words}.*leave that out"):
+                chat.create(model=X, messages=PERU, tools=[weather])
+            assert chat.create(model=X, messages=PERU).choices[0].message.content == "PERU?"
+    finally:
+        script.refusal = lambda body: None
