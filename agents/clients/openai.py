@@ -329,13 +329,11 @@ class _Chunks(AsyncStream[object]):
     done = False
 
     async def whole(self) -> bytes | None:
-        """The body of a server that does not stream, or None.
-
-        Raises:
-            ReplyError: it is a web page.
-        """
-        kind = self.response.headers.get("content-type", "")
-        if "json" not in kind and "html" not in kind:
+        """The body of a server that does not stream, or None; a stream's length is unknown."""
+        headers = self.response.headers
+        kind = headers.get("content-type", "")
+        whole = "json" in kind or "html" in kind or "content-length" in headers
+        if not whole or "event-stream" in kind:
             return None
         body = await self.response.aread()
         if b"data:" in body[:200] and not body.lstrip().startswith((b"{", b"<")):

@@ -147,7 +147,6 @@ def odd_replies() -> Iterator[Behavior]:
         lambda asked: Reply(
             json.dumps(whole({"content": ANSWER})), headers={"content-type": "text/plain"}
         ),
-        streams=False,
     )
 
 
