@@ -281,8 +281,9 @@ def rows_of(behaviors: Sequence[Behavior]) -> list[dict[str, Any]]:
                         address = endpoints.address(place)
                         seen = COMMANDS[command](behavior, address, Path(folder))
                 else:
-                    for _ in range(1 + (behavior.name == LATE and command == STREAM)):
-                        seen = request(behavior, url, place, command == STREAM)
+                    if behavior.name == LATE and command == STREAM:
+                        request(behavior, url, place, stream=True)
+                    seen = request(behavior, url, place, command == STREAM)
             except (ValueError, LookupError, TypeError) as error:
                 return f"broken: {type(error).__name__}: {error}"
             asked, refused = endpoints.asked[place], place in endpoints.refused

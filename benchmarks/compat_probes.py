@@ -70,8 +70,8 @@ def sdk_chat(url: str) -> Mapping[str, Probe]:
         return same(([each for each in found if each], text), (["X", " Y", " Z"], "X Y Z"))
 
     def called() -> Any:
-        asked = chat.parse(model=X, messages=user("Paris?"), tools=tools).choices[0].message
-        (call,) = asked.tool_calls or ()
+        asked: Any = chat.parse(model=X, messages=user("Paris?"), tools=tools).choices[0].message
+        (call,) = asked.tool_calls or []
         result: Any = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
         done = chat.create(model=X, messages=[*user("Paris?"), asked, result], tools=tools)
         found = call.function.parsed_arguments, done.choices[0].message.content

@@ -139,7 +139,7 @@ class Case:
         if seen.code != (0 if self.command == "eval" else 1):
             yield f"code {seen.code}"
         if (seen.text or "") not in ("", behavior.text):
-            yield f"answered {seen.text[:40]!r}"
+            yield f"answered {seen.text!r:.40}"
         if self.command == "eval" and seen.status != status:
             yield f"status {seen.status!r}"
         if not seen.error and not (self.command == "eval" and seen.text):
