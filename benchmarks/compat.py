@@ -8,15 +8,14 @@ are not installed (`make clients`) has no cells.
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarks import compat_clients, compat_endpoints
 from benchmarks.report import Claim, Report
 from tests.support.endpoint_behaviors import BEHAVIORS
 
-VERDICTS = ("works", "refused", "broken")
+VERDICTS = ("works", "refused", "broken", "not installed")
 
 
 @dataclass(frozen=True)
@@ -28,22 +27,29 @@ class Config:
     quick: bool = False
 
 
-def add(report: Report, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def add(report: Report, name: str, table: Mapping[str, Mapping[str, str]]) -> None:
     """Add a table, its counts before it, and its claim."""
-    values = [value for row in rows for value in list(row.values())[1:] if value is not None]
-    cells = Counter(str(value).partition(":")[0] for value in values)
-    counts = {verdict: cells[verdict] for verdict in (*VERDICTS, "not installed")}
-    report.rows += [{"table": name, **counts}, *rows]
-    tried = sum(cells[verdict] for verdict in VERDICTS)
+    cells = Counter(cell.partition(":")[0] for row in table.values() for cell in row.values())
+    report.rows.append({"of": name, **{verdict: cells[verdict] for verdict in VERDICTS}})
+    for of, row in table.items():
+        told = {verdict: listed(row, verdict) for verdict in VERDICTS}
+        report.rows.append({"of": of, **told})
+    tried = cells.total() - cells["not installed"]
     report.claims.append(Claim(f"broken cells of {name}", cells["broken"], "==", 0, tried))
+
+
+def listed(row: Mapping[str, str], verdict: str) -> str:
+    """The columns of a row that have a verdict, with what is told of it."""
+    cells = [(name, cell) for name, cell in row.items() if cell.partition(":")[0] == verdict]
+    return ", ".join(name + cell.removeprefix(verdict) for name, cell in cells)
 
 
 def main(config: Config) -> None:
     """Fill both tables."""
     report = Report("compat", seed=0, quick=config.quick)
-    add(report, "clients × features", compat_clients.rows_of(others=not config.quick))
+    add(report, "clients × features", compat_clients.cells_of(others=not config.quick))
     behaviors = list(BEHAVIORS.values())[:: config.step]
-    add(report, "endpoints × commands", compat_endpoints.rows_of(behaviors))
+    add(report, "endpoints × commands", compat_endpoints.cells_of(behaviors))
     report.finish()
 
 

@@ -8,17 +8,9 @@ asked here, those of other environments by the scripts that the tests run.
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from benchmarks.compat_probes import HERE, Probe, same
 from tests.support.other_clients import CLIENTS, Feature, Found, missing, run, served_models
-
-FEATURES = (
-    "models", "whole", "streamed", "pieces", "next turn", "tools", "tools streamed", "tool choice",
-    "schema", "by function calling", "by JSON mode", "reasoning", "finish reason", "usage",
-    "log-probabilities", "tree", "tree refuses tools", "tree refuses a schema", "unknown model",
-)  # fmt: skip
-"""The columns. An empty cell is a feature that the client, or its script, does not ask for."""
 
 
 def verdict(feature: str, probe: Probe) -> str:
@@ -32,29 +24,24 @@ def verdict(feature: str, probe: Probe) -> str:
     return "refused" if found == "refused" else f"broken: {found!r:.200}"
 
 
-def rows_of(others: bool) -> list[dict[str, Any]]:
-    """The table: a row for each client, a verdict for each feature; `others` runs scripts, too."""
+def cells_of(others: bool) -> dict[str, dict[str, str]]:
+    """By client and feature, the verdict; `others` runs the scripts of other environments, too.
+
+    Each has a server of its own, whose cache no other has filled.
+    """
     table: dict[str, dict[str, str]] = {}
-    with tempfile.TemporaryDirectory() as folder, served_models(Path(folder)) as (url, _):
-        for name, probes in HERE.items():
-            table[name] = {
-                feature: verdict(feature, probe) for feature, probe in probes(url).items()
-            }
-        for script in dict.fromkeys(script for script, _ in CLIENTS.values()):
+    for name, probes in HERE.items():
+        with tempfile.TemporaryDirectory() as folder, served_models(Path(folder)) as (url, _):
+            table[name] = {each: verdict(each, probe) for each, probe in probes(url).items()}
+    for script in dict.fromkeys(script for script, _ in CLIENTS.values()):
+        with tempfile.TemporaryDirectory() as folder, served_models(Path(folder)) as (url, _):
             found = printed(script, url) if others else "not installed"
-            for name, (of, features) in CLIENTS.items():
-                if of == script:
-                    table[name] = {
-                        feature: read_verdict(feature, found, each)
-                        for feature, each in features.items()
-                    }
-    unknown = {feature for cells in table.values() for feature in cells} - set(FEATURES)
-    if unknown:
-        raise LookupError(f"features without a column: {unknown}")
-    return [
-        {"client": name, **{feature: cells.get(feature) for feature in FEATURES}}
-        for name, cells in table.items()
-    ]
+        for name, (of, features) in CLIENTS.items():
+            if of == script:
+                table[name] = {
+                    each: read_verdict(each, found, how) for each, how in features.items()
+                }
+    return table
 
 
 def printed(script: str, url: str) -> Found | str:

@@ -242,7 +242,7 @@ COMMANDS: dict[str, Callable[[Behavior, str, Path], Seen]] = {
 
 @contextmanager
 def server(
-    endpoints: Endpoints, behaviors: Sequence[Behavior], row: dict[str, Any]
+    endpoints: Endpoints, behaviors: Sequence[Behavior], row: dict[str, str]
 ) -> Iterator[str]:
     """`reflux serve` with a model for each behavior and form of request; its end is a row."""
     with tempfile.TemporaryDirectory() as folder:
@@ -251,7 +251,7 @@ def server(
                     "api_key_env": "OPENAI_API_KEY"}
             for each in behaviors
             for command in (SERVE, STREAM)
-            for place in (endpoints.place(each, command.replace(", ", "-")),)
+            for place in (endpoints.place(each, command),)
         }  # fmt: skip
         config = Path(folder, "serve.json")
         config.write_text(json.dumps({"endpoints": models, "per_second": 0}))
@@ -268,13 +268,13 @@ def server(
         row[SERVE] = "works" if fine else f"broken: code {ended.code}, {ended.stderr[-300:]!r}"
 
 
-def rows_of(behaviors: Sequence[Behavior]) -> list[dict[str, Any]]:
-    """The table: a row for each behavior, a verdict for each command."""
-    after: dict[str, Any] = {"endpoint": "all of these, then Ctrl-C"}
+def cells_of(behaviors: Sequence[Behavior]) -> dict[str, dict[str, str]]:
+    """By behavior and command, the verdict; the last row is the server's end."""
+    after: dict[str, str] = {}
     with Endpoints().open() as endpoints, server(endpoints, behaviors, after) as url:
 
         def cell(behavior: Behavior, command: str) -> str:
-            place = endpoints.place(behavior, command.replace(", ", "-"))
+            place = endpoints.place(behavior, command)
             try:
                 if command in COMMANDS:
                     with tempfile.TemporaryDirectory() as folder:
@@ -292,9 +292,8 @@ def rows_of(behaviors: Sequence[Behavior]) -> list[dict[str, Any]]:
         commands = (*COMMANDS, SERVE, STREAM)
         with ThreadPoolExecutor(WORKERS) as pool:
             cells = [[pool.submit(cell, each, name) for name in commands] for each in behaviors]
-            rows = [
-                {"endpoint": each.name}
-                | {name: job.result() for name, job in zip(commands, jobs, strict=True)}
+            table = {
+                each.name: {name: job.result() for name, job in zip(commands, jobs, strict=True)}
                 for each, jobs in zip(behaviors, cells, strict=True)
-            ]
-    return [*rows, after]
+            }
+    return table | {"all of these, then Ctrl-C": after}

@@ -19,7 +19,7 @@ REMEDY = re.compile(r"; \S.{9,}$", re.DOTALL)
 FORBIDDEN = {"403 for a field": "logprobs"}
 """By behavior, a field without which the endpoint answers."""
 MAX_CHARS = 1000
-SERVE, STREAM = "serve", "serve, streamed"
+SERVE, STREAM = "serve", "serve-stream"
 
 
 @dataclass(frozen=True)
