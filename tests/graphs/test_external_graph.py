@@ -25,9 +25,9 @@ from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.answers import Ledger, confidence
 from reflux.graphs.evals.datasets import QuestionFile, Row
 from reflux.graphs.evals.eval_task import FileEvalTask
-from reflux.graphs.evals.external_graph import ExternalGraph
 from reflux.graphs.evals.runner import EvalRunner, SystemSpec
-from reflux.graphs.evals.user_graph import Meter, UserGraph, load_graph
+from reflux.graphs.external.external_graph import ExternalGraph
+from reflux.graphs.external.user_graph import Meter, UserGraph, load_graph
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree

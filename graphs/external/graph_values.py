@@ -24,7 +24,13 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from reflux.agents.errors import UsageError
-from reflux.graphs.evals.user_code import class_of, hints_of, keys_used, parameters_of, plain_hint
+from reflux.graphs.external.user_code import (
+    class_of,
+    hints_of,
+    keys_used,
+    parameters_of,
+    plain_hint,
+)
 
 QUESTION_KEYS = (
     "query", "input", "user_input", "user_query", "user_question", "user_message", "prompt",

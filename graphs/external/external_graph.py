@@ -1,6 +1,6 @@
 """An external graph as a system: a user's LangGraph graph or any LangChain Runnable.
 
-Every question runs in a thread of the graph (`reflux.graphs.evals.graph_host`) with a checkpoint
+Every question runs in a thread of the graph (`reflux.graphs.external.graph_host`) with a checkpoint
 thread of its own, within a time limit. What is busy or lost for a moment, such as a rate limit, is
 tried again. Every answer is one row of the call log, of kind `graph`, so that no question is asked
 twice.
@@ -21,8 +21,8 @@ from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted
-from reflux.graphs.evals.user_code import one_line, place_of
-from reflux.graphs.evals.user_graph import Meter, TooLong, UserGraph
+from reflux.graphs.external.user_code import one_line, place_of
+from reflux.graphs.external.user_graph import Meter, TooLong, UserGraph
 from reflux.graphs.traces.store import CallKey
 
 SECONDS = 300.0
