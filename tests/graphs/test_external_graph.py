@@ -129,6 +129,21 @@ async def test_any_other_runnable_is_asked_too(store: TraceStore, runnable: Any,
     assert (await answer(store, runnable))["answer"] == said
 
 
+@pytest.mark.parametrize(
+    ("text", "said", "status"),
+    [
+        ("<think>Lima? Cusco?</think>Lima", "Lima", "unchecked"),
+        ("<think>Lima? Cusco", "", "truncated"),
+        ("write <think> first", "write <think> first", "unchecked"),
+    ],
+)
+async def test_reasoning_is_no_part_of_an_answer(
+    store: TraceStore, text: str, said: str, status: str
+) -> None:
+    outcome = await answer(store, one_node(lambda state: {"answer": text}))
+    assert (outcome["answer"], outcome["status"]) == (said, status)
+
+
 async def test_an_answer_that_is_recorded_is_not_asked_for_again(store: TraceStore) -> None:
     first = await answer(store, one_node(lambda state: {"answer": "x", "confidence": 0.5}))
     again = await answer(store, one_node(lambda state: pytest.fail("asked again")))
