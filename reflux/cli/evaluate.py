@@ -288,7 +288,7 @@ def _overseer(name: str) -> str:
 async def _evaluate(
     folder: RunFolder, plan: Plan, model: str | None, endpoints: Mapping[str, Endpoint]
 ) -> Results:
-    name = model if uses_agent(plan.keys) else model or "base"
+    name = model if uses_agent(plan.keys) else "base"
     opened, agent = open_run(
         folder,
         name,

@@ -122,7 +122,7 @@ def folder(recorded: Path, tmp_path: Path) -> Iterator[Path]:
 REPLIES = {
     "500": (Response("boom", 500), "see the endpoint's own log"),
     "401": (Response("who?", 401), "check OPENAI_API_KEY"),
-    "404": (Response("where?", 404), "check the model's name and OPENAI_BASE_URL"),
+    "404": (Response("where?", 404), "is /v1 missing from OPENAI_BASE_URL?"),
     "html": (Response("<html>sign in</html>", 200), "no chat completion"),
     "json": (Response('{"id": "x"}', 200), "choices"),
     "empty": (Response('{"choices": []}', 200), "choices"),
