@@ -159,7 +159,7 @@ async def test_an_answer_that_is_recorded_is_not_asked_for_again(store: TraceSto
         ({"answer": None}, "its answer is of type NoneType"),
         ({"answer": float("nan")}, "its answer is of type float"),
         ({"topic": 1, "jokes": "a"}, "its output holds topic, jokes, and none is known to be the"),
-        ({"messages": [AIMessage("", tool_calls=[CALL])]}, "calls the tool look_up and answers no"),
+        ({"messages": [AIMessage("", tool_calls=[CALL])]}, "calls look_up and answers no"),
         ({}, "holds nothing"),
         (None, "its answer is of type NoneType"),
     ],
