@@ -35,8 +35,8 @@ from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.evals.task import task_context
-from reflux.graphs.evals.user_code import load_instance
-from reflux.graphs.evals.user_sources import is_reference
+from reflux.graphs.external.user_code import load_instance
+from reflux.graphs.external.user_sources import is_reference
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore

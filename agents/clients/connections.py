@@ -1,13 +1,16 @@
-"""Connections to an endpoint: proxies, certificates, and what to do where none comes about."""
+"""Connections to an endpoint: proxies, certificates and streams, and why none came about."""
 
 import os
 import re
+from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from reflux.agents.clients.refusals import NEVER_CONNECTS
+from openai import AsyncStream
+
+from reflux.agents.clients.refusals import NEVER_CONNECTS, error_reply
 from reflux.agents.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -107,3 +110,29 @@ def connection_remedy(cause: str, base_url: str, name: str) -> str:
     proxy = next(iter(_proxies()), None)
     through = f", and the proxy {proxy}" if proxy and not is_loopback(base_url) else ""
     return f"is it running? check {name}{through}"
+
+
+class Chunks(AsyncStream[object]):
+    """The chunks of a stream, and whether `[DONE]` has ended it."""
+
+    done = False
+
+    async def whole(self) -> bytes | None:
+        """The body of a server that does not stream, or None; a stream's length is unknown."""
+        headers = self.response.headers
+        kind = headers.get("content-type", "")
+        whole = "json" in kind or "html" in kind or "content-length" in headers
+        if not whole or "event-stream" in kind:
+            return None
+        body = await self.response.aread()
+        if b"data:" in body[:200] and not body.lstrip().startswith((b"{", b"<")):
+            return None
+        return body
+
+    async def _iter_events(self) -> AsyncIterator[Any]:
+        async for event in super()._iter_events():
+            self.done = self.done or event.data.startswith("[DONE]")
+            if event.event == "error" and '"error"' not in event.data:
+                raise error_reply(event.data)
+            if event.data.strip():  # Some servers keep the connection alive by empty events.
+                yield event

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 import openai
-from openai import AsyncOpenAI, AsyncStream
+from openai import AsyncOpenAI
 
 from reflux.agents.clients.adaptation import RENAMED, THINKING, Adaptation, Thinking
 from reflux.agents.clients.chat_protocol import (
@@ -24,13 +24,12 @@ from reflux.agents.clients.chat_protocol import (
     read_stream,
     request_body,
 )
-from reflux.agents.clients.connections import connection_remedy, http_client
+from reflux.agents.clients.connections import Chunks, connection_remedy, http_client
 from reflux.agents.clients.reasoning import OPENS_IN_TEMPLATE, ReasoningSplitter
 from reflux.agents.clients.refusals import (
     NEVER_CONNECTS,
     Refusal,
     ReplyError,
-    error_reply,
     missing_remedy,
     names_in,
     remedy_of,
@@ -169,7 +168,7 @@ class OpenAIClient(RetryingClient):
             return
         with self._sending(request, self._body(request, stream=True)) as (client, body):
             chunks = await client.post(
-                "/chat/completions", cast_to=object, body=body, stream=True, stream_cls=_Chunks
+                "/chat/completions", cast_to=object, body=body, stream=True, stream_cls=Chunks
             )
             splitter = ReasoningSplitter(opened=adaptation.opens_in_template)
             so_far = PartialReply(splitter, may_call=may_call(request))
@@ -321,29 +320,3 @@ class OpenAIClient(RetryingClient):
     async def close(self) -> None:
         for client in self._clients:
             await client.close()
-
-
-class _Chunks(AsyncStream[object]):
-    """The chunks of a stream, and whether `[DONE]` has ended it."""
-
-    done = False
-
-    async def whole(self) -> bytes | None:
-        """The body of a server that does not stream, or None; a stream's length is unknown."""
-        headers = self.response.headers
-        kind = headers.get("content-type", "")
-        whole = "json" in kind or "html" in kind or "content-length" in headers
-        if not whole or "event-stream" in kind:
-            return None
-        body = await self.response.aread()
-        if b"data:" in body[:200] and not body.lstrip().startswith((b"{", b"<")):
-            return None
-        return body
-
-    async def _iter_events(self) -> AsyncIterator[Any]:
-        async for event in super()._iter_events():
-            self.done = self.done or event.data.startswith("[DONE]")
-            if event.event == "error" and '"error"' not in event.data:
-                raise error_reply(event.data)
-            if event.data.strip():  # Some servers keep the connection alive by empty events.
-                yield event

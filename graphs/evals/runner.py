@@ -15,9 +15,9 @@ from reflux.graphs.ask import Answered, Direct, Origin, System, answer_each
 from reflux.graphs.evals.answers import Mark, SeedResult
 from reflux.graphs.evals.best_of import EqualTokens, equal_votes
 from reflux.graphs.evals.eval_task import EvalTask, run_scorer
-from reflux.graphs.evals.external_graph import CONCURRENCY, ExternalGraph
 from reflux.graphs.evals.scores import Score, Tally
 from reflux.graphs.evals.task import Task, check_held_out, score_held_out
+from reflux.graphs.external.external_graph import CONCURRENCY, ExternalGraph
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.report.terminal import ERR, OUT, command, emit, escape, print_result, table_of
 
 
-LISTED = {"id", "parent", "round", "scores", "gates", "path"}
+LISTED = ("id", "parent", "round", "scores", "gates")
 
 
 def list_students(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
@@ -55,7 +55,8 @@ def list_students(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     registry = open_students(run)
     current = getattr(registry.current(), "id", None)
     rows = [
-        each.model_dump(mode="json", include=LISTED) | {"current": each.id == current}
+        {name: getattr(each, name) for name in LISTED}
+        | {"path": str(each.path), "current": each.id == current}
         for each in registry.list()
     ]
     headings = ("student", "parent", "round", "accuracy", "gates", "promoted")

@@ -28,7 +28,7 @@ from reflux.graphs.evals.runner import (
     SystemSpec,
     marks_of,
 )
-from reflux.graphs.evals.user_graph import UserGraph
+from reflux.graphs.external.user_graph import UserGraph
 from reflux.graphs.voting.voting import VotePolicy
 
 FIRST_LOOK, LOOK_GROWTH = 20, 1.25

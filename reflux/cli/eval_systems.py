@@ -28,12 +28,12 @@ from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.evals.best_of import MAX_VOTES, BestOf
-from reflux.graphs.evals.external_graph import CONCURRENCY, SECONDS, ExternalGraph
-from reflux.graphs.evals.graph_values import GraphOptions
 from reflux.graphs.evals.runner import SystemSpec
-from reflux.graphs.evals.user_code import code_digest
-from reflux.graphs.evals.user_graph import UserGraph, load_graph
-from reflux.graphs.evals.user_sources import is_reference
+from reflux.graphs.external.external_graph import CONCURRENCY, SECONDS, ExternalGraph
+from reflux.graphs.external.graph_values import GraphOptions
+from reflux.graphs.external.user_code import code_digest
+from reflux.graphs.external.user_graph import UserGraph, load_graph
+from reflux.graphs.external.user_sources import is_reference
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.models import (
     BASE,

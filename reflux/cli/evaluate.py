@@ -55,7 +55,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.evals.question_forms import Keys
     from reflux.graphs.evals.results import Results
     from reflux.graphs.evals.runner import EQUAL_TOKENS, parse_systems
-    from reflux.graphs.evals.user_code import load_object
+    from reflux.graphs.external.user_code import load_object
     from reflux.models import open_run
     from reflux.report.eval_tables import tables
     from reflux.report.inspect_log import check_log_path, write_logs
@@ -288,7 +288,7 @@ def _overseer(name: str) -> str:
 async def _evaluate(
     folder: RunFolder, plan: Plan, model: str | None, endpoints: Mapping[str, Endpoint]
 ) -> Results:
-    name = model if uses_agent(plan.keys) else model or "base"
+    name = model if uses_agent(plan.keys) else "base"
     opened, agent = open_run(
         folder,
         name,

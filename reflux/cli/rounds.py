@@ -170,8 +170,9 @@ def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) ->
     say(f"chart: {folder.chart_path}   report: {folder.report_path}")
     if parity := reports[-1].get("parity"):
         OUT.print(
-            f"The last student in PEFT and in llama.cpp give the same answer to "
-            f"{parity['agreement']:.1%} of {parity['n']} held-out questions."
+            "The last student's adapter in the batched engine and its GGUF export in llama.cpp "
+            f"give the same answer to {parity['agreement']:.1%} of {parity['n']} held-out "
+            "questions."
         )
     if folder.registry.current() is not None:
         question = '"304+517"' if task == DEFAULT_TASK else "QUESTION"

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from pydantic import ValidationError
 
 from reflux.agents.types import Turn
 from reflux.graphs.traces.events import Event
@@ -22,7 +23,7 @@ from reflux.server.chat_reply import AnswerPart, Emit, Put, Reply, call_to_json,
 from reflux.server.chat_request import CalledFunction, Message, ToolCall
 from reflux.server.errors import ApiError
 from reflux.server.responses_reply import ResponseFormat
-from reflux.server.responses_request import InputItem, ResponsesRequest
+from reflux.server.responses_request import InputItem, ResponsesRequest, contradiction
 from reflux.server.served_models import ChatAnswer
 from reflux.server.state import ERRORS, ServerState, State
 
@@ -161,7 +162,10 @@ async def create_response(body: ResponsesRequest, state: State, request: Request
     """Answer a conversation, whole or as a stream of typed events."""
     store = state.run.store
     earlier = history(store, body.previous_response_id, state.settings.body_bytes)
-    said = conversation(store, body.input)
+    try:
+        said = conversation(store, body.input)
+    except ValidationError as error:
+        raise contradiction(error, "input") from error
     chat = body.chat([*earlier, *said])
     try:
         answer = state.models.answer_to(chat, state.run, state.waiting)

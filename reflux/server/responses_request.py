@@ -66,6 +66,9 @@ class InputItem(OpenModel):
         for name in needs.get(self.type, ()):
             if name not in self.model_fields_set:
                 refuse(name, "is missing", "missing_required_parameter")
+        for name in ("call_id", "name"):
+            if name in needs.get(self.type, ()) and not getattr(self, name):
+                refuse(name, "is empty")
         return self
 
 
@@ -169,8 +172,7 @@ class ResponsesRequest(RequestFields):
         try:
             return ChatRequest.model_validate(fields)
         except ValidationError as error:
-            problems = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
-            raise RequestValidationError(problems) from error
+            raise contradiction(error) from error
 
     def echo(self) -> dict[str, Any]:
         """What the response repeats of its request."""
@@ -216,3 +218,9 @@ def _chat_format(form: TextFormat | None) -> dict[str, Any] | None:
         return form and {"type": form.type}
     schema = form.model_dump(by_alias=True, exclude_unset=True, exclude={"type"})
     return {"type": "json_schema", "json_schema": schema}
+
+
+def contradiction(error: ValidationError, *place: str) -> RequestValidationError:
+    """An error of what the fields of a request make up, as an error of the request."""
+    problems = [{**each, "loc": ("body", *place, *each["loc"])} for each in error.errors()]
+    return RequestValidationError(problems)

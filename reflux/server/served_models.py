@@ -31,7 +31,7 @@ from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.graphs.conversation import answer_chat, cut_at, question_of
 from reflux.graphs.evals.task import Task
-from reflux.graphs.evals.user_sources import is_reference
+from reflux.graphs.external.user_sources import is_reference
 from reflux.graphs.traces.tree import tokens_of
 from reflux.models import BASE, STUDENT, model_named
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of

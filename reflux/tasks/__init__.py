@@ -9,8 +9,8 @@ from functools import cache
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.evals.task import Task, writing_of
-from reflux.graphs.evals.user_code import load_instance
-from reflux.graphs.evals.user_sources import is_reference
+from reflux.graphs.external.user_code import load_instance
+from reflux.graphs.external.user_sources import is_reference
 from reflux.tasks.addition import Addition
 from reflux.tasks.arithmetic import (
     ChainSum,

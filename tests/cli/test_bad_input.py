@@ -122,10 +122,10 @@ def folder(recorded: Path, tmp_path: Path) -> Iterator[Path]:
 REPLIES = {
     "500": (Response("boom", 500), "see the endpoint's own log"),
     "401": (Response("who?", 401), "check OPENAI_API_KEY"),
-    "404": (Response("where?", 404), "check the model's name and OPENAI_BASE_URL"),
-    "html": (Response("<html>sign in</html>", 200), "no chat completion"),
-    "json": (Response('{"id": "x"}', 200), "choices"),
-    "empty": (Response('{"choices": []}', 200), "choices"),
+    "404": (Response("where?", 404), "is /v1 missing from OPENAI_BASE_URL?"),
+    "html": (Response("<html>sign in</html>", 200), "a web page; is /v1 missing"),
+    "json": (Response('{"id": "x"}', 200), "it holds no choice"),
+    "empty": (Response('{"choices": []}', 200), "it holds no choice"),
     "cut": (Response('{"choices": [{"mess', 200), "no chat completion"),
     # Not a list of known length, or werkzeug would correct the length.
     "drop": (Response(iter(['{"choices": [']), 200, {"Content-Length": "999"}), "is it running?"),

@@ -25,9 +25,9 @@ from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.answers import Ledger, confidence
 from reflux.graphs.evals.datasets import QuestionFile, Row
 from reflux.graphs.evals.eval_task import FileEvalTask
-from reflux.graphs.evals.external_graph import ExternalGraph
 from reflux.graphs.evals.runner import EvalRunner, SystemSpec
-from reflux.graphs.evals.user_graph import Meter, UserGraph, load_graph
+from reflux.graphs.external.external_graph import ExternalGraph
+from reflux.graphs.external.user_graph import Meter, UserGraph, load_graph
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
@@ -129,6 +129,21 @@ async def test_any_other_runnable_is_asked_too(store: TraceStore, runnable: Any,
     assert (await answer(store, runnable))["answer"] == said
 
 
+@pytest.mark.parametrize(
+    ("text", "said", "status"),
+    [
+        ("<think>Lima? Cusco?</think>Lima", "Lima", "unchecked"),
+        ("<think>Lima? Cusco", "", "truncated"),
+        ("write <think> first", "write <think> first", "unchecked"),
+    ],
+)
+async def test_reasoning_is_no_part_of_an_answer(
+    store: TraceStore, text: str, said: str, status: str
+) -> None:
+    outcome = await answer(store, one_node(lambda state: {"answer": text}))
+    assert (outcome["answer"], outcome["status"]) == (said, status)
+
+
 async def test_an_answer_that_is_recorded_is_not_asked_for_again(store: TraceStore) -> None:
     first = await answer(store, one_node(lambda state: {"answer": "x", "confidence": 0.5}))
     again = await answer(store, one_node(lambda state: pytest.fail("asked again")))
@@ -144,7 +159,7 @@ async def test_an_answer_that_is_recorded_is_not_asked_for_again(store: TraceSto
         ({"answer": None}, "its answer is of type NoneType"),
         ({"answer": float("nan")}, "its answer is of type float"),
         ({"topic": 1, "jokes": "a"}, "its output holds topic, jokes, and none is known to be the"),
-        ({"messages": [AIMessage("", tool_calls=[CALL])]}, "calls the tool look_up and answers no"),
+        ({"messages": [AIMessage("", tool_calls=[CALL])]}, "calls look_up and answers no"),
         ({}, "holds nothing"),
         (None, "its answer is of type NoneType"),
     ],

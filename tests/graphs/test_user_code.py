@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from reflux.graphs.evals.graph_host import OwnThreads
+from reflux.graphs.external.graph_host import OwnThreads
 
 
 def test_a_job_that_never_ends_does_not_keep_the_loop_open() -> None:

@@ -29,11 +29,11 @@ from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals import graph_host, user_graph, user_sources
 from reflux.graphs.evals.datasets import QuestionFile, Row
 from reflux.graphs.evals.eval_task import FileEvalTask
-from reflux.graphs.evals.external_graph import ExternalGraph
-from reflux.graphs.evals.graph_values import GraphOptions
 from reflux.graphs.evals.runner import EvalRunner, SystemSpec
-from reflux.graphs.evals.user_code import Project
-from reflux.graphs.evals.user_graph import Meter, UserGraph, load_graph
+from reflux.graphs.external.external_graph import ExternalGraph
+from reflux.graphs.external.graph_values import GraphOptions
+from reflux.graphs.external.user_code import Project
+from reflux.graphs.external.user_graph import Meter, UserGraph, load_graph
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from tests.graphs.test_user_projects import write

@@ -10,10 +10,10 @@ import pytest
 
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Origin, answer_all
-from reflux.graphs.evals.external_graph import ExternalGraph
-from reflux.graphs.evals.graph_values import GraphOptions
-from reflux.graphs.evals.user_code import Project
-from reflux.graphs.evals.user_graph import load_graph
+from reflux.graphs.external.external_graph import ExternalGraph
+from reflux.graphs.external.graph_values import GraphOptions
+from reflux.graphs.external.user_code import Project
+from reflux.graphs.external.user_graph import load_graph
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 

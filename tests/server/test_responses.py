@@ -312,6 +312,8 @@ def test_secrets_are_kept_nowhere(client: OpenAI, run: Path) -> None:
          "input[0].content[0]", "only text can be read"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id",
          "missing"),
+        ({"input": [{"type": "function_call_output", "call_id": "", "output": "x"}]},
+         "input[0].call_id", "empty"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "'function'"),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "missing"),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"),

@@ -1,6 +1,6 @@
 """An external graph as a system: a user's LangGraph graph or any LangChain Runnable.
 
-Every question runs in a thread of the graph (`reflux.graphs.evals.graph_host`) with a checkpoint
+Every question runs in a thread of the graph (`reflux.graphs.external.graph_host`) with a checkpoint
 thread of its own, within a time limit. What is busy or lost for a moment, such as a rate limit, is
 tried again. Every answer is one row of the call log, of kind `graph`, so that no question is asked
 twice.
@@ -16,13 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from reflux.agents.clients.reasoning import split_reasoning
 from reflux.agents.clients.retries import RetryPolicy, worth_retrying
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted
-from reflux.graphs.evals.user_code import one_line, place_of
-from reflux.graphs.evals.user_graph import Meter, TooLong, UserGraph
+from reflux.graphs.external.user_code import one_line, place_of
+from reflux.graphs.external.user_graph import Meter, TooLong, UserGraph
 from reflux.graphs.traces.store import CallKey
 
 SECONDS = 300.0
@@ -77,7 +78,14 @@ class ExternalGraph:
             await recorded_client.store.add_call(key, columns | {"error": str(failure)})
             done = {"answer": None, "error": str(failure), "calls": meter.calls}
             return await self._ended(question, key, done, 0)
-        done = {"answer": redact(answer), "confidence": confidence, "calls": meter.calls}
+        parts = split_reasoning(answer)
+        done = {
+            "answer": redact(parts.content),
+            "confidence": confidence,
+            "calls": meter.calls,
+            "reasoning": redact(parts.reasoning),
+            "cut": parts.unclosed,
+        }
         columns |= meter.columns(start) | _retried(retries) | {"completion": json.dumps(done)}
         if (row := await recorded_client.add(key, columns)) is not None:
             return await self._replayed(question, key, row)
@@ -138,6 +146,7 @@ class ExternalGraph:
         if answer is not None:
             passed = self.context.checker.check(question, answer).ok
             status = accepted_status(has_check=self.context.has_rules) if passed else "rejected"
+            status = "truncated" if done.get("cut") else status
         outcome: Outcome = {
             "answer": answer,
             "status": status,

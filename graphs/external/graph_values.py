@@ -24,7 +24,13 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from reflux.agents.errors import UsageError
-from reflux.graphs.evals.user_code import class_of, hints_of, keys_used, parameters_of, plain_hint
+from reflux.graphs.external.user_code import (
+    class_of,
+    hints_of,
+    keys_used,
+    parameters_of,
+    plain_hint,
+)
 
 QUESTION_KEYS = (
     "query", "input", "user_input", "user_query", "user_question", "user_message", "prompt",
@@ -324,7 +330,10 @@ def _confidence(values: Mapping[str, Any] | None) -> float | None:
 
 def _text(value: Any) -> str:
     if (messages := _messages(value)) is not None:
-        return _last_text(messages)
+        text, calls = messages[-1].text, cast(Any, getattr(messages[-1], "tool_calls", None))
+        if not text.strip() and calls:
+            raise ValueError(f"its last message calls {calls[0]['name']} and answers nothing")
+        return text
     if isinstance(value, str):
         return str.__str__(value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
@@ -339,11 +348,3 @@ def _text(value: Any) -> str:
             "part of it by --output-key"
         )
     return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
-
-
-def _last_text(messages: Sequence[BaseMessage]) -> str:
-    last = messages[-1]
-    text, calls = last.text, cast(Any, getattr(last, "tool_calls", None))
-    if not text.strip() and calls:
-        raise ValueError(f"its last message calls the tool {calls[0]['name']} and answers nothing")
-    return text

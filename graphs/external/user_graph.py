@@ -28,16 +28,16 @@ from langgraph.pregel import Pregel
 from langgraph.store.memory import InMemoryStore
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.graphs.evals.graph_host import BEAT_SECONDS, GraphThread, ThreadLost, open_graph
-from reflux.graphs.evals.graph_values import (
+from reflux.graphs.external.graph_host import BEAT_SECONDS, GraphThread, ThreadLost, open_graph
+from reflux.graphs.external.graph_values import (
     GraphInput,
     GraphOptions,
     read_output,
     values_of,
     waits_for_human,
 )
-from reflux.graphs.evals.user_code import Project, one_line, user_traceback
-from reflux.graphs.evals.user_sources import reference
+from reflux.graphs.external.user_code import Project, one_line, user_traceback
+from reflux.graphs.external.user_sources import reference
 
 
 class TooLong(Exception):
@@ -101,7 +101,7 @@ class UserGraph:
     ) -> None:
         """
         Args:
-            value: a graph, or what creates one; see `reflux.graphs.evals.graph_host`.
+            value: a graph, or what creates one; see `reflux.graphs.external.graph_host`.
             digest: of its sources; another one asks every question again.
         """
         self.name = name
@@ -274,7 +274,7 @@ def load_graph(name: str, options: GraphOptions | None = None) -> UserGraph:
 
     Raises:
         UsageError: there is no such module or object.
-        MissingError, RefluxError: see `reflux.graphs.evals.user_code.Project.load`.
+        MissingError, RefluxError: see `reflux.graphs.external.user_code.Project.load`.
     """
     options = options or GraphOptions()
     project = Project(reference(name))

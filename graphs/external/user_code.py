@@ -24,7 +24,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from reflux.agents.errors import MissingError, RefluxError, UsageError
 from reflux.agents.prompts import redact
-from reflux.graphs.evals.user_sources import Reference, is_installed, reference, source_digest
+from reflux.graphs.external.user_sources import Reference, is_installed, reference, source_digest
 
 T = TypeVar("T")
 FRAMES = 5

@@ -18,8 +18,8 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.graph import StateGraph
 
 from reflux.agents.errors import UsageError
-from reflux.graphs.evals.graph_values import HISTORY_KEYS, QUESTION_KEYS, GraphOptions
-from reflux.graphs.evals.user_code import class_of, hints_of, one_line, parameters_of
+from reflux.graphs.external.graph_values import HISTORY_KEYS, QUESTION_KEYS, GraphOptions
+from reflux.graphs.external.user_code import class_of, hints_of, one_line, parameters_of
 
 CONFIG_NAMES = ("config", "cfg", "conf", "configuration", "runnable_config", "_config", "_")
 """Parameters by which a function is known as one that creates a graph."""
