@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from reflux.agents.clients.refusals import TOO_LONG
 
-ADAPTABLE = frozenset((400, 404, 405, 415, 422, 500, 501))
+ADAPTABLE = frozenset((400, 403, 404, 405, 415, 422, 500, 501))
 """HTTP statuses with which servers refuse a field: llama.cpp's templates raise a 500."""
 REFUSES = re.compile(
     r"support|permitted|allowed|enabled?\b|implement|available|recogni[sz]ed|accepted|unknown"

@@ -227,7 +227,9 @@ class OpenAIClient(RetryingClient):
 
     def _adapts(self, error: Exception, request: ChatRequest) -> bool:
         refusal = Refusal.of(error)
-        if "bodies" not in vars(error) or refusal.kind in ("key", "quota", "too_long"):
+        # A key may lack the right to a field alone.
+        is_final = refusal.kind in ("key", "quota", "too_long") and refusal.status != 403
+        if "bodies" not in vars(error) or is_final:
             return False
         asked, sent = vars(error)["bodies"]
         if self._adapted(request, asked) != sent:

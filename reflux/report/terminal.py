@@ -66,9 +66,9 @@ class PipedConsole(Console):
         drop_output()
 
 
-OUT = PipedConsole(highlight=False)
+OUT = PipedConsole(highlight=False, emoji=False)
 """Results."""
-ERR = Console(stderr=True, highlight=False)
+ERR = Console(stderr=True, highlight=False, emoji=False)
 """Progress and errors."""
 
 

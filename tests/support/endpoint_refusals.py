@@ -126,6 +126,12 @@ def refused_fields() -> Iterator[Behavior]:
         ),
         ("vLLM without logprobs", "logprobs", 500, message("logprobs are not implemented")),
         (
+            "a key that may not ask for logprobs",
+            "logprobs",
+            403,
+            message("You are not allowed to request logprobs from this model"),
+        ),
+        (
             "Together refuses logprobs",
             "logprobs",
             422,
@@ -186,7 +192,13 @@ def refused_fields() -> Iterator[Behavior]:
         requests=4,
         sent=lacks("max_tokens", "temperature", "logprobs", "top_logprobs"),
     )
-    yield Behavior("403 for a field", "forbids log-probabilities", both, error="OPENAI_API_KEY")
+    yield Behavior(
+        "403 for a field",
+        "forbids log-probabilities",
+        both,
+        requests=4,
+        sent=lacks("max_tokens", "temperature", "logprobs", "top_logprobs"),
+    )
     yield Behavior(
         "neither name of the limit",
         "refuses max_tokens under both names",
