@@ -428,7 +428,7 @@ SHAPES: dict[str, Shape] = {
     ),
     "module": Shape({"pkg/app.py": MESSAGES + "graph = builder.compile()"}, "pkg.app:graph"),
     "create_agent": Shape(
-        "import pytest\nagents = pytest.importorskip('langchain.agents')\n"
+        "from langchain import agents\n"
         "from langchain_core.language_models import GenericFakeChatModel\n"
         "import itertools\n"
         "model = GenericFakeChatModel(messages=itertools.repeat('AB!'))\n"
