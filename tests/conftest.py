@@ -4,12 +4,16 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from reflux.agents.clients.llama_cpp import SPIN_VARIABLE, SPINS
 from reflux.graphs.traces.store import TraceStore
+
+if TYPE_CHECKING:
+    from tests.support.serving import Scripted
 
 # Workers share the cores: who waits lets the others work. It is read when torch is first imported,
 # here or in the process that forks the commands.
@@ -33,6 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         rank = min((kinds.index(m.name) for m in item.iter_markers() if m.name in kinds), default=9)
         ranks[item.path] = min(rank, ranks.get(item.path, rank))
     items.sort(key=lambda item: ranks[item.path])
+
+
+@pytest.fixture
+def script() -> "Iterator[Scripted]":
+    """A scripted endpoint."""
+    from tests.support.serving import scripted
+
+    with scripted() as script:
+        yield script
 
 
 @pytest.fixture

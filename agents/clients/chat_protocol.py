@@ -212,7 +212,7 @@ class PartialReply:
             self.notes.append("the model refused to answer")
         thoughts = reasoning_of(message) + thoughts
         logprobs = read_logprobs(ending.logprobs)
-        if thoughts:  # It has a place of its own, so the content holds none.
+        if thoughts:  # They came apart, so the content holds no thoughts.
             self.splitter.opened = False
         self.reasoning.append(thoughts)
         self.raw.append(text)

@@ -85,8 +85,8 @@ class OpenAIClient(RetryingClient):
             extra_body: fields that this endpoint takes beyond the protocol.
             headers, query: go with each request, such as Azure's `api-version`.
             names: where the user set the URL and the key, for messages.
-            embedded: the endpoint is an engine of ours, which is never refused, and whose empty
-                system messages matter: see `reflux.agents.prompts`.
+            embedded: the endpoint is our own engine. It refuses no setting, and receives empty
+                system messages, too: see `reflux.agents.prompts`.
         """
         super().__init__(
             concurrency, timeout, RetryPolicy(retries, backoff, sleep), first_alone=not embedded

@@ -37,11 +37,11 @@ MARKERS = (
     "<|begin_of_solution|>",
     "<|START_RESPONSE|>",
 )
-"""What stands before the content and is neither reasoning nor content."""
+"""Markers that may precede the content and are not part of it."""
 ENDINGS = re.compile(
     r"(?:<\|(?:return|end|call|end_of_solution|END_RESPONSE|im_end|eot_id)\|>|</s>)+\s*\Z"
 )
-"""What stands after the content and is none."""
+"""Markers that may follow the content and are not part of it."""
 LATE = ("<|return|>", "<|end|>", "<|call|>", "<|end_of_solution|>", "<|END_RESPONSE|>")
 ORPHANS = tuple(close for close in (f"</{tag}>" for tag in TAGS if tag != "reason"))
 ORPHANS += ("[/THINK]", "◁/think▷")
@@ -258,7 +258,7 @@ REASONING_PARTS = ("thinking", "reasoning", "redacted_thinking", "thought", "sum
 
 
 def reasoning_of(message: dict[str, Any]) -> str:
-    """The reasoning that stands in fields of its own."""
+    """The reasoning that a server sends in separate fields."""
     texts = (text_of(message.get(name)) for name in REASONING_FIELDS)
     return next((text for text in texts if text), "")
 

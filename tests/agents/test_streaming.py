@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -16,16 +15,10 @@ from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob,
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.tree import find_failure
-from tests.support.serving import CALL, Scripted, scripted
+from tests.support.serving import CALL, Scripted
 
 ASKED = ChatRequest("m", (("user", "one two three"),))
 KEY = CallKey("q", "", "answer")
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 async def read(pieces: Pieces) -> tuple[list[str], Completion]:

@@ -1,7 +1,6 @@
 """From a chat to the next student: what is said, edited, exported and distilled, by commands."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,11 @@ import pytest
 from openai import OpenAI
 
 from tests.support.commanding import Ended, begin
-from tests.support.serving import Scripted, X, scripted, serving
+from tests.support.serving import Scripted, X, serving
 
 pytestmark = pytest.mark.process
 
 MINE = "a better answer"
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,18 +16,12 @@ from reflux.agents.prompts import PLACEHOLDER, redact
 from reflux.server import guards
 from reflux.server.guards import client_of
 from reflux.server.settings import ServeSettings, check_exposure
-from tests.support.serving import Scripted, X, scripted, serving, soon
+from tests.support.serving import Scripted, X, serving, soon
 
 CHAT = {"model": X, "messages": [{"role": "user", "content": "hello"}]}
 HEAD = (
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 )
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 def connected(url: str) -> socket.socket:

@@ -16,7 +16,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
-from tests.support.serving import CALL, Scripted, X, scripted, serving
+from tests.support.serving import CALL, Scripted, X, serving
 
 Said = list[Any]
 HELLO: Said = [{"role": "user", "content": "hello there"}]
@@ -27,12 +27,6 @@ TALK: Said = [
     {"role": "assistant", "content": "ONE", "refusal": None, "reasoning_content": "x"},
     {"role": "user", "content": [{"type": "text", "text": "two and three"}]},
 ]
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 @pytest.fixture

@@ -18,15 +18,9 @@ from reflux.finetune.run_folder import RunFolder
 from reflux.server.app import create_app
 from reflux.server.guards import RateLimiter
 from reflux.server.settings import ServeSettings
-from tests.support.serving import Scripted, X, scripted, serving, soon
+from tests.support.serving import Scripted, X, serving, soon
 
 CHAT = {"model": X, "messages": [{"role": "user", "content": "hello"}]}
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 def status(url: str, **headers: str) -> tuple[int, str | None]:

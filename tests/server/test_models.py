@@ -1,6 +1,5 @@
 """What a server serves: the embedded base, students that are promoted while it runs, a task's H."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,9 @@ from openai import OpenAI
 from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, DEFAULT_SHA256
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.store import TraceStore
-from tests.support.serving import Scripted, X, scripted, serving
+from tests.support.serving import Scripted, X, serving
 
 FRANCE: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 def make_student(run: Path, id: str, promoted: bool) -> None:

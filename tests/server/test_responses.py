@@ -12,7 +12,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from reflux.graphs.traces.store import TraceStore
-from tests.support.serving import Scripted, X, scripted, serving, soon
+from tests.support.serving import Scripted, X, serving, soon
 
 WEATHER: Any = {
     "type": "function",
@@ -50,12 +50,6 @@ CALL_EVENTS = [
 
 class City(BaseModel):
     city: str
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,9 @@ from reflux.agents.clients.endpoints import Endpoint
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
-from tests.support.serving import Scripted, X, scripted, serving, soon
+from tests.support.serving import Scripted, X, serving, soon
 
 Said = list[Any]
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 def user(text: str) -> Said:

@@ -1,7 +1,7 @@
 """What several persons do to the server's trees at once, and what they cost each other."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -14,13 +14,7 @@ import reflux.web.review_api
 import reflux.web.runs_api
 from reflux.graphs.traces.events import answered
 from reflux.server.state import EventLogs
-from tests.support.serving import Scripted, scripted, serving, soon
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
+from tests.support.serving import Scripted, serving, soon
 
 
 def asked(url: str, question: str) -> str:

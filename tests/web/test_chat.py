@@ -1,25 +1,17 @@
 """The page's chat in a real browser: asking, the tree that grows, its nodes, the keyboard."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import httpx2
-import pytest
 
 from tests.support.browsing import PHONE, Seen, browsing, needs_browser
-from tests.support.serving import Scripted, X, scripted, serving, soon
+from tests.support.serving import Scripted, X, serving, soon
 
 pytestmark = needs_browser
 
 THREE = "alpha and beta and gamma"
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 def ask(seen: Seen, question: str) -> None:

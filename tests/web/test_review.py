@@ -1,13 +1,11 @@
 """Editing a node and judging the queue, on the page and by its API."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import httpx2
-import pytest
 
 from reflux.agents.overseers.protocol import Overseer
 from reflux.cli.rounds import rows_for
@@ -15,15 +13,9 @@ from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 from tests.support.browsing import browsing, needs_browser
-from tests.support.serving import H, Scripted, scripted, serving, soon
+from tests.support.serving import H, Scripted, serving, soon
 
 pytestmark = needs_browser
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 def asked(url: str, question: str, model: str = "amplified") -> str:

@@ -7,7 +7,7 @@ The pictures lie in the test's temporary folder; with REFLUX_PICTURES set to a f
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
 from tests.support.browsing import DESK, PHONE, Seen, browsing, needs_browser
 from tests.support.run_folders import make_run
-from tests.support.serving import Scripted, scripted, serving
+from tests.support.serving import Scripted, serving
 
 pytestmark = needs_browser
 
@@ -35,12 +35,6 @@ TABS = {
     "students": ".student",
 }
 """What each shows once it is there."""
-
-
-@pytest.fixture
-def script() -> Iterator[Scripted]:
-    with scripted() as script:
-        yield script
 
 
 def act(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
