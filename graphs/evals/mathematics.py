@@ -31,9 +31,23 @@ OPERATORS = str.maketrans(
 CUE = regex.compile(
     r"(?:answer|result|option|choice|antwort|ergebnis|lösung|réponse|respuesta|risposta|resposta|"
     r"ответ|答案|答え|正解|选项|الجواب|الإجابة|उत्तर)['\"”*_]{0,4}\s{0,3}"
-    r"(?:[:：=是为為は]|(?:is|are|ist|lautet|est|es|è|é|هو|هي|है)\b:?)[*_\"'“(\[\s]{0,8}",
+    r"(?:[:：=是为為は]|(?:is|are|(?:would|must|should|has to) be|ist|lautet|est|es|è|é|هو|هي|है)"
+    r"\b:?)[*_\"'“(\[\s]{0,8}",
     regex.IGNORECASE,
 )
+HEADING = regex.compile(
+    r"^[#*_ ]{1,9}(?:final )?(?:answer|result|antwort|ergebnis|答案)[*_: ]{0,9}\n+([^\n]+)",
+    regex.IGNORECASE | regex.MULTILINE,
+)
+NOT_BUT = regex.compile(
+    r"\bnot [^.!?\n]{1,60}?(?:\bbut\b(?! not)|[,;] (?:it is|it['’]s|rather)\b)", regex.IGNORECASE
+)
+"""What is ruled out, in `not 12 but 15`."""
+WRITTEN_SUM = regex.compile(
+    r"\D{0,20}[\d.,]+\s?(?:times|plus|minus|multiplied by|divided by|[*+/x-])\s"
+    r".*?(?:\bis\b|\bequals\b|\bmakes\b|\bgives\b)"
+)
+CITATION = regex.compile(r"(?<=[\w.%\]])\s?\[\d{1,3}(?:,\s?\d{1,3})*\]")
 ASIDE = regex.compile(
     r"^\W{0,9}(?:confidence|certainty|note|source|remark|konfidenz|hinweis|quelle|置信度)\b.*$",
     regex.IGNORECASE | regex.MULTILINE,
@@ -50,10 +64,25 @@ NUMBER = regex.compile(
     rf"(?:(?P<whole>\d+)\ (?P<top>\d+)\ ?/\ ?(?P<low>\d+)|(?P<core>{CORE})"
     r"(?:[eE](?P<exp>[-+]?\d{1,3}))?(?:\s?\*\s?10\^\(?(?P<ten>-?\d{1,3})\)?|\^\(?(?P<pow>-?\d{1,9})\)?)?"
     r"(?:\s?/\s?(?P<div>\d+))?)(?!\d|[eE][-+]?\d)"
-    r"(?P<pct>\s?(?:%|per\ ?cent|prozent))?(?:\s(?P<scale>thousand|million|billion|trillion)\b)?",
+    r"(?P<pct>\s?(?:%|per\ ?cent|prozent))?"
+    r"(?:\s(?P<scale>thousand|million|billion|trillion)\b|(?P<suffix>[kK]|(?-i:M)|[bm]n)(?!\w))?",
     regex.IGNORECASE,
 )
-SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+SUFFIXES = {"k": 3, "m": 6, "mn": 6, "bn": 9}
+UNITS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen",
+)  # fmt: skip
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+WORDS = {word: value for value, word in enumerate(UNITS)} | {
+    word: 10 * value for value, word in enumerate(TENS, 2)
+}
+SPELLED = regex.compile(
+    rf"\b(?:{'|'.join([*WORDS, *SCALES])})(?:(?:[ -]|\ and\ )(?:{'|'.join([*WORDS, *SCALES])}))*\b",
+    regex.IGNORECASE,
+)
 
 
 def canonical(text: str) -> str:
@@ -75,6 +104,8 @@ def final_answer(text: str) -> str | None:
     for start in (text.rfind("\\boxed{"), text.rfind("\\fbox{")):
         if start >= 0 and (box := _braces(text[text.index("{", start) :])) is not None:
             return box
+    if headings := HEADING.findall(text):
+        return headings[-1].strip()
     if "####" in text and (line := text.rpartition("####")[2].strip()):
         return line.splitlines()[0]
     for cue in reversed(list(CUE.finditer(text))):
@@ -99,6 +130,8 @@ class Number:
 
     value: Fraction
     is_percentage: bool
+    factor: int = 1
+    """Of a suffix that is perhaps a unit: 1,000 in `300K`."""
 
 
 def numbers(text: str) -> list[Number | None]:
@@ -130,7 +163,26 @@ def _value(match: "regex.Match[str]") -> Number | None:
     except (ArithmeticError, DecimalException, ValueError):
         return None
     value *= 10 ** SCALES.get((match["scale"] or "").casefold(), 0)
-    return Number(-value if match["sign"] else value, bool(match["pct"]))
+    factor = 10 ** SUFFIXES.get((match["suffix"] or "").casefold(), 0)
+    return Number(-value if match["sign"] else value, bool(match["pct"]), factor)
+
+
+def _spelled(text: str) -> list[Number]:
+    """The numbers that a text writes in English words."""
+    found: list[Number] = []
+    for match in SPELLED.finditer(text):
+        if match[0].casefold() == "one" and len(text.split()) > 2:
+            continue  # A pronoun.
+        total = part = 0
+        for word in regex.split(r"[ -]", match[0].casefold()):
+            if word == "hundred":
+                part = 100 * (part or 1)
+            elif word in SCALES:
+                total, part = total + (part or 1) * 10 ** SCALES[word], 0
+            else:
+                part += WORDS.get(word, 0)
+        found.append(Number(Fraction(total + part), is_percentage=False))
+    return found
 
 
 def _decimal(core: str) -> str:
@@ -143,18 +195,22 @@ def _decimal(core: str) -> str:
 def read_number(text: str) -> Number | None:
     """The number that a text names as its answer, or else its last one."""
     text = text[-MAX_CHARS:]
-    named = final_answer(text) or ""
+    named = NOT_BUT.sub("", final_answer(text) or "")
     # In `40 + 2 = 42, as 95% know` the answer is the first number after the last equals sign.
-    if found := numbers(named.rpartition("=")[2]) or numbers(named):
-        return found[0]
+    for part in (WRITTEN_SUM.sub("", named.rpartition("=")[2], 1), named):
+        if found := numbers(part):
+            return found[0]
     bold = [part for part in regex.findall(r"\*\*([^*\n]{1,60})\*\*", text) if _is_number(part)]
     if bold:
         return numbers(bold[-1])[0]
-    body = ASIDE.sub("", text)
-    for part in (regex.sub(r"\([^()]*\)\W*$", "", body), body, text):
+    body = CITATION.sub("", ASIDE.sub("", text))
+    said = regex.sub(r"\b(?:not|rather than|instead of) (?=[-\d$])\S+", "", body)
+    said = regex.sub(r"(?:\([^()]*\)|\[[^\[\]]*\p{L}[^\[\]]*\])\W*$", "", said)
+    for part in (said, body, text):
         if found := numbers(part):
             return found[-1]
-    return None
+    spelled = _spelled(named) or _spelled(body)
+    return spelled[-1] if spelled else None
 
 
 def _is_number(text: str) -> bool:
@@ -165,7 +221,7 @@ def _is_number(text: str) -> bool:
 def number(text: str) -> str | None:
     """The number of an answer as a fraction in lowest terms."""
     read = read_number(text)
-    return read and str(read.value / (100 if read.is_percentage else 1))
+    return read and str(read.value * read.factor / (100 if read.is_percentage else 1))
 
 
 def one_number(text: str) -> Number | None:
@@ -180,7 +236,10 @@ def same_number(answer: str, truth: str) -> bool:
     if one is None or other is None:
         return False
     if one.is_percentage == other.is_percentage or one.value == other.value:
-        return one.value == other.value
+        # `300K` are 300 kelvin or 300,000.
+        return not {one.value, one.value * one.factor}.isdisjoint(
+            (other.value, other.value * other.factor)
+        )
     percentage, plain = (one, other) if one.is_percentage else (other, one)
     return percentage.value == plain.value * 100
 
@@ -268,7 +327,5 @@ def compare_math() -> None:
             equal = False
         print(json.dumps(bool(equal)), flush=True)
 
-
-MATH = MathWorker()
 
 MATH = MathWorker()

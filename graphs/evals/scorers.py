@@ -51,8 +51,32 @@ TOKEN = regex.compile(
     """,
     regex.VERBOSE,
 )
-AFTER_LETTER = r"(?=\s?(?:$|[^\w\s]|\n|(?:because|since|as|is|for|denn|weil)\b))"
+AFTER_LETTER = (
+    rf"(?=\s?(?:$|[^\w\s]|\n|[{UNSPACED}\p{{Hangul}}]|(?:because|since|as|is|it|for|denn|weil)\b))"
+)
 """What follows the letter of a choice, unlike the article in `A dog`."""
+BEFORE_CHOICE = (
+    r"(?:(?<!\w)(?:(?<!not )(?:choose|pick|select)|chose|go with|so|thus|hence|therefore|it['’]?s|"
+    r"(?:it|answer) (?:is|(?:must|would|should|has to) be))|选择?|選択?|→|⇒|=>)"
+    r"[,:：]?\s?(?:(?:option|choice|answer)\s)?"
+)
+AFTER_CHOICE = (
+    r"\s(?:is|seems|looks|must be|would be)\s(?:the\s)?(?:only |most |best )?"
+    r"(?:correct|right|true|best|answer|accurate|appropriate)\b"
+)
+BEFORE_WRONG = (
+    r"(?:\b(?:not|neither|nor|nicht|than|unlike|except|eliminate|exclude|reject|rule out)|n['’]t|"
+    r"不是|排除)(?:\s(?:be|choose|pick|select|options?|choices?|answers?))?\s?"
+)
+AFTER_WRONG = (
+    r"(?::?\s(?:(?:is|are|was|seems?|can be)\s)?(?:not|no|wrong|incorrect|false|ruled out)\b|"
+    r"\s(?:is|are|was|does|can)n['’]t\b|\scannot\b|不|错)"
+)
+PARTICLE = (
+    r"(?:은|는|이|가|을|를|의|에|에서|와|과|로|으로|도|만|이다|입니다|이에요|예요|였다|이었다)?"
+)
+"""What Korean writes behind a word, without a space."""
+UNIT = r"(?:°?[CFK]|[kcmµn]?[gmslLVAW]|[kMGT]?(?:B|Hz|b)|min|h|kWh|px|pt|ml|mL|USD|EUR)"
 
 
 def exact(text: str) -> str | None:
@@ -110,37 +134,56 @@ def items(text: str) -> str | None:
 
 def contains(answer: str, truth: str) -> bool:
     """True where the words of the true answer stand in the answer, one after another."""
-    for articles in (False, True):
-        part, whole = _words(truth, articles=articles), _words(answer, articles=articles)
+    # `1024kg` holds 1024; `Paris's` and the Turkish `Ankara'dır` hold the name before it.
+    answer = regex.sub(rf"(?<![\w.,])(\d[\d.,]*)(?={UNIT}(?!\w))", r"\1 ", answer[-MAX_CHARS:])
+    stems = regex.sub(r"(?<=\p{L}{3})['’]\p{Ll}{1,4}(?!\w)", "", answer)
+    for text, articles in ((answer, False), (answer, True), (stems, False)):
+        part, whole = _words(truth, articles=articles), _words(text, articles=articles)
         # With its articles only where more than an article is asked for: `A` is not in `a dog`.
-        is_meant = len(part) > articles
-        if is_meant and f" {' '.join(part)} " in f" {' '.join(whole)} ":
+        if len(part) <= articles:
+            continue
+        words, text = " ".join(part), f" {' '.join(whole)} "
+        if f" {words} " in text:
+            return True
+        is_korean = regex.search(r"\p{Hangul}$", words)
+        if is_korean and regex.search(rf" {regex.escape(words)}{PARTICLE} ", text):
             return True
     return bool(answer.strip()) and normalised(answer) == normalised(truth)
 
 
 def choice(text: str, choices: Sequence[str] = ()) -> str | None:
     """The letters of the choices that an answer names, `B` or `A, C`; None where that is open."""
-    text = text[-MAX_CHARS:].strip()
+    text = regex.sub(r"</?\w{1,9}>", "", text[-MAX_CHARS:]).strip()
     letters = ascii_uppercase[: len(choices) or 10]
-    letter = rf"\(?([{letters}])\)?(?![\w'’])"
+    letter = rf"\(?([{letters}])\)?(?![\p{{Latin}}\p{{N}}_'’])"
     several = rf"{letter}(?:\s?(?:,|;|&|/|and|und|or|oder|,\ ?and)\s?{letter})*"
     named = final_answer(text)
-    for part in (named, text):
-        plain = regex.sub(r"\\text\{([^{}]*)\}|[*_`$\"]", r"\1", part or "").strip()
+    chosen = _last(rf"(?i:{BEFORE_CHOICE}){letter}{AFTER_LETTER}", text)
+    labels = regex.findall(rf"^\W{{0,3}}([{letters}])[).:] ", text, regex.MULTILINE)
+    # Where a text goes through the choices, it names one at the end.
+    ends = [text.splitlines()[-1], chosen] if len(set(labels)) > 1 else []
+    for part in (named, *ends, text):
+        plain = regex.sub(r"\\(?:text|math)\w*\{([^{}]*)\}|[*_`$\"]", r"\1", part or "")
+        plain = regex.sub(r"^\[(.*)\]$", r"\1", plain.strip())
         if regex.fullmatch(rf"\(?[{letters}]\)?[.):。]?", plain, regex.IGNORECASE):
             return regex.sub(r"\W", "", plain).upper()
         if part is not text and (match := regex.match(several + AFTER_LETTER, plain)):
             return _letters(match, letters)
         if match := regex.match(rf"\(?([{letters}])(?:[).:]|\s?[-–]\s|\s?\n)", plain):
-            return match[1]
+            is_wrong = regex.match(r"[^\n.;]*\b(?:wrong|incorrect|false)\b", plain)
+            return chosen if is_wrong and chosen else match[1]
         if regex.fullmatch(rf"{several}\.?", plain):
             return _letters(regex.match(several, plain), letters)
     if bold := regex.findall(rf"\*\*\(?([{letters}])(?:[).:][^*\n]*)?\*\*", text):
         return bold[-1]
-    spoken = regex.findall(rf"\b(?i:option|choice|answer|antwort)\s{letter}", text)
-    if len(set(spoken)) == 1:
-        return spoken[0]
+    right = set(regex.findall(rf"(?<!\w){letter}{AFTER_CHOICE}", text))
+    rest = regex.sub(rf"(?i:{BEFORE_WRONG}){several}|{several}{AFTER_WRONG}", " ", text)
+    mention = rf"(?<![\p{{Latin}}\p{{N}}_'’]){several}(?:(?<=[^AI])|{AFTER_LETTER})"
+    groups = [match[0] for match in regex.finditer(mention, rest)]
+    left = {char for group in groups for char in regex.findall(rf"[{letters}]", group)}
+    for found in (right, {chosen} - {None}, left):
+        if len(found) == 1:
+            return found.pop()
     for part in (named, text):
         held = [index for index, each in enumerate(choices) if part and contains(part, each)]
         # `Paris` stands in `Paris, Texas` too, and the longer one is named.
@@ -150,6 +193,11 @@ def choice(text: str, choices: Sequence[str] = ()) -> str | None:
         if len(whole) == 1:
             return letters[whole[0]]
     return None
+
+
+def _last(pattern: str, text: str) -> str | None:
+    found = regex.findall(pattern, text)
+    return found[-1] if found else None
 
 
 def _letters(match: "regex.Match[str] | None", letters: str) -> str | None:
