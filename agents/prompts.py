@@ -124,10 +124,11 @@ def grade_prompt(question: str, answer: str, truths: Sequence[str]) -> str:
 
 
 def read_grade(text: str) -> bool | None:
-    """Whether a judge's reply ends with the grade of a correct answer; None without a grade."""
-    last = text.strip().rpartition("\n")[2].strip().strip("*_` .")
-    match = re.fullmatch(r"(?:\*\*)?GRADE:(?:\*\*)?\s*([CI])", last)
-    return None if match is None else match[1] == "C"
+    """The grade that a judge's reply names last: True for correct, None without a grade."""
+    lines = [line.strip().strip("*_`#\"' .") for line in text.splitlines()]
+    last = next((line for line in reversed(lines) if "grade" in line.casefold()), "")
+    grade = re.fullmatch(r"GRADE[*_ ]*[:=][*_ ]*(C|CORRECT|I|INCORRECT)", last, re.IGNORECASE)
+    return None if grade is None else grade[1].upper().startswith("C")
 
 
 def object_schema(**properties: dict[str, Any]) -> dict[str, Any]:

@@ -195,11 +195,14 @@ class Registry:
 
     def list(self) -> list[Student]:
         """Every student by round, then id; adapter files are not verified."""
-        if not self.root.is_dir():
-            return []
-        names = [path.name for path in self.root.iterdir() if path.is_dir()]
-        students = [self._read(name) for name in names if _ID.fullmatch(name)]
+        students = [self._read(name) for name in self.ids()]
         return sorted(students, key=lambda s: (-1 if s.round is None else s.round, s.id))
+
+    def ids(self) -> set[str]:
+        """The names of all students, readable or not."""
+        if not self.root.is_dir():
+            return set()
+        return {path.name for path in self.root.glob("*/") if _ID.fullmatch(path.name)}
 
     def _read(self, id: str) -> Student:
         _check_id(id)

@@ -4,7 +4,8 @@ base                untrained model
 student             promoted student; there is none before the first promotion
 STUDENT             any student of the run, by its id
 ENDPOINT            model of an endpoint that a config or the settings name
-any name            model at OPENAI_BASE_URL, if that is set
+any other name      model at OPENAI_BASE_URL, if that is set
+endpoint:MODEL      model at OPENAI_BASE_URL, whatever its name
 endpoint:MODEL@URL  model at another address
 """
 
@@ -97,18 +98,26 @@ def open_run(
         UsageError: there is an endpoint, and no name of its model; or none, and no student of the
             name.
     """
-    client = endpoint(concurrency)
+    own = model not in endpoints and is_own(folder, model)
+    client = None if own else endpoint(concurrency)
     among = partial(Endpoints, endpoints) if endpoints else None
     if model is not None and model.startswith(ENDPOINT) and model not in endpoints:
         model, client = endpoint_at(model)
     name = model or default_model(folder, client and client.base_url)
-    if client is None and name not in (BASE, *endpoints):
+    if own:
+        name = model_named(folder, name)
+    elif client is None and name not in (BASE, *endpoints):
         check_student(folder, name)
     if client is not None:
         return OpenRun(folder, client=client, wrap=among, **cache), name
     engine = config.engine_settings if config else INTERACTIVE
     llama_cpp = config.llama_cpp if config else None
     return OpenRun(folder, engine, wrap=among, llama_cpp=llama_cpp, **cache), name
+
+
+def is_own(folder: RunFolder, name: str | None) -> bool:
+    """True for the names that mean a model of the run folder, with or without an endpoint."""
+    return name in (BASE, STUDENT) or name in folder.registry.ids()
 
 
 def check_student(folder: RunFolder, name: str) -> None:
@@ -132,8 +141,11 @@ def endpoint_hint(name: str) -> str:
     )
 
 
-def endpoint_at(key: str) -> "tuple[str, OpenAIClient]":
+def endpoint_at(key: str, **options: Any) -> "tuple[str, OpenAIClient]":
     """The model and the client of `endpoint:MODEL` or `endpoint:MODEL@URL`.
+
+    Args:
+        options: further options of `OpenAIClient`.
 
     Raises:
         UsageError: the key names no model or no address.
@@ -145,7 +157,7 @@ def endpoint_at(key: str) -> "tuple[str, OpenAIClient]":
     if not model:
         raise UsageError(f"{key!r} names no model; write endpoint:MODEL or endpoint:MODEL@URL")
     named = (f"the URL of {ENDPOINT}{model}" if match else URL, KEY)
-    client = endpoint_from_env({**os.environ, URL: url}, named)
+    client = endpoint_from_env({**os.environ, URL: url}, named, **options)
     if client is None:
         raise MissingError(
             f"{key} is asked at OPENAI_BASE_URL, which is not set: set it, or write {key}@URL"

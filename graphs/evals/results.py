@@ -196,7 +196,10 @@ class Grading:
 
         Raises:
             UsageError: there are no questions.
+            RefluxError: no answer of a system has a score.
         """
+        for key in models:
+            self._check_scored(key)
         task, seeds = self._eval_task, [each.seed for each in next(iter(self._results.values()))]
         seeds = list(dict.fromkeys(seeds))
         summaries = {key: self.tallies[key].score(model) for key, model in models.items()}
@@ -224,6 +227,18 @@ class Grading:
             failures=len(self._failures),
             failure=self._failures[0] if self._failures else "",
             settings=settings,
+        )
+
+    def _check_scored(self, key: str) -> None:
+        verdicts = self.tallies[key].verdicts
+        if not verdicts or verdicts.count(UNSCORED) < len(verdicts):
+            return
+        if self._failures:
+            raise RefluxError(f"{self._failures[0]}; none of the answers of {key} has a score")
+        raise RefluxError(
+            f"{self._eval_task.judge} gave no grade to any of the {len(verdicts)} answers of {key}:"
+            " its replies end with no line GRADE: C or GRADE: I; name another model in --score, "
+            "the answers are recorded"
         )
 
     def _hint(self, key: str, score: Score) -> Iterator[str]:

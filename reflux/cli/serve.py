@@ -22,7 +22,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.report.terminal import ERR, emit
     from reflux.server.settings import (
         ServeSettings,
-        all_endpoints,
+        agent_endpoints,
         check_exposure,
         read_serve_config,
     )
@@ -64,13 +64,14 @@ def serve(
     with tempfile.TemporaryFile(dir=run):  # It records what it answers.
         open_more_files()
     serve_config = read_serve_config(config)
+    endpoints, model = agent_endpoints(serve_config, model, RunFolder(run))
     settings = ServeSettings(
         **{name: value for name, value in vars(serve_config).items() if name != "endpoints"},
         host=host,
         api_key=os.environ.get(KEY, "").strip(),
         overseer=overseer or "model",
         model=model or "",
-        endpoints=all_endpoints(serve_config, model),
+        endpoints=endpoints,
         config=config.absolute() if config else None,
         limits=Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
         max_tokens=max_tokens or 512,

@@ -120,7 +120,8 @@ class ServedModels:
 
     def agent(self) -> str:
         """The name of the agent at this moment."""
-        return self._settings.model or self._folder.current_model()
+        model = self._settings.model
+        return self._folder.current_model() if model in ("", STUDENT) else model
 
     def answer_to(self, request: ChatRequest, run: OpenRun, waiting: Waiting) -> "ChatAnswer":
         """Begin the answer to a request.

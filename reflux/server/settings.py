@@ -19,7 +19,9 @@ from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
 from reflux.ask_context import DEFAULT_OVERSEER
 from reflux.finetune.config import problems, read_yaml
+from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import Limits
+from reflux.models import ENDPOINT, endpoint_at, is_own
 
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 ENDPOINT_CONCURRENCY = 256
@@ -190,17 +192,24 @@ def config_endpoints(config: ServeConfig) -> dict[str, Endpoint]:
     return endpoints
 
 
-def all_endpoints(config: ServeConfig, model: str | None) -> dict[str, Endpoint]:
-    """The endpoints of a config, and that of OPENAI_BASE_URL under the agent's name.
+def agent_endpoints(
+    config: ServeConfig, model: str | None, folder: RunFolder
+) -> tuple[dict[str, Endpoint], str | None]:
+    """The endpoints of a config and the agent's, and the agent's name among them.
+
+    The agent's is that of `endpoint:MODEL@URL`, or OPENAI_BASE_URL.
 
     Raises:
         UsageError: an address or a key is invalid, or the model has no name.
         MissingError: the environment variable of a key is not set.
     """
     endpoints = config_endpoints(config)
+    if model is not None and model.startswith(ENDPOINT) and model not in endpoints:
+        model, client = endpoint_at(model, concurrency=ENDPOINT_CONCURRENCY)
+        return endpoints | {model: Endpoint(client, model)}, model
     client = endpoint_from_env(dict(os.environ), concurrency=ENDPOINT_CONCURRENCY)
-    if client is not None and model not in endpoints:
+    if client is not None and model not in endpoints and not is_own(folder, model):
         if model is None:
             raise UsageError("OPENAI_BASE_URL is set: name its model with --model")
         endpoints[model] = Endpoint(client, model)
-    return endpoints
+    return endpoints, model

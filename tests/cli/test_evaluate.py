@@ -21,6 +21,7 @@ from rich.console import Console
 from werkzeug import Request, Response
 
 from reflux.agents.budget import Price
+from reflux.agents.errors import RefluxError
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.cli.eval_plan import Plan, Settings, compare
@@ -436,6 +437,20 @@ def test_a_model_grades_answers_and_what_it_does_not_say_is_unscored(tmp_path: P
     assert len(client.requests) == 8 + 8
     same, silent = asyncio.run(run())
     assert (silent.requests, same.summaries) == ([], found.summaries)
+
+
+def test_a_judge_that_never_grades_ends_the_command_without_an_accuracy(tmp_path: Path) -> None:
+    task = replace(numbered(tmp_path, 4), rule="judge:judge")
+
+    async def run() -> Results:
+        client = ScriptedClient(lambda request: "I cannot judge that.")
+        async with OpenRun(RunFolder(tmp_path / "r"), client=client) as opened:
+            async with AsyncExitStack() as stack:
+                plan, names = Plan(task, ("direct",), settings=FREE), frozenset(("judge",))
+                return await compare(opened, plan, "base", stack, lambda *_: None, names)
+
+    with pytest.raises(RefluxError, match="judge gave no grade to any of the 4 answers of direct"):
+        asyncio.run(run())
 
 
 def test_a_scorer_that_fails_on_some_answers_leaves_the_rest_scored(tmp_path: Path) -> None:

@@ -45,6 +45,28 @@ def test_it_serves_the_endpoints_of_the_environment_and_the_config_until_interru
     assert "secret" not in ended.stdout + ended.stderr
 
 
+def test_the_agent_can_be_a_model_at_an_address_and_the_base_stays_the_runs_own(
+    tmp_path: Path,
+) -> None:
+    with scripted() as script:
+        agent = f"endpoint:near@{script.url}"
+        words = ["serve", "--port", "0", "--json", "--run", str(tmp_path), "--model", agent]
+        running = begin([*words, "--overseer", "plain"], {})
+        url = served_url(running)
+        for model in ("near", "amplified"):
+            body = {"model": model, "messages": [{"role": "user", "content": f"hello {model}"}]}
+            got = httpx2.post(f"{url}/v1/chat/completions", json=body).json()
+            assert got["choices"][0]["message"]["content"] == f"HELLO {model.upper()}"
+        os.kill(running.process.pid or 0, signal.SIGINT)
+        running.wait()
+        env = {"OPENAI_BASE_URL": script.url}
+        running = begin([*words[:-1], "base"], env)
+        listed = httpx2.get(f"{served_url(running)}/v1/models").json()["data"]
+        assert [model["id"] for model in listed].count("base") == 1
+        os.kill(running.process.pid or 0, signal.SIGINT)
+        running.wait()
+
+
 @pytest.mark.parametrize(
     ("words", "env", "code", "why"),
     [
