@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Message = dict[str, str]
 """One chat message: `{"role": ..., "content": ...}`."""
@@ -197,6 +198,11 @@ class Completion:
         return self.finish_reason == "length"
 
     @property
+    def filtered(self) -> bool:
+        """True where the endpoint's content filter ended the reply."""
+        return self.finish_reason == "content_filter"
+
+    @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
@@ -252,3 +258,47 @@ def step_from_json(data: Mapping[str, Any]) -> Step:
         tuple(SubQuestion(s["text"], tuple(s["needs"]), s.get("to", "")) for s in subquestions),
         data.get("note", ""),
     )
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of a reply."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+
+
+Pieces = AsyncGenerator[Delta | Completion]
+"""Deltas, and at the end the completion that they make up. Close it if you do not exhaust it."""
+
+
+@runtime_checkable
+class StreamingClient(Protocol):
+    """A client whose replies can be read as they arrive; `stream_of` reads those of any client."""
+
+    def stream(self, request: ChatRequest) -> Pieces:
+        """Answer one request piece by piece; an endpoint without schemas refuses a schema.
+
+        Raises:
+            EndpointError: no reply after every retry, or the stream broke off.
+        """
+        ...
+
+
+async def stream_of(client: ChatClient, request: ChatRequest) -> Pieces:
+    """The reply of any client, in one piece if the client cannot stream."""
+    if isinstance(client, StreamingClient):
+        async with aclosing(client.stream(request)) as pieces:
+            async for piece in pieces:
+                yield piece
+        return
+    for piece in in_one_piece(await client.complete(request)):
+        yield piece
+
+
+def in_one_piece(reply: Completion) -> tuple[Delta | Completion, ...]:
+    """A complete reply in the form of a stream."""
+    if not (reply.text or reply.reasoning):
+        return (reply,)
+    return (Delta(reply.text, reply.logprobs, reply.reasoning), reply)

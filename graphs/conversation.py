@@ -22,10 +22,9 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-from reflux.agents.clients.chat_protocol import Delta
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.prompts import redact
-from reflux.agents.types import ChatRequest, Completion
+from reflux.agents.types import ChatRequest, Completion, Delta
 from reflux.graphs.amplify.context import silent
 from reflux.graphs.amplify.state import Status, accepted_status, is_accepted
 from reflux.graphs.ask import Origin, join, recorded
@@ -101,8 +100,10 @@ Listener = Callable[[int, Delta], None]
 
 
 def reply_status(reply: Completion) -> Status:
-    """The status of an agent's own reply: `rejected` if it says nothing, or prints a tool call."""
-    if reply.prints_call or not (reply.text.strip() or reply.tool_calls or reply.truncated):
+    """The status of an agent's own reply: `rejected` if it says nothing, prints a tool call, or a
+    content filter cut it."""
+    says_something = reply.text.strip() or reply.tool_calls or reply.truncated
+    if reply.prints_call or reply.filtered or not says_something:
         return "rejected"
     return accepted_status(has_check=False, truncated=reply.truncated)
 

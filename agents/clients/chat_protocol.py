@@ -2,18 +2,14 @@
 
 Odd forms are read where their meaning is clear: content as a list of parts, tool calls without an
 index or with arguments as an object, a stream without a finish reason, counts that are no numbers.
-
-A client that streams has a method `stream` beside `complete`; `stream_of` lets any client stream,
-a client without that method in a single piece.
 """
 
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,9 +23,10 @@ from reflux.agents.clients.reasoning import (
 from reflux.agents.clients.refusals import ReplyError, error_reply
 from reflux.agents.types import (
     PRINTED_CALL,
-    ChatClient,
     ChatRequest,
     Completion,
+    Delta,
+    Pieces,
     Sampling,
     TokenLogprob,
     ToolCall,
@@ -73,50 +70,6 @@ def function_spec(tool: ToolSpec) -> dict[str, Any]:
     return {"type": "function", "function": body | {"parameters": json.loads(tool.parameters)}}
 
 
-@dataclass(frozen=True)
-class Delta:
-    """A piece of a reply."""
-
-    text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
-    reasoning: str = ""
-
-
-Pieces = AsyncGenerator[Delta | Completion]
-"""Deltas, and at the end the completion that they make up. Close it if you do not exhaust it."""
-
-
-@runtime_checkable
-class StreamingClient(Protocol):
-    """A client whose replies can be read as they arrive."""
-
-    def stream(self, request: ChatRequest) -> Pieces:
-        """Answer one request piece by piece; an endpoint without schemas refuses a schema.
-
-        Raises:
-            EndpointError: no reply after every retry, or the stream broke off.
-        """
-        ...
-
-
-async def stream_of(client: ChatClient, request: ChatRequest) -> Pieces:
-    """The reply of any client, in one piece if the client cannot stream."""
-    if isinstance(client, StreamingClient):
-        async with aclosing(client.stream(request)) as pieces:
-            async for piece in pieces:
-                yield piece
-        return
-    for piece in in_one_piece(await client.complete(request)):
-        yield piece
-
-
-def in_one_piece(reply: Completion) -> tuple[Delta | Completion, ...]:
-    """A complete reply in the form of a stream."""
-    if not (reply.text or reply.reasoning):
-        return (reply,)
-    return (Delta(reply.text, reply.logprobs, reply.reasoning), reply)
-
-
 def read_logprobs(value: Any) -> tuple[TokenLogprob, ...]:
     """Log-probabilities of a reply; none if they are in any form but OpenAI's."""
     try:
@@ -132,6 +85,13 @@ def read_logprobs(value: Any) -> tuple[TokenLogprob, ...]:
         )
     except (TypeError, KeyError, ValueError):
         return ()
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _count(value: Any) -> int:
@@ -167,6 +127,7 @@ FINISHED = {
     "function_call": "tool_calls",
 }
 """Finish reasons that differ from those of the chat protocol."""
+FILTERED = "the endpoint's content filter cut the reply"
 CALL_AS_TEXT = re.compile(
     r"<tool_call>|<function=|<\|channel\|>commentary to=|<\|tool_call|\[TOOL_CALLS\]"
     r"|<\|python_tag\|>|\A\s*(?:```(?:json|tool_call)?\s*)?"
@@ -190,6 +151,8 @@ class PartialReply:
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     calls: dict[Any, list[str]] = field(default_factory=dict[Any, list[str]])
     """[id, name, arguments] of each tool call, by its index or id."""
+    _places: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    """The key in `calls` of the call that goes on at an index."""
     finish_reason: str = ""
     usage: Any = None
     notes: list[str] = field(default_factory=list[str])
@@ -231,8 +194,13 @@ class PartialReply:
         if key is None:  # Apart by id; a part without either goes on with the last call.
             keys = list(self.calls)
             key = id or (keys[-1] if keys and not function.get("name") else f"{position} of none")
-        elif id and self.calls.get(key, [id])[0] not in ("", id):
-            key = id  # Some servers give every call the index 0.
+        else:
+            key = self._places.setdefault(key, key)
+            known = self.calls.get(key, [id, "", ""])
+            renamed = bool(function.get("name") and function.get("arguments"))
+            if (id and known[0] not in ("", id)) or (renamed and _is_json(known[2])):
+                # Some servers give every call the index 0, and no id.
+                key = self._places[part["index"]] = id or f"{key} and {len(self.calls)}"
         call = self.calls.setdefault(key, ["", "", ""])
         arguments = function.get("arguments", function.get("parameters"))
         if arguments is not None and not isinstance(arguments, str):
@@ -257,15 +225,19 @@ class PartialReply:
             notes.append(PRINTED_CALL)
         elif finish == "tool_calls" and not calls:
             finish = "stop"
+        if finish == "content_filter":
+            notes.append(FILTERED)
         if not text and finish == "length":
             thought = " while the model was thinking" if self.splitter.reasoning else ""
             notes.append(f"the token limit cut the reply before its answer began{thought}")
         usage = cast(dict[str, Any], self.usage) if isinstance(self.usage, dict) else {}
         reasoning = joined(("".join(self.reasoning).strip(), self.splitter.reasoning))
+        completion_tokens = _count(usage.get("completion_tokens"))
+        all_but_those = _count(usage.get("total_tokens")) - completion_tokens
         return Completion(
             text,
-            prompt_tokens=_count(usage.get("prompt_tokens")),
-            completion_tokens=_count(usage.get("completion_tokens")),
+            prompt_tokens=_count(usage.get("prompt_tokens")) or max(0, all_but_those),
+            completion_tokens=completion_tokens,
             seconds=seconds,
             finish_reason=finish,
             logprobs=logprobs_of(text, raw, self.logprobs),
@@ -299,8 +271,14 @@ def read_reply(body: bytes, may_call: bool = False) -> PartialReply:
         raise ReplyError(
             f"the reply is no chat completion ({reason}); it begins {beginning!r}", body
         ) from error
+    _check_finish(whole.finish_reason)
     whole.rest()
     return whole
+
+
+def _check_finish(reason: str) -> None:
+    if reason.lower() == "error":
+        raise ReplyError("the endpoint broke off the reply: its finish_reason is 'error'")
 
 
 async def read_stream(
@@ -334,6 +312,7 @@ async def read_stream(
         raise ReplyError(f"a chunk is not a chat completion chunk ({reason})") from error
     except ValueError as error:
         raise ReplyError(f"a chunk is no JSON ({error})") from error
+    _check_finish(partial.finish_reason)
     if not partial.finish_reason:
         if not (is_done() and any((*partial.raw, *partial.reasoning, partial.calls))):
             raise ReplyError("the stream ended before the reply did")

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from reflux.agents.clients.chat_protocol import Pieces, in_one_piece, stream_of
 from reflux.agents.clients.retries import RETRIES, TIMEOUT, TOTAL_TIMEOUT
 from reflux.agents.errors import EndpointError, UsageError
-from reflux.agents.types import ChatClient, ChatRequest, Completion
+from reflux.agents.types import ChatClient, ChatRequest, Completion, Pieces, in_one_piece, stream_of
 
 if TYPE_CHECKING:
     from reflux.agents.clients.openai import OpenAIClient

@@ -17,9 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reflux.agents.clients.chat_protocol import Pieces
 from reflux.agents.errors import MissingError, pip_install
-from reflux.agents.types import ChatRequest, Completion
+from reflux.agents.types import ChatRequest, Completion, Pieces
 
 if TYPE_CHECKING:
     from reflux.agents.clients.openai import OpenAIClient

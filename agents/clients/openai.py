@@ -17,8 +17,6 @@ from openai import AsyncOpenAI
 from reflux.agents.clients.adaptation import RENAMED, THINKING, Adaptation, Thinking
 from reflux.agents.clients.chat_protocol import (
     PartialReply,
-    Pieces,
-    in_one_piece,
     may_call,
     read_reply,
     read_stream,
@@ -42,7 +40,7 @@ from reflux.agents.clients.retries import (
     worth_retrying,
 )
 from reflux.agents.prompts import PLACEHOLDER
-from reflux.agents.types import ChatRequest, Completion
+from reflux.agents.types import ChatRequest, Completion, Pieces, in_one_piece
 
 POOL = 16
 """Concurrent requests in one connection pool, which looks at all of them for each request."""

@@ -17,7 +17,9 @@ from typing import Any, cast
 
 from reflux.agents.types import Completion, TokenLogprob
 
-TAGS = ("think", "thinking", "thought", "thoughts", "reasoning", "reason", "seed:think")
+TAGS = (
+    "think", "thinking", "thought", "thoughts", "reasoning", "reason", "analysis", "seed:think"
+)  # fmt: skip
 BLOCKS = {
     **{f"<{tag}>": (f"</{tag}>",) for tag in TAGS},
     "[THINK]": ("[/THINK]",),
@@ -25,6 +27,7 @@ BLOCKS = {
     "<|begin_of_thought|>": ("<|end_of_thought|>",),
     "<|START_THINKING|>": ("<|END_THINKING|>",),
     "<|channel>thought": ("<channel|>",),
+    "<unused94>thought": ("<unused95>",),
     "<|channel|>analysis<|message|>": ("<|end|>", "<|start|>assistant", "<|channel|>final"),
     "<|channel|>commentary<|message|>": ("<|end|>", "<|start|>assistant", "<|channel|>final"),
 }
@@ -36,14 +39,20 @@ MARKERS = (
     "<|message|>",
     "<|begin_of_solution|>",
     "<|START_RESPONSE|>",
+    "<answer>",
 )
 """Markers that may precede the content and are not part of it."""
 ENDINGS = re.compile(
-    r"(?:<\|(?:return|end|call|end_of_solution|END_RESPONSE|im_end|eot_id)\|>|</s>)+\s*\Z"
+    r"(?:<\|(?:return|end|call|end_of_solution|END_RESPONSE|im_end|eot_id)\|>|</s>|\s{0,4}</answer>"
+    r"|\s<think(?:ing)?>)+\s*\Z",
+    re.IGNORECASE,
 )
 """Markers that may follow the content and are not part of it."""
-LATE = ("<|return|>", "<|end|>", "<|call|>", "<|end_of_solution|>", "<|END_RESPONSE|>")
-ORPHANS = tuple(close for close in (f"</{tag}>" for tag in TAGS if tag != "reason"))
+LATE = (
+    "<|return|>", "<|end|>", "<|call|>", "<|end_of_solution|>", "<|END_RESPONSE|>", "</answer>",
+    "<think>", "<thinking>",
+)  # fmt: skip
+ORPHANS = tuple(f"</{tag}>" for tag in TAGS if tag not in ("reason", "analysis"))
 ORPHANS += ("[/THINK]", "◁/think▷")
 """Closing tags that may stand alone."""
 BARE = re.compile(r"\Aanalysis(?=[A-Z\s\"'])(.*?)assistant(?:commentary.*?assistant)?final", re.S)
@@ -96,7 +105,11 @@ class ReasoningSplitter:
             if not self._begun and (bare := BARE.match(rest)):
                 self._add("reasoning", bare[1])
                 rest = rest[bare.end() :]
-            self._add("content", ENDINGS.sub("", rest))
+            ending = ENDINGS.search(rest)
+            # An answer about `<answer>…</answer>` keeps its tags.
+            if ending and not ("<answer>" in self.content + rest and "</answer>" in ending[0]):
+                rest = rest[: ending.start()]
+            self._add("content", rest)
         self.reasoning = self.reasoning.strip()
         return self._taken()
 
@@ -185,6 +198,8 @@ class ReasoningSplitter:
             if any(tag.lower().startswith(tail) for tag in tags):
                 held = max(held, len(tail))
                 break
+        if kind == "content":  # White space is part of a tag that follows it.
+            held = len(text) - len(text[: len(text) - held].rstrip())
         self._add(kind, text[: len(text) - held])
         self._waiting = text[len(text) - held :]
 

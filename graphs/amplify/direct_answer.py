@@ -37,6 +37,10 @@ from reflux.graphs.voting.voting import Vote, is_truncated, next_votes, tally, w
 NO_ROOM = "the token limit cut every reply before its answer began: raise --max-tokens"
 NO_ANSWER = {
     "unanswered": "the model replied nothing",
+    "only_reasoned": "the model reasoned and gave no answer: try --thinking off, or raise "
+    "--max-tokens",
+    "filtered": "the endpoint's content filter cut the reply: reword the question, or take another "
+    "model",
     "printed_call": "the reply is a tool call as text: have the endpoint read tool calls, or grant "
     "no tools",
 }
@@ -128,7 +132,7 @@ async def _answer_by_votes(
         status = "rejected"
         empty = [vote for vote in votes if vote.flag in NO_ANSWER]
         if empty and len(empty) == len(votes):
-            cut = all(vote.truncated and vote.flag == "unanswered" for vote in votes)
+            cut = all(vote.truncated and vote.flag != "printed_call" for vote in votes)
             status = "truncated" if cut else "rejected"
             error = NO_ROOM if cut else NO_ANSWER[empty[0].flag]
         if chosen is not None and chosen.ok:
@@ -195,8 +199,10 @@ def _request(
 def vote_of(context: AmplifyContext, question: str, number: int, reply: Completion) -> Vote:
     """A copy's reply as a vote, which red flags and the check may refuse."""
     text, weight = context.normalise(reply.text), context.votes.variant(number).weight
-    if not text:  # Its tool turns or its budget may end before it says anything.
-        ok, flag = False, "unanswered"
+    if reply.filtered:
+        ok, flag = False, "filtered"
+    elif not text:  # Its tool turns or its budget may end before it says anything.
+        ok, flag = False, "only_reasoned" if reply.reasoning.strip() else "unanswered"
     elif reply.prints_call:
         ok, flag = False, "printed_call"
     elif flag := context.flags.of(reply):

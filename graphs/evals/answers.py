@@ -111,7 +111,14 @@ class Ledger:
             else:
                 spent["seconds"] += row["seconds"]
             price = self._prices.get(row["model"])
-            costs.append(price and price.of(row["prompt_tokens"], row["completion_tokens"]))
+            # Where an endpoint counts no tokens, or a graph's model is none of LangChain's, the
+            # cost is unknown.
+            counted = row["prompt_tokens"] + row["completion_tokens"] > 0
+            costs.append(
+                price.of(row["prompt_tokens"], row["completion_tokens"])
+                if price and counted
+                else None
+            )
         # Links keep the sum of their tokens alone: their cost is known where a model charges
         # prompt and completion alike. Their time is unknown.
         for _, _, calls, tokens, model in chains(self.store, trajectory):

@@ -147,10 +147,13 @@ class ExternalGraph:
             passed = self.context.checker.check(question, answer).ok
             status = accepted_status(has_check=self.context.has_rules) if passed else "rejected"
             status = "truncated" if done.get("cut") else status
+        error = done.get("error")
+        if answer is not None and not answer.strip():
+            status, error = "rejected", "the graph's answer is empty"
         outcome: Outcome = {
             "answer": answer,
             "status": status,
-            "error": done.get("error"),
+            "error": error,
             "spent": {"calls": done["calls"], "cached": 0, "tokens": tokens},
         }
         detail = {"question": question, "confidence": done.get("confidence"), **outcome}

@@ -14,7 +14,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from reflux.agents.clients.chat_protocol import Pieces, in_one_piece, stream_of
 from reflux.agents.clients.reasoning import apart
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.prompts import redact
@@ -26,10 +25,13 @@ from reflux.agents.types import (
     ChatClient,
     ChatRequest,
     Completion,
+    Pieces,
     Step,
     TokenLogprob,
     ToolCall,
+    in_one_piece,
     step_to_json,
+    stream_of,
 )
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import CallKey, TraceStore

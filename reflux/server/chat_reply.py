@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from sse_starlette import ServerSentEvent
 
-from reflux.agents.clients.chat_protocol import Delta
-from reflux.agents.types import Completion, TokenLogprob, ToolCall
+from reflux.agents.types import Completion, Delta, TokenLogprob, ToolCall
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.events import Event
 from reflux.server.chat_request import ChatRequest

@@ -1,15 +1,16 @@
 """The client against every behavior of the table, over real sockets: whole replies and streams."""
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from reflux.agents.clients.chat_protocol import Delta
+from reflux.agents.clients.chat_protocol import read_reply
 from reflux.agents.clients.openai import OpenAIClient
 from reflux.agents.errors import EndpointError
-from reflux.agents.types import ChatRequest, Completion, Sampling, ToolSpec
+from reflux.agents.types import ChatRequest, Completion, Delta, Sampling, ToolSpec
 from tests.support.endpoint_behaviors import BEHAVIORS, Behavior, serve
 from tests.support.endpoint_server import Served
 
@@ -126,3 +127,12 @@ async def test_a_reasoning_model_whose_server_reads_its_reasoning_streams_its_an
         await client.close()
     texts = [piece.text for piece in pieces if isinstance(piece, Delta) and piece.text]
     assert len(texts) > 1 and "".join(texts) == behavior.text
+
+
+def test_a_total_alone_counts_the_tokens() -> None:
+    choice = {"message": {"content": "Lima"}, "finish_reason": "stop"}
+    body = {"choices": [choice], "usage": {"total_tokens": 12}}
+    assert read_reply(json.dumps(body).encode()).completion().tokens == 12
+    body["usage"] = {"completion_tokens": 3, "total_tokens": 12}
+    reply = read_reply(json.dumps(body).encode()).completion()
+    assert (reply.prompt_tokens, reply.completion_tokens) == (9, 3)

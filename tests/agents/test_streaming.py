@@ -7,11 +7,20 @@ from dataclasses import replace
 
 import pytest
 
-from reflux.agents.clients.chat_protocol import Delta, Pieces, stream_of
 from reflux.agents.clients.endpoints import CachedClient, Endpoint, Endpoints
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, ReplayError
-from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob, ToolCall, ToolSpec
+from reflux.agents.types import (
+    ChatRequest,
+    Completion,
+    Delta,
+    Pieces,
+    Sampling,
+    TokenLogprob,
+    ToolCall,
+    ToolSpec,
+    stream_of,
+)
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.tree import find_failure

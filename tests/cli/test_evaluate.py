@@ -21,8 +21,8 @@ from rich.console import Console
 from werkzeug import Request, Response
 
 from reflux.agents.budget import Price
-from reflux.agents.errors import RefluxError
 from reflux.agents.clients.scripted import ScriptedClient
+from reflux.agents.errors import RefluxError
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.cli.eval_plan import Plan, Settings, compare
 from reflux.cli.eval_systems import code_of
@@ -444,10 +444,10 @@ def test_a_judge_that_never_grades_ends_the_command_without_an_accuracy(tmp_path
 
     async def run() -> Results:
         client = ScriptedClient(lambda request: "I cannot judge that.")
-        async with OpenRun(RunFolder(tmp_path / "r"), client=client) as opened:
-            async with AsyncExitStack() as stack:
-                plan, names = Plan(task, ("direct",), settings=FREE), frozenset(("judge",))
-                return await compare(opened, plan, "base", stack, lambda *_: None, names)
+        opened = OpenRun(RunFolder(tmp_path / "r"), client=client)
+        async with opened, AsyncExitStack() as stack:
+            plan, names = Plan(task, ("direct",), settings=FREE), frozenset(("judge",))
+            return await compare(opened, plan, "base", stack, lambda *_: None, names)
 
     with pytest.raises(RefluxError, match="judge gave no grade to any of the 4 answers of direct"):
         asyncio.run(run())

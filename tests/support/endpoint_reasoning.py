@@ -26,6 +26,12 @@ def reasoning() -> Iterator[Behavior]:
         "harmony with a schema": f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant"
         f"<|channel|>final <|constrain|>JSON<|message|>{ANSWER}",
         "harmony without markers": f"analysis{THOUGHT}assistantfinal{ANSWER}",
+        "analysis block": f"<analysis>{THOUGHT}</analysis>{ANSWER}",
+        "MedGemma's block": f"<unused94>thought\n{THOUGHT}<unused95>{ANSWER}",
+        "answer in tags": f"<think>{THOUGHT}</think>\n<answer>{ANSWER}</answer>",
+        "answer in tags on lines of their own": f"<think>{THOUGHT}</think>\n"
+        f"<answer>\n{ANSWER}\n</answer>\n",
+        "a block that begins behind the answer": f"<think>{THOUGHT}</think>{ANSWER}\n<think>",
         "two blocks": f"<think>{THOUGHT}</think>\n<think></think>{ANSWER}",
     }
     for name, text in texts.items():

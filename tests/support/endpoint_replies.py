@@ -48,6 +48,23 @@ def odd_replies() -> Iterator[Behavior]:
         text="Lima is",
         finish="length",
     )
+    for name, content in (("empty", ""), ("part of an", "Li")):
+        yield Behavior(
+            f"{name} answer, finish error",
+            "breaks off",
+            says(content, "error"),
+            error="finish_reason is 'error'",
+            requests=3,
+            streams=not content,
+        )
+    yield Behavior(
+        "answer cut by a filter",
+        "filters content",
+        says("Lima is", "content_filter"),
+        text="Lima is",
+        finish="content_filter",
+        notes="content filter cut the reply",
+    )
     yield Behavior(
         "refusal",
         "declines",

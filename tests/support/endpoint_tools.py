@@ -42,6 +42,12 @@ def tool_calls() -> Iterator[Behavior]:
         "pieces without index": [[half(call, '{"a"')], [tail(": 1}", id="c1")], [other]],
         "pieces without index and id": [[half(call, '{"a"')], [tail(": 1}")], [other]],
         "two calls in one delta": [[call, other]],
+        "every index is 0, empty ids": [
+            [half(call, '{"a"', index=0, id="")],
+            [tail(": 1}", index=0, id="")],
+            [half(other, '{"b"', index=0, id="")],
+            [tail(": 2}", index=0, id="")],
+        ],
         "every index is 0": [[call | {"index": 0}], [other | {"index": 0}]],
     }
     for name, deltas in forms.items():
