@@ -52,6 +52,8 @@ class EndpointError(RefluxError):
     """The HTTP status of the endpoint's reply, if there was one."""
     is_last = False
     """True of a recorded failure after which no call of its question got a reply."""
+    retry_after: float | None = None
+    """Seconds that the endpoint asks to wait."""
     too_long = False
     """True if the request does not fit into the model's context."""
 

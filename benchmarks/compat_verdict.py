@@ -113,7 +113,7 @@ class Case:
     def _failed(self) -> Iterator[str]:
         seen, behavior = self.seen, self.behavior
         if self.served:
-            codes = (400,) if self.claims else (400, 502)
+            codes = (400,) if self.claims else (400, 429, 502, 503)
             codes = (200, *codes) if self.command == STREAM else codes
         else:
             codes = (3,)

@@ -58,6 +58,9 @@ def time_left(seconds: float | None) -> Generator[None]:
 class WaitRefusedError(Exception):
     """A retry would be due after the question's time is up."""
 
+    seconds = 0.0
+    """Until it is due."""
+
 
 @dataclass(frozen=True)
 class RetryPolicy:
@@ -88,10 +91,12 @@ class RetryPolicy:
         """
         deadline = _deadline.get()
         if deadline is not None and (left := deadline - time.monotonic()) < seconds:
-            raise WaitRefusedError(
+            refused = WaitRefusedError(
                 f"the next try is due in {seconds:.1f} s, and the question has "
                 f"{max(0.0, left):.1f} s left: allow more --seconds, or ask again later"
             )
+            refused.seconds = seconds
+            raise refused
         tell = on_wait.get()
         if tell is not None:
             tell(f"waits {seconds:.0f} s to try again")
@@ -262,7 +267,9 @@ class RetryingClient(ABC):
             raise
         except WaitRefusedError as error:
             text = f"{self._address(model)} failed: {failures[-1]}; {error}"
-            raise EndpointError(text) from error
+            late = EndpointError(text)
+            late.retry_after = error.seconds
+            raise late from error
         except self.errors as error:
             failed = self._failed(error, model, failures)
             if request is not None:
@@ -275,7 +282,8 @@ class RetryingClient(ABC):
     def _failed(self, error: Exception, model: str, failures: list[str]) -> EndpointError:
         tries = f"after {len(failures)} tries" if len(failures) > 1 else "at once"
         remedy = self._remedy(error, model)
-        if (seconds := retry_after(error)) is not None and asks_to_leave(error):
+        seconds = retry_after(error)
+        if seconds is not None and asks_to_leave(error):
             remedy = (
                 f"the endpoint asks to wait {seconds:,.0f} s (Retry-After), and the longest wait "
                 f"is {MAX_WAIT_SECONDS:g} s: ask again later"
@@ -283,6 +291,7 @@ class RetryingClient(ABC):
         text = f"{self._address(model)} failed {tries}: {failures[-1]}; {remedy}"
         failed = EndpointError(text)
         failed.status, failed.too_long = Refusal.of(error).status, self._too_long(error)
+        failed.retry_after = seconds
         failed.refused = failed.too_long or (
             failed.status is not None and not self._worth_retrying(error)
         )

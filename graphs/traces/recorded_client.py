@@ -296,9 +296,8 @@ class RecordedClient:
     async def _add_failure(
         self, key: CallKey, columns: Mapping[str, str], error: EndpointError, text: str = ""
     ) -> None:
-        reason = "error"
-        if error.refused:
-            reason = f"refused {error.status}" if error.status else "refused"
+        reason = "refused" if error.refused else "error"
+        reason += f" {error.status}" if error.status else ""
         lost = Completion(redact(text), cached=error.cached, finish_reason=reason)
         await self.store.add_call(key, {**columns, **row_of(lost), "error": redact(str(error))})
 

@@ -259,7 +259,7 @@ def find_failure(store: TraceStore, question: str, after: int = 0) -> EndpointEr
     failures = [row for row in calls if (row["finish_reason"] or "").startswith(FAILED)]
     if not failures:
         return None
-    transient = [row for row in failures if row["finish_reason"] == "error"]
+    transient = [row for row in failures if row["finish_reason"].startswith("error")]
     row = (transient or failures)[-1]
     status = row["finish_reason"].partition(" ")[2]
     error = EndpointError(row["error"])

@@ -71,7 +71,8 @@ def _accuracy(results: Results, source: Mapping[str, Any]) -> Figures:
     columns = ("system", "model", "n", "accuracy", "95%", "cut", "calls/n", "tokens/n")
     rows = [
         (key, s.model, str(s.n), f"{s.accuracy:.3f}", interval(s.ci95), str(s.truncated),
-         f"{s.calls / s.n:.2f}", f"{s.tokens / s.n:.1f}")
+         f"{s.calls / s.n:.2f}" if s.calls else "–",
+         f"{s.tokens / s.n:.1f}" if s.tokens else "–")
         for key, s in results.summaries.items()
     ]  # fmt: skip
     notes = [] if results.equal is None else [equal_text(results.equal)]
@@ -85,6 +86,13 @@ def _accuracy(results: Results, source: Mapping[str, Any]) -> Figures:
     for key, s in results.summaries.items():
         if s.unscored:
             notes.append(f"{key}: {counted(s.unscored, 'answer')} without a score, left out.")
+        if not s.calls:
+            notes.append(
+                f"{key}: no model call was seen. The calls of a graph are counted where it makes "
+                "them through LangChain."
+            )
+        elif not s.tokens:
+            notes.append(f"{key}: its endpoint counts no tokens, so its cost is unknown.")
     return Figures(title(results, source), columns, rows, (*notes, *results.hints))
 
 
@@ -100,7 +108,7 @@ def equal_text(equal: EqualTokens) -> str:
 def _price(results: Results) -> Figures:
     columns = ("system", "calls", "known", "tokens", "seconds", "cost", "how questions ended")
     rows = [
-        (key, str(s.calls), str(s.cached), str(s.tokens), f"{s.seconds:.1f}",
+        (key, str(s.calls or "–"), str(s.cached), str(s.tokens or "–"), f"{s.seconds:.1f}",
          "–" if s.cost is None else f"{s.cost:.4g}",
          ", ".join(f"{count} {status}" for status, count in s.statuses.items()))
         for key, s in results.summaries.items()

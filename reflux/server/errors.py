@@ -1,6 +1,7 @@
 """Errors in the form of the OpenAI protocol: `{"error": {message, type, param, code}}`."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,12 @@ from reflux.agents.errors import EndpointError, MissingError, RefluxError, Usage
 
 REQUEST_STATUSES = {400, 413, 422}
 """Statuses by which an endpoint says that the request itself is wrong."""
+BUSY = {
+    402: (429, "insufficient_quota", "insufficient_quota"),
+    429: (429, "rate_limit_error", "rate_limit_exceeded"),
+    503: (503, "server_error", "endpoint_busy"),
+}
+"""(status, type, code) for an endpoint that is asked too much, by its status."""
 CODES = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
@@ -98,6 +105,10 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, str(error), param="messages", code="context_length_exceeded")
         case EndpointError() if error.status in REQUEST_STATUSES:
             return ApiError(400, str(error), code="refused_by_endpoint")
+        case EndpointError() if error.status in BUSY or error.retry_after is not None:
+            status, kind, code = BUSY.get(error.status or 503, BUSY[503])
+            wait = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else {}
+            return ApiError(status, str(error), kind, code=code, headers=wait)
         case EndpointError():
             return ApiError(502, str(error), "server_error", code="endpoint_failed")
         case RefluxError():

@@ -14,8 +14,10 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI, OpenAI
 
+from reflux.agents.errors import EndpointError
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
+from reflux.server.errors import as_api_error
 from tests.support.serving import CALL, Scripted, X, serving
 
 Said = list[Any]
@@ -306,6 +308,27 @@ def test_an_endpoint_that_fails_is_a_502_and_in_a_stream_an_error(
     script.breaks = True
     with pytest.raises(openai.APIError, match="failed at once"):
         list(answered(client, X, [{"role": "user", "content": "break off"}], stream=True))
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(429, "rate_limit_exceeded"), (402, "insufficient_quota")]
+)
+def test_an_endpoint_that_is_asked_too_much_is_a_429(
+    client: OpenAI, script: Scripted, status: int, code: str
+) -> None:
+    script.refusal = lambda body: (status, "too much")
+    for model in (X, "amplified:plain"):
+        with pytest.raises(openai.RateLimitError, match="too much") as failed:
+            answered(client, model, [{"role": "user", "content": f"{status}"}])
+        assert failed.value.code == code
+
+
+def test_the_wait_that_an_endpoint_asks_for_is_passed_on() -> None:
+    error = EndpointError("busy")
+    error.status, error.retry_after = 429, 1.2
+    assert as_api_error(error).response().headers["retry-after"] == "2"
+    error.status = None
+    assert as_api_error(error).status == 503
 
 
 def test_a_body_that_is_no_json_is_a_400(url: str) -> None:
