@@ -174,6 +174,8 @@ def _read_file(path: Path) -> Iterator[Record]:
             yield from _read_csv(path, _text(path), suffix)
         case ".json":
             yield from _read_json(path, _text(path))
+        case ".xlsx" | ".xls" | ".ods" | ".numbers":
+            raise UsageError(f"{path} is a spreadsheet: save it as CSV")
         case _:
             yield from _read_lines(path, _text(path))
 
@@ -212,9 +214,9 @@ def _record(path: Path, line: int, body: object) -> Record:
 def _read_lines(path: Path, text: str) -> Iterator[Record]:
     # Not `splitlines`: JSON texts may contain other line separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
+        if line := line.strip().lstrip("\ufeff"):
             try:
-                body = DECODER.decode(line.strip())
+                body = DECODER.decode(line)
             except (ValueError, RecursionError) as error:
                 raise UsageError(
                     f"{path}, line {number}: {error}; correct or remove the line"

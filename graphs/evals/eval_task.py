@@ -4,8 +4,11 @@ A file's answers are compared by a rule of `reflux.graphs.evals.scorers`, by a f
 or by a model (`judge:MODEL`), whose grades `reflux.graphs.evals.runner` asks for.
 """
 
+import asyncio
+import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,7 +20,8 @@ from reflux.graphs.evals.scorers import FORMS, can_compare, normalised, same
 from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out, task_context
 
 Scorer = Callable[[str, str, str], object]
-"""A user's scorer: (question, answer, true answer) → right. It must return a bool."""
+"""A user's scorer: (question, answer, true answer) → right, as a bool, 0 or 1; a coroutine function
+may be one, too."""
 JUDGE = "judge:"
 """How a rule begins that asks a model."""
 
@@ -209,6 +213,9 @@ def run_scorer(name: str, question: str, scorer: Callable[[], object]) -> bool:
     remedy = "every answer is recorded, so correct it and repeat the command: no call is repeated"
     try:
         right = scorer()
+        if inspect.iscoroutine(right):  # In a thread, because answers are scored on a loop.
+            with ThreadPoolExecutor(1) as thread:
+                right = thread.submit(asyncio.run, right).result()
     except RefluxError:
         raise
     except (Exception, SystemExit) as error:
@@ -216,6 +223,10 @@ def run_scorer(name: str, question: str, scorer: Callable[[], object]) -> bool:
             f"the scorer {name!r} failed on {question[:80]!r}: {type(error).__name__}: "
             f"{str(error)[:300]}; {remedy}"
         ) from error
+    if callable(item := getattr(right, "item", None)):  # A boolean of NumPy or PyTorch.
+        right = item()
+    if isinstance(right, int | float) and right in (0, 1):
+        right = bool(right)
     if not isinstance(right, bool):
         raise RefluxError(
             f"the scorer {name!r} says {repr(right)[:80]} of the answer to {question[:80]!r}, not "

@@ -34,11 +34,16 @@ QUESTIONS = (
 ANSWERS = (
     "answer", "answers", "target", "completion", "output", "expected", "expected_output",
     "reference", "reference_answer", "ground_truth", "answerKey", "answer_key", "correct_answer",
-    "correct_answers", "final_answer", "label", "solution", "response",
+    "correct_answers", "final_answer", "ideal", "label", "cop", "solution", "response",
 )  # fmt: skip
 CHOICES = ("choices", "options", "endings")
-LETTERED = (("A", "B", "C", "D", "E"), ("option1", "option2"), ("opa", "opb", "opc", "opd"))
-"""Choices in columns of their own."""
+LETTERED = (
+    (("A", "B", "C", "D", "E"), "ABCDE"),
+    (("option1", "option2"), "12"),
+    (("opa", "opb", "opc", "opd"), "ABCD"),
+    (("answerA", "answerB", "answerC"), "123"),
+)
+"""Choices in columns of their own, and their labels: of WinoGrande, MedMCQA, SocialIQa."""
 CONTEXTS = ("context", "contexts", "passage", "passages", "article", "document", "documents")
 """The columns of each part of a question, the first that a record has."""
 ROLES = {"human": "user", "gpt": "assistant", "ai": "assistant", "model": "assistant"}
@@ -132,13 +137,22 @@ class Form:
         if not key and (named := [each for each in QUESTIONS if each in body]):
             raise ValueError(f'"{named[0]}" is empty')
         if not key:
+            no_answer = not self.keys.answer and not any(each in body for each in ANSWERS)
+            also = " or an answer" if no_answer else ""
+            remedy = (
+                "them by --question-key and --answer-key" if no_answer else "it by --question-key"
+            )
             raise ValueError(
                 f"it has {', '.join(sorted(body)) or 'no columns'}, and none is known to hold a "
-                "question: name it by --question-key"
+                f"question{also}: name {remedy}"
             )
         value = _at(body, key)
         used.add(key.partition(".")[0])
-        if isinstance(value, Mapping | list):
+        is_parts = isinstance(value, list) and all(
+            isinstance(part, dict) and "type" in part and "role" not in part
+            for part in cast(list[Any], value)
+        )
+        if isinstance(value, Mapping | list) and not is_parts:
             answer_key = self.keys.answer or next((each for each in ANSWERS if each in body), "")
             return _conversation(_messages(value, key), has_answer=bool(answer_key))
         question = _text(value, key)
@@ -194,8 +208,8 @@ def _flat(value: Any, key: str) -> list[Any]:
         if not values:
             raise ValueError(f'"{key}" is an empty list')
         return [each for part in values for each in _flat(part, key)]
-    if isinstance(value, bool):
-        return ["yes", "true"] if value else ["no", "false"]
+    if isinstance(value, bool) or value in ("TRUE", "FALSE", "True", "False"):
+        return ["yes", "true"] if value in (True, "TRUE", "True") else ["no", "false"]
     if isinstance(value, str) and "####" in value:
         return [final_answer(value) or value]
     return [value]
@@ -210,6 +224,9 @@ def _text(value: Any, key: str, blank: bool = False) -> str:
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, list) and all(isinstance(part, dict) for part in cast(list[Any], value)):
+        kinds = {str(part.get("type", "text")) for part in cast(list[dict[str, Any]], value)}
+        if other := sorted(kinds - {"text", "input_text", "output_text"}):
+            raise ValueError(f'"{key}" holds {other[0]}, and questions are text')
         value = "".join(str(part.get("text", "")) for part in cast(list[dict[str, Any]], value))
     if not isinstance(value, str):
         raise TypeError(f'"{key}" is no text')
@@ -256,17 +273,16 @@ def _conversation(
 
 def _choices(body: Mapping[str, Any], used: set[str]) -> tuple[tuple[str, ...], list[str]]:
     """(texts, labels) of the choices, from one column or several."""
-    for columns in LETTERED:
+    for columns, labels in LETTERED:
         present = [column for column in columns if body.get(column) not in (None, "")]
         if len(present) >= 2 and present == list(columns[: len(present)]):
             used.update(present)
-            labels = [column[-1].upper() for column in present]
-            return tuple(_text(body[column], column) for column in present), labels
+            return tuple(_text(body[column], column) for column in present), list(labels)
     key = next((each for each in CHOICES if body.get(each)), "")
     if not key:
         return (), []
     used.add(key)
-    value, labels = body[key], []
+    value, names = body[key], list[Any]()
     if isinstance(value, str):
         try:
             value = json.loads(value.replace("'", '"') if '"' not in value else value)
@@ -275,7 +291,7 @@ def _choices(body: Mapping[str, Any], used: set[str]) -> tuple[tuple[str, ...], 
     if isinstance(value, Mapping):
         held = cast(Mapping[str, Any], value)
         texts = held.get("text", held.get("texts"))
-        labels = list(held.get("label", held.get("labels", ()))) if texts else list(held)
+        names = list(held.get("label", held.get("labels", ()))) if texts else list(held)
         value = texts or list(held.values())
     if not isinstance(value, list):
         raise TypeError(f'"{key}" is no list of choices')
@@ -286,7 +302,7 @@ def _choices(body: Mapping[str, Any], used: set[str]) -> tuple[tuple[str, ...], 
     ]  # fmt: skip
     if len(texts) > len(ascii_uppercase):
         raise ValueError(f"{len(texts)} choices are more than there are letters")
-    return tuple(texts), [str(label) for label in labels]
+    return tuple(texts), [str(name) for name in names]
 
 
 def _chosen(answers: Sequence[Any], choices: Sequence[str], labels: Sequence[str]) -> list[str]:

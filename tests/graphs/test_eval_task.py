@@ -1,5 +1,6 @@
 """Eval tasks: questions of a file or a task, and what may be scored."""
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
@@ -183,6 +185,20 @@ def test_a_scorer_that_fails_or_says_nonsense_is_an_error_and_no_wrong_answer(
     assert says in str(failure.value)
     assert "every answer is recorded" in str(failure.value)
     assert failure.value.exit_code == 1
+
+
+async def slowly(question: str, answer: str, truth: str) -> bool:
+    await asyncio.sleep(0)
+    return answer == truth
+
+
+@pytest.mark.parametrize(
+    "scorer", [slowly, lambda q, a, t: numpy.bool_(a == t), lambda q, a, t: float(a == t)]
+)
+async def test_a_scorer_may_be_a_coroutine_function_and_return_zero_or_one(scorer: Any) -> None:
+    eval_task = FileEvalTask(asked(("a", "1")), "mine:f", scorer)
+    assert eval_task.right("a", "1") is True
+    assert eval_task.right("a", "2") is False
 
 
 def test_a_scorer_sees_question_answer_and_truth() -> None:

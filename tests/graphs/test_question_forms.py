@@ -41,6 +41,13 @@ def turn(role: str, content: Any) -> dict[str, Any]:
          ("B", "Paris"), ()),
         ({"question": "Cap?", "option1": "Rome", "option2": "Paris", "answer": "2"}, CHOICES,
          ("B", "Paris"), ()),
+        ({"question": "Cap?", "opa": "Rome", "opb": "Paris", "cop": 1}, CHOICES,
+         ("B", "Paris"), ()),
+        ({"question": "Cap?", "answerA": "Rome", "answerB": "Paris", "label": "2"}, CHOICES,
+         ("B", "Paris"), ()),
+        ({"input": [turn("system", "Be brief."), turn("user", "Cap?")], "ideal": ["Paris"]},
+         "Cap?", ("Paris",), ()),
+        ({"question": "is it", "answer": "TRUE"}, "is it", ("yes", "true"), ()),
         ({"input": "Cap?", "target": "B", "choices": ["Rome", "Paris"], "id": 7}, CHOICES,
          ("B", "Paris"), ("id",)),
         ({"input": "Cap?", "target": ["A", "B"], "choices": ["Rome", "Paris"]}, CHOICES,
@@ -128,6 +135,29 @@ def as_folder(path: Path) -> None:
     (path / "README.md").write_text("no questions")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("q.jsonl", {"question": [{"type": "text", "text": "a"}, {"type": "image_url"}],
+         "answer": "x"}, '"question" holds image_url, and questions are text'),
+        ("q.jsonl", {"messages": [turn("user", [{"type": "image"}]), turn("assistant", "x")]},
+         '"content" holds image, and questions are text'),
+        ("q.jsonl", {"frage": "a", "antwort": "b"},
+         "a question or an answer: name them by --question-key and --answer-key"),
+        ("q.jsonl", {"frage": "a", "answer": "b"}, "a question: name it by --question-key"),
+        ("q.xlsx", {}, "is a spreadsheet: save it as CSV"),
+    ],
+)  # fmt: skip
+def test_what_is_no_question_is_told_with_its_remedy(
+    tmp_path: Path, name: str, text: Any, says: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(json.dumps(text))
+    with pytest.raises(UsageError) as failure:
+        read_questions(path)
+    assert says in str(failure.value)
+
+
 LINES = "\r\n\r\n".join(json.dumps(row) for row in ROWS)
 
 
@@ -135,6 +165,7 @@ LINES = "\r\n\r\n".join(json.dumps(row) for row in ROWS)
     ("name", "write"),
     [
         ("q.jsonl", lambda path: path.write_bytes(b"\xef\xbb\xbf" + LINES.encode())),
+        ("joined.jsonl", lambda path: path.write_text("\ufeff" + LINES.replace("\n", "\n\ufeff"))),
         ("q.json", lambda path: path.write_text(json.dumps(ROWS, indent=1))),
         ("lines.json", lambda path: path.write_text(LINES)),
         ("data.json", lambda path: path.write_text(json.dumps({"data": ROWS}))),
