@@ -7,13 +7,14 @@ whether two answers with different wordings, such as sentences, say the same; th
 `normalise` makes numbers, sets and short texts equal at no cost.
 """
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import regex
 
-from reflux.agents.errors import UsageError, check_range
+from reflux.agents.errors import RefluxError, UsageError, check_range
 from reflux.agents.overseers.protocol import ModelContext
 from reflux.agents.prompts import critic_prompt, read_verdict, read_yes, same_prompt
 from reflux.agents.tools.protocol import CALL_SECONDS, Tool, guarded
@@ -52,6 +53,25 @@ class Checker(Protocol):
     def check(self, question: str, answer: str) -> Verdict:
         """Judge one answer to one question."""
         ...
+
+
+def verdict_of(checker: Checker, question: str, answer: str) -> Verdict:
+    """A checker's verdict on an answer.
+
+    Raises:
+        RefluxError: the checker fails, or returns neither a bool nor a verdict.
+    """
+    try:
+        return as_verdict(checker, checker.check(question, answer))
+    except RefluxError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise RefluxError(
+            f"the checker {type(checker).__name__} failed on the answer {answer[:80]!r} to "
+            f"{question[:80]!r}: {type(error).__name__}: {str(error)[:300]} ({place.filename}, "
+            f"line {place.lineno}); what was asked is recorded, so correct it and repeat"
+        ) from error
 
 
 class RuleChecker:

@@ -15,7 +15,7 @@ from reflux.agents.errors import EndpointError
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.tools.protocol import CALL_SECONDS, ToolReply, guarded
 from reflux.agents.types import ChatRequest, Completion, Sampling
-from reflux.agents.verifiers import Equivalence, as_verdict
+from reflux.agents.verifiers import Equivalence, verdict_of
 from reflux.graphs.amplify.context import AmplifyContext, Reply
 from reflux.graphs.amplify.experts import combine_votes
 from reflux.graphs.amplify.model_calls import ModelCalls, run_tool_loop
@@ -208,7 +208,7 @@ def vote_of(context: AmplifyContext, question: str, number: int, reply: Completi
     elif flag := context.flags.of(reply):
         ok = False
     else:
-        verdict = as_verdict(context.checker, context.checker.check(question, text))
+        verdict = verdict_of(context.checker, question, text)
         ok, flag = verdict.ok, verdict.rule
     return Vote(text, ok, reply.min_logprob, weight, flag, reply.truncated)
 

@@ -11,7 +11,7 @@ from langgraph.runtime import Runtime
 
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import Exchange
-from reflux.agents.verifiers import Verdict, as_verdict
+from reflux.agents.verifiers import Verdict, as_verdict, verdict_of
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import (
@@ -44,7 +44,7 @@ async def judged(
 
     A verifier that cannot be asked, or raises, refuses the answer.
     """
-    verdict = as_verdict(context.checker, context.checker.check(question, answer))
+    verdict = verdict_of(context.checker, question, answer)
     for verifier in context.verifiers:
         if not verdict.ok:
             break

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, RefluxError
+from reflux.agents.verifiers import verdict_of
 from reflux.graphs.amplify.context import AmplifyContext, Reply
 from reflux.graphs.amplify.direct_answer import NodeRef, record_answer, sample_answer
 from reflux.graphs.amplify.interrupts import with_spend_limit
@@ -81,7 +82,7 @@ class BestOf:
         replies = [result for result in results if isinstance(result, Reply)]
         errors = [result for result in results if isinstance(result, str)]
         texts = [context.normalise(reply.completion.text) for reply in replies]
-        passed = [text for text in texts if context.checker.check(question, text).ok]
+        passed = [text for text in texts if verdict_of(context.checker, question, text).ok]
         wording: dict[str, str] = {}
         for text in passed or texts:
             wording.setdefault(self.same_answer(text), text)

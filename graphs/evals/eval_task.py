@@ -91,8 +91,8 @@ class LevelEvalTask:
             if not is_held_out(self.task, question):
                 return None
             # Also without an answer: the scorer tells whether the true answer is known.
-            return score_held_out(self.task, question, answer or "") and answer is not None
-        except (UsageError, ValueError):  # Not of the task's form, or the true answer is unknown.
+            return self.right(question, answer or "") and answer is not None
+        except (RefluxError, ValueError):  # Not of the task's form, or the true answer is unknown.
             return None
 
     def context(self, context: AmplifyContext) -> AmplifyContext:

@@ -20,6 +20,7 @@ from reflux.agents.clients.reasoning import split_reasoning
 from reflux.agents.clients.retries import RetryPolicy, worth_retrying
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.prompts import redact
+from reflux.agents.verifiers import verdict_of
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted
 from reflux.graphs.external.user_code import one_line, place_of
@@ -144,7 +145,7 @@ class ExternalGraph:
         answer = None if done["answer"] is None else self.context.normalise(done["answer"])
         status: Status = "failed"
         if answer is not None:
-            passed = self.context.checker.check(question, answer).ok
+            passed = verdict_of(self.context.checker, question, answer).ok
             status = accepted_status(has_check=self.context.has_rules) if passed else "rejected"
             status = "truncated" if done.get("cut") else status
         error = done.get("error")

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.agents.errors import EndpointError, UsageError
+from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.prompts import read_verdict
@@ -18,6 +18,7 @@ from reflux.agents.verifiers import (
     BackwardVerifier,
     ConsistencyVerifier,
     CriticVerifier,
+    RuleChecker,
     ToolVerifier,
 )
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
@@ -30,6 +31,7 @@ from tests.support.amplifying import (
     ONE_VOTE,
     Transcript,
     amplified,
+    answers_of,
     asked_of,
     asking,
     echo,
@@ -272,3 +274,30 @@ def test_an_action_that_nobody_knows_is_refused() -> None:
         CheckPolicy(after_failure=cast(Any, ("humn",)))
     with pytest.raises(UsageError, match=r"checks.confirm is 0"):
         CheckPolicy(confirm=0)
+
+
+class Broken:
+    has_rules = True
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def check(self, question: str, answer: str) -> Any:
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
+
+
+@pytest.mark.parametrize(
+    "checker",
+    [Broken(KeyError("where")), Broken("fine"), RuleChecker({"odd": lambda q, a: {}[q] == a})],
+)
+async def test_a_checker_that_fails_ends_the_question_with_one_message(
+    tmp_path: Path, checker: Any
+) -> None:
+    failure = r"the checker \w+ failed on the answer .* to .*Error.*correct it and repeat"
+    client = ScriptedClient(echo)
+    system = amplified(TraceStore(tmp_path / "t.db"), client, asking("a"), checker=checker)
+    with pytest.raises(RefluxError, match=failure):
+        await answers_of(system, "root")
+    system.context.recorded_client.store.close()
