@@ -4,7 +4,7 @@ from .agents.budget import Price as Price, SpendLimit as SpendLimit
 from .agents.clients.langchain import LangChainClient as LangChainClient
 from .agents.clients.openai import OpenAIClient as OpenAIClient
 from .agents.clients.scripted import ScriptedClient as ScriptedClient
-from .agents.errors import RefluxError as RefluxError
+from .agents.errors import RefluxError as RefluxError, UsageError as UsageError
 from .agents.overseers.model import ModelOverseer as ModelOverseer
 from .agents.overseers.panel import Panel as Panel
 from .agents.overseers.protocol import (
@@ -31,6 +31,7 @@ from .agents.types import (
     Exchange as Exchange,
     Step as Step,
     SubQuestion as SubQuestion,
+    ToolSpec as ToolSpec,
 )
 from .agents.verifiers import (
     BackwardVerifier as BackwardVerifier,
@@ -62,7 +63,7 @@ from .graphs.amplify.interrupts import (
     Pending as Pending,
     open_interruptible_run as open_interruptible_run,
 )
-from .graphs.evals.task import Task as Task
+from .graphs.evals.task import Task as Task, is_held_out as is_held_out
 from .graphs.traces.tree import Node as Node
 from .graphs.voting.planner import Plan as Plan, plan as plan
 from .graphs.voting.stopping import (

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.tools import BaseTool, StructuredTool
 
 from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.langchain import LangChainClient
@@ -25,7 +24,7 @@ from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.tools.documents import Documents
-from reflux.agents.tools.langchain import LangChainTool, mcp_tools
+from reflux.agents.tools.langchain import as_tool, mcp_tools
 from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.agents.types import ChatClient
@@ -188,18 +187,12 @@ def _own_tools(name: str) -> Sequence[Tool]:
 
 
 def _own_tool(name: str, made: Any) -> Tool:
-    if hasattr(made, "spec") and hasattr(made, "call"):
-        return made
-    if isinstance(made, BaseTool):
-        return LangChainTool(made)
-    if not inspect.isroutine(made):
+    tool = as_tool(made)
+    if not (hasattr(tool, "spec") and hasattr(tool, "call")):
         raise UsageError(
             f"{name} is no tool but a {type(made).__name__}; name a function or a tool"
         )
-    about = inspect.getdoc(made) or made.__name__
-    is_async = inspect.iscoroutinefunction(made)
-    func, coroutine = (None, cast(Any, made)) if is_async else (cast(Any, made), None)
-    return LangChainTool(StructuredTool.from_function(func, coroutine, description=about))
+    return tool
 
 
 def context_of(

@@ -5,6 +5,7 @@ MCP servers take the optional extra `mcp` (langchain-mcp-adapters).
 
 import asyncio
 import contextvars
+import inspect
 import json
 import re
 import shlex
@@ -30,6 +31,31 @@ if TYPE_CHECKING:
 SECONDS = 30.0
 
 
+def as_tool(made: Any) -> Any:
+    """A tool of LangChain or a function as our tool; anything else as it is."""
+    is_theirs = isinstance(made, BaseTool) or inspect.isroutine(made)
+    return LangChainTool(cast(Any, made)) if is_theirs else made
+
+
+def _structured(made: Any) -> BaseTool:
+    if isinstance(made, BaseTool):
+        return made
+    if not inspect.isroutine(made):
+        raise UsageError(
+            f"{made!r:.80} is no tool but a {type(made).__name__}; name a function or a tool"
+        )
+    is_async = inspect.iscoroutinefunction(made)
+    func, coroutine = (None, cast(Any, made)) if is_async else (cast(Any, made), None)
+    try:
+        about = inspect.getdoc(made) or made.__name__
+        return StructuredTool.from_function(func, coroutine, description=about)
+    except Exception as error:
+        raise UsageError(
+            f"the function {made.__name__} cannot be shown to a model: {error}; give its arguments "
+            "types"
+        ) from error
+
+
 class LangChainTool:
     """A `BaseTool` that replies to any call of a model.
 
@@ -39,11 +65,15 @@ class LangChainTool:
     program. An async tool shares our event loop, and is trusted not to block or exit it.
     """
 
-    def __init__(self, tool: BaseTool, seconds: float = SECONDS) -> None:
+    def __init__(self, tool: BaseTool | Callable[..., object], seconds: float = SECONDS) -> None:
         """
+        Args:
+            tool: a tool of LangChain, or a function with types and a docstring.
+
         Raises:
-            UsageError: the tool's arguments have no JSON schema.
+            UsageError: it is neither, or its arguments have no JSON schema.
         """
+        tool = _structured(tool)
         try:
             function = convert_to_openai_function(tool)
             parameters = json.dumps(function["parameters"])

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 from reflux.agents.budget import SpendLimit
@@ -138,9 +138,17 @@ AS_OVERSEER = (
     "reflux.ScriptedOverseer(name, function)"
 )
 AS_CHECKER = "wrap a function of question and answer as reflux.RuleChecker({'name': function})"
-AS_TOOL = "wrap a tool of LangChain as reflux.LangChainTool(tool)"
+AS_TOOL = "give a function with types and a docstring, a tool of LangChain, or a reflux.Tool"
 AS_TOOLS = "write tools={'calculator': reflux.Calculator()}"
 AS_GRANTS = "write grants={'answer': [reflux.Calculator()]}"
+
+
+def _as_tool(made: Any) -> Any:
+    if hasattr(made, "answer") or hasattr(made, "spec"):
+        return made
+    from reflux.agents.tools.langchain import as_tool  # LangChain is slow to import.
+
+    return as_tool(made)
 
 
 @dataclass(frozen=True)
@@ -201,12 +209,16 @@ class AmplifyContext:
         check_has("a verifier", ("verify",), "see reflux.Verifier", *self.verifiers)
         check_has("an expert", ("name", "weight"), "write reflux.Expert(name)", *self.experts)
         check_has("a mapping of tools by name", ("values",), AS_TOOLS, self.tools)
+        object.__setattr__(self, "tools", {n: _as_tool(t) for n, t in self.tools.items()})
         check_has("a tool", ("answer",), AS_TOOL, *self.tools.values())
         check_has("a mapping of tools by role", ("items",), AS_GRANTS, self.grants)
+        grants: dict[str, Sequence[Tool]] = {}
         for role, tools in self.grants.items():
             check_choice("a role of grants", role, ROLES)
             check_has("a list of tools", ("__iter__",), AS_GRANTS, tools)
-            check_has("a tool", ("spec", "call"), AS_TOOL, *tools)
+            grants[role] = [_as_tool(tool) for tool in tools]
+            check_has("a tool", ("spec", "call"), AS_TOOL, *grants[role])
+        object.__setattr__(self, "grants", grants)
 
     @property
     def has_rules(self) -> bool:

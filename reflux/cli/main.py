@@ -62,7 +62,7 @@ reflux demo
 reflux demo --fresh --run runs/demo
 reflux ask "What are the capitals of France and Japan?"
 reflux ask "What is 17 * 23?" --overseer plain --tool calculator
-reflux ask "304+517" --task addition --json
+reflux ask "304+517" --task addition --run runs/adds --json
 reflux reply 1a2b "answer: Lisbon"
 reflux reply 1a2b pass --run runs/human
 reflux chat

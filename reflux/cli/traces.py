@@ -11,6 +11,7 @@ from reflux import cli
 from reflux.cli.contract import DEFAULT_RUN, MAX_LIMIT, Json, RunDir, Trajectory, open_existing
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import re
     from collections.abc import Mapping
     from contextlib import closing
 
@@ -46,11 +47,14 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
       (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model')
         + (SELECT coalesce(sum(l.calls), 0) FROM links l WHERE l.question = q.id) AS calls
     FROM questions q LEFT JOIN judgements j ON j.id = {ROOT_ENDED}
-    WHERE (:system IS NULL OR q.system = :system) AND (:status IS NULL OR status = :status)
+    WHERE (:system IS NULL OR q.system = :system OR :system = q.split
+        OR substr(q.system, 1, length(:system) + 6) = 'eval-' || :system || '-')
+      AND (:status IS NULL OR status = :status)
       AND {NEWEST}
     ORDER BY q.created DESC LIMIT :limit
     """  # noqa: S608 - only constants are formatted in
 
+Status = Literal["ok", "unchecked", "truncated", "rejected", "failed", "over_budget", "stopped"]
 MAX_CHARS = 120
 """Characters of a question or an answer in the list."""
 
@@ -58,12 +62,10 @@ MAX_CHARS = 120
 def list_traces(
     run: RunDir = DEFAULT_RUN,
     system: Annotated[
-        str | None, typer.Option(help="Only this system: direct, amplified, …")
-    ] = None,
-    status: Annotated[
         str | None,
-        typer.Option(help="Only this status: ok, unchecked, rejected, …", metavar="STATUS"),
+        typer.Option(help="Only this system of rounds and evaluations, or asked.", metavar="NAME"),
     ] = None,
+    status: Annotated[Status | None, typer.Option(help="Only answers of this status.")] = None,
     limit: Annotated[int, typer.Option(help="Maximum trajectories.", min=1, max=MAX_LIMIT)] = 20,
     as_json: Json = False,
 ) -> None:
@@ -71,6 +73,10 @@ def list_traces(
     filters = {"system": system, "status": status, "limit": limit}
     with closing(open_existing(run).store()) as store:
         rows = [dict(row) for row in store.select(LIST_QUERY, filters)]
+        if not rows and (system or status):
+            found = store.select("SELECT DISTINCT system, split, round FROM questions LIMIT 1000")
+            known = dict.fromkeys(_system(dict(row)).split(", ")[0] for row in found)
+            say(f"no such trajectory in {run}; its systems: {', '.join(known) or 'none'}", ERR)
     headings = ("trajectory", "system", "question", "answer", "status", "calls")
     cells = (
         (
@@ -90,6 +96,8 @@ def _system(row: Mapping[str, Any]) -> str:
     """`amplified, round 1, held_out`; questions outside a run of rounds have no round."""
     if row["split"] == "asked":
         return "asked"  # Its system is a generated id.
+    if match := re.fullmatch(r"eval-(.+)-[0-9a-f]{12}-(\d+)(\+\d+)?", row["system"]):
+        return f"{match[1]} of eval, seed {match[2]}{match[3] or ''}"
     in_round = f", round {row['round']}" if row["round"] is not None and row["round"] >= 0 else ""
     return f"{row['system']}{in_round}, {row['split']}"
 
