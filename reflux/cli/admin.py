@@ -185,7 +185,9 @@ async def _probed(client: OpenAIClient, model: str) -> str:
     schema = '{"type": "object", "properties": {"answer": {"type": "string"}}}'
     sampling = Sampling(max_tokens=16, top_logprobs=1)
     reply = await client.complete(ChatRequest(model, prompt, sampling, schema=schema))
-    notes = list(reply.notes) or ["takes every setting"]
+    notes = list(reply.notes) or ["refuses no setting"]
+    if not (reply.reasoning or reply.truncated) and not reply.text.lstrip().startswith("{"):
+        notes.append("ignores a JSON schema")
     if not reply.logprobs and "log-probabilities are unknown" not in notes:
         notes.append("gives no log-probabilities")
     if reply.reasoning:

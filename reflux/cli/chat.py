@@ -18,8 +18,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from reflux.agents.clients.chat_protocol import Delta
     from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
+    from reflux.agents.types import Delta
     from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
     from reflux.cli.ask import reply_command
     from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
@@ -52,7 +52,13 @@ EXIT_COMMANDS = ("/quit", "/exit")
 def chat(
     run: contract.RunDir = contract.DEFAULT_RUN,
     model: contract.Model = None,
-    overseer: contract.Overseer = None,
+    overseer: Annotated[
+        str | None,
+        typer.Option(
+            help="The overseer: model, plain, human, reviewed, FILE.py:NAME, or none for the agent "
+            "alone."
+        ),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="Ask questions of this task, with its overseer.")
     ] = None,
@@ -83,6 +89,10 @@ def chat(
         return
     if overseer is not None and task is not None:
         raise UsageError("--overseer and --task exclude each other: leave one out")
+    if overseer == ALONE and tool:
+        raise UsageError(
+            "--tool needs an overseer: with --overseer plain, too, the agent answers by itself"
+        )
     if task is not None:
         task_named(task)
     elif overseer != ALONE:

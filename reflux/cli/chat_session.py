@@ -19,11 +19,10 @@ from typing import Any
 from langchain_core.messages import convert_to_messages
 from pydantic import TypeAdapter, ValidationError
 
-from reflux.agents.clients.chat_protocol import Delta
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.files import write_whole
 from reflux.agents.prompts import question_problem, redact
-from reflux.agents.types import ChatRequest, Sampling
+from reflux.agents.types import ChatRequest, Delta, Sampling
 from reflux.ask_context import MAX_TOKENS
 from reflux.cli.human_input import open_asking, unechoed
 from reflux.cli.progress import LiveTree

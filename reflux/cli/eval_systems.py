@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +43,7 @@ from reflux.models import (
     endpoint,
     endpoint_hint,
     endpoint_model,
+    is_own,
 )
 from reflux.report.terminal import ERR, counted
 
@@ -130,7 +132,9 @@ class SystemSpecs:
                 return ExternalGraph(self.contexts(key, seed), graph)
 
             return SystemSpec(key, key, graph.digest, make)
-        if endpoint() is None and key != BASE:
+        if endpoint() is not None:
+            self._check_meant(key)
+        elif key != BASE:
             if ":" in key:
                 raise UsageError(
                     f"{key!r} is not a system: a graph is path/file.py:graph, and "
@@ -138,6 +142,23 @@ class SystemSpecs:
                 )
             check_student(self.opened.folder, key)
         return await self._model(key, key, Direct)
+
+    def _check_meant(self, key: str) -> None:
+        """Check that a name can be that of a model at OPENAI_BASE_URL.
+
+        Raises:
+            UsageError: it is that of a model of the run, or nearly that of a system.
+        """
+        if is_own(self.opened.folder, key):
+            raise UsageError(
+                f"{key} is the run's own model, and OPENAI_BASE_URL is set: unset it, and name the "
+                f"endpoint's models as {ENDPOINT}MODEL@URL"
+            )
+        if close := get_close_matches(key, ("amplified", "direct", "best-of-n"), 1, 0.75):
+            raise UsageError(
+                f"there is no system {key!r}; did you mean {close[0]}? A model of that name is "
+                f"{ENDPOINT}{key}"
+            )
 
     async def judge_spec(self, name: str) -> SystemSpec:
         """The model that grades answers.

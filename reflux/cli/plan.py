@@ -13,6 +13,7 @@ from reflux.cli.contract import Json, Model, TaskName, open_existing, run_async
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     import json
     import math
+    import os
     from collections.abc import Sequence
     from contextlib import closing, suppress
     from dataclasses import asdict
@@ -80,6 +81,8 @@ def plan_votes(
     if not price < math.inf:
         raise UsageError(f"--price {price} is none; name what a million tokens cost")
     measured: dict[str, Any] = {}
+    if run is None and (accuracy is None or probe) and (named := os.environ.get("REFLUX_RUN")):
+        run = Path(named)
     if run is None and (probe or level):
         raise UsageError("--probe and --level need a --run, whose agent is asked; name one")
     if run is not None:

@@ -149,6 +149,12 @@ def climb(
         for spec in config.rounds:
             check_options({**config.sft, **spec.sft}, config.lora)
             task.sample(1, spec.level, "train", config.seed)
+        if not task.primitives():
+            raise UsageError(
+                f"the task {task.name!r} has no primitives, and round 0 learns the overseer's "
+                "answers to them: give it `primitives()`; without them a task can be asked and "
+                "evaluated"
+            )
     folder.lock()
     if not folder.exists:
         folder.save_config(config.model_dump(mode="json"))
