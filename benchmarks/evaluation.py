@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks.report import Claim, Report
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.cli.eval_plan import FIRST_LOOK, LOOK_GROWTH, Plan, Settings, compare
-from reflux.cli.evaluate import MAX_REPLIES
+from reflux.cli.evaluation.command import MAX_REPLIES
+from reflux.cli.evaluation.plan import FIRST_LOOK, LOOK_GROWTH, Plan, Settings, compare
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.decisions import ALPHA, Differences, anytime_p_differ

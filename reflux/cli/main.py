@@ -16,8 +16,9 @@ from typer.core import TyperCommand, TyperOption
 import reflux
 from reflux import cli
 from reflux.agents.errors import RefluxError, from_os_error
-from reflux.cli import admin, ask, chat, evaluate, plan, review, rounds, serve, traces
+from reflux.cli import admin, ask, chat, plan, review, rounds, serve, traces
 from reflux.cli.contract import endpoint_options
+from reflux.cli.evaluation import command as evaluation
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.prompts import is_unicode
@@ -43,7 +44,7 @@ COMMANDS = {
     "init": rounds.init,
     "run": rounds.run,
     "distill": rounds.distill,
-    "eval": evaluate.evaluate_systems,
+    "eval": evaluation.evaluate_systems,
     "plan": plan.plan_votes,
     "serve": serve.serve,
     "doctor": admin.doctor,

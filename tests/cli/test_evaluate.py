@@ -24,8 +24,8 @@ from reflux.agents.budget import Price
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.cli.eval_plan import Plan, Settings, compare
-from reflux.cli.eval_systems import code_of
+from reflux.cli.evaluation.plan import Plan, Settings, compare
+from reflux.cli.evaluation.systems import code_of
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask

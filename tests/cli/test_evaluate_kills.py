@@ -24,7 +24,7 @@ from zlib import crc32
 import pytest
 
 from reflux.agents.types import ChatRequest, Completion
-from reflux.cli.eval_plan import Plan, compare
+from reflux.cli.evaluation.plan import Plan, compare
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.evals.eval_task import LevelEvalTask
 from reflux.tasks.addition import Addition
@@ -88,7 +88,7 @@ def run_system(folder: Path, graph: Path, seed: int) -> None:
 
 def start(folder: Path, graph: Path, seed: int) -> BaseProcess:
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["reflux.cli.evaluate", "reflux.tasks.addition"])
+    server.set_forkserver_preload(["reflux.cli.evaluation.command", "reflux.tasks.addition"])
     process = server.Process(target=run_system, args=(folder, graph, seed))
     process.start()
     return process

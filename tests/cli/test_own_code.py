@@ -15,7 +15,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.tools.protocol import run_call
 from reflux.agents.types import ToolCall
 from reflux.ask_context import open_tools, overseer_named
-from reflux.cli.eval_systems import code_of, values_of_option
+from reflux.cli.evaluation.systems import code_of, values_of_option
 from reflux.graphs.external.user_code import Project
 from reflux.tasks import task_named
 from tests.support.commanding import Ended, begin

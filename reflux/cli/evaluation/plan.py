@@ -12,7 +12,7 @@ from reflux.agents.budget import Price
 from reflux.agents.tools.protocol import Grants
 from reflux.ask_context import open_tools, overseer_named, with_max_tokens
 from reflux.cli.contract import MARGIN
-from reflux.cli.eval_systems import SystemSpecs
+from reflux.cli.evaluation.systems import SystemSpecs
 from reflux.cli.human_input import interruptible
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext, Limits

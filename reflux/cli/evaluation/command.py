@@ -37,8 +37,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.errors import RefluxError, UsageError
     from reflux.ask_context import MAX_TOKENS, asks_humans, overseer_named
     from reflux.cli.ask import batch_config, task_of
-    from reflux.cli.eval_plan import Plan, Settings, compare
-    from reflux.cli.eval_systems import (
+    from reflux.cli.evaluation.plan import Plan, Settings, compare
+    from reflux.cli.evaluation.systems import (
         code_of,
         graph_options_of,
         load_graphs,

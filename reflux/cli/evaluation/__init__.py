@@ -1,0 +1,1 @@
+"""`reflux eval`: its options, the systems that it knows by name, and how an evaluation runs."""
