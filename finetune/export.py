@@ -40,6 +40,12 @@ _TENSOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.
 _ROTATED = re.compile(r"\.(?P<which>q|k)_proj$")
 
 
+def can_export(base_folder: Path) -> bool:
+    """True where llama.cpp knows the architecture of a base, and we its row order and names."""
+    base = _read_json(base_folder / "config.json")
+    return (base.get("architectures") or ["none"])[0] in ARCHITECTURES
+
+
 def export_adapter(adapter_dir: Path, base_config: Path, out: Path) -> Path:
     """Write `adapter_dir`'s LoRA as a GGUF adapter to `out`; returns `out`.
 

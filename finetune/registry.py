@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,13 +22,14 @@ from pydantic import BaseModel, Field, ValidationError
 from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import UsageError
 from reflux.agents.files import flush, write_json
-from reflux.finetune.config import Strict
+from reflux.finetune.config import BaseConfig, Strict
 
 VERSION = 2
 """Of student.json and the evaluation files."""
 ADAPTER, ADAPTER_GGUF, CARD = "adapter_model.safetensors", "adapter.gguf", "student.json"
 PICKLE = "adapter_model.bin"
-ADAPTER_FILES = ("adapter_config.json", ADAPTER, ADAPTER_GGUF)
+ADAPTER_FILES = ("adapter_config.json", ADAPTER)
+"""What every student has, beside its tokenizer, and its form for llama.cpp where there is one."""
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(?<!\.json)")
 _RESERVED = re.compile(r"amplified|base|direct|student|best-of-.*")
 """Names that `--model` and `--systems` give another meaning."""
@@ -36,14 +37,17 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Base:
+class StudentBase:
     """The base that a student's adapter fits."""
 
     model_id: str
+    """Id of a model card, or a path."""
     gguf_sha256: str
-    """Of the GGUF file that the student runs on."""
+    """Of the GGUF file that the student runs on; empty for a base that came as a folder."""
     dequantised_sha256: str
     """Of the weights that it was trained on."""
+    config: BaseConfig = field(default_factory=BaseConfig)
+    """How the base is found and loaded."""
 
 
 class _Evaluation(Strict):
@@ -65,9 +69,10 @@ class Student(Strict):
     parent: str | None
     """The student that was the agent when this one was trained; None where the base was."""
     round: int | None
-    base: Base
+    base: StudentBase
     adapter_sha256: str
     adapter_gguf_sha256: str
+    """Empty where llama.cpp does not know the architecture."""
     rows_digest: str
     config: dict[str, Any]
     created: str
@@ -78,9 +83,9 @@ class Student(Strict):
     gates: list[dict[str, Any]] = Field(default=[], exclude=True)
 
     @property
-    def adapter_gguf(self) -> Path:
-        """The adapter in the form that llama.cpp loads."""
-        return self.path / ADAPTER_GGUF
+    def adapter_gguf(self) -> Path | None:
+        """The adapter in the form that llama.cpp loads, where there is one."""
+        return self.path / ADAPTER_GGUF if self.adapter_gguf_sha256 else None
 
 
 class Registry:
@@ -94,7 +99,8 @@ class Registry:
         """Yield a temporary folder and the fields of a card, which become the student when the
         block ends without an error.
 
-        The block writes both forms of the adapter into the folder, and sets `parent`, `round`,
+        The block writes the adapter, its tokenizer and, where there is one, its form for llama.cpp
+        into the folder, and sets `parent`, `round`,
         `base`, `rows_digest` and `config` of `Student`.
 
         Raises:
@@ -113,8 +119,8 @@ class Registry:
                 )
             _write(folder / CARD, _card(id, folder, fields))
             self.check_new(id)
-            for name in (*ADAPTER_FILES, CARD):
-                flush(folder / name)
+            for file in folder.iterdir():
+                flush(file)
             folder.chmod(0o755)
             folder.replace(self.root / id)
         finally:
@@ -149,10 +155,10 @@ class Registry:
         """
         student = self._read(id)
         check_no_pickle(student.path)
-        for path, expected in (
-            (student.path / ADAPTER, student.adapter_sha256),
-            (student.adapter_gguf, student.adapter_gguf_sha256),
-        ):
+        files = [(student.path / ADAPTER, student.adapter_sha256)]
+        if student.adapter_gguf is not None:
+            files.append((student.adapter_gguf, student.adapter_gguf_sha256))
+        for path, expected in files:
             digest = file_sha256(path) if path.is_file() else "none"
             if digest != expected:
                 raise UsageError(
@@ -249,13 +255,14 @@ class Registry:
 
 
 def _card(id: str, folder: Path, fields: Mapping[str, Any]) -> Student:
+    gguf = folder / ADAPTER_GGUF
     try:
         return Student(
             version=VERSION,
             id=id,
             path=folder,
             adapter_sha256=file_sha256(folder / ADAPTER),
-            adapter_gguf_sha256=file_sha256(folder / ADAPTER_GGUF),
+            adapter_gguf_sha256=file_sha256(gguf) if gguf.is_file() else "",
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             **fields,
         )

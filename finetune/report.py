@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, DEFAULT_SHA256
 from reflux.agents.files import replacing, write_json
 from reflux.finetune.stages import Stages
 from reflux.graphs.ask import Amplified, Direct, System
@@ -60,7 +59,7 @@ def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: f
         "run": folder.id,
         "task": stages.task.name,
         "seed": stages.config.seed,
-        "model": {"id": DEFAULT_MODEL_ID, "gguf_sha256": DEFAULT_SHA256},
+        "model": {"id": folder.base.name, "sha256": folder.base.weights_digest},
         "seconds": round(seconds, 1),
         "by_level": by_level,
         "rounds": [{k: v for k, v in report.items() if k != "by_level"} for report in rounds],

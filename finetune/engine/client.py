@@ -31,7 +31,8 @@ from reflux.agents.clients.llama_cpp import (
 )
 from reflux.agents.errors import EndpointError, MissingError, RefluxError
 from reflux.agents.types import ChatRequest, Completion
-from reflux.finetune.config import BatchedConfig
+from reflux.finetune.bases import Base
+from reflux.finetune.config import BaseConfig, BatchedConfig
 
 if TYPE_CHECKING:  # Only the thread imports torch, which takes seconds.
     from reflux.finetune.engine.scheduler import Row, Scheduler
@@ -84,9 +85,8 @@ class BatchedClient:
         neither may replay the other's answers.
         """
         files = self._resolve(model)
-        hashes = [file_sha256(files.gguf)]
-        if files.adapter is not None:
-            folder = _peft_folder(files)
+        hashes = [_base_of(files).digest]
+        if (folder := _peft_folder(files)) is not None:
             names = ("adapter_model.safetensors", "adapter_config.json")
             hashes += [file_sha256(folder / name) for name in names]
         return f"bf16:{hashlib.sha256(' '.join(hashes).encode()).hexdigest()[:32]}"
@@ -100,8 +100,12 @@ class BatchedClient:
         await self.llama_cpp.close()
 
 
-def _peft_folder(files: ModelFiles) -> Path:
-    if files.peft is None:
+def _base_of(files: ModelFiles) -> Base:
+    return files.base or Base(BaseConfig(), gguf=files.gguf)
+
+
+def _peft_folder(files: ModelFiles) -> Path | None:
+    if files.peft is None and files.adapter is not None:
         raise MissingError(
             f"{files.adapter} is a GGUF adapter, and the batched engine reads PEFT adapters: name "
             "the PEFT folder, or use llama.cpp"
@@ -115,10 +119,12 @@ def load_weights(files: ModelFiles) -> tuple[Any, Any]:
     Raises:
         MissingError: a file is missing, or is not a model or adapter.
     """
-    from reflux.finetune import base_model
+    from reflux.finetune.base_model import load_base
 
-    adapter = None if files.adapter is None else _peft_folder(files)
-    return base_model.load_base(base_model.dequantised_base(files.gguf), adapter)
+    base = _base_of(files)
+    # A student that was trained on 4-bit weights is run on whole ones.
+    whole = base.config.model_copy(update={"quantization": "none"})
+    return load_base(base.folder, _peft_folder(files), whole)
 
 
 @dataclass(eq=False)

@@ -27,18 +27,12 @@ from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 
-from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, default_gguf, file_sha256
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.finetune.base_model import (
-    base_digest,
-    dequantised_base,
-    load_base,
-    quiet_libraries,
-    wrapping_write_errors,
-)
-from reflux.finetune.config import DistillConfig
-from reflux.finetune.export import export_adapter
-from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, Base, Registry
+from reflux.finetune.base_model import load_base, quiet_libraries, wrapping_write_errors
+from reflux.finetune.bases import Base, find_base, folder_digest
+from reflux.finetune.config import BaseConfig, DistillConfig
+from reflux.finetune.export import can_export, export_adapter
+from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, Registry, StudentBase
 from reflux.finetune.train.trainer import StudentTrainer
 
 SFT_DEFAULTS: dict[str, Any] = {
@@ -99,7 +93,7 @@ class TrainReport:
 
 def train(
     rows: Sequence[Mapping[str, Any]],
-    base: Path,
+    base: Base | Path,
     out: Path,
     *,
     sft: Mapping[str, Any] | None = None,
@@ -110,7 +104,9 @@ def train(
     """Train a LoRA adapter on the pristine `base` and write it to `out`, deterministic in `seed`.
 
     `sft` and `lora` override `SFT_DEFAULTS` and `LORA_DEFAULTS` and go unchanged to `SFTConfig`
-    and `LoraConfig`. `out` gets `adapter_config.json` and `adapter_model.safetensors`.
+    and `LoraConfig`. `out` gets `adapter_config.json`, `adapter_model.safetensors`, and the
+    tokenizer with the chat template that the rows were rendered by. `base` is a base, or the
+    transformers folder of one.
     `on_progress` is called after every step; an error that it raises ends the training.
 
     Raises:
@@ -124,7 +120,9 @@ def train(
         args = _configure(SFTConfig, "sft", {**SFT_DEFAULTS, **device}, sft, output_dir=scratch)
         adapter = _configure(LoraConfig, "lora", LORA_DEFAULTS, lora)
         set_seed(args.seed)
-        model, tokenizer = load_base(base)
+        if isinstance(base, Path):
+            base = Base(BaseConfig(model=str(base)), given=base)
+        model, tokenizer = load_base(base.folder, config=base.config)
         try:
             trainer = StudentTrainer(
                 model=model,
@@ -147,7 +145,8 @@ def train(
         trainer.add_callback(steps)
         trainer.train()
         seconds = time.perf_counter() - steps.begun
-        _save(trainer.model, Path(scratch) / "adapter", out)
+        _save(trainer.model, base.name, Path(scratch) / "adapter", out)
+        tokenizer.save_pretrained(out)
     return TrainReport(
         rows=len(dataset),
         dropped=len(rows) - len(dataset),
@@ -195,19 +194,25 @@ def distill(
         detail = f"loss {state.loss:.3f}, {state.examples_per_second:.1f} examples/s"
         progress(f"distill {plan.id}", state.step, state.steps, detail)
 
-    gguf = default_gguf()
+    base = find_base(plan.config.base)
     progress("load the base", 0, 1, "")
-    base = dequantised_base(gguf)
+    base.folder  # noqa: B018 - a GGUF is unpacked here
     check_stop()
     with registry.staging(plan.id) as (folder, card):
-        settings = dict(plan.config)
+        settings = plan.config.model_dump(exclude={"base"})
         trained = asdict(train(plan.rows, base, folder, **settings, on_progress=on_progress))
         del trained["losses"]
-        export_adapter(folder, base, folder / ADAPTER_GGUF)
+        if can_export(base.folder):
+            export_adapter(folder, base.folder, folder / ADAPTER_GGUF)
         card.update(
             parent=plan.parent,
             round=plan.round,
-            base=Base(DEFAULT_MODEL_ID, file_sha256(gguf), base_digest(base)),
+            base=StudentBase(
+                base.name,
+                "" if base.gguf is None else base.weights_digest,
+                folder_digest(base.folder),
+                base.config,
+            ),
             rows_digest=plan.rows_digest,
             config={**settings, "report": trained},
         )
@@ -269,7 +274,7 @@ def check_options(sft: Mapping[str, Any], lora: Mapping[str, Any]) -> None:
         _configure(LoraConfig, "lora", LORA_DEFAULTS, lora)
 
 
-def _save(model: Any, scratch: Path, out: Path) -> None:
+def _save(model: Any, base_name: str, scratch: Path, out: Path) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not all(bool(torch.isfinite(p).all()) for p in trained):
         raise RefluxError(
@@ -277,7 +282,7 @@ def _save(model: Any, scratch: Path, out: Path) -> None:
             "raise sft.warmup_steps"
         )
     config = model.peft_config["default"]
-    config.base_model_name_or_path = DEFAULT_MODEL_ID
+    config.base_model_name_or_path = base_name
     if isinstance(config.target_modules, set):  # Whose order differs between processes.
         config.target_modules = sorted(config.target_modules)
     # By default, PEFT asks the hub for the base's vocabulary.

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from reflux.agents.errors import MissingError, UsageError
+from reflux.agents.hub import online
 from reflux.agents.prompts import redact
 from reflux.graphs.evals.question_forms import Form, Keys
 
@@ -307,7 +308,8 @@ def _read_hub(text: str) -> Iterator[Record]:
     library = _library(text)
     name, config, split = [*text.split(":"), "", ""][:3]
     try:
-        loaded = library.load_dataset(name, config or None)
+        with online():
+            loaded = library.load_dataset(name, config or None)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise MissingError(

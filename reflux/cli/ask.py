@@ -61,6 +61,7 @@ def ask(
     run: contract.RunDir = contract.DEFAULT_RUN,
     task: contract.TaskName = None,
     model: contract.Model = None,
+    base: contract.BaseName = "",
     overseer: contract.Overseer = None,
     tool: contract.Tools = None,
     depth: contract.Depth = 1,
@@ -74,7 +75,7 @@ def ask(
 
     In the run folder of a task, the question is one of that task.
     """
-    folder = RunFolder(run)
+    folder = contract.folder_of(run, base)
     if overseer is not None and task is not None:
         raise UsageError("--overseer asks any question and --task one of a task: leave one out")
     text, task_name = question, ""

@@ -25,7 +25,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
     from reflux.cli.human_input import is_terminal, read_lines
     from reflux.cli.progress import LiveTree
-    from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.amplify.context import Limits
     from reflux.graphs.amplify.state import is_accepted
     from reflux.graphs.ask_options import ALONE, AskOptions
@@ -52,6 +51,7 @@ EXIT_COMMANDS = ("/quit", "/exit")
 def chat(
     run: contract.RunDir = contract.DEFAULT_RUN,
     model: contract.Model = None,
+    base: contract.BaseName = "",
     overseer: Annotated[
         str | None,
         typer.Option(
@@ -98,7 +98,7 @@ def chat(
     elif overseer != ALONE:
         overseer_named(overseer or DEFAULT_OVERSEER)
     conversation = resume(run, resumed) if resumed else begin(run)
-    opened, agent = open_run(RunFolder(run), model)
+    opened, agent = open_run(contract.folder_of(run, base), model)
     name = "" if task else overseer or DEFAULT_OVERSEER
     limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
     options = AskOptions(name, agent, tuple(tool or ()), limits, max_tokens, task or "")

@@ -15,6 +15,7 @@ from reflux import cli
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.errors import UsageError
+    from reflux.finetune.config import BaseConfig
     from reflux.finetune.registry import Registry
     from reflux.finetune.run_folder import RunFolder
 
@@ -58,6 +59,22 @@ Tokens = Annotated[int, typer.Option(help="Maximum tokens per answer.", min=0)]
 Seconds = Annotated[
     float | None, typer.Option(help="Seconds per answer after which no more calls begin.", min=0)
 ]
+BaseName = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        help="The base: an id of the Hub, a folder, or a GGUF. Default: the run's, else the model "
+        "in the wheel.",
+        metavar="MODEL",
+    ),
+]
+
+
+def folder_of(run: Path, base: str) -> RunFolder:
+    """A run folder with the base that a command names; empty for the run's own."""
+    return RunFolder(run, BaseConfig(model=base) if base else None)
+
+
 MaxTokens = Annotated[
     int | None,
     typer.Option(

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperOption
 import reflux
 from reflux import cli
 from reflux.agents.errors import RefluxError, from_os_error
+from reflux.agents.hub import stay_offline
 from reflux.cli import admin, ask, chat, plan, review, rounds, serve, traces
 from reflux.cli.contract import endpoint_options
 from reflux.cli.evaluation import command as evaluation
@@ -165,8 +166,7 @@ def run() -> None:
     Raises:
         KeyboardInterrupt: the user interrupted; `reflux.__main__.main` reports it.
     """
-    # Hugging Face's libraries read these at import; no command needs a hub.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    stay_offline()  # Hugging Face's libraries read these at import.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _open_streams()
     for argument in () if cli.SHOWS_HELP else sys.argv[1:]:

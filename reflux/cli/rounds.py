@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reflux import cli
-from reflux.cli.contract import DEFAULT_RUN, Json, RunDir, run_async
+from reflux.cli.contract import DEFAULT_RUN, BaseName, Json, RunDir, folder_of, run_async
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     import hashlib
@@ -20,7 +20,12 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.errors import RefluxError, UsageError
     from reflux.cli.progress import ProgressView
     from reflux.finetune import check_training_packages
-    from reflux.finetune.config import RoundsConfig, read_config, read_distill_config
+    from reflux.finetune.config import (
+        BaseConfig,
+        RoundsConfig,
+        read_config,
+        read_distill_config,
+    )
     from reflux.finetune.gates import failed_gates
     from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
     from reflux.finetune.run_folder import OpenRun, RunFolder
@@ -109,16 +114,18 @@ def clear(folder: RunFolder, config: RoundsConfig | None = None) -> None:
 def init(
     run: RunDir = DEFAULT_RUN,
     config: ConfigFile = None,
+    base: BaseName = "",
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
     """Run round 0 of a config: train a student that imitates the overseer."""
-    climb(RunFolder(run), config, resume=resume, as_json=as_json, rounds=1)
+    climb(RunFolder(run), config, base, resume=resume, as_json=as_json, rounds=1)
 
 
 def run(
     run: RunDir = DEFAULT_RUN,
     config: ConfigFile = None,
+    base: BaseName = "",
     resume: Resume = False,
     rounds: Annotated[
         int | None, typer.Option("--rounds", help="Stop after this many rounds in all.")
@@ -126,12 +133,13 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run all rounds of a config: amplify, distill, evaluate, promote."""
-    climb(RunFolder(run), config, resume=resume, as_json=as_json, rounds=rounds)
+    climb(RunFolder(run), config, base, resume=resume, as_json=as_json, rounds=rounds)
 
 
 def climb(
     folder: RunFolder,
     config_file: Path | None,
+    base: str = "",
     *,
     resume: bool,
     as_json: bool,
@@ -139,7 +147,7 @@ def climb(
 ) -> None:
     """Run rounds in a folder and show the report."""
     check_training_packages()
-    config = settle_config(folder, config_file, resume)
+    config = settle_config(folder, config_file, base, resume)
     if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
     if not folder.exists:  # An invalid config begins no run.
@@ -218,14 +226,19 @@ async def _climb(
             return await run_rounds(run, config, task_named(config.task), view, rounds)
 
 
-def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> RoundsConfig:
-    """The config of the folder on resume, otherwise that of the file.
+def settle_config(
+    folder: RunFolder, config_file: Path | None, base: str, resume: bool
+) -> RoundsConfig:
+    """The config of the folder on resume, otherwise that of the file, with the base of the command
+    line where it names one.
 
     Raises:
         UsageError: there is no config, or the folder holds a run without --resume, or a run of
             another config.
     """
     config = read_config(config_file) if config_file else None
+    if config is not None and base:
+        config = config.model_copy(update={"base": BaseConfig(model=base)})
     if not folder.exists:
         if resume and folder.traces_path.exists():
             raise UsageError(f"{folder.path} has no config.yaml; it cannot be resumed")
@@ -240,6 +253,11 @@ def settle_config(folder: RunFolder, config_file: Path | None, resume: bool) -> 
             f"{folder.path} holds a run; continue it with --resume, or name another --run"
         )
     saved = folder.config()
+    if base and saved.base.model != base:
+        raise UsageError(
+            f"{folder.path} was begun with the base {saved.base.model or 'in the wheel'}; leave "
+            "--base out, or name another --run"
+        )
     if config is not None and config != saved:
         raise UsageError(
             f"{folder.path} was begun with another config than {config_file}; leave --config out, "
@@ -259,12 +277,15 @@ def distill(
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML with `sft:`, `lora:` and `seed:`.")
     ] = None,
+    base: BaseName = "",
     as_json: Json = False,
 ) -> None:
     """Train one student from the accepted trajectories of a run or from a JSONL file."""
     check_training_packages()
     settings = read_distill_config(config)
-    folder = RunFolder(run)
+    folder = folder_of(run, base)
+    if base or settings.base == BaseConfig():
+        settings = settings.model_copy(update={"base": folder.base.config})
     rows, digest = rows_for(folder, data, settings.seed)
     folder.lock()
     from reflux.finetune.stages import cancellable

@@ -17,7 +17,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from dataclasses import replace
 
     from reflux.agents.errors import UsageError
-    from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.amplify.context import Limits
     from reflux.report.terminal import ERR, emit
     from reflux.server.settings import (
@@ -43,6 +42,7 @@ def serve(
         int, typer.Option(help="0 picks a free port.", min=0, max=65535, metavar="PORT")
     ] = 8700,
     model: contract.Model = None,
+    base: contract.BaseName = "",
     overseer: contract.Overseer = "model",
     config: Annotated[
         Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.")
@@ -64,7 +64,8 @@ def serve(
     with tempfile.TemporaryFile(dir=run):  # It records what it answers.
         open_more_files()
     serve_config = read_serve_config(config)
-    endpoints, model = agent_endpoints(serve_config, model, RunFolder(run))
+    folder = contract.folder_of(run, base)
+    endpoints, model = agent_endpoints(serve_config, model, folder)
     settings = ServeSettings(
         **{name: value for name, value in vars(serve_config).items() if name != "endpoints"},
         host=host,
@@ -76,7 +77,7 @@ def serve(
         limits=Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
         max_tokens=max_tokens or 512,
     )
-    app = create_app(RunFolder(run), settings)
+    app = create_app(folder, settings)
     with _bound(host, port) as listening:
         address, chosen_port = listening.getsockname()[:2]
         check_exposure(replace(settings, host=address))  # `host` may be a name.

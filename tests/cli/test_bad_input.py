@@ -26,7 +26,7 @@ from werkzeug import Request, Response
 from reflux.agents.clients.llama_cpp import DEFAULT_SHA256, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.cli.rounds import clear, shipped_config
-from reflux.finetune import rounds, run_folder
+from reflux.finetune import bases, rounds
 from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, CARD, PICKLE, Registry
 from reflux.finetune.run_folder import OpenRun, RunFolder
@@ -331,10 +331,10 @@ def test_a_full_disk_is_told_whatever_file_it_hits(folder: Path, tmp_path: Path)
 
 def on_a_small_disk(base: Path, limit: int) -> None:
     """Training on a tiny base, where no file can be longer than `limit` bytes."""
-    from reflux.finetune.train import sft
+    from reflux.finetune import base_model
 
-    sft.default_gguf = lambda: base / "config.json"
-    sft.dequantised_base = lambda gguf, cache=None: base
+    bases.default_gguf = lambda: base / "config.json"
+    base_model.dequantised_base = lambda gguf, cache=None: base
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
@@ -376,7 +376,7 @@ def test_without_its_checkpoints_a_run_goes_on_from_the_call_log(
     for part in folder.glob("checkpoints.db*"):
         part.unlink()
     before, client = calls(folder), ScriptedClient(exact)
-    monkeypatch.setattr(run_folder, "default_gguf", default_gguf)
+    monkeypatch.setattr(bases, "default_gguf", default_gguf)
 
     async def resume() -> list[dict[str, Any]]:
         opened = RunFolder(folder)

@@ -92,8 +92,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
 
     from reflux.cli import traces as trace_commands
     from reflux.cli.progress import ProgressView
-    from reflux.finetune import base_model, rounds, run_folder
-    from reflux.finetune.train import sft
+    from reflux.finetune import base_model, bases, rounds, run_folder
     from reflux.tasks import TASKS
 
     torch.set_num_threads(1)
@@ -115,8 +114,8 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
     client = NotingClient(root / "answered", hold)
     TASKS["addition"] = FewSums
     run_folder.LlamaCppClient = lambda *_: client
-    sft.default_gguf = run_folder.default_gguf = lambda: base / "config.json"
-    sft.dequantised_base = base_model.dequantised_base = lambda gguf, cache=None: base
+    bases.default_gguf = lambda: base / "config.json"
+    base_model.dequantised_base = lambda gguf, cache=None: base
     rounds.write_report = before("report", rounds.write_report)
     trace_commands.export = before("export", trace_commands.export)
     show = ProgressView.__call__

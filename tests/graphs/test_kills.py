@@ -111,13 +111,12 @@ def climb(folder: Path, base: Path, seed: int) -> None:
     """Begin the run of a folder, or go on with it, to its end."""
     import torch
 
-    from reflux.finetune import base_model, run_folder
-    from reflux.finetune.train import sft
+    from reflux.finetune import base_model, bases
 
     torch.set_num_threads(1)
     tempfile.tempdir = str(folder.parent)
-    sft.default_gguf = run_folder.default_gguf = lambda: base / "config.json"
-    sft.dequantised_base = base_model.dequantised_base = lambda gguf, cache=None: base
+    bases.default_gguf = lambda: base / "config.json"
+    base_model.dequantised_base = lambda gguf, cache=None: base
     asked, stages = (
         os.open(folder.with_name(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         for name in ("asked", "stages")

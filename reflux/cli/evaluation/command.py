@@ -14,6 +14,7 @@ from reflux.cli.contract import (
     DEFAULT_RUN,
     MARGIN,
     Again,
+    BaseName,
     Concurrency,
     Configurable,
     Depth,
@@ -26,6 +27,7 @@ from reflux.cli.contract import (
     TaskName,
     TimeLimit,
     Tools,
+    folder_of,
     run_async,
 )
 
@@ -115,6 +117,7 @@ def evaluate_systems(
         ),
     ] = "direct,amplified",
     model: Model = None,
+    base: BaseName = "",
     seed: Annotated[
         list[int] | None,
         typer.Option(help="Seed of questions and samples; may be repeated.", min=0),
@@ -171,7 +174,7 @@ def evaluate_systems(
     as_json: Json = False,
 ) -> None:
     """Compare systems on the same questions, with intervals, tests and prices."""
-    folder, keys = RunFolder(run), parse_systems(systems)
+    folder, keys = folder_of(run, base), parse_systems(systems)
     graph_options = graph_options_of(input_key, output_key, configurable, context)
     pairs = _pairs(compare or [], keys)
     if until_decided and len(keys) < 2:

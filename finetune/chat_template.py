@@ -1,0 +1,90 @@
+"""The chat template of a base, made to render every prompt of ours the same wherever it is used.
+
+Training, the batched engine and whoever serves a student read one template, which is saved with
+the student. It begins with the lines below where the base's own needs them:
+
+    no template               a plain one: `User: …`, `Assistant: …`, an end-of-text token
+    refuses system messages   the system message goes before the first user's words
+    knows `enable_thinking`   fixed to one value, so that rows and requests are rendered alike
+
+An empty system message is left out for templates that refuse one.
+"""
+
+from typing import Any
+
+from jinja2 import TemplateError
+
+from reflux.agents.errors import UsageError
+from reflux.finetune.config import BaseConfig
+
+PLAIN = """\
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}
+{{ message.content + '\n\n' if message.content else '' }}
+{%- elif message.role == 'user' -%}
+{{ 'User: ' + message.content + '\n\n' }}
+{%- elif message.role == 'assistant' -%}
+{{ 'Assistant: ' + (message.content or '') + eos_token }}{{ '\n\n' if not loop.last else '' }}
+{%- else -%}
+{{ message.role.capitalize() + ': ' + (message.content or '') + '\n\n' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'Assistant: ' }}{%- endif -%}
+"""
+"""For a tokenizer without a template."""
+FOLD_SYSTEM = """\
+{%- if messages and messages[0]['role'] == 'system' -%}
+{%- set first = messages[0]['content'] -%}
+{%- set rest = messages[1:] -%}
+{%- if first and rest -%}
+{%- set opening = {'role': rest[0]['role'], 'content': first + '\n\n' + rest[0]['content']} -%}
+{%- set messages = [opening] + rest[1:] -%}
+{%- else -%}
+{%- set messages = rest -%}
+{%- endif -%}
+{%- endif -%}
+"""
+"""Puts a system message before the words of the first user."""
+THINKING = "{%%- set enable_thinking = %s -%%}\n"
+PROBE = {"role": "user", "content": "Yes?"}
+
+
+def fit_template(tokenizer: Any, config: BaseConfig) -> list[str]:
+    """Give a tokenizer the template that rows and requests are rendered by; what was changed, in
+    words.
+
+    Raises:
+        UsageError: the template cannot render a user's question.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # Several templates, of which tools may have one.
+        template = template.get("default")
+    if not template:
+        if not tokenizer.eos_token:
+            raise UsageError("the base has no chat template and no end-of-text token: add one")
+        tokenizer.chat_template = PLAIN
+        return ["no chat template: `User: …` and `Assistant: …` take its place"]
+    notes: list[str] = []
+    if "enable_thinking" in template:
+        template = THINKING % ("true" if config.thinking else "false") + template
+        notes.append(f"thinking is {'on' if config.thinking else 'off'}, in rows and in requests")
+    if _refuses_system(tokenizer, template):
+        template = FOLD_SYSTEM + template
+        notes.append("the template refuses system messages: they go before the user's words")
+    tokenizer.chat_template = template
+    try:
+        tokenizer.apply_chat_template([PROBE], tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError, LookupError) as error:
+        raise UsageError(f"the base's chat template cannot render a question: {error}") from error
+    return notes
+
+
+def _refuses_system(tokenizer: Any, template: str) -> bool:
+    """True where a template raises on a system message, or leaves it out."""
+    words = "Answer in one word."
+    chat = [{"role": "system", "content": words}, PROBE]
+    try:
+        text = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+    except (TemplateError, ValueError, TypeError, LookupError):
+        return True
+    return words not in text
