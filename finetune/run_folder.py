@@ -172,8 +172,8 @@ class RunFolder:
         if trained != (digest := base.weights_digest):
             raise UsageError(
                 f"{student.path} belongs to a base with sha256 {trained[:12]}…, and {base.name} "
-                f"has {digest[:12]}…: an adapter fits its own base only; make the student again with "
-                "`reflux distill`"
+                f"has {digest[:12]}…: an adapter fits its own base only; make the student again "
+                "with `reflux distill`"
             )
         return replace(base.files(), adapter=student.adapter_gguf, peft=student.path)
 

@@ -12,7 +12,8 @@ import pytest
 
 from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, default_gguf, start_server
 from reflux.agents.errors import MissingError, UsageError
-from reflux.finetune.base_model import base_digest, dequantised_base, load_base
+from reflux.finetune.base_model import dequantised_base, load_base
+from reflux.finetune.bases import folder_digest
 from reflux.finetune.export import export_adapter
 
 pytestmark = pytest.mark.engine
@@ -308,7 +309,7 @@ def test_the_default_base_is_made_once_and_whole(
 ) -> None:
     assert dequantised_base(default_gguf()) == default_base
     assert default_base.name.startswith("base-b179c9523d0e")
-    assert len(base_digest(default_base)) == 64
+    assert len(folder_digest(default_base)) == 64
     with pytest.raises(MissingError, match="there is no model file"):
         dequantised_base(tmp_path / "none.gguf")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF but no more")
@@ -317,4 +318,4 @@ def test_the_default_base_is_made_once_and_whole(
         dequantised_base(tmp_path / "bad.gguf")
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(MissingError, match=r"holds no model\.safetensors"):
-        base_digest(tmp_path)
+        folder_digest(tmp_path)

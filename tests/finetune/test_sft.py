@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.training_rows import generate_greedy
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.finetune.base_model import base_digest, load_base
+from reflux.finetune.base_model import load_base
+from reflux.finetune.bases import folder_digest
 from reflux.finetune.train.sft import TrainingStep, TrainReport, train
 from reflux.finetune.train.trainer import StudentTrainer
 
@@ -260,4 +261,4 @@ def test_a_loss_that_is_not_finite_says_step_and_learning_rate(
 
 
 def test_a_base_is_known_by_its_weights(tiny_base: Path) -> None:
-    assert len(base_digest(tiny_base)) == 64
+    assert len(folder_digest(tiny_base)) == 64
