@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -62,6 +62,27 @@ class BatchedConfig:
     """Prefill what the prompts of a system message begin with once, and keep it."""
 
 
+class TrainingConfig(Strict):
+    """How a student is trained."""
+
+    sft: dict[str, Any] = {}
+    """Goes unchanged to TRL's SFTConfig."""
+    lora: dict[str, Any] = {}
+    """Goes unchanged to PEFT's LoraConfig."""
+    evaluation: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`)."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Evaluations without a lower loss after which training ends with the best weights so far."""
+    launch: str | dict[str, Any] | None = None
+    """Trains in several processes: options of `accelerate launch`, or a config file of its own."""
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Self:
+        if self.early_stopping is not None and not self.evaluation:
+            raise ValueError("early_stopping compares losses on rows held out: set evaluation: 0.05")
+        return self
+
+
 class RoundSpec(Strict):
     """One round of a run."""
 
@@ -108,7 +129,7 @@ class GateConfig(Strict):
     """Minimum overlap of the student's replies to the canaries with the base's."""
 
 
-class RoundsConfig(Strict):
+class RoundsConfig(TrainingConfig):
     """Everything that decides a run."""
 
     task: str = "addition"
@@ -136,10 +157,6 @@ class RoundsConfig(Strict):
     gates: GateConfig = Field(default_factory=GateConfig)
     max_concurrency: int = Field(default=64, ge=1)
     """Questions amplified at once."""
-    sft: dict[str, Any] = {}
-    """Goes unchanged to TRL's SFTConfig."""
-    lora: dict[str, Any] = {}
-    """Goes unchanged to PEFT's LoraConfig."""
 
     @property
     def engine_settings(self) -> EngineConfig | BatchedConfig:
@@ -159,6 +176,11 @@ class RoundsConfig(Strict):
             raise ValueError("money is limited, and no model has a price: add spend_limit.prices")
         return self
 
+    def distillation(self, number: int) -> "DistillConfig":
+        """The settings that a round's student is trained with."""
+        shared = {name: getattr(self, name) for name in DistillConfig.model_fields}
+        return DistillConfig(**{**shared, "sft": {**self.sft, **self.rounds[number].sft}})
+
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
         """A context with the config's limits, votes and checks; `more` sets further fields."""
         return AmplifyContext(
@@ -174,12 +196,10 @@ class RoundsConfig(Strict):
         )
 
 
-class DistillConfig(Strict):
-    """Settings of one distillation; `sft` and `lora` go unchanged to TRL and PEFT."""
+class DistillConfig(TrainingConfig):
+    """Settings of one distillation."""
 
     base: BaseConfig = Field(default_factory=BaseConfig)
-    sft: dict[str, Any] = {}
-    lora: dict[str, Any] = {}
     seed: int = 0
 
 

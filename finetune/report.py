@@ -1,11 +1,13 @@
-"""The report of a run: accuracy by level, `report.json`, and the chart `report.png`.
+"""The report of a run: `report.json`, and the charts `report.png` and `loss.png`.
 
 The chart shows accuracy against the level of the questions, with one line for each student: the
 base, every round's student, and the amplified system of the last round. Every line covers all
 levels of the config, also those that its student was not trained for.
+`loss.png` shows the loss of every student's training, and on the rows held out of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ async def score_levels(
 
 
 def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: float) -> None:
-    """Write `report.json` and `report.png` for the rounds so far."""
+    """Write `report.json` and its charts for the rounds so far."""
     folder = stages.run.folder
     by_level = [row for report in rounds for row in report["by_level"]]
     body = {
@@ -67,22 +69,17 @@ def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: f
     write_json(folder.report_path, body)
     unit = getattr(stages.task, "level_unit", "level")
     draw_by_level(by_level, folder.chart_path, stages.task.name, unit)
+    curves = {f"student r{report['round']}": report.get("loss", {}) for report in rounds}
+    draw_losses(curves, folder.loss_path)
 
 
 def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, unit: str) -> None:
     """Draw accuracy against level with 95% intervals, one line for each system (PNG)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     levels = sorted({row["level"] for row in by_level})
     counts = sorted({row["n"] for row in by_level}) or [0]
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     lines = _lines(by_level)
-    colors: Any = dict.fromkeys(COLORED.split(), TEXT_COLOR)
-    with plt.rc_context(colors):
-        figure, axes = plt.subplots(figsize=(8.0, 4.2), dpi=144)
+    with _chart(path) as axes:
         for index, (label, (color, marker, style), rows) in enumerate(lines):
             # Slightly apart, so that intervals of equal scores do not cover each other.
             shift = (index - (len(lines) - 1) / 2) * 0.04
@@ -95,11 +92,41 @@ def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, 
         axes.set_xticks(range(len(levels)), [str(level) for level in levels])
         axes.set(xlabel=unit, ylabel="accuracy (95% interval)", ylim=(-0.03, 1.05))
         axes.set_title(f"{task}: accuracy in one call, n = {n}", fontsize=11)
-        axes.grid(axis="y", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
-        figure.tight_layout()
+
+
+def draw_losses(curves: Mapping[str, Mapping[str, Sequence[Any]]], path: Path) -> None:
+    """Draw the loss against the step, and dashed that on the rows held out (PNG)."""
+    with _chart(path) as axes:
+        for index, (label, curve) in enumerate(curves.items()):
+            color = STUDENT_COLORS[index % len(STUDENT_COLORS)]
+            for key, style, suffix in (("loss", "-", ""), ("eval_loss", "--", ", held out")):
+                if points := curve.get(key):
+                    axes.plot(*zip(*points, strict=True), style, color=color, label=label + suffix)
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.set_ylim(bottom=0)
+        axes.set_title("Loss in training", fontsize=11)
+
+
+@contextmanager
+def _chart(path: Path) -> Iterator[Any]:
+    """The axes of a chart, which is written when the block ends."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colors: Any = dict.fromkeys(COLORED.split(), TEXT_COLOR)
+    with plt.rc_context(colors):
+        figure, axes = plt.subplots(figsize=(8.0, 4.2), dpi=144)
         try:
+            yield axes
+            axes.grid(axis="y", alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(
+                    frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9
+                )
+            figure.tight_layout()
             with replacing(path) as temporary:
                 figure.savefig(temporary, format="png", transparent=True)
         finally:

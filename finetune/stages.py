@@ -15,7 +15,7 @@ from typing import Any
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
-from reflux.finetune.config import DistillConfig, RoundsConfig, RoundSpec
+from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.gates import judge
 from reflux.finetune.questions import anchor_prompts, canary_prompts, hardness, overlap
 from reflux.finetune.rows import Row, rows_digest, run_rows, training_order
@@ -174,12 +174,7 @@ class Stages:
                 round=number,
                 rows=[row.train() for row in training_rows],
                 rows_digest=rows_digest(training_rows),
-                config=DistillConfig(
-                    base=self.config.base,
-                    sft={**self.config.sft, **self.spec(number).sft},
-                    lora=self.config.lora,
-                    seed=self.config.seed,
-                ),
+                config=self.config.distillation(number),
             )
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))
         report = registry.get(name).config["report"]

@@ -45,6 +45,7 @@ RUN_PARTS = (
     "students",
     "report.json",
     "report.png",
+    "loss.png",
     "lock",
 )
 """Files and folders that a run creates."""
@@ -154,8 +155,8 @@ def climb(
         from reflux.finetune.train.sft import check_options
 
         task = task_named(config.task)
-        for spec in config.rounds:
-            check_options({**config.sft, **spec.sft}, config.lora)
+        for number, spec in enumerate(config.rounds):
+            check_options(config.distillation(number))
             task.sample(1, spec.level, "train", config.seed)
         if not task.primitives():
             raise UsageError(
@@ -275,7 +276,7 @@ def distill(
         str, typer.Option("--student", help="Name of the new student.")
     ] = "student-custom",
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML with `sft:`, `lora:` and `seed:`.")
+        Path | None, typer.Option("--config", help="YAML with `sft:`, `lora:`, `evaluation:` and more.")
     ] = None,
     base: BaseName = "",
     as_json: Json = False,
