@@ -79,7 +79,9 @@ class TrainingConfig(Strict):
     @model_validator(mode="after")
     def _held_out(self) -> Self:
         if self.early_stopping is not None and not self.evaluation:
-            raise ValueError("early_stopping compares losses on rows held out: set evaluation: 0.05")
+            raise ValueError(
+                "early_stopping compares losses on rows held out: set evaluation: 0.05"
+            )
         return self
 
 

@@ -123,9 +123,7 @@ def _chart(path: Path) -> Iterator[Any]:
             axes.grid(axis="y", alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
             if axes.get_legend_handles_labels()[0]:
-                axes.legend(
-                    frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9
-                )
+                axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
             figure.tight_layout()
             with replacing(path) as temporary:
                 figure.savefig(temporary, format="png", transparent=True)

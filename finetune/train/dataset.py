@@ -89,8 +89,8 @@ class RowLengths:
                 "a longer context"
             )
         return (
-            f"{text}; max_length {self.limit:,} cuts the end of {self.cut:,} rows and drops "
-            f"{self.dropped:,} whose prompt fills it: {remedy}"
+            f"{text}; max_length {self.limit:,} cuts the end of {self.cut:,} and drops "
+            f"{self.dropped:,}, whose prompt fills it: {remedy}"
         )
 
 
@@ -146,9 +146,7 @@ def _rendered(rows: Rows, tokenizer: Any, chat: Any, asks: bool) -> list[str]:
     for index, row in enumerate(rows):
         try:
             texts.append(
-                tokenizer.apply_chat_template(
-                    chat(row), tokenize=False, add_generation_prompt=asks
-                )
+                tokenizer.apply_chat_template(chat(row), tokenize=False, add_generation_prompt=asks)
             )
         except (TemplateError, ValueError, TypeError, LookupError) as error:
             raise UsageError(

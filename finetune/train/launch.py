@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
@@ -30,7 +30,9 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from reflux.agents.errors import MissingError, RefluxError, UsageError
 from reflux.finetune.bases import Base
 from reflux.finetune.config import BaseConfig
-from reflux.finetune.train.progress import TrainingStep
+
+if TYPE_CHECKING:
+    from reflux.finetune.train.progress import TrainingStep
 
 Launch = str | Mapping[str, Any]
 MODULE = "reflux.finetune.train.launch"
@@ -49,7 +51,7 @@ def check_launch(launch: Launch) -> argparse.Namespace:
         UsageError: an unknown option, an invalid value, a missing file, or more GPUs than there
             are.
     """
-    options = {"config_file": launch} if isinstance(launch, str) else dict(launch)
+    options: dict[str, Any] = {"config_file": launch} if isinstance(launch, str) else dict(launch)
     parser = launch_command_parser()
     known = {action.dest: action for action in parser._actions if action.option_strings}
     for key in options:
@@ -95,7 +97,7 @@ def train_in_processes(
     launch: Launch,
     check_stop: Callable[[], None],
     *,
-    on_progress: Callable[[TrainingStep], None],
+    on_progress: "Callable[[TrainingStep], None]",
     on_note: Callable[[str], None],
     checkpoints: Path,
     **settings: Any,
@@ -105,6 +107,8 @@ def train_in_processes(
     Raises:
         RefluxError: as `train`, or a process failed; what it said last.
     """
+    from reflux.finetune.train.progress import TrainingStep
+
     check_launch(launch)
     with tempfile.TemporaryDirectory(prefix="reflux-launch-") as scratch:
         folder = Path(scratch)
@@ -230,7 +234,7 @@ def _work(folder: Path, job: Mapping[str, Any]) -> None:
         kind = next(name for name, kind in reversed(ERRORS.items()) if isinstance(error, kind))
         tell(error=kind, text=str(error))
         os._exit(error.exit_code)  # The others may wait for this one in vain.
-    except Exception as error:  # noqa: BLE001 - told, and the whole traceback is in the log
+    except Exception as error:
         text = f"training process {os.environ.get('RANK', '0')} failed: {type(error).__name__}"
         tell(error="RefluxError", text=f"{text}: {' '.join(str(error).split())[:400]}")
         raise

@@ -152,7 +152,7 @@ def climb(
     if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
     if not folder.exists:  # An invalid config begins no run.
-        from reflux.finetune.train.sft import check_options
+        from reflux.finetune.train.options import check_options
 
         task = task_named(config.task)
         for number, spec in enumerate(config.rounds):
@@ -276,7 +276,8 @@ def distill(
         str, typer.Option("--student", help="Name of the new student.")
     ] = "student-custom",
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML with `sft:`, `lora:`, `evaluation:` and more.")
+        Path | None,
+        typer.Option("--config", help="YAML: `sft:`, `lora:`, `evaluation:`, …"),
     ] = None,
     base: BaseName = "",
     as_json: Json = False,

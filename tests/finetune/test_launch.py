@@ -24,9 +24,10 @@ ROWS = [
         "prompt": [{"role": "user", "content": f"{a}+{b}=?"}],
         "completion": [{"role": "assistant", "content": str(a + b)}],
     }
-    for a in range(6)
-    for b in range(6)
+    for a in range(8)
+    for b in range(4)
 ]
+"""Two whole batches of 16: accelerate fills up a last one that does not divide by processes."""
 SFT = {"learning_rate": 1e-2, "warmup_steps": 2, "max_steps": 3}
 TWO = {"num_processes": 2}
 
@@ -59,12 +60,13 @@ def test_two_processes_have_the_loss_of_one_with_the_same_global_batch(
     losses = [[loss for _, loss in curve["loss"]] for curve in (one.curve, two["curve"])]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert [step.step for step in heard[1:]] == [1, 2, 3]
-    assert "36 rows" in heard[0]
-    assert (two["rows"], two["steps"]) == (36, 3)
+    assert "32 rows" in heard[0]
+    assert (two["rows"], two["steps"]) == (32, 3)
     names = {path.name for path in (tmp_path / "two").iterdir()}
     assert names == {path.name for path in (tmp_path / "one").iterdir()}
 
 
+@pytest.mark.slow
 def test_errors_of_the_processes_are_one_message(tiny_base: Path, tmp_path: Path) -> None:
     wild = {**SFT, "learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0}
     with pytest.raises(RefluxError, match=r"^the loss is \w+ at step \d+ with learning rate"):
@@ -72,6 +74,7 @@ def test_errors_of_the_processes_are_one_message(tiny_base: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_stop_ends_all_processes(tiny_base: Path, tmp_path: Path) -> None:
     def stop(heard: list[Any]) -> None:
         if len(heard) > 2:

@@ -147,31 +147,14 @@ def test_other_losses_are_left_to_trl(tiny_base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(both[0], both[1])
 
 
-def rendered(base: Path) -> list[str]:
-    """The rows in the tiny base's template, whose special tokens are one byte each here."""
-    special = {"<|im_start|>": "<", "<|im_end|>": ">"}
-    texts: list[str] = []
-    for row in ROWS:
-        chat = [*row["prompt"], *row["completion"]]
-        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in chat)
-        for token, one in special.items():
-            text = text.replace(token, one)
-        texts.append(text)
-    return texts
-
-
-def test_training_lowers_the_loss_and_reports_it(
-    trained: tuple[Path, TrainReport], tiny_base: Path
-) -> None:
+def test_training_lowers_the_loss_and_reports_it(trained: tuple[Path, TrainReport]) -> None:
     _, report = trained
     assert (report.rows, report.dropped, report.truncated) == (36, 0, 0)
     losses = report.curve["loss"]
     assert report.steps == len(losses) == 8 * math.ceil(36 / 8)
     assert report.final_loss == pytest.approx(losses[-1][1], abs=1e-4)
     assert report.final_loss < 0.7 * losses[0][1]
-    assert (report.max_length, report.evaluation_rows, report.resumed_at) == (
-        max(len(text) for text in rendered(tiny_base)), 0, 0
-    )
+    assert (report.max_length, report.evaluation_rows, report.resumed_at) == (38, 0, 0)
 
 
 def test_the_adapter_is_standard_and_alone(
@@ -189,7 +172,7 @@ def test_the_adapter_is_standard_and_alone(
         "tokenizer_config.json",
     ]
     config = json.loads((out / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert config["base_model_name_or_path"] == str(tiny_base)
     assert (config["r"], config["lora_alpha"]) == (16, 32)
     assert config["target_modules"] == sorted(config["target_modules"])
     model, tokenizer = load_base(tiny_base)
@@ -340,37 +323,32 @@ def test_rows_are_held_out_by_prompt() -> None:
 
 
 def test_training_stops_early_with_its_best_weights(tiny_base: Path, tmp_path: Path) -> None:
-    sft = {**QUICK, "learning_rate": 3e-2, "num_train_epochs": 40, "eval_steps": 4}
-    options: dict[str, Any] = {"evaluation": 0.25, "early_stopping": 2, "seed": 1}
-    report = train(ROWS, tiny_base, tmp_path / "early", sft=sft, **options)
+    sft = {**QUICK, "learning_rate": 3e-2, "lr_scheduler_type": "constant", "eval_steps": 4}
+    shared: dict[str, Any] = {"evaluation": 0.25, "seed": 1}
+    long = {**sft, "num_train_epochs": 40}
+    report = train(ROWS, tiny_base, tmp_path / "early", sft=long, early_stopping=2, **shared)
     evaluations = report.curve["eval_loss"]
     assert report.evaluation_rows == 9
     assert report.steps == evaluations[-1][0] < 40 * 4
     best = min(evaluations, key=lambda point: point[1])
     assert evaluations[-3] == best
-    until_best = {**sft, "max_steps": best[0], "lr_scheduler_type": "constant"}
-    early = train(
-        ROWS, tiny_base, tmp_path / "c", sft={**sft, "lr_scheduler_type": "constant"}, **options
-    )
-    at_best = min(early.curve["eval_loss"], key=lambda point: point[1])[0]
-    train(ROWS, tiny_base, tmp_path / "b", sft={**until_best, "max_steps": at_best}, evaluation=0.25,
-          seed=1)  # fmt: skip
-    assert weights_of(tmp_path / "b") == weights_of(tmp_path / "c")
+    train(ROWS, tiny_base, tmp_path / "best", sft={**sft, "max_steps": best[0]}, **shared)
+    assert weights_of(tmp_path / "early") == weights_of(tmp_path / "best")
 
 
 @pytest.mark.parametrize(
     ("more", "limit", "told"),
     [
-        ([], {}, "36 rows of 58 to 59 tokens .*max_length 59 keeps all whole"),
+        ([], {}, "36 rows of 37 to 38 tokens .*max_length 38 keeps all whole"),
         (
             [row("q" * 200, "1"), row("1+1=?", "2" * 200)],
             {"max_length": 100},
-            "38 rows .*max_length 100 cuts the end of 1 rows and drops 1 .*: set sft.max_length: 2",
+            "38 rows .*max_length 100 cuts the end of 1 and drops 1 .*: set sft.max_length: 2",
         ),
         (
             [row("q" * 600, "1")],
             {},
-            "drops 1 whose prompt fills it: the model takes 512 tokens: shorten",
+            "drops 1, whose prompt fills it: the model takes 512 tokens: shorten",
         ),
     ],
 )
@@ -391,7 +369,7 @@ def test_a_row_that_the_template_cannot_render_is_named(tiny_base: Path, tmp_pat
     shutil.copytree(tiny_base, base)
     template = "{{ raise_exception('no tools') if messages[0].role == 'tool' else messages }}"
     (base / "chat_template.jinja").write_text(template)
-    with pytest.raises(UsageError, match='cannot render row 1, .*"tool".*no tools'):
+    with pytest.raises(UsageError, match=r'cannot render row 1, .*"tool".*no tools'):
         train([ROWS[0], tool], base, tmp_path / "out", sft=QUICK)
 
 
@@ -447,7 +425,7 @@ def test_a_full_memory_says_what_to_lower(
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
 
     monkeypatch.setattr(StudentTrainer, "compute_loss", full)
-    told = "8 rows of up to 59 tokens at once: lower sft.per_device_train_batch_size"
+    told = "8 rows of up to 38 tokens at once: lower sft.per_device_train_batch_size"
     with pytest.raises(RefluxError, match=told):
         train(ROWS, tiny_base, tmp_path / "out", sft=QUICK)
     assert not (tmp_path / "out").exists()
