@@ -317,5 +317,5 @@ def test_the_default_base_is_made_once_and_whole(
     with pytest.raises(UsageError, match="cannot be unpacked"):
         dequantised_base(tmp_path / "bad.gguf")
     assert list((tmp_path / "cache").iterdir()) == []
-    with pytest.raises(MissingError, match=r"holds no model\.safetensors"):
+    with pytest.raises(MissingError, match=r"has no config\.json"):
         folder_digest(tmp_path)
