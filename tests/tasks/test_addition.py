@@ -221,11 +221,8 @@ def test_a_refusal_names_its_rule_and_white_space_is_no_difference() -> None:
     assert TASK.normalise(" 12 80\n") == "1280"
 
 
-@pytest.mark.parametrize(("levels", "right"), [
-    ((1, 2, 4), True), ((1,), True), ((1, 3), False), ((2, 2), False), ((4, 2), False),
-])  # fmt: skip
-def test_rounds_at_most_double_the_digits(levels: Sequence[int], right: bool) -> None:
-    if right:
-        return TASK.check_levels(levels)
-    with pytest.raises(UsageError, match=rf"from level {levels[0]} to {levels[1]}"):
+@pytest.mark.parametrize("levels", [(1, 3), (2, 2), (4, 2)])
+def test_rounds_at_most_double_the_digits(levels: Sequence[int]) -> None:
+    TASK.check_levels((1, 2, 4, 7))
+    with pytest.raises(UsageError, match=f"from level {levels[0]} to {levels[1]}"):
         TASK.check_levels(levels)
