@@ -162,8 +162,6 @@ def climb(
         for line in () if as_json else question_lines(config, task):
             ERR.print(line, soft_wrap=True, highlight=False, markup=False)
     folder.lock()
-    if not folder.exists:
-        folder.save_config(config.model_dump(mode="json"))
     reports = run_async(_climb(folder, config, rounds))
     if as_json:
         emit({"run": str(folder.path), "rounds": reports})
@@ -218,13 +216,14 @@ async def _climb(
 ) -> list[dict[str, Any]]:
     from reflux.finetune.rounds import run_rounds
 
-    run, task = (
-        OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp),
-        run_task(config),
-    )
-    with ProgressView() as view:
-        async with run, open_tools(task.tool_names) as grants:
-            return await run_rounds(run, config, task, view, rounds, grants)
+    task = run_task(config)
+    async with open_tools(task.tool_names) as grants:  # Before a run begins: one may be missing.
+        if not folder.exists:
+            folder.save_config(config.model_dump(mode="json"))
+        run = OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp)
+        with ProgressView() as view:
+            async with run:
+                return await run_rounds(run, config, task, view, rounds, grants)
 
 
 def settle_config(

@@ -118,4 +118,6 @@ class _FunctionChecker:
             result = self._function(question, answer)
         except ValueError as error:
             return Verdict(False, self._name, str(error))
+        if result is False:
+            return Verdict(False, self._name, "it returned False")
         return as_verdict(self._function, result)
