@@ -15,9 +15,18 @@ from typing import Any
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
+from reflux.agents.tools.protocol import Grants
 from reflux.finetune.config import DistillConfig, RoundsConfig, RoundSpec
-from reflux.finetune.gates import judge
-from reflux.finetune.questions import anchor_prompts, canary_prompts, hardness, overlap
+from reflux.finetune.gates import agreement, judge, passed_checks
+from reflux.finetune.questions import (
+    MAX_HELD_OUT,
+    anchor_prompts,
+    canary_prompts,
+    first_round,
+    hardness,
+    overlap,
+    planned_questions,
+)
 from reflux.finetune.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
@@ -43,15 +52,27 @@ class Stages:
     """The run's; every model call is charged to it."""
     total: int = sys.maxsize
     """Rounds after which the run stops."""
+    grants: Grants = field(default_factory=dict)
+    """Tools of the copies."""
+
+    @property
+    def first(self) -> int:
+        """The number of the first round."""
+        return first_round(self.task)
+
+    @property
+    def last(self) -> int:
+        """The number of the last round."""
+        return self.first + self.total - 1
 
     def spec(self, number: int) -> RoundSpec:
-        return self.config.rounds[number]
+        return self.config.rounds[number - self.first]
 
     def context(self, model: str) -> AmplifyContext:
         """The task's context with `model` as the agent."""
         client = self.run.recorded_client
         context = self.config.context(client, model, spend_limit=self.spend_limit)
-        return task_context(context, self.task)
+        return task_context(context, self.task).granting(self.grants)
 
     def source(self, number: int, system: str, split: str, task: str | None = None) -> Origin:
         """The provenance of a question of this run."""
@@ -60,7 +81,15 @@ class Stages:
     def held_out(self, number: int) -> Sequence[str]:
         """Held-out questions of a round's level, the same for every system."""
         spec = self.spec(number)
-        return self.task.sample(spec.held_out, spec.level, "held_out", self.config.seed + 1)
+        n = MAX_HELD_OUT if spec.held_out is None else spec.held_out
+        return self.task.sample(n, spec.level, "held_out", self.config.seed + 1)
+
+    def training_questions(self, number: int) -> Sequence[str]:
+        """Questions of a round's level that no round before it asks."""
+        planned, level = planned_questions(self.config, self.task), self.spec(number).level
+        asked = sum(planned[n - 1] for n in range(1, number) if self.spec(n).level == level)
+        n = asked + planned[number - 1]
+        return self.task.sample(n, level, "train", self.config.seed)[asked:]
 
     def counter(self, activity: str, total: int) -> Callable[[int], None]:
         """Shows how many of an activity's units are done, which are none at first."""
@@ -100,22 +129,22 @@ class Stages:
     async def amplify(self, number: int, model: str) -> dict[str, Any]:
         """Record the answers that the round's student will learn.
 
-        In round 0 they are the overseer's answers to its primitives and the base's to the anchor,
-        later those of the amplified system.
+        In round 0 they are the overseer's answers to its primitives, later those of the amplified
+        system; in the first round also the base's to the anchor.
         """
         begun = time.perf_counter()
-        spec = self.spec(number)
         hard_before: list[str] = []
-        if number == 0:
+        if number == self.first:
             prompts = anchor_prompts(self.config.anchor, self.config.seed)
             source = self.source(0, "anchor", "train", task="anchor")
             await self.answers(self._plain("base"), source, prompts, "the base answers the anchor")
+        if number == 0:
             questions = list(self.task.primitives())
             source = self.source(0, "overseer", "primitive")
             activity = "the overseer answers its primitives"
         else:
-            fresh = self.task.sample(spec.questions, spec.level, "train", self.config.seed)
-            limit = round(spec.hard * spec.questions)
+            fresh = self.training_questions(number)
+            limit = round(self.spec(number).hard * len(fresh))
             hard_before = hardness(self.run.store, number - 1).hardest(limit)
             questions = list(dict.fromkeys([*hard_before, *fresh]))
             source = self.source(number, "amplified", "train")
@@ -206,33 +235,53 @@ class Stages:
             else:
                 source = self.source(0, f"{key}-imitation", "primitive")
                 activity = f"imitate the overseer: {key}"
-            scores[key] = (await self.score(system, source, questions, activity)).to_json()
+            score = await self.score(system, source, questions, activity)
+            scores[key] = score.to_json()
+            if system.context.has_rules:
+                scores[key] |= passed_checks(score)
+        if number and scores["student"]["unscored"]:
+            outcomes = [  # They are on record.
+                await self.answers(
+                    systems[key], self.source(number, key, "held_out"), questions, f"compare {key}"
+                )
+                for key in ("amplified", "student")
+            ]
+            scores["agreement"] = agreement(self.task, questions, *outcomes)
         return scores
 
     async def gates(self, number: int, model: str, scores: dict[str, Any]) -> list[dict[str, Any]]:
         """Measure the gates of the round's student."""
         name = student_name(number)
         canary = await self._canary(number, name)
-        student = scores["student"]["accuracy"]
-        if number == 0:
-            measured = {"imitation": student}
-        else:
+        student = scores["student"]
+        measured: dict[str, Any] = {"imitation": student["accuracy"]}
+        if number:
+            amplified = scores["amplified"]
             measured = {
-                "amplified": scores["amplified"]["accuracy"],
-                "student": student,
+                "amplified": amplified["accuracy"],
+                "student": student["accuracy"],
                 "before": await self._level_before(number, model, name),
             }
+            if student["accuracy"] is None and "passed" in student:
+                measured["passed"] = amplified["passed"]["share"], student["passed"]["share"]
+            if student["accuracy"] is None:
+                measured["agreement"] = scores["agreement"]["share"]
         gates = judge(self.config.gates, canary=canary, **measured)
         return [gate.to_json() for gate in gates]
 
-    async def _level_before(self, number: int, model: str, name: str) -> tuple[float, float]:
-        """Accuracy of (the agent, the student) on the level of the round before."""
+    async def _level_before(self, number: int, model: str, name: str) -> tuple[float, float] | None:
+        """Accuracy of (the agent, the student) on the level of the round before; None where there
+        was none, or nothing can be scored."""
         questions: Sequence[str]
+        if number == self.first:
+            return None
         if number == 1:
             questions, model = self.task.primitives(), student_name(0)
             sources = [self.source(n, "student-imitation", "primitive") for n in (0, 1)]
         else:
             questions = self.held_out(number - 1)[:200]
+            if not any(map(self.task.has_truth, questions)):
+                return None
             systems = (f"regression-{model}", f"regression-{name}")
             sources = [self.source(number, system, "held_out") for system in systems]
         accuracy: list[float] = []

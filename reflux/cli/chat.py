@@ -20,7 +20,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
     from reflux.agents.types import Delta
-    from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
     from reflux.cli.ask import reply_command
     from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
     from reflux.cli.human_input import is_terminal, read_lines
@@ -31,6 +30,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.traces.revisions import newest
     from reflux.graphs.traces.tree import Node, load_tree
     from reflux.models import BASE, endpoint, open_run
+    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named
     from reflux.report.terminal import (
         ERR,
         OUT,
@@ -94,7 +94,7 @@ def chat(
             "--tool needs an overseer: with --overseer plain, too, the agent answers by itself"
         )
     if task is not None:
-        task_named(task)
+        task_named(task, contract.folder_of(run, base))
     elif overseer != ALONE:
         overseer_named(overseer or DEFAULT_OVERSEER)
     conversation = resume(run, resumed) if resumed else begin(run)
