@@ -107,7 +107,7 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
     }
     done = [*state["done"], entry]
     write_report(stages, done, state["seconds"])
-    model = student_name(number) if results["promoted"] else state["model"]
+    model = stages.next_agent(number, state["model"], results["promoted"])
     return {"number": number + 1, "model": model, "results": {}, "done": done}
 
 
@@ -147,7 +147,8 @@ async def run_rounds(
         state = snapshot.values
         start: RoundsState | None = None
         if not state:
-            start = {"number": 0, "model": "base", "results": {}, "done": [], "seconds": 0.0}
+            first = config.first_agent
+            start = {"number": 0, "model": first, "results": {}, "done": [], "seconds": 0.0}
         elif state["number"] >= total:
             return state["done"]
         elif not snapshot.next:
