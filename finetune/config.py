@@ -119,8 +119,8 @@ class RoundsConfig(Strict):
     """Runs the models: a kind, or a mapping with a `kind`. In a batched run, llama.cpp answers
     requests with tools or schemas."""
     agent: Annotated[EngineSpec | None, BeforeValidator(engine_spec)] = None
-    """The agent until a student takes its place, if not the base: `endpoint:MODEL@URL`, or a mapping
-    as of `engine`. The student of round 0, which has imitated the overseer only, takes it not."""
+    """The agent until a student takes its place, if not the base: `endpoint:MODEL@URL`, or a
+    mapping as of `engine`. That of round 0, which has only imitated the overseer, does not."""
     keep_agent: bool = False
     """No student takes the agent's place: the same one answers in every round."""
     batched: BatchedConfig = Field(default_factory=BatchedConfig)

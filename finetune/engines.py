@@ -12,6 +12,7 @@ from reflux.finetune import missing_training_packages
 from reflux.finetune.engine.client import BatchedClient
 from reflux.finetune.engine_config import BatchedConfig, EngineSpec
 
+
 class Engine(ChatClient, Protocol):
     """Completes chats for the base and the students of a run folder, by their names there."""
 

@@ -10,156 +10,24 @@ Verified against vLLM 0.32. Not covered: SGLang, which names adapters and loads 
 
 import asyncio
 import hashlib
-import json
 import os
-import re
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import openai
-
-from reflux.agents.clients.chat_protocol import request_body
 from reflux.agents.clients.endpoints import endpoint_with_key
 from reflux.agents.clients.llama_cpp import ModelFiles, file_sha256
-from reflux.agents.clients.openai import OpenAIClient
-from reflux.agents.clients.refusals import Refusal
-from reflux.agents.errors import EndpointError, MissingError, RefluxError, UsageError
+from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.types import ChatRequest, Completion
 from reflux.finetune.bases import Base
-from reflux.finetune.engine.vllm_server import RANKS, VllmServer
+from reflux.finetune.engine.vllm_client import Card, VllmClient
+from reflux.finetune.engine.vllm_server import VllmServer
 from reflux.finetune.engine_config import EngineSpec
 
 KEPT = 4
 """Students that stay loaded; the one that was loaded first is unloaded first."""
-OVER_RANK = re.compile(r"rank (\d+) is greater than max_lora_rank (\d+)")
-NO_FILE = re.compile(r"no adapter found|no such file|not found for|does not exist", re.IGNORECASE)
-PLAIN_SAMPLING = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Against the defaults of the model's generation config, which the other engines do not read."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """One entry of the list of models."""
-
-    id: str
-    root: str
-    """Folder or Hub id of its weights."""
-    parent: str
-    """The base of an adapter; empty for a base."""
-
-
-class VllmClient(OpenAIClient):
-    """The chat protocol of one vLLM, and its adapters."""
-
-    thinking = False
-    """As the base is configured: rows and requests are rendered alike."""
-
-    def _body(self, request: ChatRequest, stream: bool = False) -> dict[str, Any]:
-        body = super()._body(request, stream)
-        # An empty system message keeps a template from adding its own: rows are rendered with it.
-        body["messages"] = request_body(request)["messages"]
-        chosen = {"enable_thinking": self.thinking, **body.get("chat_template_kwargs", {})}
-        return PLAIN_SAMPLING | body | {"chat_template_kwargs": chosen}
-
-    async def cards(self) -> list[Card]:
-        """The models that the server has now.
-
-        Raises:
-            EndpointError: it does not answer, or with something else.
-        """
-        reply = json.loads(await self._call("/models"))
-        try:
-            return [
-                Card(card["id"], card.get("root") or card["id"], card.get("parent") or "")
-                for card in reply["data"]
-            ]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EndpointError(f"{self.base_url} lists no models: is it a vLLM?") from error
-
-    async def load_adapter(self, name: str, path: str) -> None:
-        """Load the PEFT adapter at `path`, as the server sees it, under a name.
-
-        Raises:
-            UsageError: its rank is above the server's limit.
-            MissingError: the server loads no adapters, or does not find this one.
-            EndpointError: it failed, or does not answer.
-        """
-        try:
-            await self._call("/load_lora_adapter", {"lora_name": name, "lora_path": path})
-        except openai.APIStatusError as error:
-            refusal = Refusal.of(error)
-            if "already been loaded" not in refusal.words:
-                raise self._explain(refusal, name, path) from error
-
-    async def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; one that is gone already is fine.
-
-        Raises:
-            EndpointError: the server does not answer.
-        """
-        try:
-            await self._call("/unload_lora_adapter", {"lora_name": name})
-        except openai.APIStatusError as error:
-            if Refusal.of(error).status != 404 and error.status_code != 404:
-                raise EndpointError(f"{self.base_url} keeps {name}: {error}") from error
-
-    def forget(self, name: str) -> None:
-        """Ask for a model again that was refused a moment ago."""
-        self._closed.pop(name, None)
-        for request in [request for request in self._refused if request.model == name]:
-            del self._refused[request]
-
-    async def _call(self, path: str, body: Any = None) -> bytes:
-        """One request beside the chat: a GET, or a POST of `body`.
-
-        Raises:
-            openai.APIStatusError: the server refused a POST.
-            EndpointError: it does not answer, or refused a GET.
-        """
-        failures: list[str] = []
-        refused: openai.APIStatusError | None = None
-        with self._explained("", failures), self._client() as client:
-            try:
-                if body is None:
-                    return await client.get(path, cast_to=bytes)
-                return await client.post(path, cast_to=bytes, body=body)
-            except self.errors as error:
-                if body is None or not isinstance(error, openai.APIStatusError):
-                    failures.append(self._one_line(error))
-                    raise
-                refused = error
-        raise refused
-
-    def _explain(self, refusal: Refusal, name: str, path: str) -> RefluxError:
-        words, url = refusal.words, self.base_url
-        if "is not enabled" in words:
-            return MissingError(f"{url} serves no adapters: start vLLM with --enable-lora")
-        if match := OVER_RANK.search(words):
-            enough = next((rank for rank in RANKS if rank >= int(match[1])), match[1])
-            return UsageError(
-                f"{name} has rank {match[1]}, and {url} takes at most {match[2]}: start vLLM with "
-                f"--max-lora-rank {enough}, or lower lora.r"
-            )
-        if NO_FILE.search(words):
-            return MissingError(
-                f"{url} does not find {path}: give its machine the run folder, and name in "
-                "engine.students where it finds `students`"
-            )
-        if refusal.kind in ("missing", "page") or "Not Found" in words:
-            return MissingError(
-                f"{url} loads no adapters while it runs: start vLLM with "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, or with --lora-modules "
-                f"{name}={path}"
-            )
-        if refusal.kind == "key":
-            return MissingError(f"{url} refused {name}: {words}; check {self._names[1]}")
-        return EndpointError(
-            f"{url} could not load {name}: {words}; does it serve the base that the student was "
-            "trained from?"
-        )
 
 
 class VllmEngine:
@@ -232,7 +100,7 @@ class VllmEngine:
         try:
             await client.load_adapter("reflux-probe", nowhere)
         except MissingError as error:
-            if nowhere not in str(error):
+            if f"does not find {nowhere}" not in str(error):
                 raise
 
     async def close(self) -> None:
@@ -263,11 +131,11 @@ class VllmEngine:
             if self._client is None:
                 self._client = await self._connect()
             if model not in self._names:
-                files = self._resolve(model)
-                if files.peft is None:
-                    self._names[model] = await self._base_at(self._client, _base_of(files))
-                else:
-                    self._names[model] = await self._student_at(self._client, model, files)
+                files, cards = self._resolve(model), await self._client.cards()
+                name = self._base_at(self._client, cards, _base_of(files))
+                if files.peft is not None:
+                    name = await self._student_at(self._client, cards, model, files)
+                self._names[model] = name
             return self._client, self._names[model]
 
     async def _connect(self) -> VllmClient:
@@ -284,18 +152,18 @@ class VllmEngine:
         client.thinking = base.config.thinking
         return client
 
-    async def _base_at(self, client: VllmClient, base: Base) -> str:
+    def _base_at(self, client: VllmClient, served: Sequence[Card], base: Base) -> str:
         """The name under which the server serves the base.
 
         Raises:
             UsageError: it serves others only.
         """
-        cards = [card for card in await client.cards() if not card.parent]
+        cards = [card for card in served if not card.parent]
         if (wanted := self._spec.model) != "":
             if wanted in [card.id for card in cards]:
                 return wanted
-            served = ", ".join(card.id for card in cards) or "none"
-            raise UsageError(f"{client.base_url} serves {served}, not engine.model: {wanted}")
+            names = ", ".join(card.id for card in cards) or "none"
+            raise UsageError(f"{client.base_url} serves {names}, not engine.model: {wanted}")
         if (same := next((card for card in cards if _same(card.root, base)), None)) is not None:
             return same.id
         others = ", ".join(dict.fromkeys(card.root for card in cards)) or "no base"
@@ -305,14 +173,16 @@ class VllmEngine:
             f"that one, or, if they are the same weights, set engine.model: {named}"
         )
 
-    async def _student_at(self, client: VllmClient, model: str, files: ModelFiles) -> str:
+    async def _student_at(
+        self, client: VllmClient, served: Sequence[Card], model: str, files: ModelFiles
+    ) -> str:
         """The name under which the server has a student, loaded if needed."""
         assert files.peft is not None  # noqa: S101 - the caller has asked
         digest = hashlib.sha256(" ".join(_adapter_hashes(files)).encode()).hexdigest()
         name = f"{model}-{digest[:12]}"
         folder = self._spec.students.rstrip("/")
         path = f"{folder}/{files.peft.name}" if folder else str(files.peft.resolve())
-        for card in await client.cards():
+        for card in served:
             if card.parent and (card.id == name or card.root in (path, str(files.peft))):
                 return card.id
         await client.load_adapter(name, path)

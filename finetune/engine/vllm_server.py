@@ -20,12 +20,11 @@ import httpx2
 from reflux.agents.clients.connections import http_client
 from reflux.agents.errors import MissingError, UsageError
 from reflux.finetune.bases import Base
+from reflux.finetune.engine.vllm_client import RANKS
 
 START_SECONDS, STOP_SECONDS = 1800.0, 30.0
 """Time to load and compile a large base, and from the request to stop until the kill."""
 POLL_SECONDS = 0.25
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Those that `--max-lora-rank` takes."""
 TETHER = (
     'exec 3<&0 </dev/null; "$@" 3<&- & child=$!; '
     "{ read -r _ <&3; kill -TERM $child; } 2>/dev/null & wait $child"
@@ -77,7 +76,9 @@ class VllmServer:
             )
         rank = next((rank for rank in RANKS if rank >= self._rank), None)
         if rank is None:
-            raise UsageError(f"lora.r is {self._rank}, and vLLM takes at most {RANKS[-1]}: lower it")
+            raise UsageError(
+                f"lora.r is {self._rank}, and vLLM takes at most {RANKS[-1]}: lower it"
+            )
         folder, template = await asyncio.to_thread(_files_of, base)
         self._scratch = tempfile.TemporaryDirectory(prefix="reflux-vllm-")
         template_file = Path(self._scratch.name) / "chat_template.jinja"

@@ -225,9 +225,7 @@ async def _climb(
 ) -> list[dict[str, Any]]:
     from reflux.finetune.rounds import run_rounds
 
-    run = OpenRun(
-        folder, config.engine_settings, llama_cpp=config.llama_cpp, agent=config.agent
-    )
+    run = OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp, agent=config.agent)
     with ProgressView() as view:
         async with run:
             await run.check_engine()

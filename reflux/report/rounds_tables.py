@@ -54,9 +54,7 @@ def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
         for each in models
     ]
     figures = ("calls", "cached", "tokens", "cost")
-    return table_of(
-        ("model", *figures), rows, title="Models", wraps=("model",), right=figures
-    )
+    return table_of(("model", *figures), rows, title="Models", wraps=("model",), right=figures)
 
 
 def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:

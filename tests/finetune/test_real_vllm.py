@@ -74,7 +74,9 @@ async def test_refusals_are_those_that_the_mock_has(
     (card,) = [card for card in await client.cards() if card.parent]
     assert card.id.startswith("student-r0-")
     await client.unload_adapter(card.id)
-    assert (await beside.complete(ChatRequest("student-r0", request.messages, request.sampling))).text
+    assert (
+        await beside.complete(ChatRequest("student-r0", request.messages, request.sampling))
+    ).text
     elsewhere = EngineSpec("vllm", students="/nowhere", **spec)
     engine = VllmEngine(folder.models, elsewhere, 16, Path("unused"))
     with pytest.raises(MissingError, match=r"engine\.students"):
