@@ -149,7 +149,7 @@ def climb(
 ) -> None:
     """Run rounds in a folder and show the report."""
     check_training_packages()
-    config = settle_config(folder, config_file, base, resume)
+    config = settle_config(folder, config_file, resume, base)
     if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
     if not folder.exists:  # An invalid config begins no run.
@@ -233,7 +233,7 @@ async def _climb(
 
 
 def settle_config(
-    folder: RunFolder, config_file: Path | None, base: str, resume: bool
+    folder: RunFolder, config_file: Path | None, resume: bool, base: str = ""
 ) -> RoundsConfig:
     """The config of the folder on resume, otherwise that of the file, with the base of the command
     line where it names one.
