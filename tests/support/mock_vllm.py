@@ -89,14 +89,14 @@ class MockVllm:
             )
         failed = "Call to add_lora method failed: "
         if not self.lora:
-            return refusal(f"{failed}LoRA is not enabled. Use --enable-lora to enable LoRA.", 400)
+            return broken(f"{failed}LoRA is not enabled. Use --enable-lora to enable LoRA.")
         if not self.sees(path):
-            words = f"{failed}Loading lora {name} failed: No adapter found for {path}"
+            words = f"Loading lora {name} failed: No adapter found for {path}"
             return refusal(words, 404, "NotFoundError")
         config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
         if config["r"] > self.max_rank:
             words = f"LoRA rank {config['r']} is greater than max_lora_rank {self.max_rank}."
-            return refusal(failed + words, 400)
+            return broken(failed + words)
         self.adapters[name] = path
         self.loads.append(name)
         return Reply(f"Success: LoRA adapter '{name}' added successfully.")
@@ -122,6 +122,11 @@ class MockVllm:
 def refusal(words: str, status: int, kind: str = "BadRequestError") -> Reply:
     """An error body of vLLM."""
     return Reply({"error": {"message": words, "type": kind, "param": None, "code": status}}, status)
+
+
+def broken(words: str) -> Reply:
+    """What the engine raised."""
+    return refusal(words, 500, "InternalServerError")
 
 
 @contextmanager
