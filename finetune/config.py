@@ -1,16 +1,23 @@
 """The config of a run. Unknown keys are errors."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
+from reflux.finetune.engine_config import BatchedConfig, EngineSpec, engine_spec
 from reflux.finetune.task_config import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -47,20 +54,6 @@ class BaseConfig(Strict):
     def _from_name(cls, value: Any) -> Any:
         """A text is a model's name."""
         return {"model": value} if isinstance(value, str) else value
-
-
-@dataclass(frozen=True)
-class BatchedConfig:
-    """Settings of the batched engine."""
-
-    rows: Annotated[int, Field(ge=1)] = 128
-    """Maximum requests that are decoded together."""
-    context: Annotated[int, Field(ge=2)] = 4096
-    """Maximum tokens of a request, prompt and completion; the model may have fewer."""
-    models: Annotated[int, Field(ge=1)] = 3
-    """Models in memory; the least recently used is dropped first."""
-    prefix_cache: bool = True
-    """Prefill what the prompts of a system message begin with once, and keep it."""
 
 
 class RoundSpec(Strict):
@@ -136,8 +129,14 @@ class RoundsConfig(TaskConfig, Strict):
     flags: RedFlags = Field(default_factory=RedFlags)
     checks: CheckPolicy = Field(default_factory=CheckPolicy)
     spend_limit: SpendLimitConfig = Field(default_factory=SpendLimitConfig)
-    engine: Literal["batched", "llama.cpp"] = "batched"
-    """Runs the models; in a batched run, llama.cpp answers requests with tools or schemas."""
+    engine: Annotated[EngineSpec, BeforeValidator(engine_spec)] = EngineSpec()
+    """Runs the models: a kind, or a mapping with a `kind`. In a batched run, llama.cpp answers
+    requests with tools or schemas."""
+    agent: Annotated[EngineSpec | None, BeforeValidator(engine_spec)] = None
+    """The agent until a student takes its place, if not the base: `endpoint:MODEL@URL`, or a
+    mapping as of `engine`. That of round 0, which has only imitated the overseer, does not."""
+    keep_agent: bool = False
+    """No student takes the agent's place: the same one answers in every round."""
     batched: BatchedConfig = Field(default_factory=BatchedConfig)
     llama_cpp: EngineConfig = Field(default_factory=EngineConfig)
     gates: GateConfig = Field(default_factory=GateConfig)
@@ -149,9 +148,10 @@ class RoundsConfig(TaskConfig, Strict):
     """Goes unchanged to PEFT's LoraConfig."""
 
     @property
-    def engine_settings(self) -> EngineConfig | BatchedConfig:
+    def engine_settings(self) -> EngineConfig | BatchedConfig | EngineSpec:
         """Settings of the engine that runs the models."""
-        return self.batched if self.engine == "batched" else self.llama_cpp
+        here = {"batched": self.batched, "llama.cpp": self.llama_cpp}
+        return here.get(self.engine.kind, self.engine)
 
     @field_validator("rounds", mode="before")
     @classmethod
@@ -168,6 +168,27 @@ class RoundsConfig(TaskConfig, Strict):
         if not self.spend_limit.prices and not self.limits.money is self.spend_limit.money is None:
             raise ValueError("money is limited, and no model has a price: add spend_limit.prices")
         return self
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> "RoundsConfig":
+        if self.agent is not None and self.agent.kind != "endpoint":
+            raise ValueError(f"agent is {self.agent.kind}: write endpoint:MODEL@URL")
+        if self.engine.kind == "endpoint" and not self.keep_agent:
+            raise ValueError(
+                "an endpoint loads no student, and each promoted student becomes the agent: take "
+                "the engine vllm, batched or llama.cpp, or set keep_agent: true"
+            )
+        return self
+
+    @property
+    def first_agent(self) -> str:
+        """The name of the agent before any student is."""
+        return "base" if self.agent is None else self.agent.name
+
+    @property
+    def lora_rank(self) -> int:
+        """The highest rank of a student's matrices."""
+        return max([self.lora.get("r", 16), *(self.lora.get("rank_pattern") or {}).values()])
 
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
         """A context with the config's limits, votes and checks; `more` sets further fields."""

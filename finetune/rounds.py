@@ -108,7 +108,7 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
     }
     done = [*state["done"], entry]
     write_report(stages, done, state["seconds"])
-    model = student_name(number) if results["promoted"] else state["model"]
+    model = stages.next_agent(number, state["model"], results["promoted"])
     return {"number": number + 1, "model": model, "results": {}, "done": done}
 
 
@@ -155,7 +155,8 @@ async def run_rounds(
         start: RoundsState | None = None
         if not state:
             start = {
-                "number": stages.first, "model": "base", "results": {}, "done": [], "seconds": 0.0
+                "number": stages.first, "model": config.first_agent, "results": {}, "done": [],
+                "seconds": 0.0,
             }  # fmt: skip
         elif state["number"] > stages.last:
             return state["done"]

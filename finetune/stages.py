@@ -210,6 +210,7 @@ class Stages:
                     seed=self.config.seed,
                 ),
             )
+            await self.run.rest()
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))
         report = registry.get(name).config["report"]
         return {**report, "rows": len(rows), "trained_rows": len(training_rows)}
@@ -219,6 +220,7 @@ class Stages:
 
         They are held out, but in round 0, which imitates the overseer, its primitives.
         """
+        await self.run.load(student_name(number))
         systems: dict[str, System] = {
             "direct": Direct(self.context("base")),
             "amplified": Amplified(self.context(model)),
@@ -248,6 +250,15 @@ class Stages:
             ]
             scores["agreement"] = agreement(self.task, questions, *outcomes)
         return scores
+
+    def next_agent(self, number: int, model: str, promoted: bool) -> str:
+        """The agent after a round: its promoted student, unless the config keeps another.
+
+        The student of round 0 has imitated the overseer alone, and takes no named agent's place.
+        """
+        imitates = number == 0 and self.config.agent is not None
+        takes_over = promoted and not imitates and not self.config.keep_agent
+        return student_name(number) if takes_over else model
 
     async def gates(self, number: int, model: str, scores: dict[str, Any]) -> list[dict[str, Any]]:
         """Measure the gates of the round's student."""
@@ -279,6 +290,8 @@ class Stages:
             questions, model = self.task.primitives(), student_name(0)
             sources = [self.source(n, "student-imitation", "primitive") for n in (0, 1)]
         else:
+            if self.config.agent is not None or self.config.keep_agent:
+                model = self.run.folder.current_model()  # Students are compared with students.
             questions = self.held_out(number - 1)[:200]
             if not any(map(self.task.has_truth, questions)):
                 return None
@@ -311,6 +324,7 @@ class Stages:
         context = self.context(student_name(number))
         questions = self.held_out(number)[:200]
         activity = "compare the PEFT adapter with its GGUF export"
+        await self.run.rest()  # The other engine needs the memory.
         # The run's own engine has answered these questions in the evaluation.
         answers = [
             await self.answers(

@@ -1,4 +1,4 @@
-"""What baskets of fruit cost: a task whose overseer is a script, with neither levels nor primitives.
+"""What baskets of fruit cost: a task with a script as overseer, without levels and primitives.
 
     A basket holds 3 apples at 4 cents each, 7 pears at 6 cents each. What does it cost?   →   54
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.questions import check_questions, question_lines
     from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
     from reflux.finetune.run_folder import OpenRun, RunFolder
-    from reflux.report.rounds_tables import hard_lines, rounds_tables
+    from reflux.report.rounds_tables import hard_lines, models_table, rounds_tables
     from reflux.report.terminal import ERR, OUT, command, emit, say
     from reflux.tasks import DEFAULT_TASK, run_task, task_named
 
@@ -48,6 +48,7 @@ RUN_PARTS = (
     "students",
     "report.json",
     "report.png",
+    "vllm.log",
     "lock",
 )
 """Files and folders that a run creates."""
@@ -177,6 +178,9 @@ def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) ->
         OUT.print()
     for line in hard_lines(reports):
         OUT.print(line)
+    if spent := folder.report().get("models"):
+        OUT.print(models_table(spent))
+        OUT.print()
     say(f"chart: {folder.chart_path}   report: {folder.report_path}")
     if parity := reports[-1].get("parity"):
         OUT.print(
@@ -220,9 +224,12 @@ async def _climb(
     async with open_tools(task.tool_names) as grants:  # Before a run begins: one may be missing.
         if not folder.exists:
             folder.save_config(config.model_dump(mode="json"))
-        run = OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp)
+        run = OpenRun(
+            folder, config.engine_settings, llama_cpp=config.llama_cpp, agent=config.agent
+        )
         with ProgressView() as view:
             async with run:
+                await run.check_engine()
                 return await run_rounds(run, config, task, view, rounds, grants)
 
 
