@@ -32,6 +32,7 @@ def judge(
     student: float | None = None,
     before: tuple[float, float] | None = None,
     canary: float | None = None,
+    parity: float | None = None,
 ) -> list[Gate]:
     """The gates of one round.
 
@@ -40,6 +41,7 @@ def judge(
         amplified, student: accuracy on the same held-out questions.
         before: accuracy on the level of the round before of (the agent, the student).
         canary: mean overlap with the base.
+        parity: share of prompts on which the engines agree with plain PEFT.
     """
     gates: list[Gate] = []
     if imitation is not None:
@@ -51,6 +53,8 @@ def judge(
         gates.append(Gate("no_regression", before[1] - before[0], -config.regression))
     if canary is not None:
         gates.append(Gate("canary", canary, config.canary))
+    if parity is not None:
+        gates.append(Gate("parity", parity, config.parity))
     return gates
 
 

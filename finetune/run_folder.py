@@ -226,16 +226,6 @@ class OpenRun:
         for call in self.store.select(newest, (max_replies,)) if warm else ():
             self.cache.put(call["request_digest"], completion_of(call))
 
-    def other_engine(self) -> RecordedClient:
-        """Calls to llama.cpp in a run of the batched engine, and the reverse; the run's own where
-        another client replaces the engine."""
-        if not self._engines:
-            return self.recorded_client
-        if isinstance(engine := self._engines[0], BatchedClient):
-            return RecordedClient(CachedClient(engine.llama_cpp), self.store)
-        self._engines.append(batched := BatchedClient(self.folder.models))
-        return RecordedClient(CachedClient(batched), self.store)
-
     async def __aenter__(self) -> "OpenRun":
         return self
 
