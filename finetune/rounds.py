@@ -86,7 +86,7 @@ async def promote(stages: Stages, state: RoundsState) -> dict[str, Any]:
     if number > 0 and (is_last or not promoted):
         amplified = await score_levels(stages, number, "amplified", state["model"])
         by_level = [*by_level, *amplified]
-    parity = await stages.parity(number) if is_last and number > 0 else None
+    parity = registry.get(name).parity
     return {"promoted": promoted, "by_level": by_level, "parity": parity}
 
 

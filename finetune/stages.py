@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from reflux.agents.budget import SpendLimit
@@ -277,6 +277,9 @@ class Stages:
                 measured["passed"] = amplified["passed"]["share"], student["passed"]["share"]
             if student["accuracy"] is None:
                 measured["agreement"] = scores["agreement"]["share"]
+        parity = self.run.folder.registry.get(name).parity
+        if parity is not None:
+            measured["parity"] = parity["agreement"]
         gates = judge(self.config.gates, canary=canary, **measured)
         return [gate.to_json() for gate in gates]
 
@@ -317,26 +320,6 @@ class Stages:
         pairs = zip(*replies, strict=True)
         shared = [overlap(a["answer"] or "", b["answer"] or "") for a, b in pairs]
         return sum(shared) / len(shared)
-
-    async def parity(self, number: int) -> dict[str, Any]:
-        """Share of held-out questions on which a student's PEFT adapter in the batched engine and
-        its GGUF export in llama.cpp give the same greedy answer."""
-        context = self.context(student_name(number))
-        questions = self.held_out(number)[:200]
-        activity = "compare the PEFT adapter with its GGUF export"
-        await self.run.rest()  # The other engine needs the memory.
-        # The run's own engine has answered these questions in the evaluation.
-        answers = [
-            await self.answers(
-                Direct(system), self.source(number, key, "held_out"), questions, activity
-            )
-            for key, system in (
-                ("student", context),
-                ("parity", replace(context, recorded_client=self.run.other_engine())),
-            )
-        ]
-        equal = sum(a["answer"] == b["answer"] for a, b in zip(*answers, strict=True))
-        return {"agreement": equal / max(1, len(questions)), "n": len(questions)}
 
 
 def student_name(number: int) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.questions import check_questions, question_lines
     from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
     from reflux.finetune.run_folder import OpenRun, RunFolder
-    from reflux.report.rounds_tables import hard_lines, models_table, rounds_tables
+    from reflux.report.rounds_tables import hard_lines, models_table, parity_text, rounds_tables
     from reflux.report.terminal import ERR, OUT, command, emit, say
     from reflux.tasks import DEFAULT_TASK, run_task, task_named
 
@@ -183,11 +183,7 @@ def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) ->
         OUT.print()
     say(f"chart: {folder.chart_path}   report: {folder.report_path}")
     if parity := reports[-1].get("parity"):
-        OUT.print(
-            "The last student's adapter in the batched engine and its GGUF export in llama.cpp "
-            f"give the same answer to {parity['agreement']:.1%} of {parity['n']} held-out "
-            "questions."
-        )
+        OUT.print(f"The last student's answers in other engines: {parity_text(parity)}.")
     if folder.registry.current() is not None:
         question = '"304+517"' if task == DEFAULT_TASK else "QUESTION"
         hint = f"Try: reflux ask {question} {command('--run', folder.path)}"

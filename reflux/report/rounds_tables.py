@@ -91,6 +91,17 @@ def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def parity_text(parity: Mapping[str, Any] | None) -> str:
+    """`batched 12/12, llama.cpp 11/12 as in PEFT`, or a dash."""
+    if not parity:
+        return "–"
+    agreeing = (
+        f"{name} {counts['same'] + counts['near']}/{parity['n']}"
+        for name, counts in parity["engines"].items()
+    )
+    return f"{', '.join(agreeing)} as in PEFT"
+
+
 def accuracy_text(score: Mapping[str, Any] | None) -> str:
     """`0.985 [0.97, 0.99]`, or a dash."""
     if not score or score["accuracy"] is None:
