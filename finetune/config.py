@@ -1,7 +1,7 @@
 """The config of a run. Unknown keys are errors."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -54,6 +54,29 @@ class BaseConfig(Strict):
     def _from_name(cls, value: Any) -> Any:
         """A text is a model's name."""
         return {"model": value} if isinstance(value, str) else value
+
+
+class TrainingConfig(Strict):
+    """How a student is trained."""
+
+    sft: dict[str, Any] = {}
+    """Goes unchanged to TRL's SFTConfig."""
+    lora: dict[str, Any] = {}
+    """Goes unchanged to PEFT's LoraConfig."""
+    evaluation: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`)."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Evaluations without a lower loss after which training ends with the best weights so far."""
+    launch: str | dict[str, Any] | None = None
+    """Trains in several processes: options of `accelerate launch`, or a config file of its own."""
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Self:
+        if self.early_stopping is not None and not self.evaluation:
+            raise ValueError(
+                "early_stopping compares losses on rows held out: set evaluation: 0.05"
+            )
+        return self
 
 
 class RoundSpec(Strict):
@@ -111,7 +134,7 @@ class GateConfig(Strict):
     PEFT finds nearly as likely."""
 
 
-class RoundsConfig(TaskConfig, Strict):
+class RoundsConfig(TaskConfig, TrainingConfig):
     """Everything that decides a run."""
 
     base: BaseConfig = Field(default_factory=BaseConfig)
@@ -145,10 +168,6 @@ class RoundsConfig(TaskConfig, Strict):
     gates: GateConfig = Field(default_factory=GateConfig)
     max_concurrency: int = Field(default=64, ge=1)
     """Questions amplified at once."""
-    sft: dict[str, Any] = {}
-    """Goes unchanged to TRL's SFTConfig."""
-    lora: dict[str, Any] = {}
-    """Goes unchanged to PEFT's LoraConfig."""
 
     @property
     def engine_settings(self) -> EngineConfig | BatchedConfig | EngineSpec:
@@ -193,6 +212,11 @@ class RoundsConfig(TaskConfig, Strict):
         """The highest rank of a student's matrices."""
         return max([self.lora.get("r", 16), *(self.lora.get("rank_pattern") or {}).values()])
 
+    def distillation(self, number: int) -> "DistillConfig":
+        """The settings that a round's student is trained with."""
+        shared = {name: getattr(self, name) for name in DistillConfig.model_fields}
+        return DistillConfig(**{**shared, "sft": {**self.sft, **self.rounds[number].sft}})
+
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
         """A context with the config's limits, votes and checks; `more` sets further fields."""
         return AmplifyContext(
@@ -208,12 +232,10 @@ class RoundsConfig(TaskConfig, Strict):
         )
 
 
-class DistillConfig(Strict):
-    """Settings of one distillation; `sft` and `lora` go unchanged to TRL and PEFT."""
+class DistillConfig(TrainingConfig):
+    """Settings of one distillation."""
 
     base: BaseConfig = Field(default_factory=BaseConfig)
-    sft: dict[str, Any] = {}
-    lora: dict[str, Any] = {}
     seed: int = 0
 
 

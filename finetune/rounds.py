@@ -104,6 +104,7 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
         "trained_rows": distilled["trained_rows"],
         "train_seconds": round(distilled["seconds"], 1),
         "examples_per_second": round(distilled["examples_per_second"], 2),
+        "loss": distilled.get("curve", {}),
         **{key: results[key] for key in ("amplify", "gates", "promoted", "by_level", "parity")},
     }
     done = [*state["done"], entry]

@@ -53,6 +53,7 @@ class RunFolder:
         self.id_path = path / "run.json"
         self.report_path = path / "report.json"
         self.chart_path = path / "report.png"
+        self.loss_path = path / "loss.png"
         self.registry = Registry(path / "students")
         self._lock: IO[str] | None = None
 

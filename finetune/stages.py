@@ -16,7 +16,7 @@ from typing import Any
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
 from reflux.agents.tools.protocol import Grants
-from reflux.finetune.config import DistillConfig, RoundsConfig, RoundSpec
+from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.gates import agreement, judge, passed_checks
 from reflux.finetune.questions import (
     MAX_HELD_OUT,
@@ -203,12 +203,7 @@ class Stages:
                 round=number,
                 rows=[row.train() for row in training_rows],
                 rows_digest=rows_digest(training_rows),
-                config=DistillConfig(
-                    base=self.config.base,
-                    sft={**self.config.sft, **self.spec(number).sft},
-                    lora=self.config.lora,
-                    seed=self.config.seed,
-                ),
+                config=self.config.distillation(number),
             )
             await self.run.rest()
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))

@@ -49,6 +49,7 @@ RUN_PARTS = (
     "report.json",
     "report.png",
     "vllm.log",
+    "loss.png",
     "lock",
 )
 """Files and folders that a run creates."""
@@ -155,10 +156,10 @@ def climb(
     if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
     if not folder.exists:  # An invalid config begins no run.
-        from reflux.finetune.train.sft import check_options
+        from reflux.finetune.train.options import check_options
 
-        for spec in config.rounds:
-            check_options({**config.sft, **spec.sft}, config.lora)
+        for number in range(len(config.rounds)):
+            check_options(config.distillation(number))
         check_questions(config, task := run_task(config))
         for line in () if as_json else question_lines(config, task):
             ERR.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -278,7 +279,8 @@ def distill(
         str, typer.Option("--student", help="Name of the new student.")
     ] = "student-custom",
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML with `sft:`, `lora:` and `seed:`.")
+        Path | None,
+        typer.Option("--config", help="YAML: `sft:`, `lora:`, `evaluation:`, …"),
     ] = None,
     base: BaseName = "",
     as_json: Json = False,
