@@ -133,6 +133,8 @@ class Project:
         ref = self.ref
         with _LOCK:
             self.activate()
+            for variable, text in ref.env.items():
+                os.environ.setdefault(variable, text)
             with _explained(self), _arguments(str(ref.file or ref.module)):
                 module = _outside_loop(self._module)
         value: Any = module

@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import json
+import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
+from unittest.mock import patch
 
 import httpx
 import openai
@@ -329,6 +331,23 @@ async def test_the_digest_is_over_versions_and_options_and_not_over_the_place(
     assert load_graph("proj/app.py:graph").digest == first
     monkeypatch.setattr(user_sources, "_version", lambda package: f"another {package}")
     assert load_graph("proj/app.py:graph").digest != first
+
+
+@pytest.mark.parametrize(
+    ("variable", "counts"), [("MODEL_OF_TESTS", True), ("TESTS_API_KEY", False)]
+)
+def test_the_digest_is_over_variables_of_langgraph_json_but_keys(
+    folder: Path, variable: str, counts: bool
+) -> None:
+    config = {"graphs": {"agent": "./app.py:graph"}, "env": ".env"}
+    write(folder, {"langgraph.json": json.dumps(config), "app.py": "graph = str.upper\n"})
+    digests: list[str] = []
+    for value, set_before in (("a", {}), ("b", {}), ("b", {variable: "a"})):
+        write(folder, {".env": f"{variable}={value}\n"})
+        with patch.dict(os.environ, set_before):
+            digests.append(load_graph("langgraph.json").digest)
+    assert (digests[0] != digests[1]) is counts
+    assert digests[0] == digests[2]  # What is set stays.
 
 
 async def test_projects_do_not_see_each_other(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """Projects as users have them: every shape of a graph, and every layout of a folder, answers."""
 
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -24,7 +26,8 @@ ASKED = Origin("run", 0, "graph", "any", "file")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder; its modules are gone afterwards."""
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    with patch.dict(os.environ):
+        yield tmp_path
     if Project.active is not None:
         Project.active.deactivate()
 
@@ -166,6 +169,25 @@ SHAPES: dict[str, Shape] = {
             "src/agent/app.py": MESSAGES + "graph = builder.compile()",
         },
         "langgraph.json",
+    ),
+    "langgraph.json with a file of variables": Shape(
+        {
+            "langgraph.json": '{"graphs": {"agent": "./app.py:graph"}, "env": "./my.env"}',
+            "my.env": "MARK_OF_TESTS='?'\n",
+            "app.py": "import os\nmark = os.environ['MARK_OF_TESTS']\n"
+            "graph = lambda question: question.upper() + mark\n",
+        },
+        "langgraph.json:agent",
+        answer="AB?",
+    ),
+    "langgraph.json with variables": Shape(
+        {
+            "langgraph.json": '{"graphs": {"agent": "./app.py:graph"}, "env": {"OTHER_MARK": 7}}',
+            "app.py": "import os\n"
+            "graph = lambda question: question.upper() + os.environ['OTHER_MARK']\n",
+        },
+        "langgraph.json:agent",
+        answer="AB7",
     ),
     "configurable": Shape(
         STATE + "class State(TypedDict):\n    question: str\n    answer: str\n"

@@ -42,6 +42,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         code_of,
         graph_options_of,
         load_graphs,
+        price_hints,
         prices_of,
         record_lines,
         say_limits,
@@ -228,6 +229,8 @@ def evaluate_systems(
         )  # fmt: skip
         say_limits(graphs, seconds, concurrency)
         results = run_async(_evaluate(folder, plan, model, endpoints))
+    hints = (*results.hints, *price_hints(price or [], results))
+    results = replace(results, hints=hints)
     if as_json:
         emit(source | results.to_json())
     else:
