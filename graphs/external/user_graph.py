@@ -274,6 +274,9 @@ class UserGraph:
         given = values_of(self._input.of("")) if self._input else None
         if given and isinstance(error, KeyError) and error.args[:1] not in [(k,) for k in given]:
             return f"; it was given {', '.join(given)}: --input-key names another key"
+        wants_keys = "must be a dict" in str(error) or "indices must be integers" in str(error)
+        if wants_keys and given is None:
+            return "; it was given a text: --input-key names the key that gets the question"
         schema = getattr(self._runnable, "context_schema", None)
         lacks = isinstance(error, AttributeError | TypeError | KeyError)
         if lacks and schema is not None and not self.options.context:

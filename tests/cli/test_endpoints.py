@@ -224,3 +224,14 @@ def test_code_of_the_users_that_sets_variables_moves_no_model(
     assert body["hints"] == [
         "--price n: no answer called a model of that name, but app.py:graph, m"
     ]
+
+
+def test_a_graph_that_changes_the_folder_moves_no_report(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import os\ndef graph(question):\n    os.chdir('/')\n    return 'Lima'\n"
+    )
+    (tmp_path / "q.jsonl").write_text('{"question": "Capital of Peru?", "answer": "Lima"}\n')
+    words = ("eval", "--data", "q.jsonl", "--systems", "app.py:graph", "--out", "report")
+    code, _, err = command(*words)
+    assert code == 0, err
+    assert (tmp_path / "report" / "eval.json").is_file()

@@ -17,7 +17,7 @@ import openai
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.runtime import Runtime
@@ -450,6 +450,28 @@ async def test_an_option_that_does_not_fit_is_told(
         GraphOptions(configurable={"thread_id": "1"})
 
 
+async def test_a_failure_of_a_task_group_is_that_of_its_task(store: TraceStore) -> None:
+    async def node(state: dict[str, Any]) -> dict[str, Any]:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+        return {"answer": "never"}
+
+    async def fail() -> None:
+        raise LookupError("no such tool")
+
+    (outcome,) = await answers(store, one_node(node, dict))
+    assert outcome["error"].startswith("LookupError: no such tool")
+
+
+async def test_an_agent_of_another_framework_is_told_its_method(store: TraceStore) -> None:
+    class Agent:
+        def run(self, task: str) -> str:
+            return task
+
+    with pytest.raises(UsageError, match=r"name its method as mine:graph\.run"):
+        await answers(store, Agent())
+
+
 async def test_a_failure_names_the_option_that_may_be_missing(store: TraceStore) -> None:
     class Context(TypedDict):
         mark: str
@@ -460,6 +482,11 @@ async def test_a_failure_names_the_option_that_may_be_missing(store: TraceStore)
     (outcome,) = await answers(store, one_node(node, dict))
     assert "KeyError: 'topic' (test_user_graph.py, line " in outcome["error"]
     assert "); it was given question, messages: --input-key" in outcome["error"]
+    chain = RunnablePassthrough.assign(answer=str)
+    (outcome,) = await answers(store, chain, "ab?")
+    assert "it was given a text: --input-key names the key" in outcome["error"]
+    (outcome,) = await answers(store, chain, "ab!", input_key="question")
+    assert outcome["answer"] == "{'question': 'ab!'}"
     output = one_node(lambda state: {"answer": {"a": {"b": [1]}}}, dict)
     (outcome,) = await answers(store, output, "cd", output_key="answer.a.c")
     assert "--output-key answer.a.c: there is no 'c' in what it returned (b)" in outcome["error"]

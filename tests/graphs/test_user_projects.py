@@ -323,6 +323,25 @@ SHAPES: dict[str, Shape] = {
         "def graph(ask: Ask) -> Said:\n"
         "    return Said(final_answer=ask.prompt.upper() + '!', why='so')\n"
     ),
+    "number of NumPy's": Shape(
+        "import numpy as np\ngraph = lambda question: np.int64(7)\n", answer="7"
+    ),
+    "text of NumPy's in a state": Shape(
+        "import numpy as np\n" + STATE + "class State(TypedDict):\n    question: str\n"
+        "    answer: Any\n"
+        "def node(state):\n    return {'answer': np.str_(state['question'].upper() + '!')}\n"
+        "graph = build(State, node)\n"
+    ),
+    "event loop of the thread": Shape(
+        "import asyncio\nasync def later(text):\n    return text.upper() + '!'\n"
+        "def graph(question):\n"
+        "    return asyncio.get_event_loop().run_until_complete(later(question))\n"
+    ),
+    "method of an agent of another framework": Shape(
+        "class Agent:\n    def run(self, task):\n        return task.upper() + '!'\n"
+        "agent = Agent()\n",
+        "app.py:agent.run",
+    ),
     "generator": Shape("def graph(question):\n    yield question.upper()\n    yield '!'\n"),
     "async generator of chunks": Shape(
         "from langchain_core.messages import AIMessageChunk\n"

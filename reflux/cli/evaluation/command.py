@@ -30,6 +30,7 @@ from reflux.cli.contract import (
 )
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import os
     import sys
     from contextlib import AsyncExitStack, redirect_stdout
 
@@ -311,7 +312,9 @@ async def _evaluate(
                 named = key in plan.keys or key.startswith("judge ")
                 view(f"evaluate {key}" if named else trial, done, total, "")
 
+            here = Path.cwd()
             outcome = await compare(opened, plan, agent, stack, show, frozenset(endpoints))
+            os.chdir(here)  # A graph may have gone elsewhere.
         if plan.out is not None:
             from reflux.report.eval_page import write_report
 
