@@ -27,12 +27,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from reflux.agents.clients.chat_protocol import (
-    FINISHED,
-    function_spec,
-    read_logprobs,
-    sampling_fields,
-)
+from reflux.agents.clients.chat_protocol import function_spec, sampling_fields
+from reflux.agents.clients.chat_replies import finish_word, read_logprobs
 from reflux.agents.clients.reasoning import apart, content_of, reasoning_of
 from reflux.agents.clients.refusals import Refusal, kind_of, remedy_of, status_of
 from reflux.agents.clients.retries import RetryingClient, RetryPolicy, worth_retrying
@@ -138,8 +134,7 @@ def finish_of(metadata: Mapping[str, Any]) -> str:
     details = metadata.get("incomplete_details")
     reasons = [details.get("reason") if isinstance(details, Mapping) else None]
     reasons += [metadata.get(name) for name in FINISH_NAMES]
-    finish = str(next(filter(None, reasons), "stop")).lower()
-    return FINISHED.get(finish, finish)
+    return finish_word(str(next(filter(None, reasons), "stop")))
 
 
 def read_message(reply: Any) -> Completion:
