@@ -75,6 +75,8 @@ class Student(Strict):
     """Empty where llama.cpp does not know the architecture."""
     rows_digest: str
     config: dict[str, Any]
+    parity: dict[str, Any] | None = None
+    """Whether every engine gives the answers of plain PEFT; see `reflux.finetune.parity`."""
     created: str
     """UTC, ISO 8601."""
     path: Path = Field(exclude=True)

@@ -30,6 +30,7 @@ from reflux.finetune.base_model import load_base, quiet_libraries, wrapping_writ
 from reflux.finetune.bases import Base, find_base, folder_digest
 from reflux.finetune.config import BaseConfig, DistillConfig
 from reflux.finetune.export import can_export, export_adapter
+from reflux.finetune.parity import certify
 from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, Registry, StudentBase
 from reflux.finetune.train.dataset import check_rows, fit_length, hold_out
 from reflux.finetune.train.launch import train_in_processes
@@ -228,6 +229,8 @@ def distill(
             trained = train(plan.rows, base, folder, on_note=on_note, **options)
         if can_export(base.folder):
             export_adapter(folder, base.folder, folder / ADAPTER_GGUF)
+        progress(f"compare the engines on {plan.id}", 0, 1, "")
+        card["parity"] = certify(base, folder, plan.rows)
         card.update(
             parent=plan.parent,
             round=plan.round,

@@ -22,7 +22,6 @@ from reflux.agents.errors import RefluxError
 from reflux.finetune.train.packing import Packed, pack, packable, packed_attention
 
 SCALED_LOGITS = (
-    "final_logit_softcapping",
     "logit_scale",
     "logits_scaling",
     "lm_head_multiplier",
@@ -132,8 +131,7 @@ def _summed_loss(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, in
     hidden = model.get_decoder()(**arguments, use_cache=False).last_hidden_state[:, :-1]
     # Contiguous rows (counted, hidden): for a sliced 3-D input, linear copies the head's weight
     # once for each row of the batch.
-    logits = model.get_output_embeddings()(hidden[counted])
-    loss = cross_entropy(logits.float(), labels[counted], reduction="sum")
+    loss = _cross_entropy(model, hidden[counted], labels[counted])
     return loss, int(counted.sum())
 
 
@@ -144,8 +142,16 @@ def _packed_loss(model: Any, packed: Packed) -> tuple[torch.Tensor, int]:
             input_ids=packed.ids, position_ids=packed.positions, use_cache=False, packed=packed
         )
     hidden = out.last_hidden_state[0].index_select(0, packed.predicting)
+    return _cross_entropy(model, hidden, packed.labels), len(packed.labels)
+
+
+def _cross_entropy(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed over the tokens of hidden (tokens, size)."""
     logits = model.get_output_embeddings()(hidden)
-    return cross_entropy(logits.float(), packed.labels, reduction="sum"), len(packed.labels)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if cap is not None:  # Gemma 2, arXiv 2408.00118, section 2.
+        logits = (logits / cap).tanh() * cap
+    return cross_entropy(logits.float(), labels, reduction="sum")
 
 
 class _LoraLinear(torch.autograd.Function):
