@@ -64,8 +64,10 @@ class StudentTrainer(SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         model: Any = self.model
-        # Autocast chooses other precisions than the fused layer.
-        if self.accelerator.mixed_precision == "no":
+        # Autocast chooses other precisions than the fused layer, and a sharded adapter is whole in
+        # its own forward only.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.accelerator.mixed_precision == "no" and not sharded:
             fuse_lora(model)
 
     def compute_loss(
