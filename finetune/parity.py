@@ -31,7 +31,7 @@ from reflux.finetune.engine.generate import scheduler_for
 from reflux.finetune.questions import canary_prompts
 from reflux.finetune.registry import ADAPTER_GGUF
 
-ROW_PROMPTS, FIXED_PROMPTS, TOKENS = 8, 4, 8
+ROW_PROMPTS, FIXED_PROMPTS, TOKENS = 6, 2, 8
 NEAR = 0.5
 """Nats: most by which PEFT may prefer its own token to another engine's."""
 Chat = Sequence[Mapping[str, Any]]

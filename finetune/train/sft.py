@@ -90,6 +90,8 @@ class TrainReport:
     final_loss: float
     losses: list[float]
     """One for each step, in nats per token."""
+    lean: bool
+    """Whether training ran without padding and with fused layers, or as TRL does it."""
 
 
 def train(
@@ -157,6 +159,7 @@ def train(
         examples_per_second=round(steps.examples / seconds, 2),
         final_loss=trainer.losses[-1],
         losses=trainer.losses,
+        lean=trainer.lean,
     )
 
 

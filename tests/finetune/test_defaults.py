@@ -39,7 +39,9 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     RoundSpec: {
         "questions": 1000, "held_out": 400, "hard": 0.1, "primitive_repeats": 2, "sft": {},
     },
-    GateConfig: {"imitation": 0.95, "retention": 0.9, "regression": 0.05, "canary": 0.2, "parity": 0.75},
+    GateConfig: {
+        "imitation": 0.95, "retention": 0.9, "regression": 0.05, "canary": 0.2, "parity": 0.75,
+    },
     SpendLimitConfig: {
         "seconds": None, "money": None, "calls": None, "tokens": None, "prices": {},
     },
