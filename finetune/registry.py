@@ -110,6 +110,8 @@ class Registry:
         """
         self.check_new(id)
         self.root.mkdir(parents=True, exist_ok=True)
+        for left in self.root.glob(f".{id}-????????"):  # By a process that was killed.
+            shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{id}-", dir=self.root))
         fields: dict[str, Any] = {}
         try:

@@ -178,6 +178,14 @@ class LlamaCppClient:
         finally:
             self._busy[request.model] -= 1
 
+    async def load(self, model: str) -> None:
+        """Check that a model has its files, which are read with its first request.
+
+        Raises:
+            UsageError, MissingError: it has not.
+        """
+        self._resolve(model).for_llama_cpp()
+
     async def model_digest(self, model: str) -> str:
         """sha256 of the base file, and of the adapter file if there is one."""
         gguf, adapter = self._resolve(model).for_llama_cpp()

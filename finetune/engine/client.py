@@ -78,6 +78,14 @@ class BatchedClient:
         # Cancelling this cancels the job's future, too, and its row leaves at the next step.
         return await asyncio.wrap_future(job.future)
 
+    async def load(self, model: str) -> None:
+        """Check that a model has its files, which are read with its first request.
+
+        Raises:
+            UsageError, MissingError: it has not.
+        """
+        self._resolve(model)
+
     async def model_digest(self, model: str) -> str:
         """Digest of the base file and the adapter.
 

@@ -7,13 +7,15 @@ same products in the same precision, and rounds once where PEFT rounds sums to b
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear
 from torch.nn.functional import cross_entropy, linear
+from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reflux.agents.errors import RefluxError
@@ -28,6 +30,29 @@ SCALED_LOGITS = (
     "output_multiplier",
 )
 """Config keys of models whose logits take more than one matrix product."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+"""What torch's allocators say of a full memory."""
+
+
+@contextmanager
+def naming_memory(args: SFTConfig) -> Iterator[None]:
+    """Say what to lower where the memory is full.
+
+    Raises:
+        RefluxError: the memory is full.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's errors of the CPU have no class.
+        is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_full and not any(words in str(error) for words in NO_MEMORY):
+            raise
+        raise RefluxError(
+            f"the memory does not hold a training with {args.per_device_train_batch_size} rows of "
+            f"up to {args.max_length} tokens at once: lower sft.per_device_train_batch_size (and "
+            "raise sft.gradient_accumulation_steps) or sft.max_length, set "
+            "sft.gradient_checkpointing: true, or base.quantization: nf4"
+        ) from error
 
 
 class StudentTrainer(SFTTrainer):
@@ -41,13 +66,11 @@ class StudentTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.losses: list[float] = []
-        """Of each step; gradient accumulation adds up a step's parts."""
         model: Any = self.model
         self.lean = model.config.get_text_config().model_type in LEAN_MODELS
         """Whether the loss and the LoRA layers are ours."""
         # Autocast chooses other precisions than the fused layer.
-        if self.lean and not (self.args.bf16 or self.args.fp16):
+        if self.lean and self.accelerator.mixed_precision == "no":
             fuse_lora(model)
 
     def compute_loss(
@@ -103,9 +126,6 @@ class StudentTrainer(SFTTrainer):
                 f"{self._get_learning_rate():.3g} (peak {self.args.learning_rate:.3g}): lower "
                 "sft.learning_rate or raise sft.warmup_steps"
             )
-        if len(self.losses) == self.state.global_step:
-            self.losses.append(0.0)
-        self.losses[-1] += value
         return loss
 
 

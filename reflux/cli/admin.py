@@ -44,13 +44,13 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.gates import failed_gates
     from reflux.finetune.run_folder import RunFolder
     from reflux.models import endpoint
+    from reflux.report.rounds_tables import parity_text
     from reflux.report.terminal import (
         ERR,
         OUT,
         command,
         emit,
         escape,
-        parity_text,
         print_result,
         table_of,
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from importlib.resources import files
 
     from reflux.agents.errors import RefluxError, UsageError
+    from reflux.ask_context import open_tools
     from reflux.cli.progress import ProgressView
     from reflux.finetune import check_training_packages
     from reflux.finetune.config import (
@@ -27,19 +28,12 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         read_distill_config,
     )
     from reflux.finetune.gates import failed_gates
+    from reflux.finetune.questions import check_questions, question_lines
     from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
     from reflux.finetune.run_folder import OpenRun, RunFolder
-    from reflux.report.terminal import (
-        ERR,
-        OUT,
-        command,
-        emit,
-        hard_lines,
-        parity_text,
-        rounds_tables,
-        say,
-    )
-    from reflux.tasks import DEFAULT_TASK, task_named
+    from reflux.report.rounds_tables import hard_lines, models_table, parity_text, rounds_tables
+    from reflux.report.terminal import ERR, OUT, command, emit, say
+    from reflux.tasks import DEFAULT_TASK, run_task, task_named
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML config of the run; required to begin one.")
@@ -54,6 +48,8 @@ RUN_PARTS = (
     "students",
     "report.json",
     "report.png",
+    "vllm.log",
+    "loss.png",
     "lock",
 )
 """Files and folders that a run creates."""
@@ -156,25 +152,18 @@ def climb(
 ) -> None:
     """Run rounds in a folder and show the report."""
     check_training_packages()
-    config = settle_config(folder, config_file, base, resume)
+    config = settle_config(folder, config_file, resume, base)
     if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
     if not folder.exists:  # An invalid config begins no run.
-        from reflux.finetune.train.sft import check_options
+        from reflux.finetune.train.options import check_options
 
-        task = task_named(config.task)
-        for spec in config.rounds:
-            check_options({**config.sft, **spec.sft}, config.lora)
-            task.sample(1, spec.level, "train", config.seed)
-        if not task.primitives():
-            raise UsageError(
-                f"the task {task.name!r} has no primitives, and round 0 learns the overseer's "
-                "answers to them: give it `primitives()`; without them a task can be asked and "
-                "evaluated"
-            )
+        for number in range(len(config.rounds)):
+            check_options(config.distillation(number))
+        check_questions(config, task := run_task(config))
+        for line in () if as_json else question_lines(config, task):
+            ERR.print(line, soft_wrap=True, highlight=False, markup=False)
     folder.lock()
-    if not folder.exists:
-        folder.save_config(config.model_dump(mode="json"))
     reports = run_async(_climb(folder, config, rounds))
     if as_json:
         emit({"run": str(folder.path), "rounds": reports})
@@ -190,6 +179,9 @@ def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) ->
         OUT.print()
     for line in hard_lines(reports):
         OUT.print(line)
+    if spent := folder.report().get("models"):
+        OUT.print(models_table(spent))
+        OUT.print()
     say(f"chart: {folder.chart_path}   report: {folder.report_path}")
     if parity := reports[-1].get("parity"):
         OUT.print(f"The last student's answers in other engines: {parity_text(parity)}.")
@@ -225,14 +217,21 @@ async def _climb(
 ) -> list[dict[str, Any]]:
     from reflux.finetune.rounds import run_rounds
 
-    run = OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp)
-    with ProgressView() as view:
-        async with run:
-            return await run_rounds(run, config, task_named(config.task), view, rounds)
+    task = run_task(config)
+    async with open_tools(task.tool_names) as grants:  # Before a run begins: one may be missing.
+        if not folder.exists:
+            folder.save_config(config.model_dump(mode="json"))
+        run = OpenRun(
+            folder, config.engine_settings, llama_cpp=config.llama_cpp, agent=config.agent
+        )
+        with ProgressView() as view:
+            async with run:
+                await run.check_engine()
+                return await run_rounds(run, config, task, view, rounds, grants)
 
 
 def settle_config(
-    folder: RunFolder, config_file: Path | None, base: str, resume: bool
+    folder: RunFolder, config_file: Path | None, resume: bool, base: str = ""
 ) -> RoundsConfig:
     """The config of the folder on resume, otherwise that of the file, with the base of the command
     line where it names one.
@@ -280,7 +279,8 @@ def distill(
         str, typer.Option("--student", help="Name of the new student.")
     ] = "student-custom",
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML with `sft:`, `lora:` and `seed:`.")
+        Path | None,
+        typer.Option("--config", help="YAML: `sft:`, `lora:`, `evaluation:`, …"),
     ] = None,
     base: BaseName = "",
     as_json: Json = False,
@@ -344,7 +344,7 @@ def recorded_rows(folder: RunFolder) -> list[Row]:
         UsageError: the folder holds no trajectories.
     """
     only_asked = not folder.exists and folder.traces_path.is_file()
-    task = DEFAULT_TASK if only_asked else folder.config().task  # `reflux ask` writes no config.
-    with closing(folder.store()) as store:
-        primitives, others = run_rows(store, task_named(task))
+    task = task_named(DEFAULT_TASK) if only_asked else run_task(folder.config())
+    with closing(folder.store()) as store:  # `reflux ask` writes no config.
+        primitives, others = run_rows(store, task)
     return [*primitives, *others]

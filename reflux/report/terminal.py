@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from reflux.finetune.gates import failed_gates
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.conversation import last_question
 from reflux.graphs.recompute import under_way
@@ -156,78 +155,6 @@ def table_of(
     for row in rows:
         table.add_row(*map(escape, row))
     return table
-
-
-def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
-    """Accuracy and cost of each round, as two tables 80 columns wide."""
-    accuracy: list[Sequence[str]] = []
-    cost: list[Sequence[str]] = []
-    for row in rounds:
-        scores = [row.get(system) for system in ("direct", "amplified", "student")]
-        number, n = f"{row['round']} (level {row['level']})", (row.get("student") or {}).get("n")
-        accuracy.append((number, str(n or "–"), *map(accuracy_text, scores)))
-        calls = cached = "–"
-        if amplified := row.get("amplified"):
-            calls = f"{amplified['calls'] / amplified['n']:.2f}"
-            cached = f"{amplified['cached'] / max(1, amplified['calls']):.0%}"
-        failed = ", ".join(gate["name"] for gate in failed_gates(row["gates"]))
-        cost.append(
-            (str(row["round"]), row["agent"], calls, cached, str(row["trained_rows"]),
-             f"{row['train_seconds']:.0f} s", f"{row['examples_per_second']:.1f}",
-             "yes" if row["promoted"] else f"no: {failed}")
-        )  # fmt: skip
-    title = "Accuracy on held-out questions, with 95% intervals"
-    numbers = ("round", "calls/question", "cached", "rows", "training", "rows/s")
-    return (
-        table_of(("round", "n", "base", "amplified", "student"), accuracy, title=title, wraps=()),
-        table_of(
-            ("round", "agent", *numbers[1:], "promoted"),
-            cost,
-            title="Cost",
-            wraps=("agent", "promoted"),
-            right=numbers,
-        ),
-    )
-
-
-def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How many questions of each round were hard, and what became of the earlier hard ones."""
-    lines: list[str] = []
-    for row in rounds:
-        amplify = row["amplify"]
-        if "failed" not in amplify or row["round"] == 0:
-            continue
-        n = amplify["questions"]
-        line = (
-            f"Round {row['round']}: of {n} training questions {amplify['failed'] / n:.1%} failed "
-            f"and {amplify['doubtful'] / n:.1%} were in doubt"
-        )
-        if amplify["asked_again"]:
-            line += (
-                f"; {amplify['asked_again']} had been hard in the round before, "
-                f"{amplify['accepted_again']} of these are accepted now"
-            )
-        lines.append(line + ".")
-    return lines
-
-
-def parity_text(parity: Mapping[str, Any] | None) -> str:
-    """`batched 12/12, llama.cpp 11/12 as in PEFT`, or a dash."""
-    if not parity:
-        return "–"
-    agreeing = (
-        f"{name} {counts['same'] + counts['near']}/{parity['n']}"
-        for name, counts in parity["engines"].items()
-    )
-    return f"{', '.join(agreeing)} as in PEFT"
-
-
-def accuracy_text(score: Mapping[str, Any] | None) -> str:
-    """`0.985 [0.97, 0.99]`, or a dash."""
-    if not score:
-        return "–"
-    low, high = score["ci95"]
-    return f"{score['accuracy']:.3f} [{low:.2f}, {high:.2f}]"
 
 
 def tree_view(node: Node, why: bool = False) -> Tree:

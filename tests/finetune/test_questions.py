@@ -8,7 +8,7 @@ from reflux.finetune.questions import hardness
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.evals.task import is_held_out
-from reflux.report.terminal import hard_lines
+from reflux.report.rounds_tables import hard_lines
 from reflux.tasks.addition import read
 from tests.support.sums import CONFIG, SuspiciousAddition, exact
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import UsageError
+from reflux.finetune.config import BaseConfig
 from reflux.finetune.registry import Registry
 
 BASE = {"model_id": "org/model", "gguf_sha256": "a" * 64, "dequantised_sha256": "b" * 64}
@@ -59,9 +60,10 @@ def test_a_student_is_read_back_as_written(registry: Registry) -> None:
     make(registry, "student-r1", round=1, parent="student-r0")
     student = registry.get("student-r1")
     assert (student.id, student.parent, student.round) == ("student-r1", "student-r0", 1)
-    assert vars(student.base) == BASE
+    assert vars(student.base) == {**BASE, "config": BaseConfig()}
     assert (student.rows_digest, student.config) == ("rows", {"seed": 3})
     assert student.path == registry.root / "student-r1"
+    assert student.adapter_gguf is not None
     assert student.adapter_gguf.read_text() == "student-r1 as GGUF"
     assert student.adapter_sha256 == file_sha256(student.path / "adapter_model.safetensors")
     assert student.created.endswith("+00:00")
@@ -96,10 +98,10 @@ def test_a_staging_folder_is_no_student_yet(registry: Registry) -> None:
 def test_a_student_that_lacks_a_file_is_not_made(registry: Registry) -> None:
     with pytest.raises(UsageError, match=r"is not complete:"), registry.staging("s") as (folder, _):
         fill(folder)
-    lacks = pytest.raises(UsageError, match=r"lacks adapter\.gguf")
+    lacks = pytest.raises(UsageError, match=r"lacks adapter_model\.safetensors")
     with lacks, registry.staging("s") as (folder, card):
         fill(folder)
-        (folder / "adapter.gguf").unlink()
+        (folder / "adapter_model.safetensors").unlink()
         card.update(described())
     lacking = {"model_id": "org/model"}
     with pytest.raises(UsageError, match="gguf_sha256"), registry.staging("s") as (folder, card):
