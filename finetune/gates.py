@@ -38,6 +38,7 @@ def judge(
     canary: float | None = None,
     passed: tuple[float, float] | None = None,
     agreement: float | None = None,
+    parity: float | None = None,
 ) -> list[Gate]:
     """The gates of one round.
 
@@ -48,6 +49,7 @@ def judge(
         canary: mean overlap with the base.
         passed: share of answers that passed the check of (amplified, student).
         agreement: share of questions that amplified and student answer alike.
+        parity: share of prompts on which the engines agree with plain PEFT.
     """
     gates: list[Gate] = []
     if imitation is not None:
@@ -64,6 +66,8 @@ def judge(
         gates.append(Gate("no_regression", before[1] - before[0], -config.regression))
     if canary is not None:
         gates.append(Gate("canary", canary, config.canary))
+    if parity is not None:
+        gates.append(Gate("parity", parity, config.parity))
     return gates
 
 

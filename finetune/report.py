@@ -1,19 +1,23 @@
-"""The report of a run: accuracy by level, `report.json`, and the chart `report.png`.
+"""The report of a run: `report.json`, and the charts `report.png` and `loss.png`.
 
 The chart shows accuracy against the level of the questions, with one line for each student: the
 base, every round's student, and the amplified system of the last round. Every line covers all
 levels of the config, also those that its student was not trained for. A run without levels shows
 its systems against the round; without true answers the shares that can be measured: answers that
 pass the check, and agreement.
+
+`loss.png` shows the loss of every student's training, and on the rows held out of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from reflux.agents.files import replacing, write_json
 from reflux.finetune.stages import Stages
 from reflux.graphs.ask import Amplified, Direct, System
+from reflux.graphs.traces.spending import spending
 
 # Okabe and Ito's palette, which color-blind readers can tell apart; markers differ, too.
 BASE_STYLE = ("#8a8f98", "o", ":")
@@ -59,7 +63,7 @@ async def score_levels(
 
 
 def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: float) -> None:
-    """Write `report.json` and `report.png` for the rounds so far."""
+    """Write `report.json` and its charts for the rounds so far."""
     folder = stages.run.folder
     by_level = [row for report in rounds for row in report["by_level"]]
     body = {
@@ -68,6 +72,7 @@ def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: f
         "seed": stages.config.seed,
         "model": {"id": folder.base.name, "sha256": folder.base.weights_digest},
         "seconds": round(seconds, 1),
+        "models": spending(stages.run.store, folder.id, stages.config.spend_limit.prices),
         "by_level": by_level,
         "rounds": [{k: v for k, v in report.items() if k != "by_level"} for report in rounds],
     }
@@ -77,6 +82,8 @@ def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: f
         draw_by_level(by_level, folder.chart_path, stages.task.name, unit)
     else:
         draw_by_round(rounds, folder.chart_path, stages.task.name)
+    curves = {f"student r{report['round']}": report.get("loss", {}) for report in rounds}
+    draw_losses(curves, folder.loss_path)
 
 
 def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, unit: str) -> None:
@@ -135,15 +142,8 @@ def _draw(
     what: str,
 ) -> None:
     """Draw lines with 95% intervals, whose points lie at equal distances (PNG)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     levels = sorted({point[0] for _, _, points in lines for point in points})
-    colors: Any = dict.fromkeys(COLORED.split(), TEXT_COLOR)
-    with plt.rc_context(colors):
-        figure, axes = plt.subplots(figsize=(8.0, 4.2), dpi=144)
+    with _chart(path) as axes:
         for index, (label, (color, marker, style), points) in enumerate(lines):
             # Slightly apart, so that intervals of equal scores do not cover each other.
             shift = (index - (len(lines) - 1) / 2) * 0.04
@@ -156,12 +156,39 @@ def _draw(
         axes.set_xticks(range(len(levels)), [str(level) for level in levels])
         axes.set(xlabel=unit, ylabel=f"{what} (95% interval)", ylim=(-0.03, 1.05))
         axes.set_title(title, fontsize=11)
-        axes.grid(axis="y", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        if lines:
-            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
-        figure.tight_layout()
+
+
+def draw_losses(curves: Mapping[str, Mapping[str, Sequence[Any]]], path: Path) -> None:
+    """Draw the loss against the step, and dashed that on the rows held out (PNG)."""
+    with _chart(path) as axes:
+        for index, (label, curve) in enumerate(curves.items()):
+            color = STUDENT_COLORS[index % len(STUDENT_COLORS)]
+            for key, style, suffix in (("loss", "-", ""), ("eval_loss", "--", ", held out")):
+                if points := curve.get(key):
+                    axes.plot(*zip(*points, strict=True), style, color=color, label=label + suffix)
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.set_ylim(bottom=0)
+        axes.set_title("Loss in training", fontsize=11)
+
+
+@contextmanager
+def _chart(path: Path) -> Iterator[Any]:
+    """The axes of a chart, which is written when the block ends."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colors: Any = dict.fromkeys(COLORED.split(), TEXT_COLOR)
+    with plt.rc_context(colors):
+        figure, axes = plt.subplots(figsize=(8.0, 4.2), dpi=144)
         try:
+            yield axes
+            axes.grid(axis="y", alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+            figure.tight_layout()
             with replacing(path) as temporary:
                 figure.savefig(temporary, format="png", transparent=True)
         finally:

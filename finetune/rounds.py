@@ -86,7 +86,7 @@ async def promote(stages: Stages, state: RoundsState) -> dict[str, Any]:
     if number > 0 and (is_last or not promoted):
         amplified = await score_levels(stages, number, "amplified", state["model"])
         by_level = [*by_level, *amplified]
-    parity = await stages.parity(number) if is_last and number > 0 else None
+    parity = registry.get(name).parity
     return {"promoted": promoted, "by_level": by_level, "parity": parity}
 
 
@@ -104,11 +104,12 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
         "trained_rows": distilled["trained_rows"],
         "train_seconds": round(distilled["seconds"], 1),
         "examples_per_second": round(distilled["examples_per_second"], 2),
+        "loss": distilled.get("curve", {}),
         **{key: results[key] for key in ("amplify", "gates", "promoted", "by_level", "parity")},
     }
     done = [*state["done"], entry]
     write_report(stages, done, state["seconds"])
-    model = student_name(number) if results["promoted"] else state["model"]
+    model = stages.next_agent(number, state["model"], results["promoted"])
     return {"number": number + 1, "model": model, "results": {}, "done": done}
 
 
@@ -155,7 +156,8 @@ async def run_rounds(
         start: RoundsState | None = None
         if not state:
             start = {
-                "number": stages.first, "model": "base", "results": {}, "done": [], "seconds": 0.0
+                "number": stages.first, "model": config.first_agent, "results": {}, "done": [],
+                "seconds": 0.0,
             }  # fmt: skip
         elif state["number"] > stages.last:
             return state["done"]

@@ -11,30 +11,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
 from reflux.agents.budget import Price
-from reflux.agents.clients.endpoints import CachedClient
-from reflux.agents.clients.llama_cpp import (
-    EngineConfig,
-    LlamaCppClient,
-    ModelFiles,
-)
+from reflux.agents.clients.endpoints import CachedClient, Endpoints, close_clients
+from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles
 from reflux.agents.errors import UsageError
 from reflux.agents.files import write_once, write_whole
 from reflux.agents.types import ChatClient
-from reflux.finetune import missing_training_packages
 from reflux.finetune.bases import Base, find_base
 from reflux.finetune.config import BaseConfig, BatchedConfig, RoundsConfig, config_from, read_yaml
-from reflux.finetune.engine.client import BatchedClient
+from reflux.finetune.engine_config import EngineSpec
+from reflux.finetune.engines import Engine, endpoint_of, open_engine
 from reflux.finetune.registry import Registry
 from reflux.graphs.traces.recorded_client import RecordedClient, completion_of
 from reflux.graphs.traces.store import TraceStore
 
+if TYPE_CHECKING:
+    from reflux.finetune.engine.vllm import VllmEngine
+
 FORMAT = 2
 """Of config.yaml and of what question ids consist of."""
+VLLM_LOG = "vllm.log"
 
 
 class RunFolder:
@@ -53,6 +53,7 @@ class RunFolder:
         self.id_path = path / "run.json"
         self.report_path = path / "report.json"
         self.chart_path = path / "report.png"
+        self.loss_path = path / "loss.png"
         self.registry = Registry(path / "students")
         self._lock: IO[str] | None = None
 
@@ -136,6 +137,18 @@ class RunFolder:
         """As `config`; None before a run has begun."""
         return self.config() if self.exists else None
 
+    def report(self) -> dict[str, Any]:
+        """The report of the rounds so far; empty before the first ends.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        try:
+            path = self.report_path
+            return json.loads(path.read_bytes()) if path.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.report_path} cannot be read: {error}; restore it") from error
+
     def prices(self) -> Mapping[str, Price]:
         """Prices of the models, from the run's config."""
         config = self.rounds_config()
@@ -189,12 +202,13 @@ class OpenRun:
     def __init__(
         self,
         folder: RunFolder,
-        engine: EngineConfig | BatchedConfig | None = None,
+        engine: EngineConfig | BatchedConfig | EngineSpec | None = None,
         client: ChatClient | None = None,
         wrap: Callable[[ChatClient], ChatClient] | None = None,
         llama_cpp: EngineConfig | None = None,
         warm: bool = True,
         max_replies: int = 200_000,
+        agent: EngineSpec | None = None,
     ) -> None:
         """
         Args:
@@ -204,17 +218,21 @@ class OpenRun:
             wrap: wraps the client, below the cache.
             llama_cpp: settings of llama.cpp beside a batched engine.
             warm: fill the cache with all recorded replies.
+            agent: an endpoint that answers under the name of its model, beside the engine.
         """
-        self._engines: list[BatchedClient | LlamaCppClient] = []
+        self._engines: list[Engine] = []
+        self._agents: list[ChatClient] = []
         if client is None:
             if engine is None and folder.base.gguf is None:
                 engine = BatchedConfig()  # llama.cpp runs GGUF files alone.
-            if isinstance(engine, BatchedConfig) and not missing_training_packages():
-                client = BatchedClient(folder.models, engine, llama_cpp)
-            else:
-                settings = llama_cpp if isinstance(engine, BatchedConfig) else engine
-                client = LlamaCppClient(folder.models, settings)
+            config = folder.rounds_config() if isinstance(engine, EngineSpec) else None
+            rank = config.lora_rank if config else 16
+            client = open_engine(folder.models, engine, llama_cpp, rank, folder.path / VLLM_LOG)
             self._engines.append(client)
+        if agent is not None:
+            named = endpoint_of(agent, "agent")
+            self._agents.append(named.client)
+            client = Endpoints({agent.name: named}, client)
         self.folder = folder
         self.store = folder.store()
         self.cache = CachedClient(wrap(client) if wrap else client, max_replies)
@@ -226,15 +244,33 @@ class OpenRun:
         for call in self.store.select(newest, (max_replies,)) if warm else ():
             self.cache.put(call["request_digest"], completion_of(call))
 
-    def other_engine(self) -> RecordedClient:
-        """Calls to llama.cpp in a run of the batched engine, and the reverse; the run's own where
-        another client replaces the engine."""
-        if not self._engines:
-            return self.recorded_client
-        if isinstance(engine := self._engines[0], BatchedClient):
-            return RecordedClient(CachedClient(engine.llama_cpp), self.store)
-        self._engines.append(batched := BatchedClient(self.folder.models))
-        return RecordedClient(CachedClient(batched), self.store)
+    async def load(self, model: str) -> None:
+        """Have the engine make a student answerable.
+
+        Raises:
+            RefluxError: it cannot be.
+        """
+        for engine in self._engines:
+            await engine.load(model)
+
+    async def check_engine(self) -> None:
+        """Check that the engine can load students.
+
+        Raises:
+            RefluxError: it cannot, or its server does not answer.
+        """
+        for engine in self._vllms():
+            await engine.check()
+
+    async def rest(self) -> None:
+        """Give back the memory of a server of ours, until its next request."""
+        for engine in self._vllms():
+            await engine.rest()
+
+    def _vllms(self) -> "list[VllmEngine]":
+        from reflux.finetune.engine.vllm import VllmEngine
+
+        return [engine for engine in self._engines if isinstance(engine, VllmEngine)]
 
     async def __aenter__(self) -> "OpenRun":
         return self
@@ -243,3 +279,4 @@ class OpenRun:
         self.store.close()
         for engine in self._engines:
             await engine.close()
+        await close_clients(self._agents)

@@ -10,13 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
 from reflux.agents.tools.protocol import Grants
-from reflux.finetune.config import DistillConfig, RoundsConfig, RoundSpec
+from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.gates import agreement, judge, passed_checks
 from reflux.finetune.questions import (
     MAX_HELD_OUT,
@@ -203,13 +203,9 @@ class Stages:
                 round=number,
                 rows=[row.train() for row in training_rows],
                 rows_digest=rows_digest(training_rows),
-                config=DistillConfig(
-                    base=self.config.base,
-                    sft={**self.config.sft, **self.spec(number).sft},
-                    lora=self.config.lora,
-                    seed=self.config.seed,
-                ),
+                config=self.config.distillation(number),
             )
+            await self.run.rest()
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))
         report = registry.get(name).config["report"]
         return {**report, "rows": len(rows), "trained_rows": len(training_rows)}
@@ -219,6 +215,7 @@ class Stages:
 
         They are held out, but in round 0, which imitates the overseer, its primitives.
         """
+        await self.run.load(student_name(number))
         systems: dict[str, System] = {
             "direct": Direct(self.context("base")),
             "amplified": Amplified(self.context(model)),
@@ -249,6 +246,15 @@ class Stages:
             scores["agreement"] = agreement(self.task, questions, *outcomes)
         return scores
 
+    def next_agent(self, number: int, model: str, promoted: bool) -> str:
+        """The agent after a round: its promoted student, unless the config keeps another.
+
+        The student of round 0 has imitated the overseer alone, and takes no named agent's place.
+        """
+        imitates = number == 0 and self.config.agent is not None
+        takes_over = promoted and not imitates and not self.config.keep_agent
+        return student_name(number) if takes_over else model
+
     async def gates(self, number: int, model: str, scores: dict[str, Any]) -> list[dict[str, Any]]:
         """Measure the gates of the round's student."""
         name = student_name(number)
@@ -266,6 +272,9 @@ class Stages:
                 measured["passed"] = amplified["passed"]["share"], student["passed"]["share"]
             if student["accuracy"] is None:
                 measured["agreement"] = scores["agreement"]["share"]
+        parity = self.run.folder.registry.get(name).parity
+        if parity is not None:
+            measured["parity"] = parity["agreement"]
         gates = judge(self.config.gates, canary=canary, **measured)
         return [gate.to_json() for gate in gates]
 
@@ -279,6 +288,8 @@ class Stages:
             questions, model = self.task.primitives(), student_name(0)
             sources = [self.source(n, "student-imitation", "primitive") for n in (0, 1)]
         else:
+            if self.config.agent is not None or self.config.keep_agent:
+                model = self.run.folder.current_model()  # Students are compared with students.
             questions = self.held_out(number - 1)[:200]
             if not any(map(self.task.has_truth, questions)):
                 return None
@@ -304,25 +315,6 @@ class Stages:
         pairs = zip(*replies, strict=True)
         shared = [overlap(a["answer"] or "", b["answer"] or "") for a, b in pairs]
         return sum(shared) / len(shared)
-
-    async def parity(self, number: int) -> dict[str, Any]:
-        """Share of held-out questions on which a student's PEFT adapter in the batched engine and
-        its GGUF export in llama.cpp give the same greedy answer."""
-        context = self.context(student_name(number))
-        questions = self.held_out(number)[:200]
-        activity = "compare the PEFT adapter with its GGUF export"
-        # The run's own engine has answered these questions in the evaluation.
-        answers = [
-            await self.answers(
-                Direct(system), self.source(number, key, "held_out"), questions, activity
-            )
-            for key, system in (
-                ("student", context),
-                ("parity", replace(context, recorded_client=self.run.other_engine())),
-            )
-        ]
-        equal = sum(a["answer"] == b["answer"] for a, b in zip(*answers, strict=True))
-        return {"agreement": equal / max(1, len(questions)), "n": len(questions)}
 
 
 def student_name(number: int) -> str:

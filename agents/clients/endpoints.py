@@ -4,15 +4,17 @@ import asyncio
 import base64
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from reflux.agents.clients.retries import RETRIES, TIMEOUT, TOTAL_TIMEOUT
-from reflux.agents.errors import EndpointError, UsageError
+from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.types import ChatClient, ChatRequest, Completion, Pieces, in_one_piece, stream_of
 
 if TYPE_CHECKING:
@@ -25,8 +27,30 @@ ENDINGS = re.compile(r"/(?:chat/completions|completions|models|responses)/*$|/+$
 """What users paste at the end of a base URL."""
 
 
+_environment: ContextVar[Mapping[str, str]] = ContextVar("environment", default=os.environ)
+
+
+def environment() -> Mapping[str, str]:
+    """The variables that say where models of an endpoint are asked."""
+    return _environment.get()
+
+
+@contextmanager
+def fixed_environment(more: Mapping[str, str] | None = None) -> Generator[None]:
+    """In this block, no code of the user's that sets variables, as `load_dotenv` does, moves where
+    models are asked; `more` replaces variables."""
+    token = _environment.set({**environment(), **(more or {})})
+    try:
+        yield
+    finally:
+        _environment.reset(token)
+
+
 def endpoint_from_env(
-    env: Mapping[str, str], names: tuple[str, str] = (URL, KEY), **options: Any
+    env: Mapping[str, str],
+    names: tuple[str, str] = (URL, KEY),
+    kind: "type[OpenAIClient] | None" = None,
+    **options: Any,
 ) -> "OpenAIClient | None":
     """The endpoint at OPENAI_BASE_URL, with the key OPENAI_API_KEY; None without an address.
 
@@ -37,6 +61,7 @@ def endpoint_from_env(
 
     Args:
         names: where the user set the address and the key, for messages.
+        kind: the class of the client, where it is not `OpenAIClient`.
         options: further options of `OpenAIClient`.
 
     Raises:
@@ -67,7 +92,30 @@ def endpoint_from_env(
             f"{names[0]} holds a user and {names[1]} is set: both would be the Authorization "
             "header; leave one out"
         )
-    return OpenAIClient(url, key or "none", names=names, **more, **options)
+    return (kind or OpenAIClient)(url, key or "none", names=names, **more, **options)
+
+
+def endpoint_with_key(
+    env: Mapping[str, str], url: str, key_env: str, where: str, **options: Any
+) -> "OpenAIClient":
+    """The endpoint of a config: at `url`, else at OPENAI_BASE_URL, with the key in the variable
+    `key_env`, else in OPENAI_API_KEY.
+
+    Args:
+        where: the key of the config, for messages.
+
+    Raises:
+        UsageError: as `endpoint_from_env`.
+        MissingError: there is no address, or no such variable.
+    """
+    if key_env and not env.get(key_env):
+        raise MissingError(f"{key_env}, the key of {where}, is not set")
+    values = {URL: url or env.get(URL, ""), KEY: env.get(key_env or KEY, "")}
+    names = (f"{where}.url" if url else URL, key_env or KEY)
+    client = endpoint_from_env({**env, **values}, names, **options)
+    if client is None:
+        raise MissingError(f"{where} names no url, and {URL} is not set: set one of them")
+    return client
 
 
 def _base_url(text: str, name: str) -> tuple[str, dict[str, Any]]:

@@ -178,6 +178,14 @@ class LlamaCppClient:
         finally:
             self._busy[request.model] -= 1
 
+    async def load(self, model: str) -> None:
+        """Check that a model has its files, which are read with its first request.
+
+        Raises:
+            UsageError, MissingError: it has not.
+        """
+        self._resolve(model).for_llama_cpp()
+
     async def model_digest(self, model: str) -> str:
         """sha256 of the base file, and of the adapter file if there is one."""
         gguf, adapter = self._resolve(model).for_llama_cpp()
@@ -276,6 +284,9 @@ def start_server(
     params.verbosity = -1
     if adapter is not None:
         params.lora_adapters = [xlc.CommonAdapterLoraInfo(str(adapter), 1.0)]
+    if files.peft is not None and (template := files.peft / "chat_template.jinja").is_file():
+        # That of its training, which may say more than the base's.
+        params.chat_template, params.use_jinja = template.read_text(encoding="utf-8"), True
     if tune is not None:
         tune(params)
     try:

@@ -1,4 +1,4 @@
-"""What baskets of fruit cost: a task with a script as overseer, without levels or primitives.
+"""What baskets of fruit cost: a task with a script as overseer, without levels and primitives.
 
     A basket holds 3 apples at 4 cents, 7 pears at 6 cents. What does it cost?   →   54
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.evals.task import writing_of
     from reflux.graphs.recompute import revised_context
     from reflux.graphs.traces.tree import Node, find_question, load_tree
-    from reflux.models import endpoint, open_run
+    from reflux.models import as_asked, asked_at, endpoint, open_run
     from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named
     from reflux.report.terminal import (
         OUT,
@@ -89,6 +89,7 @@ def ask(
         Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
         None if task_name else max_tokens,
         task_name,
+        endpoint=asked_at(folder, model),
     )
     origin = Origin.new(folder.id, "ask", task_name)
 
@@ -123,7 +124,8 @@ def reply(
     named = overseer_named if own else OVERSEERS.get
     if options is None or not asks_humans(named(options.overseer)):
         raise UsageError(f"{id} was not asked with an overseer that waits for humans")
-    opened, _ = open_run(folder, options.model)
+    with as_asked(options):
+        opened, _ = open_run(folder, options.model)
 
     def choose(pending: Sequence[Pending]) -> Mapping[str, Any]:
         if not pending:

@@ -29,7 +29,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.ask_options import ALONE, AskOptions
     from reflux.graphs.traces.revisions import newest
     from reflux.graphs.traces.tree import Node, load_tree
-    from reflux.models import BASE, endpoint, open_run
+    from reflux.models import BASE, asked_at, endpoint, open_run
     from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named
     from reflux.report.terminal import (
         ERR,
@@ -101,7 +101,10 @@ def chat(
     opened, agent = open_run(contract.folder_of(run, base), model)
     name = "" if task else overseer or DEFAULT_OVERSEER
     limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
-    options = AskOptions(name, agent, tuple(tool or ()), limits, max_tokens, task or "")
+    options = AskOptions(
+        name, agent, tuple(tool or ()), limits, max_tokens, task or "",
+        endpoint=asked_at(opened.folder, model),
+    )  # fmt: skip
     session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:
         try:

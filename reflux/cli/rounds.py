@@ -31,7 +31,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.questions import check_questions, question_lines
     from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
     from reflux.finetune.run_folder import OpenRun, RunFolder
-    from reflux.report.rounds_tables import hard_lines, rounds_tables
+    from reflux.report.rounds_tables import hard_lines, models_table, parity_text, rounds_tables
     from reflux.report.terminal import ERR, OUT, command, emit, say
     from reflux.tasks import DEFAULT_TASK, run_task, task_named
 
@@ -48,6 +48,8 @@ RUN_PARTS = (
     "students",
     "report.json",
     "report.png",
+    "vllm.log",
+    "loss.png",
     "lock",
 )
 """Files and folders that a run creates."""
@@ -154,10 +156,10 @@ def climb(
     if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
     if not folder.exists:  # An invalid config begins no run.
-        from reflux.finetune.train.sft import check_options
+        from reflux.finetune.train.options import check_options
 
-        for spec in config.rounds:
-            check_options({**config.sft, **spec.sft}, config.lora)
+        for number in range(len(config.rounds)):
+            check_options(config.distillation(number))
         check_questions(config, task := run_task(config))
         for line in () if as_json else question_lines(config, task):
             ERR.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -177,13 +179,12 @@ def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) ->
         OUT.print()
     for line in hard_lines(reports):
         OUT.print(line)
+    if spent := folder.report().get("models"):
+        OUT.print(models_table(spent))
+        OUT.print()
     say(f"chart: {folder.chart_path}   report: {folder.report_path}")
     if parity := reports[-1].get("parity"):
-        OUT.print(
-            "The last student's adapter in the batched engine and its GGUF export in llama.cpp "
-            f"give the same answer to {parity['agreement']:.1%} of {parity['n']} held-out "
-            "questions."
-        )
+        OUT.print(f"The last student's answers in other engines: {parity_text(parity)}.")
     if folder.registry.current() is not None:
         question = '"304+517"' if task == DEFAULT_TASK else "QUESTION"
         hint = f"Try: reflux ask {question} {command('--run', folder.path)}"
@@ -220,9 +221,12 @@ async def _climb(
     async with open_tools(task.tool_names) as grants:  # Before a run begins: one may be missing.
         if not folder.exists:
             folder.save_config(config.model_dump(mode="json"))
-        run = OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp)
+        run = OpenRun(
+            folder, config.engine_settings, llama_cpp=config.llama_cpp, agent=config.agent
+        )
         with ProgressView() as view:
             async with run:
+                await run.check_engine()
                 return await run_rounds(run, config, task, view, rounds, grants)
 
 
@@ -275,7 +279,8 @@ def distill(
         str, typer.Option("--student", help="Name of the new student.")
     ] = "student-custom",
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML with `sft:`, `lora:` and `seed:`.")
+        Path | None,
+        typer.Option("--config", help="YAML: `sft:`, `lora:`, `evaluation:`, …"),
     ] = None,
     base: BaseName = "",
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""The rounds of a run as tables and lines for the terminal."""
+"""The rounds of a run in the terminal: accuracy, and cost by round and by model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,6 +54,22 @@ def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
     )
 
 
+def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    """What each model of a run was asked and cost, as `spending` gives it."""
+    rows = [
+        (
+            each["model"],
+            f"{each['calls']:,}",
+            f"{each['cached'] / max(1, each['calls']):.0%}",
+            f"{each['tokens']:,}",
+            "–" if each["cost"] is None else f"{each['cost']:.4f}",
+        )
+        for each in models
+    ]
+    figures = ("calls", "cached", "tokens", "cost")
+    return table_of(("model", *figures), rows, title="Models", wraps=("model",), right=figures)
+
+
 def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many questions of each round were hard, and what became of the earlier hard ones."""
     lines: list[str] = []
@@ -73,6 +89,17 @@ def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
             )
         lines.append(line + ".")
     return lines
+
+
+def parity_text(parity: Mapping[str, Any] | None) -> str:
+    """`batched 12/12, llama.cpp 11/12 as in PEFT`, or a dash."""
+    if not parity:
+        return "–"
+    agreeing = (
+        f"{name} {counts['same'] + counts['near']}/{parity['n']}"
+        for name, counts in parity["engines"].items()
+    )
+    return f"{', '.join(agreeing)} as in PEFT"
 
 
 def accuracy_text(score: Mapping[str, Any] | None) -> str:

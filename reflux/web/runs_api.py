@@ -142,15 +142,8 @@ async def show_run(state: State) -> dict[str, Any]:
         "name": folder.path.name,
         "path": str(folder.path),
         "agent": state.models.agent(),
-        "report": _report(folder.report_path),
+        "report": folder.report() or None,
     }
-
-
-def _report(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}; restore it") from error
 
 
 @router.get("/students")

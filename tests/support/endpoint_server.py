@@ -65,8 +65,13 @@ Respond = Callable[[Asked], Reply]
 
 
 @contextmanager
-def serving(respond: Respond, models: Sequence[str] = ("m",)) -> Iterator[Served]:
-    """Serve `/v1/chat/completions`, or any other path that is posted to, until the block ends."""
+def serving(
+    respond: Respond, models: Sequence[str] | None = ("m",), port: int = 0
+) -> Iterator[Served]:
+    """Serve `/v1/chat/completions`, or any other path that is posted to, until the block ends.
+
+    Where `models` is None, `respond` lists them, too.
+    """
     served = Served()
     loop = asyncio.new_event_loop()
     ready = threading.Event()
@@ -87,7 +92,7 @@ def serving(respond: Respond, models: Sequence[str] = ("m",)) -> Iterator[Served
                 writer.close()
 
     async def begin() -> asyncio.Server:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**24)
+        server = await asyncio.start_server(serve, "127.0.0.1", port, limit=2**24)
         served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         ready.set()
         return server
@@ -119,7 +124,7 @@ async def _one(
     writer: asyncio.StreamWriter,
     served: Served,
     respond: Respond,
-    models: Sequence[str],
+    models: Sequence[str] | None,
 ) -> bool:
     """Answer one request; False where the connection ends."""
     first = await reader.readexactly(1)
@@ -131,7 +136,7 @@ async def _one(
     method, path, _ = line.split(" ", 2)
     headers = {n.lower(): v.strip() for n, _, v in (each.partition(":") for each in lines)}
     raw = await reader.readexactly(int(headers.get("content-length", 0)))
-    if method == "GET" and path.split("?")[0].endswith("/models"):
+    if models is not None and method == "GET" and path.split("?")[0].endswith("/models"):
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": ""} for name in models]
         reply = Reply({"object": "list", "data": listed})
     else:

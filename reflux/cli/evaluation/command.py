@@ -32,6 +32,7 @@ from reflux.cli.contract import (
 )
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import os
     import sys
     from contextlib import AsyncExitStack, redirect_stdout
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         code_of,
         graph_options_of,
         load_graphs,
+        price_hints,
         prices_of,
         record_lines,
         say_limits,
@@ -239,6 +241,8 @@ def evaluate_systems(
         )  # fmt: skip
         say_limits(graphs, seconds, concurrency)
         results = run_async(_evaluate(folder, plan, model, endpoints))
+    hints = (*results.hints, *price_hints(price or [], results))
+    results = replace(results, hints=hints)
     if as_json:
         emit(source | results.to_json())
     else:
@@ -309,7 +313,9 @@ async def _evaluate(
                 named = key in plan.keys or key.startswith("judge ")
                 view(f"evaluate {key}" if named else trial, done, total, "")
 
+            here = Path.cwd()
             outcome = await compare(opened, plan, agent, stack, show, frozenset(endpoints))
+            os.chdir(here)  # A graph may have gone elsewhere.
         if plan.out is not None:
             from reflux.report.eval_page import write_report
 

@@ -23,7 +23,8 @@ export async function open(container) {
       plot,
       levelTable(series, unit)),
     el("div", { class: "card" }, el("h2", {}, "Rounds"), accuracies(rounds)),
-    el("div", { class: "card" }, el("h2", {}, "Cost"), costs(rounds)));
+    el("div", { class: "card" }, el("h2", {}, "Cost"), costs(rounds)),
+    report.models?.length ? el("div", { class: "card" }, el("h2", {}, "Models"), spending(report.models)) : null);
   if (!series.length) return undefined;
   const draw = () => show(plot, levelChart(series, Math.min(980, plot.clientWidth), unit));
   const observer = new ResizeObserver(draw);
@@ -60,5 +61,12 @@ function costs(rounds) {
     number(round.round), each(round.amplified, "calls"), each(round.student, "calls"), each(round.amplified, "tokens"), each(round.student, "tokens"),
     round.amplify ? `${number(round.amplify.calls)} calls, ${seconds(round.amplify.seconds)}` : "–",
     number(round.trained_rows ?? round.rows), round.train_seconds ? seconds(round.train_seconds) : "–",
+  ]));
+}
+
+// A model without a price has no cost.
+function spending(models) {
+  return table(["model", "calls", "cached", "tokens", "cost"], models.map((model) => [
+    model.model, number(model.calls), `${Math.round(100 * model.cached / Math.max(1, model.calls))}%`, number(model.tokens), model.cost === null ? "–" : fixed(model.cost, 4),
   ]));
 }
