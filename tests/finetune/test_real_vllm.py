@@ -20,7 +20,7 @@ from reflux.tasks.addition import Addition
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]
 
-COMMAND = f"{os.environ.get('REFLUX_VLLM', 'vllm')} serve --max-model-len 1024 --max-num-seqs 32"
+COMMAND = f"{os.environ.get('REFLUX_VLLM', 'vllm')} serve --max-model-len 1024 --max-num-seqs 32 --enforce-eager"
 CONFIG = {
     "engine": {"kind": "vllm", "start": COMMAND},
     "rounds": [
