@@ -3,7 +3,8 @@
 Training, the batched engine and whoever serves a student read one template, which is saved with
 the student. It begins with the lines below where the base's own needs them:
 
-    no template               a plain one: `User: …`, `Assistant: …`, an end-of-text token
+    no template               a plain one: `User: …`, `Assistant:`, and the answer on a line of its
+                              own, since a space before it would merge with its first word
     refuses system messages   the system message goes before the first user's words
     knows `enable_thinking`   fixed to one value, so that rows and requests are rendered alike
 
@@ -24,12 +25,12 @@ PLAIN = """\
 {%- elif message.role == 'user' -%}
 {{ 'User: ' + message.content + '\n\n' }}
 {%- elif message.role == 'assistant' -%}
-{{ 'Assistant: ' + (message.content or '') + eos_token }}{{ '\n\n' if not loop.last else '' }}
+{{ 'Assistant:\n' + (message.content or '') + eos_token }}{{ '\n\n' if not loop.last else '' }}
 {%- else -%}
 {{ message.role.capitalize() + ': ' + (message.content or '') + '\n\n' }}
 {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'Assistant: ' }}{%- endif -%}
+{%- if add_generation_prompt -%}{{ 'Assistant:\n' }}{%- endif -%}
 """
 """For a tokenizer without a template."""
 FOLD_SYSTEM = """\
@@ -63,7 +64,7 @@ def fit_template(tokenizer: Any, config: BaseConfig) -> list[str]:
         if not tokenizer.eos_token:
             raise UsageError("the base has no chat template and no end-of-text token: add one")
         tokenizer.chat_template = PLAIN
-        return ["no chat template: `User: …` and `Assistant: …` take its place"]
+        return ["no chat template: `User: …` and `Assistant:` take its place"]
     notes: list[str] = []
     if "enable_thinking" in template:
         template = THINKING % ("true" if config.thinking else "false") + template

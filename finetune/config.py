@@ -1,28 +1,36 @@
 """The config of a run. Unknown keys are errors."""
 
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.engine_config import BatchedConfig, EngineSpec, engine_spec
+from reflux.finetune.task_config import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.voting.voting import VotePolicy
 
 _Config = TypeVar("_Config", bound=BaseModel)
+MAX_ROUNDS = 100
 
 
 class Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = STRICT
 
 
 class BaseConfig(Strict):
@@ -48,15 +56,40 @@ class BaseConfig(Strict):
         return {"model": value} if isinstance(value, str) else value
 
 
+class TrainingConfig(Strict):
+    """How a student is trained."""
+
+    sft: dict[str, Any] = {}
+    """Goes unchanged to TRL's SFTConfig."""
+    lora: dict[str, Any] = {}
+    """Goes unchanged to PEFT's LoraConfig."""
+    evaluation: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`)."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Evaluations without a lower loss after which training ends with the best weights so far."""
+    launch: str | dict[str, Any] | None = None
+    """Trains in several processes: options of `accelerate launch`, or a config file of its own."""
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Self:
+        if self.early_stopping is not None and not self.evaluation:
+            raise ValueError(
+                "early_stopping compares losses on rows held out: set evaluation: 0.05"
+            )
+        return self
+
+
 class RoundSpec(Strict):
     """One round of a run."""
 
-    level: int = Field(ge=1, le=1000)
-    """Level of the task's questions; for addition their digits."""
-    questions: int = Field(default=1000, ge=0)
-    """Training questions to amplify; round 0 takes all primitives instead."""
-    held_out: int = Field(default=400, ge=0)
-    """Questions to evaluate on; round 0 is judged on the primitives instead."""
+    level: int = Field(default=1, ge=1, le=1000)
+    """Level of the task's questions, for addition their digits; a task without levels has 1."""
+    questions: int | None = Field(default=None, ge=0)
+    """Training questions to amplify, none of which a round before asked; round 0 takes all
+    primitives instead. None: 1000, or of a list of questions an equal share for each round."""
+    held_out: int | None = Field(default=None, ge=0)
+    """Questions to evaluate on; round 0 is judged on the primitives instead. None: 400, or of a
+    list as many as it has."""
     hard: float = Field(default=0.1, ge=0, le=1)
     """Hard questions of the round before that are added, as a share of `questions`."""
     primitive_repeats: int = Field(default=2, ge=0)
@@ -87,21 +120,28 @@ class GateConfig(Strict):
     imitation: float = Field(default=0.95, ge=0, le=1)
     """Round 0: minimum share of the overseer's own answers that the student gives."""
     retention: float = Field(default=0.9, ge=0, le=1)
-    """Later rounds: minimum accuracy of the student, as a share of the amplified system's."""
+    """Later rounds: minimum accuracy of the student, as a share of the amplified system's; without
+    true answers the same of the answers that pass the check."""
+    agreement: float = Field(default=0, ge=0, le=1)
+    """Later rounds without true answers: minimum share of held-out questions to which the student
+    gives the amplified system's answer; 0 demands none."""
     regression: float = Field(default=0.05, ge=0, le=1)
     """Maximum loss of accuracy on the level of the round before."""
     canary: float = Field(default=0.2, ge=0, le=1)
     """Minimum overlap of the student's replies to the canaries with the base's."""
+    parity: float = Field(default=0.75, ge=0, le=1)
+    """Minimum share of prompts on which every engine gives plain PEFT's greedy answer, or one that
+    PEFT finds nearly as likely."""
 
 
-class RoundsConfig(Strict):
+class RoundsConfig(TaskConfig, TrainingConfig):
     """Everything that decides a run."""
 
-    task: str = "addition"
     base: BaseConfig = Field(default_factory=BaseConfig)
     seed: int = 0
     rounds: tuple[RoundSpec, ...] = Field(min_length=1)
-    """The first is round 0, which imitates the overseer."""
+    """A list, or a number of rounds with default values. The first is round 0, which imitates the
+    overseer, where the task has primitives, else round 1."""
     anchor: int = Field(default=500, ge=0, le=500)
     """General prompts whose answers by the base every student learns."""
     anchor_tokens: int = Field(default=32, ge=1)
@@ -128,10 +168,6 @@ class RoundsConfig(Strict):
     gates: GateConfig = Field(default_factory=GateConfig)
     max_concurrency: int = Field(default=64, ge=1)
     """Questions amplified at once."""
-    sft: dict[str, Any] = {}
-    """Goes unchanged to TRL's SFTConfig."""
-    lora: dict[str, Any] = {}
-    """Goes unchanged to PEFT's LoraConfig."""
 
     @property
     def engine_settings(self) -> EngineConfig | BatchedConfig | EngineSpec:
@@ -139,15 +175,18 @@ class RoundsConfig(Strict):
         here = {"batched": self.batched, "llama.cpp": self.llama_cpp}
         return here.get(self.engine.kind, self.engine)
 
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _counted(cls, value: Any) -> Any:
+        """A number of rounds with default values."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if not 1 <= value <= MAX_ROUNDS:
+            raise ValueError(f"{value} rounds are not between 1 and {MAX_ROUNDS}")
+        return ({},) * value
+
     @model_validator(mode="after")
     def _consistent(self) -> "RoundsConfig":
-        levels = [spec.level for spec in self.rounds]
-        for before, after in pairwise(levels):
-            if not before < after <= 2 * before:
-                raise ValueError(
-                    f"rounds go from level {before} to {after}: each level must be higher than the "
-                    "one before and at most twice as high, so that its halves were learned"
-                )
         if not self.spend_limit.prices and not self.limits.money is self.spend_limit.money is None:
             raise ValueError("money is limited, and no model has a price: add spend_limit.prices")
         return self
@@ -173,6 +212,11 @@ class RoundsConfig(Strict):
         """The highest rank of a student's matrices."""
         return max([self.lora.get("r", 16), *(self.lora.get("rank_pattern") or {}).values()])
 
+    def distillation(self, number: int) -> "DistillConfig":
+        """The settings that a round's student is trained with."""
+        shared = {name: getattr(self, name) for name in DistillConfig.model_fields}
+        return DistillConfig(**{**shared, "sft": {**self.sft, **self.rounds[number].sft}})
+
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
         """A context with the config's limits, votes and checks; `more` sets further fields."""
         return AmplifyContext(
@@ -188,12 +232,10 @@ class RoundsConfig(Strict):
         )
 
 
-class DistillConfig(Strict):
-    """Settings of one distillation; `sft` and `lora` go unchanged to TRL and PEFT."""
+class DistillConfig(TrainingConfig):
+    """Settings of one distillation."""
 
     base: BaseConfig = Field(default_factory=BaseConfig)
-    sft: dict[str, Any] = {}
-    lora: dict[str, Any] = {}
     seed: int = 0
 
 
@@ -235,12 +277,16 @@ def problems(error: ValidationError) -> str:
 
 
 def read_config(path: Path) -> RoundsConfig:
-    """A config from a YAML file.
+    """A config from a YAML file, with absolute paths; relative ones start at its folder.
 
     Raises:
         UsageError: as `read_yaml` and `config_from`.
     """
-    return config_from(read_yaml(path), str(path))
+    config, folder = config_from(read_yaml(path), str(path)), path.absolute().parent
+    changed = config.placed(folder)
+    if config.base.model and (base := folder / Path(config.base.model).expanduser()).exists():
+        changed["base"] = config.base.model_copy(update={"model": str(base.resolve())})
+    return config.model_copy(update=changed)
 
 
 def read_distill_config(path: Path | None) -> DistillConfig:

@@ -1,13 +1,14 @@
 """Exports a PEFT adapter as the GGUF adapter that llama.cpp loads.
 
-Both files hold the same two matrices for each layer. They differ in the tensors' names, in the
-order of the rows of q and k (transformers rotates the halves of a head, llama.cpp neighboring
-rows), and in where the scale is stored.
+Both files hold the same two matrices for each layer. They differ in the tensors' names and in where
+the scale is stored; for the llama architecture also in the order of the rows of q and k
+(transformers rotates the halves of a head, llama.cpp neighboring rows).
 """
 
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,16 @@ from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.files import replacing
 from reflux.finetune.registry import ADAPTER, check_no_pickle
 
-ARCHITECTURES = {"LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA}
-"""Each has its own row order and names; a test compares each with llama.cpp."""
+ARCHITECTURES = {
+    "LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA,
+    "MistralForCausalLM": gguf.MODEL_ARCH.LLAMA,
+    "Qwen2ForCausalLM": gguf.MODEL_ARCH.QWEN2,
+    "Qwen3ForCausalLM": gguf.MODEL_ARCH.QWEN3,
+    "Gemma2ForCausalLM": gguf.MODEL_ARCH.GEMMA2,
+    "Gemma3ForCausalLM": gguf.MODEL_ARCH.GEMMA3,
+    "Phi3ForCausalLM": gguf.MODEL_ARCH.PHI3,
+}
+"""llama.cpp's name of each; a test compares each with llama.cpp."""
 
 EXPORTED_OPTIONS = (
     "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "init_lora_weights",
@@ -85,7 +94,7 @@ def export_adapter(adapter_dir: Path, base_config: Path, out: Path) -> Path:
             if config.get("use_rslora"):
                 # llama.cpp scales by alpha / rank, rank-stabilized LoRA by alpha / sqrt(rank).
                 b = b * math.sqrt(b.shape[1])
-            for side, matrix in (("a", a), ("b", _llama_rows(module, b, base))):
+            for side, matrix in (("a", a), ("b", gguf_rows(module, b, base))):
                 writer.add_tensor(f"{name}.weight.lora_{side}", np.ascontiguousarray(matrix))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -146,21 +155,24 @@ def _read_pairs(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np
     return {module: (pair["A"], pair["B"]) for module, pair in sides.items()}
 
 
-def _llama_rows(module: str, b: NDArray[np.float32], base: dict[str, Any]) -> NDArray[np.float32]:
-    """`b (rows, rank)`, for q and k with its rows in llama.cpp's rotary order."""
+def gguf_rows(
+    module: str, rows: NDArray[np.float32], base: Mapping[str, Any]
+) -> NDArray[np.float32]:
+    """A matrix (rows, columns) of a module with its rows in llama.cpp's order, which differs for q
+    and k of the llama architecture only."""
     match = _ROTATED.search(module)
-    if match is None:
-        return b
+    if match is None or ARCHITECTURES[base["architectures"][0]] != gguf.MODEL_ARCH.LLAMA:
+        return rows
     heads = int(base["num_attention_heads"])
     if match["which"] == "k":
         heads = int(base.get("num_key_value_heads") or heads)
-    rows, rank = b.shape
-    if rows % (2 * heads):
+    count, columns = rows.shape
+    if count % (2 * heads):
         raise UsageError(
-            f"{module} has {rows} rows, which {heads} heads cannot share: was the adapter trained "
+            f"{module} has {count} rows, which {heads} heads cannot share: was the adapter trained "
             "on another base?"
         )
-    return b.reshape(heads, 2, rows // heads // 2, rank).swapaxes(1, 2).reshape(rows, rank)
+    return rows.reshape(heads, 2, count // heads // 2, columns).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _read_json(path: Path) -> Any:

@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reflux.finetune.config import GateConfig
+from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.scores import Score
+from reflux.graphs.evals.task import Task
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ def judge(
     student: float | None = None,
     before: tuple[float, float] | None = None,
     canary: float | None = None,
+    passed: tuple[float, float] | None = None,
+    agreement: float | None = None,
+    parity: float | None = None,
 ) -> list[Gate]:
     """The gates of one round.
 
@@ -40,6 +47,9 @@ def judge(
         amplified, student: accuracy on the same held-out questions.
         before: accuracy on the level of the round before of (the agent, the student).
         canary: mean overlap with the base.
+        passed: share of answers that passed the check of (amplified, student).
+        agreement: share of questions that amplified and student answer alike.
+        parity: share of prompts on which the engines agree with plain PEFT.
     """
     gates: list[Gate] = []
     if imitation is not None:
@@ -47,11 +57,35 @@ def judge(
     if amplified is not None and student is not None:
         retained = student / amplified if amplified > 0 else 0.0
         gates.append(Gate("retention", retained, config.retention))
+    if passed is not None:
+        retained = passed[1] / passed[0] if passed[0] > 0 else 0.0
+        gates.append(Gate("checks_passed", retained, config.retention))
+    if agreement is not None and config.agreement > 0:
+        gates.append(Gate("agreement", agreement, config.agreement))
     if before is not None:
         gates.append(Gate("no_regression", before[1] - before[0], -config.regression))
     if canary is not None:
         gates.append(Gate("canary", canary, config.canary))
+    if parity is not None:
+        gates.append(Gate("parity", parity, config.parity))
     return gates
+
+
+def passed_checks(score: Score) -> dict[str, Any]:
+    """The share of answers that passed the task's check."""
+    passed = score.statuses.get("ok", 0)
+    return {"passed": {"share": passed / score.n, "ci95": list(wilson(passed, score.n))}}
+
+
+def agreement(
+    task: Task, questions: Sequence[str], ones: Sequence[Outcome], others: Sequence[Outcome]
+) -> dict[str, Any]:
+    """The share of questions to which two systems say the same."""
+    equal, n = 0, len(questions)
+    for question, one, other in zip(questions, ones, others, strict=True):
+        a, b = one["answer"], other["answer"]
+        equal += a is not None and b is not None and task.same_answer(question, a, b)
+    return {"share": equal / n, "n": n, "ci95": list(wilson(equal, n))}
 
 
 def failed_gates(gates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

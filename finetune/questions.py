@@ -1,4 +1,4 @@
-"""Questions that a round asks besides its sample: hard examples, the anchor and canaries.
+"""The questions of a round: how many it samples, hard examples, the anchor and canaries.
 
 Hard examples failed or were in doubt in the round before; the stronger agent asks them again
 (iterative improvement, AI Safety Atlas 8.4.1). They are training questions only.
@@ -14,6 +14,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.scripted import asks_humans
+from reflux.finetune.config import RoundsConfig
+from reflux.graphs.evals.file_task import FileTask
+from reflux.graphs.evals.task import Task
 from reflux.graphs.traces.revisions import NEWEST
 from reflux.graphs.traces.store import TraceStore
 
@@ -27,6 +32,96 @@ WHERE j.kind = 'direct' AND q.round = ? AND q.system = 'amplified' AND q.split =
   AND {NEWEST}
 ORDER BY j.question, j.path, j.key
 """  # noqa: S608
+
+
+MAX_QUESTIONS, MAX_HELD_OUT = 1000, 400
+"""Of a round whose config names no number."""
+
+
+def first_round(task: Task) -> int:
+    """The number of a run's first round: 1 where the task has no primitives, which round 0
+    imitates."""
+    return 0 if task.primitives() else 1
+
+
+def planned_questions(config: RoundsConfig, task: Task) -> list[int]:
+    """Training questions that each round asks, from round 1 on."""
+    given = [spec.questions for spec in config.rounds[1 - first_round(task) :]]
+    size = task.size("train")
+    share = MAX_QUESTIONS
+    if size is not None and None in given:
+        left = size - sum(number or 0 for number in given)
+        share = min(share, max(0, left // given.count(None)))
+    return [share if number is None else number for number in given]
+
+
+def check_questions(config: RoundsConfig, task: Task) -> None:
+    """Check that all rounds of a run have questions and an overseer, before anything is asked.
+
+    Raises:
+        UsageError: they have not.
+    """
+    task.check_levels([spec.level for spec in config.rounds])
+    if any(map(asks_humans, task.overseers())):
+        raise UsageError(
+            "overseer: a run cannot wait for human input; name model, plain or FILE.py:NAME, and "
+            "correct its answers with `reflux review`"
+        )
+    train, held_out = task.size("train"), task.size("held_out")
+    if train is None or held_out is None:
+        for spec in config.rounds:
+            if not (task.sample(1, spec.level, "train", config.seed) or task.primitives()):
+                raise UsageError(
+                    f"{task.name} has no training question at level {spec.level}: give it "
+                    "`questions()`, or a `sample` that returns some"
+                )
+        return
+    has = f"{task.name} has {train + held_out} different questions"
+    if not train or not held_out:
+        raise UsageError(
+            f"{has}, of which their hash holds out {held_out}: a run needs some to train on and "
+            "some to be judged by, about one in five is held out; add questions"
+        )
+    planned = planned_questions(config, task)
+    if sum(planned) > train or 0 in planned:
+        rounds = (
+            f"{len(planned)} rounds are to ask {sum(planned)}"
+            if 0 not in planned
+            else (f"{len(planned)} rounds leave none for one of them")
+        )
+        raise UsageError(
+            f"{has}, {train} of them to train on, and {rounds}: lower `rounds` or their "
+            "`questions`, or add questions"
+        )
+    wanted = max((spec.held_out or 0 for spec in config.rounds), default=0)
+    if wanted > held_out:
+        raise UsageError(
+            f"held_out: {wanted}, and {has}, {held_out} of them held out: lower `held_out`, or "
+            "leave it out for all of them"
+        )
+
+
+def question_lines(config: RoundsConfig, task: Task) -> list[str]:
+    """What a run is going to ask of a list of questions, for its user to read before it begins."""
+    train, held_out = task.size("train"), task.size("held_out")
+    if train is None or held_out is None:
+        return []
+    planned = [str(number) for number in planned_questions(config, task)]
+    lines = [
+        f"{task.name}: {train} questions to train on, of which the rounds ask "
+        f"{', '.join(planned)}, and {held_out} held out, to be judged by."
+    ]
+    known = sum(map(task.has_truth, task.sample(held_out, 1, "held_out", config.seed + 1)))
+    if isinstance(task, FileTask) and (unused := task.file.unused):
+        lines.append(f"Columns that are not used: {', '.join(unused)}.")
+    if known:
+        by = f", scored by {task.rule}" if isinstance(task, FileTask) else ""
+        return [*lines, f"True answers are known to {known} of the held-out questions{by}."]
+    return [
+        *lines,
+        "No true answer is known, so there is no accuracy: the report says how often the student "
+        "gives the amplified system's answer, and how many answers pass the check.",
+    ]
 
 
 @dataclass(frozen=True)

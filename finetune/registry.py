@@ -75,6 +75,8 @@ class Student(Strict):
     """Empty where llama.cpp does not know the architecture."""
     rows_digest: str
     config: dict[str, Any]
+    parity: dict[str, Any] | None = None
+    """Whether every engine gives the answers of plain PEFT; see `reflux.finetune.parity`."""
     created: str
     """UTC, ISO 8601."""
     path: Path = Field(exclude=True)
@@ -108,6 +110,8 @@ class Registry:
         """
         self.check_new(id)
         self.root.mkdir(parents=True, exist_ok=True)
+        for left in self.root.glob(f".{id}-????????"):  # By a process that was killed.
+            shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{id}-", dir=self.root))
         fields: dict[str, Any] = {}
         try:

@@ -1,11 +1,16 @@
-"""The report of a run: accuracy by level, `report.json`, and the chart `report.png`.
+"""The report of a run: `report.json`, and the charts `report.png` and `loss.png`.
 
 The chart shows accuracy against the level of the questions, with one line for each student: the
 base, every round's student, and the amplified system of the last round. Every line covers all
-levels of the config, also those that its student was not trained for.
+levels of the config, also those that its student was not trained for. A run without levels shows
+its systems against the round; without true answers the shares that can be measured: answers that
+pass the check, and agreement.
+
+`loss.png` shows the loss of every student's training, and on the rows held out of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +42,10 @@ async def score_levels(
     config, task, context = stages.config, stages.task, stages.context(model)
     system: System = Amplified(context) if system_name == "amplified" else Direct(context)
     rows: list[dict[str, Any]] = []
-    for level in sorted({spec.level for spec in config.rounds}):
+    levels = sorted({spec.level for spec in config.rounds})
+    if stages.first and len(levels) == 1:
+        return []  # The rounds differ in nothing but their number.
+    for level in levels:
         split = "held_out"
         questions = task.sample(config.questions_per_level, level, split, config.seed + 1)
         if not questions and level == config.rounds[0].level and system_name != "amplified":
@@ -46,6 +54,8 @@ async def score_levels(
             continue
         source = stages.source(number or 0, f"{system_name}-level-{level}", split)
         score = await stages.score(system, source, questions, f"level {level}: {model}")
+        if score.unscored == score.n:
+            continue
         figures = {"accuracy": score.accuracy, "n": score.n, "ci95": list(score.ci95)}
         label = {"round": number, "system": system_name, "model": model, "level": level}
         rows.append({**label, "split": split, **figures})
@@ -53,7 +63,7 @@ async def score_levels(
 
 
 def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: float) -> None:
-    """Write `report.json` and `report.png` for the rounds so far."""
+    """Write `report.json` and its charts for the rounds so far."""
     folder = stages.run.folder
     by_level = [row for report in rounds for row in report["by_level"]]
     body = {
@@ -67,49 +77,126 @@ def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: f
         "rounds": [{k: v for k, v in report.items() if k != "by_level"} for report in rounds],
     }
     write_json(folder.report_path, body)
-    unit = getattr(stages.task, "level_unit", "level")
-    draw_by_level(by_level, folder.chart_path, stages.task.name, unit)
+    if by_level:
+        unit = getattr(stages.task, "level_unit", "level")
+        draw_by_level(by_level, folder.chart_path, stages.task.name, unit)
+    else:
+        draw_by_round(rounds, folder.chart_path, stages.task.name)
+    curves = {f"student r{report['round']}": report.get("loss", {}) for report in rounds}
+    draw_losses(curves, folder.loss_path)
 
 
 def draw_by_level(by_level: Sequence[Mapping[str, Any]], path: Path, task: str, unit: str) -> None:
     """Draw accuracy against level with 95% intervals, one line for each system (PNG)."""
+    counts = sorted({row["n"] for row in by_level}) or [0]
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    title = f"{task}: accuracy in one call, n = {n}"
+    lines = [
+        (label, style, [(row["level"], row["accuracy"], row["ci95"]) for row in rows])
+        for label, style, rows in _lines(by_level)
+    ]
+    _draw(lines, path, title, unit, "accuracy")
+
+
+ROUND_STYLES = {
+    "base": BASE_STYLE,
+    "amplified": AMPLIFIED_STYLE,
+    "student": (STUDENT_COLORS[2], "s", "-"),
+    "student = amplified": (STUDENT_COLORS[3], "D", "-."),
+}
+
+
+def draw_by_round(rounds: Sequence[Mapping[str, Any]], path: Path, task: str) -> None:
+    """Draw the accuracy of each system against the round; without true answers the shares of
+    answers that pass the check, and the agreement (PNG)."""
+    points: dict[str, list[Point]] = {}
+    scored = any(row["student"]["accuracy"] is not None for row in rounds)
+    for row in rounds:
+        for key, label in (("direct", "base"), ("amplified",) * 2, ("student",) * 2):
+            score = row[key] or {}
+            value, ci95 = score.get("accuracy"), score.get("ci95")
+            if not scored and (passed := score.get("passed")):
+                value, ci95 = passed["share"], passed["ci95"]
+            if value is not None and ci95 is not None:
+                points.setdefault(label, []).append((row["round"], value, ci95))
+        if not scored and (same := row.get("agreement")):
+            point = (row["round"], same["share"], same["ci95"])
+            points.setdefault("student = amplified", []).append(point)
+    what = "accuracy" if scored else "share of answers that pass the check, or agree"
+    lines = [(label, ROUND_STYLES[label], points[label]) for label in points]
+    n = max((row["student"]["n"] for row in rounds), default=0)
+    _draw(lines, path, f"{task}: {what}, n = {n}", "round", "accuracy" if scored else "share")
+
+
+Point = tuple[int, float, Sequence[float]]
+"""(level or round, value, 95% interval)."""
+Style = tuple[str, str, str]
+"""(color, marker, line style)."""
+
+
+def _draw(
+    lines: Sequence[tuple[str, Style, Sequence[Point]]],
+    path: Path,
+    title: str,
+    unit: str,
+    what: str,
+) -> None:
+    """Draw lines with 95% intervals, whose points lie at equal distances (PNG)."""
+    levels = sorted({point[0] for _, _, points in lines for point in points})
+    with _chart(path) as axes:
+        for index, (label, (color, marker, style), points) in enumerate(lines):
+            # Slightly apart, so that intervals of equal scores do not cover each other.
+            shift = (index - (len(lines) - 1) / 2) * 0.04
+            scores = [value for _, value, _ in points]
+            low = [max(0.0, value - ci95[0]) for _, value, ci95 in points]
+            high = [max(0.0, ci95[1] - value) for _, value, ci95 in points]
+            xs = [levels.index(level) + shift for level, _, _ in points]
+            look = {"color": color, "marker": marker, "linestyle": style, "capsize": 3}
+            axes.errorbar(xs, scores, yerr=[low, high], label=label, **look)
+        axes.set_xticks(range(len(levels)), [str(level) for level in levels])
+        axes.set(xlabel=unit, ylabel=f"{what} (95% interval)", ylim=(-0.03, 1.05))
+        axes.set_title(title, fontsize=11)
+
+
+def draw_losses(curves: Mapping[str, Mapping[str, Sequence[Any]]], path: Path) -> None:
+    """Draw the loss against the step, and dashed that on the rows held out (PNG)."""
+    with _chart(path) as axes:
+        for index, (label, curve) in enumerate(curves.items()):
+            color = STUDENT_COLORS[index % len(STUDENT_COLORS)]
+            for key, style, suffix in (("loss", "-", ""), ("eval_loss", "--", ", held out")):
+                if points := curve.get(key):
+                    axes.plot(*zip(*points, strict=True), style, color=color, label=label + suffix)
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.set_ylim(bottom=0)
+        axes.set_title("Loss in training", fontsize=11)
+
+
+@contextmanager
+def _chart(path: Path) -> Iterator[Any]:
+    """The axes of a chart, which is written when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    levels = sorted({row["level"] for row in by_level})
-    counts = sorted({row["n"] for row in by_level}) or [0]
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    lines = _lines(by_level)
     colors: Any = dict.fromkeys(COLORED.split(), TEXT_COLOR)
     with plt.rc_context(colors):
         figure, axes = plt.subplots(figsize=(8.0, 4.2), dpi=144)
-        for index, (label, (color, marker, style), rows) in enumerate(lines):
-            # Slightly apart, so that intervals of equal scores do not cover each other.
-            shift = (index - (len(lines) - 1) / 2) * 0.04
-            scores = [row["accuracy"] for row in rows]
-            low = [max(0.0, row["accuracy"] - row["ci95"][0]) for row in rows]
-            high = [max(0.0, row["ci95"][1] - row["accuracy"]) for row in rows]
-            xs = [levels.index(row["level"]) + shift for row in rows]
-            look = {"color": color, "marker": marker, "linestyle": style, "capsize": 3}
-            axes.errorbar(xs, scores, yerr=[low, high], label=label, **look)
-        axes.set_xticks(range(len(levels)), [str(level) for level in levels])
-        axes.set(xlabel=unit, ylabel="accuracy (95% interval)", ylim=(-0.03, 1.05))
-        axes.set_title(f"{task}: accuracy in one call, n = {n}", fontsize=11)
-        axes.grid(axis="y", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
-        figure.tight_layout()
         try:
+            yield axes
+            axes.grid(axis="y", alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+            figure.tight_layout()
             with replacing(path) as temporary:
                 figure.savefig(temporary, format="png", transparent=True)
         finally:
             plt.close(figure)
 
 
-Line = tuple[str, tuple[str, str, str], list[Mapping[str, Any]]]
-"""(label, (color, marker, line style), rows by level) of a system of the chart."""
+Line = tuple[str, Style, list[Mapping[str, Any]]]
+"""(label, style, rows by level) of a system of the chart."""
 
 
 def _lines(by_level: Sequence[Mapping[str, Any]]) -> list[Line]:

@@ -14,6 +14,7 @@ from typing import Any, TypedDict, cast
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 
+from reflux.agents.tools.protocol import Grants
 from reflux.finetune.config import RoundsConfig
 from reflux.finetune.gates import failed_gates
 from reflux.finetune.report import score_levels, write_report
@@ -68,7 +69,7 @@ async def evaluate(stages: Stages, state: RoundsState) -> dict[str, Any]:
     number, model = state["number"], state["model"]
     scores = await stages.evaluate(number, model)
     gates = await stages.gates(number, model, scores)
-    by_level = await score_levels(stages, None, "base", "base") if number == 0 else []
+    by_level = await score_levels(stages, None, "base", "base") if number == stages.first else []
     by_level += await score_levels(stages, number, "student", student_name(number))
     return {"scores": scores, "gates": gates, "by_level": by_level}
 
@@ -80,12 +81,12 @@ async def promote(stages: Stages, state: RoundsState) -> dict[str, Any]:
     registry.record_evaluation(name, results["scores"], results["gates"])
     if promoted := not failed_gates(results["gates"]):
         registry.promote(name)
-    is_last = number + 1 == stages.total
+    is_last = number == stages.last
     by_level = results["by_level"]
     if number > 0 and (is_last or not promoted):
         amplified = await score_levels(stages, number, "amplified", state["model"])
         by_level = [*by_level, *amplified]
-    parity = await stages.parity(number) if is_last and number > 0 else None
+    parity = registry.get(name).parity
     return {"promoted": promoted, "by_level": by_level, "parity": parity}
 
 
@@ -103,6 +104,7 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
         "trained_rows": distilled["trained_rows"],
         "train_seconds": round(distilled["seconds"], 1),
         "examples_per_second": round(distilled["examples_per_second"], 2),
+        "loss": distilled.get("curve", {}),
         **{key: results[key] for key in ("amplify", "gates", "promoted", "by_level", "parity")},
     }
     done = [*state["done"], entry]
@@ -119,7 +121,7 @@ def build_rounds_graph() -> StateGraph[RoundsState, Stages, RoundsState, RoundsS
     graph.add_edge(START, "amplify")
 
     def next_round(state: RoundsState, runtime: StageRuntime) -> str:
-        over = state["number"] >= runtime.context.total
+        over = state["number"] > runtime.context.last
         # The next level is out of reach for an agent that did not learn this one.
         return END if over or not state["done"][-1]["promoted"] else "amplify"
 
@@ -128,15 +130,21 @@ def build_rounds_graph() -> StateGraph[RoundsState, Stages, RoundsState, RoundsS
 
 
 async def run_rounds(
-    run: OpenRun, config: RoundsConfig, task: Task, progress: Progress, rounds: int | None = None
+    run: OpenRun,
+    config: RoundsConfig,
+    task: Task,
+    progress: Progress,
+    rounds: int | None = None,
+    grants: Grants | None = None,
 ) -> list[dict[str, Any]]:
     """Begin or resume the rounds of a folder; returns the reports of its finished rounds.
 
     Args:
         rounds: number of rounds after which to stop; all of the config where None.
+        grants: tools of the copies.
     """
     total = rounds or len(config.rounds)
-    stages = Stages(config, task, run, progress, config.spend_limit.open(), total)
+    stages = Stages(config, task, run, progress, config.spend_limit.open(), total, grants or {})
     async with open_checkpoints(run.folder.checkpoints_path, DAMAGED) as saver:
         graph = build_rounds_graph().compile(checkpointer=saver)
         settings: Any = {
@@ -147,9 +155,11 @@ async def run_rounds(
         state = snapshot.values
         start: RoundsState | None = None
         if not state:
-            first = config.first_agent
-            start = {"number": 0, "model": first, "results": {}, "done": [], "seconds": 0.0}
-        elif state["number"] >= total:
+            start = {
+                "number": stages.first, "model": config.first_agent, "results": {}, "done": [],
+                "seconds": 0.0,
+            }  # fmt: skip
+        elif state["number"] > stages.last:
             return state["done"]
         elif not snapshot.next:
             # The run ended after fewer rounds, or at a gate. Resuming it begins the next round.

@@ -23,7 +23,6 @@ from reflux.agents.files import write_once, write_whole
 from reflux.agents.types import ChatClient
 from reflux.finetune.bases import Base, find_base
 from reflux.finetune.config import BaseConfig, BatchedConfig, RoundsConfig, config_from, read_yaml
-from reflux.finetune.engine.client import BatchedClient
 from reflux.finetune.engine_config import EngineSpec
 from reflux.finetune.engines import Engine, endpoint_of, open_engine
 from reflux.finetune.registry import Registry
@@ -54,6 +53,7 @@ class RunFolder:
         self.id_path = path / "run.json"
         self.report_path = path / "report.json"
         self.chart_path = path / "report.png"
+        self.loss_path = path / "loss.png"
         self.registry = Registry(path / "students")
         self._lock: IO[str] | None = None
 
@@ -271,16 +271,6 @@ class OpenRun:
         from reflux.finetune.engine.vllm import VllmEngine
 
         return [engine for engine in self._engines if isinstance(engine, VllmEngine)]
-
-    def other_engine(self) -> RecordedClient:
-        """Calls to llama.cpp in a run of the batched engine, and the reverse; the run's own where
-        another client replaces the engine."""
-        if not self._engines:
-            return self.recorded_client
-        if isinstance(engine := self._engines[0], BatchedClient):
-            return RecordedClient(CachedClient(engine.llama_cpp), self.store)
-        self._engines.append(batched := BatchedClient(self.folder.models))
-        return RecordedClient(CachedClient(batched), self.store)
 
     async def __aenter__(self) -> "OpenRun":
         return self

@@ -10,14 +10,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
-from reflux.finetune.config import DistillConfig, RoundsConfig, RoundSpec
-from reflux.finetune.gates import judge
-from reflux.finetune.questions import anchor_prompts, canary_prompts, hardness, overlap
+from reflux.agents.tools.protocol import Grants
+from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.gates import agreement, judge, passed_checks
+from reflux.finetune.questions import (
+    MAX_HELD_OUT,
+    anchor_prompts,
+    canary_prompts,
+    first_round,
+    hardness,
+    overlap,
+    planned_questions,
+)
 from reflux.finetune.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
@@ -43,15 +52,27 @@ class Stages:
     """The run's; every model call is charged to it."""
     total: int = sys.maxsize
     """Rounds after which the run stops."""
+    grants: Grants = field(default_factory=dict)
+    """Tools of the copies."""
+
+    @property
+    def first(self) -> int:
+        """The number of the first round."""
+        return first_round(self.task)
+
+    @property
+    def last(self) -> int:
+        """The number of the last round."""
+        return self.first + self.total - 1
 
     def spec(self, number: int) -> RoundSpec:
-        return self.config.rounds[number]
+        return self.config.rounds[number - self.first]
 
     def context(self, model: str) -> AmplifyContext:
         """The task's context with `model` as the agent."""
         client = self.run.recorded_client
         context = self.config.context(client, model, spend_limit=self.spend_limit)
-        return task_context(context, self.task)
+        return task_context(context, self.task).granting(self.grants)
 
     def source(self, number: int, system: str, split: str, task: str | None = None) -> Origin:
         """The provenance of a question of this run."""
@@ -60,7 +81,15 @@ class Stages:
     def held_out(self, number: int) -> Sequence[str]:
         """Held-out questions of a round's level, the same for every system."""
         spec = self.spec(number)
-        return self.task.sample(spec.held_out, spec.level, "held_out", self.config.seed + 1)
+        n = MAX_HELD_OUT if spec.held_out is None else spec.held_out
+        return self.task.sample(n, spec.level, "held_out", self.config.seed + 1)
+
+    def training_questions(self, number: int) -> Sequence[str]:
+        """Questions of a round's level that no round before it asks."""
+        planned, level = planned_questions(self.config, self.task), self.spec(number).level
+        asked = sum(planned[n - 1] for n in range(1, number) if self.spec(n).level == level)
+        n = asked + planned[number - 1]
+        return self.task.sample(n, level, "train", self.config.seed)[asked:]
 
     def counter(self, activity: str, total: int) -> Callable[[int], None]:
         """Shows how many of an activity's units are done, which are none at first."""
@@ -100,22 +129,22 @@ class Stages:
     async def amplify(self, number: int, model: str) -> dict[str, Any]:
         """Record the answers that the round's student will learn.
 
-        In round 0 they are the overseer's answers to its primitives and the base's to the anchor,
-        later those of the amplified system.
+        In round 0 they are the overseer's answers to its primitives, later those of the amplified
+        system; in the first round also the base's to the anchor.
         """
         begun = time.perf_counter()
-        spec = self.spec(number)
         hard_before: list[str] = []
-        if number == 0:
+        if number == self.first:
             prompts = anchor_prompts(self.config.anchor, self.config.seed)
             source = self.source(0, "anchor", "train", task="anchor")
             await self.answers(self._plain("base"), source, prompts, "the base answers the anchor")
+        if number == 0:
             questions = list(self.task.primitives())
             source = self.source(0, "overseer", "primitive")
             activity = "the overseer answers its primitives"
         else:
-            fresh = self.task.sample(spec.questions, spec.level, "train", self.config.seed)
-            limit = round(spec.hard * spec.questions)
+            fresh = self.training_questions(number)
+            limit = round(self.spec(number).hard * len(fresh))
             hard_before = hardness(self.run.store, number - 1).hardest(limit)
             questions = list(dict.fromkeys([*hard_before, *fresh]))
             source = self.source(number, "amplified", "train")
@@ -174,12 +203,7 @@ class Stages:
                 round=number,
                 rows=[row.train() for row in training_rows],
                 rows_digest=rows_digest(training_rows),
-                config=DistillConfig(
-                    base=self.config.base,
-                    sft={**self.config.sft, **self.spec(number).sft},
-                    lora=self.config.lora,
-                    seed=self.config.seed,
-                ),
+                config=self.config.distillation(number),
             )
             await self.run.rest()
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))
@@ -208,7 +232,18 @@ class Stages:
             else:
                 source = self.source(0, f"{key}-imitation", "primitive")
                 activity = f"imitate the overseer: {key}"
-            scores[key] = (await self.score(system, source, questions, activity)).to_json()
+            score = await self.score(system, source, questions, activity)
+            scores[key] = score.to_json()
+            if system.context.has_rules:
+                scores[key] |= passed_checks(score)
+        if number and scores["student"]["unscored"]:
+            outcomes = [  # They are on record.
+                await self.answers(
+                    systems[key], self.source(number, key, "held_out"), questions, f"compare {key}"
+                )
+                for key in ("amplified", "student")
+            ]
+            scores["agreement"] = agreement(self.task, questions, *outcomes)
         return scores
 
     def next_agent(self, number: int, model: str, promoted: bool) -> str:
@@ -224,21 +259,31 @@ class Stages:
         """Measure the gates of the round's student."""
         name = student_name(number)
         canary = await self._canary(number, name)
-        student = scores["student"]["accuracy"]
-        if number == 0:
-            measured = {"imitation": student}
-        else:
+        student = scores["student"]
+        measured: dict[str, Any] = {"imitation": student["accuracy"]}
+        if number:
+            amplified = scores["amplified"]
             measured = {
-                "amplified": scores["amplified"]["accuracy"],
-                "student": student,
+                "amplified": amplified["accuracy"],
+                "student": student["accuracy"],
                 "before": await self._level_before(number, model, name),
             }
+            if student["accuracy"] is None and "passed" in student:
+                measured["passed"] = amplified["passed"]["share"], student["passed"]["share"]
+            if student["accuracy"] is None:
+                measured["agreement"] = scores["agreement"]["share"]
+        parity = self.run.folder.registry.get(name).parity
+        if parity is not None:
+            measured["parity"] = parity["agreement"]
         gates = judge(self.config.gates, canary=canary, **measured)
         return [gate.to_json() for gate in gates]
 
-    async def _level_before(self, number: int, model: str, name: str) -> tuple[float, float]:
-        """Accuracy of (the agent, the student) on the level of the round before."""
+    async def _level_before(self, number: int, model: str, name: str) -> tuple[float, float] | None:
+        """Accuracy of (the agent, the student) on the level of the round before; None where there
+        was none, or nothing can be scored."""
         questions: Sequence[str]
+        if number == self.first:
+            return None
         if number == 1:
             questions, model = self.task.primitives(), student_name(0)
             sources = [self.source(n, "student-imitation", "primitive") for n in (0, 1)]
@@ -246,6 +291,8 @@ class Stages:
             if self.config.agent is not None or self.config.keep_agent:
                 model = self.run.folder.current_model()  # Students are compared with students.
             questions = self.held_out(number - 1)[:200]
+            if not any(map(self.task.has_truth, questions)):
+                return None
             systems = (f"regression-{model}", f"regression-{name}")
             sources = [self.source(number, system, "held_out") for system in systems]
         accuracy: list[float] = []
@@ -268,26 +315,6 @@ class Stages:
         pairs = zip(*replies, strict=True)
         shared = [overlap(a["answer"] or "", b["answer"] or "") for a, b in pairs]
         return sum(shared) / len(shared)
-
-    async def parity(self, number: int) -> dict[str, Any]:
-        """Share of held-out questions on which a student's PEFT adapter in the batched engine and
-        its GGUF export in llama.cpp give the same greedy answer."""
-        context = self.context(student_name(number))
-        questions = self.held_out(number)[:200]
-        activity = "compare the PEFT adapter with its GGUF export"
-        await self.run.rest()  # The other engine needs the memory.
-        # The run's own engine has answered these questions in the evaluation.
-        answers = [
-            await self.answers(
-                Direct(system), self.source(number, key, "held_out"), questions, activity
-            )
-            for key, system in (
-                ("student", context),
-                ("parity", replace(context, recorded_client=self.run.other_engine())),
-            )
-        ]
-        equal = sum(a["answer"] == b["answer"] for a, b in zip(*answers, strict=True))
-        return {"agreement": equal / max(1, len(questions)), "n": len(questions)}
 
 
 def student_name(number: int) -> str:

@@ -4,6 +4,7 @@ be resumed, and edited, the same way."""
 import hashlib
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,6 +69,8 @@ class AskOptions:
     temperature: float | None = None
     """None: the first vote is greedy, and the others have the policy's temperature."""
     seed: int = 0
+    endpoint: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Variables of the endpoint that was asked, without its key; empty for a server's."""
 
     @classmethod
     def of(cls, context: AmplifyContext, overseer: str = "") -> "AskOptions":

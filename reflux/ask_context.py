@@ -2,14 +2,12 @@
 one, the shortest way into Reflux from Python."""
 
 import asyncio
-import inspect
 import tempfile
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager as Opener
 from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +17,7 @@ from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.clients.langchain import LangChainClient
 from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.errors import UsageError, check_has
-from reflux.agents.overseers.model import ModelOverseer
-from reflux.agents.overseers.protocol import PASS, Overseer
-from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.tools.documents import Documents
 from reflux.agents.tools.langchain import as_tool, mcp_tools
@@ -29,6 +25,7 @@ from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers import Checker, RuleChecker
+from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AS_OVERSEER, AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Origin, ask
@@ -41,65 +38,11 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
+from reflux.overseers import OVERSEERS, overseer_named, with_max_tokens
 from reflux.tasks import task_named
 
-DEFAULT_OVERSEER = "model"
 MAX_TOKENS = 512
 """Tokens of one reply of a copy or the overseer, unless the options or the task say otherwise."""
-
-OVERSEERS: Mapping[str, Overseer] = {
-    "model": ModelOverseer(),
-    "reviewed": Reviewed(ModelOverseer(), "root"),
-    "plain": ScriptedOverseer("plain", lambda question, transcript, may_ask: PASS),
-    "human": HumanOverseer(),
-}
-"""`model`: the agent itself divides a question; `reviewed`: a human sees its steps at the root
-first; `plain` leaves every question to the agent, undivided; `human` defers each one to a human."""
-
-
-def overseer_named(
-    name: str = DEFAULT_OVERSEER, overseers: Mapping[str, Overseer] = OVERSEERS
-) -> Overseer:
-    """The overseer of a name.
-
-    Raises:
-        UsageError: no overseer has it.
-    """
-    if name in overseers:
-        return overseers[name]
-    if is_reference(name) and not name.startswith("script:"):  # That is a program's.
-        return _own_overseer(name)
-    raise UsageError(
-        f"no overseer is called {name!r}; there are {', '.join(overseers)}, and your own as "
-        "FILE.py:NAME"
-    )
-
-
-@cache
-def _own_overseer(name: str) -> Overseer:
-    """A user's overseer: an object or class with `act`, or a function of question, transcript and
-    `may_ask`."""
-    made = load_instance(name)
-    if hasattr(made, "act") and isinstance(getattr(made, "name", None), str):
-        return made
-    if not inspect.isroutine(made):
-        raise UsageError(
-            f"{name} is no overseer: it needs a `name` and `act(context)`, or to be a function "
-            "(question, transcript, may_ask) that returns a step"
-        )
-    return ScriptedOverseer(name, cast(ScriptedStep, made))
-
-
-def with_max_tokens(overseer: Overseer, max_tokens: int | None) -> Overseer:
-    """The overseer with the limit of a copy's reply for its own: a comparison of the two must not
-    depend on who may say more."""
-    if max_tokens is None:
-        return overseer
-    if isinstance(overseer, Reviewed):
-        return replace(overseer, inner=with_max_tokens(overseer.inner, max_tokens))
-    if isinstance(overseer, ModelOverseer):
-        return replace(overseer, max_tokens=max_tokens)
-    return overseer
 
 
 def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Overseer, ...]:
@@ -120,11 +63,6 @@ def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Oversee
 def name_of(overseer: Overseer) -> str:
     """The name by which commands find an overseer; empty if they do not know it."""
     return next((name for name, known in OVERSEERS.items() if known == overseer), "")
-
-
-def asks_humans(overseer: Overseer | None) -> bool:
-    """True if the overseer may have to wait for a human."""
-    return isinstance(overseer, HumanOverseer | Reviewed)
 
 
 @asynccontextmanager
@@ -196,7 +134,7 @@ def _own_tool(name: str, made: Any) -> Tool:
 
 
 def context_of(
-    recorded_client: RecordedClient,
+    run: OpenRun,
     options: AskOptions,
     overseers: Mapping[str, Overseer] = OVERSEERS,
     **fields: Any,
@@ -209,9 +147,9 @@ def context_of(
     Raises:
         UsageError: no overseer or task has the name.
     """
-    task = task_named(options.task) if options.task else None
+    task = task_named(options.task, run.folder) if options.task else None
     context = AmplifyContext(
-        recorded_client,
+        run.recorded_client,
         options.model,
         () if task else (_overseer_of(options, overseers),),
         limits=options.limits,
@@ -233,14 +171,17 @@ def _overseer_of(options: AskOptions, overseers: Mapping[str, Overseer]) -> Over
 
 @asynccontextmanager
 async def open_context(
-    recorded_client: RecordedClient,
+    run: OpenRun,
     options: AskOptions,
     emit: Callable[[Event], None] = silent,
     overseers: Mapping[str, Overseer] = OVERSEERS,
 ) -> AsyncGenerator[AmplifyContext]:
     """The context of a question with these options; its tools are open as long as the block."""
-    async with open_tools(options.tools) as grants:
-        yield context_of(recorded_client, options, overseers, grants=grants, emit=emit)
+    names = options.tools
+    if options.task and not names:
+        names = tuple(task_named(options.task, run.folder).tool_names)
+    async with open_tools(names) as grants:
+        yield context_of(run, options, overseers, emit=emit).granting(grants)
 
 
 AS_CLIENT = "pass reflux.OpenAIClient(base_url, api_key) or a chat model of LangChain"

@@ -13,7 +13,8 @@ import asyncio
 import os
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,35 +22,46 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel
 
+from reflux.agents.clients.connections import is_loopback
 from reflux.agents.clients.endpoints import (
+    EXTRA_BODY,
     KEY,
+    THINKING_VARIABLE,
     URL,
     CachedClient,
     Endpoint,
     Endpoints,
     endpoint_from_env,
+    environment,
+    fixed_environment,
 )
 from reflux.agents.clients.langchain import LangChainClient
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
+from reflux.agents.prompts import redact
 from reflux.agents.types import ChatClient
 from reflux.finetune.config import RoundsConfig
 from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.traces.recorded_client import RecordedClient
 
 if TYPE_CHECKING:
     from reflux.agents.clients.openai import OpenAIClient
 
 BASE, STUDENT, ENDPOINT = "base", "student", "endpoint:"
+UNSAID = ("", "auto")
+"""Values of a variable that say nothing."""
 INTERACTIVE = EngineConfig(parallel=4, context=8192)
 """llama.cpp for single questions: a conversation and the overseer's examples fit the context."""
+AT_URL = re.compile(r"(.*?)@(\w+://.*)", re.DOTALL)
+"""MODEL@URL."""
 NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 
 
 def endpoint(concurrency: int | None = None) -> "OpenAIClient | None":
     """The endpoint at OPENAI_BASE_URL; None if that is not set."""
     limit: dict[str, Any] = {} if concurrency is None else {"concurrency": concurrency}
-    return endpoint_from_env(dict(os.environ), **limit)
+    return endpoint_from_env(environment(), **limit)
 
 
 def model_named(folder: RunFolder, name: str, endpoints: Collection[str] = ()) -> str:
@@ -134,7 +146,8 @@ def check_student(folder: RunFolder, name: str) -> None:
 
 def endpoint_hint(name: str) -> str:
     """How to name a model of an endpoint where OPENAI_BASE_URL is not set."""
-    key = f" (only {KEY} is set)" if os.environ.get(KEY) and not os.environ.get(URL) else ""
+    env = environment()
+    key = f" (only {KEY} is set)" if env.get(KEY) and not env.get(URL) else ""
     return (
         f"for a model of an endpoint set {URL}{key}, or write {ENDPOINT}{name}@URL, such as "
         f"{ENDPOINT}{name}@http://localhost:11434/v1"
@@ -151,13 +164,13 @@ def endpoint_at(key: str, **options: Any) -> "tuple[str, OpenAIClient]":
         UsageError: the key names no model or no address.
         MissingError: it names no address, and OPENAI_BASE_URL is not set.
     """
-    model, url = key.removeprefix(ENDPOINT), os.environ.get(URL, "")
-    if (match := re.fullmatch(r"(.*?)@(\w+://.*)", model, re.DOTALL)) is not None:
+    model, url = key.removeprefix(ENDPOINT), environment().get(URL, "")
+    if (match := AT_URL.fullmatch(model)) is not None:
         model, url = match[1], match[2]
     if not model:
         raise UsageError(f"{key!r} names no model; write endpoint:MODEL or endpoint:MODEL@URL")
     named = (f"the URL of {ENDPOINT}{model}" if match else URL, KEY)
-    client = endpoint_from_env({**os.environ, URL: url}, named, **options)
+    client = endpoint_from_env({**environment(), URL: url}, named, **options)
     if client is None:
         raise MissingError(
             f"{key} is asked at OPENAI_BASE_URL, which is not set: set it, or write {key}@URL"
@@ -177,6 +190,39 @@ def endpoint_model(key: str, run: OpenRun) -> tuple[str, RecordedClient, "OpenAI
     if "@" not in key.removeprefix(ENDPOINT + model):
         return model, run.recorded_client, None
     return model, RecordedClient(CachedClient(client), run.store), client
+
+
+def asked_at(folder: RunFolder, model: str | None) -> dict[str, str]:
+    """The variables of the endpoint that answers for a model, for the record: no key, and no URL
+    with a password."""
+    env, name = environment(), model or ""
+    match = AT_URL.fullmatch(name) if name.startswith(ENDPOINT) else None
+    url = match[2] if match else env.get(URL, "")
+    if not url or is_own(folder, model):
+        return {}
+    found = {URL: url, **{key: env.get(key, "") for key in (THINKING_VARIABLE, EXTRA_BODY)}}
+    has_user = re.search(r"//[^/@]*@", url) is not None
+    return {
+        key: value
+        for key, value in found.items()
+        if value not in UNSAID and value == redact(value) and not (key == URL and has_user)
+    }
+
+
+@contextmanager
+def as_asked(options: AskOptions | None) -> Generator[None]:
+    """In this block models are asked where and how a recorded question was, as far as the
+    environment says nothing else.
+
+    Raises:
+        UsageError: that is another machine, and a key of the environment may not be meant for it.
+    """
+    env, recorded = environment(), options.endpoint if options else {}
+    unset = {key: value for key, value in recorded.items() if env.get(key, "") in UNSAID}
+    if URL in unset and not is_loopback(unset[URL]):
+        raise UsageError(f"it was asked at {unset[URL]}: set {URL} to that, and {KEY} to its key")
+    with fixed_environment(unset):
+        yield
 
 
 class Agent:

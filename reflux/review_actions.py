@@ -14,7 +14,7 @@ from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.scripted import parse_reply
 from reflux.agents.prompts import is_unicode
 from reflux.agents.types import Answer
-from reflux.ask_context import OVERSEERS, open_context
+from reflux.ask_context import open_context, open_tools
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs import recompute as revisions
 from reflux.graphs.amplify.context import AmplifyContext, silent
@@ -30,6 +30,7 @@ from reflux.graphs.traces.revisions import first_of, newest
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.tree import find_question
 from reflux.models import BASE
+from reflux.overseers import OVERSEERS
 from reflux.tasks import TASKS, task_named
 
 Action = Literal["approve", "edit", "again", "reject", "comment"]
@@ -142,13 +143,14 @@ async def recompute(
     store = opened.store
     _, text = find_question(store, revision)
     if (options := options_of(store, revision)) is None:
-        task = task_named(check_known(store, revision))
+        task = task_named(check_known(store, revision), opened.folder)
         config, model = opened.folder.config(), model_of(store, revision)
         context = task_context(config.context(opened.recorded_client, model, emit=emit), task)
-        system = _system(store, revision)(revisions.revised_context(context, revision))
-        outcome = await system.answer(text, revision)
+        async with open_tools(task.tool_names) as grants:
+            context = revisions.revised_context(context.granting(grants), revision)
+            outcome = await _system(store, revision)(context).answer(text, revision)
     else:
-        async with open_context(opened.recorded_client, options, emit, overseers) as context:
+        async with open_context(opened, options, emit, overseers) as context:
             context = revisions.revised_context(context, revision)
             async with open_interruptible_run(context, opened.folder.checkpoints_path) as run:
                 outcome = (await run.ask(text, revision)).outcome
@@ -231,7 +233,7 @@ async def reply_to(open_run: Open, store: TraceStore, item: Item, words: str) ->
 
     async with (
         open_run(options.model) as opened,
-        open_context(opened.recorded_client, options) as context,
+        open_context(opened, options) as context,
         open_checkpoints(opened.folder.checkpoints_path) as saver,
     ):
         context = revisions.revised_context(context, item.trajectory)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from reflux.agents.clients.refusals import TOO_LONG
+from reflux.agents.clients.refusals import OUT_OF_RANGE, TOO_LONG
 
 ADAPTABLE = frozenset((400, 403, 404, 405, 415, 422, 500, 501))
 """HTTP statuses with which servers refuse a field: llama.cpp's templates raise a 500."""
@@ -41,6 +41,12 @@ SYSTEM = re.compile(
 ALTERNATION = re.compile(
     r"alternat|consecutive|same role|(?:multiple|two) (?:user|assistant) messages|in a row", re.I
 )
+STREAMS_ONLY = re.compile(
+    r"only supports? (?:the )?stream|enable the stream|set stream(?: ?=|:| to) ?true"
+    r"|stream(?:ing)? (?:is|must be) (?:required|set to true|true|enabled)",
+    re.IGNORECASE,
+)
+"""Words of a model that answers by streams alone."""
 RENAMED = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 EFFORTS = ("none", "minimal", "low")
 """Values of `reasoning_effort` from the smallest on; models differ in which they take."""
@@ -77,6 +83,8 @@ class Adaptation:
     """The system message goes into the first user turn."""
     merges_turns: bool = False
     """Neighboring turns of one role become one."""
+    streams_only: bool = False
+    """Replies come as streams alone."""
     opens_in_template: bool = False
     """The model's reasoning comes without its opening tag."""
 
@@ -103,6 +111,9 @@ class Adaptation:
         left out, or only what is."""
         if status not in ADAPTABLE or TOO_LONG.search(words) or not REFUSES.search(words):
             return False
+        if "stream" not in sent and not self.streams_only and STREAMS_ONLY.search(words):
+            self.streams_only = True
+            return True
         if not self.merges_turns and ALTERNATION.search(words):
             self.merges_turns = True
             # Such a template knows at most an optional system message, many know none.
@@ -113,6 +124,8 @@ class Adaptation:
             self.merges_system = True
             return True
         name = _refused(words, named, sent)
+        if name in RENAMED and OUT_OF_RANGE.search(words):
+            return False
         return name is not None and self._leave_out(name, words, sent)
 
     def _leave_out(self, name: str, words: str, sent: Mapping[str, Any]) -> bool:
@@ -141,6 +154,8 @@ class Adaptation:
             lines.append("log-probabilities are unknown")
         if self.effort:
             lines.append(f"reasoning_effort is {self.effort}")
+        if self.streams_only:
+            lines.append("the model answers by streams alone")
         if self.merges_system:
             lines.append("the system message goes into the user turn")
         if self.merges_turns:

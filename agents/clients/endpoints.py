@@ -4,9 +4,11 @@ import asyncio
 import base64
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -23,6 +25,25 @@ URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 THINKING_VARIABLE, EXTRA_BODY = "REFLUX_THINKING", "REFLUX_EXTRA_BODY"
 ENDINGS = re.compile(r"/(?:chat/completions|completions|models|responses)/*$|/+$")
 """What users paste at the end of a base URL."""
+
+
+_environment: ContextVar[Mapping[str, str]] = ContextVar("environment", default=os.environ)
+
+
+def environment() -> Mapping[str, str]:
+    """The variables that say where models of an endpoint are asked."""
+    return _environment.get()
+
+
+@contextmanager
+def fixed_environment(more: Mapping[str, str] | None = None) -> Generator[None]:
+    """In this block, no code of the user's that sets variables, as `load_dotenv` does, moves where
+    models are asked; `more` replaces variables."""
+    token = _environment.set({**environment(), **(more or {})})
+    try:
+        yield
+    finally:
+        _environment.reset(token)
 
 
 def endpoint_from_env(

@@ -27,12 +27,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from reflux.agents.clients.chat_protocol import (
-    FINISHED,
-    function_spec,
-    read_logprobs,
-    sampling_fields,
-)
+from reflux.agents.clients.chat_protocol import function_spec, sampling_fields
+from reflux.agents.clients.chat_replies import finish_word, read_logprobs
 from reflux.agents.clients.reasoning import apart, content_of, reasoning_of
 from reflux.agents.clients.refusals import Refusal, kind_of, remedy_of, status_of
 from reflux.agents.clients.retries import RetryingClient, RetryPolicy, worth_retrying
@@ -128,6 +124,19 @@ def _public(value: Any) -> Any:
     return type(value).__name__  # Its text may hold an address in memory, or a secret.
 
 
+FINISH_NAMES = ("finish_reason", "stop_reason", "done_reason", "stopReason")
+
+
+def finish_of(metadata: Mapping[str, Any]) -> str:
+    """Why a reply ended, in the words of the chat protocol, by whatever name the metadata tells it;
+    `stop` where they do not."""
+    # OpenAI's Responses API has only this, of a reply that it cut.
+    details = metadata.get("incomplete_details")
+    reasons = [details.get("reason") if isinstance(details, Mapping) else None]
+    reasons += [metadata.get(name) for name in FINISH_NAMES]
+    return finish_word(str(next(filter(None, reasons), "stop")))
+
+
 def read_message(reply: Any) -> Completion:
     """Read a message. Log-probabilities in any form but OpenAI's, or a list of its tokens, are
     ignored."""
@@ -135,12 +144,6 @@ def read_message(reply: Any) -> Completion:
         raise EndpointError(f"the model returned {type(reply).__name__}, expected an AIMessage")
     metadata: dict[str, Any] = reply.response_metadata
     usage = reply.usage_metadata
-    finish = str(
-        metadata.get("finish_reason")
-        or metadata.get("stop_reason")
-        or metadata.get("done_reason")
-        or "stop"
-    ).lower()
     tokens: Any = metadata.get("logprobs")
     logprobs = read_logprobs({"content": tokens} if isinstance(tokens, list) else tokens)
     calls = [ToolCall(c["id"] or "", c["name"], json.dumps(c["args"])) for c in reply.tool_calls]
@@ -152,7 +155,7 @@ def read_message(reply: Any) -> Completion:
         text=str(reply.text),
         prompt_tokens=usage["input_tokens"] if usage else 0,
         completion_tokens=usage["output_tokens"] if usage else 0,
-        finish_reason=FINISHED.get(finish, finish),
+        finish_reason=finish_of(metadata),
         logprobs=logprobs,
         tool_calls=tuple(calls),
         reasoning=reasoning_of(cast(dict[str, Any], reply.additional_kwargs)) or thoughts,

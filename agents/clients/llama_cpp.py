@@ -284,6 +284,9 @@ def start_server(
     params.verbosity = -1
     if adapter is not None:
         params.lora_adapters = [xlc.CommonAdapterLoraInfo(str(adapter), 1.0)]
+    if files.peft is not None and (template := files.peft / "chat_template.jinja").is_file():
+        # That of its training, which may say more than the base's.
+        params.chat_template, params.use_jinja = template.read_text(encoding="utf-8"), True
     if tune is not None:
         tune(params)
     try:

@@ -8,20 +8,15 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import openai
 from openai import AsyncOpenAI
 
 from reflux.agents.clients.adaptation import RENAMED, THINKING, Adaptation, Thinking
-from reflux.agents.clients.chat_protocol import (
-    PartialReply,
-    may_call,
-    read_reply,
-    read_stream,
-    request_body,
-)
+from reflux.agents.clients.chat_protocol import may_call, request_body
+from reflux.agents.clients.chat_replies import PartialReply, read_reply, read_stream
 from reflux.agents.clients.connections import Chunks, connection_remedy, http_client
 from reflux.agents.clients.reasoning import OPENS_IN_TEMPLATE, ReasoningSplitter
 from reflux.agents.clients.refusals import (
@@ -149,6 +144,9 @@ class OpenAIClient(RetryingClient):
         return body | self._extra_body
 
     async def _send(self, request: ChatRequest) -> Completion:
+        if self.adaptation(request.model).streams_only:
+            *_, last = [piece async for piece in self._pieces(request, [])]
+            return cast(Completion, last)
         # `chat.completions.create` would walk the whole body and the reply by their types.
         with self._sending(request, self._body(request)) as (client, body):
             async with asyncio.timeout(self._total_timeout):
@@ -238,7 +236,8 @@ class OpenAIClient(RetryingClient):
         free = {name: value for name, value in sent.items() if name not in kept}
         adaptation = self.adaptation(request.model)
         if adaptation.learn(refusal.status, refusal.words, names_in(refusal.body), free):
-            return self._adapted(request, asked) != sent
+            streams = adaptation.streams_only and "stream" not in sent
+            return streams or self._adapted(request, asked) != sent
         if "response_format" in free and refusal.status in (400, 422):
             # Servers word a refused schema in many ways; the parser of replies takes free text.
             adaptation.replaced["response_format"] = ""

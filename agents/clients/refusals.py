@@ -27,7 +27,8 @@ TOO_LONG = re.compile(
 )
 QUOTA = re.compile(
     r"insufficient[ _-](?:quota|credits?|balance|funds)|exceeded your current quota|billing"
-    r"|credit balance|out of credits|payment required|quota.{0,20}exhausted|more credits",
+    r"|credit balance|out of credits|payment required|quota.{0,20}exhausted|more credits"
+    r"|unpaid|per[ -]day\b|daily (?:limit|quota)|account .{0,20}(?:suspended|deactivated)",
     re.IGNORECASE,
 )
 BAD_KEY = re.compile(
@@ -35,7 +36,9 @@ BAD_KEY = re.compile(
     r"|(?:invalid|incorrect|missing|no) (?:api|auth)[ _-]?(?:key|token)",
     re.IGNORECASE,
 )
-RECOVERS = re.compile(r"retry ?(?:delay|in|after)|try again in|per (?:minute|second)", re.I)
+RECOVERS = re.compile(
+    r"retry ?(?:delay|in|after)|try again in (?!\d+h)|per (?:minute|second)", re.I
+)
 """A rate limit that words itself like an empty account."""
 NEVER_CONNECTS = re.compile(
     r"WRONG_VERSION|record layer|certificate|Name or service|nodename|getaddrinfo|name resolution",
@@ -47,6 +50,18 @@ FIELD = re.compile(
     re.IGNORECASE,
 )
 """Words about what one request asks for, whatever the status: others may go to the same model."""
+NO_MODEL = re.compile(
+    r"(?:invalid|unknown|no such|not a valid) model\b(?! (?:parameter|input))"
+    r"|model[ \"'`:]{1,3}\S{1,80} (?:was not found|not found|does not exist|is not a valid model"
+    r"|has been (?:deprecated|decommissioned|removed))",
+    re.IGNORECASE,
+)
+OUT_OF_RANGE = re.compile(
+    r"max_(?:\w+_)?tokens\b.{0,60}(?:too (?:large|small|high|low)|range|at (?:most|least)"
+    r"|(?:less|greater) than|exceed|between|minimum|maximum|<=|>=)",
+    re.IGNORECASE,
+)
+"""Words about the size of a limit of tokens, which the model takes by name."""
 NAMES_MODEL = re.compile(r"\bmodels?\b|deployment", re.IGNORECASE)
 PAGE = re.compile(r"\s*(?:<!doctype html|<html|<head|<\?xml)", re.IGNORECASE)
 TITLE = re.compile(r"<(?:title|h1)[^>]*>\s*([^<]+)", re.IGNORECASE)
@@ -68,7 +83,7 @@ def _words(body: Any, depth: int = 0) -> str:
         return "; ".join(filter(None, (_words(item, depth + 1) for item in list(body)[:8])))
     if not isinstance(body, Mapping) or depth >= 6:
         return str(body) if isinstance(body, int | float) else ""
-    fields = cast(Mapping[str, Any], body)
+    fields = {str(name).lower(): value for name, value in cast(Mapping[str, Any], body).items()}
     texts = [
         _words(fields[name], depth + 1)
         for name in ("error", "message", "msg", "detail", "details", "errors", "error_description")
@@ -132,6 +147,8 @@ def kind_of(status: int | None, words: str, body: Any = None, waits: bool = Fals
         return "too_long"
     if status in (404, 405):
         return "other" if FIELD.match(words) else "missing"
+    if status in (400, 410, 422) and NO_MODEL.search(words) and not FIELD.match(words):
+        return "missing"
     if words.startswith("a web page") and (status or 200) < 500:
         return "page"
     if status is not None and (status == 429 or status >= 500):
@@ -192,17 +209,24 @@ class Refusal:
         status = 401 if (kind, status) == ("key", 400) else status
         status = 400 if (kind, status) == ("other", 404) else status
         status = {"quota": 402, "page": 404}.get(kind, status)
+        status = 404 if kind == "missing" else status
         return cls(kind, status, words, body)
 
 
 def remedy_of(refusal: Refusal, key: str, limited: str) -> str:
     """What the user can do; `key` names where the key was set, and `limited` what it may lack."""
+    if refusal.kind == "key" and refusal.words.startswith("a web page"):
+        return "a page for browsers stands before it: ask from another network, or see its address"
     if refusal.kind == "key":
         return f"check {key}{limited}"
+    if refusal.status == 407:
+        return "check HTTPS_PROXY and HTTP_PROXY: the proxy wants a user and a password"
     if refusal.kind == "quota":
-        return f"the account of {key} has no credit left: add some, or name another key"
+        return f"the account of {key} has no credit or quota left: add some, or name another key"
     if refusal.kind == "too_long":
         return "shorten the question, lower --max-tokens, or take a model with a longer context"
+    if OUT_OF_RANGE.search(refusal.words):
+        return "change --max-tokens to what it takes"
     if FIELD.match(refusal.words):
         return "leave that out, or take another model"
     return "see the endpoint's own log"

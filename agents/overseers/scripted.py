@@ -100,6 +100,11 @@ class Reviewed(WrappedOverseer):
         return Defer(review_form(context) | proposal)
 
 
+def asks_humans(overseer: Overseer | None) -> bool:
+    """True if the overseer may have to wait for a human."""
+    return isinstance(overseer, HumanOverseer | Reviewed)
+
+
 REPLY_FORMS = "answer: TEXT | approve | pass | sub-questions, one a line"
 REPLY_HELP = (
     "Reply with `answer: TEXT`, `approve` to take the proposed step, `pass` to leave the question "

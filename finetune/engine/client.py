@@ -229,7 +229,7 @@ class _Worker(threading.Thread):
         """The scheduler of a model, loaded if needed; None while all others are busy."""
         if name not in self._schedulers:
             with short_waits():
-                from reflux.finetune.engine.scheduler import Scheduler
+                from reflux.finetune.engine.generate import scheduler_for
 
             for idle in [n for n, other in self._schedulers.items() if not other.busy]:
                 if len(self._schedulers) < self._config.models:
@@ -238,7 +238,7 @@ class _Worker(threading.Thread):
             if len(self._schedulers) >= self._config.models:
                 return None
             weights = load_weights(self._resolve(name))
-            self._schedulers[name] = Scheduler(*weights, self._config)
+            self._schedulers[name] = scheduler_for(*weights, self._config)
         self._schedulers.move_to_end(name)
         return self._schedulers[name]
 

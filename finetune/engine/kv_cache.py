@@ -3,10 +3,14 @@
 Each row has a slot. The columns of all slots end at the same place, so that a step writes one
 column for all rows; a mask hides the columns before a row's own text. The shared prefix is stored
 once, and attention to it is one product for all rows (as in Hydragen, arXiv 2402.05099).
+
+A layer with a sliding window keeps all columns, too, and a mask hides those outside its window:
+rows of some thousand tokens are rare here, and one layout serves all layers.
 """
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,10 +24,6 @@ HIDDEN = torch.finfo(torch.float32).min
 """Added to the score of a hidden column. An infinite value would make a row without visible columns
 NaN."""
 
-Window = tuple[torch.Tensor, torch.Tensor]
-"""The additive mask (rows, 1, tokens, columns), and the positions (rows, tokens) after the shared
-prefix."""
-
 
 @dataclass(frozen=True)
 class SharedPrefix:
@@ -32,6 +32,35 @@ class SharedPrefix:
     ids: tuple[int, ...] = ()
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
     """Keys and values of each layer, (key heads, tokens, size)."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a forward pass sees of the rows' own columns."""
+
+    mask: torch.Tensor
+    """Additive, (rows, 1, tokens, columns)."""
+    positions: torch.Tensor
+    """(rows, tokens), after the shared prefix."""
+    _windows: dict[int, "_Windowed"] = field(default_factory=dict[int, "_Windowed"])
+
+    def within(self, window: int | None, prefix: int) -> "_Windowed":
+        """The additive masks of layers with a sliding window: (of the prefix's tokens, which is
+        None where all are visible, and of the own columns)."""
+        tokens, columns = self.mask.shape[2:]
+        if window is None or prefix + columns <= window:
+            return None, self.mask
+        if window not in self._windows:
+            device = self.mask.device
+            last = torch.arange(columns - tokens, columns, device=device)[:, None]
+            near = last - torch.arange(columns, device=device) < window
+            own = self.mask.masked_fill(~near, HIDDEN)
+            before = self.positions[..., None] + prefix - torch.arange(prefix, device=device)
+            self._windows[window] = _additive(before < window), own
+        return self._windows[window]
+
+
+_Windowed = tuple[torch.Tensor | None, torch.Tensor]
 
 
 class KVCache:
@@ -45,7 +74,7 @@ class KVCache:
         self._shape = (
             config.num_hidden_layers,
             2,
-            config.num_key_value_heads,
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         )
         self._options: Any = {"dtype": dtype, "device": device}
@@ -58,7 +87,7 @@ class KVCache:
     def __len__(self) -> int:
         return len(self._begins)
 
-    def prefill(self, lengths: Sequence[int]) -> Window:
+    def prefill(self, lengths: Sequence[int]) -> Columns:
         """Take slots for prompts of these lengths, padded at the left."""
         width, taken = max(lengths), len(self)
         self._make_room(taken + len(lengths), width)
@@ -69,9 +98,9 @@ class KVCache:
         columns = torch.arange(width, device=device)
         first = width - torch.tensor(lengths, device=device)  # (rows)
         visible = (columns >= first[:, None, None]) & (columns[:, None] >= columns)
-        return _additive(visible), (columns - first[:, None]).clamp(min=0)
+        return Columns(_additive(visible), (columns - first[:, None]).clamp(min=0))
 
-    def step(self) -> Window:
+    def step(self) -> Columns:
         """Select the next column for every row."""
         self._make_room(len(self), 0)
         lowest = min(self._begins)
@@ -80,7 +109,7 @@ class KVCache:
         device = self._options["device"]
         begins = torch.tensor(self._begins, device=device)[:, None]
         columns = torch.arange(lowest, self._end, device=device)
-        return _additive((columns >= begins)[:, None]), self._end - 1 - begins
+        return Columns(_additive((columns >= begins)[:, None]), self._end - 1 - begins)
 
     def free(self, slots: Sequence[int]) -> list[int]:
         """Free slots by moving the last rows into them; returns the former slot of each row."""
@@ -152,6 +181,20 @@ def _additive(visible: torch.Tensor) -> torch.Tensor:
     return mask.masked_fill_(~visible, HIDDEN)[:, None]
 
 
+def max_positions(config: Any) -> int:
+    """Tokens for which every rotary embedding of a model is the same.
+
+    Some (LongRoPE, dynamic NTK) turn to other frequencies beyond their original length for the
+    whole batch, so a long row would change its neighbors.
+    """
+    limit = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("longrope", "dynamic"):
+        original = getattr(config, "original_max_position_embeddings", None)
+        return rope.get("original_max_position_embeddings") or original or limit
+    return limit
+
+
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -160,18 +203,23 @@ def attend(
     attention_mask: torch.Tensor,
     scaling: float,
     prefix: SharedPrefix,
+    columns: Columns,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention to a shared prefix and the row's own columns, in one softmax.
 
     query (rows, heads, tokens, size); key and value (rows, key heads, columns, size), not repeated
-    for the query heads that share them. Returns (rows, tokens, heads, size).
+    for the query heads that share them. Returns (rows, tokens, heads, size). `softcap` bounds the
+    scores (Gemma 2, arXiv 2408.00118, section 2).
     """
     rows, heads, tokens, size = query.shape
     key_heads = key.shape[1]
     queries = query.reshape(rows, key_heads, -1, size)
+    before, mask = columns.within(sliding_window, len(prefix.ids))
     scores = (queries @ key.transpose(-1, -2)).view(rows, key_heads, -1, tokens, key.shape[2])
-    scores = scores.float().mul_(scaling).add_(attention_mask[:, None])
+    scores = _scaled(scores, scaling, softcap).add_(mask[:, None])
     if not prefix.ids:
         weights = scores.softmax(-1).to(query.dtype).view(rows, key_heads, -1, key.shape[2])
         out = weights @ value
@@ -181,7 +229,9 @@ def attend(
         prefix_scores = (all_queries @ keys.transpose(-1, -2)).view(
             key_heads, rows, -1, tokens, len(prefix.ids)
         )
-        prefix_scores = prefix_scores.transpose(0, 1).float().mul_(scaling)
+        prefix_scores = _scaled(prefix_scores.transpose(0, 1), scaling, softcap)
+        if before is not None:
+            prefix_scores = prefix_scores.add_(before[:, None])
         weights = torch.cat([prefix_scores, scores], -1).softmax(-1).to(query.dtype)
         weights = weights.view(rows, key_heads, -1, weights.shape[-1])
         shared, own = weights.split([len(prefix.ids), key.shape[2]], -1)
@@ -189,6 +239,11 @@ def attend(
         shared = shared.transpose(0, 1).reshape(key_heads, -1, len(prefix.ids))
         out = out + (shared @ values).view(key_heads, rows, -1, size).transpose(0, 1)
     return out.reshape(rows, heads, tokens, size).transpose(1, 2).contiguous(), None
+
+
+def _scaled(scores: torch.Tensor, scaling: float, softcap: float | None) -> torch.Tensor:
+    scores = scores.float().mul_(scaling)
+    return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -7,6 +7,8 @@ are computed. The shared prefix of a system message's prompts is prefilled once.
 bf16 products round differently in another batch, so a row's neighbors can change a token whose two
 best candidates are nearly equally likely. Neighbors change nothing else.
 
+Models of other attention than `KVCache` knows are run by `reflux.finetune.engine.generate`.
+
 The continuous batching of transformers 5.23 has one seed for all requests, log-probabilities of
 the drawn token only, and no speed on CPUs.
 """
@@ -21,7 +23,7 @@ import torch
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob
 from reflux.finetune.config import BatchedConfig
-from reflux.finetune.engine.kv_cache import ATTENTION, KVCache, SharedPrefix, Window
+from reflux.finetune.engine.kv_cache import ATTENTION, Columns, KVCache, SharedPrefix, max_positions
 from reflux.finetune.train.packing import common_prefix, groups_of_like_length
 
 MAX_PREFIXES = 8
@@ -82,24 +84,19 @@ class _Group:
 class Scheduler:
     """A model and its tokenizer, used by one thread."""
 
+    attention: str | None = ATTENTION
+    """Name of the attention function; None for the model's own."""
+
     def __init__(self, model: Any, tokenizer: Any, config: BatchedConfig) -> None:
-        """
-        Raises:
-            UsageError: the model has other layers than full attention.
-        """
-        layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-        if layers != {"full_attention"}:
-            raise UsageError(
-                "the batched engine supports full attention only, and this model has "
-                f"{', '.join(sorted(layers))}: set engine: llama.cpp"
-            )
         model.eval()
-        model.set_attn_implementation(ATTENTION)
+        if self.attention is not None:
+            model.set_attn_implementation(self.attention)
         self._model, self._tokenizer = model, tokenizer
         self._config = config
-        self._context = min(config.context, model.config.max_position_embeddings)
+        self._context = min(config.context, max_positions(model.config))
         ends = model.generation_config.eos_token_id
-        self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        self._ends: set[int] = {end for end in ends if end is not None}
         self._groups: OrderedDict[tuple[int, ...], _Group] = OrderedDict()
         self._new: list[Row] = []
         self._prefixes: dict[tuple[str, ...], tuple[int, ...]] = {}
@@ -238,9 +235,9 @@ class Scheduler:
                 group.rows += rows
                 prompts = [row.ids[start:] for row in rows]
                 width = max(map(len, prompts))
-                window = group.cache.prefill(list(map(len, prompts)))
+                columns = group.cache.prefill(list(map(len, prompts)))
                 padded = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
-                self._draw(rows, self._forward(group, padded, window))
+                self._draw(rows, self._forward(group, padded, columns))
 
     def _draw(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         samplings = [row.request.sampling for row in rows]
@@ -249,17 +246,17 @@ class Scheduler:
             row.sampled.append(token)
             self._update_finish(row)
 
-    def _forward(self, group: _Group, ids: list[list[int]], window: Window) -> torch.Tensor:
+    def _forward(self, group: _Group, ids: list[list[int]], columns: Columns) -> torch.Tensor:
         """Logits after the last column, (rows, vocabulary), in float32."""
-        mask, positions = window
         out = self._model(
             input_ids=torch.tensor(ids, device=self._model.device),
-            attention_mask=mask,
-            position_ids=positions + len(group.prefix.ids),
+            attention_mask=columns.mask,
+            position_ids=columns.positions + len(group.prefix.ids),
             past_key_values=group.cache,
             use_cache=True,
             logits_to_keep=1,
             prefix=group.prefix,
+            columns=columns,
         )
         return out.logits[:, -1].float()
 

@@ -54,8 +54,11 @@ def groups_of_like_length(
 
 
 ATTENTION = "reflux_packed"
-MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose only operation across tokens is plain causal attention."""
+MODELS = (
+    "gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe",
+)  # fmt: skip
+"""Model types whose only operation across tokens is causal attention within an optional window; a
+test holds each against TRL's loss and gradients."""
 IGNORED = -100
 """The label of a token without loss."""
 
@@ -94,7 +97,6 @@ def packable(model: Any) -> bool:
     config = model.config
     return (
         config.model_type in MODELS
-        and getattr(config, "sliding_window", None) is None
         and not getattr(config, "attention_dropout", 0)
         # Dropout would apply to the shared tokens once instead of once per row.
         and all(module.p == 0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
@@ -103,7 +105,8 @@ def packable(model: Any) -> bool:
 
 def pack(batch: Mapping[str, torch.Tensor], config: Any, dtype: torch.dtype) -> Packed | None:
     """The batch in one sequence; None if it holds other keys than `input_ids`, `labels` and
-    `attention_mask`, is padded at the left, or has no labels."""
+    `attention_mask`, is padded at the left, has no labels, or has a row that is longer than a
+    sliding window of the model."""
     if batch.keys() != {"input_ids", "labels", "attention_mask"}:
         return None
     mask = batch["attention_mask"]
@@ -118,7 +121,8 @@ def pack(batch: Mapping[str, torch.Tensor], config: Any, dtype: torch.dtype) -> 
             rows.append(ids[: counted[-1]])
             labels.append(wanted[1 : counted[-1] + 1])
             firsts.append(counted[0] - 1)
-    if not rows:
+    window = getattr(config, "sliding_window", None)
+    if not rows or (window is not None and max(map(len, rows)) > window):
         return None
     # None of the shared tokens predicts a label.
     shared = min(*firsts, len(common_prefix(rows))) if len(rows) > 1 else 0
@@ -214,16 +218,22 @@ def _attention(
     attention_mask: None,
     scaling: float,
     packed: Packed,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of a packed sequence: query (1, heads, tokens, size), (1, tokens, heads, size)."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = torch.cat([_attend(q, k, v, group, scaling) for group in packed.groups])
+    out = torch.cat([_attend(q, k, v, group, scaling, softcap) for group in packed.groups])
     return out.index_select(0, packed.order)[None], None
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    group: Group,
+    scaling: float,
+    softcap: float | None,
 ) -> torch.Tensor:
     """Attention of one group: (tokens, heads, size) gives (rows * own tokens, heads, size)."""
     rows, own = group.queries.shape
@@ -235,9 +245,12 @@ def _attend(
         return picked.permute(0, 2, 3, 1, 4).reshape(rows * key_heads, -1, size)
 
     keys = by_head(key, group.keys)
-    scores = torch.baddbmm(
-        group.mask, by_head(query, group.queries), keys.transpose(1, 2), alpha=scaling
-    )
+    queries = by_head(query, group.queries)
+    if softcap is None:
+        scores = torch.baddbmm(group.mask, queries, keys.transpose(1, 2), alpha=scaling)
+    else:
+        scores = torch.bmm(queries, keys.transpose(1, 2)) * (scaling / softcap)
+        scores = scores.tanh() * softcap + group.mask
     weights = softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     out = torch.bmm(weights, by_head(value, group.keys))
     by_token = out.view(rows, key_heads, -1, own, size).permute(0, 3, 1, 2, 4)

@@ -5,71 +5,46 @@ A row has TRL's conversational prompt-completion form:
     {"prompt": [{"role": "system", "content": ""}, {"role": "user", "content": "12+34=?"}],
      "completion": [{"role": "assistant", "content": "46"}]}
 
-The loss counts the completion only. Not covered: packing several rows into one sequence, several
-GPUs.
+The loss counts the completion only. A training that was interrupted goes on at its last checkpoint.
 """
 
-import dataclasses
-import difflib
-import math
+import hashlib
+import json
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from peft import LoraConfig
-from transformers import PrinterCallback, TrainerCallback, set_seed
-from trl.trainer.sft_config import SFTConfig
+from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.files import write_json
 from reflux.finetune.base_model import load_base, quiet_libraries, wrapping_write_errors
 from reflux.finetune.bases import Base, find_base, folder_digest
 from reflux.finetune.config import BaseConfig, DistillConfig
 from reflux.finetune.export import can_export, export_adapter
+from reflux.finetune.parity import certify
 from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, Registry, StudentBase
-from reflux.finetune.train.trainer import StudentTrainer
+from reflux.finetune.train.dataset import check_rows, fit_length, hold_out
+from reflux.finetune.train.launch import train_in_processes
+from reflux.finetune.train.options import LORA_DEFAULTS, SFT_DEFAULTS, lora_config, sft_arguments
+from reflux.finetune.train.progress import (
+    Curve,
+    StepListener,
+    TrainingStep,
+    loss_curve,
+    newest_checkpoint,
+)
+from reflux.finetune.train.trainer import StudentTrainer, naming_memory
 
-SFT_DEFAULTS: dict[str, Any] = {
-    "per_device_train_batch_size": 16,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 10,
-    "num_train_epochs": 1,
-    "max_length": 512,
-    "weight_decay": 0.0,
-    # The weights are in bf16; autocast would only cast them again.
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "logging_steps": 10,
-    "logging_nan_inf_filter": False,
-}
-LORA_DEFAULTS: dict[str, Any] = {
-    "r": 16,
-    "lora_alpha": 32,
-    "lora_dropout": 0.0,
-    "target_modules": "all-linear",
-    "task_type": "CAUSAL_LM",
-}
-
-
-@dataclass(frozen=True)
-class TrainingStep:
-    """The state of a training run after a step."""
-
-    step: int
-    steps: int
-    loss: float
-    """Mean over the step's completion tokens, in nats."""
-    examples_per_second: float
+__all__ = ["LORA_DEFAULTS", "SFT_DEFAULTS", "StudentPlan", "TrainReport", "distill", "train"]
 
 
 @dataclass(frozen=True)
@@ -78,17 +53,24 @@ class TrainReport:
 
     rows: int
     """Rows trained on."""
+    evaluation_rows: int
+    """Rows held out for the loss on them."""
     dropped: int
     """Rows left out because the prompt alone fills `max_length`."""
     truncated: int
-    """Rows trained on that fill `max_length`, so their end may be missing."""
+    """Rows trained on that lose their end at `max_length`."""
+    max_length: int | None
+    """Maximum tokens of a row."""
     steps: int
+    resumed_at: int
+    """The step of the checkpoint that this training went on from; 0 for none."""
     seconds: float
-    """Duration of the training loop, without loading."""
+    """Duration of the training loop since it began or went on, without loading."""
     examples_per_second: float
+    tokens_per_second: float
     final_loss: float
-    losses: list[float]
-    """One for each step, in nats per token."""
+    curve: Curve
+    """The loss by step, of the training and of the rows held out."""
 
 
 def train(
@@ -99,64 +81,89 @@ def train(
     sft: Mapping[str, Any] | None = None,
     lora: Mapping[str, Any] | None = None,
     seed: int = 0,
+    evaluation: float = 0.0,
+    early_stopping: int | None = None,
+    checkpoints: Path | None = None,
     on_progress: Callable[[TrainingStep], None] = lambda step: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> TrainReport:
     """Train a LoRA adapter on the pristine `base` and write it to `out`, deterministic in `seed`.
 
     `sft` and `lora` override `SFT_DEFAULTS` and `LORA_DEFAULTS` and go unchanged to `SFTConfig`
     and `LoraConfig`. `out` gets `adapter_config.json`, `adapter_model.safetensors`, and the
     tokenizer with the chat template that the rows were rendered by. `base` is a base, or the
-    transformers folder of one.
-    `on_progress` is called after every step; an error that it raises ends the training.
+    transformers folder of one. Every process of a distributed training calls this; the first one
+    writes and reports.
+
+    Args:
+        evaluation, early_stopping: as in `TrainingConfig`.
+        checkpoints: folder to keep checkpoints in, and to go on from the newest that it holds.
+        on_progress: called after every logged step; an error that it raises ends the training.
+        on_note: called with what should be known before the training starts.
 
     Raises:
         UsageError: no rows, rows of another form, or an unknown or invalid option.
-        RefluxError: the loss or the trained weights are not finite.
+        RefluxError: the loss or the trained weights are not finite, or the memory is too small.
     """
-    _check_rows(rows)
+    check_rows(rows)
+    training, held_out = hold_out(rows, evaluation, seed)
     with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
-        cuda = torch.cuda.is_available()
-        device = {"use_cpu": not cuda, "dataloader_pin_memory": cuda, "seed": seed}
-        args = _configure(SFTConfig, "sft", {**SFT_DEFAULTS, **device}, sft, output_dir=scratch)
-        adapter = _configure(LoraConfig, "lora", LORA_DEFAULTS, lora)
+        folder = str(checkpoints or scratch)
+        args = sft_arguments(sft, folder, seed, evaluation, early_stopping)
+        adapter = lora_config(lora)
         set_seed(args.seed)
         if isinstance(base, Path):
             base = Base(BaseConfig(model=str(base)), given=base)
-        model, tokenizer = load_base(base.folder, config=base.config)
-        try:
-            trainer = StudentTrainer(
-                model=model,
-                args=args,
-                train_dataset=datasets.Dataset.from_list([dict(row) for row in rows]),
-                processing_class=tokenizer,
-                peft_config=adapter,
-            )
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"training cannot start: {error}; see sft: and lora:") from error
-        dataset: Any = trainer.train_dataset
-        if not len(dataset):
-            raise UsageError(
-                f"every prompt fills max_length={args.max_length} tokens, so no completion is "
-                "left: raise sft.max_length or shorten the prompts"
-            )
-        limit = args.max_length or math.inf
-        steps = _StepListener(trainer, on_progress)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(steps)
-        trainer.train()
+        with naming_memory(args):
+            model, tokenizer = load_base(base.folder, config=base.config)
+            lengths = fit_length(args, rows, tokenizer, model, sft or {})
+            on_note(lengths.note)
+            try:
+                trainer = StudentTrainer(
+                    model=model,
+                    args=args,
+                    train_dataset=_dataset(training),
+                    eval_dataset=_dataset(held_out) if held_out else None,
+                    processing_class=tokenizer,
+                    peft_config=adapter,
+                )
+            except (ValueError, TypeError) as error:
+                raise UsageError(f"training cannot start: {error}; see sft: and lora:") from error
+            n = len(trainer.train_dataset)  # type: ignore[arg-type]
+            steps = StepListener(n, on_progress, checkpoints is not None)
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(steps)
+            if early_stopping is not None:
+                trainer.add_callback(EarlyStoppingCallback(early_stopping))
+            checkpoint = newest_checkpoint(checkpoints) if checkpoints else None
+            if checkpoint is not None:
+                on_note(f"training goes on from its {checkpoint.name.replace('-', ' at step ')}")
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        if steps.error is not None:
+            raise steps.error
         seconds = time.perf_counter() - steps.begun
-        _save(trainer.model, base.name, Path(scratch) / "adapter", out)
-        tokenizer.save_pretrained(out)
+        _save(trainer, base.name, Path(scratch) / "adapter", out)
+        if trainer.is_world_process_zero():
+            tokenizer.save_pretrained(out)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return TrainReport(
-        rows=len(dataset),
-        dropped=len(rows) - len(dataset),
-        truncated=sum(len(ids) >= limit for ids in dataset["input_ids"]),
+        rows=n,
+        evaluation_rows=len(held_out),
+        dropped=lengths.dropped,
+        truncated=lengths.cut,
+        max_length=args.max_length,
         steps=trainer.state.global_step,
+        resumed_at=steps.first,
         seconds=round(seconds, 3),
         examples_per_second=round(steps.examples / seconds, 2),
-        final_loss=trainer.losses[-1],
-        losses=trainer.losses,
+        tokens_per_second=round(steps.tokens / seconds, 1),
+        final_loss=losses[-1],
+        curve=loss_curve(trainer.state.log_history),
     )
+
+
+def _dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
+    return datasets.Dataset.from_list([dict(row) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,8 @@ def distill(
 ) -> None:
     """Train on the pristine base, export the adapter as GGUF, and register the whole student.
 
+    A training of the same plan that was interrupted, even killed, goes on at its last checkpoint.
+
     Raises:
         RefluxError: `stop` was set, or the loss is not finite.
         UsageError: no rows, an unknown key in `sft` or `lora`, or the id exists.
@@ -187,23 +196,40 @@ def distill(
 
     def check_stop() -> None:
         if stop.is_set():
-            raise RefluxError("training was interrupted; --resume starts this student again")
+            raise RefluxError(
+                "training was interrupted; the same command (of a run: with --resume) goes on at "
+                "its last checkpoint"
+            )
 
     def on_progress(state: TrainingStep) -> None:
         check_stop()
-        detail = f"loss {state.loss:.3f}, {state.examples_per_second:.1f} examples/s"
-        progress(f"distill {plan.id}", state.step, state.steps, detail)
+        progress(f"distill {plan.id}", state.step, state.steps, state.detail)
+
+    def on_note(note: str) -> None:
+        progress(f"distill {plan.id}", 0, 0, note)
 
     base = find_base(plan.config.base)
     progress("load the base", 0, 1, "")
     base.folder  # noqa: B018 - a GGUF is unpacked here
     check_stop()
-    with registry.staging(plan.id) as (folder, card):
+    with (
+        _checkpoints(registry.root / f".{plan.id}.training", plan, base) as checkpoints,
+        registry.staging(plan.id) as (folder, card),
+    ):
         settings = plan.config.model_dump(exclude={"base"})
-        trained = asdict(train(plan.rows, base, folder, **settings, on_progress=on_progress))
-        del trained["losses"]
+        options = {**settings, "checkpoints": checkpoints, "on_progress": on_progress}
+        launch = options.pop("launch")
+        if launch:
+            report = train_in_processes(
+                plan.rows, base, folder, launch, check_stop, on_note=on_note, **options
+            )
+            trained = TrainReport(**report)
+        else:
+            trained = train(plan.rows, base, folder, on_note=on_note, **options)
         if can_export(base.folder):
             export_adapter(folder, base.folder, folder / ADAPTER_GGUF)
+        progress(f"compare the engines on {plan.id}", 0, 1, "")
+        card["parity"] = certify(base, folder, plan.rows)
         card.update(
             parent=plan.parent,
             round=plan.round,
@@ -214,80 +240,57 @@ def distill(
                 base.config,
             ),
             rows_digest=plan.rows_digest,
-            config={**settings, "report": trained},
+            config={**settings, "report": asdict(trained)},
         )
 
 
-class _StepListener(TrainerCallback):
-    """Reports each step."""
+@contextmanager
+def _checkpoints(folder: Path, plan: StudentPlan, base: Base) -> Iterator[Path]:
+    """A folder of a plan's checkpoints, which stays if the block fails after the first of them.
 
-    def __init__(self, trainer: Any, listener: Callable[[TrainingStep], None]) -> None:
-        self._trainer, self._listener = trainer, listener
-        self.begun, self.examples = time.perf_counter(), 0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.examples = round(len(self._trainer.train_dataset) * state.epoch)
-        rate = self.examples / (time.perf_counter() - self.begun)
-        loss = self._trainer.losses[-1]
-        self._listener(TrainingStep(state.global_step, state.max_steps, loss, rate))
-
-
-def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    if not rows:
-        raise UsageError("there are 0 rows to train on: curate some accepted answers first")
-    for index, row in enumerate(rows):
-        if set(row) != {"prompt", "completion"}:
-            raise UsageError(
-                f"row {index} has the keys {sorted(row)}; a row has exactly prompt and completion, "
-                "each a list of messages"
-            )
-
-
-def _configure(
-    kind: Any, name: str, defaults: Mapping[str, Any], options: Mapping[str, Any] | None, **own: Any
-) -> Any:
-    """`kind(**defaults, **options, **own)`, where an unknown key is an error that names it."""
-    known = {entry.name for entry in dataclasses.fields(kind) if entry.init}
-    for key in options or {}:
-        if key in own:
-            raise UsageError(f"{name}.{key} is set by Reflux: remove it from {name}:")
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"see {kind.__name__}'s documentation"
-            raise UsageError(f"{name}.{key} is unknown to {kind.__name__}: {hint}")
+    Checkpoints of another plan, base or settings are deleted first.
+    """
+    settings = plan.config.model_dump(mode="json", exclude={"launch"})
+    text = json.dumps([plan.rows_digest, base.digest, settings], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    owner = folder / "training.json"
+    if not owner.is_file() or json.loads(owner.read_text(encoding="utf-8")) != digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(owner, digest)
     try:
-        return kind(**{**defaults, **(options or {}), **own})
-    except (ValueError, TypeError, RuntimeError) as error:
-        message = f"{name}: {kind.__name__} refuses {dict(options or {})}: {error}"
-        raise UsageError(message) from error
+        yield folder
+    except BaseException:
+        if newest_checkpoint(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_options(sft: Mapping[str, Any], lora: Mapping[str, Any]) -> None:
-    """Check the options of `train` before the work that leads to it.
+def _save(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:
+    """Write the adapter; every process takes part, and the first one writes.
 
     Raises:
-        UsageError: one is unknown or invalid.
+        RefluxError: a weight is not finite, or the disk is full.
     """
-    with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
-        defaults = SFT_DEFAULTS | {"use_cpu": not torch.cuda.is_available()}
-        _configure(SFTConfig, "sft", defaults, sft, output_dir=scratch)
-        _configure(LoraConfig, "lora", LORA_DEFAULTS, lora)
-
-
-def _save(model: Any, base_name: str, scratch: Path, out: Path) -> None:
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    model = trainer.accelerator.unwrap_model(trainer.model)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not all(bool(torch.isfinite(p).all()) for p in trained):
         raise RefluxError(
             "the trained adapter has weights that are not finite: lower sft.learning_rate or "
             "raise sft.warmup_steps"
         )
+    if not trainer.is_world_process_zero():
+        return
     config = model.peft_config["default"]
     config.base_model_name_or_path = base_name
     if isinstance(config.target_modules, set):  # Whose order differs between processes.
         config.target_modules = sorted(config.target_modules)
     # By default, PEFT asks the hub for the base's vocabulary.
     with wrapping_write_errors(scratch):
-        model.save_pretrained(scratch, save_embedding_layers=False)
+        model.save_pretrained(scratch, state_dict=weights, save_embedding_layers=False)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("adapter_config.json", ADAPTER):
         shutil.copyfile(scratch / name, out / name)

@@ -7,26 +7,50 @@ same products in the same precision, and rounds once where PEFT rounds sums to b
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear
 from torch.nn.functional import cross_entropy, linear
+from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reflux.agents.errors import RefluxError
 from reflux.finetune.train.packing import Packed, pack, packable, packed_attention
 
 SCALED_LOGITS = (
-    "final_logit_softcapping",
     "logit_scale",
     "logits_scaling",
     "lm_head_multiplier",
     "output_multiplier",
 )
 """Config keys of models whose logits take more than one matrix product."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+"""What torch's allocators say of a full memory."""
+
+
+@contextmanager
+def naming_memory(args: SFTConfig) -> Iterator[None]:
+    """Say what to lower where the memory is full.
+
+    Raises:
+        RefluxError: the memory is full.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's errors of the CPU have no class.
+        is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_full and not any(words in str(error) for words in NO_MEMORY):
+            raise
+        raise RefluxError(
+            f"the memory does not hold a training with {args.per_device_train_batch_size} rows of "
+            f"up to {args.max_length} tokens at once: lower sft.per_device_train_batch_size (and "
+            "raise sft.gradient_accumulation_steps) or sft.max_length, set "
+            "sft.gradient_checkpointing: true, or base.quantization: nf4"
+        ) from error
 
 
 class StudentTrainer(SFTTrainer):
@@ -39,11 +63,9 @@ class StudentTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.losses: list[float] = []
-        """Of each step; gradient accumulation adds up a step's parts."""
         model: Any = self.model
         # Autocast chooses other precisions than the fused layer.
-        if not (self.args.bf16 or self.args.fp16):
+        if self.accelerator.mixed_precision == "no":
             fuse_lora(model)
 
     def compute_loss(
@@ -98,9 +120,6 @@ class StudentTrainer(SFTTrainer):
                 f"{self._get_learning_rate():.3g} (peak {self.args.learning_rate:.3g}): lower "
                 "sft.learning_rate or raise sft.warmup_steps"
             )
-        if len(self.losses) == self.state.global_step:
-            self.losses.append(0.0)
-        self.losses[-1] += value
         return loss
 
 
@@ -112,8 +131,7 @@ def _summed_loss(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, in
     hidden = model.get_decoder()(**arguments, use_cache=False).last_hidden_state[:, :-1]
     # Contiguous rows (counted, hidden): for a sliced 3-D input, linear copies the head's weight
     # once for each row of the batch.
-    logits = model.get_output_embeddings()(hidden[counted])
-    loss = cross_entropy(logits.float(), labels[counted], reduction="sum")
+    loss = _cross_entropy(model, hidden[counted], labels[counted])
     return loss, int(counted.sum())
 
 
@@ -124,8 +142,16 @@ def _packed_loss(model: Any, packed: Packed) -> tuple[torch.Tensor, int]:
             input_ids=packed.ids, position_ids=packed.positions, use_cache=False, packed=packed
         )
     hidden = out.last_hidden_state[0].index_select(0, packed.predicting)
+    return _cross_entropy(model, hidden, packed.labels), len(packed.labels)
+
+
+def _cross_entropy(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed over the tokens of hidden (tokens, size)."""
     logits = model.get_output_embeddings()(hidden)
-    return cross_entropy(logits.float(), packed.labels, reduction="sum"), len(packed.labels)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if cap is not None:  # Gemma 2, arXiv 2408.00118, section 2.
+        logits = (logits / cap).tanh() * cap
+    return cross_entropy(logits.float(), labels, reduction="sum")
 
 
 class _LoraLinear(torch.autograd.Function):

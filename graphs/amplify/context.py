@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
@@ -161,6 +161,8 @@ class AmplifyContext:
     overseers: Sequence[Overseer]
     """Attempt i takes the one at i modulo their number, for another decomposition."""
     checker: Checker = field(default_factory=lambda: RuleChecker({}))
+    checks_parts: bool = True
+    """Whether the checker judges sub-answers, too."""
     limits: Limits = field(default_factory=Limits)
     votes: VotePolicy = field(default_factory=VotePolicy)
     flags: RedFlags = field(default_factory=RedFlags)
@@ -219,6 +221,15 @@ class AmplifyContext:
             grants[role] = [_as_tool(tool) for tool in tools]
             check_has("a tool", ("spec", "call"), AS_TOOL, *grants[role])
         object.__setattr__(self, "grants", grants)
+
+    def at(self, path: str) -> "AmplifyContext":
+        """The context of a node: below the root without a checker that is for whole answers."""
+        return self if self.checks_parts or not path else replace(self, checker=RuleChecker({}))
+
+    def granting(self, grants: Grants) -> "AmplifyContext":
+        """The context with tools that copies may call, and the overseer ask by name."""
+        tools = {tool.spec.name: tool for tool in grants.get("answer", ())}
+        return replace(self, grants=grants, tools={**tools, **self.tools}) if grants else self
 
     @property
     def has_rules(self) -> bool:

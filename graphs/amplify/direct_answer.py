@@ -70,6 +70,7 @@ async def answer_directly(
     """Answer one question without the overseer; `to` is as in `SubQuestion`."""
     if to.startswith("tool:"):
         return await _answer_by_tool(context, node, to.removeprefix("tool:"))
+    context = context.at(node.path)
     by_name = {f"expert:{expert.name}": expert for expert in context.experts}
     if to.split(":")[0] == "experts" or (not to and context.everyone):
         names = to.partition(":")[2].split(",") if ":" in to else None

@@ -67,7 +67,7 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
     """Test the proposal; a failure leads to another attempt while attempts and budget last."""
     if state["outcome"] is not None:
         return {}  # An endpoint failure interrupted a chain.
-    context = listening(runtime)
+    context = listening(runtime).at(state["path"])
     proposal, passed, spent = state["proposal"], state["passed"], state["spent"]
     by_human, verdict = context.checks.by_human(state["attempt"]), Verdict(False, "no_answer")
     status: Status

@@ -91,6 +91,8 @@ class Ledger:
 
     def __init__(self, store: TraceStore, prices: Mapping[str, Price]) -> None:
         self.store = store
+        self.models: set[str] = set()
+        """Names of the models that were called, as far as answers are read."""
         self._prices = prices
 
     def of(self, trajectory: str) -> dict[str, Any]:
@@ -110,6 +112,7 @@ class Ledger:
                 spent["seconds"] += self._uncached_seconds.get(row["request_digest"], 0.0)
             else:
                 spent["seconds"] += row["seconds"]
+            self.models.add(row["model"])
             price = self._prices.get(row["model"])
             # Where an endpoint counts no tokens, or a graph's model is none of LangChain's, the
             # cost is unknown.
@@ -124,6 +127,7 @@ class Ledger:
         for _, _, calls, tokens, model in chains(self.store, trajectory):
             spent["calls"] += calls
             spent["tokens"] += tokens
+            self.models.add(model)
             price = self._prices.get(model)
             known = price is not None and price.prompt == price.completion
             costs.append(price.of(tokens, 0) if price and known else None)

@@ -94,6 +94,11 @@ def read_questions(source: Path | str, keys: Keys = KNOWN_FORMS) -> QuestionFile
         examples.append((example.system, row, record.file))
     if not examples:
         raise UsageError(f"{source} holds no questions")
+    if keys.optional and keys.answer and not any(row.answers for _, row, _ in examples):
+        raise UsageError(
+            f"{source}: no line has an answer in {keys.answer!r}; the columns are "
+            f"{', '.join(columns)}: name another {keys.options[1]}, or leave it out"
+        )
     systems = {system for system, _, _ in examples}
     rows: dict[str, tuple[Row, str]] = {}
     for system, row, file in examples:
@@ -116,6 +121,11 @@ def read_questions(source: Path | str, keys: Keys = KNOWN_FORMS) -> QuestionFile
     )
 
 
+def is_hub_id(text: str) -> bool:
+    """True for `org/name` and `org/name:config:split`."""
+    return bool(HUB_ID.fullmatch(text)) and _suffix(Path(text)) not in SUFFIXES
+
+
 def read_records(source: Path | str) -> Iterator[Record]:
     """Read the records of a file, a folder, or a data set of the Hub (`org/name:config:split`).
 
@@ -130,7 +140,7 @@ def read_records(source: Path | str) -> Iterator[Record]:
         yield from _read_file(path)
     elif path.exists():
         raise UsageError(f"{path} is a pipe or a device; name a file or a folder of questions")
-    elif HUB_ID.fullmatch(text) and _suffix(path) not in SUFFIXES:
+    elif is_hub_id(text):
         yield from _read_hub(text)
     else:
         raise UsageError(

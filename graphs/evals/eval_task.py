@@ -18,6 +18,7 @@ from reflux.graphs.evals.datasets import QuestionFile, Row
 from reflux.graphs.evals.mathematics import check_math_installed
 from reflux.graphs.evals.scorers import FORMS, can_compare, normalised, same
 from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out, task_context
+from reflux.graphs.external.user_code import load_object
 
 Scorer = Callable[[str, str, str], object]
 """A user's scorer: (question, answer, true answer) → right, as a bool, 0 or 1; a coroutine function
@@ -59,7 +60,13 @@ class LevelEvalTask:
             )
         for question in questions:
             check_held_out(self.task, question)
-        return questions
+        scored = [question for question in questions if self.task.has_truth(question)]
+        if not scored:
+            raise UsageError(
+                f"no held-out question of {self.name} has a true answer, so nothing can be scored: "
+                "give it answers, or a scorer"
+            )
+        return scored
 
     def same_question(self, question: str) -> str:
         """The text that equivalent questions share; they count as one."""
@@ -88,7 +95,7 @@ class LevelEvalTask:
         """Score a node within a tree; a missing answer is wrong. None where it isn't a held-out
         question of the task, or its true answer is unknown."""
         try:
-            if not is_held_out(self.task, question):
+            if not (is_held_out(self.task, question) and self.task.has_truth(question)):
                 return None
             # Also without an answer: the scorer tells whether the true answer is known.
             return self.right(question, answer or "") and answer is not None
@@ -137,8 +144,8 @@ class FileEvalTask:
             if not any(can_compare(self.rule, answer, row.choices) for answer in row.answers):
                 raise UsageError(
                     f"{self.file.path}, line {row.line}: the answer {row.answers[0][:80]!r} has no "
-                    f"form that --score {self.rule} can compare; correct the line, or use "
-                    "another --score"
+                    f"form that the score {self.rule} can compare; correct the line, or use "
+                    "another score"
                 )
 
     @property
@@ -149,6 +156,10 @@ class FileEvalTask:
     def judge(self) -> str:
         """The model that grades the answers; empty where a rule or a function does."""
         return self.rule.removeprefix(JUDGE) if self.rule.startswith(JUDGE) else ""
+
+    def has_truth(self, question: str) -> bool:
+        """True for the questions of the file."""
+        return question in self._rows
 
     @cached_property
     def _rows(self) -> Mapping[str, Row]:
@@ -202,6 +213,28 @@ class FileEvalTask:
 
 EvalTask = LevelEvalTask | FileEvalTask
 """What systems are compared on."""
+
+
+def file_eval_task(file: QuestionFile, score: str = "", limit: int | None = None) -> FileEvalTask:
+    """The eval task of a file.
+
+    Args:
+        score: a rule, `judge:MODEL`, or a function as FILE.py:NAME; by default `choice` where all
+            questions have choices, else `normalised`.
+
+    Raises:
+        UsageError, MissingError, RefluxError: as `FileEvalTask`, or the function cannot be loaded.
+    """
+    score = score or ("choice" if all(row.choices for row in file.rows) else "normalised")
+    scorer: Scorer | None = None
+    if ":" in score and not score.startswith(JUDGE):
+        scorer, _ = load_object(score)
+        if not callable(scorer):
+            raise UsageError(
+                f"{score} is no function; a scorer takes (question, answer, true answer) and "
+                "returns True or False"
+            )
+    return FileEvalTask(file, score, scorer, limit)
 
 
 def run_scorer(name: str, question: str, scorer: Callable[[], object]) -> bool:

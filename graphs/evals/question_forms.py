@@ -17,7 +17,6 @@ over the rest of a broken file would be about other questions.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from string import ascii_uppercase
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from reflux.agents.errors import UsageError
+from reflux.graphs.evals.cells import flat_values, text_of, value_at
 from reflux.graphs.evals.scorers import final_answer
 
 QUESTIONS = (
@@ -59,6 +59,10 @@ class Keys:
     """A column, or a path such as `answers.text`."""
     template: str = ""
     """Jinja: all columns by their names, beside `question`, `choices` and `context`."""
+    optional: bool = False
+    """Whether a record may lack its answer."""
+    options: tuple[str, str, str] = ("--question-key", "--answer-key", "--prompt-template")
+    """How the user names the three, for messages."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,11 @@ class Form:
                 names = meta.find_undeclared_variables(environment.parse(keys.template))
                 self._template = environment.from_string(keys.template)
             except TemplateError as error:
-                raise UsageError(f"--prompt-template is no Jinja template: {error}") from error
+                raise UsageError(f"{keys.options[2]} is no Jinja template: {error}") from error
             if not names:
                 raise UsageError(
-                    "--prompt-template names no column; write it as {{ question }}, with two braces"
+                    f"{keys.options[2]} names no column; write it as {{{{ question }}}}, with two "
+                    "braces"
                 )
             self._names = frozenset(names)
 
@@ -108,24 +113,31 @@ class Form:
             answers = self._answers(body, used)
         choices, labels = _choices(body, used)
         context = _context(body, used) if not history else ""
-        if choices:
+        if choices and answers:
             answers = _chosen(answers, choices, labels)
         if self._template is not None:
+            option = self.keys.options[2]
             missing = self._names - {"question", "choices", "context", *body}
             if missing:
-                raise ValueError(f"--prompt-template names {', '.join(missing)}, no column of it")
+                raise ValueError(f"{option} names {', '.join(sorted(missing))}, no column of it")
             used |= self._names
             parts = {"question": question, "choices": choices, "context": context}
             try:
                 question = self._template.render(dict(body) | parts)
             except Exception as error:
-                raise ValueError(f"--prompt-template: {type(error).__name__}: {error}") from error
+                raise ValueError(f"{option}: {type(error).__name__}: {error}") from error
         else:
             listed = [f"{ascii_uppercase[i]}) {each}" for i, each in enumerate(choices)]
             asked = "\n".join([*listed, ASK_LETTER]) if listed else ""
             question = "\n\n".join(part for part in (context, history + question, asked) if part)
-        texts = tuple(dict.fromkeys(_text(each, "answer") for each in answers))
-        return Example(_text(question, "question"), texts, choices, system, frozenset(used))
+        texts = tuple(dict.fromkeys(text_of(each, "answer") for each in answers))
+        return Example(text_of(question, "question"), texts, choices, system, frozenset(used))
+
+    def from_text(self, text: str) -> str:
+        """A question that a user typed, in the template where this needs nothing else."""
+        if self._template is None or self._names - {"question", self.keys.question}:
+            return text
+        return self._template.render({self.keys.question or "question": text, "question": text})
 
     def _question(
         self, body: Mapping[str, Any], used: set[str]
@@ -134,19 +146,24 @@ class Form:
         key = self.keys.question or next(
             (each for each in QUESTIONS if body.get(each) not in (None, [], "")), ""
         )
+        if not key and self._template is not None and "question" not in self._names:
+            return "", "", "", None
         if not key and (named := [each for each in QUESTIONS if each in body]):
             raise ValueError(f'"{named[0]}" is empty')
         if not key:
-            no_answer = not self.keys.answer and not any(each in body for each in ANSWERS)
+            no_answer = not (self.keys.answer or self.keys.optional) and not any(
+                each in body for each in ANSWERS
+            )
             also = " or an answer" if no_answer else ""
+            by_question, by_answer, _ = self.keys.options
             remedy = (
-                "them by --question-key and --answer-key" if no_answer else "it by --question-key"
+                f"them by {by_question} and {by_answer}" if no_answer else f"it by {by_question}"
             )
             raise ValueError(
                 f"it has {', '.join(sorted(body)) or 'no columns'}, and none is known to hold a "
                 f"question{also}: name {remedy}"
             )
-        value = _at(body, key)
+        value = value_at(body, key)
         used.add(key.partition(".")[0])
         is_parts = isinstance(value, list) and all(
             isinstance(part, dict) and "type" in part and "role" not in part
@@ -154,87 +171,36 @@ class Form:
         )
         if isinstance(value, Mapping | list) and not is_parts:
             answer_key = self.keys.answer or next((each for each in ANSWERS if each in body), "")
-            return _conversation(_messages(value, key), has_answer=bool(answer_key))
-        question = _text(value, key)
+            messages = _messages(value, key)
+            open_end = self.keys.optional and messages[-1:] and messages[-1][0] == "user"
+            return _conversation(messages, has_answer=bool(answer_key or open_end))
+        question = text_of(value, key)
         if key == "instruction" and body.get("input"):
             used.add("input")
-            question += f"\n\n{_text(body['input'], 'input')}"
+            question += f"\n\n{text_of(body['input'], 'input')}"
         elif "instruction" in body and key == "input" and body["instruction"]:
             used.add("instruction")
-            question = f"{_text(body['instruction'], 'instruction')}\n\n{question}"
+            question = f"{text_of(body['instruction'], 'instruction')}\n\n{question}"
         return "", "", question, None
 
     def _answers(self, body: Mapping[str, Any], used: set[str]) -> list[Any]:
         key = self.keys.answer or next((each for each in ANSWERS if each in body), "")
+        if not key and self.keys.optional:
+            return []
         if not key:
             raise ValueError(
                 f"it has {', '.join(sorted(body))}, and none is known to hold the answer: name "
-                "it by --answer-key"
+                f"it by {self.keys.options[1]}"
             )
         used.add(key.partition(".")[0])
-        value = _at(body, key)
+        if self.keys.optional and body.get(key.partition(".")[0]) in (None, "", []):
+            return []
+        value = value_at(body, key)
         if key == "completion" and isinstance(value, list):
             return [content for _, content in _messages(value, key)]
         if key == "solution" and isinstance(value, str):
             return [final_answer(value) or value]
-        return _flat(value, key)
-
-
-def _at(body: Mapping[str, Any], path: str) -> Any:
-    """The value of a column, or at a path of keys."""
-    if path in body:
-        return body[path]
-    value: Any = body
-    for part in path.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            raise ValueError(f'it lacks "{path}"')
-        value = cast(Mapping[str, Any], value)[part]
-    return value
-
-
-def _flat(value: Any, key: str) -> list[Any]:
-    """The answers that a column holds."""
-    if isinstance(value, Mapping):
-        held = cast(Mapping[str, Any], value)
-        known = [held[each] for each in ("text", "value", "answer", "aliases") if each in held]
-        if not known:
-            raise TypeError(
-                f'"{key}" holds {", ".join(held) or "nothing"}; name the answer by --answer-key, '
-                f"for example {key}.{next(iter(held), 'text')}"
-            )
-        return [each for part in known for each in _flat(part, key)]
-    if isinstance(value, list):
-        values = cast(list[Any], value)
-        if not values:
-            raise ValueError(f'"{key}" is an empty list')
-        return [each for part in values for each in _flat(part, key)]
-    if isinstance(value, bool) or value in ("TRUE", "FALSE", "True", "False"):
-        return ["yes", "true"] if value in (True, "TRUE", "True") else ["no", "false"]
-    if isinstance(value, str) and "####" in value:
-        return [final_answer(value) or value]
-    return [value]
-
-
-def _text(value: Any, key: str, blank: bool = False) -> str:
-    """A text, or a number as one: a column of whole numbers with a gap is one of floats."""
-    if isinstance(value, float) and value != value:  # NaN is a gap.
-        value = ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        value = str(value)
-    if isinstance(value, list) and all(isinstance(part, dict) for part in cast(list[Any], value)):
-        kinds = {str(part.get("type", "text")) for part in cast(list[dict[str, Any]], value)}
-        if other := sorted(kinds - {"text", "input_text", "output_text"}):
-            raise ValueError(f'"{key}" holds {other[0]}, and questions are text')
-        value = "".join(str(part.get("text", "")) for part in cast(list[dict[str, Any]], value))
-    if not isinstance(value, str):
-        raise TypeError(f'"{key}" is no text')
-    if not value.strip() and not blank:
-        raise ValueError(f'"{key}" is empty')
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise ValueError(f'"{key}" is no Unicode text: it holds half a surrogate pair')
-    return value
+        return flat_values(value, key)
 
 
 def _messages(value: Any, key: str) -> list[tuple[str, str]]:
@@ -248,7 +214,7 @@ def _messages(value: Any, key: str) -> list[tuple[str, str]]:
         body = cast(Mapping[str, Any], message)
         role = str(body.get("role", body.get("from")))
         content = body.get("content", body.get("value"))
-        messages.append((ROLES.get(role, role), _text(content, "content", role == "system")))
+        messages.append((ROLES.get(role, role), text_of(content, "content", role == "system")))
     return messages
 
 
@@ -277,7 +243,7 @@ def _choices(body: Mapping[str, Any], used: set[str]) -> tuple[tuple[str, ...], 
         present = [column for column in columns if body.get(column) not in (None, "")]
         if len(present) >= 2 and present == list(columns[: len(present)]):
             used.update(present)
-            return tuple(_text(body[column], column) for column in present), list(labels)
+            return tuple(text_of(body[column], column) for column in present), list(labels)
     key = next((each for each in CHOICES if body.get(each)), "")
     if not key:
         return (), []
@@ -296,8 +262,8 @@ def _choices(body: Mapping[str, Any], used: set[str]) -> tuple[tuple[str, ...], 
     if not isinstance(value, list):
         raise TypeError(f'"{key}" is no list of choices')
     texts = [
-        _text(cast(Mapping[str, Any], each).get("text"), key) if isinstance(each, Mapping)
-        else _text(each, key)
+        text_of(cast(Mapping[str, Any], each).get("text"), key) if isinstance(each, Mapping)
+        else text_of(each, key)
         for each in cast(list[Any], value)
     ]  # fmt: skip
     if len(texts) > len(ascii_uppercase):

@@ -34,7 +34,7 @@ async def evaluate(
     max_concurrency: int = 32,
     on_done: Callable[[int], None] | None = None,
 ) -> Score:
-    """Answer held-out questions of a task and score the answers.
+    """Answer held-out questions of a task and score the answers whose truth is known.
 
     Raises:
         UsageError: a training question is among them, or there are none.
@@ -51,7 +51,10 @@ async def evaluate(
             return
         answer, right = outcome["answer"], None
         try:
-            right = run_scorer(task.name, question, lambda: score_held_out(task, question, answer))
+            if task.has_truth(question):
+                right = run_scorer(
+                    task.name, question, lambda: score_held_out(task, question, answer)
+                )
         except RefluxError as error:
             failures.append(error)
         tally.add(right, outcome["status"], outcome["spent"], error=outcome["error"])

@@ -51,8 +51,9 @@ class Score:
     calibration: Calibration | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; ci95 as a list."""
-        return {**asdict(self), "ci95": list(self.ci95)}
+        """Plain JSON types; ci95 as a list. Without a scored answer there is no accuracy."""
+        body = {**asdict(self), "ci95": list(self.ci95)}
+        return body | ({"accuracy": None, "ci95": None} if self.unscored == self.n else {})
 
 
 class Tally:

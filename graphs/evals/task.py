@@ -1,4 +1,4 @@
-"""A task: questions, a scorer, and if it has one a scripted overseer.
+"""A task: questions, and where it has them a scorer, a check and a scripted overseer.
 
 Which questions are held out is decided by a hash of the canonical question, so that equivalent
 questions (a+b and b+a) fall on the same side, at every depth of a tree.
@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import ModelOverseer
@@ -24,16 +24,25 @@ HELD_OUT_SHARE = 0.2
 
 
 class Task(Protocol):
-    """Questions, how they are scored and how they are decomposed. One file each in
-    `reflux/tasks/`.
+    """Questions, how they are decomposed, and how answers to them are checked and scored.
 
-    A subclass has to state its `name`, its questions (`sample`) and how they are scored (`score`).
+    A subclass has to state its questions alone: by `questions` where they are a list, else by
+    `sample`.
     """
 
     name: str
-    """Recorded with each question, and part of what is held out."""
+    """Recorded with each question, and part of what is held out; by default the class's name."""
     system_prompt: str = ""
     """The system message of every question."""
+    checks_parts: bool = True
+    """Whether `checker` judges sub-answers, too."""
+    tool_names: Sequence[str] = ()
+    """Tools of the copies, as `--tool` takes them."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not getattr(cls, "name", ""):
+            cls.name = cls.__name__.lower()
 
     def overseers(self) -> Sequence[Overseer]:
         """One overseer for each decomposition; retries take them in turn."""
@@ -55,13 +64,31 @@ class Task(Protocol):
         """Questions that the overseer answers itself; may be none. They are never held out."""
         return ()
 
+    def questions(self) -> Sequence[str]:
+        """All questions, where they are a list; empty where `sample` makes them."""
+        return ()
+
+    def size(self, split: Split) -> int | None:
+        """Different questions of a split; None where `sample` makes them without end."""
+        return len(_listed(self, split)) if self.questions() else None
+
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
-        """Draw up to `n` different questions of one level (for example: digits) and split.
+        """Draw up to `n` different questions of one level (for example: digits) and split; a task
+        without levels ignores the level.
 
         Training questions cover all that a copy may be asked; held-out questions are typical of the
         level. A level with fewer than `n` questions returns fewer.
         """
-        ...
+        questions = _listed(self, split)
+        order = random.Random(f"{self.name}:{split}:{seed}").sample(questions, len(questions))
+        return order[:n]
+
+    def check_levels(self, levels: Sequence[int]) -> None:
+        """Check the levels of a run's rounds, in their order.
+
+        Raises:
+            UsageError: a round could not learn from the one before.
+        """
 
     def canonical(self, question: str) -> str:
         """The text that all equivalent questions share."""
@@ -83,9 +110,17 @@ class Task(Protocol):
         """An answer in the form that users read."""
         return answer
 
+    def same_answer(self, question: str, one: str, other: str) -> bool:
+        """Whether two answers to a question say the same."""
+        return self.normalise(one) == self.normalise(other)
+
+    def has_truth(self, question: str) -> bool:
+        """Whether `score` knows the true answer; by default, whether the task has a scorer."""
+        return type(self).score is not Task.score
+
     def score(self, question: str, answer: str) -> bool:
-        """Whether the answer is right. Called for held-out questions only."""
-        ...
+        """Whether the answer is right. Called only for held-out questions that have a truth."""
+        raise UsageError(f"{self.name} knows no true answer to {question!r:.80}")
 
 
 def writing_of(task: Task) -> str:
@@ -106,6 +141,16 @@ def _primitives(task: Task) -> frozenset[str]:
     return frozenset(task.canonical(primitive) for primitive in task.primitives())
 
 
+@lru_cache(maxsize=16)
+def _listed(task: Task, split: Split) -> tuple[str, ...]:
+    """The listed questions of a split; of equivalent ones the first."""
+    questions: dict[str, str] = {}
+    for question in task.questions():
+        questions.setdefault(task.canonical(question), question)
+    held_out = split == "held_out"
+    return tuple(each for each in questions.values() if is_held_out(task, each) == held_out)
+
+
 def hashed_out(text: str) -> bool:
     """True for a fixed `HELD_OUT_SHARE` of all texts."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < HELD_OUT_SHARE * 2**64
@@ -124,7 +169,7 @@ def check_held_out(task: Task, question: str) -> None:
 
 
 def score_held_out(task: Task, question: str, answer: str | None) -> bool:
-    """Score one held-out answer; a missing answer is wrong.
+    """Score one held-out answer, whose truth is known; a missing answer is wrong.
 
     Raises:
         UsageError: it is a training question, whose true answer must not be used.
@@ -178,6 +223,7 @@ def task_context(context: AmplifyContext, task: Task) -> AmplifyContext:
         overseers=task.overseers(),
         tools={**task.tools(), **context.tools},
         checker=task.checker(),
+        checks_parts=task.checks_parts,
         max_tokens=task.answer_tokens,
         system_prompt=task.system_prompt,
         normalise=task.normalise,

@@ -85,7 +85,7 @@ class ExternalGraph:
             "confidence": confidence,
             "calls": meter.calls,
             "reasoning": redact(parts.reasoning),
-            "cut": parts.unclosed,
+            "cut": parts.unclosed or meter.was_cut(parts.content),
         }
         columns |= meter.columns(start) | _retried(retries) | {"completion": json.dumps(done)}
         if (row := await recorded_client.add(key, columns)) is not None:
@@ -147,10 +147,12 @@ class ExternalGraph:
         if answer is not None:
             passed = verdict_of(self.context.checker, question, answer).ok
             status = accepted_status(has_check=self.context.has_rules) if passed else "rejected"
-            status = "truncated" if done.get("cut") else status
         error = done.get("error")
-        if answer is not None and not answer.strip():
+        if answer is not None and not answer.strip() and status != "truncated":
             status, error = "rejected", "the graph's answer is empty"
+        if done.get("cut"):
+            status = "truncated"
+            error = None if answer else "the token limit cut the reply before its answer began"
         outcome: Outcome = {
             "answer": answer,
             "status": status,

@@ -25,6 +25,8 @@ CONFIG_NAMES = ("config", "cfg", "conf", "configuration", "runnable_config", "_c
 """Parameters by which a function is known as one that creates a graph."""
 ASKING_NAMES = ("question", "messages", "inputs", "state", "data", "q", "x")
 """Parameters by which a function without required ones is known as one of the question."""
+METHODS = ("arun", "run", "aquery", "query", "chat", "kickoff", "predict", "forward", "generate")
+"""Methods of other frameworks' agents that take the question."""
 END_SECONDS = 5.0
 """Maximum time for a graph's thread to close what it opened."""
 BEAT_SECONDS = 2.0
@@ -60,9 +62,11 @@ async def open_graph(
             return _of_function(name, value)
         else:
             value = value(*arguments)
+    methods = [each for each in METHODS if callable(getattr(value, each, None))]
+    method = f"; name its method as {name}.{methods[0]}" if methods else ""
     raise UsageError(
         f"{name} is of type {type(value).__name__}; it must be a LangGraph graph, another "
-        "Runnable, a function of the question, or a function that creates one of them"
+        f"Runnable, a function of the question, or a function that creates one of them{method}"
     )
 
 
@@ -281,10 +285,14 @@ class OwnThreads(ThreadPoolExecutor):
         def work() -> None:
             if not job.set_running_or_notify_cancel():
                 return
+            loop = asyncio.new_event_loop()  # Older code gets it by `asyncio.get_event_loop()`.
+            asyncio.set_event_loop(loop)
             try:
                 job.set_result(fn(*args, **kwargs))
             except BaseException as error:  # noqa: BLE001 - the job's future raises it
                 job.set_exception(error)
+            finally:
+                loop.close()
 
         threading.Thread(target=work, name="own-thread", daemon=True).start()
         return job

@@ -204,7 +204,6 @@ def read_output(output: Any, key: str = "", given: Any = None) -> tuple[str, flo
     """(answer, confidence) of a graph's output.
 
     Args:
-        key: the `--output-key`.
         given: the input; what it holds is not the answer.
 
     Raises:
@@ -338,6 +337,7 @@ def _text(value: Any) -> str:
         return str.__str__(value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"its answer is of type {type(value).__name__}: {value}")
+    value = value.tolist() if hasattr(value, "dtype") else value  # NumPy's.
     try:
         plain = None if isinstance(value, Callable) else to_jsonable_python(value)
     except ValueError:

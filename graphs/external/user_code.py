@@ -36,6 +36,8 @@ def one_line(error: BaseException) -> str:
     """An exception as it is recorded."""
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r}); raise an error or return instead"
+    while isinstance(error, BaseExceptionGroup):  # As a TaskGroup wraps what failed in it.
+        error = error.exceptions[0]
     text = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
     return text.encode(errors="replace").decode()  # Half a surrogate pair cannot be recorded.
 
@@ -133,6 +135,8 @@ class Project:
         ref = self.ref
         with _LOCK:
             self.activate()
+            for variable, text in ref.env.items():
+                os.environ.setdefault(variable, text)
             with _explained(self), _arguments(str(ref.file or ref.module)):
                 module = _outside_loop(self._module)
         value: Any = module

@@ -9,6 +9,7 @@ import asyncio
 import copy
 import hashlib
 import json
+import os
 import threading
 import time
 import uuid
@@ -19,7 +20,6 @@ from typing import Any, cast
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
-from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -27,6 +27,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.pregel import Pregel
 from langgraph.store.memory import InMemoryStore
 
+from reflux.agents.clients.langchain import SECRET_NAME, finish_of, read_message
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.external.graph_host import BEAT_SECONDS, GraphThread, ThreadLost, open_graph
 from reflux.graphs.external.graph_values import (
@@ -39,13 +40,17 @@ from reflux.graphs.external.graph_values import (
 from reflux.graphs.external.user_code import Project, one_line, user_traceback
 from reflux.graphs.external.user_sources import reference
 
+ENDING = 40
+"""Characters at the end of a reply by which an answer that holds more is known to end in it."""
+
 
 class TooLong(Exception):
     """A question took longer than its time limit."""
 
 
 class Meter(BaseCallbackHandler):
-    """Counts the model calls within a graph, and their tokens where the model reports them."""
+    """Counts the model calls within a graph, and their tokens where the model reports them; knows
+    the replies that a token limit cut."""
 
     run_inline = True
 
@@ -53,6 +58,7 @@ class Meter(BaseCallbackHandler):
         self.calls = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self._cut: list[str] = []
         self._lock = threading.Lock()
 
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
@@ -61,18 +67,28 @@ class Meter(BaseCallbackHandler):
             self.calls += 1
             for generation in (one for several in response.generations for one in several):
                 message = generation.message if isinstance(generation, ChatGeneration) else None
-                if isinstance(message, AIMessage) and message.usage_metadata:
-                    self._add(message.usage_metadata)
+                if isinstance(message, AIMessage):
+                    self._read(message, count=True)
+                elif finish_of(generation.generation_info or {}) == "length":
+                    self._cut.append(generation.text.strip())
 
     def read(self, output: Any) -> None:
-        """Count the usage in the output's messages, where no callback reported a call."""
-        if self.calls:
-            return
+        """Read the messages of the output, and count their usage where no callback reported a
+        call."""
+        counts = not self.calls
         messages: list[Any] = [output, *((values_of(output) or {}).get("messages") or ())]
         for message in messages:
-            if isinstance(message, AIMessage) and message.usage_metadata:
-                self.calls += 1
-                self._add(message.usage_metadata)
+            if isinstance(message, AIMessage):
+                self.calls += bool(counts and message.usage_metadata)
+                self._read(message, count=counts)
+
+    def was_cut(self, answer: str) -> bool:
+        """True where an answer is a reply that the token limit cut, or ends as a long one does."""
+        answer = answer.strip()
+        return any(
+            answer == cut or (len(cut) >= ENDING and answer.endswith(cut[-ENDING:]))
+            for cut in self._cut
+        )
 
     def columns(self, start: float) -> dict[str, Any]:
         """The columns of the call that began at `start`, by `time.perf_counter`."""
@@ -83,9 +99,13 @@ class Meter(BaseCallbackHandler):
             "cached": 0,
         }
 
-    def _add(self, usage: UsageMetadata) -> None:
-        self.prompt_tokens += usage["input_tokens"]
-        self.completion_tokens += usage["output_tokens"]
+    def _read(self, message: AIMessage, *, count: bool) -> None:
+        reply = read_message(message)
+        if count:
+            self.prompt_tokens += reply.prompt_tokens
+            self.completion_tokens += reply.completion_tokens
+        if reply.finish_reason == "length":
+            self._cut.append(reply.text.strip())
 
 
 class UserGraph:
@@ -242,8 +262,10 @@ class UserGraph:
             ValueError: the graph was compiled to wait before or after a node, and does.
         """
         if graph.interrupt_before_nodes or graph.interrupt_after_nodes:
-            read = asyncio.to_thread(graph.get_state, config)
-            state = await (read if self._sync else graph.aget_state(config))
+            sync = self._sync
+            state = await (
+                asyncio.to_thread(graph.get_state, config) if sync else graph.aget_state(config)
+            )
             if state.next:
                 raise waits_for_human(f"it stops before {', '.join(state.next)}")
 
@@ -252,6 +274,9 @@ class UserGraph:
         given = values_of(self._input.of("")) if self._input else None
         if given and isinstance(error, KeyError) and error.args[:1] not in [(k,) for k in given]:
             return f"; it was given {', '.join(given)}: --input-key names another key"
+        wants_keys = "must be a dict" in str(error) or "indices must be integers" in str(error)
+        if wants_keys and given is None:
+            return "; it was given a text: --input-key names the key that gets the question"
         schema = getattr(self._runnable, "context_schema", None)
         lacks = isinstance(error, AttributeError | TypeError | KeyError)
         if lacks and schema is not None and not self.options.context:
@@ -279,7 +304,9 @@ def load_graph(name: str, options: GraphOptions | None = None) -> UserGraph:
     options = options or GraphOptions()
     project = Project(reference(name))
     value, module = project.load()
-    parts = [name, project.digest(module), asdict(options)]
+    parts: list[Any] = [name, project.digest(module), asdict(options)]
+    if env := {k: os.environ[k] for k in project.ref.env if not SECRET_NAME.search(k)}:
+        parts.append(env)
     digest = hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
     return UserGraph(name, value, f"graph:{digest[:16]}", options, project)
 

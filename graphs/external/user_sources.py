@@ -16,11 +16,13 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
+
+from dotenv import dotenv_values
 
 from reflux.agents.errors import UsageError
 
@@ -61,6 +63,8 @@ class Reference:
     """Folders of imports that come after the installed packages."""
     root: Path = field(default_factory=Path.cwd)
     """The project's folder."""
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Variables that its code reads, where they are not set."""
 
 
 def reference(name: str) -> Reference:
@@ -151,7 +155,18 @@ def _in_langgraph_json(name: str, config: Path, graph: str) -> Reference:
     where, _, attribute = str(target).rpartition(":")
     folder = config.resolve().parent
     local = [folder / str(each) for each in body.get("dependencies") or ()]
-    return _placed(name, folder, where, attribute, [path for path in local if path.is_dir()])
+    ref = _placed(name, folder, where, attribute, [path for path in local if path.is_dir()])
+    return replace(ref, env=_env_of(name, folder, body.get("env")))
+
+
+def _env_of(name: str, folder: Path, env: Any) -> dict[str, str]:
+    """The `env` of LangGraph's config file: variables, or a file of them, which may be missing."""
+    try:
+        values = dotenv_values(folder / env) if isinstance(env, str) and env else env
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{name}: its `env` {env} cannot be read: {error}") from error
+    items = cast(Mapping[str, Any], values).items() if isinstance(values, Mapping) else ()
+    return {key: str(value) for key, value in items if value is not None}
 
 
 def _is_root(folder: Path) -> bool:

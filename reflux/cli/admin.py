@@ -44,10 +44,19 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.gates import failed_gates
     from reflux.finetune.run_folder import RunFolder
     from reflux.models import endpoint
-    from reflux.report.terminal import ERR, OUT, command, emit, escape, print_result, table_of
+    from reflux.report.rounds_tables import parity_text
+    from reflux.report.terminal import (
+        ERR,
+        OUT,
+        command,
+        emit,
+        escape,
+        print_result,
+        table_of,
+    )
 
 
-LISTED = ("id", "parent", "round", "scores", "gates")
+LISTED = ("id", "parent", "round", "scores", "gates", "parity")
 
 
 def list_students(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
@@ -59,7 +68,7 @@ def list_students(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
         | {"path": str(each.path), "current": each.id == current}
         for each in registry.list()
     ]
-    headings = ("student", "parent", "round", "accuracy", "gates", "promoted")
+    headings = ("student", "parent", "round", "accuracy", "gates", "parity", "promoted")
     cells = (
         (
             row["id"],
@@ -67,6 +76,7 @@ def list_students(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
             "–" if row["round"] is None else str(row["round"]),
             _accuracy(row["scores"]),
             _gates(row["gates"]),
+            parity_text(row["parity"]),
             "yes" if row["current"] else "",
         )
         for row in rows

@@ -15,8 +15,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from reflux.agents.errors import RefluxError, UsageError
-    from reflux.agents.overseers.scripted import REPLY_FORMS, parse_reply
-    from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, asks_humans, overseer_named
+    from reflux.agents.overseers.scripted import REPLY_FORMS, asks_humans, parse_reply
     from reflux.cli.human_input import form_view, open_asking
     from reflux.cli.progress import LiveTree
     from reflux.cli.rounds import shipped_config
@@ -31,7 +30,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.evals.task import writing_of
     from reflux.graphs.recompute import revised_context
     from reflux.graphs.traces.tree import Node, find_question, load_tree
-    from reflux.models import endpoint, open_run
+    from reflux.models import as_asked, asked_at, endpoint, open_run
+    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named
     from reflux.report.terminal import (
         OUT,
         answer_line,
@@ -42,13 +42,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         say,
         tree_view,
     )
-    from reflux.tasks import DEFAULT_TASK, task_named
-
-
-def task_of(folder: RunFolder, name: str | None) -> str:
-    """The named task, else that of the run, else addition."""
-    config = folder.rounds_config() if name is None else None
-    return name or (config.task if config else DEFAULT_TASK)
+    from reflux.tasks import task_named, task_of
 
 
 def batch_config(folder: RunFolder) -> RoundsConfig:
@@ -84,7 +78,7 @@ def ask(
         if tool:
             raise UsageError("--tool needs --overseer: a task's copies have no tools")
         try:
-            text = task_named(task_name).from_user(question)
+            text = task_named(task_name, folder).from_user(question)
         except UsageError as error:
             raise UsageError(f"{error}; for any other question add --overseer model") from error
     opened, agent = open_run(folder, model)
@@ -95,6 +89,7 @@ def ask(
         Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
         None if task_name else max_tokens,
         task_name,
+        endpoint=asked_at(folder, model),
     )
     origin = Origin.new(folder.id, "ask", task_name)
 
@@ -129,7 +124,8 @@ def reply(
     named = overseer_named if own else OVERSEERS.get
     if options is None or not asks_humans(named(options.overseer)):
         raise UsageError(f"{id} was not asked with an overseer that waits for humans")
-    opened, _ = open_run(folder, options.model)
+    with as_asked(options):
+        opened, _ = open_run(folder, options.model)
 
     def choose(pending: Sequence[Pending]) -> Mapping[str, Any]:
         if not pending:
@@ -171,7 +167,7 @@ def _run(
     outcome = answered.outcome
     status = outcome["status"] if outcome else "waiting"
     answer = outcome["answer"] if outcome else None
-    task = task_named(options.task) if options.task else None
+    task = task_named(options.task, opened.folder) if options.task else None
     if task is not None and answer is not None:
         answer = task.to_user(question, answer)
     overseer = options.overseer or options.task

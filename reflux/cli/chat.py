@@ -20,7 +20,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
     from reflux.agents.types import Delta
-    from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, overseer_named
     from reflux.cli.ask import reply_command
     from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
     from reflux.cli.human_input import is_terminal, read_lines
@@ -30,7 +29,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.ask_options import ALONE, AskOptions
     from reflux.graphs.traces.revisions import newest
     from reflux.graphs.traces.tree import Node, load_tree
-    from reflux.models import BASE, endpoint, open_run
+    from reflux.models import BASE, asked_at, endpoint, open_run
+    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named
     from reflux.report.terminal import (
         ERR,
         OUT,
@@ -94,14 +94,17 @@ def chat(
             "--tool needs an overseer: with --overseer plain, too, the agent answers by itself"
         )
     if task is not None:
-        task_named(task)
+        task_named(task, contract.folder_of(run, base))
     elif overseer != ALONE:
         overseer_named(overseer or DEFAULT_OVERSEER)
     conversation = resume(run, resumed) if resumed else begin(run)
     opened, agent = open_run(contract.folder_of(run, base), model)
     name = "" if task else overseer or DEFAULT_OVERSEER
     limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
-    options = AskOptions(name, agent, tuple(tool or ()), limits, max_tokens, task or "")
+    options = AskOptions(
+        name, agent, tuple(tool or ()), limits, max_tokens, task or "",
+        endpoint=asked_at(opened.folder, model),
+    )  # fmt: skip
     session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:
         try:

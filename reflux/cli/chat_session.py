@@ -222,7 +222,8 @@ class ChatSession:
         if self.options.overseer == ALONE:
             with unechoed():
                 return await self._answer_alone(text, tree, say)
-        task = task_named(self.options.task) if self.options.task else None
+        name, folder = self.options.task, self.opened.folder
+        task = task_named(name, folder) if name else None
         # A task's questions stand alone; any other is asked after the conversation so far.
         question = task.from_user(text) if task else redact(self.conversation.question(text))
         origin = self._origin()

@@ -14,8 +14,8 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from rich.panel import Panel
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.scripted import REPLY_HELP, parse_reply, step_text
-from reflux.ask_context import asks_humans, open_context
+from reflux.agents.overseers.scripted import REPLY_HELP, asks_humans, parse_reply, step_text
+from reflux.ask_context import open_context
 from reflux.cli.progress import LiveTree
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
@@ -157,9 +157,7 @@ async def open_asking(
         quiet.enter_context(unechoed())
         quiet.callback(tree.hide)
         tree.show()
-        context = await stack.enter_async_context(
-            open_context(opened.recorded_client, options, tree)
-        )
+        context = await stack.enter_async_context(open_context(opened, options, tree))
         saver = None
         if any(map(asks_humans, context.overseers)):
             path = opened.folder.checkpoints_path

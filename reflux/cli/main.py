@@ -22,6 +22,7 @@ from reflux.cli.contract import endpoint_options
 from reflux.cli.evaluation import command as evaluation
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
+    from reflux.agents.clients.endpoints import fixed_environment
     from reflux.agents.prompts import is_unicode
     from reflux.report.terminal import printable
 
@@ -113,6 +114,11 @@ class Command(TyperCommand):
         for option in (each for each in self.params if isinstance(each, TyperOption)):
             kind = option.type_descriptor.annotation
             option.metavar = option.metavar or METAVARS.get(kind)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, with the endpoint of the environment as it is now."""
+        with fixed_environment():
+            return super().invoke(ctx)
 
 
 def _typer(name: str, summary: str) -> typer.Typer:

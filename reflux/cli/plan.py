@@ -21,7 +21,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from rich.table import Table
 
     from reflux.agents.errors import RefluxError, UsageError
-    from reflux.cli.ask import batch_config, task_of
+    from reflux.cli.ask import batch_config
     from reflux.cli.progress import ProgressView
     from reflux.finetune.config import RoundsConfig
     from reflux.finetune.run_folder import RunFolder
@@ -43,7 +43,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.voting.voting import VotePolicy
     from reflux.models import open_run
     from reflux.report.terminal import OUT, counted, emit
-    from reflux.tasks import task_named
+    from reflux.tasks import task_named, task_of
 
 PROBE_VOTES = 4
 
@@ -130,7 +130,7 @@ async def _measured(
     run: Path, system: str, task_name: str | None, model: str | None, probe: int, level: int | None
 ) -> dict[str, Any]:
     folder = RunFolder(run) if probe else open_existing(run)
-    task = task_named(task_of(folder, task_name))
+    task = task_named(task_of(folder, task_name), folder)
     config = folder.rounds_config()
     if probe:
         level = level or (config.rounds[-1].level if config else 1)

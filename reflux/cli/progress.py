@@ -54,6 +54,7 @@ class ProgressView:
         )
         self._tasks: dict[str, TaskID] = {}
         self._logged: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
         self._log_seconds = _log_seconds()
 
     def __enter__(self) -> "ProgressView":
@@ -65,6 +66,9 @@ class ProgressView:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
+        if not total and detail:  # A note, which is no stage.
+            self._bars.console.print(detail, markup=False, highlight=False)
+            return
         if not is_animated():
             self._log(stage, done, total, detail)
             return
@@ -86,6 +90,12 @@ class ProgressView:
         if 0 < done < total and now - self._logged.get(stage, 0) < self._log_seconds:
             return
         self._logged[stage] = now
+        if done < 2 or stage not in self._begun:
+            self._begun[stage] = (now, done)
+        begun, first = self._begun[stage]
+        if first < done < total:
+            left = (now - begun) / (done - first) * (total - done)
+            detail += f"{', ' if detail else ''}{left:.0f} s left"
         progress = f": {done}/{total} {detail}" if total else ""
         print(f"{stage}{progress}".rstrip(), file=sys.stderr, flush=True)
 

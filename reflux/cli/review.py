@@ -21,11 +21,12 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.errors import RefluxError, UsageError
     from reflux.cli.human_input import form_lines, read_key, read_line
     from reflux.finetune.run_folder import OpenRun, RunFolder
+    from reflux.graphs.ask_options import options_of
     from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue, state_of
     from reflux.graphs.traces.revisions import NEWEST, first_of
     from reflux.graphs.traces.store import TraceStore
     from reflux.graphs.traces.tree import load_tree
-    from reflux.models import open_run
+    from reflux.models import as_asked, open_run
     from reflux.report.terminal import (
         ERR,
         OUT,
@@ -116,7 +117,8 @@ async def _act(
     folder: RunFolder, store: TraceStore, item: Item, key: str, answer: str, comment: str
 ) -> Acted:
     def opened(model: str) -> OpenRun:
-        return open_run(folder, model)[0]
+        with as_asked(options_of(store, item.trajectory)):
+            return open_run(folder, model)[0]
 
     reply = partial(reply_to, opened, store)
     acted = await judge_item(store, item, ACTIONS[key], opened, reply, answer, comment)

@@ -18,6 +18,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from importlib.resources import files
 
     from reflux.agents.errors import RefluxError, UsageError
+    from reflux.ask_context import open_tools
     from reflux.cli.progress import ProgressView
     from reflux.finetune import check_training_packages
     from reflux.finetune.config import (
@@ -27,11 +28,12 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         read_distill_config,
     )
     from reflux.finetune.gates import failed_gates
+    from reflux.finetune.questions import check_questions, question_lines
     from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
     from reflux.finetune.run_folder import OpenRun, RunFolder
-    from reflux.report.rounds_tables import hard_lines, models_table, rounds_tables
+    from reflux.report.rounds_tables import hard_lines, models_table, parity_text, rounds_tables
     from reflux.report.terminal import ERR, OUT, command, emit, say
-    from reflux.tasks import DEFAULT_TASK, task_named
+    from reflux.tasks import DEFAULT_TASK, run_task, task_named
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML config of the run; required to begin one.")
@@ -47,6 +49,7 @@ RUN_PARTS = (
     "report.json",
     "report.png",
     "vllm.log",
+    "loss.png",
     "lock",
 )
 """Files and folders that a run creates."""
@@ -153,21 +156,14 @@ def climb(
     if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
     if not folder.exists:  # An invalid config begins no run.
-        from reflux.finetune.train.sft import check_options
+        from reflux.finetune.train.options import check_options
 
-        task = task_named(config.task)
-        for spec in config.rounds:
-            check_options({**config.sft, **spec.sft}, config.lora)
-            task.sample(1, spec.level, "train", config.seed)
-        if not task.primitives():
-            raise UsageError(
-                f"the task {task.name!r} has no primitives, and round 0 learns the overseer's "
-                "answers to them: give it `primitives()`; without them a task can be asked and "
-                "evaluated"
-            )
+        for number in range(len(config.rounds)):
+            check_options(config.distillation(number))
+        check_questions(config, task := run_task(config))
+        for line in () if as_json else question_lines(config, task):
+            ERR.print(line, soft_wrap=True, highlight=False, markup=False)
     folder.lock()
-    if not folder.exists:
-        folder.save_config(config.model_dump(mode="json"))
     reports = run_async(_climb(folder, config, rounds))
     if as_json:
         emit({"run": str(folder.path), "rounds": reports})
@@ -188,11 +184,7 @@ def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) ->
         OUT.print()
     say(f"chart: {folder.chart_path}   report: {folder.report_path}")
     if parity := reports[-1].get("parity"):
-        OUT.print(
-            "The last student's adapter in the batched engine and its GGUF export in llama.cpp "
-            f"give the same answer to {parity['agreement']:.1%} of {parity['n']} held-out "
-            "questions."
-        )
+        OUT.print(f"The last student's answers in other engines: {parity_text(parity)}.")
     if folder.registry.current() is not None:
         question = '"304+517"' if task == DEFAULT_TASK else "QUESTION"
         hint = f"Try: reflux ask {question} {command('--run', folder.path)}"
@@ -225,11 +217,17 @@ async def _climb(
 ) -> list[dict[str, Any]]:
     from reflux.finetune.rounds import run_rounds
 
-    run = OpenRun(folder, config.engine_settings, llama_cpp=config.llama_cpp, agent=config.agent)
-    with ProgressView() as view:
-        async with run:
-            await run.check_engine()
-            return await run_rounds(run, config, task_named(config.task), view, rounds)
+    task = run_task(config)
+    async with open_tools(task.tool_names) as grants:  # Before a run begins: one may be missing.
+        if not folder.exists:
+            folder.save_config(config.model_dump(mode="json"))
+        run = OpenRun(
+            folder, config.engine_settings, llama_cpp=config.llama_cpp, agent=config.agent
+        )
+        with ProgressView() as view:
+            async with run:
+                await run.check_engine()
+                return await run_rounds(run, config, task, view, rounds, grants)
 
 
 def settle_config(
@@ -281,7 +279,8 @@ def distill(
         str, typer.Option("--student", help="Name of the new student.")
     ] = "student-custom",
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML with `sft:`, `lora:` and `seed:`.")
+        Path | None,
+        typer.Option("--config", help="YAML: `sft:`, `lora:`, `evaluation:`, …"),
     ] = None,
     base: BaseName = "",
     as_json: Json = False,
@@ -345,7 +344,7 @@ def recorded_rows(folder: RunFolder) -> list[Row]:
         UsageError: the folder holds no trajectories.
     """
     only_asked = not folder.exists and folder.traces_path.is_file()
-    task = DEFAULT_TASK if only_asked else folder.config().task  # `reflux ask` writes no config.
-    with closing(folder.store()) as store:
-        primitives, others = run_rows(store, task_named(task))
+    task = task_named(DEFAULT_TASK) if only_asked else run_task(folder.config())
+    with closing(folder.store()) as store:  # `reflux ask` writes no config.
+        primitives, others = run_rows(store, task)
     return [*primitives, *others]

@@ -21,7 +21,7 @@ from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import redact
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers import Checker, RuleChecker
-from reflux.ask_context import name_of, overseer_named, overseers_of
+from reflux.ask_context import name_of, overseers_of
 from reflux.graphs.amplify.context import AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Origin, ask
@@ -32,6 +32,7 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.tree import Node, load_tree, tokens_of
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import Agent
+from reflux.overseers import overseer_named
 
 T = TypeVar("T")
 Emit = Callable[[Event], None]

@@ -29,7 +29,7 @@ from typing_extensions import TypedDict
 
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.prompts import redact
-from reflux.ask_context import DEFAULT_OVERSEER, OVERSEERS, context_of
+from reflux.ask_context import context_of
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.amplify.graph import build_graph
 from reflux.graphs.amplify.state import Outcome, Status, exchange_error
@@ -37,6 +37,7 @@ from reflux.graphs.ask import Amplified, Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.conversation import question_of
 from reflux.models import Agent
+from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def chat_graph(
             limits=Limits(depth=settings.depth, attempts=settings.attempts, calls=settings.calls),
             max_tokens=settings.max_tokens,
         )
-        amplified = context_of(opened.recorded_client, options, overseers, **context)
+        amplified = context_of(opened, options, overseers, **context)
         amplified = replace(amplified, emit=lambda event: here.run(runtime.stream_writer, event))
         origin = replace(Origin.new(opened.folder.id, "chat"), system=state["system"])
         answered = await ask(

@@ -1,4 +1,4 @@
-"""The rounds of a run as tables for the terminal: accuracy, cost by round and by model."""
+"""The rounds of a run in the terminal: accuracy, and cost by round and by model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +10,22 @@ from reflux.report.terminal import table_of
 
 
 def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
-    """Accuracy and cost of each round, as two tables 80 columns wide."""
+    """Accuracy and cost of each round, as two tables 80 columns wide. Without true answers the
+    first one holds what can be measured instead."""
     accuracy: list[Sequence[str]] = []
     cost: list[Sequence[str]] = []
+    levels = len({row["level"] for row in rounds}) > 1 or rounds[0]["round"] == 0
+    scored = any((row.get("student") or {}).get("accuracy") is not None for row in rounds)
     for row in rounds:
         scores = [row.get(system) for system in ("direct", "amplified", "student")]
-        number, n = f"{row['round']} (level {row['level']})", (row.get("student") or {}).get("n")
-        accuracy.append((number, str(n or "–"), *map(accuracy_text, scores)))
+        number = f"{row['round']} (level {row['level']})" if levels else str(row["round"])
+        n = (row.get("student") or {}).get("n")
+        if scored:
+            accuracy.append((number, str(n or "–"), *map(accuracy_text, scores)))
+        else:
+            shares = [(score or {}).get("passed") for score in scores]
+            cells = map(share_text, (*shares, row.get("agreement")))
+            accuracy.append((number, str(n or "–"), *cells))
         calls = cached = "–"
         if amplified := row.get("amplified"):
             calls = f"{amplified['calls'] / amplified['n']:.2f}"
@@ -28,9 +37,13 @@ def rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
              "yes" if row["promoted"] else f"no: {failed}")
         )  # fmt: skip
     title = "Accuracy on held-out questions, with 95% intervals"
+    heads = ("round", "n", "base", "amplified", "student")
+    if not scored:
+        title = "Held-out answers that pass the check, and student = amplified; 95% intervals"
+        heads = (*heads, "student = amplified")
     numbers = ("round", "calls/question", "cached", "rows", "training", "rows/s")
     return (
-        table_of(("round", "n", "base", "amplified", "student"), accuracy, title=title, wraps=()),
+        table_of(heads, accuracy, title=title, wraps=()),
         table_of(
             ("round", "agent", *numbers[1:], "promoted"),
             cost,
@@ -78,9 +91,27 @@ def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def parity_text(parity: Mapping[str, Any] | None) -> str:
+    """`batched 12/12, llama.cpp 11/12 as in PEFT`, or a dash."""
+    if not parity:
+        return "–"
+    agreeing = (
+        f"{name} {counts['same'] + counts['near']}/{parity['n']}"
+        for name, counts in parity["engines"].items()
+    )
+    return f"{', '.join(agreeing)} as in PEFT"
+
+
 def accuracy_text(score: Mapping[str, Any] | None) -> str:
     """`0.985 [0.97, 0.99]`, or a dash."""
-    if not score:
+    if not score or score["accuracy"] is None:
         return "–"
-    low, high = score["ci95"]
-    return f"{score['accuracy']:.3f} [{low:.2f}, {high:.2f}]"
+    return share_text({"share": score["accuracy"], "ci95": score["ci95"]})
+
+
+def share_text(share: Mapping[str, Any] | None) -> str:
+    """`0.985 [0.97, 0.99]`, or a dash."""
+    if not share:
+        return "–"
+    low, high = share["ci95"]
+    return f"{share['share']:.3f} [{low:.2f}, {high:.2f}]"

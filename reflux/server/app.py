@@ -24,10 +24,10 @@ from reflux import web
 from reflux.agents.clients.endpoints import Endpoints
 from reflux.agents.clients.llama_cpp import LlamaCppClient
 from reflux.agents.overseers.protocol import Overseer
-from reflux.ask_context import OVERSEERS
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.ask import settled
 from reflux.graphs.traces.telemetry import process_spans
+from reflux.overseers import OVERSEERS
 from reflux.server import chat_api, responses_api
 from reflux.server.errors import HANDLERS
 from reflux.server.guards import UNGUARDED_PATHS, Guard

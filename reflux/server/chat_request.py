@@ -216,7 +216,7 @@ class ReplyForm(OpenModel):
         return self
 
 
-class StreamOptions(OpenModel):
+class StreamOptions(OpenModel, extra="ignore"):  # Others shape the stream, not the answer.
     include_usage: bool = False
     include_obfuscation: bool = False
 

@@ -129,5 +129,5 @@ class Waiting:
             raise UsageError(f"{trajectory} was not asked in a way that waits for humans")
         if options.tools:
             raise UsageError("this question's copies have tools: go on with `reflux reply`")
-        context = context_of(self._run.recorded_client, options, self._overseers)
+        context = context_of(self._run, options, self._overseers)
         return revised_context(context, trajectory)

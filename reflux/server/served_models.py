@@ -20,10 +20,11 @@ from openai.types import Model
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
+from reflux.agents.overseers.scripted import asks_humans
 from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest as ModelRequest
 from reflux.agents.types import Completion, Sampling, ToolSpec
-from reflux.ask_context import asks_humans, context_of, overseer_named
+from reflux.ask_context import context_of
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.state import exchange_error, failed_outcome
@@ -34,12 +35,13 @@ from reflux.graphs.evals.task import Task
 from reflux.graphs.external.user_sources import is_reference
 from reflux.graphs.traces.tree import tokens_of
 from reflux.models import BASE, STUDENT, model_named
+from reflux.overseers import overseer_named
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import HINTS, ChatRequest, Function, Message
 from reflux.server.errors import ApiError
 from reflux.server.pending import Waiting
 from reflux.server.settings import ServeSettings
-from reflux.tasks import task_named
+from reflux.tasks import run_task
 
 AMPLIFIED = "amplified"
 
@@ -144,7 +146,7 @@ def listed_model(name: str, created: str = "") -> Model:
 def _task_of(folder: RunFolder) -> Task | None:
     try:
         config = folder.rounds_config()
-        return task_named(config.task) if config else None
+        return run_task(config) if config else None
     except RefluxError:  # The task is a program's own, or another version wrote the config.
         return None
 
@@ -258,7 +260,7 @@ def _tree_answer(
         seed=_draw_seed(request),
     )
     overseers = {tree.name: tree.overseer} if tree.overseer is not None else {}
-    context = context_of(run.recorded_client, options, overseers)
+    context = context_of(run, options, overseers)
     check_askable(question, context)
 
     async def compute(put: Put, emit: Emit) -> Reply:

@@ -17,11 +17,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from reflux.agents.clients.endpoints import Endpoint, endpoint_from_env
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
-from reflux.ask_context import DEFAULT_OVERSEER
 from reflux.finetune.config import problems, read_yaml
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import Limits
 from reflux.models import ENDPOINT, endpoint_at, is_own
+from reflux.overseers import DEFAULT_OVERSEER
 
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 ENDPOINT_CONCURRENCY = 256

@@ -5,9 +5,11 @@ which are imported when the first question is drawn.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.finetune.run_folder import RunFolder
+from reflux.finetune.task_config import DEFAULT_TASK, TaskConfig
 from reflux.graphs.evals.task import Task, writing_of
 from reflux.graphs.external.user_code import load_instance
 from reflux.graphs.external.user_sources import is_reference
@@ -23,6 +25,7 @@ from reflux.tasks.arithmetic import (
 from reflux.tasks.hanoi import Hanoi
 from reflux.tasks.multihop import Multihop
 from reflux.tasks.multiplication import Multiplication, MultiplicationLeaves
+from reflux.tasks.of_run import task_of_config
 from reflux.tasks.reading import FamilyRelationships, LetterCounting, NeedleHaystack, SpellBackward
 
 TASKS: dict[str, Callable[[], Task]] = {
@@ -46,16 +49,22 @@ TASKS: dict[str, Callable[[], Task]] = {
     )
 }
 
-DEFAULT_TASK = "addition"
-"""The task where neither the user nor the run names one."""
+
+def task_of(folder: RunFolder, name: str | None) -> str:
+    """The name of the task: the given one, else that of the folder's run, else addition."""
+    config = folder.rounds_config() if name is None else None
+    return name or (config.task_name if config else DEFAULT_TASK)
 
 
-def task_named(name: str) -> Task:
-    """The task of this name.
+def task_named(name: str, folder: RunFolder | None = None) -> Task:
+    """The task of this name: that of the folder's run, a shipped one, or a user's.
 
     Raises:
         UsageError: there is none.
     """
+    config = folder.rounds_config() if folder is not None else None
+    if config is not None and name == config.task_name:
+        return run_task(config)
     if name in TASKS:
         return TASKS[name]()
     if is_reference(name):
@@ -64,6 +73,21 @@ def task_named(name: str) -> Task:
         f"there is no task {name!r}; there are: {', '.join(sorted(TASKS))}, and your own as "
         "FILE.py:NAME"
     )
+
+
+def run_task(config: TaskConfig) -> Task:
+    """The task of a run's config.
+
+    Raises:
+        UsageError, MissingError: as `task_of_config`.
+    """
+    body = {key: getattr(config, key) for key in TaskConfig.model_fields}
+    return _run_task(TaskConfig(**body).model_dump_json())
+
+
+@lru_cache(maxsize=16)
+def _run_task(config: str) -> Task:
+    return task_of_config(TaskConfig.model_validate_json(config), task_named)
 
 
 @cache

@@ -12,7 +12,9 @@ operands are equal modulo nine); neither H nor the check can add longer numbers.
 import random
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
+from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Exchange, Step
@@ -72,6 +74,20 @@ class Addition(Task):
             return write(a, b, 0 if split == "held_out" else generator.randrange(2))
 
         return draw_questions(self, n, level, split, seed, draw)
+
+    def check_levels(self, levels: Sequence[int]) -> None:
+        """Each round adds numbers whose halves the round before learned.
+
+        Raises:
+            UsageError: a level is no higher than the one before, or more than twice as high.
+        """
+        for before, after in pairwise(levels):
+            if not before < after <= 2 * before:
+                raise UsageError(
+                    f"rounds of {self.name} go from level {before} to {after}: each level must be "
+                    "higher than the one before and at most twice as high, so that its halves were "
+                    "learned"
+                )
 
     def canonical(self, question: str) -> str:
         """The sorted operands without the carry: a+b, b+a and a+b+1 are one question."""

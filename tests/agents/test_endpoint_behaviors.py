@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reflux.agents.clients.chat_protocol import read_reply
+from reflux.agents.clients.chat_replies import read_reply
 from reflux.agents.clients.openai import OpenAIClient
 from reflux.agents.errors import EndpointError
 from reflux.agents.types import ChatRequest, Completion, Delta, Sampling, ToolSpec
@@ -136,3 +136,6 @@ def test_a_total_alone_counts_the_tokens() -> None:
     body["usage"] = {"completion_tokens": 3, "total_tokens": 12}
     reply = read_reply(json.dumps(body).encode()).completion()
     assert (reply.prompt_tokens, reply.completion_tokens) == (9, 3)
+    body["usage"] = {"input_tokens": 8, "output_tokens": 2}
+    reply = read_reply(json.dumps(body).encode()).completion()
+    assert (reply.prompt_tokens, reply.completion_tokens) == (8, 2)

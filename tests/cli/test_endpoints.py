@@ -171,3 +171,67 @@ def test_doctor_tells_what_an_endpoint_refuses(command: Any) -> None:
     assert "m, other" in check["detail"]
     assert "max_tokens is sent as max_completion_tokens" in check["detail"]
     assert "log-probabilities are unknown" in check["detail"]
+
+
+def test_a_reply_asks_where_and_how_its_question_was_asked(command: Any, tmp_path: Path) -> None:
+    with serve(BEHAVIORS["think block"]) as served:
+        code, out, _ = command(
+            "ask", "Capital of Peru?", "--overseer", "human", "--json", "--thinking", "off",
+            "--model", f"endpoint:m@{served.url}", "--extra-body", '{"top_k": 3}',
+        )  # fmt: skip
+        assert code == 0 and not served.requests
+        id = json.loads(out)["trajectory"]
+        code, out, err = command("reply", id, "pass", "--json")
+        assert code == 0, err
+        assert json.loads(out)["answer"] == "Lima"
+        (body,) = served.bodies
+        assert body["top_k"] == 3 and body["chat_template_kwargs"]["enable_thinking"] is False
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://elsewhere.example/v1", "set OPENAI_BASE_URL to that, and OPENAI_API_KEY"),
+        ("http://ann:secret@elsewhere.example/v1", "set OPENAI_BASE_URL"),
+    ],
+)
+def test_a_key_is_not_sent_to_an_address_of_the_record(command: Any, url: str, says: str) -> None:
+    ask = ("ask", "q?", "--overseer", "human", "--json", "--model", f"endpoint:m@{url}")
+    code, out, err = command(*ask)
+    assert code == 0, err
+    id = json.loads(out)["trajectory"]
+    code, _, err = command("reply", id, "pass", OPENAI_API_KEY="key")
+    assert code == 2 and says in err and err.count("\n") == 1
+    assert not any(b"ann:secret" in file.read_bytes() for file in Path("runs").rglob("*.db*"))
+
+
+def test_code_of_the_users_that_sets_variables_moves_no_model(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "")
+    (tmp_path / "app.py").write_text(
+        "import os\nos.environ['OPENAI_BASE_URL'] = 'http://127.0.0.1:9/v1'\n"
+        "graph = lambda question: 'Lima'\n"
+    )
+    (tmp_path / "q.jsonl").write_text('{"question": "Capital of Peru?", "answer": "Lima"}\n')
+    with serve(BEHAVIORS["think block"]) as served:
+        systems = f"app.py:graph,endpoint:m@{served.url}"
+        words = ("eval", "--data", "q.jsonl", "--systems", systems, "--json")
+        code, out, err = command(*words, "--price", "n=1,1", "--price", "m=1,1")
+    assert code == 0, err
+    body = json.loads(out)
+    assert [each["accuracy"] for each in body["systems"].values()] == [1, 1]
+    assert body["hints"] == [
+        "--price n: no answer called a model of that name, but app.py:graph, m"
+    ]
+
+
+def test_a_graph_that_changes_the_folder_moves_no_report(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import os\ndef graph(question):\n    os.chdir('/')\n    return 'Lima'\n"
+    )
+    (tmp_path / "q.jsonl").write_text('{"question": "Capital of Peru?", "answer": "Lima"}\n')
+    words = ("eval", "--data", "q.jsonl", "--systems", "app.py:graph", "--out", "report")
+    code, _, err = command(*words)
+    assert code == 0, err
+    assert (tmp_path / "report" / "eval.json").is_file()

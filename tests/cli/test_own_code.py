@@ -14,9 +14,10 @@ import reflux
 from reflux.agents.errors import UsageError
 from reflux.agents.tools.protocol import run_call
 from reflux.agents.types import ToolCall
-from reflux.ask_context import open_tools, overseer_named
+from reflux.ask_context import open_tools
 from reflux.cli.evaluation.systems import code_of, values_of_option
 from reflux.graphs.external.user_code import Project
+from reflux.overseers import overseer_named
 from reflux.tasks import task_named
 from tests.support.commanding import Ended, begin
 

@@ -33,14 +33,20 @@ MEBIBYTE = 2**20
 DEFAULTS: dict[type, dict[str, Any]] = {
     # Rounds.
     RoundsConfig: {
-        "task": "addition", "seed": 0, "anchor": 500, "anchor_tokens": 32,
+        "task": "addition", "questions": "", "question_key": "", "answer_key": "", "template": "",
+        "score": "", "check": (), "tools": (), "max_tokens": None, "seed": 0, "anchor": 500,
+        "anchor_tokens": 32,
         "questions_per_level": 100, "canaries": 20, "agent": None, "keep_agent": False,
         "max_concurrency": 64, "sft": {}, "lora": {},
     },
     RoundSpec: {
-        "questions": 1000, "held_out": 400, "hard": 0.1, "primitive_repeats": 2, "sft": {},
+        "level": 1, "questions": None, "held_out": None, "hard": 0.1, "primitive_repeats": 2,
+        "sft": {},
     },
-    GateConfig: {"imitation": 0.95, "retention": 0.9, "regression": 0.05, "canary": 0.2},
+    GateConfig: {
+        "imitation": 0.95, "retention": 0.9, "agreement": 0, "regression": 0.05, "canary": 0.2,
+        "parity": 0.75,
+    },
     SpendLimitConfig: {
         "seconds": None, "money": None, "calls": None, "tokens": None, "prices": {},
     },

@@ -266,19 +266,13 @@ async def test_the_digest_tells_the_engine_the_base_and_the_adapter(
     assert len([digest for digest in digests if digest.startswith("bf16:")]) == 2
 
 
-async def test_a_run_asks_the_engine_of_its_config_and_the_other_beside_it(
-    tmp_path: Path,
+@pytest.mark.parametrize(("engine", "is_batched"), [(SMALL, True), (None, False)])
+async def test_a_run_asks_the_engine_of_its_config(
+    tmp_path: Path, engine: BatchedConfig | None, is_batched: bool
 ) -> None:
-    async with OpenRun(RunFolder(tmp_path / "a"), SMALL) as run:
-        there, beside = run.recorded_client.client, run.other_engine().client
-        assert (await there.model_digest("base")).startswith("bf16:")
-        assert not (await beside.model_digest("base")).startswith("bf16:")
-    async with OpenRun(RunFolder(tmp_path / "b")) as run:
-        there, beside = run.recorded_client.client, run.other_engine().client
-        assert not (await there.model_digest("base")).startswith("bf16:")
-        assert (await beside.model_digest("base")).startswith("bf16:")
-    async with OpenRun(RunFolder(tmp_path / "c"), client=ScriptedClient(lambda _: "x")) as run:
-        assert run.other_engine() is run.recorded_client
+    async with OpenRun(RunFolder(tmp_path), engine) as run:
+        digest = await run.recorded_client.client.model_digest("base")
+        assert digest.startswith("bf16:") == is_batched
 
 
 def test_its_threads_soon_sleep_while_they_wait_for_each_other() -> None:

@@ -48,8 +48,9 @@ def test_the_students_replies_to_the_canaries_overlap_with_the_bases() -> None:
 
 
 def test_gates_come_in_one_order() -> None:
-    gates = judge(CONFIG, imitation=1, amplified=1, student=1, before=(1, 1), canary=1)
-    assert [gate.name for gate in gates] == ["imitation", "retention", "no_regression", "canary"]
+    gates = judge(CONFIG, imitation=1, amplified=1, student=1, before=(1, 1), canary=1, parity=1)
+    names = ["imitation", "retention", "no_regression", "canary", "parity"]
+    assert [gate.name for gate in gates] == names
     assert failed_gates([gate.to_json() for gate in gates]) == []
 
 

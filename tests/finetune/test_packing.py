@@ -142,6 +142,14 @@ def test_what_rows_share_ends_before_the_first_prediction() -> None:
     assert packed.positions.tolist() == [[0, 1, 2, 3, 2, 3]]
 
 
+def test_rows_are_packed_within_a_models_window_only() -> None:
+    batch = batch_of([[1, 2, 3, 4, 5], [1, 2, 3]], [2, 2])
+    for window, packs in ((3, False), (4, True), (None, True)):  # The last token only is a label.
+        model = model_of("mistral", sliding_window=window)
+        assert packable(model)
+        assert (pack(batch, model.config, model.dtype) is not None) == packs
+
+
 def test_what_cannot_be_laid_out_is_none() -> None:
     config = model_of("llama").config
     batch = batch_of([[1, 2, 3], [4, 5]], [1, 1])
@@ -155,9 +163,7 @@ def test_what_cannot_be_laid_out_is_none() -> None:
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("mistral", {"sliding_window": 16}),
         ("llama", {"attention_dropout": 0.1}),
-        ("gemma2", {}),
         ("gpt2", {"n_positions": 64, "n_head": 2}),
     ],
 )

@@ -243,10 +243,3 @@ def test_dropped_rows_leave_and_the_others_stay_as_they_are(loaded: tuple[Any, A
     assert [row.text for row in sorted(finished, key=rows.index)] == [
         text for n, text in enumerate(expected) if n % 3
     ]
-
-
-def test_a_model_that_sees_a_window_only_is_refused(loaded: tuple[Any, Any]) -> None:
-    model, tokenizer = loaded
-    model.config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(UsageError, match=r"sliding_attention: set engine: llama\.cpp"):
-        Scheduler(model, tokenizer, BatchedConfig(rows=4, context=512))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,9 @@ import pytest
 from benchmarks.training_rows import generate_greedy
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.finetune.base_model import load_base
-from reflux.finetune.bases import folder_digest
+from reflux.finetune.bases import Base, folder_digest
+from reflux.finetune.config import BaseConfig
+from reflux.finetune.train.dataset import hold_out
 from reflux.finetune.train.sft import TrainingStep, TrainReport, train
 from reflux.finetune.train.trainer import StudentTrainer
 
@@ -146,9 +150,11 @@ def test_other_losses_are_left_to_trl(tiny_base: Path, tmp_path: Path) -> None:
 def test_training_lowers_the_loss_and_reports_it(trained: tuple[Path, TrainReport]) -> None:
     _, report = trained
     assert (report.rows, report.dropped, report.truncated) == (36, 0, 0)
-    assert report.steps == len(report.losses) == 8 * math.ceil(36 / 8)
-    assert report.final_loss == report.losses[-1]
-    assert report.final_loss < 0.7 * report.losses[0]
+    losses = report.curve["loss"]
+    assert report.steps == len(losses) == 8 * math.ceil(36 / 8)
+    assert report.final_loss == pytest.approx(losses[-1][1], abs=1e-4)
+    assert report.final_loss < 0.7 * losses[0][1]
+    assert (report.max_length, report.evaluation_rows, report.resumed_at) == (38, 0, 0)
 
 
 def test_the_adapter_is_standard_and_alone(
@@ -204,8 +210,9 @@ def test_progress_is_heard_after_every_step_and_nothing_is_printed(
     report = train(ROWS, tiny_base, tmp_path, sft=QUICK, on_progress=heard.append)
     assert [p.step for p in heard] == [1, 2, 3, 4, 5]
     assert {p.steps for p in heard} == {5}
-    assert [p.loss for p in heard] == report.losses
-    assert all(p.examples_per_second > 0 for p in heard)
+    assert [(p.step, round(p.loss, 5)) for p in heard] == report.curve["loss"]
+    assert all(p.examples_per_second > 0 and p.tokens_per_second > 0 for p in heard)
+    assert heard[0].learning_rate < heard[2].learning_rate  # It warms up for two steps.
     assert capfd.readouterr() == ("", "")
 
 
@@ -214,7 +221,7 @@ def test_gradient_accumulation_reports_whole_steps(tiny_base: Path, tmp_path: Pa
     whole = train(ROWS[:16], tiny_base, tmp_path / "w", sft=options)
     halves = {**options, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
     parts = train(ROWS[:16], tiny_base, tmp_path / "p", sft=halves)
-    assert parts.losses == pytest.approx(whole.losses, rel=1e-2)
+    assert parts.final_loss == pytest.approx(whole.final_loss, rel=1e-2)
 
 
 def test_what_the_listener_raises_ends_the_training(tiny_base: Path, tmp_path: Path) -> None:
@@ -265,3 +272,160 @@ def test_a_loss_that_is_not_finite_says_step_and_learning_rate(
 
 def test_a_base_is_known_by_its_weights(tiny_base: Path) -> None:
     assert len(folder_digest(tiny_base)) == 64
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+class Killed(BaseException):
+    """As a kill: nothing in the training may catch it."""
+
+
+LONG = {**QUICK, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.mark.parametrize("error", [Killed, RefluxError])
+def test_a_stopped_training_goes_on_at_its_checkpoint(
+    tiny_base: Path, tmp_path: Path, error: type[BaseException]
+) -> None:
+    """With dropout, so that the random state has to come back, too."""
+    options: dict[str, Any] = {"sft": LONG, "lora": {"lora_dropout": 0.1}, "evaluation": 0.2}
+
+    def stop(at: TrainingStep) -> None:
+        if at.step == 5:
+            raise error
+
+    whole = train(ROWS, tiny_base, tmp_path / "whole", **options)
+    kept = {**options, "checkpoints": tmp_path / "kept"}
+    with pytest.raises(error):
+        train(ROWS, tiny_base, tmp_path / "parts", **kept, on_progress=stop)
+    assert not (tmp_path / "parts").exists()
+    if error is Killed:  # In the middle of the next checkpoint, which has no state yet.
+        (tmp_path / "kept" / "checkpoint-6").mkdir()
+    notes: list[str] = []
+    parts = train(ROWS, tiny_base, tmp_path / "parts", **kept, on_note=notes.append)
+    assert parts.resumed_at == (4 if error is Killed else 5)
+    assert f"goes on from its checkpoint at step {parts.resumed_at}" in notes[-1]
+    assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+    assert parts.curve == whole.curve
+    assert [step for step, _ in whole.curve["eval_loss"]] == list(range(1, whole.steps + 1))
+
+
+def test_rows_are_held_out_by_prompt() -> None:
+    rows = [*ROWS, *ROWS]
+    training, held_out = hold_out(rows, 0.25, 3)
+    sides = [{r["prompt"][-1]["content"] for r in side} for side in (training, held_out)]
+    assert not sides[0] & sides[1]
+    assert (len(training), len(held_out)) == (2 * 27, 2 * 9)
+    assert hold_out(rows, 0.25, 3)[1] == held_out != hold_out(rows, 0.25, 4)[1]
+    assert hold_out(rows, 0.0, 3) == (rows, [])
+
+
+def test_training_stops_early_with_its_best_weights(tiny_base: Path, tmp_path: Path) -> None:
+    sft = {**QUICK, "learning_rate": 3e-2, "lr_scheduler_type": "constant", "eval_steps": 4}
+    shared: dict[str, Any] = {"evaluation": 0.25, "seed": 1}
+    long = {**sft, "num_train_epochs": 40}
+    report = train(ROWS, tiny_base, tmp_path / "early", sft=long, early_stopping=2, **shared)
+    evaluations = report.curve["eval_loss"]
+    assert report.evaluation_rows == 9
+    assert report.steps == evaluations[-1][0] < 40 * 4
+    best = min(evaluations, key=lambda point: point[1])
+    assert evaluations[-3] == best
+    train(ROWS, tiny_base, tmp_path / "best", sft={**sft, "max_steps": best[0]}, **shared)
+    assert weights_of(tmp_path / "early") == weights_of(tmp_path / "best")
+
+
+@pytest.mark.parametrize(
+    ("more", "limit", "told"),
+    [
+        ([], {}, "36 rows of 37 to 38 tokens .*max_length 38 keeps all whole"),
+        (
+            [row("q" * 200, "1"), row("1+1=?", "2" * 200)],
+            {"max_length": 100},
+            "38 rows .*max_length 100 cuts the end of 1 and drops 1 .*: set sft.max_length: 2",
+        ),
+        (
+            [row("q" * 600, "1")],
+            {},
+            "drops 1, whose prompt fills it: the model takes 512 tokens: shorten",
+        ),
+    ],
+)
+def test_what_the_length_costs_is_told_first(
+    tiny_base: Path, tmp_path: Path, more: list[Any], limit: dict[str, int], told: str
+) -> None:
+    heard: list[Any] = []
+    sft = {**QUICK, "max_steps": 1, **limit}
+    train([*ROWS, *more], tiny_base, tmp_path, sft=sft, on_note=heard.append,
+          on_progress=heard.append)  # fmt: skip
+    assert re.search(told, heard[0]), heard[0]
+    assert isinstance(heard[1], TrainingStep)
+
+
+def test_a_row_that_the_template_cannot_render_is_named(tiny_base: Path, tmp_path: Path) -> None:
+    tool = {"prompt": [{"role": "tool"}], "completion": [{"role": "assistant", "content": "1"}]}
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    template = "{{ raise_exception('no tools') if messages[0].role == 'tool' else messages }}"
+    (base / "chat_template.jinja").write_text(template)
+    with pytest.raises(UsageError, match=r'cannot render row 1, .*"tool".*no tools'):
+        train([ROWS[0], tool], base, tmp_path / "out", sft=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sft", "relative"),
+    [
+        ({"dtype": "float32"}, {}, 2e-2),
+        ({"attn_implementation": "sdpa"}, {}, 2e-2),
+        ({}, {"gradient_checkpointing": True}, 2e-2),
+        ({}, {"packing": True, "padding_free": True}, None),
+    ],
+)
+def test_options_of_the_base_and_of_memory_reach_the_training(
+    trained: tuple[Path, TrainReport],
+    tiny_base: Path,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    sft: dict[str, Any],
+    relative: float | None,
+) -> None:
+    base = Base(BaseConfig(model=str(tiny_base), **settings), given=tiny_base)
+    report = train(ROWS, base, tmp_path, sft={**QUICK, "max_steps": 2, **sft})
+    if relative is not None:
+        first = trained[1].curve["loss"][0][1]
+        assert report.curve["loss"][0][1] == pytest.approx(first, rel=relative)
+
+
+def test_trackers_hear_of_the_training(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    heard: list[dict[str, float]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            heard.append(dict(logs))
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    monkeypatch.setitem(known, "tensorboard", Tracker)
+    sft = {**QUICK, "max_steps": 2, "report_to": "tensorboard"}
+    report = train(ROWS, tiny_base, tmp_path, sft=sft)
+    losses = [logs["loss"] for logs in heard if "loss" in logs]
+    assert losses[-1] == report.final_loss
+    assert {"learning_rate", "grad_norm"} <= heard[0].keys()
+
+
+def test_a_full_memory_says_what_to_lower(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(StudentTrainer, "compute_loss", full)
+    told = "8 rows of up to 38 tokens at once: lower sft.per_device_train_batch_size"
+    with pytest.raises(RefluxError, match=told):
+        train(ROWS, tiny_base, tmp_path / "out", sft=QUICK)
+    assert not (tmp_path / "out").exists()

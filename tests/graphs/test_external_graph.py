@@ -144,6 +144,55 @@ async def test_reasoning_is_no_part_of_an_answer(
     assert (outcome["answer"], outcome["status"]) == (said, status)
 
 
+LONG = "The capital of Peru is Lima, which lies on the coast and"
+
+
+@pytest.mark.parametrize(
+    ("text", "metadata", "status"),
+    [
+        (LONG, {"finish_reason": "length"}, "truncated"),
+        (LONG, {"stop_reason": "max_tokens"}, "truncated"),
+        (LONG, {"done_reason": "length"}, "truncated"),
+        (LONG, {"finish_reason": "MAX_TOKENS"}, "truncated"),
+        (LONG, {"stopReason": "max_tokens"}, "truncated"),
+        (LONG, {"incomplete_details": {"reason": "max_output_tokens"}}, "truncated"),
+        (LONG, {"incomplete_details": None, "finish_reason": "stop"}, "unchecked"),
+        ("<think>Lima?</think>" + LONG, {"finish_reason": "length"}, "truncated"),
+        ("", {"finish_reason": "length"}, "truncated"),
+        ("", {"finish_reason": "stop"}, "rejected"),
+    ],
+)
+@pytest.mark.parametrize(
+    "graph",
+    [
+        lambda model: model,
+        lambda model: model | RunnableLambda(lambda message: message.text),
+        lambda model: model | RunnableLambda(lambda message: {"answer": f"So: {message.text}"}),
+        lambda model: RunnableLambda(lambda _: {"messages": [model.responses[0]]}),
+    ],
+    ids=("message", "text", "within a text", "message without a call"),
+)
+async def test_an_answer_that_the_token_limit_cut_is_truncated(
+    store: TraceStore, graph: Any, text: str, metadata: dict[str, Any], status: str
+) -> None:
+    model = Usage(responses=[AIMessage(text, response_metadata=metadata)])
+    outcome = await answer(store, graph(model))
+    if not text and outcome["answer"]:  # "So: " and nothing: no reply that can be known.
+        return
+    assert outcome["status"] == status
+
+
+async def test_an_earlier_reply_that_was_cut_is_not_the_answer(store: TraceStore) -> None:
+    drafts = [AIMessage(LONG, response_metadata={"finish_reason": "length"}), AIMessage("Lima")]
+    model = Usage(responses=drafts)
+
+    async def node(state: Asking) -> Asking:
+        await model.ainvoke("draft")
+        return {"answer": (await model.ainvoke("final")).text}
+
+    assert (await answer(store, one_node(node)))["status"] == "unchecked"
+
+
 async def test_an_answer_that_is_recorded_is_not_asked_for_again(store: TraceStore) -> None:
     first = await answer(store, one_node(lambda state: {"answer": "x", "confidence": 0.5}))
     again = await answer(store, one_node(lambda state: pytest.fail("asked again")))

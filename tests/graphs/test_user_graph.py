@@ -3,19 +3,21 @@
 import asyncio
 import itertools
 import json
+import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
+from unittest.mock import patch
 
 import httpx
 import openai
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.runtime import Runtime
@@ -331,6 +333,23 @@ async def test_the_digest_is_over_versions_and_options_and_not_over_the_place(
     assert load_graph("proj/app.py:graph").digest != first
 
 
+@pytest.mark.parametrize(
+    ("variable", "counts"), [("MODEL_OF_TESTS", True), ("TESTS_API_KEY", False)]
+)
+def test_the_digest_is_over_variables_of_langgraph_json_but_keys(
+    folder: Path, variable: str, counts: bool
+) -> None:
+    config = {"graphs": {"agent": "./app.py:graph"}, "env": ".env"}
+    write(folder, {"langgraph.json": json.dumps(config), "app.py": "graph = str.upper\n"})
+    digests: list[str] = []
+    for value, set_before in (("a", {}), ("b", {}), ("b", {variable: "a"})):
+        write(folder, {".env": f"{variable}={value}\n"})
+        with patch.dict(os.environ, set_before):
+            digests.append(load_graph("langgraph.json").digest)
+    assert (digests[0] != digests[1]) is counts
+    assert digests[0] == digests[2]  # What is set stays.
+
+
 async def test_projects_do_not_see_each_other(folder: Path) -> None:
     helper = "seen = []\ndef mark(text):\n    seen.append(text)\n    return '{}' + str(len(seen))\n"
     app = "def graph(question):\n    from helper import mark\n    return mark(question)\n"
@@ -431,6 +450,28 @@ async def test_an_option_that_does_not_fit_is_told(
         GraphOptions(configurable={"thread_id": "1"})
 
 
+async def test_a_failure_of_a_task_group_is_that_of_its_task(store: TraceStore) -> None:
+    async def node(state: dict[str, Any]) -> dict[str, Any]:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+        return {"answer": "never"}
+
+    async def fail() -> None:
+        raise LookupError("no such tool")
+
+    (outcome,) = await answers(store, one_node(node, dict))
+    assert outcome["error"].startswith("LookupError: no such tool")
+
+
+async def test_an_agent_of_another_framework_is_told_its_method(store: TraceStore) -> None:
+    class Agent:
+        def run(self, task: str) -> str:
+            return task
+
+    with pytest.raises(UsageError, match=r"name its method as mine:graph\.run"):
+        await answers(store, Agent())
+
+
 async def test_a_failure_names_the_option_that_may_be_missing(store: TraceStore) -> None:
     class Context(TypedDict):
         mark: str
@@ -441,6 +482,11 @@ async def test_a_failure_names_the_option_that_may_be_missing(store: TraceStore)
     (outcome,) = await answers(store, one_node(node, dict))
     assert "KeyError: 'topic' (test_user_graph.py, line " in outcome["error"]
     assert "); it was given question, messages: --input-key" in outcome["error"]
+    chain = RunnablePassthrough.assign(answer=str)
+    (outcome,) = await answers(store, chain, "ab?")
+    assert "it was given a text: --input-key names the key" in outcome["error"]
+    (outcome,) = await answers(store, chain, "ab!", input_key="question")
+    assert outcome["answer"] == "{'question': 'ab!'}"
     output = one_node(lambda state: {"answer": {"a": {"b": [1]}}}, dict)
     (outcome,) = await answers(store, output, "cd", output_key="answer.a.c")
     assert "--output-key answer.a.c: there is no 'c' in what it returned (b)" in outcome["error"]

@@ -1,10 +1,12 @@
 """Projects as users have them: every shape of a graph, and every layout of a folder, answers."""
 
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -24,7 +26,8 @@ ASKED = Origin("run", 0, "graph", "any", "file")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder; its modules are gone afterwards."""
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    with patch.dict(os.environ):
+        yield tmp_path
     if Project.active is not None:
         Project.active.deactivate()
 
@@ -167,6 +170,25 @@ SHAPES: dict[str, Shape] = {
         },
         "langgraph.json",
     ),
+    "langgraph.json with a file of variables": Shape(
+        {
+            "langgraph.json": '{"graphs": {"agent": "./app.py:graph"}, "env": "./my.env"}',
+            "my.env": "MARK_OF_TESTS='?'\n",
+            "app.py": "import os\nmark = os.environ['MARK_OF_TESTS']\n"
+            "graph = lambda question: question.upper() + mark\n",
+        },
+        "langgraph.json:agent",
+        answer="AB?",
+    ),
+    "langgraph.json with variables": Shape(
+        {
+            "langgraph.json": '{"graphs": {"agent": "./app.py:graph"}, "env": {"OTHER_MARK": 7}}',
+            "app.py": "import os\n"
+            "graph = lambda question: question.upper() + os.environ['OTHER_MARK']\n",
+        },
+        "langgraph.json:agent",
+        answer="AB7",
+    ),
     "configurable": Shape(
         STATE + "class State(TypedDict):\n    question: str\n    answer: str\n"
         "def node(state, config):\n"
@@ -300,6 +322,25 @@ SHAPES: dict[str, Shape] = {
         "class Said(BaseModel):\n    final_answer: str\n    why: str\n"
         "def graph(ask: Ask) -> Said:\n"
         "    return Said(final_answer=ask.prompt.upper() + '!', why='so')\n"
+    ),
+    "number of NumPy's": Shape(
+        "import numpy as np\ngraph = lambda question: np.int64(7)\n", answer="7"
+    ),
+    "text of NumPy's in a state": Shape(
+        "import numpy as np\n" + STATE + "class State(TypedDict):\n    question: str\n"
+        "    answer: Any\n"
+        "def node(state):\n    return {'answer': np.str_(state['question'].upper() + '!')}\n"
+        "graph = build(State, node)\n"
+    ),
+    "event loop of the thread": Shape(
+        "import asyncio\nasync def later(text):\n    return text.upper() + '!'\n"
+        "def graph(question):\n"
+        "    return asyncio.get_event_loop().run_until_complete(later(question))\n"
+    ),
+    "method of an agent of another framework": Shape(
+        "class Agent:\n    def run(self, task):\n        return task.upper() + '!'\n"
+        "agent = Agent()\n",
+        "app.py:agent.run",
     ),
     "generator": Shape("def graph(question):\n    yield question.upper()\n    yield '!'\n"),
     "async generator of chunks": Shape(

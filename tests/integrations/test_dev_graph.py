@@ -20,11 +20,11 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
 from reflux.agents.types import Answer, Ask, Defer, Exchange, Step, step_to_json
-from reflux.ask_context import DEFAULT_OVERSEER
 from reflux.graphs.ask_options import options_of
 from reflux.graphs.traces.tree import load_tree
 from reflux.integrations.dev_graph import chat_graph
 from reflux.models import Agent
+from reflux.overseers import DEFAULT_OVERSEER
 from tests.support.amplifying import echo, rejecting
 
 ROOT = Path(__file__).parents[2]

@@ -15,6 +15,7 @@ def errors() -> Iterator[Behavior]:
         "detail text": {"detail": "the words of the server"},
         "detail list": {"detail": [{"loc": ["body", "x"], "msg": "the words of the server"}]},
         "message field": {"message": "the words of the server"},
+        "Message of AWS": {"Message": "the words of the server"},
         "plain text": "the words of the server",
         "list of errors": [{"error": {"message": "the words of the server"}}],
         "errors list": {"errors": [{"message": "the words of the server"}]},
@@ -42,6 +43,17 @@ def errors() -> Iterator[Behavior]:
         body = {"error": words} if "within" in name else [message(words, code=400)]
         yield Behavior(
             name, "refuses the key", fails(status, body), error="check OPENAI_API_KEY", requests=1
+        )
+    for status, words, error in (
+        (400, "Invalid model: m. Please select a valid model", "check the model's name"),
+        (410, "The model `m` has been deprecated", "check the model's name"),
+        (407, "Proxy Authentication Required", "check HTTPS_PROXY"),
+        (400, "Invalid max_tokens value, the valid range is [1, 32]", "change --max-tokens"),
+        (400, "max_tokens is too large: 64. It supports at most 32.", "change --max-tokens"),
+        (403, "<!DOCTYPE html><title>Just a moment...</title>", "a page for browsers"),
+    ):
+        yield Behavior(
+            f"{status} {words[:24]}", "refuses", fails(status, words), error=error, requests=1
         )
     long = message("x" * 100_000)
     yield Behavior(
@@ -73,6 +85,8 @@ def errors() -> Iterator[Behavior]:
         ("429 without quota", 429, quota),
         ("402", 402, {"error": {"message": "Insufficient credits", "code": 402}}),
         ("400 without credit", 400, message("Your credit balance is too low")),
+        ("429 for the day", 429, message("Rate limit exceeded: free-models-per-day")),
+        ("403 for unpaid bills", 403, message("This account is suspended: unpaid invoices")),
     ):
         yield Behavior(
             name, "has an empty account", fails(status, body), error="credit", requests=1

@@ -228,6 +228,16 @@ def refused_fields() -> Iterator[Behavior]:
         refuses(has("stream"), 400, message("Streaming is not supported for this model")),
         sent=lacks("stream"),
     )
+    yield Behavior(
+        "streams only",
+        "refuses to answer whole",
+        refuses(
+            lacks("stream"),
+            400,
+            message("This model only support stream mode, please enable the stream parameter"),
+        ),
+        sent=has("stream"),
+    )
     schemas = {
         "no schemas": message("response_format is not supported"),
         "OpenAI's schema": message(

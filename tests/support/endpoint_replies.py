@@ -48,12 +48,28 @@ def odd_replies() -> Iterator[Behavior]:
         text="Lima is",
         finish="length",
     )
-    for name, content in (("empty", ""), ("part of an", "Li")):
+    for reason, finish in {
+        "STOP": "stop", "FinishReason.STOP": "stop", "MAX_TOKENS": "length", "repetition": "length",
+        "SAFETY": "content_filter", "RECITATION": "content_filter", "sensitive": "content_filter",
+    }.items():  # fmt: skip
+        yield Behavior(
+            f"finish reason {reason}",
+            "has words of its own for an end",
+            says("Lima is", reason),
+            text="Lima is",
+            finish=finish,
+        )
+    for name, content, reason in (
+        ("empty", "", "error"),
+        ("part of an", "Li", "error"),
+        ("aborted", "Li", "abort"),
+        ("starved", "Li", "insufficient_system_resource"),
+    ):
         yield Behavior(
             f"{name} answer, finish error",
             "breaks off",
-            says(content, "error"),
-            error="finish_reason is 'error'",
+            says(content, reason),
+            error=f"finish_reason is '{reason}'",
             requests=3,
             streams=not content,
         )
@@ -86,6 +102,24 @@ def odd_replies() -> Iterator[Behavior]:
             requests=3,
             streams=False,
         )
+    first = {"choices": [{"index": 0, "text": ANSWER, "finish_reason": "stop"}]}
+    yield Behavior(
+        "first form of the protocol",
+        "sends a text, no message",
+        lambda asked: sse(first) if asked.streams else Reply(first),
+    )
+    yield Behavior(
+        "stream that was not asked for",
+        "streams whatever it is asked",
+        lambda asked: sse(chunk({"content": "Li"}), chunk({"content": "ma"}, "stop")),
+    )
+    yield Behavior(
+        "broken stream that was not asked for",
+        "streams whatever it is asked, and ends early",
+        lambda asked: sse(chunk({"content": "Li"}), done=False),
+        error="ended before the reply did",
+        streams=False,
+    )
     yield Behavior(
         "empty body",
         "sends nothing",
@@ -202,6 +236,11 @@ def streams() -> Iterator[Behavior]:
         lambda: sse(
             chunk({"content": "Li"}, usage=None), last, end, {"choices": None, "usage": None}
         ),
+    )
+    yield stream(
+        "whole message at the end",
+        "repeats the message when it ends",
+        lambda: sse(first, last, whole({"content": ANSWER})),
     )
     yield stream("two finish chunks", "ends twice", lambda: sse(first, last, end, end))
     yield stream("null delta", "sends a null delta", lambda: sse(first, last, chunk(None, "stop")))

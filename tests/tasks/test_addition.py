@@ -219,3 +219,10 @@ def test_an_answer_without_the_form_is_refused_for_it(bad: str) -> None:
 def test_a_refusal_names_its_rule_and_white_space_is_no_difference() -> None:
     assert TASK.checker().check("403+715=", "1290").rule == "casting_out_nines"
     assert TASK.normalise(" 12 80\n") == "1280"
+
+
+@pytest.mark.parametrize("levels", [(1, 3), (2, 2), (4, 2)])
+def test_rounds_at_most_double_the_digits(levels: Sequence[int]) -> None:
+    TASK.check_levels((1, 2, 4, 7))
+    with pytest.raises(UsageError, match=f"from level {levels[0]} to {levels[1]}"):
+        TASK.check_levels(levels)

@@ -32,18 +32,21 @@ from reflux.cli.contract import (
 )
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import os
     import sys
     from contextlib import AsyncExitStack, redirect_stdout
 
     from reflux.agents.clients.endpoints import Endpoint, close_clients
     from reflux.agents.errors import RefluxError, UsageError
-    from reflux.ask_context import MAX_TOKENS, asks_humans, overseer_named
-    from reflux.cli.ask import batch_config, task_of
+    from reflux.agents.overseers.scripted import asks_humans
+    from reflux.ask_context import MAX_TOKENS
+    from reflux.cli.ask import batch_config
     from reflux.cli.evaluation.plan import Plan, Settings, compare
     from reflux.cli.evaluation.systems import (
         code_of,
         graph_options_of,
         load_graphs,
+        price_hints,
         prices_of,
         record_lines,
         say_limits,
@@ -53,17 +56,22 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.progress import ProgressView
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.evals.datasets import read_questions
-    from reflux.graphs.evals.eval_task import JUDGE, EvalTask, FileEvalTask, LevelEvalTask, Scorer
+    from reflux.graphs.evals.eval_task import (
+        EvalTask,
+        FileEvalTask,
+        LevelEvalTask,
+        file_eval_task,
+    )
     from reflux.graphs.evals.question_forms import Keys
     from reflux.graphs.evals.results import Results
     from reflux.graphs.evals.runner import EQUAL_TOKENS, parse_systems
-    from reflux.graphs.external.user_code import load_object
     from reflux.models import open_run
+    from reflux.overseers import overseer_named
     from reflux.report.eval_tables import tables
     from reflux.report.inspect_log import check_log_path, write_logs
     from reflux.report.terminal import OUT, emit, say
     from reflux.server.settings import config_endpoints, read_serve_config
-    from reflux.tasks import task_named
+    from reflux.tasks import task_named, task_of
 
 LEVEL, LIMIT = 3, 200
 """Default level and number of questions of a task."""
@@ -196,7 +204,9 @@ def evaluate_systems(
         if limit is not None and limit > MAX_LIMIT:
             raise UsageError(f"--limit {limit} is more than {MAX_LIMIT}, the maximum for a task")
         name = task_of(folder, task)
-        eval_task: EvalTask = LevelEvalTask(task_named(name), level or LEVEL, limit or LIMIT)
+        made = task_named(name, folder)
+        tool = list(made.tool_names)
+        eval_task: EvalTask = LevelEvalTask(made, level or LEVEL, limit or LIMIT)
         source: dict[str, Any] = {"task": name, "level": level or LEVEL}
     else:
         if task or level:
@@ -231,6 +241,8 @@ def evaluate_systems(
         )  # fmt: skip
         say_limits(graphs, seconds, concurrency)
         results = run_async(_evaluate(folder, plan, model, endpoints))
+    hints = (*results.hints, *price_hints(price or [], results))
+    results = replace(results, hints=hints)
     if as_json:
         emit(source | results.to_json())
     else:
@@ -265,17 +277,7 @@ def _pairs(texts: Sequence[str], keys: Sequence[str]) -> list[tuple[str, str]]:
 def _file_eval_task(data: str, keys: Keys, score: str, limit: int | None) -> FileEvalTask:
     if Path(keys.template).is_file():
         keys = replace(keys, template=Path(keys.template).read_text(encoding="utf-8"))
-    file = read_questions(data, keys)
-    score = score or ("choice" if all(row.choices for row in file.rows) else "normalised")
-    scorer: Scorer | None = None
-    if ":" in score and not score.startswith(JUDGE):
-        scorer, _ = load_object(score)
-        if not callable(scorer):
-            raise UsageError(
-                f"{score} is no function; a scorer takes (question, answer, true answer) and "
-                "returns True or False"
-            )
-    return FileEvalTask(file, score, scorer, limit)
+    return file_eval_task(read_questions(data, keys), score, limit)
 
 
 def _overseer(name: str) -> str:
@@ -311,7 +313,9 @@ async def _evaluate(
                 named = key in plan.keys or key.startswith("judge ")
                 view(f"evaluate {key}" if named else trial, done, total, "")
 
+            here = Path.cwd()
             outcome = await compare(opened, plan, agent, stack, show, frozenset(endpoints))
+            os.chdir(here)  # A graph may have gone elsewhere.
         if plan.out is not None:
             from reflux.report.eval_page import write_report
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from reflux.agents.budget import Price
 from reflux.agents.tools.protocol import Grants
-from reflux.ask_context import open_tools, overseer_named, with_max_tokens
+from reflux.ask_context import open_tools
 from reflux.cli.contract import MARGIN
 from reflux.cli.evaluation.systems import SystemSpecs
 from reflux.cli.human_input import interruptible
@@ -30,6 +30,7 @@ from reflux.graphs.evals.runner import (
 )
 from reflux.graphs.external.user_graph import UserGraph
 from reflux.graphs.voting.voting import VotePolicy
+from reflux.overseers import overseer_named, with_max_tokens
 
 FIRST_LOOK, LOOK_GROWTH = 20, 1.25
 """Questions before --until-decided looks for the first time, and how many times more from look to
@@ -64,10 +65,9 @@ class Settings:
                 context,
                 overseers=(with_max_tokens(overseer_named(self.overseer), self.max_tokens),),
                 max_tokens=self.max_tokens,
-                grants=grants,
                 votes=VotePolicy(max_votes=1),
             )
-        return eval_task.context(context)
+        return eval_task.context(context).granting(grants)
 
 
 @dataclass(frozen=True)

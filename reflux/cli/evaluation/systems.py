@@ -29,6 +29,7 @@ from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.evals.best_of import MAX_VOTES, BestOf
+from reflux.graphs.evals.results import Results
 from reflux.graphs.evals.runner import SystemSpec
 from reflux.graphs.external.external_graph import CONCURRENCY, SECONDS, ExternalGraph
 from reflux.graphs.external.graph_values import GraphOptions
@@ -277,6 +278,17 @@ def prices_of(folder: RunFolder, texts: list[str]) -> Mapping[str, Price]:
             )
         prices[name] = Price(prompt, completion)
     return prices
+
+
+def price_hints(texts: Iterable[str], results: Results) -> list[str]:
+    """What to say of a --price whose model no answer called."""
+    ledgers = [answers.ledger for answers in results.answers.values()]
+    models = set[str]().union(*(ledger.models for ledger in ledgers))
+    return [
+        f"--price {name}: no answer called a model of that name, but {', '.join(sorted(models))}"
+        for name in (text.rpartition("=")[0] for text in texts)
+        if name not in models
+    ]
 
 
 def code_of(*names: str | None) -> Mapping[str, Any]:

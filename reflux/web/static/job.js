@@ -3,6 +3,7 @@
 import { json } from "./api.js";
 import { attempt, el, seconds, show, toast } from "./dom.js";
 import { FORMS } from "./job_forms.js";
+import { lossChart } from "./loss_chart.js";
 
 const POLL = 700; // Milliseconds.
 
@@ -66,7 +67,15 @@ function head(state, job) {
       el("span", { class: "strong grow" }, `${job.kind} ${job.name}`),
       el("span", { class: "dim" }, seconds(job.seconds)),
       job.state === "running" ? el("button", { type: "button", onclick: () => attempt(() => json("/api/job", { method: "DELETE" })) }, "Stop") : ""),
-    last && job.state === "running" ? el("label", { class: "stage" }, `${last[1]}: ${last[2]} of ${last[3]}`, el("progress", { max: last[3], value: last[2] })) : "");
+    last && job.state === "running" ? el("label", { class: "stage" }, `${last[1]}: ${last[2]} of ${last[3]}${last[4]}`, el("progress", { max: last[3], value: last[2] })) : "",
+    lossChart(curve(state.log.textContent)));
+}
+
+// The losses that a distillation has printed so far.
+function curve(log) {
+  const lines = [...log.matchAll(/^distill .+: (\d+)\/\d+ loss ([\d.]+)(?:, eval ([\d.]+))?/gm)];
+  const points = (group) => lines.filter((line) => line[group]).map((line) => [Number(line[1]), Number(line[group])]);
+  return { loss: points(2), eval_loss: points(3) };
 }
 
 async function form(state) {

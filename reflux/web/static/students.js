@@ -3,6 +3,7 @@
 import { json } from "./api.js";
 import { attempt, confirmed, el, empty, number, show, toast } from "./dom.js";
 import { jobPanel } from "./job.js";
+import { lossChart } from "./loss_chart.js";
 
 export async function open(container) {
   const body = el("div", {});
@@ -63,6 +64,8 @@ function card(student, current, promote) {
     report.rows ? `${number(report.rows)} rows` : null,
     report.seconds ? `${Math.round(report.seconds)} s of training` : null,
     report.final_loss ? `loss ${report.final_loss.toFixed(3)}` : null,
+    report.tokens_per_second ? `${number(Math.round(report.tokens_per_second))} tokens/s` : null,
+    report.truncated || report.dropped ? `${report.truncated} rows cut and ${report.dropped} dropped at ${report.max_length} tokens` : null,
   ].filter(Boolean);
   const isAgent = student.id === current;
   return [
@@ -70,6 +73,7 @@ function card(student, current, promote) {
       el("div", {}, el("span", { class: "strong" }, student.id), " ", isAgent ? el("span", { class: "badge accent" }, "the agent") : ""),
       isAgent ? "" : el("button", { type: "button", onclick: () => promote(student.id) }, "Promote")),
     el("p", { class: "dim small" }, facts.join(" · ")),
+    lossChart(report.curve),
     el("div", { class: "row" }, scores(student.scores), gates),
   ];
 }

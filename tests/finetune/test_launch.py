@@ -1,0 +1,168 @@
+"""Training in several processes: the loss of one with the same global batch, and its errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reflux.agents.errors import RefluxError, UsageError
+from reflux.finetune.bases import Base
+from reflux.finetune.config import BaseConfig
+from reflux.finetune.train.launch import check_launch, train_in_processes
+from reflux.finetune.train.sft import train
+
+pytestmark = [pytest.mark.engine, pytest.mark.process]
+
+ROWS = [
+    {
+        "prompt": [{"role": "user", "content": f"{a}+{b}=?"}],
+        "completion": [{"role": "assistant", "content": str(a + b)}],
+    }
+    for a in range(8)
+    for b in range(4)
+]
+"""Two whole batches of 16: accelerate fills up a last one that does not divide by processes."""
+SFT = {"learning_rate": 1e-2, "warmup_steps": 2, "max_steps": 3}
+TWO = {"num_processes": 2}
+
+
+def launched(base: Path, out: Path, *, rows: Any = ROWS, stop: Any = None, **more: Any) -> Any:
+    heard: list[Any] = []
+    settings: dict[str, Any] = {"sft": SFT, "lora": {}, "seed": 0, "evaluation": 0.0} | more
+    (out.parent / "checkpoints").mkdir(exist_ok=True)
+    report = train_in_processes(
+        rows,
+        Base(BaseConfig(model=str(base)), given=base),
+        out,
+        TWO,
+        lambda: stop(heard) if stop else None,
+        on_progress=heard.append,
+        on_note=heard.append,
+        checkpoints=out.parent / "checkpoints",
+        early_stopping=None,
+        **settings,
+    )
+    return heard, report
+
+
+def test_two_processes_have_the_loss_of_one_with_the_same_global_batch(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    batch = "per_device_train_batch_size"
+    one = train(ROWS, tiny_base, tmp_path / "one", sft={**SFT, batch: 16})
+    heard, two = launched(tiny_base, tmp_path / "two", sft={**SFT, batch: 8})
+    losses = [[loss for _, loss in curve["loss"]] for curve in (one.curve, two["curve"])]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert [step.step for step in heard[1:]] == [1, 2, 3]
+    assert "32 rows" in heard[0]
+    assert (two["rows"], two["steps"]) == (32, 3)
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert names == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.slow
+def test_errors_of_the_processes_are_one_message(tiny_base: Path, tmp_path: Path) -> None:
+    wild = {**SFT, "learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0}
+    with pytest.raises(RefluxError, match=r"^the loss is \w+ at step \d+ with learning rate"):
+        launched(tiny_base, tmp_path / "out", sft=wild)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_stop_ends_all_processes(tiny_base: Path, tmp_path: Path) -> None:
+    def stop(heard: list[Any]) -> None:
+        if len(heard) > 2:
+            raise RefluxError("stopped here")
+
+    with pytest.raises(RefluxError, match="stopped here"):
+        launched(tiny_base, tmp_path / "out", sft={**SFT, "max_steps": 10_000}, stop=stop)
+    assert not processes_of(tmp_path / "checkpoints")
+
+
+def processes_of(checkpoints: Path) -> list[int]:
+    """The processes that were launched for a training, by the folder that their job names."""
+    found: list[int] = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = file.read_bytes().decode().split("\0")
+            if "reflux.finetune.train.launch" in words:
+                job = json.loads((Path(words[words.index("-m") + 2]) / "job.json").read_text())
+                if job["settings"]["checkpoints"] == str(checkpoints):
+                    found.append(int(file.parent.name))
+        except (OSError, ValueError):
+            continue  # It has just ended.
+    return found
+
+
+@pytest.mark.parametrize(
+    ("launch", "told"),
+    [
+        ({"num_proceses": 2}, "launch.num_proceses is unknown.*num_processes"),
+        ({"num_processes": "two"}, "accelerate refuses .*invalid int value: 'two'"),
+        ({"num_processes": 0}, "launch.num_processes is"),
+        ({}, "launch.num_processes is missing"),
+        ("no.yaml", "no config file of accelerate's at no.yaml"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused(launch: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        check_launch(launch)
+
+
+def test_a_config_file_of_accelerates_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("num_processes: 2\ndistributed_type: MULTI_GPU\n")
+    assert check_launch(str(file)).config_file == str(file)
+
+
+KILLED = """
+from pathlib import Path
+from reflux.finetune.config import BaseConfig, DistillConfig
+from reflux.finetune.registry import Registry
+from reflux.finetune.train.sft import StudentPlan, distill
+import json, sys, threading
+base, root, rows = sys.argv[1:]
+sft = {"per_device_train_batch_size": 4, "num_train_epochs": 8, "save_strategy": "steps",
+       "save_steps": 3, "learning_rate": 1e-2}
+config = DistillConfig(base=BaseConfig(model=base), sft=sft, lora={"lora_dropout": 0.1})
+plan = StudentPlan("s", json.loads(rows), "digest", config)
+distill(Registry(Path(root)), plan, lambda *event: print(*event, flush=True), threading.Event())
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_distillation_goes_on_with_the_same_weights(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    def begin(root: Path) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", KILLED, str(tiny_base), str(root), json.dumps(ROWS)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env)
+
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    killed = begin(parts)
+    deadline = time.monotonic() + 120
+    states = ".s.training/checkpoint-*/trainer_state.json"
+    while not list(parts.glob(states)) and killed.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not (parts / "s").exists()
+    for root, told in ((parts, True), (whole, False)):
+        again = begin(root)
+        text, _ = again.communicate(timeout=120)
+        assert again.returncode == 0
+        assert ("training goes on from its checkpoint" in text) is told
+    adapters = [(root / "s" / "adapter_model.safetensors").read_bytes() for root in (parts, whole)]
+    assert adapters[0] == adapters[1]
+    cards = [json.loads((root / "s" / "student.json").read_text()) for root in (parts, whole)]
+    assert cards[0]["config"]["report"]["resumed_at"] >= 3
+    assert cards[0]["config"]["report"]["curve"] == cards[1]["config"]["report"]["curve"]
+    assert not list(parts.glob(".s*"))
