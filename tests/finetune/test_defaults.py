@@ -97,8 +97,8 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     EngineConfig: {"parallel": 16, "context": 4096, "threads": 2, "servers": 3},
     BatchedConfig: {"rows": 128, "context": 4096, "models": 3, "prefix_cache": True},
     EngineSpec: {
-        "kind": "batched", "url": "", "model": "", "api_key_env": "", "start": False, "students": "",
-        "concurrency": 64,
+        "kind": "batched", "url": "", "model": "", "api_key_env": "", "start": False,
+        "students": "", "concurrency": 64,
     },
     RetryPolicy: {"retries": 5, "backoff": 0.5},
     SandboxLimits: {"seconds": 5.0, "memory": 32 * MEBIBYTE, "depth": 200},
