@@ -137,9 +137,9 @@ def context_of(body: Mapping[str, Any], used: set[str]) -> str:
             part = f"{title}: {''.join(sentences)}"
         if isinstance(part, Mapping):  # A document of LangChain, RAGAS and others.
             held = cast(Mapping[str, Any], part)
-            body = next((held[k] for k in ("text", "content", "page_content") if k in held), None)
+            text = next((held[k] for k in ("text", "content", "page_content") if k in held), None)
             title = held.get("title")
-            part = f"{title}: {body}" if title and body else body
+            part = f"{title}: {text}" if title and text else text
         if not isinstance(part, str):
             return ""
         if part.strip():
