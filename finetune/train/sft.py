@@ -71,6 +71,8 @@ class TrainReport:
     final_loss: float
     curve: Curve
     """The loss by step, of the training and of the rows held out."""
+    lean: bool
+    """Whether training ran without padding and with fused layers, or as TRL does it."""
 
 
 def train(
@@ -159,6 +161,7 @@ def train(
         tokens_per_second=round(steps.tokens / seconds, 1),
         final_loss=losses[-1],
         curve=loss_curve(trainer.state.log_history),
+        lean=trainer.lean,
     )
 
 
