@@ -211,6 +211,7 @@ def distill(
     def on_note(note: str) -> None:
         progress(f"distill {plan.id}", 0, 0, note)
 
+    registry.check_new(plan.id)
     base = find_base(plan.config.base)
     progress("load the base", 0, 1, "")
     base.folder  # noqa: B018 - a GGUF is unpacked here
@@ -253,7 +254,7 @@ def _checkpoints(folder: Path, plan: StudentPlan, base: Base) -> Iterator[Path]:
 
     Checkpoints of another plan, base or settings are deleted first.
     """
-    settings = plan.config.model_dump(mode="json", exclude={"launch"})
+    settings = plan.config.model_dump(mode="json")
     text = json.dumps([plan.rows_digest, base.digest, settings], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     owner = folder / "training.json"

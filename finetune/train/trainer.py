@@ -69,8 +69,10 @@ class StudentTrainer(SFTTrainer):
         model: Any = self.model
         self.lean = model.config.get_text_config().model_type in LEAN_MODELS
         """Whether the loss and the LoRA layers are ours."""
-        # Autocast chooses other precisions than the fused layer.
-        if self.lean and self.accelerator.mixed_precision == "no":
+        # Autocast chooses other precisions than the fused layer, and a sharded adapter is whole in
+        # its own forward only.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.lean and self.accelerator.mixed_precision == "no" and not sharded:
             fuse_lora(model)
 
     def compute_loss(

@@ -86,6 +86,8 @@ def trained(
     report = train(ROWS, base, folder / "student", sft=sft, lora={"r": 4, "lora_alpha": 16})
     assert report.truncated == report.dropped == 0
     assert report.lean
+    losses = [loss for _, loss in report.curve["loss"]]
+    assert min(losses[1:]) < losses[0]
     return Trained(request.param, base, folder / "student")
 
 
