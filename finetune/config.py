@@ -212,10 +212,10 @@ class RoundsConfig(TaskConfig, TrainingConfig):
         """The highest rank of a student's matrices."""
         return max([self.lora.get("r", 16), *(self.lora.get("rank_pattern") or {}).values()])
 
-    def distillation(self, number: int) -> "DistillConfig":
-        """The settings that a round's student is trained with."""
+    def distillation(self, index: int) -> "DistillConfig":
+        """The settings that the student of one of `rounds` is trained with."""
         shared = {name: getattr(self, name) for name in DistillConfig.model_fields}
-        return DistillConfig(**{**shared, "sft": {**self.sft, **self.rounds[number].sft}})
+        return DistillConfig(**{**shared, "sft": {**self.sft, **self.rounds[index].sft}})
 
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
         """A context with the config's limits, votes and checks; `more` sets further fields."""

@@ -158,8 +158,8 @@ def climb(
     if not folder.exists:  # An invalid config begins no run.
         from reflux.finetune.train.options import check_options
 
-        for number in range(len(config.rounds)):
-            check_options(config.distillation(number))
+        for index in range(len(config.rounds)):
+            check_options(config.distillation(index))
         check_questions(config, task := run_task(config))
         for line in () if as_json else question_lines(config, task):
             ERR.print(line, soft_wrap=True, highlight=False, markup=False)
