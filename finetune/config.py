@@ -200,6 +200,13 @@ class RoundsConfig(TaskConfig, TrainingConfig):
                 "an endpoint loads no student, and each promoted student becomes the agent: take "
                 "the engine vllm, batched or llama.cpp, or set keep_agent: true"
             )
+        agent, overseer = self.agent, self.overseer
+        clash = agent is not None and agent.name == overseer.model and agent.url != overseer.url
+        if overseer.url and (clash or overseer.model not in self.endpoints):
+            raise ValueError(
+                f"overseer.model is {overseer.model!r}, which names another model of the run: have "
+                "its server call it otherwise"
+            )
         return self
 
     @property
@@ -208,14 +215,24 @@ class RoundsConfig(TaskConfig, TrainingConfig):
         return "base" if self.agent is None else self.agent.name
 
     @property
+    def endpoints(self) -> dict[str, EngineSpec]:
+        """Where those models are asked that the engine does not run, by name."""
+        endpoints = {} if self.agent is None else {self.agent.name: self.agent}
+        if self.overseer.url:
+            fields = self.overseer.model_dump(include={"url", "model", "api_key_env"})
+            spec = EngineSpec("endpoint", **fields)
+            endpoints[spec.name] = spec
+        return endpoints
+
+    @property
     def lora_rank(self) -> int:
         """The highest rank of a student's matrices."""
         return max([self.lora.get("r", 16), *(self.lora.get("rank_pattern") or {}).values()])
 
-    def distillation(self, index: int) -> "DistillConfig":
-        """The settings that the student of one of `rounds` is trained with."""
+    def distillation(self, spec: RoundSpec) -> "DistillConfig":
+        """The settings that a round's student is trained with."""
         shared = {name: getattr(self, name) for name in DistillConfig.model_fields}
-        return DistillConfig(**{**shared, "sft": {**self.sft, **self.rounds[index].sft}})
+        return DistillConfig(**{**shared, "sft": {**self.sft, **spec.sft}})
 
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
         """A context with the config's limits, votes and checks; `more` sets further fields."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
 import yaml
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Of config.yaml and of what question ids consist of."""
 VLLM_LOG = "vllm.log"
+NO_ENDPOINTS: Mapping[str, EngineSpec] = MappingProxyType({})
 
 
 class RunFolder:
@@ -208,7 +210,7 @@ class OpenRun:
         llama_cpp: EngineConfig | None = None,
         warm: bool = True,
         max_replies: int = 200_000,
-        agent: EngineSpec | None = None,
+        endpoints: Mapping[str, EngineSpec] = NO_ENDPOINTS,
     ) -> None:
         """
         Args:
@@ -218,10 +220,9 @@ class OpenRun:
             wrap: wraps the client, below the cache.
             llama_cpp: settings of llama.cpp beside a batched engine.
             warm: fill the cache with all recorded replies.
-            agent: an endpoint that answers under the name of its model, beside the engine.
+            endpoints: of models that the engine does not run, by name.
         """
         self._engines: list[Engine] = []
-        self._agents: list[ChatClient] = []
         if client is None:
             if engine is None and folder.base.gguf is None:
                 engine = BatchedConfig()  # llama.cpp runs GGUF files alone.
@@ -229,10 +230,9 @@ class OpenRun:
             rank = config.lora_rank if config else 16
             client = open_engine(folder.models, engine, llama_cpp, rank, folder.path / VLLM_LOG)
             self._engines.append(client)
-        if agent is not None:
-            named = endpoint_of(agent, "agent")
-            self._agents.append(named.client)
-            client = Endpoints({agent.name: named}, client)
+        named = {name: endpoint_of(spec, f"the model {name}") for name, spec in endpoints.items()}
+        self._others = [endpoint.client for endpoint in named.values()]
+        client = Endpoints(named, client) if named else client
         self.folder = folder
         self.store = folder.store()
         self.cache = CachedClient(wrap(client) if wrap else client, max_replies)
@@ -279,4 +279,4 @@ class OpenRun:
         self.store.close()
         for engine in self._engines:
             await engine.close()
-        await close_clients(self._agents)
+        await close_clients(self._others)

@@ -203,7 +203,7 @@ class Stages:
                 round=number,
                 rows=[row.train() for row in training_rows],
                 rows_digest=rows_digest(training_rows),
-                config=self.config.distillation(number - self.first),
+                config=self.config.distillation(self.spec(number)),
             )
             await self.run.rest()
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))

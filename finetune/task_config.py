@@ -31,6 +31,11 @@ class OverseerConfig(BaseModel):
     task's own, which is `model` for a file of questions."""
     model: str = ""
     """The model of the overseer `model`; empty for the agent."""
+    url: str = ""
+    """Address of the endpoint that has this model, such as http://gpu:8000/v1; empty where the
+    engine of the run has it, or the endpoint of the agent."""
+    api_key_env: str = ""
+    """The environment variable that holds the endpoint's key; OPENAI_API_KEY where empty."""
 
     @model_validator(mode="before")
     @classmethod
@@ -42,6 +47,8 @@ class OverseerConfig(BaseModel):
     def _consistent(self) -> "OverseerConfig":
         if self.model and self.name not in ("", "model"):
             raise ValueError(f"model is of the overseer `model`, not of {self.name!r}")
+        if self.url and not self.model:
+            raise ValueError("url is of a `model`: name it, too")
         return self
 
 

@@ -111,7 +111,7 @@ def endpoint_with_key(
     if key_env and not env.get(key_env):
         raise MissingError(f"{key_env}, the key of {where}, is not set")
     values = {URL: url or env.get(URL, ""), KEY: env.get(key_env or KEY, "")}
-    names = (f"{where}.url" if url else URL, key_env or KEY)
+    names = (f"the url of {where}" if url else URL, key_env or KEY)
     client = endpoint_from_env({**env, **values}, names, **options)
     if client is None:
         raise MissingError(f"{where} names no url, and {URL} is not set: set one of them")

@@ -95,7 +95,10 @@ class VllmServer:
             "--max-loras": "2",
         }
         flags = [text for option in options.items() for text in option]
-        command = [program, *self._command[1:], str(folder), "--enable-lora", *flags]
+        # vLLM takes the model right behind `serve`.
+        at = self._command.index("serve") + 1 if "serve" in self._command else 1
+        given = [program, *self._command[1:at], str(folder), *self._command[at:]]
+        command = [*given, "--enable-lora", *flags]
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -158,8 +158,8 @@ def climb(
     if not folder.exists:  # An invalid config begins no run.
         from reflux.finetune.train.options import check_options
 
-        for index in range(len(config.rounds)):
-            check_options(config.distillation(index))
+        for spec in config.rounds:
+            check_options(config.distillation(spec))
         check_questions(config, task := run_task(config))
         for line in () if as_json else question_lines(config, task):
             ERR.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -222,7 +222,7 @@ async def _climb(
         if not folder.exists:
             folder.save_config(config.model_dump(mode="json"))
         run = OpenRun(
-            folder, config.engine_settings, llama_cpp=config.llama_cpp, agent=config.agent
+            folder, config.engine_settings, llama_cpp=config.llama_cpp, endpoints=config.endpoints
         )
         with ProgressView() as view:
             async with run:

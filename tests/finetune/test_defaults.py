@@ -20,6 +20,7 @@ from reflux.agents.tools.python_sandbox import SandboxLimits
 from reflux.agents.types import Sampling
 from reflux.agents.verifiers import BackwardVerifier, CriticVerifier, Judge, RedFlags
 from reflux.finetune.config import BatchedConfig, RoundsConfig, RoundSpec, SpendLimitConfig
+from reflux.finetune.engine_config import EngineSpec
 from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import CheckPolicy, Limits
 from reflux.graphs.ask_options import AskOptions
@@ -35,8 +36,9 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "task": "addition", "questions": "", "question_key": "", "answer_key": "", "template": "",
         "score": "", "check": (), "tools": (), "max_tokens": None, "seed": 0, "anchor": 500,
         "anchor_tokens": 32,
-        "questions_per_level": 100, "canaries": 20, "engine": "batched", "max_concurrency": 64,
-        "sft": {}, "lora": {},
+        "questions_per_level": 100, "canaries": 20, "agent": None, "keep_agent": False,
+        "max_concurrency": 64, "sft": {}, "lora": {}, "evaluation": 0.0, "early_stopping": None,
+        "launch": None,
     },
     RoundSpec: {
         "level": 1, "questions": None, "held_out": None, "hard": 0.1, "primitive_repeats": 2,
@@ -95,6 +97,10 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     # Engines, endpoints and tools.
     EngineConfig: {"parallel": 16, "context": 4096, "threads": 2, "servers": 3},
     BatchedConfig: {"rows": 128, "context": 4096, "models": 3, "prefix_cache": True},
+    EngineSpec: {
+        "kind": "batched", "url": "", "model": "", "api_key_env": "", "start": False,
+        "students": "", "concurrency": 64,
+    },
     RetryPolicy: {"retries": 5, "backoff": 0.5},
     SandboxLimits: {"seconds": 5.0, "memory": 32 * MEBIBYTE, "depth": 200},
 }  # fmt: skip

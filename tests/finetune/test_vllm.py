@@ -24,6 +24,8 @@ from reflux.finetune.engine.vllm import KEPT, VllmEngine
 from reflux.finetune.engine_config import EngineSpec
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.graphs.evals.task import Task
+from reflux.tasks import run_task
 from reflux.tasks.addition import Addition
 from tests.support.mock_vllm import MockVllm, mock_vllm
 from tests.support.sums import add
@@ -258,6 +260,12 @@ def test_engines_by_name_mapping_and_text() -> None:
         ({"engine": "vlm"}, "engine"),
         ({"engine": {"kind": "vllm", "port": 8000}}, "port: unknown key"),
         ({"agent": "llama.cpp"}, "write endpoint:MODEL@URL"),
+        ({"overseer": {"url": "http://x/v1"}}, "name it, too"),
+        ({"overseer": {"url": "http://x/v1", "model": "base"}}, "names another model of the run"),
+        (
+            {"agent": "endpoint:m@http://y/v1", "overseer": {"url": "http://x/v1", "model": "m"}},
+            "names another model of the run",
+        ),
     ],
 )
 def test_an_engine_that_does_not_fit_is_refused_before_the_run(
@@ -290,12 +298,14 @@ class Short(Addition):
         return list(super().primitives())[:8]
 
 
-async def climb(folder: RunFolder, config: RoundsConfig) -> list[dict[str, Any]]:
+async def climb(
+    folder: RunFolder, config: RoundsConfig, task: Task | None = None
+) -> list[dict[str, Any]]:
     folder.save_config(config.model_dump(mode="json"))
-    run = OpenRun(folder, config.engine_settings, agent=config.agent)
+    run = OpenRun(folder, config.engine_settings, endpoints=config.endpoints)
     async with run:
         await run.check_engine()
-        return await run_rounds(run, config, Short(), lambda *_: None)
+        return await run_rounds(run, config, task or Short(), lambda *_: None)
 
 
 @pytest.mark.engine
@@ -359,6 +369,45 @@ async def test_a_named_agent_answers_until_a_student_takes_its_place(
             systems = {row["system"] for row in store.select("SELECT system FROM questions")}
         assert "regression-student-r1" in systems
         assert "regression-mid-size" not in systems
+
+
+@pytest.mark.engine
+async def test_overseer_agent_and_base_may_be_three_models(tiny_base: Path, tmp_path: Path) -> None:
+    """A strong endpoint oversees, a mid-size one answers, a tiny base learns from a file."""
+    questions = tmp_path / "capitals.jsonl"
+    towns = [f"town {number}" for number in range(30)]
+    rows = [{"question": f"Capital of {town}?", "answer": f"Of {town}"} for town in towns]
+    questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    def oversee(_: str, words: str) -> str:
+        ask = {"ask": [{"question": "Which town is meant?", "needs": []}]}
+        return json.dumps({"step": {"answer": "Of town"} if "Of town" in words else ask})
+
+    with (
+        mock_vllm(tiny_base, answer=lambda *_: "Of town") as server,
+        mock_vllm("any", name="mid-size", answer=lambda *_: "Of town") as middle,
+        mock_vllm("any", name="strong", answer=oversee) as strong,
+    ):
+        config = config_from(
+            {
+                **ROUNDS,
+                "rounds": [{"questions": 6, "held_out": 4}],
+                "questions": str(questions),
+                "base": str(tiny_base),
+                "engine": {"kind": "vllm", "url": server.served.url},
+                "agent": f"endpoint:mid-size@{middle.served.url}",
+                "overseer": {"model": "strong", "url": strong.served.url},
+                "gates": {"retention": 0, "regression": 1, "canary": 0, "agreement": 0},
+            },
+            "x.yaml",
+        )
+        folder = RunFolder(tmp_path / "run")
+        reports = await climb(folder, config, run_task(config))
+        assert [each["agent"] for each in reports] == ["mid-size"]
+        for asked, name in ((middle, "mid-size"), (strong, "strong")):
+            assert {chat["model"] for chat in asked.chats} == {name}
+        spent = {each["model"] for each in folder.report()["models"]}
+        assert spent == {"base", "mid-size", "strong", reports[0]["student"]["model"]}
 
 
 @pytest.mark.engine

@@ -149,6 +149,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     for name in ("port", "max-lora-rank", "max-loras"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    if sys.argv[2].startswith("-"):
+        sys.exit(
+            "`model` should be provided as the first positional argument when using `vllm serve`"
+        )
     given = parser.parse_args()
     if given.fails:
         sys.exit(f"ERROR: {given.fails}")

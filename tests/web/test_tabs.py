@@ -32,7 +32,7 @@ TABS = {
     "runs": ".chart",
     "evaluation": ".job",
     "review": "[data-why]",
-    "students": ".student",
+    "students": ".student .chart",
 }
 """What each shows once it is there."""
 
