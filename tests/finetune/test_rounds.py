@@ -1,7 +1,9 @@
 """The rounds as a whole: real training on the default model, a scripted X, stops at every stage."""
 
 import asyncio
+import contextlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
-from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.config import RoundsConfig, RoundSpec, read_config
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.graphs.evals.task import is_held_out
+from reflux.tasks import run_task
 from reflux.tasks.addition import Addition
+from tests.support.small_runs import run_small
 from tests.support.sums import exact, timeless
 
 CONFIG = RoundsConfig(
@@ -152,3 +157,47 @@ async def test_a_run_of_fewer_rounds_is_taken_further(tmp_path: Path) -> None:
     reports = await climb(folder, client)
     assert [r["round"] for r in reports] == [0, 1, 2]
     assert reports[0] == first[0]
+
+
+def of_some(request: ChatRequest) -> str:
+    """Adds right as a student; the base adds wrong, but for even numbers."""
+    a, b = (int(number) for number in re.findall(r"\d+", request.messages[-1][1])[:2] or (0, 0))
+    return str(a + b + (a % 2 if request.model == "base" else 0))
+
+
+async def test_a_file_of_questions_needs_no_round_0_and_goes_on_after_every_stop(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": f"What is {a} plus 1?", "answer": str(a + 1)} for a in range(60)]
+    rows[:20] = [{"question": row["question"]} for row in rows[:20]]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run.yaml").write_text(
+        "{questions: sums.jsonl, score: number, overseer: plain, rounds: 2, votes: {max_votes: 1}}"
+    )
+    config, client = read_config(tmp_path / "run.yaml"), ScriptedClient(of_some)
+    stages = ["the base", "amplify base", "distill student-r1", "compare", "amplify student-r1", ""]
+    reports: list[dict[str, Any]] = []
+    for stage in stages:
+
+        def progress(what: str, done: int, total: int, detail: str, stage: str = stage) -> None:
+            if stage and what.startswith(stage):
+                raise Stopped
+
+        with contextlib.suppress(Stopped):
+            reports = await run_small(config, tmp_path / "run", tiny_base, client, progress)
+    asked = Counter(request.digest(f"scripted:{request.model}") for request in client.requests)
+    assert max(asked.values()) == 1
+    assert [report["round"] for report in reports] == [1, 2]
+    first, second = reports
+    assert first["student"]["unscored"] > 0 and first["student"]["n"] > first["student"]["unscored"]
+    assert 0 < first["amplified"]["accuracy"] < 1 == first["student"]["accuracy"]
+    assert second["amplified"]["accuracy"] == second["agreement"]["share"] == 1.0
+    assert first["agreement"]["share"] < 1
+    assert "no_regression" not in {gate["name"] for gate in first["gates"]}
+    assert "no_regression" in {gate["name"] for gate in second["gates"]}
+    trained = "SELECT text FROM questions WHERE split='train' AND system='amplified'"
+    with contextlib.closing(RunFolder(tmp_path / "run").store()) as store:
+        texts = {row["text"] for row in store.select(trained)}
+    task = run_task(config)
+    assert not any(is_held_out(task, text) for text in texts)
+    assert len(texts) >= (task.size("train") or 0) - 1

@@ -10,11 +10,21 @@ from reflux.finetune.gates import GateConfig
 from reflux.finetune.questions import check_questions
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.finetune.stages import Progress
 from reflux.tasks import run_task
 
 
+def silent(what: str, done: int, total: int, detail: str) -> None:
+    """Shows no progress."""
+
+
 async def run_small(
-    config: RoundsConfig, folder: Path, base: Path, client: ScriptedClient, **changes: Any
+    config: RoundsConfig,
+    folder: Path,
+    base: Path,
+    client: ScriptedClient,
+    progress: Progress = silent,
+    **changes: Any,
 ) -> list[dict[str, Any]]:
     """Run all rounds of a config with the least training, and save the config with the run."""
     small = {
@@ -32,4 +42,4 @@ async def run_small(
         OpenRun(run_folder, client=client) as run,
         open_tools(task.tool_names) as grants,
     ):
-        return await run_rounds(run, config, task, lambda *_: None, grants=grants)
+        return await run_rounds(run, config, task, progress, grants=grants)
