@@ -1,7 +1,7 @@
 """Checks of an answer's form: JSON, a JSON Schema, or any rules one after another.
 
-A reply that is one fenced block of Markdown counts as what stands in the block: models put JSON in
-fences even where they are asked not to.
+A reply with one fenced block of Markdown counts as what stands in the block: models put JSON in
+fences, and explain it, even where they are asked not to.
 """
 
 import json
@@ -17,7 +17,7 @@ from reflux.agents.verifiers import Verdict
 
 Reason = Callable[[str, str], str]
 """From a question and an answer: why the answer fails; empty where it passes."""
-FENCED = regex.compile(r"\s*```(?:json)?[ \t]*\n(.*?)\n?\s*```\s*", regex.DOTALL | regex.IGNORECASE)
+FENCE = regex.compile(r"```(?:json)?[ \t]*\n(.*?)```", regex.DOTALL | regex.IGNORECASE)
 REASON_CHARS = 300
 
 
@@ -35,9 +35,9 @@ class AnswerChecks:
 
 
 def unfenced(answer: str) -> str:
-    """The text in a fence that is the whole answer; else the answer."""
-    match = FENCED.fullmatch(answer)
-    return (match[1] if match else answer).strip()
+    """The text in the only fenced block of an answer; without one, or with several, the answer."""
+    blocks = FENCE.findall(answer)
+    return (blocks[0] if len(blocks) == 1 else answer).strip()
 
 
 def compact_json(answer: str) -> str:

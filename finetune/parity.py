@@ -23,17 +23,21 @@ import transformers
 from peft import PeftModel
 
 from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, start_server
+from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import ChatRequest, Sampling
 from reflux.finetune.base_model import load_base, quiet_libraries
 from reflux.finetune.bases import Base
 from reflux.finetune.config import BatchedConfig
 from reflux.finetune.engine.generate import scheduler_for
+from reflux.finetune.engine.kv_cache import max_positions
 from reflux.finetune.questions import canary_prompts
 from reflux.finetune.registry import ADAPTER_GGUF
 
-ROW_PROMPTS, FIXED_PROMPTS, TOKENS = 8, 4, 8
+ROW_PROMPTS, FIXED_PROMPTS, TOKENS = 6, 2, 8
 NEAR = 0.5
 """Nats: most by which PEFT may prefer its own token to another engine's."""
+MAX_PROMPT = 1024
+"""Tokens of the longest prompt that is compared."""
 Chat = Sequence[Mapping[str, Any]]
 
 
@@ -49,22 +53,28 @@ class Answer:
 def certify(base: Base, student: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The certificate of the student in a folder, as plain JSON types.
 
-    `agreement` is the share of prompts on which the engine that
-    agrees least gives PEFT's answer, or one that is `near` it.
+    `agreement` is the share of prompts on which the engine that agrees least gives PEFT's answer,
+    or one that is `near` it. An engine that cannot load the student agrees on none, and its `error`
+    says why.
     """
-    chats = _chats(rows)
     with quiet_libraries():
         # The weights as the engines run them, also where the training was on 4-bit ones.
         whole = base.config.model_copy(update={"quantization": "none"})
         model, tokenizer = load_base(base.folder, config=whole)
         own = transformers.AutoTokenizer.from_pretrained(student, local_files_only=True)
+        longest = min(MAX_PROMPT, max_positions(model.config) - TOKENS - 1)
+        chats = [chat for chat in _chats(rows) if len(_ids(own, chat)) <= longest]
         peft: Any = PeftModel.from_pretrained(model, str(student)).eval()
         reference, logits, ends = _generated(peft, own, chats)
         answers = {"batched": _batched(peft.merge_and_unload(), tokenizer, chats)}
     adapter = student / ADAPTER_GGUF
+    engines: dict[str, dict[str, Any]] = {}
     if base.gguf is not None and adapter.is_file() and find_spec("xllamacpp"):
-        answers["llama.cpp"] = _llama_cpp(ModelFiles(base.gguf, adapter, student, base), chats)
-    engines: dict[str, dict[str, int]] = {}
+        try:
+            files = ModelFiles(base.gguf, adapter, student, base)
+            answers["llama.cpp"] = _llama_cpp(files, chats)
+        except RefluxError as error:  # The training is not lost for it.
+            engines["llama.cpp"] = {"same": 0, "near": 0, "error": str(error)}
     for name, given in answers.items():
         gaps = [
             _gap(expected, answer, table, ends)
@@ -73,13 +83,16 @@ def certify(base: Base, student: Path, rows: Sequence[Mapping[str, Any]]) -> dic
         same = sum(gap is None for gap in gaps)
         near = sum(gap is not None and gap <= NEAR for gap in gaps)
         engines[name] = {"same": same, "near": near}
-    agreement = min(sum(counts.values()) for counts in engines.values()) / len(chats)
-    return {"n": len(chats), "agreement": round(agreement, 4), "engines": engines}
+    least = min(counts["same"] + counts["near"] for counts in engines.values())
+    return {"n": len(chats), "agreement": round(least / len(chats), 4), "engines": engines}
 
 
 def _chats(rows: Sequence[Mapping[str, Any]]) -> list[Chat]:
     """Prompts of rows from all over the training set, and the fixed ones."""
-    texts = list(dict.fromkeys(json.dumps(row["prompt"]) for row in rows))
+    plain = {"role", "content"}  # Turns without tool calls, which every engine reads alike.
+    prompts = [row["prompt"] for row in rows]
+    prompts = [chat for chat in prompts if all(plain == set(turn) for turn in chat)]
+    texts = list(dict.fromkeys(map(json.dumps, prompts)))
     step = max(1, len(texts) // ROW_PROMPTS)
     chosen = [json.loads(text) for text in texts[::step][:ROW_PROMPTS]]
     fixed = canary_prompts(FIXED_PROMPTS)
@@ -158,6 +171,8 @@ def _llama_cpp(files: ModelFiles, chats: Sequence[Chat]) -> list[Answer]:
         }
         reply = server.handle_chat_completions(body)
         reply = json.loads(reply) if isinstance(reply, str | bytes) else reply
+        if "choices" not in reply:
+            raise EndpointError(f"llama.cpp refuses a prompt of the training: {reply}")
         (choice,) = reply["choices"]
         tokens = tuple(reply["__verbose"]["tokens"])
         return Answer(tokens, choice["finish_reason"] == "stop")

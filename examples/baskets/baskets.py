@@ -1,6 +1,6 @@
 """What baskets of fruit cost: a task with a script as overseer, without levels and primitives.
 
-    A basket holds 3 apples at 4 cents each, 7 pears at 6 cents each. What does it cost?   →   54
+    A basket holds 3 apples at 4 cents, 7 pears at 6 cents. What does it cost?   →   54
 
 The script asks copies of the agent for one product each, and adds up what they answer; a retry asks
 for the products the other way round.

@@ -71,6 +71,8 @@ class TrainReport:
     final_loss: float
     curve: Curve
     """The loss by step, of the training and of the rows held out."""
+    lean: bool
+    """Whether training ran without padding and with fused layers, or as TRL does it."""
 
 
 def train(
@@ -159,6 +161,7 @@ def train(
         tokens_per_second=round(steps.tokens / seconds, 1),
         final_loss=losses[-1],
         curve=loss_curve(trainer.state.log_history),
+        lean=trainer.lean,
     )
 
 
@@ -208,6 +211,7 @@ def distill(
     def on_note(note: str) -> None:
         progress(f"distill {plan.id}", 0, 0, note)
 
+    registry.check_new(plan.id)
     base = find_base(plan.config.base)
     progress("load the base", 0, 1, "")
     base.folder  # noqa: B018 - a GGUF is unpacked here
@@ -250,7 +254,7 @@ def _checkpoints(folder: Path, plan: StudentPlan, base: Base) -> Iterator[Path]:
 
     Checkpoints of another plan, base or settings are deleted first.
     """
-    settings = plan.config.model_dump(mode="json", exclude={"launch"})
+    settings = plan.config.model_dump(mode="json")
     text = json.dumps([plan.rows_digest, base.digest, settings], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     owner = folder / "training.json"

@@ -19,8 +19,10 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reflux.agents.errors import RefluxError
-from reflux.finetune.train.packing import Packed, pack, packable, packed_attention
+from reflux.finetune.train.packing import MODELS, Packed, pack, packable, packed_attention
 
+LEAN_MODELS = (*MODELS, "gpt2")
+"""Model types whose loss and gradients a test holds against TRL's; all others are left to TRL."""
 SCALED_LOGITS = (
     "logit_scale",
     "logits_scaling",
@@ -58,14 +60,19 @@ class StudentTrainer(SFTTrainer):
 
     The loss and its gradients are TRL's, up to rounding. TRL's fused head walks the vocabulary in
     tiles for every token to save memory, which completions of a few tokens do not need. A model
-    that `reflux.finetune.train.packing` cannot pack is trained on the padded batch.
+    that `reflux.finetune.train.packing` cannot pack is trained on the padded batch, and one that no
+    test compares with TRL is trained as TRL does.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         model: Any = self.model
-        # Autocast chooses other precisions than the fused layer.
-        if self.accelerator.mixed_precision == "no":
+        self.lean = model.config.get_text_config().model_type in LEAN_MODELS
+        """Whether the loss and the LoRA layers are ours."""
+        # Autocast chooses other precisions than the fused layer, and a sharded adapter is whole in
+        # its own forward only.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.lean and self.accelerator.mixed_precision == "no" and not sharded:
             fuse_lora(model)
 
     def compute_loss(
@@ -96,7 +103,8 @@ class StudentTrainer(SFTTrainer):
         args: Any = self.args
         config = model.config.get_text_config()
         return (
-            args.loss_type == "nll"
+            self.lean
+            and args.loss_type == "nll"
             and not args.label_smoothing_factor
             and self.compute_loss_func is None
             and not self.aux_loss_enabled

@@ -28,6 +28,8 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".eval")
 """Of the files that are read in a folder."""
 SPLITS = ("test", "validation", "valid", "dev", "train")
 """Which split of a data set is read where none is named: the first that exists."""
+NESTED = ("samples", "data", "rows", "questions", "examples", "items", "records", *SPLITS)
+"""Keys of an object that holds a list of records."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]*){0,2}")
 REMEDY = "pip install 'reflux-ida[data]'"
 
@@ -187,6 +189,8 @@ def _read_file(path: Path) -> Iterator[Record]:
             yield from _read_json(path, _text(path))
         case ".xlsx" | ".xls" | ".ods" | ".numbers":
             raise UsageError(f"{path} is a spreadsheet: save it as CSV")
+        case ".yaml" | ".yml":
+            raise UsageError(f"{path} is YAML: save it as JSON")
         case _:
             yield from _read_lines(path, _text(path))
 
@@ -235,6 +239,10 @@ def _read_lines(path: Path, text: str) -> Iterator[Record]:
             yield _record(path, number, body)
 
 
+def _holds_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(x, dict) for x in value)
+
+
 def _read_json(path: Path, text: str) -> Iterator[Record]:
     """An array of records, an object that holds one, or lines after all."""
     start = len(text) - len(text.lstrip())
@@ -244,7 +252,14 @@ def _read_json(path: Path, text: str) -> Iterator[Record]:
         except (ValueError, RecursionError):
             yield from _read_lines(path, text)
             return
-        nested = next((body[key] for key in ("samples", "data", "rows") if key in body), None)
+        nested = next((body[key] for key in NESTED if _holds_records(body.get(key))), None)
+        if nested and all("paragraphs" in each for each in nested):  # SQuAD as it is published.
+            nested = [
+                {"context": paragraph["context"], **question}
+                for article in nested
+                for paragraph in article["paragraphs"]
+                for question in paragraph["qas"]
+            ]
         for index, each in enumerate(nested if isinstance(nested, list) else [body], start=1):
             record = _record(path, index, each)
             yield _inspect_record(path, index, each) if "samples" in body else record
@@ -265,8 +280,7 @@ def _read_json(path: Path, text: str) -> Iterator[Record]:
 def _read_csv(path: Path, text: str, suffix: str) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)
     header = text.partition("\n")[0]
-    semicolons = header.count(";") > header.count(",")
-    delimiter = "\t" if suffix == ".tsv" else ";" if semicolons else ","
+    delimiter = "\t" if suffix == ".tsv" else max(",;|\t", key=header.count)
     reader = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for body in reader:

@@ -29,7 +29,7 @@ OPERATORS = str.maketrans(
     {"−": "-", "–": "-", "﹣": "-", "－": "-", "≤": "<=", "≥": ">=", "≠": "!=", "×": "*", "÷": "/"}
 )
 CUE = regex.compile(
-    r"(?:answer|result|option|choice|antwort|ergebnis|lösung|réponse|respuesta|risposta|resposta|"
+    r"(?:answer|result|final|option|choice|antwort|ergebnis|lösung|réponse|respuesta|risposta|resposta|"
     r"ответ|答案|答え|正解|选项|الجواب|الإجابة|उत्तर)['\"”*_]{0,4}\s{0,3}"
     r"(?:[:：=是为為は]|(?:is|are|(?:would|must|should|has to) be|ist|lautet|est|es|è|é|هو|هي|है)"
     r"\b:?)[*_\"'“(\[\s]{0,8}",
@@ -47,6 +47,11 @@ WRITTEN_SUM = regex.compile(
     r"\D{0,20}[\d.,]+\s?(?:times|plus|minus|multiplied by|divided by|[*+/x-])\s"
     r".*?(?:\bis\b|\bequals\b|\bmakes\b|\bgives\b)"
 )
+IS_ANSWER = regex.compile(
+    r"(?<![\w.,])(-?\$?\d[\d.,]*%?) (?:is|was|must be|would be) (?:the|my|our) "
+    r"(?:final |correct |right )?(?:answer|result)\b",
+    regex.IGNORECASE,
+)
 CITATION = regex.compile(r"(?<=[\w.%\]])\s?\[\d{1,3}(?:,\s?\d{1,3})*\]")
 ASIDE = regex.compile(
     r"^\W{0,9}(?:confidence|certainty|note|source|remark|konfidenz|hinweis|quelle|置信度)\b.*$",
@@ -54,7 +59,7 @@ ASIDE = regex.compile(
 )
 CORE = (
     r"(?:\d{1,3}(?:\.\d{3}){1,9},\d+"  # 1.234,56
-    r"|\d{1,3}(?:(?P<sep>[,'_\ ])\d{3})(?:(?P=sep)\d{3}){0,9}(?:\.\d*)?(?![\d,])"  # 1,234.56
+    r"|\d{1,3}(?:(?P<sep>[,'’_\ ])\d{3})(?:(?P=sep)\d{3}){0,9}(?:\.\d*)?(?![\d,])"  # 1,234.56
     r"|\d{1,2}(?:,\d{2}){1,9},\d{3}(?:\.\d+)?(?![\d,])"  # 1,00,000
     r"|(?<![(\[{,])\d+,\d{1,2}(?![\d,])"  # 3,5
     r"|\d+(?:\.\d*)?|\.\d+)"
@@ -137,6 +142,7 @@ class Number:
 def numbers(text: str) -> list[Number | None]:
     """The numbers of a text; None for one without a value or of too many digits."""
     text = canonical(text)
+    text = regex.sub(r"(?<![\d)] )\b(?:minus|negative) (?=\d)", "-", text, flags=regex.IGNORECASE)
     text = regex.sub(r"\\[dt]?frac\s?\{(-?[\d.]+)\}\s?\{(\d+)\}", r" \1/\2 ", text)
     text = regex.sub(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}", r"\1", text)
     text = regex.sub(
@@ -189,7 +195,7 @@ def _decimal(core: str) -> str:
     """`1.234,56`, `1,234.56`, `1 234` and `3,5` as Python writes them."""
     if regex.fullmatch(r"\d{1,3}(?:\.\d{3})+,\d+", core) or regex.fullmatch(r"\d+,\d{1,2}", core):
         return core.replace(".", "").replace(",", ".")
-    return regex.sub(r"[,'_ ]", "", core)
+    return regex.sub(r"[,'’_ ]", "", core)
 
 
 def read_number(text: str) -> Number | None:
@@ -200,6 +206,8 @@ def read_number(text: str) -> Number | None:
     for part in (WRITTEN_SUM.sub("", named.rpartition("=")[2], 1), named):
         if found := numbers(part):
             return found[0]
+    if match := IS_ANSWER.search(text):
+        return numbers(match[1])[0]
     bold = [part for part in regex.findall(r"\*\*([^*\n]{1,60})\*\*", text) if _is_number(part)]
     if bold:
         return numbers(bold[-1])[0]

@@ -14,7 +14,6 @@ each message after the name of its role. A record without question or answer is 
 over the rest of a broken file would be about other questions.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -25,27 +24,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from reflux.agents.errors import UsageError
 from reflux.graphs.evals.cells import flat_values, text_of, value_at
+from reflux.graphs.evals.question_parts import (
+    ANSWERS,
+    QUESTIONS,
+    choices_of,
+    chosen,
+    columns_of,
+    context_of,
+)
 from reflux.graphs.evals.scorers import final_answer
 
-QUESTIONS = (
-    "question", "input", "prompt", "messages", "conversations", "problem", "query", "instruction",
-    "question_stem", "ctx",
-)  # fmt: skip
-ANSWERS = (
-    "answer", "answers", "target", "completion", "output", "expected", "expected_output",
-    "reference", "reference_answer", "ground_truth", "answerKey", "answer_key", "correct_answer",
-    "correct_answers", "final_answer", "ideal", "label", "cop", "solution", "response",
-)  # fmt: skip
-CHOICES = ("choices", "options", "endings")
-LETTERED = (
-    (("A", "B", "C", "D", "E"), "ABCDE"),
-    (("option1", "option2"), "12"),
-    (("opa", "opb", "opc", "opd"), "ABCD"),
-    (("answerA", "answerB", "answerC"), "123"),
-)
-"""Choices in columns of their own, and their labels: of WinoGrande, MedMCQA, SocialIQa."""
-CONTEXTS = ("context", "contexts", "passage", "passages", "article", "document", "documents")
-"""The columns of each part of a question, the first that a record has."""
 ROLES = {"human": "user", "gpt": "assistant", "ai": "assistant", "model": "assistant"}
 ASK_LETTER = "Reply with the letter of the right choice."
 
@@ -108,13 +96,14 @@ class Form:
             ValueError, TypeError, KeyError: it has none, or no answer.
         """
         used: set[str] = set()
+        body, originals = columns_of(body)
         system, history, question, answers = self._question(body, used)
         if answers is None:
             answers = self._answers(body, used)
-        choices, labels = _choices(body, used)
-        context = _context(body, used) if not history else ""
+        choices, labels = choices_of(body, used)
+        context = context_of(body, used) if not history else ""
         if choices and answers:
-            answers = _chosen(answers, choices, labels)
+            answers = chosen(answers, choices, labels)
         if self._template is not None:
             option = self.keys.options[2]
             missing = self._names - {"question", "choices", "context", *body}
@@ -131,7 +120,13 @@ class Form:
             asked = "\n".join([*listed, ASK_LETTER]) if listed else ""
             question = "\n\n".join(part for part in (context, history + question, asked) if part)
         texts = tuple(dict.fromkeys(text_of(each, "answer") for each in answers))
-        return Example(text_of(question, "question"), texts, choices, system, frozenset(used))
+        return Example(
+            text_of(question, "question"),
+            texts,
+            choices,
+            system,
+            frozenset(originals.get(name, name) for name in used),
+        )
 
     def from_text(self, text: str) -> str:
         """A question that a user typed, in the template where this needs nothing else."""
@@ -198,6 +193,8 @@ class Form:
         value = value_at(body, key)
         if key == "completion" and isinstance(value, list):
             return [content for _, content in _messages(value, key)]
+        if key == "correct_answers" and isinstance(value, str):  # TruthfulQA's table.
+            return [part.strip() for part in value.split(";")]
         if key == "solution" and isinstance(value, str):
             return [final_answer(value) or value]
         return flat_values(value, key)
@@ -205,12 +202,18 @@ class Form:
 
 def _messages(value: Any, key: str) -> list[tuple[str, str]]:
     """(role, content) of each message, as OpenAI, Inspect and ShareGPT write them."""
+    if isinstance(value, Mapping):
+        first = next(iter(cast(Mapping[str, Any], value)), "")
+        raise TypeError(
+            f'"{key}" holds {", ".join(cast(Mapping[str, Any], value)) or "nothing"}; name the '
+            f"question by --question-key, for example {key}.{first}"
+        )
     if not isinstance(value, list):
         raise TypeError(f'"{key}" is no list of messages')
     messages: list[tuple[str, str]] = []
     for message in cast(list[Any], value):
         if not isinstance(message, dict):
-            raise TypeError(f'"{key}" holds what is no message')
+            raise TypeError(f'"{key}" is a list of texts; a record holds one question')
         body = cast(Mapping[str, Any], message)
         role = str(body.get("role", body.get("from")))
         content = body.get("content", body.get("value"))
@@ -235,78 +238,3 @@ def _conversation(
     before = "".join(f"{role.capitalize()}: {content}\n\n" for role, content in asked[:-1])
     history = f"{before}User: " if before else ""
     return system, history, asked[-1][1], None if answer is None else [answer[0][1]]
-
-
-def _choices(body: Mapping[str, Any], used: set[str]) -> tuple[tuple[str, ...], list[str]]:
-    """(texts, labels) of the choices, from one column or several."""
-    for columns, labels in LETTERED:
-        present = [column for column in columns if body.get(column) not in (None, "")]
-        if len(present) >= 2 and present == list(columns[: len(present)]):
-            used.update(present)
-            return tuple(text_of(body[column], column) for column in present), list(labels)
-    key = next((each for each in CHOICES if body.get(each)), "")
-    if not key:
-        return (), []
-    used.add(key)
-    value, names = body[key], list[Any]()
-    if isinstance(value, str):
-        try:
-            value = json.loads(value.replace("'", '"') if '"' not in value else value)
-        except ValueError as error:
-            raise ValueError(f'"{key}" is no list of choices') from error
-    if isinstance(value, Mapping):
-        held = cast(Mapping[str, Any], value)
-        texts = held.get("text", held.get("texts"))
-        names = list(held.get("label", held.get("labels", ()))) if texts else list(held)
-        value = texts or list(held.values())
-    if not isinstance(value, list):
-        raise TypeError(f'"{key}" is no list of choices')
-    texts = [
-        text_of(cast(Mapping[str, Any], each).get("text"), key) if isinstance(each, Mapping)
-        else text_of(each, key)
-        for each in cast(list[Any], value)
-    ]  # fmt: skip
-    if len(texts) > len(ascii_uppercase):
-        raise ValueError(f"{len(texts)} choices are more than there are letters")
-    return tuple(texts), [str(name) for name in names]
-
-
-def _chosen(answers: Sequence[Any], choices: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """The letter of the right choice and its text, or the letters of several."""
-    indices = [_index(answer, choices, labels) for answer in answers]
-    if len(set(indices)) > 1:
-        return [", ".join(ascii_uppercase[index] for index in sorted(set(indices)))]
-    return [ascii_uppercase[indices[0]], choices[indices[0]]]
-
-
-def _index(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> int:
-    """The number of a choice by its label, its letter, its text or its number from 0."""
-    text = str(answer).strip()
-    letters = list(ascii_uppercase[: len(choices)])
-    for names in (labels, letters, [each.strip() for each in choices]):
-        if not isinstance(answer, int) and text in names:
-            return names.index(text)
-    if text.upper() in letters:
-        return letters.index(text.upper())
-    if text.isdecimal() and int(text) < len(choices):
-        return int(text)
-    raise ValueError(f"its answer {text[:40]!r} is none of the {len(choices)} choices")
-
-
-def _context(body: Mapping[str, Any], used: set[str]) -> str:
-    """What the question is about: a text, several, or HotpotQA's titles with their sentences."""
-    key = next((each for each in CONTEXTS if body.get(each)), "")
-    value = body.get(key)
-    if isinstance(value, Mapping):
-        held = cast(Mapping[str, Any], value)
-        value = list(zip(held.get("title", ()), held.get("sentences", ()), strict=False))
-    parts: list[str] = []
-    for part in cast(list[Any], value if isinstance(value, list) else [value]):
-        if isinstance(part, list | tuple) and len(cast(Sequence[Any], part)) == 2:
-            title, sentences = cast(Sequence[Any], part)
-            part = f"{title}: {''.join(sentences)}"
-        if isinstance(part, str) and part.strip():
-            parts.append(part)
-    if parts:
-        used.add(key)
-    return "\n\n".join(parts)

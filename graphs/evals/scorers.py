@@ -61,16 +61,17 @@ BEFORE_CHOICE = (
     r"[,:：]?\s?(?:(?:option|choice|answer)\s)?"
 )
 AFTER_CHOICE = (
-    r"\s(?:is|seems|looks|must be|would be)\s(?:the\s)?(?:only |most |best )?"
-    r"(?:correct|right|true|best|answer|accurate|appropriate)\b"
+    r"(?:\s(?:is|seems|looks|must be|would be)\s(?:the\s)?(?:only |most |best )?"
+    r"(?:correct|right|true|best|better|answer|accurate|appropriate)\b"
+    r"|\sremains\b|[).:]?[^\n✗✘❌☒]{0,80}?[✓✔✅☑]|[).:]?\s?(?:[Yy]es\b|[Cc]orrect\b))"
 )
 BEFORE_WRONG = (
-    r"(?:\b(?:not|neither|nor|nicht|than|unlike|except|eliminate|exclude|reject|rule out)|n['’]t|"
-    r"不是|排除)(?:\s(?:be|choose|pick|select|options?|choices?|answers?))?\s?"
+    r"(?:\b(?:not|neither|nor|nicht|than|instead of|unlike|except|eliminate|exclude|reject|"
+    r"rule out)|n['’]t|不是|排除)(?:\s(?:be|choose|pick|select|options?|choices?|answers?))?\s?"
 )
 AFTER_WRONG = (
-    r"(?::?\s(?:(?:is|are|was|seems?|can be)\s)?(?:not|no|wrong|incorrect|false|ruled out)\b|"
-    r"\s(?:is|are|was|does|can)n['’]t\b|\scannot\b|不|错)"
+    r"(?::?\s(?:(?:is|are|was|seems?|can be)\s)?(?:not|no|wrong|incorrect|false|ruled out|"
+    r"eliminated|excluded)\b|\s?[✗✘❌☒]|\s(?:is|are|was|does|can)n['’]t\b|\scannot\b|不|错)"
 )
 PARTICLE = (
     r"(?:은|는|이|가|을|를|의|에|에서|와|과|로|으로|도|만|이다|입니다|이에요|예요|였다|이었다)?"
@@ -137,6 +138,8 @@ def contains(answer: str, truth: str) -> bool:
     # `1024kg` holds 1024; `Paris's` and the Turkish `Ankara'dır` hold the name before it.
     answer = regex.sub(rf"(?<![\w.,])(\d[\d.,]*)(?={UNIT}(?!\w))", r"\1 ", answer[-MAX_CHARS:])
     stems = regex.sub(r"(?<=\p{L}{3})['’]\p{Ll}{1,4}(?!\w)", "", answer)
+    # French leaves out the vowel of a short word: `l'Élysée` holds the name behind it.
+    stems = regex.sub(r"(?<!\w)(?:[cdjlmnst]|qu)['’](?=\p{L}{2})", "", stems, flags=regex.I)
     for text, articles in ((answer, False), (answer, True), (stems, False)):
         part, whole = _words(truth, articles=articles), _words(text, articles=articles)
         # With its articles only where more than an article is asked for: `A` is not in `a dog`.
@@ -153,18 +156,23 @@ def contains(answer: str, truth: str) -> bool:
 
 def choice(text: str, choices: Sequence[str] = ()) -> str | None:
     """The letters of the choices that an answer names, `B` or `A, C`; None where that is open."""
-    text = regex.sub(r"</?\w{1,9}>", "", text[-MAX_CHARS:]).strip()
+    text = regex.sub(r"</?(?!\p{Lu}>)\w{1,9}>", "", text[-MAX_CHARS:]).strip()
     letters = ascii_uppercase[: len(choices) or 10]
     letter = rf"\(?([{letters}])\)?(?![\p{{Latin}}\p{{N}}_'’])"
     several = rf"{letter}(?:\s?(?:,|;|&|/|and|und|or|oder|,\ ?and)\s?{letter})*"
     named = final_answer(text)
     chosen = _last(rf"(?i:{BEFORE_CHOICE}){letter}{AFTER_LETTER}", text)
     labels = regex.findall(rf"^\W{{0,3}}([{letters}])[).:] ", text, regex.MULTILINE)
+    right = set(regex.findall(rf"(?<!\w){letter}{AFTER_CHOICE}", text))
+    if len(set(labels)) > 1 and len(right) == 1 and named is None:
+        return right.pop()
     # Where a text goes through the choices, it names one at the end.
     ends = [text.splitlines()[-1], chosen] if len(set(labels)) > 1 else []
     for part in (named, *ends, text):
         plain = regex.sub(r"\\(?:text|math)\w*\{([^{}]*)\}|[*_`$\"]", r"\1", part or "")
-        plain = regex.sub(r"^\[(.*)\]$", r"\1", plain.strip())
+        plain = regex.sub(r"^(?:\[(.*)\]|<(.*)>|'(.*)')$", r"\1\2\3", plain.strip())
+        plain = regex.sub(r"^(?:option|choice) (?=\()", "", plain, flags=regex.IGNORECASE)
+        plain = regex.sub(r"^\(([a-z])\)", lambda match: f"({match[1].upper()})", plain)
         if regex.fullmatch(rf"\(?[{letters}]\)?[.):。]?", plain, regex.IGNORECASE):
             return regex.sub(r"\W", "", plain).upper()
         if part is not text and (match := regex.match(several + AFTER_LETTER, plain)):
@@ -176,7 +184,6 @@ def choice(text: str, choices: Sequence[str] = ()) -> str | None:
             return _letters(regex.match(several, plain), letters)
     if bold := regex.findall(rf"\*\*\(?([{letters}])(?:[).:][^*\n]*)?\*\*", text):
         return bold[-1]
-    right = set(regex.findall(rf"(?<!\w){letter}{AFTER_CHOICE}", text))
     rest = regex.sub(rf"(?i:{BEFORE_WRONG}){several}|{several}{AFTER_WRONG}", " ", text)
     mention = rf"(?<![\p{{Latin}}\p{{N}}_'’]){several}(?:(?<=[^AI])|{AFTER_LETTER})"
     groups = [match[0] for match in regex.finditer(mention, rest)]

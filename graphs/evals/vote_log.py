@@ -150,7 +150,7 @@ def by_task(task: Task) -> Right:
     """The task's own score, for held-out questions only."""
 
     def right(question: str, reply: str) -> bool | None:
-        if not is_held_out(task, question):
+        if not (is_held_out(task, question) and task.has_truth(question)):
             return None
         try:
             return task.score(question, task.normalise(reply))

@@ -337,7 +337,7 @@ def _text(value: Any) -> str:
         return str.__str__(value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"its answer is of type {type(value).__name__}: {value}")
-    value = value.tolist() if hasattr(value, "dtype") else value  # NumPy's.
+    value = cast(Any, value).tolist() if hasattr(value, "dtype") else value  # NumPy's.
     try:
         plain = None if isinstance(value, Callable) else to_jsonable_python(value)
     except ValueError:

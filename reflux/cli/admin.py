@@ -85,8 +85,12 @@ def list_students(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
 
 
 def _accuracy(scores: dict[str, Any] | None) -> str:
-    score = (scores or {}).get("student")
-    return f"{score['accuracy']:.3f} (n={score['n']})" if score else "–"
+    if not (score := (scores or {}).get("student")):
+        return "–"
+    if score["accuracy"] is not None:
+        return f"{score['accuracy']:.3f} (n={score['n']})"
+    passed = score.get("passed")
+    return f"{passed['share']:.3f} pass the check (n={score['n']})" if passed else "–"
 
 
 def _gates(gates: list[dict[str, Any]] | None) -> str:

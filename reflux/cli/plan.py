@@ -214,7 +214,7 @@ def _observed(folder: RunFolder, task: Task, system: str) -> dict[str, Any]:
         scores = [
             score_held_out(task, row["text"], json.loads(row["detail"])["answer"])
             for row in store.select(ENDED, (system,))
-            if row["task"] == task.name
+            if row["task"] == task.name and task.has_truth(row["text"])
         ]
     if not scores:
         return {"observed": None}

@@ -67,7 +67,7 @@ class ProgressView:
 
     def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
         if not total and detail:  # A note, which is no stage.
-            self._bars.console.print(detail, markup=False, highlight=False)
+            self._bars.console.print(detail, markup=False, highlight=False, soft_wrap=True)
             return
         if not is_animated():
             self._log(stage, done, total, detail)

@@ -123,7 +123,7 @@ def init(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Run round 0 of a config: train a student that imitates the overseer."""
+    """Run the first round of a config: round 0, in which a student imitates the overseer."""
     climb(RunFolder(run), config, base, resume=resume, as_json=as_json, rounds=1)
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from contextlib import closing
 
     from reflux.agents.files import write_whole
-    from reflux.agents.prompts import cut
     from reflux.cli.rounds import recorded_rows
     from reflux.finetune.rows import export
     from reflux.graphs.conversation import last_question
@@ -55,7 +54,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     """  # noqa: S608 - only constants are formatted in
 
 Status = Literal["ok", "unchecked", "truncated", "rejected", "failed", "over_budget", "stopped"]
-MAX_CHARS = 120
+MAX_CHARS = 60
 """Characters of a question or an answer in the list."""
 
 
@@ -82,14 +81,19 @@ def list_traces(
         (
             row["id"],
             _system(row),
-            cut(last_question(row["text"]), MAX_CHARS),
-            cut(row["answer"] or "–", MAX_CHARS),
+            _short(last_question(row["text"])),
+            _short(row["answer"] or "–"),
             row["status"] or _unfinished(row),
             str(row["calls"]),
         )
         for row in rows
     )
     print_result(rows, table_of(headings, cells), as_json)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_CHARS else line[: MAX_CHARS - 1] + "…"
 
 
 def _system(row: Mapping[str, Any]) -> str:

@@ -244,6 +244,11 @@ def _tree_answer(
     """Grow a tree until its answer is accepted; a human may have to reply on the way."""
     _check_amplifiable(request)
     task = tree.task
+    if task is not None and task.tool_names:
+        raise UsageError(
+            f"the copies of {task.name} have tools, which the server does not open: ask by "
+            "`reflux ask`, or ask the student"
+        )
     if task is not None:  # A task's questions stand alone, in the task's own form.
         question = redact(task.from_user(request.messages[-1].content))
     else:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from reflux.cli.progress import LiveTree
+from reflux.cli.progress import LiveTree, ProgressView
 
 
 def drawn(tree: LiveTree) -> str:
@@ -67,3 +68,19 @@ def test_a_retry_begins_with_an_empty_tree() -> None:
 def test_what_models_write_is_no_markup() -> None:
     text = drawn(heard(asked("/0.0.0", "[bold]x[/bold]"), answered("/0.0.0", "[red]\x1b[2J")))
     assert "[bold]x[/bold] → [red] [2J" in text
+
+
+def test_a_log_has_notes_whole_and_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFLUX_PROGRESS_SECONDS", "0")
+    clock = iter((100.0, 110.0, 120.0))
+    monkeypatch.setattr("reflux.cli.progress.time.monotonic", lambda: next(clock))
+    note = "a note of more than eighty letters, " * 4
+    with ProgressView() as view:
+        view("distill s", 0, 0, note)
+        view("distill s", 21, 31, "loss 3.0")  # It went on at step 20.
+        view("distill s", 26, 31, "loss 2.0")
+        view("distill s", 31, 31, "loss 1.0")
+    lines = [f"{note}", "distill s: 21/31 loss 3.0", "distill s: 26/31 loss 2.0, 10 s left"]
+    assert capsys.readouterr().err.splitlines() == [*lines, "distill s: 31/31 loss 1.0"]

@@ -37,7 +37,8 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "score": "", "check": (), "tools": (), "max_tokens": None, "seed": 0, "anchor": 500,
         "anchor_tokens": 32,
         "questions_per_level": 100, "canaries": 20, "agent": None, "keep_agent": False,
-        "max_concurrency": 64, "sft": {}, "lora": {},
+        "max_concurrency": 64, "sft": {}, "lora": {}, "evaluation": 0.0, "early_stopping": None,
+        "launch": None,
     },
     RoundSpec: {
         "level": 1, "questions": None, "held_out": None, "hard": 0.1, "primitive_repeats": 2,

@@ -2,9 +2,9 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import pytest
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.finetune.bases import Base
-from reflux.finetune.config import BaseConfig
+from reflux.finetune.config import BaseConfig, DistillConfig
+from reflux.finetune.registry import Registry
 from reflux.finetune.train.launch import check_launch, train_in_processes
-from reflux.finetune.train.sft import train
+from reflux.finetune.train.sft import StudentPlan, distill, train
 
 pytestmark = [pytest.mark.engine, pytest.mark.process]
 
@@ -121,18 +122,24 @@ def test_a_config_file_of_accelerates_is_taken(tmp_path: Path) -> None:
     assert check_launch(str(file)).config_file == str(file)
 
 
+def distilled(base: Path, root: Path, events: list[Any]) -> None:
+    sft = {
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 8,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "learning_rate": 1e-2,
+    }
+    config = DistillConfig(base=BaseConfig(model=str(base)), sft=sft, lora={"lora_dropout": 0.1})
+    plan = StudentPlan("s", ROWS, "digest", config)
+    distill(Registry(root), plan, lambda *event: events.append(event), threading.Event())
+
+
 KILLED = """
+import sys
 from pathlib import Path
-from reflux.finetune.config import BaseConfig, DistillConfig
-from reflux.finetune.registry import Registry
-from reflux.finetune.train.sft import StudentPlan, distill
-import json, sys, threading
-base, root, rows = sys.argv[1:]
-sft = {"per_device_train_batch_size": 4, "num_train_epochs": 8, "save_strategy": "steps",
-       "save_steps": 3, "learning_rate": 1e-2}
-config = DistillConfig(base=BaseConfig(model=base), sft=sft, lora={"lora_dropout": 0.1})
-plan = StudentPlan("s", json.loads(rows), "digest", config)
-distill(Registry(Path(root)), plan, lambda *event: print(*event, flush=True), threading.Event())
+from tests.finetune.test_launch import distilled
+distilled(Path(sys.argv[1]), Path(sys.argv[2]), [])
 """
 
 
@@ -140,29 +147,30 @@ distill(Registry(Path(root)), plan, lambda *event: print(*event, flush=True), th
 def test_a_killed_distillation_goes_on_with_the_same_weights(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    def begin(root: Path) -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", KILLED, str(tiny_base), str(root), json.dumps(ROWS)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env)
+    import torch
 
+    torch.set_num_threads(1)
     parts, whole = tmp_path / "parts", tmp_path / "whole"
-    killed = begin(parts)
-    deadline = time.monotonic() + 120
+    words = [sys.executable, "-c", KILLED, str(tiny_base), str(parts)]
+    root = Path(__file__).parents[2]
+    killed = subprocess.Popen(words, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
     states = ".s.training/checkpoint-*/trainer_state.json"
     while not list(parts.glob(states)) and killed.poll() is None:
-        assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.wait()
     assert not (parts / "s").exists()
-    for root, told in ((parts, True), (whole, False)):
-        again = begin(root)
-        text, _ = again.communicate(timeout=120)
-        assert again.returncode == 0
-        assert ("training goes on from its checkpoint" in text) is told
+    events: list[Any] = []
+    for folder in (parts, whole):
+        distilled(tiny_base, folder, events)
+    notes = [event[3] for event in events if "goes on from its checkpoint" in event[3]]
+    assert len(notes) == 1
     adapters = [(root / "s" / "adapter_model.safetensors").read_bytes() for root in (parts, whole)]
     assert adapters[0] == adapters[1]
-    cards = [json.loads((root / "s" / "student.json").read_text()) for root in (parts, whole)]
-    assert cards[0]["config"]["report"]["resumed_at"] >= 3
-    assert cards[0]["config"]["report"]["curve"] == cards[1]["config"]["report"]["curve"]
+    reports = [
+        json.loads((root / "s" / "student.json").read_text())["config"]["report"]
+        for root in (parts, whole)
+    ]
+    assert reports[0]["resumed_at"] >= 3 > reports[1]["resumed_at"] == 0
+    assert reports[0]["curve"] == reports[1]["curve"]
     assert not list(parts.glob(".s*"))

@@ -6,7 +6,7 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
-from reflux.finetune.report import draw_by_level, score_levels
+from reflux.finetune.report import draw_by_level, draw_losses, score_levels
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from tests.support.sums import CONFIG, SuspiciousAddition, exact
@@ -72,3 +72,23 @@ def test_the_chart_has_a_line_for_each_system(
     draw_by_level(rows, tmp_path / "report.png", "addition", "digits")
     assert labels == ["base", "student r0", "student r1", "amplified (last round)"]
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_losses_of_every_training_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: dict[str, list[float]] = {}
+    plot = Axes.plot
+
+    def recorded(self: Axes, *args, **options):
+        drawn[options["label"]] = list(args[1])
+        return plot(self, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", recorded)
+    first = {"loss": [(1, 3.0), (2, 1.0)], "eval_loss": [(2, 1.5)]}
+    second = {"loss": [(1, 2.0)], "eval_loss": []}
+    draw_losses({"student r0": first, "student r1": second, "old": {}}, tmp_path / "loss.png")
+    assert drawn == {"student r0": [3.0, 1.0], "student r0, held out": [1.5], "student r1": [2.0]}
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

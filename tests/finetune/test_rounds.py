@@ -101,7 +101,7 @@ async def test_a_run_stopped_at_every_stage_goes_on_and_asks_nothing_again(
         "evaluate amplified",
         "canaries: student-r1",
         "distill student-r2",
-        "compare the PEFT adapter",
+        "compare the engines on student-r2",
     ):
         with pytest.raises(Stopped):
             await climb(tmp_path / "whole", client, stop_at=stage)

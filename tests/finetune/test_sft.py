@@ -343,7 +343,7 @@ def test_training_stops_early_with_its_best_weights(tiny_base: Path, tmp_path: P
         (
             [row("q" * 200, "1"), row("1+1=?", "2" * 200)],
             {"max_length": 100},
-            "38 rows .*max_length 100 cuts the end of 1 and drops 1 .*: set sft.max_length: 2",
+            "38 rows .*max_length 100 cuts the end of 1 and drops 1, .*: set sft.max_length: 2",
         ),
         (
             [row("q" * 600, "1")],

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 import pytest
 from langchain_core.language_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import interrupt
@@ -166,8 +167,8 @@ LONG = "The capital of Peru is Lima, which lies on the coast and"
     "graph",
     [
         lambda model: model,
-        lambda model: model | RunnableLambda(lambda message: message.text),
-        lambda model: model | RunnableLambda(lambda message: {"answer": f"So: {message.text}"}),
+        lambda model: model | RunnableLambda(StrOutputParser().invoke),
+        lambda model: model | StrOutputParser() | (lambda text: {"answer": f"So: {text}"}),
         lambda model: RunnableLambda(lambda _: {"messages": [model.responses[0]]}),
     ],
     ids=("message", "text", "within a text", "message without a call"),
@@ -183,7 +184,10 @@ async def test_an_answer_that_the_token_limit_cut_is_truncated(
 
 
 async def test_an_earlier_reply_that_was_cut_is_not_the_answer(store: TraceStore) -> None:
-    drafts = [AIMessage(LONG, response_metadata={"finish_reason": "length"}), AIMessage("Lima")]
+    drafts: list[Any] = [
+        AIMessage(LONG, response_metadata={"finish_reason": "length"}),
+        AIMessage("Lima"),
+    ]
     model = Usage(responses=drafts)
 
     async def node(state: Asking) -> Asking:

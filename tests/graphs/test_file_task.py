@@ -119,7 +119,8 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
     [
         ('{"n": 1}', ""),
         ('```json\n{"n": 1}\n```', ""),
-        ('```\n{\n "n": 1}```', ""),
+        ('Here it is:\n```JSON\n{\n "n": 1}```\nIt says one.', ""),
+        ('```json\n{"n": 1}\n```\n```json\n{"n": 2}\n```', "no JSON"),
         ('{"n": "one"}', r"\$\.n: 'one' is not of type 'integer'"),
         ("{}", "'n' is a required property"),
         ('Here it is: {"n": 1}', "no JSON"),

@@ -45,6 +45,20 @@ def turn(role: str, content: Any) -> dict[str, Any]:
          ("B", "Paris"), ()),
         ({"question": "Cap?", "answerA": "Rome", "answerB": "Paris", "label": "2"}, CHOICES,
          ("B", "Paris"), ()),
+        ({"question": "Cap?", "option_a": "Rome", "option_b": "Paris", "answer": "option_b"},
+         CHOICES, ("B", "Paris"), ()),
+        ({"Question": "Cap?", "a": "Rome", "b": "Paris", "Answer": "b"}, CHOICES,
+         ("B", "Paris"), ()),
+        ({" question": "Q?", "Correct Answer": "x", "Incorrect Answer 1": "y"}, "Q?", ("x",),
+         ("Incorrect Answer 1",)),
+        ({"input": "Q?", "expectedOutput": "x", "tags": []}, "Q?", ("x",), ("tags",)),
+        ({"Problem": "Q?", "Answer": 33, "ID": "I-1"}, "Q?", ("33",), ("ID",)),
+        ({"Question": "Q?", "question": "R?", "answer": "x"}, "R?", ("x",), ("Question",)),
+        ({"Question": "Q?", "Best Answer": "x", "Correct Answers": "x; y"}, "Q?", ("x", "y"),
+         ("Best Answer",)),
+        ({"question": "Q?", "documents": [{"title": "T", "text": "a"}, "b"], "answer": "x"},
+         "T: a\n\nb\n\nQ?", ("x",), ()),
+        ({"question": "Q?", "documents": [12, 15], "answer": "x"}, "Q?", ("x",), ("documents",)),
         ({"input": [turn("system", "Be brief."), turn("user", "Cap?")], "ideal": ["Paris"]},
          "Cap?", ("Paris",), ()),
         ({"question": "is it", "answer": "TRUE"}, "is it", ("yes", "true"), ()),
@@ -146,6 +160,10 @@ def as_folder(path: Path) -> None:
          "a question or an answer: name them by --question-key and --answer-key"),
         ("q.jsonl", {"frage": "a", "answer": "b"}, "a question: name it by --question-key"),
         ("q.xlsx", {}, "is a spreadsheet: save it as CSV"),
+        ("q.yaml", {}, "is YAML: save it as JSON"),
+        ("q.jsonl", {"input": {"query": "a"}, "answer": "b"},
+         "by --question-key, for example input.query"),
+        ("q.json", {"question": ["a", "b"], "answer": ["c", "d"]}, "a record holds one question"),
     ],
 )  # fmt: skip
 def test_what_is_no_question_is_told_with_its_remedy(
@@ -169,6 +187,12 @@ LINES = "\r\n\r\n".join(json.dumps(row) for row in ROWS)
         ("q.json", lambda path: path.write_text(json.dumps(ROWS, indent=1))),
         ("lines.json", lambda path: path.write_text(LINES)),
         ("data.json", lambda path: path.write_text(json.dumps({"data": ROWS}))),
+        ("examples.json", lambda path: path.write_text(json.dumps({"examples": ROWS}))),
+        (
+            "splits.json",
+            lambda path: path.write_text(json.dumps({"train": ROWS[:1], "test": ROWS})),
+        ),
+        ("bars.csv", as_csv("|")),
         ("q.ndjson.gz", lambda path: path.write_bytes(gzip.compress(LINES.encode()))),
         ("q.csv", as_csv(",")),
         ("semicolons.csv", as_csv(";")),
@@ -214,6 +238,15 @@ def test_what_is_broken_is_named_by_file_and_line(
         read_questions(path)
     assert str(path) in str(failure.value)
     assert says in str(failure.value)
+
+
+def test_squad_is_read_as_it_is_published(tmp_path: Path) -> None:
+    qas = [{"id": "1", "question": "Where?", "answers": [{"text": "Peru", "answer_start": 11}]}]
+    body = {"data": [{"title": "T", "paragraphs": [{"context": "Lima is in Peru.", "qas": qas}]}]}
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps(body))
+    (row,) = read_questions(path).rows
+    assert (row.question, row.answers) == ("Lima is in Peru.\n\nWhere?", ("Peru",))
 
 
 def test_keys_and_a_template_name_the_columns(tmp_path: Path) -> None:

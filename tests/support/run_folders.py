@@ -34,7 +34,15 @@ def make_run(path: Path, students: Sequence[str] = ("student-r0", "student-r1"))
                 },
                 rows_digest=f"rows of {id}",
                 config={
-                    "report": {"rows": 264 * (number + 1), "seconds": 41.5, "final_loss": 0.02}
+                    "report": {
+                        "rows": 264 * (number + 1),
+                        "seconds": 41.5,
+                        "final_loss": 0.02,
+                        "curve": {
+                            "loss": [(1, 3.1), (2, 0.4), (3, 0.02)],
+                            "eval_loss": [(2, 0.5), (3, 0.1)],
+                        },
+                    }
                 },
             )
         folder.registry.record_evaluation(

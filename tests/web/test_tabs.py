@@ -32,7 +32,7 @@ TABS = {
     "runs": ".chart",
     "evaluation": ".job",
     "review": "[data-why]",
-    "students": ".student",
+    "students": ".student .chart",
 }
 """What each shows once it is there."""
 
@@ -218,6 +218,28 @@ def test_the_chart_of_a_run_has_a_labelled_line_for_each_system_and_a_table(
         assert [row.split("\t")[0] for row in rows.all_inner_texts()] == systems
         assert "0.900" in rows.nth(3).inner_text()  # Of the last round, not the first.
         picture(seen, tmp_path, "chart")
+        assert seen.errors == []
+
+
+def test_a_run_without_true_answers_shows_what_was_measured_and_no_accuracy(
+    tmp_path: Path, script: Scripted
+) -> None:
+    folder = make_run(tmp_path)
+    report = json.loads(folder.report_path.read_text())
+    share = {"share": 0.75, "n": 8, "ci95": [0.41, 0.93]}
+    for each in report["rounds"]:
+        each |= {"level": 1, "agreement": share}
+        for system in ("direct", "amplified", "student"):
+            each[system] = {"accuracy": None, "ci95": None, "n": 8, "calls": 8, "tokens": 80}
+            each[system]["passed"] = share
+    folder.report_path.write_text(json.dumps(report | {"by_level": []}))
+    with serving(tmp_path, script) as url, browsing() as seen:
+        seen.page.goto(f"{url}/#runs")
+        table = seen.page.locator("table").first
+        table.wait_for()
+        assert "student = amplified" in table.inner_text()
+        assert "0.750 0.41 – 0.93 pass the check" in table.inner_text()
+        assert seen.page.locator(".chart").count() == 0
         assert seen.errors == []
 
 

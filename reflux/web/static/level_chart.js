@@ -10,12 +10,19 @@ const MARKERS = [ // Paths around 0,0: shapes tell the lines apart without color
 const CIRCLE = "M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5z";
 const STAR = "M0-7L1.8-2.2L6.7-2.2L2.8.9L4.1 5.7L0 2.9L-4.1 5.7L-2.8.9L-6.7-2.2L-1.8-2.2z";
 
-// The rows of `report.json`; a report without them has one level a round.
+// The rows of `report.json`; a report without them has one level a round, or no levels at all.
 export function levelRows(report) {
   if (report.by_level?.length) return report.by_level;
   const systems = { direct: "base", amplified: "amplified", student: "student" };
-  return (report.rounds || []).flatMap((round) => Object.entries(systems).filter(([key]) => round[key])
-    .map(([key, system]) => ({ ...round[key], system, level: round.level, round: key === "direct" ? 0 : round.round })));
+  const place = (round) => (unitOf(report) === "round" ? round.round : round.level);
+  return (report.rounds || []).flatMap((round) => Object.entries(systems).filter(([key]) => round[key]?.accuracy != null)
+    .map(([key, system]) => ({ ...round[key], system, level: place(round), round: key === "direct" ? 0 : round.round })));
+}
+
+// What the chart's axis counts: the rounds where their questions have no levels.
+export function unitOf(report) {
+  const levels = new Set((report.rounds || []).map(({ level }) => level));
+  return report.by_level?.length || levels.size > 1 ? "level" : "round";
 }
 
 // One series per system, base first; of the amplified systems the last round's.
@@ -41,7 +48,7 @@ function style(name) {
   return { color: `s-student-${number}`, marker: MARKERS[number] };
 }
 
-export function levelChart(series, width) {
+export function levelChart(series, width, unit) {
   const levels = [...new Set(series.flatMap((each) => each.rows.map((row) => row.level)))].sort((a, b) => a - b);
   const right = width < 480 ? 106 : 120;
   const x = (level) => LEFT + ((levels.indexOf(level) + 0.5) / levels.length) * (width - LEFT - right);
@@ -51,7 +58,7 @@ export function levelChart(series, width) {
     svg("text", { x: LEFT - 8, y: y(value) + 4, class: "tick end" }, value.toFixed(2)),
   ]);
   for (const level of levels) parts.push(svg("text", { x: x(level), y: HEIGHT - 26, class: "tick middle" }, level));
-  parts.push(svg("text", { x: (LEFT + width - right) / 2, y: HEIGHT - 6, class: "tick middle" }, "level: size of the question"));
+  parts.push(svg("text", { x: (LEFT + width - right) / 2, y: HEIGHT - 6, class: "tick middle" }, unit === "level" ? "level: size of the question" : unit));
   const ends = [];
   series.forEach((each, index) => {
     // Slightly apart, so that intervals of equal scores do not cover each other.
@@ -61,7 +68,7 @@ export function levelChart(series, width) {
     for (const [px, py, row] of points) {
       if (row.ci95) parts.push(svg("line", { x1: px, x2: px, y1: y(row.ci95[0]), y2: y(row.ci95[1]), class: `error ${each.color}` }));
       parts.push(svg("path", { d: each.marker, transform: `translate(${px} ${py})`, class: `point ${each.color}` },
-        svg("title", {}, `${each.name}, level ${row.level}: ${fixed(row.accuracy)} (${interval(row.ci95)}), n = ${row.n}`)));
+        svg("title", {}, `${each.name}, ${unit} ${row.level}: ${fixed(row.accuracy)} (${interval(row.ci95)}), n = ${row.n}`)));
     }
     ends.push({ name: each.name, color: each.color, marker: each.marker, y: points.at(-1)[1] });
   });
@@ -69,7 +76,7 @@ export function levelChart(series, width) {
     parts.push(svg("path", { d: end.marker, transform: `translate(${width - right + 10} ${end.y})`, class: `point ${end.color}` }));
     parts.push(svg("text", { x: width - right + 20, y: end.y + 4, class: `label ${end.color}` }, end.name));
   }
-  return svg("svg", { class: "chart", width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": "Accuracy against level, one line per system; the table has the figures" }, parts);
+  return svg("svg", { class: "chart", width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": `Accuracy against ${unit}, one line per system; the table has the figures` }, parts);
 }
 
 // Labels at least 16 pixels apart, in the order of their lines.
@@ -84,10 +91,10 @@ function spread(ends) {
   return sorted;
 }
 
-export function levelTable(series) {
+export function levelTable(series, unit) {
   const levels = [...new Set(series.flatMap((each) => each.rows.map((row) => row.level)))].sort((a, b) => a - b);
   const cell = (row) => row && el("span", {}, fixed(row.accuracy), el("span", { class: "dim small" }, ` ${interval(row.ci95)}`));
-  return table(["system", ...levels.map((level) => `level ${level}`)], series.map((each) => [
+  return table(["system", ...levels.map((level) => `${unit} ${level}`)], series.map((each) => [
     each.name, ...levels.map((level) => cell(each.rows.find((row) => row.level === level))),
-  ]), "Accuracy by level, 95% intervals");
+  ]), `Accuracy by ${unit}, 95% intervals`);
 }

@@ -2,7 +2,7 @@
 
 import { json } from "./api.js";
 import { el, empty, number, seconds, show } from "./dom.js";
-import { levelChart, levelRows, levelSeries, levelTable } from "./level_chart.js";
+import { levelChart, levelRows, levelSeries, levelTable, unitOf } from "./level_chart.js";
 import { fixed, interval, table } from "./tables.js";
 
 export async function open(container) {
@@ -14,28 +14,37 @@ export async function open(container) {
     show(body, empty("No rounds yet", "`reflux run` and `reflux demo` write a report here. Questions from the chat are under Trajectories."));
     return;
   }
-  const series = levelSeries(levelRows(report));
+  const series = levelSeries(levelRows(report)), unit = unitOf(report);
   const plot = el("div", {});
   show(body,
-    el("div", { class: "card" },
-      el("h2", {}, `Accuracy against level: ${report.run || name}`),
+    series.length > 0 && el("div", { class: "card" },
+      el("h2", {}, `Accuracy against ${unit}: ${report.run || name}`),
       el("p", { class: "dim" }, `Held-out questions of ${report.task}, 95% intervals. Base and students answer in one call. The agent is ${agent}.`),
       plot,
-      levelTable(series)),
+      levelTable(series, unit)),
     el("div", { class: "card" }, el("h2", {}, "Rounds"), accuracies(rounds)),
     el("div", { class: "card" }, el("h2", {}, "Cost"), costs(rounds)),
     report.models?.length ? el("div", { class: "card" }, el("h2", {}, "Models"), spending(report.models)) : null);
-  const draw = () => show(plot, levelChart(series, Math.min(980, plot.clientWidth)));
+  if (!series.length) return undefined;
+  const draw = () => show(plot, levelChart(series, Math.min(980, plot.clientWidth), unit));
   const observer = new ResizeObserver(draw);
   observer.observe(plot.parentElement);
   return () => observer.disconnect();
 }
 
-const accuracy = (score) => (score ? el("span", {}, fixed(score.accuracy), el("span", { class: "dim small" }, ` ${interval(score.ci95)}`)) : "–");
+const share = (value, ci95) => el("span", {}, fixed(value), el("span", { class: "dim small" }, ` ${interval(ci95)}`));
+
+// Without true answers: the share of answers that pass the check.
+function accuracy(score) {
+  if (score?.accuracy != null) return share(score.accuracy, score.ci95);
+  return score?.passed ? el("span", {}, share(score.passed.share, score.passed.ci95), el("span", { class: "dim small" }, " pass the check")) : "–";
+}
 
 function accuracies(rounds) {
-  return table(["round", "level", "agent", "base", "amplified", "student", "gates", ""], rounds.map((round) => [
-    number(round.round), number(round.level), round.agent, accuracy(round.direct), accuracy(round.amplified), accuracy(round.student), gates(round.gates || []),
+  const agree = rounds.some((round) => round.agreement);
+  return table(["round", "level", "agent", "base", "amplified", "student", ...(agree ? ["student = amplified"] : []), "gates", ""], rounds.map((round) => [
+    number(round.round), number(round.level), round.agent, accuracy(round.direct), accuracy(round.amplified), accuracy(round.student),
+    ...(agree ? [round.agreement ? share(round.agreement.share, round.agreement.ci95) : "–"] : []), gates(round.gates || []),
     round.promoted ? el("span", { class: "badge ok" }, "promoted") : el("span", { class: "badge rejected" }, "not promoted"),
   ]));
 }

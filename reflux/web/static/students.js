@@ -80,7 +80,7 @@ function card(student, current, promote) {
 
 function scores(all) {
   return Object.entries(all).flatMap(([name, score]) => {
-    const value = typeof score === "number" ? score : score?.accuracy;
+    const value = typeof score === "number" ? score : score?.accuracy ?? score?.passed?.share ?? score?.share;
     return typeof value === "number" ? [el("span", { class: "badge" }, `${name} ${value.toFixed(3)}`)] : [];
   });
 }
