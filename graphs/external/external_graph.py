@@ -148,7 +148,7 @@ class ExternalGraph:
             passed = verdict_of(self.context.checker, question, answer).ok
             status = accepted_status(has_check=self.context.has_rules) if passed else "rejected"
         error = done.get("error")
-        if answer is not None and not answer.strip():
+        if answer is not None and not answer.strip() and status != "truncated":
             status, error = "rejected", "the graph's answer is empty"
         if done.get("cut"):
             status = "truncated"
