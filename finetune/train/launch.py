@@ -199,7 +199,7 @@ def main(folder: Path, is_worker: bool) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     if is_worker:
         _end_with(os.getppid())
-        _work(folder, job)
+        work(folder, job)
         return
     _end_with(job["parent"])
     arguments = check_launch(job["launch"])
@@ -207,7 +207,8 @@ def main(folder: Path, is_worker: bool) -> None:
     launch_command(arguments)
 
 
-def _work(folder: Path, job: Mapping[str, Any]) -> None:
+def work(folder: Path, job: Mapping[str, Any]) -> None:
+    """Train in one of the processes, and tell of it in `events.jsonl`."""
     from reflux.finetune.train.sft import train
 
     # One write a line, which the system appends whole.

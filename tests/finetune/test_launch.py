@@ -15,7 +15,7 @@ from reflux.agents.errors import RefluxError, UsageError
 from reflux.finetune.bases import Base
 from reflux.finetune.config import BaseConfig, DistillConfig
 from reflux.finetune.registry import Registry
-from reflux.finetune.train.launch import check_launch, train_in_processes
+from reflux.finetune.train.launch import check_launch, train_in_processes, work
 from reflux.finetune.train.sft import StudentPlan, distill, train
 
 pytestmark = [pytest.mark.engine, pytest.mark.process]
@@ -67,38 +67,62 @@ def test_two_processes_have_the_loss_of_one_with_the_same_global_batch(
     assert names == {path.name for path in (tmp_path / "one").iterdir()}
 
 
-@pytest.mark.slow
-def test_errors_of_the_processes_are_one_message(tiny_base: Path, tmp_path: Path) -> None:
-    wild = {**SFT, "learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0}
-    with pytest.raises(RefluxError, match=r"^the loss is \w+ at step \d+ with learning rate"):
-        launched(tiny_base, tmp_path / "out", sft=wild)
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("program", "error", "told"),
+    [
+        ('tell(error="UsageError", text="row 3 is odd"); time.sleep(60)', UsageError, "row 3 is"),
+        ('print("port 5 is taken"); sys.exit(4)', RefluxError, "code 4: port 5 is taken"),
+        ("time.sleep(60)", RefluxError, "stopped here"),
+    ],
+)
+def test_a_launch_that_fails_or_is_stopped_ends_with_one_message(
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    error: type[RefluxError],
+    told: str,
+) -> None:
+    """A program in place of accelerate, which takes a minute to start."""
+    begin = subprocess.Popen
+    begun: list[subprocess.Popen[bytes]] = []
 
+    def instead(words: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        tell = (
+            "def tell(**e): open(sys.argv[1] + '/events.jsonl', 'a').write(json.dumps(e) + '\\n')"
+        )
+        text = f"import json, sys, time\n{tell}\n{program}"
+        begun.append(begin([sys.executable, "-c", text, words[-1]], **options))
+        return begun[-1]
 
-@pytest.mark.slow
-def test_a_stop_ends_all_processes(tiny_base: Path, tmp_path: Path) -> None:
     def stop(heard: list[Any]) -> None:
-        if len(heard) > 2:
-            raise RefluxError("stopped here")
+        if told == "stopped here":
+            raise RefluxError(told)
 
-    with pytest.raises(RefluxError, match="stopped here"):
-        launched(tiny_base, tmp_path / "out", sft={**SFT, "max_steps": 10_000}, stop=stop)
-    assert not processes_of(tmp_path / "checkpoints")
+    monkeypatch.setattr(subprocess, "Popen", instead)
+    with pytest.raises(error, match=told):
+        launched(tiny_base, tmp_path / "out", stop=stop)
+    assert begun[0].poll() is not None
 
 
-def processes_of(checkpoints: Path) -> list[int]:
-    """The processes that were launched for a training, by the folder that their job names."""
-    found: list[int] = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = file.read_bytes().decode().split("\0")
-            if "reflux.finetune.train.launch" in words:
-                job = json.loads((Path(words[words.index("-m") + 2]) / "job.json").read_text())
-                if job["settings"]["checkpoints"] == str(checkpoints):
-                    found.append(int(file.parent.name))
-        except (OSError, ValueError):
-            continue  # It has just ended.
-    return found
+def test_a_process_tells_its_error(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    settings = {"sft": {"max_length": 4}, "lora": {}, "seed": 0, "checkpoints": str(tmp_path)}
+    job = {"rows": ROWS, "base": {"model": str(tiny_base)}, "folder": str(tiny_base)}
+    (tmp_path / "events.jsonl").touch()
+    with pytest.raises(Ended, match="2"):
+        work(tmp_path, {**job, "out": str(tmp_path / "o"), "launch": TWO, "settings": settings})
+    (event,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert event["error"] == "UsageError"
+    assert "every prompt fills max_length=4" in event["text"]
 
 
 @pytest.mark.parametrize(
