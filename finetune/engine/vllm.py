@@ -5,7 +5,8 @@ answer from the prefix cache of an earlier adapter of the same name (vllm#42125)
 own names, and the record does. An adapter that is gone, because the server was started anew or
 another run has unloaded it, is loaded again with the next request.
 
-Verified against vLLM 0.32. Not covered: SGLang, which names adapters and loads them otherwise.
+After vLLM 0.32, on which `make vllm` runs a loop. Not covered: SGLang, which names adapters and
+loads them otherwise.
 """
 
 import asyncio
