@@ -1,13 +1,16 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and the order in which two workers take the files."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.mark.expression import Expression
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from reflux.agents.clients.llama_cpp import SPIN_VARIABLE, SPINS
 from reflux.graphs.traces.store import TraceStore
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 # Workers share the cores: who waits lets the others work. It is read when torch is first imported,
 # here or in the process that forks the commands.
 os.environ.setdefault(SPIN_VARIABLE, SPINS)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # A core for each worker.
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so every command that
 # they start. These tests interrupt commands.
@@ -29,14 +33,56 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+LONGEST = (
+    "cli/test_kills.py",
+    "docs/test_docs.py",
+    "docs/test_benchmarks.py",
+    "cli/test_evaluate_kills.py",
+    "finetune/test_rounds.py",
+    "server/test_description.py",
+    "graphs/test_recompute.py",
+    "web/test_jobs.py",
+    "cli/test_interrupts.py",
+)
+"""Files that take a minute or so, first of all."""
+APART = ("docs/test_docs.py", "docs/test_benchmarks.py")
+"""Files whose tests share nothing and take so long that both workers take some."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest files first, so that no worker ends alone with one of them."""
     kinds = ("slow", "engine", "process", "browser")
     ranks: dict[Path, int] = {}
     for item in items:
         rank = min((kinds.index(m.name) for m in item.iter_markers() if m.name in kinds), default=9)
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        rank = LONGEST.index(name) - len(LONGEST) if name in LONGEST else rank
         ranks[item.path] = min(rank, ranks.get(item.path, rank))
     items.sort(key=lambda item: ranks[item.path])
+
+
+class Files(LoadFileScheduling):
+    """A file for a worker, or a test of those files in `APART`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return nodeid if file.endswith(APART) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "Files | None":
+    """Deal out the tests."""
+    return Files(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file of which `-m "not (…)"` leaves nothing: torch alone takes seconds."""
+    marks = config.getoption("markexpr")
+    if collection_path.suffix != ".py" or not re.fullmatch(r"not \([^()]*\)", marks):
+        return None
+    found = re.search(r"^pytestmark = (\[.*?^\]|.*?$)", collection_path.read_text(), re.M | re.S)
+    names = set(re.findall(r"pytest\.mark\.(\w+)", found[1])) if found else set()
+    return None if Expression.compile(marks).evaluate(lambda name, **_: name in names) else True
 
 
 @pytest.fixture

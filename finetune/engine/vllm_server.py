@@ -7,6 +7,7 @@ pipe that only this process holds.
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -29,6 +30,7 @@ TETHER = (
     'exec 3<&0 </dev/null; "$@" 3<&- & child=$!; '
     "{ read -r _ <&3; kill -TERM $child; } 2>/dev/null & wait $child"
 )
+ERROR = re.compile(r"\b\w*(?:Error|Exception): .+")
 LINES, CHARS = 3, 400
 """How much of its log a message quotes."""
 
@@ -57,8 +59,9 @@ class VllmServer:
         """How it ended, with the last words of its log."""
         assert self._process is not None  # noqa: S101 - `ended` was asked
         text = self._log.read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()][-LINES:]
-        words = " / ".join(lines)[-CHARS:] or "no words"
+        errors = list(dict.fromkeys(ERROR.findall(text)))  # The cause, and what followed.
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        words = " / ".join(errors or lines[-LINES:])[-CHARS:] or "no words"
         return f"vLLM ended with status {self._process.returncode}: {words}; see {self._log}"
 
     async def start(self, base: Base) -> tuple[str, str]:

@@ -205,15 +205,15 @@ def _messages(value: Any, key: str) -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         first = next(iter(cast(Mapping[str, Any], value)), "")
         raise TypeError(
-            f'"{key}" holds {", ".join(cast(Mapping[str, Any], value)) or "nothing"}; name the '
-            f"question by --question-key, for example {key}.{first}"
+            f'"{key}" is no list of messages: where it holds the question, name that by '
+            f"--question-key, for example {key}.{first}"
         )
     if not isinstance(value, list):
         raise TypeError(f'"{key}" is no list of messages')
     messages: list[tuple[str, str]] = []
     for message in cast(list[Any], value):
         if not isinstance(message, dict):
-            raise TypeError(f'"{key}" is a list of texts; a record holds one question')
+            raise TypeError(f'"{key}" holds what is no message; a record holds one question')
         body = cast(Mapping[str, Any], message)
         role = str(body.get("role", body.get("from")))
         content = body.get("content", body.get("value"))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,22 +16,16 @@ from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.tasks.addition import Addition
+from tests.support.commanding import Ended, begin
 from tests.support.sums import exact
 
 pytestmark = pytest.mark.process
 
 
-def run(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None):
-    """Run `reflux` as a process of its own."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
-    return subprocess.run(
-        [sys.executable, "-m", "reflux", *words],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=cwd,
-        env={**clean, "COLUMNS": "200", **(env or {})},
-    )
+def run(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Ended:
+    """Run `reflux` in a process of its own."""
+    before = None if cwd is None else partial(os.chdir, cwd)
+    return begin(words, {"COLUMNS": "200", **(env or {})}, before).wait()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +50,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_names_every_command() -> None:
-    shown = run("--help")
+    """By `python -m reflux`, which nothing has prepared."""
+    words = [sys.executable, "-m", "reflux", "--help"]
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert shown.returncode == 0
     commands = ("demo", "ask", "init", "run", "distill", "eval", "traces", "students", "doctor")
     for command in commands:
@@ -68,7 +65,7 @@ def test_traces_are_listed_shown_and_exported(recorded: Path, tmp_path: Path) ->
     assert amplified["status"] == "ok"
     assert amplified["calls"] == 2
     shown = run("traces", "show", amplified["id"][:8], "--run", str(recorded))
-    assert shown.returncode == 0
+    assert shown.code == 0
     assert amplified["text"] in shown.stdout
     assert "by base" in shown.stdout
     tree = json.loads(
@@ -100,7 +97,7 @@ def test_bad_input_gets_one_message_and_exit_code(
     tmp_path: Path, words: tuple[str, ...], code: int, says: str
 ) -> None:
     ended = run(*words, cwd=tmp_path)
-    assert ended.returncode == code, ended.stderr
+    assert ended.code == code, ended.stderr
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
@@ -111,13 +108,13 @@ def test_what_was_only_asked_is_listed_in_80_columns_and_export_says_what_it_nee
 ) -> None:
     folder, out = tmp_path / "asked", tmp_path / "rows.jsonl"
     asked = run("ask", "What now?", "--overseer", "human", "--run", str(folder))
-    assert asked.returncode == 0, asked.stderr
+    assert asked.code == 0, asked.stderr
     listed = run("traces", "list", "--run", str(folder), env={"COLUMNS": "80"}).stdout
     assert max(map(len, listed.splitlines())) <= 80
     assert "What now?" in listed
     assert "-1" not in listed
     exported = run("traces", "export", str(out), "--run", str(folder))
-    assert exported.returncode == 0
+    assert exported.code == 0
     assert "answers to `reflux ask` are not exported" in exported.stderr
     assert "0 rows" in exported.stdout
 
@@ -125,13 +122,13 @@ def test_what_was_only_asked_is_listed_in_80_columns_and_export_says_what_it_nee
 def test_an_endpoint_that_is_down_is_exit_code_3(tmp_path: Path) -> None:
     env = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "x"}
     ended = run("doctor", env=env, cwd=tmp_path)
-    assert ended.returncode == 3
+    assert ended.code == 3
     assert "127.0.0.1:9" in ended.stdout
 
 
 def test_doctor_finds_everything_and_says_so(tmp_path: Path) -> None:
     ended = run("doctor", "--json", cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.stderr
     assert {check["what"] for check in json.loads(ended.stdout)} >= {"default model", "endpoint"}
 
 
@@ -139,14 +136,14 @@ def test_doctor_finds_everything_and_says_so(tmp_path: Path) -> None:
 def test_ask_answers_a_primitive_on_the_real_engine(tmp_path: Path) -> None:
     """H knows one digit; two digits of the untrained base are answered or refused, never lost."""
     one = run("ask", "3+4", "--task", "addition", "--run", "r", "--json", cwd=tmp_path)
-    assert one.returncode == 0, one.stderr
+    assert one.code == 0, one.stderr
     assert json.loads(one.stdout)["answer"] == "7"
     options = ("--task", "addition", "--run", "r", "--calls", "6", "--json")
     two = run("ask", "30+41", *options, cwd=tmp_path)
     told = json.loads(two.stdout)
     assert told["spent"]["calls"] <= 6
     assert told["status"] in ("ok", "truncated", "rejected", "over_budget", "failed")
-    assert two.returncode == (0 if told["status"] == "ok" else 1)
+    assert two.code == (0 if told["status"] == "ok" else 1)
 
 
 def test_public_names() -> None:

@@ -153,6 +153,7 @@ def test_without_a_config_nothing_is_trained(name: str, tmp_path: Path) -> None:
     assert not run.exists()
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -10,8 +10,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,9 +22,9 @@ import pytest
 
 from reflux.agents.types import ChatRequest, Completion
 from reflux.finetune.run_folder import RunFolder
-from reflux.tasks.addition import Addition
 from tests.support.commanding import Running, begin
-from tests.support.sums import exact
+from tests.support.run_folders import put_base
+from tests.support.sums import exact, learn_few_sums
 
 pytestmark = pytest.mark.process
 
@@ -59,13 +57,6 @@ MOMENTS = (
 """In the order of a run: (stage, how far it has come when Ctrl-C is pressed)."""
 
 
-class FewSums(Addition):
-    """Addition of which only 20 sums are learned by heart."""
-
-    def primitives(self) -> Sequence[str]:
-        return super().primitives()[:20]
-
-
 class NotingClient:
     """X by a script; notes what it has answered, in a file that outlives the process."""
 
@@ -92,8 +83,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
 
     from reflux.cli import traces as trace_commands
     from reflux.cli.progress import ProgressView
-    from reflux.finetune import base_model, bases, rounds, run_folder
-    from reflux.tasks import TASKS
+    from reflux.finetune import rounds, run_folder
 
     torch.set_num_threads(1)
     tempfile.tempdir = str(root)
@@ -112,10 +102,9 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
         return held
 
     client = NotingClient(root / "answered", hold)
-    TASKS["addition"] = FewSums
+    learn_few_sums()
     run_folder.LlamaCppClient = lambda *_: client
-    bases.default_gguf = lambda: base / "config.json"
-    base_model.dequantised_base = lambda gguf, cache=None: base
+    put_base(base)
     rounds.write_report = before("report", rounds.write_report)
     trace_commands.export = before("export", trace_commands.export)
     show = ProgressView.__call__
@@ -241,21 +230,16 @@ def test_an_evaluation_on_the_real_engine_is_interrupted(tmp_path: Path) -> None
     """Two thousand questions: far more than a moment's work."""
     words = ["eval", "--task", "addition", "--limit", "2000", "--systems", "direct"]
     words += ["--level", "9", "--run", str(tmp_path / "r")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reflux", *words],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = begin(words)
     recorded: list[tuple[Any, ...]] = []
     while not any("model" in call for call in recorded):
-        assert process.poll() is None
+        assert command.process.is_alive()
         time.sleep(0.01)
         with contextlib.suppress(sqlite3.Error):  # It is being made.
             recorded = calls(tmp_path / "r")
-    process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert out == ""
-    assert said.splitlines()[-1].startswith("reflux: interrupted")
+    os.kill(command.process.pid or 0, signal.SIGINT)
+    ended = command.wait(60)
+    assert ended.code == 130, ended.stderr
+    assert ended.stdout == ""
+    assert ended.stderr.splitlines()[-1].startswith("reflux: interrupted")
     assert calls(tmp_path / "r")[: len(recorded)] == recorded

@@ -1,16 +1,20 @@
-"""SIGKILL on a real run: the default model, real training, `--resume` after every kill."""
+"""SIGKILL on a real run: the default model, real training, `--resume` after every kill.
+
+Only 20 sums are learned by heart, so that the stages that are killed take seconds.
+"""
 
 import json
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.support.commanding import Running, begin
+from tests.support.sums import learn_few_sums
 
 pytestmark = [
     pytest.mark.process,
@@ -38,22 +42,22 @@ STAGES = (
 )
 
 
-def reflux(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as out:
-        return subprocess.Popen([sys.executable, "-m", "reflux", *words], stdout=out, stderr=out)
+def said(command: Running) -> str:
+    log = command.folder / "err"
+    return log.read_text() if log.is_file() else ""
 
 
-def kill_in_stage(words: Sequence[str], stage: str, log: Path, after: float) -> None:
+def kill_in_stage(words: Sequence[str], stage: str, after: float) -> None:
     """Start the run and kill it `after` seconds into `stage`."""
-    process = reflux(words, log)
+    command = begin(words, before=learn_few_sums)
     deadline = time.monotonic() + 240
-    while stage not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
+    while stage not in said(command):
+        assert command.process.is_alive(), said(command)
+        assert time.monotonic() < deadline, said(command)
         time.sleep(0.02)
     time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() in (-signal.SIGKILL, 0)
+    command.process.kill()
+    assert command.wait().code in (-signal.SIGKILL, 0)
 
 
 def calls(folder: Path) -> list[tuple]:
@@ -64,19 +68,19 @@ def calls(folder: Path) -> list[tuple]:
 
 
 def test_a_run_killed_again_and_again_asks_no_finished_call_twice(tmp_path: Path) -> None:
-    config, folder, log = tmp_path / "small.yaml", tmp_path / "run", tmp_path / "log"
+    config, folder = tmp_path / "small.yaml", tmp_path / "run"
     config.write_text(CONFIG)
     words = ["run", "--config", str(config), "--run", str(folder)]
     moments = random.Random(0)
     kept: list[tuple] = []
     for stage in STAGES:
-        kill_in_stage(words, stage, log, after=moments.uniform(0, 0.5))
+        kill_in_stage(words, stage, after=moments.uniform(0, 0.5))
         found = calls(folder)
         assert found[: len(kept)] == kept  # No call that was recorded is lost or changed.
         kept = found
         words = [*words[:5], "--resume"]
-    finished = reflux(words, log)
-    assert finished.wait(timeout=700) == 0, log.read_text()
+    finished = begin(words, before=learn_few_sums).wait(700)
+    assert finished.code == 0, finished.stderr
     assert calls(folder)[: len(kept)] == kept
     with sqlite3.connect(folder / "traces.db") as store:
         asked = store.execute(

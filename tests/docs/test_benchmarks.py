@@ -1,11 +1,13 @@
 """Every benchmark has a smoke run, and every committed result is consistent."""
 
 import json
-import subprocess
-import sys
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from tests.support.commanding import begin_module
 
 ROOT = Path(__file__).parents[2] / "benchmarks"
 NAMES = sorted(path.stem for path in ROOT.glob("*.py") if "def main(" in path.read_text())
@@ -17,14 +19,9 @@ OPERATORS = {">=": float.__ge__, "<=": float.__le__, "==": float.__eq__}
 @pytest.mark.parametrize("name", NAMES)
 def test_the_quick_run_prints_its_claims_and_writes_nothing(name: str) -> None:
     before = {path: path.read_bytes() for path in (ROOT / "results").glob("*")}
-    process = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--quick"],
-        cwd=ROOT.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    assert "claims" in process.stdout
+    ended = begin_module(f"benchmarks.{name}", ["--quick"], partial(os.chdir, ROOT.parent)).wait()
+    assert ended.code == 0, ended.stderr
+    assert "claims" in ended.stdout
     assert {path: path.read_bytes() for path in (ROOT / "results").glob("*")} == before
 
 

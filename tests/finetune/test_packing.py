@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from reflux.finetune.train.packing import IGNORED, Packed, pack, packable, packed_attention
 
+pytestmark = pytest.mark.engine
+
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 48,

@@ -1,4 +1,8 @@
-"""The rounds as a whole: real training on the default model, a scripted X, stops at every stage."""
+"""The rounds as a whole: real training, a scripted X, stops at every stage.
+
+One run trains the default model; the others, which differ in where they stop and what the gates
+say, train a tiny one on few sums.
+"""
 
 import asyncio
 import contextlib
@@ -16,11 +20,13 @@ from reflux.finetune.config import RoundsConfig, RoundSpec, read_config
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.evals.task import is_held_out
+from reflux.graphs.evals.task import Task, is_held_out
 from reflux.tasks import run_task
-from reflux.tasks.addition import Addition
+from tests.support.run_folders import put_base
 from tests.support.small_runs import run_small
-from tests.support.sums import exact, timeless
+from tests.support.sums import FewSums, exact, timeless
+
+pytestmark = pytest.mark.engine
 
 CONFIG = RoundsConfig(
     rounds=(
@@ -39,7 +45,11 @@ class Stopped(BaseException):
 
 
 async def climb(
-    folder: Path, client: ScriptedClient, config: RoundsConfig = CONFIG, stop_at: str = ""
+    folder: Path,
+    client: ScriptedClient,
+    config: RoundsConfig = CONFIG,
+    stop_at: str = "",
+    task: Task | None = None,
 ) -> list[dict[str, Any]]:
     """Run the rounds of a folder, to the end or until `stop_at` begins."""
 
@@ -48,7 +58,13 @@ async def climb(
             raise Stopped
 
     async with OpenRun(RunFolder(folder), client=client) as run:
-        return await run_rounds(run, config, Addition(), progress)
+        return await run_rounds(run, config, task or Addition(), progress)
+
+
+@pytest.fixture
+def small(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny base in place of the default model."""
+    put_base(tiny_base, monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +108,11 @@ def test_checkpoints_hold_stages_and_no_questions(
 
 
 async def test_a_run_stopped_at_every_stage_goes_on_and_asks_nothing_again(
-    undisturbed: tuple[Path, list[dict], int], tmp_path: Path
+    small: None, tmp_path: Path
 ) -> None:
-    _, reports, calls = undisturbed
+    client = ScriptedClient(exact)
+    reports = await climb(tmp_path / "undisturbed", client, task=FewSums())
+    calls = len(client.requests)
     client = ScriptedClient(exact)
     for stage in (
         "the base answers the anchor",
@@ -109,8 +127,8 @@ async def test_a_run_stopped_at_every_stage_goes_on_and_asks_nothing_again(
         "compare the engines on student-r2",
     ):
         with pytest.raises(Stopped):
-            await climb(tmp_path / "whole", client, stop_at=stage)
-    resumed = await climb(tmp_path / "whole", client)
+            await climb(tmp_path / "whole", client, stop_at=stage, task=FewSums())
+    resumed = await climb(tmp_path / "whole", client, task=FewSums())
     asked = Counter(r.digest(f"scripted:{r.model}") for r in client.requests)
     assert max(asked.values()) == 1
     assert sum(asked.values()) == calls
@@ -126,9 +144,7 @@ async def test_a_finished_run_is_reported_and_not_run_again(
     assert client.requests == []
 
 
-async def test_a_failed_gate_ends_the_run_and_can_be_overruled(
-    tmp_path: Path,
-) -> None:
+async def test_a_failed_gate_ends_the_run_and_can_be_overruled(small: None, tmp_path: Path) -> None:
     def forgetful(request: ChatRequest) -> str:
         return "?" if request.model == "student-r1" else exact(request)
 
@@ -136,25 +152,26 @@ async def test_a_failed_gate_ends_the_run_and_can_be_overruled(
     config = CONFIG.model_copy(
         update={"rounds": rounds, "gates": GateConfig(canary=0.0), "canaries": 0}
     )
-    reports = await climb(tmp_path / "r", ScriptedClient(forgetful), config)
+    client = ScriptedClient(forgetful)
+    reports = await climb(tmp_path / "r", client, config, task=FewSums())
     assert [r["promoted"] for r in reports] == [True, False]
     assert [g["name"] for g in reports[1]["gates"] if not g["passed"]] == [
         "retention",
         "no_regression",
     ]
     assert RunFolder(tmp_path / "r").current_model() == "student-r0"
-    reports = await climb(tmp_path / "r", ScriptedClient(forgetful), config)
+    reports = await climb(tmp_path / "r", ScriptedClient(forgetful), config, task=FewSums())
     assert [r["agent"] for r in reports] == ["base", "student-r0", "student-r0"]
     assert RunFolder(tmp_path / "r").current_model() == "student-r2"
 
 
-async def test_a_run_of_fewer_rounds_is_taken_further(tmp_path: Path) -> None:
+async def test_a_run_of_fewer_rounds_is_taken_further(small: None, tmp_path: Path) -> None:
     folder = tmp_path / "r"
     client = ScriptedClient(exact)
     async with OpenRun(RunFolder(folder), client=client) as run:
-        first = await run_rounds(run, CONFIG, Addition(), lambda *_: None, rounds=1)
+        first = await run_rounds(run, CONFIG, FewSums(), lambda *_: None, rounds=1)
     assert [r["round"] for r in first] == [0]
-    reports = await climb(folder, client)
+    reports = await climb(folder, client, task=FewSums())
     assert [r["round"] for r in reports] == [0, 1, 2]
     assert reports[0] == first[0]
 

@@ -39,6 +39,7 @@ class Unpunctual(ScriptedClient):
         return await super().complete(request)
 
 
+@pytest.mark.slow
 async def test_two_runs_of_one_config_in_two_folders_learn_the_same_rows_in_the_same_order(
     tmp_path: Path,
 ) -> None:

@@ -9,6 +9,8 @@ from peft import LoraConfig, get_peft_model
 
 from reflux.finetune.train.trainer import fuse_lora
 
+pytestmark = pytest.mark.engine
+
 
 class Two(torch.nn.Module):
     """Two layers, one with a bias."""

@@ -472,7 +472,7 @@ async def test_a_server_of_ours_starts_rests_and_ends(
     ("command", "words"),
     [
         ("no-such-vllm serve", "no-such-vllm is not installed"),
-        (f"{START} --fails 'no memory'", r"vLLM ended with status 1: ERROR: no memory; see .*log"),
+        (f"{START} --fails 'RuntimeError: no room'", r"status 1: RuntimeError: no room; see .*log"),
     ],
 )
 @pytest.mark.engine

@@ -96,6 +96,7 @@ async def test_no_more_of_a_depth_are_under_way_than_the_bound_and_every_tree_en
     assert concurrency.peak == {depth: min(max_open, 3**depth) for depth in (1, 2, 3)}
 
 
+@pytest.mark.slow
 @settings(max_examples=40, derandomize=True, deadline=None, database=None)
 @given(worlds(), orders, st.sampled_from([1, 2]), st.booleans())
 def test_a_bound_changes_no_answer_no_budget_and_no_record(

@@ -186,6 +186,7 @@ def looked_at(draws: np.ndarray, margin: float) -> tuple[bool, bool]:
     return different, equal
 
 
+@pytest.mark.slow
 def test_stopping_as_soon_as_it_is_decided_is_wrong_in_one_of_twenty_runs_at_most() -> None:
     rng = np.random.default_rng(1)
     runs, n, margin = 2_000, 2_000, 0.05

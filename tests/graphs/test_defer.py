@@ -117,6 +117,7 @@ async def test_two_that_wait_at_once_are_answered_in_any_order_on_other_days(
     assert desk.made() == Counter("ab")
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32))
 async def test_whoever_is_answered_first_the_outcome_is_as_if_nobody_had_waited(

@@ -15,7 +15,7 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,8 +30,8 @@ from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.rows import Row, accepted
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.tasks.addition import Addition
-from tests.support.sums import exact, timeless
+from tests.support.run_folders import put_base
+from tests.support.sums import FewSums, exact, timeless
 
 CONFIG = RoundsConfig(
     rounds=(
@@ -72,13 +72,6 @@ LOADED = (
 """Imported once, by the server that forks the processes."""
 
 
-class FewSums(Addition):
-    """Addition of which only 20 sums are learned by heart."""
-
-    def primitives(self) -> Sequence[str]:
-        return super().primitives()[:20]
-
-
 class NotingClient:
     """Notes each request, and answers it after a moment that luck decides.
 
@@ -111,12 +104,9 @@ def climb(folder: Path, base: Path, seed: int) -> None:
     """Begin the run of a folder, or go on with it, to its end."""
     import torch
 
-    from reflux.finetune import base_model, bases
-
     torch.set_num_threads(1)
     tempfile.tempdir = str(folder.parent)
-    bases.default_gguf = lambda: base / "config.json"
-    base_model.dequantised_base = lambda gguf, cache=None: base
+    put_base(base)
     asked, stages = (
         os.open(folder.with_name(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         for name in ("asked", "stages")

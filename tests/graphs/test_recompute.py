@@ -255,6 +255,7 @@ def failed_before(first: Played) -> set[str]:
     return {row["request_digest"] for row in first.calls if row["error"]}
 
 
+@pytest.mark.slow
 @many(60)
 @given(worlds(), st.integers(0, 100))
 def test_an_edit_equal_to_the_recorded_answer_changes_nothing_and_calls_nobody(
@@ -268,6 +269,7 @@ def test_an_edit_equal_to_the_recorded_answer_changes_nothing_and_calls_nobody(
     assert seen(after) == kept
 
 
+@pytest.mark.slow
 @many(60)
 @given(worlds(), st.integers(0, 100), st.sampled_from(["a", "edited", "{0}"]))
 def test_a_revision_answers_what_the_same_word_answers_from_scratch(
@@ -277,6 +279,7 @@ def test_a_revision_answers_what_the_same_word_answers_from_scratch(
     assert unsaved(revised.outcomes[0]) == unsaved(scratch.outcomes[0])
 
 
+@pytest.mark.slow
 @many(60)
 @given(worlds(), st.integers(0, 100))
 def test_only_ancestors_and_new_questions_are_asked(world: World, place: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,8 @@ from reflux.agents.types import Ask, step_from_json
 from reflux.graphs.amplify.state import Outcome
 from tests.support.playing import ASKED, Played, by_reference, essence, orders, play, sorted_rows
 from tests.support.worlds import World, worlds
+
+pytestmark = pytest.mark.slow
 
 Row = dict[str, Any]
 cached = st.booleans()

@@ -196,6 +196,7 @@ def test_a_number_of_more_than_a_thousand_characters_is_equal_to_none() -> None:
     assert FORMS["number"]("9^999999") is None
 
 
+@pytest.mark.slow
 def test_a_text_of_any_length_is_read() -> None:
     blanks = ("a" + " " * 400_000 + "b", "a" + "\n" * 400_000 + "b")
     for text in (

@@ -79,6 +79,7 @@ async def test_filters_hold_together(store: TraceStore) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @given(
     texts=st.lists(st.text("ab_%\\", max_size=4), max_size=12),
     part=st.text("ab_%\\", max_size=2),

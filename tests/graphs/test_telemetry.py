@@ -83,6 +83,7 @@ def above(span: ReadableSpan, spans: Sequence[ReadableSpan]) -> ReadableSpan | N
     return by_id[span.parent.span_id] if span.parent else None
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(data=st.data())
 async def test_every_span_stands_below_its_node_however_nodes_overtake_each_other(

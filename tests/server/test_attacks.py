@@ -98,6 +98,7 @@ def test_a_body_that_does_not_come_is_given_up_and_its_place_is_free_again(tmp_p
         assert soon(lambda: answers(url) == 200)
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_nothing_is_given_up_and_its_tree_ended(
     tmp_path: Path, script: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

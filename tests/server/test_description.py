@@ -26,6 +26,8 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.support.serving import scripted, serving, soon
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES, CHATS, JUNK = 20, 300, 200
 """Requests of each operation, of the one that has the most to say, and of none at all."""
 CHECKS = [

@@ -170,7 +170,7 @@ def test_a_body_over_the_limit_is_refused_whether_or_not_it_tells_its_length(
 
 
 def test_a_client_over_its_rate_is_told_how_long_to_wait(tmp_path: Path) -> None:
-    with serving(tmp_path, per_second=0.5, burst=3) as url:
+    with serving(tmp_path, per_second=0.01, burst=3) as url:
         got = [httpx2.get(f"{url}/v1/models") for _ in range(4)]
         assert [one.status_code for one in got] == [200, 200, 200, 429]
         assert got[-1].json()["error"]["type"] == "rate_limit_error"

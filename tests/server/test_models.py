@@ -50,6 +50,7 @@ def served(url: str) -> OpenAI:
     return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
+@pytest.mark.engine
 def test_the_embedded_base_streams_and_a_student_promoted_meanwhile_is_served(
     tmp_path: Path,
 ) -> None:

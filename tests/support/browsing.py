@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,26 +44,41 @@ class Seen:
         return {urlsplit(url).netloc for url in self.requests}
 
 
-@contextmanager
-def browsing(size: tuple[int, int] = DESK, scheme: str = "light", **options: Any) -> Iterator[Seen]:
-    """A fresh browser with one empty page."""
+@cache
+def _launched() -> tuple[Any, Any]:
+    """Playwright and the browser of the tests of a file."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        width, height = size
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, **options
-        )
-        context.set_default_timeout(60_000)  # Two workers may share two cores.
-        seen = Seen(context.new_page())
-        context.on("request", lambda request: seen.requests.append(request.url))
-        seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))
-        seen.page.on(
-            "console",
-            lambda said: seen.errors.append(said.text) if said.type == "error" else None,
-        )
-        try:
-            yield seen
-        finally:
-            browser.close()
+    play = sync_playwright().start()
+    return play, play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+def close_browser() -> None:
+    """End the browser, if there is one: while it is open, no event loop can run beside its own."""
+    if _launched.cache_info().currsize:
+        play, browser = _launched()
+        browser.close()
+        play.stop()
+        _launched.cache_clear()
+
+
+@contextmanager
+def browsing(size: tuple[int, int] = DESK, scheme: str = "light", **options: Any) -> Iterator[Seen]:
+    """One empty page of a browser that knows nothing of earlier ones."""
+    _, browser = _launched()
+    width, height = size
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, **options
+    )
+    context.set_default_timeout(60_000)  # Two workers may share two cores.
+    seen = Seen(context.new_page())
+    context.on("request", lambda request: seen.requests.append(request.url))
+    seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    seen.page.on(
+        "console",
+        lambda said: seen.errors.append(said.text) if said.type == "error" else None,
+    )
+    try:
+        yield seen
+    finally:
+        context.close()

@@ -1,7 +1,8 @@
-"""Runs `reflux` commands in processes of their own, forked from one that imported everything."""
+"""Runs `reflux` and other programs in processes of their own, forked from one that imported all."""
 
 import multiprocessing
 import os
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +12,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 LOADED = (
+    "pytest",  # The main module of a process that runs tests without workers.
     "reflux.finetune.train.sft",
     "reflux.finetune.rounds",
-    "reflux.finetune.train.sft",
     "reflux.finetune.export",
     "reflux.cli.main",
+    "matplotlib.pyplot",
+    "tests.support.tls",
 )
 """Imported once, by the server that forks the processes."""
 
@@ -59,11 +62,30 @@ def begin(
 ) -> Running:
     """Start `reflux WORDS`; `before` runs in its process first. No endpoint is set but in `env`;
     `typed` is what comes by stdin, a pipe; the first call says what all processes have `loaded`."""
+    return _start(_reflux, words, env, before, typed, loaded)
+
+
+def begin_module(
+    name: str, words: Sequence[str], before: Callable[[], None] | None = None
+) -> Running:
+    """Start `python -m NAME WORDS`; `before` runs in its process first."""
+    return _start(_module, [name, *words], None, before, "", LOADED)
+
+
+def _start(
+    program: Callable[[list[str]], None],
+    words: Sequence[str],
+    env: Mapping[str, str] | None,
+    before: Callable[[], None] | None,
+    typed: str,
+    loaded: Sequence[str],
+) -> Running:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(loaded))
     folder = Path(tempfile.mkdtemp(dir=_said().name))
     (folder / "in").write_text(typed)
-    process = server.Process(target=_main, args=(list(words), folder, dict(env or {}), before))
+    given = (program, list(words), folder, dict(env or {}), before)
+    process = server.Process(target=_main, args=given)
     process.start()
     return Running(process, folder)
 
@@ -74,8 +96,24 @@ def piped(path: Path) -> None:
     sys.stdin = os.fdopen(0, closefd=False)
 
 
+def _reflux(words: list[str]) -> None:
+    from reflux.__main__ import main
+
+    sys.argv = ["reflux", *words]
+    main()
+
+
+def _module(words: list[str]) -> None:
+    sys.argv = words
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
 def _main(
-    words: list[str], folder: Path, env: dict[str, str], before: Callable[[], None] | None
+    program: Callable[[list[str]], None],
+    words: list[str],
+    folder: Path,
+    env: dict[str, str],
+    before: Callable[[], None] | None,
 ) -> None:
     for number, name in enumerate(("in", "out", "err")):
         file = os.open(folder / name, os.O_RDWR | os.O_CREAT)
@@ -86,7 +124,4 @@ def _main(
     os.environ.update(env)
     if before is not None:
         before()
-    from reflux.__main__ import main
-
-    sys.argv = ["reflux", *words]
-    main()
+    program(words)

@@ -12,7 +12,8 @@ before a block gives instructions:
     <!-- test: shorter a.b=1 -->     set these keys of a YAML file, to save minutes
     <!-- test: shorter --limit 4 --> append these words to its commands, for the same reason
 
-In a conversation, lines after `you> ` are typed through a pipe.
+In a conversation, lines after `you> ` are typed through a pipe. Addition knows 20 of its 200 sums
+by heart, to save minutes.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ from typer.main import get_command
 from reflux.cli.main import app
 from tests.support.commanding import Ended, Running, begin
 from tests.support.serving import Scripted, soon
+from tests.support.sums import learn_few_sums
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(
@@ -357,6 +359,7 @@ def shortened(text: str, keys: str) -> str:
 
 
 def _enter(folder: Path) -> None:
+    learn_few_sums()
     os.chdir(folder)
     sys.path.insert(0, str(folder))
 

@@ -1,8 +1,9 @@
 """Run folders as rounds leave them, without the hours that they take."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, DEFAULT_SHA256
 from reflux.finetune.run_folder import RunFolder
@@ -53,3 +54,11 @@ def make_run(path: Path, students: Sequence[str] = ("student-r0", "student-r1"))
         folder.registry.promote(id)
         parent = id
     return folder
+
+
+def put_base(base: Path, put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Have this process train and run a small base wherever it would the default model."""
+    from reflux.finetune import base_model, bases
+
+    put(bases, "default_gguf", lambda: base / "config.json")
+    put(base_model, "dequantised_base", lambda gguf, cache=None: base)

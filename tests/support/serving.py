@@ -1,14 +1,16 @@
 """A server of Reflux on a free port, in a thread, and a scripted endpoint behind it."""
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx2
 import pytest
@@ -195,6 +197,16 @@ def call_of(body: dict[str, Any], script: Scripted) -> dict[str, Any]:
     return {**CALL, "function": function}
 
 
+class Server(uvicorn.Server):
+    """Asks more often than uvicorn's whether it is to end."""
+
+    async def main_loop(self) -> None:
+        ticks = 0
+        while not await self.on_tick(ticks):
+            ticks += 1
+            await asyncio.sleep(0.02)
+
+
 @contextmanager
 def serving(
     run: Path,
@@ -207,14 +219,16 @@ def serving(
     if script is not None:
         told = replace(told, endpoints={X: Endpoint(script.client(), "far")}, model=X)
     app = create_app(RunFolder(run), replace(told, **settings), overseers)
-    server = uvicorn.Server(server_config(app, port=0, timeout_graceful_shutdown=1))
+    server = Server(server_config(app, port=0, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
     try:
-        while not server.started:
-            if not thread.is_alive():
-                raise RuntimeError("the server did not start; see its log")
-            time.sleep(0.01)
+        # A collection of all that the tests have imported takes longer than most of them.
+        with patch("reflux.server.app.settled", nullcontext):
+            thread.start()
+            while not server.started:
+                if not thread.is_alive():
+                    raise RuntimeError("the server did not start; see its log")
+                time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -1,6 +1,7 @@
 """The addition task answered by scripts instead of a model."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from reflux.agents.types import ChatRequest
@@ -17,6 +18,20 @@ def add(question: str) -> str:
 def exact(request: ChatRequest) -> str:
     question = request.messages[-1][1]
     return add(question) if question.endswith("=") else "a general answer"
+
+
+class FewSums(Addition):
+    """Addition of which only 20 sums are learned by heart."""
+
+    def primitives(self) -> Sequence[str]:
+        return super().primitives()[:20]
+
+
+def learn_few_sums() -> None:
+    """Have the commands of this process know `FewSums` by the name of addition."""
+    from reflux.tasks import TASKS
+
+    TASKS["addition"] = FewSums
 
 
 class SuspiciousAddition(Addition):

@@ -122,6 +122,7 @@ def test_endpoints_of_the_servers_config_can_be_evaluated_from_the_page(
     assert [body["model"] for body in script.asked] == ["there"] * 3
 
 
+@pytest.mark.process
 def test_one_job_is_under_way_at_a_time_and_can_be_stopped(
     tmp_path: Path, script: Scripted
 ) -> None:
@@ -138,6 +139,7 @@ def test_one_job_is_under_way_at_a_time_and_can_be_stopped(
         assert told["command"].startswith("reflux eval --run ")
 
 
+@pytest.mark.process
 def test_a_job_ends_with_its_server(tmp_path: Path, script: Scripted) -> None:
     script.pause = lambda body: 0.5
     with serving(tmp_path, script) as url:
@@ -175,6 +177,7 @@ def test_what_a_request_may_not_start_is_refused(
         assert job(url) is None
 
 
+@pytest.mark.process
 def test_a_distillation_without_rows_says_what_is_missing(tmp_path: Path, script: Scripted) -> None:
     with serving(tmp_path, script) as url:
         got = begin(url, kind="distillation", name="mine", steps=1, learning_rate=0.001)

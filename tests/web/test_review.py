@@ -1,6 +1,7 @@
 """Editing a node and judging the queue, on the page and by its API."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -134,7 +135,8 @@ def disputed(url: str, folder: Path) -> str:
         await store.add_judgement(trajectory, "/0.0.1", "direct", True, detail, key="0.1")
         store.close()
 
-    asyncio.run(say())
+    with ThreadPoolExecutor(1) as apart:  # The browser's event loop runs in this thread.
+        apart.submit(asyncio.run, say()).result()
     return trajectory
 
 
