@@ -193,7 +193,7 @@ async def test_a_file_of_questions_needs_no_round_0_and_goes_on_after_every_stop
         "{questions: sums.jsonl, score: number, overseer: plain, rounds: 2, votes: {max_votes: 1}}"
     )
     config, client = read_config(tmp_path / "run.yaml"), ScriptedClient(of_some)
-    stages = ["the base", "amplify base", "distill student-r1", "compare", "amplify student-r1", ""]
+    stages = ["amplify base", "distill student-r1", "compare", ""]
     reports: list[dict[str, Any]] = []
     for stage in stages:
 
