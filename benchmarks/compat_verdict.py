@@ -87,8 +87,12 @@ class Case:
     def must_reject(self) -> bool:
         """The answer is none to work with: cut, empty, or a call that no tool got."""
         return self.bends and not self.served and (
-            self.behavior.truncated or not self.behavior.text or self.printed
+            self.behavior.truncated or self.filtered or not self.behavior.text or self.printed
         )  # fmt: skip
+
+    @property
+    def filtered(self) -> bool:
+        return self.behavior.finish == "content_filter"
 
     @property
     def printed(self) -> bool:
