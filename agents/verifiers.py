@@ -59,10 +59,11 @@ def verdict_of(checker: Checker, question: str, answer: str) -> Verdict:
     """A checker's verdict on an answer.
 
     Raises:
-        RefluxError: the checker fails, or returns neither a bool nor a verdict.
+        RefluxError: the checker fails.
+        UsageError: it returns neither a bool nor a verdict.
     """
     try:
-        return as_verdict(checker, checker.check(question, answer))
+        result: object = checker.check(question, answer)
     except RefluxError:
         raise
     except Exception as error:
@@ -72,6 +73,10 @@ def verdict_of(checker: Checker, question: str, answer: str) -> Verdict:
             f"{question[:80]!r}: {type(error).__name__}: {str(error)[:300]} ({place.filename}, "
             f"line {place.lineno}); what was asked is recorded, so correct it and repeat"
         ) from error
+    try:
+        return as_verdict(checker, result)
+    except TypeError as error:
+        raise UsageError(str(error)) from error
 
 
 class RuleChecker:

@@ -149,7 +149,7 @@ class ExternalGraph:
             status = accepted_status(has_check=self.context.has_rules) if passed else "rejected"
             status = "truncated" if done.get("cut") else status
         error = done.get("error")
-        if answer is not None and not answer.strip():
+        if answer is not None and not answer.strip() and status != "truncated":
             status, error = "rejected", "the graph's answer is empty"
         outcome: Outcome = {
             "answer": answer,

@@ -187,7 +187,7 @@ async def test_a_garbled_reply_is_an_endpoint_error(
     assert len(httpserver.log) == 3  # Garbled replies pass; they are worth another try.
 
 
-@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {"total_tokens": 3}}])
+@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {"total_tokens": "3"}}])
 async def test_usage_that_is_not_told_counts_as_none(
     httpserver: HTTPServer, client: OpenAIClient, usage: dict[str, Any]
 ) -> None:
