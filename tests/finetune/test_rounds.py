@@ -22,6 +22,7 @@ from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.tasks import run_task
+from reflux.tasks.addition import Addition
 from tests.support.run_folders import put_base
 from tests.support.small_runs import run_small
 from tests.support.sums import FewSums, exact, timeless
