@@ -159,7 +159,7 @@ def training(config: Config, base: Base, rows: Rows, out: Path) -> dict[str, lis
                 return float("inf")
 
     few = rows[: len(rows) // 4]
-    ours(few), plain(few)  # The first training also pays for what is made once.
+    _ = ours(few), plain(few)  # The first training also pays for what is made once.
     rates: dict[str, list[float]] = {"ours": [], "TRL": []}
     for repeat in range(config.repeats):
         arms = [("ours", ours), ("TRL", plain)]
