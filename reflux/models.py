@@ -4,8 +4,8 @@ base                untrained model
 student             promoted student; there is none before the first promotion
 STUDENT             any student of the run, by its id
 ENDPOINT            model of an endpoint that a config or the settings name
-any other name      model at OPENAI_BASE_URL, if that is set
-endpoint:MODEL      model at OPENAI_BASE_URL, whatever its name
+any name            model at OPENAI_BASE_URL, if that is set, as vLLM serves `base` and students
+endpoint:MODEL      model at OPENAI_BASE_URL
 endpoint:MODEL@URL  model at another address
 """
 
@@ -110,16 +110,15 @@ def open_run(
         UsageError: there is an endpoint, and no name of its model; or none, and no student of the
             name.
     """
-    own = model not in endpoints and is_own(folder, model)
-    client = None if own else endpoint(concurrency)
+    client = endpoint(concurrency)
     among = partial(Endpoints, endpoints) if endpoints else None
     if model is not None and model.startswith(ENDPOINT) and model not in endpoints:
         model, client = endpoint_at(model)
     name = model or default_model(folder, client and client.base_url)
-    if own:
+    if client is None and name not in endpoints:
+        if name not in (BASE, STUDENT):
+            check_student(folder, name)
         name = model_named(folder, name)
-    elif client is None and name not in (BASE, *endpoints):
-        check_student(folder, name)
     if client is not None:
         return OpenRun(folder, client=client, wrap=among, **cache), name
     engine = config.engine_settings if config else INTERACTIVE
@@ -128,7 +127,7 @@ def open_run(
 
 
 def is_own(folder: RunFolder, name: str | None) -> bool:
-    """True for the names that mean a model of the run folder, with or without an endpoint."""
+    """True for the names that mean a model of the run folder where no endpoint serves them."""
     return name in (BASE, STUDENT) or name in folder.registry.ids()
 
 
@@ -198,7 +197,7 @@ def asked_at(folder: RunFolder, model: str | None) -> dict[str, str]:
     env, name = environment(), model or ""
     match = AT_URL.fullmatch(name) if name.startswith(ENDPOINT) else None
     url = match[2] if match else env.get(URL, "")
-    if not url or is_own(folder, model):
+    if not url:
         return {}
     found = {URL: url, **{key: env.get(key, "") for key in (THINKING_VARIABLE, EXTRA_BODY)}}
     has_user = re.search(r"//[^/@]*@", url) is not None

@@ -44,7 +44,6 @@ from reflux.models import (
     endpoint,
     endpoint_hint,
     endpoint_model,
-    is_own,
 )
 from reflux.report.terminal import ERR, counted
 
@@ -148,13 +147,8 @@ class SystemSpecs:
         """Check that a name can be that of a model at OPENAI_BASE_URL.
 
         Raises:
-            UsageError: it is that of a model of the run, or nearly that of a system.
+            UsageError: it is nearly that of a system.
         """
-        if is_own(self.opened.folder, key):
-            raise UsageError(
-                f"{key} is the run's own model, and OPENAI_BASE_URL is set: unset it, and name the "
-                f"endpoint's models as {ENDPOINT}MODEL@URL"
-            )
         if close := get_close_matches(key, ("amplified", "direct", "best-of-n"), 1, 0.75):
             raise UsageError(
                 f"there is no system {key!r}; did you mean {close[0]}? A model of that name is "
