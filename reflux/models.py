@@ -191,7 +191,7 @@ def endpoint_model(key: str, run: OpenRun) -> tuple[str, RecordedClient, "OpenAI
     return model, RecordedClient(CachedClient(client), run.store), client
 
 
-def asked_at(folder: RunFolder, model: str | None) -> dict[str, str]:
+def asked_at(model: str | None) -> dict[str, str]:
     """The variables of the endpoint that answers for a model, for the record: no key, and no URL
     with a password."""
     env, name = environment(), model or ""

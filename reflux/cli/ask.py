@@ -89,7 +89,7 @@ def ask(
         Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
         None if task_name else max_tokens,
         task_name,
-        endpoint=asked_at(folder, model),
+        endpoint=asked_at(model),
     )
     origin = Origin.new(folder.id, "ask", task_name)
 

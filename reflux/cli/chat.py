@@ -103,7 +103,7 @@ def chat(
     limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
     options = AskOptions(
         name, agent, tuple(tool or ()), limits, max_tokens, task or "",
-        endpoint=asked_at(opened.folder, model),
+        endpoint=asked_at(model),
     )  # fmt: skip
     session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:

@@ -74,6 +74,8 @@ class NotingClient:
     async def model_digest(self, model: str) -> str:
         return f"scripted:{model}"
 
+    async def load(self, model: str) -> None: ...
+
     async def close(self) -> None: ...
 
 
@@ -83,7 +85,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
 
     from reflux.cli import traces as trace_commands
     from reflux.cli.progress import ProgressView
-    from reflux.finetune import rounds, run_folder
+    from reflux.finetune import engines, rounds
 
     torch.set_num_threads(1)
     tempfile.tempdir = str(root)
@@ -103,7 +105,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
 
     client = NotingClient(root / "answered", hold)
     learn_few_sums()
-    run_folder.LlamaCppClient = lambda *_: client
+    engines.LlamaCppClient = lambda *_: client
     put_base(base)
     rounds.write_report = before("report", rounds.write_report)
     trace_commands.export = before("export", trace_commands.export)
