@@ -50,8 +50,8 @@ MOMENTS = (
     ("canaries: student-r0", 2),
     ("report", 1),
     ("amplify student-r0", 9),
+    ("compare the engines on student-r1", 0),
     ("evaluate amplified", 4),
-    ("compare the PEFT adapter with its GGUF export", 0),
     ("report", 2),
 )
 """In the order of a run: (stage, how far it has come when Ctrl-C is pressed)."""

@@ -58,7 +58,8 @@ def make_run(path: Path, students: Sequence[str] = ("student-r0", "student-r1"))
 
 def put_base(base: Path, put: Callable[[Any, str, Any], None] = setattr) -> None:
     """Have this process train and run a small base wherever it would the default model."""
-    from reflux.finetune import base_model, bases
+    from reflux.finetune import bases, run_folder
+    from reflux.finetune.train import sft
 
-    put(bases, "default_gguf", lambda: base / "config.json")
-    put(base_model, "dequantised_base", lambda gguf, cache=None: base)
+    for module in (bases, run_folder, sft):
+        put(module, "find_base", lambda config: bases.Base(config, given=base))
