@@ -1,12 +1,16 @@
-"""Replaces files whole: a reader, or a crash, sees the old content or the new, never a part."""
+"""Reads texts, and replaces files whole: a reader, or a crash, sees the old content or the new."""
 
 import errno
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from reflux.agents.errors import UsageError
 
 
 @contextmanager
@@ -69,3 +73,24 @@ def flush(path: Path) -> None:
     """Flush a file that another library wrote to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, plain or gzipped.
+
+    Raises:
+        UsageError: it is neither; the message names the line.
+    """
+    body = path.read_bytes()
+    if path.suffix.lower() == ".gz" or body.startswith(b"\x1f\x8b"):
+        try:
+            body = gzip.decompress(body)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UsageError(f"{path} is no whole gzip file: {error}; write it again") from error
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = body[: error.start].count(b"\n") + 1
+        raise UsageError(
+            f"{path}, line {line}: not UTF-8 (byte {error.start}); save the file as UTF-8"
+        ) from error

@@ -5,12 +5,10 @@ Parquet, folders of `save_to_disk` and the Hub are read by the `datasets` librar
 """
 
 import csv
-import gzip
 import json
 import re
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from reflux.agents.errors import MissingError, UsageError
+from reflux.agents.files import read_text
 from reflux.agents.hub import online
 from reflux.agents.prompts import redact
 from reflux.graphs.evals.question_forms import Form, Keys
@@ -184,31 +183,15 @@ def _read_file(path: Path) -> Iterator[Record]:
         case ".eval":
             yield from _read_inspect(path)
         case ".csv" | ".tsv" as suffix:
-            yield from _read_csv(path, _text(path), suffix)
+            yield from _read_csv(path, read_text(path), suffix)
         case ".json":
-            yield from _read_json(path, _text(path))
+            yield from _read_json(path, read_text(path))
         case ".xlsx" | ".xls" | ".ods" | ".numbers":
             raise UsageError(f"{path} is a spreadsheet: save it as CSV")
         case ".yaml" | ".yml":
             raise UsageError(f"{path} is YAML: save it as JSON")
         case _:
-            yield from _read_lines(path, _text(path))
-
-
-def _text(path: Path) -> str:
-    body = path.read_bytes()
-    if path.suffix.lower() == ".gz" or body.startswith(b"\x1f\x8b"):
-        try:
-            body = gzip.decompress(body)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UsageError(f"{path} is no whole gzip file: {error}; write it again") from error
-    try:
-        return body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = body[: error.start].count(b"\n") + 1
-        raise UsageError(
-            f"{path}, line {line}: not UTF-8 (byte {error.start}); save the file as UTF-8"
-        ) from error
+            yield from _read_lines(path, read_text(path))
 
 
 def _raise_constant(name: str) -> None:
