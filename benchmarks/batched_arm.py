@@ -103,7 +103,7 @@ def _unmerged(files: ModelFiles) -> tuple[Any, Any]:
 
     from reflux.finetune.base_model import dequantised_base, load_base
 
-    model, tokenizer = load_base(dequantised_base(files.gguf))
+    model, tokenizer = load_base(dequantised_base(files.for_llama_cpp()[0]))
     if files.peft is not None:
         model = PeftModel.from_pretrained(model, files.peft).base_model.model
     return model, tokenizer
