@@ -161,8 +161,6 @@ class AmplifyContext:
     overseers: Sequence[Overseer]
     """Attempt i takes the one at i modulo their number, for another decomposition."""
     checker: Checker = field(default_factory=lambda: RuleChecker({}))
-    checks_parts: bool = True
-    """Whether the checker judges sub-answers, too."""
     limits: Limits = field(default_factory=Limits)
     votes: VotePolicy = field(default_factory=VotePolicy)
     flags: RedFlags = field(default_factory=RedFlags)
@@ -202,6 +200,8 @@ class AmplifyContext:
     """Changes no answer; questions that share it share the bound."""
     emit: Callable[[Event], None] = silent
     """Receives every event; by default events leave by the graph's stream of mode `custom`."""
+    checks_parts: bool = True
+    """Whether the checker judges sub-answers, too."""
 
     def __post_init__(self) -> None:
         check_has("a set of limits", ("attempts",), "write reflux.Limits(depth=1)", self.limits)
