@@ -185,7 +185,7 @@ class Stages:
 
     async def distill(self, number: int) -> dict[str, Any]:
         """Train a LoRA on the pristine base and write the student, unless it is written."""
-        from reflux.finetune.train.sft import StudentPlan, distill
+        from reflux.finetune.distillation import StudentPlan, distill
 
         name = student_name(number)
         registry = self.run.folder.registry

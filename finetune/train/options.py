@@ -5,7 +5,6 @@
 
 import dataclasses
 import difflib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +13,6 @@ from peft import LoraConfig
 from trl.trainer.sft_config import SFTConfig
 
 from reflux.agents.errors import UsageError
-from reflux.finetune.base_model import quiet_libraries
-from reflux.finetune.config import DistillConfig
-from reflux.finetune.train.launch import check_launch
 
 SFT_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
@@ -87,19 +83,6 @@ def lora_config(lora: Mapping[str, Any] | None) -> LoraConfig:
         UsageError: an option is unknown or invalid.
     """
     return _configured(LoraConfig, "lora", LORA_DEFAULTS, lora)
-
-
-def check_options(config: DistillConfig) -> None:
-    """Check the options of a training before the work that leads to it.
-
-    Raises:
-        UsageError: one is unknown or invalid.
-    """
-    if config.launch:
-        check_launch(config.launch)
-    with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
-        sft_arguments(config.sft, scratch, config.seed, config.evaluation, config.early_stopping)
-        lora_config(config.lora)
 
 
 def _configured(

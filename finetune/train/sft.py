@@ -5,18 +5,14 @@ A row has TRL's conversational prompt-completion form:
     {"prompt": [{"role": "system", "content": ""}, {"role": "user", "content": "12+34=?"}],
      "completion": [{"role": "assistant", "content": "46"}]}
 
-The loss counts the completion only. A training that was interrupted goes on at its last checkpoint.
+The loss counts the completion only. `reflux.finetune.distillation` makes whole students of it.
 """
 
-import hashlib
-import json
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +21,11 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.files import write_json
 from reflux.finetune.base_model import load_base, quiet_libraries, wrapping_write_errors
-from reflux.finetune.bases import Base, find_base, folder_digest
-from reflux.finetune.config import BaseConfig, DistillConfig
-from reflux.finetune.export import can_export, export_adapter
-from reflux.finetune.parity import certify
-from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, Registry, StudentBase
+from reflux.finetune.bases import Base
+from reflux.finetune.config import BaseConfig
+from reflux.finetune.registry import ADAPTER
 from reflux.finetune.train.dataset import check_rows, fit_length, hold_out
-from reflux.finetune.train.launch import train_in_processes
 from reflux.finetune.train.options import LORA_DEFAULTS, SFT_DEFAULTS, lora_config, sft_arguments
 from reflux.finetune.train.progress import (
     Curve,
@@ -44,7 +36,7 @@ from reflux.finetune.train.progress import (
 )
 from reflux.finetune.train.trainer import StudentTrainer, naming_memory
 
-__all__ = ["LORA_DEFAULTS", "SFT_DEFAULTS", "StudentPlan", "TrainReport", "distill", "train"]
+__all__ = ["LORA_DEFAULTS", "SFT_DEFAULTS", "TrainReport", "train"]
 
 
 @dataclass(frozen=True)
@@ -167,108 +159,6 @@ def train(
 
 def _dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
     return datasets.Dataset.from_list([dict(row) for row in rows])
-
-
-@dataclass(frozen=True)
-class StudentPlan:
-    """The rows and settings of a new student."""
-
-    id: str
-    rows: Sequence[Mapping[str, Any]]
-    """In the form that `Row.train` gives."""
-    rows_digest: str
-    config: DistillConfig
-    round: int | None = None
-    parent: str | None = None
-
-
-def distill(
-    registry: Registry,
-    plan: StudentPlan,
-    progress: Callable[[str, int, int, str], None],
-    stop: threading.Event,
-) -> None:
-    """Train on the pristine base, export the adapter as GGUF, and register the whole student.
-
-    A training of the same plan that was interrupted, even killed, goes on at its last checkpoint.
-
-    Raises:
-        RefluxError: `stop` was set, or the loss is not finite.
-        UsageError: no rows, an unknown key in `sft` or `lora`, or the id exists.
-    """
-
-    def check_stop() -> None:
-        if stop.is_set():
-            raise RefluxError(
-                "training was interrupted; the same command (of a run: with --resume) goes on at "
-                "its last checkpoint"
-            )
-
-    def on_progress(state: TrainingStep) -> None:
-        check_stop()
-        progress(f"distill {plan.id}", state.step, state.steps, state.detail)
-
-    def on_note(note: str) -> None:
-        progress(f"distill {plan.id}", 0, 0, note)
-
-    registry.check_new(plan.id)
-    base = find_base(plan.config.base)
-    progress("load the base", 0, 1, "")
-    base.folder  # noqa: B018 - a GGUF is unpacked here
-    check_stop()
-    with (
-        _checkpoints(registry.root / f".{plan.id}.training", plan, base) as checkpoints,
-        registry.staging(plan.id) as (folder, card),
-    ):
-        settings = plan.config.model_dump(exclude={"base"})
-        options = {**settings, "checkpoints": checkpoints, "on_progress": on_progress}
-        launch = options.pop("launch")
-        if launch:
-            report = train_in_processes(
-                plan.rows, base, folder, launch, check_stop, on_note=on_note, **options
-            )
-            trained = TrainReport(**report)
-        else:
-            trained = train(plan.rows, base, folder, on_note=on_note, **options)
-        if can_export(base.folder):
-            export_adapter(folder, base.folder, folder / ADAPTER_GGUF)
-        progress(f"compare the engines on {plan.id}", 0, 1, "")
-        card["parity"] = certify(base, folder, plan.rows)
-        card.update(
-            parent=plan.parent,
-            round=plan.round,
-            base=StudentBase(
-                base.name,
-                "" if base.gguf is None else base.weights_digest,
-                folder_digest(base.folder),
-                base.config,
-            ),
-            rows_digest=plan.rows_digest,
-            config={**settings, "report": asdict(trained)},
-        )
-
-
-@contextmanager
-def _checkpoints(folder: Path, plan: StudentPlan, base: Base) -> Iterator[Path]:
-    """A folder of a plan's checkpoints, which stays if the block fails after the first of them.
-
-    Checkpoints of another plan, base or settings are deleted first.
-    """
-    settings = plan.config.model_dump(mode="json")
-    text = json.dumps([plan.rows_digest, base.digest, settings], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    owner = folder / "training.json"
-    if not owner.is_file() or json.loads(owner.read_text(encoding="utf-8")) != digest:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_json(owner, digest)
-    try:
-        yield folder
-    except BaseException:
-        if newest_checkpoint(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _save(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:

@@ -156,7 +156,7 @@ def climb(
     if rounds is not None and not 1 <= rounds <= len(config.rounds):
         raise UsageError(f"the config has {len(config.rounds)} rounds, not {rounds}")
     if not folder.exists:  # An invalid config begins no run.
-        from reflux.finetune.train.options import check_options
+        from reflux.finetune.distillation import check_options
 
         for spec in config.rounds:
             check_options(config.distillation(spec))
@@ -293,9 +293,9 @@ def distill(
         settings = settings.model_copy(update={"base": folder.base.config})
     rows, digest = rows_for(folder, data, settings.seed)
     folder.lock()
+    from reflux.finetune.distillation import StudentPlan
+    from reflux.finetune.distillation import distill as train_student
     from reflux.finetune.stages import cancellable
-    from reflux.finetune.train.sft import StudentPlan
-    from reflux.finetune.train.sft import distill as train_student
 
     plan = StudentPlan(id=student, rows=rows, rows_digest=digest, config=settings)
 

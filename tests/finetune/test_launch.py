@@ -14,9 +14,10 @@ import pytest
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.finetune.bases import Base
 from reflux.finetune.config import BaseConfig, DistillConfig
+from reflux.finetune.distillation import StudentPlan, distill
 from reflux.finetune.registry import Registry
 from reflux.finetune.train.launch import check_launch, train_in_processes, work
-from reflux.finetune.train.sft import StudentPlan, distill, train
+from reflux.finetune.train.sft import train
 
 pytestmark = [pytest.mark.engine, pytest.mark.process]
 

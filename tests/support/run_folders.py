@@ -58,8 +58,7 @@ def make_run(path: Path, students: Sequence[str] = ("student-r0", "student-r1"))
 
 def put_base(base: Path, put: Callable[[Any, str, Any], None] = setattr) -> None:
     """Have this process train and run a small base wherever it would the default model."""
-    from reflux.finetune import bases, run_folder
-    from reflux.finetune.train import sft
+    from reflux.finetune import bases, distillation, run_folder
 
-    for module in (bases, run_folder, sft):
+    for module in (bases, run_folder, distillation):
         put(module, "find_base", lambda config: bases.Base(config, given=base))

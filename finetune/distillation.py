@@ -1,0 +1,143 @@
+"""A student from its rows: trained, exported, compared in every engine, and registered whole.
+
+A training that was interrupted, even killed, goes on at its last checkpoint.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from reflux.agents.errors import RefluxError
+from reflux.agents.files import write_json
+from reflux.finetune.base_model import quiet_libraries
+from reflux.finetune.bases import Base, find_base, folder_digest
+from reflux.finetune.config import DistillConfig
+from reflux.finetune.export import can_export, export_adapter
+from reflux.finetune.parity import certify
+from reflux.finetune.registry import ADAPTER_GGUF, Registry, StudentBase
+from reflux.finetune.train.launch import check_launch, train_in_processes
+from reflux.finetune.train.options import lora_config, sft_arguments
+from reflux.finetune.train.progress import TrainingStep, newest_checkpoint
+from reflux.finetune.train.sft import TrainReport, train
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """The rows and settings of a new student."""
+
+    id: str
+    rows: Sequence[Mapping[str, Any]]
+    """In the form that `Row.train` gives."""
+    rows_digest: str
+    config: DistillConfig
+    round: int | None = None
+    parent: str | None = None
+
+
+def distill(
+    registry: Registry,
+    plan: StudentPlan,
+    progress: Callable[[str, int, int, str], None],
+    stop: threading.Event,
+) -> None:
+    """Train on the pristine base, export the adapter as GGUF, and register the whole student.
+
+    A training of the same plan that was interrupted, even killed, goes on at its last checkpoint.
+
+    Raises:
+        RefluxError: `stop` was set, or the loss is not finite.
+        UsageError: no rows, an unknown key in `sft` or `lora`, or the id exists.
+    """
+
+    def check_stop() -> None:
+        if stop.is_set():
+            raise RefluxError(
+                "training was interrupted; the same command (of a run: with --resume) goes on at "
+                "its last checkpoint"
+            )
+
+    def on_progress(state: TrainingStep) -> None:
+        check_stop()
+        progress(f"distill {plan.id}", state.step, state.steps, state.detail)
+
+    def on_note(note: str) -> None:
+        progress(f"distill {plan.id}", 0, 0, note)
+
+    registry.check_new(plan.id)
+    base = find_base(plan.config.base)
+    progress("load the base", 0, 1, "")
+    base.folder  # noqa: B018 - a GGUF is unpacked here
+    check_stop()
+    with (
+        _checkpoints(registry.root / f".{plan.id}.training", plan, base) as checkpoints,
+        registry.staging(plan.id) as (folder, card),
+    ):
+        settings = plan.config.model_dump(exclude={"base"})
+        options = {**settings, "checkpoints": checkpoints, "on_progress": on_progress}
+        launch = options.pop("launch")
+        if launch:
+            report = train_in_processes(
+                plan.rows, base, folder, launch, check_stop, on_note=on_note, **options
+            )
+            trained = TrainReport(**report)
+        else:
+            trained = train(plan.rows, base, folder, on_note=on_note, **options)
+        if can_export(base.folder):
+            export_adapter(folder, base.folder, folder / ADAPTER_GGUF)
+        progress(f"compare the engines on {plan.id}", 0, 1, "")
+        card["parity"] = certify(base, folder, plan.rows)
+        card.update(
+            parent=plan.parent,
+            round=plan.round,
+            base=StudentBase(
+                base.name,
+                "" if base.gguf is None else base.weights_digest,
+                folder_digest(base.folder),
+                base.config,
+            ),
+            rows_digest=plan.rows_digest,
+            config={**settings, "report": asdict(trained)},
+        )
+
+
+@contextmanager
+def _checkpoints(folder: Path, plan: StudentPlan, base: Base) -> Iterator[Path]:
+    """A folder of a plan's checkpoints, which stays if the block fails after the first of them.
+
+    Checkpoints of another plan, base or settings are deleted first.
+    """
+    settings = plan.config.model_dump(mode="json")
+    text = json.dumps([plan.rows_digest, base.digest, settings], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    owner = folder / "training.json"
+    if not owner.is_file() or json.loads(owner.read_text(encoding="utf-8")) != digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(owner, digest)
+    try:
+        yield folder
+    except BaseException:
+        if newest_checkpoint(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_options(config: DistillConfig) -> None:
+    """Check the options of a training before the work that leads to it.
+
+    Raises:
+        UsageError: one is unknown or invalid.
+    """
+    if config.launch:
+        check_launch(config.launch)
+    with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
+        sft_arguments(config.sft, scratch, config.seed, config.evaluation, config.early_stopping)
+        lora_config(config.lora)
