@@ -33,13 +33,13 @@ def stages(folder: Path, reply=exact) -> Stages:
 
 
 async def test_a_round_scores_held_out_questions_only(tmp_path: Path) -> None:
-    s = stages(tmp_path / "r")
+    s, before = stages(tmp_path / "r"), SuspiciousAddition.scored
     async with s.run:
         for number, model in ((0, "base"), (1, "student-r0"), (2, "student-r1")):
             await s.amplify(number, model)
             s.rows(number)
             await s.evaluate(number, model)
-    assert SuspiciousAddition.scored == 3 * (40 + 30)
+    assert SuspiciousAddition.scored - before == 3 * (40 + 30)
 
 
 async def test_no_held_out_question_is_in_the_rows_at_any_depth(tmp_path: Path) -> None:
