@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reflux.agents.types import ChatRequest, Sampling
@@ -27,6 +25,7 @@ from reflux.finetune.registry import ADAPTER_GGUF
 from reflux.finetune.train.packing import MODELS, pack, packable
 from reflux.finetune.train.sft import train
 from reflux.finetune.train.trainer import StudentTrainer
+from tests.support.adapters import adapter_trainer
 from tests.support.families import FAMILIES, make_family
 from tests.support.family_gguf import write_gguf
 
@@ -190,24 +189,9 @@ def silent(student: Path, folder: Path) -> Path:
 
 def trainer_of(kind: Any, base: Base, folder: Path) -> Any:
     model, tokenizer = load_base(base.folder, config=base.config)
-    args = SFTConfig(
-        output_dir=str(folder), seed=7, bf16=False, use_cpu=True, report_to="none",
-        gradient_checkpointing=False,
-        # The experts' balance is a loss of TRL's own.
-        router_aux_loss_coef=0.0 if "moe" in model.config.model_type else None,
-    )  # fmt: skip
-    trainer = kind(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(ROWS),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
-    torch.manual_seed(3)
-    for name, parameter in trainer.model.named_parameters():
-        if "lora_B" in name:  # Zero at the start, which would hide lora_A's gradients.
-            parameter.data.normal_(std=0.05)
-    return trainer
+    # The experts' balance is a loss of TRL's own.
+    balance = 0.0 if "moe" in model.config.model_type else None
+    return adapter_trainer(kind, model, tokenizer, ROWS, folder, router_aux_loss_coef=balance)
 
 
 def loss_and_gradients(trainer: Any) -> Any:

@@ -19,6 +19,7 @@ from reflux.finetune.config import BaseConfig
 from reflux.finetune.train.dataset import hold_out
 from reflux.finetune.train.sft import TrainingStep, TrainReport, train
 from reflux.finetune.train.trainer import StudentTrainer
+from tests.support.adapters import adapter_trainer
 
 pytestmark = pytest.mark.engine
 
@@ -54,31 +55,9 @@ def trained(
 
 
 def trainer_of(kind: Any, tiny_base: Path, folder: Path, **options: Any) -> Any:
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig
-
     model, tokenizer = load_base(tiny_base)
-    options = {
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "gradient_checkpointing": False,
-        **options,
-    }
-    trainer = kind(
-        model=model.float(),
-        args=SFTConfig(output_dir=str(folder), seed=7, **options),
-        train_dataset=Dataset.from_list([*ROWS[:5], row("a longer question " * 8, "12345")]),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
-    torch.manual_seed(3)
-    for name, parameter in trainer.model.named_parameters():
-        if "lora_B" in name:  # Zero at the start, which would hide lora_A's gradients.
-            parameter.data.normal_(std=0.05)
-    return trainer
+    rows = [*ROWS[:5], row("a longer question " * 8, "12345")]
+    return adapter_trainer(kind, model.float(), tokenizer, rows, folder, **options)
 
 
 def loss_and_gradients(trainer: Any, items: int | None, return_outputs: bool = False) -> Any:
