@@ -34,8 +34,8 @@ from reflux.finetune.bases import Base, find_base
 from reflux.finetune.chat_template import fit_template
 from reflux.finetune.config import BaseConfig, GateConfig
 from reflux.finetune.engine.client import BatchedClient
-from reflux.finetune.export import can_export, export_adapter
-from reflux.finetune.parity import certify
+from reflux.finetune.export.gguf import can_export, export_adapter
+from reflux.finetune.export.parity import certify
 from reflux.finetune.registry import ADAPTER_GGUF
 from reflux.finetune.train.packing import packable
 from reflux.finetune.train.sft import LORA_DEFAULTS, SFT_DEFAULTS, train

@@ -24,10 +24,10 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.cli.evaluation.command import MAX_REPLIES
 from reflux.cli.evaluation.plan import FIRST_LOOK, LOOK_GROWTH, Plan, Settings, compare
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.decisions import ALPHA, Differences, anytime_p_differ
 from reflux.graphs.evals.eval_task import FileEvalTask
 from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.questions.files import read_questions
 
 
 @dataclass(frozen=True)

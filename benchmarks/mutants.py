@@ -47,7 +47,7 @@ PARTS = {
         ["tests/finetune/test_gates.py", "tests/finetune/test_config.py"],
     ),
     "rows": (
-        ["reflux/finetune/rows.py"],
+        ["reflux/finetune/data/rows.py"],
         [f"tests/finetune/test_{name}.py" for name in ("rows", "corrections")],
     ),
 }

@@ -9,7 +9,7 @@ import torch
 
 from reflux.agents.prompts import answer_prompt
 from reflux.finetune.base_model import load_base, quiet_libraries
-from reflux.finetune.questions import anchor_prompts
+from reflux.finetune.data.questions import anchor_prompts
 from reflux.finetune.train.packing import IGNORED
 from reflux.tasks.addition import Addition, read
 
@@ -66,7 +66,7 @@ def generate_greedy(
 
 
 def row(question: str, answer: str, system: str) -> dict[str, Any]:
-    """A row as `reflux.finetune.rows` makes it."""
+    """A row as `reflux.finetune.data.rows` makes it."""
     prompt = [{"role": role, "content": text} for role, text in answer_prompt(question, system)]
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
 

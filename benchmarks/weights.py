@@ -64,7 +64,7 @@ def random_adapter(folder: Path) -> Path:
 
     from reflux.agents.clients.llama_cpp import default_gguf
     from reflux.finetune.base_model import dequantised_base, load_base
-    from reflux.finetune.export import export_adapter
+    from reflux.finetune.export.gguf import export_adapter
 
     base = dequantised_base(default_gguf())
     torch.manual_seed(0)

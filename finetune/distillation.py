@@ -19,8 +19,8 @@ from reflux.agents.files import write_json
 from reflux.finetune.base_model import quiet_libraries
 from reflux.finetune.bases import Base, find_base, folder_digest
 from reflux.finetune.config import DistillConfig
-from reflux.finetune.export import can_export, export_adapter
-from reflux.finetune.parity import certify
+from reflux.finetune.export.gguf import can_export, export_adapter
+from reflux.finetune.export.parity import certify
 from reflux.finetune.registry import ADAPTER_GGUF, Registry, StudentBase
 from reflux.finetune.train.launch import check_launch, train_in_processes
 from reflux.finetune.train.options import lora_config, sft_arguments

@@ -76,7 +76,7 @@ class Student(Strict):
     rows_digest: str
     config: dict[str, Any]
     parity: dict[str, Any] | None = None
-    """Whether every engine gives the answers of plain PEFT; see `reflux.finetune.parity`."""
+    """Whether every engine gives the answers of plain PEFT; see `reflux.finetune.export.parity`."""
     created: str
     """UTC, ISO 8601."""
     path: Path = Field(exclude=True)

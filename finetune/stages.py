@@ -17,8 +17,7 @@ from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
 from reflux.agents.tools.protocol import Grants
 from reflux.finetune.config import RoundsConfig, RoundSpec
-from reflux.finetune.gates import agreement, judge, passed_checks
-from reflux.finetune.questions import (
+from reflux.finetune.data.questions import (
     MAX_HELD_OUT,
     anchor_prompts,
     canary_prompts,
@@ -27,7 +26,8 @@ from reflux.finetune.questions import (
     overlap,
     planned_questions,
 )
-from reflux.finetune.rows import Row, rows_digest, run_rows, training_order
+from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order
+from reflux.finetune.gates import agreement, judge, passed_checks
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reflux.graphs.evals.datasets import is_hub_id
-from reflux.graphs.evals.question_forms import Keys
+from reflux.graphs.evals.questions.files import is_hub_id
+from reflux.graphs.evals.questions.forms import Keys
 
 DEFAULT_TASK = "addition"
 """The task where neither the user nor the run names one."""

@@ -8,9 +8,9 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.verifiers import Checker, RuleChecker
-from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.eval_task import JUDGE, FileEvalTask, file_eval_task
-from reflux.graphs.evals.question_forms import Form, Keys
+from reflux.graphs.evals.questions.files import read_questions
+from reflux.graphs.evals.questions.forms import Form, Keys
 from reflux.graphs.evals.scorers import FORMS, normalised
 from reflux.graphs.evals.scorers import same as same_by
 from reflux.graphs.evals.task import Task

@@ -27,9 +27,9 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         read_config,
         read_distill_config,
     )
+    from reflux.finetune.data.questions import check_questions, question_lines
+    from reflux.finetune.data.rows import Row, read_jsonl, rows_digest, run_rows, training_order
     from reflux.finetune.gates import failed_gates
-    from reflux.finetune.questions import check_questions, question_lines
-    from reflux.finetune.rows import Row, read_jsonl, rows_digest, run_rows, training_order
     from reflux.finetune.run_folder import OpenRun, RunFolder
     from reflux.report.rounds_tables import hard_lines, models_table, parity_text, rounds_tables
     from reflux.report.terminal import ERR, OUT, command, emit, say

@@ -27,9 +27,9 @@ from reflux.agents.types import ChatRequest, Completion, TokenLogprob
 from reflux.cli.evaluation.plan import Plan, Settings, compare
 from reflux.cli.evaluation.systems import code_of
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.evals.datasets import read_questions
 from reflux.graphs.evals.eval_task import EvalTask, FileEvalTask, LevelEvalTask
 from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.questions.files import read_questions
 from reflux.graphs.evals.results import Results
 from reflux.report.eval_page import write_report
 from reflux.report.eval_tables import reasons, tables

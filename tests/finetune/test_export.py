@@ -14,7 +14,7 @@ from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, default_gg
 from reflux.agents.errors import MissingError, UsageError
 from reflux.finetune.base_model import dequantised_base, load_base
 from reflux.finetune.bases import folder_digest
-from reflux.finetune.export import export_adapter
+from reflux.finetune.export.gguf import export_adapter
 
 pytestmark = pytest.mark.engine
 

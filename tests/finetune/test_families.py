@@ -19,8 +19,8 @@ from reflux.finetune.base_model import load_base
 from reflux.finetune.bases import Base
 from reflux.finetune.config import BaseConfig, BatchedConfig
 from reflux.finetune.engine.generate import GenerateScheduler, scheduler_for
-from reflux.finetune.export import can_export, export_adapter
-from reflux.finetune.parity import certify
+from reflux.finetune.export.gguf import can_export, export_adapter
+from reflux.finetune.export.parity import certify
 from reflux.finetune.registry import ADAPTER_GGUF
 from reflux.finetune.train.packing import MODELS, pack, packable
 from reflux.finetune.train.sft import train

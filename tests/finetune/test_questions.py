@@ -4,7 +4,7 @@ from pathlib import Path
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, TokenLogprob
-from reflux.finetune.questions import hardness
+from reflux.finetune.data.questions import hardness
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.evals.task import is_held_out

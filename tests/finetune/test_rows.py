@@ -9,7 +9,7 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.finetune.rows import (
+from reflux.finetune.data.rows import (
     Row,
     check_leaks,
     export,

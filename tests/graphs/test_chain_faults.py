@@ -22,7 +22,7 @@ from reflux.agents.overseers.router import Past, Routed, Router
 from reflux.agents.overseers.scripted import APPROVE, RecordedOverseer, Reviewed, ScriptedOverseer
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Exchange, Step, TokenLogprob
 from reflux.agents.verifiers import RuleChecker
-from reflux.finetune.rows import accepted
+from reflux.finetune.data.rows import accepted
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.state import Outcome

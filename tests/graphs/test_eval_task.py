@@ -14,8 +14,8 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.evals.datasets import QuestionFile, Row, read_questions
 from reflux.graphs.evals.eval_task import FileEvalTask, LevelEvalTask
+from reflux.graphs.evals.questions.files import QuestionFile, Row, read_questions
 from reflux.graphs.evals.task import is_held_out
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore

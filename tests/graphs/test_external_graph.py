@@ -24,8 +24,8 @@ from reflux.agents.errors import MissingError, RefluxError, ReplayError, UsageEr
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.evals.answers import Ledger, confidence
-from reflux.graphs.evals.datasets import QuestionFile, Row
 from reflux.graphs.evals.eval_task import FileEvalTask
+from reflux.graphs.evals.questions.files import QuestionFile, Row
 from reflux.graphs.evals.runner import EvalRunner, SystemSpec
 from reflux.graphs.external.external_graph import ExternalGraph
 from reflux.graphs.external.user_graph import Meter, UserGraph, load_graph

@@ -11,7 +11,7 @@ import pytest
 from reflux.agents.answer_checks import compact_json, json_check, schema_check
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.evals.file_task import FileTask
-from reflux.graphs.evals.question_forms import Keys
+from reflux.graphs.evals.questions.forms import Keys
 from reflux.graphs.evals.task import Task, is_held_out, score_held_out
 
 ROWS = [{"id": i, "text": f"What is {i} plus {i}?", "sum": str(2 * i)} for i in range(60)]

@@ -26,9 +26,9 @@ import pytest
 
 from reflux.agents.types import ChatRequest, Completion
 from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.data.rows import Row, accepted
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
-from reflux.finetune.rows import Row, accepted
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from tests.support.run_folders import put_base
 from tests.support.sums import FewSums, exact, timeless
@@ -66,7 +66,7 @@ MOMENTS = (
 LOADED = (
     "reflux.finetune.train.sft",
     "reflux.finetune.rounds",
-    "reflux.finetune.export",
+    "reflux.finetune.export.gguf",
     "matplotlib.pyplot",
 )
 """Imported once, by the server that forks the processes."""

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from reflux.agents.errors import MissingError, UsageError
-from reflux.graphs.evals.datasets import read_questions
-from reflux.graphs.evals.question_forms import ASK_LETTER, Keys
+from reflux.graphs.evals.questions.files import read_questions
+from reflux.graphs.evals.questions.forms import ASK_LETTER, Keys
 
 CHOICES = f"Cap?\n\nA) Rome\nB) Paris\n{ASK_LETTER}"
 

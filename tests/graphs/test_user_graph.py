@@ -28,8 +28,8 @@ from reflux.agents.clients.retries import RetryPolicy
 from reflux.agents.errors import EndpointError, MissingError, RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Origin, answer_all
-from reflux.graphs.evals.datasets import QuestionFile, Row
 from reflux.graphs.evals.eval_task import FileEvalTask
+from reflux.graphs.evals.questions.files import QuestionFile, Row
 from reflux.graphs.evals.runner import EvalRunner, SystemSpec
 from reflux.graphs.external import graph_host, user_graph, user_sources
 from reflux.graphs.external.external_graph import ExternalGraph

@@ -15,7 +15,7 @@ LOADED = (
     "pytest",  # The main module of a process that runs tests without workers.
     "reflux.finetune.train.sft",
     "reflux.finetune.rounds",
-    "reflux.finetune.export",
+    "reflux.finetune.export.gguf",
     "reflux.cli.main",
     "matplotlib.pyplot",
     "tests.support.tls",

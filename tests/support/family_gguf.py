@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
-from reflux.finetune.export import ARCHITECTURES, gguf_rows
+from reflux.finetune.export.gguf import ARCHITECTURES, gguf_rows
 from tests.support.families import MERGES, tokenizer_of
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.ask_context import open_tools
 from reflux.finetune.config import BaseConfig, RoundsConfig
+from reflux.finetune.data.questions import check_questions
 from reflux.finetune.gates import GateConfig
-from reflux.finetune.questions import check_questions
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Progress

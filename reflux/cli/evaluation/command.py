@@ -55,14 +55,14 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.human_input import interruptible
     from reflux.cli.progress import ProgressView
     from reflux.finetune.run_folder import RunFolder
-    from reflux.graphs.evals.datasets import read_questions
     from reflux.graphs.evals.eval_task import (
         EvalTask,
         FileEvalTask,
         LevelEvalTask,
         file_eval_task,
     )
-    from reflux.graphs.evals.question_forms import Keys
+    from reflux.graphs.evals.questions.files import read_questions
+    from reflux.graphs.evals.questions.forms import Keys
     from reflux.graphs.evals.results import Results
     from reflux.graphs.evals.runner import EQUAL_TOKENS, parse_systems
     from reflux.models import open_run

@@ -21,7 +21,7 @@ from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.files import read_text
 from reflux.agents.hub import online
 from reflux.agents.prompts import redact
-from reflux.graphs.evals.question_forms import Form, Keys
+from reflux.graphs.evals.questions.forms import Form, Keys
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".eval")
 """Of the files that are read in a folder."""

@@ -28,9 +28,9 @@ from reflux.agents.types import ChatRequest, Sampling
 from reflux.finetune.base_model import load_base, quiet_libraries
 from reflux.finetune.bases import Base
 from reflux.finetune.config import BatchedConfig
+from reflux.finetune.data.questions import canary_prompts
 from reflux.finetune.engine.generate import scheduler_for
 from reflux.finetune.engine.kv_cache import max_positions
-from reflux.finetune.questions import canary_prompts
 from reflux.finetune.registry import ADAPTER_GGUF
 
 ROW_PROMPTS, FIXED_PROMPTS, TOKENS = 6, 2, 8

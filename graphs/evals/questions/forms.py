@@ -24,7 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from reflux.agents.errors import UsageError
 from reflux.graphs.evals.cells import flat_values, text_of, value_at
-from reflux.graphs.evals.question_parts import (
+from reflux.graphs.evals.questions.parts import (
     ANSWERS,
     QUESTIONS,
     choices_of,

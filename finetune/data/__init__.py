@@ -1,0 +1,1 @@
+"""Questions and rows: what a round asks, and what its student is trained on."""

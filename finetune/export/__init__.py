@@ -1,0 +1,1 @@
+"""A student for other engines: its GGUF export, and the certificate that every engine agrees."""

@@ -1,0 +1,1 @@
+"""Files of questions: their formats, and the forms of their records."""
