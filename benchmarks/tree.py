@@ -2,8 +2,10 @@
 
 First, three levels of ten on a mock endpoint that takes 200 ms, with 128 requests in flight. The
 overseer splits and joins by itself (1,000 calls), or asks the model for both (1,222 calls, most of
-which wait for others). The ideal is the time that these calls take if only latency costs time: each
-starts as soon as its tree allows and a slot is free.
+which wait for others). In turns with it runs the floor: the same calls in the same tree of plain
+coroutines on `AsyncOpenAI`. The ideal is the time that these calls take if only latency costs time:
+each starts as soon as its tree allows and a slot is free. How far the floor is above the ideal says
+how fast the machine is.
 
 Then trees of up to 100,000 direct answers by an in-process function, with every call recorded. Each
 tree runs in a separate process, whose peak resident memory is read at its end.
@@ -16,12 +18,14 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.mock_endpoint import SPLIT, mock_endpoint
+from benchmarks.overhead import Plain
 from benchmarks.report import Claim, Report, middle, spread
 from reflux.agents.clients.openai import OpenAIClient
 from reflux.agents.overseers.protocol import PASS, OverseerContext
@@ -175,24 +179,48 @@ def ideal_waves(shape: Shape, slots: int, *, model: bool) -> int:
     return waves
 
 
-async def timed(config: Config, *, model: bool) -> list[float]:
-    """Wall seconds of the wide tree on the mock endpoint, after one warm-up."""
+async def plain(shape: Shape, ask: Callable[[str], Awaitable[Any]], *, model: bool) -> None:
+    """The tree's calls as coroutines that wait for one another, and nothing else."""
+
+    async def node(path: str, depth: int) -> None:
+        if depth == shape.levels:
+            await ask(path)
+            return
+        if model:
+            await ask(f"{SPLIT}{shape.fanout} {path}")
+        await asyncio.gather(*(node(f"{path}{i}/", depth + 1) for i in range(shape.fanout)))
+        if model:
+            await ask(f"{JOIN} {path}")
+
+    await node("/", 0)
+
+
+async def timed(config: Config, *, model: bool) -> tuple[list[float], list[float]]:
+    """Wall seconds of the wide tree and of its floor on the mock endpoint, after a warm-up each."""
     seconds: list[float] = []
+    floor: list[float] = []
     shape, concurrency = config.wide, config.concurrency
     above = (shape.leaves - 1) // (shape.fanout - 1)
     due = shape.leaves + (2 * above if model else 0)
     with mock_endpoint() as endpoint, tempfile.TemporaryDirectory() as folder:
         client = OpenAIClient(endpoint.base_url(config.latency_ms), "none", concurrency=concurrency)
         store = TraceStore(Path(folder, "t.db"))
+        floor_client = Plain(endpoint.base_url(config.latency_ms), concurrency)
+        arms: list[tuple[list[float], Callable[[], Awaitable[Any]]]] = [
+            (seconds, lambda: answered(shape, client, store, model=model)),
+            (floor, lambda: plain(shape, floor_client.ask, model=model)),
+        ]
         for _ in range(1 + config.repeats):
-            before, begun = endpoint.count(), time.perf_counter()
-            await answered(shape, client, store, model=model)
-            seconds.append(time.perf_counter() - begun)
-            if (made := endpoint.count() - before) != due:
-                raise RuntimeError(f"{made} requests where {due} were due")
+            for times, arm in arms:
+                before, begun = endpoint.count(), time.perf_counter()
+                await arm()
+                times.append(time.perf_counter() - begun)
+                if (made := endpoint.count() - before) != due:
+                    raise RuntimeError(f"{made} requests where {due} were due")
         store.close()
         await client.close()
-    return seconds[1:]
+        await floor_client.close()
+    return seconds[1:], floor[1:]
 
 
 def grown(shape: Shape) -> dict[str, Any]:
@@ -231,7 +259,7 @@ def _peak_mb() -> float:
 def wide(config: Config, report: Report) -> None:
     """Wall time against the ideal, with and without dependent calls."""
     for model in (False, True):
-        seconds = asyncio.run(timed(config, model=model))
+        seconds, floor = asyncio.run(timed(config, model=model))
         waves = ideal_waves(config.wide, config.concurrency, model=model)
         ideal = waves * config.latency_ms / 1e3
         ratio = [round(value / ideal, 4) for value in seconds]
@@ -246,6 +274,7 @@ def wide(config: Config, report: Report) -> None:
                 "ideal_s": round(ideal, 3),
                 "wall_s": round(middle(seconds), 3),
                 "wall_spread": [round(value, 3) for value in spread(seconds)],
+                "floor_s": round(middle(floor), 3),
             }
         )
         who = "the model" if model else "a script"
@@ -253,6 +282,13 @@ def wide(config: Config, report: Report) -> None:
             Claim(
                 f"wall, times the ideal of {ideal:.1f} s; split and joined by {who}",
                 middle(ratio), "<=", 1.5, len(ratio), spread(ratio),
+            )
+        )  # fmt: skip
+        beside = [round(ours / least, 4) for ours, least in zip(seconds, floor, strict=True)]
+        report.claims.append(
+            Claim(
+                f"wall, times plain coroutines on AsyncOpenAI; split and joined by {who}",
+                middle(beside), "<=", 1.5, len(beside), spread(beside),
             )
         )  # fmt: skip
 
