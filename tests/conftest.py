@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Workers share the cores: who waits lets the others work. It is read when torch is first imported,
 # here or in the process that forks the commands.
 os.environ.setdefault(SPIN_VARIABLE, SPINS)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # A core for each worker.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # A core for each worker …
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")  # … also where llama.cpp asks for two.
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so every command that
 # they start. These tests interrupt commands.
