@@ -1,5 +1,6 @@
 """Fixtures that several test files share, and the order in which two workers take the files."""
 
+import gc
 import os
 import re
 import signal
@@ -60,6 +61,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         rank = LONGEST.index(name) - len(LONGEST) if name in LONGEST else rank
         ranks[item.path] = min(rank, ranks.get(item.path, rank))
     items.sort(key=lambda item: ranks[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of every later garbage collection."""
+    gc.freeze()
 
 
 class Files(LoadFileScheduling):
