@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from _pytest.mark.expression import Expression
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
+import tests.support.tls  # noqa: F401 - its effect is wanted
 from reflux.agents.clients.llama_cpp import SPIN_VARIABLE, SPINS
 from reflux.graphs.traces.store import TraceStore
 
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 os.environ.setdefault(SPIN_VARIABLE, SPINS)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # A core for each worker …
 os.environ.setdefault("OMP_THREAD_LIMIT", "1")  # … also where llama.cpp asks for two.
+
+# Thousands of stores are made and dropped, and a disk takes longer to keep each than a test to use it.
+MEMORY = Path("/dev/shm")  # noqa: S108 - pytest makes a folder of its own in it
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so every command that
 # they start. These tests interrupt commands.

@@ -26,9 +26,11 @@ pytestmark = [
 CONFIG = """\
 task: addition
 rounds:
-  - {level: 1, held_out: 6, primitive_repeats: 1}
-  - {level: 2, questions: 12, held_out: 6, primitive_repeats: 1}
-questions_per_level: 4
+  - {level: 1, held_out: 4, primitive_repeats: 1}
+  - {level: 2, questions: 8, held_out: 4, primitive_repeats: 1}
+questions_per_level: 2
+limits: {attempts: 1}  # A student of two steps says nothing that a second try would mend.
+votes: {max_votes: 1}
 anchor: 3
 anchor_tokens: 4
 canaries: 2
