@@ -27,7 +27,7 @@ os.environ.setdefault(SPIN_VARIABLE, SPINS)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # A core for each worker …
 os.environ.setdefault("OMP_THREAD_LIMIT", "1")  # … also where llama.cpp asks for two.
 
-# Thousands of stores are made and dropped, and a disk takes longer to keep each than a test to use it.
+# Thousands of stores are made and dropped; a disk takes longer to keep one than a test to use it.
 MEMORY = Path("/dev/shm")  # noqa: S108 - pytest makes a folder of its own in it
 if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
