@@ -88,6 +88,8 @@ def serve(
             ERR.print(f"{run}: page {url}, API {url}/v1; press Ctrl-C to stop")
         options = server_config(app, timeout_graceful_shutdown=STOP_SECONDS)
         uvicorn.Server(options).run(sockets=[listening])
+        # It returns where the process was started with SIGINT ignored, as a shell's `&` does.
+        raise KeyboardInterrupt
 
 
 def _bound(host: str, port: int) -> socket.socket:
