@@ -69,6 +69,8 @@ class AskOptions:
     temperature: float | None = None
     """None: the first vote is greedy, and the others have the policy's temperature."""
     seed: int = 0
+    candidates: int = 0
+    """Decompositions that are weighed against the direct answer; 0: the overseer's answer stands."""
     endpoint: Mapping[str, str] = field(default_factory=dict[str, str])
     """Variables of the endpoint that was asked, without its key; empty for a server's."""
 
@@ -93,6 +95,7 @@ class AskOptions:
             max_tokens=context.max_tokens if isinstance(context.max_tokens, int) else None,
             max_votes=context.votes.max_votes,
             seed=context.seed,
+            candidates=context.weighing.decompositions if context.weighing else 0,
         )
 
     def votes(self) -> VotePolicy:

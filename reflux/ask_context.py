@@ -28,6 +28,7 @@ from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AS_OVERSEER, AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.evals.task import task_context
@@ -156,6 +157,7 @@ def context_of(
         votes=options.votes(),
         max_tokens=MAX_TOKENS,
         seed=options.seed,
+        weighing=Weighing(options.candidates) if options.candidates else None,
     )
     if task is not None:
         context = task_context(context, task)

@@ -150,8 +150,9 @@ class ModelOverseer:
     ) -> Completion:
         """The model's reply; `prompt` takes the characters of the transcript, which are halved as
         long as the request does not fit into the model's context."""
-        temperature = max(self.temperature, self.retry_temperature if retry else 0.0)
-        sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + retry)
+        again = retry + self.max_tries * context.attempt
+        temperature = max(self.temperature, self.retry_temperature if again else 0.0)
+        sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + again)
         model = self.model or context.model
         chars = self.transcript_chars
         while True:
