@@ -70,7 +70,7 @@ class AskOptions:
     """None: the first vote is greedy, and the others have the policy's temperature."""
     seed: int = 0
     candidates: int = 0
-    """Decompositions that are weighed against the direct answer; 0: the overseer's answer stands."""
+    """Decompositions to weigh against the direct answer; 0: the overseer's answer stands."""
     endpoint: Mapping[str, str] = field(default_factory=dict[str, str])
     """Variables of the endpoint that was asked, without its key; empty for a server's."""
 

@@ -157,7 +157,7 @@ def context_of(
         votes=options.votes(),
         max_tokens=MAX_TOKENS,
         seed=options.seed,
-        weighing=Weighing(options.candidates) if options.candidates else None,
+        weighing=Weighing.of(options.candidates),
     )
     if task is not None:
         context = task_context(context, task)

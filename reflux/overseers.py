@@ -10,6 +10,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
+from reflux.graphs.amplify.weighing import DECOMPOSITIONS
 from reflux.graphs.external.user_code import load_instance
 from reflux.graphs.external.user_sources import is_reference
 
@@ -55,6 +56,14 @@ def _own_overseer(name: str) -> Overseer:
             "(question, transcript, may_ask) that returns a step"
         )
     return ScriptedOverseer(name, cast(ScriptedStep, made))
+
+
+def candidates_of(overseer: str, asked: int | None = None) -> int:
+    """Decompositions that are weighed against the direct answer: as many as were `asked` for, else
+    0 for every overseer but a model, whose decompositions may make an answer worse."""
+    if asked is not None:
+        return asked
+    return DECOMPOSITIONS if overseer == DEFAULT_OVERSEER else 0
 
 
 def with_max_tokens(overseer: Overseer, max_tokens: int | None) -> Overseer:

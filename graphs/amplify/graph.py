@@ -44,7 +44,7 @@ from reflux.graphs.amplify.state import (
     plus,
 )
 from reflux.graphs.amplify.steps import StepResult, listening, overseer_at, retry_index, take_step
-from reflux.graphs.amplify.verify import check
+from reflux.graphs.amplify.verify import NOT_DIVIDED, check
 from reflux.graphs.traces.events import answered
 
 Ran = Runtime[AmplifyContext]
@@ -126,8 +126,7 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     state = {**state, "spent": spent}
     if not _divides(step, state, context):
         if context.weighs(state["depth"]):  # The agent has answered already.
-            note = step.note if isinstance(step, Ask) else ""
-            return {**advance, "error": note or "the overseer does not divide it"}
+            return {**advance, "error": NOT_DIVIDED}
         return {**advance, **await _leave_to_agent(state, context)}
     if isinstance(step, Chain):
         return {**advance, **await _chained(state, context, step)}

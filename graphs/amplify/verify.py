@@ -28,6 +28,8 @@ from reflux.graphs.amplify.state import (
 from reflux.graphs.amplify.steps import listening, retry_index, step_key
 from reflux.graphs.amplify.weighing import Candidate, Choice, Weighing
 
+NOT_DIVIDED = "the overseer does not divide it"
+"""Why an attempt gives no candidate; the step's own note says more."""
 UNCONFIRMED = "unconfirmed"
 """The rule that an answer breaks on which too few attempts agree."""
 UNEXAMINED = "unexamined"
@@ -141,8 +143,8 @@ def _weigh(state: AmplifyState, context: AmplifyContext, proposal: str | None) -
         status = accepted_status(has_check=False, truncated=chosen["truncated"])
         answer = chosen["answer"]
         ended = {"answer": answer, "status": status, "error": None, "spent": spent}
-        undivided = f"not divided: {state['error']}" if proposal is None and state["error"] else ""
-        note = "; ".join(filter(None, (choice.detail["note"], undivided)))
+        failure = None if state["error"] == NOT_DIVIDED else state["error"]
+        note = "; ".join(filter(None, (choice.detail["note"], failure)))
         weighed = choice.detail | {"note": note}
         return {"outcome": ended, "candidates": candidates, "weighed": weighed}
     candidates_so_far = choice.detail["candidates"]

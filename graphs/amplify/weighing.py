@@ -43,11 +43,15 @@ class Choice:
     """For the record: each answer with its weight."""
 
 
+DECOMPOSITIONS = 2
+"""Default of a model as overseer: the fewest that can outvote the direct answer."""
+
+
 @dataclass(frozen=True)
 class Weighing:
     """What the direct answer and each decomposition's answer weigh."""
 
-    decompositions: int = 2
+    decompositions: int = DECOMPOSITIONS
     """Maximum decompositions of the root question."""
     direct: float = 1.5
     divided: float = 1.0
@@ -56,6 +60,11 @@ class Weighing:
 
     def __post_init__(self) -> None:
         check_range("candidates", self.decompositions, least=1)
+
+    @classmethod
+    def of(cls, decompositions: int) -> "Weighing | None":
+        """So many decompositions; None for 0, where the overseer's answer stands."""
+        return cls(decompositions) if decompositions else None
 
     def weights(self, question: str) -> tuple[float, float]:
         """The weight of the direct answer, and of one decomposition's answer."""

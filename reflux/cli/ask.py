@@ -21,7 +21,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.rounds import shipped_config
     from reflux.finetune.config import RoundsConfig, read_config
     from reflux.finetune.run_folder import OpenRun, RunFolder
-    from reflux.graphs.amplify.context import AmplifyContext, Limits
+    from reflux.graphs.amplify.context import AmplifyContext
     from reflux.graphs.amplify.interrupts import Pending
     from reflux.graphs.amplify.state import Outcome, is_accepted
     from reflux.graphs.ask import Answered, Origin, WaitForHumans, go_on
@@ -31,7 +31,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.recompute import revised_context
     from reflux.graphs.traces.tree import Node, find_question, load_tree
     from reflux.models import as_asked, asked_at, endpoint, open_run
-    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named
+    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, candidates_of, overseer_named
     from reflux.report.terminal import (
         OUT,
         answer_line,
@@ -57,6 +57,7 @@ def ask(
     model: contract.Model = None,
     base: contract.BaseName = "",
     overseer: contract.Overseer = None,
+    candidates: contract.Candidates = None,
     tool: contract.Tools = None,
     depth: contract.Depth = 1,
     calls: contract.Calls = 1000,
@@ -86,10 +87,11 @@ def ask(
         "" if task_name else overseer or DEFAULT_OVERSEER,
         agent,
         tuple(tool or ()),
-        Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
+        contract.limits_of(depth, calls, tokens, seconds, candidates),
         None if task_name else max_tokens,
         task_name,
         endpoint=asked_at(model),
+        candidates=candidates_of("" if task_name else overseer or DEFAULT_OVERSEER, candidates),
     )
     origin = Origin.new(folder.id, "ask", task_name)
 

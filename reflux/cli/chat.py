@@ -24,7 +24,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
     from reflux.cli.human_input import is_terminal, read_lines
     from reflux.cli.progress import LiveTree
-    from reflux.graphs.amplify.context import Limits
     from reflux.graphs.amplify.state import is_accepted
     from reflux.graphs.ask_options import ALONE, AskOptions
     from reflux.graphs.traces.revisions import newest
@@ -62,6 +61,7 @@ def chat(
     task: Annotated[
         str | None, typer.Option(help="Ask questions of this task, with its overseer.")
     ] = None,
+    candidates: contract.Candidates = None,
     tool: contract.Tools = None,
     depth: contract.Depth = 1,
     calls: contract.Calls = 1000,
@@ -100,10 +100,10 @@ def chat(
     conversation = resume(run, resumed) if resumed else begin(run)
     opened, agent = open_run(contract.folder_of(run, base), model)
     name = "" if task else overseer or DEFAULT_OVERSEER
-    limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
+    limits = contract.limits_of(depth, calls, tokens, seconds, candidates)
     options = AskOptions(
         name, agent, tuple(tool or ()), limits, max_tokens, task or "",
-        endpoint=asked_at(model),
+        endpoint=asked_at(model), candidates=candidates_of(name, candidates),
     )  # fmt: skip
     session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:

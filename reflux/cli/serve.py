@@ -17,7 +17,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from dataclasses import replace
 
     from reflux.agents.errors import UsageError
-    from reflux.graphs.amplify.context import Limits
     from reflux.report.terminal import ERR, emit
     from reflux.server.settings import (
         ServeSettings,
@@ -44,6 +43,7 @@ def serve(
     model: contract.Model = None,
     base: contract.BaseName = "",
     overseer: contract.Overseer = "model",
+    candidates: contract.Candidates = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.")
     ] = None,
@@ -74,7 +74,8 @@ def serve(
         model=model or "",
         endpoints=endpoints,
         config=config.absolute() if config else None,
-        limits=Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
+        candidates=candidates,
+        limits=contract.limits_of(depth, calls, tokens, seconds, candidates),
         max_tokens=max_tokens or 512,
     )
     app = create_app(folder, settings)

@@ -1,16 +1,19 @@
 """The direct answer to a root question is weighed against those of several decompositions."""
 
-from typing import Any
-
 import pytest
 
+from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, OverseerContext
 from reflux.agents.overseers.router import Past, Router
-from reflux.agents.types import Answer, Ask, Step
-from reflux.agents.verifiers import RuleChecker
-from reflux.graphs.amplify.context import CheckPolicy, Limits
+from reflux.agents.types import Answer, Ask, ChatRequest, Step
+from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Candidate, Weighing, agree
+from reflux.graphs.ask import Amplified
+from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.tree import load_tree
+from tests.support.amplifying import ONE_VOTE, answers_of, asked_of, rejecting
 
 QUESTION = "Which is older, A or B?"
 
@@ -84,3 +87,105 @@ def test_a_router_weighs_by_what_was_right_on_like_questions() -> None:
     assert choice is not None
     assert choice.candidate["answer"] == "b"
     assert weighing.weights("何時ですか") == (1.5, 1.0)
+
+
+class Dividing:
+    """Asks what stands at the place of its attempt, and answers with the reply."""
+
+    name = "dividing"
+
+    def __init__(self, *parts: str) -> None:
+        self.parts = parts
+        self.attempts: list[int] = []
+
+    async def act(self, context: OverseerContext) -> Step:
+        if context.path:
+            return PASS
+        if context.transcript:
+            return Answer(str(context.transcript[-1].answer))
+        self.attempts.append(context.attempt)
+        part = self.parts[context.attempt]
+        return Ask.of(part) if part else Ask((), "not decomposable: too plain")
+
+
+def reply(request: ChatRequest) -> str:
+    asked = request.messages[-1][1]
+    return "direct" if asked == "root" else asked
+
+
+def weighed(
+    store: TraceStore, overseer: Dividing, **other: object
+) -> tuple[Amplified, ScriptedClient]:
+    client = ScriptedClient(reply)
+    options = {"votes": ONE_VOTE, "weighing": Weighing()} | other
+    context = AmplifyContext(RecordedClient(client, store), "base", [overseer], **options)  # type: ignore[arg-type]
+    return Amplified(context), client
+
+
+@pytest.mark.parametrize(
+    ("parts", "answer", "calls"),
+    [
+        (("direct",), "direct", 2),
+        (("x", "x"), "x", 3),
+        (("x", "y"), "direct", 3),
+        (("x", "direct"), "direct", 3),
+        (("",), "direct", 1),
+        (("x", ""), "direct", 2),
+    ],
+)
+async def test_decompositions_follow_until_none_could_change_the_answer(
+    store: TraceStore, parts: tuple[str, ...], answer: str, calls: int
+) -> None:
+    overseer = Dividing(*parts)
+    system, client = weighed(store, overseer)
+    outcome = await answers_of(system, "root")
+    assert (outcome["answer"], outcome["status"]) == (answer, "unchecked")
+    assert outcome["spent"]["calls"] == len(client.requests) == calls
+    assert asked_of(client)[0] == "root"
+    assert overseer.attempts == list(range(len(parts)))
+    again = await answers_of(system, "root")
+    assert again["answer"] == answer
+    assert len(client.requests) == calls
+
+
+async def test_the_record_says_what_each_answer_weighed(store: TraceStore) -> None:
+    system, _ = weighed(store, Dividing("x", "x"))
+    await answers_of(system, "root")
+    assert load_tree(store, "root-id").note == (
+        "'direct' weighs 1.5 (the direct answer); 'x' weighs 2 (2 decompositions)"
+    )
+    system, _ = weighed(store, Dividing(""))
+    await store.add_question({"id": "other", "text": "root"})
+    await system.answer("root", "other")
+    assert load_tree(store, "other").note == "not decomposable: too plain"
+
+
+async def test_where_there_is_a_check_the_first_answer_that_passes_it_stands(
+    store: TraceStore,
+) -> None:
+    system, client = weighed(store, Dividing("x", "y"), checker=rejecting("direct"))
+    outcome = await answers_of(system, "root")
+    assert (outcome["answer"], outcome["status"]) == ("x", "ok")
+    assert asked_of(client) == ["root", "x"]
+
+
+async def test_a_budget_that_ends_leaves_the_direct_answer(store: TraceStore) -> None:
+    system, _ = weighed(store, Dividing("x", "x"), limits=Limits(calls=1))
+    outcome = await answers_of(system, "root")
+    assert (outcome["answer"], outcome["status"]) == ("direct", "unchecked")
+
+
+async def test_an_overseer_that_fails_leaves_the_direct_answer(store: TraceStore) -> None:
+    system, client = weighed(store, Dividing())
+    outcome = await answers_of(system, "root")
+    assert (outcome["answer"], outcome["status"]) == ("direct", "unchecked")
+    assert "IndexError" in load_tree(store, "root-id").note
+    assert len(client.requests) == 1
+
+
+async def test_candidates_need_attempts_and_no_other_rule_of_acceptance(store: TraceStore) -> None:
+    system, _ = weighed(store, Dividing(), limits=Limits(attempts=2))
+    with pytest.raises(UsageError, match="candidates is 2 and .* only 2: raise"):
+        await answers_of(system, "root")
+    with pytest.raises(UsageError, match="leave out"):
+        weighed(store, Dividing(), checks=CheckPolicy(confirm=2))

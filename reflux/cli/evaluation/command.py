@@ -15,6 +15,7 @@ from reflux.cli.contract import (
     MARGIN,
     Again,
     BaseName,
+    Candidates,
     Concurrency,
     Configurable,
     Depth,
@@ -66,7 +67,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.evals.results import Results
     from reflux.graphs.evals.runner import EQUAL_TOKENS, parse_systems
     from reflux.models import open_run
-    from reflux.overseers import overseer_named
+    from reflux.overseers import candidates_of, overseer_named
     from reflux.report.eval_tables import tables
     from reflux.report.inspect_log import check_log_path, write_logs
     from reflux.report.terminal import OUT, emit, say
@@ -133,6 +134,7 @@ def evaluate_systems(
     overseer: Annotated[
         str, typer.Option(help="Overseer of a file's questions: model, plain or FILE.py:NAME.")
     ] = "",
+    candidates: Candidates = None,
     tool: Tools = None,
     compare: Annotated[
         list[str] | None,
@@ -208,6 +210,8 @@ def evaluate_systems(
         tool = list(made.tool_names)
         eval_task: EvalTask = LevelEvalTask(made, level or LEVEL, limit or LIMIT)
         source: dict[str, Any] = {"task": name, "level": level or LEVEL}
+        own = folder.rounds_config() if task is None else None
+        settings = replace(settings, candidates=own.candidates if own else 0)
     else:
         if task or level:
             raise UsageError("--data has its own questions: leave --task and --level out")
@@ -217,12 +221,15 @@ def evaluate_systems(
         settings = replace(
             settings,
             overseer=_overseer(overseer),
+            candidates=candidates_of(_overseer(overseer)),
             max_tokens=max_tokens or MAX_TOKENS,
             system=eval_task.file.system,
         )
         source = {
             "data": data, "repeats": eval_task.file.repeats, "unused": list(eval_task.file.unused)
         }  # fmt: skip
+    if candidates is not None:
+        settings = replace(settings, candidates=candidates)
     seeds = tuple(dict.fromkeys(seed or [1]))
     prices = prices_of(folder, price or [])
     if out is not None:

@@ -16,6 +16,7 @@ from reflux.cli.evaluation.systems import SystemSpecs
 from reflux.cli.human_input import interruptible
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.evals.decisions import Decision
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.results import Grading, Results
@@ -49,6 +50,8 @@ class Settings:
     seconds: float | None = None
     overseer: str = ""
     """Of a file's questions; a task has its own."""
+    candidates: int = 0
+    """Decompositions to weigh against the direct answer; 0: the overseer's answer stands."""
     max_tokens: int = 0
     """Of an answer to a file's question; a task has its own limit."""
     system: str = ""
@@ -58,8 +61,22 @@ class Settings:
         self, opened: OpenRun, model: str, seed: int, eval_task: EvalTask, grants: Grants = NONE
     ) -> AmplifyContext:
         """The context of one system."""
-        limits = Limits(self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
-        context = AmplifyContext(opened.recorded_client, model, (), limits=limits, seed=seed)
+        attempts = max(Limits.attempts, 1 + self.candidates)
+        limits = Limits(
+            self.depth,
+            attempts=attempts,
+            calls=self.calls,
+            tokens=self.tokens,
+            seconds=self.seconds,
+        )
+        context = AmplifyContext(
+            opened.recorded_client,
+            model,
+            (),
+            limits=limits,
+            seed=seed,
+            weighing=Weighing.of(self.candidates),
+        )
         if self.overseer:
             context = replace(
                 context,
