@@ -29,7 +29,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.traces.revisions import newest
     from reflux.graphs.traces.tree import Node, load_tree
     from reflux.models import BASE, asked_at, endpoint, open_run
-    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named
+    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, candidates_of, overseer_named
     from reflux.report.terminal import (
         ERR,
         OUT,

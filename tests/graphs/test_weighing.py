@@ -185,7 +185,7 @@ async def test_an_overseer_that_fails_leaves_the_direct_answer(store: TraceStore
 
 async def test_candidates_need_attempts_and_no_other_rule_of_acceptance(store: TraceStore) -> None:
     system, _ = weighed(store, Dividing(), limits=Limits(attempts=2))
-    with pytest.raises(UsageError, match="candidates is 2 and .* only 2: raise"):
+    with pytest.raises(UsageError, match=r"candidates is 2 and .* only 2: raise"):
         await answers_of(system, "root")
     with pytest.raises(UsageError, match="leave out"):
         weighed(store, Dividing(), checks=CheckPolicy(confirm=2))
