@@ -58,12 +58,12 @@ def _own_overseer(name: str) -> Overseer:
     return ScriptedOverseer(name, cast(ScriptedStep, made))
 
 
-def candidates_of(overseer: str, asked: int | None = None) -> int:
+def candidates_of(overseer: Overseer | None, asked: int | None = None) -> int:
     """Decompositions that are weighed against the direct answer: as many as were `asked` for, else
     0 for every overseer but a model, whose decompositions may make an answer worse."""
     if asked is not None:
         return asked
-    return DECOMPOSITIONS if overseer == DEFAULT_OVERSEER else 0
+    return DECOMPOSITIONS if isinstance(overseer, ModelOverseer) else 0
 
 
 def with_max_tokens(overseer: Overseer, max_tokens: int | None) -> Overseer:

@@ -91,7 +91,9 @@ def ask(
         None if task_name else max_tokens,
         task_name,
         endpoint=asked_at(model),
-        candidates=candidates_of("" if task_name else overseer or DEFAULT_OVERSEER, candidates),
+        candidates=candidates_of(
+            None if task_name else overseer_named(overseer or DEFAULT_OVERSEER), candidates
+        ),
     )
     origin = Origin.new(folder.id, "ask", task_name)
 

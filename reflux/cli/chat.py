@@ -93,17 +93,18 @@ def chat(
         raise UsageError(
             "--tool needs an overseer: with --overseer plain, too, the agent answers by itself"
         )
+    decomposer = None
     if task is not None:
         task_named(task, contract.folder_of(run, base))
     elif overseer != ALONE:
-        overseer_named(overseer or DEFAULT_OVERSEER)
+        decomposer = overseer_named(overseer or DEFAULT_OVERSEER)
     conversation = resume(run, resumed) if resumed else begin(run)
     opened, agent = open_run(contract.folder_of(run, base), model)
     name = "" if task else overseer or DEFAULT_OVERSEER
     limits = contract.limits_of(depth, calls, tokens, seconds, candidates)
     options = AskOptions(
         name, agent, tuple(tool or ()), limits, max_tokens, task or "",
-        endpoint=asked_at(model), candidates=candidates_of(name, candidates),
+        endpoint=asked_at(model), candidates=candidates_of(decomposer, candidates),
     )  # fmt: skip
     session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:

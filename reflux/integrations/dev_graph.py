@@ -130,7 +130,7 @@ def chat_graph(
             agent.name(settings.model),
             limits=Limits(depth=settings.depth, attempts=settings.attempts, calls=settings.calls),
             max_tokens=settings.max_tokens,
-            candidates=candidates_of(settings.overseer, settings.candidates),
+            candidates=candidates_of(overseers.get(settings.overseer), settings.candidates),
         )
         amplified = context_of(opened, options, overseers, **context)
         amplified = replace(amplified, emit=lambda event: here.run(runtime.stream_writer, event))

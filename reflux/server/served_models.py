@@ -261,7 +261,7 @@ def _tree_answer(
         limits=settings.limits,
         max_tokens=request.token_limit or (None if task else settings.max_tokens),
         task=task.name if task else "",
-        candidates=candidates_of("" if task else tree.name, settings.candidates),
+        candidates=candidates_of(None if task else tree.overseer, settings.candidates),
         temperature=request.temperature,
         seed=_draw_seed(request),
     )

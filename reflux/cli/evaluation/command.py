@@ -221,7 +221,7 @@ def evaluate_systems(
         settings = replace(
             settings,
             overseer=_overseer(overseer),
-            candidates=candidates_of(_overseer(overseer)),
+            candidates=candidates_of(overseer_named(_overseer(overseer))),
             max_tokens=max_tokens or MAX_TOKENS,
             system=eval_task.file.system,
         )
