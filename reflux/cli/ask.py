@@ -82,6 +82,7 @@ def ask(
             text = task_named(task_name, folder).from_user(question)
         except UsageError as error:
             raise UsageError(f"{error}; for any other question add --overseer model") from error
+    decomposer = None if task_name else overseer_named(overseer or DEFAULT_OVERSEER)
     opened, agent = open_run(folder, model)
     options = AskOptions(
         "" if task_name else overseer or DEFAULT_OVERSEER,
@@ -91,9 +92,7 @@ def ask(
         None if task_name else max_tokens,
         task_name,
         endpoint=asked_at(model),
-        candidates=candidates_of(
-            None if task_name else overseer_named(overseer or DEFAULT_OVERSEER), candidates
-        ),
+        candidates=candidates_of(decomposer, candidates),
     )
     origin = Origin.new(folder.id, "ask", task_name)
 
