@@ -73,7 +73,7 @@ PLAN: Example = (
         "ask": [
             {"question": "What colour is grass?", "needs": []},
             {"question": "What colour is snow?", "needs": []},
-            {"question": "Grass is {0}, snow is {1}. Name the colours of both.", "needs": [0, 1]},
+            {"question": "Grass is {0}, snow is {1}. Name both colours.", "needs": [0, 1]},
         ]
     },
 )

@@ -97,7 +97,7 @@ class Demonstration:
         """The steps after the first, and the answer, as far as the sub-answers are known."""
         examples: list[Example] = []
         transcript: list[Exchange] = []
-        for step, following in zip(self.steps, [*self.steps[1:], None], strict=True):
+        for step, following in zip(self.steps, [*self.steps[1:], None], strict=False):
             transcript += step.exchanges
             if len(step.answers) < len(step.ask):
                 break
@@ -110,7 +110,9 @@ class Demonstration:
     def to_json(self) -> dict[str, Any]:
         """The object of a line."""
         steps = [step.to_json() for step in self.steps]
-        body = {"steps": steps} if steps[1:] else steps[0] if steps else {"ask": []}
+        body: dict[str, Any] = {"steps": steps}
+        if not steps[1:]:
+            body = steps[0] if steps else {"ask": []}
         answer = {"answer": self.answer} if self.answer else {}
         return {"question": self.question, **body, **answer}
 

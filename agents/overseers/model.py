@@ -134,7 +134,8 @@ class ModelOverseer:
             lambda chars: answer_now_prompt(context.question, context.transcript, chars),
             retry,
         )
-        answer = read_answer(reply.text)
+        labelled = None if self.form == "json" else read_lines(reply.text).answer
+        answer = labelled or read_answer(reply.text)
         if answer is None:
             return self._problem(reply, "answer")
         passes = not context.transcript and answer.strip(" .\"'").upper() == "PASS"
