@@ -71,6 +71,8 @@ class AskOptions:
     seed: int = 0
     endpoint: Mapping[str, str] = field(default_factory=dict[str, str])
     """Variables of the endpoint that was asked, without its key; empty for a server's."""
+    demos: Mapping[str, str] = field(default_factory=dict[str, str])
+    """`file` and `digest` of the overseer's demonstrations; empty without any."""
 
     @classmethod
     def of(cls, context: AmplifyContext, overseer: str = "") -> "AskOptions":

@@ -45,6 +45,13 @@ Overseer = Annotated[
         help="The overseer of any question: model, plain, human, reviewed or FILE.py:NAME."
     ),
 ]
+Demos = Annotated[
+    Path | None,
+    typer.Option(
+        "--demos",
+        help="Demonstrations for the overseer model: JSONL, as `reflux demos make` writes it.",
+    ),
+]
 Tools = Annotated[
     list[str] | None,
     typer.Option(

@@ -62,6 +62,8 @@ class ServeSettings(Access):
     """The key that clients must send; required unless `host` is a loopback address."""
     overseer: str = DEFAULT_OVERSEER
     """The overseer of the model `amplified`."""
+    demos: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Its demonstrations, as `AskOptions` record them."""
     model: str = ""
     """The agent; if empty, the promoted student, or `base`."""
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict[str, Endpoint])
