@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reflux.agents.overseers.batch import alike, settle
-from reflux.agents.overseers.nearness import Embed, TrigramIndex, installed_embedding
+from reflux.agents.overseers.embedding import Embed, installed_embedding
+from reflux.agents.overseers.trigrams import TrigramIndex
 from reflux.agents.prompts import Example
 from reflux.agents.types import REFERENCE, Exchange, SubQuestion
 
 INDIVISIBLE = "one simple question"
-CANDIDATES = 200
+CANDIDATES = 64
 """Demonstrations that are embedded for a question: the nearest by trigrams."""
 MAX_CACHED = 10_000
 """Questions whose nearest demonstrations are remembered."""

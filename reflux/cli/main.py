@@ -90,6 +90,7 @@ reflux plan --run runs/adds --target 0.999 --price 0.5
 reflux serve --run runs/adds
 reflux serve --port 8080 --config serve.yaml
 reflux doctor
+reflux doctor --probe --model llama3.2
 reflux demos make --run runs/adds --out demos.jsonl
 reflux demos make --task chain_sum -n 20 --out demos.jsonl
 reflux traces list --status rejected --limit 5

