@@ -1,7 +1,7 @@
 """What a run asks: a task, or a file of questions, with overseer, checks and tools."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -37,6 +37,24 @@ class OverseerConfig(BaseModel):
     engine of the run has it, or the endpoint of the agent."""
     api_key_env: str = ""
     """The environment variable that holds the endpoint's key; OPENAI_API_KEY where empty."""
+    demos: str = ""
+    """Demonstrations for the overseer `model`: a file that `reflux demos make` writes, without
+    held-out questions."""
+    form: Literal["json", "lines", "auto"] = "json"
+    """Of the replies of the overseer `model`: a JSON object or numbered lines; `auto` asks for
+    lines after a reply that is no JSON."""
+    plan: bool = False
+    """Whether the overseer `model` gives all steps in one reply."""
+    instructions: Literal["first", "last"] = "first"
+    """Where those of the overseer `model` stand: before its examples, or after them."""
+
+    @property
+    def prompted(self) -> dict[str, Any]:
+        """What is set of how the overseer `model` is prompted; it then is the overseer."""
+        names = ("model", "demos", "form", "plan", "instructions")
+        fields = OverseerConfig.model_fields
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != fields[name].default}
 
     candidates: Annotated[int, Field(ge=0, le=16)] | None = None
     """Decompositions to weigh against the direct answer; 0: the overseer's answer stands. Without
@@ -52,13 +70,14 @@ class OverseerConfig(BaseModel):
         """The candidates of a run whose task is a file of questions, or is not."""
         if self.candidates is not None:
             return self.candidates
-        is_model = self.name == "model" or self.model or (of_file and not self.name)
+        is_model = self.name == "model" or self.prompted or (of_file and not self.name)
         return min(DECOMPOSITIONS, max(0, attempts - 1)) if is_model else 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "OverseerConfig":
-        if self.model and self.name not in ("", "model"):
-            raise ValueError(f"model is of the overseer `model`, not of {self.name!r}")
+        if self.prompted and self.name not in ("", "model"):
+            given = next(iter(self.prompted))
+            raise ValueError(f"{given} is of the overseer `model`, not of {self.name!r}")
         if self.url and not self.model:
             raise ValueError("url is of a `model`: name it, too")
         return self
@@ -132,7 +151,10 @@ class TaskConfig(BaseModel):
         relative paths start at `folder`, and a template's text stands in the place of its file."""
         template = folder / Path(self.template).expanduser()
         is_file = 0 < len(self.template) < MAX_PATH and template.is_file()
-        overseer = _placed_code(self.overseer.name, folder)
+        overseer = {
+            "name": _placed_code(self.overseer.name, folder),
+            "demos": _placed(self.overseer.demos, folder),
+        }
         return {
             "task": _placed_code(self.task, folder),
             "questions": _placed(self.questions, folder),
@@ -140,7 +162,7 @@ class TaskConfig(BaseModel):
             "score": _placed_code(self.score, folder),
             "check": tuple(_placed_code(check, folder) for check in self.check),
             "tools": tuple(_placed_code(tool, folder) for tool in self.tools),
-            "overseer": self.overseer.model_copy(update={"name": overseer}),
+            "overseer": self.overseer.model_copy(update=overseer),
         }
 
 

@@ -73,6 +73,8 @@ class AskOptions:
     """Decompositions to weigh against the direct answer; 0: the overseer's answer stands."""
     endpoint: Mapping[str, str] = field(default_factory=dict[str, str])
     """Variables of the endpoint that was asked, without its key; empty for a server's."""
+    demos: Mapping[str, str] = field(default_factory=dict[str, str])
+    """`file` and `digest` of the overseer's demonstrations; empty without any."""
 
     @classmethod
     def of(cls, context: AmplifyContext, overseer: str = "") -> "AskOptions":

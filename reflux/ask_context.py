@@ -39,7 +39,7 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.overseers import OVERSEERS, overseer_named, with_max_tokens
+from reflux.overseers import OVERSEERS, demos_of, overseer_named, with_demos, with_max_tokens
 from reflux.tasks import task_named
 
 MAX_TOKENS = 512
@@ -167,7 +167,7 @@ def context_of(
 
 
 def _overseer_of(options: AskOptions, overseers: Mapping[str, Overseer]) -> Overseer:
-    overseer = overseer_named(options.overseer, overseers)
+    overseer = with_demos(overseer_named(options.overseer, overseers), demos_of(options.demos))
     return with_max_tokens(overseer, options.max_tokens or MAX_TOKENS)
 
 

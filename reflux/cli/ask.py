@@ -31,7 +31,13 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.recompute import revised_context
     from reflux.graphs.traces.tree import Node, find_question, load_tree
     from reflux.models import as_asked, asked_at, endpoint, open_run
-    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, candidates_of, overseer_named
+    from reflux.overseers import (
+        DEFAULT_OVERSEER,
+        OVERSEERS,
+        candidates_of,
+        overseer_named,
+        recorded_demos,
+    )
     from reflux.report.terminal import (
         OUT,
         answer_line,
@@ -58,6 +64,7 @@ def ask(
     base: contract.BaseName = "",
     overseer: contract.Overseer = None,
     candidates: contract.Candidates = None,
+    demos: contract.Demos = None,
     tool: contract.Tools = None,
     depth: contract.Depth = 1,
     calls: contract.Calls = 1000,
@@ -78,6 +85,8 @@ def ask(
         task_name = task_of(folder, task)
         if tool:
             raise UsageError("--tool needs --overseer: a task's copies have no tools")
+        if demos is not None:
+            raise UsageError("--demos needs --overseer model: a task has its own overseer")
         try:
             text = task_named(task_name, folder).from_user(question)
         except UsageError as error:
@@ -93,6 +102,7 @@ def ask(
         task_name,
         endpoint=asked_at(model),
         candidates=candidates_of(decomposer, candidates),
+        demos=recorded_demos(demos),
     )
     origin = Origin.new(folder.id, "ask", task_name)
 

@@ -29,7 +29,16 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.traces.revisions import newest
     from reflux.graphs.traces.tree import Node, load_tree
     from reflux.models import BASE, asked_at, endpoint, open_run
-    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, candidates_of, overseer_named
+    from reflux.overseers import (
+        DEFAULT_OVERSEER,
+        OVERSEERS,
+        candidates_of,
+        demos_of,
+        overseer_named,
+        recorded_demos,
+        takes_demos,
+        with_demos,
+    )
     from reflux.report.terminal import (
         ERR,
         OUT,
@@ -58,6 +67,7 @@ def chat(
             "alone."
         ),
     ] = None,
+    demos: contract.Demos = None,
     task: Annotated[
         str | None, typer.Option(help="Ask questions of this task, with its overseer.")
     ] = None,
@@ -93,18 +103,20 @@ def chat(
         raise UsageError(
             "--tool needs an overseer: with --overseer plain, too, the agent answers by itself"
         )
-    decomposer = None
+    if demos is not None and (task is not None or overseer == ALONE):
+        raise UsageError("--demos needs --overseer model: leave one out")
+    shown, decomposer = recorded_demos(demos), None
     if task is not None:
         task_named(task, contract.folder_of(run, base))
     elif overseer != ALONE:
-        decomposer = overseer_named(overseer or DEFAULT_OVERSEER)
+        decomposer = with_demos(overseer_named(overseer or DEFAULT_OVERSEER), demos_of(shown))
     conversation = resume(run, resumed) if resumed else begin(run)
     opened, agent = open_run(contract.folder_of(run, base), model)
     name = "" if task else overseer or DEFAULT_OVERSEER
     limits = contract.limits_of(depth, calls, tokens, seconds, candidates)
     options = AskOptions(
         name, agent, tuple(tool or ()), limits, max_tokens, task or "",
-        endpoint=asked_at(model), candidates=candidates_of(decomposer, candidates),
+        endpoint=asked_at(model), candidates=candidates_of(decomposer, candidates), demos=shown,
     )  # fmt: skip
     session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:
@@ -240,9 +252,9 @@ def _model(session: ChatSession, name: str) -> RenderableType:
 
 def _overseer(session: ChatSession, name: str) -> RenderableType:
     if name:
-        if name != ALONE:
-            overseer_named(name)
-        session.options = replace(session.options, overseer=name, task="")
+        named = None if name == ALONE else overseer_named(name)
+        demos = session.options.demos if takes_demos(named) else {}
+        session.options = replace(session.options, overseer=name, task="", demos=demos)
     names = ", ".join([*OVERSEERS, ALONE])
     return f"overseer {session.options.overseer or session.options.task}; choose from {names}"
 

@@ -55,6 +55,13 @@ Candidates = Annotated[
         max=16,
     ),
 ]
+Demos = Annotated[
+    Path | None,
+    typer.Option(
+        "--demos",
+        help="Demonstrations for the overseer model: JSONL, as `reflux demos make` writes it.",
+    ),
+]
 Tools = Annotated[
     list[str] | None,
     typer.Option(

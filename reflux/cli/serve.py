@@ -17,6 +17,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from dataclasses import replace
 
     from reflux.agents.errors import UsageError
+    from reflux.overseers import recorded_demos
     from reflux.report.terminal import ERR, emit
     from reflux.server.settings import (
         ServeSettings,
@@ -44,6 +45,7 @@ def serve(
     base: contract.BaseName = "",
     overseer: contract.Overseer = "model",
     candidates: contract.Candidates = None,
+    demos: contract.Demos = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.")
     ] = None,
@@ -71,6 +73,7 @@ def serve(
         host=host,
         api_key=os.environ.get(KEY, "").strip(),
         overseer=overseer or "model",
+        demos=recorded_demos(demos),
         model=model or "",
         endpoints=endpoints,
         config=config.absolute() if config else None,

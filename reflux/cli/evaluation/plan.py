@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reflux.agents.budget import Price
+from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.tools.protocol import Grants
 from reflux.ask_context import open_tools
 from reflux.cli.contract import MARGIN
@@ -31,7 +32,7 @@ from reflux.graphs.evals.runner import (
 )
 from reflux.graphs.external.user_graph import UserGraph
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.overseers import overseer_named, with_max_tokens
+from reflux.overseers import overseer_named, with_demos, with_max_tokens
 
 FIRST_LOOK, LOOK_GROWTH = 20, 1.25
 """Questions before --until-decided looks for the first time, and how many times more from look to
@@ -58,9 +59,15 @@ class Settings:
     """The system message of a file."""
 
     def context(
-        self, opened: OpenRun, model: str, seed: int, eval_task: EvalTask, grants: Grants = NONE
+        self,
+        opened: OpenRun,
+        model: str,
+        seed: int,
+        eval_task: EvalTask,
+        grants: Grants = NONE,
+        demos: Demonstrations | None = None,
     ) -> AmplifyContext:
-        """The context of one system."""
+        """The context of one system; `demos` are the overseer's."""
         attempts = max(Limits.attempts, 1 + self.candidates)
         limits = Limits(
             self.depth,
@@ -78,9 +85,10 @@ class Settings:
             weighing=Weighing.of(self.candidates),
         )
         if self.overseer:
+            overseer = with_demos(overseer_named(self.overseer), demos)
             context = replace(
                 context,
-                overseers=(with_max_tokens(overseer_named(self.overseer), self.max_tokens),),
+                overseers=(with_max_tokens(overseer, self.max_tokens),),
                 max_tokens=self.max_tokens,
                 votes=VotePolicy(max_votes=1),
             )
@@ -114,6 +122,8 @@ class Plan:
     until_decided: bool = False
     again: bool = False
     inspect_log: Path | None = None
+    demos: Demonstrations | None = None
+    """Of the overseer of a file's questions."""
 
     @property
     def decided(self) -> Sequence[tuple[str, str]]:
@@ -140,6 +150,8 @@ async def compare(
     """
     grants = await stack.enter_async_context(open_tools(plan.tools))
     eval_task, settings = plan.eval_task, {**vars(plan.settings), **plan.code}
+    if plan.demos is not None:
+        settings["demos"] = plan.demos.digest
     runner = EvalRunner(
         eval_task, plan.seeds, opened.folder.id, settings,
         max_concurrency=plan.concurrency, listener=listener, again=plan.again,
@@ -148,7 +160,7 @@ async def compare(
     systems = SystemSpecs(
         opened,
         agent,
-        lambda name, seed: plan.settings.context(opened, name, seed, eval_task, grants),
+        lambda name, seed: plan.settings.context(opened, name, seed, eval_task, grants, plan.demos),
         eval_task.same_answer,
         stack,
         endpoints,
