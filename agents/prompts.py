@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from reflux.agents.types import Exchange, Step, Turn, step_to_json
+from reflux.agents.types import Ask, Exchange, Step, Turn, step_to_json
 
 
 def answer_prompt(question: str, system: str = "") -> tuple[tuple[str, str], ...]:
@@ -81,6 +81,17 @@ def step_prompt(
         case = _case(example_question, exchanges, limit, chars)
         turns += [("user", case), ("assistant", json.dumps(reply))]
     return (*turns, ("user", _case(question, transcript, limit, chars)))
+
+
+def correction_prompt(batch: Ask, reasons: str) -> tuple[Turn, ...]:
+    """Ask an overseer again after a batch that was rejected: its reply, and what is wrong with
+    it."""
+    ask = [{"question": cut(sub.text, 400), "needs": sub.needs} for sub in batch.subquestions]
+    body = (
+        f"This does not work: {reasons}.\nWhoever answers sees one sub-question and nothing else. "
+        "Write every name and number that it needs into it, and reply again."
+    )
+    return (("assistant", json.dumps({"ask": ask}, ensure_ascii=False)), ("user", body))
 
 
 def answer_now_prompt(
