@@ -105,7 +105,7 @@ def system_of(arm: str, natural: Natural, base: AmplifyContext, votes: int) -> S
         return Direct(context)
     if arm == "best-of-n":
         return BestOfRead(context, task, votes)
-    overseer = ModelOverseer(max_tokens=TOKENS)
+    overseer = ModelOverseer(max_tokens=TOKENS, validate=arm != "bare")
     weighing = Weighing() if arm == "weighed" else None
     return Amplified(replace(context, overseers=(overseer,), weighing=weighing))
 
