@@ -73,6 +73,8 @@ class AskOptions:
     """Decompositions to weigh against the direct answer; 0: the overseer's answer stands."""
     endpoint: Mapping[str, str] = field(default_factory=dict[str, str])
     """Variables of the endpoint that was asked, without its key; empty for a server's."""
+    route: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The evaluation that a router was fitted on: `file` and `digest`; empty without one."""
     demos: Mapping[str, str] = field(default_factory=dict[str, str])
     """`file` and `digest` of the overseer's demonstrations; empty without any."""
 

@@ -40,9 +40,11 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.overseers import OVERSEERS, demos_of, overseer_named, with_demos, with_max_tokens
+from reflux.routing import route_of, routed
 from reflux.tasks import task_named
 
 MAX_TOKENS = 512
+NO_GRANTS: Grants = {}
 """Tokens of one reply of a copy or the overseer, unless the options or the task say otherwise."""
 
 
@@ -138,15 +140,17 @@ def context_of(
     run: OpenRun,
     options: AskOptions,
     overseers: Mapping[str, Overseer] = OVERSEERS,
+    grants: Grants = NO_GRANTS,
     **fields: Any,
 ) -> AmplifyContext:
-    """The context of a question that is asked with these options, but for its tools.
+    """The context of a question that is asked with these options.
 
     Args:
+        grants: its tools, which are open.
         fields: further fields of the context.
 
     Raises:
-        UsageError: no overseer or task has the name.
+        UsageError: no overseer or task has the name; a file that it was asked with was changed.
     """
     task = task_named(options.task, run.folder) if options.task else None
     context = AmplifyContext(
@@ -163,7 +167,8 @@ def context_of(
         context = task_context(context, task)
     if options.max_tokens is not None:
         context = replace(context, max_tokens=options.max_tokens)
-    return replace(context, **fields)
+    context = replace(context, **fields).granting(grants)
+    return routed(context, route_of(options.route))
 
 
 def _overseer_of(options: AskOptions, overseers: Mapping[str, Overseer]) -> Overseer:
@@ -183,7 +188,7 @@ async def open_context(
     if options.task and not names:
         names = tuple(task_named(options.task, run.folder).tool_names)
     async with open_tools(names) as grants:
-        yield context_of(run, options, overseers, emit=emit).granting(grants)
+        yield context_of(run, options, overseers, grants, emit=emit)
 
 
 AS_CLIENT = "pass reflux.OpenAIClient(base_url, api_key) or a chat model of LangChain"

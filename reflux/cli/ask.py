@@ -48,6 +48,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         say,
         tree_view,
     )
+    from reflux.routing import recorded_route
     from reflux.tasks import task_named, task_of
 
 
@@ -64,6 +65,7 @@ def ask(
     base: contract.BaseName = "",
     overseer: contract.Overseer = None,
     candidates: contract.Candidates = None,
+    route: contract.Route = None,
     demos: contract.Demos = None,
     tool: contract.Tools = None,
     depth: contract.Depth = 1,
@@ -102,6 +104,7 @@ def ask(
         task_name,
         endpoint=asked_at(model),
         candidates=candidates_of(decomposer, candidates),
+        route=recorded_route(route),
         demos=recorded_demos(demos),
     )
     origin = Origin.new(folder.id, "ask", task_name)

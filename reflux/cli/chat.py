@@ -51,6 +51,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         total_line,
         tree_view,
     )
+    from reflux.routing import recorded_route
     from reflux.tasks import task_named
 
 EXIT_COMMANDS = ("/quit", "/exit")
@@ -67,6 +68,7 @@ def chat(
             "alone."
         ),
     ] = None,
+    route: contract.Route = None,
     demos: contract.Demos = None,
     task: Annotated[
         str | None, typer.Option(help="Ask questions of this task, with its overseer.")
@@ -117,6 +119,7 @@ def chat(
     options = AskOptions(
         name, agent, tuple(tool or ()), limits, max_tokens, task or "",
         endpoint=asked_at(model), candidates=candidates_of(decomposer, candidates), demos=shown,
+        route=recorded_route(route),
     )  # fmt: skip
     session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:

@@ -55,6 +55,13 @@ Candidates = Annotated[
         max=16,
     ),
 ]
+Route = Annotated[
+    Path | None,
+    typer.Option(
+        "--route",
+        help="An evaluation of direct and amplified, which decides what is divided: its --out.",
+    ),
+]
 Demos = Annotated[
     Path | None,
     typer.Option(

@@ -19,6 +19,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.errors import UsageError
     from reflux.overseers import recorded_demos
     from reflux.report.terminal import ERR, emit
+    from reflux.routing import recorded_route
     from reflux.server.settings import (
         ServeSettings,
         agent_endpoints,
@@ -45,6 +46,7 @@ def serve(
     base: contract.BaseName = "",
     overseer: contract.Overseer = "model",
     candidates: contract.Candidates = None,
+    route: contract.Route = None,
     demos: contract.Demos = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.")
@@ -73,6 +75,7 @@ def serve(
         host=host,
         api_key=os.environ.get(KEY, "").strip(),
         overseer=overseer or "model",
+        route=recorded_route(route),
         demos=recorded_demos(demos),
         model=model or "",
         endpoints=endpoints,

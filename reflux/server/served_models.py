@@ -269,6 +269,7 @@ def _tree_answer(
         candidates=candidates_of(None if task else tree.overseer, settings.candidates),
         temperature=request.temperature,
         seed=_draw_seed(request),
+        route=settings.route,
         demos=settings.demos if tree.name == settings.overseer else {},
     )
     overseers = {tree.name: tree.overseer} if tree.overseer is not None else {}

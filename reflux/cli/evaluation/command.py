@@ -25,6 +25,7 @@ from reflux.cli.contract import (
     Json,
     Model,
     OutputKey,
+    Route,
     RunDir,
     TaskName,
     TimeLimit,
@@ -80,6 +81,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.report.eval_tables import tables
     from reflux.report.inspect_log import check_log_path, write_logs
     from reflux.report.terminal import OUT, emit, say
+    from reflux.routing import recorded_route
     from reflux.server.settings import config_endpoints, read_serve_config
     from reflux.tasks import task_named, task_of
 
@@ -144,6 +146,7 @@ def evaluate_systems(
         str, typer.Option(help="Overseer of a file's questions: model, plain or FILE.py:NAME.")
     ] = "",
     candidates: Candidates = None,
+    route: Route = None,
     demos: Demos = None,
     tool: Tools = None,
     compare: Annotated[
@@ -239,6 +242,8 @@ def evaluate_systems(
         source = {
             "data": data, "repeats": eval_task.file.repeats, "unused": list(eval_task.file.unused)
         }  # fmt: skip
+    if route is not None:
+        settings = replace(settings, route=recorded_route(route))
     if candidates is not None:
         settings = replace(settings, candidates=candidates)
     seeds = tuple(dict.fromkeys(seed or [1]))

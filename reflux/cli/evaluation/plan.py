@@ -33,6 +33,7 @@ from reflux.graphs.evals.runner import (
 from reflux.graphs.external.user_graph import UserGraph
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.overseers import overseer_named, with_demos, with_max_tokens
+from reflux.routing import check_not_routed_by, route_of, routed
 
 FIRST_LOOK, LOOK_GROWTH = 20, 1.25
 """Questions before --until-decided looks for the first time, and how many times more from look to
@@ -53,6 +54,8 @@ class Settings:
     """Of a file's questions; a task has its own."""
     candidates: int = 0
     """Decompositions to weigh against the direct answer; 0: the overseer's answer stands."""
+    route: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The evaluation that decides what is divided, as `AskOptions` record it."""
     max_tokens: int = 0
     """Of an answer to a file's question; a task has its own limit."""
     system: str = ""
@@ -92,7 +95,7 @@ class Settings:
                 max_tokens=self.max_tokens,
                 votes=VotePolicy(max_votes=1),
             )
-        return eval_task.context(context).granting(grants)
+        return routed(eval_task.context(context).granting(grants), route_of(self.route))
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,9 @@ async def compare(
     eval_task, settings = plan.eval_task, {**vars(plan.settings), **plan.code}
     if plan.demos is not None:
         settings["demos"] = plan.demos.digest
+    router = route_of(plan.settings.route)
+    for seed in plan.seeds if router else ():
+        check_not_routed_by(router, eval_task.questions(seed))
     runner = EvalRunner(
         eval_task, plan.seeds, opened.folder.id, settings,
         max_concurrency=plan.concurrency, listener=listener, again=plan.again,
