@@ -39,7 +39,14 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.overseers import OVERSEERS, demos_of, overseer_named, with_demos, with_max_tokens
+from reflux.overseers import (
+    OVERSEERS,
+    default_weighing,
+    demos_of,
+    overseer_named,
+    with_demos,
+    with_max_tokens,
+)
 from reflux.routing import route_of, routed
 from reflux.tasks import task_named
 
@@ -238,6 +245,9 @@ async def amplify(
         client = LangChainClient(client)
     elif client is not None:
         check_has("a client", ("complete", "model_digest"), AS_CLIENT, client)
+    limits = limits or Limits()
+    weighing = default_weighing(overseers[0], limits, context.get("checks"))
+    context = {"weighing": weighing} | context
     engine = None if client else LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -249,7 +259,7 @@ async def amplify(
                 model,
                 overseers,
                 checker=checker or RuleChecker({}),
-                limits=limits or Limits(),
+                limits=limits,
                 votes=votes or VotePolicy(max_votes=1),
                 **context,
             )
