@@ -51,8 +51,8 @@ from reflux.routing import route_of, routed
 from reflux.tasks import task_named
 
 MAX_TOKENS = 512
-NO_GRANTS: Grants = {}
 """Tokens of one reply of a copy or the overseer, unless the options or the task say otherwise."""
+NO_GRANTS: Grants = {}
 
 
 def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Overseer, ...]:
