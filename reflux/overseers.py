@@ -77,7 +77,8 @@ def default_weighing(
     as many decompositions as the limits leave attempts for, up to 2; not where `checks` demand
     attempts of their own."""
     own = checks is not None and (checks.confirm > 1 or bool(checks.after_failure))
-    attempts = 0 if own else max(0, limits.attempts - 1)
+    # The context says what is wrong with limits of another type.
+    attempts = 0 if own else max(0, getattr(limits, "attempts", 1) - 1)
     return Weighing.of(min(candidates_of(overseer), attempts))
 
 
