@@ -100,7 +100,7 @@ class Weighing:
             {"answer": group[0]["answer"], "weight": round(total, 3), "votes": len(group),
                 "direct": not group[0]["divided"],
                 "cut": all(candidate["truncated"] for candidate in group),
-
+            }
             for group, total in zip(groups, totals, strict=True)
         ]  # fmt: skip
         note = "; ".join(map(_told, weighed)) if len(candidates) > 1 else ""
