@@ -97,7 +97,10 @@ class Weighing:
         others = [total for index, total in enumerate(totals) if index != best]
         settled = totals[best] >= max(others, default=0.0) + left * divided
         weighed = [
-            {"answer": group[0]["answer"], "weight": round(total, 3), "votes": len(group),
+            {
+                "answer": group[0]["answer"],
+                "weight": round(total, 3),
+                "votes": len(group),
                 "direct": not group[0]["divided"],
                 "cut": all(candidate["truncated"] for candidate in group),
             }
