@@ -2,9 +2,9 @@
 ones they refuse.
 
 Labelled rows lie in `tests/support/decompositions.jsonl`: steps of the scripted overseers of the
-shipped tasks (`python -m benchmarks.decompositions --draw` draws them anew), replies of a 0.5B model
-as overseer to our prompt, and some written by hand, both labelled by reading. The rules were made
-on the half of the rows whose digest is even, and are judged on the other half.
+shipped tasks (`python -m benchmarks.decompositions --draw` draws them anew), replies of a 0.5B
+model as overseer to our prompt, and some written by hand, both labelled by reading. The rules were
+made on the half of the questions whose digest is even, and are judged on the other half.
 """
 
 import argparse
@@ -68,7 +68,10 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """The row as plain JSON types; `transcript` only where there is one."""
-        asked = [[sub.text, list(sub.needs), *([sub.to] if sub.to else [])] for sub in self.batch.subquestions]
+        asked = [
+            [sub.text, list(sub.needs), *([sub.to] if sub.to else [])]
+            for sub in self.batch.subquestions
+        ]
         said = [[each.question, each.answer] for each in self.transcript]
         body: dict[str, Any] = {"source": self.source, "good": self.good, "question": self.question}
         return body | ({"transcript": said} if said else {}) | {"ask": asked}
@@ -121,7 +124,9 @@ async def _steps(
             return found
         if not isinstance(step, Ask) or not step.subquestions:
             return found
-        asked = [replace(s, to="" if s.to == "tool:calculator" else s.to) for s in step.subquestions]
+        asked = [
+            replace(s, to="" if s.to == "tool:calculator" else s.to) for s in step.subquestions
+        ]
         found.append(Row(question, tuple(transcript), Ask(tuple(asked)), True, source))
         answers: dict[int, str] = {}
         for index, sub in enumerate(step.subquestions):

@@ -58,7 +58,9 @@ PHRASE = re.compile(
 )
 """A definite phrase with a general noun, with nothing after it that says which one is meant."""
 LETTERS = re.compile(r"letter|word|digit|name", re.IGNORECASE)
-NAMED = re.compile(r"\s+(?!(?:appear|occur|start|begin|end|contain|mean|has|have|is|in)s?\b)\w+", re.I)
+NAMED = re.compile(
+    r"\s+(?!(?:appear|occur|start|begin|end|contain|mean|has|have|is|in)s?\b)\w+", re.I
+)
 """What follows "the word" where it is a word, as in "the word banana"."""
 OF_QUESTION = re.compile(
     r"(?:problem|question|puzzle|riddle|equation|expression|passage|text|paragraph|list|"
@@ -118,6 +120,11 @@ def _is_prose(sub: SubQuestion) -> bool:
     return not sub.to.startswith("tool:")
 
 
+def _own(sub: SubQuestion) -> str:
+    """What a sub-question says itself, without the answers that it takes."""
+    return REFERENCE.sub(" ", sub.text)
+
+
 def _repeats(
     question: str, transcript: Sequence[Exchange], asked: Sequence[SubQuestion]
 ) -> Iterator[Problem]:
@@ -166,7 +173,7 @@ def _dangling(text: str) -> str:
     A `{i}` may be what a phrase refers to, but not the question that it was asked for.
     """
     filled = REFERENCE.search(text) is not None
-    particulars = read(text).particulars
+    particulars = read(REFERENCE.sub(" ", text)).particulars
     for match in PHRASE.finditer(text):
         if not (filled and not OF_QUESTION.fullmatch(match[2])) and not _is_told(text, match):
             return " ".join(match[0].split())
@@ -195,6 +202,7 @@ def _is_told(text: str, match: re.Match[str]) -> bool:
     return (
         len(read(text).particulars) >= 2
         or after.lstrip()[:1].isupper()
+        or re.search(r"\bas\s*$", before, re.I) is not None
         or (LETTERS.fullmatch(match[2]) is not None and NAMED.match(after) is not None)
         or REQUEST.match(re.split(r"[.?!]\s", before)[-1] + match[0]) is not None
         or re.search(rf"\b(?:an?|which|what)\s+(?:\w+\s+)?{noun}\b", before, re.I) is not None
@@ -206,7 +214,7 @@ def _loses(
     whole: Reading, transcript: Sequence[Exchange], asked: Sequence[SubQuestion]
 ) -> Iterator[Problem]:
     """The batch as a whole holds too little of the question, and nothing that was answered."""
-    held = {key for sub in asked for key in keys_of(REFERENCE.sub(" ", sub.text))}
+    held = {key for sub in asked for key in keys_of(_own(sub))}
     said = " ".join(f"{each.question} {each.answer or ''}" for each in transcript)
     if not whole.words or held & set(keys_of(said)) or _holds_pieces(whole, asked):
         return
@@ -220,7 +228,9 @@ def _loses(
 def _lost_part(whole: Reading, held: Collection[str], asked: Sequence[SubQuestion]) -> str:
     """What a batch lost that holds something of the question; empty if it holds enough."""
     words = set(whole.words)
-    if not whole.particulars and len(words & set(held)) < min(MAX_SHARE, ceil(MIN_SHARE * len(words))):
+    if not whole.particulars and len(words & set(held)) < min(
+        MAX_SHARE, ceil(MIN_SHARE * len(words))
+    ):
         return _listed(whole.words, whole)
     for group in whole.enumerations:
         # Without particulars, two words beside "and" may be no things: "pros and cons".
@@ -239,7 +249,7 @@ def _lost_part(whole: Reading, held: Collection[str], asked: Sequence[SubQuestio
 def _holds_pieces(whole: Reading, asked: Sequence[SubQuestion]) -> bool:
     """Whether programs and formulas hold pieces of what the question holds: digits, syllables."""
     for sub in asked:
-        text = REFERENCE.sub(" ", sub.text).casefold()
+        text = _own(sub).casefold()
         if _is_prose(sub) and any(c.isalpha() for c in text):
             continue
         parts = re.findall(r"\d+|[^\W\d_]{2,}", text)
@@ -251,7 +261,7 @@ def _holds_pieces(whole: Reading, asked: Sequence[SubQuestion]) -> bool:
 def _lost(whole: Reading, asked: Sequence[SubQuestion], index: int | None) -> Problem:
     if not whole.particulars:
         return Problem("loses", index, "holds no word of the question")
-    named = [item for sub in asked for item in read(sub.text).particulars.items()]
+    named = [item for sub in asked for item in read(_own(sub)).particulars.items()]
     invented = [text for key, text in named if key not in whole.words]
     lost = f"loses {_listed(whole.particulars, whole)}"
     if invented:

@@ -11,30 +11,33 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-WH = frozenset("who whom whose when where why how".split())
-STOP = WH | frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+WH = _words("who whom whose when where why how")
+STOP = WH | _words(
     "a an the this that these those what which is are was were be been being am do does did done "
     "has have had having can could will would shall should may might must of in on at by for from "
     "to with into onto about as and or nor but not no than then there here it its they them their "
     "he she his her him we us our you your i my me if so such each every any all some both either "
     "neither one ones other another more most much many few less least very too also only just "
-    "please let lets whats now up out over under between among during per via".split()
+    "please let lets whats now up out over under between among during per via"
 )
-META = frozenset(
+META = _words(
     "answer answers question questions problem problems solution solutions solve solving result "
-    "results task tasks step steps final following given above below previous information calculate "
-    "calculation calculations compute computation determine determining find finding identify get "
+    "results task tasks step steps final following given above below previous information "
+    "calculate calculation calculations compute computation determine find finding identify get "
     "give state tell need needed needs required require necessary expression expressions equation "
     "equations operation operations arithmetic math mathematical mathematics value values evaluate "
     "evaluation explain describe show list statement puzzle perform process correct right true use "
     "used using method approach way ways first second third next last begin start started know "
     "reply respond output return sub subquestion subquestions simple simpler simplify help make "
-    "think decompose order".split()
+    "think decompose order"
 )
 """Words that are about a question, and not about what it asks."""
-FORMATS = frozenset(
-    "json yaml xml html csv markdown latex english yes no true false pass hh mm ss ok".split()
-)
+FORMATS = _words("json yaml xml html csv markdown latex english yes no true false pass hh mm ss ok")
 """Words in capitals that tell how to answer."""
 COUNTED = re.compile(
     r"\s*(?:short |brief |single )?(?:bullets?|points?|sentences?|words?|lines?|paragraphs?|"
