@@ -130,7 +130,7 @@ def _repeats(
 ) -> Iterator[Problem]:
     """The batch says nothing new, apart from sub-questions that need others."""
     free = [sub.text for sub in asked if not sub.needs and _is_prose(sub)]
-    if not free or any(_outline(text) != _outline(free[0]) for text in free):
+    if len({tuple(_outline(text)) for text in free}) != 1:
         return
     whole = read(question)
     answered = [each.question for each in transcript if each.answer is not None]
@@ -146,7 +146,7 @@ def _repeats(
 def _outline(text: str) -> list[str]:
     """Keys of a text's words in order, behind the question words that decide what it asks."""
     wh = [match[0].casefold() for match in TOKEN.finditer(text) if match[0].casefold() in WH]
-    return [*wh, *keys_of(text)]
+    return [*wh, *read(text).words]
 
 
 def _is_same(text: str, other: str) -> bool:
@@ -163,7 +163,7 @@ def _dangles(question: str, asked: Sequence[SubQuestion]) -> Iterator[Problem]:
         phrase = _dangling(sub.text) if _is_prose(sub) else ""
         if phrase and phrase.casefold() != known:
             yield Problem("dangles", index, f'dangles: "{phrase}" stands for nothing')
-        elif not REFERENCE.search(sub.text) and not _outline(sub.text) and read(question).words:
+        elif not REFERENCE.search(sub.text) and not read(sub.text).words and read(question).words:
             yield Problem("empty", index, "is about nothing")
 
 
@@ -214,7 +214,7 @@ def _loses(
     whole: Reading, transcript: Sequence[Exchange], asked: Sequence[SubQuestion]
 ) -> Iterator[Problem]:
     """The batch as a whole holds too little of the question, and nothing that was answered."""
-    held = {key for sub in asked for key in keys_of(_own(sub))}
+    held = {key for sub in asked for key in read(_own(sub)).words}
     said = " ".join(f"{each.question} {each.answer or ''}" for each in transcript)
     if not whole.words or held & set(keys_of(said)) or _holds_pieces(whole, asked):
         return
