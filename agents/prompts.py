@@ -11,6 +11,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from reflux.agents.overseers.step_forms import (
+    AS_JSON,
+    KINDS_IN_LINES,
+    OVERSEE_IN_LINES,
+    PLANNED,
+    StepStyle,
+    reply_text,
+)
 from reflux.agents.types import Ask, Exchange, Step, Turn, step_to_json
 
 
@@ -58,6 +66,17 @@ DEPENDENT: Example = (
         ]
     },
 )
+PLAN: Example = (
+    "Name the colours of grass and snow.",
+    (),
+    {
+        "ask": [
+            {"question": "What colour is grass?", "needs": []},
+            {"question": "What colour is snow?", "needs": []},
+            {"question": "Grass is {0}, snow is {1}. Name both colours.", "needs": [0, 1]},
+        ]
+    },
+)
 COMBINED: Example = (
     "Name the colours of grass and snow.",
     (Exchange("What colour is grass?", "Green"), Exchange("What colour is snow?", "White")),
@@ -69,21 +88,36 @@ PRIMITIVE = "Answer the question in few words. If you are not sure, reply PASS."
 
 
 def step_prompt(
-    question: str, transcript: Sequence[Exchange], kinds: Sequence[str], limit: int, chars: int
+    question: str,
+    transcript: Sequence[Exchange],
+    kinds: Sequence[str],
+    limit: int,
+    chars: int,
+    examples: Sequence[Example] | None = None,
+    style: StepStyle = AS_JSON,
 ) -> tuple[Turn, ...]:
     """Ask an overseer for its next step, one of these `KINDS`, with at most `limit` sub-questions.
 
-    The transcript takes at most `chars` characters, shared evenly.
+    The transcript takes at most `chars` characters, shared evenly. Without `examples` there are two
+    of ours.
     """
-    turns: list[Turn] = [("system", OVERSEE + "\n".join(KINDS[kind] for kind in kinds))]
-    for example in (DEPENDENT, COMBINED) if transcript else (DEPENDENT, TWO_PARTS):
-        example_question, exchanges, reply = example
+    in_lines, plan = style.form == "lines", [PLANNED] if style.plan else []
+    words = KINDS_IN_LINES if in_lines else KINDS
+    instructions = OVERSEE_IN_LINES if in_lines else OVERSEE
+    instructions += "\n".join([*(words[kind] for kind in kinds), *plan])
+    if examples is None:
+        second = COMBINED if transcript else PLAN if style.plan else TWO_PARTS
+        examples = (DEPENDENT, second)
+    is_first = style.instructions == "first"
+    turns: list[Turn] = [("system", instructions if is_first else "")]
+    for example_question, exchanges, reply in examples:
         case = _case(example_question, exchanges, limit, chars)
-        turns += [("user", case), ("assistant", json.dumps(reply))]
-    return (*turns, ("user", _case(question, transcript, limit, chars)))
+        turns += [("user", case), ("assistant", reply_text(reply, style.form))]
+    case = _case(question, transcript, limit, chars)
+    return (*turns, ("user", case if is_first else f"{instructions}\n\n{case}"))
 
 
-def correction_prompt(batch: Ask, reasons: str) -> tuple[Turn, ...]:
+def correction_prompt(batch: Ask, reasons: str, style: StepStyle = AS_JSON) -> tuple[Turn, ...]:
     """Ask an overseer again after a batch that was rejected: its reply, and what is wrong with
     it."""
     ask = [{"question": cut(sub.text, 400), "needs": sub.needs} for sub in batch.subquestions]
@@ -91,7 +125,7 @@ def correction_prompt(batch: Ask, reasons: str) -> tuple[Turn, ...]:
         f"This does not work: {reasons}.\nWhoever answers sees one sub-question and nothing else. "
         "Write every name and number that it needs into it, and reply again."
     )
-    return (("assistant", json.dumps({"ask": ask}, ensure_ascii=False)), ("user", body))
+    return (("assistant", reply_text({"ask": ask}, style.form)), ("user", body))
 
 
 def answer_now_prompt(

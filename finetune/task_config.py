@@ -1,10 +1,11 @@
 """What a run asks: a task, or a file of questions, with overseer, checks and tools."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from reflux.graphs.amplify.weighing import DECOMPOSITIONS
 from reflux.graphs.evals.questions.files import is_hub_id
 from reflux.graphs.evals.questions.forms import Keys
 
@@ -36,6 +37,28 @@ class OverseerConfig(BaseModel):
     engine of the run has it, or the endpoint of the agent."""
     api_key_env: str = ""
     """The environment variable that holds the endpoint's key; OPENAI_API_KEY where empty."""
+    demos: str = ""
+    """Demonstrations for the overseer `model`: a file that `reflux demos make` writes, without
+    held-out questions."""
+    form: Literal["json", "lines", "auto"] = "json"
+    """Of the replies of the overseer `model`: a JSON object or numbered lines; `auto` asks for
+    lines after a reply that is no JSON."""
+    plan: bool = False
+    """Whether the overseer `model` gives all steps in one reply."""
+    instructions: Literal["first", "last"] = "first"
+    """Where those of the overseer `model` stand: before its examples, or after them."""
+
+    @property
+    def prompted(self) -> dict[str, Any]:
+        """What is set of how the overseer `model` is prompted; it then is the overseer."""
+        names = ("model", "demos", "form", "plan", "instructions")
+        fields = OverseerConfig.model_fields
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != fields[name].default}
+
+    candidates: Annotated[int, Field(ge=0, le=16)] | None = None
+    """Decompositions to weigh against the direct answer; 0: the overseer's answer stands. Without
+    it a model has 2, if `limits.attempts` allows, and every other overseer 0."""
 
     @model_validator(mode="before")
     @classmethod
@@ -43,10 +66,18 @@ class OverseerConfig(BaseModel):
         """A text is the name; a model alone is the overseer `model`."""
         return {"name": value} if isinstance(value, str) else value
 
+    def weighed(self, *, of_file: bool, attempts: int) -> int:
+        """The candidates of a run whose task is a file of questions, or is not."""
+        if self.candidates is not None:
+            return self.candidates
+        is_model = self.name == "model" or self.prompted or (of_file and not self.name)
+        return min(DECOMPOSITIONS, max(0, attempts - 1)) if is_model else 0
+
     @model_validator(mode="after")
     def _consistent(self) -> "OverseerConfig":
-        if self.model and self.name not in ("", "model"):
-            raise ValueError(f"model is of the overseer `model`, not of {self.name!r}")
+        if self.prompted and self.name not in ("", "model"):
+            given = next(iter(self.prompted))
+            raise ValueError(f"{given} is of the overseer `model`, not of {self.name!r}")
         if self.url and not self.model:
             raise ValueError("url is of a `model`: name it, too")
         return self
@@ -120,7 +151,10 @@ class TaskConfig(BaseModel):
         relative paths start at `folder`, and a template's text stands in the place of its file."""
         template = folder / Path(self.template).expanduser()
         is_file = 0 < len(self.template) < MAX_PATH and template.is_file()
-        overseer = _placed_code(self.overseer.name, folder)
+        overseer = {
+            "name": _placed_code(self.overseer.name, folder),
+            "demos": _placed(self.overseer.demos, folder),
+        }
         return {
             "task": _placed_code(self.task, folder),
             "questions": _placed(self.questions, folder),
@@ -128,7 +162,7 @@ class TaskConfig(BaseModel):
             "score": _placed_code(self.score, folder),
             "check": tuple(_placed_code(check, folder) for check in self.check),
             "tools": tuple(_placed_code(tool, folder) for tool in self.tools),
-            "overseer": self.overseer.model_copy(update={"name": overseer}),
+            "overseer": self.overseer.model_copy(update=overseer),
         }
 
 

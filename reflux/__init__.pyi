@@ -5,6 +5,12 @@ from .agents.clients.langchain import LangChainClient as LangChainClient
 from .agents.clients.openai import OpenAIClient as OpenAIClient
 from .agents.clients.scripted import ScriptedClient as ScriptedClient
 from .agents.errors import RefluxError as RefluxError, UsageError as UsageError
+from .agents.overseers.demonstration_file import read_demonstrations as read_demonstrations
+from .agents.overseers.demonstrations import (
+    Demonstration as Demonstration,
+    Demonstrations as Demonstrations,
+    DemoStep as DemoStep,
+)
 from .agents.overseers.model import ModelOverseer as ModelOverseer
 from .agents.overseers.panel import Panel as Panel
 from .agents.overseers.protocol import (
@@ -73,6 +79,7 @@ from .graphs.voting.stopping import (
     Sprt as Sprt,
     Weighted as Weighted,
 )
+from .graphs.amplify.weighing import Weighing as Weighing
 from .graphs.voting import Vote as Vote
 from .graphs.voting.combiners import (
     Consensus as Consensus,

@@ -3,13 +3,18 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
-from typing import cast
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, cast
 
 from reflux.agents.errors import UsageError
+from reflux.agents.overseers.demonstration_file import read_demonstrations
+from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
+from reflux.graphs.amplify.context import CheckPolicy, Limits
+from reflux.graphs.amplify.weighing import DECOMPOSITIONS, Weighing
 from reflux.graphs.external.user_code import load_instance
 from reflux.graphs.external.user_sources import is_reference
 
@@ -57,13 +62,94 @@ def _own_overseer(name: str) -> Overseer:
     return ScriptedOverseer(name, cast(ScriptedStep, made))
 
 
+def candidates_of(overseer: Overseer | None, asked: int | None = None) -> int:
+    """Decompositions that are weighed against the direct answer: as many as were `asked` for, else
+    0 for every overseer but a model, whose decompositions may make an answer worse."""
+    if asked is not None:
+        return asked
+    return DECOMPOSITIONS if isinstance(overseer, ModelOverseer) else 0
+
+
+def default_weighing(
+    overseer: Overseer, limits: Limits, checks: CheckPolicy | None = None
+) -> Weighing | None:
+    """How a program's question is weighed if the program does not say: for a model as overseer by
+    as many decompositions as the limits leave attempts for, up to 2; not where `checks` demand
+    attempts of their own."""
+    own = checks is not None and (checks.confirm > 1 or bool(checks.after_failure))
+    # The context says what is wrong with limits of another type.
+    attempts = 0 if own else max(0, getattr(limits, "attempts", 1) - 1)
+    return Weighing.of(min(candidates_of(overseer), attempts))
+
+
 def with_max_tokens(overseer: Overseer, max_tokens: int | None) -> Overseer:
     """The overseer with the limit of a copy's reply for its own: a comparison of the two must not
     depend on who may say more."""
-    if max_tokens is None:
-        return overseer
+    return overseer if max_tokens is None else _prompted(overseer, max_tokens=max_tokens)
+
+
+def with_demos(overseer: Overseer, demos: Demonstrations | None) -> Overseer:
+    """The overseer, a prompted model, with demonstrations as its examples.
+
+    Raises:
+        UsageError: there are some, and it is another overseer.
+    """
+    if demos is not None and not takes_demos(overseer):
+        raise UsageError(
+            f"--demos are for the overseer model, not for {overseer.name}: leave one out"
+        )
+    return overseer if demos is None else _prompted(overseer, demos=demos)
+
+
+def takes_demos(overseer: Overseer | None) -> bool:
+    """True of a prompted model, perhaps one whose steps a human sees first."""
     if isinstance(overseer, Reviewed):
-        return replace(overseer, inner=with_max_tokens(overseer.inner, max_tokens))
-    if isinstance(overseer, ModelOverseer):
-        return replace(overseer, max_tokens=max_tokens)
-    return overseer
+        return takes_demos(overseer.inner)
+    return isinstance(overseer, ModelOverseer)
+
+
+def _prompted(overseer: Overseer, **fields: Any) -> Overseer:
+    """The overseer with other fields, if it is a prompted model."""
+    if isinstance(overseer, Reviewed):
+        return replace(overseer, inner=_prompted(overseer.inner, **fields))
+    return replace(overseer, **fields) if isinstance(overseer, ModelOverseer) else overseer
+
+
+def recorded_demos(path: Path | None) -> dict[str, str]:
+    """A file of demonstrations as the options of a question record it: `file` and `digest`; empty
+    without one.
+
+    Raises:
+        UsageError: as `read_demonstrations`.
+    """
+    if path is None:
+        return {}
+    return {"file": str(path.absolute()), "digest": _demos_at(path).digest}
+
+
+def demos_of(recorded: Mapping[str, str]) -> Demonstrations | None:
+    """The demonstrations that a question was asked with; None without any.
+
+    Raises:
+        UsageError: their file is gone, or was changed since.
+    """
+    if not recorded:
+        return None
+    demos = _demos_at(Path(recorded["file"]))
+    if demos.digest != recorded["digest"]:
+        raise UsageError(
+            f"{recorded['file']} was changed since the question was asked with it: restore it, or "
+            "ask the question again"
+        )
+    return demos
+
+
+def _demos_at(path: Path) -> Demonstrations:
+    """The demonstrations of a file, which is read again only after a change."""
+    found = path.stat() if path.is_file() else None
+    return _read_once(path, *((found.st_mtime_ns, found.st_size) if found else ()))
+
+
+@lru_cache(maxsize=4)
+def _read_once(path: Path, *_: int) -> Demonstrations:
+    return read_demonstrations(path)

@@ -1,16 +1,24 @@
 """A prompted model as overseer: it decomposes, combines, or says that it cannot."""
 
+import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from reflux.agents.budget import Budget
-from reflux.agents.errors import EndpointError
+from reflux.agents.errors import EndpointError, check_choice
 from reflux.agents.overseers.batch import settle
 from reflux.agents.overseers.decomposition import decomposition_problems
+from reflux.agents.overseers.demonstrations import (
+    NO_EXAMPLES,
+    Demonstrations,
+    Examples,
+)
 from reflux.agents.overseers.protocol import PASS, OverseerContext
-from reflux.agents.overseers.step_parser import NOTHING, read_answer, read_step
+from reflux.agents.overseers.step_forms import StepStyle
+from reflux.agents.overseers.step_parser import NOTHING, read_answer, read_lines, read_step
 from reflux.agents.prompts import (
     answer_now_prompt,
     correction_prompt,
@@ -60,6 +68,9 @@ class ModelOverseer:
     the question goes to the agent undivided, by an `Ask` of nothing whose note begins with
     `sub-questions rejected` or `unreadable`. A question that the model calls indivisible goes
     there as well; its note begins with `not decomposable`. Seed 8.4.1, task decomposition.
+
+    With `plan` the model divides a question once. If the last sub-question was asked with what
+    others found, its answer is the answer; else the model combines the answers.
     """
 
     model: str = ""
@@ -83,6 +94,22 @@ class ModelOverseer:
     0 and different seeds."""
     retry_temperature: float = 0.7
     seed: int = 0
+    demos: Demonstrations | None = None
+    """The nearest `shots` of them are the examples of each prompt, in the place of ours."""
+    shots: int = 3
+    demo_chars: int = 4_000
+    """Characters of the examples; the farthest beyond are left out, which the step's note says."""
+    form: Literal["json", "lines", "auto"] = "json"
+    """Of the replies: a JSON object, or numbered lines, which weak models keep better; `auto` asks
+    for JSON, and for lines after a reply that is unreadable."""
+    plan: bool = False
+    """Asks for all steps in one reply."""
+    instructions: Literal["first", "last"] = "first"
+    """Before the examples, or after them."""
+
+    def __post_init__(self) -> None:
+        check_choice("the form of replies", self.form, ("json", "lines", "auto"))
+        check_choice("where the instructions stand", self.instructions, ("first", "last"))
 
     @property
     def name(self) -> str:
@@ -96,6 +123,7 @@ class ModelOverseer:
         """
         prompt = step_prompt("", [Exchange("", "")], LATER, self.fanout, self.transcript_chars)
         chars = sum(len(turn[1]) for turn in prompt) + self.transcript_chars
+        chars += self.demo_chars if self.demos else 0
         correction = self.max_tokens + NOTE_CHARS if self.validate else 0
         each = chars // 3 + self.max_tokens
         return Budget(self.max_tries, self.max_tries * each + correction)
@@ -104,7 +132,10 @@ class ModelOverseer:
         transcript = context.transcript
         if not (context.may_ask or transcript or self.primitives):
             return PASS
-        room = min(self.fanout, self.max_subquestions - len(transcript)) if context.may_ask else 0
+        if self.plan and (answer := concluded(transcript)) is not None:
+            return Answer(answer)
+        may_ask = context.may_ask and not (self.plan and transcript)
+        room = min(self.fanout, self.max_subquestions - len(transcript)) if may_ask else 0
         problem = "no reply was asked for"
         rejected: _Rejected | None = None
         for retry in range(self.max_tries):
@@ -134,7 +165,8 @@ class ModelOverseer:
             lambda chars: answer_now_prompt(context.question, context.transcript, chars),
             retry,
         )
-        answer = read_answer(reply.text)
+        labelled = None if self.form == "json" else read_lines(reply.text).answer
+        answer = labelled or read_answer(reply.text)
         if answer is None:
             return self._problem(reply, "answer")
         passes = not context.transcript and answer.strip(" .\"'").upper() == "PASS"
@@ -147,18 +179,21 @@ class ModelOverseer:
         rejected; a string says why its reply holds none."""
         question, transcript = context.question, context.transcript
         kinds = LATER if transcript else PRIMITIVE if self.primitives else FIRST
-        correction = correction_prompt(rejected.batch, rejected.reasons) if rejected else ()
-        reply = await self._reply(
-            context,
+        in_lines = self.form == "lines" or (self.form == "auto" and retry > 0)
+        style = StepStyle("lines" if in_lines else "json", self.plan, self.instructions)
+        examples, left_out = await self._examples(question, bool(transcript)), 0
+        correction = correction_prompt(rejected.batch, rejected.reasons, style) if rejected else ()
+
+        def prompt(chars: int) -> tuple[Turn, ...]:
+            nonlocal left_out
+            shown, left_out = examples.within(chars / self.transcript_chars)
+            asked = step_prompt(question, transcript, kinds, room, chars, shown, style)
             # The correction is left out first where the context has no room for it.
-            lambda chars: (
-                *step_prompt(question, transcript, kinds, room, chars),
-                *(correction if chars == self.transcript_chars else ()),
-            ),
-            retry,
-            step_schema(kinds, room),
-        )
-        reading = read_step(reply.text)
+            return (*asked, *(correction if chars == self.transcript_chars else ()))
+
+        schema = "" if in_lines else step_schema(kinds, room)
+        reply = await self._reply(context, prompt, retry, schema)
+        reading = read_lines(reply.text) if in_lines else read_step(reply.text)
         if transcript and reading.answer is not None:
             return Answer(reading.answer)
         known = [exchange.question for exchange in transcript if exchange.answer is not None]
@@ -174,10 +209,25 @@ class ModelOverseer:
         if problems and self.validate:
             return _Rejected(Ask(proposed), cut("; ".join(map(str, problems)), NOTE_CHARS))
         if batch.subquestions:
-            return batch
+            note = f"{left_out} demonstrations left out: too long" if left_out else ""
+            return replace(batch, note="; ".join(filter(None, (batch.note, note))))
         if reading == NOTHING:
-            return self._problem(reply, "step")
+            # With answers at hand a line without a label is the answer.
+            answer = read_answer(reply.text) if in_lines and transcript else None
+            is_line = answer is not None and "\n" not in answer and not reply.truncated
+            return Answer(answer) if answer and is_line else self._problem(reply, "step")
         return batch.note or "no new sub-question"
+
+    async def _examples(self, question: str, later: bool) -> Examples:
+        """The examples of a question's first step, or of its later ones."""
+        if self.demos is None:
+            return NO_EXAMPLES
+        # Embedding takes the processor: other questions go on.
+        near = await asyncio.to_thread(self.demos.nearest, question, self.shots)
+        groups = (
+            demo.later() if later else demo.plan() if self.plan else demo.first() for demo in near
+        )
+        return Examples(tuple(filter(None, groups)), self.demo_chars)
 
     def _problem(self, reply: Completion, wanted: str) -> str:
         """Why a reply holds no step or answer."""
@@ -194,8 +244,9 @@ class ModelOverseer:
     ) -> Completion:
         """The model's reply; `prompt` takes the characters of the transcript, which are halved as
         long as the request does not fit into the model's context."""
-        temperature = max(self.temperature, self.retry_temperature if retry else 0.0)
-        sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + retry)
+        again = retry + self.max_tries * context.attempt
+        temperature = max(self.temperature, self.retry_temperature if again else 0.0)
+        sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + again)
         model = self.model or context.model
         chars = self.transcript_chars
         while True:
@@ -207,6 +258,16 @@ class ModelOverseer:
                 if not error.too_long or shorter == request.messages:
                     raise
                 chars //= 2
+
+
+def concluded(transcript: Sequence[Exchange]) -> str | None:
+    """The last sub-answer, if its question was asked with what an earlier one found."""
+    if not transcript or transcript[-1].error is not None:
+        return None
+    asked = transcript[-1].question
+    earlier = (exchange.answer for exchange in transcript[:-1] if exchange.answer)
+    is_last = any(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", asked) for text in earlier)
+    return transcript[-1].answer if is_last else None
 
 
 def step_schema(kinds: Sequence[str], limit: int) -> str:

@@ -11,8 +11,6 @@ costs no further call, because the repeated request comes from the cache.
 
 import json
 import math
-import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,17 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import OverseerContext, WrappedOverseer
+from reflux.agents.overseers.trigrams import TrigramIndex, Vector
 from reflux.agents.types import Ask, ChatRequest, Step
 
-Vector = NDArray[np.float64]
 GRID = tuple((n, like) for n in (16, 32, 48) for like in (0.3, 0.45, 0.6))
 """(`neighbours`, `like`) pairs that `Router.fit` chooses from."""
 CALL_PRICE = 0.02
 """Cost of one call in that choice, in right answers."""
+MIN_PAST = 20
+"""Questions that a router is fitted on, at least."""
 UNKNOWN = -1.0
 """Log-probability assumed if the endpoint returned none, in nats."""
 
@@ -84,8 +83,10 @@ class Router:
         Raises:
             UsageError: there are fewer than 20 past questions.
         """
-        if len(past) < 20:
-            raise UsageError(f"a router needs 20 past questions or more, there are {len(past)}")
+        if len(past) < MIN_PAST:
+            raise UsageError(
+                f"a router needs {MIN_PAST} past questions or more, there are {len(past)}"
+            )
         router = Router(tuple(past), ((0.0,) * 4, (0.0,) * 4), **options)
         candidates = [router]
         if not {"neighbours", "like"} & options.keys():
@@ -136,7 +137,7 @@ class Router:
 
         Each share counts one extra question as half right, so it is one half without any.
         """
-        likeness = self._triples @ self._vector(question)
+        likeness = self._index.likeness(question)
         if without >= 0:
             likeness[without] = -1.0
         order = np.argsort(-likeness, kind="stable")[: self.neighbours]
@@ -147,21 +148,8 @@ class Router:
         return n, direct, amplified
 
     @cached_property
-    def _columns(self) -> dict[str, int]:
-        known = dict.fromkeys(t for p in self.past for t in triples(p.question))
-        return {triple: index for index, triple in enumerate(known)}
-
-    @cached_property
-    def _triples(self) -> Vector:
-        """Unit vectors (past questions, trigrams)."""
-        return np.stack([self._vector(p.question) for p in self.past])
-
-    def _vector(self, question: str) -> Vector:
-        vector = np.zeros(len(self._columns))
-        for triple, count in triples(question).items():
-            if (column := self._columns.get(triple)) is not None:
-                vector[column] = math.sqrt(count)
-        return vector / max(1e-9, float(np.linalg.norm(vector)))
+    def _index(self) -> TrigramIndex:
+        return TrigramIndex([past.question for past in self.past])
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)) + "\n")
@@ -180,13 +168,6 @@ class Router:
             return Router(**body)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{path} does not hold a router: {error}; fit it again") from error
-
-
-def triples(text: str) -> Counter[str]:
-    """Letter trigrams of a text. All digits count as the same letter, because questions that differ
-    in their numbers are similar."""
-    plain = re.sub(r"\d", "0", f"  {text.lower()} ")
-    return Counter(plain[i : i + 3] for i in range(len(plain) - 2))
 
 
 def _features(logprob: float | None, similar: Similar) -> tuple[float, ...]:

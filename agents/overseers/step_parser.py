@@ -17,6 +17,7 @@ import json_repair
 
 from reflux.agents.clients.reasoning import split_reasoning
 from reflux.agents.overseers.batch import alike
+from reflux.agents.overseers.line_parser import QUESTION_MARKS, read_list
 from reflux.agents.types import SubQuestion
 
 MAX_CHARS = 100_000
@@ -34,9 +35,6 @@ REASON = ("notdecomposable", "undecomposable", "indivisible")
 WRAPPER = ("step", "reply", "response", "output", "result", "action", "next")
 QUESTION = ("question", "text", "subquestion", "subtask", "q", "query", "task", "ask")
 NEEDS = ("needs", "need", "dependson", "dependencies", "requires", "after")
-NUMBERED = re.compile(r"^[ \t]*(?:\(?\d{1,3}[.):]|Q\d{1,3}[.:])[ \t]+(\S.*)$", re.MULTILINE)
-BULLETED = re.compile(r"^[ \t]*[-*•][ \t]+(\S.*)$", re.MULTILINE)
-QUESTION_MARKS = ("?", "？", "؟")
 OPENING = re.compile(r"[\[{]")
 REPAIRABLE = re.compile(r"""\{|\[\s*["'“{\[]""")
 """Where broken JSON may begin; not at `[sic]` in prose."""
@@ -79,6 +77,21 @@ def read_step(text: str) -> Reading:
     values = list(islice(loose_values(content), MAX_VALUES))
     readings = (each for each in map(_reading, values) if each != NOTHING)
     return next(readings, None) or Reading(_questions(values) or _listed(content))
+
+
+def read_lines(text: str) -> Reading:
+    """Read a reply that was asked for as numbered lines; JSON is understood as well.
+
+    Never raises, whatever the text.
+    """
+    content = _content(text)
+    readings = map(_reading, islice(loose_values(content), MAX_VALUES))
+    reading = next((each for each in readings if each != NOTHING), NOTHING)
+    if reading != NOTHING:
+        return reading
+    listing = read_list(content, MAX_QUESTIONS)
+    reason = None if listing.reason is None else _text(listing.reason) or "no reason given"
+    return Reading(_questions(list(listing.texts)), _text(listing.answer), reason)
 
 
 def read_answer(text: str) -> str | None:
@@ -268,9 +281,8 @@ def _text(value: str) -> str | None:
 
 def _listed(text: str) -> tuple[SubQuestion, ...]:
     """The questions of a plain list; if no line is a question, all numbered lines of several."""
-    numbered = [match[1] for match in islice(NUMBERED.finditer(text), MAX_QUESTIONS)]
-    lines = numbered or [match[1] for match in islice(BULLETED.finditer(text), MAX_QUESTIONS)]
-    questions = [line for line in lines if line.rstrip(" *_\"'").endswith(QUESTION_MARKS)]
-    if not questions and len(numbered) > 1:
-        questions = numbered
-    return _questions([line.strip(" *_") for line in questions])
+    listing = read_list(text, MAX_QUESTIONS)
+    questions = [line for line in listing.texts if line.endswith(QUESTION_MARKS)]
+    if not questions and listing.numbered and len(listing.texts) > 1:
+        questions = list(listing.texts)
+    return _questions(questions)

@@ -212,19 +212,19 @@ def corrections(store: TraceStore, task: Task) -> Iterator[Row]:
         return task.system_prompt if name == task.name else ""
 
     for row in _root_rows(store, EDITED_ROOTS, {}, system_prompt):
-        if first_of(row.provenance["trajectory"]) in edited and not _is_withheld(task, row):
+        if first_of(row.provenance["trajectory"]) in edited and not is_withheld(task, row.question):
             yield row
     rejected = rejected_by_humans(store)
     for part in store.select(EDITED_PARTS):
         row = _row(part, system_prompt, _replaced(store, part))
-        if first_of(part["id"]) not in rejected and not _is_withheld(task, row):
+        if first_of(part["id"]) not in rejected and not is_withheld(task, row.question):
             yield row
 
 
-def _is_withheld(task: Task, row: Row) -> bool:
+def is_withheld(task: Task, question: str) -> bool:
     """True of a held-out question, in the task's own form or as a user types it."""
     try:
-        return is_held_out(task, task.from_user(row.question))
+        return is_held_out(task, task.from_user(question))
     except UsageError:
         return False
 

@@ -9,9 +9,11 @@ import typer
 from reflux import cli
 from reflux.cli.contract import (
     DEFAULT_RUN,
+    BaseName,
     Json,
     Model,
     RunDir,
+    folder_of,
     known_runs,
     open_students,
     run_async,
@@ -39,11 +41,12 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         from_os_error,
         pip_install,
     )
+    from reflux.agents.overseers.form_probe import QUESTIONS, forms_kept, recommended
     from reflux.agents.types import ChatRequest, Sampling
     from reflux.finetune import check_cache_folder, missing_training_packages
     from reflux.finetune.gates import failed_gates
     from reflux.finetune.run_folder import RunFolder
-    from reflux.models import endpoint
+    from reflux.models import endpoint, open_run
     from reflux.report.rounds_tables import parity_text
     from reflux.report.terminal import (
         ERR,
@@ -123,15 +126,24 @@ def rollback_student(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     print_result({"current": name}, f"{name} is the agent again", as_json)
 
 
-def doctor(model: Model = None, as_json: Json = False) -> None:
+def doctor(
+    model: Model = None,
+    base: BaseName = "",
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Ask the model to divide two questions, as an overseer does."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check packages, model, engine, endpoint and disk, and say how to fix what is missing.
 
-    With --model, one short request tells what the endpoint refuses of that model.
+    With --model, one short request tells what the endpoint refuses of that model; with --probe,
+    four more tell in which form of replies it divides questions.
     """
-    checks = [
-        _outcome(name, check)
-        for name, check in {**CHECKS, "endpoint": partial(_endpoint, model)}.items()
-    ]
+    to_do = {**CHECKS, "endpoint": partial(_endpoint, model)}
+    if probe:
+        to_do["as an overseer"] = partial(_forms, model, base)
+    checks = [_outcome(name, check) for name, check in to_do.items()]
     if as_json:
         emit(checks)
     else:
@@ -207,6 +219,23 @@ async def _probed(client: OpenAIClient, model: str) -> str:
     if reply.reasoning:
         notes.append("reasons before it answers")
     return f"; {model}: {', '.join(notes)}"
+
+
+def _forms(model: str | None, base: str) -> str:
+    """In which form a model divides questions, and what to set."""
+
+    async def ask(folder: Path) -> tuple[str, dict[str, int]]:
+        opened, name = open_run(folder_of(folder, base), model)
+        async with opened:
+            return name, await forms_kept(opened.cache, name)
+
+    with tempfile.TemporaryDirectory() as folder:
+        name, kept = run_async(ask(Path(folder)))
+    n = len(QUESTIONS)
+    told = f"{name} divides {kept['json']} of {n} questions in JSON, {kept['lines']} in lines"
+    if not (form := recommended(kept)):
+        return f"{told}: give the overseer another `model`, or `demos`"
+    return f"{told}: overseer.form: {form}"
 
 
 def _folder(folder: Path, what: str) -> str:

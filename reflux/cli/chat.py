@@ -24,13 +24,21 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
     from reflux.cli.human_input import is_terminal, read_lines
     from reflux.cli.progress import LiveTree
-    from reflux.graphs.amplify.context import Limits
     from reflux.graphs.amplify.state import is_accepted
     from reflux.graphs.ask_options import ALONE, AskOptions
     from reflux.graphs.traces.revisions import newest
     from reflux.graphs.traces.tree import Node, load_tree
     from reflux.models import BASE, asked_at, endpoint, open_run
-    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named
+    from reflux.overseers import (
+        DEFAULT_OVERSEER,
+        OVERSEERS,
+        candidates_of,
+        demos_of,
+        overseer_named,
+        recorded_demos,
+        takes_demos,
+        with_demos,
+    )
     from reflux.report.terminal import (
         ERR,
         OUT,
@@ -43,6 +51,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         total_line,
         tree_view,
     )
+    from reflux.routing import recorded_route
     from reflux.tasks import task_named
 
 EXIT_COMMANDS = ("/quit", "/exit")
@@ -59,9 +68,12 @@ def chat(
             "alone."
         ),
     ] = None,
+    route: contract.Route = None,
+    demos: contract.Demos = None,
     task: Annotated[
         str | None, typer.Option(help="Ask questions of this task, with its overseer.")
     ] = None,
+    candidates: contract.Candidates = None,
     tool: contract.Tools = None,
     depth: contract.Depth = 1,
     calls: contract.Calls = 1000,
@@ -93,17 +105,21 @@ def chat(
         raise UsageError(
             "--tool needs an overseer: with --overseer plain, too, the agent answers by itself"
         )
+    if demos is not None and (task is not None or overseer == ALONE):
+        raise UsageError("--demos needs --overseer model: leave one out")
+    shown, decomposer = recorded_demos(demos), None
     if task is not None:
         task_named(task, contract.folder_of(run, base))
     elif overseer != ALONE:
-        overseer_named(overseer or DEFAULT_OVERSEER)
+        decomposer = with_demos(overseer_named(overseer or DEFAULT_OVERSEER), demos_of(shown))
     conversation = resume(run, resumed) if resumed else begin(run)
     opened, agent = open_run(contract.folder_of(run, base), model)
     name = "" if task else overseer or DEFAULT_OVERSEER
-    limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
+    limits = contract.limits_of(depth, calls, tokens, seconds, candidates)
     options = AskOptions(
         name, agent, tuple(tool or ()), limits, max_tokens, task or "",
-        endpoint=asked_at(model),
+        endpoint=asked_at(model), candidates=candidates_of(decomposer, candidates), demos=shown,
+        route=recorded_route(route),
     )  # fmt: skip
     session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:
@@ -239,9 +255,9 @@ def _model(session: ChatSession, name: str) -> RenderableType:
 
 def _overseer(session: ChatSession, name: str) -> RenderableType:
     if name:
-        if name != ALONE:
-            overseer_named(name)
-        session.options = replace(session.options, overseer=name, task="")
+        named = None if name == ALONE else overseer_named(name)
+        demos = session.options.demos if takes_demos(named) else {}
+        session.options = replace(session.options, overseer=name, task="", demos=demos)
     names = ", ".join([*OVERSEERS, ALONE])
     return f"overseer {session.options.overseer or session.options.task}; choose from {names}"
 

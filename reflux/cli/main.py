@@ -17,7 +17,7 @@ import reflux
 from reflux import cli
 from reflux.agents.errors import RefluxError, from_os_error
 from reflux.agents.hub import stay_offline
-from reflux.cli import admin, ask, chat, plan, review, rounds, serve, traces
+from reflux.cli import admin, ask, chat, demos, plan, review, rounds, serve, traces
 from reflux.cli.contract import endpoint_options
 from reflux.cli.evaluation import command as evaluation
 
@@ -34,6 +34,7 @@ METAVARS: dict[Any, str] = {
 }  # fmt: skip
 """What the help shows for a value of a type."""
 GROUPS = {
+    "demos": "Make demonstrations for a model overseer.",
     "traces": "List, show and export trajectories.",
     "students": "List, promote and roll back students.",
 }
@@ -54,6 +55,7 @@ COMMANDS = {
     "traces show": traces.show_trace,
     "traces page": traces.page_of_trace,
     "traces export": traces.export_traces,
+    "demos make": demos.make_demos,
     "students list": admin.list_students,
     "students promote": admin.promote_student,
     "students rollback": admin.rollback_student,
@@ -69,6 +71,7 @@ reflux ask "304+517" --task addition --run runs/adds --json
 reflux reply 1a2b "answer: Lisbon"
 reflux reply 1a2b pass --run runs/human
 reflux chat
+reflux chat --demos demos.jsonl
 reflux chat --overseer none --model llama3.2 --thinking off
 reflux chat --resume last
 reflux review
@@ -87,6 +90,9 @@ reflux plan --run runs/adds --target 0.999 --price 0.5
 reflux serve --run runs/adds
 reflux serve --port 8080 --config serve.yaml
 reflux doctor
+reflux doctor --probe --model llama3.2
+reflux demos make --run runs/adds --out demos.jsonl
+reflux demos make --task chain_sum -n 20 --out demos.jsonl
 reflux traces list --status rejected --limit 5
 reflux traces show 1a2b
 reflux traces page 1a2b --out tree.html

@@ -35,7 +35,7 @@ from reflux.graphs.evals.task import Task
 from reflux.graphs.external.user_sources import is_reference
 from reflux.graphs.traces.tree import tokens_of
 from reflux.models import BASE, STUDENT, model_named
-from reflux.overseers import overseer_named
+from reflux.overseers import candidates_of, demos_of, overseer_named, with_demos
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import HINTS, ChatRequest, Function, Message
 from reflux.server.errors import ApiError
@@ -80,6 +80,11 @@ class ServedModels:
         if settings.overseer not in self._trees:
             known = ", ".join(self._trees)
             raise UsageError(f"no overseer is called {settings.overseer!r}; there are {known}")
+        if settings.demos:
+            chosen = self._trees[settings.overseer]
+            if chosen.overseer is None:
+                raise UsageError("--demos needs --overseer model: a task has its own overseer")
+            with_demos(chosen.overseer, demos_of(settings.demos))
         for name in settings.endpoints:
             if name in (BASE, STUDENT) or name.split(":")[0] == AMPLIFIED:
                 raise UsageError(f"an endpoint is called {name!r}, which means something else here")
@@ -261,8 +266,11 @@ def _tree_answer(
         limits=settings.limits,
         max_tokens=request.token_limit or (None if task else settings.max_tokens),
         task=task.name if task else "",
+        candidates=candidates_of(None if task else tree.overseer, settings.candidates),
         temperature=request.temperature,
         seed=_draw_seed(request),
+        route=settings.route,
+        demos=settings.demos if tree.name == settings.overseer else {},
     )
     overseers = {tree.name: tree.overseer} if tree.overseer is not None else {}
     context = context_of(run, options, overseers)

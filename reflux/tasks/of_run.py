@@ -1,14 +1,17 @@
 """The task of a run's config: a shipped one, a user's class, or a file of questions."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from reflux.agents.answer_checks import AnswerChecks, Reason, compact_json, json_check, schema_check
 from reflux.agents.errors import UsageError
+from reflux.agents.overseers.demonstration_file import read_demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.verifiers import Checker, Verdict, as_verdict, verdict_of
+from reflux.finetune.data.demonstrations import check_demonstrations
 from reflux.finetune.task_config import OverseerConfig, TaskConfig
 from reflux.graphs.evals.file_task import MAX_TOKENS, UNTESTED, FileTask
 from reflux.graphs.evals.task import Task
@@ -47,24 +50,36 @@ def task_of_config(config: TaskConfig, named: Callable[[str], Task]) -> Task:
     """
     if config.questions:
         return _file_task(config)
-    task, overseers = named(config.task), _overseers(config.overseer)
+    task = named(config.task)
+    overseers = _overseers(config.overseer, task)
     if not overseers and not config.tools and config.max_tokens is None:
         return task
     return cast(Task, ConfiguredTask(task, overseers, config))
 
 
-def _overseers(config: OverseerConfig) -> Sequence[Overseer]:
-    """The overseer of a config; none where the task has its own."""
-    if config.model:
-        return (ModelOverseer(config.model),)
-    return (overseer_named(config.name),) if config.name else ()
+def _overseers(config: OverseerConfig, task: Task | None = None) -> Sequence[Overseer]:
+    """The overseer of a config; none where the task has its own.
+
+    Raises:
+        UsageError: there is none of the name, or the task holds out one of its demonstrations.
+    """
+    fields = config.prompted
+    if not fields:
+        return (overseer_named(config.name),) if config.name else ()
+    if config.demos:
+        demos = read_demonstrations(config.demos)
+        if task is not None:
+            check_demonstrations(demos, task, config.demos)
+            demos = replace(demos, canonical=task.canonical)
+        fields["demos"] = demos
+    return (ModelOverseer(**fields),)
 
 
 def _file_task(config: TaskConfig) -> FileTask:
     checks = [(Path(name).name, _check_named(name)) for name in config.check]
     is_json = any(name == JSON or name.endswith(".json") for name in config.check)
     overseers = _overseers(config.overseer) or (overseer_named(),)
-    return FileTask(
+    task = FileTask(
         config.task_name,
         config.questions,
         config.keys,
@@ -75,6 +90,9 @@ def _file_task(config: TaskConfig) -> FileTask:
         tool_names=config.tools,
         max_tokens=config.max_tokens or MAX_TOKENS,
     )
+    if source := config.overseer.demos:
+        check_demonstrations(read_demonstrations(source), task, source)
+    return task
 
 
 def _check_named(name: str) -> Reason:

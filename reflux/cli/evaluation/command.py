@@ -15,14 +15,17 @@ from reflux.cli.contract import (
     MARGIN,
     Again,
     BaseName,
+    Candidates,
     Concurrency,
     Configurable,
+    Demos,
     Depth,
     GraphContext,
     InputKey,
     Json,
     Model,
     OutputKey,
+    Route,
     RunDir,
     TaskName,
     TimeLimit,
@@ -38,6 +41,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.clients.endpoints import Endpoint, close_clients
     from reflux.agents.errors import RefluxError, UsageError
+    from reflux.agents.overseers.demonstrations import Demonstrations
     from reflux.agents.overseers.scripted import asks_humans
     from reflux.ask_context import MAX_TOKENS
     from reflux.cli.ask import batch_config
@@ -66,10 +70,18 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.evals.results import Results
     from reflux.graphs.evals.runner import EQUAL_TOKENS, parse_systems
     from reflux.models import open_run
-    from reflux.overseers import overseer_named
+    from reflux.overseers import (
+        DEFAULT_OVERSEER,
+        candidates_of,
+        demos_of,
+        overseer_named,
+        recorded_demos,
+        with_demos,
+    )
     from reflux.report.eval_tables import tables
     from reflux.report.inspect_log import check_log_path, write_logs
     from reflux.report.terminal import OUT, emit, say
+    from reflux.routing import recorded_route
     from reflux.server.settings import config_endpoints, read_serve_config
     from reflux.tasks import task_named, task_of
 
@@ -133,6 +145,9 @@ def evaluate_systems(
     overseer: Annotated[
         str, typer.Option(help="Overseer of a file's questions: model, plain or FILE.py:NAME.")
     ] = "",
+    candidates: Candidates = None,
+    route: Route = None,
+    demos: Demos = None,
     tool: Tools = None,
     compare: Annotated[
         list[str] | None,
@@ -199,8 +214,9 @@ def evaluate_systems(
                 "--score, --overseer, --max-tokens, --question-key, --answer-key and "
                 "--prompt-template are for --data: a task has its own"
             )
-        if tool:
-            raise UsageError("--tool needs --data: a task's copies have no tools")
+        if tool or demos is not None:
+            option = "--tool" if tool else "--demos"
+            raise UsageError(f"{option} needs --data: a task has its own overseer and tools")
         if limit is not None and limit > MAX_LIMIT:
             raise UsageError(f"--limit {limit} is more than {MAX_LIMIT}, the maximum for a task")
         name = task_of(folder, task)
@@ -208,6 +224,8 @@ def evaluate_systems(
         tool = list(made.tool_names)
         eval_task: EvalTask = LevelEvalTask(made, level or LEVEL, limit or LIMIT)
         source: dict[str, Any] = {"task": name, "level": level or LEVEL}
+        own = folder.rounds_config() if task is None else None
+        settings = replace(settings, candidates=own.candidates if own else 0)
     else:
         if task or level:
             raise UsageError("--data has its own questions: leave --task and --level out")
@@ -216,13 +234,18 @@ def evaluate_systems(
             eval_task = _file_eval_task(data, keys_of, score, limit)
         settings = replace(
             settings,
-            overseer=_overseer(overseer),
+            overseer=_overseer(overseer, demos_of(recorded_demos(demos))),
+            candidates=candidates_of(overseer_named(overseer or DEFAULT_OVERSEER)),
             max_tokens=max_tokens or MAX_TOKENS,
             system=eval_task.file.system,
         )
         source = {
             "data": data, "repeats": eval_task.file.repeats, "unused": list(eval_task.file.unused)
         }  # fmt: skip
+    if route is not None:
+        settings = replace(settings, route=recorded_route(route))
+    if candidates is not None:
+        settings = replace(settings, candidates=candidates)
     seeds = tuple(dict.fromkeys(seed or [1]))
     prices = prices_of(folder, price or [])
     if out is not None:
@@ -237,7 +260,7 @@ def evaluate_systems(
         plan = Plan(
             eval_task, keys, seeds, settings, prices, source, out, graphs, concurrency,
             tuple(tool or ()), code_of(task, overseer, *(tool or ())),
-            pairs, margin, until_decided, again, inspect_log,
+            pairs, margin, until_decided, again, inspect_log, demos_of(recorded_demos(demos)),
         )  # fmt: skip
         say_limits(graphs, seconds, concurrency)
         results = run_async(_evaluate(folder, plan, model, endpoints))
@@ -280,9 +303,9 @@ def _file_eval_task(data: str, keys: Keys, score: str, limit: int | None) -> Fil
     return file_eval_task(read_questions(data, keys), score, limit)
 
 
-def _overseer(name: str) -> str:
+def _overseer(name: str, demos: Demonstrations | None) -> str:
     name = name or "model"
-    if asks_humans(overseer_named(name)):
+    if asks_humans(with_demos(overseer_named(name), demos)):
         raise UsageError(
             f"--overseer {name} waits for human input, for which an evaluation cannot wait; use "
             f"{' or '.join(AUTOMATIC)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reflux.agents.budget import Price
+from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.tools.protocol import Grants
 from reflux.ask_context import open_tools
 from reflux.cli.contract import MARGIN
@@ -16,6 +17,7 @@ from reflux.cli.evaluation.systems import SystemSpecs
 from reflux.cli.human_input import interruptible
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.evals.decisions import Decision
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.results import Grading, Results
@@ -30,7 +32,8 @@ from reflux.graphs.evals.runner import (
 )
 from reflux.graphs.external.user_graph import UserGraph
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.overseers import overseer_named, with_max_tokens
+from reflux.overseers import overseer_named, with_demos, with_max_tokens
+from reflux.routing import check_not_routed_by, route_of, routed
 
 FIRST_LOOK, LOOK_GROWTH = 20, 1.25
 """Questions before --until-decided looks for the first time, and how many times more from look to
@@ -49,25 +52,50 @@ class Settings:
     seconds: float | None = None
     overseer: str = ""
     """Of a file's questions; a task has its own."""
+    candidates: int = 0
+    """Decompositions to weigh against the direct answer; 0: the overseer's answer stands."""
+    route: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The evaluation that decides what is divided, as `AskOptions` record it."""
     max_tokens: int = 0
     """Of an answer to a file's question; a task has its own limit."""
     system: str = ""
     """The system message of a file."""
 
     def context(
-        self, opened: OpenRun, model: str, seed: int, eval_task: EvalTask, grants: Grants = NONE
+        self,
+        opened: OpenRun,
+        model: str,
+        seed: int,
+        eval_task: EvalTask,
+        grants: Grants = NONE,
+        demos: Demonstrations | None = None,
     ) -> AmplifyContext:
-        """The context of one system."""
-        limits = Limits(self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
-        context = AmplifyContext(opened.recorded_client, model, (), limits=limits, seed=seed)
+        """The context of one system; `demos` are the overseer's."""
+        attempts = max(Limits.attempts, 1 + self.candidates)
+        limits = Limits(
+            self.depth,
+            attempts=attempts,
+            calls=self.calls,
+            tokens=self.tokens,
+            seconds=self.seconds,
+        )
+        context = AmplifyContext(
+            opened.recorded_client,
+            model,
+            (),
+            limits=limits,
+            seed=seed,
+            weighing=Weighing.of(self.candidates),
+        )
         if self.overseer:
+            overseer = with_demos(overseer_named(self.overseer), demos)
             context = replace(
                 context,
-                overseers=(with_max_tokens(overseer_named(self.overseer), self.max_tokens),),
+                overseers=(with_max_tokens(overseer, self.max_tokens),),
                 max_tokens=self.max_tokens,
                 votes=VotePolicy(max_votes=1),
             )
-        return eval_task.context(context).granting(grants)
+        return routed(eval_task.context(context).granting(grants), route_of(self.route))
 
 
 @dataclass(frozen=True)
@@ -97,6 +125,8 @@ class Plan:
     until_decided: bool = False
     again: bool = False
     inspect_log: Path | None = None
+    demos: Demonstrations | None = None
+    """Of the overseer of a file's questions."""
 
     @property
     def decided(self) -> Sequence[tuple[str, str]]:
@@ -123,6 +153,11 @@ async def compare(
     """
     grants = await stack.enter_async_context(open_tools(plan.tools))
     eval_task, settings = plan.eval_task, {**vars(plan.settings), **plan.code}
+    if plan.demos is not None:
+        settings["demos"] = plan.demos.digest
+    router = route_of(plan.settings.route)
+    for seed in plan.seeds if router else ():
+        check_not_routed_by(router, eval_task.questions(seed))
     runner = EvalRunner(
         eval_task, plan.seeds, opened.folder.id, settings,
         max_concurrency=plan.concurrency, listener=listener, again=plan.again,
@@ -131,7 +166,7 @@ async def compare(
     systems = SystemSpecs(
         opened,
         agent,
-        lambda name, seed: plan.settings.context(opened, name, seed, eval_task, grants),
+        lambda name, seed: plan.settings.context(opened, name, seed, eval_task, grants, plan.demos),
         eval_task.same_answer,
         stack,
         endpoints,

@@ -1,0 +1,51 @@
+"""The forms in which a model overseer is asked for a step: JSON or numbered lines, step by step or
+as a whole plan, with the instructions before or after the examples."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from reflux.agents.types import REFERENCE
+
+OVERSEE_IN_LINES = """\
+You split questions for assistants that know little. Each assistant sees one sub-question only.
+Reply in one of these forms:
+"""
+KINDS_IN_LINES = {
+    "ask": (
+        "1. ... and 2. ... ask simpler sub-questions, one a line. {1} in a sub-question stands for "
+        "the answer to the first one, {2} for the second."
+    ),
+    "answer": "Answer: ... ends with the answer, once you have all that it takes.",
+    "not_decomposable": "Indivisible: why, where simpler questions would not help.",
+}
+"""The same forms as lines, where sub-questions count from 1, as lines do."""
+PLANNED = "The last sub-question asks for the whole answer, with what the others found."
+
+
+@dataclass(frozen=True)
+class StepStyle:
+    """How an overseer is asked for a step."""
+
+    form: Literal["json", "lines"] = "json"
+    """The form of the reply: a JSON object, or numbered lines."""
+    plan: bool = False
+    """All sub-questions in one reply, of which the last asks for the whole answer."""
+    instructions: Literal["first", "last"] = "first"
+    """Before the examples, as the system message, or after them, beside the question."""
+
+
+AS_JSON = StepStyle()
+
+
+def reply_text(reply: Mapping[str, Any], form: str) -> str:
+    """An overseer's reply as a model is to write it."""
+    if form == "json":
+        return json.dumps(reply, ensure_ascii=False)
+    if "ask" in reply:
+        texts = [" ".join(sub["question"].split()) for sub in reply["ask"]]
+        counted = (REFERENCE.sub(lambda m: f"{{{int(m[1]) + 1}}}", text) for text in texts)
+        return "\n".join(f"{number}. {text}" for number, text in enumerate(counted, 1))
+    label = "Answer" if "answer" in reply else "Indivisible"
+    return f"{label}: {next(iter(reply.values()))}"

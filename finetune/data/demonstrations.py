@@ -1,0 +1,262 @@
+"""Demonstrations for a model overseer: out of accepted trees of the record, or of a task's script.
+
+None is of a held-out question: an overseer that has seen its division is judged on it no more.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reflux.agents.budget import Budget
+from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.overseers.batch import alike
+from reflux.agents.overseers.demonstration_file import demonstration_of
+from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations
+from reflux.agents.overseers.protocol import Overseer
+from reflux.agents.tools.protocol import Tool
+from reflux.agents.types import (
+    Answer,
+    Ask,
+    Chain,
+    ChatRequest,
+    Completion,
+    Defer,
+    Exchange,
+    Step,
+    SubQuestion,
+    step_from_json,
+)
+from reflux.finetune.data.rows import is_withheld
+from reflux.graphs.amplify.state import is_accepted
+from reflux.graphs.evals.task import Task
+from reflux.graphs.traces.review import rejected_by_humans
+from reflux.graphs.traces.revisions import NEWEST, before, first_of
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.tree import load_tree
+
+COPIES = ("", "tool:calculator")
+"""Whom the sub-questions of a demonstration may go to: a copy reads a sum as well."""
+MAX_PARTS = 500
+"""Sub-questions that a script may answer for one demonstration, at every depth."""
+ENDED = f"""
+SELECT q.id, q.text, q.task, q.split, q.detail ->> 'answer' AS answer,
+  q.detail ->> 'status' AS status FROM roots q WHERE {NEWEST} ORDER BY q.created DESC
+"""  # noqa: S608 - the part is a constant of ours
+BY_HUMANS = """
+SELECT question FROM judgements
+WHERE author = 'human' AND (kind IN ('override', 'review') OR kind = 'verdict' AND ok = 1)
+UNION SELECT question FROM calls WHERE role = 'overseer' AND kind = 'script' AND model = 'human'
+"""
+"""Trajectories that a human edited, divided or approved."""
+STEPS = """
+SELECT attempt, step, completion FROM calls WHERE question = ? AND path = '' AND role = 'overseer'
+  AND kind = 'script' AND error IS NULL ORDER BY attempt DESC, step
+"""
+
+
+@dataclass
+class Made:
+    """Demonstrations, where they come from, and why questions were left out."""
+
+    items: list[Demonstration] = field(default_factory=list[Demonstration])
+    sources: Counter[str] = field(default_factory=Counter[str])
+    left_out: Counter[str] = field(default_factory=Counter[str])
+    _seen: set[str] = field(default_factory=set[str])
+
+    def add(self, question: str, source: str, body: Mapping[str, Any] | str) -> None:
+        """Add what is known of a question, unless it is no demonstration; a text says why."""
+        if isinstance(body, str):
+            self.left_out[body] += 1
+        elif alike(question) in self._seen:
+            self.left_out["asked more than once"] += 1
+        else:
+            try:
+                self.items.append(demonstration_of({"question": question, **body}))
+            except ValueError:
+                self.left_out["its steps repeat the question or each other"] += 1
+                return
+            self._seen.add(alike(question))
+            self.sources[source] += 1
+
+
+def from_record(
+    store: TraceStore, n: int, unchecked: bool, withheld: Callable[[str], bool]
+) -> Made:
+    """Up to `n` demonstrations out of the accepted trees of a run folder, the newest first, but
+    before them those that a human edited, divided or approved.
+
+    Args:
+        unchecked: take answers that nothing tested, too.
+        withheld: whether a question is held out, wherever it was asked.
+    """
+    made, rejected = Made(), rejected_by_humans(store)
+    human = {first_of(row["question"]) for row in store.select(BY_HUMANS)}
+    roots = list(store.select(ENDED))
+    for root in sorted(roots, key=lambda root: first_of(root["id"]) not in human):
+        if len(made.items) == n:
+            made.left_out["beyond the limit"] += 1
+            continue
+        by_human = first_of(root["id"]) in human
+        body: Mapping[str, Any] | str
+        if root["split"] in ("held_out", "canary") or withheld(root["text"]):
+            body = "held out"
+        elif first_of(root["id"]) in rejected or not is_accepted(root["status"]):
+            body = "not accepted"
+        elif root["status"] == "unchecked" and not (unchecked or by_human):
+            body = "unchecked"
+        else:
+            body = _recorded(store, root["id"], root["answer"])
+        made.add(root["text"], "edited or approved by a human" if by_human else "accepted", body)
+    return made
+
+
+def _recorded(store: TraceStore, id: str, answer: str) -> Mapping[str, Any] | str:
+    """The steps at the root of a tree, from its newest revision that has any, and the answer."""
+    for revision in (id, *before(id)):
+        rows = list(store.select(STEPS, (revision,)))
+        if rows:
+            break
+    else:
+        return "undivided"
+    nodes = {node.path: node for node in load_tree(store, revision).walk()}
+    batches: list[tuple[Ask, list[str]]] = []
+    for row in rows:
+        if row["attempt"] != rows[0]["attempt"]:  # An attempt that failed its check.
+            break
+        if isinstance(step := step_from_json(json.loads(row["completion"])), Ask):
+            stem = f"/{row['attempt']}.{row['step']}."
+            children = [nodes.get(f"{stem}{index}") for index in range(len(step.subquestions))]
+            known = [
+                child.answer if child and is_accepted(child.status) else None for child in children
+            ]
+            batches.append((step, [text for text in known if text is not None]))
+        elif not isinstance(step, Answer):
+            return "a chain, or for a human"
+    return _body(batches, answer)
+
+
+def _body(batches: Sequence[tuple[Ask, list[str]]], answer: str) -> Mapping[str, Any] | str:
+    """The steps of a demonstration, up to the first with an unknown answer."""
+    asked = [(ask, answers) for ask, answers in batches if ask.subquestions]
+    if not asked:
+        return "undivided"
+    receivers = (sub.to for ask, _ in asked for sub in ask.subquestions)
+    if (other := next((to for to in receivers if to not in COPIES), None)) is not None:
+        return f"its sub-questions go to {other}"
+    steps: list[dict[str, Any]] = []
+    for ask, answers in asked:
+        steps.append({"ask": [sub.text for sub in ask.subquestions]})
+        if len(answers) < len(ask.subquestions):
+            return {"steps": steps}
+        steps[-1]["answers"] = answers
+    return {"steps": steps, "answer": answer}
+
+
+@dataclass
+class _ScriptContext:
+    """The context of a script's step: no model can be called."""
+
+    question: str
+    transcript: Sequence[Exchange] = ()
+    may_ask: bool = True
+    model: str = ""
+    path: str = ""
+    budget: Budget = field(default_factory=lambda: Budget(0, 0))
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        raise UsageError(
+            "the task's overseer calls a model: have it answer questions, and make demonstrations "
+            "of their trees, without --task"
+        )
+
+    def members(self, count: int) -> Sequence["_ScriptContext"]:
+        return [self] * count
+
+
+class _Script:
+    """A task's script, which answers its own sub-questions as far as it needs no model."""
+
+    def __init__(self, overseer: Overseer, tools: Mapping[str, Tool]) -> None:
+        self._overseer, self._tools = overseer, tools
+        self._left = MAX_PARTS
+
+    async def steps(self, question: str) -> tuple[list[tuple[Ask, list[str]]], Step | None]:
+        """(batches with their answers, the last step; None where an answer is not known)."""
+        batches: list[tuple[Ask, list[str]]] = []
+        transcript: list[Exchange] = []
+        while True:
+            step = await self._overseer.act(_ScriptContext(question, transcript))
+            if not isinstance(step, Ask) or not step.subquestions:
+                return batches, step
+            known: dict[int, str] = {}
+            for index, sub in enumerate(step.subquestions):
+                answer = await self._answer(sub, known) if len(known) == index else None
+                if answer is not None:
+                    known[index] = answer
+                    transcript.append(Exchange(sub.filled(known), answer))
+            batches.append((step, list(known.values())))
+            if len(known) < len(step.subquestions):
+                return batches, None
+
+    async def _answer(self, sub: SubQuestion, known: Mapping[int, str]) -> str | None:
+        self._left -= 1
+        if self._left < 0:
+            return None
+        question = sub.filled(known)
+        if sub.to:
+            tool = self._tools.get(sub.to.removeprefix("tool:"))
+            reply = await tool.answer(question) if tool is not None else None
+            return reply.text if reply is not None and reply.ok else None
+        _, last = await self.steps(question)
+        return last.text if isinstance(last, Answer) else None
+
+
+async def from_script(task: Task, n: int, level: int, seed: int) -> Made:
+    """Up to `n` demonstrations of a task's scripted overseer on its training questions.
+
+    Answers are those that the script and the calculator give; where a copy would have to answer,
+    the demonstration ends.
+
+    Raises:
+        UsageError: the task's overseer calls a model, or there is no such level.
+    """
+    made, overseer = Made(), task.overseers()[0]
+    for question in task.sample(n, level, "train", seed):
+        body: Mapping[str, Any] | str
+        try:
+            batches, last = await _Script(overseer, task.tools()).steps(question)
+        except RefluxError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an overseer is the user's code
+            body = f"the script fails: {type(error).__name__}"
+        else:
+            body = _body(batches, last.text if isinstance(last, Answer) else "")
+            if isinstance(last, Chain | Defer):
+                body = "a chain, or for a human"
+        made.add(question, f"by the script of {task.name}", body)
+    return made
+
+
+def check_demonstrations(demos: Demonstrations, task: Task, source: str) -> None:
+    """Check that no demonstration is of a held-out question of the task.
+
+    Of a task with a list of questions, only those are: any other text may be shown.
+
+    Raises:
+        UsageError: one is.
+    """
+    listed = {task.canonical(question) for question in task.questions()}
+    held_out = [
+        demo.question
+        for demo in demos.items
+        if is_withheld(task, demo.question)
+        and (not listed or task.canonical(task.from_user(demo.question)) in listed)
+    ]
+    if held_out:
+        raise UsageError(
+            f"{source}: {held_out[0]!r:.200} is a held-out question of {task.name}, by which "
+            f"students are judged ({len(held_out)} of {len(demos.items)} demonstrations are): "
+            "remove it"
+        )
