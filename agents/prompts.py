@@ -19,7 +19,7 @@ from reflux.agents.overseers.step_forms import (
     StepStyle,
     reply_text,
 )
-from reflux.agents.types import Exchange, Step, Turn, step_to_json
+from reflux.agents.types import Ask, Exchange, Step, Turn, step_to_json
 
 
 def answer_prompt(question: str, system: str = "") -> tuple[tuple[str, str], ...]:
@@ -115,6 +115,17 @@ def step_prompt(
         turns += [("user", case), ("assistant", reply_text(reply, style.form))]
     case = _case(question, transcript, limit, chars)
     return (*turns, ("user", case if is_first else f"{instructions}\n\n{case}"))
+
+
+def correction_prompt(batch: Ask, reasons: str, style: StepStyle = AS_JSON) -> tuple[Turn, ...]:
+    """Ask an overseer again after a batch that was rejected: its reply, and what is wrong with
+    it."""
+    ask = [{"question": cut(sub.text, 400), "needs": sub.needs} for sub in batch.subquestions]
+    body = (
+        f"This does not work: {reasons}.\nWhoever answers sees one sub-question and nothing else. "
+        "Write every name and number that it needs into it, and reply again."
+    )
+    return (("assistant", reply_text({"ask": ask}, style.form)), ("user", body))
 
 
 def answer_now_prompt(

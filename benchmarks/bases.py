@@ -62,8 +62,8 @@ class Config:
 
     families: Sequence[str] = tuple(FAMILIES)
     bases: Sequence[str] = ()
-    rows: int = 256
-    requests: int = 256
+    rows: int = 128
+    requests: int = 128
     repeats: int = 3
     max_tokens: int = 8
     seed: int = 0

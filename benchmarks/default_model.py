@@ -1,8 +1,11 @@
 """The default model on a selectable engine, for benchmarks that do not compare engines."""
 
+from pathlib import Path
+
 from reflux.agents.clients.llama_cpp import EngineConfig, LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.finetune.config import BatchedConfig
+from reflux.finetune.bases import find_base
+from reflux.finetune.config import BaseConfig, BatchedConfig
 from reflux.finetune.engine.client import BatchedClient
 
 ENGINES = ("batched", "llama.cpp")
@@ -29,3 +32,17 @@ def open_default_model(engine: str, context: int) -> BatchedClient | LlamaCppCli
     if engine == "llama.cpp":
         return LlamaCppClient(lambda _: files, EngineConfig(context=context))
     raise ValueError(f"unknown engine {engine!r}; use one of {', '.join(ENGINES)}")
+
+
+def open_model(name: str, context: int) -> BatchedClient | LlamaCppClient | _Script:
+    """Open the default model, a GGUF by its path, or none, on the batched engine.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if name in ("default", SCRIPTED):
+        return open_default_model("batched" if name == "default" else SCRIPTED, context)
+    if not Path(name).is_file():
+        raise ValueError(f"{name} is no file; give a GGUF")
+    files = find_base(BaseConfig(model=name)).files()
+    return BatchedClient(lambda _: files, BatchedConfig(context=context))

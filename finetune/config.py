@@ -20,6 +20,7 @@ from reflux.agents.verifiers import RedFlags
 from reflux.finetune.engine_config import BatchedConfig, EngineSpec, engine_spec
 from reflux.finetune.task_config import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
+from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.voting.voting import VotePolicy
 
@@ -234,6 +235,13 @@ class RoundsConfig(TaskConfig, TrainingConfig):
         shared = {name: getattr(self, name) for name in DistillConfig.model_fields}
         return DistillConfig(**{**shared, "sft": {**self.sft, **spec.sft}})
 
+    @property
+    def candidates(self) -> int:
+        """Decompositions that are weighed against the direct answer; 0: the overseer's stands."""
+        if self.checks.confirm > 1 or self.checks.after_failure:
+            return self.overseer.candidates or 0
+        return self.overseer.weighed(of_file=bool(self.questions), attempts=self.limits.attempts)
+
     def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
         """A context with the config's limits, votes and checks; `more` sets further fields."""
         return AmplifyContext(
@@ -244,6 +252,7 @@ class RoundsConfig(TaskConfig, TrainingConfig):
             votes=self.votes,
             flags=self.flags,
             checks=self.checks,
+            weighing=Weighing.of(self.candidates),
             seed=self.seed,
             **more,
         )

@@ -1,10 +1,11 @@
 """What a run asks: a task, or a file of questions, with overseer, checks and tools."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from reflux.graphs.amplify.weighing import DECOMPOSITIONS
 from reflux.graphs.evals.questions.files import is_hub_id
 from reflux.graphs.evals.questions.forms import Keys
 
@@ -41,7 +42,7 @@ class OverseerConfig(BaseModel):
     held-out questions."""
     form: Literal["json", "lines", "auto"] = "json"
     """Of the replies of the overseer `model`: a JSON object or numbered lines; `auto` asks for
-    lines after a reply that is no JSON."""
+    lines after a reply that will not do."""
     plan: bool = False
     """Whether the overseer `model` gives all steps in one reply."""
     instructions: Literal["first", "last"] = "first"
@@ -55,11 +56,22 @@ class OverseerConfig(BaseModel):
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value != fields[name].default}
 
+    candidates: Annotated[int, Field(ge=0, le=16)] | None = None
+    """Decompositions to weigh against the direct answer; 0: the overseer's answer stands. Without
+    it a model has 2, if `limits.attempts` allows, and every other overseer 0."""
+
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         """A text is the name; a model alone is the overseer `model`."""
         return {"name": value} if isinstance(value, str) else value
+
+    def weighed(self, *, of_file: bool, attempts: int) -> int:
+        """The candidates of a run whose task is a file of questions, or is not."""
+        if self.candidates is not None:
+            return self.candidates
+        is_model = self.name == "model" or self.prompted or (of_file and not self.name)
+        return min(DECOMPOSITIONS, max(0, attempts - 1)) if is_model else 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "OverseerConfig":

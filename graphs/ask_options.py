@@ -69,8 +69,12 @@ class AskOptions:
     temperature: float | None = None
     """None: the first vote is greedy, and the others have the policy's temperature."""
     seed: int = 0
+    candidates: int = 0
+    """Decompositions to weigh against the direct answer; 0: the overseer's answer stands."""
     endpoint: Mapping[str, str] = field(default_factory=dict[str, str])
     """Variables of the endpoint that was asked, without its key; empty for a server's."""
+    route: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The evaluation that a router was fitted on: `file` and `digest`; empty without one."""
     demos: Mapping[str, str] = field(default_factory=dict[str, str])
     """`file` and `digest` of the overseer's demonstrations; empty without any."""
 
@@ -95,6 +99,7 @@ class AskOptions:
             max_tokens=context.max_tokens if isinstance(context.max_tokens, int) else None,
             max_votes=context.votes.max_votes,
             seed=context.seed,
+            candidates=context.weighing.decompositions if context.weighing else 0,
         )
 
     def votes(self) -> VotePolicy:

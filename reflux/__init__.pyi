@@ -79,6 +79,7 @@ from .graphs.voting.stopping import (
     Sprt as Sprt,
     Weighted as Weighted,
 )
+from .graphs.amplify.weighing import Weighing as Weighing
 from .graphs.voting import Vote as Vote
 from .graphs.voting.combiners import (
     Consensus as Consensus,

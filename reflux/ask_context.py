@@ -28,6 +28,7 @@ from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AS_OVERSEER, AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.evals.task import task_context
@@ -38,11 +39,20 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
-from reflux.overseers import OVERSEERS, demos_of, overseer_named, with_demos, with_max_tokens
+from reflux.overseers import (
+    OVERSEERS,
+    default_weighing,
+    demos_of,
+    overseer_named,
+    with_demos,
+    with_max_tokens,
+)
+from reflux.routing import route_of, routed
 from reflux.tasks import task_named
 
 MAX_TOKENS = 512
 """Tokens of one reply of a copy or the overseer, unless the options or the task say otherwise."""
+NO_GRANTS: Grants = {}
 
 
 def overseers_of(overseer: Overseer | str | Sequence[Overseer]) -> tuple[Overseer, ...]:
@@ -137,15 +147,17 @@ def context_of(
     run: OpenRun,
     options: AskOptions,
     overseers: Mapping[str, Overseer] = OVERSEERS,
+    grants: Grants = NO_GRANTS,
     **fields: Any,
 ) -> AmplifyContext:
-    """The context of a question that is asked with these options, but for its tools.
+    """The context of a question that is asked with these options.
 
     Args:
+        grants: its tools, which are open.
         fields: further fields of the context.
 
     Raises:
-        UsageError: no overseer or task has the name.
+        UsageError: no overseer or task has the name; a file that it was asked with was changed.
     """
     task = task_named(options.task, run.folder) if options.task else None
     context = AmplifyContext(
@@ -156,12 +168,14 @@ def context_of(
         votes=options.votes(),
         max_tokens=MAX_TOKENS,
         seed=options.seed,
+        weighing=Weighing.of(options.candidates),
     )
     if task is not None:
         context = task_context(context, task)
     if options.max_tokens is not None:
         context = replace(context, max_tokens=options.max_tokens)
-    return replace(context, **fields)
+    context = replace(context, **fields).granting(grants)
+    return routed(context, route_of(options.route))
 
 
 def _overseer_of(options: AskOptions, overseers: Mapping[str, Overseer]) -> Overseer:
@@ -181,7 +195,7 @@ async def open_context(
     if options.task and not names:
         names = tuple(task_named(options.task, run.folder).tool_names)
     async with open_tools(names) as grants:
-        yield context_of(run, options, overseers, emit=emit).granting(grants)
+        yield context_of(run, options, overseers, grants, emit=emit)
 
 
 AS_CLIENT = "pass reflux.OpenAIClient(base_url, api_key) or a chat model of LangChain"
@@ -231,6 +245,9 @@ async def amplify(
         client = LangChainClient(client)
     elif client is not None:
         check_has("a client", ("complete", "model_digest"), AS_CLIENT, client)
+    limits = limits or Limits()
+    weighing = default_weighing(overseers[0], limits, context.get("checks"))
+    context = {"weighing": weighing} | context
     engine = None if client else LlamaCppClient(lambda _: ModelFiles(default_gguf()))
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -242,7 +259,7 @@ async def amplify(
                 model,
                 overseers,
                 checker=checker or RuleChecker({}),
-                limits=limits or Limits(),
+                limits=limits,
                 votes=votes or VotePolicy(max_votes=1),
                 **context,
             )

@@ -13,6 +13,8 @@ from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
+from reflux.graphs.amplify.context import CheckPolicy, Limits
+from reflux.graphs.amplify.weighing import DECOMPOSITIONS, Weighing
 from reflux.graphs.external.user_code import load_instance
 from reflux.graphs.external.user_sources import is_reference
 
@@ -58,6 +60,26 @@ def _own_overseer(name: str) -> Overseer:
             "(question, transcript, may_ask) that returns a step"
         )
     return ScriptedOverseer(name, cast(ScriptedStep, made))
+
+
+def candidates_of(overseer: Overseer | None, asked: int | None = None) -> int:
+    """Decompositions that are weighed against the direct answer: as many as were `asked` for, else
+    0 for every overseer but a model, whose decompositions may make an answer worse."""
+    if asked is not None:
+        return asked
+    return DECOMPOSITIONS if isinstance(overseer, ModelOverseer) else 0
+
+
+def default_weighing(
+    overseer: Overseer, limits: Limits, checks: CheckPolicy | None = None
+) -> Weighing | None:
+    """How a program's question is weighed if the program does not say: for a model as overseer by
+    as many decompositions as the limits leave attempts for, up to 2; not where `checks` demand
+    attempts of their own."""
+    own = checks is not None and (checks.confirm > 1 or bool(checks.after_failure))
+    # The context says what is wrong with limits of another type.
+    attempts = 0 if own else max(0, getattr(limits, "attempts", 1) - 1)
+    return Weighing.of(min(candidates_of(overseer), attempts))
 
 
 def with_max_tokens(overseer: Overseer, max_tokens: int | None) -> Overseer:

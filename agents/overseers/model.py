@@ -10,6 +10,7 @@ from typing import Any, Literal
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, check_choice
 from reflux.agents.overseers.batch import settle
+from reflux.agents.overseers.decomposition import decomposition_problems
 from reflux.agents.overseers.demonstrations import (
     NO_EXAMPLES,
     Demonstrations,
@@ -18,7 +19,13 @@ from reflux.agents.overseers.demonstrations import (
 from reflux.agents.overseers.protocol import PASS, OverseerContext
 from reflux.agents.overseers.step_forms import StepStyle
 from reflux.agents.overseers.step_parser import NOTHING, read_answer, read_lines, read_step
-from reflux.agents.prompts import answer_now_prompt, cut, object_schema, step_prompt
+from reflux.agents.prompts import (
+    answer_now_prompt,
+    correction_prompt,
+    cut,
+    object_schema,
+    step_prompt,
+)
 from reflux.agents.types import (
     Answer,
     Ask,
@@ -31,6 +38,7 @@ from reflux.agents.types import (
 )
 
 NOT_DECOMPOSABLE = "not decomposable"
+REJECTED = "sub-questions rejected"
 UNREADABLE = "unreadable"
 """How the note of an `Ask` of nothing begins: why the overseer leaves a question to the agent."""
 NOTE_CHARS = 300
@@ -41,14 +49,24 @@ LATER = ("ask", "answer")
 
 
 @dataclass(frozen=True)
+class _Rejected:
+    """A proposed batch that a copy could not answer as it stands."""
+
+    batch: Ask
+    reasons: str
+
+
+@dataclass(frozen=True)
 class ModelOverseer:
     """An overseer that asks a model for each step, in JSON if the endpoint supports schemas.
 
     Every reply becomes a step, within `max_tries` calls. Parts of a reply that make no sense are
     left out (`reflux.agents.overseers.batch.settle`), a batch over `fanout` is cut to its first
-    sub-questions, and the step's `note` says so. A reply without a step is asked for again with
-    another seed; if no reply holds one, the question goes to the agent undivided, by an `Ask` of
-    nothing whose note begins with `unreadable`. A question that the model calls indivisible goes
+    sub-questions, and the step's `note` says so. A batch whose sub-questions lose what they need,
+    or repeat the question (`reflux.agents.overseers.decomposition`), is asked for again with the
+    reasons; a reply without a step is asked for again with another seed. If no reply holds a step,
+    the question goes to the agent undivided, by an `Ask` of nothing whose note begins with
+    `sub-questions rejected` or `unreadable`. A question that the model calls indivisible goes
     there as well; its note begins with `not decomposable`. Seed 8.4.1, task decomposition.
 
     With `plan` the model divides a question once. If the last sub-question was asked with what
@@ -69,6 +87,8 @@ class ModelOverseer:
     """Invites the model to answer before it has asked anything. Without it the model is to
     decompose or to say that it cannot, and at the depth cap the question goes to the agent at
     once, with the agent's votes; an answer that comes uninvited is accepted."""
+    validate: bool = True
+    """Rejects batches whose sub-questions lose what they need, or repeat the question."""
     temperature: float = 0.0
     """Temperature of the first try. Members of a panel that share a model need a temperature above
     0 and different seeds."""
@@ -81,7 +101,7 @@ class ModelOverseer:
     """Characters of the examples; the farthest beyond are left out, which the step's note says."""
     form: Literal["json", "lines", "auto"] = "json"
     """Of the replies: a JSON object, or numbered lines, which weak models keep better; `auto` asks
-    for JSON, and for lines after a reply that is unreadable."""
+    for JSON, and for lines after a reply that will not do."""
     plan: bool = False
     """Asks for all steps in one reply."""
     instructions: Literal["first", "last"] = "first"
@@ -104,7 +124,9 @@ class ModelOverseer:
         prompt = step_prompt("", [Exchange("", "")], LATER, self.fanout, self.transcript_chars)
         chars = sum(len(turn[1]) for turn in prompt) + self.transcript_chars
         chars += self.demo_chars if self.demos else 0
-        return Budget(self.max_tries, self.max_tries * (chars // 3 + self.max_tokens))
+        correction = self.max_tokens + NOTE_CHARS if self.validate else 0
+        each = chars // 3 + self.max_tokens
+        return Budget(self.max_tries, self.max_tries * each + correction)
 
     async def act(self, context: OverseerContext) -> Step:
         transcript = context.transcript
@@ -115,16 +137,25 @@ class ModelOverseer:
         may_ask = context.may_ask and not (self.plan and transcript)
         room = min(self.fanout, self.max_subquestions - len(transcript)) if may_ask else 0
         problem = "no reply was asked for"
+        rejected: _Rejected | None = None
         for retry in range(self.max_tries):
             # With sub-answers at hand the last try accepts any text as the answer.
             is_last = bool(transcript) and 0 < retry == self.max_tries - 1
             if room < 1 or is_last:
                 step = await self._answer(context, retry)
             else:
-                step = await self._step(context, room, retry)
-            if not isinstance(step, str):
+                step = await self._step(context, room, retry, rejected)
+            if isinstance(step, _Rejected):
+                rejected = step
+            elif isinstance(step, str):
+                problem = step
+            elif rejected is not None and isinstance(step, Ask):
+                reason = f"asked again: {rejected.reasons}"
+                return replace(step, note="; ".join(filter(None, (step.note, reason))))
+            else:
                 return step
-            problem = step
+        if rejected is not None:
+            return Ask((), f"{REJECTED}: {rejected.reasons} ({self.max_tries} replies)")
         return Ask((), f"{UNREADABLE}: {problem} ({self.max_tries} replies)")
 
     async def _answer(self, context: OverseerContext, retry: int) -> Step | str:
@@ -141,19 +172,24 @@ class ModelOverseer:
         passes = not context.transcript and answer.strip(" .\"'").upper() == "PASS"
         return PASS if passes else Answer(answer)
 
-    async def _step(self, context: OverseerContext, room: int, retry: int) -> Step | str:
-        """The model's step, with at most `room` sub-questions; a string says why its reply holds
-        none."""
+    async def _step(
+        self, context: OverseerContext, room: int, retry: int, rejected: _Rejected | None
+    ) -> Step | str | _Rejected:
+        """The model's step, with at most `room` sub-questions, after the last one that was
+        rejected; a string says why its reply holds none."""
         question, transcript = context.question, context.transcript
         kinds = LATER if transcript else PRIMITIVE if self.primitives else FIRST
         in_lines = self.form == "lines" or (self.form == "auto" and retry > 0)
         style = StepStyle("lines" if in_lines else "json", self.plan, self.instructions)
         examples, left_out = await self._examples(question, bool(transcript)), 0
+        correction = correction_prompt(rejected.batch, rejected.reasons, style) if rejected else ()
 
         def prompt(chars: int) -> tuple[Turn, ...]:
             nonlocal left_out
             shown, left_out = examples.within(chars / self.transcript_chars)
-            return step_prompt(question, transcript, kinds, room, chars, shown, style)
+            asked = step_prompt(question, transcript, kinds, room, chars, shown, style)
+            # The correction is left out first where the context has no room for it.
+            return (*asked, *(correction if chars == self.transcript_chars else ()))
 
         schema = "" if in_lines else step_schema(kinds, room)
         reply = await self._reply(context, prompt, retry, schema)
@@ -162,13 +198,19 @@ class ModelOverseer:
             return Answer(reading.answer)
         known = [exchange.question for exchange in transcript if exchange.answer is not None]
         batch = settle(reading.questions, [question, *known], room)
+        if not batch.subquestions:
+            if reading.answer is not None:
+                return Answer(reading.answer)
+            if reading.reason is not None and not transcript:
+                return Ask((), f"{NOT_DECOMPOSABLE}: {cut(reading.reason, NOTE_CHARS)}")
+        # Where nothing of a proposal can be asked, it says more than what is left of it.
+        proposed = batch.subquestions or tuple(sub for sub in reading.questions if sub.text)
+        problems = decomposition_problems(question, transcript, Ask(proposed))
+        if problems and self.validate:
+            return _Rejected(Ask(proposed), cut("; ".join(map(str, problems)), NOTE_CHARS))
         if batch.subquestions:
             note = f"{left_out} demonstrations left out: too long" if left_out else ""
             return replace(batch, note="; ".join(filter(None, (batch.note, note))))
-        if reading.answer is not None:
-            return Answer(reading.answer)
-        if reading.reason is not None and not transcript:
-            return Ask((), f"{NOT_DECOMPOSABLE}: {cut(reading.reason, NOTE_CHARS)}")
         if reading == NOTHING:
             # With answers at hand a line without a label is the answer.
             answer = read_answer(reply.text) if in_lines and transcript else None
@@ -202,8 +244,9 @@ class ModelOverseer:
     ) -> Completion:
         """The model's reply; `prompt` takes the characters of the transcript, which are halved as
         long as the request does not fit into the model's context."""
-        temperature = max(self.temperature, self.retry_temperature if retry else 0.0)
-        sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + retry)
+        again = retry + self.max_tries * context.attempt
+        temperature = max(self.temperature, self.retry_temperature if again else 0.0)
+        sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + again)
         model = self.model or context.model
         chars = self.transcript_chars
         while True:

@@ -47,6 +47,9 @@ class OverseerContext(ModelContext, Protocol):
     """False at the depth cap: the overseer answers a primitive, or returns `PASS` to leave
     the question to the agent."""
 
+    attempt: int
+    """Attempts at the question before this one, each another decomposition."""
+
     @property
     def budget(self) -> Budget:
         """What the question may still spend."""

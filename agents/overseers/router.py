@@ -28,6 +28,8 @@ GRID = tuple((n, like) for n in (16, 32, 48) for like in (0.3, 0.45, 0.6))
 """(`neighbours`, `like`) pairs that `Router.fit` chooses from."""
 CALL_PRICE = 0.02
 """Cost of one call in that choice, in right answers."""
+MIN_PAST = 20
+"""Questions that a router is fitted on, at least."""
 UNKNOWN = -1.0
 """Log-probability assumed if the endpoint returned none, in nats."""
 
@@ -81,8 +83,10 @@ class Router:
         Raises:
             UsageError: there are fewer than 20 past questions.
         """
-        if len(past) < 20:
-            raise UsageError(f"a router needs 20 past questions or more, there are {len(past)}")
+        if len(past) < MIN_PAST:
+            raise UsageError(
+                f"a router needs {MIN_PAST} past questions or more, there are {len(past)}"
+            )
         router = Router(tuple(past), ((0.0,) * 4, (0.0,) * 4), **options)
         candidates = [router]
         if not {"neighbours", "like"} & options.keys():

@@ -9,12 +9,13 @@ from weakref import WeakKeyDictionary
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.clients.retries import time_left
-from reflux.agents.errors import check_choice, check_has, check_range
+from reflux.agents.errors import UsageError, check_choice, check_has, check_range
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import ROLES, Grants, Tool
 from reflux.agents.types import ChatRequest, Completion
 from reflux.agents.verifiers import Checker, Equivalence, RedFlags, RuleChecker, Verifier
 from reflux.graphs.amplify.state import Spent
+from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.traces.events import Event, called
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.revisions import AGAIN, Override
@@ -196,6 +197,9 @@ class AmplifyContext:
     """Seconds and money of the question, and of its run."""
     overrides: Mapping[str, Override] = field(default_factory=dict[str, Override])
     """Humans' overrides of nodes, by path."""
+    weighing: Weighing | None = None
+    """Weighs the agent's direct answer to the root question against those of decompositions; None:
+    the overseer's answer stands."""
     concurrency: ConcurrencyLimit = field(default_factory=ConcurrencyLimit)
     """Changes no answer; questions that share it share the bound."""
     emit: Callable[[Event], None] = silent
@@ -210,6 +214,11 @@ class AmplifyContext:
         check_has("an overseer", ("act", "name"), AS_OVERSEER, *self.overseers)
         check_has("a verifier", ("verify",), "see reflux.Verifier", *self.verifiers)
         check_has("an expert", ("name", "weight"), "write reflux.Expert(name)", *self.experts)
+        if self.weighing is not None and (self.checks.confirm > 1 or self.checks.after_failure):
+            raise UsageError(
+                "candidates are weighed by themselves: leave out checks.confirm and "
+                "checks.after_failure, or set candidates to 0"
+            )
         check_has("a mapping of tools by name", ("values",), AS_TOOLS, self.tools)
         object.__setattr__(self, "tools", {n: _as_tool(t) for n, t in self.tools.items()})
         check_has("a tool", ("answer",), AS_TOOL, *self.tools.values())
@@ -230,6 +239,10 @@ class AmplifyContext:
         """The context with tools that copies may call, and the overseer ask by name."""
         tools = {tool.spec.name: tool for tool in grants.get("answer", ())}
         return replace(self, grants=grants, tools={**tools, **self.tools}) if grants else self
+
+    def weighs(self, depth: int) -> bool:
+        """True where the first attempt at a question of this depth is the direct answer."""
+        return self.weighing is not None and depth == 0
 
     @property
     def has_rules(self) -> bool:

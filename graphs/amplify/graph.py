@@ -44,7 +44,7 @@ from reflux.graphs.amplify.state import (
     plus,
 )
 from reflux.graphs.amplify.steps import StepResult, listening, overseer_at, retry_index, take_step
-from reflux.graphs.amplify.verify import check
+from reflux.graphs.amplify.verify import NOT_DIVIDED, check
 from reflux.graphs.traces.events import answered
 
 Ran = Runtime[AmplifyContext]
@@ -55,14 +55,20 @@ def begin(question: str, question_id: str, context: AmplifyContext) -> AmplifySt
     """The state of a root question before its first step.
 
     Raises:
-        UsageError: more attempts must agree than there are.
+        UsageError: more attempts must agree, or be weighed, than there are.
     """
-    limits, question, confirm = context.limits, redact(question), context.checks.confirm
-    if confirm > max(1, limits.attempts):
-        raise UsageError(
-            f"checks.confirm is {confirm} and limits.attempts only {limits.attempts}: raise "
-            f"limits.attempts to {confirm} or more"
-        )
+    limits, question, weighing = context.limits, redact(question), context.weighing
+    ways = weighing.decompositions if weighing is not None else 0
+    agreed = context.checks.confirm
+    for name, value, least in (
+        ("checks.confirm", agreed, agreed),
+        ("candidates", ways, 1 + ways),
+    ):
+        if least > max(1, limits.attempts):
+            raise UsageError(
+                f"{name} is {value} and limits.attempts only {limits.attempts}: raise "
+                f"limits.attempts to {least} or more"
+            )
     root: NodeState = {
         "question": question,
         "question_id": question_id,
@@ -107,6 +113,8 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     context = listening(runtime)
     if state["step"] >= context.limits.steps:
         return {"error": f"no answer after {context.limits.steps} steps"}
+    if context.weighs(state["depth"]) and state["attempt"] == 0:
+        return {"step": state["step"] + 1, **await _leave_to_agent(state, context)}
     first = state["first_step"]
     result = StepResult(step_from_json(first)) if first else await take_step(state, context)
     step, spent = result.step, plus(state["spent"], result.spent)
@@ -117,6 +125,8 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
         return {**advance, "proposal": context.normalise(step.text)}
     state = {**state, "spent": spent}
     if not _divides(step, state, context):
+        if context.weighs(state["depth"]):  # The agent has answered already.
+            return {**advance, "error": NOT_DIVIDED}
         return {**advance, **await _leave_to_agent(state, context)}
     if isinstance(step, Chain):
         return {**advance, **await _chained(state, context, step)}
@@ -281,12 +291,13 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
 
 async def record(state: AmplifyState, runtime: Ran) -> Update:
     """Record how the question ended."""
-    await _recorded(state, listening(runtime), cast(Outcome, state["outcome"]))
+    outcome = cast(Outcome, state["outcome"])
+    await _recorded(state, listening(runtime), outcome, **state["weighed"])
     return {}
 
 
 async def _recorded(
-    state: AmplifyState, context: AmplifyContext, outcome: Outcome, **more: str
+    state: AmplifyState, context: AmplifyContext, outcome: Outcome, **more: Any
 ) -> Outcome:
     await context.recorded_client.store.add_judgement(
         state["question_id"],
@@ -296,7 +307,7 @@ async def _recorded(
         {"question": state["question"], "attempts": state["attempt"] + 1, **more, **outcome},
         key="0",
     )
-    context.emit(answered(state["path"], False, outcome))
+    context.emit(answered(state["path"], False, {**outcome, **more}))
     return outcome
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypedDict, cast
 
 from reflux.agents.budget import Budget
+from reflux.graphs.amplify.weighing import Candidate
 
 Status = Literal["ok", "unchecked", "truncated", "rejected", "failed", "over_budget", "stopped"]
 """What is known of an answer. All but `failed` and `stopped` carry the best answer so far.
@@ -143,15 +144,22 @@ class AmplifyState(NodeState):
     """Answers that failed the check, one per attempt."""
     passed: list[str]
     """Answers that passed it, where several attempts must agree."""
+    candidates: list[Candidate]
+    """Answers to the root question that are weighed against one another."""
+    weighed: dict[str, Any]
+    """What they weighed, once one is chosen."""
     outcome: Outcome | None
+
+
+LISTS = ("transcript", "batch", "results", "proposals", "passed")
 
 
 def fresh_state(node: NodeState) -> AmplifyState:
     """The state of a question before its first step."""
     state = {name: value for name, value in node.items() if name in NodeState.__annotations__}
     state |= dict.fromkeys(("first_step", "proposal", "error", "outcome"))
-    state |= {name: [] for name in ("transcript", "batch", "results", "proposals", "passed")}
-    state |= {"spent": NOTHING_SPENT, "attempt": 0, "step": 0, "truncated": False}
+    state |= {name: [] for name in (*LISTS, "candidates")}
+    state |= {"weighed": {}, "spent": NOTHING_SPENT, "attempt": 0, "step": 0, "truncated": False}
     return cast(AmplifyState, state)
 
 

@@ -35,6 +35,7 @@ class StepContext(ModelCalls):
     question: str = field(kw_only=True)
     transcript: Sequence[Exchange] = field(kw_only=True)
     may_ask: bool = field(kw_only=True)
+    attempt: int = field(kw_only=True, default=0)
     _members: list["StepContext"] = field(init=False, default_factory=list["StepContext"])
 
     @property
@@ -71,7 +72,8 @@ class StepResult:
 async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
     """The overseer's next step, or a human's if it defers; recorded. An exception in the
     overseer's code becomes the result's `error`."""
-    overseer, key = overseer_at(context, state["attempt"]), step_key(state)
+    attempt = state["attempt"] - context.weighs(state["depth"])
+    overseer, key = overseer_at(context, attempt), step_key(state)
     step_context = StepContext(
         context,
         key,
@@ -81,6 +83,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
         question=state["question"],
         transcript=[Exchange(**exchange) for exchange in state["transcript"]],
         may_ask=state["depth"] < context.limits.depth,
+        attempt=attempt,
     )
     form_digest: str | None = None
     try:

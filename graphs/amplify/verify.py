@@ -5,7 +5,7 @@ earlier attempts where several must agree."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from langgraph.runtime import Runtime
 
@@ -26,7 +26,10 @@ from reflux.graphs.amplify.state import (
     plus,
 )
 from reflux.graphs.amplify.steps import listening, retry_index, step_key
+from reflux.graphs.amplify.weighing import Candidate, Choice, Weighing
 
+NOT_DIVIDED = "the overseer does not divide it"
+"""Why an attempt gives no candidate; the step's own note says more."""
 UNCONFIRMED = "unconfirmed"
 """The rule that an answer breaks on which too few attempts agree."""
 UNEXAMINED = "unexamined"
@@ -86,12 +89,16 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
             await context.recorded_client.store.add_judgement(
                 key.question, key.path, "check", verdict.ok, detail, key=str(number)
             )
+        if verdict.ok and context.weighs(state["depth"]) and not has_check:
+            return _weigh({**state, "spent": spent}, context, proposal)
         if verdict.ok and (by_human or context.checks.confirmed(passed, proposal)):
             status = accepted_status(has_check=has_check, truncated=state["truncated"])
             ended = {"answer": proposal, "status": status, "error": None, "spent": spent}
             return {"outcome": ended}
         if verdict.ok:
             passed, verdict = [*passed, proposal], Verdict(True, UNCONFIRMED)
+    if state["candidates"]:
+        return _weigh({**state, "spent": spent}, context, None)
     failed = [] if proposal is None or verdict.ok else [proposal]
     proposals = state["proposals"] + failed
     lacking, rule = context.spend_limit.lacks, verdict.rule
@@ -117,3 +124,30 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         "passed": passed,
         "spent": spent,
     }
+
+
+def _weigh(state: AmplifyState, context: AmplifyContext, proposal: str | None) -> dict[str, Any]:
+    """Add a candidate, then end the question or have it divided another way."""
+    weighing, attempt = cast(Weighing, context.weighing), state["attempt"]
+    candidates, spent = state["candidates"], state["spent"]
+    if proposal is not None:
+        cut = state["truncated"]
+        candidates = [*candidates, Candidate(answer=proposal, divided=attempt > 0, truncated=cut)]
+    # An overseer that does not divide, or fails, is not asked again.
+    divides = attempt == 0 or proposal is not None
+    exhausted = left_of(state).empty or context.spend_limit.lacks is not None
+    left = 0 if exhausted or not divides else max(0, weighing.decompositions - attempt)
+    choice = cast(Choice, weighing.choose(state["question"], candidates, left))
+    if choice.settled:
+        chosen = choice.candidate
+        status = accepted_status(has_check=False, truncated=chosen["truncated"])
+        answer = chosen["answer"]
+        ended = {"answer": answer, "status": status, "error": None, "spent": spent}
+        failure = None if state["error"] == NOT_DIVIDED else state["error"]
+        note = "; ".join(filter(None, (choice.detail["note"], failure)))
+        weighed = choice.detail | {"note": note}
+        return {"outcome": ended, "candidates": candidates, "weighed": weighed}
+    candidates_so_far = choice.detail["candidates"]
+    context.emit({"event": "weighed", "path": state["path"], "candidates": candidates_so_far})
+    again = {"attempt": attempt + 1, "candidates": candidates, "spent": spent}
+    return {**fresh_state(state), **again}

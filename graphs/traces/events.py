@@ -60,6 +60,14 @@ class Retried(_Event):
     error: str | None
 
 
+class Weighed(_Event):
+    """No answer weighs enough yet, and another decomposition begins."""
+
+    event: Literal["weighed"]
+    candidates: list[dict[str, Any]]
+    """Each answer with its weight, its votes, and whether the direct answer is among them."""
+
+
 class Linked(_Event):
     """A link of a chain is settled."""
 
@@ -86,9 +94,11 @@ class Answered(_Event):
     failed: NotRequired[dict[str, str]]
     disagreement: NotRequired[float]
     spent: NotRequired[Any]
+    note: NotRequired[str]
+    """What the candidates weighed."""
 
 
-Event = SubQuestionAsked | Stepped | Called | ToolCalled | Retried | Linked | Answered
+Event = SubQuestionAsked | Stepped | Called | ToolCalled | Retried | Weighed | Linked | Answered
 
 
 def called(path: str, role: str, model: str, reply: Completion, left: dict[str, float]) -> Called:

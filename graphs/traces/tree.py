@@ -195,6 +195,7 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
             node.question = node.question or detail["question"]
             node.answer, node.status = detail["answer"], detail["status"]
             node.error = detail["error"]
+            node.note = "; ".join(filter(None, (node.note, detail.get("note"))))
             node.answered_by = detail.get("by", node.answered_by)
             node.tally = [(text, weight) for text, weight in detail.get("tally", node.tally)]
             # A direct answer repeated after an outage has two judgements: the newest counts.

@@ -21,7 +21,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.rounds import shipped_config
     from reflux.finetune.config import RoundsConfig, read_config
     from reflux.finetune.run_folder import OpenRun, RunFolder
-    from reflux.graphs.amplify.context import AmplifyContext, Limits
+    from reflux.graphs.amplify.context import AmplifyContext
     from reflux.graphs.amplify.interrupts import Pending
     from reflux.graphs.amplify.state import Outcome, is_accepted
     from reflux.graphs.ask import Answered, Origin, WaitForHumans, go_on
@@ -31,7 +31,13 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.recompute import revised_context
     from reflux.graphs.traces.tree import Node, find_question, load_tree
     from reflux.models import as_asked, asked_at, endpoint, open_run
-    from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, overseer_named, recorded_demos
+    from reflux.overseers import (
+        DEFAULT_OVERSEER,
+        OVERSEERS,
+        candidates_of,
+        overseer_named,
+        recorded_demos,
+    )
     from reflux.report.terminal import (
         OUT,
         answer_line,
@@ -42,6 +48,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         say,
         tree_view,
     )
+    from reflux.routing import recorded_route
     from reflux.tasks import task_named, task_of
 
 
@@ -57,6 +64,8 @@ def ask(
     model: contract.Model = None,
     base: contract.BaseName = "",
     overseer: contract.Overseer = None,
+    candidates: contract.Candidates = None,
+    route: contract.Route = None,
     demos: contract.Demos = None,
     tool: contract.Tools = None,
     depth: contract.Depth = 1,
@@ -84,15 +93,18 @@ def ask(
             text = task_named(task_name, folder).from_user(question)
         except UsageError as error:
             raise UsageError(f"{error}; for any other question add --overseer model") from error
+    decomposer = None if task_name else overseer_named(overseer or DEFAULT_OVERSEER)
     opened, agent = open_run(folder, model)
     options = AskOptions(
         "" if task_name else overseer or DEFAULT_OVERSEER,
         agent,
         tuple(tool or ()),
-        Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
+        contract.limits_of(depth, calls, tokens, seconds, candidates),
         None if task_name else max_tokens,
         task_name,
         endpoint=asked_at(model),
+        candidates=candidates_of(decomposer, candidates),
+        route=recorded_route(route),
         demos=recorded_demos(demos),
     )
     origin = Origin.new(folder.id, "ask", task_name)

@@ -24,7 +24,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
     from reflux.cli.human_input import is_terminal, read_lines
     from reflux.cli.progress import LiveTree
-    from reflux.graphs.amplify.context import Limits
     from reflux.graphs.amplify.state import is_accepted
     from reflux.graphs.ask_options import ALONE, AskOptions
     from reflux.graphs.traces.revisions import newest
@@ -33,6 +32,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.overseers import (
         DEFAULT_OVERSEER,
         OVERSEERS,
+        candidates_of,
         demos_of,
         overseer_named,
         recorded_demos,
@@ -51,6 +51,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         total_line,
         tree_view,
     )
+    from reflux.routing import recorded_route
     from reflux.tasks import task_named
 
 EXIT_COMMANDS = ("/quit", "/exit")
@@ -67,10 +68,12 @@ def chat(
             "alone."
         ),
     ] = None,
+    route: contract.Route = None,
     demos: contract.Demos = None,
     task: Annotated[
         str | None, typer.Option(help="Ask questions of this task, with its overseer.")
     ] = None,
+    candidates: contract.Candidates = None,
     tool: contract.Tools = None,
     depth: contract.Depth = 1,
     calls: contract.Calls = 1000,
@@ -104,18 +107,19 @@ def chat(
         )
     if demos is not None and (task is not None or overseer == ALONE):
         raise UsageError("--demos needs --overseer model: leave one out")
-    shown = recorded_demos(demos)
+    shown, decomposer = recorded_demos(demos), None
     if task is not None:
         task_named(task, contract.folder_of(run, base))
     elif overseer != ALONE:
-        with_demos(overseer_named(overseer or DEFAULT_OVERSEER), demos_of(shown))
+        decomposer = with_demos(overseer_named(overseer or DEFAULT_OVERSEER), demos_of(shown))
     conversation = resume(run, resumed) if resumed else begin(run)
     opened, agent = open_run(contract.folder_of(run, base), model)
     name = "" if task else overseer or DEFAULT_OVERSEER
-    limits = Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds)
+    limits = contract.limits_of(depth, calls, tokens, seconds, candidates)
     options = AskOptions(
         name, agent, tuple(tool or ()), limits, max_tokens, task or "",
-        endpoint=asked_at(model), demos=shown,
+        endpoint=asked_at(model), candidates=candidates_of(decomposer, candidates), demos=shown,
+        route=recorded_route(route),
     )  # fmt: skip
     session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:

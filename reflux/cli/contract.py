@@ -18,6 +18,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.config import BaseConfig
     from reflux.finetune.registry import Registry
     from reflux.finetune.run_folder import RunFolder
+    from reflux.graphs.amplify.context import Limits
 
 T = TypeVar("T")
 DEFAULT_RUN = Path("runs/default")
@@ -43,6 +44,22 @@ Overseer = Annotated[
     str | None,
     typer.Option(
         help="The overseer of any question: model, plain, human, reviewed or FILE.py:NAME."
+    ),
+]
+Candidates = Annotated[
+    int | None,
+    typer.Option(
+        help="Decompositions to weigh against the direct answer; 0: the overseer's answer stands. "
+        "Default: 2 for the overseer model, else 0.",
+        min=0,
+        max=16,
+    ),
+]
+Route = Annotated[
+    Path | None,
+    typer.Option(
+        "--route",
+        help="An evaluation of direct and amplified, which decides what is divided: its --out.",
     ),
 ]
 Demos = Annotated[
@@ -80,6 +97,14 @@ BaseName = Annotated[
 def folder_of(run: Path, base: str) -> RunFolder:
     """A run folder with the base that a command names; empty for the run's own."""
     return RunFolder(run, BaseConfig(model=base) if base else None)
+
+
+def limits_of(
+    depth: int, calls: int, tokens: int, seconds: float | None, candidates: int | None
+) -> Limits:
+    """The limits of one answer, with an attempt for each candidate."""
+    attempts = max(Limits.attempts, 1 + (candidates or 0))
+    return Limits(depth, attempts=attempts, calls=calls, tokens=tokens, seconds=seconds)
 
 
 MaxTokens = Annotated[

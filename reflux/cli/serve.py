@@ -17,9 +17,9 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from dataclasses import replace
 
     from reflux.agents.errors import UsageError
-    from reflux.graphs.amplify.context import Limits
     from reflux.overseers import recorded_demos
     from reflux.report.terminal import ERR, emit
+    from reflux.routing import recorded_route
     from reflux.server.settings import (
         ServeSettings,
         agent_endpoints,
@@ -45,6 +45,8 @@ def serve(
     model: contract.Model = None,
     base: contract.BaseName = "",
     overseer: contract.Overseer = "model",
+    candidates: contract.Candidates = None,
+    route: contract.Route = None,
     demos: contract.Demos = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.")
@@ -73,11 +75,13 @@ def serve(
         host=host,
         api_key=os.environ.get(KEY, "").strip(),
         overseer=overseer or "model",
+        route=recorded_route(route),
         demos=recorded_demos(demos),
         model=model or "",
         endpoints=endpoints,
         config=config.absolute() if config else None,
-        limits=Limits(depth=depth, calls=calls, tokens=tokens, seconds=seconds),
+        candidates=candidates,
+        limits=contract.limits_of(depth, calls, tokens, seconds, candidates),
         max_tokens=max_tokens or 512,
     )
     app = create_app(folder, settings)
@@ -91,6 +95,8 @@ def serve(
             ERR.print(f"{run}: page {url}, API {url}/v1; press Ctrl-C to stop")
         options = server_config(app, timeout_graceful_shutdown=STOP_SECONDS)
         uvicorn.Server(options).run(sockets=[listening])
+        # It returns where the process was started with SIGINT ignored, as a shell's `&` does.
+        raise KeyboardInterrupt
 
 
 def _bound(host: str, port: int) -> socket.socket:

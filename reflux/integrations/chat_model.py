@@ -32,7 +32,7 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.tree import Node, load_tree, tokens_of
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import Agent
-from reflux.overseers import overseer_named
+from reflux.overseers import default_weighing, overseer_named
 
 T = TypeVar("T")
 Emit = Callable[[Event], None]
@@ -206,10 +206,12 @@ class AmplifiedChatModel(BaseChatModel):
             )
         temperature = options.get("temperature", self.temperature)
         has_own = temperature is not None
+        overseers = overseers_of(self.overseer)
         return AmplifyContext(
             recorded_client,
             self._agent.name(options.get("model") or self.model),
-            overseers_of(self.overseer),
+            overseers,
+            weighing=default_weighing(overseers[0], self.limits),
             checker=self.checker,
             limits=self.limits,
             votes=replace(self.votes, temperature=temperature) if has_own else self.votes,

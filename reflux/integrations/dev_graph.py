@@ -37,7 +37,7 @@ from reflux.graphs.ask import Amplified, Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.conversation import question_of
 from reflux.models import Agent
-from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS
+from reflux.overseers import DEFAULT_OVERSEER, OVERSEERS, candidates_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Settings:
     """By name; see `reflux.ask_context.OVERSEERS`."""
     model: str = os.environ.get("REFLUX_MODEL", "")
     """Name of the agent; empty for the run's promoted student, or `base`."""
+    candidates: int | None = None
+    """Decompositions to weigh against the direct answer; None for the overseer's default."""
     depth: int = 1
     attempts: int = 3
     calls: int = 1_000
@@ -128,6 +130,7 @@ def chat_graph(
             agent.name(settings.model),
             limits=Limits(depth=settings.depth, attempts=settings.attempts, calls=settings.calls),
             max_tokens=settings.max_tokens,
+            candidates=candidates_of(overseers.get(settings.overseer), settings.candidates),
         )
         amplified = context_of(opened, options, overseers, **context)
         amplified = replace(amplified, emit=lambda event: here.run(runtime.stream_writer, event))

@@ -35,7 +35,7 @@ from reflux.graphs.evals.task import Task
 from reflux.graphs.external.user_sources import is_reference
 from reflux.graphs.traces.tree import tokens_of
 from reflux.models import BASE, STUDENT, model_named
-from reflux.overseers import demos_of, overseer_named, with_demos
+from reflux.overseers import candidates_of, demos_of, overseer_named, with_demos
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import HINTS, ChatRequest, Function, Message
 from reflux.server.errors import ApiError
@@ -266,8 +266,10 @@ def _tree_answer(
         limits=settings.limits,
         max_tokens=request.token_limit or (None if task else settings.max_tokens),
         task=task.name if task else "",
+        candidates=candidates_of(None if task else tree.overseer, settings.candidates),
         temperature=request.temperature,
         seed=_draw_seed(request),
+        route=settings.route,
         demos=settings.demos if tree.name == settings.overseer else {},
     )
     overseers = {tree.name: tree.overseer} if tree.overseer is not None else {}

@@ -62,6 +62,10 @@ class ServeSettings(Access):
     """The key that clients must send; required unless `host` is a loopback address."""
     overseer: str = DEFAULT_OVERSEER
     """The overseer of the model `amplified`."""
+    candidates: int | None = None
+    """Decompositions to weigh against the direct answer; None for the overseer's default."""
+    route: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The evaluation that decides what is divided, as `AskOptions` record it."""
     demos: Mapping[str, str] = field(default_factory=dict[str, str])
     """Its demonstrations, as `AskOptions` record them."""
     model: str = ""

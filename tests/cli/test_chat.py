@@ -136,7 +136,8 @@ def test_h_sees_the_conversation_and_a_copy_its_sub_question_alone(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
     chat(endpoint, tmp_path / "run", *PLAIN, typed="one\n")
-    ended = chat(endpoint, tmp_path / "run", "--resume", "last", typed="two\n")
+    words = ["--resume", "last", "--candidates", "0"]
+    ended = chat(endpoint, tmp_path / "run", *words, typed="two\n")
     assert (ended.code, ended.stdout) == (0, "both\n"), ended.stderr
     assert all("User: one\nAssistant: ONE" in text for text in endpoint.overseen)
     assert sorted(endpoint.asked) == ["one", "part a", "part b"]

@@ -23,6 +23,7 @@ from reflux.finetune.config import BatchedConfig, RoundsConfig, RoundSpec, Spend
 from reflux.finetune.engine_config import EngineSpec
 from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import CheckPolicy, Limits
+from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.voting.combiners import Consensus, Expert
 from reflux.graphs.voting.stopping import AheadBy, Majority, Posterior, Sprt, Weighted
@@ -59,8 +60,9 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     },
     AskOptions: {
         "tools": (), "max_tokens": None, "task": "", "max_votes": None, "temperature": None,
-        "seed": 0,
+        "seed": 0, "candidates": 0,
     },
+    Weighing: {"decompositions": 2, "direct": 1.5, "divided": 1.0, "router": None},
     Sampling: {"temperature": 0.0, "max_tokens": 256, "top_logprobs": 0, "seed": 0, "stop": ()},
     # Votes.
     VotePolicy: {

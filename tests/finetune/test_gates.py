@@ -2,7 +2,18 @@
 
 import pytest
 
-from reflux.finetune.gates import Gate, GateConfig, failed_gates, judge
+from reflux.finetune.gates import (
+    Gate,
+    GateConfig,
+    agreement,
+    failed_gates,
+    judge,
+    passed_checks,
+)
+from reflux.graphs.amplify.state import Outcome, failed_outcome, human_outcome
+from reflux.graphs.evals.metrics import wilson
+from reflux.graphs.evals.scores import Score
+from reflux.tasks import task_named
 
 CONFIG = GateConfig(imitation=0.8, retention=0.75, regression=0.25, canary=0.5)
 
@@ -59,3 +70,58 @@ def test_the_record_of_a_gate_holds_its_verdict() -> None:
     assert passed == {"name": "canary", "value": 0.5, "limit": 0.5, "passed": True}
     assert failed == {"name": "imitation", "value": 0.5, "limit": 0.8, "passed": False}
     assert failed_gates([passed, failed]) == [failed]
+
+
+@pytest.mark.parametrize(
+    ("passed", "kept"), [((0.8, 0.6), 0.6 / 0.8), ((0.0, 1.0), 0.0), ((0.5, 1.0), 2.0)]
+)
+def test_without_true_answers_the_student_retains_a_share_of_the_checks_passed(
+    passed: tuple[float, float], kept: float
+) -> None:
+    assert judge(CONFIG, passed=passed) == [Gate("checks_passed", kept, 0.75)]
+
+
+def test_agreement_is_a_gate_only_where_a_config_sets_its_limit() -> None:
+    assert judge(CONFIG, agreement=0.1) == []
+    asked = CONFIG.model_copy(update={"agreement": 0.6})
+    assert judge(asked) == []
+    assert judge(asked, agreement=0.1) == [Gate("agreement", 0.1, 0.6)]
+
+
+def scored(statuses: dict[str, int]) -> Score:
+    n = sum(statuses.values())
+    return Score(
+        accuracy=1.0, n=n, ci95=(0.0, 1.0), calls=n, cached=0, tokens=n, statuses=statuses,
+        errors={}, questions=n, truncated=0, unscored=0, model="base", seconds=1.0, cost=None,
+        calibration=None,
+    )  # fmt: skip
+
+
+def test_only_answers_that_a_check_passed_count_as_passed() -> None:
+    score = scored({"ok": 3, "unchecked": 4, "failed": 1})
+    assert passed_checks(score) == {"passed": {"share": 3 / 8, "ci95": list(wilson(3, 8))}}
+    assert passed_checks(scored({"unchecked": 8}))["passed"]["share"] == 0
+
+
+def answered(text: str) -> Outcome:
+    return human_outcome(text, 1, 1)
+
+
+def test_two_systems_agree_where_the_task_calls_their_answers_equal() -> None:
+    task, failed = task_named("addition"), failed_outcome("")
+    pairs = [
+        (answered("12"), answered("12")),
+        (answered("12"), answered("13")),
+        (answered("12"), failed),
+        (failed, answered("12")),
+        (failed, failed),
+    ]
+    questions = [f"{index}+1" for index in range(5)]
+    ones, others = [one for one, _ in pairs], [other for _, other in pairs]
+    assert agreement(task, questions, ones, others) == {
+        "share": 1 / 5,
+        "n": 5,
+        "ci95": list(wilson(1, 5)),
+    }
+    with pytest.raises(ValueError, match="zip"):
+        agreement(task, questions, ones, others[:4])

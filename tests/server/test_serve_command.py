@@ -60,11 +60,16 @@ def test_the_agent_can_be_a_model_at_an_address_and_the_base_stays_the_runs_own(
         os.kill(running.process.pid or 0, signal.SIGINT)
         running.wait()
         env = {"OPENAI_BASE_URL": script.url}
-        running = begin([*words[:-1], "base"], env)
+        running = begin([*words[:-1], "base"], env, before=ignore_interrupts)
         listed = httpx2.get(f"{served_url(running)}/v1/models").json()["data"]
         assert [model["id"] for model in listed].count("base") == 1
         os.kill(running.process.pid or 0, signal.SIGINT)
-        running.wait()
+        assert running.wait().code == 130
+
+
+def ignore_interrupts() -> None:
+    """As a shell does for what it starts with `&`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @pytest.mark.parametrize(

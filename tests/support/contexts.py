@@ -33,6 +33,7 @@ class ScriptedContext:
         self.question = ""
         self.transcript: Sequence[Exchange] = ()
         self.may_ask = True
+        self.attempt = 0
         self.shares: list[ScriptedContext] = []
         self._spent = Budget(0, 0)
 

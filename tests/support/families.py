@@ -181,6 +181,9 @@ def make_family(name: str, folder: Path, **options: Any) -> Path:
     given = {
         k: v for k, v in given.items() if v is not None or k in ("bos_token_id", "sliding_window")
     }
+    if kinds := given.get("layer_types"):
+        layers = given["num_hidden_layers"]
+        given["layer_types"] = (kinds * layers)[:layers]
     torch.manual_seed(0)
     config = AutoConfig.for_model(family.model_type, **given)
     model: Any = AutoModelForCausalLM.from_config(config)

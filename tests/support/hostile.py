@@ -27,6 +27,9 @@ SOUND = asks(item(FRANCE), item(JAPAN))
 EARLIER = Ask(
     (SubQuestion(FRANCE), SubQuestion(JAPAN), SubQuestion("Which is older, {0} or {1}?", (0, 1)))
 )
+REJECTED = "sub-questions rejected: {} (3 replies)"
+LOSES = REJECTED.format('the batch loses "France", "Japan"')
+REPEATS = REJECTED.format("sub-question 1 repeats the question")
 LEFT_OUT = "1 of 3 sub-questions left out"
 PART = Ask((SubQuestion(FRANCE), SubQuestion(JAPAN)), LEFT_OUT)
 
@@ -80,7 +83,34 @@ REPLIES: dict[str, tuple[str, Step | None]] = {
     "empty object": ("{}", None),
     "the prompt's own pattern": ('{"ask": [{"question": "...", "needs": []}]}', None),
     "the pattern of an answer": ('{"answer": "..."}', None),
-    "its own question": (asks(item(f"  {QUESTION.upper()} ")), None),
+    "its own question": (asks(item(f"  {QUESTION.upper()} ")), Ask((), REPEATS)),
+    "its own question, reworded": (
+        asks(item("Which are the capitals of France and of Japan?")), Ask((), REPEATS),
+    ),
+    "two ways to say its own question": (
+        asks(item("Which are the capitals of France and Japan?"), item(QUESTION.rstrip("?"))),
+        Ask((), REPEATS),
+    ),
+    "the countries are lost": (
+        asks(item("What are the capitals of these countries?")),
+        Ask((), REJECTED.format(
+            'sub-question 1 dangles: "these countries" stands for nothing; '
+            'sub-question 1 loses "France", "Japan"'
+        )),
+    ),
+    "about nothing": (
+        asks(item("What is the final answer?")),
+        Ask((), REJECTED.format(
+            'sub-question 1 dangles: "the final answer" stands for nothing; '
+            'sub-question 1 loses "France", "Japan"'
+        )),
+    ),
+    "the prompt's own example": (
+        asks(item("When was the Eiffel Tower built?"), item("When was Big Ben built?")),
+        Ask((), REJECTED.format(
+            'the batch invents "Eiffel", "Tower", "Big", "Ben", and loses "France", "Japan"'
+        )),
+    ),
     "its own question among others": (
         asks(item(FRANCE), item(QUESTION), item(JAPAN)), PART,
     ),
@@ -94,18 +124,31 @@ REPLIES: dict[str, tuple[str, Step | None]] = {
         Ask(EARLIER.subquestions, "1 of 4 sub-questions left out"),
     ),
     "500 sub-questions": (
-        asks(*(item(f"What is {i}?") for i in range(500))),
+        asks(*(item(f"Which city of France is number {i}?") for i in range(500))),
         Ask(
-            tuple(SubQuestion(f"What is {i}?") for i in range(8)),
+            tuple(SubQuestion(f"Which city of France is number {i}?") for i in range(8)),
             "cut from 500 to 8 sub-questions",
         ),
+    ),
+    "500 sub-questions about nothing": (
+        asks(*(item(f"What is {i}?") for i in range(500))),
+        Ask((), REJECTED.format(
+            'the batch invents "0", "1", "2", "3" and 4 more, and loses "France", "Japan"'
+        )),
     ),
     "needs itself": (asks(item(FRANCE, 0), item(JAPAN, 1)), BOTH),
     "needs one another": (
         asks(item(FRANCE, 1), item(JAPAN, 0)),
         Ask((SubQuestion(FRANCE), SubQuestion(JAPAN, (0,)))),
     ),
-    "asks for itself": (asks(item("What is {0}?", 0)), None),
+    "asks for itself": (
+        asks(item("What is {0}?", 0)),
+        Ask((), REJECTED.format('sub-question 1 loses "France", "Japan"')),
+    ),
+    "only a place that nothing fills": (
+        asks(item("What is the capital of {7}?", 7)),
+        Ask((), REJECTED.format('sub-question 1 loses "France", "Japan"')),
+    ),
     "a circle of places": (
         asks(item("Is {1} in France?", 1), item("Is {0} in Japan?", 0), item(FRANCE)),
         Ask((SubQuestion(FRANCE),), "2 of 3 sub-questions left out"),
@@ -129,7 +172,8 @@ REPLIES: dict[str, tuple[str, Step | None]] = {
         asks(item(FRANCE), item(JAPAN), item("What of {7}?")), PART,
     ),
     "a place too long to be a number": (
-        asks(item(f"What is {{{'1' * 5000}}}?")), Ask.of(f"What is {{{'1' * 5000}}}?"),
+        asks(item(f"Is Paris in France {{{'1' * 5000}}}?")),
+        Ask.of(f"Is Paris in France {{{'1' * 5000}}}?"),
     ),
     "nul bytes": ("\0" + SOUND.replace("capital", "cap\\u0000ital\0"), BOTH),
     "half a surrogate pair": ('{"answer": "Paris \\ud83d"}', Answer("Paris \ufffd")),
@@ -149,8 +193,7 @@ REPLIES: dict[str, tuple[str, Step | None]] = {
         Ask.of("Quelle est la capitale de la France ?", "Et celle du Japon ?"),
     ),
     "japanese lines": (
-        "1. フランスの首都は？\n2. 日本の首都は？",
-        Ask.of("フランスの首都は？", "日本の首都は？"),
+        "1. フランスの首都は？\n2. 日本の首都は？", Ask((), LOSES),
     ),
     "french prose": ("Je ne parle pas anglais, désolé.", None),
     "refusal": ("I'm sorry, but as an AI model I can't help with that [sic].", None),

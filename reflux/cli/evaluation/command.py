@@ -15,6 +15,7 @@ from reflux.cli.contract import (
     MARGIN,
     Again,
     BaseName,
+    Candidates,
     Concurrency,
     Configurable,
     Demos,
@@ -24,6 +25,7 @@ from reflux.cli.contract import (
     Json,
     Model,
     OutputKey,
+    Route,
     RunDir,
     TaskName,
     TimeLimit,
@@ -68,10 +70,18 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.evals.results import Results
     from reflux.graphs.evals.runner import EQUAL_TOKENS, parse_systems
     from reflux.models import open_run
-    from reflux.overseers import demos_of, overseer_named, recorded_demos, with_demos
+    from reflux.overseers import (
+        DEFAULT_OVERSEER,
+        candidates_of,
+        demos_of,
+        overseer_named,
+        recorded_demos,
+        with_demos,
+    )
     from reflux.report.eval_tables import tables
     from reflux.report.inspect_log import check_log_path, write_logs
     from reflux.report.terminal import OUT, emit, say
+    from reflux.routing import recorded_route
     from reflux.server.settings import config_endpoints, read_serve_config
     from reflux.tasks import task_named, task_of
 
@@ -135,6 +145,8 @@ def evaluate_systems(
     overseer: Annotated[
         str, typer.Option(help="Overseer of a file's questions: model, plain or FILE.py:NAME.")
     ] = "",
+    candidates: Candidates = None,
+    route: Route = None,
     demos: Demos = None,
     tool: Tools = None,
     compare: Annotated[
@@ -212,6 +224,8 @@ def evaluate_systems(
         tool = list(made.tool_names)
         eval_task: EvalTask = LevelEvalTask(made, level or LEVEL, limit or LIMIT)
         source: dict[str, Any] = {"task": name, "level": level or LEVEL}
+        own = folder.rounds_config() if task is None else None
+        settings = replace(settings, candidates=own.candidates if own else 0)
     else:
         if task or level:
             raise UsageError("--data has its own questions: leave --task and --level out")
@@ -221,12 +235,17 @@ def evaluate_systems(
         settings = replace(
             settings,
             overseer=_overseer(overseer, demos_of(recorded_demos(demos))),
+            candidates=candidates_of(overseer_named(overseer or DEFAULT_OVERSEER)),
             max_tokens=max_tokens or MAX_TOKENS,
             system=eval_task.file.system,
         )
         source = {
             "data": data, "repeats": eval_task.file.repeats, "unused": list(eval_task.file.unused)
         }  # fmt: skip
+    if route is not None:
+        settings = replace(settings, route=recorded_route(route))
+    if candidates is not None:
+        settings = replace(settings, candidates=candidates)
     seeds = tuple(dict.fromkeys(seed or [1]))
     prices = prices_of(folder, price or [])
     if out is not None:

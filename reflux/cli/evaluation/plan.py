@@ -17,6 +17,7 @@ from reflux.cli.evaluation.systems import SystemSpecs
 from reflux.cli.human_input import interruptible
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.evals.decisions import Decision
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.results import Grading, Results
@@ -32,6 +33,7 @@ from reflux.graphs.evals.runner import (
 from reflux.graphs.external.user_graph import UserGraph
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.overseers import overseer_named, with_demos, with_max_tokens
+from reflux.routing import check_not_routed_by, route_of, routed
 
 FIRST_LOOK, LOOK_GROWTH = 20, 1.25
 """Questions before --until-decided looks for the first time, and how many times more from look to
@@ -50,6 +52,10 @@ class Settings:
     seconds: float | None = None
     overseer: str = ""
     """Of a file's questions; a task has its own."""
+    candidates: int = 0
+    """Decompositions to weigh against the direct answer; 0: the overseer's answer stands."""
+    route: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The evaluation that decides what is divided, as `AskOptions` record it."""
     max_tokens: int = 0
     """Of an answer to a file's question; a task has its own limit."""
     system: str = ""
@@ -65,8 +71,22 @@ class Settings:
         demos: Demonstrations | None = None,
     ) -> AmplifyContext:
         """The context of one system; `demos` are the overseer's."""
-        limits = Limits(self.depth, calls=self.calls, tokens=self.tokens, seconds=self.seconds)
-        context = AmplifyContext(opened.recorded_client, model, (), limits=limits, seed=seed)
+        attempts = max(Limits.attempts, 1 + self.candidates)
+        limits = Limits(
+            self.depth,
+            attempts=attempts,
+            calls=self.calls,
+            tokens=self.tokens,
+            seconds=self.seconds,
+        )
+        context = AmplifyContext(
+            opened.recorded_client,
+            model,
+            (),
+            limits=limits,
+            seed=seed,
+            weighing=Weighing.of(self.candidates),
+        )
         if self.overseer:
             overseer = with_demos(overseer_named(self.overseer), demos)
             context = replace(
@@ -75,7 +95,7 @@ class Settings:
                 max_tokens=self.max_tokens,
                 votes=VotePolicy(max_votes=1),
             )
-        return eval_task.context(context).granting(grants)
+        return routed(eval_task.context(context).granting(grants), route_of(self.route))
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,9 @@ async def compare(
     eval_task, settings = plan.eval_task, {**vars(plan.settings), **plan.code}
     if plan.demos is not None:
         settings["demos"] = plan.demos.digest
+    router = route_of(plan.settings.route)
+    for seed in plan.seeds if router else ():
+        check_not_routed_by(router, eval_task.questions(seed))
     runner = EvalRunner(
         eval_task, plan.seeds, opened.folder.id, settings,
         max_concurrency=plan.concurrency, listener=listener, again=plan.again,

@@ -1,0 +1,223 @@
+"""A prompted model as overseer of itself: what each part of "do no harm" is worth, at what price.
+
+On natural questions (`benchmarks.natural_tasks`) one model is agent and overseer:
+
+    direct       the agent alone, greedy
+    best-of-n    the majority of n answers of the agent, at the tokens of `weighed`
+    bare         the overseer's answer stands, whatever it asked
+    held         its decompositions are checked before they are asked
+    weighed      and the direct answer is outvoted only by decompositions that agree
+    demos        and its examples are the nearest of a script's steps on training questions
+    scripted     the task's own script as overseer, where it has one
+
+Claims: `weighed` and `demos` are nowhere below `direct` by more than the 95% interval of the paired
+difference.
+"""
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.default_model import SCRIPTED, open_model
+from benchmarks.natural_tasks import FEW_WORDS, Natural, natural_tasks
+from benchmarks.report import Claim, Report
+from reflux.agents.clients.endpoints import CachedClient
+from reflux.agents.overseers.model import ModelOverseer
+from reflux.agents.types import ChatClient
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.amplify.state import Outcome
+from reflux.graphs.amplify.weighing import Weighing
+from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
+from reflux.graphs.evals.best_of import BestOf
+from reflux.graphs.evals.metrics import Difference, difference, wilson
+from reflux.graphs.evals.task import task_context
+from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.tree import load_tree
+from reflux.graphs.voting.voting import VotePolicy
+from reflux.tasks.gym import GymTask
+
+MAX_VOTES = 16
+TOKENS = 200
+"""Of a reply of the overseer."""
+ARMS = ("direct", "bare", "held", "weighed", "best-of-n", "scripted")
+CAREFUL = ("weighed",)
+"""Arms that must not be below `direct`."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    n: int = 200
+    """Questions of each task."""
+    tasks: Sequence[str] = tuple(natural_tasks())
+    arms: Sequence[str] = ARMS
+    model: str = "default"
+    """`default`, `scripted`, or a GGUF."""
+    seed: int = 0
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Done:
+    """One arm's result."""
+
+    right: Mapping[str, bool]
+    """By question."""
+    calls: float
+    """Calls a question, those from the cache included."""
+    tokens: float
+    """Tokens a question."""
+    undivided: float
+    """Share of the questions that the overseer left to the agent."""
+    seconds: float
+
+
+@dataclass
+class BestOfRead:
+    """Best of n, where votes are counted by the answer that the task reads in them."""
+
+    context: AmplifyContext
+    task: GymTask
+    votes: int
+
+    async def answer(self, question: str, question_id: str) -> Outcome:
+        """Ask all votes of one question."""
+        read = partial(self.task.to_user, question)
+        return await BestOf(self.context, self.votes, read).answer(question, question_id)
+
+
+def system_of(arm: str, natural: Natural, base: AmplifyContext, votes: int) -> System | None:
+    """The system of an arm; None where the task has none."""
+    task = natural.task
+    if arm == "scripted":
+        return Amplified(task_context(base, task)) if natural.scripted else None
+    context = replace(base, max_tokens=task.max_answer_tokens, system_prompt=FEW_WORDS)
+    if arm == "direct":
+        return Direct(context)
+    if arm == "best-of-n":
+        return BestOfRead(context, task, votes)
+    overseer = ModelOverseer(max_tokens=TOKENS, validate=arm != "bare")
+    weighing = Weighing() if arm == "weighed" else None
+    return Amplified(replace(context, overseers=(overseer,), weighing=weighing))
+
+
+async def done(arm: str, natural: Natural, system: System, questions: Sequence[str]) -> Done:
+    """One arm's answers to all questions."""
+    begun = time.perf_counter()
+    origin = Origin("model_overseer", 0, arm, natural.task.name, "asked")
+    outcomes = await answer_all(system, origin, questions)
+    store, n = system.context.recorded_client.store, len(questions)
+    undivided = sum(
+        not any(node.children for node in load_tree(store, origin.question_id(q)).walk())
+        for q in questions
+    )
+    return Done(
+        {
+            q: o["answer"] is not None and natural.task.score(q, o["answer"])
+            for q, o in zip(questions, outcomes, strict=True)
+        },
+        sum(o["spent"]["calls"] for o in outcomes) / n,
+        sum(o["spent"]["tokens"] for o in outcomes) / n,
+        undivided / n,
+        time.perf_counter() - begun,
+    )
+
+
+async def measure(config: Config, client: ChatClient, report: Report) -> None:
+    """Every arm on every task; each arm has a cache of its own."""
+    tasks = natural_tasks()
+    for name in config.tasks:
+        natural, votes, arms = tasks[name], 1, dict[str, Done]()
+        questions = natural.task.sample(config.n, natural.level, "held_out", config.seed)
+        for arm in config.arms:
+            with (
+                tempfile.TemporaryDirectory() as scratch,
+                closing(TraceStore(Path(scratch) / "traces.db")) as store,
+            ):
+                base = AmplifyContext(
+                    RecordedClient(CachedClient(client), store),
+                    "base",
+                    (),
+                    limits=Limits(calls=100, tokens=100_000),
+                    votes=VotePolicy(max_votes=1),
+                    seed=config.seed,
+                )
+                system = system_of(arm, natural, base, votes)
+                if system is None:
+                    continue
+                arms[arm] = result = await done(arm, natural, system, questions)
+            if arm == "weighed" and "direct" in arms:
+                votes = max(1, min(MAX_VOTES, round(result.tokens / arms["direct"].tokens)))
+            report.rows.append(row_of(name, arm, arms, votes, config.seed))
+            print(report.rows[-1], flush=True)
+        for arm in CAREFUL:
+            if arm in arms and "direct" in arms:
+                gap = gap_of(arms[arm], arms["direct"], config.seed)
+                low, high = gap.ci95
+                report.claims.append(
+                    Claim(f"{name}: {arm} against direct, upper end of the difference",
+                          high, ">=", 0.0, gap.n, (low, high))
+                )  # fmt: skip
+
+
+def gap_of(one: Done, other: Done, seed: int) -> Difference:
+    """The paired difference of two arms on the same questions."""
+    return difference("", "", {q: [(one.right[q], other.right[q])] for q in one.right}, seed)
+
+
+def row_of(task: str, arm: str, arms: Mapping[str, Done], votes: int, seed: int) -> dict[str, Any]:
+    """One row of the table."""
+    result, n = arms[arm], len(arms[arm].right)
+    right = sum(result.right.values())
+    row: dict[str, Any] = {
+        "task": task,
+        "arm": f"best-of-{votes}" if arm == "best-of-n" else arm,
+        "n": n,
+        "accuracy": round(right / n, 3),
+        "95%": [round(end, 3) for end in wilson(right, n)],
+    }
+    if arm != "direct" and "direct" in arms:
+        gap = gap_of(result, arms["direct"], seed)
+        row |= {"minus direct": round(gap.value, 3), "its 95%": [round(x, 3) for x in gap.ci95]}
+    return row | {
+        "calls": round(result.calls, 2),
+        "tokens": round(result.tokens),
+        "undivided": round(result.undivided, 2),
+        "seconds": round(result.seconds, 1),
+    }
+
+
+def main(config: Config) -> None:
+    """Run and report."""
+    report = Report("model_overseer", seed=config.seed, quick=config.quick)
+
+    async def run() -> None:
+        client = open_model(config.model, context=2048)
+        try:
+            await measure(config, client, report)
+        finally:
+            await client.close()
+
+    asyncio.run(run())
+    report.finish()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run without a model")
+    parser.add_argument("--model", default="default", help="a GGUF; the default model without it")
+    parser.add_argument("--tasks", nargs="+", choices=list(natural_tasks()))
+    parser.add_argument("--arms", nargs="+", choices=ARMS)
+    parser.add_argument("-n", type=int, default=200)
+    given = parser.parse_args()
+    chosen = Config(given.n, given.tasks or Config.tasks, given.arms or ARMS, given.model)
+    main(Config(n=2, model=SCRIPTED, quick=True) if given.quick else chosen)

@@ -1,0 +1,129 @@
+"""The direct answer is a candidate beside the answers of several decompositions, so that
+amplification by a weak overseer does not make an answer worse.
+
+The agent answers the root question undivided first. Then decompositions, each another one, are
+answered until no further one could change which answer weighs most: a direct answer that the first
+decomposition confirms costs one tree, and only two decompositions that agree with each other
+outvote it. This is self-consistency (Wang et al. 2022) over ways of answering rather than over
+samples. Where a router knows like questions, each way weighs the log-odds of what it got right.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from reflux.agents.errors import check_range
+from reflux.agents.overseers.router import Router
+from reflux.agents.prompts import cut
+
+NOTE_CHARS = 60
+MIN_WEIGHT, MAX_WEIGHT = 0.05, 4.0
+WORD = re.compile(r"(?:(?<![\w)])[-+])?\d(?:[\d.,]*\d)?%?|[^\W_]+")
+
+
+class Candidate(TypedDict):
+    """One complete answer to the root question that no check refused."""
+
+    answer: str
+    divided: bool
+    """False for the agent's direct answer."""
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer that weighs most so far."""
+
+    candidate: Candidate
+    settled: bool
+    """True where no further decomposition could change the answer."""
+    detail: dict[str, Any]
+    """For the record: each answer with its weight."""
+
+
+DECOMPOSITIONS = 2
+"""Default of a model as overseer: the fewest that can outvote the direct answer."""
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """What the direct answer and each decomposition's answer weigh."""
+
+    decompositions: int = DECOMPOSITIONS
+    """Maximum decompositions of the root question."""
+    direct: float = 1.5
+    divided: float = 1.0
+    router: Router | None = None
+    """Gives the weights where it knows enough like questions."""
+
+    def __post_init__(self) -> None:
+        check_range("candidates", self.decompositions, least=1)
+
+    @classmethod
+    def of(cls, decompositions: int) -> "Weighing | None":
+        """So many decompositions; None for 0, where the overseer's answer stands."""
+        return cls(decompositions) if decompositions else None
+
+    def weights(self, question: str) -> tuple[float, float]:
+        """The weight of the direct answer, and of one decomposition's answer."""
+        if self.router is not None:
+            n, direct, divided = self.router.similar(question)
+            if n >= self.router.neighbours:
+                return _log_odds(direct), _log_odds(divided)
+        return self.direct, self.divided
+
+    def choose(self, question: str, candidates: Sequence[Candidate], left: int) -> Choice | None:
+        """The choice among candidates while `left` decompositions may follow; None without any.
+
+        Of answers that weigh the same the first wins, which is the direct one.
+        """
+        direct, divided = self.weights(question)
+        groups: list[list[Candidate]] = []
+        for candidate in candidates:
+            group = next((g for g in groups if agree(g[0]["answer"], candidate["answer"])), None)
+            if group is None:
+                groups.append([candidate])
+            else:
+                group.append(candidate)
+        if not groups:
+            return None
+        totals = [
+            sum((divided if c["divided"] else direct) * (not c["truncated"]) for c in group)
+            for group in groups
+        ]
+        best = max(range(len(groups)), key=totals.__getitem__)
+        others = [total for index, total in enumerate(totals) if index != best]
+        settled = totals[best] >= max(others, default=0.0) + left * divided
+        weighed = [
+            {"answer": group[0]["answer"], "weight": round(total, 3), "votes": len(group),
+             "direct": not group[0]["divided"]}
+            for group, total in zip(groups, totals, strict=True)
+        ]  # fmt: skip
+        note = "; ".join(map(_told, weighed)) if len(candidates) > 1 else ""
+        return Choice(groups[best][0], settled, {"candidates": weighed, "note": note})
+
+
+def _told(group: Mapping[str, Any]) -> str:
+    ways = ["the direct answer"] if group["direct"] else []
+    if divided := group["votes"] - len(ways):
+        ways.append(f"{divided} decomposition{'s' * (divided > 1)}")
+    return f"{cut(group['answer'], NOTE_CHARS)!r} weighs {group['weight']:g} ({' and '.join(ways)})"
+
+
+def agree(one: str, other: str) -> bool:
+    """True where two answers say the same in words that differ at most in case, punctuation and
+    what surrounds the shorter one: `Paris` and `It is Paris.`"""
+    a, b = sorted((_words(one), _words(other)), key=len)
+    if not a:
+        return not b
+    return any(b[i : i + len(a)] == a for i in range(len(b) - len(a) + 1))
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold().replace(",", "") for word in WORD.findall(text)]
+
+
+def _log_odds(share: float) -> float:
+    return min(MAX_WEIGHT, max(MIN_WEIGHT, math.log(share / (1 - share))))

@@ -1,0 +1,121 @@
+"""`--route`: what an evaluation found direct and amplified decides which questions are divided, and
+what each way's answer weighs."""
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from reflux.agents.errors import UsageError
+from reflux.agents.files import read_text
+from reflux.agents.overseers.router import MIN_PAST, Past, Routed, Router
+from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.direct_answer import first_request
+
+WAYS = ("direct", "amplified")
+HOW = "reflux eval --systems direct,amplified --out FOLDER writes one"
+
+
+def recorded_route(path: Path | None) -> dict[str, str]:
+    """An evaluation as the options of a question record it: `file` and `digest`; empty without one.
+
+    Raises:
+        UsageError: as `read_past`.
+    """
+    if path is None:
+        return {}
+    file = path / "eval.jsonl" if path.is_dir() else path
+    text = _text_of(file)
+    _fitted(file, text)
+    return {"file": str(file.absolute()), "digest": _digest(text)}
+
+
+def route_of(recorded: Mapping[str, str]) -> Router | None:
+    """The router that a question was asked with; None without one.
+
+    Raises:
+        UsageError: its evaluation is gone, or was changed since.
+    """
+    if not recorded:
+        return None
+    text = _text_of(Path(recorded["file"]))
+    if _digest(text) != recorded["digest"]:
+        raise UsageError(
+            f"{recorded['file']} was changed since the question was asked with it: restore it, or "
+            "ask the question again"
+        )
+    return _fitted(Path(recorded["file"]), text)
+
+
+def routed(context: AmplifyContext, router: Router | None) -> AmplifyContext:
+    """The context whose overseers divide only what the router expects to gain from it."""
+    if router is None:
+        return context
+    probe = partial(first_request, context)
+    weighing = context.weighing and replace(context.weighing, router=router)
+    overseers = tuple(Routed(overseer, router, probe) for overseer in context.overseers)
+    return replace(context, overseers=overseers, weighing=weighing)
+
+
+def check_not_routed_by(router: Router | None, questions: Iterable[str]) -> None:
+    """Check that an evaluation asks other questions than its router was fitted on.
+
+    Raises:
+        UsageError: it asks one of them, whose result the router knows.
+    """
+    known = {past.question for past in router.past} if router else set[str]()
+    if both := sum(question in known for question in questions):
+        raise UsageError(
+            f"--route was fitted on {both} of these questions: evaluate on others, for example "
+            "with another --seed"
+        )
+
+
+def read_past(file: Path, text: str) -> list[Past]:
+    """The questions that an evaluation answered both ways.
+
+    Raises:
+        UsageError: it is no `eval.jsonl` of direct and amplified, or has too few questions.
+    """
+    ways: dict[tuple[str, int], dict[str, dict[str, Any]]] = defaultdict(dict)
+    try:
+        for line in text.splitlines():
+            row = json.loads(line)
+            if row["system"] in WAYS and row["right"] is not None:
+                ways[row["id"], row["seed"]][row["system"]] = row
+        both = [found for found in ways.values() if len(found) == len(WAYS)]
+        past = [_past(found["direct"], found["amplified"]) for found in both]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{file} is no evaluation: {HOW}") from error
+    if len(past) < MIN_PAST:
+        raise UsageError(
+            f"{file} has {len(past)} questions that were answered direct and amplified, and a "
+            f"route needs {MIN_PAST}: {HOW}"
+        )
+    return past
+
+
+def _past(direct: Mapping[str, Any], amplified: Mapping[str, Any]) -> Past:
+    sure = direct["confidence"]
+    logprob = math.log(sure) if sure else None
+    return Past(direct["question"], logprob, bool(direct["right"]), bool(amplified["right"]))
+
+
+def _text_of(file: Path) -> str:
+    if not file.is_file():
+        raise UsageError(f"--route: there is no {file}; {HOW}")
+    return read_text(file)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=4)
+def _fitted(file: Path, text: str) -> Router:
+    return Router.fit(read_past(file, text))
