@@ -169,6 +169,7 @@ class _ScriptContext:
     may_ask: bool = True
     model: str = ""
     path: str = ""
+    attempt: int = 0
     budget: Budget = field(default_factory=lambda: Budget(0, 0))
 
     async def complete(self, request: ChatRequest) -> Completion:
