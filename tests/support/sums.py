@@ -21,10 +21,18 @@ def exact(request: ChatRequest) -> str:
 
 
 class FewSums(Addition):
-    """Addition of which only 20 sums are learned by heart."""
+    """Addition of which only some sums are learned by heart."""
+
+    learned = 20
 
     def primitives(self) -> Sequence[str]:
-        return super().primitives()[:20]
+        return super().primitives()[: self.learned]
+
+
+class FewerSums(FewSums):
+    """For the default model, which takes its time."""
+
+    learned = 8
 
 
 def learn_few_sums() -> None:
@@ -35,10 +43,11 @@ def learn_few_sums() -> None:
 
 
 def work_little() -> None:
-    """Learn few sums, and compare the engines of a student on few and short answers."""
+    """Know `FewerSums` as addition, and compare the engines of a student on short answers."""
     from reflux.finetune.export import parity
+    from reflux.tasks import TASKS
 
-    learn_few_sums()
+    TASKS["addition"] = FewerSums
     parity.ROW_PROMPTS, parity.FIXED_PROMPTS, parity.TOKENS = 2, 1, 2
 
 
