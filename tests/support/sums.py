@@ -66,8 +66,8 @@ class SuspiciousAddition(Addition):
 CONFIG = RoundsConfig(
     rounds=(
         RoundSpec(level=1),
-        RoundSpec(level=2, questions=60, held_out=40),
-        RoundSpec(level=4, questions=40, held_out=30),
+        RoundSpec(level=2, questions=24, held_out=16),
+        RoundSpec(level=4, questions=40, held_out=12),
     ),
     anchor=5,
     canaries=3,
