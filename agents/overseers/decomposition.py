@@ -242,9 +242,9 @@ def _lost_part(whole: Reading, held: Collection[str], asked: Sequence[SubQuestio
     if len(given) > 1 and not set(held) & set(numbers):
         return _listed(given, whole)
     # "Who is Ethan?" leaves out what was told of him.
-    bare = all(len(set(read(_own(sub)).words)) < 2 and not sub.needs for sub in asked)
+    bare = [sub for sub in asked if len(set(read(_own(sub)).words)) < 2 and not sub.needs]
     same = len(asked) == 1 and _is_same(asked[0].text, whole.asks)
-    if len(whole.facts) > 1 and (bare or same):
+    if len(whole.facts) > 1 and (2 * len(bare) >= len(asked) or same):
         return _listed(whole.facts, whole)
     return ""
 

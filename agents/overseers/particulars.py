@@ -130,7 +130,7 @@ def _trusts_capitals(tokens: Sequence[re.Match[str]]) -> bool:
 def _is_particular(text: str, match: re.Match[str], key: str, capitals: bool) -> bool:
     """Whether a word is one that nobody can guess: a number, a name, code."""
     word = match[0]
-    if key in FORMATS:
+    if key in FORMATS or (word.islower() and word.isalpha()):
         return False
     if _is_number(word):
         return COUNTED.match(text, match.end()) is None
