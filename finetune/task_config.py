@@ -42,7 +42,7 @@ class OverseerConfig(BaseModel):
     held-out questions."""
     form: Literal["json", "lines", "auto"] = "json"
     """Of the replies of the overseer `model`: a JSON object or numbered lines; `auto` asks for
-    lines after a reply that is no JSON."""
+    lines after a reply that will not do."""
     plan: bool = False
     """Whether the overseer `model` gives all steps in one reply."""
     instructions: Literal["first", "last"] = "first"

@@ -30,7 +30,7 @@ from reflux.graphs.traces.revisions import first_of, newest
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.tree import find_question
 from reflux.models import BASE
-from reflux.overseers import OVERSEERS
+from reflux.overseers import OVERSEERS, demos_of
 from reflux.tasks import TASKS, task_named
 
 Action = Literal["approve", "edit", "again", "reject", "comment"]
@@ -174,6 +174,7 @@ def check_known(store: TraceStore, question_id: str) -> str:
             "program has, so only its root can be edited"
         )
     if options is not None:
+        demos_of(options.demos)  # Raises where its demonstrations were changed.
         return options.task
     (row,) = store.select("SELECT task FROM questions WHERE id=?", (question_id,))
     if row["task"] not in TASKS or not RunFolder(store.path.parent).exists:

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reflux.agents.overseers.batch import alike, settle
-from reflux.agents.overseers.embedding import Embed, installed_embedding
-from reflux.agents.overseers.trigrams import TrigramIndex
+from reflux.agents.overseers.nearness import Embed, TrigramIndex, installed_embedding
 from reflux.agents.prompts import Example
 from reflux.agents.types import REFERENCE, Exchange, SubQuestion
 

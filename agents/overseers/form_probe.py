@@ -26,6 +26,7 @@ class _OneStep:
     transcript: Sequence[Exchange] = ()
     may_ask: bool = True
     path: str = ""
+    attempt: int = 0
     budget: Budget = field(default_factory=lambda: Budget(1, 10_000))
 
     async def complete(self, request: ChatRequest) -> Completion:
@@ -42,7 +43,7 @@ async def forms_kept(client: ChatClient, model: str) -> dict[str, int]:
     Raises:
         EndpointError: no reply after every retry.
     """
-    kept = dict.fromkeys(FORMS, 0)
+    kept: dict[str, int] = dict.fromkeys(FORMS, 0)
     for form in FORMS:
         overseer = ModelOverseer(form=form, max_tries=1)
         for question, names in QUESTIONS:

@@ -101,7 +101,7 @@ class ModelOverseer:
     """Characters of the examples; the farthest beyond are left out, which the step's note says."""
     form: Literal["json", "lines", "auto"] = "json"
     """Of the replies: a JSON object, or numbered lines, which weak models keep better; `auto` asks
-    for JSON, and for lines after a reply that is unreadable."""
+    for JSON, and for lines after a reply that will not do."""
     plan: bool = False
     """Asks for all steps in one reply."""
     instructions: Literal["first", "last"] = "first"

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from reflux.agents.errors import UsageError
+from reflux.agents.overseers.nearness import TrigramIndex, Vector
 from reflux.agents.overseers.protocol import OverseerContext, WrappedOverseer
-from reflux.agents.overseers.trigrams import TrigramIndex, Vector
 from reflux.agents.types import Ask, ChatRequest, Step
 
 GRID = tuple((n, like) for n in (16, 32, 48) for like in (0.3, 0.45, 0.6))

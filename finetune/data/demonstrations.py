@@ -44,6 +44,10 @@ ENDED = f"""
 SELECT q.id, q.text, q.task, q.split, q.detail ->> 'answer' AS answer,
   q.detail ->> 'status' AS status FROM roots q WHERE {NEWEST} ORDER BY q.created DESC
 """  # noqa: S608 - the part is a constant of ours
+UNFINISHED = f"""
+SELECT count(*) FROM questions q WHERE {NEWEST} AND NOT EXISTS (
+  SELECT 1 FROM roots r WHERE r.id = q.id)
+"""  # noqa: S608 - the part is a constant of ours
 BY_HUMANS = """
 SELECT question FROM judgements
 WHERE author = 'human' AND (kind IN ('override', 'review') OR kind = 'verdict' AND ok = 1)
@@ -94,6 +98,8 @@ def from_record(
     made, rejected = Made(), rejected_by_humans(store)
     human = {first_of(row["question"]) for row in store.select(BY_HUMANS)}
     roots = list(store.select(ENDED))
+    if (unfinished := next(store.select(UNFINISHED))[0]) > 0:
+        made.left_out["unfinished"] = unfinished
     for root in sorted(roots, key=lambda root: first_of(root["id"]) not in human):
         if len(made.items) == n:
             made.left_out["beyond the limit"] += 1
@@ -163,6 +169,7 @@ class _ScriptContext:
     may_ask: bool = True
     model: str = ""
     path: str = ""
+    attempt: int = 0
     budget: Budget = field(default_factory=lambda: Budget(0, 0))
 
     async def complete(self, request: ChatRequest) -> Completion:

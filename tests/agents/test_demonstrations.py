@@ -18,6 +18,7 @@ from reflux.agents.overseers.demonstration_file import (
 )
 from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
+from reflux.agents.overseers.nearness import installed_embedding
 from reflux.agents.prompts import COMBINED, DEPENDENT
 from reflux.agents.types import Answer, Ask, ChatRequest, Exchange, SubQuestion
 from tests.support.contexts import ScriptedContext
@@ -230,3 +231,14 @@ def test_many_demonstrations_are_quick(tmp_path: Path) -> None:
         assert len(demos.nearest(f"What is {n} + 5 times 3?", 3)) == 3
     assert time.process_time() - begun < 10  # About 1 s; a quadratic way takes minutes.
     assert isinstance(demos.items[0], Demonstration)
+
+
+def test_the_embedding_finds_the_same_meaning_in_other_words() -> None:
+    embed = installed_embedding()
+    if embed is None:
+        pytest.skip("the extra `embedding` is not installed")
+    vectors = embed(["How tall is the mountain?", "What is the peak's height?", "Who paints?", ""])
+    assert vectors.shape == (4, 384)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    near = vectors @ vectors[0]
+    assert near[1] > 0.5 > near[2]  # 0.74 and 0.09.

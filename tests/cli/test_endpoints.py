@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.endpoint_behaviors import BEHAVIORS, serve
-from tests.support.endpoint_server import Served, serving
+from tests.support.endpoint_server import Asked, Reply, Served, serving
 
 CUT = "--max-tokens"
 
@@ -235,3 +235,80 @@ def test_a_graph_that_changes_the_folder_moves_no_report(command: Any, tmp_path:
     code, _, err = command(*words)
     assert code == 0, err
     assert (tmp_path / "report" / "eval.json").is_file()
+
+
+SUBS = {"step": {"ask": [{"question": "Peru?", "needs": []}, {"question": "Chile?", "needs": []}]}}
+DEMO = {
+    "question": "Which is older, Rome or Oslo?",
+    "ask": ["Rome?", "Oslo?"],
+    "answers": ["a", "b"],
+}
+
+
+def divides(asked: Asked) -> Reply:
+    """An overseer that divides in JSON alone, and copies that say Lima."""
+    says_form = "split questions" in asked.body["messages"][0]["content"]
+    is_json = "JSON" in asked.body["messages"][0]["content"]
+    text = json.dumps(SUBS) if says_form and is_json else "Lima"
+    message = {"role": "assistant", "content": text}
+    return Reply({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+
+def test_demonstrations_are_the_examples_of_the_overseer_and_on_record(
+    command: Any, tmp_path: Path
+) -> None:
+    demos = tmp_path / "demos.jsonl"
+    demos.write_text(json.dumps(DEMO) + "\n")
+    words = ("--overseer", "model", "--demos", "demos.jsonl", "--model", "m", "--json")
+    with serving(divides) as served:
+        code, out, err = command("ask", "Peru or Chile?", *words, OPENAI_BASE_URL=served.url)
+        assert code == 0, err
+        first = served.bodies[0]["messages"]
+        assert [DEMO["question"] in turn["content"] for turn in first].count(True) == 1
+        assert len(first) == 4  # Instructions, one example, the question.
+        node = f"{json.loads(out)['trajectory']}/0.0.0"
+        before = len(served.requests)
+        code, _, err = command("review", node, "--edit", "Cusco")
+        assert code == 0, err
+        again = served.bodies[before:]
+        assert again and all("Cusco" in body["messages"][-1]["content"] for body in again)
+        demos.write_text(json.dumps(DEMO | {"ask": ["a?", "b?"]}) + "\n")
+        code, _, err = command("review", node, "--edit", "Arequipa")
+        assert code == 2 and "was changed since the question was asked" in err
+        assert err.count("\n") == 1
+        code, out, err = command("demos", "make", "--unchecked", "--out", "own.jsonl", "--json")
+        assert code == 0, err
+        assert json.loads(out)["demonstrations"] == 1
+        assert json.loads((tmp_path / "own.jsonl").read_text())["ask"] == ["Peru?", "Chile?"]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["ask", "q?", "--overseer", "plain"], "--demos are for the overseer model"),
+        (["ask", "1+1", "--task", "addition"], "--demos needs --overseer model"),
+        (["chat", "--overseer", "none"], "--demos needs --overseer model"),
+        (["eval", "--task", "addition"], "--demos needs --data"),
+        (["eval", "--data", "q.jsonl", "--overseer", "plain"], "--demos are for the overseer"),
+        (["serve", "--overseer", "human", "--port", "0"], "--demos are for the overseer model"),
+        (["ask", "q?", "--demos", "none.jsonl"], "no such file"),
+        (["demos", "make", "--out", "x.jsonl"], "holds no run"),
+    ],
+)
+def test_demonstrations_for_another_overseer_are_one_message(
+    command: Any, tmp_path: Path, words: list[str], wanted: str
+) -> None:
+    (tmp_path / "demos.jsonl").write_text(json.dumps(DEMO) + "\n")
+    (tmp_path / "q.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    more = [] if {"--demos", "demos"} & {*words} else ["--demos", "demos.jsonl"]
+    code, _, err = command(*words, *more)
+    assert code == 2 and wanted in err and err.count("\n") == 1
+
+
+def test_doctor_says_in_which_form_a_model_divides(command: Any) -> None:
+    with serving(divides) as served:
+        _, out, _ = command(
+            "doctor", "--probe", "--model", "m", "--json", OPENAI_BASE_URL=served.url
+        )
+    (check,) = [check for check in json.loads(out) if check["what"] == "as an overseer"]
+    assert check["detail"].startswith("m divides 0 of 2 questions in JSON, 0 in lines")

@@ -40,7 +40,7 @@ def test_every_command_and_option_that_a_page_names_exists(path: Path) -> None:
             if command.words[:1] == ["reflux"]:
                 check_known(command)
     known = set(command_names())
-    mentioned = re.findall(r"[`(]reflux ((?:traces |students )?[a-z]+)", path.read_text())
+    mentioned = re.findall(r"[`(]reflux ((?:traces |students |demos )?[a-z]+)", path.read_text())
     assert [name for name in mentioned if name not in known] == []
 
 

