@@ -54,6 +54,8 @@ MEDIUM: dict[str, Any] = {
 WINDOW = 512
 LEVELS = (2, 4)
 BATCH = 64
+QUICK = ("mistral-window", "gemma2", "gpt2")
+"""With a window, without sdpa, not packed: every branch below."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,8 @@ if __name__ == "__main__":
     parser.add_argument("--base", action="append", default=[], help="a folder or GGUF to add")
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="these only")
     asked = parser.parse_args()
-    families = tuple(asked.family) if asked.family is not None else tuple(FAMILIES)
+    every = QUICK if asked.quick else FAMILIES
+    families = tuple(asked.family if asked.family is not None else every)
     if asked.quick:
         torch.set_num_threads(1)
         small = {"max_position_embeddings": 512}

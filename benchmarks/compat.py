@@ -56,4 +56,4 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    main(Config(40, True) if parser.parse_args().quick else Config())
+    main(Config(100, True) if parser.parse_args().quick else Config())

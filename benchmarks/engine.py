@@ -136,7 +136,7 @@ def main(config: Config) -> None:
             questions = subquestions(config.questions, config.seed + repeat)
             # Alternate the order, so that a machine that slows down favors no arm.
             for arm, runs in found if repeat % 2 == 0 else reversed(found):
-                runs.append(in_own_process(arm, questions, config.max_tokens))
+                runs.append(in_own_process(arm, questions, config.max_tokens, not config.quick))
                 print(f"{repeat} {arm.name}: {rate(runs[-1]):.1f} requests/s", flush=True)
     report.rows = [row(arm, runs, found[0][1]) for arm, runs in found]
     report.claims = claims(config, found)

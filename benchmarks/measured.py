@@ -50,10 +50,13 @@ class Arm(Protocol):
         ...
 
 
-def in_own_process(arm: Arm, questions: Sequence[str], max_tokens: int) -> Measured:
-    """Measure an arm in a fresh process, so that arms share no threads, caches or memory."""
+def in_own_process(
+    arm: Arm, questions: Sequence[str], max_tokens: int, fresh: bool = True
+) -> Measured:
+    """Measure an arm in a process of its own; a fresh one shares no threads, caches or memory with
+    other arms, and imports everything anew."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn" if fresh else "fork")) as pool:
         return pool.submit(arm.measure, questions[: arm.max_requests], max_tokens).result()
 
 

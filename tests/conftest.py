@@ -1,7 +1,9 @@
 """Fixtures that several test files share, and the order in which two workers take the files."""
 
+import gc
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from _pytest.mark.expression import Expression
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
+import tests.support.tls  # noqa: F401 - its effect is wanted
 from reflux.agents.clients.llama_cpp import SPIN_VARIABLE, SPINS
 from reflux.graphs.traces.store import TraceStore
 
@@ -21,7 +24,13 @@ if TYPE_CHECKING:
 # Workers share the cores: who waits lets the others work. It is read when torch is first imported,
 # here or in the process that forks the commands.
 os.environ.setdefault(SPIN_VARIABLE, SPINS)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # A core for each worker.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # A core for each worker …
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")  # … also where llama.cpp asks for two.
+
+# Thousands of stores are made and dropped; a disk takes longer to keep one than a test to use it.
+MEMORY = Path("/dev/shm")  # noqa: S108 - pytest makes a folder of its own in it
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so every command that
 # they start. These tests interrupt commands.
@@ -59,6 +68,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         rank = LONGEST.index(name) - len(LONGEST) if name in LONGEST else rank
         ranks[item.path] = min(rank, ranks.get(item.path, rank))
     items.sort(key=lambda item: ranks[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of every later garbage collection."""
+    gc.freeze()
 
 
 class Files(LoadFileScheduling):

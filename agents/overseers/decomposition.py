@@ -120,12 +120,17 @@ def _is_prose(sub: SubQuestion) -> bool:
     return not sub.to.startswith("tool:")
 
 
+def _own(sub: SubQuestion) -> str:
+    """What a sub-question says itself, without the answers that it takes."""
+    return REFERENCE.sub(" ", sub.text)
+
+
 def _repeats(
     question: str, transcript: Sequence[Exchange], asked: Sequence[SubQuestion]
 ) -> Iterator[Problem]:
     """The batch says nothing new, apart from sub-questions that need others."""
     free = [sub.text for sub in asked if not sub.needs and _is_prose(sub)]
-    if not free or any(_outline(text) != _outline(free[0]) for text in free):
+    if len({tuple(_outline(text)) for text in free}) != 1:
         return
     whole = read(question)
     answered = [each.question for each in transcript if each.answer is not None]
@@ -141,7 +146,7 @@ def _repeats(
 def _outline(text: str) -> list[str]:
     """Keys of a text's words in order, behind the question words that decide what it asks."""
     wh = [match[0].casefold() for match in TOKEN.finditer(text) if match[0].casefold() in WH]
-    return [*wh, *keys_of(text)]
+    return [*wh, *read(text).words]
 
 
 def _is_same(text: str, other: str) -> bool:
@@ -158,7 +163,7 @@ def _dangles(question: str, asked: Sequence[SubQuestion]) -> Iterator[Problem]:
         phrase = _dangling(sub.text) if _is_prose(sub) else ""
         if phrase and phrase.casefold() != known:
             yield Problem("dangles", index, f'dangles: "{phrase}" stands for nothing')
-        elif not REFERENCE.search(sub.text) and not _outline(sub.text) and read(question).words:
+        elif not REFERENCE.search(sub.text) and not read(sub.text).words and read(question).words:
             yield Problem("empty", index, "is about nothing")
 
 
@@ -168,7 +173,7 @@ def _dangling(text: str) -> str:
     A `{i}` may be what a phrase refers to, but not the question that it was asked for.
     """
     filled = REFERENCE.search(text) is not None
-    particulars = read(text).particulars
+    particulars = read(REFERENCE.sub(" ", text)).particulars
     for match in PHRASE.finditer(text):
         if not (filled and not OF_QUESTION.fullmatch(match[2])) and not _is_told(text, match):
             return " ".join(match[0].split())
@@ -197,6 +202,7 @@ def _is_told(text: str, match: re.Match[str]) -> bool:
     return (
         len(read(text).particulars) >= 2
         or after.lstrip()[:1].isupper()
+        or re.search(r"\bas\s*$", before, re.I) is not None
         or (LETTERS.fullmatch(match[2]) is not None and NAMED.match(after) is not None)
         or REQUEST.match(re.split(r"[.?!]\s", before)[-1] + match[0]) is not None
         or re.search(rf"\b(?:an?|which|what)\s+(?:\w+\s+)?{noun}\b", before, re.I) is not None
@@ -208,7 +214,7 @@ def _loses(
     whole: Reading, transcript: Sequence[Exchange], asked: Sequence[SubQuestion]
 ) -> Iterator[Problem]:
     """The batch as a whole holds too little of the question, and nothing that was answered."""
-    held = {key for sub in asked for key in keys_of(REFERENCE.sub(" ", sub.text))}
+    held = {key for sub in asked for key in read(_own(sub)).words}
     said = " ".join(f"{each.question} {each.answer or ''}" for each in transcript)
     if not whole.words or held & set(keys_of(said)) or _holds_pieces(whole, asked):
         return
@@ -243,7 +249,7 @@ def _lost_part(whole: Reading, held: Collection[str], asked: Sequence[SubQuestio
 def _holds_pieces(whole: Reading, asked: Sequence[SubQuestion]) -> bool:
     """Whether programs and formulas hold pieces of what the question holds: digits, syllables."""
     for sub in asked:
-        text = REFERENCE.sub(" ", sub.text).casefold()
+        text = _own(sub).casefold()
         if _is_prose(sub) and any(c.isalpha() for c in text):
             continue
         parts = re.findall(r"\d+|[^\W\d_]{2,}", text)
@@ -255,7 +261,7 @@ def _holds_pieces(whole: Reading, asked: Sequence[SubQuestion]) -> bool:
 def _lost(whole: Reading, asked: Sequence[SubQuestion], index: int | None) -> Problem:
     if not whole.particulars:
         return Problem("loses", index, "holds no word of the question")
-    named = [item for sub in asked for item in read(sub.text).particulars.items()]
+    named = [item for sub in asked for item in read(_own(sub)).particulars.items()]
     invented = [text for key, text in named if key not in whole.words]
     lost = f"loses {_listed(whole.particulars, whole)}"
     if invented:

@@ -11,252 +11,33 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-WH = frozenset(["who", "whom", "whose", "when", "where", "why", "how"])
-STOP = WH | frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "what",
-        "which",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "am",
-        "do",
-        "does",
-        "did",
-        "done",
-        "has",
-        "have",
-        "had",
-        "having",
-        "can",
-        "could",
-        "will",
-        "would",
-        "shall",
-        "should",
-        "may",
-        "might",
-        "must",
-        "of",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "from",
-        "to",
-        "with",
-        "into",
-        "onto",
-        "about",
-        "as",
-        "and",
-        "or",
-        "nor",
-        "but",
-        "not",
-        "no",
-        "than",
-        "then",
-        "there",
-        "here",
-        "it",
-        "its",
-        "they",
-        "them",
-        "their",
-        "he",
-        "she",
-        "his",
-        "her",
-        "him",
-        "we",
-        "us",
-        "our",
-        "you",
-        "your",
-        "i",
-        "my",
-        "me",
-        "if",
-        "so",
-        "such",
-        "each",
-        "every",
-        "any",
-        "all",
-        "some",
-        "both",
-        "either",
-        "neither",
-        "one",
-        "ones",
-        "other",
-        "another",
-        "more",
-        "most",
-        "much",
-        "many",
-        "few",
-        "less",
-        "least",
-        "very",
-        "too",
-        "also",
-        "only",
-        "just",
-        "please",
-        "let",
-        "lets",
-        "whats",
-        "now",
-        "up",
-        "out",
-        "over",
-        "under",
-        "between",
-        "among",
-        "during",
-        "per",
-        "via",
-    ]
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+WH = _words("who whom whose when where why how")
+STOP = WH | _words(
+    "a an the this that these those what which is are was were be been being am do does did done "
+    "has have had having can could will would shall should may might must of in on at by for from "
+    "to with into onto about as and or nor but not no than then there here it its they them their "
+    "he she his her him we us our you your i my me if so such each every any all some both either "
+    "neither one ones other another more most much many few less least very too also only just "
+    "please let lets whats now up out over under between among during per via"
 )
-META = frozenset(
-    [
-        "answer",
-        "answers",
-        "question",
-        "questions",
-        "problem",
-        "problems",
-        "solution",
-        "solutions",
-        "solve",
-        "solving",
-        "result",
-        "results",
-        "task",
-        "tasks",
-        "step",
-        "steps",
-        "final",
-        "following",
-        "given",
-        "above",
-        "below",
-        "previous",
-        "information",
-        "calculate",
-        "calculation",
-        "calculations",
-        "compute",
-        "computation",
-        "determine",
-        "determining",
-        "find",
-        "finding",
-        "identify",
-        "get",
-        "give",
-        "state",
-        "tell",
-        "need",
-        "needed",
-        "needs",
-        "required",
-        "require",
-        "necessary",
-        "expression",
-        "expressions",
-        "equation",
-        "equations",
-        "operation",
-        "operations",
-        "arithmetic",
-        "math",
-        "mathematical",
-        "mathematics",
-        "value",
-        "values",
-        "evaluate",
-        "evaluation",
-        "explain",
-        "describe",
-        "show",
-        "list",
-        "statement",
-        "puzzle",
-        "perform",
-        "process",
-        "correct",
-        "right",
-        "true",
-        "use",
-        "used",
-        "using",
-        "method",
-        "approach",
-        "way",
-        "ways",
-        "first",
-        "second",
-        "third",
-        "next",
-        "last",
-        "begin",
-        "start",
-        "started",
-        "know",
-        "reply",
-        "respond",
-        "output",
-        "return",
-        "sub",
-        "subquestion",
-        "subquestions",
-        "simple",
-        "simpler",
-        "simplify",
-        "help",
-        "make",
-        "think",
-        "decompose",
-        "order",
-    ]
+META = _words(
+    "answer answers question questions problem problems solution solutions solve solving result "
+    "results task tasks step steps final following given above below previous information "
+    "calculate calculation calculations compute computation determine find finding identify get "
+    "give state tell need needed needs required require necessary expression expressions equation "
+    "equations operation operations arithmetic math mathematical mathematics value values evaluate "
+    "evaluation explain describe show list statement puzzle perform process correct right true use "
+    "used using method approach way ways first second third next last begin start started know "
+    "reply respond output return sub subquestion subquestions simple simpler simplify help make "
+    "think decompose order"
 )
 """Words that are about a question, and not about what it asks."""
-FORMATS = frozenset(
-    [
-        "json",
-        "yaml",
-        "xml",
-        "html",
-        "csv",
-        "markdown",
-        "latex",
-        "english",
-        "yes",
-        "no",
-        "true",
-        "false",
-        "pass",
-        "hh",
-        "mm",
-        "ss",
-        "ok",
-    ]
-)
+FORMATS = _words("json yaml xml html csv markdown latex english yes no true false pass hh mm ss ok")
 """Words in capitals that tell how to answer."""
 COUNTED = re.compile(
     r"\s*(?:short |brief |single )?(?:bullets?|points?|sentences?|words?|lines?|paragraphs?|"
@@ -267,6 +48,7 @@ COUNTED = re.compile(
 
 NO_SPACE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff"
 """Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+UNSPACED = re.compile(f"[{NO_SPACE}]")
 MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
 """Vowel signs and accents of Hebrew, Arabic and the scripts of India, which `\\w` lacks."""
 TOKEN = re.compile(
@@ -310,23 +92,25 @@ def read(text: str) -> Reading:
     asks, inside = _asking(text)
     tokens = list(TOKEN.finditer(text))
     capitals = _trusts_capitals(tokens)
+    words: list[str] = []
     particulars: dict[str, str] = {}
     spans: list[tuple[int, int, str]] = []
     others: list[tuple[int, int, str]] = []
     for match in tokens:
-        key = _key(match[0])
-        if _is_particular(text, match, key, capitals):
-            particulars.setdefault(key, match[0])
-            spans.append((*match.span(), key))
-        elif any(keys_of(match[0])):
-            others.append((*match.span(), key))
+        keys = _keys(match[0])
+        words += keys
+        if keys and _is_particular(text, match, keys[0], capitals):
+            particulars.setdefault(keys[0], match[0])
+            spans.append((*match.span(), keys[0]))
+        elif keys:
+            others.append((*match.span(), keys[0]))
     for quote in QUOTED.finditer(text):
         for key in keys_of(quote[quote.lastindex or 0]):
             particulars.setdefault(key, quote[quote.lastindex or 0])
     listed = [span for span in (spans if particulars else others) if span[0] in inside]
     facts = tuple(key for left, _, key in spans if left not in inside)
     enumerations = tuple(_enumerations(text, listed))
-    return Reading(particulars, tuple(keys_of(text)), enumerations, asks, facts)
+    return Reading(particulars, tuple(words), enumerations, asks, facts)
 
 
 def _asking(text: str) -> tuple[str, range]:
@@ -346,7 +130,7 @@ def _trusts_capitals(tokens: Sequence[re.Match[str]]) -> bool:
 def _is_particular(text: str, match: re.Match[str], key: str, capitals: bool) -> bool:
     """Whether a word is one that nobody can guess: a number, a name, code."""
     word = match[0]
-    if not key or key in FORMATS or word.casefold() in STOP | META:
+    if key in FORMATS:
         return False
     if _is_number(word):
         return COUNTED.match(text, match.end()) is None
@@ -354,7 +138,7 @@ def _is_particular(text: str, match: re.Match[str], key: str, capitals: bool) ->
         return True
     if not (capitals and any(c.isupper() for c in word)):
         return False
-    before = text[: match.start()].rstrip(" \t\"“'‘(*-")
+    before = text[max(0, match.start() - 9) : match.start()].rstrip(" \t\"“'‘(*-")
     # The first word of a sentence has a capital whatever it is.
     return any(c.isupper() for c in word[1:]) or (bool(before) and before[-1] not in ".?!。？！؟\n")
 
@@ -367,7 +151,8 @@ def _enumerations(text: str, spans: Sequence[tuple[int, int, str]]) -> Iterator[
     for (_, end, key), (start, _, following) in pairwise([*spans, (len(text) + 9, 0, "")]):
         gap = text[end:start]
         if start <= len(text) and (not gap.strip() or BETWEEN.fullmatch(gap)):
-            group = [*(group or [key]), following]
+            group = group or [key]
+            group.append(following)
             is_list = is_list or bool(gap.strip())
             continue
         if is_list:
@@ -378,18 +163,23 @@ def _enumerations(text: str, spans: Sequence[tuple[int, int, str]]) -> Iterator[
 def keys_of(text: str) -> Iterator[str]:
     """Keys of the words of a text that are about something, in order."""
     for match in TOKEN.finditer(text):
-        word = match[0]
-        if re.match(f"[{NO_SPACE}]", word):
-            yield from (word[i : i + 2] for i in range(max(1, len(word) - 1)))
-        elif word.casefold() not in STOP and word.casefold() not in META and (key := _key(word)):
-            yield key
+        yield from _keys(match[0])
+
+
+@lru_cache(maxsize=8192)
+def _keys(word: str) -> tuple[str, ...]:
+    """Keys of a word; of a text without spaces, those of its pairs of letters."""
+    if UNSPACED.match(word):
+        return tuple(word[i : i + 2] for i in range(max(1, len(word) - 1)))
+    if word.casefold() in STOP or word.casefold() in META or not (key := _key(word)):
+        return ()
+    return (key,)
 
 
 def _is_number(word: str) -> bool:
     return word.replace(",", "").replace(".", "").isdecimal()
 
 
-@lru_cache(maxsize=4096)
 def _key(word: str) -> str:
     """What a word shares with its other forms: without case, accents, plural, and what follows the
     sixth letter; of a number, its value."""

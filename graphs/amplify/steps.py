@@ -72,7 +72,7 @@ class StepResult:
 async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
     """The overseer's next step, or a human's if it defers; recorded. An exception in the
     overseer's code becomes the result's `error`."""
-    attempt = state["attempt"] - context.weighs(state["depth"])
+    attempt = decompositions_before(state, context)
     overseer, key = overseer_at(context, attempt), step_key(state)
     step_context = StepContext(
         context,
@@ -171,5 +171,11 @@ def digest_of(form: Mapping[str, Any]) -> str:
 
 def retry_index(state: AmplifyState, context: AmplifyContext) -> int:
     """A number for each sequence of retries that leads here, so that no two of them share seeds
-    and votes; see `tries`."""
-    return tries(state["retries"], state["attempt"], state["depth"], context.limits)
+    and votes; see `tries`. The first decomposition beside a direct answer is no retry."""
+    attempt = decompositions_before(state, context)
+    return tries(state["retries"], attempt, state["depth"], context.limits)
+
+
+def decompositions_before(state: AmplifyState, context: AmplifyContext) -> int:
+    """Attempts before this one, without the direct answer that is weighed."""
+    return max(0, state["attempt"] - context.weighs(state["depth"]))

@@ -12,7 +12,7 @@ from langgraph.runtime import Runtime
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import Exchange
 from reflux.agents.verifiers import Verdict, as_verdict, verdict_of
-from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.context import AmplifyContext, tries
 from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import (
     NOTHING_SPENT,
@@ -86,8 +86,9 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         if has_check := by_human or context.has_check:
             detail = {"answer": proposal, "rule": "" if verdict.ok else verdict.rule}
             detail |= {"reason": verdict.reason} if verdict.reason else {}
+            attempt = tries(state["retries"], state["attempt"], state["depth"], context.limits)
             await context.recorded_client.store.add_judgement(
-                key.question, key.path, "check", verdict.ok, detail, key=str(number)
+                key.question, key.path, "check", verdict.ok, detail, key=str(attempt)
             )
         if verdict.ok and context.weighs(state["depth"]) and not has_check:
             return _weigh({**state, "spent": spent}, context, proposal)

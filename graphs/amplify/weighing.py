@@ -18,7 +18,7 @@ from reflux.agents.errors import check_range
 from reflux.agents.overseers.router import Router
 from reflux.agents.prompts import cut
 
-NOTE_CHARS = 60
+NOTE_CHARS = 40
 MIN_WEIGHT, MAX_WEIGHT = 0.05, 4.0
 WORD = re.compile(r"(?:(?<![\w)])[-+])?\d(?:[\d.,]*\d)?%?|[^\W_]+")
 
@@ -97,8 +97,13 @@ class Weighing:
         others = [total for index, total in enumerate(totals) if index != best]
         settled = totals[best] >= max(others, default=0.0) + left * divided
         weighed = [
-            {"answer": group[0]["answer"], "weight": round(total, 3), "votes": len(group),
-             "direct": not group[0]["divided"]}
+            {
+                "answer": group[0]["answer"],
+                "weight": round(total, 3),
+                "votes": len(group),
+                "direct": not group[0]["divided"],
+                "cut": all(candidate["truncated"] for candidate in group),
+            }
             for group, total in zip(groups, totals, strict=True)
         ]  # fmt: skip
         note = "; ".join(map(_told, weighed)) if len(candidates) > 1 else ""
@@ -109,6 +114,8 @@ def _told(group: Mapping[str, Any]) -> str:
     ways = ["the direct answer"] if group["direct"] else []
     if divided := group["votes"] - len(ways):
         ways.append(f"{divided} decomposition{'s' * (divided > 1)}")
+    if group["cut"]:
+        ways[-1] += ", cut by the token limit"
     return f"{cut(group['answer'], NOTE_CHARS)!r} weighs {group['weight']:g} ({' and '.join(ways)})"
 
 

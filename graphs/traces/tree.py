@@ -168,7 +168,7 @@ def _read_calls(
         elif isinstance(step := step_from_json(json.loads(row["completion"])), Answer):
             node.answer, node.status, node.answered_by = step.text, "unchecked", "H"
         elif isinstance(step, Ask):
-            node.note = step.note
+            node.note = step.note or node.note
             for index, subquestion in enumerate(step.subquestions):
                 path = f"{node.path}/{row['attempt']}.{row['step']}.{index}"
                 nodes.setdefault(path, Node(path, subquestion.text))

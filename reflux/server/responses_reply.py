@@ -59,6 +59,8 @@ class ResponseFormat:
         self._echo = echo
         self._top_logprobs = top_logprobs
         self._created = int(time.time())
+        self._completed: int | None = None
+        """Seconds since 1970, the same in what is kept and in what is sent."""
         self._output: list[dict[str, Any]] = []
         """The items of a stream that are done."""
         self._texts: list[str] = []
@@ -197,8 +199,9 @@ class ResponseFormat:
         reason = INCOMPLETE.get(finish_reason(choice))
         body = self._body("incomplete" if reason else "completed", output)
         details = {"reason": reason} if reason else None
+        self._completed = self._completed or int(time.time())
         return body | {
-            "completed_at": None if reason else int(time.time()),
+            "completed_at": None if reason else self._completed,
             "incomplete_details": details,
             "usage": {
                 "input_tokens": usage["prompt_tokens"],

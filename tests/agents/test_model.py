@@ -83,6 +83,55 @@ async def test_an_unreadable_reply_is_asked_for_again_with_another_seed() -> Non
     assert first.digest("weights") != second.digest("weights")
 
 
+LOST = '{"ask": ["What are the capitals of these countries?"]}'
+REASONS = (
+    'sub-question 1 dangles: "these countries" stands for nothing; '
+    'sub-question 1 loses "France", "Japan"'
+)
+
+
+async def test_a_batch_that_loses_what_it_needs_is_asked_for_again_with_the_reason() -> None:
+    context = ScriptedContext([LOST, SOUND])
+    assert await act(context) == Ask(BOTH.subquestions, f"asked again: {REASONS}")
+    first, second = context.client.requests
+    assert second.messages[: len(first.messages)] == first.messages
+    reply, reason = second.messages[len(first.messages) :]
+    assert reply[0] == "assistant" and read_step(reply[1]) == read_step(LOST)
+    assert reason[0] == "user" and REASONS in reason[1]
+
+
+@pytest.mark.parametrize("reply", [SOUND, '{"not_decomposable": "no"}', '{"answer": "x"}', RUBBISH])
+async def test_what_comes_after_a_rejected_batch_stands(reply: str) -> None:
+    step = await act(ScriptedContext([LOST, reply]))
+    if reply == RUBBISH:
+        assert step == Ask((), f"{REJECTED}: {REASONS} (3 replies)")
+    elif isinstance(step, Ask):
+        assert step.note.endswith(f"asked again: {REASONS}")
+    else:
+        assert step == Answer("x")
+
+
+async def test_a_correction_that_does_not_fit_is_left_out() -> None:
+    def reply(request: ChatRequest) -> str:
+        if REASONS in request.messages[-1][1]:
+            error = EndpointError("too long")
+            error.refused = error.too_long = True
+            raise error
+        return LOST if not request.vote else SOUND
+
+    context = ScriptedContext(reply)
+    assert await act(context) == Ask(BOTH.subquestions, f"asked again: {REASONS}")
+    first, _, last = context.client.requests
+    assert first.messages == last.messages
+
+
+async def test_batches_are_taken_as_they_are_where_nobody_validates_them() -> None:
+    context = ScriptedContext([LOST])
+    step = await act(context, h=ModelOverseer(validate=False))
+    assert step == Ask.of("What are the capitals of these countries?")
+    assert len(context.client.requests) == 1
+
+
 async def test_one_model_is_several_minds_by_temperature_and_seed() -> None:
     drawn: set[tuple[float, int]] = set()
     for seed in range(3):

@@ -1,6 +1,7 @@
 """Training in several processes: the loss of one with the same global batch, and its errors."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from reflux.finetune.distillation import StudentPlan, distill
 from reflux.finetune.registry import Registry
 from reflux.finetune.train.launch import check_launch, train_in_processes, work
 from reflux.finetune.train.sft import train
+from tests.support.commanding import LOADED
 
 pytestmark = [pytest.mark.engine, pytest.mark.process]
 
@@ -160,14 +162,6 @@ def distilled(base: Path, root: Path, events: list[Any]) -> None:
     distill(Registry(root), plan, lambda *event: events.append(event), threading.Event())
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from tests.finetune.test_launch import distilled
-distilled(Path(sys.argv[1]), Path(sys.argv[2]), [])
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_distillation_goes_on_with_the_same_weights(
     tiny_base: Path, tmp_path: Path
@@ -176,14 +170,15 @@ def test_a_killed_distillation_goes_on_with_the_same_weights(
 
     torch.set_num_threads(1)
     parts, whole = tmp_path / "parts", tmp_path / "whole"
-    words = [sys.executable, "-c", KILLED, str(tiny_base), str(parts)]
-    root = Path(__file__).parents[2]
-    killed = subprocess.Popen(words, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(LOADED))
+    killed = server.Process(target=distilled, args=(tiny_base, parts, []))
+    killed.start()
     states = ".s.training/checkpoint-*/trainer_state.json"
-    while not list(parts.glob(states)) and killed.poll() is None:
+    while not list(parts.glob(states)) and killed.is_alive():
         time.sleep(0.01)
     killed.kill()
-    killed.wait()
+    killed.join()
     assert not (parts / "s").exists()
     events: list[Any] = []
     for folder in (parts, whole):

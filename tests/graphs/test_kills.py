@@ -30,6 +30,7 @@ from reflux.finetune.data.rows import Row, accepted
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
+from tests.support.commanding import LOADED
 from tests.support.run_folders import put_base
 from tests.support.sums import FewSums, exact, timeless
 
@@ -63,13 +64,6 @@ MOMENTS = (
     ("evaluate student", 0.05),
 )
 """Of each kill a stage, and the most seconds into it."""
-LOADED = (
-    "reflux.finetune.train.sft",
-    "reflux.finetune.rounds",
-    "reflux.finetune.export.gguf",
-    "matplotlib.pyplot",
-)
-"""Imported once, by the server that forks the processes."""
 
 
 class NotingClient:

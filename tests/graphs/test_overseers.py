@@ -38,14 +38,17 @@ from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin, answer_all
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import recorded_steps
+from reflux.graphs.traces.tree import load_tree, recorded_steps
 from reflux.graphs.voting.voting import VotePolicy
+from reflux.report.terminal import tree_view
+from reflux.report.tree_page import tree_page
 from tests.support.amplifying import amplified, echo
 from tests.support.hostile import BOTH, FRANCE, JAPAN, QUESTION, REPLIES, SOUND
 
 ASKED = Origin("run", 0, "amplified", "capitals", "train")
 CAPITALS = {FRANCE: "Paris", JAPAN: "Tokyo", QUESTION: "undivided"}
 COMBINED = '{"answer": "Paris and Tokyo"}'
+LOST = '{"ask": ["What are the capitals of these countries?"]}'
 
 
 def world(*steps: str) -> ScriptedClient:
@@ -131,6 +134,25 @@ async def test_what_is_not_decomposable_goes_to_x_and_the_record_says_why(
     assert step["note"] == "not decomposable: it is one fact"
 
 
+@pytest.mark.parametrize(
+    ("steps", "answer", "note"),
+    [
+        ([LOST], "undivided", "sub-questions rejected: "),
+        ([LOST, SOUND, COMBINED], "Paris and Tokyo", "asked again: "),
+    ],
+)
+async def test_why_a_question_was_not_divided_or_at_the_second_try_is_shown(
+    store: TraceStore, steps: list[str], answer: str, note: str
+) -> None:
+    outcome = await amplify(store, world(*steps), ModelOverseer())
+    assert outcome["answer"] == answer
+    (root,) = {row["question"] for row in store.select("SELECT question FROM calls", ())}
+    tree = load_tree(store, root)
+    assert tree.note.startswith(note)
+    assert "these countries" in str(tree_view(tree).label)
+    assert "these countries" in tree_page(store, root)
+
+
 async def test_a_sub_question_that_repeats_an_ancestor_is_a_failure_that_h_sees(
     store: TraceStore,
 ) -> None:
@@ -145,7 +167,9 @@ async def test_a_sub_question_that_repeats_an_ancestor_is_a_failure_that_h_sees(
         return json.dumps({"ask": [QUESTION if "Question: Which" in shown else "Which ones?"]})
 
     limits = Limits(depth=3, attempts=1)
-    outcome = await amplify(store, ScriptedClient(reply), ModelOverseer(), limits=limits)
+    outcome = await amplify(
+        store, ScriptedClient(reply), ModelOverseer(validate=False), limits=limits
+    )
     assert (outcome["answer"], outcome["status"]) == ("Paris at least", "unchecked")
 
 

@@ -13,6 +13,7 @@ from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
+from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import ONE_VOTE, answers_of, asked_of, rejecting
 
 QUESTION = "Which is older, A or B?"
@@ -189,3 +190,14 @@ async def test_candidates_need_attempts_and_no_other_rule_of_acceptance(store: T
         await answers_of(system, "root")
     with pytest.raises(UsageError, match="leave out"):
         weighed(store, Dividing(), checks=CheckPolicy(confirm=2))
+
+
+async def test_the_first_decomposition_is_asked_as_without_a_direct_answer(
+    store: TraceStore,
+) -> None:
+    system, client = weighed(store, Dividing("x", "x"), votes=VotePolicy(max_votes=1))
+    await answers_of(system, "root")
+    direct, first, second = client.requests
+    assert direct.sampling.temperature == first.sampling.temperature == 0
+    assert second.sampling.temperature > 0
+    assert second.sampling.seed != first.sampling.seed

@@ -13,9 +13,9 @@ from pathlib import Path
 
 LOADED = (
     "pytest",  # The main module of a process that runs tests without workers.
-    "reflux.finetune.train.sft",
+    "reflux.finetune.distillation",  # With TRL, PEFT and all that trains.
     "reflux.finetune.rounds",
-    "reflux.finetune.export.gguf",
+    "transformers.models.llama.modeling_llama",  # The default model's.
     "reflux.cli.main",
     "matplotlib.pyplot",
     "tests.support.tls",

@@ -13,7 +13,7 @@ before a block gives instructions:
     <!-- test: shorter --limit 4 --> append these words to its commands, for the same reason
 
 In a conversation, lines after `you> ` are typed through a pipe. Addition knows 20 of its 200 sums
-by heart, to save minutes.
+by heart, and the engines are compared on few answers, to save minutes.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,7 +39,7 @@ from typer.main import get_command
 from reflux.cli.main import app
 from tests.support.commanding import Ended, Running, begin
 from tests.support.serving import Scripted, soon
-from tests.support.sums import learn_few_sums
+from tests.support.sums import work_little
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(
@@ -163,10 +163,15 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+@cache
+def known_commands() -> Any:
+    """The parser of `reflux`."""
+    return get_command(app)
+
+
 def command_names() -> Iterator[str]:
     """Every command and every group of commands."""
-    root: Any = get_command(app)
-    for name, command in root.commands.items():
+    for name, command in known_commands().commands.items():
         yield name
         for inner in getattr(command, "commands", {}):
             yield f"{name} {inner}"
@@ -191,7 +196,7 @@ def check_known(command: Command) -> None:
     program, *words = command.words
     program = Path(program).name
     if program == "reflux":
-        parser: Any = get_command(app)
+        parser = known_commands()
         while getattr(parser, "commands", None):
             parser, words = parser.commands[words[0]], words[1:]
         parser.make_context(program, words).close()
@@ -359,7 +364,7 @@ def shortened(text: str, keys: str) -> str:
 
 
 def _enter(folder: Path) -> None:
-    learn_few_sums()
+    work_little()
     os.chdir(folder)
     sys.path.insert(0, str(folder))
 

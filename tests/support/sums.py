@@ -34,6 +34,14 @@ def learn_few_sums() -> None:
     TASKS["addition"] = FewSums
 
 
+def work_little() -> None:
+    """Learn few sums, and compare the engines of a student on few and short answers."""
+    from reflux.finetune.export import parity
+
+    learn_few_sums()
+    parity.ROW_PROMPTS, parity.FIXED_PROMPTS, parity.TOKENS = 2, 1, 2
+
+
 class SuspiciousAddition(Addition):
     """Its scorer must never see a training question."""
 

@@ -89,11 +89,22 @@ def test_a_tab_that_cannot_be_loaded_says_what_to_do(tmp_path: Path, script: Scr
         page.get_by_text("reload the page once the server answers").wait_for()
 
 
+FILL = """() => {
+  for (let size = 2 ** 22; size >= 1024; size /= 2) {
+    try {
+      sessionStorage.setItem(`filler ${size}`, "x".repeat(size));
+    } catch { /* Half of it may fit. */ }
+  }
+}"""
+"""Leaves less than 2 kB of the megabytes that a browser keeps for a page."""
+
+
 def test_a_talk_longer_than_a_browser_keeps_goes_on(tmp_path: Path, script: Scripted) -> None:
-    script.says = lambda question: "word" * 400_000 if "long" in question else "short"
-    with serving(tmp_path, script, body_bytes=20_000_000) as url, browsing() as seen:
+    script.says = lambda question: "word" * 5_000 if "long" in question else "short"
+    with serving(tmp_path, script) as url, browsing() as seen:
         page = seen.page
         page.goto(url)
+        page.evaluate(FILL)
         page.get_by_label("Model", exact=True).select_option("x")
         for number in range(4):
             page.get_by_label("Question").fill(f"long {number}")
@@ -102,6 +113,7 @@ def test_a_talk_longer_than_a_browser_keeps_goes_on(tmp_path: Path, script: Scri
             page.get_by_role("button", name="Ask", exact=True).wait_for()
         assert seen.errors == []
         assert page.locator(".bubble .bad").count() == 0
+        assert "long 3" not in (page.evaluate("sessionStorage.getItem('reflux-chat')") or "")
 
 
 def test_long_names_of_systems_and_eval_tasks_stay_within_a_phone(
