@@ -241,7 +241,10 @@ def _lost_part(whole: Reading, held: Collection[str], asked: Sequence[SubQuestio
     given = [key for key in whole.facts if key in numbers]
     if len(given) > 1 and not set(held) & set(numbers):
         return _listed(given, whole)
-    if len(asked) == 1 and len(whole.facts) > 1 and _is_same(asked[0].text, whole.asks):
+    # "Who is Ethan?" leaves out what was told of him.
+    bare = all(len(set(read(_own(sub)).words)) < 2 and not sub.needs for sub in asked)
+    same = len(asked) == 1 and _is_same(asked[0].text, whole.asks)
+    if len(whole.facts) > 1 and (bare or same):
         return _listed(whole.facts, whole)
     return ""
 

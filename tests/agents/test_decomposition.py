@@ -62,6 +62,9 @@ CASES = {
         APPLES, ["How many has Tom?"],
         'sub-question 1 loses "14", "5"',
     ),
+    "names without their story": (
+        APPLES, ["Who is Tom?", "Who is Anna?"], 'the batch loses "14", "5"',
+    ),
     "all the same": (
         APPLES, ["Has Tom 14 apples?", "has Tom 14 apples", "Has Tom 14 apples!"],
         "the batch asks the same several times",

@@ -256,7 +256,7 @@ def failed_before(first: Played) -> set[str]:
 
 
 @pytest.mark.slow
-@many(60)
+@many(40)
 @given(worlds(), st.integers(0, 100))
 def test_an_edit_equal_to_the_recorded_answer_changes_nothing_and_calls_nobody(
     world: World, place: int
@@ -270,7 +270,7 @@ def test_an_edit_equal_to_the_recorded_answer_changes_nothing_and_calls_nobody(
 
 
 @pytest.mark.slow
-@many(60)
+@many(40)
 @given(worlds(), st.integers(0, 100), st.sampled_from(["a", "edited", "{0}"]))
 def test_a_revision_answers_what_the_same_word_answers_from_scratch(
     world: World, place: int, said: str
@@ -280,7 +280,7 @@ def test_a_revision_answers_what_the_same_word_answers_from_scratch(
 
 
 @pytest.mark.slow
-@many(60)
+@many(40)
 @given(worlds(), st.integers(0, 100))
 def test_only_ancestors_and_new_questions_are_asked(world: World, place: int) -> None:
     world = replace(world, limits=replace(world.limits, calls=1_000, tokens=1_000_000))

@@ -53,7 +53,7 @@ def judged(played: Played) -> list[str]:
     return sorted_rows(rows, "key")
 
 
-@many(70)
+@many(45)
 @given(worlds(), orders, cached)
 def test_the_graph_answers_what_plain_recursion_answers(
     world: World, order: list[int], cached: bool
@@ -64,7 +64,7 @@ def test_the_graph_answers_what_plain_recursion_answers(
     assert sorted_rows(graph.calls, "cached") == sorted_rows(plain.calls, "cached")
 
 
-@many(70)
+@many(45)
 @given(worlds(), orders, cached, st.integers(0, 3))
 def test_every_call_made_is_recorded_once(
     world: World, order: list[int], cached: bool, outage: int
@@ -81,7 +81,7 @@ def test_every_call_made_is_recorded_once(
         assert outcome["spent"]["tokens"] == sum(map(tokens, mine))
 
 
-@many(50)
+@many(35)
 @given(worlds(), orders, orders)
 def test_no_finished_call_is_made_again(world: World, order: list[int], other: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +111,7 @@ def tokens(row: Row) -> int:
     return row["prompt_tokens"] + row["completion_tokens"]
 
 
-@many(70)
+@many(45)
 @given(worlds(poor=True), orders, cached)
 def test_no_child_spends_more_than_its_share(world: World, order: list[int], cached: bool) -> None:
     played = play(world, order, cached=cached)
@@ -157,7 +157,7 @@ def audited(rows: list[Row], path: str, share: Budget, kept: Budget) -> tuple[in
     return calls, spent
 
 
-@many(70)
+@many(45)
 @given(worlds(), orders, orders, cached)
 def test_the_order_of_replies_changes_nothing(
     world: World, order: list[int], other: list[int], cached: bool
@@ -170,7 +170,7 @@ def test_the_order_of_replies_changes_nothing(
     assert saved(one) == saved(two)
 
 
-@many(70)
+@many(45)
 @given(worlds(voting=True), orders)
 def test_single_flight_changes_no_answer_and_merges_no_two_votes(
     world: World, order: list[int]

@@ -28,7 +28,7 @@ from tests.support.serving import scripted, serving, soon
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES, CHATS, JUNK = 20, 300, 200
+EXAMPLES, CHATS, JUNK = 20, 120, 200
 """Requests of each operation, of the one that has the most to say, and of none at all."""
 CHECKS = [
     not_a_server_error,

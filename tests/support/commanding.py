@@ -19,6 +19,7 @@ LOADED = (
     "reflux.cli.main",
     "matplotlib.pyplot",
     "tests.support.tls",
+    "tests.support.frozen",  # The last, since it is about all the others.
 )
 """Imported once, by the server that forks the processes."""
 
