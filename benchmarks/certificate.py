@@ -1,7 +1,7 @@
 """Whether a student's certificate tells a wrong export from rounding.
 
-Students of the default model are trained on sums, one for each seed. Each is certified as it is, and
-with an adapter for llama.cpp that is wrong on purpose: the rows of q and k in the order of
+Students of the default model are trained on sums, one for each seed. Each is certified as it is,
+and with an adapter for llama.cpp that is wrong on purpose: the rows of q and k in the order of
 transformers, half the scale, twice the scale. The gate `parity` must let the first pass and hold
 back the others.
 """
