@@ -8,7 +8,7 @@ is run the same model.
 import struct
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,14 +61,16 @@ def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
 def _unpack(gguf: Path, folder: Path) -> None:
     with quiet_libraries():
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
+                output_loading_info=True,
                 gguf_file=gguf.name,
                 dtype=torch.bfloat16,
                 quantization_config=transformers.GgufConfig(dequantize=True),
                 local_files_only=True,
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
+            check_found(found)
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, local_files_only=True
             )
         except (ValueError, OSError, RuntimeError, KeyError, struct.error) as error:
@@ -91,7 +93,7 @@ def load_base(
     because reading a pickle runs its code.
 
     Raises:
-        MissingError: the folder, its safetensors or its tokenizer is missing.
+        MissingError: the folder, its tokenizer or some of its weights are missing.
         UsageError: its chat template cannot render a question.
         RefluxError: the memory does not hold it.
     """
@@ -100,8 +102,11 @@ def load_base(
     cuda = torch.cuda.is_available()
     with quiet_libraries():
         try:
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # It says less of them than we do.
+                trust_remote_code=False,  # Nor is the user asked on stdin.
                 dtype=getattr(torch, config.dtype),
                 # On a CPU, sequences of some dozen tokens train faster without the fused kernel.
                 attn_implementation=config.attn_implementation or ("sdpa" if cuda else "eager"),
@@ -109,11 +114,16 @@ def load_base(
                 use_safetensors=True,
                 local_files_only=True,
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, SafetensorError) as error:
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            check_found(found)
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+            made = folder.is_relative_to(cache_folder())
+            remedy = "delete the folder to create it" if made else "correct `base`, or save it"
             raise MissingError(
                 f"{folder} is no complete base model: {error}; it needs config.json, safetensors "
-                "weights (no pickles) and a tokenizer: delete the folder to create it again"
+                f"weights (no pickles) and a tokenizer: {remedy} again"
             ) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise RefluxError(
@@ -127,6 +137,16 @@ def load_base(
 
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return model, tokenizer
+
+
+def check_found(found: Mapping[str, Any]) -> None:
+    """Check what transformers found of a model: what it lacks is made up at random.
+
+    Raises:
+        ValueError: weights are missing, or have another shape than the config says.
+    """
+    if missing := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
+        raise ValueError(f"it lacks {len(missing)} of its config's weights, such as {missing[0]}")
 
 
 def _quantization(config: BaseConfig) -> Any:

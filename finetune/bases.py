@@ -133,10 +133,17 @@ def check_folder(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a transformers folder; empty where one is missing."""
+    """The safetensors of a transformers folder; empty where one is missing.
+
+    Raises:
+        MissingError: its index cannot be read.
+    """
     if (index := folder / INDEX).is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files = [folder / name for name in sorted(names)]
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            files = [folder / name for name in sorted(names)]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise MissingError(f"{index} is no index of weights: download it again") from error
     else:
         files = [folder / "model.safetensors"]
     return files if all(file.is_file() for file in files) else []

@@ -74,9 +74,13 @@ def fit_template(tokenizer: Any, config: BaseConfig) -> list[str]:
         notes.append("the template refuses system messages: they go before the user's words")
     tokenizer.chat_template = template
     try:
-        tokenizer.apply_chat_template([PROBE], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template([PROBE], tokenize=False, add_generation_prompt=True)
     except (TemplateError, ValueError, TypeError, LookupError) as error:
-        raise UsageError(f"the base's chat template cannot render a question: {error}") from error
+        raise UsageError(
+            f"the base's chat template cannot render a question: {error}; correct it in the base"
+        ) from error
+    if PROBE["content"] not in text:
+        raise UsageError("the base's chat template leaves out the question: correct it in the base")
     return notes
 
 

@@ -26,6 +26,8 @@ from reflux.graphs.voting.voting import VotePolicy
 
 _Config = TypeVar("_Config", bound=BaseModel)
 MAX_ROUNDS = 100
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""As numpy takes it."""
 
 
 class Strict(BaseModel):
@@ -139,7 +141,7 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     """Everything that decides a run."""
 
     base: BaseConfig = Field(default_factory=BaseConfig)
-    seed: int = 0
+    seed: Seed = 0
     rounds: tuple[RoundSpec, ...] = Field(min_length=1)
     """A list, or a number of rounds with default values. The first is round 0, which imitates the
     overseer, where the task has primitives, else round 1."""
@@ -262,7 +264,7 @@ class DistillConfig(TrainingConfig):
     """Settings of one distillation."""
 
     base: BaseConfig = Field(default_factory=BaseConfig)
-    seed: int = 0
+    seed: Seed = 0
 
 
 def config_from(data: Any, source: str) -> RoundsConfig:
@@ -309,7 +311,10 @@ def read_config(path: Path) -> RoundsConfig:
         UsageError: as `read_yaml` and `config_from`.
     """
     config, folder = config_from(read_yaml(path), str(path)), path.absolute().parent
-    changed = config.placed(folder)
+    try:
+        changed = config.placed(folder)
+    except ValueError as error:
+        raise UsageError(f"{path}: a path in it cannot be read ({error}): correct it") from error
     if config.base.model and (base := folder / Path(config.base.model).expanduser()).exists():
         changed["base"] = config.base.model_copy(update={"model": str(base.resolve())})
     return config.model_copy(update=changed)
@@ -336,7 +341,7 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"there is no config {path}: {why}; name a YAML file")
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
             f"{path} is not YAML: {' '.join(str(error).split())}; correct or restore it"
         ) from error

@@ -22,6 +22,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import read_text, write_whole
 from reflux.agents.overseers.batch import alike, settle
 from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations, DemoStep
+from reflux.agents.prompts import is_unicode
 from reflux.agents.types import REFERENCE, SubQuestion
 
 FORM = '{"question": "…", "ask": ["…", "…"], "answers": ["…", "…"], "answer": "…"}'
@@ -139,4 +140,6 @@ def _text(value: Any, name: str) -> str:
         return str(value)
     if not isinstance(value, str):
         raise ValueError(f"`{name}` holds no text")
+    if not is_unicode(value):
+        raise ValueError(f"`{name}` holds half a surrogate pair")
     return " ".join(value.split()) if name == "ask" else value.strip()

@@ -29,7 +29,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 
 from reflux.agents.errors import MissingError, RefluxError, UsageError
 from reflux.finetune.bases import Base
-from reflux.finetune.config import BaseConfig
+from reflux.finetune.config import BaseConfig, read_yaml
 
 if TYPE_CHECKING:
     from reflux.finetune.train.progress import TrainingStep
@@ -62,6 +62,8 @@ def check_launch(launch: Launch) -> argparse.Namespace:
     file, gpus = options.get("config_file"), torch.cuda.device_count()
     if file is not None and not Path(file).is_file():
         raise UsageError(f"launch: there is no config file of accelerate's at {file}")
+    if file is not None and not isinstance(read_yaml(Path(file)), dict):
+        raise UsageError(f"launch: {file} is no config of accelerate's: write it with its keys")
     if file is None and not (gpus or options.get("num_processes")):
         raise UsageError("launch.num_processes is missing, and this machine has no GPU to count")
     processes_of_cpus = bool(options.pop("cpu", False)) or not gpus

@@ -10,17 +10,20 @@ samples. Where a router knows like questions, each way weighs the log-odds of wh
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from reflux.agents.errors import check_range
+from reflux.agents.overseers.particulars import MARKS
 from reflux.agents.overseers.router import Router
 from reflux.agents.prompts import cut
 
 NOTE_CHARS = 40
 MIN_WEIGHT, MAX_WEIGHT = 0.05, 4.0
-WORD = re.compile(r"(?:(?<![\w)])[-+])?\d(?:[\d.,]*\d)?%?|[^\W_]+")
+WORD = re.compile(rf"(?:(?<![\w)])[-+])?\d(?:[\d.,]*\d)?%?|(?:[^\W_]|[{MARKS}])+(?:[+#]+(?!\w))?")
+"""A number, or a word; the signs after it are part of a name such as C++."""
 
 
 class Candidate(TypedDict):
@@ -98,7 +101,7 @@ class Weighing:
         settled = totals[best] >= max(others, default=0.0) + left * divided
         weighed = [
             {
-                "answer": group[0]["answer"],
+                "answer": min(group, key=_is_cut)["answer"],
                 "weight": round(total, 3),
                 "votes": len(group),
                 "direct": not group[0]["divided"],
@@ -107,7 +110,12 @@ class Weighing:
             for group, total in zip(groups, totals, strict=True)
         ]  # fmt: skip
         note = "; ".join(map(_told, weighed)) if len(candidates) > 1 else ""
-        return Choice(groups[best][0], settled, {"candidates": weighed, "note": note})
+        chosen = min(groups[best], key=_is_cut)  # The first that is whole.
+        return Choice(chosen, settled, {"candidates": weighed, "note": note})
+
+
+def _is_cut(candidate: Candidate) -> bool:
+    return candidate["truncated"]
 
 
 def _told(group: Mapping[str, Any]) -> str:
@@ -121,15 +129,20 @@ def _told(group: Mapping[str, Any]) -> str:
 
 def agree(one: str, other: str) -> bool:
     """True where two answers say the same in words that differ at most in case, punctuation and
-    what surrounds the shorter one: `Paris` and `It is Paris.`"""
+    what surrounds the shorter one: `Paris` and `It is Paris.`; of signs alone, the same ones."""
     a, b = sorted((_words(one), _words(other)), key=len)
     if not a:
-        return not b
+        return not b and _signs(one) == _signs(other)
     return any(b[i : i + len(a)] == a for i in range(len(b) - len(a) + 1))
 
 
 def _words(text: str) -> list[str]:
     return [word.casefold().replace(",", "") for word in WORD.findall(text)]
+
+
+def _signs(text: str) -> str:
+    """The signs of a text without words that say something: `<`, an emoji; a full stop does not."""
+    return "".join(c for c in text if unicodedata.category(c) in ("Sm", "So", "Sk", "Sc"))
 
 
 def _log_odds(share: float) -> float:

@@ -191,6 +191,8 @@ def run() -> None:
         sys.stdout.flush()
     except RefluxError as error:
         for note in getattr(error, "__notes__", ()):  # A traceback of the user's own code.
+            if note.startswith("During task with name"):  # LangGraph's.
+                continue
             sys.stderr.write("".join(f"{printable(line)}\n" for line in note.splitlines()))
         _exit(str(error), error.exit_code)
     except JSONDecodeError as error:  # Other JSON input has errors of its own.

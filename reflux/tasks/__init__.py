@@ -6,12 +6,15 @@ which are imported when the first question is drawn.
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from typing import Any
 
-from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.errors import RefluxError, UsageError, check_has
+from reflux.agents.prompts import is_unicode
 from reflux.finetune.run_folder import RunFolder
 from reflux.finetune.task_config import DEFAULT_TASK, TaskConfig
+from reflux.graphs.amplify.context import AS_OVERSEER
 from reflux.graphs.evals.task import Task, writing_of
-from reflux.graphs.external.user_code import load_instance
+from reflux.graphs.external.user_code import load_instance, user_traceback
 from reflux.graphs.external.user_sources import is_reference
 from reflux.tasks.addition import Addition
 from reflux.tasks.arithmetic import (
@@ -99,7 +102,33 @@ def _own_task(name: str) -> Task:
         raise UsageError(
             f"{name} is no task: it lacks {', '.join(lacking)}; make it a subclass of reflux.Task"
         )
+    for part in ("questions", "primitives"):
+        for text in _of_task(name, made, part):
+            if not (isinstance(text, str) and is_unicode(text)):
+                raise UsageError(f"{name}: {part}() gives {text!r:.80}; let it return texts")
+    overseers = _of_task(name, made, "overseers")
+    if not overseers:
+        raise UsageError(f"{name}: overseers() gives none; return one, or leave the method out")
+    check_has("an overseer", ("act", "name"), AS_OVERSEER, *overseers)
     return made
+
+
+def _of_task(name: str, task: Task, part: str) -> list[Any]:
+    """What a method of a user's task returns.
+
+    Raises:
+        RefluxError: it fails, or returns no sequence.
+    """
+    try:
+        return list(getattr(task, part)())
+    except RefluxError:
+        raise
+    except Exception as error:
+        failure = RefluxError(
+            f"{name}: {part}() fails or gives no list ({type(error).__name__}: {error}); correct it"
+        )
+        failure.add_note(user_traceback(error))
+        raise failure from error
 
 
 def writing_named(name: str | None) -> str:

@@ -85,8 +85,17 @@ def test_fitting_twice_changes_nothing() -> None:
         assert request(tokenizer, SYSTEM, USER) == once
 
 
-def test_a_template_that_renders_nothing_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('never') }}", "cannot render a question: never"),
+        ("{% for m in messages %}", "cannot render a question"),
+        ("{{ messages[0].foo.bar }}", "cannot render a question"),
+        ("hello", "leaves out the question"),
+    ],
+)
+def test_a_template_that_renders_no_question_is_refused(template: str, says: str) -> None:
     tokenizer = tokenizer_of(FAMILIES["llama"])
-    tokenizer.chat_template = "{{ raise_exception('never') }}"
-    with pytest.raises(UsageError, match="cannot render a question"):
+    tokenizer.chat_template = template
+    with pytest.raises(UsageError, match=says):
         fit_template(tokenizer, BaseConfig())

@@ -13,7 +13,8 @@ import pytest
 from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, default_gguf, start_server
 from reflux.agents.errors import MissingError, UsageError
 from reflux.finetune.base_model import dequantised_base, load_base
-from reflux.finetune.bases import folder_digest
+from reflux.finetune.bases import INDEX, find_base, folder_digest
+from reflux.finetune.config import BaseConfig
 from reflux.finetune.export.gguf import export_adapter
 
 pytestmark = pytest.mark.engine
@@ -319,3 +320,24 @@ def test_the_default_base_is_made_once_and_whole(
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(MissingError, match=r"has no config\.json"):
         folder_digest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "body", "says"),
+    [
+        ("config.json", {"num_hidden_layers": 3}, r"it lacks \d+ of its config's weights"),
+        ("config.json", {"intermediate_size": 24}, r"it lacks \d+ of its config's weights"),
+        ("config.json", {"model_type": "none-of-ours"}, "does not recognize"),
+        (INDEX, {"weight_map": 3}, "is no index of weights"),
+    ],
+)
+def test_a_base_whose_weights_are_not_those_of_its_config_is_refused(
+    file: str, body: dict[str, Any], says: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    path = folder / file
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | body))
+    with pytest.raises(MissingError, match=says) as refused:
+        load_base(find_base(BaseConfig(model=str(folder))).folder)
+    assert "delete the folder" not in str(refused.value)

@@ -136,9 +136,16 @@ def test_a_process_tells_its_error(
         ({"num_processes": 0}, "launch.num_processes is"),
         ({}, "launch.num_processes is missing"),
         ("no.yaml", "no config file of accelerate's at no.yaml"),
+        ("broken.yaml", "broken.yaml is not YAML"),
+        ("list.yaml", "list.yaml is no config of accelerate's"),
     ],
 )
-def test_what_cannot_be_launched_is_refused(launch: Any, told: str) -> None:
+def test_what_cannot_be_launched_is_refused(
+    launch: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text("a: [")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(UsageError, match=told):
         check_launch(launch)
 

@@ -31,6 +31,18 @@ class Colors(reflux.Task):
     def questions(self):
         return [f"What color is number {i}?" for i in range(40)]
 
+class Numbers(reflux.Task):
+    def questions(self):
+        return list(range(40))
+
+class Broken(reflux.Task):
+    def questions(self):
+        raise ValueError("mine")
+
+class Nobody(Colors):
+    def overseers(self):
+        return ()
+
 class Levels(Colors):
     def questions(self):
         return ()
@@ -53,6 +65,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "one.jsonl").write_text(json.dumps(rows[0]))
     (folder / "s.json").write_text('{"type": "object"}')
     (folder / "t.jinja").write_text("{{ question }} Briefly.")
+    (folder / "half.jsonl").write_text('{"question": "\\ud800", "ask": []}')
     (folder / "own.py").write_text(CODE)
     return folder
 
@@ -162,6 +175,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"questions": "q.jsonl", "rounds": [{"questions": 45}, {}]}, "rounds"),
     ({"questions": "q.jsonl", "rounds": [{"held_out": 40}]}, "held_out: 40, and q has 50"),
     ({"questions": "q.jsonl", "rounds": 99}, "99 rounds leave none for one of them"),
+    ({"questions": "q\0.jsonl"}, "a path in it cannot be read .embedded null byte"),
+    ({"questions": "q.jsonl", "seed": -5}, "seed: Input should be greater than or equal to 0"),
+    ({"questions": "q.jsonl", "seed": 2**32}, "seed: Input should be less than 4294967296"),
+    ({"questions": "q.jsonl", "overseer": {"demos": "half.jsonl"}}, "half a surrogate pair"),
+    ({"task": "own.py:Numbers"}, r"questions\(\) gives 0; let it return texts"),
+    ({"task": "own.py:Nobody"}, r"overseers\(\) gives none"),
     ({"task": "own.py:Levels", "rounds": [{"level": 3}]}, "no training question at level 3"),
     ({"task": "addition"}, "go from level 1 to 1"),
 ]
@@ -176,6 +195,20 @@ def test_what_cannot_be_run_is_refused_before_anything_is_asked(
         check_questions(config, run_task(config))
     assert refused.value.exit_code == 2
     assert "\n" not in str(refused.value)
+
+
+def test_a_task_whose_code_fails_is_told_with_its_lines(folder: Path) -> None:
+    with pytest.raises(
+        RefluxError, match=r"questions\(\) fails or gives no list .ValueError: mi"
+    ) as it:
+        run_task(read(folder, task="own.py:Broken"))
+    assert 'raise ValueError("mine")' in it.value.__notes__[0]
+
+
+def test_a_config_of_a_thousand_brackets_is_no_yaml(folder: Path) -> None:
+    (folder / "run.yaml").write_text("[" * 3_000)
+    with pytest.raises(UsageError, match="is not YAML"):
+        read_config(folder / "run.yaml")
 
 
 def test_a_task_of_ones_own_with_levels_needs_no_more(folder: Path) -> None:

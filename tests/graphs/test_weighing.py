@@ -40,6 +40,14 @@ def candidate(answer: str, *, divided: bool, truncated: bool = False) -> Candida
         ("", "", True),
         ("", "Paris", False),
         ("", "...", True),
+        ("का", "की", False),
+        ("C", "C++", False),
+        ("C#", "C", False),
+        ("2 + 3", "2+3", True),
+        ("✅", "❌", False),
+        ("<", ">", False),
+        ("<", "<.", True),
+        ("", "✅", False),
     ],
 )
 def test_answers_agree_in_other_words_and_never_with_other_numbers(
@@ -74,6 +82,15 @@ def test_what_the_token_limit_cut_weighs_nothing() -> None:
     choice = Weighing().choose(QUESTION, [cut, candidate("b", divided=True)], 0)
     assert choice is not None
     assert choice.candidate["answer"] == "b"
+
+
+def test_of_answers_that_agree_the_whole_one_is_chosen() -> None:
+    cut = candidate("Paris, since", divided=False, truncated=True)
+    whole = candidate("Paris", divided=True)
+    choice = Weighing().choose(QUESTION, [cut, whole], 0)
+    assert choice is not None
+    assert choice.candidate == whole
+    assert choice.detail["candidates"][0]["answer"] == "Paris"
 
 
 def test_a_router_weighs_by_what_was_right_on_like_questions() -> None:
