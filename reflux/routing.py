@@ -90,7 +90,7 @@ def read_past(file: Path, text: str) -> list[Past]:
                 ways[row["id"], row["seed"]][row["system"]] = row
         both = [found for found in ways.values() if len(found) == len(WAYS)]
         past = [_past(found["direct"], found["amplified"]) for found in both]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UsageError(f"{file} is no evaluation: {HOW}") from error
     if len(past) < MIN_PAST:
         raise UsageError(
@@ -101,9 +101,11 @@ def read_past(file: Path, text: str) -> list[Past]:
 
 
 def _past(direct: Mapping[str, Any], amplified: Mapping[str, Any]) -> Past:
-    sure = direct["confidence"]
+    question, sure = direct["question"], direct["confidence"]
+    if not isinstance(question, str) or not 0 <= (sure or 0) <= 1:
+        raise ValueError("a question is a text, and a confidence between 0 and 1")
     logprob = math.log(sure) if sure else None
-    return Past(direct["question"], logprob, bool(direct["right"]), bool(amplified["right"]))
+    return Past(question, logprob, bool(direct["right"]), bool(amplified["right"]))
 
 
 def _text_of(file: Path) -> str:

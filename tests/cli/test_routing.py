@@ -34,6 +34,10 @@ def row(number: int, system: str, **other: Any) -> dict[str, Any]:
     } | other  # fmt: skip
 
 
+def both(**other: Any) -> str:
+    return "".join(f"{json.dumps(row(1, way, **other))}\n" for way in ("direct", "amplified"))
+
+
 def evaluation(folder: Path, n: int = 60, **other: Any) -> Path:
     rows = [row(i, system, **other) for i in range(n) for system in ("direct", "amplified")]
     (folder / "eval.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
@@ -86,6 +90,10 @@ def test_an_evaluation_is_found_by_its_folder_and_must_not_change(tmp_path: Path
         ("[]\n", "is no evaluation"),
         (json.dumps(row(1, "direct")) + "\n", "has 0 questions"),
         ('{"system": "direct", "right": true, "id": [], "seed": 1}\n', "is no evaluation"),
+        ("[" * 50_000, "is no evaluation"),
+        (both(question=5), "is no evaluation"),
+        (both(confidence=2), "is no evaluation"),
+        (both(confidence=math.nan), "is no evaluation"),
     ],
 )
 def test_what_is_no_evaluation_is_said(tmp_path: Path, text: str, why: str) -> None:
