@@ -12,8 +12,10 @@ from openai import AsyncOpenAI, OpenAI
 
 from reflux.agents.clients.endpoints import Endpoint
 from reflux.graphs.amplify.context import Limits
+from reflux.graphs.ask_options import options_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
+from reflux.overseers import OVERSEERS, recorded_demos
 from tests.support.serving import Scripted, X, serving, soon
 
 Said = list[Any]
@@ -281,3 +283,21 @@ def test_a_truncated_answer_ends_with_the_finish_reason_of_the_protocol(
         )
     (choice,) = reply.choices
     assert (choice.message.content, choice.finish_reason) == ("ONE", "length")
+
+
+def test_the_overseer_that_is_served_sees_its_demonstrations(
+    tmp_path: Path, script: Scripted
+) -> None:
+    demos = tmp_path / "demos.jsonl"
+    demos.write_text('{"question": "Which is older, Rome or Oslo?", "ask": ["Rome?", "Oslo?"]}\n')
+    script.says = lambda text: "1. Peru? 2. Chile?" if "You may ask" in text else "1821"
+    shown = recorded_demos(demos)
+    with serving(tmp_path / "run", script, OVERSEERS, demos=shown) as url:
+        ask(url, "Lima or Quito?", "amplified:plain")
+        trajectory, _ = ask(url, "Peru or Chile?")
+    seen = ["Rome or Oslo" in str(body["messages"]) for body in script.asked]
+    assert any(seen) and not seen[0]
+    store = TraceStore(tmp_path / "run" / "traces.db")
+    options = options_of(store, trajectory)
+    store.close()
+    assert options is not None and options.demos == shown
