@@ -12,7 +12,7 @@ SHOWS_HELP = False
 
 def help_words(words: list[str]) -> list[str] | None:
     """The arguments of a process that only shows help or completes a word; None if it works."""
-    if "_REFLUX_COMPLETE" in os.environ or words in ([], ["traces"], ["students"], ["--version"]):
+    if "_REFLUX_COMPLETE" in os.environ or words in ([], ["demos"], ["traces"], ["students"], ["--version"]):
         return words
     options = list(takewhile(lambda word: word != "--", words))
     if "-h" not in options and "--help" not in options:
