@@ -130,7 +130,7 @@ class GateConfig(Strict):
     """Maximum loss of accuracy on the level of the round before."""
     canary: float = Field(default=0.2, ge=0, le=1)
     """Minimum overlap of the student's replies to the canaries with the base's."""
-    parity: float = Field(default=0.75, ge=0, le=1)
+    parity: float = Field(default=0.8, ge=0, le=1)
     """Minimum share of prompts on which every engine gives plain PEFT's greedy answer, or one that
     PEFT finds nearly as likely."""
 

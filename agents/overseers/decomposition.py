@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from reflux.agents.overseers.particulars import TOKEN, WH, Reading, keys_of, read
+from reflux.agents.overseers.particulars import REQUEST, TOKEN, WH, Reading, keys_of, read
 from reflux.agents.types import REFERENCE, Ask, Exchange, SubQuestion
 
 Kind = Literal["loses", "invents", "repeats", "dangles", "empty"]
@@ -82,8 +82,6 @@ IMPERSONAL = re.compile(
     re.IGNORECASE,
 )
 """What follows an "it" that stands for nothing in particular."""
-REQUEST = re.compile(r"\s*(?:please\s+)?(?:answer|reply|respond|return|output)\b[^?]*$", re.I)
-"""A sentence that tells how to answer."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,9 @@ def _repeats(
     whole = read(question)
     answered = [each.question for each in transcript if each.answer is not None]
     asks = [] if whole.facts else [whole.asks]
-    if any(_is_same(free[0], text) for text in (question, *asks)):
+    if any(_is_same(free[0], text) for text in (question, *asks)) or (
+        len(asked) == 1 and _is_same_sum(free[0], whole)
+    ):
         yield Problem("repeats", 0, "repeats the question")
     elif any(_is_same(free[0], text) for text in answered):
         yield Problem("repeats", 0, "repeats an answered one")
@@ -155,6 +155,15 @@ def _is_same(text: str, other: str) -> bool:
     if not read(other).particulars.keys() <= one:
         return False
     return len(one & two) >= MIN_LIKENESS * len(one | two) > 0
+
+
+def _is_same_sum(text: str, whole: Reading) -> bool:
+    """Whether a text has all numbers of the question, with one word for another at most, as in
+    "the product of 29 and 86" for "multiply 29 by 86"."""
+    one, two = set(read(text).words), set(whole.words)
+    numbers = [key for key in whole.particulars if key[0].isdigit()]
+    kept = len(numbers) > 1 and whole.particulars.keys() <= one
+    return kept and len(two - one) <= len(one - two) <= 1
 
 
 def _dangles(question: str, asked: Sequence[SubQuestion]) -> Iterator[Problem]:
@@ -242,9 +251,9 @@ def _lost_part(whole: Reading, held: Collection[str], asked: Sequence[SubQuestio
     if len(given) > 1 and not set(held) & set(numbers):
         return _listed(given, whole)
     # "Who is Ethan?" leaves out what was told of him.
-    bare = all(len(set(read(_own(sub)).words)) < 2 and not sub.needs for sub in asked)
+    bare = [sub for sub in asked if len(set(read(_own(sub)).words)) < 2 and not sub.needs]
     same = len(asked) == 1 and _is_same(asked[0].text, whole.asks)
-    if len(whole.facts) > 1 and (bare or same):
+    if len(whole.facts) > 1 and (2 * len(bare) >= len(asked) or same):
         return _listed(whole.facts, whole)
     return ""
 

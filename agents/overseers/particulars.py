@@ -34,7 +34,7 @@ META = _words(
     "evaluation explain describe show list statement puzzle perform process correct right true use "
     "used using method approach way ways first second third next last begin start started know "
     "reply respond output return sub subquestion subquestions simple simpler simplify help make "
-    "think decompose order"
+    "think decompose order name"
 )
 """Words that are about a question, and not about what it asks."""
 FORMATS = _words("json yaml xml html csv markdown latex english yes no true false pass hh mm ss ok")
@@ -60,6 +60,10 @@ QUOTED = re.compile(
     r"`([^`\n]{1,200})`|(?<!\w)'([^'\n]{1,200})'(?!\w)"
 )
 SENTENCE = re.compile(r"(?:[^.?!。？！؟\n]|\.(?=\S))*[.?!。？！؟\n]*")
+REQUEST = re.compile(
+    r"\s*(?:please\s+)?(?:answer|reply|respond|return|output|provide|express)\b[^?]*$", re.I
+)
+"""A sentence that tells how to answer, where it is not the first."""
 LIST_WORD = r"(?:and|or|und|oder|et|ou|y|o|e|и|или)"
 BETWEEN = re.compile(
     rf"[\s'\"“”‘’()\[\]]*(?:[,;/&+−–*×<>=-]|\bvs\b\.?|\bversus\b|\b{LIST_WORD}\b)"
@@ -92,12 +96,15 @@ def read(text: str) -> Reading:
     asks, inside = _asking(text)
     tokens = list(TOKEN.finditer(text))
     capitals = _trusts_capitals(tokens)
+    requests = [m.span() for m in SENTENCE.finditer(text) if m.start() and REQUEST.match(m[0])]
     words: list[str] = []
     particulars: dict[str, str] = {}
     spans: list[tuple[int, int, str]] = []
     others: list[tuple[int, int, str]] = []
     for match in tokens:
         keys = _keys(match[0])
+        if any(start <= match.start() < end for start, end in requests):
+            continue
         words += keys
         if keys and _is_particular(text, match, keys[0], capitals):
             particulars.setdefault(keys[0], match[0])
@@ -130,7 +137,7 @@ def _trusts_capitals(tokens: Sequence[re.Match[str]]) -> bool:
 def _is_particular(text: str, match: re.Match[str], key: str, capitals: bool) -> bool:
     """Whether a word is one that nobody can guess: a number, a name, code."""
     word = match[0]
-    if key in FORMATS:
+    if key in FORMATS or (word.islower() and word.isalpha()):
         return False
     if _is_number(word):
         return COUNTED.match(text, match.end()) is None
@@ -190,7 +197,7 @@ def _key(word: str) -> str:
         return (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "")
     plain = unicodedata.normalize("NFKD", word.casefold())
     plain = "".join(c for c in plain if not unicodedata.combining(c))
-    plain = re.sub(r"['’]\w+$", "", plain)
+    plain = re.sub(r"['’]\w+$|(?<=\d)(?:st|nd|rd|th)$", "", plain)
     if plain.endswith("ies") and len(plain) > 4:
         plain = plain[:-3] + "y"
     elif plain.endswith("s") and not plain.endswith("ss") and len(plain) > 3:

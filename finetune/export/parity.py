@@ -33,7 +33,7 @@ from reflux.finetune.engine.generate import scheduler_for
 from reflux.finetune.engine.kv_cache import max_positions
 from reflux.finetune.registry import ADAPTER_GGUF
 
-ROW_PROMPTS, FIXED_PROMPTS, TOKENS = 6, 2, 8
+ROW_PROMPTS, FIXED_PROMPTS, TOKENS = 22, 2, 8
 NEAR = 0.5
 """Nats: most by which PEFT may prefer its own token to another engine's."""
 MAX_PROMPT = 1024

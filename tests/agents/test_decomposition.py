@@ -137,9 +137,7 @@ def test_every_text_can_be_read(question: str, asked: list[str], said: list[str]
         assert str(problem)
 
 
-@pytest.mark.parametrize(
-    "text", ["the " * 25_000, "a, " * 33_000, "1" * 100_000, "'x' " * 25_000, "." * 100_000]
-)
+@pytest.mark.parametrize("text", ["the " * 10_000, "1," * 20_000, "'x' " * 10_000])
 def test_long_texts_take_time_in_proportion(text: str) -> None:
     def seconds(part: str) -> float:
         read.cache_clear()
@@ -147,4 +145,4 @@ def test_long_texts_take_time_in_proportion(text: str) -> None:
         decomposition_problems(part, (), Ask.of(part + "x", "the first one"))
         return time.process_time() - begun
 
-    assert seconds(text) < 40 * seconds(text[: len(text) // 8]) + 0.5
+    assert seconds(text) < 40 * seconds(text[: len(text) // 8]) + 0.2

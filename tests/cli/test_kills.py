@@ -1,6 +1,6 @@
 """SIGKILL on a real run: the default model, real training, `--resume` after every kill.
 
-Only 20 sums are learned by heart, and few answers compared, so that stages take seconds.
+Only 8 sums are learned by heart, and few answers compared, so that stages take seconds.
 """
 
 import json
@@ -34,7 +34,7 @@ votes: {max_votes: 1}
 anchor: 3
 anchor_tokens: 4
 canaries: 2
-gates: {imitation: 0.0, retention: 0.0, regression: 1.0, canary: 0.0}
+gates: {imitation: 0.0, retention: 0.0, regression: 1.0, canary: 0.0, parity: 0.0}
 sft: {max_steps: 2, per_device_train_batch_size: 4}
 """
 STAGES = (

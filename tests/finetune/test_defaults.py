@@ -47,7 +47,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     },
     GateConfig: {
         "imitation": 0.95, "retention": 0.9, "agreement": 0, "regression": 0.05, "canary": 0.2,
-        "parity": 0.75,
+        "parity": 0.8,
     },
     SpendLimitConfig: {
         "seconds": None, "money": None, "calls": None, "tokens": None, "prices": {},

@@ -41,7 +41,7 @@ async def test_failed_questions_come_before_doubtful_ones_and_the_next_round_ask
         asked = {row["text"] for row in s.run.store.select(
             "SELECT text FROM questions WHERE round = 2 AND system = 'amplified'"
         )}  # fmt: skip
-    assert one["questions"] == 60
+    assert one["questions"] == 24
     assert one["failed"] == len(hard.failed) > 0
     assert all("9" in question for question in hard.failed)
     assert one["asked_again"] == 0

@@ -39,7 +39,7 @@ async def test_a_round_scores_held_out_questions_only(tmp_path: Path) -> None:
             await s.amplify(number, model)
             s.rows(number)
             await s.evaluate(number, model)
-    assert SuspiciousAddition.scored - before == 3 * (40 + 30)
+    assert SuspiciousAddition.scored - before == 3 * (16 + 12)
 
 
 async def test_no_held_out_question_is_in_the_rows_at_any_depth(tmp_path: Path) -> None:
@@ -50,14 +50,14 @@ async def test_no_held_out_question_is_in_the_rows_at_any_depth(tmp_path: Path) 
         await s.amplify(2, "student-r1")
         rows, repeated = s.rows(2)
     sums = [row for row in rows if row.task == "addition"]
-    assert len(sums) == 200 + 60 + 40
+    assert len(sums) == 200 + 24 + 40
     assert not [row.question for row in sums if is_held_out(s.task, row.question)]
     texts = {row.train()["prompt"][-1]["content"] for row in repeated if row.task == "addition"}
     assert not [text for text in texts if is_held_out(s.task, text)]
 
 
 async def test_a_run_without_money_ends_and_scores_no_answer_as_wrong(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"spend_limit": SpendLimitConfig(calls=50)})
+    config = CONFIG.model_copy(update={"spend_limit": SpendLimitConfig(calls=20)})
     s = stages(tmp_path / "r")
     async with s.run:
         broke = replace(s, config=config, spend_limit=config.spend_limit.open())
@@ -65,7 +65,7 @@ async def test_a_run_without_money_ends_and_scores_no_answer_as_wrong(tmp_path: 
         with pytest.raises(RefluxError, match=r"no calls left: raise spend_limit\.calls"):
             await broke.amplify(1, "student-r0")
         resumed = await s.amplify(1, "student-r0")
-    assert resumed["accepted"] == resumed["questions"] == 60
+    assert resumed["accepted"] == resumed["questions"] == 24
 
 
 async def test_a_leak_stops_the_training(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ async def test_trajectories_hold_no_true_answers(tmp_path: Path) -> None:
     async with s.run:
         await s.amplify(1, "base")
         await s.evaluate(1, "base")
-        questions = s.task.sample(40, 2, "held_out", CONFIG.seed + 1)
+        questions = s.task.sample(16, 2, "held_out", CONFIG.seed + 1)
     connection = sqlite3.connect(tmp_path / "r" / "traces.db")
     stored = " ".join(
         str(value)
@@ -112,7 +112,7 @@ async def test_trajectories_hold_no_true_answers(tmp_path: Path) -> None:
         )
         if name in ("text", "completion", "detail", "messages")
     )
-    assert len(questions) == 40
+    assert len(questions) == 16
     assert not [q for q in questions if f'"{add(q)}"' in stored]
 
 
@@ -141,7 +141,7 @@ async def test_an_outage_is_an_error_not_a_bad_student(tmp_path: Path) -> None:
 
     s = stages(tmp_path / "r", reply=down)
     async with s.run:
-        with pytest.raises(EndpointError, match="60 of 60 questions failed"):
+        with pytest.raises(EndpointError, match="24 of 24 questions failed"):
             await s.amplify(1, "base")
 
 

@@ -12,7 +12,7 @@ before a block gives instructions:
     <!-- test: shorter a.b=1 -->     set these keys of a YAML file, to save minutes
     <!-- test: shorter --limit 4 --> append these words to its commands, for the same reason
 
-In a conversation, lines after `you> ` are typed through a pipe. Addition knows 20 of its 200 sums
+In a conversation, lines after `you> ` are typed through a pipe. Addition knows 8 of its 200 sums
 by heart, and the engines are compared on few answers, to save minutes.
 """
 

@@ -21,10 +21,18 @@ def exact(request: ChatRequest) -> str:
 
 
 class FewSums(Addition):
-    """Addition of which only 20 sums are learned by heart."""
+    """Addition of which only some sums are learned by heart."""
+
+    learned = 20
 
     def primitives(self) -> Sequence[str]:
-        return super().primitives()[:20]
+        return super().primitives()[: self.learned]
+
+
+class FewerSums(FewSums):
+    """For the default model, which takes its time."""
+
+    learned = 8
 
 
 def learn_few_sums() -> None:
@@ -35,10 +43,11 @@ def learn_few_sums() -> None:
 
 
 def work_little() -> None:
-    """Learn few sums, and compare the engines of a student on few and short answers."""
+    """Know `FewerSums` as addition, and compare the engines of a student on short answers."""
     from reflux.finetune.export import parity
+    from reflux.tasks import TASKS
 
-    learn_few_sums()
+    TASKS["addition"] = FewerSums
     parity.ROW_PROMPTS, parity.FIXED_PROMPTS, parity.TOKENS = 2, 1, 2
 
 
@@ -57,8 +66,8 @@ class SuspiciousAddition(Addition):
 CONFIG = RoundsConfig(
     rounds=(
         RoundSpec(level=1),
-        RoundSpec(level=2, questions=60, held_out=40),
-        RoundSpec(level=4, questions=40, held_out=30),
+        RoundSpec(level=2, questions=24, held_out=16),
+        RoundSpec(level=4, questions=40, held_out=12),
     ),
     anchor=5,
     canaries=3,
