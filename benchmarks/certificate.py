@@ -22,7 +22,7 @@ from benchmarks.report import Claim, Report
 from benchmarks.training_rows import rows_of
 from reflux.finetune.bases import Base, find_base
 from reflux.finetune.config import BaseConfig, GateConfig
-from reflux.finetune.export import gguf
+from reflux.finetune.export import gguf, parity
 from reflux.finetune.export.parity import certify
 from reflux.finetune.registry import ADAPTER_GGUF
 from reflux.finetune.train.sft import train
@@ -103,4 +103,8 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of one short training")
-    main(Config((0,), 16, 2, True) if parser.parse_args().quick else Config())
+    if parser.parse_args().quick:
+        with mock.patch.multiple(parity, ROW_PROMPTS=2, FIXED_PROMPTS=1, TOKENS=2):
+            main(Config((0,), 16, 2, True))
+    else:
+        main(Config())

@@ -46,14 +46,17 @@ LONGEST = (
     "cli/test_kills.py",
     "docs/test_docs.py",
     "docs/test_benchmarks.py",
-    "cli/test_evaluate_kills.py",
     "finetune/test_rounds.py",
-    "server/test_description.py",
-    "graphs/test_recompute.py",
-    "web/test_jobs.py",
     "cli/test_interrupts.py",
+    "finetune/test_launch.py",
+    "finetune/test_families.py",
+    "cli/test_evaluate_kills.py",
+    "server/test_description.py",
+    "finetune/test_export.py",
+    "graphs/test_reference.py",
+    "graphs/test_recompute.py",
 )
-"""Files that take a minute or so, first of all."""
+"""Files that take the most processor time, first of all."""
 APART = ("docs/test_docs.py", "docs/test_benchmarks.py")
 """Files whose tests share nothing and take so long that both workers take some."""
 

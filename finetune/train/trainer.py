@@ -67,12 +67,12 @@ class StudentTrainer(SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         model: Any = self.model
-        self.lean = model.config.get_text_config().model_type in LEAN_MODELS
-        """Whether the loss and the LoRA layers are ours."""
+        self._compared = model.config.get_text_config().model_type in LEAN_MODELS
+        """Whether a test compares this architecture with TRL."""
         # Autocast chooses other precisions than the fused layer, and a sharded adapter is whole in
         # its own forward only.
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self.lean and self.accelerator.mixed_precision == "no" and not sharded:
+        if self._compared and self.accelerator.mixed_precision == "no" and not sharded:
             fuse_lora(model)
 
     def compute_loss(
@@ -83,7 +83,7 @@ class StudentTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Mean negative log-likelihood of the counted tokens, a scalar."""
-        if return_outputs or not self._has_plain_loss(inputs):
+        if return_outputs or not self.lean or "shift_labels" in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         whole: Any = self.accelerator.unwrap_model(model)
         if isinstance(whole, PeftModel):
@@ -98,19 +98,20 @@ class StudentTrainer(SFTTrainer):
         items = n if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(items, device=total.device).clamp(min=1)
 
-    def _has_plain_loss(self, inputs: dict[str, Any]) -> bool:
+    @property
+    def lean(self) -> bool:
+        """Whether the loss is ours; a loss with further terms, as of balanced experts, is TRL's."""
         model: Any = self.model
         args: Any = self.args
         config = model.config.get_text_config()
         return (
-            self.lean
+            self._compared
             and args.loss_type == "nll"
             and not args.label_smoothing_factor
             and self.compute_loss_func is None
             and not self.aux_loss_enabled
             and not self.padding_free
             and self.accelerator.num_processes == 1
-            and "shift_labels" not in inputs
             and all(getattr(config, key, None) is None for key in SCALED_LOGITS)
         )
 

@@ -8,11 +8,13 @@ import os
 from itertools import takewhile
 
 SHOWS_HELP = False
+SHORT = ([], ["demos"], ["traces"], ["students"], ["--version"])
+"""Words that show help, or less."""
 
 
 def help_words(words: list[str]) -> list[str] | None:
     """The arguments of a process that only shows help or completes a word; None if it works."""
-    if "_REFLUX_COMPLETE" in os.environ or words in ([], ["traces"], ["students"], ["--version"]):
+    if "_REFLUX_COMPLETE" in os.environ or words in SHORT:
         return words
     options = list(takewhile(lambda word: word != "--", words))
     if "-h" not in options and "--help" not in options:

@@ -3,12 +3,14 @@ itself."""
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.overseers.demonstration_file import (
@@ -42,10 +44,14 @@ SIMPLE = {"question": "What is the capital of France?", "ask": []}
 ALL = (OLDER, SUM, CITY, SIMPLE)
 
 
+def same_meaning(texts: Sequence[str]) -> NDArray[np.float32]:
+    return np.ones((len(texts), 1), dtype=np.float32)
+
+
 def no_embedding(*bodies: Any, **fields: Any) -> Demonstrations:
     """Demonstrations that are chosen by trigrams alone, whatever is installed."""
     items = tuple(demonstration_of(body) for body in bodies)
-    return Demonstrations(items, embed=lambda texts: np.zeros((len(texts), 1)), **fields)
+    return Demonstrations(items, embed=same_meaning, **fields)
 
 
 def lines(path: Path, *bodies: Any) -> Path:
@@ -226,7 +232,7 @@ def test_many_demonstrations_are_quick(tmp_path: Path) -> None:
     )
     begun = time.process_time()
     demos = read_demonstrations(lines(tmp_path / "many.jsonl", *bodies))
-    demos = Demonstrations(demos.items, embed=lambda texts: np.zeros((len(texts), 1)))
+    demos = Demonstrations(demos.items, embed=same_meaning)
     for n in range(20):
         assert len(demos.nearest(f"What is {n} + 5 times 3?", 3)) == 3
     assert time.process_time() - begun < 10  # About 1 s; a quadratic way takes minutes.

@@ -85,7 +85,7 @@ def trained(
     sft = {"max_steps": 4, "learning_rate": 5e-3, "warmup_steps": 0, "max_length": 128}
     report = train(ROWS, base, folder / "student", sft=sft, lora={"r": 4, "lora_alpha": 16})
     assert report.truncated == report.dropped == 0
-    assert report.lean
+    assert report.lean == (request.param != "qwen3_moe")  # TRL balances its experts.
     losses = [loss for _, loss in report.curve["loss"]]
     assert min(losses[1:]) < losses[0]
     return Trained(request.param, base, folder / "student")

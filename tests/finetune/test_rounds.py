@@ -25,7 +25,7 @@ from reflux.tasks import run_task
 from reflux.tasks.addition import Addition
 from tests.support.run_folders import put_base
 from tests.support.small_runs import run_small
-from tests.support.sums import FewSums, exact, timeless
+from tests.support.sums import FewSums, compare_little, exact, timeless
 
 pytestmark = pytest.mark.engine
 
@@ -37,6 +37,7 @@ CONFIG = RoundsConfig(
     ),
     anchor=3,
     canaries=2,
+    gates=GateConfig(parity=0.0),  # Of so few answers.
     sft={"max_steps": 2, "per_device_train_batch_size": 4},
 )
 
@@ -73,7 +74,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[di
     """(folder, reports, calls) of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     client = ScriptedClient(exact)
-    return folder, asyncio.run(climb(folder, client)), len(client.requests)
+    with pytest.MonkeyPatch.context() as patched:
+        compare_little(patched.setattr)
+        return folder, asyncio.run(climb(folder, client)), len(client.requests)
 
 
 def test_the_report_says_all_it_has_to(undisturbed: tuple[Path, list[dict], int]) -> None:

@@ -1,7 +1,7 @@
 """The addition task answered by scripts instead of a model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from reflux.agents.types import ChatRequest
@@ -43,12 +43,19 @@ def learn_few_sums() -> None:
 
 
 def work_little() -> None:
-    """Know `FewerSums` as addition, and compare the engines of a student on short answers."""
-    from reflux.finetune.export import parity
+    """Know `FewerSums` as addition, and `compare_little`."""
     from reflux.tasks import TASKS
 
     TASKS["addition"] = FewerSums
-    parity.ROW_PROMPTS, parity.FIXED_PROMPTS, parity.TOKENS = 2, 1, 2
+    compare_little()
+
+
+def compare_little(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Compare the engines of a student on few and short answers."""
+    from reflux.finetune.export import parity
+
+    for name, value in (("ROW_PROMPTS", 2), ("FIXED_PROMPTS", 1), ("TOKENS", 2)):
+        put(parity, name, value)
 
 
 class SuspiciousAddition(Addition):
