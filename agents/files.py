@@ -22,6 +22,7 @@ def replacing(path: Path) -> Generator[Path]:
 
     Raises:
         IsADirectoryError: `path` is a folder.
+        UsageError: its own folder does not exist.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -30,6 +31,8 @@ def replacing(path: Path) -> Generator[Path]:
             yield path
             return
         path = Path(os.path.realpath(path))
+        if not path.parent.exists():
+            raise UsageError(f"there is no folder {path.parent}: make it, or choose another")
         # The process id keeps two processes that write the same file apart.
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:

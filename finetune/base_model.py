@@ -64,6 +64,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
             model, found = transformers.AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 gguf_file=gguf.name,
                 dtype=torch.bfloat16,
                 quantization_config=transformers.GgufConfig(dequantize=True),

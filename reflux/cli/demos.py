@@ -22,7 +22,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.report.terminal import command, counted, plain, print_result
     from reflux.tasks import run_task, task_named
 
-MAX_DEMOS = 100_000
+MAX_DEMOS, MAX_LEVEL = 100_000, 1000
 
 
 def make_demos(
@@ -38,7 +38,9 @@ def make_demos(
     limit: Annotated[
         int, typer.Option("-n", "--limit", help="Maximum demonstrations.", min=1, max=MAX_DEMOS)
     ] = 100,
-    level: Annotated[int, typer.Option(help="Level of the task's questions.", min=1)] = 1,
+    level: Annotated[
+        int, typer.Option(help="Level of the task's questions.", min=1, max=MAX_LEVEL)
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the task's questions.", min=0)] = 0,
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Take answers that nothing tested, too.")

@@ -293,6 +293,10 @@ def test_demonstrations_are_the_examples_of_the_overseer_and_on_record(
         (["serve", "--overseer", "human", "--port", "0"], "--demos are for the overseer model"),
         (["ask", "q?", "--demos", "none.jsonl"], "no such file"),
         (["demos", "make", "--out", "x.jsonl"], "holds no run"),
+        (
+            ["demos", "make", "--task", "addition", "--level", "3", "--out", "none/x.jsonl"],
+            "there is no folder",
+        ),
     ],
 )
 def test_demonstrations_for_another_overseer_are_one_message(
