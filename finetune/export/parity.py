@@ -5,10 +5,10 @@
     llama.cpp    the GGUF of the base with the exported adapter, where both exist
 
 They answer a few of the training prompts and some fixed ones, token for token and through the token
-that ends the reply. A wrong scale or template changes most answers; rows in a wrong order may change
-few where training hardly moved them (`benchmarks/certificate.py`). Rounding changes a few: bf16
-products depend on the batch, and llama.cpp may run 4-bit weights. So an answer also counts where
-its first other token is one that PEFT finds nearly as likely.
+that ends the reply. A wrong scale or template changes most answers; rows in a wrong order may
+change few where training hardly moved them (`benchmarks/certificate.py`). Rounding changes a few:
+bf16 products depend on the batch, and llama.cpp may run 4-bit weights. So an answer also counts
+where its first other token is one that PEFT finds nearly as likely.
 """
 
 import json
