@@ -137,6 +137,14 @@ def answer_now_prompt(
     return (("system", system), ("user", body.strip()))
 
 
+def last_question(text: str) -> str:
+    """The last question of a text that `reflux.graphs.conversation.question_of` wrote; any other
+    text as it is."""
+    is_conversation = text.startswith(("Instructions:\n  ", "Conversation so far:\n"))
+    _, separator, question = text.partition("\n\nQuestion:\n")
+    return question if is_conversation and separator else text
+
+
 def choice_prompt(
     question: str, transcript: Sequence[Exchange], proposals: Sequence[Step], chars: int
 ) -> tuple[Turn, ...]:

@@ -58,7 +58,7 @@ class OverseerConfig(BaseModel):
 
     candidates: Annotated[int, Field(ge=0, le=16)] | None = None
     """Decompositions to weigh against the direct answer; 0: the overseer's answer stands. Without
-    it a model has 2, if `limits.attempts` allows, and every other overseer 0."""
+    it a model has 2, if `limits.attempts` is 3 or more, and every other overseer 0."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +71,7 @@ class OverseerConfig(BaseModel):
         if self.candidates is not None:
             return self.candidates
         is_model = self.name == "model" or self.prompted or (of_file and not self.name)
-        return min(DECOMPOSITIONS, max(0, attempts - 1)) if is_model else 0
+        return DECOMPOSITIONS if is_model and attempts > DECOMPOSITIONS else 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "OverseerConfig":

@@ -61,13 +61,6 @@ def question_of(messages: Sequence[BaseMessage]) -> str:
     return "\n\n".join(parts)
 
 
-def last_question(text: str) -> str:
-    """The last question of a text that `question_of` wrote; any other text as it is."""
-    is_conversation = text.startswith(("Instructions:\n  ", "Conversation so far:\n"))
-    _, separator, question = text.partition("\n\nQuestion:\n")
-    return question if is_conversation and separator else text
-
-
 def _speaker(message: BaseMessage) -> str:
     speaker = SPEAKERS.get(message.type, message.type)
     return f"{speaker} {message.name}" if message.name else speaker

@@ -74,12 +74,11 @@ def default_weighing(
     overseer: Overseer, limits: Limits, checks: CheckPolicy | None = None
 ) -> Weighing | None:
     """How a program's question is weighed if the program does not say: for a model as overseer by
-    as many decompositions as the limits leave attempts for, up to 2; not where `checks` demand
-    attempts of their own."""
+    2 decompositions, if the limits leave attempts for them and `checks` demand none."""
     own = checks is not None and (checks.confirm > 1 or bool(checks.after_failure))
     # The context says what is wrong with limits of another type.
-    attempts = 0 if own else max(0, getattr(limits, "attempts", 1) - 1)
-    return Weighing.of(min(candidates_of(overseer), attempts))
+    enough = getattr(limits, "attempts", 0) > DECOMPOSITIONS
+    return Weighing.of(candidates_of(overseer)) if enough and not own else None
 
 
 def with_max_tokens(overseer: Overseer, max_tokens: int | None) -> Overseer:

@@ -23,6 +23,7 @@ from math import ceil
 from typing import Literal
 
 from reflux.agents.overseers.particulars import REQUEST, TOKEN, WH, Reading, keys_of, read
+from reflux.agents.prompts import last_question
 from reflux.agents.types import REFERENCE, Ask, Exchange, SubQuestion
 
 Kind = Literal["loses", "invents", "repeats", "dangles", "empty"]
@@ -102,8 +103,8 @@ def decomposition_problems(
     question: str, transcript: Sequence[Exchange], batch: Ask
 ) -> tuple[Problem, ...]:
     """What is wrong with the batch as the next step on the question; empty for a sound one, and
-    for a batch without sub-questions."""
-    asked = batch.subquestions
+    for a batch without sub-questions. Of a conversation only the last question counts."""
+    question, asked = last_question(question), batch.subquestions
     if not asked:
         return ()
     return (

@@ -62,7 +62,7 @@ class Weighing:
     """Gives the weights where it knows enough like questions."""
 
     def __post_init__(self) -> None:
-        check_range("candidates", self.decompositions, least=1)
+        check_range("candidates", self.decompositions, least=DECOMPOSITIONS)
 
     @classmethod
     def of(cls, decompositions: int) -> "Weighing | None":

@@ -16,9 +16,9 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from contextlib import closing
 
     from reflux.agents.files import write_whole
+    from reflux.agents.prompts import last_question
     from reflux.cli.rounds import recorded_rows
     from reflux.finetune.data.rows import export
-    from reflux.graphs.conversation import last_question
     from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
     from reflux.graphs.traces.review import WAITING
     from reflux.graphs.traces.revisions import NEWEST, newest

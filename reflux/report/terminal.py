@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from reflux.agents.prompts import last_question
 from reflux.graphs.amplify.state import Outcome, is_accepted
-from reflux.graphs.conversation import last_question
 from reflux.graphs.recompute import under_way
 from reflux.graphs.traces.revisions import first_of
 from reflux.graphs.traces.store import TraceStore

@@ -146,3 +146,12 @@ def test_long_texts_take_time_in_proportion(text: str) -> None:
         return time.process_time() - begun
 
     assert seconds(text) < 40 * seconds(text[: len(text) // 8]) + 0.2
+
+
+def test_of_a_conversation_only_the_last_question_has_to_be_covered() -> None:
+    earlier = "Conversation so far:\nUser: Where is Rome?\nAssistant: In Italy.\n\nQuestion:\n"
+    parts = Ask.of("How many people live in Lima?", "How many people live in Oslo?")
+    question = "Which has more people, Lima or Oslo?"
+    assert decomposition_problems(earlier + question, (), parts) == ()
+    lost = Ask.of("Which city is it?")
+    assert decomposition_problems(earlier + question, (), lost)

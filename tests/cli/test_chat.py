@@ -17,9 +17,9 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from reflux.agents.errors import UsageError
+from reflux.agents.prompts import last_question
 from reflux.cli.chat_session import MAX_CHARS, Conversation, Turn, listed, resume
 from reflux.finetune.run_folder import RunFolder
-from reflux.graphs.conversation import last_question
 from reflux.graphs.traces.search import Wanted, search
 from tests.support.commanding import Ended, Running, begin, piped
 from tests.support.serving import soon
@@ -46,7 +46,7 @@ class Endpoint:
         text = body["messages"][-1]["content"]
         if "response_format" in body:
             self.overseen.append(text)
-            parts = [{"question": f"part {name}", "needs": []} for name in "ab"]
+            parts = [{"question": f"two of part {name}", "needs": []} for name in "ab"]
             step = {"answer": "both"} if "PART B" in text else {"ask": parts}
             return self._said(json.dumps(step))
         self.asked.append(text)
@@ -140,7 +140,7 @@ def test_h_sees_the_conversation_and_a_copy_its_sub_question_alone(
     ended = chat(endpoint, tmp_path / "run", *words, typed="two\n")
     assert (ended.code, ended.stdout) == (0, "both\n"), ended.stderr
     assert all("User: one\nAssistant: ONE" in text for text in endpoint.overseen)
-    assert sorted(endpoint.asked) == ["one", "part a", "part b"]
+    assert sorted(endpoint.asked) == ["one", "two of part a", "two of part b"]
 
 
 def test_what_is_wrong_with_one_line_does_not_end_the_others(

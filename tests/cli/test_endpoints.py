@@ -263,10 +263,11 @@ def test_demonstrations_are_the_examples_of_the_overseer_and_on_record(
     with serving(divides) as served:
         code, out, err = command("ask", "Peru or Chile?", *words, OPENAI_BASE_URL=served.url)
         assert code == 0, err
-        first = served.bodies[0]["messages"]
+        assert served.bodies[0]["messages"][-1]["content"] == "Peru or Chile?"  # Undivided.
+        first = served.bodies[1]["messages"]
         assert [DEMO["question"] in turn["content"] for turn in first].count(True) == 1
         assert len(first) == 4  # Instructions, one example, the question.
-        node = f"{json.loads(out)['trajectory']}/0.0.0"
+        node = f"{json.loads(out)['trajectory']}/1.0.0"
         before = len(served.requests)
         code, _, err = command("review", node, "--edit", "Cusco")
         assert code == 0, err

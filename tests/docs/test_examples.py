@@ -111,15 +111,15 @@ async def test_a_model_divides_and_combines() -> None:
             return "Rome was founded in 753 BC."
         if prompt.startswith("When was Kyoto"):
             return "Kyoto was founded in 794."
-        return json.dumps({"step": {"answer": "Rome"}})
+        return json.dumps({"step": {"answer": "Rome"}}) if request.schema else "Kyoto"
 
     result = await example("model_overseer").ask(
         "Which is older, Rome or Kyoto?", ScriptedClient(reply), "any"
     )
     assert result.answer == "Rome"
-    assert [node.question for node in result.tree.walk()][1:] == [
-        "When was Rome founded?", "When was Kyoto founded?"
-    ]  # fmt: skip
+    parts = ["When was Rome founded?", "When was Kyoto founded?"]
+    assert [node.question for node in result.tree.walk()][1:] == 2 * parts
+    assert "'Rome' weighs 2 (2 decompositions)" in result.tree.note
 
 
 async def test_a_human_approves_on_another_day(tmp_path: Path) -> None:

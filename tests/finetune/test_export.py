@@ -171,7 +171,7 @@ def test_the_rows_of_q_and_k_in_the_other_order_would_be_noticed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("reflux.finetune.export.gguf_rows", lambda module, b, base: b)
+    monkeypatch.setattr("reflux.finetune.export.gguf.gguf_rows", lambda module, b, base: b)
     wrong = export_adapter(student, default_base, tmp_path / "wrong.gguf")
     assert distance(llama_cpp(wrong, exact_gguf), peft_says) > 3 * EXACT
 

@@ -170,7 +170,7 @@ def test_the_order_of_replies_changes_nothing(
     assert saved(one) == saved(two)
 
 
-@many(45)
+@many(70)
 @given(worlds(voting=True), orders)
 def test_single_flight_changes_no_answer_and_merges_no_two_votes(
     world: World, order: list[int]
