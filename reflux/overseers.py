@@ -135,12 +135,21 @@ def demos_of(recorded: Mapping[str, str]) -> Demonstrations | None:
     if not recorded:
         return None
     demos = _demos_at(Path(recorded["file"]))
-    if demos.digest != recorded["digest"]:
+    check_unchanged(recorded, demos.digest)
+    return demos
+
+
+def check_unchanged(recorded: Mapping[str, str], digest: str) -> None:
+    """Check that a file is the one that a question was asked with.
+
+    Raises:
+        UsageError: it was changed since.
+    """
+    if digest != recorded["digest"]:
         raise UsageError(
             f"{recorded['file']} was changed since the question was asked with it: restore it, or "
             "ask the question again"
         )
-    return demos
 
 
 def _demos_at(path: Path) -> Demonstrations:

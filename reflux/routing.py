@@ -16,6 +16,7 @@ from reflux.agents.files import read_text
 from reflux.agents.overseers.router import MIN_PAST, Past, Routed, Router
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import first_request
+from reflux.overseers import check_unchanged
 
 WAYS = ("direct", "amplified")
 HOW = "reflux eval --systems direct,amplified --out FOLDER writes one"
@@ -44,11 +45,7 @@ def route_of(recorded: Mapping[str, str]) -> Router | None:
     if not recorded:
         return None
     text = _text_of(Path(recorded["file"]))
-    if _digest(text) != recorded["digest"]:
-        raise UsageError(
-            f"{recorded['file']} was changed since the question was asked with it: restore it, or "
-            "ask the question again"
-        )
+    check_unchanged(recorded, _digest(text))
     return _fitted(Path(recorded["file"]), text)
 
 
