@@ -8,7 +8,7 @@ removed from a text before it is sent, and so before it is stored.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from reflux.agents.overseers.step_forms import (
@@ -18,8 +18,11 @@ from reflux.agents.overseers.step_forms import (
     PLANNED,
     StepStyle,
     reply_text,
+    tool_lines,
 )
 from reflux.agents.types import Ask, Exchange, Step, Turn, step_to_json
+
+NO_TOOLS: Mapping[str, str] = {}
 
 
 def answer_prompt(question: str, system: str = "") -> tuple[tuple[str, str], ...]:
@@ -95,16 +98,17 @@ def step_prompt(
     chars: int,
     examples: Sequence[Example] | None = None,
     style: StepStyle = AS_JSON,
+    tools: Mapping[str, str] = NO_TOOLS,
 ) -> tuple[Turn, ...]:
     """Ask an overseer for its next step, one of these `KINDS`, with at most `limit` sub-questions.
 
     The transcript takes at most `chars` characters, shared evenly. Without `examples` there are two
-    of ours.
+    of ours. `tools` are those that sub-questions may go to, with what each does.
     """
     in_lines, plan = style.form == "lines", [PLANNED] if style.plan else []
     words = KINDS_IN_LINES if in_lines else KINDS
     instructions = OVERSEE_IN_LINES if in_lines else OVERSEE
-    instructions += "\n".join([*(words[kind] for kind in kinds), *plan])
+    instructions += "\n".join([*(words[kind] for kind in kinds), *tool_lines(tools), *plan])
     if examples is None:
         second = COMBINED if transcript else PLAN if style.plan else TWO_PARTS
         examples = (DEPENDENT, second)
@@ -112,20 +116,25 @@ def step_prompt(
     turns: list[Turn] = [("system", instructions if is_first else "")]
     for example_question, exchanges, reply in examples:
         case = _case(example_question, exchanges, limit, chars)
-        turns += [("user", case), ("assistant", reply_text(reply, style.form))]
+        turns += [("user", case), ("assistant", reply_text(reply, style.form, tools))]
     case = _case(question, transcript, limit, chars)
     return (*turns, ("user", case if is_first else f"{instructions}\n\n{case}"))
 
 
-def correction_prompt(batch: Ask, reasons: str, style: StepStyle = AS_JSON) -> tuple[Turn, ...]:
+def correction_prompt(
+    batch: Ask, reasons: str, style: StepStyle = AS_JSON, tools: Collection[str] = ()
+) -> tuple[Turn, ...]:
     """Ask an overseer again after a batch that was rejected: its reply, and what is wrong with
     it."""
-    ask = [{"question": cut(sub.text, 400), "needs": sub.needs} for sub in batch.subquestions]
+    ask = [
+        {"question": cut(sub.text, 400), "needs": sub.needs, "to": sub.to}
+        for sub in batch.subquestions
+    ]
     body = (
         f"This does not work: {reasons}.\nWhoever answers sees one sub-question and nothing else. "
         "Write every name and number that it needs into it, and reply again."
     )
-    return (("assistant", reply_text({"ask": ask}, style.form)), ("user", body))
+    return (("assistant", reply_text({"ask": ask}, style.form, tools)), ("user", body))
 
 
 def answer_now_prompt(

@@ -8,6 +8,7 @@ demonstration shows how to divide, not how to combine.
      "ask": ["When was the Eiffel Tower built?", "When was Big Ben built?"],
      "answers": ["1889", "1859"], "answer": "Big Ben"}
 
+A sub-question may go to a tool of the overseer: `{"to": "calculator", "question": "205 - 838"}`.
 `"steps": [{"ask": …, "answers": …}, …]` in the place of `ask` and `answers` are several steps one
 after the other. An empty `ask` is a question that is not to be divided.
 """
@@ -103,7 +104,8 @@ def _step(value: Any, question: str) -> DemoStep:
         raise ValueError("a step is no JSON object")
     fields = cast(dict[str, Any], value)
     _check_keys(fields, {"ask", "answers"})
-    texts, answers = (_texts(fields.get(name, []), name) for name in ("ask", "answers"))
+    asked, answers = _asked(fields.get("ask", [])), _texts(fields.get("answers", []), "answers")
+    texts = [sub.text for sub in asked]
     if len(answers) > len(texts):
         raise ValueError(f"{len(answers)} answers to {len(texts)} sub-questions")
     for number, text in enumerate(texts, 1):
@@ -112,7 +114,7 @@ def _step(value: Any, question: str) -> DemoStep:
                 raise ValueError(
                     f"sub-question {number} refers to {match[0]}, and its step has {len(texts)}"
                 )
-    settled = settle([SubQuestion(text) for text in texts], [question], len(texts))
+    settled = settle(asked, [question], len(texts))
     if [alike(REFERENCE.sub("", sub.text)) for sub in settled.subquestions] != [
         alike(REFERENCE.sub("", text)) for text in texts
     ]:
@@ -127,6 +129,20 @@ def _check_keys(fields: Mapping[str, Any], known: Collection[str]) -> None:
     for name in fields:
         if name not in known:
             raise ValueError(f"unknown key {name!r:.40}")
+
+
+def _asked(value: Any) -> list[SubQuestion]:
+    """The sub-questions of a step: texts, or objects that name a tool as well."""
+    if not isinstance(value, list):
+        raise ValueError("`ask` is no list of texts")
+    asked: list[SubQuestion] = []
+    for item in cast(list[Any], value):
+        fields = cast(dict[str, Any], item) if isinstance(item, dict) else {"question": item}
+        _check_keys(fields, {"to", "question"})
+        tool = _text(fields.get("to", ""), "to")
+        to = f"tool:{tool}" if tool else ""
+        asked.append(SubQuestion(_text(fields.get("question", ""), "ask"), to=to))
+    return asked
 
 
 def _texts(value: Any, name: str) -> list[str]:

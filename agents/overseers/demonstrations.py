@@ -4,7 +4,7 @@ nearest few."""
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from threading import Lock
@@ -45,7 +45,11 @@ class DemoStep:
         return [Exchange(question, answer) for question, answer in pairs]
 
     def to_json(self) -> dict[str, Any]:
-        body: dict[str, Any] = {"ask": [sub.text for sub in self.ask]}
+        texts = [
+            {"to": sub.to.removeprefix("tool:"), "question": sub.text} if sub.to else sub.text
+            for sub in self.ask
+        ]
+        body: dict[str, Any] = {"ask": texts}
         return body | ({"answers": list(self.answers)} if self.answers else {})
 
 
@@ -86,7 +90,7 @@ class Demonstration:
                         lambda m: f"{{{found[m[0]]}}}" if m[0] in found else m[0],
                         text,
                     )
-                merged.append(SubQuestion(text))
+                merged.append(replace(sub, text=text, needs=()))
             for index, answer in enumerate(step.answers, shift):
                 if answer and answer not in self.question:
                     found.setdefault(answer, index)
@@ -118,7 +122,12 @@ class Demonstration:
 
 
 def _asking(step: DemoStep) -> dict[str, Any]:
-    return {"ask": [{"question": sub.text, "needs": list(sub.needs)} for sub in step.ask]}
+    return {
+        "ask": [
+            {"question": sub.text, "needs": list(sub.needs)} | ({"to": sub.to} if sub.to else {})
+            for sub in step.ask
+        ]
+    }
 
 
 @dataclass(frozen=True, eq=False)

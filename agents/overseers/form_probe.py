@@ -1,6 +1,6 @@
 """Which form of replies a model keeps when it is asked to divide a question: JSON or lines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +27,7 @@ class _OneStep:
     may_ask: bool = True
     path: str = ""
     attempt: int = 0
+    tools: Mapping[str, str] = field(default_factory=dict[str, str])
     budget: Budget = field(default_factory=lambda: Budget(1, 10_000))
 
     async def complete(self, request: ChatRequest) -> Completion:

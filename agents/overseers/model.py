@@ -17,7 +17,7 @@ from reflux.agents.overseers.demonstrations import (
     Examples,
 )
 from reflux.agents.overseers.protocol import PASS, OverseerContext
-from reflux.agents.overseers.step_forms import StepStyle
+from reflux.agents.overseers.step_forms import StepStyle, addressed
 from reflux.agents.overseers.step_parser import NOTHING, read_answer, read_lines, read_step
 from reflux.agents.prompts import (
     answer_now_prompt,
@@ -182,12 +182,16 @@ class ModelOverseer:
         in_lines = self.form == "lines" or (self.form == "auto" and retry > 0)
         style = StepStyle("lines" if in_lines else "json", self.plan, self.instructions)
         examples, left_out = await self._examples(question, bool(transcript)), 0
-        correction = correction_prompt(rejected.batch, rejected.reasons, style) if rejected else ()
+        correction = ()
+        if rejected:
+            correction = correction_prompt(rejected.batch, rejected.reasons, style, context.tools)
 
         def prompt(chars: int) -> tuple[Turn, ...]:
             nonlocal left_out
             shown, left_out = examples.within(chars / self.transcript_chars)
-            asked = step_prompt(question, transcript, kinds, room, chars, shown, style)
+            asked = step_prompt(
+                question, transcript, kinds, room, chars, shown, style, context.tools
+            )
             # The correction is left out first where the context has no room for it.
             return (*asked, *(correction if chars == self.transcript_chars else ()))
 
@@ -197,14 +201,15 @@ class ModelOverseer:
         if transcript and reading.answer is not None:
             return Answer(reading.answer)
         known = [exchange.question for exchange in transcript if exchange.answer is not None]
-        batch = settle(reading.questions, [question, *known], room)
+        questions = [addressed(sub, context.tools) for sub in reading.questions]
+        batch = settle(questions, [question, *known], room)
         if not batch.subquestions:
             if reading.answer is not None:
                 return Answer(reading.answer)
             if reading.reason is not None and not transcript:
                 return Ask((), f"{NOT_DECOMPOSABLE}: {cut(reading.reason, NOTE_CHARS)}")
         # Where nothing of a proposal can be asked, it says more than what is left of it.
-        proposed = batch.subquestions or tuple(sub for sub in reading.questions if sub.text)
+        proposed = batch.subquestions or tuple(sub for sub in questions if sub.text)
         problems = decomposition_problems(question, transcript, Ask(proposed))
         if problems and self.validate:
             return _Rejected(Ask(proposed), cut("; ".join(map(str, problems)), NOTE_CHARS))

@@ -1,6 +1,6 @@
 """The overseer: who decomposes a question and combines the answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -49,6 +49,11 @@ class OverseerContext(ModelContext, Protocol):
 
     attempt: int
     """Attempts at the question before this one, each another decomposition."""
+
+    @property
+    def tools(self) -> Mapping[str, str]:
+        """What each tool does that a sub-question may go to, by name."""
+        ...
 
     @property
     def budget(self) -> Budget:

@@ -2,11 +2,16 @@
 as a whole plan, with the instructions before or after the examples."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from reflux.agents.types import REFERENCE
+from reflux.agents.types import REFERENCE, SubQuestion
+
+TOOL_CHARS = 200
+"""Of a tool's description in a prompt."""
+TOOL_LABEL = re.compile(r"[\[`*]*([\w.-]+)[\]`*]*[ \t]*:[`* ]*")
 
 OVERSEE_IN_LINES = """\
 You split questions for assistants that know little. Each assistant sees one sub-question only.
@@ -39,8 +44,32 @@ class StepStyle:
 AS_JSON = StepStyle()
 
 
-def reply_text(reply: Mapping[str, Any], form: str) -> str:
-    """An overseer's reply as a model is to write it."""
+def tool_lines(tools: Mapping[str, str]) -> list[str]:
+    """How a sub-question goes to each of these tools, described by name."""
+    about = ((name, " ".join(text.split())) for name, text in tools.items())
+    return [
+        f"A sub-question that begins with `{name}:` goes to a tool. {text[:TOOL_CHARS]}"
+        for name, text in about
+    ]
+
+
+def addressed(sub: SubQuestion, tools: Collection[str]) -> SubQuestion:
+    """A sub-question that begins with the name of a tool, to this tool."""
+    label = TOOL_LABEL.match(sub.text)
+    name = next((name for name in tools if label and name.lower() == label[1].lower()), "")
+    rest = sub.text[label.end() :].strip(" `") if label else ""
+    return replace(sub, text=rest, to=f"tool:{name}") if name and rest else sub
+
+
+def reply_text(reply: Mapping[str, Any], form: str, tools: Collection[str] = ()) -> str:
+    """An overseer's reply as a model is to write it, which has these tools."""
+    if "ask" in reply:
+        asked: list[dict[str, Any]] = []
+        for sub in reply["ask"]:
+            name = sub.get("to", "").removeprefix("tool:")
+            label = f"{name}: " if name in tools else ""
+            asked.append({"question": label + sub["question"], "needs": sub["needs"]})
+        reply = {"ask": asked}
     if form == "json":
         return json.dumps(reply, ensure_ascii=False)
     if "ask" in reply:

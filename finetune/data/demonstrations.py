@@ -13,7 +13,7 @@ from reflux.agents.budget import Budget
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.batch import alike
 from reflux.agents.overseers.demonstration_file import demonstration_of
-from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations
+from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations, DemoStep
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Tool
 from reflux.agents.types import (
@@ -36,8 +36,6 @@ from reflux.graphs.traces.revisions import NEWEST, before, first_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 
-COPIES = ("", "tool:calculator")
-"""Whom the sub-questions of a demonstration may go to: a copy reads a sum as well."""
 MAX_PARTS = 500
 """Sub-questions that a script may answer for one demonstration, at every depth."""
 ENDED = f"""
@@ -149,11 +147,12 @@ def _body(batches: Sequence[tuple[Ask, list[str]]], answer: str) -> Mapping[str,
     if not asked:
         return "undivided"
     receivers = (sub.to for ask, _ in asked for sub in ask.subquestions)
-    if (other := next((to for to in receivers if to not in COPIES), None)) is not None:
+    experts = (to for to in receivers if to and not to.startswith("tool:"))
+    if (other := next(experts, None)) is not None:
         return f"its sub-questions go to {other}"
     steps: list[dict[str, Any]] = []
     for ask, answers in asked:
-        steps.append({"ask": [sub.text for sub in ask.subquestions]})
+        steps.append(DemoStep(ask.subquestions).to_json())
         if len(answers) < len(ask.subquestions):
             return {"steps": steps}
         steps[-1]["answers"] = answers
@@ -170,6 +169,7 @@ class _ScriptContext:
     model: str = ""
     path: str = ""
     attempt: int = 0
+    tools: Mapping[str, str] = field(default_factory=dict[str, str])
     budget: Budget = field(default_factory=lambda: Budget(0, 0))
 
     async def complete(self, request: ChatRequest) -> Completion:

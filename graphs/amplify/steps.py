@@ -39,6 +39,11 @@ class StepContext(ModelCalls):
     _members: list["StepContext"] = field(init=False, default_factory=list["StepContext"])
 
     @property
+    def tools(self) -> Mapping[str, str]:
+        """What each of the overseer's tools does, by name."""
+        return {name: tool.spec.description for name, tool in self.amplify.tools.items()}
+
+    @property
     def spent(self) -> Spent:
         """What this step has spent, its members included."""
         return plus(self.own_spent, *(member.spent for member in self._members))

@@ -101,6 +101,13 @@ STEP = Ask((SubQuestion(A), SubQuestion(B), SubQuestion(C, (0, 1))))
 SAID = [Exchange(A, "1793"), Exchange(B, "1819")]
 
 
+@pytest.mark.parametrize("form", ["json", "lines"])
+def test_an_example_names_the_tools_that_there_are(form: Any) -> None:
+    asked = {"question": "3 + 4", "needs": [], "to": "tool:calculator"}
+    assert "calculator: 3 + 4" in reply_text({"ask": [asked]}, form, ["calculator"])
+    assert "calculator" not in reply_text({"ask": [asked]}, form)
+
+
 async def test_lines_are_asked_for_without_a_schema() -> None:
     context = ScriptedContext([LINES])
     assert await ModelOverseer(form="lines").act(context.on(OLDER)) == STEP

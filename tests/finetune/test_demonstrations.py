@@ -8,7 +8,11 @@ import pytest
 
 import reflux
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.demonstration_file import demonstration_of, read_demonstrations
+from reflux.agents.overseers.demonstration_file import (
+    demonstration_of,
+    read_demonstrations,
+    write_demonstrations,
+)
 from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.finetune.config import config_from, read_config
@@ -130,6 +134,14 @@ async def test_a_script_answers_what_it_can_on_training_questions() -> None:
     for item in made.items:
         assert not is_held_out(task, item.question)
         assert item.answer and task.has_truth(item.question)
+
+
+async def test_what_a_script_sends_to_a_tool_is_so_in_the_file(tmp_path: Path) -> None:
+    (item,) = (await from_script(task_named("chain_sum"), 1, 1, 0)).items
+    write_demonstrations(tmp_path / "demos.jsonl", [item])
+    (read,) = read_demonstrations(tmp_path / "demos.jsonl").items
+    assert read == item
+    assert [sub.to for step in item.steps for sub in step.ask] == ["tool:calculator"] * 2
 
 
 async def test_a_task_whose_overseer_calls_a_model_is_told_so() -> None:

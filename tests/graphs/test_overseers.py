@@ -21,6 +21,7 @@ from reflux.agents.overseers.scripted import (
     Reviewed,
     ScriptedOverseer,
 )
+from reflux.agents.tools.calculator import Calculator
 from reflux.agents.types import (
     Answer,
     Ask,
@@ -86,6 +87,18 @@ async def test_a_model_divides_and_combines(store: TraceStore) -> None:
     assert (outcome["answer"], outcome["status"]) == ("Paris and Tokyo", "unchecked")
     assert outcome["spent"]["calls"] == len(client.requests) == 4
     assert steps_of(store) == [step_to_json(BOTH), step_to_json(Answer("Paris and Tokyo"))]
+
+
+@pytest.mark.parametrize("form", ["json", "lines"])
+async def test_sub_questions_go_to_a_tool_by_its_name(store: TraceStore, form: Any) -> None:
+    lines = "1. calculator: 205 - 838\n2. `Calculator: ({1}) + 505`"
+    texts = ["calculator: 205 - 838", "[calculator]: ({0}) + 505"]
+    client = world(lines if form == "lines" else json.dumps({"ask": texts}))
+    overseer = ModelOverseer(form=form, plan=True, validate=False)
+    outcome = await amplify(store, client, overseer, tools={"calculator": Calculator()})
+    assert outcome["answer"] == "-128"
+    assert "`calculator:`" in client.requests[0].messages[0][1]
+    assert len(client.requests) == 1
 
 
 @pytest.mark.parametrize("name", REPLIES)
