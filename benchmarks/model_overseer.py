@@ -8,9 +8,13 @@ On natural questions (`benchmarks.natural_tasks`) one model is agent and oversee
     held         its decompositions are checked before they are asked
     weighed      and the direct answer is outvoted only by decompositions that agree
     demos        and its examples are the nearest of a script's steps on training questions
+    plan         the same, with all steps in one reply of numbered lines
+    other-demos  as `plan`, with the scripts of all other tasks
     scripted     the task's own script as overseer, where it has one
 
-Claims: `weighed` and `demos` are nowhere below `direct` by more than the 95% interval of the paired
+The last four may send sub-questions to the tools of a script, a calculator and Python.
+
+Claims: all from `weighed` on are nowhere below `direct` by more than the 95% interval of the paired
 difference.
 """
 
@@ -29,8 +33,10 @@ from benchmarks.default_model import SCRIPTED, open_model
 from benchmarks.natural_tasks import FEW_WORDS, Natural, natural_tasks
 from benchmarks.report import Claim, Report
 from reflux.agents.clients.endpoints import CachedClient
+from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.types import ChatClient
+from reflux.finetune.data.demonstrations import from_script
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.weighing import Weighing
@@ -47,8 +53,11 @@ from reflux.tasks.gym import GymTask
 MAX_VOTES = 16
 TOKENS = 200
 """Of a reply of the overseer."""
-ARMS = ("direct", "bare", "held", "weighed", "best-of-n", "scripted")
-CAREFUL = ("weighed",)
+WITH_DEMOS = ("demos", "plan", "other-demos")
+ARMS = ("direct", "bare", "held", "weighed", "best-of-n", *WITH_DEMOS, "scripted")
+DEMONSTRATIONS = 100
+"""Of each task's script, on training questions."""
+CAREFUL = ("weighed", *WITH_DEMOS)
 """Arms that must not be below `direct`."""
 
 
@@ -95,8 +104,19 @@ class BestOfRead:
         return await BestOf(self.context, self.votes, read).answer(question, question_id)
 
 
-def system_of(arm: str, natural: Natural, base: AmplifyContext, votes: int) -> System | None:
+async def demonstrations(arm: str, name: str, seed: int) -> Demonstrations | None:
+    """Demonstrations of an arm with some on the task of this name; None where there are none."""
+    items: list[Demonstration] = []
+    for other, natural in natural_tasks().items():
+        if natural.scripted and (other == name) != (arm == "other-demos"):
+            made = await from_script(natural.task, DEMONSTRATIONS, natural.level, seed)
+            items += made.items
+    return Demonstrations(tuple(items)) if items else None
+
+
+async def system_of(arm: str, name: str, base: AmplifyContext, votes: int) -> System | None:
     """The system of an arm; None where the task has none."""
+    natural = natural_tasks()[name]
     task = natural.task
     if arm == "scripted":
         return Amplified(task_context(base, task)) if natural.scripted else None
@@ -106,7 +126,15 @@ def system_of(arm: str, natural: Natural, base: AmplifyContext, votes: int) -> S
     if arm == "best-of-n":
         return BestOfRead(context, task, votes)
     overseer = ModelOverseer(max_tokens=TOKENS, validate=arm != "bare")
-    weighing = Weighing() if arm == "weighed" else None
+    if arm in WITH_DEMOS:
+        demos = await demonstrations(arm, name, base.seed)
+        if demos is None:
+            return None
+        overseer = replace(overseer, demos=demos)
+        if arm != "demos":
+            overseer = replace(overseer, form="lines", plan=True)
+        context = replace(context, tools=task.tools())
+    weighing = Weighing() if arm in CAREFUL else None
     return Amplified(replace(context, overseers=(overseer,), weighing=weighing))
 
 
@@ -151,7 +179,7 @@ async def measure(config: Config, client: ChatClient, report: Report) -> None:
                     votes=VotePolicy(max_votes=1),
                     seed=config.seed,
                 )
-                system = system_of(arm, natural, base, votes)
+                system = await system_of(arm, name, base, votes)
                 if system is None:
                     continue
                 arms[arm] = result = await done(arm, natural, system, questions)

@@ -69,8 +69,8 @@ class ModelOverseer:
     `sub-questions rejected` or `unreadable`. A question that the model calls indivisible goes
     there as well; its note begins with `not decomposable`. Seed 8.4.1, task decomposition.
 
-    With `plan` the model divides a question once. If the last sub-question was asked with what
-    others found, its answer is the answer; else the model combines the answers.
+    With `plan` the model divides a question once. If the last sub-question was asked with all that
+    the others found, its answer is the answer; else the model combines the answers.
     """
 
     model: str = ""
@@ -272,13 +272,14 @@ class ModelOverseer:
 
 
 def concluded(transcript: Sequence[Exchange]) -> str | None:
-    """The last sub-answer, if its question was asked with what an earlier one found."""
-    if not transcript or transcript[-1].error is not None:
+    """The last sub-answer, if every earlier one went into a later sub-question."""
+    if not transcript[1:] or transcript[-1].error is not None:
         return None
-    asked = transcript[-1].question
-    earlier = (exchange.answer for exchange in transcript[:-1] if exchange.answer)
-    is_last = any(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", asked) for text in earlier)
-    return transcript[-1].answer if is_last else None
+    for index, exchange in enumerate(transcript[:-1], 1):
+        found = re.compile(rf"(?<!\w){re.escape(exchange.answer or '')}(?!\w)")
+        if not exchange.answer or not any(found.search(e.question) for e in transcript[index:]):
+            return None
+    return transcript[-1].answer
 
 
 def step_schema(kinds: Sequence[str], limit: int) -> str:
