@@ -79,7 +79,9 @@ def distill(
     base.folder  # noqa: B018 - a GGUF is unpacked here
     check_stop()
     with (
-        _checkpoints(registry.root / f".{plan.id.replace(':', '.')}.training", plan, base) as checkpoints,
+        _checkpoints(
+            registry.root / f".{plan.id}.training".replace(":", "."), plan, base
+        ) as checkpoints,
         registry.staging(plan.id) as (folder, card),
     ):
         settings = plan.config.model_dump(exclude={"base"})

@@ -49,9 +49,7 @@ def _found(run: OpenRun, name: str) -> Student:
     student = registry.current("overseer") if name == PROMOTED else registry.get(name)
     if student is None:
         made = ", ".join(each.id for each in registry.list("overseer")) or "none"
-        raise UsageError(
-            f"no learned overseer is promoted in {registry.root}; there are: {made}"
-        )
+        raise UsageError(f"no learned overseer is promoted in {registry.root}; there are: {made}")
     if run.serves_students and student.base.weights != base.weights_digest:
         raise UsageError(
             f"{student.id} was trained on {student.base.model_id} (sha256 "
