@@ -190,7 +190,7 @@ class RunFolder:
             return self.base.files()
         student = self.registry.get(name)
         base = find_base(student.base.config)
-        trained = student.base.gguf_sha256 or student.base.dequantised_sha256
+        trained = student.base.weights
         if trained != (digest := base.weights_digest):
             raise UsageError(
                 f"{student.path} belongs to a base with sha256 {trained[:12]}…, and {base.name} "
@@ -250,6 +250,11 @@ class OpenRun:
         )
         for call in self.store.select(newest, (max_replies,)) if warm else ():
             self.cache.put(call["request_digest"], completion_of(call))
+
+    @property
+    def serves_students(self) -> bool:
+        """False where another client than an engine of ours answers."""
+        return bool(self._engines)
 
     async def load(self, model: str) -> None:
         """Have the engine make a student answerable.

@@ -87,7 +87,22 @@ def model_named(folder: RunFolder, name: str, endpoints: Collection[str] = ()) -
         return name
     if name == STUDENT and (promoted := folder.registry.current()) is not None:
         return promoted.id
-    return folder.registry.get(name).id
+    return _agent(folder, name)
+
+
+def _agent(folder: RunFolder, name: str) -> str:
+    """The id of a student that answers questions.
+
+    Raises:
+        UsageError: as `Registry.get`, or it is a learned overseer.
+    """
+    student = folder.registry.get(name)
+    if student.role == "overseer":
+        raise UsageError(
+            f"{student.id} is an overseer, which divides questions and answers none: name it with "
+            "--overseer, and another --model"
+        )
+    return student.id
 
 
 def default_model(folder: RunFolder, address: str | None) -> str:
@@ -151,8 +166,10 @@ def check_student(folder: RunFolder, name: str) -> None:
         UsageError: it has none of the name; the message says how to name an endpoint's model.
     """
     try:
-        folder.registry.get(name)
+        _agent(folder, name)
     except UsageError as error:
+        if name in folder.registry.ids():
+            raise
         raise UsageError(f"{error}; {endpoint_hint(name)}") from error
 
 

@@ -25,6 +25,7 @@ from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest as ModelRequest
 from reflux.agents.types import Completion, Sampling, ToolSpec
 from reflux.ask_context import context_of
+from reflux.finetune.registry import is_overseer
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.state import exchange_error, failed_outcome
@@ -74,7 +75,7 @@ class ServedModels:
         self._trees = {name: Tree(name, overseer) for name, overseer in overseers.items()}
         if self.task is not None:
             self._trees.setdefault(self.task.name, Tree(self.task.name, None, self.task))
-        if is_reference(settings.overseer):
+        if is_reference(settings.overseer) or is_overseer(settings.overseer):
             own = overseer_named(settings.overseer)
             self._trees[settings.overseer] = Tree(settings.overseer, own)
         if settings.overseer not in self._trees:
@@ -104,7 +105,7 @@ class ServedModels:
             ),
             listed_model(BASE, about=about),
             *([listed_model(STUDENT, promoted.created)] if promoted else []),
-            *(listed_model(student.id, student.created) for student in registry.list()),
+            *(listed_model(student.id, student.created) for student in registry.list("agent")),
             *map(listed_model, self._settings.endpoints),
         ]
 
