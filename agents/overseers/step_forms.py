@@ -66,6 +66,12 @@ def tool_lines(tools: Mapping[str, str]) -> list[str]:
     ]
 
 
+def brief_instructions(tools: Collection[str]) -> str:
+    """What a learned overseer is told; the names of its tools stand in one order."""
+    named = ", ".join(f"`{name}:`" for name in sorted(tools))
+    return f"{BRIEF} A question to a tool begins with {named}." if named else BRIEF
+
+
 def addressed(sub: SubQuestion, tools: Collection[str]) -> SubQuestion:
     """A sub-question that begins with the name of a tool, to this tool."""
     label = TOOL_LABEL.match(sub.text)
