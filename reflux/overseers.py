@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
 from reflux.agents.overseers.step_forms import OVERSEER, is_learned
-from reflux.finetune.learned_overseer import learned_overseer
+from reflux.finetune.learned_overseer import learned_overseer, overseer_student
+from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import DECOMPOSITIONS, Weighing
 from reflux.graphs.external.user_code import load_instance
@@ -41,14 +43,30 @@ def overseer_named(
     """
     if name in overseers:
         return overseers[name]
+    if is_learned(name) and not _is_of_module(name):
+        return learned_overseer(name)
     if is_reference(name) and not name.startswith("script:"):  # That is a program's.
         return _own_overseer(name)
-    if is_learned(name):
-        return learned_overseer(name)
     raise UsageError(
         f"no overseer is called {name!r}; there are {', '.join(overseers)}, your own as "
         f"FILE.py:NAME, and learned ones as STUDENT{OVERSEER}"
     )
+
+
+def _is_of_module(name: str) -> bool:
+    """True where a module of the name's first part can be imported, as in `app:overseer`."""
+    return is_reference(name) and find_spec(name.partition(":")[0].partition(".")[0]) is not None
+
+
+def id_of_overseer(name: str, folder: RunFolder) -> str:
+    """The name under which a question records its overseer: of a learned one its student's id.
+
+    Raises:
+        UsageError: the run has no such student.
+    """
+    if not is_learned(name) or _is_of_module(name):
+        return name
+    return overseer_student(folder.registry, name).id
 
 
 @cache

@@ -54,7 +54,7 @@ OVERSEER = ":overseer"
 
 def is_learned(name: str) -> bool:
     """True of the name of a learned overseer, such as `student-r1:overseer`."""
-    return name.endswith(OVERSEER)
+    return name.endswith(OVERSEER) and "/" not in name and not name.endswith(f".py{OVERSEER}")
 
 
 def tool_lines(tools: Mapping[str, str]) -> list[str]:
