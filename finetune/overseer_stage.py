@@ -123,7 +123,9 @@ def _rows(stages: Stages, number: int) -> OverseerRows:
         shown = read.items
     made = from_record(stages.run.store, MAX_TREES, False, withheld, number)
     tools = {*task.tools(), *(tool.spec.name for tool in stages.grants.get("answer", ()))}
-    return overseer_rows([*shown, *made.items], made.direct, withheld, task.name, tools)
+    rows = overseer_rows([*shown, *made.items], made.direct, withheld, task.name, tools)
+    rows.left_out += made.left_out
+    return rows
 
 
 async def _compare(

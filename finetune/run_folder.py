@@ -157,6 +157,13 @@ class RunFolder:
         return config.spend_limit.prices if config else {}
 
     @property
+    def has_default_base(self) -> bool:
+        """Whether the base is the small model that comes with Reflux."""
+        run = self.rounds_config()
+        config = self.base_config or (run.base if run else BaseConfig())
+        return not config.model
+
+    @property
     def base(self) -> Base:
         """The base of the folder: that of the command, else of the run's config.
 

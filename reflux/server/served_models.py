@@ -33,7 +33,7 @@ from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.graphs.conversation import answer_chat, cut_at, question_of
 from reflux.graphs.evals.task import Task
 from reflux.graphs.traces.tree import tokens_of
-from reflux.models import BASE, STUDENT, model_named
+from reflux.models import BASE, STUDENT, about_base, model_named
 from reflux.overseers import candidates_of, demos_of, id_of_overseer, overseer_named, with_demos
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import HINTS, ChatRequest, Function, Message
@@ -94,9 +94,14 @@ class ServedModels:
         trees = dict.fromkeys([*own, "", *self._trees])
         registry = self._folder.registry
         promoted = registry.current()
+        about = about_base(self._folder)
+        about_trees = about if self.agent() == BASE else ""
         return [
-            *(listed_model(f"{AMPLIFIED}:{name}" if name else AMPLIFIED) for name in trees),
-            listed_model(BASE),
+            *(
+                listed_model(f"{AMPLIFIED}:{name}" if name else AMPLIFIED, about=about_trees)
+                for name in trees
+            ),
+            listed_model(BASE, about=about),
             *([listed_model(STUDENT, promoted.created)] if promoted else []),
             *(listed_model(student.id, student.created) for student in registry.list("agent")),
             *map(listed_model, self._settings.endpoints),
@@ -142,9 +147,11 @@ class ServedModels:
         return _direct_answer(run, self._settings, model, request)
 
 
-def listed_model(name: str, created: str = "") -> Model:
+def listed_model(name: str, created: str = "", about: str = "") -> Model:
+    """A model as OpenAI's list holds it, and what can be expected of it, if that is to be said."""
     seconds = int(datetime.fromisoformat(created).timestamp()) if created else 0
-    return Model(id=name, created=seconds, object="model", owned_by="reflux")
+    more: dict[str, Any] = {"description": about} if about else {}
+    return Model(id=name, created=seconds, object="model", owned_by="reflux", **more)
 
 
 def _task_of(folder: RunFolder) -> Task | None:

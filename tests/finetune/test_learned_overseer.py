@@ -68,7 +68,7 @@ def written(*demos: Any, **more: Any) -> list[tuple[str, str]]:
             [
                 ("2 + 3 + 4", "1. 2 + 3\n2. {1} + 4"),
                 ("2 + 2", "Indivisible: one simple question"),
-                ("6 + 6", "Indivisible: one simple question"),
+                ("5 + 5", "Indivisible: one simple question"),
             ],
         ),
         # A sub-question that is held out leaves the whole demonstration out.
@@ -184,7 +184,7 @@ class Sums(Task):
         return (reflux.ScriptedOverseer("sums", divide),)
 
     def questions(self) -> Sequence[str]:
-        return [f"{a} + {b} + 4" for a in range(2, 8) for b in range(2, 8)]
+        return [f"{a} + {b} + 9" for a in range(2, 9) for b in range(2, 9)]
 
     def score(self, question: str, answer: str) -> bool:
         return answer == str(sum(map(int, question.split(" + "))))
@@ -255,10 +255,12 @@ async def test_rounds_learn_an_overseer_and_ask_the_original_no_more(
     learned = [each for row in report["rounds"] for each in row["overseers"]]
     assert [each["id"] for each in learned] == [f"student-r{n}:overseer" for n in range(3)]
     assert [each["promoted"] for each in learned] == [True, True, True]
+    assert all("unchecked" not in each["left_out"] for each in learned)
     assert [each["demonstrations"] for each in learned] == [6, 11, 16]
     assert [row["amplified"]["accuracy"] for row in report["rounds"]] == [1.0, 1.0]
     calls = {each.pop("round"): each for each in report["overseer_calls"]}
-    assert calls[0] == {"original": 12, "learned": 0}
+    # Of each question two steps, and two parts that it leaves to the agent.
+    assert calls[0] == {"original": 24, "learned": 0}
     assert calls[1]["original"] == calls[2]["original"] == 0
     assert calls[1]["learned"] > 0
     registry = RunFolder(tmp_path).registry
