@@ -7,12 +7,15 @@ On natural questions (`benchmarks.natural_tasks`) one model is agent and oversee
     bare         the overseer's answer stands, whatever it asked
     held         its decompositions are checked before they are asked
     weighed      and the direct answer is outvoted only by decompositions that agree
-    demos        and its examples are the nearest of a script's steps on training questions
-    plan         the same, with all steps in one reply of numbered lines
-    other-demos  as `plan`, with the scripts of all other tasks
+    demos        and its examples are the nearest of 200 trees of a script on training questions
+    lines        the same, in numbered lines
+    plan         the same, with all steps in one reply
+    other-demos  as `lines`, with the scripts of all other tasks
+    learned      an adapter of the model that imitates the 200 trees divides the questions
+    other-learned   the same, of the scripts of all other tasks
     scripted     the task's own script as overseer, where it has one
 
-The last four may send sub-questions to the tools of a script, a calculator and Python.
+From `demos` on, sub-questions may go to the tools of the scripts, a calculator and Python.
 
 Claims: all from `weighed` on are nowhere below `direct` by more than the 95% interval of the paired
 difference.
@@ -27,16 +30,25 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from benchmarks.default_model import SCRIPTED, open_model
+from benchmarks.default_model import SCRIPTED, open_default_model
 from benchmarks.natural_tasks import Natural, natural_tasks
 from benchmarks.report import Claim, Report
 from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.types import ChatClient
+from reflux.finetune.config import BaseConfig, BatchedConfig, DistillConfig
 from reflux.finetune.data.demonstrations import from_record
+from reflux.finetune.data.overseer_rows import overseer_rows
+from reflux.finetune.data.rows import rows_digest, training_order
+from reflux.finetune.distillation import StudentPlan, distill
+from reflux.finetune.engine.client import BatchedClient
+from reflux.finetune.learned_overseer import learned_overseer
+from reflux.finetune.registry import OVERSEER
+from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.weighing import Weighing
@@ -51,13 +63,17 @@ from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.gym import GymTask
 
 MAX_VOTES = 16
+CONTEXT = 2048
+NO_FILE = ("default", SCRIPTED)
 TOKENS = 200
 """Of a reply of the overseer."""
-WITH_DEMOS = ("demos", "plan", "other-demos")
-ARMS = ("direct", "bare", "held", "weighed", "best-of-n", *WITH_DEMOS, "scripted")
-DEMONSTRATIONS = 100
-"""Of each task's script, on training questions."""
-CAREFUL = ("weighed", *WITH_DEMOS)
+OTHER = "other-"
+WITH_DEMOS = ("demos", "lines", "plan", "other-demos")
+LEARNED = ("learned", "other-learned")
+ARMS = ("direct", "bare", "held", "weighed", "best-of-n", *WITH_DEMOS, *LEARNED, "scripted")
+DEMONSTRATIONS = 200
+"""Trees of scripts on training questions, at most; in equal parts where there are several."""
+CAREFUL = ("weighed", *WITH_DEMOS, *LEARNED)
 """Arms that must not be below `direct`."""
 
 
@@ -111,17 +127,33 @@ class Scripts:
 
     client: ChatClient
     seed: int
+    folder: RunFolder
+    """Of the students that learn from them."""
     _made: dict[str, Sequence[Demonstration]] = field(default_factory=dict[str, Any])
 
-    async def of(self, arm: str, name: str) -> Demonstrations | None:
-        """Those of an arm on the task of this name; None where there are none."""
+    async def of(self, arm: str, name: str) -> Sequence[Demonstration]:
+        """Those of an arm on the task of this name; empty where there are none."""
+        scripted = {other: each for other, each in natural_tasks().items() if each.scripted}
+        wanted = [other for other in scripted if (other == name) != arm.startswith(OTHER)]
         items: list[Demonstration] = []
-        for other, natural in natural_tasks().items():
-            if natural.scripted and (other == name) != (arm == "other-demos"):
-                if other not in self._made:
-                    self._made[other] = await self._make(natural)
-                items += self._made[other]
-        return Demonstrations(tuple(items)) if items else None
+        for other in wanted:
+            if other not in self._made:
+                self._made[other] = await self._make(scripted[other])
+            items += self._made[other][: DEMONSTRATIONS // len(wanted)]
+        return items
+
+    async def learned(self, demos: Sequence[Demonstration], name: str) -> ModelOverseer:
+        """An overseer that has learned from demonstrations, trained once for the same ones."""
+        made = overseer_rows(demos)
+        rows = training_order(made.rows, self.seed)
+        digest = rows_digest(rows)
+        id = f"{name}-{digest[:8]}{OVERSEER}"
+        registry = self.folder.registry
+        if id not in (student.id for student in registry.list("overseer")):
+            config = DistillConfig(base=self.folder.base.config, seed=self.seed)
+            plan = StudentPlan(id, [row.train() for row in rows], digest, config, style=made.style)
+            await asyncio.to_thread(distill, registry, plan, lambda *_: None, Event())
+        return replace(learned_overseer(id), plan=made.style.plan)
 
     async def _make(self, natural: Natural) -> Sequence[Demonstration]:
         questions = natural.task.sample(DEMONSTRATIONS, natural.level, "train", self.seed)
@@ -163,15 +195,19 @@ async def system_of(
         return Direct(context)
     if arm == "best-of-n":
         return BestOfRead(context, task, votes)
-    overseer = ModelOverseer(max_tokens=TOKENS, validate=arm != "bare")
-    if arm in WITH_DEMOS:
+    overseer = ModelOverseer(validate=arm != "bare")
+    if arm in (*WITH_DEMOS, *LEARNED):
         demos = await scripts.of(arm, name)
-        if demos is None:
+        if not demos:
             return None
-        overseer = replace(overseer, demos=demos)
-        if arm != "demos":
-            overseer = replace(overseer, form="lines", plan=True)
+        if arm in LEARNED:
+            overseer = await scripts.learned(demos, arm)
+        else:
+            overseer = replace(overseer, demos=Demonstrations(tuple(demos)))
+            if arm != "demos":
+                overseer = replace(overseer, form="lines", plan=arm == "plan")
         context = replace(context, tools=task.tools())
+    overseer = replace(overseer, max_tokens=TOKENS)
     weighing = Weighing() if arm in CAREFUL else None
     return Amplified(replace(context, overseers=(overseer,), weighing=weighing))
 
@@ -198,9 +234,9 @@ async def done(arm: str, natural: Natural, system: System, questions: Sequence[s
     )
 
 
-async def measure(config: Config, client: ChatClient, report: Report) -> None:
-    """Every arm on every task; each arm has a cache of its own."""
-    tasks, scripts = natural_tasks(), Scripts(client, config.seed)
+async def measure(config: Config, client: ChatClient, scripts: Scripts, report: Report) -> None:
+    """Every arm on every task; no arm sees what another one has cached."""
+    tasks = natural_tasks()
     for name in config.tasks:
         natural, votes, arms = tasks[name], 1, dict[str, Done]()
         questions = natural.task.sample(config.n, natural.level, "held_out", config.seed)
@@ -256,11 +292,18 @@ def main(config: Config) -> None:
     report = Report("model_overseer", seed=config.seed, quick=config.quick)
 
     async def run() -> None:
-        client = open_model(config.model, context=2048)
-        try:
-            await measure(config, client, report)
-        finally:
-            await client.close()
+        with tempfile.TemporaryDirectory() as scratch:
+            base = BaseConfig(model="" if config.model in NO_FILE else config.model)
+            folder = RunFolder(Path(scratch), base)
+            client = (
+                open_default_model(SCRIPTED, CONTEXT)
+                if config.model == SCRIPTED
+                else BatchedClient(folder.models, BatchedConfig(context=CONTEXT))
+            )
+            try:
+                await measure(config, client, Scripts(client, config.seed, folder), report)
+            finally:
+                await client.close()
 
     asyncio.run(run())
     report.finish()
@@ -275,4 +318,6 @@ if __name__ == "__main__":
     parser.add_argument("-n", type=int, default=200)
     given = parser.parse_args()
     chosen = Config(given.n, given.tasks or Config.tasks, given.arms or ARMS, given.model)
-    main(Config(n=2, model=SCRIPTED, quick=True) if given.quick else chosen)
+    untrained = [arm for arm in ARMS if arm not in LEARNED]
+    quick = Config(n=2, arms=untrained, model=SCRIPTED, quick=True)
+    main(quick if given.quick else chosen)
