@@ -13,8 +13,8 @@ from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
+from reflux.agents.overseers.step_forms import OVERSEER, is_learned
 from reflux.finetune.learned_overseer import learned_overseer
-from reflux.finetune.registry import OVERSEER, is_overseer
 from reflux.graphs.amplify.context import CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import DECOMPOSITIONS, Weighing
 from reflux.graphs.external.user_code import load_instance
@@ -43,7 +43,7 @@ def overseer_named(
         return overseers[name]
     if is_reference(name) and not name.startswith("script:"):  # That is a program's.
         return _own_overseer(name)
-    if is_overseer(name):
+    if is_learned(name):
         return learned_overseer(name)
     raise UsageError(
         f"no overseer is called {name!r}; there are {', '.join(overseers)}, your own as "

@@ -48,6 +48,13 @@ class StepStyle:
 AS_JSON = StepStyle()
 LEARNED = StepStyle("lines", plan=True, brief=True)
 """How an overseer is trained to reply, and is asked."""
+OVERSEER = ":overseer"
+"""How the name of a learned overseer ends."""
+
+
+def is_learned(name: str) -> bool:
+    """True of the name of a learned overseer, such as `student-r1:overseer`."""
+    return name.endswith(OVERSEER)
 
 
 def tool_lines(tools: Mapping[str, str]) -> list[str]:

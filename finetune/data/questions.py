@@ -46,11 +46,13 @@ def first_round(task: Task) -> int:
 
 def planned_questions(config: RoundsConfig, task: Task) -> list[int]:
     """Training questions that each round asks, from round 1 on."""
+    learn = config.overseer.learn
+    asked = learn if isinstance(learn, int) else 0
     given = [spec.questions for spec in config.rounds[1 - first_round(task) :]]
     size = task.size("train")
     share = MAX_QUESTIONS
     if size is not None and None in given:
-        left = size - sum(number or 0 for number in given)
+        left = size - asked - sum(number or 0 for number in given)
         share = min(share, max(0, left // given.count(None)))
     return [share if number is None else number for number in given]
 

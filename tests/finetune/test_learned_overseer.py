@@ -1,0 +1,272 @@
+"""A learned overseer: its rows, how it is asked, what it may do wrong, and rounds that learn it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reflux
+from reflux.agents.clients.scripted import ScriptedClient
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.demonstration_file import demonstration_of
+from reflux.agents.overseers.step_forms import BRIEF
+from reflux.agents.types import ChatRequest
+from reflux.finetune.config import RoundsConfig, RoundSpec, config_from
+from reflux.finetune.data.overseer_rows import overseer_rows
+from reflux.finetune.gates import GateConfig
+from reflux.finetune.learned_overseer import learned_overseer
+from reflux.finetune.rounds import run_rounds
+from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.graphs.evals.task import Task, is_held_out
+from tests.support.run_folders import put_base
+from tests.support.small_runs import silent
+from tests.support.sums import compare_little
+
+NAME = "student-x:overseer"
+PLAN = demonstration_of({"question": "2 + 3 + 4", "ask": ["2 + 3", "{0} + 4"]})
+STEPS = demonstration_of(
+    {
+        "question": "1 + 1 + 6",
+        "steps": [{"ask": ["1 + 1"], "answers": ["2"]}, {"ask": ["2 + 6"], "answers": ["8"]}],
+        "answer": "8",
+    }
+)
+WHOLE = demonstration_of({"question": "2 + 2", "ask": []})
+
+
+def written(*demos: Any, **more: Any) -> list[tuple[str, str]]:
+    """(what the user's turn says, the reply) of the rows of demonstrations."""
+    rows = overseer_rows(demos, **more).rows
+    assert {row.prompt[0]["content"] for row in rows} == {BRIEF}
+    return [(row.prompt[1]["content"], row.completion) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("demos", "more", "rows"),
+    [
+        ([PLAN], {}, [("2 + 3 + 4", "1. 2 + 3\n2. {1} + 4")]),
+        (
+            [STEPS],
+            {},
+            [
+                ("1 + 1 + 6", "1. 1 + 1"),
+                ("1 + 1 + 6\nAnswers so far:\n- 1 + 1 2", "1. 2 + 6"),
+                ("1 + 1 + 6\nAnswers so far:\n- 1 + 1 2\n- 2 + 6 8", "Answer: 8"),
+            ],
+        ),
+        (
+            [PLAN, WHOLE],
+            {},
+            [("2 + 3 + 4", "1. 2 + 3\n2. {1} + 4"), ("2 + 2", "Indivisible: one simple question")],
+        ),
+        # One row in three at most is a sub-question that the agent answered.
+        (
+            [PLAN, WHOLE],
+            {"direct": ["5 + 5", "6 + 6", "2 + 2"]},
+            [
+                ("2 + 3 + 4", "1. 2 + 3\n2. {1} + 4"),
+                ("2 + 2", "Indivisible: one simple question"),
+                ("6 + 6", "Indivisible: one simple question"),
+            ],
+        ),
+        # A sub-question that is held out leaves the whole demonstration out.
+        (
+            [PLAN, STEPS, PLAN],
+            {"withheld": lambda text: text == "2 + 6"},
+            [("2 + 3 + 4", "1. 2 + 3\n2. {1} + 4")],
+        ),
+    ],
+)
+def test_rows_are_the_overseers_request_and_its_step(
+    demos: list[Any], more: dict[str, Any], rows: list[tuple[str, str]]
+) -> None:
+    assert written(*demos, **more) == rows
+
+
+@pytest.mark.parametrize("demos", [[], [WHOLE]])
+def test_demonstrations_that_divide_nothing_teach_no_overseer(demos: list[Any]) -> None:
+    with pytest.raises(UsageError, match="no demonstration divides its question"):
+        overseer_rows(demos)
+
+
+def copies(request: ChatRequest) -> str:
+    """A copy that adds two numbers, and gets longer sums wrong."""
+    terms = request.messages[-1][1].removesuffix("=").split(" + ")
+    digits = all(term.strip().isdigit() for term in terms)
+    if not digits or len(terms) > 2:
+        return "7"
+    return str(sum(map(int, terms)))
+
+
+def answering(divide: str) -> ScriptedClient:
+    """Copies, beside a learned overseer that always replies the same."""
+    return ScriptedClient(lambda r: divide if r.model.endswith(":overseer") else copies(r))
+
+
+async def test_it_is_asked_in_the_words_of_its_training() -> None:
+    client = answering("1. 2 + 3\n2. {1} + 4")
+    limits = reflux.Limits(attempts=1)
+    result = await reflux.amplify(
+        "2 + 3 + 4", learned_overseer(NAME), client=client, limits=limits, weighing=None
+    )
+    asked = next(r for r in client.requests if r.model == NAME)
+    (row,) = overseer_rows([PLAN]).rows
+    assert [{"role": t[0], "content": t[1]} for t in asked.messages] == list(row.prompt)
+    assert (asked.schema, result.answer) == ("", "9")
+    assert {r.model for r in client.requests} == {NAME, "base"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "calls"),
+    [
+        ("", 3),
+        ("Indivisible: it is simple", 1),
+        ("1. What is the answer?", 3),
+        ("1. 2 + 3 + 4", 3),
+        ("1. {7} + 4", 3),
+        ("\n".join(f"{n}. {n} + {n}" for n in range(1, 51)), 3),
+        ("\n".join(f"{n}. 2 + 3" for n in range(1, 9)), 3),
+        ("Pregunta: ¿cuánto es?", 3),
+    ],
+)
+async def test_a_bad_one_never_makes_an_answer_worse_than_the_direct_one(
+    reply: str, calls: int
+) -> None:
+    client = answering(reply)
+    result = await reflux.amplify("2 + 3 + 4", learned_overseer(NAME), client=client)
+    assert (result.answer, result.outcome["status"]) == ("7", "unchecked")
+    by_overseer = [r for r in client.requests if r.model == NAME]
+    assert 1 <= len(by_overseer) <= 2 * calls  # In both decompositions.
+    assert len(client.requests) < 40
+    assert result.tree.note
+
+
+class Sums(Task):
+    """Sums of three numbers, which the script divides; no primitives."""
+
+    name = "three_sums"
+
+    def overseers(self) -> Sequence[reflux.Overseer]:
+        return (reflux.ScriptedOverseer("sums", divide),)
+
+    def questions(self) -> Sequence[str]:
+        return [f"{a} + {b} + 4" for a in range(2, 8) for b in range(2, 8)]
+
+    def score(self, question: str, answer: str) -> bool:
+        return answer == str(sum(map(int, question.split(" + "))))
+
+
+class Unscored(Sums):
+    def has_truth(self, question: str) -> bool:
+        return False
+
+
+def divide(question: str, transcript: Any, may_ask: bool) -> reflux.Step:
+    terms = question.split(" + ")
+    if not may_ask or len(terms) < 3:
+        return reflux.PASS
+    if not transcript:
+        first = reflux.SubQuestion(f"{terms[0]} + {terms[1]}")
+        return reflux.Ask((first, reflux.SubQuestion(f"{{0}} + {terms[2]}", needs=(0,))))
+    return reflux.Answer(transcript[-1].answer)
+
+
+def by_plan(request: ChatRequest) -> str:
+    """A learned overseer that has learned the script."""
+    if not request.model.endswith(":overseer"):
+        return copies(request)
+    one, two, three = request.messages[-1][1].split(" + ")
+    return f"1. {one} + {two}\n2. {{1}} + {three}"
+
+
+def spoilt(request: ChatRequest) -> str:
+    """The same, but what it learned from its own trees has spoilt it."""
+    if request.model == "student-r1:overseer":
+        return "Indivisible: one simple question"
+    return by_plan(request)
+
+
+CONFIG = RoundsConfig.model_validate(
+    {
+        "rounds": [{"questions": 5, "held_out": 6}] * 2,
+        "overseer": {"learn": 6},
+        "anchor": 2,
+        "canaries": 0,
+        "gates": GateConfig(parity=0.0, retention=0.0),
+        "sft": {"max_steps": 2, "per_device_train_batch_size": 2},
+    }
+)
+
+
+async def climb(folder: Path, client: ScriptedClient, task: Task, **changes: Any) -> dict[str, Any]:
+    """The report of a run."""
+    config = CONFIG.model_copy(update=changes)
+    async with OpenRun(RunFolder(folder), client=client) as run:
+        await run_rounds(run, config, task, silent)
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture
+def small(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_base(tiny_base, monkeypatch.setattr)
+    compare_little(monkeypatch.setattr)
+
+
+@pytest.mark.engine
+async def test_rounds_learn_an_overseer_and_ask_the_original_no_more(
+    small: None, tmp_path: Path
+) -> None:
+    client = ScriptedClient(by_plan)
+    report = await climb(tmp_path, client, Sums())
+    learned = [each for row in report["rounds"] for each in row["overseers"]]
+    assert [each["id"] for each in learned] == [f"student-r{n}:overseer" for n in range(3)]
+    assert [each["promoted"] for each in learned] == [True, True, True]
+    assert [each["demonstrations"] for each in learned] == [6, 11, 16]
+    assert [row["amplified"]["accuracy"] for row in report["rounds"]] == [1.0, 1.0]
+    calls = {each.pop("round"): each for each in report["overseer_calls"]}
+    assert calls[0] == {"original": 12, "learned": 0}
+    assert calls[1]["original"] == calls[2]["original"] == 0
+    assert calls[1]["learned"] > 0
+    registry = RunFolder(tmp_path).registry
+    assert registry.current("overseer").id == "student-r2:overseer"
+    assert registry.rollback("overseer").id == "student-r1:overseer"
+    assert [each.parent for each in registry.list("overseer")] == [
+        None, "student-r0:overseer", "student-r1:overseer",
+    ]  # fmt: skip
+    trained = registry.get("student-r1:overseer")
+    assert (trained.role, trained.style.plan, trained.path.name) == (
+        "overseer", True, "student-r1.overseer",
+    )  # fmt: skip
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("task", [Sums(), Unscored()])
+async def test_an_overseer_that_became_worse_is_not_promoted(
+    small: None, tmp_path: Path, task: Task
+) -> None:
+    rounds = (RoundSpec(questions=5, held_out=6),)
+    report = await climb(tmp_path, ScriptedClient(spoilt), task, rounds=rounds)
+    _, second = report["rounds"][0]["overseers"]
+    (gate,) = [gate for gate in second["gates"] if gate["name"] == "overseer"]
+    assert (gate["value"] <= -0.5, gate["passed"], second["promoted"]) == (True, False, False)
+    assert RunFolder(tmp_path).registry.current("overseer").id == "student-r0:overseer"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"overseer": {"learn": 0}}, "greater than or equal to 1"),
+        ({"overseer": {"fallback": "original"}}, "add `learn`"),
+        ({"overseer": {"name": NAME, "learn": 5}}, "has learned already"),
+    ],
+)
+def test_configs_that_cannot_learn_an_overseer(body: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config_from({"rounds": 1, **body}, "run.yaml")
+
+
+def test_no_question_of_these_sums_is_in_both_splits() -> None:
+    held_out = [question for question in Sums().questions() if is_held_out(Sums(), question)]
+    assert 6 <= len(held_out) <= 20
