@@ -25,56 +25,34 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from benchmarks.default_model import SCRIPTED, open_default_model
 from benchmarks.natural_tasks import Natural, natural_tasks
+from benchmarks.overseer_arms import (
+    ARMS,
+    CAREFUL,
+    DEMONSTRATIONS,
+    LEARNED,
+    Scripts,
+    scratch_context,
+    system_of,
+)
 from benchmarks.report import Claim, Report
-from reflux.agents.clients.endpoints import CachedClient
-from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations
-from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.types import ChatClient
-from reflux.finetune.config import BaseConfig, BatchedConfig, DistillConfig
-from reflux.finetune.data.demonstrations import from_record
-from reflux.finetune.data.overseer_rows import overseer_rows
-from reflux.finetune.data.rows import rows_digest, training_order
-from reflux.finetune.distillation import StudentPlan, distill
+from reflux.finetune.config import BaseConfig, BatchedConfig
 from reflux.finetune.engine.client import BatchedClient
-from reflux.finetune.learned_overseer import learned_overseer
-from reflux.finetune.registry import OVERSEER
 from reflux.finetune.run_folder import RunFolder
-from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.amplify.weighing import Weighing
-from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
-from reflux.graphs.evals.best_of import BestOf
+from reflux.graphs.ask import Origin, System, answer_all
 from reflux.graphs.evals.metrics import Difference, difference, wilson
-from reflux.graphs.evals.task import task_context
-from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
-from reflux.graphs.voting.voting import VotePolicy
-from reflux.tasks.gym import GymTask
 
 MAX_VOTES = 16
 CONTEXT = 2048
 NO_FILE = ("default", SCRIPTED)
-TOKENS = 200
-"""Of a reply of the overseer."""
-OTHER = "other-"
-WITH_DEMOS = ("demos", "lines", "plan", "other-demos")
-LEARNED = ("learned", "other-learned")
-ARMS = ("direct", "bare", "held", "weighed", "best-of-n", *WITH_DEMOS, *LEARNED, "scripted")
-DEMONSTRATIONS = 200
-"""Trees of scripts on training questions, at most; in equal parts where there are several."""
-CAREFUL = ("weighed", *WITH_DEMOS, *LEARNED)
-"""Arms that must not be below `direct`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +67,9 @@ class Config:
     """`default`, `scripted`, or a GGUF."""
     seed: int = 0
     quick: bool = False
+    demonstrations: int = DEMONSTRATIONS
+    more: bool = False
+    """Keeps the last run's figures of other models and tasks."""
 
 
 @dataclass(frozen=True)
@@ -104,112 +85,6 @@ class Done:
     undivided: float
     """Share of the questions that the overseer left to the agent."""
     seconds: float
-
-
-@dataclass
-class BestOfRead:
-    """Best of n, where votes are counted by the answer that the task reads in them."""
-
-    context: AmplifyContext
-    task: GymTask
-    votes: int
-
-    async def answer(self, question: str, question_id: str) -> Outcome:
-        """Ask all votes of one question."""
-        read = partial(self.task.to_user, question)
-        return await BestOf(self.context, self.votes, read).answer(question, question_id)
-
-
-@dataclass
-class Scripts:
-    """Demonstrations of the tasks' scripts: their trees on training questions, whose parts the
-    model answered. Nobody looks whether an answer is right."""
-
-    client: ChatClient
-    seed: int
-    folder: RunFolder
-    """Of the students that learn from them."""
-    _made: dict[str, Sequence[Demonstration]] = field(default_factory=dict[str, Any])
-
-    async def of(self, arm: str, name: str) -> Sequence[Demonstration]:
-        """Those of an arm on the task of this name; empty where there are none."""
-        scripted = {other: each for other, each in natural_tasks().items() if each.scripted}
-        wanted = [other for other in scripted if (other == name) != arm.startswith(OTHER)]
-        items: list[Demonstration] = []
-        for other in wanted:
-            if other not in self._made:
-                self._made[other] = await self._make(scripted[other])
-            items += self._made[other][: DEMONSTRATIONS // len(wanted)]
-        return items
-
-    async def learned(self, demos: Sequence[Demonstration], name: str) -> ModelOverseer:
-        """An overseer that has learned from demonstrations, trained once for the same ones."""
-        made = overseer_rows(demos)
-        rows = training_order(made.rows, self.seed)
-        digest = rows_digest(rows)
-        id = f"{name}-{digest[:8]}{OVERSEER}"
-        registry = self.folder.registry
-        if id not in (student.id for student in registry.list("overseer")):
-            config = DistillConfig(base=self.folder.base.config, seed=self.seed)
-            plan = StudentPlan(id, [row.train() for row in rows], digest, config, style=made.style)
-            await asyncio.to_thread(distill, registry, plan, lambda *_: None, Event())
-        return replace(learned_overseer(id), plan=made.style.plan)
-
-    async def _make(self, natural: Natural) -> Sequence[Demonstration]:
-        questions = natural.task.sample(DEMONSTRATIONS, natural.level, "train", self.seed)
-        with scratch_context(self.client, self.seed) as base:
-            system = Amplified(task_context(base, natural.task))
-            origin = Origin("scripts", 0, "scripted", natural.task.name, "train")
-            await answer_all(system, origin, questions)
-            store = base.recorded_client.store
-            return from_record(store, len(questions), True, lambda _: False).items
-
-
-@contextmanager
-def scratch_context(client: ChatClient, seed: int) -> Iterator[AmplifyContext]:
-    """A context with a record and a cache that last as long as the block."""
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        closing(TraceStore(Path(scratch) / "traces.db")) as store,
-    ):
-        yield AmplifyContext(
-            RecordedClient(CachedClient(client), store),
-            "base",
-            (),
-            limits=Limits(calls=100, tokens=100_000),
-            votes=VotePolicy(max_votes=1),
-            seed=seed,
-        )
-
-
-async def system_of(
-    arm: str, name: str, base: AmplifyContext, votes: int, scripts: Scripts
-) -> System | None:
-    """The system of an arm; None where the task has none."""
-    natural = natural_tasks()[name]
-    task = natural.task
-    if arm == "scripted":
-        return Amplified(task_context(base, task)) if natural.scripted else None
-    context = replace(base, max_tokens=task.max_answer_tokens, system_prompt=task.system_prompt)
-    if arm == "direct":
-        return Direct(context)
-    if arm == "best-of-n":
-        return BestOfRead(context, task, votes)
-    overseer = ModelOverseer(validate=arm != "bare")
-    if arm in (*WITH_DEMOS, *LEARNED):
-        demos = await scripts.of(arm, name)
-        if not demos:
-            return None
-        if arm in LEARNED:
-            overseer = await scripts.learned(demos, arm)
-        else:
-            overseer = replace(overseer, demos=Demonstrations(tuple(demos)))
-            if arm != "demos":
-                overseer = replace(overseer, form="lines", plan=arm == "plan")
-        context = replace(context, tools=task.tools())
-    overseer = replace(overseer, max_tokens=TOKENS)
-    weighing = Weighing() if arm in CAREFUL else None
-    return Amplified(replace(context, overseers=(overseer,), weighing=weighing))
 
 
 async def done(arm: str, natural: Natural, system: System, questions: Sequence[str]) -> Done:
@@ -236,7 +111,12 @@ async def done(arm: str, natural: Natural, system: System, questions: Sequence[s
 
 async def measure(config: Config, client: ChatClient, scripts: Scripts, report: Report) -> None:
     """Every arm on every task; no arm sees what another one has cached."""
-    tasks = natural_tasks()
+    tasks, model = natural_tasks(), scripts.folder.base.name
+    report.rows[:] = [
+        r for r in report.rows if (r["model"], r["task"] in config.tasks) != (model, True)
+    ]
+    again = tuple(f"{model}, {name}: " for name in config.tasks)
+    report.claims[:] = [claim for claim in report.claims if not claim.name.startswith(again)]
     for name in config.tasks:
         natural, votes, arms = tasks[name], 1, dict[str, Done]()
         questions = natural.task.sample(config.n, natural.level, "held_out", config.seed)
@@ -248,16 +128,32 @@ async def measure(config: Config, client: ChatClient, scripts: Scripts, report: 
                 arms[arm] = result = await done(arm, natural, system, questions)
             if arm == "weighed" and "direct" in arms:
                 votes = max(1, min(MAX_VOTES, round(result.tokens / arms["direct"].tokens)))
-            report.rows.append(row_of(name, arm, arms, votes, config.seed))
+            report.rows.append(row_of(model, name, arm, arms, votes, config.seed))
             print(report.rows[-1], flush=True)
         for arm in CAREFUL:
             if arm in arms and "direct" in arms:
                 gap = gap_of(arms[arm], arms["direct"], config.seed)
                 low, high = gap.ci95
                 report.claims.append(
-                    Claim(f"{name}: {arm} against direct, upper end of the difference",
+                    Claim(f"{model}, {name}: {arm} against direct, upper end of the difference",
                           high, ">=", 0.0, gap.n, (low, high))
                 )  # fmt: skip
+        report.claims += learned_claim(model, name, arms)
+        if not config.quick:
+            report.write()
+
+
+def learned_claim(model: str, name: str, arms: Mapping[str, Done]) -> list[Claim]:
+    """What the learned overseer has to reach of the script's accuracy."""
+    if not {"learned", "scripted"} <= arms.keys():
+        return []
+    learned, scripted = (sum(arms[arm].right.values()) for arm in ("learned", "scripted"))
+    n = len(arms["learned"].right)
+    low, high = (round(end * n / max(scripted, 1), 3) for end in wilson(learned, n))
+    return [
+        Claim(f"{model}, {name}: learned over scripted", learned / max(scripted, 1), ">=", 0.9,
+              n, (low, high))
+    ]  # fmt: skip
 
 
 def gap_of(one: Done, other: Done, seed: int) -> Difference:
@@ -265,11 +161,14 @@ def gap_of(one: Done, other: Done, seed: int) -> Difference:
     return difference("", "", {q: [(one.right[q], other.right[q])] for q in one.right}, seed)
 
 
-def row_of(task: str, arm: str, arms: Mapping[str, Done], votes: int, seed: int) -> dict[str, Any]:
+def row_of(
+    model: str, task: str, arm: str, arms: Mapping[str, Done], votes: int, seed: int
+) -> dict[str, Any]:
     """One row of the table."""
     result, n = arms[arm], len(arms[arm].right)
     right = sum(result.right.values())
     row: dict[str, Any] = {
+        "model": model,
         "task": task,
         "arm": f"best-of-{votes}" if arm == "best-of-n" else arm,
         "n": n,
@@ -290,6 +189,8 @@ def row_of(task: str, arm: str, arms: Mapping[str, Done], votes: int, seed: int)
 def main(config: Config) -> None:
     """Run and report."""
     report = Report("model_overseer", seed=config.seed, quick=config.quick)
+    if config.more:
+        report.take_up()
 
     async def run() -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -301,7 +202,8 @@ def main(config: Config) -> None:
                 else BatchedClient(folder.models, BatchedConfig(context=CONTEXT))
             )
             try:
-                await measure(config, client, Scripts(client, config.seed, folder), report)
+                scripts = Scripts(client, config.seed, folder, config.demonstrations)
+                await measure(config, client, scripts, report)
             finally:
                 await client.close()
 
@@ -316,8 +218,13 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", nargs="+", choices=list(natural_tasks()))
     parser.add_argument("--arms", nargs="+", choices=ARMS)
     parser.add_argument("-n", type=int, default=200)
+    parser.add_argument(
+        "--more", action="store_true", help="keep figures of other models and tasks"
+    )
     given = parser.parse_args()
-    chosen = Config(given.n, given.tasks or Config.tasks, given.arms or ARMS, given.model)
+    chosen = Config(
+        given.n, given.tasks or Config.tasks, given.arms or ARMS, given.model, more=given.more
+    )
     untrained = [arm for arm in ARMS if arm not in LEARNED]
-    quick = Config(n=2, arms=untrained, model=SCRIPTED, quick=True)
+    quick = Config(n=2, arms=untrained, model=SCRIPTED, quick=True, demonstrations=4)
     main(quick if given.quick else chosen)
