@@ -122,7 +122,10 @@ def _rows(stages: Stages, number: int) -> OverseerRows:
         check_demonstrations(read, task, learn)
         shown = read.items
     made = from_record(stages.run.store, MAX_TREES, False, withheld, number)
-    return overseer_rows([*shown, *made.items], made.direct, withheld, task.name)
+    tools = {*task.tools(), *(tool.spec.name for tool in stages.grants.get("answer", ()))}
+    rows = overseer_rows([*shown, *made.items], made.direct, withheld, task.name, tools)
+    rows.left_out += made.left_out
+    return rows
 
 
 async def _compare(

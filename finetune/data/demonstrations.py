@@ -46,7 +46,8 @@ MAX_PARTS = 500
 ENDED = f"""
 SELECT q.id, q.text, q.task, q.split, q.system, q.detail ->> 'answer' AS answer,
   q.detail ->> 'status' AS status, q.detail ->> 'candidates' AS candidates
-FROM roots q WHERE {NEWEST} AND coalesce(q.round, 0) <= ? ORDER BY q.created DESC
+FROM roots q WHERE {NEWEST} AND coalesce(q.round, 0) <= ? AND q.system IS NOT 'anchor'
+ORDER BY q.created DESC
 """  # noqa: S608 - the part is a constant of ours
 UNFINISHED = f"""
 SELECT count(*) FROM questions q WHERE {NEWEST} AND NOT EXISTS (

@@ -19,6 +19,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.errors import UsageError
     from reflux.agents.overseers.demonstration_file import read_demonstrations
     from reflux.agents.overseers.step_forms import OVERSEER
+    from reflux.ask_context import open_tools
     from reflux.cli.progress import ProgressView
     from reflux.finetune import check_training_packages
     from reflux.finetune.config import BaseConfig, read_distill_config
@@ -88,7 +89,7 @@ def distill(
     plan_of = partial(StudentPlan, config=settings)
     if role == "overseer":
         student = student.removesuffix(OVERSEER) + OVERSEER
-        made = overseer_rows_for(folder, demos)
+        made = run_async(overseer_rows_for(folder, demos))
         rows = training_order(made.rows, settings.seed)
         plan = plan_of(student, [row.train() for row in rows], rows_digest(rows), style=made.style)
     else:
@@ -149,7 +150,7 @@ def recorded_rows(folder: RunFolder) -> list[Row]:
     return [*primitives, *others]
 
 
-def overseer_rows_for(folder: RunFolder, demos: Path | None) -> OverseerRows:
+async def overseer_rows_for(folder: RunFolder, demos: Path | None) -> OverseerRows:
     """The rows of an overseer, from a file of demonstrations or from the accepted trees of a run.
 
     Raises:
@@ -158,11 +159,14 @@ def overseer_rows_for(folder: RunFolder, demos: Path | None) -> OverseerRows:
     task: Task | None = run_task(folder.config()) if folder.exists else None
     name = task.name if task else ""
     withheld = withheld_by(task)
+    async with open_tools(task.tool_names if task else ()) as grants:
+        tools = {tool.spec.name for tool in grants.get("answer", ())}
+    tools |= set(task.tools() if task else ())
     if demos is not None:
         read = read_demonstrations(demos)
         if task is not None:
             check_demonstrations(read, task, str(demos))
-        return _told(overseer_rows(read.items, (), withheld, name), str(demos))
+        return _told(overseer_rows(read.items, (), withheld, name, tools), str(demos))
     if not folder.traces_path.is_file():
         raise UsageError(
             f"{folder.path} has no accepted trees: run `reflux run` first, or give --demos"
@@ -175,7 +179,7 @@ def overseer_rows_for(folder: RunFolder, demos: Path | None) -> OverseerRows:
             f"{folder.path} has no accepted trees ({why or 'no question is on record'}): give "
             "--demos, or approve trees with `reflux review`"
         )
-    return _told(overseer_rows(made.items, made.direct, withheld, name), str(folder.path))
+    return _told(overseer_rows(made.items, made.direct, withheld, name, tools), str(folder.path))
 
 
 def _told(made: OverseerRows, source: str) -> OverseerRows:
