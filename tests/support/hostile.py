@@ -193,7 +193,7 @@ REPLIES: dict[str, tuple[str, Step | None]] = {
         Ask.of("Quelle est la capitale de la France ?", "Et celle du Japon ?"),
     ),
     "japanese lines": (
-        "1. フランスの首都は？\n2. 日本の首都は？", Ask((), LOSES),
+        "1. フランスの首都は？\n2. 日本の首都は？", Ask((), TRANSLATED),
     ),
     "french prose": ("Je ne parle pas anglais, désolé.", None),
     "refusal": ("I'm sorry, but as an AI model I can't help with that [sic].", None),
