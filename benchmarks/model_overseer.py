@@ -8,9 +8,13 @@ On natural questions (`benchmarks.natural_tasks`) one model is agent and oversee
     held         its decompositions are checked before they are asked
     weighed      and the direct answer is outvoted only by decompositions that agree
     demos        and its examples are the nearest of a script's steps on training questions
+    plan         the same, with all steps in one reply of numbered lines
+    other-demos  as `plan`, with the scripts of all other tasks
     scripted     the task's own script as overseer, where it has one
 
-Claims: `weighed` and `demos` are nowhere below `direct` by more than the 95% interval of the paired
+The last four may send sub-questions to the tools of a script, a calculator and Python.
+
+Claims: all from `weighed` on are nowhere below `direct` by more than the 95% interval of the paired
 difference.
 """
 
@@ -18,19 +22,21 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.default_model import SCRIPTED, open_model
-from benchmarks.natural_tasks import FEW_WORDS, Natural, natural_tasks
+from benchmarks.natural_tasks import Natural, natural_tasks
 from benchmarks.report import Claim, Report
 from reflux.agents.clients.endpoints import CachedClient
+from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.types import ChatClient
+from reflux.finetune.data.demonstrations import from_record
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.weighing import Weighing
@@ -47,8 +53,11 @@ from reflux.tasks.gym import GymTask
 MAX_VOTES = 16
 TOKENS = 200
 """Of a reply of the overseer."""
-ARMS = ("direct", "bare", "held", "weighed", "best-of-n", "scripted")
-CAREFUL = ("weighed",)
+WITH_DEMOS = ("demos", "plan", "other-demos")
+ARMS = ("direct", "bare", "held", "weighed", "best-of-n", *WITH_DEMOS, "scripted")
+DEMONSTRATIONS = 100
+"""Of each task's script, on training questions."""
+CAREFUL = ("weighed", *WITH_DEMOS)
 """Arms that must not be below `direct`."""
 
 
@@ -95,18 +104,75 @@ class BestOfRead:
         return await BestOf(self.context, self.votes, read).answer(question, question_id)
 
 
-def system_of(arm: str, natural: Natural, base: AmplifyContext, votes: int) -> System | None:
+@dataclass
+class Scripts:
+    """Demonstrations of the tasks' scripts: their trees on training questions, whose parts the
+    model answered. Nobody looks whether an answer is right."""
+
+    client: ChatClient
+    seed: int
+    _made: dict[str, Sequence[Demonstration]] = field(default_factory=dict[str, Any])
+
+    async def of(self, arm: str, name: str) -> Demonstrations | None:
+        """Those of an arm on the task of this name; None where there are none."""
+        items: list[Demonstration] = []
+        for other, natural in natural_tasks().items():
+            if natural.scripted and (other == name) != (arm == "other-demos"):
+                if other not in self._made:
+                    self._made[other] = await self._make(natural)
+                items += self._made[other]
+        return Demonstrations(tuple(items)) if items else None
+
+    async def _make(self, natural: Natural) -> Sequence[Demonstration]:
+        questions = natural.task.sample(DEMONSTRATIONS, natural.level, "train", self.seed)
+        with scratch_context(self.client, self.seed) as base:
+            system = Amplified(task_context(base, natural.task))
+            origin = Origin("scripts", 0, "scripted", natural.task.name, "train")
+            await answer_all(system, origin, questions)
+            store = base.recorded_client.store
+            return from_record(store, len(questions), True, lambda _: False).items
+
+
+@contextmanager
+def scratch_context(client: ChatClient, seed: int) -> Iterator[AmplifyContext]:
+    """A context with a record and a cache that last as long as the block."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        closing(TraceStore(Path(scratch) / "traces.db")) as store,
+    ):
+        yield AmplifyContext(
+            RecordedClient(CachedClient(client), store),
+            "base",
+            (),
+            limits=Limits(calls=100, tokens=100_000),
+            votes=VotePolicy(max_votes=1),
+            seed=seed,
+        )
+
+
+async def system_of(
+    arm: str, name: str, base: AmplifyContext, votes: int, scripts: Scripts
+) -> System | None:
     """The system of an arm; None where the task has none."""
+    natural = natural_tasks()[name]
     task = natural.task
     if arm == "scripted":
         return Amplified(task_context(base, task)) if natural.scripted else None
-    context = replace(base, max_tokens=task.max_answer_tokens, system_prompt=FEW_WORDS)
+    context = replace(base, max_tokens=task.max_answer_tokens, system_prompt=task.system_prompt)
     if arm == "direct":
         return Direct(context)
     if arm == "best-of-n":
         return BestOfRead(context, task, votes)
     overseer = ModelOverseer(max_tokens=TOKENS, validate=arm != "bare")
-    weighing = Weighing() if arm == "weighed" else None
+    if arm in WITH_DEMOS:
+        demos = await scripts.of(arm, name)
+        if demos is None:
+            return None
+        overseer = replace(overseer, demos=demos)
+        if arm != "demos":
+            overseer = replace(overseer, form="lines", plan=True)
+        context = replace(context, tools=task.tools())
+    weighing = Weighing() if arm in CAREFUL else None
     return Amplified(replace(context, overseers=(overseer,), weighing=weighing))
 
 
@@ -134,24 +200,13 @@ async def done(arm: str, natural: Natural, system: System, questions: Sequence[s
 
 async def measure(config: Config, client: ChatClient, report: Report) -> None:
     """Every arm on every task; each arm has a cache of its own."""
-    tasks = natural_tasks()
+    tasks, scripts = natural_tasks(), Scripts(client, config.seed)
     for name in config.tasks:
         natural, votes, arms = tasks[name], 1, dict[str, Done]()
         questions = natural.task.sample(config.n, natural.level, "held_out", config.seed)
         for arm in config.arms:
-            with (
-                tempfile.TemporaryDirectory() as scratch,
-                closing(TraceStore(Path(scratch) / "traces.db")) as store,
-            ):
-                base = AmplifyContext(
-                    RecordedClient(CachedClient(client), store),
-                    "base",
-                    (),
-                    limits=Limits(calls=100, tokens=100_000),
-                    votes=VotePolicy(max_votes=1),
-                    seed=config.seed,
-                )
-                system = system_of(arm, natural, base, votes)
+            with scratch_context(client, config.seed) as base:
+                system = await system_of(arm, name, base, votes, scripts)
                 if system is None:
                     continue
                 arms[arm] = result = await done(arm, natural, system, questions)

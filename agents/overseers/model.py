@@ -74,8 +74,8 @@ class ModelOverseer:
     again: the agent answers. It does so, too, where all that is asked was asked before on the way
     from the root; the note then begins with `asks nothing new`.
 
-    With `plan` the model divides a question once. If the last sub-question was asked with what
-    others found, its answer is the answer; else the model combines the answers.
+    With `plan` the model divides a question once. If the last sub-question was asked with all that
+    the others found, its answer is the answer; else the model combines the answers.
     """
 
     model: str = ""
@@ -111,6 +111,9 @@ class ModelOverseer:
     """Asks for all steps in one reply."""
     instructions: Literal["first", "last"] = "first"
     """Before the examples, or after them."""
+    brief: bool = False
+    """The model has learned to divide: it gets one line of instructions and no examples, and the
+    agent combines what it does not."""
 
     def __post_init__(self) -> None:
         check_choice("the form of replies", self.form, ("json", "lines", "auto"))
@@ -118,7 +121,7 @@ class ModelOverseer:
 
     @property
     def name(self) -> str:
-        return f"model:{self.model or 'X'}"
+        return self.model if self.brief else f"model:{self.model or 'X'}"
 
     @property
     def reserve(self) -> Budget:
@@ -170,6 +173,7 @@ class ModelOverseer:
             context,
             lambda chars: answer_now_prompt(context.question, context.transcript, chars),
             retry,
+            model=context.model if self.brief else self.model,
         )
         labelled = None if self.form == "json" else read_lines(reply.text).answer
         answer = labelled or read_answer(reply.text)
@@ -186,10 +190,11 @@ class ModelOverseer:
         question, transcript, asked = context.question, context.transcript, context.asked
         kinds = LATER if transcript else PRIMITIVE if self.primitives else FIRST
         in_lines = self.form == "lines" or (self.form == "auto" and retry > 0)
-        style = StepStyle("lines" if in_lines else "json", self.plan, self.instructions)
+        form: Literal["json", "lines"] = "lines" if in_lines else "json"
+        style = StepStyle(form, self.plan, self.instructions, self.brief)
         examples, left_out = await self._examples(question, bool(transcript)), 0
         correction = ()
-        if rejected:
+        if rejected and not self.brief:
             correction = correction_prompt(rejected.batch, rejected.reasons, style, context.tools)
 
         def prompt(chars: int) -> tuple[Turn, ...]:
@@ -254,13 +259,14 @@ class ModelOverseer:
         prompt: Callable[[int], tuple[Turn, ...]],
         retry: int,
         schema: str = "",
+        model: str = "",
     ) -> Completion:
-        """The model's reply; `prompt` takes the characters of the transcript, which are halved as
+        """The reply of the model, the overseer's own by default; `prompt` takes the characters of the transcript, which are halved as
         long as the request does not fit into the model's context."""
         again = retry + self.max_tries * context.attempt
         temperature = max(self.temperature, self.retry_temperature if again else 0.0)
         sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + again)
-        model = self.model or context.model
+        model = model or self.model or context.model
         chars = self.transcript_chars
         while True:
             request = ChatRequest(model, prompt(chars), sampling, vote=retry, schema=schema)
@@ -278,13 +284,14 @@ def _replies(count: int) -> str:
 
 
 def concluded(transcript: Sequence[Exchange]) -> str | None:
-    """The last sub-answer, if its question was asked with what an earlier one found."""
-    if not transcript or transcript[-1].error is not None:
+    """The last sub-answer, if every earlier one went into a later sub-question."""
+    if not transcript[1:] or transcript[-1].error is not None:
         return None
-    asked = transcript[-1].question
-    earlier = (exchange.answer for exchange in transcript[:-1] if exchange.answer)
-    is_last = any(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", asked) for text in earlier)
-    return transcript[-1].answer if is_last else None
+    for index, exchange in enumerate(transcript[:-1], 1):
+        found = re.compile(rf"(?<!\w){re.escape(exchange.answer or '')}(?!\w)")
+        if not exchange.answer or not any(found.search(e.question) for e in transcript[index:]):
+            return None
+    return transcript[-1].answer
 
 
 def step_schema(kinds: Sequence[str], limit: int) -> str:

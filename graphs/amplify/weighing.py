@@ -25,6 +25,8 @@ MIN_WEIGHT, MAX_WEIGHT = 0.05, 4.0
 WORD = re.compile(rf"(?:(?<![\w)])[-+])?\d(?:[\d.,]*\d)?%?|(?:[^\W_]|[{MARKS}])+(?:[+#]+(?!\w))?")
 """A number, or a word; the signs after it are part of a name such as C++."""
 
+NUMBER = re.compile(r"[-+]?\d[\d.]*%?")
+
 
 class Candidate(TypedDict):
     """One complete answer to the root question that no check refused."""
@@ -171,10 +173,13 @@ def _quoted(group: dict[str, Any]) -> str:
 
 def agree(one: str, other: str) -> bool:
     """True where two answers say the same in words that differ at most in case, punctuation and
-    what surrounds the shorter one: `Paris` and `It is Paris.`; of signs alone, the same ones."""
+    what surrounds the shorter one: `Paris` and `It is Paris.`; of signs alone, the same ones. Of
+    several numbers in a text the last is its result: `86 + 61 = 147` says 147, not 61."""
     a, b = sorted((_words(one), _words(other)), key=len)
     if not a:
         return not b and _signs(one) == _signs(other)
+    if len(a) == 1 and a[0][-1:].isdigit():
+        return a[0] == next((word for word in reversed(b) if NUMBER.fullmatch(word)), "")
     return any(b[i : i + len(a)] == a for i in range(len(b) - len(a) + 1))
 
 

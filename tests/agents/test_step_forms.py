@@ -148,6 +148,7 @@ async def test_the_instructions_stand_where_they_are_to() -> None:
         (SAID, ["the Louvre"], Answer("the Louvre")),
         ([*SAID, Exchange("Is 1793 before 1819?", None, "busy")], ["Louvre"], Answer("Louvre")),
         ([Exchange(A, "1793")], ["no idea"], Answer("no idea")),
+        ([*SAID, Exchange("Is 1793 late?", "no")], ["the Louvre"], Answer("the Louvre")),
     ],
 )
 async def test_a_plan_ends_with_its_last_answer_or_is_combined(

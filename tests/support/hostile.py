@@ -29,6 +29,7 @@ EARLIER = Ask(
 )
 REJECTED = "sub-questions rejected: {} (3 replies)"
 LOSES = REJECTED.format('the batch loses "France", "Japan"')
+TRANSLATED = REJECTED.format("the batch is in another language than the question")
 REPEATS = REJECTED.format("sub-question 1 repeats the question")
 LEFT_OUT = "1 of 3 sub-questions left out"
 PART = Ask((SubQuestion(FRANCE), SubQuestion(JAPAN)), LEFT_OUT)
