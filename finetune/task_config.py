@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reflux.graphs.amplify.weighing import DECOMPOSITIONS
+from reflux.graphs.amplify.weighing import candidates_by_default
 from reflux.graphs.evals.questions.files import is_hub_id
 from reflux.graphs.evals.questions.forms import Keys
 
@@ -68,10 +68,8 @@ class OverseerConfig(BaseModel):
 
     def weighed(self, *, of_file: bool, attempts: int) -> int:
         """The candidates of a run whose task is a file of questions, or is not."""
-        if self.candidates is not None:
-            return self.candidates
         is_model = self.name == "model" or self.prompted or (of_file and not self.name)
-        return DECOMPOSITIONS if is_model and attempts > DECOMPOSITIONS else 0
+        return candidates_by_default(bool(is_model), self.candidates, attempts)
 
     @model_validator(mode="after")
     def _consistent(self) -> "OverseerConfig":

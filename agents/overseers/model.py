@@ -227,7 +227,7 @@ class ModelOverseer:
         if problems and self.validate:
             return _Rejected(Ask(proposed), cut("; ".join(map(str, problems)), NOTE_CHARS))
         if batch.subquestions:
-            note = f"{left_out} demonstrations left out: too long" if left_out else ""
+            note = examples.note(left_out)
             return replace(batch, note="; ".join(filter(None, (batch.note, note))))
         if reading == NOTHING:
             # With answers at hand a line without a label is the answer.
@@ -242,10 +242,13 @@ class ModelOverseer:
             return NO_EXAMPLES
         # Embedding takes the processor: other questions go on.
         near = await asyncio.to_thread(self.demos.nearest, question, self.shots)
-        groups = (
-            demo.later() if later else demo.plan() if self.plan else demo.first() for demo in near
-        )
-        return Examples(tuple(filter(None, groups)), self.demo_chars)
+        shown = [
+            (examples, self.demos.number(demo))
+            for demo in near
+            if (examples := demo.later() if later else demo.plan() if self.plan else demo.first())
+        ]
+        groups, numbers = tuple(e for e, _ in shown), tuple(n for _, n in shown)
+        return Examples(groups, numbers, self.demo_chars)
 
     def _problem(self, reply: Completion, wanted: str) -> str:
         """Why a reply holds no step or answer."""
@@ -261,8 +264,8 @@ class ModelOverseer:
         schema: str = "",
         model: str = "",
     ) -> Completion:
-        """The reply of the model, the overseer's own by default; `prompt` takes the characters of the transcript, which are halved as
-        long as the request does not fit into the model's context."""
+        """The reply of the model, the overseer's own by default; `prompt` takes the characters of
+        the transcript, which are halved as long as the request does not fit its context."""
         again = retry + self.max_tries * context.attempt
         temperature = max(self.temperature, self.retry_temperature if again else 0.0)
         sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + again)

@@ -207,7 +207,7 @@ async def test_a_context_that_is_too_short_shows_fewer_until_the_request_fits() 
     h = ModelOverseer(demos=no_embedding(SUM, far, OLDER), validate=False)
     step = await h.act(context.on("What is 1 + 2 + 3?"))
     assert isinstance(step, Ask)
-    assert step.note == "1 demonstrations left out: too long"
+    assert step.note == "shown demonstrations 3; 1 demonstrations left out: too long"
     assert len(context.client.requests) == 2
     assert SUM["question"] in context.client.requests[-1].messages[-3][1]
 
