@@ -199,7 +199,7 @@ async def done(arm: str, natural: Natural, system: System, questions: Sequence[s
 
 
 async def measure(config: Config, client: ChatClient, report: Report) -> None:
-    """Every arm on every task; each arm has a cache of its own."""
+    """Every arm on every task; each arm has its own cache."""
     tasks, scripts = natural_tasks(), Scripts(client, config.seed)
     for name in config.tasks:
         natural, votes, arms = tasks[name], 1, dict[str, Done]()

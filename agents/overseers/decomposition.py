@@ -194,7 +194,7 @@ def _dangles(question: str, asked: Sequence[SubQuestion]) -> Iterator[Problem]:
 
 
 def _dangling(text: str) -> str:
-    """The first phrase that refers to what the text does not hold; empty if there is none.
+    """The first phrase that refers to something the text does not say; empty if there is none.
 
     A `{i}` may be what a phrase refers to, but not the question that it was asked for.
     """

@@ -285,7 +285,7 @@ def check_math_installed() -> None:
 
 @dataclass
 class MathWorker:
-    """Compares mathematics in a process of its own: SymPy may compute without end, and only a
+    """Compares mathematics in a separate process: SymPy may compute without end, and only a
     process can be stopped. math-verify's own time limits are signals, which need a main thread."""
 
     seconds: float = 10.0
