@@ -219,7 +219,7 @@ async def _climb(
 
     task = run_task(config)
     async with open_tools(task.tool_names) as grants:  # Before a run begins: one may be missing.
-        if not folder.exists:
+        if not folder.exists or folder.config() != config:
             folder.save_config(config.model_dump(mode="json"))
         run = OpenRun(
             folder, config.engine_settings, llama_cpp=config.llama_cpp, endpoints=config.endpoints
@@ -262,12 +262,10 @@ def settle_config(
             f"{folder.path} was begun with the base {saved.base.model or 'in the wheel'}; leave "
             "--base out, or name another --run"
         )
-    if config is not None and config != saved:
-        raise UsageError(
-            f"{folder.path} was begun with another config than {config_file}; leave --config out, "
-            "or name another --run"
-        )
-    return saved
+    if config is None or config_file is None:
+        return saved
+    folder.check_config(config, config_file)
+    return config
 
 
 def distill(
