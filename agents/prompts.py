@@ -13,6 +13,7 @@ from typing import Any
 
 from reflux.agents.overseers.step_forms import (
     AS_JSON,
+    BRIEF,
     KINDS_IN_LINES,
     OVERSEE_IN_LINES,
     PLANNED,
@@ -105,6 +106,9 @@ def step_prompt(
     The transcript takes at most `chars` characters, shared evenly. Without `examples` there are two
     of ours. `tools` are those that sub-questions may go to, with what each does.
     """
+    if style.brief:
+        found = transcript_text(transcript, chars)
+        return (("system", BRIEF), ("user", f"{question}\n{found}".strip()))
     in_lines, plan = style.form == "lines", [PLANNED] if style.plan else []
     words = KINDS_IN_LINES if in_lines else KINDS
     instructions = OVERSEE_IN_LINES if in_lines else OVERSEE

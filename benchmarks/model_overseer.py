@@ -22,21 +22,21 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.default_model import SCRIPTED, open_model
-from benchmarks.natural_tasks import FEW_WORDS, Natural, natural_tasks
+from benchmarks.natural_tasks import Natural, natural_tasks
 from benchmarks.report import Claim, Report
 from reflux.agents.clients.endpoints import CachedClient
 from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.types import ChatClient
-from reflux.finetune.data.demonstrations import from_script
+from reflux.finetune.data.demonstrations import from_record
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.weighing import Weighing
@@ -104,30 +104,68 @@ class BestOfRead:
         return await BestOf(self.context, self.votes, read).answer(question, question_id)
 
 
-async def demonstrations(arm: str, name: str, seed: int) -> Demonstrations | None:
-    """Demonstrations of an arm with some on the task of this name; None where there are none."""
-    items: list[Demonstration] = []
-    for other, natural in natural_tasks().items():
-        if natural.scripted and (other == name) != (arm == "other-demos"):
-            made = await from_script(natural.task, DEMONSTRATIONS, natural.level, seed)
-            items += made.items
-    return Demonstrations(tuple(items)) if items else None
+@dataclass
+class Scripts:
+    """Demonstrations of the tasks' scripts: their trees on training questions, whose parts the
+    model answered. Nobody looks whether an answer is right."""
+
+    client: ChatClient
+    seed: int
+    _made: dict[str, Sequence[Demonstration]] = field(default_factory=dict[str, Any])
+
+    async def of(self, arm: str, name: str) -> Demonstrations | None:
+        """Those of an arm on the task of this name; None where there are none."""
+        items: list[Demonstration] = []
+        for other, natural in natural_tasks().items():
+            if natural.scripted and (other == name) != (arm == "other-demos"):
+                if other not in self._made:
+                    self._made[other] = await self._make(natural)
+                items += self._made[other]
+        return Demonstrations(tuple(items)) if items else None
+
+    async def _make(self, natural: Natural) -> Sequence[Demonstration]:
+        questions = natural.task.sample(DEMONSTRATIONS, natural.level, "train", self.seed)
+        with scratch_context(self.client, self.seed) as base:
+            system = Amplified(task_context(base, natural.task))
+            origin = Origin("scripts", 0, "scripted", natural.task.name, "train")
+            await answer_all(system, origin, questions)
+            store = base.recorded_client.store
+            return from_record(store, len(questions), True, lambda _: False).items
 
 
-async def system_of(arm: str, name: str, base: AmplifyContext, votes: int) -> System | None:
+@contextmanager
+def scratch_context(client: ChatClient, seed: int) -> Iterator[AmplifyContext]:
+    """A context with a record and a cache that last as long as the block."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        closing(TraceStore(Path(scratch) / "traces.db")) as store,
+    ):
+        yield AmplifyContext(
+            RecordedClient(CachedClient(client), store),
+            "base",
+            (),
+            limits=Limits(calls=100, tokens=100_000),
+            votes=VotePolicy(max_votes=1),
+            seed=seed,
+        )
+
+
+async def system_of(
+    arm: str, name: str, base: AmplifyContext, votes: int, scripts: Scripts
+) -> System | None:
     """The system of an arm; None where the task has none."""
     natural = natural_tasks()[name]
     task = natural.task
     if arm == "scripted":
         return Amplified(task_context(base, task)) if natural.scripted else None
-    context = replace(base, max_tokens=task.max_answer_tokens, system_prompt=FEW_WORDS)
+    context = replace(base, max_tokens=task.max_answer_tokens, system_prompt=task.system_prompt)
     if arm == "direct":
         return Direct(context)
     if arm == "best-of-n":
         return BestOfRead(context, task, votes)
     overseer = ModelOverseer(max_tokens=TOKENS, validate=arm != "bare")
     if arm in WITH_DEMOS:
-        demos = await demonstrations(arm, name, base.seed)
+        demos = await scripts.of(arm, name)
         if demos is None:
             return None
         overseer = replace(overseer, demos=demos)
@@ -162,24 +200,13 @@ async def done(arm: str, natural: Natural, system: System, questions: Sequence[s
 
 async def measure(config: Config, client: ChatClient, report: Report) -> None:
     """Every arm on every task; each arm has a cache of its own."""
-    tasks = natural_tasks()
+    tasks, scripts = natural_tasks(), Scripts(client, config.seed)
     for name in config.tasks:
         natural, votes, arms = tasks[name], 1, dict[str, Done]()
         questions = natural.task.sample(config.n, natural.level, "held_out", config.seed)
         for arm in config.arms:
-            with (
-                tempfile.TemporaryDirectory() as scratch,
-                closing(TraceStore(Path(scratch) / "traces.db")) as store,
-            ):
-                base = AmplifyContext(
-                    RecordedClient(CachedClient(client), store),
-                    "base",
-                    (),
-                    limits=Limits(calls=100, tokens=100_000),
-                    votes=VotePolicy(max_votes=1),
-                    seed=config.seed,
-                )
-                system = await system_of(arm, name, base, votes)
+            with scratch_context(client, config.seed) as base:
+                system = await system_of(arm, name, base, votes, scripts)
                 if system is None:
                     continue
                 arms[arm] = result = await done(arm, natural, system, questions)

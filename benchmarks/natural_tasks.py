@@ -1,4 +1,4 @@
-"""Questions as people ask them, whose true answers are known: four shipped tasks and three more.
+"""Questions as people ask them, whose true answers are known: four shipped tasks and four more.
 
 `word_problems` and `countdown` are reasoning-gym's `gsm_symbolic` and `countdown`; `three_facts` is
 made from `countryinfo`. For these no script divides the questions.
@@ -12,11 +12,11 @@ from typing import Any
 
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Exchange, Step
+from reflux.graphs.evals.task import Split
 from reflux.tasks import task_named
 from reflux.tasks.gym import Entry, GymTask, first_name, last_number, offline_package
 
 EXPRESSION = re.compile(r"[\d(][\d+\-*/() ]*[\d)]")
-FEW_WORDS = "Answer in few words."
 
 
 class Unscripted(GymTask):
@@ -88,6 +88,46 @@ class ThreeFacts(Unscripted):
         return answer == entry["answer"]
 
 
+FIRST_QUESTIONS: Mapping[str, Sequence[str]] = {
+    "What are the capitals of France and Japan?": ("Paris", "Tokyo"),
+    "What are the capitals of Peru and Kenya?": ("Lima", "Nairobi"),
+    "What are the capitals of Chile and Cuba?": ("Santiago", "Havana"),
+    "What are the capitals of Italy and Chile?": ("Rome", "Santiago"),
+    "What is the capital of France?": ("Paris",),
+    "What is the capital of Norway?": ("Oslo",),
+    "How many legs has a spider?": ("eight|8",),
+    "How many days has a leap year?": ("366",),
+    "What is 17 * 23?": ("391",),
+    "What is 205 + 38?": ("243",),
+    "What is twice 21?": ("42|forty-two",),
+    "Who painted the Mona Lisa?": ("Leonardo|Vinci",),
+    "Who wrote Hamlet, and who wrote Faust?": ("Shakespeare", "Goethe"),
+    "Which planet is nearest to the sun?": ("Mercury",),
+    "What are the chemical symbols of gold and iron?": ("Au", "Fe"),
+    "What is the largest ocean?": ("Pacific",),
+}
+"""Questions like those of the README and the pages, and what an answer has to hold."""
+
+
+class FirstQuestions(Unscripted):
+    """What a newcomer asks first."""
+
+    name = "first_questions"
+    parameters = ({},)
+    form = "^(.+)$"
+
+    def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
+        """The first `n` of `FIRST_QUESTIONS`, whatever the level, split and seed."""
+        return list(FIRST_QUESTIONS)[:n]
+
+    def score(self, question: str, answer: str) -> bool:
+        words = FIRST_QUESTIONS[question]
+        return all(re.search(rf"\b(?:{word})\b", answer, re.IGNORECASE) for word in words)
+
+    def extract(self, question: str, reply: str) -> str:
+        return reply
+
+
 @dataclass(frozen=True)
 class Natural:
     """A task and the level that is asked."""
@@ -114,4 +154,5 @@ def natural_tasks() -> Mapping[str, Natural]:
         "word_problems": Natural(WordProblems(), scripted=False),
         "countdown": Natural(Countdown(), scripted=False),
         "look_up": shipped("needle_haystack", 1),
+        "first_questions": Natural(FirstQuestions(), scripted=False),
     }

@@ -16,6 +16,7 @@ from typing import Any
 
 from reflux.agents.errors import RefluxError
 from reflux.agents.files import write_json
+from reflux.agents.overseers.step_forms import StepStyle
 from reflux.finetune.base_model import quiet_libraries
 from reflux.finetune.bases import Base, find_base, folder_digest
 from reflux.finetune.config import DistillConfig
@@ -39,6 +40,8 @@ class StudentPlan:
     config: DistillConfig
     round: int | None = None
     parent: str | None = None
+    style: StepStyle | None = None
+    """Of the rows of an overseer."""
 
 
 def distill(
@@ -76,7 +79,9 @@ def distill(
     base.folder  # noqa: B018 - a GGUF is unpacked here
     check_stop()
     with (
-        _checkpoints(registry.root / f".{plan.id}.training", plan, base) as checkpoints,
+        _checkpoints(
+            registry.root / f".{plan.id}.training".replace(":", "."), plan, base
+        ) as checkpoints,
         registry.staging(plan.id) as (folder, card),
     ):
         settings = plan.config.model_dump(exclude={"base"})
@@ -96,6 +101,7 @@ def distill(
         card.update(
             parent=plan.parent,
             round=plan.round,
+            style=plan.style,
             base=StudentBase(
                 base.name,
                 "" if base.gguf is None else base.weights_digest,

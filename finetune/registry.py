@@ -4,6 +4,8 @@ students/student-r1/                 adapter_config.json, adapter_model.safetens
                                      adapter.gguf, student.json
 students/student-r1.evaluation.json  scores and gates, measured after the student is written
 students/current.json                the student that is the agent, and the agents before it
+students/student-r1.overseer/        a learned overseer, whose id is student-r1:overseer
+students/overseer.json               the one of them that the run divides with, and those before it
 """
 
 import json
@@ -15,13 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import UsageError
 from reflux.agents.files import flush, write_json
+from reflux.agents.overseers.step_forms import StepStyle
 from reflux.finetune.config import BaseConfig, Strict
 
 VERSION = 2
@@ -30,9 +33,14 @@ ADAPTER, ADAPTER_GGUF, CARD = "adapter_model.safetensors", "adapter.gguf", "stud
 PICKLE = "adapter_model.bin"
 ADAPTER_FILES = ("adapter_config.json", ADAPTER)
 """What every student has, beside its tokenizer, and its form for llama.cpp where there is one."""
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(?<!\.json)")
-_RESERVED = re.compile(r"amplified|base|direct|student|best-of-.*")
+Role = Literal["agent", "overseer"]
+OVERSEER = ":overseer"
+"""How the id of a learned overseer ends; its folder ends in FOLDER, which Windows can name."""
+FOLDER = ".overseer"
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(?<!\.json)(?<!\.overseer)(:overseer)?")
+_RESERVED = re.compile(r"(amplified|base|direct|student|best-of-.*)(:overseer)?")
 """Names that `--model` and `--systems` give another meaning."""
+POINTERS: Mapping[Role, str] = {"agent": "current.json", "overseer": "overseer.json"}
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -48,6 +56,11 @@ class StudentBase:
     """Of the weights that it was trained on."""
     config: BaseConfig = field(default_factory=BaseConfig)
     """How the base is found and loaded."""
+
+    @property
+    def weights(self) -> str:
+        """What `Base.weights_digest` was."""
+        return self.gguf_sha256 or self.dequantised_sha256
 
 
 class _Evaluation(Strict):
@@ -66,6 +79,10 @@ class Student(Strict):
 
     version: int
     id: str
+    role: Role = "agent"
+    """What it was trained for: to answer questions, or to divide them."""
+    style: StepStyle | None = None
+    """Of an overseer: the prompt and the form of replies that it was trained on."""
     parent: str | None
     """The student that was the agent when this one was trained; None where the base was."""
     round: int | None
@@ -110,9 +127,10 @@ class Registry:
         """
         self.check_new(id)
         self.root.mkdir(parents=True, exist_ok=True)
-        for left in self.root.glob(f".{id}-????????"):  # By a process that was killed.
+        staged = f".{self._folder(id).name}"
+        for left in self.root.glob(f"{staged}-????????"):  # By a process that was killed.
             shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{id}-", dir=self.root))
+        folder = Path(tempfile.mkdtemp(prefix=f"{staged}-", dir=self.root))
         fields: dict[str, Any] = {}
         try:
             yield folder, fields
@@ -126,7 +144,7 @@ class Registry:
             for file in folder.iterdir():
                 flush(file)
             folder.chmod(0o755)
-            folder.replace(self.root / id)
+            folder.replace(self._folder(id))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -144,7 +162,7 @@ class Registry:
         )
         recorded = self._evaluation(id)
         if recorded is None:
-            _write(self.root / f"{id}.evaluation.json", evaluation)
+            _write(self._evaluated(id), evaluation)
         elif recorded != _Evaluation.model_validate_json(evaluation.model_dump_json()):
             raise UsageError(
                 f"student {id} has another recorded evaluation, and evaluations never change: "
@@ -172,74 +190,90 @@ class Registry:
                 )
         return student
 
-    def current(self) -> Student | None:
-        """The promoted student, verified; None where the base is the agent."""
-        id = self._pointer().current
+    def current(self, role: Role = "agent") -> Student | None:
+        """The promoted student, verified; None where the base is the agent, or where no learned
+        overseer divides."""
+        id = self._pointer(role).current
         return None if id is None else self.get(id)
 
     def promote(self, id: str) -> Student:
-        """Make a student the agent.
+        """Make a student the agent, or a learned overseer that of the run.
 
         Raises:
             UsageError: as `get`.
         """
         student = self.get(id)
-        pointer = self._pointer()
+        pointer = self._pointer(student.role)
         if pointer.current != id:
-            self._point((*pointer.history, id))
+            self._point((*pointer.history, id), student.role)
         return student
 
-    def rollback(self) -> Student | None:
-        """Make the agent before the current one the agent again; None is the base.
+    def rollback(self, role: Role = "agent") -> Student | None:
+        """Make the one before the current one of a role current again; None is the base, or no
+        learned overseer.
 
         Raises:
-            UsageError: the base is the agent, or as `get`.
+            UsageError: none is promoted, or as `get`.
         """
-        history = self._pointer().history
+        history = self._pointer(role).history
         if not history:
             raise UsageError("there is nothing to roll back: no student is promoted")
         earlier = history[:-1]
         student = self.get(earlier[-1]) if earlier else None
-        self._point(earlier)
+        self._point(earlier, role)
         return student
 
-    def list(self) -> list[Student]:
-        """Every student by round, then id; adapter files are not verified."""
+    def list(self, role: Role | None = None) -> list[Student]:
+        """Every student, or those of a role, by round, then id; adapter files are not verified."""
         students = [self._read(name) for name in self.ids()]
+        students = [each for each in students if role in (None, each.role)]
         return sorted(students, key=lambda s: (-1 if s.round is None else s.round, s.id))
 
     def ids(self) -> set[str]:
         """The names of all students, readable or not."""
         if not self.root.is_dir():
             return set()
-        return {path.name for path in self.root.glob("*/") if _ID.fullmatch(path.name)}
+        names = (path.name for path in self.root.glob("*/"))
+        ids = (
+            name.removesuffix(FOLDER) + OVERSEER if name.endswith(FOLDER) else name
+            for name in names
+        )
+        return {id for id in ids if _ID.fullmatch(id)}
+
+    def _folder(self, id: str) -> Path:
+        """The folder of a student of this id."""
+        return self.root / (id.removesuffix(OVERSEER) + FOLDER if is_overseer(id) else id)
+
+    def _evaluated(self, id: str) -> Path:
+        return self.root / f"{self._folder(id).name}.evaluation.json"
 
     def _read(self, id: str) -> Student:
         _check_id(id)
-        if not (self.root / id).is_dir():
-            known = ", ".join(sorted(p.name for p in self.root.glob("[a-z0-9]*/"))) or "none"
+        folder = self._folder(id)
+        if not folder.is_dir():
+            known = ", ".join(sorted(self.ids())) or "none"
             raise UsageError(f"there is no student {id!r} in {self.root}; known: {known}")
         evaluation = self._evaluation(id)
         results = evaluation.model_dump(exclude={"version"}) if evaluation else {}
-        student = _load(self.root / id / CARD, Student, path=self.root / id, **results)
+        student = _load(folder / CARD, Student, path=folder, **results)
         if student.id != id:
             raise UsageError(
-                f"{self.root / id} holds student {student.id}: rename the folder back, it must "
+                f"{folder} holds student {student.id}: rename the folder back, it must "
                 "have the student's name"
             )
         return student
 
     def _evaluation(self, id: str) -> _Evaluation | None:
-        path = self.root / f"{id}.evaluation.json"
+        path = self._evaluated(id)
         return _load(path, _Evaluation) if path.exists() else None
 
-    def _pointer(self) -> _Pointer:
-        path = self.root / "current.json"
+    def _pointer(self, role: Role) -> _Pointer:
+        path = self.root / POINTERS[role]
         return _load(path, _Pointer) if path.exists() else _Pointer()
 
-    def _point(self, history: tuple[str, ...]) -> None:
+    def _point(self, history: tuple[str, ...], role: Role) -> None:
         pointer = _Pointer(current=history[-1] if history else None, history=history)
-        _write(self.root / "current.json", pointer)
+        _write(self.root / POINTERS[role], pointer)
 
     def check_new(self, id: str) -> None:
         """Check that a new student may have this id.
@@ -252,10 +286,15 @@ class Registry:
             raise UsageError(
                 f"{id!r} cannot name a student: it means something else; choose another"
             )
-        if (self.root / id).exists():
+        if self._folder(id).exists():
             raise UsageError(
                 f"student {id} exists in {self.root} and never changes: choose another name"
             )
+
+
+def is_overseer(id: str) -> bool:
+    """True of the id of a learned overseer."""
+    return id.endswith(OVERSEER)
 
 
 def _card(id: str, folder: Path, fields: Mapping[str, Any]) -> Student:
@@ -264,6 +303,7 @@ def _card(id: str, folder: Path, fields: Mapping[str, Any]) -> Student:
         return Student(
             version=VERSION,
             id=id,
+            role="overseer" if is_overseer(id) else "agent",
             path=folder,
             adapter_sha256=file_sha256(folder / ADAPTER),
             adapter_gguf_sha256=file_sha256(gguf) if gguf.is_file() else "",
@@ -291,7 +331,7 @@ def _check_id(id: str) -> None:
     if not _ID.fullmatch(id):
         raise UsageError(
             f"{id[:130]!r} cannot name a student: use at most 128 small letters, digits, '.', '_' "
-            "and '-', beginning with a letter or digit, and not ending in .json"
+            "and '-', beginning with a letter or digit, and not ending in .json or .overseer"
         )
 
 

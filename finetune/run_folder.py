@@ -174,6 +174,13 @@ class RunFolder:
         return config.spend_limit.prices if config else {}
 
     @property
+    def has_default_base(self) -> bool:
+        """Whether the base is the small model that comes with Reflux."""
+        run = self.rounds_config()
+        config = self.base_config or (run.base if run else BaseConfig())
+        return not config.model
+
+    @property
     def base(self) -> Base:
         """The base of the folder: that of the command, else of the run's config.
 
@@ -200,7 +207,7 @@ class RunFolder:
             return self.base.files()
         student = self.registry.get(name)
         base = find_base(student.base.config)
-        trained = student.base.gguf_sha256 or student.base.dequantised_sha256
+        trained = student.base.weights
         if trained != (digest := base.weights_digest):
             raise UsageError(
                 f"{student.path} belongs to a base with sha256 {trained[:12]}…, and {base.name} "
@@ -273,6 +280,11 @@ class OpenRun:
         )
         for call in self.store.select(newest, (max_replies,)) if warm else ():
             self.cache.put(call["request_digest"], completion_of(call))
+
+    @property
+    def serves_students(self) -> bool:
+        """False where another client than an engine of ours answers."""
+        return bool(self._engines)
 
     async def load(self, model: str) -> None:
         """Have the engine make a student answerable.

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reflux.agents.budget import SpendLimit
@@ -28,6 +28,7 @@ from reflux.finetune.data.questions import (
 )
 from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.gates import agreement, judge, passed_checks
+from reflux.finetune.learned_overseer import resolved
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted
@@ -72,7 +73,8 @@ class Stages:
         """The task's context with `model` as the agent."""
         client = self.run.recorded_client
         context = self.config.context(client, model, spend_limit=self.spend_limit)
-        return task_context(context, self.task).granting(self.grants)
+        context = task_context(context, self.task).granting(self.grants)
+        return replace(context, overseers=resolved(self.run, context.overseers))
 
     def source(self, number: int, system: str, split: str, task: str | None = None) -> Origin:
         """The provenance of a question of this run."""

@@ -45,7 +45,7 @@ from reflux.graphs.traces.tree import last_call_id
 from reflux.graphs.voting.voting import VotePolicy
 
 T = TypeVar("T")
-KEPT = "What was answered is kept, the same command goes on with it"
+KEPT = "What was answered is kept; the same command, of a run with --resume, goes on with it"
 
 
 THRESHOLDS = (50_000, 20, 20)

@@ -25,6 +25,7 @@ from reflux.agents.tools.protocol import Grants, Tool
 from reflux.agents.tools.python_sandbox import Sandbox
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers import Checker, RuleChecker
+from reflux.finetune.learned_overseer import resolved
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AS_OVERSEER, AmplifyContext, Limits, silent
 from reflux.graphs.amplify.state import Outcome
@@ -172,6 +173,7 @@ def context_of(
     )
     if task is not None:
         context = task_context(context, task)
+    context = replace(context, overseers=resolved(run, context.overseers))
     if options.max_tokens is not None:
         context = replace(context, max_tokens=options.max_tokens)
     context = replace(context, **fields).granting(grants)

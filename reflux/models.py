@@ -55,6 +55,11 @@ INTERACTIVE = EngineConfig(parallel=4, context=8192)
 """llama.cpp for single questions: a conversation and the overseer's examples fit the context."""
 AT_URL = re.compile(r"(.*?)@(\w+://.*)", re.DOTALL)
 """MODEL@URL."""
+SMALL = (
+    "The model here is the small default one, SmolLM2-135M-Instruct (135 million parameters). It "
+    "knows simple facts, such as capitals. Most sums and comparisons are beyond it, and so is "
+    "dividing a question well: its trees show how amplification works, not how good answers get."
+)
 NO_ENDPOINTS: Mapping[str, Endpoint] = MappingProxyType({})
 
 
@@ -62,6 +67,14 @@ def endpoint(concurrency: int | None = None) -> "OpenAIClient | None":
     """The endpoint at OPENAI_BASE_URL; None if that is not set."""
     limit: dict[str, Any] = {} if concurrency is None else {"concurrency": concurrency}
     return endpoint_from_env(environment(), **limit)
+
+
+def about_base(folder: RunFolder) -> str:
+    """What can be expected of the base, if it is the small default one; else nothing."""
+    try:
+        return SMALL if folder.has_default_base else ""
+    except UsageError:  # Another version wrote the config.
+        return ""
 
 
 def model_named(folder: RunFolder, name: str, endpoints: Collection[str] = ()) -> str:
@@ -74,7 +87,22 @@ def model_named(folder: RunFolder, name: str, endpoints: Collection[str] = ()) -
         return name
     if name == STUDENT and (promoted := folder.registry.current()) is not None:
         return promoted.id
-    return folder.registry.get(name).id
+    return _agent(folder, name)
+
+
+def _agent(folder: RunFolder, name: str) -> str:
+    """The id of a student that answers questions.
+
+    Raises:
+        UsageError: as `Registry.get`, or it is a learned overseer.
+    """
+    student = folder.registry.get(name)
+    if student.role == "overseer":
+        raise UsageError(
+            f"{student.id} is an overseer, which divides questions and answers none: name it with "
+            "--overseer, and another --model"
+        )
+    return student.id
 
 
 def default_model(folder: RunFolder, address: str | None) -> str:
@@ -138,8 +166,10 @@ def check_student(folder: RunFolder, name: str) -> None:
         UsageError: it has none of the name; the message says how to name an endpoint's model.
     """
     try:
-        folder.registry.get(name)
+        _agent(folder, name)
     except UsageError as error:
+        if name in folder.registry.ids():
+            raise
         raise UsageError(f"{error}; {endpoint_hint(name)}") from error
 
 

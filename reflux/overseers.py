@@ -13,6 +13,8 @@ from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
+from reflux.finetune.learned_overseer import learned_overseer
+from reflux.finetune.registry import OVERSEER, is_overseer
 from reflux.graphs.amplify.context import CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import DECOMPOSITIONS, Weighing
 from reflux.graphs.external.user_code import load_instance
@@ -41,9 +43,11 @@ def overseer_named(
         return overseers[name]
     if is_reference(name) and not name.startswith("script:"):  # That is a program's.
         return _own_overseer(name)
+    if is_overseer(name):
+        return learned_overseer(name)
     raise UsageError(
-        f"no overseer is called {name!r}; there are {', '.join(overseers)}, and your own as "
-        "FILE.py:NAME"
+        f"no overseer is called {name!r}; there are {', '.join(overseers)}, your own as "
+        f"FILE.py:NAME, and learned ones as STUDENT{OVERSEER}"
     )
 
 
@@ -104,7 +108,7 @@ def takes_demos(overseer: Overseer | None) -> bool:
     """True of a prompted model, perhaps one whose steps a human sees first."""
     if isinstance(overseer, Reviewed):
         return takes_demos(overseer.inner)
-    return isinstance(overseer, ModelOverseer)
+    return isinstance(overseer, ModelOverseer) and not overseer.brief
 
 
 def _prompted(overseer: Overseer, **fields: Any) -> Overseer:

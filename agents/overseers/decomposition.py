@@ -10,19 +10,29 @@ quotations that it needs, or take them by `{i}`. Five ways in which prompted mod
     empty    a sub-question is about nothing ("What is the final answer?")
 
 Not all that the question holds need be asked, since the overseer sees it again when it combines: a
-batch must hold something of it, and of each enumeration ("Lima, Nairobi or Oslo") something, and a
-number where sentences before the question give several. What dangles is found in English only, the
+batch must hold something of it, and of each enumeration ("Lima, Nairobi or Oslo") and each choice
+("heavier, an elephant or a whale") something, and a number where sentences before the question give
+several. What dangles is found in English only, choices by the word for "or" in a few languages, the
 rest in any language. Lists of words decide, so the rules can be wrong; how often is measured in
 `benchmarks/decompositions.py`.
 """
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from reflux.agents.overseers.particulars import REQUEST, TOKEN, WH, Reading, keys_of, read
+from reflux.agents.overseers.particulars import (
+    REQUEST,
+    TOKEN,
+    UNSPACED,
+    WH,
+    Reading,
+    keys_of,
+    read,
+)
 from reflux.agents.prompts import last_question
 from reflux.agents.types import REFERENCE, Ask, Exchange, SubQuestion
 
@@ -107,11 +117,16 @@ def decomposition_problems(
     question, asked = last_question(question), batch.subquestions
     if not asked:
         return ()
-    return (
-        *_repeats(question, transcript, asked),
-        *_dangles(question, asked),
-        *_loses(read(question), transcript, asked),
-    )
+    lost = tuple(_loses(read(question), transcript, asked))
+    if lost and _scripts(question).isdisjoint(_scripts(*(sub.text for sub in asked))):
+        return (Problem("loses", lost[0].index, "is in another language than the question"),)
+    return (*_repeats(question, transcript, asked), *_dangles(question, asked), *lost)
+
+
+def _scripts(*texts: str) -> set[str]:
+    """The scripts of texts, such as `LATIN`; `ANY` where they have no letters."""
+    letters = (unicodedata.name(c, "").split() for text in texts for c in text if c.isalpha())
+    return {name[0] for name in letters if name} or {"ANY"}
 
 
 def _is_prose(sub: SubQuestion) -> bool:
@@ -232,21 +247,29 @@ def _loses(
     if not held & set(whole.particulars or whole.words):
         yield _lost(whole, asked, index)
     elif not transcript and (lost := _lost_part(whole, held, asked)):
-        yield Problem("loses", index, f"loses {lost}")
+        readings = [read(_own(sub)) for sub in asked] if whole.alternatives else []
+        named = [(key, r) for r in readings for pair in r.alternatives for key in pair]
+        if invented := [r.spelled.get(key, key) for key, r in named if key not in whole.words]:
+            yield Problem("invents", index, f"invents {_quoted(invented)}, and loses {lost}")
+        else:
+            yield Problem("loses", index, f"loses {lost}")
 
 
 def _lost_part(whole: Reading, held: Collection[str], asked: Sequence[SubQuestion]) -> str:
     """What a batch lost that holds something of the question; empty if it holds enough."""
     words = set(whole.words)
-    if not whole.particulars and len(words & set(held)) < min(
-        MAX_SHARE, ceil(MIN_SHARE * len(words))
-    ):
+    # A word without spaces around it has several pairs of letters.
+    count = sum(0.5 if UNSPACED.match(key) else 1 for key in words)
+    if not whole.particulars and len(words & set(held)) < min(MAX_SHARE, ceil(MIN_SHARE * count)):
         return _listed(whole.words, whole)
     for group in whole.enumerations:
         # Without particulars, two words beside "and" may be no things: "pros and cons".
         is_sure = bool(whole.particulars) or len(group) > 2 or len(asked) == 1
         if is_sure and not set(held) & set(group):
             return _listed(group, whole)
+    for pair in whole.alternatives:
+        if not set(held) & set(pair):
+            return _listed(pair, whole)
     numbers = [key for key in whole.particulars if key[0].isdigit()]
     given = [key for key in whole.facts if key in numbers]
     if len(given) > 1 and not set(held) & set(numbers):
@@ -283,7 +306,7 @@ def _lost(whole: Reading, asked: Sequence[SubQuestion], index: int | None) -> Pr
 
 
 def _listed(keys: Collection[str], whole: Reading) -> str:
-    return _quoted([whole.particulars.get(key, key) for key in keys])
+    return _quoted([(whole.spelled | whole.particulars).get(key, key) for key in keys])
 
 
 def _quoted(texts: Sequence[str]) -> str:

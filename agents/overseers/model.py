@@ -106,6 +106,9 @@ class ModelOverseer:
     """Asks for all steps in one reply."""
     instructions: Literal["first", "last"] = "first"
     """Before the examples, or after them."""
+    brief: bool = False
+    """The model has learned to divide: it gets one line of instructions and no examples, and the
+    agent combines what it does not."""
 
     def __post_init__(self) -> None:
         check_choice("the form of replies", self.form, ("json", "lines", "auto"))
@@ -113,7 +116,7 @@ class ModelOverseer:
 
     @property
     def name(self) -> str:
-        return f"model:{self.model or 'X'}"
+        return self.model if self.brief else f"model:{self.model or 'X'}"
 
     @property
     def reserve(self) -> Budget:
@@ -164,6 +167,7 @@ class ModelOverseer:
             context,
             lambda chars: answer_now_prompt(context.question, context.transcript, chars),
             retry,
+            model=context.model if self.brief else self.model,
         )
         labelled = None if self.form == "json" else read_lines(reply.text).answer
         answer = labelled or read_answer(reply.text)
@@ -180,10 +184,11 @@ class ModelOverseer:
         question, transcript = context.question, context.transcript
         kinds = LATER if transcript else PRIMITIVE if self.primitives else FIRST
         in_lines = self.form == "lines" or (self.form == "auto" and retry > 0)
-        style = StepStyle("lines" if in_lines else "json", self.plan, self.instructions)
+        form: Literal["json", "lines"] = "lines" if in_lines else "json"
+        style = StepStyle(form, self.plan, self.instructions, self.brief)
         examples, left_out = await self._examples(question, bool(transcript)), 0
         correction = ()
-        if rejected:
+        if rejected and not self.brief:
             correction = correction_prompt(rejected.batch, rejected.reasons, style, context.tools)
 
         def prompt(chars: int) -> tuple[Turn, ...]:
@@ -246,13 +251,14 @@ class ModelOverseer:
         prompt: Callable[[int], tuple[Turn, ...]],
         retry: int,
         schema: str = "",
+        model: str = "",
     ) -> Completion:
-        """The model's reply; `prompt` takes the characters of the transcript, which are halved as
+        """The reply of the model, the overseer's own by default; `prompt` takes the characters of the transcript, which are halved as
         long as the request does not fit into the model's context."""
         again = retry + self.max_tries * context.attempt
         temperature = max(self.temperature, self.retry_temperature if again else 0.0)
         sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + again)
-        model = self.model or context.model
+        model = model or self.model or context.model
         chars = self.transcript_chars
         while True:
             request = ChatRequest(model, prompt(chars), sampling, vote=retry, schema=schema)

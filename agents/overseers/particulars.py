@@ -49,6 +49,11 @@ COUNTED = re.compile(
 NO_SPACE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff"
 """Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 UNSPACED = re.compile(f"[{NO_SPACE}]")
+GRAMMAR = re.compile(
+    r"什么|怎么|怎样|为什么|多少|哪里|还是|或者|以及|如果|因为|"
+    r"[的地得了着过吗呢吧和与或及是在有哪个些谁几更最这那它他她们都也很多把被从到对于之\u3041-\u309f]+"
+)
+"""What joins words in Chinese and Japanese: particles, pronouns, question words, hiragana."""
 MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
 """Vowel signs and accents of Hebrew, Arabic and the scripts of India, which `\\w` lacks."""
 TOKEN = re.compile(
@@ -71,6 +76,12 @@ BETWEEN = re.compile(
     re.IGNORECASE,
 )
 """What stands between two items of an enumeration."""
+OR = re.compile(r"\W*(?:\b(?:or|oder|ou|o|или)\b)(?:\s+(?:the|an?|some))?\s*", re.IGNORECASE)
+MAX_GAP, MAX_LEAD = 20, 200
+"""Characters between two alternatives, and of what stands before them."""
+COMPARED = re.compile(r"\b(?:more|less|most|least|[^\W\d_]{3,}(?:er|est))\b", re.IGNORECASE)
+CHOSEN = re.compile(r"\b(?:which|who|what|whose)\b[^.?!]*[,:—-]\s*(?:the |an? |some )?$", re.I)
+"""What stands before a choice: "Which is a mammal, a"."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +90,16 @@ class Reading:
 
     particulars: dict[str, str]
     """Numbers, names, quotations and code, by key, as they are written."""
+    spelled: dict[str, str]
+    """All words that are about something, by key, as they are written first."""
     words: tuple[str, ...]
     """Keys of all words that are about something, in order; the particulars among them."""
     enumerations: tuple[tuple[str, ...], ...]
     """Keys of the items of each enumeration in what is asked: of particulars, or of any words in a
     text without particulars."""
+    alternatives: tuple[tuple[str, str], ...]
+    """Keys of the common nouns on both sides of an "or" that what is asked has the copy choose
+    from, as in "Is a whale or an elephant heavier?"; a predicate ("odd or even") is no choice."""
     asks: str
     """The sentences that end with a question mark; the whole text if none does."""
     facts: tuple[str, ...]
@@ -98,6 +114,7 @@ def read(text: str) -> Reading:
     capitals = _trusts_capitals(tokens)
     requests = [m.span() for m in SENTENCE.finditer(text) if m.start() and REQUEST.match(m[0])]
     words: list[str] = []
+    spelled: dict[str, str] = {}
     particulars: dict[str, str] = {}
     spans: list[tuple[int, int, str]] = []
     others: list[tuple[int, int, str]] = []
@@ -106,6 +123,8 @@ def read(text: str) -> Reading:
         if any(start <= match.start() < end for start, end in requests):
             continue
         words += keys
+        if len(keys) == 1:
+            spelled.setdefault(keys[0], match[0])
         if keys and _is_particular(text, match, keys[0], capitals):
             particulars.setdefault(keys[0], match[0])
             spans.append((*match.span(), keys[0]))
@@ -117,7 +136,8 @@ def read(text: str) -> Reading:
     listed = [span for span in (spans if particulars else others) if span[0] in inside]
     facts = tuple(key for left, _, key in spans if left not in inside)
     enumerations = tuple(_enumerations(text, listed))
-    return Reading(particulars, tuple(words), enumerations, asks, facts)
+    choices = tuple(_alternatives(text, [span for span in others if span[0] in inside]))
+    return Reading(particulars, spelled, tuple(words), enumerations, choices, asks, facts)
 
 
 def _asking(text: str) -> tuple[str, range]:
@@ -167,6 +187,17 @@ def _enumerations(text: str, spans: Sequence[tuple[int, int, str]]) -> Iterator[
         group, is_list = [], False
 
 
+def _alternatives(text: str, spans: Sequence[tuple[int, int, str]]) -> Iterator[tuple[str, str]]:
+    """Neighbours with an "or" between them, where the text compares or lists them."""
+    compared = {match.span() for match in COMPARED.finditer(text)}
+    for (start, end, key), (begin, stop, other) in pairwise(spans):
+        if begin - end > MAX_GAP or not OR.fullmatch(text, end, begin):
+            continue
+        is_listed = CHOSEN.search(text, max(0, start - MAX_LEAD), start)
+        if (compared or is_listed) and compared.isdisjoint({(start, end), (begin, stop)}):
+            yield key, other
+
+
 def keys_of(text: str) -> Iterator[str]:
     """Keys of the words of a text that are about something, in order."""
     for match in TOKEN.finditer(text):
@@ -175,9 +206,12 @@ def keys_of(text: str) -> Iterator[str]:
 
 @lru_cache(maxsize=8192)
 def _keys(word: str) -> tuple[str, ...]:
-    """Keys of a word; of a text without spaces, those of its pairs of letters."""
+    """Keys of a word; of a text without spaces, its pairs of letters that lie in one word, as far
+    as grammar tells."""
     if UNSPACED.match(word):
-        return tuple(word[i : i + 2] for i in range(max(1, len(word) - 1)))
+        parts = [part for part in GRAMMAR.split(word) if part]
+        parts = [part for part in parts if len(part) > 1] or parts or [word]
+        return tuple(part[i : i + 2] for part in parts for i in range(max(1, len(part) - 1)))
     if word.casefold() in STOP or word.casefold() in META or not (key := _key(word)):
         return ()
     return (key,)

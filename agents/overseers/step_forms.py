@@ -27,6 +27,8 @@ KINDS_IN_LINES = {
 }
 """The same forms as lines, where sub-questions count from 1, as lines do."""
 PLANNED = "The last sub-question asks for the whole answer, with what the others found."
+BRIEF = "Split the question into simpler questions, one a line."
+"""All that a learned overseer is told: it has seen what a division looks like."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,13 @@ class StepStyle:
     """All sub-questions in one reply, of which the last asks for the whole answer."""
     instructions: Literal["first", "last"] = "first"
     """Before the examples, as the system message, or after them, beside the question."""
+    brief: bool = False
+    """One line of instructions and no examples, as a learned overseer is trained and asked."""
 
 
 AS_JSON = StepStyle()
+LEARNED = StepStyle("lines", plan=True, brief=True)
+"""How an overseer is trained to reply, and is asked."""
 
 
 def tool_lines(tools: Mapping[str, str]) -> list[str]:

@@ -30,17 +30,19 @@ from reflux.agents.types import (
 )
 from reflux.finetune.data.rows import is_withheld
 from reflux.graphs.amplify.state import is_accepted
+from reflux.graphs.amplify.weighing import agree
 from reflux.graphs.evals.task import Task
 from reflux.graphs.traces.review import rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import load_tree
+from reflux.graphs.traces.tree import Node, load_tree
 
 MAX_PARTS = 500
 """Sub-questions that a script may answer for one demonstration, at every depth."""
 ENDED = f"""
 SELECT q.id, q.text, q.task, q.split, q.detail ->> 'answer' AS answer,
-  q.detail ->> 'status' AS status FROM roots q WHERE {NEWEST} ORDER BY q.created DESC
+  q.detail ->> 'status' AS status, q.detail ->> 'candidates' AS candidates
+FROM roots q WHERE {NEWEST} AND coalesce(q.round, 0) <= ? ORDER BY q.created DESC
 """  # noqa: S608 - the part is a constant of ours
 UNFINISHED = f"""
 SELECT count(*) FROM questions q WHERE {NEWEST} AND NOT EXISTS (
@@ -65,6 +67,8 @@ class Made:
     items: list[Demonstration] = field(default_factory=list[Demonstration])
     sources: Counter[str] = field(default_factory=Counter[str])
     left_out: Counter[str] = field(default_factory=Counter[str])
+    direct: list[str] = field(default_factory=list[str])
+    """Sub-questions of the accepted trees that the agent answered undivided."""
     _seen: set[str] = field(default_factory=set[str])
 
     def add(self, question: str, source: str, body: Mapping[str, Any] | str) -> None:
@@ -84,18 +88,26 @@ class Made:
 
 
 def from_record(
-    store: TraceStore, n: int, unchecked: bool, withheld: Callable[[str], bool]
+    store: TraceStore,
+    n: int,
+    unchecked: bool,
+    withheld: Callable[[str], bool],
+    last_round: int = 10**6,
 ) -> Made:
     """Up to `n` demonstrations out of the accepted trees of a run folder, the newest first, but
     before them those that a human edited, divided or approved.
 
+    Accepted is what a check accepted, and of answers that were weighed the one on which a
+    decomposition and another way agree, or that outweighed another.
+
     Args:
         unchecked: take answers that nothing tested, too.
         withheld: whether a question is held out, wherever it was asked.
+        last_round: of a run's rounds.
     """
     made, rejected = Made(), rejected_by_humans(store)
     human = {first_of(row["question"]) for row in store.select(BY_HUMANS)}
-    roots = list(store.select(ENDED))
+    roots = list(store.select(ENDED, (last_round,)))
     if (unfinished := next(store.select(UNFINISHED))[0]) > 0:
         made.left_out["unfinished"] = unfinished
     for root in sorted(roots, key=lambda root: first_of(root["id"]) not in human):
@@ -104,32 +116,58 @@ def from_record(
             continue
         by_human = first_of(root["id"]) in human
         body: Mapping[str, Any] | str
+        weighed: list[dict[str, Any]] = json.loads(root["candidates"] or "[]")
+        agreed = _is_agreed(weighed, root["answer"])
         if root["split"] in ("held_out", "canary") or withheld(root["text"]):
             body = "held out"
         elif first_of(root["id"]) in rejected or not is_accepted(root["status"]):
             body = "not accepted"
-        elif root["status"] == "unchecked" and not (unchecked or by_human):
+        elif root["status"] == "unchecked" and not (unchecked or by_human or agreed):
             body = "unchecked"
         else:
-            body = _recorded(store, root["id"], root["answer"])
-        made.add(root["text"], "edited or approved by a human" if by_human else "accepted", body)
+            body, direct = _recorded(store, root["id"], root["answer"], bool(weighed))
+            made.direct += direct
+        source = "agreed on" if agreed and root["status"] == "unchecked" else "accepted"
+        made.add(root["text"], "edited or approved by a human" if by_human else source, body)
     return made
 
 
-def _recorded(store: TraceStore, id: str, answer: str) -> Mapping[str, Any] | str:
-    """The steps at the root of a tree, from its newest revision that has any, and the answer."""
+def _is_agreed(weighed: Sequence[Mapping[str, Any]], answer: str) -> bool:
+    """True if a decomposition gave the answer, and another way gave the same, or less weight to
+    another."""
+    ways = sum(group["votes"] for group in weighed)
+    chosen = [group for group in weighed if agree(group["answer"], answer)]
+    return ways > 1 and any(group["votes"] > group["direct"] for group in chosen)
+
+
+def _recorded(
+    store: TraceStore, id: str, answer: str, weighed: bool
+) -> tuple[Mapping[str, Any] | str, list[str]]:
+    """The steps at the root of a tree, from its newest revision that has any, with the answer; and
+    the sub-questions, at every depth, that the agent answered undivided.
+
+    Of several attempts it is the newest; where they were weighed, one that gave the answer.
+    """
     for revision in (id, *before(id)):
         rows = list(store.select(STEPS, (revision,)))
         if rows:
             break
     else:
-        return "undivided"
+        return "undivided", []
     nodes = {node.path: node for node in load_tree(store, revision).walk()}
     batches: list[tuple[Ask, list[str]]] = []
-    for row in rows:
-        if row["attempt"] != rows[0]["attempt"]:  # An attempt that failed its check.
-            break
-        if isinstance(step := step_from_json(json.loads(row["completion"])), Ask):
+    steps = [(row, step_from_json(json.loads(row["completion"]))) for row in rows]
+    attempts = [
+        row["attempt"]
+        for row, step in steps
+        if not weighed or (isinstance(step, Answer) and agree(step.text, answer))
+    ]
+    if not attempts:
+        return "undivided", []
+    for row, step in steps:
+        if row["attempt"] != attempts[0]:  # An attempt that failed its check, or lost.
+            continue
+        if isinstance(step, Ask):
             stem = f"/{row['attempt']}.{row['step']}."
             children = [nodes.get(f"{stem}{index}") for index in range(len(step.subquestions))]
             known = [
@@ -137,8 +175,18 @@ def _recorded(store: TraceStore, id: str, answer: str) -> Mapping[str, Any] | st
             ]
             batches.append((step, [text for text in known if text is not None]))
         elif not isinstance(step, Answer):
-            return "a chain, or for a human"
-    return _body(batches, answer)
+            return "a chain, or for a human", []
+    direct = [
+        node.question
+        for path, node in nodes.items()
+        if path.startswith(f"/{attempts[0]}.") and not node.children and _by_agent(node)
+    ]
+    return _body(batches, answer), direct
+
+
+def _by_agent(node: Node) -> bool:
+    """Whether a copy answered, neither a tool, the overseer nor a human."""
+    return is_accepted(node.status) and node.votes > 0 and node.answered_by not in ("H", "human")
 
 
 def _body(batches: Sequence[tuple[Ask, list[str]]], answer: str) -> Mapping[str, Any] | str:

@@ -26,7 +26,7 @@ from reflux.graphs.amplify.state import (
     plus,
 )
 from reflux.graphs.amplify.steps import listening, retry_index, step_key
-from reflux.graphs.amplify.weighing import Candidate, Choice, Weighing
+from reflux.graphs.amplify.weighing import Candidate, Choice, Weighing, agree
 
 NOT_DIVIDED = "the overseer does not divide it"
 """Why an attempt gives no candidate; the step's own note says more."""
@@ -91,7 +91,14 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
                 key.question, key.path, "check", verdict.ok, detail, key=str(attempt)
             )
         if verdict.ok and context.weighs(state["depth"]) and not has_check:
-            return _weigh({**state, "spent": spent}, context, proposal)
+            means, cost = await _meaning(state, context, proposal, spent)
+            candidate = Candidate(
+                answer=proposal,
+                divided=state["attempt"] > 0,
+                truncated=state["truncated"],
+                means=means,
+            )
+            return _weigh({**state, "spent": plus(spent, cost)}, context, candidate)
         if verdict.ok and (by_human or context.checks.confirmed(passed, proposal)):
             status = accepted_status(has_check=has_check, truncated=state["truncated"])
             ended = {"answer": proposal, "status": status, "error": None, "spent": spent}
@@ -127,15 +134,35 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
     }
 
 
-def _weigh(state: AmplifyState, context: AmplifyContext, proposal: str | None) -> dict[str, Any]:
+async def _meaning(
+    state: AmplifyState, context: AmplifyContext, proposal: str, spent: Spent
+) -> tuple[str, Spent]:
+    """(the first candidate's answer that says the same, else the proposal itself, cost): where
+    words alone do not tell, `context.same` does."""
+    earlier = list(dict.fromkeys(each["answer"] for each in state["candidates"]))
+    if context.same is None or any(agree(other, proposal) for other in earlier):
+        return proposal, NOTHING_SPENT
+    left = left_of({**state, "spent": spent})
+    number = retry_index(state, context)
+    calls = ModelCalls(context, step_key(state), number, left, "overseer.ask.same")
+    try:
+        for other in earlier:
+            if await context.same.same(calls, state["question"], other, proposal):
+                return other, calls.spent
+    except EndpointError:  # Not known to be the same.
+        pass
+    return proposal, calls.spent
+
+
+def _weigh(
+    state: AmplifyState, context: AmplifyContext, candidate: Candidate | None
+) -> dict[str, Any]:
     """Add a candidate, then end the question or have it divided another way."""
     weighing, attempt = cast(Weighing, context.weighing), state["attempt"]
     candidates, spent = state["candidates"], state["spent"]
-    if proposal is not None:
-        cut = state["truncated"]
-        candidates = [*candidates, Candidate(answer=proposal, divided=attempt > 0, truncated=cut)]
+    candidates = [*candidates, candidate] if candidate is not None else candidates
     # An overseer that does not divide, or fails, is not asked again.
-    divides = attempt == 0 or proposal is not None
+    divides = attempt == 0 or candidate is not None
     exhausted = left_of(state).empty or context.spend_limit.lacks is not None
     left = 0 if exhausted or not divides else max(0, weighing.decompositions - attempt)
     choice = cast(Choice, weighing.choose(state["question"], candidates, left))
@@ -148,7 +175,7 @@ def _weigh(state: AmplifyState, context: AmplifyContext, proposal: str | None) -
         note = "; ".join(filter(None, (choice.detail["note"], failure)))
         weighed = choice.detail | {"note": note}
         return {"outcome": ended, "candidates": candidates, "weighed": weighed}
-    candidates_so_far = choice.detail["candidates"]
-    context.emit({"event": "weighed", "path": state["path"], "candidates": candidates_so_far})
+    so_far = choice.detail["candidates"]
+    context.emit({"event": "weighed", "path": state["path"], "candidates": so_far})
     again = {"attempt": attempt + 1, "candidates": candidates, "spent": spent}
     return {**fresh_state(state), **again}

@@ -10,17 +10,17 @@ samples. Where a router knows like questions, each way weighs the log-odds of wh
 
 import math
 import re
+import textwrap
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from reflux.agents.errors import check_range
 from reflux.agents.overseers.particulars import MARKS
 from reflux.agents.overseers.router import Router
-from reflux.agents.prompts import cut
 
-NOTE_CHARS = 40
+NOTE_CHARS = 60
 MIN_WEIGHT, MAX_WEIGHT = 0.05, 4.0
 WORD = re.compile(rf"(?:(?<![\w)])[-+])?\d(?:[\d.,]*\d)?%?|(?:[^\W_]|[{MARKS}])+(?:[+#]+(?!\w))?")
 """A number, or a word; the signs after it are part of a name such as C++."""
@@ -35,6 +35,8 @@ class Candidate(TypedDict):
     divided: bool
     """False for the agent's direct answer."""
     truncated: bool
+    means: NotRequired[str]
+    """An earlier candidate's answer that says the same, as the context's `same` found."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Weighing:
     decompositions: int = DECOMPOSITIONS
     """Maximum decompositions of the root question."""
     direct: float = 1.5
+    """More than one decomposition's answer and less than two: only two that agree outvote it."""
     divided: float = 1.0
     router: Router | None = None
     """Gives the weights where it knows enough like questions."""
@@ -87,7 +90,8 @@ class Weighing:
         direct, divided = self.weights(question)
         groups: list[list[Candidate]] = []
         for candidate in candidates:
-            group = next((g for g in groups if agree(g[0]["answer"], candidate["answer"])), None)
+            means = candidate.get("means", candidate["answer"])
+            group = next((g for g in groups if agree(g[0]["answer"], means)), None)
             if group is None:
                 groups.append([candidate])
             else:
@@ -110,8 +114,8 @@ class Weighing:
                 "cut": all(candidate["truncated"] for candidate in group),
             }
             for group, total in zip(groups, totals, strict=True)
-        ]  # fmt: skip
-        note = "; ".join(map(_told, weighed)) if len(candidates) > 1 else ""
+        ]
+        note = _told(weighed, best) if len(candidates) > 1 else ""
         chosen = min(groups[best], key=_is_cut)  # The first that is whole.
         return Choice(chosen, settled, {"candidates": weighed, "note": note})
 
@@ -120,13 +124,51 @@ def _is_cut(candidate: Candidate) -> bool:
     return candidate["truncated"]
 
 
-def _told(group: Mapping[str, Any]) -> str:
-    ways = ["the direct answer"] if group["direct"] else []
-    if divided := group["votes"] - len(ways):
-        ways.append(f"{divided} decomposition{'s' * (divided > 1)}")
-    if group["cut"]:
-        ways[-1] += ", cut by the token limit"
-    return f"{cut(group['answer'], NOTE_CHARS)!r} weighs {group['weight']:g} ({' and '.join(ways)})"
+def _told(groups: Sequence[dict[str, Any]], best: int) -> str:
+    """Why the answer of one group stands, for somebody who knows nothing of weights."""
+    chosen, others = groups[best], [g for index, g in enumerate(groups) if index != best]
+    agreeing, total = (sum(g["votes"] - g["direct"] for g in gs) for gs in ([chosen], groups))
+    said = [_quoted(group) for group in others if not group["direct"]]
+    cut = ", which the token limit cut" if chosen["cut"] else ""
+    how = _how_many(agreeing, total)
+    if not chosen["direct"]:
+        against = "the agent gave no direct answer"
+        for direct in others:
+            if direct["direct"]:
+                against = f"the direct answer was {_quoted(direct)}"
+                against += ", cut by the token limit" if direct["cut"] else ""
+                cut += "" if agreeing > 1 or direct["cut"] else _compared(chosen, direct)
+        verb = "says" if agreeing == 1 else "say"
+        says = f"{how} {verb} {_quoted(chosen)}"
+        return f"a decomposition's answer was taken{cut}: {says}, {against}"
+    kept = f"kept the direct answer{cut}"
+    if agreeing:
+        rest = f", not {' or '.join(said)}" if said else ""
+        return f"{kept}: {how if total > 1 else 'the decomposition'} gave the same one{rest}"
+    if total == 1:
+        return f"{kept}: one decomposition, which said {said[0]}, is not enough"
+    if len(others) > 1:
+        return f"{kept}: {total} decompositions did not agree with each other ({', '.join(said)})"
+    return f"{kept}{_compared(chosen, others[0])}: {_how_many(total, total)} say {said[0]}"
+
+
+def _how_many(count: int, total: int) -> str:
+    if count == total:
+        return {1: "the only decomposition", 2: "both decompositions"}.get(
+            total, f"all {total} decompositions"
+        )
+    return f"{count} of {total} decompositions"
+
+
+def _compared(one: dict[str, Any], other: dict[str, Any]) -> str:
+    return f", which weighs {one['weight']:g} against {other['weight']:g} on questions like this"
+
+
+def _quoted(group: dict[str, Any]) -> str:
+    """A group's answer; a long one ends between two words."""
+    line = " ".join(group["answer"].split())
+    short = textwrap.shorten(line, NOTE_CHARS, placeholder=" …")
+    return f'"{line[:NOTE_CHARS] + " …" if short.strip() == "…" else short}"'
 
 
 def agree(one: str, other: str) -> bool:

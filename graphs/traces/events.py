@@ -95,7 +95,7 @@ class Answered(_Event):
     disagreement: NotRequired[float]
     spent: NotRequired[Any]
     note: NotRequired[str]
-    """What the candidates weighed."""
+    """Which candidate's answer was taken, and why."""
 
 
 Event = SubQuestionAsked | Stepped | Called | ToolCalled | Retried | Weighed | Linked | Answered

@@ -1,7 +1,7 @@
 """A trajectory as a tree of nodes, with their steps, votes and costs, and the calls that failed."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from reflux.agents.budget import Price
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import Answer, Ask, Step, SubQuestion, step_from_json
 from reflux.graphs.traces.database import NODE_ENDED, STOPPED, Rows
-from reflux.graphs.traces.revisions import before
+from reflux.graphs.traces.revisions import before, first_of
 from reflux.graphs.traces.store import TraceStore, chains
 
 TRUNCATED_PART = "the token limit cut a sub-answer"
@@ -59,6 +59,13 @@ class Node:
     note: str = ""
     """The overseer's remark, for example that the question cannot be decomposed, or that the token
     limit cut a sub-answer."""
+    candidates: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Different answers that were weighed, each with its `weight` and `votes`, whether it is the
+    agent's `direct` answer, and whether the token limit `cut` it; `note` says which was taken."""
+    decomposition: str = ""
+    """Which one a sub-question belongs to, such as `2 of 2`; empty where its parent has one."""
+    division: str = ""
+    """Why the question was divided, or was not."""
     chain: dict[str, Any] | None = None
     """The last attempt of a chain: number of `links`, of `doubtful` ones, whose first batch of
     votes did not decide, and the `first` and `last` link as (question, answer)."""
@@ -74,9 +81,19 @@ class Node:
         for child in self.children:
             yield from child.walk()
 
+    @property
+    def total(self) -> dict[str, int]:
+        """Calls and tokens of this node and all below it."""
+        return {n: sum(getattr(node, n) for node in self.walk()) for n in ("calls", "tokens")}
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, children nested."""
-        return {**vars(self), "children": [child.to_json() for child in self.children]}
+        children = [child.to_json() for child in self.children]
+        total = {
+            name: getattr(self, name) + sum(child["total"][name] for child in children)
+            for name in ("calls", "tokens")
+        }
+        return {**vars(self), "total": total, "children": children}
 
 
 def find_question(store: Rows, question: str) -> tuple[str, str]:
@@ -134,7 +151,44 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
             needed = {need: nodes.get(f"{batch}.{need}") for need in needs}
             answers = {n: node.answer for n, node in needed.items() if node and node.answer}
             nodes[path].question = subquestions[path].filled(answers)
+    limits = _limits_of(store, root_id)
+    for node in nodes.values():
+        _name_decompositions(node)
+        node.division = _division(node, limits.get("depth"))
     return nodes[""]
+
+
+def _limits_of(store: Rows, root_id: str) -> dict[str, Any]:
+    """The limits that a question was asked with; empty where no record says so."""
+    sql = "SELECT detail FROM judgements WHERE question=? AND kind='how' ORDER BY id LIMIT 1"
+    row = next(store.select(sql, (first_of(root_id),)), None)
+    return json.loads(row["detail"]).get("limits") or {} if row is not None else {}
+
+
+def _name_decompositions(node: Node) -> None:
+    """Tell the sub-questions of several decompositions apart."""
+    attempts = [int(child.path.rpartition("/")[2].split(".")[0]) for child in node.children]
+    order = sorted(set(attempts))
+    for child, attempt in zip(node.children, attempts, strict=True):
+        if len(order) > 1:
+            child.decomposition = f"{order.index(attempt) + 1} of {len(order)}"
+
+
+def _division(node: Node, depth: int | None) -> str:
+    """Why a question was divided, or was not, as far as its note does not say it."""
+    if node.chain is not None:
+        return "asked as a chain of questions"
+    if node.children:
+        sizes = Counter(child.path.rpartition("/")[2].split(".")[0] for child in node.children)
+        times = f" {len(sizes)} times" if len(sizes) > 1 else ""
+        parts = " and ".join(map(str, sizes.values()))
+        return f"divided{times} into {parts} sub-question{'s' * (parts != '1')}"
+    if node.answered_by.startswith("tool:") or node.answered_by in ("human", "H"):
+        return ""
+    if depth is not None and node.path.count("/") >= depth:
+        return f"not divided: as deep as the limit of {depth} allows"
+    reason = "its note says why" if node.note else "the overseer left it to the agent"
+    return f"not divided: {reason}" if node.answer is not None else ""
 
 
 def _read_calls(
@@ -197,6 +251,7 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
             node.error = detail["error"]
             node.note = "; ".join(filter(None, (node.note, detail.get("note"))))
             node.answered_by = detail.get("by", node.answered_by)
+            node.candidates = detail.get("candidates", node.candidates)
             node.tally = [(text, weight) for text, weight in detail.get("tally", node.tally)]
             # A direct answer repeated after an outage has two judgements: the newest counts.
             votes[row["path"], (row["key"] or "").rsplit(":", 1)[0]] = detail.get("votes", 0)

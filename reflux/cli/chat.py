@@ -28,7 +28,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.ask_options import ALONE, AskOptions
     from reflux.graphs.traces.revisions import newest
     from reflux.graphs.traces.tree import Node, load_tree
-    from reflux.models import BASE, asked_at, endpoint, open_run
+    from reflux.models import BASE, asked_at, endpoint, model_named, open_run
     from reflux.overseers import (
         DEFAULT_OVERSEER,
         OVERSEERS,
@@ -245,11 +245,11 @@ def _model(session: ChatSession, name: str) -> RenderableType:
     client = endpoint()
     if name:
         if client is None:
-            session.opened.folder.models(name)  # Raises if there is no such student.
+            model_named(session.opened.folder, name)  # Raises if there is no such student.
         session.options = replace(session.options, model=name)
     if client is not None:
         return plain(f"agent {session.options.model} at {client.base_url}")
-    models = [BASE, *(student.id for student in session.opened.folder.registry.list())]
+    models = [BASE, *(each.id for each in session.opened.folder.registry.list("agent"))]
     return plain(f"agent {session.options.model}; choose from {', '.join(models)}")
 
 

@@ -17,7 +17,7 @@ import reflux
 from reflux import cli
 from reflux.agents.errors import RefluxError, from_os_error
 from reflux.agents.hub import stay_offline
-from reflux.cli import admin, ask, chat, demos, plan, review, rounds, serve, traces
+from reflux.cli import admin, ask, chat, demos, distill, plan, review, rounds, serve, traces
 from reflux.cli.contract import endpoint_options
 from reflux.cli.evaluation import command as evaluation
 
@@ -46,7 +46,7 @@ COMMANDS = {
     "review": review.review,
     "init": rounds.init,
     "run": rounds.run,
-    "distill": rounds.distill,
+    "distill": distill.distill,
     "eval": evaluation.evaluate_systems,
     "plan": plan.plan_votes,
     "serve": serve.serve,

@@ -176,6 +176,9 @@ class LiveTree:
             case "retry":
                 node.children.clear()
                 node.activity = f"retry: the check {event['rule']} failed"
+            case "weighed":
+                node.children.clear()
+                node.activity = "divided another way, to compare the answers"
             case "answered":
                 node.answer, node.status = event["answer"], event["status"]
 

@@ -1,4 +1,4 @@
-"""Commands that make students: demo, init, run, distill."""
+"""Commands that run rounds: demo, init, run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reflux import cli
-from reflux.cli.contract import DEFAULT_RUN, BaseName, Json, RunDir, folder_of, run_async
+from reflux.cli.contract import DEFAULT_RUN, BaseName, Json, RunDir, run_async
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
-    import hashlib
-    import json
     import shutil
-    from contextlib import closing
     from importlib.resources import files
 
     from reflux.agents.errors import RefluxError, UsageError
@@ -25,15 +22,13 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         BaseConfig,
         RoundsConfig,
         read_config,
-        read_distill_config,
     )
     from reflux.finetune.data.questions import check_questions, question_lines
-    from reflux.finetune.data.rows import Row, read_jsonl, rows_digest, run_rows, training_order
     from reflux.finetune.gates import failed_gates
     from reflux.finetune.run_folder import OpenRun, RunFolder
     from reflux.report.rounds_tables import hard_lines, models_table, parity_text, rounds_tables
     from reflux.report.terminal import ERR, OUT, command, emit, say
-    from reflux.tasks import DEFAULT_TASK, run_task, task_named
+    from reflux.tasks import DEFAULT_TASK, run_task
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML config of the run; required to begin one.")
@@ -266,83 +261,3 @@ def settle_config(
         return saved
     folder.check_config(config, config_file)
     return config
-
-
-def distill(
-    run: RunDir = DEFAULT_RUN,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Prompt/completion JSONL instead of traces.")
-    ] = None,
-    student: Annotated[
-        str, typer.Option("--student", help="Name of the new student.")
-    ] = "student-custom",
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", help="YAML: `sft:`, `lora:`, `evaluation:`, …"),
-    ] = None,
-    base: BaseName = "",
-    as_json: Json = False,
-) -> None:
-    """Train one student from the accepted trajectories of a run or from a JSONL file."""
-    check_training_packages()
-    settings = read_distill_config(config)
-    folder = folder_of(run, base)
-    if base or settings.base == BaseConfig():
-        settings = settings.model_copy(update={"base": folder.base.config})
-    rows, digest = rows_for(folder, data, settings.seed)
-    folder.lock()
-    from reflux.finetune.distillation import StudentPlan
-    from reflux.finetune.distillation import distill as train_student
-    from reflux.finetune.stages import cancellable
-
-    plan = StudentPlan(id=student, rows=rows, rows_digest=digest, config=settings)
-
-    async def work() -> None:
-        with ProgressView() as view:
-            await cancellable(lambda stop: train_student(folder.registry, plan, view, stop))
-
-    run_async(work())
-    trained = folder.registry.get(student)
-    report = trained.config["report"]
-    if as_json:
-        emit({"student": trained.id, "path": str(trained.path), "report": report})
-        return
-    say(
-        f"{trained.id}: {report['rows']} rows, {report['seconds']:.0f} s, final loss "
-        f"{report['final_loss']:.3f}\n{trained.path}\n"
-        f"promote it with: {command('reflux', 'students', 'promote', trained.id, '--run', run)}"
-    )
-
-
-def rows_for(
-    folder: RunFolder, data: Path | None, seed: int = 0
-) -> tuple[list[dict[str, Any]], str]:
-    """(rows, their digest) of a JSONL file in its order, or of all accepted trajectories of a run.
-
-    Raises:
-        UsageError: there are no rows.
-    """
-    if data is not None:
-        rows = read_jsonl(data)
-        body = json.dumps(rows, sort_keys=True).encode()
-        return rows, hashlib.sha256(body).hexdigest()[:32]
-    recorded = training_order(recorded_rows(folder), seed)
-    if not recorded:
-        raise UsageError(
-            f"{folder.path} has no accepted trajectories: run `reflux run` first, or correct an "
-            "answer with `reflux review`; what was only asked is not learned"
-        )
-    return [row.train() for row in recorded], rows_digest(recorded)
-
-
-def recorded_rows(folder: RunFolder) -> list[Row]:
-    """Every row of a run folder, checked for leaks; without a run, the corrections in it.
-
-    Raises:
-        UsageError: the folder holds no trajectories.
-    """
-    only_asked = not folder.exists and folder.traces_path.is_file()
-    task = task_named(DEFAULT_TASK) if only_asked else run_task(folder.config())
-    with closing(folder.store()) as store:  # `reflux ask` writes no config.
-        primitives, others = run_rows(store, task)
-    return [*primitives, *others]

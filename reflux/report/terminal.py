@@ -170,6 +170,8 @@ def tree_view(node: Node, why: bool = False) -> Tree:
 
 def reasons(node: Node) -> Iterator[tuple[str, str]]:
     """What led to the answer, as (label, text): votes, checks, and what humans said."""
+    if node.division:
+        yield "division", node.division
     if len(node.tally) > 1 or node.votes > 1:
         tally = ", ".join(f"{text} × {weight:g}" for text, weight in node.tally)
         yield "votes", tally or "none counts"
@@ -212,13 +214,18 @@ def _line(node: Node) -> str:
     if node.status not in ("ok", "unchecked", "running"):
         answer += f" ({node.status})"
     line = f"{question} → [{color}]{answer}[/]"
+    if node.decomposition:
+        line = f"[dim]decomposition {node.decomposition}:[/] {line}"
     if node.answered_by:
         line += f" by {escape(node.answered_by)}"
     if node.calls:
         votes = f", {node.votes} votes" if node.votes > 1 else ""
         money = f", {node.money:.3g}" if node.money else ""
         calls = counted(node.calls, "call")
-        line += f" ({calls}, {node.tokens} tokens, {node.seconds:.1f} s{votes}{money})"
+        own = f"{calls}, {node.tokens} tokens, {node.seconds:.1f} s{votes}{money}"
+        line += f" ({own})" if not node.children else f" (own: {own}; {in_all(node)})"
+    elif node.children:
+        line += f" ({in_all(node)})"
     if node.verdict:
         line += f" [bold]{node.verdict}[/]"
     if node.note:
@@ -230,6 +237,12 @@ def _line(node: Node) -> str:
     if reason and not is_accepted(node.status):
         line += f" [dim]{escape(reason)}[/]"
     return line
+
+
+def in_all(node: Node) -> str:
+    """What a node and all below it cost together."""
+    total = node.total
+    return f"in all: {counted(total['calls'], 'call')}, {total['tokens']} tokens"
 
 
 def _chain(chain: Mapping[str, Any]) -> str:

@@ -15,7 +15,15 @@ from reflux.agents.budget import Price
 from reflux.graphs.traces.revisions import newest
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import NO_PRICES, Node, find_question, load_tree
-from reflux.report.terminal import LINES, counted, cut_text, printable, reasons, total_line
+from reflux.report.terminal import (
+    LINES,
+    counted,
+    cut_text,
+    in_all,
+    printable,
+    reasons,
+    total_line,
+)
 from reflux.tasks import writing_named
 
 if TYPE_CHECKING:
@@ -85,11 +93,15 @@ def page_template(name: str, max_chars: int) -> "Template":
 def _cost(node: Node) -> str:
     parts = [f"by {printable(node.answered_by)}"] if node.answered_by else []
     if node.calls:
-        parts += [counted(node.calls, "call"), f"{node.tokens} tokens", f"{node.seconds:.2f} s"]
+        own = "own: " if node.children else ""
+        parts += [f"{own}{counted(node.calls, 'call')}", f"{node.tokens} tokens"]
+        parts.append(f"{node.seconds:.2f} s")
     if node.votes > 1:
         parts.append(f"{node.votes} votes")
     if node.money:
         parts.append(f"{node.money:.3g} in money")
+    if node.children:
+        parts.append(in_all(node))
     if node.verdict:
         parts.append(node.verdict)
     return ", ".join(parts)

@@ -25,6 +25,7 @@ from reflux.agents.prompts import redact
 from reflux.agents.types import ChatRequest as ModelRequest
 from reflux.agents.types import Completion, Sampling, ToolSpec
 from reflux.ask_context import context_of
+from reflux.finetune.registry import is_overseer
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.state import exchange_error, failed_outcome
@@ -34,7 +35,7 @@ from reflux.graphs.conversation import answer_chat, cut_at, question_of
 from reflux.graphs.evals.task import Task
 from reflux.graphs.external.user_sources import is_reference
 from reflux.graphs.traces.tree import tokens_of
-from reflux.models import BASE, STUDENT, model_named
+from reflux.models import BASE, STUDENT, about_base, model_named
 from reflux.overseers import candidates_of, demos_of, overseer_named, with_demos
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import HINTS, ChatRequest, Function, Message
@@ -74,7 +75,7 @@ class ServedModels:
         self._trees = {name: Tree(name, overseer) for name, overseer in overseers.items()}
         if self.task is not None:
             self._trees.setdefault(self.task.name, Tree(self.task.name, None, self.task))
-        if is_reference(settings.overseer):
+        if is_reference(settings.overseer) or is_overseer(settings.overseer):
             own = overseer_named(settings.overseer)
             self._trees[settings.overseer] = Tree(settings.overseer, own)
         if settings.overseer not in self._trees:
@@ -95,11 +96,16 @@ class ServedModels:
         trees = dict.fromkeys([*own, "", *self._trees])
         registry = self._folder.registry
         promoted = registry.current()
+        about = about_base(self._folder)
+        about_trees = about if self.agent() == BASE else ""
         return [
-            *(listed_model(f"{AMPLIFIED}:{name}" if name else AMPLIFIED) for name in trees),
-            listed_model(BASE),
+            *(
+                listed_model(f"{AMPLIFIED}:{name}" if name else AMPLIFIED, about=about_trees)
+                for name in trees
+            ),
+            listed_model(BASE, about=about),
             *([listed_model(STUDENT, promoted.created)] if promoted else []),
-            *(listed_model(student.id, student.created) for student in registry.list()),
+            *(listed_model(student.id, student.created) for student in registry.list("agent")),
             *map(listed_model, self._settings.endpoints),
         ]
 
@@ -143,9 +149,11 @@ class ServedModels:
         return _direct_answer(run, self._settings, model, request)
 
 
-def listed_model(name: str, created: str = "") -> Model:
+def listed_model(name: str, created: str = "", about: str = "") -> Model:
+    """A model as OpenAI's list holds it, and what can be expected of it, if that is to be said."""
     seconds = int(datetime.fromisoformat(created).timestamp()) if created else 0
-    return Model(id=name, created=seconds, object="model", owned_by="reflux")
+    more: dict[str, Any] = {"description": about} if about else {}
+    return Model(id=name, created=seconds, object="model", owned_by="reflux", **more)
 
 
 def _task_of(folder: RunFolder) -> Task | None:

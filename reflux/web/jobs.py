@@ -215,7 +215,7 @@ async def stop_job(jobs: PageJobs) -> dict[str, Any]:
 
 
 def _named_systems(state: ServerState) -> list[str]:
-    students = [student.id for student in state.run.folder.registry.list()]
+    students = [student.id for student in state.run.folder.registry.list("agent")]
     return [*students, *(f"endpoint:{name}" for name in state.settings.endpoints)]
 
 

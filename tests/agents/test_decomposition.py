@@ -14,6 +14,8 @@ from reflux.agents.types import Ask, Exchange, SubQuestion
 SUM = "State the final answer to the following arithmetic problem: 205 - 838 + 505 ="
 CITIES = "Which of these cities is the capital of a country in Asia: Lima, Baku, Oslo?"
 SKY = "why is the sky blue at noon and red at sunset"
+HEAVIER = "Which is heavier, an elephant or a whale?"
+LARGER = "巴黎和北京哪个更大？"
 APPLES = "Tom has 14 apples. He gives 5 to Anna. How many has Tom?"
 ASIA = Exchange("Which country has Baku as its capital?", "Azerbaijan")
 
@@ -72,7 +74,39 @@ CASES = {
     "Chinese": ("法国和日本的首都是什么？", ["法国的首都是什么？", "日本的首都是什么？"], ""),
     "Chinese, lost": (
         "法国和日本的首都是什么？", ["Who wrote Hamlet?"],
-        "sub-question 1 holds no word of the question",
+        "sub-question 1 is in another language than the question",
+    ),
+    "Chinese, compared": (LARGER, ["巴黎有多大？", "北京有多大？"], ""),
+    "Chinese, without what is compared": (
+        LARGER, ["哪个更大？"], "sub-question 1 holds no word of the question",
+    ),
+    "Chinese, translated": (
+        LARGER, ["How large is Paris?", "How large is it in Beijing?"],
+        "the batch is in another language than the question",
+    ),
+    "Japanese": ("パリと北京はどちらが大きいですか？", ["パリの面積は？", "北京の面積は？"], ""),
+    "Thai": ("ปารีสหรือปักกิ่งใหญ่กว่ากัน", ["ปารีสใหญ่แค่ไหน", "ปักกิ่งใหญ่แค่ไหน"], ""),
+    "alternatives": (HEAVIER, ["How heavy is an elephant?", "How heavy is a whale?"], ""),
+    "one of them, and the rest by its answer": (
+        HEAVIER, ["How heavy is an elephant?", "Is a whale heavier than {0}?"], "",
+    ),
+    "alternatives, lost": (
+        HEAVIER, ["Which is heavier?"], 'sub-question 1 loses "elephant", "whale"',
+    ),
+    "alternatives, invented": (
+        HEAVIER, ["Is a lion or a gorilla heavier?"],
+        'sub-question 1 invents "lion", "gorilla", and loses "elephant", "whale"',
+    ),
+    "alternatives that are compared behind them": (
+        "Is an elephant or a whale heavier?", ["Which is heavier?"],
+        'sub-question 1 loses "elephant", "whale"',
+    ),
+    "a choice of predicates": (
+        "Is a whale a mammal or a fish?", ["Has a whale gills?", "Does a whale breathe air?"], "",
+    ),
+    "a choice of adjectives": (
+        "Is Paris larger or smaller than Lyon?",
+        ["How large is Paris?", "How large is Lyon?"], "",
     ),
     "Arabic numbers": ("كم يساوي ٢٠٥ + ٨٣٨ - ٥٠٥؟", ["كم يساوي 205 + 838؟"], ""),
     "quotations": (

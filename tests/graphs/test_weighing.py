@@ -4,7 +4,7 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.protocol import PASS, OverseerContext
+from reflux.agents.overseers.protocol import PASS, ModelContext, OverseerContext
 from reflux.agents.overseers.router import Past, Router
 from reflux.agents.types import Answer, Ask, ChatRequest, Step
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
@@ -14,6 +14,7 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 from reflux.graphs.voting.voting import VotePolicy
+from reflux.report.terminal import tree_view
 from tests.support.amplifying import ONE_VOTE, answers_of, asked_of, rejecting
 
 QUESTION = "Which is older, A or B?"
@@ -171,16 +172,92 @@ async def test_decompositions_follow_until_none_could_change_the_answer(
     assert len(client.requests) == calls
 
 
-async def test_the_record_says_what_each_answer_weighed(store: TraceStore) -> None:
+async def test_the_record_says_which_answer_was_taken_and_why(store: TraceStore) -> None:
     system, _ = weighed(store, Dividing("x", "x"))
     await answers_of(system, "root")
-    assert load_tree(store, "root-id").note == (
-        "'direct' weighs 1.5 (the direct answer); 'x' weighs 2 (2 decompositions)"
+    root = load_tree(store, "root-id")
+    assert root.note == (
+        'a decomposition\'s answer was taken: both decompositions say "x", the direct answer was '
+        '"direct"'
     )
+    assert [(each["answer"], each["weight"]) for each in root.candidates] == [
+        ("direct", 1.5),
+        ("x", 2.0),
+    ]
+    assert [child.decomposition for child in root.children] == ["1 of 2", "2 of 2"]
+    assert root.division == "divided 2 times into 1 and 1 sub-questions"
+    assert root.children[0].division == "not divided: the overseer left it to the agent"
+    assert root.to_json()["total"]["calls"] == root.total["calls"] == 3
+    assert "(own: 1 call, " in (line := str(tree_view(root).label)) and "in all: 3 calls" in line
+    assert "decomposition 2 of 2:" in str(tree_view(root).children[1].label)
     system, _ = weighed(store, Dividing(""))
     await store.add_question({"id": "other", "text": "root"})
     await system.answer("root", "other")
     assert load_tree(store, "other").note == "not decomposable: too plain"
+
+
+LONG = "It is the larger one of the two, since it has been measured several times in the last years"
+
+
+@pytest.mark.parametrize(
+    ("answers", "router", "note"),
+    [
+        ("aa", 0, "kept the direct answer: the decomposition gave the same one"),
+        ("ab", 0, 'kept the direct answer: one decomposition, which said "b", is not enough'),
+        ("aba", 0, 'kept the direct answer: 1 of 2 decompositions gave the same one, not "b"'),
+        (
+            "abc", 0,
+            'kept the direct answer: 2 decompositions did not agree with each other ("b", "c")',
+        ),
+        (
+            "abb", 0,
+            "a decomposition's answer was taken: both decompositions say \"b\", the direct answer "
+            'was "a"',
+        ),
+        (
+            "abbb", 9,
+            "kept the direct answer, which weighs 9 against 3 on questions like this: all 3 "
+            'decompositions say "b"',
+        ),
+        (
+            "ab", 0.5,
+            "a decomposition's answer was taken, which weighs 1 against 0.5 on questions like "
+            'this: the only decomposition says "b", the direct answer was "a"',
+        ),
+        (
+            "aL", 0,
+            'kept the direct answer: one decomposition, which said "It is the larger one of the '
+            'two, since it has been …", is not enough',
+        ),
+    ],
+)  # fmt: skip
+def test_the_note_is_for_somebody_who_knows_nothing_of_weights(
+    answers: str, router: float, note: str
+) -> None:
+    candidates = [
+        candidate(LONG if answer == "L" else answer, divided=index > 0)
+        for index, answer in enumerate(answers)
+    ]
+    choice = Weighing(direct=router or 1.5).choose(QUESTION, candidates, 0)
+    assert choice is not None
+    assert choice.detail["note"] == note
+
+
+class Alike:
+    """Finds that all answers say the same, by a call."""
+
+    async def same(self, context: ModelContext, question: str, one: str, other: str) -> bool:
+        await context.complete(ChatRequest(context.model, (("user", f"{one}={other}"),)))
+        return {one, other} == {"x", "y"}
+
+
+async def test_answers_in_other_words_are_compared_as_votes_are(store: TraceStore) -> None:
+    system, client = weighed(store, Dividing("x", "y"), same=Alike())
+    outcome = await answers_of(system, "root")
+    assert outcome["answer"] == "x"
+    assert asked_of(client) == ["root", "x", "direct=x", "y", "direct=y", "x=y"]
+    assert outcome["spent"]["calls"] == len(client.requests)
+    assert "both decompositions say" in load_tree(store, "root-id").note
 
 
 async def test_where_there_is_a_check_the_first_answer_that_passes_it_stands(

@@ -43,6 +43,18 @@ def test_a_question_is_asked_and_its_tree_grows_before_the_answer_is_there(
     assert seen.hosts == {url.removeprefix("http://")}
 
 
+def test_the_page_says_what_the_small_default_model_can_do(
+    tmp_path: Path, script: Scripted
+) -> None:
+    with serving(tmp_path, script) as url, browsing() as seen:
+        seen.page.goto(url)
+        seen.page.get_by_label("Model").select_option("base")
+        seen.page.get_by_text("135 million parameters").wait_for()
+        seen.page.get_by_label("Model").select_option("amplified")
+        seen.page.get_by_text("135 million parameters").wait_for(state="detached")
+    assert seen.errors == []
+
+
 def test_on_a_phone_the_tree_is_seen_while_it_grows_and_then_the_answer(
     tmp_path: Path, script: Scripted
 ) -> None:

@@ -15,6 +15,7 @@ from reflux.ask_context import open_tools
 from reflux.cli.contract import MARGIN
 from reflux.cli.evaluation.systems import SystemSpecs
 from reflux.cli.human_input import interruptible
+from reflux.finetune.learned_overseer import resolved
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.weighing import Weighing
@@ -95,7 +96,9 @@ class Settings:
                 max_tokens=self.max_tokens,
                 votes=VotePolicy(max_votes=1),
             )
-        return routed(eval_task.context(context).granting(grants), route_of(self.route))
+        context = eval_task.context(context).granting(grants)
+        context = replace(context, overseers=resolved(opened, context.overseers))
+        return routed(context, route_of(self.route))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ import { TreeView } from "./tree_view.js";
 const KEPT = "reflux-chat";
 const talk = { messages: [], model: null, view: null, trajectory: null, busy: null, ...recalled() };
 
+// What can be expected of a model, by its name.
+const about = {};
+
 function recalled() {
   try {
     const kept = JSON.parse(sessionStorage.getItem(KEPT)) || {};
@@ -67,18 +70,22 @@ export async function open(container) {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
   });
   input.addEventListener("input", () => fit(input));
-  select.addEventListener("change", () => { talk.model = select.value; keep(); });
+  select.addEventListener("change", () => { talk.model = select.value; keep(); if (!talk.messages.length) draw(state); });
 
   state.offered = offer(select);
   draw(state);
   await state.offered;
+  if (!talk.messages.length) draw(state);
   if (!talk.view && talk.trajectory) await attempt(() => reload(talk.trajectory));
   if (matchMedia("(min-width: 60rem)").matches) input.focus();
 }
 
 async function offer(select) {
   const { data } = await json("/v1/models");
-  for (const { id } of data) select.append(el("option", { value: id }, id));
+  for (const { id, description } of data) {
+    select.append(el("option", { value: id }, id));
+    about[id] = description;
+  }
   if (!data.some(({ id }) => id === talk.model)) talk.model = data[0].id;
   select.value = talk.model;
 }
@@ -108,7 +115,8 @@ function draw(state) {
 
 function welcome() {
   return el("div", { class: "empty" }, el("h2", {}, "Ask the amplified agent"),
-    el("p", {}, "An overseer splits your question, copies of the agent answer the parts, and the overseer combines the answers."));
+    el("p", {}, "An overseer splits your question, copies of the agent answer the parts, and the overseer combines the answers."),
+    about[talk.model] ? el("p", {}, about[talk.model]) : "");
 }
 
 function busy(button) {

@@ -1,0 +1,97 @@
+"""Training rows of a learned overseer: its request, and the step that a good overseer took.
+
+A demonstration of one batch is written as a plan. Where one has several batches, all are written
+step by step, with the answer at the end. Questions that are not to be divided are rows, too, so
+that it learns when to stop: those of the demonstrations, and sub-questions of accepted trees that
+the agent answered, up to a third of the rows.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.batch import alike
+from reflux.agents.overseers.demonstrations import INDIVISIBLE, Demonstration
+from reflux.agents.overseers.step_forms import LEARNED, StepStyle, reply_text
+from reflux.agents.prompts import Example, step_prompt
+from reflux.agents.types import Message
+from reflux.finetune.data.rows import Row
+
+FANOUT, CHARS = 8, 4_000
+"""As in `ModelOverseer`; the short prompt names neither."""
+DIRECT_SHARE = 3
+"""One row in so many, at most, is a sub-question that the agent answered."""
+
+
+@dataclass
+class OverseerRows:
+    """The rows of a learned overseer, in a form, and why demonstrations were left out."""
+
+    style: StepStyle
+    rows: list[Row] = field(default_factory=list[Row])
+    demonstrations: int = 0
+    """How many the rows are made of, without the sub-questions that the agent answered."""
+    left_out: Counter[str] = field(default_factory=Counter[str])
+
+
+def overseer_rows(
+    demos: Sequence[Demonstration],
+    direct: Iterable[str] = (),
+    withheld: Callable[[str], bool] = lambda question: False,
+    task: str = "",
+) -> OverseerRows:
+    """The rows of demonstrations and of questions that the agent answered undivided.
+
+    Args:
+        withheld: whether a question is held out; no demonstration with such a question, or such a
+            sub-question, has rows.
+        task: the name of the task that the questions belong to.
+
+    Raises:
+        UsageError: no demonstration divides its question.
+    """
+    left_out: Counter[str] = Counter()
+    used: dict[str, Demonstration] = {}
+    for demo in demos:
+        if any(map(withheld, demo.questions)):
+            left_out["held out"] += 1
+        elif alike(demo.question) in used:
+            left_out["asked more than once"] += 1
+        else:
+            used[alike(demo.question)] = demo
+    if not any(demo.steps for demo in used.values()):
+        told = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "there are none"
+        raise UsageError(
+            f"no demonstration divides its question ({told}), so an overseer would learn to divide "
+            "nothing: have `reflux demos make` write some, or write them"
+        )
+    by_steps = any(demo.steps[1:] for demo in used.values())
+    made = OverseerRows(replace(LEARNED, plan=not by_steps), left_out=left_out)
+    made.demonstrations = len(used)
+    for demo in used.values():
+        examples = [*demo.first(), *demo.later()] if by_steps else demo.plan()
+        made.rows += [_row(example, made.style, task, "demonstration") for example in examples]
+    fresh = {alike(text): text for text in direct if not withheld(text)}
+    fresh = {key: text for key, text in fresh.items() if key not in used}
+    chosen = sorted(fresh.values(), key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+    for text in chosen[: len(made.rows) // (DIRECT_SHARE - 1)]:
+        example: Example = (text, (), {"not_decomposable": INDIVISIBLE})
+        made.rows.append(_row(example, made.style, task, "answered by the agent"))
+    return made
+
+
+def _row(example: Example, style: StepStyle, task: str, source: str) -> Row:
+    """The row of an example of an overseer's step."""
+    question, transcript, reply = example
+    turns = step_prompt(question, transcript, (), FANOUT, CHARS, style=style)
+    prompt: list[Message] = [{"role": turn[0], "content": turn[1]} for turn in turns]
+    tools = {sub.get("to", "").removeprefix("tool:") for sub in reply.get("ask", ())} - {""}
+    return Row(
+        prompt=tuple(prompt),
+        completion=reply_text(reply, style.form, tools),
+        question=question,
+        task=task,
+        provenance={"trajectory": "", "source": source},
+    )

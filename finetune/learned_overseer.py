@@ -1,0 +1,82 @@
+"""Learned overseers: students that divide questions, served beside the agent by its engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from reflux.agents.errors import UsageError
+from reflux.agents.overseers.model import REJECTED, UNREADABLE, ModelOverseer
+from reflux.agents.overseers.protocol import Overseer, OverseerContext, WrappedOverseer
+from reflux.agents.overseers.scripted import Reviewed
+from reflux.agents.overseers.step_forms import LEARNED
+from reflux.agents.types import Ask, Step
+from reflux.finetune.registry import OVERSEER, Student, is_overseer
+from reflux.finetune.run_folder import OpenRun
+
+PROMOTED = f"student{OVERSEER}"
+"""Means the learned overseer that the run divides with."""
+
+
+def learned_overseer(name: str) -> ModelOverseer:
+    """A learned overseer by its name, before `resolved` looks for it in a run."""
+    return ModelOverseer(name, form="lines", plan=LEARNED.plan, brief=True)
+
+
+def resolved(run: OpenRun, overseers: Sequence[Overseer]) -> tuple[Overseer, ...]:
+    """The overseers, of which learned ones are asked as they were trained.
+
+    Raises:
+        UsageError: the run has none of the name, or it was trained on another base than the one
+            that the run's engine serves.
+    """
+    return tuple(_resolved(run, overseer) for overseer in overseers)
+
+
+def _resolved(run: OpenRun, overseer: Overseer) -> Overseer:
+    if isinstance(overseer, Reviewed):
+        return replace(overseer, inner=_resolved(run, overseer.inner))
+    if not (isinstance(overseer, ModelOverseer) and is_overseer(overseer.model)):
+        return overseer
+    student = _found(run, overseer.model)
+    style = student.style or LEARNED
+    return replace(
+        overseer, model=student.id, form=style.form, plan=style.plan,
+        instructions=style.instructions, brief=style.brief,
+    )  # fmt: skip
+
+
+def _found(run: OpenRun, name: str) -> Student:
+    registry, base = run.folder.registry, run.folder.base
+    student = registry.current("overseer") if name == PROMOTED else registry.get(name)
+    if student is None:
+        made = ", ".join(each.id for each in registry.list("overseer")) or "none"
+        raise UsageError(f"no learned overseer is promoted in {registry.root}; there are: {made}")
+    if run.serves_students and student.base.weights != base.weights_digest:
+        raise UsageError(
+            f"{student.id} was trained on {student.base.model_id} (sha256 "
+            f"{student.base.weights[:12]}…), and the engine serves {base.name} (sha256 "
+            f"{base.weights_digest[:12]}…): an overseer needs its own base; name that with --base, "
+            "or make it again with `reflux distill --role overseer`"
+        )
+    return student
+
+
+@dataclass(frozen=True)
+class Fallback(WrappedOverseer):
+    """A learned overseer; what it cannot divide by the rules is asked of the original one."""
+
+    original: Overseer
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    async def act(self, context: OverseerContext) -> Step:
+        step = await self.inner.act(context)
+        failed = isinstance(step, Ask) and step.note.startswith((REJECTED, UNREADABLE))
+        if not failed:
+            return step
+        other = await self.original.act(context)
+        if not isinstance(other, Ask):
+            return other
+        reason = f"asked of {self.original.name}: {step.note}"
+        return replace(other, note="; ".join(filter(None, (other.note, reason))))
