@@ -22,6 +22,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.progress import ProgressView
     from reflux.cli.run_ends import check_promoted, show_reports, show_waiting
     from reflux.finetune import check_training_packages
+    from reflux.finetune.bases import find_base
     from reflux.finetune.config import (
         BaseConfig,
         RoundsConfig,
@@ -30,6 +31,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     )
     from reflux.finetune.data.questions import check_questions, question_lines
     from reflux.finetune.data.rows import Row, read_jsonl, rows_digest, run_rows, training_order
+    from reflux.finetune.engine.client import NO_TOOLS
+    from reflux.finetune.engine_config import EngineSpec
     from reflux.finetune.run_folder import RunFolder
     from reflux.models import open_rounds
     from reflux.report.terminal import ERR, command, emit, say
@@ -161,6 +164,9 @@ def climb(
         for spec in config.rounds:
             check_options(config.distillation(spec))
         check_questions(config, task := run_task(config))
+        here = not isinstance(config.engine_settings, EngineSpec)
+        if task.tool_names and here and find_base(config.base).gguf is None:
+            raise UsageError(NO_TOOLS)
         for line in () if as_json else question_lines(config, task):
             ERR.print(line, soft_wrap=True, highlight=False, markup=False)
     try:
