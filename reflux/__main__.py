@@ -4,7 +4,9 @@ Heavy imports wait until `main`, so that Ctrl-C prints one line from the start.
 """
 
 import gc
+import signal
 import sys
+from typing import Any
 
 INTERRUPTED = (
     "reflux: interrupted; recorded calls are kept: continue a run with `reflux run --resume`, "
@@ -12,8 +14,17 @@ INTERRUPTED = (
 )
 
 
+def _interrupt(*_: Any) -> None:
+    """End at SIGTERM as at Ctrl-C, which stops what was started; a kill where that is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+
+
 def main() -> None:
     """Run the command line; see `reflux.cli.main.run`."""
+    signal.signal(signal.SIGTERM, _interrupt)
     # Imported modules live until exit, so the collector need not scan them.
     gc.disable()
     try:

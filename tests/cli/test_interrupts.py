@@ -1,4 +1,4 @@
-"""Ctrl-C in every stage: one message, exit code 130, and nothing that was answered asked again.
+"""Ctrl-C or SIGTERM in every stage: one message, exit code 130, and nothing that was answered asked again.
 
 Each process runs the command line as a user does, on a scripted X and a tiny base. At the moment
 that is to be interrupted it waits until the signal is sent, so that no clock decides where it hits.
@@ -127,14 +127,20 @@ def start(
     return begin(words, before=partial(prepare, root, base, moment))
 
 
-def interrupt(words: Sequence[str], root: Path, base: Path, moment: tuple[str, int]) -> None:
-    """Press Ctrl-C at a moment of a command, which ends in one message."""
+def interrupt(
+    words: Sequence[str],
+    root: Path,
+    base: Path,
+    moment: tuple[str, int],
+    by: signal.Signals = signal.SIGINT,
+) -> None:
+    """Press Ctrl-C, or send SIGTERM, at a moment of a command, which ends in one message."""
     command = start(words, root, base, moment)
     while not (root / "reached").exists():
         assert command.process.is_alive(), (moment, command.wait())
         time.sleep(0.002)
     assert command.process.pid is not None
-    os.kill(command.process.pid, signal.SIGINT)
+    os.kill(command.process.pid, by)
     (root / "sent").touch()
     ended = command.wait()
     assert ended.code == 130, (moment, ended)
@@ -160,8 +166,9 @@ def interrupted(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     config.write_text(CONFIG)
     words = ["run", "--config", str(config), "--run", str(folder)]
     kept: list[tuple[Any, ...]] = []
-    for moment in MOMENTS:
-        interrupt(words, root, tiny_base, moment)
+    for number, moment in enumerate(MOMENTS):
+        by = (signal.SIGINT, signal.SIGTERM)[number % 2]
+        interrupt(words, root, tiny_base, moment, by)
         found = calls(folder)
         assert found[: len(kept)] == kept, moment
         kept = found
