@@ -15,7 +15,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.scripted import asks_humans
 from reflux.finetune.config import RoundsConfig
 from reflux.graphs.evals.file_task import FileTask
 from reflux.graphs.evals.task import Task
@@ -72,11 +71,6 @@ def check_questions(config: RoundsConfig, task: Task) -> None:
         UsageError: they have not.
     """
     task.check_levels([spec.level for spec in config.rounds])
-    if any(map(asks_humans, task.overseers())):
-        raise UsageError(
-            "overseer: a run cannot wait for human input; name model, plain or FILE.py:NAME, and "
-            "correct its answers with `reflux review`"
-        )
     train, held_out = task.size("train"), task.size("held_out")
     if train is None or held_out is None:
         for spec in config.rounds:
