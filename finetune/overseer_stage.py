@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reflux.agents.overseers.step_forms import OVERSEER, StepStyle
+from reflux.finetune.cancelling import cancellable
 from reflux.finetune.data.demonstrations import (
     MAX_TREES,
     ORIGINAL,
@@ -23,7 +24,7 @@ from reflux.finetune.data.demonstrations import (
 from reflux.finetune.data.overseer_rows import OverseerRows, overseer_rows
 from reflux.finetune.data.rows import Row, rows_digest, training_order
 from reflux.finetune.gates import Gate, failed_gates, passed_checks
-from reflux.finetune.stages import Stages, cancellable
+from reflux.finetune.stages import Stages
 from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.revisions import NEWEST
 
