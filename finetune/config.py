@@ -243,12 +243,23 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     @property
     def candidates(self) -> int:
         """Decompositions that are weighed against the direct answer; 0: the overseer's stands."""
+        return self.candidates_of(original=False)
+
+    def candidates_of(self, *, original: bool) -> int:
+        """As `candidates`; of the `original` overseer where another is learned from it."""
         if self.checks.confirm > 1 or self.checks.after_failure:
             return self.overseer.candidates or 0
-        return self.overseer.weighed(of_file=bool(self.questions), attempts=self.limits.attempts)
+        of_file, attempts = bool(self.questions), self.limits.attempts
+        return self.overseer.weighed(of_file=of_file, attempts=attempts, original=original)
 
-    def context(self, recorded_client: RecordedClient, model: str, **more: Any) -> AmplifyContext:
-        """A context with the config's limits, votes and checks; `more` sets further fields."""
+    def context(
+        self, recorded_client: RecordedClient, model: str, *, original: bool = False, **more: Any
+    ) -> AmplifyContext:
+        """A context with the config's limits, votes and checks; `more` sets further fields.
+
+        Args:
+            original: of the overseer from which another one is learned.
+        """
         return AmplifyContext(
             recorded_client,
             model,
@@ -257,7 +268,7 @@ class RoundsConfig(TaskConfig, TrainingConfig):
             votes=self.votes,
             flags=self.flags,
             checks=self.checks,
-            weighing=Weighing.of(self.candidates),
+            weighing=Weighing.of(self.candidates_of(original=original)),
             seed=self.seed,
             **more,
         )

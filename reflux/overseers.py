@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +14,9 @@ from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
+from reflux.agents.overseers.step_forms import OVERSEER, is_learned
 from reflux.file_options import FileOption
 from reflux.finetune.learned_overseer import learned_overseer
-from reflux.finetune.registry import OVERSEER, is_overseer
 from reflux.graphs.amplify.context import CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Weighing, candidates_by_default
 from reflux.graphs.external.user_code import load_instance
@@ -42,14 +43,19 @@ def overseer_named(
     """
     if name in overseers:
         return overseers[name]
+    if is_learned(name) and not _is_of_module(name):
+        return learned_overseer(name)
     if is_reference(name) and not name.startswith("script:"):  # That is a program's.
         return _own_overseer(name)
-    if is_overseer(name):
-        return learned_overseer(name)
     raise UsageError(
         f"no overseer is called {name!r}; there are {', '.join(overseers)}, your own as "
         f"FILE.py:NAME, and learned ones as STUDENT{OVERSEER}"
     )
+
+
+def _is_of_module(name: str) -> bool:
+    """True where a module of the name's first part can be imported, as in `app:overseer`."""
+    return is_reference(name) and find_spec(name.partition(":")[0].partition(".")[0]) is not None
 
 
 @cache

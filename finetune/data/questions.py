@@ -15,7 +15,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.scripted import asks_humans
 from reflux.finetune.config import RoundsConfig
 from reflux.graphs.evals.file_task import FileTask
 from reflux.graphs.evals.task import Task
@@ -47,11 +46,13 @@ def first_round(task: Task) -> int:
 
 def planned_questions(config: RoundsConfig, task: Task) -> list[int]:
     """Training questions that each round asks, from round 1 on."""
+    learn = config.overseer.learn
+    asked = learn if isinstance(learn, int) else 0
     given = [spec.questions for spec in config.rounds[1 - first_round(task) :]]
     size = task.size("train")
     share = MAX_QUESTIONS
     if size is not None and None in given:
-        left = size - sum(number or 0 for number in given)
+        left = size - asked - sum(number or 0 for number in given)
         share = min(share, max(0, left // given.count(None)))
     return [share if number is None else number for number in given]
 
@@ -70,11 +71,6 @@ def check_questions(config: RoundsConfig, task: Task) -> None:
         UsageError: they have not.
     """
     task.check_levels([spec.level for spec in config.rounds])
-    if any(map(asks_humans, task.overseers())):
-        raise UsageError(
-            "overseer: a run cannot wait for human input; name model, plain or FILE.py:NAME, and "
-            "correct its answers with `reflux review`"
-        )
     train, held_out = task.size("train"), task.size("held_out")
     if train is None or held_out is None:
         for spec in config.rounds:

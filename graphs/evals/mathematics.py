@@ -23,7 +23,12 @@ MAX_NUMBER_CHARS = 1_000
 """A longer number is equal to none."""
 MAX_POWER = 400
 """Of a power that is computed, in digits."""
-VOWEL_POINTS = r"[\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u0640\u064B-\u0652\u0670]"
+VOWEL_POINTS = regex.compile(
+    r"[\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u0640\u064B-\u0652\u0670]"
+)
+BEFORE_FRACTION = regex.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
+OTHER_DIGIT = regex.compile(r"[^\D0-9]")
+SUPERSCRIPT = regex.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 OPERATORS = str.maketrans(
     {"−": "-", "–": "-", "﹣": "-", "－": "-", "≤": "<=", "≥": ">=", "≠": "!=", "×": "*", "÷": "/"}
@@ -100,14 +105,14 @@ SPELLED = regex.compile(
 def canonical(text: str) -> str:
     """Compatible characters, digits and operators in one form."""
     text = _superscripts_as_powers(text)
-    text = regex.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    text = BEFORE_FRACTION.sub(" ", text)
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/").translate(OPERATORS)
-    text = regex.sub(r"[^\D0-9]", lambda match: str(unicodedata.digit(match[0], match[0])), text)
-    return regex.sub(VOWEL_POINTS, "", text)
+    text = OTHER_DIGIT.sub(lambda match: str(unicodedata.digit(match[0], match[0])), text)
+    return VOWEL_POINTS.sub("", text)
 
 
 def _superscripts_as_powers(text: str) -> str:
-    return regex.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda match: "^" + match[0].translate(SUPERSCRIPTS), text)
+    return SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(SUPERSCRIPTS), text)
 
 
 def final_answer(text: str) -> str | None:

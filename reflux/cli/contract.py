@@ -43,7 +43,8 @@ TaskName = Annotated[
 Overseer = Annotated[
     str | None,
     typer.Option(
-        help="The overseer of any question: model, plain, human, reviewed or FILE.py:NAME."
+        help="The overseer of any question: model, plain, human, reviewed, FILE.py:NAME or a "
+        "learned one, STUDENT:overseer."
     ),
 ]
 Candidates = Annotated[

@@ -173,7 +173,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"questions": "q.jsonl", "check": "none.json"}, r"there is no file .*none\.json"),
     ({"questions": "q.jsonl", "check": "q.jsonl"}, "there is no check"),
     ({"questions": "q.jsonl", "overseer": "boss"}, "no overseer is called 'boss'"),
-    ({"questions": "q.jsonl", "overseer": "human"}, "a run cannot wait for human input"),
     ({"questions": "one.jsonl"}, "has 1 different questions, of which their hash holds out"),
     ({"questions": "q.jsonl", "rounds": [{"questions": 60}]}, "1 rounds are to ask 60: lower"),
     ({"questions": "q.jsonl", "rounds": [{"questions": 45}, {}]}, "rounds"),
