@@ -253,8 +253,9 @@ class ModelOverseer:
         schema: str = "",
         model: str = "",
     ) -> Completion:
-        """The reply of the model, the overseer's own by default; `prompt` takes the characters of the transcript, which are halved as
-        long as the request does not fit into the model's context."""
+        """The reply of the model, the overseer's own by default; `prompt` takes the characters of
+        the transcript, which are halved as long as the request does not fit into the model's
+        context."""
         again = retry + self.max_tries * context.attempt
         temperature = max(self.temperature, self.retry_temperature if again else 0.0)
         sampling = Sampling(temperature, self.max_tokens, seed=self.seed * self.max_tries + again)
