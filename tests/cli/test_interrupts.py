@@ -1,4 +1,4 @@
-"""Ctrl-C in every stage: one message, exit code 130, and nothing that was answered asked again.
+"""Ctrl-C or SIGTERM in every stage: one message, exit code 130, nothing answered asked again.
 
 Each process runs the command line as a user does, on a scripted X and a tiny base. At the moment
 that is to be interrupted it waits until the signal is sent, so that no clock decides where it hits.
