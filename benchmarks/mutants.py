@@ -42,7 +42,10 @@ PARTS = {
         ["tests/graphs/test_metrics.py", "tests/graphs/test_decisions.py"],
     ),
     "scorers": (
-        [f"reflux/graphs/evals/{name}.py" for name in ("scorers", "mathematics", "eval_task")],
+        [
+            f"reflux/graphs/evals/{name}.py"
+            for name in ("scorers", "mathematics", "math_worker", "eval_task")
+        ],
         ["tests/graphs/test_scorers.py", "tests/graphs/test_eval_task.py"],
     ),
     "gates": (

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.evals.mathematics import check_math_installed
+from reflux.graphs.evals.math_worker import check_math_installed
 from reflux.graphs.evals.questions.files import QuestionFile, Row
 from reflux.graphs.evals.scorers import FORMS, can_compare, normalised, same
 from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out, task_context

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reflux.graphs.evals.mathematics import MathWorker
+from reflux.graphs.evals.math_worker import MathWorker
 from reflux.graphs.evals.scorers import FORMS, can_compare, fitting_rule, same
 
 OUTPUTS: list[list[Any]] = yaml.safe_load(
