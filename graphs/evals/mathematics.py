@@ -52,11 +52,18 @@ WRITTEN_SUM = regex.compile(
     r"\D{0,20}[\d.,]+\s?(?:times|plus|minus|multiplied by|divided by|[*+/x-])\s"
     r".*?(?:\bis\b|\bequals\b|\bmakes\b|\bgives\b)"
 )
+PLAIN = r"-?[$€£]?\d[\d.,/]*%?"
 IS_ANSWER = regex.compile(
     r"(?<![\w.,])(-?\$?\d[\d.,]*%?) (?:is|was|must be|would be) (?:the|my|our) "
     r"(?:final |correct |right )?(?:answer|result)\b",
     regex.IGNORECASE,
 )
+HEDGED = regex.compile(
+    rf"(?<![\d.,^])({PLAIN})(?P<unit>\s\p{{L}}+)?"
+    rf"(?:,?\s(?:or|oder|ou)\s(?:(?:maybe|perhaps|possibly|even)\s)?{PLAIN}(?(unit)(?P=unit)\b))+",
+    regex.IGNORECASE,
+)
+"""Several numbers to choose from, as in `41 or 42 apples`."""
 CITATION = regex.compile(r"(?<=[\w.%\]])\s?\[\d{1,3}(?:,\s?\d{1,3})*\]")
 ASIDE = regex.compile(
     r"^\W{0,9}(?:confidence|certainty|note|source|remark|konfidenz|hinweis|quelle|置信度)\b.*$",
@@ -210,7 +217,7 @@ def read_number(text: str) -> Number | None:
     # In `40 + 2 = 42, as 95% know` the answer is the first number after the last equals sign.
     for part in (WRITTEN_SUM.sub("", named.rpartition("=")[2], 1), named):
         if found := numbers(part):
-            return found[0]
+            return None if _is_hedged(part, 0) else found[0]
     if match := IS_ANSWER.search(text):
         return numbers(match[1])[0]
     bold = [part for part in regex.findall(r"\*\*([^*\n]{1,60})\*\*", text) if _is_number(part)]
@@ -221,9 +228,21 @@ def read_number(text: str) -> Number | None:
     said = regex.sub(r"(?:\([^()]*\)|\[[^\[\]]*\p{L}[^\[\]]*\])\W*$", "", said)
     for part in (said, body, text):
         if found := numbers(part):
-            return found[-1]
+            return None if _is_hedged(part, -1) else found[-1]
     spelled = _spelled(named) or _spelled(body)
     return spelled[-1] if spelled else None
+
+
+def _is_hedged(text: str, at: int) -> bool:
+    """Whether the first number of a text, or its last one (`at` -1), is one of several different
+    ones to choose from."""
+    found = list(HEDGED.finditer(text))
+    if not found:
+        return False
+    outside = text[found[-1].end() :] if at else text[: found[0].start()]
+    several = [each for each in numbers(found[at][0]) if each is not None]
+    values = {each.value / (100 if each.is_percentage else 1) for each in several}
+    return len(values) > 1 and not regex.search(r"\d", outside)
 
 
 def _is_number(text: str) -> bool:
@@ -271,7 +290,7 @@ def check_math_installed() -> None:
 
 @dataclass
 class MathWorker:
-    """Compares mathematics in a process of its own: SymPy may compute without end, and only a
+    """Compares mathematics in a separate process: SymPy may compute without end, and only a
     process can be stopped. math-verify's own time limits are signals, which need a main thread."""
 
     seconds: float = 10.0
