@@ -13,11 +13,11 @@ from typing import Any
 
 from reflux.agents.overseers.step_forms import (
     AS_JSON,
-    BRIEF,
     KINDS_IN_LINES,
     OVERSEE_IN_LINES,
     PLANNED,
     StepStyle,
+    brief_instructions,
     reply_text,
     tool_lines,
 )
@@ -108,7 +108,7 @@ def step_prompt(
     """
     if style.brief:
         found = transcript_text(transcript, chars)
-        return (("system", BRIEF), ("user", f"{question}\n{found}".strip()))
+        return (("system", brief_instructions(tools)), ("user", f"{question}\n{found}".strip()))
     in_lines, plan = style.form == "lines", [PLANNED] if style.plan else []
     words = KINDS_IN_LINES if in_lines else KINDS
     instructions = OVERSEE_IN_LINES if in_lines else OVERSEE

@@ -7,18 +7,23 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.model import REJECTED, UNREADABLE, ModelOverseer
 from reflux.agents.overseers.protocol import Overseer, OverseerContext, WrappedOverseer
 from reflux.agents.overseers.scripted import Reviewed
-from reflux.agents.overseers.step_forms import LEARNED
+from reflux.agents.overseers.step_forms import LEARNED, OVERSEER, is_learned
 from reflux.agents.types import Ask, Step
-from reflux.finetune.registry import OVERSEER, Student, is_overseer
+from reflux.finetune.registry import Student
 from reflux.finetune.run_folder import OpenRun
 
+ASKED_OF = "asked of"
+"""How the note begins of a step that the original overseer took."""
 PROMOTED = f"student{OVERSEER}"
 """Means the learned overseer that the run divides with."""
 
 
-def learned_overseer(name: str) -> ModelOverseer:
+def learned_overseer(name: str, max_tokens: int | None = None) -> ModelOverseer:
     """A learned overseer by its name, before `resolved` looks for it in a run."""
-    return ModelOverseer(name, form="lines", plan=LEARNED.plan, brief=True)
+    tokens = max_tokens or ModelOverseer.max_tokens
+    return ModelOverseer(
+        name, max_tokens=tokens, form=LEARNED.form, plan=LEARNED.plan, brief=LEARNED.brief
+    )
 
 
 def resolved(run: OpenRun, overseers: Sequence[Overseer]) -> tuple[Overseer, ...]:
@@ -34,7 +39,7 @@ def resolved(run: OpenRun, overseers: Sequence[Overseer]) -> tuple[Overseer, ...
 def _resolved(run: OpenRun, overseer: Overseer) -> Overseer:
     if isinstance(overseer, Reviewed):
         return replace(overseer, inner=_resolved(run, overseer.inner))
-    if not (isinstance(overseer, ModelOverseer) and is_overseer(overseer.model)):
+    if not (isinstance(overseer, ModelOverseer) and is_learned(overseer.model)):
         return overseer
     student = _found(run, overseer.model)
     style = student.style or LEARNED
@@ -72,11 +77,12 @@ class Fallback(WrappedOverseer):
 
     async def act(self, context: OverseerContext) -> Step:
         step = await self.inner.act(context)
-        failed = isinstance(step, Ask) and step.note.startswith((REJECTED, UNREADABLE))
-        if not failed:
+        if not (isinstance(step, Ask) and step.note.startswith((REJECTED, UNREADABLE))):
             return step
-        other = await self.original.act(context)
+        # As a member, so that its calls are told from those of the learned one.
+        (member,) = context.members(1)
+        other = await self.original.act(member)
         if not isinstance(other, Ask):
             return other
-        reason = f"asked of {self.original.name}: {step.note}"
+        reason = f"{ASKED_OF} {self.original.name}: {step.note}"
         return replace(other, note="; ".join(filter(None, (other.note, reason))))

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import UsageError
 from reflux.agents.files import flush, write_json
-from reflux.agents.overseers.step_forms import StepStyle
+from reflux.agents.overseers.step_forms import OVERSEER, StepStyle, is_learned
 from reflux.finetune.config import BaseConfig, Strict
 
 VERSION = 2
@@ -34,9 +34,8 @@ PICKLE = "adapter_model.bin"
 ADAPTER_FILES = ("adapter_config.json", ADAPTER)
 """What every student has, beside its tokenizer, and its form for llama.cpp where there is one."""
 Role = Literal["agent", "overseer"]
-OVERSEER = ":overseer"
-"""How the id of a learned overseer ends; its folder ends in FOLDER, which Windows can name."""
 FOLDER = ".overseer"
+"""How the folder of a learned overseer ends, in the place of OVERSEER."""
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(?<!\.json)(?<!\.overseer)(:overseer)?")
 _RESERVED = re.compile(r"(amplified|base|direct|student|best-of-.*)(:overseer)?")
 """Names that `--model` and `--systems` give another meaning."""
@@ -234,15 +233,12 @@ class Registry:
         if not self.root.is_dir():
             return set()
         names = (path.name for path in self.root.glob("*/"))
-        ids = (
-            name.removesuffix(FOLDER) + OVERSEER if name.endswith(FOLDER) else name
-            for name in names
-        )
+        ids = (re.sub(r"\.overseer$", OVERSEER, name) for name in names)
         return {id for id in ids if _ID.fullmatch(id)}
 
     def _folder(self, id: str) -> Path:
         """The folder of a student of this id."""
-        return self.root / (id.removesuffix(OVERSEER) + FOLDER if is_overseer(id) else id)
+        return self.root / (id.removesuffix(OVERSEER) + FOLDER if is_learned(id) else id)
 
     def _evaluated(self, id: str) -> Path:
         return self.root / f"{self._folder(id).name}.evaluation.json"
@@ -292,18 +288,13 @@ class Registry:
             )
 
 
-def is_overseer(id: str) -> bool:
-    """True of the id of a learned overseer."""
-    return id.endswith(OVERSEER)
-
-
 def _card(id: str, folder: Path, fields: Mapping[str, Any]) -> Student:
     gguf = folder / ADAPTER_GGUF
     try:
         return Student(
             version=VERSION,
             id=id,
-            role="overseer" if is_overseer(id) else "agent",
+            role="overseer" if is_learned(id) else "agent",
             path=folder,
             adapter_sha256=file_sha256(folder / ADAPTER),
             adapter_gguf_sha256=file_sha256(gguf) if gguf.is_file() else "",

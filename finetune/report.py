@@ -18,7 +18,7 @@ from typing import Any
 from reflux.agents.files import replacing, write_json
 from reflux.finetune.stages import Stages
 from reflux.graphs.ask import Amplified, Direct, System
-from reflux.graphs.traces.spending import spending
+from reflux.graphs.traces.spending import overseer_calls, spending
 
 # Okabe and Ito's palette, which color-blind readers can tell apart; markers differ, too.
 BASE_STYLE = ("#8a8f98", "o", ":")
@@ -74,6 +74,7 @@ def write_report(stages: Stages, rounds: Sequence[Mapping[str, Any]], seconds: f
         "model": {"id": folder.base.name, "sha256": folder.base.weights_digest},
         "seconds": round(seconds, 1),
         "models": spending(stages.run.store, folder.id, stages.config.spend_limit.prices),
+        "overseer_calls": overseer_calls(stages.run.store, folder.id),
         "by_level": by_level,
         "rounds": [{k: v for k, v in report.items() if k != "by_level"} for report in rounds],
     }

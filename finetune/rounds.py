@@ -1,7 +1,7 @@
 """Rounds of amplify → distill → evaluate → promote, as a LangGraph graph that can be resumed.
 
-    START → amplify → distill → evaluate → promote → report ──more rounds──► amplify
-                                                       └──done, or a gate failed──► END
+    START → amplify → distill → evaluate → promote → improve → report ──more rounds──► amplify
+                                                                 └──done, or a gate failed──► END
 
 Implements section 8.4.3 of the AI Safety Atlas. The checkpoint holds the stage of the round and its
 results. The call log and the registry hold all else, so a repeated stage repeats no call.
@@ -17,6 +17,8 @@ from langgraph.runtime import Runtime
 from reflux.agents.tools.protocol import Grants
 from reflux.finetune.config import RoundsConfig
 from reflux.finetune.gates import failed_gates
+from reflux.finetune.overseer_stage import begin_learning
+from reflux.finetune.overseer_stage import improve as improve_overseer
 from reflux.finetune.report import score_levels, write_report
 from reflux.finetune.run_folder import OpenRun
 from reflux.finetune.stages import Progress, Stages, student_name
@@ -57,7 +59,11 @@ def _node(stage: Stage) -> Any:
 
 
 async def amplify(stages: Stages, state: RoundsState) -> dict[str, Any]:
-    return {"amplify": await stages.amplify(state["number"], state["model"])}
+    """Stage 1; before the first one an overseer is learned, where the config says so."""
+    first = state["number"] == stages.first
+    learned = await begin_learning(stages, state["model"]) if first else None
+    made = await stages.amplify(state["number"], state["model"])
+    return {"amplify": made, "overseers": [learned] if learned else []}
 
 
 async def distill(stages: Stages, state: RoundsState) -> dict[str, Any]:
@@ -90,6 +96,14 @@ async def promote(stages: Stages, state: RoundsState) -> dict[str, Any]:
     return {"promoted": promoted, "by_level": by_level, "parity": parity}
 
 
+async def improve(stages: Stages, state: RoundsState) -> dict[str, Any]:
+    """Stage 5: the learned overseer learns from its own trees."""
+    results = state["results"]
+    learned = await improve_overseer(stages, state["number"], results["scores"])
+    before = results.get("overseers", [])  # An older version had none.
+    return {"overseers": [*before, *([learned] if learned else [])]}
+
+
 async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
     """The report grows by a round, and the next round begins."""
     stages, number, results = runtime.context, state["number"], state["results"]
@@ -106,6 +120,7 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
         "examples_per_second": round(distilled["examples_per_second"], 2),
         "loss": distilled.get("curve", {}),
         **{key: results[key] for key in ("amplify", "gates", "promoted", "by_level", "parity")},
+        "overseers": results["overseers"],
     }
     done = [*state["done"], entry]
     write_report(stages, done, state["seconds"])
@@ -116,7 +131,9 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
 def build_rounds_graph() -> StateGraph[RoundsState, Stages, RoundsState, RoundsState]:
     """The graph of a run, uncompiled."""
     graph = StateGraph(RoundsState, context_schema=Stages)
-    stages = [(stage.__name__, _node(stage)) for stage in (amplify, distill, evaluate, promote)]
+    stages = [
+        (stage.__name__, _node(stage)) for stage in (amplify, distill, evaluate, promote, improve)
+    ]
     graph.add_sequence([*stages, ("report", report)])
     graph.add_edge(START, "amplify")
 

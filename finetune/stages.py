@@ -15,11 +15,13 @@ from typing import Any
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
+from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Grants
 from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.data.questions import (
     MAX_HELD_OUT,
     anchor_prompts,
+    anchor_size,
     canary_prompts,
     first_round,
     hardness,
@@ -28,7 +30,7 @@ from reflux.finetune.data.questions import (
 )
 from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.gates import agreement, judge, passed_checks
-from reflux.finetune.learned_overseer import resolved
+from reflux.finetune.learned_overseer import Fallback, learned_overseer, resolved
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted
@@ -69,12 +71,31 @@ class Stages:
     def spec(self, number: int) -> RoundSpec:
         return self.config.rounds[number - self.first]
 
-    def context(self, model: str) -> AmplifyContext:
-        """The task's context with `model` as the agent."""
-        client = self.run.recorded_client
-        context = self.config.context(client, model, spend_limit=self.spend_limit)
+    def context(self, model: str, learned: str | None = "") -> AmplifyContext:
+        """The task's context with `model` as the agent.
+
+        Args:
+            learned: id of the learned overseer that divides; the promoted one by default, and the
+                original where None, or where the run learns none.
+        """
+        setup, registry = self.config.overseer, self.run.folder.registry
+        if learned == "":
+            promoted = registry.current("overseer") if setup.learn else None
+            learned = promoted.id if promoted else None
+        context = self.config.context(
+            self.run.recorded_client,
+            model,
+            original=learned is None,
+            spend_limit=self.spend_limit,
+        )
         context = task_context(context, self.task).granting(self.grants)
-        return replace(context, overseers=resolved(self.run, context.overseers))
+        overseers = context.overseers
+        if learned:
+            own: Overseer = learned_overseer(learned, self.config.max_tokens)
+            (own,) = resolved(self.run, [own])
+            original = setup.fallback == "original"
+            overseers = (Fallback(own, overseers[0]) if original else own,)
+        return replace(context, overseers=resolved(self.run, overseers))
 
     def source(self, number: int, system: str, split: str, task: str | None = None) -> Origin:
         """The provenance of a question of this run."""
@@ -90,8 +111,17 @@ class Stages:
         """Questions of a round's level that no round before it asks."""
         planned, level = planned_questions(self.config, self.task), self.spec(number).level
         asked = sum(planned[n - 1] for n in range(1, number) if self.spec(n).level == level)
+        asked += len(self.demonstrated) if level == self.spec(self.first).level else 0
         n = asked + planned[number - 1]
         return self.task.sample(n, level, "train", self.config.seed)[asked:]
+
+    @property
+    def demonstrated(self) -> Sequence[str]:
+        """Training questions that the original overseer divides, for another to learn from."""
+        n = self.config.overseer.learn
+        if not isinstance(n, int):
+            return []
+        return self.task.sample(n, self.spec(self.first).level, "train", self.config.seed)
 
     def counter(self, activity: str, total: int) -> Callable[[int], None]:
         """Shows how many of an activity's units are done, which are none at first."""
@@ -119,7 +149,7 @@ class Stages:
             return await evaluate(
                 system, self.task, source, questions, max_concurrency=limit, on_done=on_done
             )
-        overseer = Amplified(self.context("base"))
+        overseer = Amplified(self.context("base", None))
         imitated = self.source(0, "overseer", "primitive")
         expected = await self.answers(overseer, imitated, questions, activity)
         outcomes = await self.answers(system, source, questions, activity)
@@ -137,7 +167,7 @@ class Stages:
         begun = time.perf_counter()
         hard_before: list[str] = []
         if number == self.first:
-            prompts = anchor_prompts(self.config.anchor, self.config.seed)
+            prompts = anchor_prompts(anchor_size(self.config, self.task), self.config.seed)
             source = self.source(0, "anchor", "train", task="anchor")
             await self.answers(self._plain("base"), source, prompts, "the base answers the anchor")
         if number == 0:
@@ -151,7 +181,8 @@ class Stages:
             questions = list(dict.fromkeys([*hard_before, *fresh]))
             source = self.source(number, "amplified", "train")
             activity = f"amplify {model}"
-        outcomes = await self.answers(Amplified(self.context(model)), source, questions, activity)
+        context = self.context(model) if number else self.context(model, None)
+        outcomes = await self.answers(Amplified(context), source, questions, activity)
         accepted = [is_accepted(outcome["status"]) for outcome in outcomes]
         hard = hardness(self.run.store, number)
         spent = ("calls", "cached", "tokens")

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reflux.graphs.amplify.weighing import DECOMPOSITIONS
+from reflux.agents.overseers.step_forms import is_learned
+from reflux.graphs.amplify.weighing import candidates_by_default
 from reflux.graphs.evals.questions.files import is_hub_id
 from reflux.graphs.evals.questions.forms import Keys
 
@@ -56,6 +57,15 @@ class OverseerConfig(BaseModel):
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value != fields[name].default}
 
+    learn: Annotated[int, Field(ge=1)] | str = ""
+    """Has a run learn an overseer: from the demonstrations of a file, or from so many training
+    questions, which the original overseer divides in round 0. Its rounds divide with it."""
+    improve: bool = True
+    """Whether in each round the learned overseer is trained again, on the demonstrations and on its
+    own trees that passed checks or agreement."""
+    fallback: Literal["agent", "original"] = "agent"
+    """Who gets a question that the learned overseer cannot divide by the rules: the agent, which
+    answers it undivided, or the original overseer."""
     candidates: Annotated[int, Field(ge=0, le=16)] | None = None
     """Decompositions to weigh against the direct answer; 0: the overseer's answer stands. Without
     it a model has 2, if `limits.attempts` is 3 or more, and every other overseer 0."""
@@ -66,18 +76,22 @@ class OverseerConfig(BaseModel):
         """A text is the name; a model alone is the overseer `model`."""
         return {"name": value} if isinstance(value, str) else value
 
-    def weighed(self, *, of_file: bool, attempts: int) -> int:
-        """The candidates of a run whose task is a file of questions, or is not."""
-        if self.candidates is not None:
-            return self.candidates
-        is_model = self.name == "model" or self.prompted or (of_file and not self.name)
-        return DECOMPOSITIONS if is_model and attempts > DECOMPOSITIONS else 0
+    def weighed(self, *, of_file: bool, attempts: int, original: bool = False) -> int:
+        """The candidates of a run whose task is a file of questions, or is not; of the `original`
+        overseer, or of the one that is learned from it."""
+        learned = is_learned(self.name) or (bool(self.learn) and not original)
+        is_model = learned or self.name == "model" or self.prompted or (of_file and not self.name)
+        return candidates_by_default(bool(is_model), self.candidates, attempts)
 
     @model_validator(mode="after")
     def _consistent(self) -> "OverseerConfig":
         if self.prompted and self.name not in ("", "model"):
             given = next(iter(self.prompted))
             raise ValueError(f"{given} is of the overseer `model`, not of {self.name!r}")
+        if self.learn and is_learned(self.name):
+            raise ValueError(f"{self.name!r} has learned already: leave out `learn` or the name")
+        if self.fallback == "original" and not self.learn:
+            raise ValueError("fallback is of an overseer that the run learns: add `learn`")
         if self.url and not self.model:
             raise ValueError("url is of a `model`: name it, too")
         return self
@@ -154,6 +168,7 @@ class TaskConfig(BaseModel):
         overseer = {
             "name": _placed_code(self.overseer.name, folder),
             "demos": _placed(self.overseer.demos, folder),
+            "learn": _placed_file(self.overseer.learn, folder),
         }
         return {
             "task": _placed_code(self.task, folder),
@@ -170,6 +185,10 @@ def _placed(path: str, folder: Path) -> str:
     """A path that is absolute; an id of the Hub stays one where there is no such file."""
     full = folder / Path(path).expanduser()
     return path if not path or (is_hub_id(path) and not full.exists()) else str(full.resolve())
+
+
+def _placed_file(learn: int | str, folder: Path) -> int | str:
+    return _placed(learn, folder) if isinstance(learn, str) else learn
 
 
 def _placed_code(text: str, folder: Path) -> str:

@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +14,11 @@ from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
+from reflux.agents.overseers.step_forms import OVERSEER, is_learned
+from reflux.file_options import FileOption
 from reflux.finetune.learned_overseer import learned_overseer
-from reflux.finetune.registry import OVERSEER, is_overseer
 from reflux.graphs.amplify.context import CheckPolicy, Limits
-from reflux.graphs.amplify.weighing import DECOMPOSITIONS, Weighing
+from reflux.graphs.amplify.weighing import Weighing, candidates_by_default
 from reflux.graphs.external.user_code import load_instance
 from reflux.graphs.external.user_sources import is_reference
 
@@ -41,14 +43,19 @@ def overseer_named(
     """
     if name in overseers:
         return overseers[name]
+    if is_learned(name) and not _is_of_module(name):
+        return learned_overseer(name)
     if is_reference(name) and not name.startswith("script:"):  # That is a program's.
         return _own_overseer(name)
-    if is_overseer(name):
-        return learned_overseer(name)
     raise UsageError(
         f"no overseer is called {name!r}; there are {', '.join(overseers)}, your own as "
         f"FILE.py:NAME, and learned ones as STUDENT{OVERSEER}"
     )
+
+
+def _is_of_module(name: str) -> bool:
+    """True where a module of the name's first part can be imported, as in `app:overseer`."""
+    return is_reference(name) and find_spec(name.partition(":")[0].partition(".")[0]) is not None
 
 
 @cache
@@ -69,9 +76,7 @@ def _own_overseer(name: str) -> Overseer:
 def candidates_of(overseer: Overseer | None, asked: int | None = None) -> int:
     """Decompositions that are weighed against the direct answer: as many as were `asked` for, else
     0 for every overseer but a model, whose decompositions may make an answer worse."""
-    if asked is not None:
-        return asked
-    return DECOMPOSITIONS if isinstance(overseer, ModelOverseer) else 0
+    return candidates_by_default(isinstance(overseer, ModelOverseer), asked)
 
 
 def default_weighing(
@@ -81,8 +86,9 @@ def default_weighing(
     2 decompositions, if the limits leave attempts for them and `checks` demand none."""
     own = checks is not None and (checks.confirm > 1 or bool(checks.after_failure))
     # The context says what is wrong with limits of another type.
-    enough = getattr(limits, "attempts", 0) > DECOMPOSITIONS
-    return Weighing.of(candidates_of(overseer)) if enough and not own else None
+    attempts = getattr(limits, "attempts", 0)
+    is_model = isinstance(overseer, ModelOverseer) and not own
+    return Weighing.of(candidates_by_default(is_model, attempts=attempts))
 
 
 def with_max_tokens(overseer: Overseer, max_tokens: int | None) -> Overseer:
@@ -118,50 +124,10 @@ def _prompted(overseer: Overseer, **fields: Any) -> Overseer:
     return replace(overseer, **fields) if isinstance(overseer, ModelOverseer) else overseer
 
 
-def recorded_demos(path: Path | None) -> dict[str, str]:
-    """A file of demonstrations as the options of a question record it: `file` and `digest`; empty
-    without one.
-
-    Raises:
-        UsageError: as `read_demonstrations`.
-    """
-    if path is None:
-        return {}
-    return {"file": str(path.absolute()), "digest": _demos_at(path).digest}
+def _demos_at(path: Path) -> tuple[Demonstrations, str]:
+    demos = read_demonstrations(path)
+    return demos, demos.digest
 
 
-def demos_of(recorded: Mapping[str, str]) -> Demonstrations | None:
-    """The demonstrations that a question was asked with; None without any.
-
-    Raises:
-        UsageError: their file is gone, or was changed since.
-    """
-    if not recorded:
-        return None
-    demos = _demos_at(Path(recorded["file"]))
-    check_unchanged(recorded, demos.digest)
-    return demos
-
-
-def check_unchanged(recorded: Mapping[str, str], digest: str) -> None:
-    """Check that a file is the one that a question was asked with.
-
-    Raises:
-        UsageError: it was changed since.
-    """
-    if digest != recorded["digest"]:
-        raise UsageError(
-            f"{recorded['file']} was changed since the question was asked with it: restore it, or "
-            "ask the question again"
-        )
-
-
-def _demos_at(path: Path) -> Demonstrations:
-    """The demonstrations of a file, which is read again only after a change."""
-    found = path.stat() if path.is_file() else None
-    return _read_once(path, *((found.st_mtime_ns, found.st_size) if found else ()))
-
-
-@lru_cache(maxsize=4)
-def _read_once(path: Path, *_: int) -> Demonstrations:
-    return read_demonstrations(path)
+DEMOS = FileOption(_demos_at)
+recorded_demos, demos_of = DEMOS.recorded, DEMOS.of

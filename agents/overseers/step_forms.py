@@ -48,6 +48,13 @@ class StepStyle:
 AS_JSON = StepStyle()
 LEARNED = StepStyle("lines", plan=True, brief=True)
 """How an overseer is trained to reply, and is asked."""
+OVERSEER = ":overseer"
+"""How the name of a learned overseer ends."""
+
+
+def is_learned(name: str) -> bool:
+    """True of the name of a learned overseer, as `student-r1:overseer`, not of FILE.py:NAME."""
+    return name.endswith(OVERSEER) and "/" not in name and not name.endswith(f".py{OVERSEER}")
 
 
 def tool_lines(tools: Mapping[str, str]) -> list[str]:
@@ -57,6 +64,12 @@ def tool_lines(tools: Mapping[str, str]) -> list[str]:
         f"A sub-question that begins with `{name}:` goes to a tool. {text[:TOOL_CHARS]}"
         for name, text in about
     ]
+
+
+def brief_instructions(tools: Collection[str]) -> str:
+    """What a learned overseer is told; the names of its tools stand in one order."""
+    named = ", ".join(f"`{name}:`" for name in sorted(tools))
+    return f"{BRIEF} A question to a tool begins with {named}." if named else BRIEF
 
 
 def addressed(sub: SubQuestion, tools: Collection[str]) -> SubQuestion:

@@ -37,12 +37,17 @@ from reflux.graphs.traces.revisions import NEWEST, before, first_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
 
+ORIGINAL = "original"
+"""The system of a run in which an overseer is asked so that another one learns from it."""
+MAX_TREES = 10_000
+"""Accepted trees that an overseer learns from: the newest."""
 MAX_PARTS = 500
 """Sub-questions that a script may answer for one demonstration, at every depth."""
 ENDED = f"""
-SELECT q.id, q.text, q.task, q.split, q.detail ->> 'answer' AS answer,
+SELECT q.id, q.text, q.task, q.split, q.system, q.detail ->> 'answer' AS answer,
   q.detail ->> 'status' AS status, q.detail ->> 'candidates' AS candidates
-FROM roots q WHERE {NEWEST} AND coalesce(q.round, 0) <= ? ORDER BY q.created DESC
+FROM roots q WHERE {NEWEST} AND coalesce(q.round, 0) <= ? AND q.system IS NOT 'anchor'
+ORDER BY q.created DESC
 """  # noqa: S608 - the part is a constant of ours
 UNFINISHED = f"""
 SELECT count(*) FROM questions q WHERE {NEWEST} AND NOT EXISTS (
@@ -117,12 +122,14 @@ def from_record(
         by_human = first_of(root["id"]) in human
         body: Mapping[str, Any] | str
         weighed: list[dict[str, Any]] = json.loads(root["candidates"] or "[]")
-        agreed = _is_agreed(weighed, root["answer"])
+        agreed = is_agreed(weighed, root["answer"])
         if root["split"] in ("held_out", "canary") or withheld(root["text"]):
             body = "held out"
         elif first_of(root["id"]) in rejected or not is_accepted(root["status"]):
             body = "not accepted"
-        elif root["status"] == "unchecked" and not (unchecked or by_human or agreed):
+        elif root["status"] == "unchecked" and not (
+            unchecked or by_human or agreed or root["system"] == ORIGINAL
+        ):
             body = "unchecked"
         else:
             body, direct = _recorded(store, root["id"], root["answer"], bool(weighed))
@@ -132,7 +139,7 @@ def from_record(
     return made
 
 
-def _is_agreed(weighed: Sequence[Mapping[str, Any]], answer: str) -> bool:
+def is_agreed(weighed: Sequence[Mapping[str, Any]], answer: str) -> bool:
     """True if a decomposition gave the answer, and another way gave the same, or less weight to
     another."""
     ways = sum(group["votes"] for group in weighed)
@@ -294,21 +301,28 @@ async def from_script(task: Task, n: int, level: int, seed: int) -> Made:
     return made
 
 
-def check_demonstrations(demos: Demonstrations, task: Task, source: str) -> None:
-    """Check that no demonstration is of a held-out question of the task.
+def withheld_by(task: Task | None) -> Callable[[str], bool]:
+    """Whether a question is a held-out one of a task.
 
     Of a task with a list of questions, only those are: any other text may be shown.
+    """
+    if task is None:
+        return lambda question: False
+    listed = {task.canonical(question) for question in task.questions()}
+    return lambda question: (
+        is_withheld(task, question)
+        and (not listed or task.canonical(task.from_user(question)) in listed)
+    )
+
+
+def check_demonstrations(demos: Demonstrations, task: Task, source: str) -> None:
+    """Check that no demonstration is of a held-out question of the task.
 
     Raises:
         UsageError: one is.
     """
-    listed = {task.canonical(question) for question in task.questions()}
-    held_out = [
-        demo.question
-        for demo in demos.items
-        if is_withheld(task, demo.question)
-        and (not listed or task.canonical(task.from_user(demo.question)) in listed)
-    ]
+    withheld = withheld_by(task)
+    held_out = [demo.question for demo in demos.items if withheld(demo.question)]
     if held_out:
         raise UsageError(
             f"{source}: {held_out[0]!r:.200} is a held-out question of {task.name}, by which "

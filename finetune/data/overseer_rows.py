@@ -1,23 +1,26 @@
 """Training rows of a learned overseer: its request, and the step that a good overseer took.
 
-A demonstration of one batch is written as a plan. Where one has several batches, all are written
-step by step, with the answer at the end. Questions that are not to be divided are rows, too, so
+A demonstration of one batch is written as a plan. Where one has several batches, or its last
+sub-answer is not the answer, all are written step by step, with the answer at the end. The request
+names the tools that the overseer has. Questions that are not to be divided are rows, too, so
 that it learns when to stop: those of the demonstrations, and sub-questions of accepted trees that
 the agent answered, up to a third of the rows.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.batch import alike
 from reflux.agents.overseers.demonstrations import INDIVISIBLE, Demonstration
+from reflux.agents.overseers.model import concluded
 from reflux.agents.overseers.step_forms import LEARNED, StepStyle, reply_text
 from reflux.agents.prompts import Example, step_prompt
 from reflux.agents.types import Message
 from reflux.finetune.data.rows import Row
+from reflux.graphs.amplify.weighing import agree
 
 FANOUT, CHARS = 8, 4_000
 """As in `ModelOverseer`; the short prompt names neither."""
@@ -41,6 +44,7 @@ def overseer_rows(
     direct: Iterable[str] = (),
     withheld: Callable[[str], bool] = lambda question: False,
     task: str = "",
+    tools: Collection[str] = (),
 ) -> OverseerRows:
     """The rows of demonstrations and of questions that the agent answered undivided.
 
@@ -48,6 +52,7 @@ def overseer_rows(
         withheld: whether a question is held out; no demonstration with such a question, or such a
             sub-question, has rows.
         task: the name of the task that the questions belong to.
+        tools: names of those that the overseer will have; those of the demonstrations are added.
 
     Raises:
         UsageError: no demonstration divides its question.
@@ -67,27 +72,41 @@ def overseer_rows(
             f"no demonstration divides its question ({told}), so an overseer would learn to divide "
             "nothing: have `reflux demos make` write some, or write them"
         )
-    by_steps = any(demo.steps[1:] for demo in used.values())
+    by_steps = not all(map(is_plan, used.values()))
+    receivers = (sub.to for demo in used.values() for step in demo.steps for sub in step.ask)
+    tools = {*tools, *(to.removeprefix("tool:") for to in receivers if to)}
     made = OverseerRows(replace(LEARNED, plan=not by_steps), left_out=left_out)
     made.demonstrations = len(used)
     for demo in used.values():
         examples = [*demo.first(), *demo.later()] if by_steps else demo.plan()
-        made.rows += [_row(example, made.style, task, "demonstration") for example in examples]
+        made.rows += [
+            _row(example, made.style, task, tools, "demonstration") for example in examples
+        ]
     fresh = {alike(text): text for text in direct if not withheld(text)}
     fresh = {key: text for key, text in fresh.items() if key not in used}
     chosen = sorted(fresh.values(), key=lambda text: hashlib.sha256(text.encode()).hexdigest())
     for text in chosen[: len(made.rows) // (DIRECT_SHARE - 1)]:
-        example: Example = (text, (), {"not_decomposable": INDIVISIBLE})
-        made.rows.append(_row(example, made.style, task, "answered by the agent"))
+        whole: Example = (text, (), {"not_decomposable": INDIVISIBLE})
+        made.rows.append(_row(whole, made.style, task, tools, "answered by the agent"))
     return made
 
 
-def _row(example: Example, style: StepStyle, task: str, source: str) -> Row:
+def is_plan(demo: Demonstration) -> bool:
+    """True where all sub-questions stand in one reply, and what an overseer would take for the
+    answer, the last one's into which the others went, is the answer."""
+    if len(demo.steps) != 1 or not demo.answer:
+        return len(demo.steps) < 2
+    (step,) = demo.steps
+    found = concluded(step.exchanges) if len(step.answers) == len(step.ask) else None
+    return found is None or agree(found, demo.answer)
+
+
+def _row(example: Example, style: StepStyle, task: str, tools: Collection[str], source: str) -> Row:
     """The row of an example of an overseer's step."""
     question, transcript, reply = example
-    turns = step_prompt(question, transcript, (), FANOUT, CHARS, style=style)
+    named = dict.fromkeys(tools, "")
+    turns = step_prompt(question, transcript, (), FANOUT, CHARS, style=style, tools=named)
     prompt: list[Message] = [{"role": turn[0], "content": turn[1]} for turn in turns]
-    tools = {sub.get("to", "").removeprefix("tool:") for sub in reply.get("ask", ())} - {""}
     return Row(
         prompt=tuple(prompt),
         completion=reply_text(reply, style.form, tools),

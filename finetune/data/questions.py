@@ -34,6 +34,7 @@ ORDER BY j.question, j.path, j.key
 
 
 MAX_QUESTIONS, MAX_HELD_OUT = 1000, 400
+MIN_ANCHOR, MAX_ANCHOR = 16, 500
 """Of a round whose config names no number."""
 
 
@@ -45,13 +46,22 @@ def first_round(task: Task) -> int:
 
 def planned_questions(config: RoundsConfig, task: Task) -> list[int]:
     """Training questions that each round asks, from round 1 on."""
+    learn = config.overseer.learn
+    asked = learn if isinstance(learn, int) else 0
     given = [spec.questions for spec in config.rounds[1 - first_round(task) :]]
     size = task.size("train")
     share = MAX_QUESTIONS
     if size is not None and None in given:
-        left = size - sum(number or 0 for number in given)
+        left = size - asked - sum(number or 0 for number in given)
         share = min(share, max(0, left // given.count(None)))
     return [share if number is None else number for number in given]
+
+
+def anchor_size(config: RoundsConfig, task: Task) -> int:
+    """Prompts of the anchor: as many as the config says, else in proportion to what is learned."""
+    if config.anchor is not None:
+        return config.anchor
+    return min(MAX_ANCHOR, max(MIN_ANCHOR, sum(planned_questions(config, task))))
 
 
 def check_questions(config: RoundsConfig, task: Task) -> None:
@@ -96,14 +106,19 @@ def check_questions(config: RoundsConfig, task: Task) -> None:
 
 
 def question_lines(config: RoundsConfig, task: Task) -> list[str]:
-    """What a run is going to ask of a list of questions, for its user to read before it begins."""
+    """What a run is going to ask, for its user to read before it begins."""
     train, held_out = task.size("train"), task.size("held_out")
+    anchor = (
+        f"First the base answers {anchor_size(config, task)} general prompts, so that students "
+        "keep its manners (anchor: N in the config)."
+    )
     if train is None or held_out is None:
-        return []
+        return [anchor]
     planned = [str(number) for number in planned_questions(config, task)]
     lines = [
         f"{task.name}: {train} questions to train on, of which the rounds ask "
-        f"{', '.join(planned)}, and {held_out} held out, to be judged by."
+        f"{', '.join(planned)}, and {held_out} held out, to be judged by.",
+        anchor,
     ]
     known = sum(map(task.has_truth, task.sample(held_out, 1, "held_out", config.seed + 1)))
     if isinstance(task, FileTask) and (unused := task.file.unused):

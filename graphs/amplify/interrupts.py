@@ -173,7 +173,7 @@ class InterruptibleRun:
     async def _run(self, question_id: str, put: Any) -> Answered:
         context = with_spend_limit(self.context)
         columns = "SELECT run, round, system FROM questions WHERE id=?"
-        # No row where the store does not hold the question.
+        # No row where the question is not in the store.
         origin = dict(next(self._store.select(columns, (question_id,)), ()))
         config = _config(question_id) | {"recursion_limit": recursion_limit(context)}
         with context.recorded_client.spans.run(question_id, origin) as span:

@@ -1,9 +1,11 @@
-"""What a run has spent, by model: calls, tokens and money."""
+"""What a run has spent, by model: calls, tokens and money; and how often each overseer was
+asked."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from reflux.agents.budget import Price
+from reflux.agents.overseers.step_forms import OVERSEER
 from reflux.graphs.traces.database import Rows
 
 CALLS = """
@@ -19,6 +21,33 @@ SELECT (SELECT detail ->> 'model' FROM judgements j WHERE j.question = l.questio
   sum(l.calls) AS calls, sum(l.tokens) AS tokens
 FROM links l JOIN questions q ON q.id = l.question WHERE q.run = ? GROUP BY 1
 """
+LEARNED = f"'%{OVERSEER}'"
+OVERSEERS = f"""
+SELECT coalesce(q.round, 0) AS round, c.model LIKE {LEARNED} AS learned,
+  count(*) AS calls
+FROM calls c JOIN questions q ON q.id = c.question
+WHERE q.run = ? AND c.error IS NULL AND (
+  c.kind = 'model' AND c.role LIKE 'overseer.ask%' AND c.role NOT LIKE '%.check%'
+    AND (c.model LIKE {LEARNED} OR c.role != 'overseer.ask' OR NOT EXISTS (
+      SELECT 1 FROM calls s WHERE s.question = c.question AND s.path = c.path
+        AND s.kind = 'script' AND s.model LIKE {LEARNED}))
+  OR c.kind = 'script' AND c.role = 'overseer' AND c.model NOT LIKE {LEARNED}
+    AND c.model NOT LIKE 'model:%')
+GROUP BY 1, 2 ORDER BY 1, 2
+"""  # noqa: S608 - the part is a constant of ours
+"""Steps of scripts and humans, and calls of models. What the agent combines for a learned overseer
+is a call to neither."""
+
+
+def overseer_calls(store: Rows, run: str) -> list[dict[str, int]]:
+    """Calls to the `original` overseer and to the `learned` ones, by `round`; empty where none was
+    learned."""
+    rounds: dict[int, dict[str, int]] = {}
+    for row in store.select(OVERSEERS, (run,)):
+        counts = {"round": row["round"], "original": 0, "learned": 0}
+        counts = rounds.setdefault(row["round"], counts)
+        counts["learned" if row["learned"] else "original"] += row["calls"]
+    return list(rounds.values()) if any(each["learned"] for each in rounds.values()) else []
 
 
 def spending(store: Rows, run: str, prices: Mapping[str, Price]) -> list[dict[str, Any]]:

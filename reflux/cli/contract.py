@@ -43,7 +43,8 @@ TaskName = Annotated[
 Overseer = Annotated[
     str | None,
     typer.Option(
-        help="The overseer of any question: model, plain, human, reviewed or FILE.py:NAME."
+        help="The overseer of any question: model, plain, human, reviewed, FILE.py:NAME or a "
+        "learned one, STUDENT:overseer."
     ),
 ]
 Candidates = Annotated[
@@ -59,7 +60,9 @@ Route = Annotated[
     Path | None,
     typer.Option(
         "--route",
-        help="An evaluation of direct and amplified, which decides what is divided: its --out.",
+        help="The --out folder of an evaluation of direct and amplified, which decides what is "
+        "divided.",
+        metavar="FOLDER",
     ),
 ]
 Demos = Annotated[

@@ -18,21 +18,25 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.errors import UsageError
     from reflux.agents.overseers.demonstration_file import read_demonstrations
+    from reflux.agents.overseers.step_forms import OVERSEER
+    from reflux.ask_context import open_tools
     from reflux.cli.progress import ProgressView
     from reflux.finetune import check_training_packages
     from reflux.finetune.config import BaseConfig, read_distill_config
-    from reflux.finetune.data.demonstrations import check_demonstrations, from_record
+    from reflux.finetune.data.demonstrations import (
+        MAX_TREES,
+        check_demonstrations,
+        from_record,
+        withheld_by,
+    )
     from reflux.finetune.data.overseer_rows import OverseerRows, overseer_rows
     from reflux.finetune.data.rows import (
         Row,
-        check_leaks,
-        is_withheld,
         read_jsonl,
         rows_digest,
         run_rows,
         training_order,
     )
-    from reflux.finetune.registry import OVERSEER
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.evals.task import Task
     from reflux.report.terminal import ERR, command, counted, emit, plain, say
@@ -85,7 +89,7 @@ def distill(
     plan_of = partial(StudentPlan, config=settings)
     if role == "overseer":
         student = student.removesuffix(OVERSEER) + OVERSEER
-        made = overseer_rows_for(folder, demos)
+        made = run_async(overseer_rows_for(folder, demos))
         rows = training_order(made.rows, settings.seed)
         plan = plan_of(student, [row.train() for row in rows], rows_digest(rows), style=made.style)
     else:
@@ -146,11 +150,7 @@ def recorded_rows(folder: RunFolder) -> list[Row]:
     return [*primitives, *others]
 
 
-MAX_TREES = 10_000
-"""Accepted trees that an overseer learns from: the newest."""
-
-
-def overseer_rows_for(folder: RunFolder, demos: Path | None) -> OverseerRows:
+async def overseer_rows_for(folder: RunFolder, demos: Path | None) -> OverseerRows:
     """The rows of an overseer, from a file of demonstrations or from the accepted trees of a run.
 
     Raises:
@@ -158,15 +158,15 @@ def overseer_rows_for(folder: RunFolder, demos: Path | None) -> OverseerRows:
     """
     task: Task | None = run_task(folder.config()) if folder.exists else None
     name = task.name if task else ""
-
-    def withheld(question: str) -> bool:
-        return task is not None and is_withheld(task, question)
-
+    withheld = withheld_by(task)
+    async with open_tools(task.tool_names if task else ()) as grants:
+        tools = {tool.spec.name for tool in grants.get("answer", ())}
+    tools |= set(task.tools() if task else ())
     if demos is not None:
         read = read_demonstrations(demos)
         if task is not None:
             check_demonstrations(read, task, str(demos))
-        return _told(overseer_rows(read.items, (), withheld, name), str(demos))
+        return _told(overseer_rows(read.items, (), withheld, name, tools), str(demos))
     if not folder.traces_path.is_file():
         raise UsageError(
             f"{folder.path} has no accepted trees: run `reflux run` first, or give --demos"
@@ -179,10 +179,7 @@ def overseer_rows_for(folder: RunFolder, demos: Path | None) -> OverseerRows:
             f"{folder.path} has no accepted trees ({why or 'no question is on record'}): give "
             "--demos, or approve trees with `reflux review`"
         )
-    rows = overseer_rows(made.items, made.direct, withheld, name)
-    if task is not None:
-        check_leaks(rows.rows, task)
-    return _told(rows, str(folder.path))
+    return _told(overseer_rows(made.items, made.direct, withheld, name, tools), str(folder.path))
 
 
 def _told(made: OverseerRows, source: str) -> OverseerRows:

@@ -81,6 +81,7 @@ reflux init --config run.yaml --run runs/adds
 reflux run --config run.yaml --run runs/adds
 reflux run --resume --run runs/adds
 reflux distill --run runs/adds --student student-a
+reflux distill --role overseer --demos demos.jsonl --run runs/mine
 reflux distill --data rows.jsonl --config sft.yaml --run runs/mine
 reflux eval --systems direct,amplified,best-of-n --level 3
 reflux eval --data questions.jsonl --score number --out runs/eval

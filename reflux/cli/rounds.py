@@ -21,7 +21,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune import check_training_packages
     from reflux.finetune.bases import find_base
     from reflux.finetune.config import (
-        BaseConfig,
         RoundsConfig,
         read_config,
     )
@@ -121,7 +120,8 @@ def init(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Run the first round of a config: round 0, in which a student imitates the overseer."""
+    """Run the first round of a config alone: round 0, where a student imitates the overseer of a
+    task with primitives; round 1 of a file of questions."""
     climb(RunFolder(run), config, base, resume=resume, as_json=as_json, rounds=1)
 
 
@@ -205,7 +205,9 @@ def settle_config(
     """
     config = read_config(config_file) if config_file else None
     if config is not None and base:
-        config = config.model_copy(update={"base": BaseConfig(model=base)})
+        # A revision is of one model; how weights are loaded holds for any.
+        renamed = config.base.model_copy(update={"model": base, "revision": None})
+        config = config.model_copy(update={"base": renamed})
     if not folder.exists:
         if resume and folder.traces_path.exists():
             raise UsageError(f"{folder.path} has no config.yaml; it cannot be resumed")

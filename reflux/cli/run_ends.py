@@ -10,7 +10,13 @@ from reflux.cli.human_input import reply_command
 from reflux.finetune.gates import failed_gates
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.review import waiting_in_run
-from reflux.report.rounds_tables import hard_lines, models_table, parity_text, rounds_tables
+from reflux.report.rounds_tables import (
+    hard_lines,
+    models_table,
+    overseer_lines,
+    parity_text,
+    rounds_tables,
+)
 from reflux.report.terminal import OUT, command, emit, say
 from reflux.tasks import DEFAULT_TASK
 
@@ -42,9 +48,10 @@ def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) ->
     for table in rounds_tables(reports):
         OUT.print(table)
         OUT.print()
-    for line in hard_lines(reports):
+    body = folder.report()
+    for line in (*hard_lines(reports), *overseer_lines(reports, body.get("overseer_calls", ()))):
         OUT.print(line)
-    if spent := folder.report().get("models"):
+    if spent := body.get("models"):
         OUT.print(models_table(spent))
         OUT.print()
     say(f"chart: {folder.chart_path}   report: {folder.report_path}")

@@ -91,6 +91,31 @@ def hard_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def overseer_lines(
+    rounds: Sequence[Mapping[str, Any]], calls: Sequence[Mapping[str, int]]
+) -> list[str]:
+    """The learned overseer of each round, and how often the original one was asked."""
+    lines: list[str] = []
+    for each in (each for row in rounds for each in row.get("overseers", ())):
+        line = f"Overseer {each['id']}: {each['rows']} rows of "
+        line += f"{each['demonstrations']} demonstrations and trees"
+        gates = [
+            f"{gate['name']} {gate['value']:+.3f} (limit {gate['limit']:+.3f})"
+            for gate in each["gates"]
+        ]
+        line += f"; {', '.join(gates)}" if gates else ""
+        verdict = "divides from now on" if each["promoted"] else "not promoted"
+        lines.append(f"{line}; {each.get('note', verdict)}.")
+    counted = [f"{each['original']} times in round {each['round']}" for each in calls]
+    if counted:
+        learned = sum(each["learned"] for each in calls)
+        lines.append(
+            f"The original overseer was asked {', '.join(counted)}; the learned one {learned} "
+            "times in all."
+        )
+    return lines
+
+
 def parity_text(parity: Mapping[str, Any] | None) -> str:
     """`batched 12/12, llama.cpp 11/12 as in PEFT`, or a dash."""
     if not parity:

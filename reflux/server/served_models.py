@@ -21,12 +21,12 @@ from openai.types import Model
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.scripted import asks_humans
+from reflux.agents.overseers.step_forms import is_learned
 from reflux.agents.prompts import redact
 from reflux.agents.tools.protocol import Grants
 from reflux.agents.types import ChatRequest as ModelRequest
 from reflux.agents.types import Completion, Sampling, ToolSpec
 from reflux.ask_context import NO_GRANTS, context_of
-from reflux.finetune.registry import is_overseer
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.state import exchange_error, failed_outcome
@@ -78,7 +78,7 @@ class ServedModels:
         self._trees = {name: Tree(name, overseer) for name, overseer in overseers.items()}
         if self.task is not None:
             self._trees.setdefault(self.task.name, Tree(self.task.name, None, self.task))
-        if is_reference(settings.overseer) or is_overseer(settings.overseer):
+        if is_reference(settings.overseer) or is_learned(settings.overseer):
             own = overseer_named(settings.overseer)
             self._trees[settings.overseer] = Tree(settings.overseer, own)
         if settings.overseer not in self._trees:

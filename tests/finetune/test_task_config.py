@@ -150,6 +150,10 @@ def test_rounds_share_the_questions_of_a_file(
     known = {"share": size // 3, "rest": size - 5}
     assert planned_questions(config, task) == [known.get(each, each) for each in planned]
     check_questions(config, task)
+    total = min(500, max(16, sum(planned_questions(config, task))))
+    assert f"the base answers {total} general prompts" in question_lines(config, task)[1]
+    other = config.model_copy(update={"anchor": 3})
+    assert "answers 3 general prompts" in question_lines(other, task)[1]
     assert question_lines(config, task)[-1].endswith("held-out questions, scored by normalised.")
 
 

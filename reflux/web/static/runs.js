@@ -23,6 +23,8 @@ export async function open(container) {
       plot,
       levelTable(series, unit)),
     el("div", { class: "card" }, el("h2", {}, "Rounds"), accuracies(rounds)),
+    rounds.some((round) => round.overseers?.length) && el("div", { class: "card" },
+      el("h2", {}, "Learned overseer"), overseers(rounds), asked(report.overseer_calls || [])),
     el("div", { class: "card" }, el("h2", {}, "Cost"), costs(rounds)),
     report.models?.length ? el("div", { class: "card" }, el("h2", {}, "Models"), spending(report.models)) : null);
   if (!series.length) return undefined;
@@ -52,6 +54,20 @@ function accuracies(rounds) {
 function gates(all) {
   const failed = all.filter((gate) => !gate.passed).map((gate) => gate.name);
   return failed.length ? el("span", { class: "bad" }, `failed: ${failed.join(", ")}`) : "passed";
+}
+
+// What divides: the overseer of each round, and how often the original one was asked.
+function overseers(rounds) {
+  return table(["overseer", "demonstrations and trees", "rows", "gates", ""], rounds.flatMap((round) => round.overseers || []).map((one) => [
+    one.id, number(one.demonstrations), number(one.rows), gates(one.gates),
+    one.promoted ? el("span", { class: "badge ok" }, "promoted") : el("span", { class: "badge rejected" }, one.note || "not promoted"),
+  ]));
+}
+
+function asked(calls) {
+  return calls.length > 0 && table(["round", "calls to the original overseer", "to the learned one"], calls.map((row) => [
+    number(row.round), number(row.original), number(row.learned),
+  ]));
 }
 
 const each = (score, field) => (score ? fixed(score[field] / score.n, field === "calls" ? 2 : 0) : "–");
