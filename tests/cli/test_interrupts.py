@@ -112,9 +112,9 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
     trace_commands.export = before("export", trace_commands.export)
     show = ProgressView.__call__
 
-    def progress(self: ProgressView, what: str, done: int, total: int, detail: str) -> None:
-        show(self, what, done, total, detail)
-        hold(what, done)
+    def progress(self: ProgressView, stage: str, done: int, total: int, detail: str) -> None:
+        show(self, stage, done, total, detail)
+        hold(stage, done)
 
     ProgressView.__call__ = progress
     signal.signal(signal.SIGINT, signal.default_int_handler)
