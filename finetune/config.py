@@ -73,7 +73,7 @@ class TrainingConfig(Strict):
     early_stopping: int | None = Field(default=None, ge=1)
     """Evaluations without a lower loss after which training ends with the best weights so far."""
     launch: str | dict[str, Any] | None = None
-    """Trains in several processes: options of `accelerate launch`, or a config file of its own."""
+    """Trains in several processes: options of `accelerate launch`, or its config file."""
 
     @model_validator(mode="after")
     def _held_out(self) -> Self:

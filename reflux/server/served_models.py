@@ -21,7 +21,6 @@ from openai.types import Model
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.scripted import asks_humans
-from reflux.agents.overseers.step_forms import is_learned
 from reflux.agents.prompts import redact
 from reflux.agents.tools.protocol import Grants
 from reflux.agents.types import ChatRequest as ModelRequest
@@ -34,10 +33,9 @@ from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.graphs.conversation import answer_chat, cut_at, question_of
 from reflux.graphs.evals.task import Task
-from reflux.graphs.external.user_sources import is_reference
 from reflux.graphs.traces.tree import tokens_of
 from reflux.models import BASE, STUDENT, about_base, model_named
-from reflux.overseers import candidates_of, demos_of, overseer_named, with_demos
+from reflux.overseers import candidates_of, demos_of, id_of_overseer, overseer_named, with_demos
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import HINTS, ChatRequest, Function, Message
 from reflux.server.errors import ApiError
@@ -78,8 +76,8 @@ class ServedModels:
         self._trees = {name: Tree(name, overseer) for name, overseer in overseers.items()}
         if self.task is not None:
             self._trees.setdefault(self.task.name, Tree(self.task.name, None, self.task))
-        if is_reference(settings.overseer) or is_learned(settings.overseer):
-            own = overseer_named(settings.overseer)
+        if settings.overseer not in self._trees and ":" in settings.overseer:
+            own = overseer_named(id_of_overseer(settings.overseer, folder))
             self._trees[settings.overseer] = Tree(settings.overseer, own)
         if settings.overseer not in self._trees:
             known = ", ".join(self._trees)
