@@ -224,6 +224,7 @@ class _ScriptContext:
     model: str = ""
     path: str = ""
     attempt: int = 0
+    asked: Sequence[str] = ()
     tools: Mapping[str, str] = field(default_factory=dict[str, str])
     budget: Budget = field(default_factory=lambda: Budget(0, 0))
 
