@@ -26,23 +26,39 @@ def replacing(path: Path) -> Generator[Path]:
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    try:
-        if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file():
+        with _telling(path):
             yield path
-            return
-        path = Path(os.path.realpath(path))
-        if not path.parent.exists():
-            raise UsageError(f"there is no folder {path.parent}: make it, or choose another")
-        # The process id keeps two processes that write the same file apart.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        return
+    path = Path(os.path.realpath(path))
+    if not path.parent.exists():
+        raise UsageError(f"there is no folder {path.parent}: make it, or choose another")
+    with _beside(path) as temporary:
+        yield temporary
+        temporary.replace(path)
+
+
+@contextmanager
+def _telling(path: Path, *others: Path) -> Generator[None]:
+    """An `OSError` in the block names `path` where it names no file, or one of `others`."""
+    try:
+        yield
+    except OSError as error:  # A full disk is told by the file that did not fit.
+        if error.filename is None or Path(os.fsdecode(error.filename)) in others:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _beside(path: Path) -> Generator[Path]:
+    """A temporary file that is gone after the block; an error tells of `path` itself."""
+    # The process id keeps two processes that write the same file apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _telling(path, temporary):
         try:
             yield temporary
-            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:  # A full disk is told by the file that did not fit.
-        error.filename = error.filename or str(path)
-        raise
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -61,14 +77,12 @@ def write_json(path: Path, body: Any) -> None:
 
 def write_once(path: Path, text: str) -> str:
     """Create a file unless it exists; the text that it then holds, whichever process wrote it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        path.hardlink_to(temporary)
+        with _beside(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+            path.hardlink_to(temporary)
     except FileExistsError:
         return path.read_text(encoding="utf-8")
-    finally:
-        temporary.unlink(missing_ok=True)
     return text
 
 

@@ -2,12 +2,13 @@
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from reflux.agents.errors import from_os_error
-from reflux.agents.files import replacing, write_whole
+from reflux.agents.files import replacing, write_once, write_whole
 from reflux.finetune.data.rows import export
 
 
@@ -56,6 +57,15 @@ def test_two_who_write_one_file_at_once_do_not_meet(tmp_path: Path) -> None:
 def test_a_folder_is_no_file_to_write(name: str) -> None:
     with pytest.raises(IsADirectoryError):
         write_whole(Path(name), "text")
+
+
+@pytest.mark.parametrize("write", [write_whole, write_once])
+def test_a_failed_write_tells_of_the_file_and_not_of_the_temporary_one(
+    write: Callable[[Path, str], object],
+) -> None:
+    with pytest.raises(OSError) as caught:
+        write(Path("/proc/file"), "text")
+    assert caught.value.filename == "/proc/file"
 
 
 def test_a_full_disk_is_told_by_the_file_that_did_not_fit() -> None:
