@@ -1,6 +1,7 @@
 """A learned overseer: its rows, how it is asked, what it may do wrong, and rounds that learn it."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.demonstration_file import demonstration_of
 from reflux.agents.overseers.step_forms import BRIEF
 from reflux.agents.types import ChatRequest
+from reflux.ask_context import context_of
 from reflux.finetune.config import RoundsConfig, RoundSpec, config_from
 from reflux.finetune.data.overseer_rows import overseer_rows
 from reflux.finetune.gates import GateConfig
-from reflux.finetune.learned_overseer import learned_overseer
+from reflux.finetune.learned_overseer import Fallback, learned_overseer
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.evals.task import Task, is_held_out
-from tests.support.run_folders import put_base
+from reflux.models import check_student, model_named
+from tests.support.run_folders import make_run, put_base
 from tests.support.small_runs import silent
 from tests.support.sums import compare_little
 
@@ -83,38 +87,6 @@ def test_rows_are_the_overseers_request_and_its_step(
     demos: list[Any], more: dict[str, Any], rows: list[tuple[str, str]]
 ) -> None:
     assert written(*demos, **more) == rows
-
-
-async def test_its_tools_are_named_in_training_as_in_serving() -> None:
-    """`to` becomes the tool's name before the colon, and the other way round."""
-    to_tools = demonstration_of(
-        {
-            "question": "2 + 3 + 4",
-            "ask": [{"to": "calculator", "question": "2 + 3"}, "Is {0} more than 4?"],
-        }
-    )
-    row = overseer_rows([to_tools], tools=["sandbox"]).rows[0]
-    assert row.prompt[0]["content"].endswith(" begins with `calculator:`, `sandbox:`.")
-    assert row.completion == "1. calculator: 2 + 3\n2. Is {1} more than 4?"
-    client = answering(row.completion)
-    tools = {"sandbox": reflux.Calculator(), "calculator": reflux.Calculator()}
-    result = await reflux.amplify(
-        "2 + 3 + 4", learned_overseer(NAME), client=client, tools=tools, weighing=None
-    )
-    asked = next(r for r in client.requests if r.model == NAME)
-    assert [{"role": t[0], "content": t[1]} for t in asked.messages] == list(row.prompt)
-    assert [child.answered_by for child in result.tree.children] == ["tool:calculator", "base"]
-
-
-def test_a_plan_that_ends_in_another_answer_is_written_step_by_step() -> None:
-    """Which continent Lima lies on goes into the answer, and is not the answer."""
-    body = {
-        "question": "Is Lima in Europe?",
-        "ask": ["Lima is in which country?", "{0} is in which continent?"],
-        "answers": ["Peru", "America"],
-    }
-    for answer, plan in (("No", False), ("America", True), ("", True)):
-        assert overseer_rows([demonstration_of({**body, "answer": answer})]).style.plan is plan
 
 
 @pytest.mark.parametrize("demos", [[], [WHOLE]])
@@ -304,3 +276,78 @@ def test_configs_that_cannot_learn_an_overseer(body: dict[str, Any], message: st
 def test_no_question_of_these_sums_is_in_both_splits() -> None:
     held_out = [question for question in Sums().questions() if is_held_out(Sums(), question)]
     assert 6 <= len(held_out) <= 20
+
+
+def registered(tmp_path: Path) -> RunFolder:
+    """A run folder with the promoted agent `a` and the promoted overseer `a:overseer`."""
+    return make_run(tmp_path, ["a", "a:overseer"])
+
+
+async def found(folder: RunFolder, name: str) -> Any:
+    """The overseer of a name in the context of a question that is asked with it."""
+    async with OpenRun(folder) as run:
+        (overseer,) = context_of(run, AskOptions(name, "a")).overseers
+        return overseer
+
+
+async def test_its_name_finds_it_beside_the_agent(tmp_path: Path) -> None:
+    folder = registered(tmp_path)
+    assert (folder.current_model(), model_named(folder, "student")) == ("a", "a")
+    for name in ("a:overseer", "student:overseer"):
+        overseer = await found(folder, name)
+        assert (overseer.name, overseer.brief, overseer.form) == ("a:overseer", True, "lines")
+    assert [each.id for each in folder.registry.list("agent")] == ["a"]
+    assert folder.registry.ids() == {"a", "a:overseer"}
+
+
+def delete(folder: RunFolder) -> None:
+    shutil.rmtree(folder.registry.get("a:overseer").path)
+
+
+def move_base(folder: RunFolder) -> None:
+    card = folder.registry.get("a:overseer").path / "student.json"
+    body = json.loads(card.read_text())
+    body["base"]["gguf_sha256"] = "ab" * 32
+    card.write_text(json.dumps(body))
+
+
+def roll_back(folder: RunFolder) -> None:
+    folder.registry.rollback("overseer")
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "message"),
+    [
+        (delete, "a:overseer", "there is no student 'a:overseer'.*known: a"),
+        (move_base, "a:overseer", "was trained on .*abababababab.*needs its own base"),
+        (roll_back, "student:overseer", "no learned overseer is promoted.*there are: a:overseer"),
+        (roll_back, "a", "no overseer is called 'a'.*STUDENT:overseer"),
+    ],
+)
+async def test_a_learned_overseer_that_cannot_be_asked_is_told_at_once(
+    tmp_path: Path, change: Any, name: str, message: str
+) -> None:
+    folder = registered(tmp_path)
+    change(folder)
+    with pytest.raises(UsageError, match=message):
+        await found(folder, name)
+
+
+def test_it_answers_no_question_as_the_agent(tmp_path: Path) -> None:
+    folder = registered(tmp_path)
+    for refuse in (model_named, check_student):
+        with pytest.raises(UsageError, match=r"a:overseer is an overseer.*name it with --overseer"):
+            refuse(folder, "a:overseer")
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+async def test_what_it_cannot_divide_goes_to_the_agent_or_to_the_original(
+    fallback: bool, tmp_path: Path
+) -> None:
+    overseer: Any = learned_overseer(NAME)
+    if fallback:
+        overseer = Fallback(overseer, Sums().overseers()[0])
+    client = answering("1. 2 + 3 + 9")
+    result = await reflux.amplify("2 + 3 + 9", overseer, client=client, weighing=None)
+    assert result.answer == ("14" if fallback else "7")
+    assert ("asked of script:sums: sub-questions rejected" in result.tree.note) is fallback
