@@ -2,6 +2,7 @@
 
 RefluxError
 ├── UsageError      exit 2   wrong arguments, config, task or question
+│   └── Deferred             a human has to reply first
 ├── MissingError    exit 3   a dependency, model file or endpoint is missing
 ├── EndpointError   exit 3   an endpoint failed after every retry
 └── ReplayError     exit 1   the call log holds a different request under the same key
@@ -32,6 +33,10 @@ class UsageError(RefluxError):
     """The user's input cannot be used as it is."""
 
     exit_code = 2
+
+
+class Deferred(UsageError):
+    """Questions wait for a human."""
 
 
 class MissingError(RefluxError):

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 
 from benchmarks.plain_sft import Setting, train_plain
@@ -82,9 +83,17 @@ def main(config: Config) -> None:
             measure(config, name, family(name, folder / name, config), folder / "students", report)
         for name in config.bases:
             base = find_base(BaseConfig(model=name))
-            measure(config, Path(name).stem, base, folder / "students", report)
+            measure(config, model_name(base), base, folder / "students", report)
             report.rows.extend(limits(config, base, report))
     report.finish()
+
+
+def model_name(base: Base) -> str:
+    """The name that a GGUF gives its model, else that of its folder or its id at the Hub."""
+    if base.gguf is None:
+        return Path(base.name).name
+    named = gguf.GGUFReader(base.gguf).get_field("general.name")
+    return f"{named.contents() if named is not None else base.gguf.stem} (GGUF)"
 
 
 def family(name: str, folder: Path, config: Config) -> Base:

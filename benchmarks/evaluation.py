@@ -1,6 +1,6 @@
 """What an evaluation of many answers takes, and how often stopping early errs.
 
-A scripted model answers questions of a file; each size runs in a process of its own, whose peak
+A scripted model answers questions of a file; each size runs in a separate process, whose peak
 memory is its own. Under the null hypothesis two systems are right equally often, and a run errs
 where any of its looks calls one better.
 """

@@ -53,7 +53,7 @@ class Arm(Protocol):
 def in_own_process(
     arm: Arm, questions: Sequence[str], max_tokens: int, fresh: bool = True
 ) -> Measured:
-    """Measure an arm in a process of its own; a fresh one shares no threads, caches or memory with
+    """Measure an arm in a separate process; a fresh one shares no threads, caches or memory with
     other arms, and imports everything anew."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn" if fresh else "fork")) as pool:

@@ -7,12 +7,15 @@ On natural questions (`benchmarks.natural_tasks`) one model is agent and oversee
     bare         the overseer's answer stands, whatever it asked
     held         its decompositions are checked before they are asked
     weighed      and the direct answer is outvoted only by decompositions that agree
-    demos        and its examples are the nearest of a script's steps on training questions
-    plan         the same, with all steps in one reply of numbered lines
-    other-demos  as `plan`, with the scripts of all other tasks
+    demos        and its examples are the nearest of 200 trees of a script on training questions
+    lines        the same, in numbered lines
+    plan         the same, with all steps in one reply
+    other-demos  as `lines`, with the scripts of all other tasks
+    learned      an adapter of the model that imitates the 200 trees divides the questions
+    other-learned   the same, of the scripts of all other tasks
     scripted     the task's own script as overseer, where it has one
 
-The last four may send sub-questions to the tools of a script, a calculator and Python.
+From `demos` on, sub-questions may go to the tools of the scripts, a calculator and Python.
 
 Claims: all from `weighed` on are nowhere below `direct` by more than the 95% interval of the paired
 difference.
@@ -22,43 +25,34 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.default_model import SCRIPTED, open_model
+from benchmarks.default_model import SCRIPTED, open_default_model
 from benchmarks.natural_tasks import Natural, natural_tasks
+from benchmarks.overseer_arms import (
+    ARMS,
+    CAREFUL,
+    DEMONSTRATIONS,
+    LEARNED,
+    Scripts,
+    scratch_context,
+    system_of,
+)
 from benchmarks.report import Claim, Report
-from reflux.agents.clients.endpoints import CachedClient
-from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations
-from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.types import ChatClient
-from reflux.finetune.data.demonstrations import from_record
-from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.amplify.weighing import Weighing
-from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
-from reflux.graphs.evals.best_of import BestOf
+from reflux.finetune.config import BaseConfig, BatchedConfig
+from reflux.finetune.engine.client import BatchedClient
+from reflux.finetune.run_folder import RunFolder
+from reflux.graphs.ask import Origin, System, answer_all
 from reflux.graphs.evals.metrics import Difference, difference, wilson
-from reflux.graphs.evals.task import task_context
-from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
-from reflux.graphs.voting.voting import VotePolicy
-from reflux.tasks.gym import GymTask
 
 MAX_VOTES = 16
-TOKENS = 200
-"""Of a reply of the overseer."""
-WITH_DEMOS = ("demos", "plan", "other-demos")
-ARMS = ("direct", "bare", "held", "weighed", "best-of-n", *WITH_DEMOS, "scripted")
-DEMONSTRATIONS = 100
-"""Of each task's script, on training questions."""
-CAREFUL = ("weighed", *WITH_DEMOS)
-"""Arms that must not be below `direct`."""
+CONTEXT = 2048
+NO_FILE = ("default", SCRIPTED)
 
 
 @dataclass(frozen=True)
@@ -73,6 +67,9 @@ class Config:
     """`default`, `scripted`, or a GGUF."""
     seed: int = 0
     quick: bool = False
+    demonstrations: int = DEMONSTRATIONS
+    more: bool = False
+    """Keeps the last run's figures of other models and tasks."""
 
 
 @dataclass(frozen=True)
@@ -88,92 +85,6 @@ class Done:
     undivided: float
     """Share of the questions that the overseer left to the agent."""
     seconds: float
-
-
-@dataclass
-class BestOfRead:
-    """Best of n, where votes are counted by the answer that the task reads in them."""
-
-    context: AmplifyContext
-    task: GymTask
-    votes: int
-
-    async def answer(self, question: str, question_id: str) -> Outcome:
-        """Ask all votes of one question."""
-        read = partial(self.task.to_user, question)
-        return await BestOf(self.context, self.votes, read).answer(question, question_id)
-
-
-@dataclass
-class Scripts:
-    """Demonstrations of the tasks' scripts: their trees on training questions, whose parts the
-    model answered. Nobody looks whether an answer is right."""
-
-    client: ChatClient
-    seed: int
-    _made: dict[str, Sequence[Demonstration]] = field(default_factory=dict[str, Any])
-
-    async def of(self, arm: str, name: str) -> Demonstrations | None:
-        """Those of an arm on the task of this name; None where there are none."""
-        items: list[Demonstration] = []
-        for other, natural in natural_tasks().items():
-            if natural.scripted and (other == name) != (arm == "other-demos"):
-                if other not in self._made:
-                    self._made[other] = await self._make(natural)
-                items += self._made[other]
-        return Demonstrations(tuple(items)) if items else None
-
-    async def _make(self, natural: Natural) -> Sequence[Demonstration]:
-        questions = natural.task.sample(DEMONSTRATIONS, natural.level, "train", self.seed)
-        with scratch_context(self.client, self.seed) as base:
-            system = Amplified(task_context(base, natural.task))
-            origin = Origin("scripts", 0, "scripted", natural.task.name, "train")
-            await answer_all(system, origin, questions)
-            store = base.recorded_client.store
-            return from_record(store, len(questions), True, lambda _: False).items
-
-
-@contextmanager
-def scratch_context(client: ChatClient, seed: int) -> Iterator[AmplifyContext]:
-    """A context with a record and a cache that last as long as the block."""
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        closing(TraceStore(Path(scratch) / "traces.db")) as store,
-    ):
-        yield AmplifyContext(
-            RecordedClient(CachedClient(client), store),
-            "base",
-            (),
-            limits=Limits(calls=100, tokens=100_000),
-            votes=VotePolicy(max_votes=1),
-            seed=seed,
-        )
-
-
-async def system_of(
-    arm: str, name: str, base: AmplifyContext, votes: int, scripts: Scripts
-) -> System | None:
-    """The system of an arm; None where the task has none."""
-    natural = natural_tasks()[name]
-    task = natural.task
-    if arm == "scripted":
-        return Amplified(task_context(base, task)) if natural.scripted else None
-    context = replace(base, max_tokens=task.max_answer_tokens, system_prompt=task.system_prompt)
-    if arm == "direct":
-        return Direct(context)
-    if arm == "best-of-n":
-        return BestOfRead(context, task, votes)
-    overseer = ModelOverseer(max_tokens=TOKENS, validate=arm != "bare")
-    if arm in WITH_DEMOS:
-        demos = await scripts.of(arm, name)
-        if demos is None:
-            return None
-        overseer = replace(overseer, demos=demos)
-        if arm != "demos":
-            overseer = replace(overseer, form="lines", plan=True)
-        context = replace(context, tools=task.tools())
-    weighing = Weighing() if arm in CAREFUL else None
-    return Amplified(replace(context, overseers=(overseer,), weighing=weighing))
 
 
 async def done(arm: str, natural: Natural, system: System, questions: Sequence[str]) -> Done:
@@ -198,9 +109,14 @@ async def done(arm: str, natural: Natural, system: System, questions: Sequence[s
     )
 
 
-async def measure(config: Config, client: ChatClient, report: Report) -> None:
-    """Every arm on every task; each arm has a cache of its own."""
-    tasks, scripts = natural_tasks(), Scripts(client, config.seed)
+async def measure(config: Config, client: ChatClient, scripts: Scripts, report: Report) -> None:
+    """Every arm on every task; no arm sees what another one has cached."""
+    tasks, model = natural_tasks(), scripts.folder.base.name
+    report.rows[:] = [
+        r for r in report.rows if (r["model"], r["task"] in config.tasks) != (model, True)
+    ]
+    again = tuple(f"{model}, {name}: " for name in config.tasks)
+    report.claims[:] = [claim for claim in report.claims if not claim.name.startswith(again)]
     for name in config.tasks:
         natural, votes, arms = tasks[name], 1, dict[str, Done]()
         questions = natural.task.sample(config.n, natural.level, "held_out", config.seed)
@@ -212,16 +128,32 @@ async def measure(config: Config, client: ChatClient, report: Report) -> None:
                 arms[arm] = result = await done(arm, natural, system, questions)
             if arm == "weighed" and "direct" in arms:
                 votes = max(1, min(MAX_VOTES, round(result.tokens / arms["direct"].tokens)))
-            report.rows.append(row_of(name, arm, arms, votes, config.seed))
+            report.rows.append(row_of(model, name, arm, arms, votes, config.seed))
             print(report.rows[-1], flush=True)
         for arm in CAREFUL:
             if arm in arms and "direct" in arms:
                 gap = gap_of(arms[arm], arms["direct"], config.seed)
                 low, high = gap.ci95
                 report.claims.append(
-                    Claim(f"{name}: {arm} against direct, upper end of the difference",
+                    Claim(f"{model}, {name}: {arm} against direct, upper end of the difference",
                           high, ">=", 0.0, gap.n, (low, high))
                 )  # fmt: skip
+        report.claims += learned_claim(model, name, arms)
+        if not config.quick:
+            report.write()
+
+
+def learned_claim(model: str, name: str, arms: Mapping[str, Done]) -> list[Claim]:
+    """What the learned overseer has to reach of the script's accuracy."""
+    if not {"learned", "scripted"} <= arms.keys():
+        return []
+    learned, scripted = (sum(arms[arm].right.values()) for arm in ("learned", "scripted"))
+    n = len(arms["learned"].right)
+    low, high = (round(end * n / max(scripted, 1), 3) for end in wilson(learned, n))
+    return [
+        Claim(f"{model}, {name}: learned over scripted", learned / max(scripted, 1), ">=", 0.9,
+              n, (low, high))
+    ]  # fmt: skip
 
 
 def gap_of(one: Done, other: Done, seed: int) -> Difference:
@@ -229,11 +161,14 @@ def gap_of(one: Done, other: Done, seed: int) -> Difference:
     return difference("", "", {q: [(one.right[q], other.right[q])] for q in one.right}, seed)
 
 
-def row_of(task: str, arm: str, arms: Mapping[str, Done], votes: int, seed: int) -> dict[str, Any]:
+def row_of(
+    model: str, task: str, arm: str, arms: Mapping[str, Done], votes: int, seed: int
+) -> dict[str, Any]:
     """One row of the table."""
     result, n = arms[arm], len(arms[arm].right)
     right = sum(result.right.values())
     row: dict[str, Any] = {
+        "model": model,
         "task": task,
         "arm": f"best-of-{votes}" if arm == "best-of-n" else arm,
         "n": n,
@@ -254,13 +189,23 @@ def row_of(task: str, arm: str, arms: Mapping[str, Done], votes: int, seed: int)
 def main(config: Config) -> None:
     """Run and report."""
     report = Report("model_overseer", seed=config.seed, quick=config.quick)
+    if config.more:
+        report.take_up()
 
     async def run() -> None:
-        client = open_model(config.model, context=2048)
-        try:
-            await measure(config, client, report)
-        finally:
-            await client.close()
+        with tempfile.TemporaryDirectory() as scratch:
+            base = BaseConfig(model="" if config.model in NO_FILE else config.model)
+            folder = RunFolder(Path(scratch), base)
+            client = (
+                open_default_model(SCRIPTED, CONTEXT)
+                if config.model == SCRIPTED
+                else BatchedClient(folder.models, BatchedConfig(context=CONTEXT))
+            )
+            try:
+                scripts = Scripts(client, config.seed, folder, config.demonstrations)
+                await measure(config, client, scripts, report)
+            finally:
+                await client.close()
 
     asyncio.run(run())
     report.finish()
@@ -273,6 +218,13 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", nargs="+", choices=list(natural_tasks()))
     parser.add_argument("--arms", nargs="+", choices=ARMS)
     parser.add_argument("-n", type=int, default=200)
+    parser.add_argument(
+        "--more", action="store_true", help="keep figures of other models and tasks"
+    )
     given = parser.parse_args()
-    chosen = Config(given.n, given.tasks or Config.tasks, given.arms or ARMS, given.model)
-    main(Config(n=2, model=SCRIPTED, quick=True) if given.quick else chosen)
+    chosen = Config(
+        given.n, given.tasks or Config.tasks, given.arms or ARMS, given.model, more=given.more
+    )
+    untrained = [arm for arm in ARMS if arm not in LEARNED]
+    quick = Config(n=2, arms=untrained, model=SCRIPTED, quick=True, demonstrations=4)
+    main(quick if given.quick else chosen)

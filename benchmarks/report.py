@@ -71,10 +71,26 @@ class Report:
         if self._quick:
             console.print("--quick: a smoke run; its figures mean nothing, and nothing was written")
             return
+        console.print(f"wrote {self.write()}")
+
+    def write(self) -> Path:
+        """Write the JSON of what there is so far."""
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.benchmark}.json"
         path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        console.print(f"wrote {path}")
+        return path
+
+    def take_up(self) -> None:
+        """Begin with the rows and claims of the last run, whose figures and seconds stay."""
+        path = RESULTS / f"{self.benchmark}.json"
+        if path.is_file():
+            last = json.loads(path.read_bytes())
+            self.rows += last["rows"]
+            self.claims += [
+                Claim(**{key: value for key, value in claim.items() if key != "holds"})
+                for claim in last["claims"]
+            ]
+            self._begun -= last["seconds"]
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON types."""

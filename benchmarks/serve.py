@@ -20,7 +20,7 @@ from benchmarks.load import LoadClient, TimedReply, at_rate, percentile
 from benchmarks.mock_endpoint import SPLIT, Endpoint, mock_endpoint
 from benchmarks.report import Claim, Report, middle, spread
 from benchmarks.served_app import served_app
-from reflux.graphs.ask import settled
+from reflux.graphs.garbage import settled
 
 Ask = Callable[[int, float], Awaitable[TimedReply]]
 

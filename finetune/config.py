@@ -26,6 +26,8 @@ from reflux.graphs.voting.voting import VotePolicy
 
 _Config = TypeVar("_Config", bound=BaseModel)
 MAX_ROUNDS = 100
+ATTENTIONS = r"^(eager|sdpa|flex_attention|flash_attention_[234]|[^/]+/.+)$"
+"""Those that transformers has for training, or a kernel of the Hub."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """As numpy takes it."""
 
@@ -46,7 +48,7 @@ class BaseConfig(Strict):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     quantization: Literal["none", "nf4"] = "none"
     """`nf4` trains on 4-bit weights (QLoRA, arXiv 2305.14314); it needs the extra `nf4`."""
-    attn_implementation: str | None = None
+    attn_implementation: str | None = Field(default=None, pattern=ATTENTIONS)
     """Of transformers, for training; None chooses by device."""
     thinking: bool = False
     """Whether a model whose template knows `enable_thinking` reasons before it answers, in training
@@ -145,8 +147,9 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     rounds: tuple[RoundSpec, ...] = Field(min_length=1)
     """A list, or a number of rounds with default values. The first is round 0, which imitates the
     overseer, where the task has primitives, else round 1."""
-    anchor: int = Field(default=500, ge=0, le=500)
-    """General prompts whose answers by the base every student learns."""
+    anchor: int | None = Field(default=None, ge=0, le=500)
+    """General prompts whose answers by the base every student learns, so that it keeps the base's
+    manners. None: as many as training questions, from 16 to 500."""
     anchor_tokens: int = Field(default=32, ge=1)
     """Maximum tokens of an answer to the anchor or a canary."""
     questions_per_level: int = Field(default=100, ge=1)

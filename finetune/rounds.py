@@ -100,7 +100,8 @@ async def improve(stages: Stages, state: RoundsState) -> dict[str, Any]:
     """Stage 5: the learned overseer learns from its own trees."""
     results = state["results"]
     learned = await improve_overseer(stages, state["number"], results["scores"])
-    return {"overseers": [*results["overseers"], *([learned] if learned else [])]}
+    before = results.get("overseers", [])  # An older version had none.
+    return {"overseers": [*before, *([learned] if learned else [])]}
 
 
 async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:

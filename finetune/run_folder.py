@@ -7,12 +7,12 @@ import fcntl
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Of config.yaml and of what question ids consist of."""
 VLLM_LOG = "vllm.log"
+MAY_CHANGE = ("spend_limit", "max_concurrency")
+"""Keys of a config that decide no answer, so that a run can go on with other values."""
 NO_ENDPOINTS: Mapping[str, EngineSpec] = MappingProxyType({})
 
 
@@ -135,6 +137,21 @@ class RunFolder:
         """
         return config_from(self.load_config(), str(self.config_path))
 
+    def check_config(self, config: RoundsConfig, source: Path) -> None:
+        """Check that a run can go on with the config of a file: only `MAY_CHANGE` differs.
+
+        Raises:
+            UsageError: something else does; or as `config`.
+        """
+        saved, given = (each.model_dump(mode="json") for each in (self.config(), config))
+        for key, old, new in _differences(saved, given):
+            if key.split(".")[0] not in MAY_CHANGE:
+                raise UsageError(
+                    f"{self.path} was begun with {key}: {old!r:.120}, and {source} says "
+                    f"{new!r:.120}: what is recorded rests on it. Leave --config out, or name "
+                    f"another --run; only {' and '.join(MAY_CHANGE)} may change"
+                )
+
     def rounds_config(self) -> RoundsConfig | None:
         """As `config`; None before a run has begun."""
         return self.config() if self.exists else None
@@ -203,6 +220,19 @@ class RunFolder:
         """The name of the agent: the promoted student, or `base`."""
         student = self.registry.current()
         return student.id if student else "base"
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two values of JSON types differ, as (a.b.0, old value, new value)."""
+    if isinstance(old, list) and isinstance(new, list):
+        old, new = dict(enumerate(cast(list[Any], old))), dict(enumerate(cast(list[Any], new)))
+    if isinstance(old, dict) and isinstance(new, dict):
+        olds, news = cast(dict[Any, Any], old), cast(dict[Any, Any], new)
+        for name in olds | news:
+            path = f"{key}.{name}" if key else str(name)
+            yield from _differences(olds.get(name), news.get(name), path)
+    elif old != new:
+        yield key, old, new
 
 
 class OpenRun:

@@ -21,6 +21,7 @@ from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.data.questions import (
     MAX_HELD_OUT,
     anchor_prompts,
+    anchor_size,
     canary_prompts,
     first_round,
     hardness,
@@ -166,7 +167,7 @@ class Stages:
         begun = time.perf_counter()
         hard_before: list[str] = []
         if number == self.first:
-            prompts = anchor_prompts(self.config.anchor, self.config.seed)
+            prompts = anchor_prompts(anchor_size(self.config, self.task), self.config.seed)
             source = self.source(0, "anchor", "train", task="anchor")
             await self.answers(self._plain("base"), source, prompts, "the base answers the anchor")
         if number == 0:

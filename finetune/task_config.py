@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from reflux.agents.overseers.step_forms import is_learned
-from reflux.graphs.amplify.weighing import DECOMPOSITIONS
+from reflux.graphs.amplify.weighing import candidates_by_default
 from reflux.graphs.evals.questions.files import is_hub_id
 from reflux.graphs.evals.questions.forms import Keys
 
@@ -79,11 +79,9 @@ class OverseerConfig(BaseModel):
     def weighed(self, *, of_file: bool, attempts: int, original: bool = False) -> int:
         """The candidates of a run whose task is a file of questions, or is not; of the `original`
         overseer, or of the one that is learned from it."""
-        if self.candidates is not None:
-            return self.candidates
         learned = is_learned(self.name) or (bool(self.learn) and not original)
         is_model = learned or self.name == "model" or self.prompted or (of_file and not self.name)
-        return DECOMPOSITIONS if is_model and attempts > DECOMPOSITIONS else 0
+        return candidates_by_default(bool(is_model), self.candidates, attempts)
 
     @model_validator(mode="after")
     def _consistent(self) -> "OverseerConfig":

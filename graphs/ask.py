@@ -4,27 +4,24 @@ Every command, server and API calls `ask`; evaluations and rounds call `answer_a
 """
 
 import asyncio
-import gc
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
     Coroutine,
-    Generator,
     Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
-from threading import Lock
 from typing import Any, Protocol, TypeVar, cast
 
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from reflux.agents.budget import Budget, SpendLimit
-from reflux.agents.errors import EndpointError, RefluxError, UsageError
+from reflux.agents.errors import Deferred, EndpointError, RefluxError
 from reflux.agents.prompts import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
@@ -39,56 +36,14 @@ from reflux.graphs.amplify.interrupts import (
 )
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask_options import AskOptions, Origin
+from reflux.graphs.garbage import rare_collections
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import last_call_id
 from reflux.graphs.voting.voting import VotePolicy
 
 T = TypeVar("T")
-KEPT = "What was answered is kept, the same command goes on with it"
-
-
-THRESHOLDS = (50_000, 20, 20)
-"""Objects before a young garbage collection, and younger collections before an older one."""
-
-_lock = Lock()
-_open_blocks = 0
-_thresholds = gc.get_threshold()
-
-
-@contextmanager
-def rare_collections() -> Generator[None]:
-    """Collect garbage rarely while a tree grows; restore the thresholds after the last such block.
-
-    A tree makes many objects that live until its end, and few cycles: full collections visit them
-    all and take a fifth of a call's processor time. A collector that is off stays off.
-    """
-    global _open_blocks, _thresholds
-    with _lock:
-        _open_blocks += 1
-        if _open_blocks == 1:
-            _thresholds = gc.get_threshold()
-            gc.set_threshold(*THRESHOLDS)
-    try:
-        yield
-    finally:
-        with _lock:
-            _open_blocks -= 1
-            if _open_blocks == 0:
-                gc.set_threshold(*_thresholds)
-
-
-@contextmanager
-def settled() -> Generator[None]:
-    """Exempt what a server holds at its start from garbage collection, which would delay every
-    answer under way; collect the rest rarely."""
-    gc.collect()
-    gc.freeze()
-    try:
-        with rare_collections():
-            yield
-    finally:
-        gc.unfreeze()
+KEPT = "What was answered is kept; the same command, of a run with --resume, goes on with it"
 
 
 class System(Protocol):
@@ -114,7 +69,8 @@ class Amplified:
         """Run the graph on one question.
 
         Raises:
-            UsageError: the overseer deferred to a human, which needs a checkpointer.
+            Deferred: to a human. Only a checkpointer lets this call wait; a recorded reply does for
+                the next call.
         """
         outer = None if self._nested is not None else var_child_runnable_config.set(None)
         context = with_spend_limit(self.context)
@@ -129,7 +85,7 @@ class Amplified:
             if outer is not None:
                 var_child_runnable_config.reset(outer)
         if state["outcome"] is None:
-            raise UsageError(
+            raise Deferred(
                 f"{question!r} was deferred to a human, and only a run with a checkpointer can "
                 "wait: compile build_graph() with one and answer its interrupts"
             )
@@ -277,11 +233,13 @@ async def answer_each(
 
     Args:
         on_answer: receives each question and its answer, in the order of their ends.
-        complete: for scoring: a question that lost a call, or ran out of money, is an error.
+        complete: all answers are needed: a question that lost a call, ran out of money or waits for
+            a human is an error, after all others are asked.
 
     Raises:
         EndpointError: the endpoint refuses the model altogether; or `complete`, and it failed, if
             only for a moment.
+        Deferred: a question waits for a human, of an overseer that defers.
         RefluxError: `complete`, and the run's spend limit is reached.
     """
     store, waiting, losses = system.context.recorded_client.store, iter(questions), _Losses()
@@ -290,7 +248,13 @@ async def answer_each(
         for text in waiting:
             question = redact(text)
             await store.add_question(origin.row(question))
-            answered = await _answered(system, question, origin)
+            try:
+                answered = await _answered(system, question, origin)
+            except Deferred:
+                if not complete:
+                    raise
+                losses.add(None)
+                continue
             if answered.failure is not None and answered.failure.is_final:
                 raise EndpointError(f"{answered.failure}. {KEPT}")
             losses.add(answered)
@@ -323,9 +287,14 @@ class _Losses:
     refused: list[EndpointError] = field(default_factory=list[EndpointError])
     """Refusals that were a question's last call."""
 
-    def add(self, answered: Answered) -> None:
-        """Count one question."""
+    waiting: int = 0
+
+    def add(self, answered: Answered | None) -> None:
+        """Count one question; None waits for a human."""
         self.questions += 1
+        if answered is None:
+            self.waiting += 1
+            return
         if answered.outcome is not None:
             self.statuses.add(answered.outcome["status"])
         if (failure := answered.failure) is not None and not failure.refused:
@@ -347,3 +316,5 @@ class _Losses:
                 f"the run has no {lacking} left: raise spend_limit.{lacking}. {KEPT} and pays "
                 "nothing twice"
             )
+        if self.waiting:
+            raise Deferred(f"{self.waiting} of {self.questions} questions wait for a human")

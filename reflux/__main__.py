@@ -4,6 +4,7 @@ Heavy imports wait until `main`, so that Ctrl-C prints one line from the start.
 """
 
 import gc
+import signal
 import sys
 
 INTERRUPTED = (
@@ -12,8 +13,24 @@ INTERRUPTED = (
 )
 
 
+def _terminate(*_: object) -> None:
+    """End on SIGTERM as on Ctrl-C: what has begun is recorded or removed."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As in the background of a shell.
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+
+
+def _report_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Print an exception that nobody can catch, but not a second Ctrl-C while the first is
+    obeyed."""
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+
+
 def main() -> None:
     """Run the command line; see `reflux.cli.main.run`."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _report_unraisable
     # Imported modules live until exit, so the collector need not scan them.
     gc.disable()
     try:
@@ -27,6 +44,8 @@ def main() -> None:
         gc.enable()
         run()
     except KeyboardInterrupt:
+        for pressed_again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(pressed_again, signal.SIG_IGN)
         sys.stderr.write(INTERRUPTED)
         sys.exit(130)
 

@@ -127,7 +127,7 @@ def open_run(
     """The folder with the agent's client, and the agent's name.
 
     The client is the endpoint of the environment, else the engine of `config`, else llama.cpp,
-    which starts at once.
+    which starts at once, if the base is a GGUF.
 
     Args:
         endpoints: answer for the models that they name; the caller closes them.
@@ -149,9 +149,18 @@ def open_run(
         name = model_named(folder, name)
     if client is not None:
         return OpenRun(folder, client=client, wrap=among, **cache), name
-    engine = config.engine_settings if config else INTERACTIVE
+    # llama.cpp runs GGUF files alone; None is the engine of the others.
+    alone = INTERACTIVE if folder.base.gguf is not None else None
+    engine = config.engine_settings if config else alone
     llama_cpp = config.llama_cpp if config else None
     return OpenRun(folder, engine, wrap=among, llama_cpp=llama_cpp, **cache), name
+
+
+def open_rounds(folder: RunFolder, config: RoundsConfig) -> OpenRun:
+    """The folder with the engine and the endpoints of its rounds."""
+    return OpenRun(
+        folder, config.engine_settings, llama_cpp=config.llama_cpp, endpoints=config.endpoints
+    )
 
 
 def is_own(folder: RunFolder, name: str | None) -> bool:

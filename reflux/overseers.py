@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +15,11 @@ from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
 from reflux.agents.overseers.step_forms import OVERSEER, is_learned
+from reflux.file_options import FileOption
 from reflux.finetune.learned_overseer import learned_overseer, overseer_student
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import CheckPolicy, Limits
-from reflux.graphs.amplify.weighing import DECOMPOSITIONS, Weighing
+from reflux.graphs.amplify.weighing import Weighing, candidates_by_default
 from reflux.graphs.external.user_code import load_instance
 from reflux.graphs.external.user_sources import is_reference
 
@@ -87,9 +88,7 @@ def _own_overseer(name: str) -> Overseer:
 def candidates_of(overseer: Overseer | None, asked: int | None = None) -> int:
     """Decompositions that are weighed against the direct answer: as many as were `asked` for, else
     0 for every overseer but a model, whose decompositions may make an answer worse."""
-    if asked is not None:
-        return asked
-    return DECOMPOSITIONS if isinstance(overseer, ModelOverseer) else 0
+    return candidates_by_default(isinstance(overseer, ModelOverseer), asked)
 
 
 def default_weighing(
@@ -99,8 +98,9 @@ def default_weighing(
     2 decompositions, if the limits leave attempts for them and `checks` demand none."""
     own = checks is not None and (checks.confirm > 1 or bool(checks.after_failure))
     # The context says what is wrong with limits of another type.
-    enough = getattr(limits, "attempts", 0) > DECOMPOSITIONS
-    return Weighing.of(candidates_of(overseer)) if enough and not own else None
+    attempts = getattr(limits, "attempts", 0)
+    is_model = isinstance(overseer, ModelOverseer) and not own
+    return Weighing.of(candidates_by_default(is_model, attempts=attempts))
 
 
 def with_max_tokens(overseer: Overseer, max_tokens: int | None) -> Overseer:
@@ -136,50 +136,10 @@ def _prompted(overseer: Overseer, **fields: Any) -> Overseer:
     return replace(overseer, **fields) if isinstance(overseer, ModelOverseer) else overseer
 
 
-def recorded_demos(path: Path | None) -> dict[str, str]:
-    """A file of demonstrations as the options of a question record it: `file` and `digest`; empty
-    without one.
-
-    Raises:
-        UsageError: as `read_demonstrations`.
-    """
-    if path is None:
-        return {}
-    return {"file": str(path.absolute()), "digest": _demos_at(path).digest}
+def _demos_at(path: Path) -> tuple[Demonstrations, str]:
+    demos = read_demonstrations(path)
+    return demos, demos.digest
 
 
-def demos_of(recorded: Mapping[str, str]) -> Demonstrations | None:
-    """The demonstrations that a question was asked with; None without any.
-
-    Raises:
-        UsageError: their file is gone, or was changed since.
-    """
-    if not recorded:
-        return None
-    demos = _demos_at(Path(recorded["file"]))
-    check_unchanged(recorded, demos.digest)
-    return demos
-
-
-def check_unchanged(recorded: Mapping[str, str], digest: str) -> None:
-    """Check that a file is the one that a question was asked with.
-
-    Raises:
-        UsageError: it was changed since.
-    """
-    if digest != recorded["digest"]:
-        raise UsageError(
-            f"{recorded['file']} was changed since the question was asked with it: restore it, or "
-            "ask the question again"
-        )
-
-
-def _demos_at(path: Path) -> Demonstrations:
-    """The demonstrations of a file, which is read again only after a change."""
-    found = path.stat() if path.is_file() else None
-    return _read_once(path, *((found.st_mtime_ns, found.st_size) if found else ()))
-
-
-@lru_cache(maxsize=4)
-def _read_once(path: Path, *_: int) -> Demonstrations:
-    return read_demonstrations(path)
+DEMOS = FileOption(_demos_at)
+recorded_demos, demos_of = DEMOS.recorded, DEMOS.of

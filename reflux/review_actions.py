@@ -9,18 +9,23 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from reflux.agents.errors import UsageError
+from reflux.agents.errors import Deferred, UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.scripted import parse_reply
 from reflux.agents.prompts import is_unicode
-from reflux.agents.types import Answer
+from reflux.agents.types import step_from_json
 from reflux.ask_context import open_context, open_tools
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs import recompute as revisions
 from reflux.graphs.amplify.context import AmplifyContext, silent
-from reflux.graphs.amplify.interrupts import Pending, open_checkpoints, open_interruptible_run
+from reflux.graphs.amplify.interrupts import (
+    Pending,
+    check_reply,
+    open_checkpoints,
+    open_interruptible_run,
+)
 from reflux.graphs.amplify.state import Outcome, is_accepted
-from reflux.graphs.amplify.steps import digest_of
+from reflux.graphs.amplify.steps import approved, digest_of
 from reflux.graphs.ask import Amplified, Direct, System, go_on
 from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, AskOptions, options_of
 from reflux.graphs.evals.task import task_context
@@ -31,7 +36,7 @@ from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.tree import find_question
 from reflux.models import BASE
 from reflux.overseers import OVERSEERS, demos_of
-from reflux.tasks import TASKS, task_named
+from reflux.tasks import TASKS, run_task, task_named
 
 Action = Literal["approve", "edit", "again", "reject", "comment"]
 Open = Callable[[str], AbstractAsyncContextManager[OpenRun]]
@@ -86,12 +91,13 @@ async def judge_item(
         if comment.strip():
             await remark(store, item, comment)
         options = options_of(store, item.trajectory)
+        words = "approve" if action == "approve" else f"answer: {answer}"
         if options is not None and options.overseer:
-            words = "approve" if action == "approve" else f"answer: {answer}"
             return Acted("answered", item.trajectory, await reply(item, words))
-        step = proposal if action == "approve" else {"kind": "answer", "text": answer}
-        await _answer_stopped(store, item, step, open_run)
-        return Acted("answered: continue with `reflux run --resume`", item.trajectory)
+        await reply_in_run(store, item, words, open_run)
+        again = item.trajectory != first_of(item.trajectory)  # The run knows no revisions.
+        did = "answered" if again else "answered: continue with `reflux run --resume`"
+        return Acted(did, item.trajectory, recomputes=again)
     # An approval of a rejected answer puts the answer in.
     rejected = None if is_accepted(item.status) else item.answer
     text = {"edit": answer, "approve": rejected}.get(action)
@@ -148,7 +154,10 @@ async def recompute(
         context = task_context(config.context(opened.recorded_client, model, emit=emit), task)
         async with open_tools(task.tool_names) as grants:
             context = revisions.revised_context(context.granting(grants), revision)
-            outcome = await _system(store, revision)(context).answer(text, revision)
+            try:
+                outcome = await _system(store, revision)(context).answer(text, revision)
+            except Deferred:
+                return None
     else:
         async with open_context(opened, options, emit, overseers) as context:
             context = revisions.revised_context(context, revision)
@@ -177,7 +186,8 @@ def check_known(store: TraceStore, question_id: str) -> str:
         demos_of(options.demos)  # Raises where its demonstrations were changed.
         return options.task
     (row,) = store.select("SELECT task FROM questions WHERE id=?", (question_id,))
-    if row["task"] not in TASKS or not RunFolder(store.path.parent).exists:
+    config = RunFolder(store.path.parent).rounds_config()
+    if config is None or row["task"] not in (*TASKS, run_task(config).name):
         raise UsageError(
             f"it is not recorded how {first_of(question_id)} was asked, so only its root can be "
             "edited"
@@ -206,16 +216,18 @@ def model_of(store: TraceStore, question_id: str) -> str:
     return row["model"] if row else BASE
 
 
-async def _answer_stopped(
-    store: TraceStore, item: Item, step: Mapping[str, Any], open_run: Open
-) -> None:
-    """Record the answer to a run that stopped here; it takes the step from the log on resume."""
-    if step["kind"] != "answer":
-        raise UsageError("this run can only be answered: use an edit")
+async def reply_in_run(store: TraceStore, item: Item, words: str, open_run: Open) -> None:
+    """Record a human's reply to a run that ended here; it takes the step from the log on resume.
+
+    Raises:
+        UsageError: the words are no step that is possible here.
+    """
+    reply, form = parse_reply(words), item.form or {}
+    check_reply(Pending(item.id, item.path, form), reply)
     key = CallKey(item.trajectory, item.path, "overseer", item.step, item.attempt)
     async with open_run(model_of(store, item.trajectory)) as opened:
-        digest = digest_of(item.form or {})
-        await opened.recorded_client.step(key, "human", Answer(step["text"]), digest)
+        step = step_from_json(approved(reply, form))
+        await opened.recorded_client.step(key, "human", step, digest_of(form))
 
 
 async def reply_to(open_run: Open, store: TraceStore, item: Item, words: str) -> Outcome | None:

@@ -7,46 +7,32 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reflux.agents.errors import UsageError
 from reflux.agents.files import read_text
 from reflux.agents.overseers.router import MIN_PAST, Past, Routed, Router
+from reflux.file_options import FileOption
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import first_request
-from reflux.overseers import check_unchanged
 
 WAYS = ("direct", "amplified")
-HOW = "reflux eval --systems direct,amplified --out FOLDER writes one"
+HOW = (
+    "`reflux eval --data FILE --systems direct,amplified --candidates 0 --out FOLDER` writes one, "
+    "and `--route FOLDER` takes it"
+)
 
 
 def recorded_route(path: Path | None) -> dict[str, str]:
-    """An evaluation as the options of a question record it: `file` and `digest`; empty without one.
+    """An evaluation, by its file or its folder, as the options of a question record it; empty
+    without one.
 
     Raises:
         UsageError: as `read_past`.
     """
-    if path is None:
-        return {}
-    file = path / "eval.jsonl" if path.is_dir() else path
-    text = _text_of(file)
-    _fitted(file, text)
-    return {"file": str(file.absolute()), "digest": _digest(text)}
-
-
-def route_of(recorded: Mapping[str, str]) -> Router | None:
-    """The router that a question was asked with; None without one.
-
-    Raises:
-        UsageError: its evaluation is gone, or was changed since.
-    """
-    if not recorded:
-        return None
-    text = _text_of(Path(recorded["file"]))
-    check_unchanged(recorded, _digest(text))
-    return _fitted(Path(recorded["file"]), text)
+    return ROUTES.recorded(path / "eval.jsonl" if path is not None and path.is_dir() else path)
 
 
 def routed(context: AmplifyContext, router: Router | None) -> AmplifyContext:
@@ -105,16 +91,13 @@ def _past(direct: Mapping[str, Any], amplified: Mapping[str, Any]) -> Past:
     return Past(question, logprob, bool(direct["right"]), bool(amplified["right"]))
 
 
-def _text_of(file: Path) -> str:
+def _router_at(file: Path) -> tuple[Router, str]:
     if not file.is_file():
         raise UsageError(f"--route: there is no {file}; {HOW}")
-    return read_text(file)
+    text = read_text(file)
+    return Router.fit(read_past(file, text)), hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=4)
-def _fitted(file: Path, text: str) -> Router:
-    return Router.fit(read_past(file, text))
+ROUTES = FileOption(_router_at)
+route_of = ROUTES.of
+"""The router that a question was asked with; None without one."""

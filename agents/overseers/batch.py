@@ -1,6 +1,7 @@
 """A proposed batch of sub-questions becomes a valid one: ordered, without repeats, within its
 limit."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -10,6 +11,17 @@ from reflux.agents.types import REFERENCE, Ask, SubQuestion
 def alike(text: str) -> str:
     """A key that equal questions or answers share, whatever their case and white space."""
     return " ".join(text.split()).casefold()
+
+
+def asks_nothing_new(batch: Sequence[SubQuestion], asked: Collection[str]) -> bool:
+    """True where every sub-question was asked before, whatever its case, white space and
+    punctuation."""
+    known = {_bare(text) for text in asked}
+    return bool(batch) and all(_bare(sub.text) in known for sub in batch)
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[\s.,:;?!\"'“”]+", "", text).casefold()
 
 
 def settle(proposal: Sequence[SubQuestion], known: Collection[str], limit: int) -> Ask:

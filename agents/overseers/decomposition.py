@@ -118,15 +118,16 @@ def decomposition_problems(
     if not asked:
         return ()
     lost = tuple(_loses(read(question), transcript, asked))
-    if lost and _scripts(question).isdisjoint(_scripts(*(sub.text for sub in asked))):
+    one, other = _scripts(question), _scripts(*(sub.text for sub in asked))
+    if lost and one and other and one.isdisjoint(other):
         return (Problem("loses", lost[0].index, "is in another language than the question"),)
     return (*_repeats(question, transcript, asked), *_dangles(question, asked), *lost)
 
 
 def _scripts(*texts: str) -> set[str]:
-    """The scripts of texts, such as `LATIN`; `ANY` where they have no letters."""
+    """The scripts of texts, such as `LATIN`; none where they have no letters."""
     letters = (unicodedata.name(c, "").split() for text in texts for c in text if c.isalpha())
-    return {name[0] for name in letters if name} or {"ANY"}
+    return {name[0] for name in letters if name}
 
 
 def _is_prose(sub: SubQuestion) -> bool:
@@ -193,7 +194,7 @@ def _dangles(question: str, asked: Sequence[SubQuestion]) -> Iterator[Problem]:
 
 
 def _dangling(text: str) -> str:
-    """The first phrase that refers to what the text does not hold; empty if there is none.
+    """The first phrase that refers to something the text does not say; empty if there is none.
 
     A `{i}` may be what a phrase refers to, but not the question that it was asked for.
     """

@@ -168,6 +168,14 @@ class Demonstrations:
                 self._chosen[question, count] = self._nearest(question, count)
             return self._chosen[question, count]
 
+    def number(self, item: Demonstration) -> int:
+        """The position of a demonstration among all, from 1."""
+        return self._numbers[id(item)]
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return {id(item): number for number, item in enumerate(self.items, 1)}
+
     def _nearest(self, question: str, count: int) -> tuple[Demonstration, ...]:
         own = {alike(question), self.canonical(question)}
         likeness = self._index.likeness(question)
@@ -207,6 +215,8 @@ class Examples:
     """The examples of one prompt, in groups of which the first is the nearest."""
 
     groups: tuple[Sequence[Example], ...] = ()
+    numbers: tuple[int, ...] = ()
+    """Of the demonstration of each group, counted from 1 in their file."""
     chars: int = 0
     """The most that they may take together, about."""
 
@@ -220,6 +230,13 @@ class Examples:
             kept = self._fitting(round(share * sum(map(size_of, self.groups[:kept]))))
         examples = [each for group in reversed(self.groups[:kept]) for each in group]
         return examples or None, len(self.groups) - kept
+
+    def note(self, left_out: int) -> str:
+        """Which demonstrations a prompt showed, and how many it left out."""
+        shown = self.numbers[: len(self.groups) - left_out]
+        parts = [f"shown demonstrations {', '.join(map(str, shown))}"] if shown else []
+        parts += [f"{left_out} demonstrations left out: too long"] if left_out else []
+        return "; ".join(parts)
 
     def _fitting(self, chars: int) -> int:
         """How many groups take at most so many characters."""

@@ -21,7 +21,7 @@ NUMBERED = re.compile(
 BULLETED = re.compile(r"^[ \t]*[-*•+][ \t]+(\S.*)$", re.MULTILINE)
 ASKED = re.compile(r"^[^\n]*[?？؟][*_\"”]*[ \t]*$", re.MULTILINE)
 NEXT_CASE = re.compile(r"^[ \t>#*_]*question[*_]*:", re.IGNORECASE | re.MULTILINE)
-"""Where a model goes on with a question of its own, in the form of the examples."""
+"""Where a model goes on to invent a question, in the form of the examples."""
 ANSWER = re.compile(
     r"^[ \t>#*_]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_]*(?::|is\b:?)[ \t*_]*(.*)(?:\n+(.*))?",
     re.IGNORECASE | re.MULTILINE,

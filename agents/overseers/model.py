@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, check_choice
-from reflux.agents.overseers.batch import settle
+from reflux.agents.overseers.batch import asks_nothing_new, settle
 from reflux.agents.overseers.decomposition import decomposition_problems
 from reflux.agents.overseers.demonstrations import (
     NO_EXAMPLES,
@@ -40,6 +40,7 @@ from reflux.agents.types import (
 NOT_DECOMPOSABLE = "not decomposable"
 REJECTED = "sub-questions rejected"
 UNREADABLE = "unreadable"
+NOTHING_NEW = "asks nothing new"
 """How the note of an `Ask` of nothing begins: why the overseer leaves a question to the agent."""
 NOTE_CHARS = 300
 FIRST = ("ask", "not_decomposable")
@@ -68,6 +69,10 @@ class ModelOverseer:
     the question goes to the agent undivided, by an `Ask` of nothing whose note begins with
     `sub-questions rejected` or `unreadable`. A question that the model calls indivisible goes
     there as well; its note begins with `not decomposable`. Seed 8.4.1, task decomposition.
+
+    Below the root, where a tree grows with each level, a batch that will not do is not asked for
+    again: the agent answers. It does so, too, where all that is asked was asked before on the way
+    from the root; the note then begins with `asks nothing new`.
 
     With `plan` the model divides a question once. If the last sub-question was asked with all that
     the others found, its answer is the answer; else the model combines the answers.
@@ -141,7 +146,8 @@ class ModelOverseer:
         room = min(self.fanout, self.max_subquestions - len(transcript)) if may_ask else 0
         problem = "no reply was asked for"
         rejected: _Rejected | None = None
-        for retry in range(self.max_tries):
+        tries = 1 if context.path and not transcript else self.max_tries
+        for retry in range(tries):
             # With sub-answers at hand the last try accepts any text as the answer.
             is_last = bool(transcript) and 0 < retry == self.max_tries - 1
             if room < 1 or is_last:
@@ -158,8 +164,8 @@ class ModelOverseer:
             else:
                 return step
         if rejected is not None:
-            return Ask((), f"{REJECTED}: {rejected.reasons} ({self.max_tries} replies)")
-        return Ask((), f"{UNREADABLE}: {problem} ({self.max_tries} replies)")
+            return Ask((), f"{REJECTED}: {rejected.reasons} ({_replies(tries)})")
+        return Ask((), f"{UNREADABLE}: {problem} ({_replies(tries)})")
 
     async def _answer(self, context: OverseerContext, retry: int) -> Step | str:
         """The model's answer as plain text; a string says why its reply holds none."""
@@ -181,7 +187,7 @@ class ModelOverseer:
     ) -> Step | str | _Rejected:
         """The model's step, with at most `room` sub-questions, after the last one that was
         rejected; a string says why its reply holds none."""
-        question, transcript = context.question, context.transcript
+        question, transcript, asked = context.question, context.transcript, context.asked
         kinds = LATER if transcript else PRIMITIVE if self.primitives else FIRST
         in_lines = self.form == "lines" or (self.form == "auto" and retry > 0)
         form: Literal["json", "lines"] = "lines" if in_lines else "json"
@@ -213,13 +219,15 @@ class ModelOverseer:
                 return Answer(reading.answer)
             if reading.reason is not None and not transcript:
                 return Ask((), f"{NOT_DECOMPOSABLE}: {cut(reading.reason, NOTE_CHARS)}")
+        if context.path and not transcript and asks_nothing_new(questions, [question, *asked]):
+            return Ask((), f"{NOTHING_NEW}: {cut(questions[0].text, NOTE_CHARS)}")
         # Where nothing of a proposal can be asked, it says more than what is left of it.
         proposed = batch.subquestions or tuple(sub for sub in questions if sub.text)
         problems = decomposition_problems(question, transcript, Ask(proposed))
         if problems and self.validate:
             return _Rejected(Ask(proposed), cut("; ".join(map(str, problems)), NOTE_CHARS))
         if batch.subquestions:
-            note = f"{left_out} demonstrations left out: too long" if left_out else ""
+            note = examples.note(left_out)
             return replace(batch, note="; ".join(filter(None, (batch.note, note))))
         if reading == NOTHING:
             # With answers at hand a line without a label is the answer.
@@ -234,10 +242,13 @@ class ModelOverseer:
             return NO_EXAMPLES
         # Embedding takes the processor: other questions go on.
         near = await asyncio.to_thread(self.demos.nearest, question, self.shots)
-        groups = (
-            demo.later() if later else demo.plan() if self.plan else demo.first() for demo in near
-        )
-        return Examples(tuple(filter(None, groups)), self.demo_chars)
+        shown = [
+            (examples, self.demos.number(demo))
+            for demo in near
+            if (examples := demo.later() if later else demo.plan() if self.plan else demo.first())
+        ]
+        groups, numbers = tuple(e for e, _ in shown), tuple(n for _, n in shown)
+        return Examples(groups, numbers, self.demo_chars)
 
     def _problem(self, reply: Completion, wanted: str) -> str:
         """Why a reply holds no step or answer."""
@@ -269,6 +280,10 @@ class ModelOverseer:
                 if not error.too_long or shorter == request.messages:
                     raise
                 chars //= 2
+
+
+def _replies(count: int) -> str:
+    return "1 reply" if count == 1 else f"{count} replies"
 
 
 def concluded(transcript: Sequence[Exchange]) -> str | None:

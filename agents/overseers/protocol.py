@@ -49,6 +49,8 @@ class OverseerContext(ModelContext, Protocol):
 
     attempt: int
     """Attempts at the question before this one, each another decomposition."""
+    asked: Sequence[str]
+    """What was asked before on the way from the root to the question, its ancestors included."""
 
     @property
     def tools(self) -> Mapping[str, str]:

@@ -15,7 +15,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.scripted import asks_humans
 from reflux.finetune.config import RoundsConfig
 from reflux.graphs.evals.file_task import FileTask
 from reflux.graphs.evals.task import Task
@@ -35,6 +34,7 @@ ORDER BY j.question, j.path, j.key
 
 
 MAX_QUESTIONS, MAX_HELD_OUT = 1000, 400
+MIN_ANCHOR, MAX_ANCHOR = 16, 500
 """Of a round whose config names no number."""
 
 
@@ -57,6 +57,13 @@ def planned_questions(config: RoundsConfig, task: Task) -> list[int]:
     return [share if number is None else number for number in given]
 
 
+def anchor_size(config: RoundsConfig, task: Task) -> int:
+    """Prompts of the anchor: as many as the config says, else in proportion to what is learned."""
+    if config.anchor is not None:
+        return config.anchor
+    return min(MAX_ANCHOR, max(MIN_ANCHOR, sum(planned_questions(config, task))))
+
+
 def check_questions(config: RoundsConfig, task: Task) -> None:
     """Check that all rounds of a run have questions and an overseer, before anything is asked.
 
@@ -64,11 +71,6 @@ def check_questions(config: RoundsConfig, task: Task) -> None:
         UsageError: they have not.
     """
     task.check_levels([spec.level for spec in config.rounds])
-    if any(map(asks_humans, task.overseers())):
-        raise UsageError(
-            "overseer: a run cannot wait for human input; name model, plain or FILE.py:NAME, and "
-            "correct its answers with `reflux review`"
-        )
     train, held_out = task.size("train"), task.size("held_out")
     if train is None or held_out is None:
         for spec in config.rounds:
@@ -104,14 +106,19 @@ def check_questions(config: RoundsConfig, task: Task) -> None:
 
 
 def question_lines(config: RoundsConfig, task: Task) -> list[str]:
-    """What a run is going to ask of a list of questions, for its user to read before it begins."""
+    """What a run is going to ask, for its user to read before it begins."""
     train, held_out = task.size("train"), task.size("held_out")
+    anchor = (
+        f"First the base answers {anchor_size(config, task)} general prompts, so that students "
+        "keep its manners (anchor: N in the config)."
+    )
     if train is None or held_out is None:
-        return []
+        return [anchor]
     planned = [str(number) for number in planned_questions(config, task)]
     lines = [
         f"{task.name}: {train} questions to train on, of which the rounds ask "
-        f"{', '.join(planned)}, and {held_out} held out, to be judged by."
+        f"{', '.join(planned)}, and {held_out} held out, to be judged by.",
+        anchor,
     ]
     known = sum(map(task.has_truth, task.sample(held_out, 1, "held_out", config.seed + 1)))
     if isinstance(task, FileTask) and (unused := task.file.unused):

@@ -4,8 +4,9 @@ Bulk commands use it. On GPUs and on processors that multiply bf16 matrices it a
 times as many short requests per second as llama.cpp (`benchmarks.engine`). It takes seconds to
 start, llama.cpp half a second, so single questions go there.
 
-Requests with tools, a schema or tool calls go to llama.cpp, which holds replies to a grammar. The
-request alone decides, so timing never changes which engine answers.
+Requests with tools, a schema or tool calls go to llama.cpp, which holds replies to a grammar; of a
+base without a GGUF nothing holds them, and tools are refused. The request alone decides, so timing
+never changes which engine answers.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from reflux.agents.clients.llama_cpp import (
     file_sha256,
     short_waits,
 )
-from reflux.agents.errors import EndpointError, MissingError, RefluxError
+from reflux.agents.errors import EndpointError, MissingError, RefluxError, UsageError
 from reflux.agents.types import ChatRequest, Completion
 from reflux.finetune.bases import Base
 from reflux.finetune.config import BaseConfig, BatchedConfig
@@ -37,6 +38,10 @@ from reflux.finetune.config import BaseConfig, BatchedConfig
 if TYPE_CHECKING:  # Only the thread imports torch, which takes seconds.
     from reflux.finetune.engine.scheduler import Row, Scheduler
 
+NO_TOOLS = (
+    "tools: in this process only llama.cpp calls them, and the base has no GGUF for it: name a "
+    "GGUF as the base, or let a server run it (`engine: {kind: vllm, url: …}`)"
+)
 GATHER_SECONDS, IDLE_SECONDS = 0.002, 1.0
 """How long an idle thread waits for more requests, and how long until it releases memory."""
 
@@ -68,8 +73,13 @@ class BatchedClient:
             EndpointError: the engine failed or was closed, or as `Scheduler.add`.
             UsageError: as `Scheduler.add`.
         """
-        if request.tools or request.schema or any(turn[2:] for turn in request.messages):
-            return await self.llama_cpp.complete(request)
+        tools = request.tools or any(turn[2:] for turn in request.messages)
+        if tools or request.schema:
+            if self._resolve(request.model).gguf is not None:
+                return await self.llama_cpp.complete(request)
+            if tools:
+                raise UsageError(NO_TOOLS)
+            request = replace(request, schema="")  # The parser of replies takes free text.
         if self._worker is None:
             self._worker = _Worker(self._resolve, self._config)
             self._worker.start()

@@ -244,6 +244,12 @@ class AmplifyContext:
         """True where the first attempt at a question of this depth is the direct answer."""
         return self.weighing is not None and depth == 0
 
+    def decompositions_left(self, depth: int, attempt: int) -> int:
+        """Decompositions of a question from this attempt on, if all that are weighed follow."""
+        if self.weighing is None or depth > 0:
+            return 1
+        return max(1, self.weighing.decompositions + 1 - attempt)
+
     @property
     def has_rules(self) -> bool:
         """False where the checker accepts every answer untested."""

@@ -180,6 +180,8 @@ def _ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update
         return {"error": "a sub-question may need only those before it in its batch"}
     reserve = reserve_of(overseer_at(context, state["attempt"]))
     left = left_of(state).minus(reserve.calls, reserve.tokens)
+    # No decomposition that is weighed spends what the next one needs.
+    left = left.split(context.decompositions_left(state["depth"], state["attempt"]))[0]
     shares = left.split(len(batch))
     return {
         "batch": [
@@ -214,6 +216,7 @@ async def dispatch(state: AmplifyState) -> str | list[Send]:
             "path": f"{state['path']}/{state['attempt']}.{state['step'] - 1}.{index}",
             "depth": state["depth"] + 1,
             "ancestors": [*state["ancestors"], state["question"]],
+            "asked": [*state.get("asked", []), state["question"], *_elder(state, index)],
             "question_id": state["question_id"],
             "retries": entry["retries"],
             "calls": entry["calls"],
@@ -223,6 +226,13 @@ async def dispatch(state: AmplifyState) -> str | list[Send]:
         }
         ready.append(Send("subtask", task))
     return ready
+
+
+def _elder(state: AmplifyState, index: int) -> list[str]:
+    """What was asked before a sub-question, on the same question; whatever its answers were."""
+    texts = [each["question"] for each in state["transcript"]]
+    texts += [entry["text"] for entry in state["batch"][:index] if not entry["needs"]]
+    return texts
 
 
 async def aggregate(state: AmplifyState) -> Update:

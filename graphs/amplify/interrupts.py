@@ -167,13 +167,13 @@ class InterruptibleRun:
             known = ", ".join(sorted(pending)) or "nothing"
             raise UsageError(f"nothing waits under {', '.join(unknown)}; pending: {known}")
         for id, reply in replies.items():
-            _check_reply(pending[id], reply)
+            check_reply(pending[id], reply)
         return await self._run(question_id, Command(resume=dict(replies)))
 
     async def _run(self, question_id: str, put: Any) -> Answered:
         context = with_spend_limit(self.context)
         columns = "SELECT run, round, system FROM questions WHERE id=?"
-        # No row where the store does not hold the question.
+        # No row where the question is not in the store.
         origin = dict(next(self._store.select(columns, (question_id,)), ()))
         config = _config(question_id) | {"recursion_limit": recursion_limit(context)}
         with context.recorded_client.spans.run(question_id, origin) as span:
@@ -190,7 +190,7 @@ def _config(question_id: str) -> dict[str, Any]:
     return {"configurable": {"thread_id": question_id}}
 
 
-def _check_reply(pending: Pending, reply: Any) -> None:
+def check_reply(pending: Pending, reply: Any) -> None:
     """Check a reply before the graph takes it: an invalid one would be used up with its question.
 
     Raises:

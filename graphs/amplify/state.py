@@ -4,7 +4,7 @@ Everything is of plain JSON types, so any checkpointer can store it.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypedDict, cast
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from reflux.agents.budget import Budget
 from reflux.graphs.amplify.weighing import Candidate
@@ -102,6 +102,8 @@ class NodeState(TypedDict):
     depth: int
     ancestors: list[str]
     """Questions from the root to the parent."""
+    asked: NotRequired[list[str]]
+    """Those, and what was asked before this question beside it and beside each of them."""
     calls: int
     """Model calls that this question may make in total."""
     tokens: int

@@ -36,6 +36,7 @@ class StepContext(ModelCalls):
     transcript: Sequence[Exchange] = field(kw_only=True)
     may_ask: bool = field(kw_only=True)
     attempt: int = field(kw_only=True, default=0)
+    asked: Sequence[str] = field(kw_only=True, default=())
     _members: list["StepContext"] = field(init=False, default_factory=list["StepContext"])
 
     @property
@@ -89,6 +90,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
         transcript=[Exchange(**exchange) for exchange in state["transcript"]],
         may_ask=state["depth"] < context.limits.depth,
         attempt=attempt,
+        asked=state.get("asked", []),
     )
     form_digest: str | None = None
     try:

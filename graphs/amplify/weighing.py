@@ -54,6 +54,16 @@ DECOMPOSITIONS = 2
 """Default of a model as overseer: the fewest that can outvote the direct answer."""
 
 
+def candidates_by_default(
+    is_model: bool, asked: int | None = None, attempts: int = DECOMPOSITIONS + 1
+) -> int:
+    """Decompositions that are weighed against the direct answer: as many as were `asked` for, else
+    those of a model as overseer, if the limits leave attempts for them, and 0 for every other."""
+    if asked is not None:
+        return asked
+    return DECOMPOSITIONS if is_model and attempts > DECOMPOSITIONS else 0
+
+
 @dataclass(frozen=True)
 class Weighing:
     """What the direct answer and each decomposition's answer weigh."""

@@ -23,7 +23,12 @@ MAX_NUMBER_CHARS = 1_000
 """A longer number is equal to none."""
 MAX_POWER = 400
 """Of a power that is computed, in digits."""
-VOWEL_POINTS = r"[\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u0640\u064B-\u0652\u0670]"
+VOWEL_POINTS = regex.compile(
+    r"[\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u0640\u064B-\u0652\u0670]"
+)
+BEFORE_FRACTION = regex.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
+OTHER_DIGIT = regex.compile(r"[^\D0-9]")
+SUPERSCRIPT = regex.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 OPERATORS = str.maketrans(
     {"−": "-", "–": "-", "﹣": "-", "－": "-", "≤": "<=", "≥": ">=", "≠": "!=", "×": "*", "÷": "/"}
@@ -47,11 +52,18 @@ WRITTEN_SUM = regex.compile(
     r"\D{0,20}[\d.,]+\s?(?:times|plus|minus|multiplied by|divided by|[*+/x-])\s"
     r".*?(?:\bis\b|\bequals\b|\bmakes\b|\bgives\b)"
 )
+PLAIN = r"-?[$€£]?\d[\d.,/]*%?"
 IS_ANSWER = regex.compile(
     r"(?<![\w.,])(-?\$?\d[\d.,]*%?) (?:is|was|must be|would be) (?:the|my|our) "
     r"(?:final |correct |right )?(?:answer|result)\b",
     regex.IGNORECASE,
 )
+HEDGED = regex.compile(
+    rf"(?<![\d.,^])({PLAIN})(?P<unit>\s\p{{L}}+)?"
+    rf"(?:,?\s(?:or|oder|ou)\s(?:(?:maybe|perhaps|possibly|even)\s)?{PLAIN}(?(unit)(?P=unit)\b))+",
+    regex.IGNORECASE,
+)
+"""Several numbers to choose from, as in `41 or 42 apples`."""
 CITATION = regex.compile(r"(?<=[\w.%\]])\s?\[\d{1,3}(?:,\s?\d{1,3})*\]")
 ASIDE = regex.compile(
     r"^\W{0,9}(?:confidence|certainty|note|source|remark|konfidenz|hinweis|quelle|置信度)\b.*$",
@@ -93,14 +105,14 @@ SPELLED = regex.compile(
 def canonical(text: str) -> str:
     """Compatible characters, digits and operators in one form."""
     text = _superscripts_as_powers(text)
-    text = regex.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    text = BEFORE_FRACTION.sub(" ", text)
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/").translate(OPERATORS)
-    text = regex.sub(r"[^\D0-9]", lambda match: str(unicodedata.digit(match[0], match[0])), text)
-    return regex.sub(VOWEL_POINTS, "", text)
+    text = OTHER_DIGIT.sub(lambda match: str(unicodedata.digit(match[0], match[0])), text)
+    return VOWEL_POINTS.sub("", text)
 
 
 def _superscripts_as_powers(text: str) -> str:
-    return regex.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda match: "^" + match[0].translate(SUPERSCRIPTS), text)
+    return SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(SUPERSCRIPTS), text)
 
 
 def final_answer(text: str) -> str | None:
@@ -205,7 +217,7 @@ def read_number(text: str) -> Number | None:
     # In `40 + 2 = 42, as 95% know` the answer is the first number after the last equals sign.
     for part in (WRITTEN_SUM.sub("", named.rpartition("=")[2], 1), named):
         if found := numbers(part):
-            return found[0]
+            return None if _is_hedged(part, 0) else found[0]
     if match := IS_ANSWER.search(text):
         return numbers(match[1])[0]
     bold = [part for part in regex.findall(r"\*\*([^*\n]{1,60})\*\*", text) if _is_number(part)]
@@ -216,9 +228,21 @@ def read_number(text: str) -> Number | None:
     said = regex.sub(r"(?:\([^()]*\)|\[[^\[\]]*\p{L}[^\[\]]*\])\W*$", "", said)
     for part in (said, body, text):
         if found := numbers(part):
-            return found[-1]
+            return None if _is_hedged(part, -1) else found[-1]
     spelled = _spelled(named) or _spelled(body)
     return spelled[-1] if spelled else None
+
+
+def _is_hedged(text: str, at: int) -> bool:
+    """Whether the first number of a text, or its last one (`at` -1), is one of several different
+    ones to choose from."""
+    found = list(HEDGED.finditer(text))
+    if not found:
+        return False
+    outside = text[found[-1].end() :] if at else text[: found[0].start()]
+    several = [each for each in numbers(found[at][0]) if each is not None]
+    values = {each.value / (100 if each.is_percentage else 1) for each in several}
+    return len(values) > 1 and not regex.search(r"\d", outside)
 
 
 def _is_number(text: str) -> bool:
@@ -266,7 +290,7 @@ def check_math_installed() -> None:
 
 @dataclass
 class MathWorker:
-    """Compares mathematics in a process of its own: SymPy may compute without end, and only a
+    """Compares mathematics in a separate process: SymPy may compute without end, and only a
     process can be stopped. math-verify's own time limits are signals, which need a main thread."""
 
     seconds: float = 10.0

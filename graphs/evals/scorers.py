@@ -35,6 +35,10 @@ UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 """Scripts without spaces between words: each character counts as a word."""
 MATH_DOLLARS = regex.compile(r"\$(?! )([^$\n]{1,200})(?<! )\$(?!\d)")
 """$…$ around mathematics, as Pandoc reads it: no white space within, no digit behind."""
+APOSTROPHE = regex.compile(r"(?<=\w)['’](?=\w)")
+INITIALS = regex.compile(r"\b(?:\p{L}\.){2,9}")
+THOUSANDS = regex.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)")
+BARE_POINT = regex.compile(r"(?<![\w.])\.(?=\d)")
 # Between numbers, letters and parentheses; `well-known` and `COVID-19` have hyphens.
 SUBTRACTION = regex.compile(r"(?<!\w)(\d[\d.]*|\p{L}|[)\]]) ?- ?(?=\d|\p{L}(?!\w)|\()")
 TOKEN = regex.compile(
@@ -94,12 +98,10 @@ def _words(text: str, *, articles: bool) -> list[str]:
     """The words and symbols in lower case, with or without the articles before another word."""
     text = canonical(text[-MAX_CHARS:])
     text = MATH_DOLLARS.sub(r"\1", text)
-    text = regex.sub(r"(?<=\w)['’](?=\w)", "", text)
-    text = regex.sub(r"\b(?:\p{L}\.){2,9}", lambda match: match[0].replace(".", ""), text)
-    text = regex.sub(
-        r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)", lambda match: match[0].replace(",", ""), text
-    )
-    text = SUBTRACTION.sub(r"\1 ∖ ", regex.sub(r"(?<![\w.])\.(?=\d)", "0.", text))
+    text = APOSTROPHE.sub("", text)
+    text = INITIALS.sub(lambda match: match[0].replace(".", ""), text)
+    text = THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+    text = SUBTRACTION.sub(r"\1 ∖ ", BARE_POINT.sub("0.", text))
     matches = list(TOKEN.finditer(text))
     words: list[str] = []
     for match, following in zip_longest(matches, matches[1:]):

@@ -1,8 +1,8 @@
 """The review queue: nodes that wait for a human, disputed nodes, and a random sample of the rest.
 
 An item is a node of a trajectory's newest revision. A human's verdict removes it from the queue; a
-verdict is a judgement, and a later one replaces it. Held-out questions and canaries are not queued,
-because no row is made of them.
+verdict is a judgement, and a later one replaces it. Held-out questions and canaries are queued only
+where they wait, because no row is made of them.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ SELECT j.id AS at, j.question AS trajectory, j.path, j.kind, j.ok, j.detail,
 FROM judgements j {by} JOIN questions q ON q.id = j.question
 """
 QUEUED = f"""{ITEMS}
-WHERE {{which}} AND q.split NOT IN ('held_out', 'canary') AND {NEWEST}
+WHERE {{which}} AND {NEWEST}
   AND NOT EXISTS (SELECT 1 FROM judgements v INDEXED BY reviewed
     WHERE v.question >= {FIRST} AND v.question < {FIRST} || '~~' AND v.path = j.path
     AND {BY_HUMANS.replace("kind", "v.kind")} AND NOT {AGAIN}
@@ -82,6 +82,11 @@ j.kind = 'deferred' AND NOT EXISTS (SELECT 1 FROM calls c
   WHERE c.question = j.question AND c.path = j.path AND c.role = 'overseer'
   AND c.step = j.detail ->> 'step' AND c.attempt = j.detail ->> 'attempt' AND c.error IS NULL)
 """
+IN_RUN = f"""
+NOT EXISTS (SELECT 1 FROM judgements h WHERE h.question = {FIRST} AND h.kind = 'how')
+"""  # noqa: S608
+"""Asked by a run of rounds, which records no options with each question."""
+WITH_ROWS = "q.split NOT IN ('held_out', 'canary')"
 IN_DISPUTE = DISPUTED.replace("kind", "j.kind").replace("detail", "j.detail")
 AUDITED = f"""
 j.id % {AUDIT_BLOCK} = (j.id / {AUDIT_BLOCK} * 2654435761 % 4294967296 >> 8) % {AUDIT_BLOCK}
@@ -90,8 +95,8 @@ AND j.kind IN ('direct', 'outcome') AND j.ok = 1 AND ({IN_DISPUTE}) IS NOT TRUE
 """One pseudo-random id of each block, the same on every machine (Knuth 6.4)."""
 KINDS: dict[Why, tuple[str, str, str]] = {
     "escalated": ("INDEXED BY deferred", "kind = 'deferred'", WAITING),
-    "disputed": ("INDEXED BY disputed", DISPUTED, IN_DISPUTE),
-    "audit": ("", "id > 0", AUDITED),
+    "disputed": ("INDEXED BY disputed", DISPUTED, f"{IN_DISPUTE} AND {WITH_ROWS}"),
+    "audit": ("", "id > 0", f"{AUDITED} AND {WITH_ROWS}"),
 }
 """SQL of the index, of the judgements that a page scans, and of those that it holds."""
 WINDOW = f"""
@@ -137,6 +142,14 @@ def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> lis
             if start is None:
                 break
     return list(items.values())
+
+
+def waiting_in_run(store: Rows, trajectory: str = "") -> list[Item]:
+    """What waits for a human in a run of rounds, in the order of asking; of one trajectory, or of
+    all."""
+    sql = f"{ITEMS.format(by='INDEXED BY deferred')} WHERE {WAITING} AND {IN_RUN}"
+    rows = store.select(f"{sql} AND ? IN ('', j.question) ORDER BY j.id", (trajectory,))
+    return [_item(row, "escalated") for row in rows]
 
 
 def _item(row: Any, why: Why) -> Item:

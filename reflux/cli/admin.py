@@ -151,9 +151,10 @@ def doctor(
     four more tell in which form of replies it divides questions.
     """
     to_do = {**CHECKS, "endpoint": partial(_endpoint, model)}
-    if probe:
-        to_do["as an overseer"] = partial(_forms, model, base)
     checks = [_outcome(name, check) for name, check in to_do.items()]
+    answers = next(check["ok"] for check in checks if check["what"] == "endpoint")
+    if probe and answers:
+        checks.append(_outcome("as an overseer", partial(_forms, model, base)))
     if as_json:
         emit(checks)
     else:
@@ -222,7 +223,9 @@ async def _probed(client: OpenAIClient, model: str) -> str:
     sampling = Sampling(max_tokens=16, top_logprobs=1)
     reply = await client.complete(ChatRequest(model, prompt, sampling, schema=schema))
     notes = list(reply.notes) or ["refuses no setting"]
-    if not (reply.reasoning or reply.truncated) and not reply.text.lstrip().startswith("{"):
+    if not (reply.reasoning or reply.text.strip()):
+        notes.append("replies with nothing")
+    elif not (reply.reasoning or reply.truncated) and not reply.text.lstrip().startswith("{"):
         notes.append("ignores a JSON schema")
     if not reply.logprobs and "log-probabilities are unknown" not in notes:
         notes.append("gives no log-probabilities")

@@ -15,8 +15,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from reflux.agents.errors import RefluxError, UsageError
-    from reflux.agents.overseers.scripted import REPLY_FORMS, asks_humans, parse_reply
-    from reflux.cli.human_input import form_view, open_asking
+    from reflux.agents.overseers.scripted import asks_humans, parse_reply
+    from reflux.cli.human_input import form_view, open_asking, reply_command
     from reflux.cli.progress import LiveTree
     from reflux.cli.rounds import shipped_config
     from reflux.finetune.config import RoundsConfig, read_config
@@ -29,8 +29,10 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.ask_options import AskOptions, options_of
     from reflux.graphs.evals.task import writing_of
     from reflux.graphs.recompute import revised_context
+    from reflux.graphs.traces.review import waiting_in_run
+    from reflux.graphs.traces.store import TraceStore
     from reflux.graphs.traces.tree import Node, find_question, load_tree
-    from reflux.models import as_asked, asked_at, endpoint, open_run
+    from reflux.models import as_asked, asked_at, endpoint, open_rounds, open_run
     from reflux.overseers import (
         DEFAULT_OVERSEER,
         OVERSEERS,
@@ -46,9 +48,11 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         counted,
         emit,
         ended,
+        print_result,
         say,
         tree_view,
     )
+    from reflux.review_actions import reply_in_run
     from reflux.routing import recorded_route
     from reflux.tasks import task_named, task_of
 
@@ -136,13 +140,18 @@ def reply(
 ) -> None:
     """Reply for a human to a question that waits, today or days later."""
     folder = contract.open_existing(run)
+    name, slash, rest = trajectory.partition("/")
     with closing(folder.store()) as store:
-        id, question = find_question(store, trajectory)
+        id, question = find_question(store, name)
         options = options_of(store, id)
+        if options is None and waiting_in_run(store, id):
+            path = to if to is not None else slash + rest
+            _reply_in_run(folder, store, id, path, words, as_json)
+            return
     own = options is not None and ".py:" in options.overseer
     named = overseer_named if own else OVERSEERS.get
     if options is None or not asks_humans(named(options.overseer)):
-        raise UsageError(f"{id} was not asked with an overseer that waits for humans")
+        raise UsageError(f"{id} does not wait for a human to reply")
     with as_asked(options):
         opened, _ = open_run(folder, options.model)
 
@@ -150,13 +159,40 @@ def reply(
         if not pending:
             show = command("reflux", "traces", "show", id, "--run", run)
             raise UsageError(f"{id} does not wait for a reply; see `{show}`")
-        return {to or pending[0].id: parse_reply(words)}
+        here = [each.id for each in pending if slash and each.path == slash + rest]
+        return {to or (here or [pending[0].id])[0]: parse_reply(words)}
 
     def work(context: AmplifyContext, saver: Any, wait: WaitForHumans) -> Awaitable[Answered]:
         context = revised_context(context, id)
         return go_on(context, id, saver, reply=choose if words else None, wait=wait)
 
     _run(opened, options, question, question, work, as_json)
+
+
+def _reply_in_run(
+    folder: RunFolder, store: TraceStore, id: str, path: str, words: str, as_json: bool
+) -> None:
+    """Record the reply to what waits in a run of rounds, which `--resume` takes up.
+
+    Raises:
+        UsageError: nothing waits at the path, or the words are no step that is possible here.
+    """
+    items = waiting_in_run(store, id)
+    item = next((each for each in items if each.path == path), None if path else items[0])
+    if item is None:
+        known = ", ".join(each.id for each in items)
+        raise UsageError(f"nothing waits at {id}{path}; pending: {known}")
+    if not words:
+        OUT.print(form_view(Pending(item.id, item.path, item.form or {})))
+        say(reply_command(item.id, folder))
+        return
+    config = folder.config()
+    contract.run_async(reply_in_run(store, item, words, lambda _: open_rounds(folder, config)))
+    left = len(waiting_in_run(store))
+    body = {"item": item.id, "did": "answered", "waiting": left}
+    resume = f"continue with `{command('reflux', 'run', '--resume', '--run', folder.path)}`"
+    rest = f"{counted(left, 'other question')} of the run left to reply to" if left else resume
+    print_result(body, f"answered: {item.id}; {rest}", as_json)
 
 
 def _run(
@@ -225,11 +261,6 @@ def _run(
             say(answer_line(answer, about))
     if outcome is not None and not is_accepted(status):
         raise RefluxError(f"no accepted answer ({ended(outcome)}); {_remedy(options, outcome)}")
-
-
-def reply_command(trajectory: str, folder: RunFolder) -> str:
-    """The command that replies for a human to a question that waits."""
-    return f'reflux reply {trajectory} "{REPLY_FORMS}" {command("--run", folder.path)}'
 
 
 def _remedy(options: AskOptions, outcome: Outcome) -> str:

@@ -20,9 +20,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.errors import EndpointError, RefluxError, UsageError, from_os_error
     from reflux.agents.types import Delta
-    from reflux.cli.ask import reply_command
     from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
-    from reflux.cli.human_input import is_terminal, read_lines
+    from reflux.cli.human_input import is_terminal, read_lines, reply_command
     from reflux.cli.progress import LiveTree
     from reflux.graphs.amplify.state import is_accepted
     from reflux.graphs.ask_options import ALONE, AskOptions

@@ -60,7 +60,9 @@ Route = Annotated[
     Path | None,
     typer.Option(
         "--route",
-        help="An evaluation of direct and amplified, which decides what is divided: its --out.",
+        help="The --out folder of an evaluation of direct and amplified, which decides what is "
+        "divided.",
+        metavar="FOLDER",
     ),
 ]
 Demos = Annotated[

@@ -14,10 +14,16 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from rich.panel import Panel
 
 from reflux.agents.errors import UsageError
-from reflux.agents.overseers.scripted import REPLY_HELP, asks_humans, parse_reply, step_text
+from reflux.agents.overseers.scripted import (
+    REPLY_FORMS,
+    REPLY_HELP,
+    asks_humans,
+    parse_reply,
+    step_text,
+)
 from reflux.ask_context import open_context
 from reflux.cli.progress import LiveTree
-from reflux.finetune.run_folder import OpenRun
+from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.interrupts import (
     Answered,
@@ -27,7 +33,7 @@ from reflux.graphs.amplify.interrupts import (
 )
 from reflux.graphs.ask import WaitForHumans
 from reflux.graphs.ask_options import AskOptions
-from reflux.report.terminal import ERR, escape
+from reflux.report.terminal import ERR, command, escape
 
 END_KEYS = ("", "\x04", "\x1a")
 """End of input, Ctrl-D and Ctrl-Z."""
@@ -138,6 +144,11 @@ def form_view(pending: Pending) -> Panel:
     lines += map(escape, form_lines(form))
     title = pending.path or "the question itself"
     return Panel("\n".join(lines), title=title, title_align="left", subtitle=pending.id)
+
+
+def reply_command(trajectory: str, folder: RunFolder) -> str:
+    """The command that replies for a human to a question that waits."""
+    return f'reflux reply {trajectory} "{REPLY_FORMS}" {command("--run", folder.path)}'
 
 
 @asynccontextmanager

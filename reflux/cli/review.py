@@ -26,7 +26,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.traces.revisions import NEWEST, first_of
     from reflux.graphs.traces.store import TraceStore
     from reflux.graphs.traces.tree import load_tree
-    from reflux.models import as_asked, open_run
+    from reflux.models import as_asked, open_rounds, open_run
     from reflux.report.terminal import (
         ERR,
         OUT,
@@ -117,7 +117,10 @@ async def _act(
     folder: RunFolder, store: TraceStore, item: Item, key: str, answer: str, comment: str
 ) -> Acted:
     def opened(model: str) -> OpenRun:
-        with as_asked(options_of(store, item.trajectory)):
+        options, config = options_of(store, item.trajectory), folder.rounds_config()
+        if options is None and config is not None:
+            return open_rounds(folder, config)
+        with as_asked(options):
             return open_run(folder, model)[0]
 
     reply = partial(reply_to, opened, store)

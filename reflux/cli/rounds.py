@@ -14,27 +14,23 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     import shutil
     from importlib.resources import files
 
-    from reflux.agents.errors import RefluxError, UsageError
+    from reflux.agents.errors import Deferred, UsageError
     from reflux.ask_context import open_tools
     from reflux.cli.progress import ProgressView
+    from reflux.cli.run_ends import check_promoted, show_reports, show_waiting
     from reflux.finetune import check_training_packages
+    from reflux.finetune.bases import find_base
     from reflux.finetune.config import (
-        BaseConfig,
         RoundsConfig,
         read_config,
     )
     from reflux.finetune.data.questions import check_questions, question_lines
-    from reflux.finetune.gates import failed_gates
-    from reflux.finetune.run_folder import OpenRun, RunFolder
-    from reflux.report.rounds_tables import (
-        hard_lines,
-        models_table,
-        overseer_lines,
-        parity_text,
-        rounds_tables,
-    )
-    from reflux.report.terminal import ERR, OUT, command, emit, say
-    from reflux.tasks import DEFAULT_TASK, run_task
+    from reflux.finetune.engine.client import NO_TOOLS
+    from reflux.finetune.engine_config import EngineSpec
+    from reflux.finetune.run_folder import RunFolder
+    from reflux.models import open_rounds
+    from reflux.report.terminal import ERR, emit
+    from reflux.tasks import run_task
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML config of the run; required to begin one.")
@@ -124,7 +120,8 @@ def init(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Run the first round of a config: round 0, in which a student imitates the overseer."""
+    """Run the first round of a config alone: round 0, where a student imitates the overseer of a
+    task with primitives; round 1 of a file of questions."""
     climb(RunFolder(run), config, base, resume=resume, as_json=as_json, rounds=1)
 
 
@@ -162,56 +159,22 @@ def climb(
         for spec in config.rounds:
             check_options(config.distillation(spec))
         check_questions(config, task := run_task(config))
+        here = not isinstance(config.engine_settings, EngineSpec)
+        if task.tool_names and here and find_base(config.base).gguf is None:
+            raise UsageError(NO_TOOLS)
         for line in () if as_json else question_lines(config, task):
             ERR.print(line, soft_wrap=True, highlight=False, markup=False)
-    folder.lock()
-    reports = run_async(_climb(folder, config, rounds))
+    try:
+        with folder.lock():
+            reports = run_async(_climb(folder, config, rounds))
+    except Deferred as deferred:
+        show_waiting(folder, str(deferred), as_json)
+        return
     if as_json:
         emit({"run": str(folder.path), "rounds": reports})
     else:
         show_reports(folder, config.task, reports)
     check_promoted(folder, reports)
-
-
-def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) -> None:
-    """Print tables, hard questions, the report's files, and what to try next."""
-    for table in rounds_tables(reports):
-        OUT.print(table)
-        OUT.print()
-    body = folder.report()
-    for line in (*hard_lines(reports), *overseer_lines(reports, body.get("overseer_calls", ()))):
-        OUT.print(line)
-    if spent := body.get("models"):
-        OUT.print(models_table(spent))
-        OUT.print()
-    say(f"chart: {folder.chart_path}   report: {folder.report_path}")
-    if parity := reports[-1].get("parity"):
-        OUT.print(f"The last student's answers in other engines: {parity_text(parity)}.")
-    if folder.registry.current() is not None:
-        question = '"304+517"' if task == DEFAULT_TASK else "QUESTION"
-        hint = f"Try: reflux ask {question} {command('--run', folder.path)}"
-        say(hint)
-
-
-def check_promoted(folder: RunFolder, reports: list[dict[str, Any]]) -> None:
-    """Check that the run did not end at a gate.
-
-    Raises:
-        RefluxError: the last student was not promoted.
-    """
-    last = reports[-1]
-    if last["promoted"]:
-        return
-    failed = ", ".join(
-        f"{gate['name']} is {gate['value']:.3f}, the limit is {gate['limit']:.3f}"
-        for gate in failed_gates(last["gates"])
-    )
-    raise RefluxError(
-        f"round {last['round']}: student-r{last['round']} was not promoted ({failed}). Give it "
-        "more rows (questions, primitive_repeats) or another sft: in a new run; "
-        f"`{command('reflux', 'run', '--resume', '--run', folder.path)}` continues with "
-        f"{last['agent']}"
-    )
 
 
 async def _climb(
@@ -221,11 +184,9 @@ async def _climb(
 
     task = run_task(config)
     async with open_tools(task.tool_names) as grants:  # Before a run begins: one may be missing.
-        if not folder.exists:
+        if not folder.exists or folder.config() != config:
             folder.save_config(config.model_dump(mode="json"))
-        run = OpenRun(
-            folder, config.engine_settings, llama_cpp=config.llama_cpp, endpoints=config.endpoints
-        )
+        run = open_rounds(folder, config)
         with ProgressView() as view:
             async with run:
                 await run.check_engine()
@@ -244,7 +205,9 @@ def settle_config(
     """
     config = read_config(config_file) if config_file else None
     if config is not None and base:
-        config = config.model_copy(update={"base": BaseConfig(model=base)})
+        # A revision is of one model; how weights are loaded holds for any.
+        renamed = config.base.model_copy(update={"model": base, "revision": None})
+        config = config.model_copy(update={"base": renamed})
     if not folder.exists:
         if resume and folder.traces_path.exists():
             raise UsageError(f"{folder.path} has no config.yaml; it cannot be resumed")
@@ -264,9 +227,7 @@ def settle_config(
             f"{folder.path} was begun with the base {saved.base.model or 'in the wheel'}; leave "
             "--base out, or name another --run"
         )
-    if config is not None and config != saved:
-        raise UsageError(
-            f"{folder.path} was begun with another config than {config_file}; leave --config out, "
-            "or name another --run"
-        )
-    return saved
+    if config is None or config_file is None:
+        return saved
+    folder.check_config(config, config_file)
+    return config

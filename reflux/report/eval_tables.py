@@ -23,6 +23,8 @@ MEANT = (
 )
 REASON = 100
 """Maximum characters of a reason why questions failed."""
+MANY = 100
+"""Answers from which on a share has three decimals, not two."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def title(results: Results, source: Mapping[str, Any]) -> str:
 def _accuracy(results: Results, source: Mapping[str, Any]) -> Figures:
     columns = ("system", "model", "n", "accuracy", "95%", "cut", "calls/n", "tokens/n")
     rows = [
-        (key, s.model, str(s.n), f"{s.accuracy:.3f}", interval(s.ci95), str(s.truncated),
+        (key, s.model, str(s.n), share(s.accuracy, s.n), interval(s.ci95, s.n), str(s.truncated),
          f"{s.calls / s.n:.2f}" if s.calls else "–",
          f"{s.tokens / s.n:.1f}" if s.tokens else "–")
         for key, s in results.summaries.items()
@@ -130,7 +132,7 @@ def reasons(results: Results) -> list[str]:
 
 def _decisions(results: Results) -> Figures:
     rows = [
-        (f"{d.first} vs {d.second}", verdict_text(d), f"{d.difference:+.3f}", _p(d.p_differ),
+        (f"{d.first} vs {d.second}", verdict_text(d), share(d.difference, d.n, "+"), _p(d.p_differ),
          _p(d.p_equal), str(d.n))
         for d in results.decisions
     ]  # fmt: skip
@@ -148,6 +150,8 @@ def verdict_text(decision: Decision) -> str:
     match decision.verdict:
         case "equal":
             return f"equal within {decision.margin:g}"
+        case "undecided" if not decision.difference:
+            return "undecided; nothing tells them apart so far"
         case "undecided":
             needed = decision.needed
             if needed is None:
@@ -165,7 +169,7 @@ def _rounded(number: int) -> int:
 
 def _differences(results: Results) -> Figures:
     rows = [
-        (f"{d.first} − {d.second}", f"{d.value:+.3f}", interval(d.ci95, "+"), _p(d.p),
+        (f"{d.first} − {d.second}", share(d.value, d.n, "+"), interval(d.ci95, d.n, "+"), _p(d.p),
          str(d.only_first), str(d.only_second), str(d.n))
         for d in results.differences
     ]  # fmt: skip
@@ -177,9 +181,14 @@ def _differences(results: Results) -> Figures:
     )
 
 
-def interval(ci95: tuple[float, float], sign: str = "") -> str:
+def share(value: float, n: int, sign: str = "") -> str:
+    """A share of `n`, with no more decimals than so few can tell apart."""
+    return f"{value:{sign}.{3 if n >= MANY else 2}f}"
+
+
+def interval(ci95: tuple[float, float], n: int, sign: str = "") -> str:
     """`[0.970, 0.990]`."""
-    return f"[{ci95[0]:{sign}.3f}, {ci95[1]:{sign}.3f}]"
+    return f"[{share(ci95[0], n, sign)}, {share(ci95[1], n, sign)}]"
 
 
 def _p(p: float) -> str:
@@ -191,7 +200,7 @@ def _calibration(results: Results) -> Figures:
     for key, s in results.summaries.items():
         brier, ece, bins, n, unknown = "–", "–", "–", 0, s.n
         if (c := s.calibration) is not None:
-            brier, ece = f"{c.brier:.4f}", f"{c.ece:.4f}"
+            brier, ece = share(c.brier, c.n), share(c.ece, c.n)
             bins, n, unknown = str(len(c.bins)), c.n, c.unknown
         rows.append((key, brier, ece, bins, str(n), str(unknown)))
     return Figures("Calibration", ("system", "Brier", "ECE", "bins", "n", "unknown"), rows)
@@ -205,10 +214,10 @@ def _short(count: int) -> str:
 def _breakdown(key: str, results: Results) -> Figures:
     columns = ("node", "nodes", "accept", "calls", "tokens", "marked", "right", "95%")
     rows = [
-        (f"{level.depth} {level.kind}", _short(level.nodes), f"{level.accepted:.3f}",
+        (f"{level.depth} {level.kind}", _short(level.nodes), share(level.accepted, level.nodes),
          _short(level.calls), _short(level.tokens), _short(level.marked),
-         "–" if level.accuracy is None else f"{level.accuracy:.3f}",
-         "–" if level.ci95 is None else interval(level.ci95))
+         "–" if level.accuracy is None else share(level.accuracy, level.marked),
+         "–" if level.ci95 is None else interval(level.ci95, level.marked))
         for level in results.levels[key]
     ]  # fmt: skip
     return Figures(f"{key} by depth and kind of node", columns, rows)

@@ -23,9 +23,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from reflux import web
 from reflux.agents.clients.endpoints import Endpoints
 from reflux.agents.clients.llama_cpp import LlamaCppClient
+from reflux.agents.errors import RefluxError
 from reflux.agents.overseers.protocol import Overseer
+from reflux.ask_context import open_tools
+from reflux.finetune.config import BatchedConfig
+from reflux.finetune.engine.client import BatchedClient
+from reflux.finetune.engines import Engine
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.graphs.ask import settled
+from reflux.graphs.garbage import settled
 from reflux.graphs.traces.telemetry import process_spans
 from reflux.overseers import OVERSEERS
 from reflux.server import chat_api, responses_api
@@ -82,16 +87,19 @@ def create_app(
 
     Raises:
         UsageError: the settings contradict each other, or expose the server without a key.
-        MissingError: spans are configured, but the OpenTelemetry packages are not installed.
+        MissingError: the base is not there, or spans are configured, but the OpenTelemetry
+            packages are not installed.
     """
     settings = settings or ServeSettings()
     check_exposure(settings)
     models = ServedModels(folder, settings, overseers)
-    metrics = Metrics()
+    metrics, is_gguf = Metrics(), folder.base.gguf is not None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        client = LlamaCppClient(folder.models, settings.engine)
+        client: Engine = LlamaCppClient(folder.models, settings.engine)
+        if not is_gguf:  # Which llama.cpp runs alone.
+            client = BatchedClient(folder.models, BatchedConfig())
         if settings.endpoints:
             client = Endpoints(settings.endpoints, client)
         run = OpenRun(folder, client=client, warm=False)
@@ -104,6 +112,12 @@ def create_app(
             stack.push_async_callback(asyncio.to_thread, run.recorded_client.spans.flush)
             await stack.enter_async_context(run)
             stack.push_async_callback(waiting.close)
+            if models.task is not None:
+                try:
+                    tools = open_tools(models.task.tool_names)
+                    models.grants = waiting.grants = await stack.enter_async_context(tools)
+                except RefluxError as error:  # The other models answer without them.
+                    models.grants = error
             stack.push_async_callback(_cancel_all, tasks)
             stack.push_async_callback(page_jobs.stop)
             stack.enter_context(settled())

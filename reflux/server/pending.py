@@ -10,7 +10,8 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.scripted import parse_reply
-from reflux.ask_context import context_of
+from reflux.agents.tools.protocol import Grants
+from reflux.ask_context import NO_GRANTS, context_of
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify import interrupts
 from reflux.graphs.amplify.context import AmplifyContext
@@ -35,6 +36,8 @@ class Waiting:
     def __init__(self, run: OpenRun, overseers: Mapping[str, Overseer]) -> None:
         self._run = run
         self._overseers = overseers
+        self.grants: Grants = NO_GRANTS
+        """Open tools of the run's own task."""
         self._stack = AsyncExitStack()
         self._saver: AsyncSqliteSaver | None = None
         self._opening = asyncio.Lock()
@@ -129,5 +132,6 @@ class Waiting:
             raise UsageError(f"{trajectory} was not asked in a way that waits for humans")
         if options.tools:
             raise UsageError("this question's copies have tools: go on with `reflux reply`")
-        context = context_of(self._run, options, self._overseers)
+        grants = self.grants if options.task else NO_GRANTS
+        context = context_of(self._run, options, self._overseers, grants)
         return revised_context(context, trajectory)

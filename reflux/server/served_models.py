@@ -22,9 +22,10 @@ from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.scripted import asks_humans
 from reflux.agents.prompts import redact
+from reflux.agents.tools.protocol import Grants
 from reflux.agents.types import ChatRequest as ModelRequest
 from reflux.agents.types import Completion, Sampling, ToolSpec
-from reflux.ask_context import context_of
+from reflux.ask_context import NO_GRANTS, context_of
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.graph import check_askable
 from reflux.graphs.amplify.state import exchange_error, failed_outcome
@@ -70,6 +71,8 @@ class ServedModels:
         self.overseers = overseers
         self.task = _task_of(folder)
         """The run's own."""
+        self.grants: Grants | RefluxError = NO_GRANTS
+        """Its tools while the server runs, or why they did not open."""
         self._trees = {name: Tree(name, overseer) for name, overseer in overseers.items()}
         if self.task is not None:
             self._trees.setdefault(self.task.name, Tree(self.task.name, None, self.task))
@@ -143,7 +146,9 @@ class ServedModels:
         """
         model = self.find(request.model)
         if isinstance(model, Tree):
-            return _tree_answer(run, self._settings, model, self.agent(), request, waiting)
+            return _tree_answer(
+                run, self._settings, model, self.agent(), request, waiting, self.grants
+            )
         return _direct_answer(run, self._settings, model, request)
 
 
@@ -251,15 +256,13 @@ def _tree_answer(
     agent: str,
     request: ChatRequest,
     waiting: Waiting,
+    grants: Grants | RefluxError,
 ) -> ChatAnswer:
     """Grow a tree until its answer is accepted; a human may have to reply on the way."""
     _check_amplifiable(request)
     task = tree.task
-    if task is not None and task.tool_names:
-        raise UsageError(
-            f"the copies of {task.name} have tools, which the server does not open: ask by "
-            "`reflux ask`, or ask the student"
-        )
+    if task is not None and isinstance(grants, RefluxError):
+        raise UsageError(f"the tools of {task.name} did not open: {grants}") from grants
     if task is not None:  # A task's questions stand alone, in the task's own form.
         question = redact(task.from_user(request.messages[-1].content))
     else:
@@ -279,12 +282,13 @@ def _tree_answer(
         demos=settings.demos if tree.name == settings.overseer else {},
     )
     overseers = {tree.name: tree.overseer} if tree.overseer is not None else {}
-    context = context_of(run, options, overseers)
+    granted = grants if task is not None and not isinstance(grants, RefluxError) else NO_GRANTS
+    context = context_of(run, options, overseers, granted)
     check_askable(question, context)
 
     async def compute(put: Put, emit: Emit) -> Reply:
         observed = replace(context, emit=emit)
-        if asks_humans(tree.overseer):
+        if any(map(asks_humans, context.overseers)):
             saver = await waiting.checkpoints()
             async with waiting.client(trajectory, put) as wait:
                 answered = await ask(

@@ -72,6 +72,8 @@ def task_named(name: str, folder: RunFolder | None = None) -> Task:
         return TASKS[name]()
     if is_reference(name):
         return _own_task(name)
+    if config is not None and name == run_task(config).name:
+        return run_task(config)
     raise UsageError(
         f"there is no task {name!r}; there are: {', '.join(sorted(TASKS))}, and your own as "
         "FILE.py:NAME"

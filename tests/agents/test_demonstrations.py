@@ -153,8 +153,10 @@ def prompt_of(context: ScriptedContext) -> list[str]:
 async def test_the_first_step_is_shown_by_first_steps_the_nearest_last() -> None:
     context = ScriptedContext(['{"ask": ["1 + 2", "{0} + 3"]}'])
     h = ModelOverseer(demos=no_embedding(*ALL), shots=2)
-    assert await h.act(context.on("What is 1 + 2 + 3?")) == Ask(
-        (SubQuestion("1 + 2"), SubQuestion("{0} + 3", (0,)))
+    step = await h.act(context.on("What is 1 + 2 + 3?"))
+    assert step == Ask(
+        (SubQuestion("1 + 2"), SubQuestion("{0} + 3", (0,))),
+        note=f"shown demonstrations {ALL.index(SUM) + 1}, {ALL.index(SIMPLE) + 1}",
     )
     texts = prompt_of(context)
     assert len(texts) == 6
@@ -190,7 +192,9 @@ async def test_what_does_not_fit_is_left_out_from_the_farthest_on_and_noted() ->
     context = ScriptedContext(['{"ask": ["a", "b"]}'])
     h = ModelOverseer(demos=no_embedding(OLDER, long, SUM), demo_chars=300, validate=False)
     step = await h.act(context.on("What is 1 + 2 + 3?"))
-    assert step == replace(Ask.of("a", "b"), note="2 demonstrations left out: too long")
+    assert step == replace(
+        Ask.of("a", "b"), note="shown demonstrations 3; 2 demonstrations left out: too long"
+    )
     assert len(prompt_of(context)) == 4
 
 
@@ -207,7 +211,7 @@ async def test_a_context_that_is_too_short_shows_fewer_until_the_request_fits() 
     h = ModelOverseer(demos=no_embedding(SUM, far, OLDER), validate=False)
     step = await h.act(context.on("What is 1 + 2 + 3?"))
     assert isinstance(step, Ask)
-    assert step.note == "1 demonstrations left out: too long"
+    assert step.note == "shown demonstrations 1, 3; 1 demonstrations left out: too long"
     assert len(context.client.requests) == 2
     assert SUM["question"] in context.client.requests[-1].messages[-3][1]
 

@@ -15,7 +15,7 @@ from typer.main import get_command
 
 import reflux
 from reflux.agents.errors import MissingError, UsageError, pip_install
-from reflux.cli import contract, help_words, main, rounds
+from reflux.cli import contract, help_words, main, rounds, run_ends
 from reflux.cli.main import EXAMPLES, app
 from reflux.finetune import check_cache_folder
 from reflux.finetune.run_folder import RunFolder
@@ -190,7 +190,7 @@ def test_what_to_try_next_is_of_the_run_s_task(
     monkeypatch.setattr(folder.registry, "current", lambda: object())
     monkeypatch.setattr(rounds, "rounds_tables", lambda _: ())
     monkeypatch.setattr(rounds, "hard_lines", lambda _: ())
-    rounds.show_reports(folder, task, [{}])
+    run_ends.show_reports(folder, task, [{}])
     assert f"Try: reflux ask {hint} --run '{folder.path}'" in capsys.readouterr().out
 
 

@@ -317,3 +317,25 @@ def test_doctor_says_in_which_form_a_model_divides(command: Any) -> None:
         )
     (check,) = [check for check in json.loads(out) if check["what"] == "as an overseer"]
     assert check["detail"].startswith("m divides 0 of 2 questions in JSON, 0 in lines")
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "checked", "says"),
+    [
+        (200, "", ["endpoint", "as an overseer"], "replies with nothing"),
+        (401, "", ["endpoint"], "401"),  # It is not asked again what it has refused.
+    ],
+)
+def test_doctor_tells_of_an_endpoint_that_says_nothing(
+    command: Any, status: int, text: str, checked: list[str], says: str
+) -> None:
+    def respond(_: Asked) -> Reply:
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+        return Reply({"choices": [choice | {"finish_reason": "stop"}]}, status)
+
+    with serving(respond) as served:
+        words = ("doctor", "--probe", "--model", "m", "--json")
+        _, out, _ = command(*words, OPENAI_BASE_URL=served.url)
+    checks = {check["what"]: check["detail"] for check in json.loads(out)}
+    assert [what for what in checks if what in ("endpoint", "as an overseer")] == checked
+    assert says in checks["endpoint"]

@@ -118,6 +118,8 @@ def test_the_same_command_again_asks_nothing_and_finds_the_same(tmp_path: Path) 
         "direct": 30, "amplified": 30, "best-of-n": 30
     }  # fmt: skip
     assert first.record["direct"] == {"answers": 30, "recorded": 0, "retries": 0}
+    assert not {"candidates", "route"} & set(Settings().recorded())  # As before they existed.
+    assert Settings(candidates=2).recorded()["candidates"] == 2
     # With another seed, or other limits, it is another evaluation.
     _, other = compared(tmp_path / "r", eval_task, keys, settings=Settings(depth=2))
     assert other.requests

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +128,24 @@ def start(
     return begin(words, before=partial(prepare, root, base, moment))
 
 
-def interrupt(words: Sequence[str], root: Path, base: Path, moment: tuple[str, int]) -> None:
-    """Press Ctrl-C at a moment of a command, which ends in one message."""
+SIGNALS = ((signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT))
+
+
+def interrupt(
+    words: Sequence[str],
+    root: Path,
+    base: Path,
+    moment: tuple[str, int],
+    sent: Sequence[signal.Signals] = (signal.SIGINT,),
+) -> None:
+    """Press Ctrl-C at a moment of a command, or twice, or terminate it; it ends in one message."""
     command = start(words, root, base, moment)
     while not (root / "reached").exists():
         assert command.process.is_alive(), (moment, command.wait())
         time.sleep(0.002)
     assert command.process.pid is not None
-    os.kill(command.process.pid, signal.SIGINT)
+    for each in sent:
+        os.kill(command.process.pid, each)
     (root / "sent").touch()
     ended = command.wait()
     assert ended.code == 130, (moment, ended)
@@ -160,8 +171,8 @@ def interrupted(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     config.write_text(CONFIG)
     words = ["run", "--config", str(config), "--run", str(folder)]
     kept: list[tuple[Any, ...]] = []
-    for moment in MOMENTS:
-        interrupt(words, root, tiny_base, moment)
+    for moment, sent in zip(MOMENTS, cycle(SIGNALS), strict=False):
+        interrupt(words, root, tiny_base, moment, sent)
         found = calls(folder)
         assert found[: len(kept)] == kept, moment
         kept = found

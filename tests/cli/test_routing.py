@@ -75,6 +75,7 @@ def test_an_evaluation_is_found_by_its_folder_and_must_not_change(tmp_path: Path
     assert len(past) == 60
     assert past[0].logprob == math.log(0.5)
     assert [each.amplified for each in past[:2]] == [False, True]
+    assert route_of(recorded) is route_of(recorded)  # Read and fitted once.
     evaluation(tmp_path, confidence=None)
     assert read_past(tmp_path, (tmp_path / "eval.jsonl").read_text())[0].logprob is None
     with pytest.raises(UsageError, match="was changed since the question was asked with it"):
@@ -85,7 +86,10 @@ def test_an_evaluation_is_found_by_its_folder_and_must_not_change(tmp_path: Path
     ("text", "why"),
     [
         ("", "has 0 questions that were answered direct and amplified, and a route needs 20"),
-        ("no JSON\n", "is no evaluation: reflux eval --systems direct,amplified --out FOLDER"),
+        (
+            "no JSON\n",
+            "is no evaluation: `reflux eval --data FILE --systems direct,amplified --candid",
+        ),
         ('{"question": "x"}\n', "is no evaluation"),
         ("[]\n", "is no evaluation"),
         (json.dumps(row(1, "direct")) + "\n", "has 0 questions"),

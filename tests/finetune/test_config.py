@@ -59,6 +59,10 @@ def test_a_wrong_config_names_the_key(data, named: str) -> None:
             r"spend_limit\.prices\.prompt is -1",
         ),
         ({"spend_limit": {"money": 1}}, r"no model has a price: add spend_limit\.prices"),
+        (
+            {"base": {"attn_implementation": "spda"}},
+            r"base\.attn_implementation: .*eager\|sdpa",
+        ),
         ({"limits": {"money": 1}}, r"no model has a price: add spend_limit\.prices"),
     ],
 )
@@ -113,6 +117,13 @@ def test_a_run_is_not_overwritten_and_keeps_its_config(tmp_path: Path) -> None:
     assert settle_config(folder, shipped_config("demo"), resume=True) == config
     with pytest.raises(UsageError, match="another config"):
         settle_config(folder, shipped_config("long"), resume=True)
+
+
+def test_a_base_of_the_command_line_keeps_how_the_config_loads_it(tmp_path: Path) -> None:
+    file, folder = tmp_path / "c.yaml", RunFolder(tmp_path / "r")
+    file.write_text("rounds: 1\nbase: {model: a/b, revision: v1, dtype: float16, thinking: true}\n")
+    base = settle_config(folder, file, resume=False, base="c/d").base
+    assert (base.model, base.revision, base.dtype, base.thinking) == ("c/d", None, "float16", True)
 
 
 def test_new_runs_are_batched_unless_the_config_says_otherwise() -> None:

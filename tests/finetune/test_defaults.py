@@ -35,7 +35,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     # Rounds.
     RoundsConfig: {
         "task": "addition", "questions": "", "question_key": "", "answer_key": "", "template": "",
-        "score": "", "check": (), "tools": (), "max_tokens": None, "seed": 0, "anchor": 500,
+        "score": "", "check": (), "tools": (), "max_tokens": None, "seed": 0, "anchor": None,
         "anchor_tokens": 32,
         "questions_per_level": 100, "canaries": 20, "agent": None, "keep_agent": False,
         "max_concurrency": 64, "sft": {}, "lora": {}, "evaluation": 0.0, "early_stopping": None,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import ChatRequest, Completion, Sampling, ToolSpec
 from reflux.finetune import base_model
 from reflux.finetune.base_model import load_base
-from reflux.finetune.config import BatchedConfig
+from reflux.finetune.bases import Base
+from reflux.finetune.config import BaseConfig, BatchedConfig
 from reflux.finetune.engine import client as batched
 from reflux.finetune.engine.client import BatchedClient, load_weights
 from reflux.finetune.engine.scheduler import Scheduler
@@ -316,3 +318,17 @@ async def test_the_default_model_answers_as_in_llama_cpp() -> None:
     for one, other in zip(ours.logprobs, theirs.logprobs, strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=0.3)
         assert len(one.top) == 2
+
+
+async def test_a_base_without_a_gguf_answers_schemas_freely_and_calls_no_tools(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ModelFiles(base=Base(BaseConfig(), given=tiny_base))
+    monkeypatch.setattr(batched, "load_weights", lambda _: load_base(tiny_base))
+    client = BatchedClient(lambda _: files, SMALL)
+    free = await client.complete(ask("why?"))
+    held = await client.complete(replace(ask("why?"), schema='{"type": "object"}'))
+    assert held.text == free.text
+    with pytest.raises(UsageError, match=r"tools: .* name a GGUF as the base"):
+        await client.complete(replace(ask("why?"), tools=(ToolSpec("now", "", "{}"),)))
+    await client.close()

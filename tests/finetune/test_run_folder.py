@@ -1,9 +1,11 @@
 """A run does not depend on the name of its folder."""
 
 import asyncio
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatRequest, Completion
 from reflux.cli.distill import rows_for
+from reflux.finetune.config import config_from
 from reflux.finetune.data.rows import Row, rows_digest, training_order
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
@@ -88,3 +91,32 @@ def test_a_run_id_is_written_once(tmp_path: Path) -> None:
     (tmp_path / "s" / "run.json").write_text("{}")
     with pytest.raises(UsageError, match=r"run.json holds no run id"):
         _ = RunFolder(tmp_path / "s").id
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 3}, "begun with seed: 0, and new.yaml says 3: "),
+        ({"base": "other"}, "begun with base.model: '', and new.yaml says 'other'"),
+        ({"task": "multiplication"}, "begun with task: 'addition', and new.yaml says 'multipl"),
+        ({"overseer": "plain"}, "begun with overseer.name: '', and new.yaml says 'plain'"),
+        ({"overseer": {"demos": "d.jsonl"}}, "begun with overseer.demos: ''"),
+        ({"limits": {"depth": 2}}, "begun with limits.depth: 1, and new.yaml says 2"),
+        ({"rounds": 3}, "begun with rounds.2: None, and new.yaml says {"),
+        ({"rounds": 1}, "begun with rounds.1: {"),
+        ({"spend_limit": {"calls": 9}, "max_concurrency": 2}, ""),
+    ],
+)
+def test_a_run_goes_on_with_the_config_that_decides_its_answers(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    body: dict[str, Any] = {"rounds": 2}
+    folder = RunFolder(tmp_path)
+    folder.save_config(config_from(body, "old.yaml").model_dump(mode="json"))
+    config = config_from(body | change, "new.yaml")
+    if not words:
+        folder.check_config(config, Path("new.yaml"))
+        return
+    with pytest.raises(UsageError, match=re.escape(words)) as caught:
+        folder.check_config(config, Path("new.yaml"))
+    assert "name another --run; only spend_limit and max_concurrency" in str(caught.value)

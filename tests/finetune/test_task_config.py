@@ -150,6 +150,10 @@ def test_rounds_share_the_questions_of_a_file(
     known = {"share": size // 3, "rest": size - 5}
     assert planned_questions(config, task) == [known.get(each, each) for each in planned]
     check_questions(config, task)
+    total = min(500, max(16, sum(planned_questions(config, task))))
+    assert f"the base answers {total} general prompts" in question_lines(config, task)[1]
+    other = config.model_copy(update={"anchor": 3})
+    assert "answers 3 general prompts" in question_lines(other, task)[1]
     assert question_lines(config, task)[-1].endswith("held-out questions, scored by normalised.")
 
 
@@ -169,7 +173,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"questions": "q.jsonl", "check": "none.json"}, r"there is no file .*none\.json"),
     ({"questions": "q.jsonl", "check": "q.jsonl"}, "there is no check"),
     ({"questions": "q.jsonl", "overseer": "boss"}, "no overseer is called 'boss'"),
-    ({"questions": "q.jsonl", "overseer": "human"}, "a run cannot wait for human input"),
     ({"questions": "one.jsonl"}, "has 1 different questions, of which their hash holds out"),
     ({"questions": "q.jsonl", "rounds": [{"questions": 60}]}, "1 rounds are to ask 60: lower"),
     ({"questions": "q.jsonl", "rounds": [{"questions": 45}, {}]}, "rounds"),

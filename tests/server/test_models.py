@@ -10,6 +10,7 @@ import pytest
 from openai import OpenAI
 
 from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, DEFAULT_SHA256
+from reflux.finetune.config import config_from
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.store import TraceStore
 from tests.support.serving import Scripted, X, serving
@@ -119,3 +120,48 @@ def test_the_runs_own_task_has_its_h_served_by_the_tasks_name(
         with pytest.raises(openai.BadRequestError, match="sum"):
             asked("What is love?")
         assert X in [model.id for model in client.models.list()]
+
+
+OWN_TASK = """
+import reflux
+
+def lookup(key: str) -> str:
+    \"\"\"The value of a key.\"\"\"
+    return f"value of {key}"
+
+def divide(question, transcript, may_ask):
+    if transcript:
+        return reflux.Answer(transcript[0].answer)
+    return reflux.Ask((reflux.SubQuestion("red", to="tool:lookup"),))
+
+class Tickets(reflux.Task):
+    tool_names = (f"{__file__}:lookup",)
+    def questions(self):
+        return [f"ticket {i}?" for i in range(40)]
+    def overseers(self):
+        return [reflux.ScriptedOverseer("divides", divide)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("tools", "said"),
+    [((), "value of red"), (("documents:nowhere",), "the tools of tickets did not open: ")],
+)
+def test_a_run_on_one_s_own_task_is_served_with_its_tools(
+    tools: tuple[str, ...], said: str, tmp_path: Path, script: Scripted
+) -> None:
+    (tmp_path / "own.py").write_text(OWN_TASK)
+    config = {"task": f"{tmp_path}/own.py:Tickets", "rounds": 1, "tools": tools}
+    run = RunFolder(tmp_path / "run")
+    run.save_config(config_from(config, "").model_dump(mode="json"))
+    question: list[Any] = [{"role": "user", "content": "ticket 99?"}]
+    with serving(run.path, script) as url, served(url) as client:
+        create = client.chat.completions.create
+        if tools:
+            with pytest.raises(openai.BadRequestError, match=said):
+                create(model="amplified:tickets", messages=question)
+            assert create(model=X, messages=question).choices[0].message.content
+            return
+        assert (
+            create(model="amplified:tickets", messages=question).choices[0].message.content == said
+        )

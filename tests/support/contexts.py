@@ -34,6 +34,7 @@ class ScriptedContext:
         self.transcript: Sequence[Exchange] = ()
         self.may_ask = True
         self.attempt = 0
+        self.asked: tuple[str, ...] = ()
         self.tools: dict[str, str] = {}
         self.shares: list[ScriptedContext] = []
         self._spent = Budget(0, 0)

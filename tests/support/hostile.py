@@ -29,6 +29,7 @@ EARLIER = Ask(
 )
 REJECTED = "sub-questions rejected: {} (3 replies)"
 LOSES = REJECTED.format('the batch loses "France", "Japan"')
+TRANSLATED = REJECTED.format("the batch is in another language than the question")
 REPEATS = REJECTED.format("sub-question 1 repeats the question")
 LEFT_OUT = "1 of 3 sub-questions left out"
 PART = Ask((SubQuestion(FRANCE), SubQuestion(JAPAN)), LEFT_OUT)
@@ -193,7 +194,7 @@ REPLIES: dict[str, tuple[str, Step | None]] = {
         Ask.of("Quelle est la capitale de la France ?", "Et celle du Japon ?"),
     ),
     "japanese lines": (
-        "1. フランスの首都は？\n2. 日本の首都は？", Ask((), LOSES),
+        "1. フランスの首都は？\n2. 日本の首都は？", Ask((), TRANSLATED),
     ),
     "french prose": ("Je ne parle pas anglais, désolé.", None),
     "refusal": ("I'm sorry, but as an AI model I can't help with that [sic].", None),

@@ -101,6 +101,27 @@ def test_a_node_shows_its_messages_votes_verdict_and_cost(tmp_path: Path, script
     assert seen.errors == []
 
 
+def test_the_tree_says_why_a_question_was_divided_and_which_answer_was_taken(
+    tmp_path: Path, script: Scripted
+) -> None:
+    why = "a decomposition's answer was taken"
+    with serving(tmp_path, script, candidates=2) as url, browsing() as seen:
+        seen.page.goto(url)
+        ask(seen, THREE)
+        seen.page.locator(".tree .note").filter(has_text=why).wait_for()
+        for _ in ("live", "as recorded"):
+            tree = seen.page.locator(".tree")
+            tree.get_by_text("in all: 7 calls").wait_for()
+            assert why in tree.locator(".note").first.inner_text()
+            seen.page.reload()
+            seen.page.get_by_role("link", name="Trajectories").click()
+            seen.page.get_by_text(THREE).first.click()
+        seen.page.locator(".tree .node").nth(1).click()
+        drawer = seen.page.locator("#drawer")
+        drawer.get_by_text("not divided: as deep as the limit of 1 allows").wait_for()
+    assert seen.errors == []
+
+
 def test_log_probabilities_shade_the_words_of_a_reply(tmp_path: Path, script: Scripted) -> None:
     with serving(tmp_path, script) as url, browsing() as seen:
         body = {"model": X, "messages": [{"role": "user", "content": "one two"}], "logprobs": True}

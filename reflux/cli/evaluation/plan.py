@@ -12,12 +12,12 @@ from reflux.agents.budget import Price
 from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.tools.protocol import Grants
 from reflux.ask_context import open_tools
-from reflux.cli.contract import MARGIN
+from reflux.cli.contract import MARGIN, limits_of
 from reflux.cli.evaluation.systems import SystemSpecs
 from reflux.cli.human_input import interruptible
 from reflux.finetune.learned_overseer import resolved
 from reflux.finetune.run_folder import OpenRun
-from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.evals.decisions import Decision
 from reflux.graphs.evals.eval_task import EvalTask
@@ -62,6 +62,11 @@ class Settings:
     system: str = ""
     """The system message of a file."""
 
+    def recorded(self) -> dict[str, Any]:
+        """The settings as the answers record them. Those that answers of before they existed lack
+        are left out where they change nothing, so that such answers are found."""
+        return {k: v for k, v in vars(self).items() if v or k not in ("candidates", "route")}
+
     def context(
         self,
         opened: OpenRun,
@@ -72,14 +77,7 @@ class Settings:
         demos: Demonstrations | None = None,
     ) -> AmplifyContext:
         """The context of one system; `demos` are the overseer's."""
-        attempts = max(Limits.attempts, 1 + self.candidates)
-        limits = Limits(
-            self.depth,
-            attempts=attempts,
-            calls=self.calls,
-            tokens=self.tokens,
-            seconds=self.seconds,
-        )
+        limits = limits_of(self.depth, self.calls, self.tokens, self.seconds, self.candidates)
         context = AmplifyContext(
             opened.recorded_client,
             model,
@@ -155,7 +153,7 @@ async def compare(
         RefluxError: an endpoint, a graph or the scorer failed.
     """
     grants = await stack.enter_async_context(open_tools(plan.tools))
-    eval_task, settings = plan.eval_task, {**vars(plan.settings), **plan.code}
+    eval_task, settings = plan.eval_task, {**plan.settings.recorded(), **plan.code}
     if plan.demos is not None:
         settings["demos"] = plan.demos.digest
     router = route_of(plan.settings.route)

@@ -61,8 +61,9 @@ function totals(node, record) {
   const tokens = record.calls.reduce((sum, call) => sum + call.prompt_tokens + call.completion_tokens, 0);
   const figures = [
     ["answered by", node.answered_by === "H" ? "overseer" : node.answered_by || "–"],
-    ["model calls", number(node.calls || 0)],
-    ["tokens", number(tokens)],
+    ["own model calls", number(node.calls || 0)],
+    ["own tokens", number(tokens)],
+    ...(node.children?.length && node.total ? [["calls in all", number(node.total.calls)], ["tokens in all", number(node.total.tokens)]] : []),
     ["time", seconds(time)],
     ["cost", record.cost === null ? "no price" : record.cost ? record.cost.toPrecision(2) : "0"],
     ["votes", number(node.votes || 0)],
@@ -74,7 +75,8 @@ function content(node, record) {
   const parts = [el("h3", {}, "Question"), el("p", { class: "text" }, node.question)];
   if (node.answer !== null) parts.push(el("h3", {}, "Answer"), el("p", { class: "text strong" }, node.answer));
   if (node.error) parts.push(el("p", { class: "bad text" }, node.error));
-  if (node.note) parts.push(el("p", { class: "dim text" }, node.note));
+  const why = [node.division, node.note].filter(Boolean);
+  if (why.length) parts.push(el("h3", {}, "Why"), ...why.map((each) => el("p", { class: "dim text" }, each)));
   const tally = record.judgements.map((each) => each.detail.tally).filter((each) => each?.length).at(-1);
   if (tally && (tally.length > 1 || tally[0][1] > 1)) parts.push(votes(tally));
   return parts;

@@ -2,11 +2,12 @@
 
 const node = (path, question = "") => ({
   path, question, answer: null, status: "running", error: null, by: "", votes: 0, calls: 0,
-  tokens: 0, seconds: 0, money: null, tools: 0, note: "", verdicts: [], children: [],
+  tokens: 0, seconds: 0, money: null, tools: 0, note: "", division: "", verdicts: [], children: [],
 });
 
 // The record calls the overseer H, as in the formulas.
 const byline = (by) => (by === "H" ? "overseer" : by);
+const attemptOf = (path) => path.slice(path.lastIndexOf("/") + 1).split(".")[0];
 const order = (path) => path.split("/").slice(1).map((part) => part.split(".").map(Number));
 
 function before(first, second) {
@@ -60,6 +61,7 @@ export class TreeModel {
       case "step":
         if (event.step.kind === "answer") { current.answer = event.step.text; current.by = "overseer"; }
         if (event.step.note) current.note = event.step.note;
+        if (event.step.subquestions?.length) current.division = `divided into ${event.step.subquestions.length}`;
         break;
       case "called":
         current.calls += 1;
@@ -74,6 +76,9 @@ export class TreeModel {
       case "retry":
         current.note = `retried: ${event.error || event.rule}`;
         break;
+      case "weighed":
+        current.note = "divided another way, to compare the answers";
+        break;
       case "link":
         current.note = `link ${event.number + 1}: ${event.answer}`;
         break;
@@ -83,9 +88,25 @@ export class TreeModel {
         current.error = event.error;
         current.question ||= event.question || "";
         current.votes += event.votes || 0;
+        if (event.note || !event.direct) current.note = event.note || "";
+        for (let path = event.path; path; changed.push(path)) path = path.slice(0, path.lastIndexOf("/"));
         break;
     }
     return [event.path, ...changed];
+  }
+
+  // Which decomposition of its parent a node belongs to, such as "decomposition 2 of 2"; empty for the only one.
+  decomposition(path) {
+    if (!path) return "";
+    const siblings = this.nodes.get(path.slice(0, path.lastIndexOf("/"))).children;
+    const attempts = [...new Set(siblings.map(attemptOf))];
+    return attempts.length > 1 ? `decomposition ${attempts.indexOf(attemptOf(path)) + 1} of ${attempts.length}` : "";
+  }
+
+  // Calls and tokens of a node and all below it.
+  inAll(path) {
+    const { calls, tokens, children } = this.nodes.get(path);
+    return children.map((child) => this.inAll(child)).reduce((sum, each) => ({ calls: sum.calls + each.calls, tokens: sum.tokens + each.tokens }), { calls, tokens });
   }
 
   totals() {

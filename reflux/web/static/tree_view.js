@@ -70,13 +70,18 @@ export class TreeView {
     if (node.verdict) bits.push(el("span", { class: "h" }, node.verdict));
     if (node.votes > 1) bits.push(el("span", {}, `${node.votes} votes`));
     if (node.tools) bits.push(el("span", {}, `${node.tools} tool calls`));
-    if (node.tokens) bits.push(el("span", {}, `${number(node.tokens)} tokens`));
+    const cost = ({ calls, tokens }) => `${number(calls)} ${calls === 1 ? "call" : "calls"}, ${number(tokens)} tokens`;
+    if (node.calls) bits.push(el("span", {}, (node.children.length ? "own: " : "") + cost(node)));
+    if (node.children.length) bits.push(el("span", {}, `in all: ${cost(this.model.inAll(path))}`));
+    const decomposition = this.model.decomposition(path);
     line.replaceChildren(
       statusMark(node.status),
       el("span", { class: "said" },
+        decomposition ? el("span", { class: "bits" }, decomposition) : "",
         el("span", { class: "question" }, node.question || "…"),
         node.answer !== null ? el("span", { class: "answer" }, node.answer) : "",
         node.error ? el("span", { class: "error" }, node.error) : "",
+        node.note ? el("span", { class: "note dim" }, node.note) : "",
         bits.length ? el("span", { class: "bits" }, bits) : ""));
     line.setAttribute("aria-label", `${node.question}: ${node.answer ?? statusWord(node.status)}`);
     const closed = this.closed.has(path);
