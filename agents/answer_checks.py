@@ -90,7 +90,7 @@ def schema_check(path: Path) -> Reason:
         raise UsageError(
             f"{path} is no JSON Schema: at {where}, {error.message[:REASON_CHARS]}; correct it"
         ) from error
-    # Without a registry of its own, the library would fetch references to other addresses.
+    # Without its own registry, the library would fetch references to other addresses.
     registry: Any = Registry()
     validator: Any = kind(schema, registry=registry)
 

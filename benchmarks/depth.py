@@ -14,8 +14,9 @@ import re
 from dataclasses import replace
 
 from benchmarks.default_model import SCRIPTED, open_model
-from benchmarks.model_overseer import TOKENS, done, scratch_context
+from benchmarks.model_overseer import done
 from benchmarks.natural_tasks import natural_tasks
+from benchmarks.overseer_arms import TOKENS, scratch_context
 from benchmarks.report import Claim, Report
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.overseers.model import ModelOverseer
@@ -57,6 +58,7 @@ async def measure(model: str, client: ChatClient, n: int, seed: int, report: Rep
     natural = natural_tasks()["chain_sum"]
     task, calls = natural.task, dict[int, float]()
     questions = task.sample(n, LEVEL, "held_out", seed)
+    limit = 0
     for depth in DEPTHS:
         with scratch_context(client, seed) as base:
             context = replace(
@@ -68,7 +70,7 @@ async def measure(model: str, client: ChatClient, n: int, seed: int, report: Rep
                 weighing=Weighing(),
             )
             result = await done(f"depth {depth}", natural, Amplified(context), questions)
-        calls[depth] = result.calls
+        calls[depth], limit = result.calls, context.limits.calls
         report.rows.append(
             {
                 "model": model,
@@ -82,7 +84,6 @@ async def measure(model: str, client: ChatClient, n: int, seed: int, report: Rep
             }
         )
         print(report.rows[-1], flush=True)
-    limit = context.limits.calls
     report.claims += [
         Claim(f"{model}: calls a question, of {limit}", max(calls.values()), "<=", limit, n),
         Claim(f"{model}: calls of depth 3, of depth 1", calls[3] / calls[1], "<=", 4.0, n),

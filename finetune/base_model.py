@@ -96,7 +96,7 @@ def load_base(
     Raises:
         MissingError: the folder, its tokenizer or some of its weights are missing.
         UsageError: its chat template cannot render a question.
-        RefluxError: the memory does not hold it.
+        RefluxError: it does not fit into memory.
     """
     if not folder.is_dir():
         raise MissingError(f"there is no base model folder {folder}")
@@ -128,7 +128,7 @@ def load_base(
             ) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise RefluxError(
-                f"the memory does not hold {folder}: take a smaller base, or quantization: nf4"
+                f"{folder} does not fit into memory: take a smaller base, or quantization: nf4"
             ) from error
         fit_template(tokenizer, config)
         if config.quantization == "none":

@@ -13,11 +13,11 @@ from pydantic import (
     model_validator,
 )
 
-from reflux.agents.budget import Price, SpendLimit
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.engine_config import BatchedConfig, EngineSpec, engine_spec
+from reflux.finetune.limits_config import GateConfig, SpendLimitConfig
 from reflux.finetune.task_config import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Weighing
@@ -73,7 +73,7 @@ class TrainingConfig(Strict):
     early_stopping: int | None = Field(default=None, ge=1)
     """Evaluations without a lower loss after which training ends with the best weights so far."""
     launch: str | dict[str, Any] | None = None
-    """Trains in several processes: options of `accelerate launch`, or a config file of its own."""
+    """Trains in several processes: options of `accelerate launch`, or its config file."""
 
     @model_validator(mode="after")
     def _held_out(self) -> Self:
@@ -101,42 +101,6 @@ class RoundSpec(Strict):
     """Copies of each of the overseer's primitives in the training rows."""
     sft: dict[str, Any] = {}
     """Overrides of the run's `sft` for this round."""
-
-
-class SpendLimitConfig(Strict):
-    """Limits on the spending of a run since it started or resumed; None is no limit."""
-
-    seconds: float | None = Field(default=None, gt=0)
-    money: float | None = Field(default=None, gt=0)
-    """In the currency of the prices."""
-    calls: int | None = Field(default=None, gt=0)
-    tokens: int | None = Field(default=None, gt=0)
-    prices: dict[str, Price] = {}
-    """By model name, per million prompt and completion tokens."""
-
-    def open(self) -> SpendLimit:
-        """The limit, with nothing spent."""
-        return SpendLimit(**dict(self))
-
-
-class GateConfig(Strict):
-    """Limits that a student must reach."""
-
-    imitation: float = Field(default=0.95, ge=0, le=1)
-    """Round 0: minimum share of the overseer's own answers that the student gives."""
-    retention: float = Field(default=0.9, ge=0, le=1)
-    """Later rounds: minimum accuracy of the student, as a share of the amplified system's; without
-    true answers the same of the answers that pass the check."""
-    agreement: float = Field(default=0, ge=0, le=1)
-    """Later rounds without true answers: minimum share of held-out questions to which the student
-    gives the amplified system's answer; 0 demands none."""
-    regression: float = Field(default=0.05, ge=0, le=1)
-    """Maximum loss of accuracy on the level of the round before."""
-    canary: float = Field(default=0.2, ge=0, le=1)
-    """Minimum overlap of the student's replies to the canaries with the base's."""
-    parity: float = Field(default=0.8, ge=0, le=1)
-    """Minimum share of prompts on which every engine gives plain PEFT's greedy answer, or one that
-    PEFT finds nearly as likely."""
 
 
 class RoundsConfig(TaskConfig, TrainingConfig):

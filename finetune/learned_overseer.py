@@ -37,7 +37,7 @@ def resolved(run: OpenRun, overseers: Sequence[Overseer]) -> tuple[Overseer, ...
 
 
 def _resolved(run: OpenRun, overseer: Overseer) -> Overseer:
-    if isinstance(overseer, Reviewed):
+    if isinstance(overseer, Reviewed | Fallback):
         return replace(overseer, inner=_resolved(run, overseer.inner))
     if not (isinstance(overseer, ModelOverseer) and is_learned(overseer.model)):
         return overseer

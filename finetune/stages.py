@@ -4,10 +4,7 @@ An interrupted stage starts over without repeated work: recorded calls are repla
 that is written stays as it is.
 """
 
-import asyncio
-import contextlib
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,8 +12,8 @@ from typing import Any
 
 from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
-from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Grants
+from reflux.finetune.cancelling import cancellable
 from reflux.finetune.config import RoundsConfig, RoundSpec
 from reflux.finetune.data.questions import (
     MAX_HELD_OUT,
@@ -82,19 +79,15 @@ class Stages:
         if learned == "":
             promoted = registry.current("overseer") if setup.learn else None
             learned = promoted.id if promoted else None
-        context = self.config.context(
-            self.run.recorded_client,
-            model,
-            original=learned is None,
-            spend_limit=self.spend_limit,
-        )
+        client, original = self.run.recorded_client, learned is None
+        limit = self.spend_limit
+        context = self.config.context(client, model, original=original, spend_limit=limit)
         context = task_context(context, self.task).granting(self.grants)
         overseers = context.overseers
         if learned:
-            own: Overseer = learned_overseer(learned, self.config.max_tokens)
-            (own,) = resolved(self.run, [own])
-            original = setup.fallback == "original"
-            overseers = (Fallback(own, overseers[0]) if original else own,)
+            own = learned_overseer(learned, self.config.max_tokens)
+            falls_back = setup.fallback == "original"
+            overseers = (Fallback(own, overseers[0]) if falls_back else own,)
         return replace(context, overseers=resolved(self.run, overseers))
 
     def source(self, number: int, system: str, split: str, task: str | None = None) -> Origin:
@@ -353,16 +346,3 @@ class Stages:
 def student_name(number: int) -> str:
     """The id of a round's student."""
     return f"student-r{number}"
-
-
-async def cancellable(work: Callable[[threading.Event], object]) -> None:
-    """Run blocking work in a thread; on cancellation, signal it to stop and wait for it."""
-    stop = threading.Event()
-    future = asyncio.get_running_loop().run_in_executor(None, work, stop)
-    try:
-        await asyncio.shield(future)
-    except asyncio.CancelledError:
-        stop.set()
-        with contextlib.suppress(RefluxError):
-            await future
-        raise

@@ -34,7 +34,7 @@ class Origin:
 
     @classmethod
     def new(cls, run: str, prefix: str, task: str = "") -> "Origin":
-        """The origin of a question that is a trajectory of its own, whatever was asked before."""
+        """The origin of a question that is a separate trajectory, whatever was asked before."""
         return cls(run, -1, f"{prefix}-{uuid.uuid4().hex[:12]}", task, "asked")
 
     def question_id(self, text: str) -> str:

@@ -27,6 +27,7 @@ class _OneStep:
     may_ask: bool = True
     path: str = ""
     attempt: int = 0
+    asked: Sequence[str] = ()
     tools: Mapping[str, str] = field(default_factory=dict[str, str])
     budget: Budget = field(default_factory=lambda: Budget(1, 10_000))
 

@@ -48,8 +48,8 @@ def naming_memory(args: SFTConfig) -> Iterator[None]:
         if not is_full and not any(words in str(error) for words in NO_MEMORY):
             raise
         raise RefluxError(
-            f"the memory does not hold a training with {args.per_device_train_batch_size} rows of "
-            f"up to {args.max_length} tokens at once: lower sft.per_device_train_batch_size (and "
+            f"training with {args.per_device_train_batch_size} rows of up to {args.max_length} "
+            f"tokens at once does not fit into memory: lower sft.per_device_train_batch_size (and "
             "raise sft.gradient_accumulation_steps) or sft.max_length, set "
             "sft.gradient_checkpointing: true, or base.quantization: nf4"
         ) from error

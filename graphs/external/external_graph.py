@@ -1,7 +1,7 @@
 """An external graph as a system: a user's LangGraph graph or any LangChain Runnable.
 
-Every question runs in a thread of the graph (`reflux.graphs.external.graph_host`) with a checkpoint
-thread of its own, within a time limit. What is busy or lost for a moment, such as a rate limit, is
+Every question runs in a thread of the graph (`reflux.graphs.external.graph_host`) with its own
+checkpoint thread, within a time limit. What is busy or lost for a moment, such as a rate limit, is
 tried again. Every answer is one row of the call log, of kind `graph`, so that no question is asked
 twice.
 """

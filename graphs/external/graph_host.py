@@ -1,4 +1,4 @@
-"""Makes a user's graph, and runs it in a thread of its own, whose event loop it may block.
+"""Makes a user's graph, and runs it in a separate thread, whose event loop it may block.
 
 Made of: a compiled or uncompiled StateGraph, an `@entrypoint`, any Runnable, a function of the
 question, a class or object with `invoke`, or what creates one of them: a function without

@@ -62,7 +62,7 @@ class GraphOptions:
     def __post_init__(self) -> None:
         if "thread_id" in self.configurable:
             raise UsageError(
-                "thread_id cannot be set: every question gets a thread of its own, so that none "
+                "thread_id cannot be set: every question gets its own thread, so that none "
                 "sees another's messages; leave it out"
             )
 

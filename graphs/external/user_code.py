@@ -1,6 +1,6 @@
 """Loads a user's Python objects by name, importing as `python that/file.py` would.
 
-Each project has modules of its own: two projects may both have a `helper.py` or a package `agents`,
+Each project has its own modules: two projects may both have a `helper.py` or a package `agents`,
 and a system that is loaded twice shares no state with itself.
 """
 
@@ -43,7 +43,7 @@ def one_line(error: BaseException) -> str:
 
 
 class Project:
-    """A user's code with modules of its own, which no other project sees.
+    """A user's code with its own modules, which no other project sees.
 
     One project is active at a time: its folders come first where Python looks for modules, and its
     modules are those that Python knows. Imports inside functions need it active, too.

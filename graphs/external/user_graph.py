@@ -1,6 +1,6 @@
-"""A user's graph: made in a thread of its own, and asked within a time limit.
+"""A user's graph: made in a separate thread, and asked within a time limit.
 
-Every question gets a checkpoint thread of its own, and the store of memories as it was at first.
+Every question gets its own checkpoint thread, and the store of memories as it was at first.
 """
 
 # pyright: reportMissingTypeStubs=false

@@ -78,9 +78,9 @@ def distill(
     if demos is not None and role == "agent":
         raise UsageError("--demos is for an overseer: add --role overseer, or give --data")
     check_training_packages()
+    from reflux.finetune.cancelling import cancellable
     from reflux.finetune.distillation import StudentPlan
     from reflux.finetune.distillation import distill as train_student
-    from reflux.finetune.stages import cancellable
 
     settings = read_distill_config(config)
     folder = folder_of(run, base)

@@ -196,7 +196,7 @@ def run() -> None:
                 continue
             sys.stderr.write("".join(f"{printable(line)}\n" for line in note.splitlines()))
         _exit(str(error), error.exit_code)
-    except JSONDecodeError as error:  # Other JSON input has errors of its own.
+    except JSONDecodeError as error:  # Other JSON input has its own errors.
         _exit(
             f"a record of the run is damaged ({error}): restore the run, or name another --run", 2
         )

@@ -83,7 +83,7 @@ class ChatState(MessagesState):
     asked: str
     """The question as the overseer sees it, with the conversation before it."""
     system: str
-    """The part of the question's origin that makes it a trajectory of its own."""
+    """The part of the question's origin that makes it a separate trajectory."""
     trajectory: str
     outcome: Outcome
     answer: str | None

@@ -97,7 +97,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        client: Engine = LlamaCppClient(folder.models, settings.engine)
+        client: Engine | Endpoints = LlamaCppClient(folder.models, settings.engine)
         if not is_gguf:  # Which llama.cpp runs alone.
             client = BatchedClient(folder.models, BatchedConfig())
         if settings.endpoints:

@@ -41,7 +41,7 @@ from reflux.server.chat_request import HINTS, ChatRequest, Function, Message
 from reflux.server.errors import ApiError
 from reflux.server.pending import Waiting
 from reflux.server.settings import ServeSettings
-from reflux.tasks import run_task
+from reflux.tasks import own_task
 
 AMPLIFIED = "amplified"
 
@@ -69,7 +69,7 @@ class ServedModels:
         self._folder = folder
         self._settings = settings
         self.overseers = overseers
-        self.task = _task_of(folder)
+        self.task = own_task(folder)
         """The run's own."""
         self.grants: Grants | RefluxError = NO_GRANTS
         """Its tools while the server runs, or why they did not open."""
@@ -157,14 +157,6 @@ def listed_model(name: str, created: str = "", about: str = "") -> Model:
     seconds = int(datetime.fromisoformat(created).timestamp()) if created else 0
     more: dict[str, Any] = {"description": about} if about else {}
     return Model(id=name, created=seconds, object="model", owned_by="reflux", **more)
-
-
-def _task_of(folder: RunFolder) -> Task | None:
-    try:
-        config = folder.rounds_config()
-        return run_task(config) if config else None
-    except RefluxError:  # The task is a program's own, or another version wrote the config.
-        return None
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "transcript_chars": 4000, "primitives": False, "temperature": 0.0,
         "retry_temperature": 0.7, "seed": 0, "validate": True, "demos": None, "shots": 3,
         "demo_chars": 4000, "form": "json", "plan": False, "instructions": "first",
+        "brief": False,
     },
     Panel: {"choice": "majority", "judge": "", "fanout": 8},
     Router: {"neighbours": 16, "like": 0.6, "margin": 0.0},

@@ -112,10 +112,10 @@ def test_the_tree_says_why_a_question_was_divided_and_which_answer_was_taken(
         for _ in ("live", "as recorded"):
             tree = seen.page.locator(".tree")
             tree.get_by_text("in all: 7 calls").wait_for()
+            tree.get_by_text("decomposition 2 of 2").first.wait_for()
             assert why in tree.locator(".note").first.inner_text()
-            seen.page.reload()
-            seen.page.get_by_role("link", name="Trajectories").click()
-            seen.page.get_by_text(THREE).first.click()
+            seen.page.goto(f"{url}/#trajectories")
+            seen.page.locator(".trow").filter(has_text=THREE).click()
         seen.page.locator(".tree .node").nth(1).click()
         drawer = seen.page.locator("#drawer")
         drawer.get_by_text("not divided: as deep as the limit of 1 allows").wait_for()
