@@ -12,6 +12,7 @@ from reflux.agents.overseers.demonstration_file import demonstration_of
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.cli import admin
 from reflux.finetune.data.overseer_rows import overseer_rows
+from reflux.finetune.distillation import overseer_sft
 from reflux.finetune.learned_overseer import learned_overseer
 from reflux.overseers import id_of_overseer, overseer_named
 from tests.support.run_folders import make_run
@@ -49,6 +50,22 @@ def test_a_plan_that_ends_in_another_answer_is_written_step_by_step() -> None:
     }
     for answer, plan in (("No", False), ("America", True), ("", True)):
         assert overseer_rows([demonstration_of({**body, "answer": answer})]).style.plan is plan
+
+
+@pytest.mark.parametrize(
+    ("rows", "sft", "expected"),
+    [
+        (100, {}, {"num_train_epochs": 5}),
+        (300, {"learning_rate": 1e-4}, {"num_train_epochs": 2, "learning_rate": 1e-4}),
+        (900, {}, {"num_train_epochs": 1}),
+        (100, {"max_steps": 2}, {"max_steps": 2}),
+        (100, {"num_train_epochs": 1}, {"num_train_epochs": 1}),
+    ],
+)
+def test_few_demonstrations_are_seen_several_times(
+    rows: int, sft: dict[str, float], expected: dict[str, float]
+) -> None:
+    assert overseer_sft(sft, rows) == expected
 
 
 def test_the_students_of_both_roles_are_listed_and_rolled_back(
