@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from reflux.finetune.train.launch import check_launch, train_in_processes
 from reflux.finetune.train.options import lora_config, sft_arguments
 from reflux.finetune.train.progress import TrainingStep, newest_checkpoint
 from reflux.finetune.train.sft import TrainReport, train
+
+OVERSEER_ROWS = 500
+"""Rows that the training of an overseer takes, repeats included, at least."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ def distill(
         registry.staging(plan.id) as (folder, card),
     ):
         settings = plan.config.model_dump(exclude={"base"})
+        if plan.style is not None:
+            settings["sft"] = overseer_sft(settings["sft"], len(plan.rows))
         options = {**settings, "checkpoints": checkpoints, "on_progress": on_progress}
         launch = options.pop("launch")
         if launch:
@@ -111,6 +117,14 @@ def distill(
             rows_digest=plan.rows_digest,
             config={**settings, "report": asdict(trained)},
         )
+
+
+def overseer_sft(sft: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The `sft` of an overseer, which sees few rows several times unless it says how often: one
+    epoch of 100 demonstrations would end before the warm-up does."""
+    if {"num_train_epochs", "max_steps"} & sft.keys():
+        return dict(sft)
+    return {"num_train_epochs": max(1, ceil(OVERSEER_ROWS / max(1, rows))), **sft}
 
 
 @contextmanager

@@ -42,6 +42,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         pip_install,
     )
     from reflux.agents.overseers.form_probe import QUESTIONS, forms_kept, recommended
+    from reflux.agents.overseers.step_forms import is_learned
     from reflux.agents.types import ChatRequest, Sampling
     from reflux.finetune import check_cache_folder, missing_training_packages
     from reflux.finetune.gates import failed_gates
@@ -114,7 +115,8 @@ def promote_student(
     registry = open_students(run)
     with RunFolder(run).lock():
         registry.promote(student)
-    undo = command("reflux", "students", "rollback", "--run", run)
+    role = ("--role", "overseer") if is_learned(student) else ()
+    undo = command("reflux", "students", "rollback", *role, "--run", run)
     done = f"{student} is promoted; `{undo}` undoes it"
     print_result({"current": student}, done, as_json)
 

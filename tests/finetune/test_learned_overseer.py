@@ -91,38 +91,6 @@ def test_rows_are_the_overseers_request_and_its_step(
     assert written(*demos, **more) == rows
 
 
-async def test_its_tools_are_named_in_training_as_in_serving() -> None:
-    """`to` becomes the tool's name before the colon, and the other way round."""
-    to_tools = demonstration_of(
-        {
-            "question": "2 + 3 + 4",
-            "ask": [{"to": "calculator", "question": "2 + 3"}, "Is {0} more than 4?"],
-        }
-    )
-    row = overseer_rows([to_tools], tools=["sandbox"]).rows[0]
-    assert row.prompt[0]["content"].endswith(" begins with `calculator:`, `sandbox:`.")
-    assert row.completion == "1. calculator: 2 + 3\n2. Is {1} more than 4?"
-    client = answering(row.completion)
-    tools = {"sandbox": reflux.Calculator(), "calculator": reflux.Calculator()}
-    result = await reflux.amplify(
-        "2 + 3 + 4", learned_overseer(NAME), client=client, tools=tools, weighing=None
-    )
-    asked = next(r for r in client.requests if r.model == NAME)
-    assert [{"role": t[0], "content": t[1]} for t in asked.messages] == list(row.prompt)
-    assert [child.answered_by for child in result.tree.children] == ["tool:calculator", "base"]
-
-
-def test_a_plan_that_ends_in_another_answer_is_written_step_by_step() -> None:
-    """Which continent Lima lies on goes into the answer, and is not the answer."""
-    body = {
-        "question": "Is Lima in Europe?",
-        "ask": ["Lima is in which country?", "{0} is in which continent?"],
-        "answers": ["Peru", "America"],
-    }
-    for answer, plan in (("No", False), ("America", True), ("", True)):
-        assert overseer_rows([demonstration_of({**body, "answer": answer})]).style.plan is plan
-
-
 @pytest.mark.parametrize("demos", [[], [WHOLE]])
 def test_demonstrations_that_divide_nothing_teach_no_overseer(demos: list[Any]) -> None:
     with pytest.raises(UsageError, match="no demonstration divides its question"):
