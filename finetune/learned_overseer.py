@@ -9,7 +9,7 @@ from reflux.agents.overseers.protocol import Overseer, OverseerContext, WrappedO
 from reflux.agents.overseers.scripted import Reviewed
 from reflux.agents.overseers.step_forms import LEARNED, OVERSEER, is_learned
 from reflux.agents.types import Ask, Step
-from reflux.finetune.registry import Student
+from reflux.finetune.registry import Registry, Student
 from reflux.finetune.run_folder import OpenRun
 
 ASKED_OF = "asked of"
@@ -49,12 +49,21 @@ def _resolved(run: OpenRun, overseer: Overseer) -> Overseer:
     )  # fmt: skip
 
 
-def _found(run: OpenRun, name: str) -> Student:
-    registry, base = run.folder.registry, run.folder.base
+def overseer_student(registry: Registry, name: str) -> Student:
+    """The student behind the name of a learned overseer.
+
+    Raises:
+        UsageError: there is none.
+    """
     student = registry.current("overseer") if name == PROMOTED else registry.get(name)
     if student is None:
         made = ", ".join(each.id for each in registry.list("overseer")) or "none"
         raise UsageError(f"no learned overseer is promoted in {registry.root}; there are: {made}")
+    return student
+
+
+def _found(run: OpenRun, name: str) -> Student:
+    student, base = overseer_student(run.folder.registry, name), run.folder.base
     if run.serves_students and student.base.weights != base.weights_digest:
         raise UsageError(
             f"{student.id} was trained on {student.base.model_id} (sha256 "

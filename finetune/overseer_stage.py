@@ -11,15 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reflux.agents.overseers.demonstration_file import read_demonstrations
-from reflux.agents.overseers.demonstrations import Demonstration
 from reflux.agents.overseers.step_forms import OVERSEER, StepStyle
 from reflux.finetune.data.demonstrations import (
     MAX_TREES,
     ORIGINAL,
-    check_demonstrations,
     from_record,
     is_agreed,
+    learned_from,
     withheld_by,
 )
 from reflux.finetune.data.overseer_rows import OverseerRows, overseer_rows
@@ -116,11 +114,7 @@ def _rows(stages: Stages, number: int) -> OverseerRows:
     """Rows of the demonstrations, and of the accepted trees up to a round."""
     task, learn = stages.task, stages.config.overseer.learn
     withheld = withheld_by(task)
-    shown: Sequence[Demonstration] = ()
-    if isinstance(learn, str):
-        read = read_demonstrations(learn)
-        check_demonstrations(read, task, learn)
-        shown = read.items
+    shown = learned_from(learn, task) if isinstance(learn, str) else ()
     made = from_record(stages.run.store, MAX_TREES, False, withheld, number)
     tools = {*task.tools(), *(tool.spec.name for tool in stages.grants.get("answer", ()))}
     rows = overseer_rows([*shown, *made.items], made.direct, withheld, task.name, tools)

@@ -9,6 +9,7 @@ pass the check, and agreement.
 `loss.png` shows the loss of every student's training, and on the rows held out of it.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,7 +182,9 @@ def _chart(path: Path) -> Iterator[Any]:
     from matplotlib import pyplot as plt
 
     colors: Any = dict.fromkeys(COLORED.split(), TEXT_COLOR)
-    with plt.rc_context(colors):
+    with plt.rc_context(colors), warnings.catch_warnings():
+        # Of a task's name, such as 🧀.png: the font shows a box.
+        warnings.filterwarnings("ignore", "Glyph ", UserWarning)
         figure, axes = plt.subplots(figsize=(8.0, 4.2), dpi=144)
         try:
             yield axes

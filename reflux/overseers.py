@@ -16,7 +16,8 @@ from reflux.agents.overseers.protocol import PASS, Overseer
 from reflux.agents.overseers.scripted import HumanOverseer, Reviewed, ScriptedOverseer, ScriptedStep
 from reflux.agents.overseers.step_forms import OVERSEER, is_learned
 from reflux.file_options import FileOption
-from reflux.finetune.learned_overseer import learned_overseer
+from reflux.finetune.learned_overseer import learned_overseer, overseer_student
+from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Weighing, candidates_by_default
 from reflux.graphs.external.user_code import load_instance
@@ -56,6 +57,17 @@ def overseer_named(
 def _is_of_module(name: str) -> bool:
     """True where a module of the name's first part can be imported, as in `app:overseer`."""
     return is_reference(name) and find_spec(name.partition(":")[0].partition(".")[0]) is not None
+
+
+def id_of_overseer(name: str, folder: RunFolder) -> str:
+    """The name under which a question records its overseer: of a learned one its student's id.
+
+    Raises:
+        UsageError: the run has no such student.
+    """
+    if not is_learned(name) or _is_of_module(name):
+        return name
+    return overseer_student(folder.registry, name).id
 
 
 @cache

@@ -53,7 +53,7 @@ OVERSEER = ":overseer"
 
 
 def is_learned(name: str) -> bool:
-    """True of the name of a learned overseer, as `student-r1:overseer`, not of FILE.py:NAME."""
+    """True of the name of a learned overseer, such as `student-r1:overseer`."""
     return name.endswith(OVERSEER) and "/" not in name and not name.endswith(f".py{OVERSEER}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from reflux.agents.budget import Budget
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.batch import alike
-from reflux.agents.overseers.demonstration_file import demonstration_of
+from reflux.agents.overseers.demonstration_file import demonstration_of, read_demonstrations
 from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations, DemoStep
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.tools.protocol import Tool
@@ -224,6 +224,7 @@ class _ScriptContext:
     model: str = ""
     path: str = ""
     attempt: int = 0
+    asked: Sequence[str] = ()
     tools: Mapping[str, str] = field(default_factory=dict[str, str])
     budget: Budget = field(default_factory=lambda: Budget(0, 0))
 
@@ -313,6 +314,17 @@ def withheld_by(task: Task | None) -> Callable[[str], bool]:
         is_withheld(task, question)
         and (not listed or task.canonical(task.from_user(question)) in listed)
     )
+
+
+def learned_from(path: str, task: Task) -> Sequence[Demonstration]:
+    """The demonstrations that an overseer of a task is to learn.
+
+    Raises:
+        UsageError: as `read_demonstrations` and `check_demonstrations`.
+    """
+    demos = read_demonstrations(path)
+    check_demonstrations(demos, task, path)
+    return demos.items
 
 
 def check_demonstrations(demos: Demonstrations, task: Task, source: str) -> None:

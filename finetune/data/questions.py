@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.config import RoundsConfig
+from reflux.finetune.data.demonstrations import learned_from, withheld_by
+from reflux.finetune.data.overseer_rows import overseer_rows
 from reflux.graphs.evals.file_task import FileTask
 from reflux.graphs.evals.task import Task
 from reflux.graphs.traces.revisions import NEWEST
@@ -71,6 +73,9 @@ def check_questions(config: RoundsConfig, task: Task) -> None:
         UsageError: they have not.
     """
     task.check_levels([spec.level for spec in config.rounds])
+    learn = config.overseer.learn
+    if isinstance(learn, str) and learn:
+        overseer_rows(learned_from(learn, task), (), withheld_by(task))
     train, held_out = task.size("train"), task.size("held_out")
     if train is None or held_out is None:
         for spec in config.rounds:
@@ -87,9 +92,11 @@ def check_questions(config: RoundsConfig, task: Task) -> None:
             "some to be judged by, about one in five is held out; add questions"
         )
     planned = planned_questions(config, task)
-    if sum(planned) > train or 0 in planned:
+    shown = learn if isinstance(learn, int) else 0
+    if shown + sum(planned) > train or 0 in planned:
         rounds = (
             f"{len(planned)} rounds are to ask {sum(planned)}"
+            + (f" and overseer.learn {shown}" if shown else "")
             if 0 not in planned
             else (f"{len(planned)} rounds leave none for one of them")
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.types import ChatRequest, Sampling
     from reflux.finetune import check_cache_folder, missing_training_packages
     from reflux.finetune.gates import failed_gates
+    from reflux.finetune.registry import POINTERS
     from reflux.finetune.run_folder import RunFolder
     from reflux.models import endpoint, open_run
     from reflux.report.rounds_tables import parity_text
@@ -59,22 +60,23 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     )
 
 
-LISTED = ("id", "parent", "round", "scores", "gates", "parity")
+LISTED = ("id", "role", "parent", "round", "scores", "gates", "parity")
 
 
 def list_students(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
     """List the students of a run with lineage and scores."""
     registry = open_students(run)
-    current = getattr(registry.current(), "id", None)
+    current = {getattr(registry.current(role), "id", None) for role in POINTERS}
     rows = [
         {name: getattr(each, name) for name in LISTED}
-        | {"path": str(each.path), "current": each.id == current}
+        | {"path": str(each.path), "current": each.id in current}
         for each in registry.list()
     ]
-    headings = ("student", "parent", "round", "accuracy", "gates", "parity", "promoted")
+    headings = ("student", "role", "parent", "round", "accuracy", "gates", "parity", "promoted")
     cells = (
         (
             row["id"],
+            row["role"],
             row["parent"] or "base",
             "–" if row["round"] is None else str(row["round"]),
             _accuracy(row["scores"]),
@@ -108,7 +110,7 @@ def promote_student(
     run: RunDir = DEFAULT_RUN,
     as_json: Json = False,
 ) -> None:
-    """Make a student the agent of the run."""
+    """Make a student the agent of the run, or an overseer that of the run."""
     registry = open_students(run)
     with RunFolder(run).lock():
         registry.promote(student)
@@ -117,13 +119,19 @@ def promote_student(
     print_result({"current": student}, done, as_json)
 
 
-def rollback_student(run: RunDir = DEFAULT_RUN, as_json: Json = False) -> None:
-    """Restore the agent before the last promotion."""
+def rollback_student(
+    run: RunDir = DEFAULT_RUN,
+    role: Annotated[
+        Literal["agent", "overseer"], typer.Option(help="Whom to roll back.")
+    ] = "agent",
+    as_json: Json = False,
+) -> None:
+    """Restore the agent, or the overseer, before the last promotion."""
     registry = open_students(run)
     with RunFolder(run).lock():
-        student = registry.rollback()
-    name = student.id if student else "base"
-    print_result({"current": name}, f"{name} is the agent again", as_json)
+        student = registry.rollback(role)
+    name = student.id if student else "base" if role == "agent" else "none"
+    print_result({"current": name}, f"{name} is the {role} again", as_json)
 
 
 def doctor(

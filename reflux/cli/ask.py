@@ -37,6 +37,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         DEFAULT_OVERSEER,
         OVERSEERS,
         candidates_of,
+        id_of_overseer,
         overseer_named,
         recorded_demos,
     )
@@ -87,6 +88,8 @@ def ask(
     if overseer is not None and task is not None:
         raise UsageError("--overseer asks any question and --task one of a task: leave one out")
     text, task_name = question, ""
+    if overseer is not None:
+        overseer = id_of_overseer(overseer, folder)
     if overseer is None and (task is not None or folder.exists):
         task_name = task_of(folder, task)
         if tool:

@@ -33,6 +33,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         OVERSEERS,
         candidates_of,
         demos_of,
+        id_of_overseer,
         overseer_named,
         recorded_demos,
         takes_demos,
@@ -107,6 +108,8 @@ def chat(
     if demos is not None and (task is not None or overseer == ALONE):
         raise UsageError("--demos needs --overseer model: leave one out")
     shown, decomposer = recorded_demos(demos), None
+    if overseer is not None:
+        overseer = id_of_overseer(overseer, contract.folder_of(run, base))
     if task is not None:
         task_named(task, contract.folder_of(run, base))
     elif overseer != ALONE:
@@ -254,6 +257,7 @@ def _model(session: ChatSession, name: str) -> RenderableType:
 
 def _overseer(session: ChatSession, name: str) -> RenderableType:
     if name:
+        name = id_of_overseer(name, session.opened.folder)
         named = None if name == ALONE else overseer_named(name)
         demos = session.options.demos if takes_demos(named) else {}
         session.options = replace(session.options, overseer=name, task="", demos=demos)

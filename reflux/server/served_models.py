@@ -21,7 +21,6 @@ from openai.types import Model
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.scripted import asks_humans
-from reflux.agents.overseers.step_forms import is_learned
 from reflux.agents.prompts import redact
 from reflux.agents.tools.protocol import Grants
 from reflux.agents.types import ChatRequest as ModelRequest
@@ -34,16 +33,15 @@ from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import ALONE, AskOptions
 from reflux.graphs.conversation import answer_chat, cut_at, question_of
 from reflux.graphs.evals.task import Task
-from reflux.graphs.external.user_sources import is_reference
 from reflux.graphs.traces.tree import tokens_of
 from reflux.models import BASE, STUDENT, about_base, model_named
-from reflux.overseers import candidates_of, demos_of, overseer_named, with_demos
+from reflux.overseers import candidates_of, demos_of, id_of_overseer, overseer_named, with_demos
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import HINTS, ChatRequest, Function, Message
 from reflux.server.errors import ApiError
 from reflux.server.pending import Waiting
 from reflux.server.settings import ServeSettings
-from reflux.tasks import run_task
+from reflux.tasks import own_task
 
 AMPLIFIED = "amplified"
 
@@ -71,15 +69,15 @@ class ServedModels:
         self._folder = folder
         self._settings = settings
         self.overseers = overseers
-        self.task = _task_of(folder)
+        self.task = own_task(folder)
         """The run's own."""
         self.grants: Grants | RefluxError = NO_GRANTS
         """Its tools while the server runs, or why they did not open."""
         self._trees = {name: Tree(name, overseer) for name, overseer in overseers.items()}
         if self.task is not None:
             self._trees.setdefault(self.task.name, Tree(self.task.name, None, self.task))
-        if is_reference(settings.overseer) or is_learned(settings.overseer):
-            own = overseer_named(settings.overseer)
+        if settings.overseer not in self._trees and ":" in settings.overseer:
+            own = overseer_named(id_of_overseer(settings.overseer, folder))
             self._trees[settings.overseer] = Tree(settings.overseer, own)
         if settings.overseer not in self._trees:
             known = ", ".join(self._trees)
@@ -159,14 +157,6 @@ def listed_model(name: str, created: str = "", about: str = "") -> Model:
     seconds = int(datetime.fromisoformat(created).timestamp()) if created else 0
     more: dict[str, Any] = {"description": about} if about else {}
     return Model(id=name, created=seconds, object="model", owned_by="reflux", **more)
-
-
-def _task_of(folder: RunFolder) -> Task | None:
-    try:
-        config = folder.rounds_config()
-        return run_task(config) if config else None
-    except RefluxError:  # The task is a program's own, or another version wrote the config.
-        return None
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,16 @@ def task_of(folder: RunFolder, name: str | None) -> str:
     return name or (config.task_name if config else DEFAULT_TASK)
 
 
+def own_task(folder: RunFolder) -> Task | None:
+    """The task of the folder's run; None without a run, or where it cannot be found here: it is a
+    program's own, or another version wrote the config."""
+    try:
+        config = folder.rounds_config()
+        return run_task(config) if config else None
+    except RefluxError:
+        return None
+
+
 def task_named(name: str, folder: RunFolder | None = None) -> Task:
     """The task of this name: that of the folder's run, a shipped one, or a user's.
 

@@ -188,8 +188,8 @@ def test_what_to_try_next_is_of_the_run_s_task(
 ) -> None:  # fmt: skip
     folder = RunFolder(tmp_path / "a run")
     monkeypatch.setattr(folder.registry, "current", lambda: object())
-    monkeypatch.setattr(rounds, "rounds_tables", lambda _: ())
-    monkeypatch.setattr(rounds, "hard_lines", lambda _: ())
+    monkeypatch.setattr(run_ends, "rounds_tables", lambda _: ())
+    monkeypatch.setattr(run_ends, "hard_lines", lambda _: ())
     run_ends.show_reports(folder, task, [{}])
     assert f"Try: reflux ask {hint} --run '{folder.path}'" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Ctrl-C in every stage: one message, exit code 130, and nothing that was answered asked again.
+"""Ctrl-C or SIGTERM in every stage: one message, exit code 130, nothing answered asked again.
 
 Each process runs the command line as a user does, on a scripted X and a tiny base. At the moment
 that is to be interrupted it waits until the signal is sent, so that no clock decides where it hits.
@@ -112,9 +112,9 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
     trace_commands.export = before("export", trace_commands.export)
     show = ProgressView.__call__
 
-    def progress(self: ProgressView, what: str, done: int, total: int, detail: str) -> None:
-        show(self, what, done, total, detail)
-        hold(what, done)
+    def progress(self: ProgressView, stage: str, done: int, total: int, detail: str) -> None:
+        show(self, stage, done, total, detail)
+        hold(stage, done)
 
     ProgressView.__call__ = progress
     signal.signal(signal.SIGINT, signal.default_int_handler)

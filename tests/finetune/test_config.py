@@ -115,7 +115,7 @@ def test_a_run_is_not_overwritten_and_keeps_its_config(tmp_path: Path) -> None:
         settle_config(folder, None, resume=False)
     assert settle_config(folder, None, resume=True) == config
     assert settle_config(folder, shipped_config("demo"), resume=True) == config
-    with pytest.raises(UsageError, match="was begun with rounds"):
+    with pytest.raises(UsageError, match="was begun with"):
         settle_config(folder, shipped_config("long"), resume=True)
 
 

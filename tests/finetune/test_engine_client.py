@@ -55,6 +55,7 @@ def loads(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def load(found: ModelFiles) -> tuple[Any, Any]:
+        assert found.gguf is not None
         names.append(found.gguf.name)
         model, tokenizer = load_base(tiny_base)
         return model.float(), tokenizer

@@ -17,10 +17,12 @@ from reflux.agents.types import ChatRequest
 from reflux.ask_context import context_of
 from reflux.finetune.config import RoundsConfig, RoundSpec, config_from
 from reflux.finetune.data.overseer_rows import overseer_rows
+from reflux.finetune.data.questions import check_questions
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.learned_overseer import Fallback, learned_overseer
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.finetune.task_config import OverseerConfig
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.models import check_student, model_named
@@ -383,3 +385,30 @@ async def test_what_it_cannot_divide_goes_to_the_agent_or_to_the_original(
     result = await reflux.amplify("2 + 3 + 9", overseer, client=client, weighing=None)
     assert result.answer == ("14" if fallback else "7")
     assert ("asked of script:sums: sub-questions rejected" in result.tree.note) is fallback
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (None, "there are no demonstrations at .*no such file"),
+        ('{"question": "2 + 2", "ask": []}', "no demonstration divides its question"),
+        ('{"prompt": "2 + 2", "completion": "4"}', "line 1: not a demonstration"),
+        ('{"question": "HELD OUT", "ask": ["2 + 3", "{0} + 9"]}', "is a held-out question"),
+    ],
+)
+def test_demonstrations_are_checked_before_a_run_begins(
+    lines: str | None, message: str, tmp_path: Path
+) -> None:
+    path, task = tmp_path / "demos.jsonl", Sums()
+    if lines is not None:
+        (held_out,) = task.sample(1, 1, "held_out", 0)
+        path.write_text(lines.replace("HELD OUT", held_out))
+    config = CONFIG.model_copy(update={"overseer": OverseerConfig(learn=str(path))})
+    with pytest.raises(UsageError, match=message):
+        check_questions(config, task)
+
+
+def test_questions_that_the_original_divides_are_counted() -> None:
+    config = CONFIG.model_copy(update={"overseer": OverseerConfig(learn=40)})
+    with pytest.raises(UsageError, match=r"2 rounds are to ask 10 and overseer\.learn 40"):
+        check_questions(config, Sums())

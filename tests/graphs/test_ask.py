@@ -28,16 +28,15 @@ from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.interrupts import recursion_limit
 from reflux.graphs.ask import (
-    THRESHOLDS,
     Amplified,
     Direct,
     Origin,
     answer_all,
     ask,
-    rare_collections,
 )
 from reflux.graphs.ask_options import OF_A_PROGRAM, AskOptions, options_of
 from reflux.graphs.evals.task import task_context
+from reflux.graphs.garbage import THRESHOLDS, rare_collections
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.stopping import Majority

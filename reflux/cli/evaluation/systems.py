@@ -23,6 +23,7 @@ from typing import Any, cast
 
 from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
+from reflux.agents.overseers.step_forms import is_learned
 from reflux.ask_context import TOOLS
 from reflux.finetune.config import read_yaml
 from reflux.finetune.run_folder import OpenRun, RunFolder
@@ -290,6 +291,6 @@ def code_of(*names: str | None) -> Mapping[str, Any]:
     answers; empty without any."""
     known = {form.partition(":")[0] for form in TOOLS}
     tools = [name for name in names[2:] if name]
-    own = [name for name in names if name and is_reference(name)]
+    own = [name for name in names if name and is_reference(name) and not is_learned(name)]
     digests = {name: code_digest(name) for name in own if name.partition(":")[0] not in known}
     return {**({"tools": tools} if tools else {}), **digests}
