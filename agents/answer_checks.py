@@ -26,6 +26,8 @@ class AnswerChecks:
     """Applies named checks in their order; the first that fails is the verdict, with its reason."""
 
     checks: Sequence[tuple[str, Reason]]
+    form_only: bool = False
+    """They say nothing of whether an answer is right."""
 
     def check(self, question: str, answer: str) -> Verdict:
         for name, check in self.checks:

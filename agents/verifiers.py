@@ -85,8 +85,15 @@ class RuleChecker:
     A rule that raises `ValueError` fails, because it could not parse the answer.
     """
 
-    def __init__(self, rules: Mapping[str, Callable[[str, str], bool]]) -> None:
+    def __init__(
+        self, rules: Mapping[str, Callable[[str, str], bool]], *, form_only: bool = False
+    ) -> None:
+        """
+        Args:
+            form_only: the rules say nothing of whether an answer is right.
+        """
         self._rules = dict(rules)
+        self.form_only = form_only
 
     @property
     def has_rules(self) -> bool:

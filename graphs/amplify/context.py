@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
+from reflux.agents.answer_checks import AnswerChecks
 from reflux.agents.budget import SpendLimit
 from reflux.agents.clients.retries import time_left
 from reflux.agents.errors import UsageError, check_choice, check_has, check_range
@@ -259,6 +260,13 @@ class AmplifyContext:
     def has_check(self) -> bool:
         """True where a rule or a verifier tests the answers that the overseer gives."""
         return self.has_rules or bool(self.verifiers)
+
+    @property
+    def tests_form_only(self) -> bool:
+        """True where answers that pass every test may well be wrong."""
+        checker = self.checker
+        form_only = isinstance(checker, RuleChecker | AnswerChecks) and checker.form_only
+        return not self.verifiers and (form_only or not self.has_rules)
 
     def override(self, path: str, question: str) -> Override | None:
         """A human's override of this question at this path."""

@@ -90,7 +90,8 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
             await context.recorded_client.store.add_judgement(
                 key.question, key.path, "check", verdict.ok, detail, key=str(attempt)
             )
-        if verdict.ok and context.weighs(state["depth"]) and not has_check:
+        weighs = context.weighs(state["depth"]) and context.tests_form_only and not by_human
+        if verdict.ok and weighs:
             means, cost = await _meaning(state, context, proposal, spent)
             candidate = Candidate(
                 answer=proposal,
@@ -168,7 +169,7 @@ def _weigh(
     choice = cast(Choice, weighing.choose(state["question"], candidates, left))
     if choice.settled:
         chosen = choice.candidate
-        status = accepted_status(has_check=False, truncated=chosen["truncated"])
+        status = accepted_status(has_check=context.has_check, truncated=chosen["truncated"])
         answer = chosen["answer"]
         ended = {"answer": answer, "status": status, "error": None, "spent": spent}
         failure = None if state["error"] == NOT_DIVIDED else state["error"]

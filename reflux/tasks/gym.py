@@ -156,7 +156,8 @@ class GymTask(Task):
         def has_form(question: str, answer: str) -> bool:
             return not self._reads(question) or bool(self.extract(question, answer))
 
-        return RuleChecker({"empty": lambda _, answer: bool(answer.strip()), "form": has_form})
+        rules = {"empty": lambda _, answer: bool(answer.strip()), "form": has_form}
+        return RuleChecker(rules, form_only=True)
 
     def sample(self, n: int, level: int, split: Split, seed: int) -> Sequence[str]:
         """Distinct questions of one split; `score` needs the entries that this stores.

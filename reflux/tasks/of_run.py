@@ -77,15 +77,15 @@ def _overseers(config: OverseerConfig, task: Task | None = None) -> Sequence[Ove
 
 def _file_task(config: TaskConfig) -> FileTask:
     checks = [(Path(name).name, _check_named(name)) for name in config.check]
-    is_json = any(name == JSON or name.endswith(".json") for name in config.check)
+    of_form = [name == JSON or name.endswith(".json") for name in config.check]
     overseers = _overseers(config.overseer) or (overseer_named(),)
     task = FileTask(
         config.task_name,
         config.questions,
         config.keys,
         score=config.score,
-        checker=AnswerChecks(checks) if checks else UNTESTED,
-        normalise=compact_json if is_json else str.strip,
+        checker=AnswerChecks(checks, form_only=all(of_form)) if checks else UNTESTED,
+        normalise=compact_json if any(of_form) else str.strip,
         overseers=[with_max_tokens(overseer, config.max_tokens) for overseer in overseers],
         tool_names=config.tools,
         max_tokens=config.max_tokens or MAX_TOKENS,

@@ -7,6 +7,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, ModelContext, OverseerContext
 from reflux.agents.overseers.router import Past, Router
 from reflux.agents.types import Answer, Ask, ChatRequest, Step
+from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Candidate, Weighing, agree
 from reflux.graphs.ask import Amplified
@@ -267,6 +268,19 @@ async def test_where_there_is_a_check_the_first_answer_that_passes_it_stands(
     outcome = await answers_of(system, "root")
     assert (outcome["answer"], outcome["status"]) == ("x", "ok")
     assert asked_of(client) == ["root", "x"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "answer", "calls"), [(("y", "y"), "y", 3), (("x", "y"), "direct", 2)]
+)
+async def test_a_check_of_the_form_alone_says_what_is_weighed(
+    store: TraceStore, parts: tuple[str, ...], answer: str, calls: int
+) -> None:
+    no_x = RuleChecker({"form": lambda question, answer: answer != "x"}, form_only=True)
+    system, client = weighed(store, Dividing(*parts), checker=no_x)
+    outcome = await answers_of(system, "root")
+    assert (outcome["answer"], outcome["status"]) == (answer, "ok")
+    assert len(client.requests) == calls
 
 
 async def test_a_budget_that_ends_leaves_the_direct_answer(store: TraceStore) -> None:
