@@ -344,8 +344,4 @@ def question_problem(question: str, max_chars: int) -> str | None:
 
 def is_unicode(text: str) -> bool:
     """False if the text holds half a surrogate pair, as text decoded from non-UTF-8 bytes does."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not re.search("[\ud800-\udfff]", text)

@@ -19,6 +19,7 @@ rest in any language. Lists of words decide, so the rules can be wrong; how ofte
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -169,9 +170,14 @@ def _outline(text: str) -> list[str]:
 def _is_same(text: str, other: str) -> bool:
     """Whether a text asks the same as another one, in about the same words."""
     one, two = set(_outline(text)), set(_outline(other))
-    if not read(other).particulars.keys() <= one:
+    if not read(other).particulars.keys() <= one or _numbers(other) - _numbers(text):
         return False
     return len(one & two) >= MIN_LIKENESS * len(one | two) > 0
+
+
+def _numbers(text: str) -> Counter[str]:
+    """How often each number stands in a text: `2 + 4` is no repetition of `2 + 4 + 4`."""
+    return Counter(key for key in read(text).words if key[0].isdigit())
 
 
 def _is_same_sum(text: str, whole: Reading) -> bool:
@@ -180,6 +186,7 @@ def _is_same_sum(text: str, whole: Reading) -> bool:
     one, two = set(read(text).words), set(whole.words)
     numbers = [key for key in whole.particulars if key[0].isdigit()]
     kept = len(numbers) > 1 and whole.particulars.keys() <= one
+    kept = kept and not _numbers(whole.asks) - _numbers(text)
     return kept and len(two - one) <= len(one - two) <= 1
 
 

@@ -21,6 +21,8 @@ ASIA = Exchange("Which country has Baku as its capital?", "Azerbaijan")
 
 CASES = {
     "steps of a sum": (SUM, ["205 - 838", "{0} + 505"], ""),
+    "steps of a sum with a number twice": ("2 + 4 + 4", ["2 + 4", "{0} + 4"], ""),
+    "such a sum again": ("2 + 4 + 4", ["4 + 4 + 2"], "sub-question 1 repeats the question"),
     "a sum that lost its numbers": (
         SUM, ["What is the final answer to the arithmetic problem?"],
         'sub-question 1 dangles: "the final answer" stands for nothing; '
