@@ -96,7 +96,7 @@ def main(model: str, n: int, *, quick: bool, seed: int = 0) -> None:
 
     async def run() -> None:
         await measure(SCRIPTED, Halving(), n, seed, report)
-        if not quick:
+        if not quick and model != SCRIPTED:
             client = open_model(model, context=2048)
             try:
                 await measure(model.rpartition("/")[2], client, n, seed, report)

@@ -106,7 +106,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
 
     client = NotingClient(root / "answered", hold)
     learn_few_sums()
-    engines.LlamaCppClient = lambda *_: client
+    engines.LlamaCppClient = engines.BatchedClient = lambda *_: client
     put_base(base)
     rounds.write_report = before("report", rounds.write_report)
     trace_commands.export = before("export", trace_commands.export)

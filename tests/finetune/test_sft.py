@@ -404,7 +404,7 @@ def test_a_full_memory_says_what_to_lower(
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
 
     monkeypatch.setattr(StudentTrainer, "compute_loss", full)
-    told = "8 rows of up to 38 tokens at once: lower sft.per_device_train_batch_size"
+    told = "8 rows of up to 38 tokens .* fit into memory: lower sft.per_device_train_batch_size"
     with pytest.raises(RefluxError, match=told):
         train(ROWS, tiny_base, tmp_path / "out", sft=QUICK)
     assert not (tmp_path / "out").exists()
