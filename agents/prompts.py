@@ -9,6 +9,7 @@ removed from a text before it is sent, and so before it is stored.
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from reflux.agents.overseers.step_forms import (
@@ -17,6 +18,7 @@ from reflux.agents.overseers.step_forms import (
     OVERSEE_IN_LINES,
     PLANNED,
     StepStyle,
+    asking,
     brief_instructions,
     reply_text,
     tool_lines,
@@ -130,15 +132,12 @@ def correction_prompt(
 ) -> tuple[Turn, ...]:
     """Ask an overseer again after a batch that was rejected: its reply, and what is wrong with
     it."""
-    ask = [
-        {"question": cut(sub.text, 400), "needs": sub.needs, "to": sub.to}
-        for sub in batch.subquestions
-    ]
+    asked = asking(replace(sub, text=cut(sub.text, 400)) for sub in batch.subquestions)
     body = (
         f"This does not work: {reasons}.\nWhoever answers sees one sub-question and nothing else. "
         "Write every name and number that it needs into it, and reply again."
     )
-    return (("assistant", reply_text({"ask": ask}, style.form, tools)), ("user", body))
+    return (("assistant", reply_text(asked, style.form, tools)), ("user", body))
 
 
 def answer_now_prompt(

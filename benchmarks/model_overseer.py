@@ -113,7 +113,7 @@ async def measure(config: Config, client: ChatClient, scripts: Scripts, report: 
     """Every arm on every task; no arm sees what another one has cached."""
     tasks, model = natural_tasks(), scripts.folder.base.name
     report.rows[:] = [
-        r for r in report.rows if (r["model"], r["task"] in config.tasks) != (model, True)
+        row for row in report.rows if row["model"] != model or row["task"] not in config.tasks
     ]
     again = tuple(f"{model}, {name}: " for name in config.tasks)
     report.claims[:] = [claim for claim in report.claims if not claim.name.startswith(again)]

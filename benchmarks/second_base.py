@@ -23,9 +23,8 @@ from typing import Any
 import yaml
 
 from benchmarks.report import Claim, Report
-from reflux.agents.overseers.demonstration_file import read_demonstrations
 from reflux.finetune.config import read_config
-from reflux.finetune.data.demonstrations import check_demonstrations
+from reflux.finetune.data.demonstrations import learned_from
 from reflux.finetune.data.overseer_rows import overseer_rows
 from reflux.tasks import run_task
 
@@ -84,9 +83,8 @@ def config_file(config: Config, task: str, folder: Path) -> Path:
 def checked(config: Config, task: str, folder: Path) -> dict[str, int]:
     """What a smoke run can tell: that config and demonstrations are sound, without a run."""
     settings = read_config(config_file(config, task, folder))
-    demos = read_demonstrations(settings.overseer.demos)
-    check_demonstrations(demos, run_task(settings), settings.overseer.demos)
-    return {"demonstrations": len(demos.items), "rows": len(overseer_rows(demos.items).rows)}
+    demos = learned_from(settings.overseer.demos, run_task(settings))
+    return {"demonstrations": len(demos), "rows": len(overseer_rows(demos).rows)}
 
 
 def finished_run(config: Config, task: str, folder: Path) -> dict[str, Any]:

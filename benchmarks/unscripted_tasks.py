@@ -1,4 +1,4 @@
-"""Two shipped tasks without their scripts: whoever divides their questions is a model."""
+"""Two shipped tasks without their scripts: a model divides their questions."""
 
 from collections.abc import Mapping, Sequence
 

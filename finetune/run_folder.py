@@ -176,9 +176,15 @@ class RunFolder:
     @property
     def has_default_base(self) -> bool:
         """Whether the base is the small model that comes with Reflux."""
-        run = self.rounds_config()
-        config = self.base_config or (run.base if run else BaseConfig())
-        return not config.model
+        return not self._base_config.model
+
+    @property
+    def _base_config(self) -> BaseConfig:
+        """That of the command, else of the run's config, else of the default base."""
+        if self.base_config is not None:
+            return self.base_config
+        config = self.rounds_config()
+        return config.base if config else BaseConfig()
 
     @property
     def base(self) -> Base:
@@ -187,10 +193,7 @@ class RunFolder:
         Raises:
             UsageError, MissingError: as `find_base`.
         """
-        if self.base_config is not None:
-            return find_base(self.base_config)
-        config = self.rounds_config()
-        return find_base(config.base if config else BaseConfig())
+        return find_base(self._base_config)
 
     def store(self) -> TraceStore:
         return TraceStore(self.traces_path)
@@ -283,7 +286,7 @@ class OpenRun:
 
     @property
     def serves_students(self) -> bool:
-        """False where another client than an engine of ours answers."""
+        """False where a client other than our engines answers."""
         return bool(self._engines)
 
     async def load(self, model: str) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from reflux.agents.overseers.batch import alike, settle
 from reflux.agents.overseers.nearness import Embed, TrigramIndex, installed_embedding
+from reflux.agents.overseers.step_forms import asking
 from reflux.agents.prompts import Example
 from reflux.agents.types import REFERENCE, Exchange, SubQuestion
 
@@ -71,7 +72,7 @@ class Demonstration:
         """The first step as an example of a prompt."""
         if not self.steps:
             return [(self.question, (), {"not_decomposable": INDIVISIBLE})]
-        return [(self.question, (), _asking(self.steps[0]))]
+        return [(self.question, (), asking(self.steps[0].ask))]
 
     def plan(self) -> list[Example]:
         """All steps as one: what a later sub-question took from an earlier answer stands as its
@@ -106,7 +107,7 @@ class Demonstration:
             if len(step.answers) < len(step.ask):
                 break
             if following is not None:
-                examples.append((self.question, tuple(transcript), _asking(following)))
+                examples.append((self.question, tuple(transcript), asking(following.ask)))
             elif self.answer:
                 examples.append((self.question, tuple(transcript), {"answer": self.answer}))
         return examples
@@ -119,15 +120,6 @@ class Demonstration:
             body = steps[0] if steps else {"ask": []}
         answer = {"answer": self.answer} if self.answer else {}
         return {"question": self.question, **body, **answer}
-
-
-def _asking(step: DemoStep) -> dict[str, Any]:
-    return {
-        "ask": [
-            {"question": sub.text, "needs": list(sub.needs)} | ({"to": sub.to} if sub.to else {})
-            for sub in step.ask
-        ]
-    }
 
 
 @dataclass(frozen=True, eq=False)

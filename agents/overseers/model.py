@@ -188,6 +188,7 @@ class ModelOverseer:
         """The model's step, with at most `room` sub-questions, after the last one that was
         rejected; a string says why its reply holds none."""
         question, transcript, asked = context.question, context.transcript, context.asked
+        tools = context.tools
         kinds = LATER if transcript else PRIMITIVE if self.primitives else FIRST
         in_lines = self.form == "lines" or (self.form == "auto" and retry > 0)
         form: Literal["json", "lines"] = "lines" if in_lines else "json"
@@ -195,14 +196,12 @@ class ModelOverseer:
         examples, left_out = await self._examples(question, bool(transcript)), 0
         correction = ()
         if rejected and not self.brief:
-            correction = correction_prompt(rejected.batch, rejected.reasons, style, context.tools)
+            correction = correction_prompt(rejected.batch, rejected.reasons, style, tools)
 
         def prompt(chars: int) -> tuple[Turn, ...]:
             nonlocal left_out
             shown, left_out = examples.within(chars / self.transcript_chars)
-            asked = step_prompt(
-                question, transcript, kinds, room, chars, shown, style, context.tools
-            )
+            asked = step_prompt(question, transcript, kinds, room, chars, shown, style, tools)
             # The correction is left out first where the context has no room for it.
             return (*asked, *(correction if chars == self.transcript_chars else ()))
 
@@ -212,7 +211,7 @@ class ModelOverseer:
         if transcript and reading.answer is not None:
             return Answer(reading.answer)
         known = [exchange.question for exchange in transcript if exchange.answer is not None]
-        questions = [addressed(sub, context.tools) for sub in reading.questions]
+        questions = [addressed(sub, tools) for sub in reading.questions]
         batch = settle(questions, [question, *known], room)
         if not batch.subquestions:
             if reading.answer is not None:

@@ -3,7 +3,7 @@ as a whole plan, with the instructions before or after the examples."""
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -78,6 +78,16 @@ def addressed(sub: SubQuestion, tools: Collection[str]) -> SubQuestion:
     name = next((name for name in tools if label and name.lower() == label[1].lower()), "")
     rest = sub.text[label.end() :].strip(" `") if label else ""
     return replace(sub, text=rest, to=f"tool:{name}") if name and rest else sub
+
+
+def asking(subquestions: Iterable[SubQuestion]) -> dict[str, Any]:
+    """The reply that asks these sub-questions, as a model's JSON holds it."""
+    return {
+        "ask": [
+            {"question": sub.text, "needs": list(sub.needs)} | ({"to": sub.to} if sub.to else {})
+            for sub in subquestions
+        ]
+    }
 
 
 def reply_text(reply: Mapping[str, Any], form: str, tools: Collection[str] = ()) -> str:

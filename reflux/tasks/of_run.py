@@ -11,7 +11,7 @@ from reflux.agents.overseers.demonstration_file import read_demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.verifiers import Checker, Verdict, as_verdict, verdict_of
-from reflux.finetune.data.demonstrations import check_demonstrations
+from reflux.finetune.data.demonstrations import check_demonstrations, learned_from
 from reflux.finetune.task_config import OverseerConfig, TaskConfig
 from reflux.graphs.evals.file_task import MAX_TOKENS, UNTESTED, FileTask
 from reflux.graphs.evals.task import Task
@@ -91,7 +91,7 @@ def _file_task(config: TaskConfig) -> FileTask:
         max_tokens=config.max_tokens or MAX_TOKENS,
     )
     if source := config.overseer.demos:
-        check_demonstrations(read_demonstrations(source), task, source)
+        learned_from(source, task)
     return task
 
 
