@@ -33,7 +33,7 @@ from reflux.agents.types import ChatRequest, Sampling
 from reflux.finetune.base_model import load_base
 from reflux.finetune.bases import Base, find_base
 from reflux.finetune.chat_template import fit_template
-from reflux.finetune.config import BaseConfig, GateConfig
+from reflux.finetune.configs.run import BaseConfig, GateConfig
 from reflux.finetune.engine.client import BatchedClient
 from reflux.finetune.export.gguf import can_export, export_adapter
 from reflux.finetune.export.parity import certify

@@ -14,7 +14,7 @@ from benchmarks.measured import WARM_SEED, Clock, Measured, neighbours, peak_mib
 from benchmarks.subquestions import messages, subquestions
 from reflux.agents.clients.llama_cpp import ModelFiles, default_gguf
 from reflux.agents.types import ChatRequest, Sampling
-from reflux.finetune.config import BatchedConfig
+from reflux.finetune.configs.run import BatchedConfig
 from reflux.finetune.engine import client as batched
 from reflux.finetune.engine.client import BatchedClient
 

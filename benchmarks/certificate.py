@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.report import Claim, Report
 from benchmarks.training_rows import rows_of
 from reflux.finetune.bases import Base, find_base
-from reflux.finetune.config import BaseConfig, GateConfig
+from reflux.finetune.configs.run import BaseConfig, GateConfig
 from reflux.finetune.export import gguf, parity
 from reflux.finetune.export.parity import certify
 from reflux.finetune.registry import ADAPTER_GGUF

@@ -5,7 +5,7 @@ from pathlib import Path
 from reflux.agents.clients.llama_cpp import EngineConfig, LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.finetune.bases import find_base
-from reflux.finetune.config import BaseConfig, BatchedConfig
+from reflux.finetune.configs.run import BaseConfig, BatchedConfig
 from reflux.finetune.engine.client import BatchedClient
 
 ENGINES = ("batched", "llama.cpp")

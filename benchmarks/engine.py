@@ -25,7 +25,7 @@ from benchmarks.report import Claim, Report, middle, spread
 from benchmarks.subquestions import subquestions
 from benchmarks.weights import random_adapter, requantised
 from reflux.agents.clients.llama_cpp import EngineConfig, default_gguf
-from reflux.finetune.config import BatchedConfig
+from reflux.finetune.configs.run import BatchedConfig
 
 Found = list[tuple[Arm, list[Measured]]]
 """Each arm with its repeats."""

@@ -43,7 +43,7 @@ from benchmarks.overseer_arms import (
 )
 from benchmarks.report import Claim, Report
 from reflux.agents.types import ChatClient
-from reflux.finetune.config import BaseConfig, BatchedConfig
+from reflux.finetune.configs.run import BaseConfig, BatchedConfig
 from reflux.finetune.engine.client import BatchedClient
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.ask import Origin, System, answer_all

@@ -228,7 +228,7 @@ async def with_store(config: Config, client: ChatClient, model: str, report: Rep
 
 async def with_student(config: Config, folder: RunFolder, report: Report) -> None:
     """Measure the promoted student of a run folder."""
-    from reflux.finetune.config import BatchedConfig
+    from reflux.finetune.configs.run import BatchedConfig
     from reflux.finetune.engine.client import BatchedClient
 
     client = BatchedClient(folder.models, BatchedConfig())
@@ -240,7 +240,7 @@ async def with_student(config: Config, folder: RunFolder, report: Report) -> Non
 
 def made(path: Path) -> RunFolder:
     """Run `reflux/configs/multiplication.yaml` to its end."""
-    from reflux.cli.rounds import climb, shipped_config
+    from reflux.cli.runs.rounds import climb, shipped_config
 
     climb(RunFolder(path), shipped_config("multiplication"), resume=False, as_json=False)
     return RunFolder(path)

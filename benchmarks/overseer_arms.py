@@ -16,7 +16,7 @@ from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.step_forms import OVERSEER
 from reflux.agents.types import ChatClient
-from reflux.finetune.config import DistillConfig
+from reflux.finetune.configs.run import DistillConfig
 from reflux.finetune.data.demonstrations import from_record
 from reflux.finetune.data.overseer_rows import overseer_rows
 from reflux.finetune.data.rows import rows_digest, training_order

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from benchmarks.report import Claim, Report
-from reflux.finetune.config import read_config
+from reflux.finetune.configs.run import read_config
 from reflux.finetune.data.demonstrations import learned_from
 from reflux.finetune.data.overseer_rows import overseer_rows
 from reflux.tasks import run_task

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.report import Claim, Report
 from reflux.agents.types import ChatClient
-from reflux.finetune.config import BatchedConfig, RoundsConfig, RoundSpec
+from reflux.finetune.configs.run import BatchedConfig, RoundsConfig, RoundSpec
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.amplify.context import AmplifyContext, Limits

@@ -24,7 +24,7 @@ from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import NO_SPACE, MissingError, RefluxError, UsageError, pip_install
 from reflux.finetune import cache_folder, check_cache_folder
 from reflux.finetune.chat_template import fit_template
-from reflux.finetune.config import BaseConfig
+from reflux.finetune.configs.run import BaseConfig
 
 DEFAULT_LOADING = BaseConfig()
 

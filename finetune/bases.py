@@ -25,7 +25,7 @@ from reflux.agents.clients.llama_cpp import (
 from reflux.agents.errors import MissingError, UsageError, pip_install
 from reflux.agents.hub import online
 from reflux.finetune import check_training_packages
-from reflux.finetune.config import BaseConfig
+from reflux.finetune.configs.run import BaseConfig
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from reflux.agents.errors import UsageError
-from reflux.finetune.config import BaseConfig
+from reflux.finetune.configs.run import BaseConfig
 
 PLAIN = """\
 {%- for message in messages -%}

@@ -20,7 +20,7 @@ from reflux.agents.files import write_json
 from reflux.agents.overseers.step_forms import StepStyle
 from reflux.finetune.base_model import quiet_libraries
 from reflux.finetune.bases import Base, find_base, folder_digest
-from reflux.finetune.config import DistillConfig
+from reflux.finetune.configs.run import DistillConfig
 from reflux.finetune.export.gguf import can_export, export_adapter
 from reflux.finetune.export.parity import certify
 from reflux.finetune.registry import ADAPTER_GGUF, Registry, StudentBase

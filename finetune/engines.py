@@ -9,8 +9,8 @@ from reflux.agents.clients.endpoints import Endpoint, Endpoints, endpoint_with_k
 from reflux.agents.clients.llama_cpp import EngineConfig, LlamaCppClient, ModelFiles
 from reflux.agents.types import ChatClient
 from reflux.finetune import missing_training_packages
+from reflux.finetune.configs.engine import BatchedConfig, EngineSpec
 from reflux.finetune.engine.client import BatchedClient
-from reflux.finetune.engine_config import BatchedConfig, EngineSpec
 
 
 class Engine(ChatClient, Protocol):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reflux.finetune.config import GateConfig
+from reflux.finetune.configs.run import GateConfig
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.scores import Score

@@ -25,7 +25,7 @@ from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import UsageError
 from reflux.agents.files import flush, write_json
 from reflux.agents.overseers.step_forms import OVERSEER, StepStyle, is_learned
-from reflux.finetune.config import BaseConfig, Strict
+from reflux.finetune.configs.run import BaseConfig, Strict
 
 VERSION = 2
 """Of student.json and the evaluation files."""

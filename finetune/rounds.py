@@ -15,7 +15,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 
 from reflux.agents.tools.protocol import Grants
-from reflux.finetune.config import RoundsConfig
+from reflux.finetune.configs.run import RoundsConfig
 from reflux.finetune.gates import failed_gates
 from reflux.finetune.overseer_stage import begin_learning
 from reflux.finetune.overseer_stage import improve as improve_overseer

@@ -23,8 +23,14 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import write_once, write_whole
 from reflux.agents.types import ChatClient
 from reflux.finetune.bases import Base, find_base
-from reflux.finetune.config import BaseConfig, BatchedConfig, RoundsConfig, config_from, read_yaml
-from reflux.finetune.engine_config import EngineSpec
+from reflux.finetune.configs.engine import EngineSpec
+from reflux.finetune.configs.run import (
+    BaseConfig,
+    BatchedConfig,
+    RoundsConfig,
+    config_from,
+    read_yaml,
+)
 from reflux.finetune.engines import Engine, endpoint_of, open_engine
 from reflux.finetune.registry import Registry
 from reflux.graphs.traces.recorded_client import RecordedClient, completion_of

@@ -14,7 +14,7 @@ from reflux.agents.budget import SpendLimit
 from reflux.agents.errors import RefluxError
 from reflux.agents.tools.protocol import Grants
 from reflux.finetune.cancelling import cancellable
-from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.configs.run import RoundsConfig, RoundSpec
 from reflux.finetune.data.questions import (
     MAX_HELD_OUT,
     anchor_prompts,

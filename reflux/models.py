@@ -40,7 +40,7 @@ from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.prompts import redact
 from reflux.agents.types import ChatClient
-from reflux.finetune.config import RoundsConfig
+from reflux.finetune.configs.run import RoundsConfig
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.traces.recorded_client import RecordedClient

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from reflux.agents.errors import UsageError
-from reflux.finetune.config import RoundsConfig
+from reflux.finetune.configs.run import RoundsConfig
 from reflux.finetune.data.demonstrations import learned_from, withheld_by
 from reflux.finetune.data.overseer_rows import overseer_rows
 from reflux.graphs.evals.file_task import FileTask

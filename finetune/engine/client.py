@@ -33,7 +33,7 @@ from reflux.agents.clients.llama_cpp import (
 from reflux.agents.errors import EndpointError, MissingError, RefluxError, UsageError
 from reflux.agents.types import ChatRequest, Completion
 from reflux.finetune.bases import Base
-from reflux.finetune.config import BaseConfig, BatchedConfig
+from reflux.finetune.configs.run import BaseConfig, BatchedConfig
 
 if TYPE_CHECKING:  # Only the thread imports torch, which takes seconds.
     from reflux.finetune.engine.scheduler import Row, Scheduler

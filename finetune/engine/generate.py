@@ -18,7 +18,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from reflux.finetune.config import BatchedConfig
+from reflux.finetune.configs.run import BatchedConfig
 from reflux.finetune.engine.scheduler import Row, Scheduler
 
 SLOT_MODELS = (

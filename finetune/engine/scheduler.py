@@ -22,7 +22,7 @@ import torch
 
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import ChatRequest, Completion, Sampling, TokenLogprob
-from reflux.finetune.config import BatchedConfig
+from reflux.finetune.configs.run import BatchedConfig
 from reflux.finetune.engine.kv_cache import ATTENTION, Columns, KVCache, SharedPrefix, max_positions
 from reflux.finetune.train.packing import common_prefix, groups_of_like_length
 

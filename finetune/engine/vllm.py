@@ -23,9 +23,9 @@ from reflux.agents.clients.llama_cpp import ModelFiles, file_sha256
 from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.types import ChatRequest, Completion
 from reflux.finetune.bases import Base
+from reflux.finetune.configs.engine import EngineSpec
 from reflux.finetune.engine.vllm_client import Card, VllmClient
 from reflux.finetune.engine.vllm_server import VllmServer
-from reflux.finetune.engine_config import EngineSpec
 
 KEPT = 4
 """Students that stay loaded; the one that was loaded first is unloaded first."""

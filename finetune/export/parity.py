@@ -28,7 +28,7 @@ from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import ChatRequest, Sampling
 from reflux.finetune.base_model import load_base, quiet_libraries
 from reflux.finetune.bases import Base
-from reflux.finetune.config import BatchedConfig
+from reflux.finetune.configs.run import BatchedConfig
 from reflux.finetune.data.questions import canary_prompts
 from reflux.finetune.engine.generate import scheduler_for
 from reflux.finetune.engine.kv_cache import max_positions

@@ -29,7 +29,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 
 from reflux.agents.errors import MissingError, RefluxError, UsageError
 from reflux.finetune.bases import Base
-from reflux.finetune.config import BaseConfig, read_yaml
+from reflux.finetune.configs.run import BaseConfig, read_yaml
 
 if TYPE_CHECKING:
     from reflux.finetune.train.progress import TrainingStep

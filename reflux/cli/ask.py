@@ -18,8 +18,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.overseers.scripted import asks_humans, parse_reply
     from reflux.cli.human_input import form_view, open_asking, reply_command
     from reflux.cli.progress import LiveTree
-    from reflux.cli.rounds import shipped_config
-    from reflux.finetune.config import RoundsConfig, read_config
+    from reflux.cli.runs.rounds import shipped_config
+    from reflux.finetune.configs.run import RoundsConfig, read_config
     from reflux.finetune.run_folder import OpenRun, RunFolder
     from reflux.graphs.amplify.context import AmplifyContext
     from reflux.graphs.amplify.interrupts import Pending

@@ -15,7 +15,7 @@ from reflux import cli
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.errors import UsageError
-    from reflux.finetune.config import BaseConfig
+    from reflux.finetune.configs.run import BaseConfig
     from reflux.finetune.registry import Registry
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.amplify.context import Limits

@@ -17,9 +17,10 @@ import reflux
 from reflux import cli
 from reflux.agents.errors import RefluxError, from_os_error
 from reflux.agents.hub import stay_offline
-from reflux.cli import admin, ask, chat, demos, distill, plan, review, rounds, serve, traces
+from reflux.cli import admin, ask, chat, plan, review, serve, traces
 from reflux.cli.contract import endpoint_options
 from reflux.cli.evaluation import command as evaluation
+from reflux.cli.runs import demos, distill, rounds
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.clients.endpoints import fixed_environment

@@ -23,7 +23,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.errors import RefluxError, UsageError
     from reflux.cli.ask import batch_config
     from reflux.cli.progress import ProgressView
-    from reflux.finetune.config import RoundsConfig
+    from reflux.finetune.configs.run import RoundsConfig
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.amplify.context import AmplifyContext, Limits
     from reflux.graphs.ask import Direct, Origin, answer_all

@@ -17,7 +17,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.files import write_whole
     from reflux.agents.prompts import last_question
-    from reflux.cli.distill import recorded_rows
+    from reflux.cli.runs.distill import recorded_rows
     from reflux.finetune.data.rows import export
     from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
     from reflux.graphs.traces.review import WAITING

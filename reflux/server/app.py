@@ -26,7 +26,7 @@ from reflux.agents.clients.llama_cpp import LlamaCppClient
 from reflux.agents.errors import RefluxError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.ask_context import open_tools
-from reflux.finetune.config import BatchedConfig
+from reflux.finetune.configs.run import BatchedConfig
 from reflux.finetune.engine.client import BatchedClient
 from reflux.finetune.engines import Engine
 from reflux.finetune.run_folder import OpenRun, RunFolder

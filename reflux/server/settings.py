@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from reflux.agents.clients.endpoints import Endpoint, endpoint_from_env
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
-from reflux.finetune.config import problems, read_yaml
+from reflux.finetune.configs.run import problems, read_yaml
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import Limits
 from reflux.models import ENDPOINT, endpoint_at, is_own

@@ -10,8 +10,8 @@ from typing import Any
 
 from reflux.agents.errors import RefluxError, UsageError, check_has
 from reflux.agents.prompts import is_unicode
+from reflux.finetune.configs.task import DEFAULT_TASK, TaskConfig
 from reflux.finetune.run_folder import RunFolder
-from reflux.finetune.task_config import DEFAULT_TASK, TaskConfig
 from reflux.graphs.amplify.context import AS_OVERSEER
 from reflux.graphs.evals.task import Task, writing_of
 from reflux.graphs.external.user_code import load_instance, user_traceback

@@ -11,8 +11,8 @@ from reflux.agents.overseers.demonstration_file import read_demonstrations
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.verifiers import Checker, Verdict, as_verdict, verdict_of
+from reflux.finetune.configs.task import OverseerConfig, TaskConfig
 from reflux.finetune.data.demonstrations import check_demonstrations, learned_from
-from reflux.finetune.task_config import OverseerConfig, TaskConfig
 from reflux.graphs.evals.file_task import MAX_TOKENS, UNTESTED, FileTask
 from reflux.graphs.evals.task import Task
 from reflux.graphs.external.user_code import load_instance

@@ -25,9 +25,9 @@ from werkzeug import Request, Response
 
 from reflux.agents.clients.llama_cpp import DEFAULT_SHA256, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.cli.rounds import clear, shipped_config
+from reflux.cli.runs.rounds import clear, shipped_config
 from reflux.finetune import bases, rounds
-from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.configs.run import RoundsConfig, RoundSpec
 from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, CARD, PICKLE, Registry
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.tasks.addition import Addition

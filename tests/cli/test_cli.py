@@ -12,7 +12,7 @@ import pytest
 
 import reflux
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.configs.run import RoundsConfig, RoundSpec
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.tasks.addition import Addition

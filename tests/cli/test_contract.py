@@ -15,8 +15,9 @@ from typer.main import get_command
 
 import reflux
 from reflux.agents.errors import MissingError, UsageError, pip_install
-from reflux.cli import contract, help_words, main, rounds, run_ends
+from reflux.cli import contract, help_words, main
 from reflux.cli.main import EXAMPLES, app
+from reflux.cli.runs import ends, rounds
 from reflux.finetune import check_cache_folder
 from reflux.finetune.run_folder import RunFolder
 from reflux.report.terminal import command, is_animated, say, table_of
@@ -188,9 +189,9 @@ def test_what_to_try_next_is_of_the_run_s_task(
 ) -> None:  # fmt: skip
     folder = RunFolder(tmp_path / "a run")
     monkeypatch.setattr(folder.registry, "current", lambda: object())
-    monkeypatch.setattr(run_ends, "rounds_tables", lambda _: ())
-    monkeypatch.setattr(run_ends, "hard_lines", lambda _: ())
-    run_ends.show_reports(folder, task, [{}])
+    monkeypatch.setattr(ends, "rounds_tables", lambda _: ())
+    monkeypatch.setattr(ends, "hard_lines", lambda _: ())
+    ends.show_reports(folder, task, [{}])
     assert f"Try: reflux ask {hint} --run '{folder.path}'" in capsys.readouterr().out
 
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from reflux.agents.errors import UsageError
-from reflux.cli import ask, review, rounds
+from reflux.cli import ask, review
+from reflux.cli.runs import rounds
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.review import queue
 

@@ -11,7 +11,7 @@ import pytest
 from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest, Completion, ToolCall
-from reflux.finetune.config import RoundSpec, read_config
+from reflux.finetune.configs.run import RoundSpec, read_config
 from reflux.finetune.run_folder import RunFolder
 from reflux.tasks import run_task, task_named, task_of
 from tests.support.documented import module_at

@@ -7,7 +7,7 @@ from trl.data_utils import maybe_apply_chat_template
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.chat_template import fit_template
-from reflux.finetune.config import BaseConfig
+from reflux.finetune.configs.run import BaseConfig
 from tests.support.families import FAMILIES, tokenizer_of
 
 SYSTEM = {"role": "system", "content": "Be short."}

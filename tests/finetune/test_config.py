@@ -6,8 +6,8 @@ import pytest
 
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
-from reflux.cli.rounds import settle_config, shipped_config
-from reflux.finetune.config import BatchedConfig, config_from, read_config
+from reflux.cli.runs.rounds import settle_config, shipped_config
+from reflux.finetune.configs.run import BatchedConfig, config_from, read_config
 from reflux.finetune.gates import GateConfig, judge
 from reflux.finetune.run_folder import RunFolder
 

@@ -19,8 +19,8 @@ from reflux.agents.overseers.scripted import Reviewed
 from reflux.agents.tools.python_sandbox import SandboxLimits
 from reflux.agents.types import Sampling
 from reflux.agents.verifiers import BackwardVerifier, CriticVerifier, Judge, RedFlags
-from reflux.finetune.config import BatchedConfig, RoundsConfig, RoundSpec, SpendLimitConfig
-from reflux.finetune.engine_config import EngineSpec
+from reflux.finetune.configs.engine import EngineSpec
+from reflux.finetune.configs.run import BatchedConfig, RoundsConfig, RoundSpec, SpendLimitConfig
 from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Weighing

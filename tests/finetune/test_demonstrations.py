@@ -15,14 +15,14 @@ from reflux.agents.overseers.demonstration_file import (
 )
 from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
-from reflux.finetune.config import config_from, read_config
+from reflux.finetune.configs.run import config_from, read_config
+from reflux.finetune.configs.task import TaskConfig
 from reflux.finetune.data.demonstrations import (
     Made,
     check_demonstrations,
     from_record,
     from_script,
 )
-from reflux.finetune.task_config import TaskConfig
 from reflux.graphs.evals.task import is_held_out
 from reflux.graphs.recompute import revise
 from reflux.graphs.traces.review import find_item, judge

@@ -27,7 +27,7 @@ from reflux.agents.types import ChatRequest, Completion, Sampling, ToolSpec
 from reflux.finetune import base_model
 from reflux.finetune.base_model import load_base
 from reflux.finetune.bases import Base
-from reflux.finetune.config import BaseConfig, BatchedConfig
+from reflux.finetune.configs.run import BaseConfig, BatchedConfig
 from reflux.finetune.engine import client as batched
 from reflux.finetune.engine.client import BatchedClient, load_weights
 from reflux.finetune.engine.scheduler import Scheduler

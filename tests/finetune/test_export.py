@@ -14,7 +14,7 @@ from reflux.agents.clients.llama_cpp import EngineConfig, ModelFiles, default_gg
 from reflux.agents.errors import MissingError, UsageError
 from reflux.finetune.base_model import dequantised_base, load_base
 from reflux.finetune.bases import INDEX, find_base, folder_digest
-from reflux.finetune.config import BaseConfig
+from reflux.finetune.configs.run import BaseConfig
 from reflux.finetune.export.gguf import export_adapter
 
 pytestmark = pytest.mark.engine

@@ -17,7 +17,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from reflux.agents.types import ChatRequest, Sampling
 from reflux.finetune.base_model import load_base
 from reflux.finetune.bases import Base
-from reflux.finetune.config import BaseConfig, BatchedConfig
+from reflux.finetune.configs.run import BaseConfig, BatchedConfig
 from reflux.finetune.engine.generate import GenerateScheduler, scheduler_for
 from reflux.finetune.export.gguf import can_export, export_adapter
 from reflux.finetune.export.parity import certify

@@ -14,7 +14,7 @@ import pytest
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.finetune.bases import Base
-from reflux.finetune.config import BaseConfig, DistillConfig
+from reflux.finetune.configs.run import BaseConfig, DistillConfig
 from reflux.finetune.distillation import StudentPlan, distill
 from reflux.finetune.registry import Registry
 from reflux.finetune.train.launch import check_launch, train_in_processes, work

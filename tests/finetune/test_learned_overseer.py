@@ -15,14 +15,14 @@ from reflux.agents.overseers.demonstration_file import demonstration_of
 from reflux.agents.overseers.step_forms import BRIEF
 from reflux.agents.types import ChatRequest
 from reflux.ask_context import context_of
-from reflux.finetune.config import RoundsConfig, RoundSpec, config_from
+from reflux.finetune.configs.run import RoundsConfig, RoundSpec, config_from
+from reflux.finetune.configs.task import OverseerConfig
 from reflux.finetune.data.overseer_rows import overseer_rows
 from reflux.finetune.data.questions import check_questions
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.learned_overseer import Fallback, learned_overseer
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
-from reflux.finetune.task_config import OverseerConfig
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.models import check_student, model_named

@@ -14,10 +14,10 @@ import pytest
 
 from reflux.agents.errors import MissingError
 from reflux.agents.types import ChatRequest, Sampling
-from reflux.finetune.config import RoundsConfig, config_from
+from reflux.finetune.configs.engine import EngineSpec
+from reflux.finetune.configs.run import RoundsConfig, config_from
 from reflux.finetune.engine.client import BatchedClient
 from reflux.finetune.engine.vllm import VllmEngine
-from reflux.finetune.engine_config import EngineSpec
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.tasks.addition import Addition

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import UsageError
-from reflux.finetune.config import BaseConfig
+from reflux.finetune.configs.run import BaseConfig
 from reflux.finetune.registry import Registry
 
 BASE = {"model_id": "org/model", "gguf_sha256": "a" * 64, "dequantised_sha256": "b" * 64}

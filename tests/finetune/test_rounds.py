@@ -16,7 +16,7 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
-from reflux.finetune.config import RoundsConfig, RoundSpec, read_config
+from reflux.finetune.configs.run import RoundsConfig, RoundSpec, read_config
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder

@@ -12,8 +12,8 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatRequest, Completion
-from reflux.cli.distill import rows_for
-from reflux.finetune.config import config_from
+from reflux.cli.runs.distill import rows_for
+from reflux.finetune.configs.run import config_from
 from reflux.finetune.data.rows import Row, rows_digest, training_order
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages

@@ -13,7 +13,7 @@ import torch
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.types import ChatRequest, Completion, Sampling
 from reflux.finetune.base_model import load_base
-from reflux.finetune.config import BatchedConfig
+from reflux.finetune.configs.run import BatchedConfig
 from reflux.finetune.engine import scheduler as scheduler_file
 from reflux.finetune.engine.kv_cache import COLUMNS
 from reflux.finetune.engine.scheduler import MIN_PROBABILITY, Row, Scheduler, draw, seeded

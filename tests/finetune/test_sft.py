@@ -15,7 +15,7 @@ from benchmarks.training_rows import generate_greedy
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.finetune.base_model import load_base
 from reflux.finetune.bases import Base, folder_digest
-from reflux.finetune.config import BaseConfig
+from reflux.finetune.configs.run import BaseConfig
 from reflux.finetune.train.dataset import hold_out
 from reflux.finetune.train.sft import TrainingStep, TrainReport, train
 from reflux.finetune.train.trainer import StudentTrainer

@@ -9,7 +9,7 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import ChatRequest
-from reflux.finetune.config import SpendLimitConfig
+from reflux.finetune.configs.run import SpendLimitConfig
 from reflux.finetune.data.rows import Row, accepted, check_leaks, rows_digest
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages

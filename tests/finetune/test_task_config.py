@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.finetune.config import RoundsConfig, config_from, read_config
+from reflux.finetune.configs.run import RoundsConfig, config_from, read_config
 from reflux.finetune.data.questions import check_questions, planned_questions, question_lines
 from reflux.finetune.run_folder import RunFolder
 from reflux.tasks import run_task, task_named, task_of

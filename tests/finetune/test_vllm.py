@@ -19,9 +19,9 @@ from reflux.agents.clients.llama_cpp import ModelFiles
 from reflux.agents.errors import EndpointError, MissingError, RefluxError, UsageError
 from reflux.agents.types import ChatRequest
 from reflux.finetune.bases import Base
-from reflux.finetune.config import BaseConfig, RoundsConfig, config_from
+from reflux.finetune.configs.engine import EngineSpec
+from reflux.finetune.configs.run import BaseConfig, RoundsConfig, config_from
 from reflux.finetune.engine.vllm import KEPT, VllmEngine
-from reflux.finetune.engine_config import EngineSpec
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.evals.task import Task
@@ -491,7 +491,7 @@ ORPHAN = """
 import asyncio, os, sys
 from pathlib import Path
 from reflux.finetune.bases import Base
-from reflux.finetune.config import BaseConfig
+from reflux.finetune.configs.run import BaseConfig
 from reflux.finetune.engine.vllm_server import VllmServer
 folder = Path(sys.argv[1])
 server = VllmServer(sys.argv[2], 8, folder / "vllm.log")

@@ -25,7 +25,7 @@ from zlib import crc32
 import pytest
 
 from reflux.agents.types import ChatRequest, Completion
-from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.configs.run import RoundsConfig, RoundSpec
 from reflux.finetune.data.rows import Row, accepted
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds

@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 
 from reflux.agents.clients.llama_cpp import DEFAULT_MODEL_ID, DEFAULT_SHA256
-from reflux.finetune.config import config_from
+from reflux.finetune.configs.run import config_from
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.store import TraceStore
 from tests.support.serving import Scripted, X, serving

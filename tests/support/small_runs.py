@@ -5,7 +5,7 @@ from typing import Any
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.ask_context import open_tools
-from reflux.finetune.config import BaseConfig, RoundsConfig
+from reflux.finetune.configs.run import BaseConfig, RoundsConfig
 from reflux.finetune.data.questions import check_questions
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds

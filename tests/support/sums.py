@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from reflux.agents.types import ChatRequest
-from reflux.finetune.config import RoundsConfig, RoundSpec
+from reflux.finetune.configs.run import RoundsConfig, RoundSpec
 from reflux.graphs.evals.task import is_held_out
 from reflux.tasks.addition import Addition, read
 

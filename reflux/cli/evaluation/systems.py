@@ -25,7 +25,7 @@ from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.step_forms import is_learned
 from reflux.ask_context import TOOLS
-from reflux.finetune.config import read_yaml
+from reflux.finetune.configs.run import read_yaml
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Direct, System

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, Field
 
 from reflux.agents.budget import Price, SpendLimit
-from reflux.finetune.task_config import STRICT
+from reflux.finetune.configs.task import STRICT
 
 
 class SpendLimitConfig(BaseModel):

@@ -22,7 +22,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.ask_context import open_tools
     from reflux.cli.progress import ProgressView
     from reflux.finetune import check_training_packages
-    from reflux.finetune.config import BaseConfig, read_distill_config
+    from reflux.finetune.configs.run import BaseConfig, read_distill_config
     from reflux.finetune.data.demonstrations import (
         MAX_TREES,
         check_demonstrations,

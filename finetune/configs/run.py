@@ -16,9 +16,9 @@ from pydantic import (
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
-from reflux.finetune.engine_config import BatchedConfig, EngineSpec, engine_spec
-from reflux.finetune.limits_config import GateConfig, SpendLimitConfig
-from reflux.finetune.task_config import STRICT, TaskConfig
+from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
+from reflux.finetune.configs.limits import GateConfig, SpendLimitConfig
+from reflux.finetune.configs.task import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.traces.recorded_client import RecordedClient

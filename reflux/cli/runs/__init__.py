@@ -1,0 +1,1 @@
+"""Commands of a run: its rounds, its students and its demonstrations."""
