@@ -52,6 +52,9 @@ class Answer:
     """The overseer ends the question with its answer."""
 
     text: str
+    reason: str = ""
+    """How it follows from the sub-answers: for the record, and for learned overseers, which write
+    it before the answer."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,8 @@ class ChatClient(Protocol):
 def step_to_json(step: Step) -> dict[str, Any]:
     """A step as plain JSON types, as in states and logs."""
     if isinstance(step, Answer):
-        return {"kind": "answer", "text": step.text}
+        reason = {"reason": step.reason} if step.reason else {}
+        return {"kind": "answer", "text": step.text} | reason
     if isinstance(step, Defer):
         return {"kind": "defer", "form": dict(step.form)}
     if isinstance(step, Chain):
@@ -248,7 +252,7 @@ def step_to_json(step: Step) -> dict[str, Any]:
 def step_from_json(data: Mapping[str, Any]) -> Step:
     """The inverse of `step_to_json`."""
     if data["kind"] == "answer":
-        return Answer(str(data["text"]))
+        return Answer(str(data["text"]), data.get("reason", ""))
     if data["kind"] == "defer":
         return Defer(data["form"])
     if data["kind"] == "chain":

@@ -8,6 +8,9 @@ demonstration shows how to divide, not how to combine.
      "ask": ["When was the Eiffel Tower built?", "When was Big Ben built?"],
      "answers": ["1889", "1859"], "answer": "Big Ben"}
 
+`reason`, such as `"1859 is earlier than 1889."`, says how the answer follows. A learned overseer
+writes it before the answer, and so learns to combine from fewer demonstrations.
+
 A sub-question may go to a tool of the overseer: `{"to": "calculator", "question": "205 - 838"}`.
 `"steps": [{"ask": …, "answers": …}, …]` in the place of `ask` and `answers` are several steps one
 after the other. An empty `ask` is a question that is not to be divided.
@@ -27,7 +30,7 @@ from reflux.agents.prompts import is_unicode
 from reflux.agents.types import REFERENCE, SubQuestion
 
 FORM = '{"question": "…", "ask": ["…", "…"], "answers": ["…", "…"], "answer": "…"}'
-KEYS = {"question", "ask", "answers", "steps", "answer"}
+KEYS = {"question", "ask", "answers", "steps", "reason", "answer"}
 
 
 def read_demonstrations(path: Path | str) -> Demonstrations:
@@ -91,8 +94,10 @@ def demonstration_of(body: Any) -> Demonstration:
     steps = [_step(each, question) for each in cast(list[Any], raw)]
     if steps[1:] and not all(step.ask for step in steps):
         raise ValueError("one of several steps asks nothing")
-    answer = _text(fields.get("answer", ""), "answer")
-    return Demonstration(question, tuple(step for step in steps if step.ask), answer)
+    answer, reason = (_text(fields.get(name, ""), name) for name in ("answer", "reason"))
+    if reason and not answer:
+        raise ValueError("it has a `reason` and no `answer`")
+    return Demonstration(question, tuple(step for step in steps if step.ask), answer, reason)
 
 
 def _without_rest(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class Demonstration:
     steps: tuple[DemoStep, ...]
     """None: the question is not to be divided."""
     answer: str = ""
+    reason: str = ""
+    """How the answer follows from the sub-answers."""
 
     @property
     def questions(self) -> list[str]:
@@ -109,7 +111,9 @@ class Demonstration:
             if following is not None:
                 examples.append((self.question, tuple(transcript), asking(following.ask)))
             elif self.answer:
-                examples.append((self.question, tuple(transcript), {"answer": self.answer}))
+                reason = {"reason": self.reason} if self.reason else {}
+                reply = reason | {"answer": self.answer}
+                examples.append((self.question, tuple(transcript), reply))
         return examples
 
     def to_json(self) -> dict[str, Any]:
@@ -118,8 +122,9 @@ class Demonstration:
         body: dict[str, Any] = {"steps": steps}
         if not steps[1:]:
             body = steps[0] if steps else {"ask": []}
-        answer = {"answer": self.answer} if self.answer else {}
-        return {"question": self.question, **body, **answer}
+        ends = {"reason": self.reason, "answer": self.answer}
+        ends = {name: text for name, text in ends.items() if text}
+        return {"question": self.question, **body, **ends}
 
 
 @dataclass(frozen=True, eq=False)

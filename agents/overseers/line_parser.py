@@ -57,6 +57,8 @@ class Listing:
     numbered: bool = False
     answer: str = ""
     """After the label `Answer:`; empty without one."""
+    before: str = ""
+    """What stands before that label."""
     reason: str | None = None
     """After the label `Indivisible:`."""
 
@@ -81,6 +83,7 @@ def read_list(text: str, limit: int) -> Listing:
         tuple(_from_zero(items)),
         numbered,
         answer.strip(EDGES),
+        text[: answers[-1].start()].strip() if answers else "",
         None if reasons is None else reasons[1].strip(EDGES),
     )
 

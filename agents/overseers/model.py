@@ -43,6 +43,7 @@ UNREADABLE = "unreadable"
 NOTHING_NEW = "asks nothing new"
 """How the note of an `Ask` of nothing begins: why the overseer leaves a question to the agent."""
 NOTE_CHARS = 300
+REASON_CHARS = 1_000
 FIRST = ("ask", "not_decomposable")
 PRIMITIVE = ("ask", "answer", "not_decomposable")
 LATER = ("ask", "answer")
@@ -209,7 +210,7 @@ class ModelOverseer:
         reply = await self._reply(context, prompt, retry, schema)
         reading = read_lines(reply.text) if in_lines else read_step(reply.text)
         if transcript and reading.answer is not None:
-            return Answer(reading.answer)
+            return Answer(reading.answer, cut(reading.before, REASON_CHARS))
         known = [exchange.question for exchange in transcript if exchange.answer is not None]
         questions = [addressed(sub, tools) for sub in reading.questions]
         batch = settle(questions, [question, *known], room)

@@ -99,11 +99,13 @@ def reply_text(reply: Mapping[str, Any], form: str, tools: Collection[str] = ())
             label = f"{name}: " if name in tools else ""
             asked.append({"question": label + sub["question"], "needs": sub["needs"]})
         reply = {"ask": asked}
-    if form == "json":
-        return json.dumps(reply, ensure_ascii=False)
+    if form == "json":  # Its schema has no place for a reason.
+        rest = {name: value for name, value in reply.items() if name != "reason"}
+        return json.dumps(rest, ensure_ascii=False)
     if "ask" in reply:
         texts = [" ".join(sub["question"].split()) for sub in reply["ask"]]
         counted = (REFERENCE.sub(lambda m: f"{{{int(m[1]) + 1}}}", text) for text in texts)
         return "\n".join(f"{number}. {text}" for number, text in enumerate(counted, 1))
-    label = "Answer" if "answer" in reply else "Indivisible"
-    return f"{label}: {next(iter(reply.values()))}"
+    if "answer" in reply:
+        return f"{reply.get('reason', '')}\nAnswer: {reply['answer']}".lstrip()
+    return f"Indivisible: {reply['not_decomposable']}"

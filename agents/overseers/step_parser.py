@@ -62,6 +62,9 @@ class Reading:
     """As the model gave them: they may repeat one another and need what is not there."""
     answer: str | None = None
     reason: str | None = None
+    """Why the question is not to be divided."""
+    before: str = ""
+    """What stands before the answer: how the model came to it."""
 
 
 NOTHING = Reading()
@@ -91,7 +94,8 @@ def read_lines(text: str) -> Reading:
         return reading
     listing = read_list(content, MAX_QUESTIONS)
     reason = None if listing.reason is None else _text(listing.reason) or "no reason given"
-    return Reading(_questions(list(listing.texts)), _text(listing.answer), reason)
+    before = "" if listing.texts else listing.before
+    return Reading(_questions(list(listing.texts)), _text(listing.answer), reason, before)
 
 
 def read_answer(text: str) -> str | None:

@@ -163,6 +163,7 @@ def _recorded(
         return "undivided", []
     nodes = {node.path: node for node in load_tree(store, revision).walk()}
     batches: list[tuple[Ask, list[str]]] = []
+    reason = ""
     steps = [(row, step_from_json(json.loads(row["completion"]))) for row in rows]
     attempts = [
         row["attempt"]
@@ -183,14 +184,16 @@ def _recorded(
                 if child and child.answer is not None and is_usable(child.status, child.answer)
             ]
             batches.append((step, known))
-        elif not isinstance(step, Answer):
+        elif isinstance(step, Answer):
+            reason = step.reason if step.text == answer else ""
+        else:
             return "a chain, or for a human", []
     direct = [
         node.question
         for path, node in nodes.items()
         if path.startswith(f"/{attempts[0]}.") and not node.children and _by_agent(node)
     ]
-    return _body(batches, answer), direct
+    return _body(batches, answer, reason), direct
 
 
 def _by_agent(node: Node) -> bool:
@@ -199,7 +202,9 @@ def _by_agent(node: Node) -> bool:
     return usable and node.votes > 0 and node.answered_by not in ("H", "human")
 
 
-def _body(batches: Sequence[tuple[Ask, list[str]]], answer: str) -> Mapping[str, Any] | str:
+def _body(
+    batches: Sequence[tuple[Ask, list[str]]], answer: str, reason: str
+) -> Mapping[str, Any] | str:
     """The steps of a demonstration, up to the first with an unknown answer."""
     asked = [(ask, answers) for ask, answers in batches if ask.subquestions]
     if not asked:
@@ -214,7 +219,7 @@ def _body(batches: Sequence[tuple[Ask, list[str]]], answer: str) -> Mapping[str,
         if len(answers) < len(ask.subquestions):
             return {"steps": steps}
         steps[-1]["answers"] = answers
-    return {"steps": steps, "answer": answer}
+    return {"steps": steps, "answer": answer, "reason": reason if answer else ""}
 
 
 @dataclass
@@ -298,7 +303,8 @@ async def from_script(task: Task, n: int, level: int, seed: int) -> Made:
         except Exception as error:  # noqa: BLE001 - an overseer is the user's code
             body = f"the script fails: {type(error).__name__}"
         else:
-            body = _body(batches, last.text if isinstance(last, Answer) else "")
+            end = last if isinstance(last, Answer) else Answer("")
+            body = _body(batches, end.text, end.reason)
             if isinstance(last, Chain | Defer):
                 body = "a chain, or for a human"
         made.add(question, f"by the script of {task.name}", body)

@@ -41,7 +41,7 @@ from reflux.graphs.traces.telemetry import NO_SPANS, Spans, process_spans
 def redacted_step(step: Step) -> Step:
     """A step without secrets."""
     if isinstance(step, Answer):
-        return Answer(redact(step.text))
+        return Answer(redact(step.text), redact(step.reason))
     if isinstance(step, Chain):
         return Chain(redact(step.first))
     if isinstance(step, Ask):
@@ -93,6 +93,11 @@ def completion_of(row: sqlite3.Row) -> Completion:
         reasoning=row["reasoning"] or "",
         notes=tuple(json.loads(row["notes"] or "[]")),
     )
+
+
+def _decided(text: str) -> dict[str, Any]:
+    """What a recorded step asks or answers: its reason may be put into other words."""
+    return {name: value for name, value in json.loads(text).items() if name != "reason"}
 
 
 class RecordedClient:
@@ -333,7 +338,7 @@ class RecordedClient:
             except ReplayError:  # Another process recorded it first.
                 if (row := self.store.find_call(key)) is None:
                     raise
-        if row["completion"] != text:
+        if _decided(row["completion"]) != _decided(text):
             raise ReplayError(
                 f"{overseer} took another step at {key} than the log holds; an overseer must "
                 "be deterministic, or its step must come from the log; use a new --run"

@@ -221,6 +221,7 @@ def _read_calls(
             node.answered_by = row["model"]
         elif isinstance(step := step_from_json(json.loads(row["completion"])), Answer):
             node.answer, node.status, node.answered_by = step.text, "unchecked", "H"
+            node.note = "; ".join(filter(None, (node.note, step.reason)))
         elif isinstance(step, Ask):
             node.note = step.note or node.note
             for index, subquestion in enumerate(step.subquestions):

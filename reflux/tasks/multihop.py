@@ -100,9 +100,12 @@ class Multihop(GymTask):
         known = [(city, country) for city, country in countries.items() if country]
         if len(transcript) == len(cities) and known:
             return Ask.of(*(f"{country} is a country in which continent?" for _, country in known))
-        for (city, _), exchange in zip(known, transcript[len(cities) :], strict=True):
-            if continent_in(exchange) == continent:
-                return Answer(city)
+        seen: list[str] = []
+        for (city, country), exchange in zip(known, transcript[len(cities) :], strict=True):
+            its = continent_in(exchange)
+            seen.append(f"{city}: {country}, {its or 'unknown'}.")
+            if its == continent:
+                return Answer(city, f"{' '.join(seen)} So {city} is in {continent}.")
         raise ValueError(
             f"according to the copies, none of {', '.join(cities)} lies in {continent}"
         )

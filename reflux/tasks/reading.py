@@ -150,10 +150,13 @@ class FamilyRelationships(GymTask):
 
     def script(self, parts: Family, transcript: Sequence[Exchange]) -> Step:
         """Ask for the sex of the person, then name the path."""
-        names = KIN[parts.path()]
+        path = parts.path()
+        names = KIN[path]
         if not transcript:
             return Ask.of(f"Is {parts.person} a male or a female name? Answer male or female.")
-        return Answer(names[SEXES.index(first_name(SEXES, text_of(transcript[0])))])
+        sex = first_name(SEXES, text_of(transcript[0]))
+        told = f"{parts.person} is the {path} of {parts.other}, and {sex}."
+        return Answer(names[SEXES.index(sex)], told)
 
     def extract(self, question: str, reply: str) -> str:
         return first_name([name for pair in KIN.values() for name in pair], reply)

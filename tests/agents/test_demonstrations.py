@@ -80,6 +80,7 @@ def test_a_file_that_is_written_reads_the_same(tmp_path: Path) -> None:
         ({"question": "q", "ask": [["a"]]}, "`ask` holds no text"),
         ({"question": "q", "ask": [{"question": "a", "tool": "b"}]}, "unknown key 'tool'"),
         ({"question": "q", "ask": ["a?"], "answers": ["1", "2"]}, "2 answers to 1 sub-questions"),
+        ({"question": "q", "ask": ["a?"], "reason": "r"}, "a `reason` and no `answer`"),
         ({"question": "q", "ask": ["a?", "b {7}?"]}, "refers to {7}, and its step has 2"),
         ({"question": "q", "ask": ["a {1}?", "b {0}?"]}, "not before it"),
         ({"question": "q", "ask": ["a?", "A?"]}, "repeats"),

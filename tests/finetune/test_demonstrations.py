@@ -42,7 +42,7 @@ def divide(question: str, transcript: Any, may_ask: bool) -> reflux.Step:
         return reflux.Ask.of(f"{terms[0]} + {terms[1]}")
     if len(transcript) == 1:
         return reflux.Ask.of(f"{transcript[0].answer} + {terms[2]}")
-    return reflux.Answer(transcript[-1].answer)
+    return reflux.Answer(transcript[-1].answer, "the second sum is the whole")
 
 
 async def asked(
@@ -86,6 +86,7 @@ def made_of(path: Path, n: int = 9, unchecked: bool = False, held_out: Any = ())
 FIRST = {
     "question": "2+3+4",
     "steps": [{"ask": ["2 + 3"], "answers": ["5"]}, {"ask": ["5 + 4"], "answers": ["9"]}],
+    "reason": "the second sum is the whole",
     "answer": "9",
 }
 

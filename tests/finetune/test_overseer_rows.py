@@ -1,6 +1,7 @@
 """Rows of a learned overseer name its tools, and end as its plans do; commands know its role."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,28 @@ def test_a_plan_that_ends_in_another_answer_is_written_step_by_step() -> None:
     }
     for answer, plan in (("No", False), ("America", True), ("", True)):
         assert overseer_rows([demonstration_of({**body, "answer": answer})]).style.plan is plan
+
+
+async def test_a_reason_is_learned_and_written_before_the_answer() -> None:
+    demo = demonstration_of(
+        {
+            "question": "Is Lima in Europe?",
+            "steps": [
+                {"ask": ["Lima is in which country?"], "answers": ["Peru"]},
+                {"ask": ["Peru is in which continent?"], "answers": ["America"]},
+            ],
+            "reason": "Peru is in America.",
+            "answer": "No",
+        }
+    )
+    made = overseer_rows([demo])
+    replies = {row.prompt[-1]["content"]: row.completion for row in made.rows}
+    assert [*replies.values()][-1] == "Peru is in America.\nAnswer: No"
+    answers = dict(zip(demo.questions[1:], ("Peru", "America"), strict=True))
+    client = ScriptedClient(lambda r: {**answers, **replies}[r.messages[-1][1]])
+    overseer = replace(learned_overseer(NAME), plan=False)
+    result = await reflux.amplify(demo.question, overseer, client=client, weighing=None)
+    assert (result.answer, result.tree.note) == ("No", "Peru is in America.")
 
 
 @pytest.mark.parametrize(
