@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 
+from benchmarks.default_model import model_name
 from benchmarks.plain_sft import Setting, train_plain
 from benchmarks.report import Claim, Report, middle, spread
 from benchmarks.training_rows import Rows, generate_greedy, rows_of
@@ -86,14 +86,6 @@ def main(config: Config) -> None:
             measure(config, model_name(base), base, folder / "students", report)
             report.rows.extend(limits(config, base, report))
     report.finish()
-
-
-def model_name(base: Base) -> str:
-    """The name that a GGUF gives its model, else that of its folder or its id at the Hub."""
-    if base.gguf is None:
-        return Path(base.name).name
-    named = gguf.GGUFReader(base.gguf).get_field("general.name")
-    return f"{named.contents() if named is not None else base.gguf.stem} (GGUF)"
 
 
 def family(name: str, folder: Path, config: Config) -> Base:

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import gguf
+
 from reflux.agents.clients.llama_cpp import EngineConfig, LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.finetune.bases import find_base
+from reflux.finetune.bases import Base, find_base
 from reflux.finetune.configs.run import BaseConfig, BatchedConfig
 from reflux.finetune.engine.client import BatchedClient
 
@@ -46,3 +48,14 @@ def open_model(name: str, context: int) -> BatchedClient | LlamaCppClient | _Scr
         raise ValueError(f"{name} is no file; give a GGUF")
     files = find_base(BaseConfig(model=name)).files()
     return BatchedClient(lambda _: files, BatchedConfig(context=context))
+
+
+def model_name(base: Base) -> str:
+    """The id of the default model; of another the name that a GGUF gives it, else that of its
+    folder or its id at the Hub."""
+    if not base.config.model:
+        return base.name
+    if base.gguf is None:
+        return Path(base.name).name
+    named = gguf.GGUFReader(base.gguf).get_field("general.name")
+    return f"{named.contents() if named is not None else base.gguf.stem} (GGUF)"

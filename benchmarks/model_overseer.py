@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.default_model import SCRIPTED, open_default_model
+from benchmarks.default_model import SCRIPTED, model_name, open_default_model
 from benchmarks.natural_tasks import Natural, natural_tasks
 from benchmarks.overseer_arms import (
     ARMS,
@@ -111,7 +111,7 @@ async def done(arm: str, natural: Natural, system: System, questions: Sequence[s
 
 async def measure(config: Config, client: ChatClient, scripts: Scripts, report: Report) -> None:
     """Every arm on every task; no arm sees what another one has cached."""
-    tasks, model = natural_tasks(), scripts.folder.base.name
+    tasks, model = natural_tasks(), model_name(scripts.folder.base)
     report.rows[:] = [
         row for row in report.rows if row["model"] != model or row["task"] not in config.tasks
     ]

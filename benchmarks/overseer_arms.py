@@ -28,7 +28,7 @@ from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
 from reflux.graphs.evals.best_of import BestOf
-from reflux.graphs.evals.task import task_context
+from reflux.graphs.evals.task import Split, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
@@ -79,7 +79,7 @@ class Scripts:
         items: list[Demonstration] = []
         for other in wanted:
             if other not in self._made:
-                self._made[other] = await self._make(scripted[other])
+                self._made[other] = await self.trees(scripted[other])
             items += self._made[other][: max(1, self.count // len(wanted))]
         return items
 
@@ -96,8 +96,11 @@ class Scripts:
             await asyncio.to_thread(distill, registry, plan, lambda *_: None, Event())
         return replace(learned_overseer(id), plan=made.style.plan)
 
-    async def _make(self, natural: Natural) -> Sequence[Demonstration]:
-        questions = natural.task.sample(self.count, natural.level, "train", self.seed)
+    async def trees(
+        self, natural: Natural, split: Split = "train", count: int | None = None
+    ) -> Sequence[Demonstration]:
+        """Those of one task; up to `count`, for questions of whose trees no answer came."""
+        questions = natural.task.sample(count or self.count, natural.level, split, self.seed)
         with scratch_context(self.client, self.seed) as base:
             system = Amplified(task_context(base, natural.task))
             origin = Origin("scripts", 0, "scripted", natural.task.name, "train")
