@@ -86,7 +86,9 @@ def _read(item: Any) -> list[Body]:
         known = "user, assistant, system, developer, tool"
         raise ValueError(f"a message has the role {name!r}; known are {known}")
     role = ROLES[name]
-    content = next((body[key] for key in ("content", "parts", "value", "text") if key in body), None)
+    content = next(
+        (body[key] for key in ("content", "parts", "value", "text") if key in body), None
+    )
     if name in ("function_call", "tool_call") and "from" in body:
         return [{"role": role, "content": "", "tool_calls": _requests(_loaded(content))}]
     if isinstance(content, list):
@@ -103,8 +105,11 @@ def _unwrapped(body: Body) -> Body:
         name = str(body["id"][-1]).removesuffix("Chunk")
         fields = dict(cast(Body, body["kwargs"]))
         role = CLASSES.get(name) or fields.get("role")
-    elif isinstance(body.get("data"), dict) and body.get("type") in ROLES:
-        fields, role = dict(cast(Body, body["data"])), body["type"]
+    elif isinstance(body.get("data"), dict) and "type" in body:
+        fields = dict(cast(Body, body["data"]))
+        role = fields.get("role") or CLASSES.get(
+            str(body["type"]).removesuffix("Chunk"), body["type"]
+        )
     elif "role" not in body and isinstance(body.get("content"), str | list) and "type" in body:
         fields, role = dict(body), body["type"]
     else:
@@ -114,7 +119,11 @@ def _unwrapped(body: Body) -> Body:
 
 
 def _without_empty(fields: Body) -> Body:
-    return {key: value for key, value in fields.items() if value not in (None, [], {}) or key == "content"}
+    return {
+        key: value
+        for key, value in fields.items()
+        if value not in (None, [], {}) or key == "content"
+    }
 
 
 def _of_parts(role: str, parts: list[Any], body: Body) -> list[Body]:
@@ -151,16 +160,20 @@ def _content(parts: Sequence[Any]) -> Any:
     if not parts:
         return ""
     only = cast(Body, parts[0]) if len(parts) == 1 else {}
-    return only["text"] if only.get("type") == "text" and set(only) == {"type", "text"} else list(parts)
+    return (
+        only["text"]
+        if only.get("type") == "text" and set(only) == {"type", "text"}
+        else list(parts)
+    )
 
 
 def _message(
     role: str, content: Any, body: Body, calls: Sequence[Body] = (), thoughts: str = ""
 ) -> Body:
     message: Body = {"role": role, "content": content}
-    more = [*calls, *_requests(body.get("tool_calls"))]
+    more = [*calls, *_requests(body.get("tool_calls")), *_requests(body.get("invalid_tool_calls"))]
     # LangChain repeats the calls of a message in its content and in its fields.
-    calls = list({json.dumps(call, sort_keys=True): call for call in more}.values())
+    calls = list({call["id"] or str(call["function"]): call for call in more}.values())
     if not calls and isinstance(body.get("function_call"), dict):  # OpenAI's first form.
         calls = _requests(body["function_call"])
     if role == "assistant" and calls:
@@ -178,7 +191,9 @@ def _result(part: Body) -> Body:
     """A tool's result as a message."""
     keys = ("content", "response", "result", "output")
     content: Any = next((part[key] for key in keys if part.get(key) is not None), "")
-    if isinstance(content, list) and all(isinstance(each, Mapping) for each in cast(list[Any], content)):
+    if isinstance(content, list) and all(
+        isinstance(each, Mapping) for each in cast(list[Any], content)
+    ):
         content = _of_parts("tool", cast(list[Any], content), {})[0]["content"]
     text = content if isinstance(content, str | list) else json.dumps(content)
     id = part.get("tool_use_id") or part.get("call_id") or part.get("id")
@@ -235,12 +250,18 @@ def _joined(messages: Sequence[Body]) -> list[Body]:
     for message in messages:
         last = joined[-1] if joined else {}
         both = message["role"] == last.get("role") == "assistant"
-        follows = not message["content"] and ("tool_calls" in message or "reasoning_content" in message)
-        only_thoughts = both and set(last) == {"role", "content", "reasoning_content"} and not last["content"]
+        follows = not message["content"] and (
+            "tool_calls" in message or "reasoning_content" in message
+        )
+        only_thoughts = (
+            both and set(last) == {"role", "content", "reasoning_content"} and not last["content"]
+        )
         if both and (only_thoughts or (follows and "weight" not in last)):
             calls = [*last.get("tool_calls", ()), *message.get("tool_calls", ())]
             content = last["content"] or message["content"]
-            joined[-1] = last | message | {"content": content} | ({"tool_calls": calls} if calls else {})
+            joined[-1] = (
+                last | message | {"content": content} | ({"tool_calls": calls} if calls else {})
+            )
         else:
             joined.append(message)
     return joined
@@ -294,7 +315,9 @@ def chat_tools(value: Any) -> list[Body]:
     return tools
 
 
-def reply_of(message: Body, usage: Any = None, finish: str = "", logprobs: Any = None) -> Completion:
+def reply_of(
+    message: Body, usage: Any = None, finish: str = "", logprobs: Any = None
+) -> Completion:
     """An assistant's message as a reply; `usage` in the words of any program."""
     counts = cast(Body, usage) if isinstance(usage, Mapping) else {}
     calls = [
@@ -305,7 +328,9 @@ def reply_of(message: Body, usage: Any = None, finish: str = "", logprobs: Any =
     return Completion(
         text=content if isinstance(content, str) else text_of(content),
         prompt_tokens=_count(counts, "prompt_tokens", "input_tokens", "input", "promptTokens"),
-        completion_tokens=_count(counts, "completion_tokens", "output_tokens", "output", "completionTokens"),
+        completion_tokens=_count(
+            counts, "completion_tokens", "output_tokens", "output", "completionTokens"
+        ),
         finish_reason=finish_word(finish) if finish else "tool_calls" if calls else "stop",
         logprobs=read_logprobs(logprobs),
         tool_calls=tuple(calls),
