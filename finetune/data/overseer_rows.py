@@ -19,7 +19,7 @@ from reflux.agents.overseers.model import concluded
 from reflux.agents.overseers.step_forms import LEARNED, StepStyle, reply_text
 from reflux.agents.prompts import Example, step_prompt
 from reflux.agents.types import Message
-from reflux.finetune.data.rows import Row
+from reflux.finetune.data.rows import Row, reply_of
 from reflux.graphs.amplify.weighing import agree
 
 FANOUT, CHARS = 8, 4_000
@@ -109,7 +109,7 @@ def _row(example: Example, style: StepStyle, task: str, tools: Collection[str], 
     prompt: list[Message] = [{"role": turn[0], "content": turn[1]} for turn in turns]
     return Row(
         prompt=tuple(prompt),
-        completion=reply_text(reply, style.form, tools),
+        completion=reply_of(reply_text(reply, style.form, tools)),
         question=question,
         task=task,
         provenance={"trajectory": "", "source": source},

@@ -1,7 +1,8 @@
 """Training rows out of accepted trajectories, human corrections and files.
 
-A row is what TRL takes, `{"prompt": [messages], "completion": [messages]}`; its provenance stands
-beside it. No row holds a true answer: trajectories have none.
+A row is what TRL takes, `{"prompt": [messages], "completion": [messages]}`, with `"tools"` where the
+model had some; its provenance stands beside it. The loss counts the assistant's messages of the
+completion, without those of `"weight": 0`. No row holds a true answer: trajectories have none.
 
 A run's rows are the overseer's own answers to its primitives, the accepted answers of the
 amplified system, the base's answers to the anchor, and corrections. Answers in a chat or at the
@@ -22,20 +23,25 @@ from reflux.agents.errors import MissingError, RefluxError, UsageError, pip_inst
 from reflux.agents.files import replacing, write_whole
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Message
+from reflux.finetune.data.conversations import read_rows
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
 from reflux.graphs.traces.store import TraceStore
 
 Form = Literal["prompt-completion", "messages", "preference"]
+Turn = Mapping[str, Any]
+"""A message of the chat protocol: `role`, `content`, and `tool_calls`, `tool_call_id`, `name`,
+`reasoning_content`, `weight` where it has them."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One training example."""
 
-    prompt: tuple[Message, ...]
-    completion: str
+    prompt: tuple[Turn, ...]
+    completion: tuple[Turn, ...]
+    """From the first reply that is learned to the last, with tool results and users between."""
     question: str
     """Text of the question, for the leak check."""
     task: str
@@ -43,11 +49,23 @@ class Row:
     """Trajectory, node path, run, round, system and model digests."""
     rejected: str | None = None
     """Another answer to the question, which a check refused or a human replaced."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Those that the model could call, as requests list them."""
 
     def train(self) -> dict[str, Any]:
         """The row in TRL's conversational prompt-completion form."""
-        completion = [{"role": "assistant", "content": self.completion}]
-        return {"prompt": list(self.prompt), "completion": completion}
+        body = {"prompt": list(self.prompt), "completion": list(self.completion)}
+        return {**body, "tools": list(self.tools)} if self.tools else body
+
+    @property
+    def reply(self) -> str:
+        """The text of the last message."""
+        return str(self.completion[-1].get("content") or "")
+
+
+def reply_of(text: str) -> tuple[Turn, ...]:
+    """The completion that is one plain reply."""
+    return ({"role": "assistant", "content": text},)
 
 
 def run_rows(store: TraceStore, task: Task, last_round: int = 10**6) -> tuple[list[Row], list[Row]]:
@@ -148,7 +166,7 @@ def _row(node: Any, system_prompt: Callable[[str], str], rejected: str | None) -
     models = node["models"].split(",") if node["models"] else []
     return Row(
         prompt=tuple(messages(node["text"], system_prompt(node["task"]))),
-        completion=node["answer"],
+        completion=reply_of(node["answer"]),
         question=node["text"],
         task=node["task"],
         provenance={"trajectory": node["id"], **provenance, "models": models},
@@ -280,47 +298,9 @@ def _write_parquet(path: Path, bodies: list[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Prompt and completion rows from a JSONL file of plain texts or messages.
+    """The rows of a JSONL file.
 
     Raises:
-        UsageError: no file, no rows, or an invalid line, with its number.
+        UsageError: as `read_rows`.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-    rows: list[dict[str, Any]] = []
-    # `splitlines` would also split at U+2028, which JSON allows inside a string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_conversation(json.loads(line)))
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise UsageError(
-                f"{path}, line {number}: not a row ({error}); each line is a JSON object with "
-                '"prompt" and "completion", or with "messages"'
-            ) from error
-    if not rows:
-        raise UsageError(f"{path} holds no rows")
-    return rows
-
-
-def _conversation(body: dict[str, Any]) -> dict[str, Any]:
-    """A line's object as TRL's conversational prompt-completion row."""
-    if "messages" in body:
-        prompt, completion = body["messages"][:-1], body["messages"][-1:]
-    else:
-        prompt, completion = body["prompt"], body["completion"]
-    if isinstance(prompt, str):
-        prompt = messages(prompt)
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
-    for message in [*prompt, *completion]:
-        if not isinstance(message["content"], str) or not isinstance(message["role"], str):
-            raise TypeError("role and content must be text")
-    if not completion:
-        raise ValueError("the completion is empty")
-    return {"prompt": prompt, "completion": completion}
+    return list(read_rows(path))

@@ -35,7 +35,7 @@ def rows(store: TraceStore) -> list[Row]:
 
 
 def learned(store: TraceStore) -> list[tuple[str, str | None]]:
-    return [(row.completion, row.rejected) for row in rows(store)]
+    return [(row.reply, row.rejected) for row in rows(store)]
 
 
 async def test_an_edited_trajectory_is_one_row_with_the_recomputed_root(store: TraceStore) -> None:
@@ -43,9 +43,9 @@ async def test_an_edited_trajectory_is_one_row_with_the_recomputed_root(store: T
     assert learned(store) == [("X+Y", None)]
     await override(context, Q, "/0.0.0", "why")
     (row,) = rows(store)
-    assert (row.completion, row.provenance["trajectory"]) == ("why+Y", f"{Q}~1")
+    assert (row.reply, row.provenance["trajectory"]) == ("why+Y", f"{Q}~1")
     await override(context, Q, "/0.0.1", "not")
-    assert [row.completion for row in rows(store)] == ["why+not"]
+    assert [row.reply for row in rows(store)] == ["why+not"]
 
 
 async def test_the_answer_that_an_edit_replaced_is_the_rejected_one_of_a_pair(
@@ -93,7 +93,7 @@ async def test_an_edited_answer_of_a_chat_is_a_row_and_an_unedited_one_is_not(
     assert list(corrections(store, Addition())) == []
     await override(context, again.id, "/0.0.0", "why")
     row, _ = corrections(store, Addition())
-    assert (row.question, row.completion, row.rejected) == ("root", "why+Y", "X+Y")
+    assert (row.question, row.reply, row.rejected) == ("root", "why+Y", "X+Y")
 
 
 @pytest.mark.parametrize("source", [TRAIN, CHAT])
@@ -105,7 +105,7 @@ async def test_a_sub_question_that_a_human_answered_is_a_row_of_its_own(
     await override(context, root, "/0.0.1", "not")
     await override(context, root, "/0.0.0", "because")
     parts = [row for row in corrections(store, Addition()) if row.question != "root"]
-    assert [(row.question, row.completion, row.rejected) for row in parts] == [
+    assert [(row.question, row.reply, row.rejected) for row in parts] == [
         ("x", "because", "why"),
         ("y", "not", "Y"),
     ]
