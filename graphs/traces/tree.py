@@ -7,20 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.agents.errors import EndpointError, UsageError
+from reflux.agents.errors import UsageError
 from reflux.agents.types import Answer, Ask, Step, SubQuestion, step_from_json
 from reflux.graphs.traces.database import NODE_ENDED, STOPPED, Rows
 from reflux.graphs.traces.revisions import before, first_of
 from reflux.graphs.traces.store import TraceStore, chains
+from reflux.graphs.traces.trajectories import UNFINISHED
 
 TRUNCATED_PART = "the token limit cut a sub-answer"
 """The note of a node with a truncated child."""
-FAILED = ("error", "refused")
-"""How the `finish_reason` of a call begins that failed at its endpoint."""
 NO_PRICES: Mapping[str, Price] = {}
 BY_PREFIX = """
 SELECT id, text FROM questions WHERE id > :q AND id < :q || char(1114111)
   AND substr(id, 1, length(:q)) = :q AND (revises IS NULL OR instr(:q, '~')) LIMIT 2
+"""
+LAST_CALL = """
+SELECT role, completion FROM calls WHERE question = ? AND path = ? AND error IS NULL
+ORDER BY step DESC, id DESC LIMIT 1
 """
 WAS_STOPPED = f"SELECT {STOPPED} FROM questions q WHERE q.id = ?"  # noqa: S608 - a constant of ours
 
@@ -136,6 +139,7 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
         node.calls += link_calls
         node.tokens += tokens
     _read_judgements(store, root_id, nodes)
+    is_foreign = _complete_foreign(store, root_id, nodes)
     if nodes[""].status == "running" and next(store.select(WAS_STOPPED, (root_id,)))[0]:
         for node in nodes.values():
             node.status = "stopped" if node.status == "running" else node.status
@@ -151,11 +155,28 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
             needed = {need: nodes.get(f"{batch}.{need}") for need in needs}
             answers = {n: node.answer for n, node in needed.items() if node and node.answer}
             nodes[path].question = subquestions[path].filled(answers)
-    limits = _limits_of(store, root_id)
-    for node in nodes.values():
+    limits = {} if is_foreign else _limits_of(store, root_id)
+    for node in nodes.values() if not is_foreign else ():
         _name_decompositions(node)
         node.division = _division(node, limits.get("depth"))
     return nodes[""]
+
+
+def _complete_foreign(store: Rows, root_id: str, nodes: dict[str, Node]) -> bool:
+    """Whether a trajectory is any program's; its nodes then are named after those of its graph,
+    and answer with what their last call said."""
+    ((source,),) = store.select("SELECT source FROM questions WHERE id = ?", (root_id,))
+    for path in [*nodes] if source is not None else ():
+        for end in (i for i, char in enumerate(path) if char == "/"):
+            nodes.setdefault(path[:end], Node(path[:end], ""))
+    for path, node in nodes.items() if source is not None else ():
+        last = next(store.select(LAST_CALL, (root_id, path)), None)
+        if path and last is not None:
+            node.question = node.question or last["role"]
+            node.answer = node.answer if node.answer is not None else last["completion"]
+        node.status = UNFINISHED if not path and node.status == "running" else node.status
+        node.status = "unchecked" if path and node.status == "running" else node.status
+    return source is not None
 
 
 def _limits_of(store: Rows, root_id: str) -> dict[str, Any]:
@@ -292,36 +313,6 @@ def tokens_of(store: Rows, question: str) -> tuple[int, int]:
 
 def _order(path: str) -> list[tuple[int, ...]]:
     return [tuple(int(n) for n in part.split(".")) for part in path.split("/")[1:]]
-
-
-def last_call_id(store: TraceStore) -> int:
-    """The number of the newest call on record; 0 before the first."""
-    ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
-    return number
-
-
-def find_failure(store: TraceStore, question: str, after: int = 0) -> EndpointError | None:
-    """The newest failure of a question's calls after a call's number; None if all got replies.
-
-    A failure that may pass goes before a refusal: the question may end otherwise next time.
-    """
-    calls = list(
-        store.select(
-            "SELECT error, finish_reason FROM calls"
-            " WHERE question=? AND id > ? AND kind IN ('model', 'graph') ORDER BY id",
-            (question, after),
-        )
-    )
-    failures = [row for row in calls if (row["finish_reason"] or "").startswith(FAILED)]
-    if not failures:
-        return None
-    transient = [row for row in failures if row["finish_reason"].startswith("error")]
-    row = (transient or failures)[-1]
-    status = row["finish_reason"].partition(" ")[2]
-    error = EndpointError(row["error"])
-    error.refused, error.status = not transient, int(status) if status else None
-    error.is_last = calls[-1] is failures[-1]
-    return error
 
 
 def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step]]]:

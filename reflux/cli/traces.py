@@ -22,6 +22,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
     from reflux.graphs.traces.review import WAITING
     from reflux.graphs.traces.revisions import NEWEST, newest
+    from reflux.graphs.traces.trajectories import UNFINISHED
     from reflux.graphs.traces.tree import find_question, load_tree
     from reflux.report.terminal import (
         ERR,
@@ -40,7 +41,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     LIST_QUERY = f"""
     SELECT q.id, q.round, q.system, q.split, q.text,
-      coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped' END) AS status,
+      q.source, coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped'
+        WHEN q.source IS NOT NULL THEN '{UNFINISHED}' END) AS status,
       j.detail ->> 'answer' AS answer,
       EXISTS (SELECT 1 FROM judgements j WHERE j.question = q.id AND {WAITING}) AS waits,
       (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model')
@@ -53,7 +55,9 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     ORDER BY q.created DESC LIMIT :limit
     """  # noqa: S608 - only constants are formatted in
 
-Status = Literal["ok", "unchecked", "truncated", "rejected", "failed", "over_budget", "stopped"]
+Status = Literal[
+    "ok", "unchecked", "truncated", "rejected", "failed", "over_budget", "stopped", "unfinished"
+]
 MAX_CHARS = 60
 """Characters of a question or an answer in the list."""
 
@@ -73,7 +77,9 @@ def list_traces(
     with closing(open_existing(run).store()) as store:
         rows = [dict(row) for row in store.select(LIST_QUERY, filters)]
         if not rows and (system or status):
-            found = store.select("SELECT DISTINCT system, split, round FROM questions LIMIT 1000")
+            found = store.select(
+                "SELECT DISTINCT system, split, round, source FROM questions LIMIT 1000"
+            )
             known = dict.fromkeys(_system(dict(row)).split(", ")[0] for row in found)
             say(f"no such trajectory in {run}; its systems: {', '.join(known) or 'none'}", ERR)
     headings = ("trajectory", "system", "question", "answer", "status", "calls")
@@ -98,6 +104,8 @@ def _short(text: str) -> str:
 
 def _system(row: Mapping[str, Any]) -> str:
     """`amplified, round 1, held_out`; questions outside a run of rounds have no round."""
+    if row["source"] is not None:
+        return f"recorded, {row['source']}"
     if row["split"] == "asked":
         return "asked"  # Its system is a generated id.
     if match := re.fullmatch(r"eval-(.+)-[0-9a-f]{12}-(\d+)(\+\d+)?", row["system"]):
