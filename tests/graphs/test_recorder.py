@@ -48,7 +48,9 @@ class Model(BaseChatModel):
         return {"model": self.model_name}
 
     def bind_tools(self, tools: Any, **options: Any) -> Any:
-        return cast(Any, self).bind(tools=[convert_to_openai_tool(each) for each in tools], **options)
+        return cast(Any, self).bind(
+            tools=[convert_to_openai_tool(each) for each in tools], **options
+        )
 
     def _reply(self, messages: list[BaseMessage], tools: Any) -> AIMessage:
         if self.fails:
@@ -80,7 +82,7 @@ class Streaming(Model):
         for word in ("one ", "two ", "three"):
             if self.breaks and word == "three":
                 raise ConnectionError("reset by peer")
-            yield ChatGenerationChunk(message=AIMessageChunk(word))
+            yield ChatGenerationChunk(message=AIMessageChunk(content=word))
 
 
 @tool

@@ -23,7 +23,7 @@ from reflux.agents.types import Completion, ToolCall
 Body = dict[str, Any]
 ROLES = {
     **dict.fromkeys(("user", "human", "input"), "user"),
-    **dict.fromkeys(("assistant", "ai", "gpt", "model", "chatgpt", "bot", "AIMessageChunk"), "assistant"),
+    **dict.fromkeys(("assistant", "ai", "gpt", "model", "chatgpt", "bot"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
     "system": "system",
