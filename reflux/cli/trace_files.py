@@ -13,7 +13,7 @@ from reflux.cli.contract import DEFAULT_RUN, Json, RunDir
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from contextlib import closing
 
-    from rich.console import Group
+    from rich.console import Group, RenderableType
 
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.traces.database import reading
@@ -68,7 +68,7 @@ def _view(report: Import, run: Path, dry_run: bool) -> Group:
     if report.known:
         lines.append(f"{report.known} were on the record already")
     lines += [f"{count}: {remark}" for remark, count in report.remarks.most_common()]
-    parts = [plain(line) for line in lines]
+    parts: list[RenderableType] = [plain(line) for line in lines]
     if report.left_out:
         rows = [(str(count), why, first) for why, (count, first) in report.left_out.items()]
         parts.append(table_of(("left out", "why", "the first one"), rows))

@@ -54,7 +54,7 @@ ANTHROPIC = [
     {"role": "assistant", "content": [{"type": "text", "text": "Cold."}]},
 ]  # fmt: skip
 RESPONSES = [
-    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "How is Lima?"}]},
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "How is Lima?"}]},  # noqa: E501
     {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "weather",
      "arguments": '{"city": "Lima"}'},
     {"type": "function_call_output", "call_id": "c1", "output": "12 C"},
@@ -95,7 +95,7 @@ LANGFUSE = [
     {"id": "w", "traceId": "t1", "type": "TOOL", "name": "weather", "parentObservationId": "root",
      "startTime": "2026-01-05T10:00:01.000Z", "input": {"city": "Lima"}, "output": "12 C"},
 ]  # fmt: skip
-LANGFUSE_SCORE = {"id": "s", "traceId": "t1", "name": "helpful", "value": 0.75, "dataType": "NUMERIC",
+LANGFUSE_SCORE = {"id": "s", "traceId": "t1", "name": "helpful", "value": 0.75, "dataType": "NUMERIC",  # noqa: E501
                   "source": "ANNOTATION", "comment": "short"}  # fmt: skip
 
 
@@ -115,9 +115,7 @@ def otlp(*spans: dict[str, Any]) -> dict[str, Any]:
     return {"resourceSpans": [{"scopeSpans": [{"spans": list(spans)}]}]}
 
 
-def span(
-    id: str, parent: str = "", at: int = 1, events: Any = (), **attributes: Any
-) -> dict[str, Any]:
+def span(id: str, events: Any = (), **attributes: Any) -> dict[str, Any]:
     """A span in OTLP JSON."""
 
     def value(given: Any) -> dict[str, Any]:
@@ -126,14 +124,14 @@ def span(
         return {"intValue": str(given)} if isinstance(given, int) else {"stringValue": given}
 
     listed = [{"key": k.replace("__", "."), "value": value(v)} for k, v in attributes.items()]
-    time = {"startTimeUnixNano": str(at * 10**9), "endTimeUnixNano": str((at + 1) * 10**9)}
-    return {"traceId": "a1", "spanId": id, "parentSpanId": parent, "name": id, **time,
+    time = {"startTimeUnixNano": "1000000000", "endTimeUnixNano": "2000000000"}
+    return {"traceId": "a1", "spanId": id, "parentSpanId": "", "name": id, **time,
             "attributes": listed, "events": list(events)}  # fmt: skip
 
 
 def event(name: str, **attributes: str) -> dict[str, Any]:
     return {"name": name, "attributes": [
-        {"key": key, "value": {"stringValue": value}} for key, value in attributes.items()]}  # fmt: skip
+        {"key": key, "value": {"stringValue": value}} for key, value in attributes.items()]}  # fmt: skip  # noqa: E501
 
 
 CHAT = {"gen_ai__operation__name": "chat", "gen_ai__request__model": "gpt-x"}
@@ -187,7 +185,7 @@ FORMS: dict[str, tuple[str, Any]] = {
         ASKED, {"role": "assistant", "content": None, "function_call": CALL["function"]},
         {"role": "function", "name": "weather", "content": "12 C"}, SAID]}),
     "stored completion": ("openai", {"object": "chat.completion", "id": "x", "model": "gpt-x",
-        "messages": WHOLE[:4], "tools": [TOOL], "usage": {"prompt_tokens": 9, "completion_tokens": 2},
+        "messages": WHOLE[:4], "tools": [TOOL], "usage": {"prompt_tokens": 9, "completion_tokens": 2},  # noqa: E501
         "choices": [{"message": SAID, "finish_reason": "stop"}]}),
     "stored response": ("openai", {"object": "response", "id": "x", "model": "gpt-x",
         "input": RESPONSES[:3], "output": RESPONSES[3:], "tools": [TOOL["function"] | {
@@ -204,7 +202,7 @@ FORMS: dict[str, tuple[str, Any]] = {
     "langsmith": ("langsmith", RUN | {"inputs": {"messages": [LANGCHAIN]}, "outputs": {
         "generations": [[{"text": "Cold.", "message": lc("AIMessage", content="Cold.")}]]}}),
     "langsmith openai": ("langsmith", RUN | {"inputs": {"messages": WHOLE[1:4]}, "outputs": {
-        "choices": [{"message": SAID}], "usage_metadata": {"input_tokens": 9, "output_tokens": 2}}}),
+        "choices": [{"message": SAID}], "usage_metadata": {"input_tokens": 9, "output_tokens": 2}}}),  # noqa: E501
     "otel": ("opentelemetry", otlp(span("s", **CHAT, **{
         "gen_ai__input__messages": json.dumps(GENAI),
         "gen_ai__output__messages": json.dumps([
@@ -303,7 +301,7 @@ def test_a_conversation_is_a_call_for_each_reply(tmp_path: Path) -> None:
         ({"messages": [*WHOLE, ASKED], "tools": [TOOL]}, HALF),
         ({"messages": [{"role": "user", "content": [PICTURE]}, SAID]}, IMAGES),
         ({"messages": [ASKED, RESULT, SAID]}, "tool results without the call that they answer"),
-        ({"messages": [ASKED, {**SAID, "weight": 0}, ASKED, SAID]}, "replies of weight 0 are context alone"),
+        ({"messages": [ASKED, {**SAID, "weight": 0}, ASKED, SAID]}, "replies of weight 0 are context alone"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_what_is_odd_comes_in_and_is_said(row: Any, remark: str, tmp_path: Path) -> None:
@@ -318,12 +316,12 @@ def test_what_is_odd_comes_in_and_is_said(row: Any, remark: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("row", "answer", "refused"),
     [
-        ({"prompt": [ASKED], "chosen": [SAID], "rejected": [{**SAID, "content": "Hot."}]}, "Cold.", "Hot."),
+        ({"prompt": [ASKED], "chosen": [SAID], "rejected": [{**SAID, "content": "Hot."}]}, "Cold.", "Hot."),  # noqa: E501
         ({"prompt": "How is Lima?", "chosen": "Cold.", "rejected": "Hot."}, "Cold.", "Hot."),
-        ({"chosen": [ASKED, SAID], "rejected": [ASKED, {**SAID, "content": "Hot."}]}, "Cold.", "Hot."),
+        ({"chosen": [ASKED, SAID], "rejected": [ASKED, {**SAID, "content": "Hot."}]}, "Cold.", "Hot."),  # noqa: E501
         ({"input": {"messages": [ASKED]}, "preferred_output": [SAID],
           "non_preferred_output": [{**SAID, "content": "Hot."}]}, "Cold.", "Hot."),
-        ({"instruction": "How is Lima?", "input": "", "chosen": "Cold.", "rejected": "Hot."}, "Cold.", "Hot."),
+        ({"instruction": "How is Lima?", "input": "", "chosen": "Cold.", "rejected": "Hot."}, "Cold.", "Hot."),  # noqa: E501
         ({"conversations": SHAREGPT[:1], "chosen": SHAREGPT[3],
           "rejected": {"from": "gpt", "value": "Hot."}}, "Cold.", "Hot."),
     ],
@@ -381,9 +379,11 @@ def test_langsmith_as_its_own_client_makes_it(tmp_path: Path) -> None:
     collector = RunCollectorCallbackHandler()
     nested_graph().invoke(asking("all"), {"callbacks": [collector], "metadata": {"user": "u"}})
     (run,) = collector.traced_runs
-    file = tmp_path / "runs.json"
-    file.write_text(run.model_dump_json() if hasattr(run, "model_dump_json") else run.json())
-    report, (one,) = imported(tmp_path, file)
+    runs = [run]
+    for each in runs:  # It grows.
+        runs += each.child_runs
+    lines = [json.loads(each.model_dump_json(fallback=str)) for each in runs]
+    report, (one,) = imported(tmp_path, write(tmp_path / "runs.jsonl", lines[::-1], lines=True))
     assert sorted({call.path for call in one.calls}) == ["", "/0.2.0", "/0.2.1", "/0.2.2"]
     assert {call.node for call in one.calls} == {"plan", "agent", "tools"}
     assert one.metadata["user"] == "u" and report.remarks == {}
@@ -452,13 +452,13 @@ def test_inspect_scores_errors_limits_and_agents(tmp_path: Path) -> None:
     [
         ('{"text": "once upon a time"}\n', "it looks like texts for pre-training"),
         ('{"question": "1?", "answer": "1"}\n', "`reflux eval --data` takes"),
-        ('{"a": 1, "b": 2}\n', r"nothing in it is a conversation or a span \(keys of line 1: a, b\)"),
+        ('{"a": 1, "b": 2}\n', r"nothing in it is a conversation or a span \(keys of line 1: a, b\)"),  # noqa: E501
         ("question,answer,score\n1,2,3\n", "it looks like CSV or a table"),
         ("hello\n", "it looks like plain text"),
         ("<html>", "it looks like HTML or XML"),
         ("", "is empty"),
         ('{"messages": [\n{"role": "us', "is no whole JSON"),
-        ("PK\x03\x04 nothing", "no whole log of Inspect|zip file"),
+        ("PK\x03\x04 nothing", "no whole log of Inspect"),
         ('[]\n', "it holds no objects"),
     ],
 )  # fmt: skip

@@ -52,7 +52,7 @@ def items_of(path: Path) -> Iterator[Item]:
         raise UsageError(f"there is no file {path}")
     with path.open("rb") as file:
         start = file.read(16)
-    if path.suffix == ".eval" or (start[:4] == b"PK\x03\x04" and _is_inspect(path)):
+    if path.suffix == ".eval" or start[:4] == b"PK\x03\x04":
         for name, body in inspect_logs.samples_in(path):
             yield Item(name, body)
     elif start[:4] == b"PAR1":
@@ -63,11 +63,6 @@ def items_of(path: Path) -> Iterator[Item]:
             raise UsageError(f"{path} is of no known form: it looks like {kind}")
         with _opened(path, start[:2] == b"\x1f\x8b") as file:
             yield from _of_text(path, file)
-
-
-def _is_inspect(path: Path) -> bool:
-    with zipfile.ZipFile(path) as file:
-        return any(name.startswith("samples/") for name in file.namelist())
 
 
 @contextmanager
@@ -86,7 +81,7 @@ def _of_text(path: Path, file: IO[bytes]) -> Iterator[Item]:
     rest = file.readline()
     if isinstance(head, Exception) and first.lstrip()[:1] in (b"{", b"["):
         # One value over many lines, or a first line that is broken.
-        if not rest.lstrip().startswith(b"{"):
+        if first.strip() in (b"{", b"[") or isinstance(_loads(rest), Exception):
             whole = _loads(first + rest + file.read())
             if isinstance(whole, Exception):
                 raise UsageError(f"{path} is no whole JSON: {whole}; export it again")

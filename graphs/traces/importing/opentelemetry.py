@@ -275,16 +275,14 @@ def _event_role(event: Body) -> str:
 
 
 def _event_body(event: Body) -> Body:
-    body = loaded(event.get("body"))
-    inner = body if isinstance(body, dict) else {}
+    """What an event says, in its body or in its attributes."""
     named = {k.removeprefix("gen_ai.event."): v for k, v in event["attributes"].items()}
-    content = loaded(named.get("gen_ai.event.content") or named.get("content"))
-    more = content if isinstance(content, dict) else {}
-    return {
-        **{k: loaded(v) if k in ("tool_calls", "message") else v for k, v in named.items()},
-        **more,
-        **inner,
-    }
+    content = loaded(named.get("content"))  # The whole event, as JSON.
+    body = loaded(event.get("body"))
+    fields: Body = {}
+    for each in (named, content, body):
+        fields |= cast(Body, each) if isinstance(each, dict) else {}
+    return {k: loaded(v) if k in ("tool_calls", "message") else v for k, v in fields.items()}
 
 
 def _event_message(event: Body) -> Body:
