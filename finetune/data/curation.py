@@ -79,7 +79,9 @@ class CuratedRows(Sequence[Mapping[str, Any]]):
 
     def __init__(self, seed: int = 0) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="reflux-rows-")
-        self._database = sqlite3.connect(Path(self._folder.name) / "rows.db")
+        self._database = sqlite3.connect(
+            Path(self._folder.name) / "rows.db", check_same_thread=False
+        )
         self._database.executescript(SCHEMA)
         self._seed = seed
         self.digest = ""

@@ -1,4 +1,4 @@
-"""What a training would learn from: how many rows of which origin, how long, and what of them counts.
+"""What a training would learn from: rows by origin, how long they are, and what of them counts.
 
 Lengths are counted and examples rendered by the base's own tokenizer and template, as in training.
 Of many rows a sample spread over all of them is measured.
@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
-from reflux.agents.errors import UsageError
 from reflux.finetune.data.curation import Counts
-from reflux.finetune.train.encoding import IGNORED, REFUSALS, Row, check_tools, encode
+from reflux.finetune.train.encoding import IGNORED, encode_rows
 
 MEASURED = 10_000
 """Rows whose tokens are counted, at most."""
@@ -99,7 +98,7 @@ def data_report(
         wants_example = shown[node] < PER_KIND and (node in shown or len(shown) < MAX_KINDS)
         if index % step and not wants_example:
             continue
-        for sequence in _encoded(row, index, tokenizer):
+        for sequence in encode_rows([row], tokenizer):
             length = len(sequence["input_ids"])
             report.sequences += 1
             lengths.append(length)
@@ -119,17 +118,6 @@ def data_report(
     report.redacted = {name: number for name, number in counts.redacted.items() if number}
     report.escaped = counts.escaped
     return report
-
-
-def _encoded(row: Row, index: int, tokenizer: Any) -> list[dict[str, list[int]]]:
-    check_tools([row], tokenizer)
-    try:
-        return encode(row, tokenizer)
-    except REFUSALS as error:
-        raise UsageError(
-            f"the base's chat template cannot render row {index}: {error}; correct the row, or "
-            "take another base"
-        ) from error
 
 
 def _spread(lengths: Sequence[int]) -> dict[str, int]:
