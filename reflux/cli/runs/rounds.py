@@ -20,13 +20,13 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.runs.ends import check_promoted, show_reports, show_waiting
     from reflux.finetune import check_training_packages
     from reflux.finetune.bases import find_base
+    from reflux.finetune.configs.engine import EngineSpec
     from reflux.finetune.configs.run import (
         RoundsConfig,
         read_config,
     )
     from reflux.finetune.data.questions import check_questions, question_lines
     from reflux.finetune.engine.client import NO_TOOLS
-    from reflux.finetune.configs.engine import EngineSpec
     from reflux.finetune.run_folder import RunFolder
     from reflux.models import open_rounds
     from reflux.report.terminal import ERR, emit
