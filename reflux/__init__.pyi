@@ -69,6 +69,7 @@ from .graphs.amplify.interrupts import (
     Pending as Pending,
     open_interruptible_run as open_interruptible_run,
 )
+from .graphs.external.recorder import Recorder as Recorder
 from .graphs.evals.task import Task as Task, is_held_out as is_held_out
 from .graphs.traces.tree import Node as Node
 from .graphs.voting.planner import Plan as Plan, plan as plan

@@ -1,8 +1,8 @@
 """Conversations of the chat protocol as rows: which of their replies are learned, and in what form.
 
-    {"messages": [...]}                    every reply of the assistant, without those of `weight: 0`
-    {"prompt": [...], "completion": [...]} the replies of the completion
-    "tools": [...], or the same as JSON    what the model could call
+    {"messages": [...]}                      every reply of the assistant, without `"weight": 0`
+    {"prompt": [...], "completion": [...]}   the replies of the completion
+    "tools": [...], or the same as JSON      what the model could call
 
 A text stands for the one message that it is. Content in parts is joined where all are text.
 """

@@ -29,7 +29,7 @@ from reflux.agents.types import (
     step_from_json,
 )
 from reflux.finetune.data.rows import is_withheld
-from reflux.graphs.amplify.state import is_accepted
+from reflux.graphs.amplify.state import is_accepted, is_usable
 from reflux.graphs.amplify.weighing import agree
 from reflux.graphs.evals.task import Task
 from reflux.graphs.traces.review import rejected_by_humans
@@ -178,9 +178,11 @@ def _recorded(
             stem = f"/{row['attempt']}.{row['step']}."
             children = [nodes.get(f"{stem}{index}") for index in range(len(step.subquestions))]
             known = [
-                child.answer if child and is_accepted(child.status) else None for child in children
+                child.answer
+                for child in children
+                if child and child.answer is not None and is_usable(child.status, child.answer)
             ]
-            batches.append((step, [text for text in known if text is not None]))
+            batches.append((step, known))
         elif not isinstance(step, Answer):
             return "a chain, or for a human", []
     direct = [
@@ -193,7 +195,8 @@ def _recorded(
 
 def _by_agent(node: Node) -> bool:
     """Whether a copy answered, neither a tool, the overseer nor a human."""
-    return is_accepted(node.status) and node.votes > 0 and node.answered_by not in ("H", "human")
+    usable = is_usable(node.status, node.answer)
+    return usable and node.votes > 0 and node.answered_by not in ("H", "human")
 
 
 def _body(batches: Sequence[tuple[Ask, list[str]]], answer: str) -> Mapping[str, Any] | str:

@@ -1,7 +1,7 @@
 """Training rows out of accepted trajectories, human corrections and files.
 
-A row is what TRL takes, `{"prompt": [messages], "completion": [messages]}`, with `"tools"` where the
-model had some; its provenance stands beside it. The loss counts the assistant's messages of the
+A row is what TRL takes, `{"prompt": [messages], "completion": [messages]}`, with `"tools"` where
+the model had some; its provenance stands beside it. The loss counts the assistant's messages of the
 completion, without those of `"weight": 0`. No row holds a true answer: trajectories have none.
 
 A run's rows are the overseer's own answers to its primitives, the accepted answers of the

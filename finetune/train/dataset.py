@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
+import datasets
 from jinja2 import TemplateError
 from trl.trainer.sft_config import SFTConfig
 
 from reflux.agents.errors import UsageError
+from reflux.finetune.data.conversations import is_plain
+from reflux.finetune.train.encoding import IGNORED, Encoded, encode_rows
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -28,10 +31,10 @@ def check_rows(rows: Rows) -> None:
     if not rows:
         raise UsageError("there are 0 rows to train on: curate some accepted answers first")
     for index, row in enumerate(rows):
-        if set(row) != {"prompt", "completion"}:
+        if set(row) - {"tools"} != {"prompt", "completion"}:
             raise UsageError(
-                f"row {index} has the keys {sorted(row)}; a row has exactly prompt and completion, "
-                "each a list of messages"
+                f"row {index} has the keys {sorted(row)}; a row has prompt and completion, each a "
+                "list of messages, and may have tools"
             )
 
 
@@ -131,6 +134,8 @@ def measure_rows(
     Raises:
         UsageError: the template cannot render a row; the message names it.
     """
+    if not all(map(is_plain, rows)):
+        return _measured(encode_rows(rows, tokenizer), context, limit, auto)
     whole = _rendered(rows, tokenizer, lambda row: [*row["prompt"], *row["completion"]], False)
     tokens = _lengths(whole, tokenizer)
     if auto:
@@ -139,6 +144,29 @@ def measure_rows(
     prompts = _lengths(_rendered(long, tokenizer, lambda row: row["prompt"], True), tokenizer)
     dropped = sum(n >= (limit or n) for n in prompts)
     return RowLengths(tokens, limit, context, dropped, len(long) - dropped)
+
+
+def _measured(
+    sequences: Sequence[Encoded], context: int | None, limit: int | None, auto: bool
+) -> RowLengths:
+    """As `measure_rows`, of the sequences that the rows become."""
+    tokens = [len(sequence["input_ids"]) for sequence in sequences]
+    if auto:
+        limit = min(max(tokens), context or max(tokens))
+    long = [
+        sequence["labels"]
+        for sequence in sequences
+        if len(sequence["labels"]) > (limit or len(sequence["labels"]))
+    ]
+    dropped = sum(all(label == IGNORED for label in labels[:limit]) for labels in long)
+    return RowLengths(tokens, limit, context, dropped, len(long) - dropped)
+
+
+def as_dataset(rows: Rows, tokenizer: Any) -> datasets.Dataset:
+    """Rows as TRL trains them: plain ones as they are, others encoded."""
+    if all(map(is_plain, rows)):
+        return datasets.Dataset.from_list([dict(row) for row in rows])
+    return datasets.Dataset.from_list(encode_rows(rows, tokenizer))
 
 
 def _rendered(rows: Rows, tokenizer: Any, chat: Any, asks: bool) -> list[str]:

@@ -76,10 +76,15 @@ def human_outcome(answer: str, calls: int, tokens: int) -> Outcome:
     return {"answer": answer, "status": "ok", "error": None, "spent": spent}
 
 
+def is_usable(status: str, answer: str | None) -> bool:
+    """True of a sub-answer that the overseer may use: an accepted one, or one that its token limit
+    cut off."""
+    return answer is not None and (is_accepted(status) or status == "truncated")
+
+
 def exchange_error(outcome: Outcome) -> str | None:
     """What the overseer's transcript says is wrong with a sub-answer; None for one it may use."""
-    is_cut = outcome["status"] == "truncated" and outcome["answer"] is not None
-    if is_accepted(outcome["status"]) or is_cut:
+    if is_usable(outcome["status"], outcome["answer"]):
         return None
     return outcome["error"] or outcome["status"]
 

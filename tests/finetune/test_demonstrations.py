@@ -15,6 +15,7 @@ from reflux.agents.overseers.demonstration_file import (
 )
 from reflux.agents.overseers.demonstrations import Demonstrations
 from reflux.agents.overseers.model import ModelOverseer
+from reflux.agents.types import Completion
 from reflux.finetune.configs.run import config_from, read_config
 from reflux.finetune.configs.task import TaskConfig
 from reflux.finetune.data.demonstrations import (
@@ -44,7 +45,9 @@ def divide(question: str, transcript: Any, may_ask: bool) -> reflux.Step:
     return reflux.Answer(transcript[-1].answer)
 
 
-async def asked(path: Path, *questions: str, to: str = "", ok: bool = True) -> list[str]:
+async def asked(
+    path: Path, *questions: str, to: str = "", ok: bool = True, end: str = "stop"
+) -> list[str]:
     """Ids of questions that are answered and on record, accepted by a check or `unchecked`."""
 
     def routed(*of: Any) -> reflux.Step:
@@ -53,7 +56,10 @@ async def asked(path: Path, *questions: str, to: str = "", ok: bool = True) -> l
             return reflux.Ask(tuple(reflux.SubQuestion(s.text, to=to) for s in step.subquestions))
         return step
 
-    client = reflux.ScriptedClient(lambda r: ANSWERS.get(r.messages[-1][1], "no"))
+    def reply(request: Any) -> Completion:
+        return Completion(ANSWERS.get(request.messages[-1][1], "no"), finish_reason=end)
+
+    client = reflux.ScriptedClient(reply)
     checker = reflux.RuleChecker({"a number": lambda q, a: a.isdigit()}) if ok else None
     for question in questions:
         await reflux.amplify(
@@ -119,6 +125,14 @@ async def test_what_humans_edited_or_approved_comes_first_and_rejected_not_at_al
     assert made.items[0].steps or made.items[1].steps
     assert made.sources == {"edited or approved by a human": 2}
     assert made.left_out.total() == 2
+
+
+async def test_a_sub_answer_that_its_limit_cut_off_is_shown_as_the_overseer_saw_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "traces.db"
+    await asked(path, "2+3+4", end="length")
+    assert [demo.to_json() for demo in made_of(path).items] == [FIRST]
 
 
 async def test_parts_for_others_than_copies_are_left_out(tmp_path: Path) -> None:
