@@ -112,6 +112,8 @@ class Trajectory:
     """How its calls were told from those of others: `header`, `path`, `metadata`, `prefix`, …"""
     outcome: RecordedOutcome | None = None
     feedback: tuple[Feedback, ...] = ()
+    rejected: tuple[str, ...] = ()
+    """Other answers to it, which were refused."""
     created: float = 0.0
     """Unix seconds; 0 for now."""
 
@@ -177,6 +179,7 @@ def load(store: Rows, id: str) -> Trajectory | None:
         told_by=about.get("told_by", ""),
         outcome=_outcome_of(json.loads(ended["detail"])) if ended else None,
         feedback=tuple(load_feedback(store, id)),
+        rejected=tuple(row["answer"] for row in store.select(_REFUSED, (id,))),
         created=root["created"],
     )
 
@@ -184,6 +187,12 @@ def load(store: Rows, id: str) -> Trajectory | None:
 _ENDED = (
     "SELECT detail FROM judgements WHERE question = ? AND path = '' AND kind = 'outcome'"
     " ORDER BY id DESC LIMIT 1"
+)
+
+
+_REFUSED = (
+    "SELECT detail ->> 'answer' AS answer FROM judgements WHERE question = ? AND path = ''"
+    " AND kind = 'check' AND ok = 0 ORDER BY id"
 )
 
 

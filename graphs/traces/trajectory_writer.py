@@ -45,6 +45,7 @@ class TrajectoryWriter:
         if trajectory.outcome is not None:
             statements.append(_outcome(id, trajectory.question, trajectory.outcome, once=True))
         statements += (_feedback(id, each, once=True) for each in trajectory.feedback)
+        statements += (_refused(id, each) for each in trajectory.rejected)
         return self.store.submit(statements)
 
     def add(
@@ -180,6 +181,10 @@ WHERE (SELECT detail ->> 'status' FROM judgements WHERE question = ? AND path = 
 def _feedback(id: str, feedback: Feedback, once: bool = False) -> Statement:
     detail = {"score": feedback.score, "name": feedback.name, "comment": feedback.comment}
     return _judgement(id, feedback.path, "feedback", None, detail, feedback.author, once)
+
+
+def _refused(id: str, answer: str) -> Statement:
+    return _judgement(id, "", "check", False, {"answer": answer}, "reflux", once=True)
 
 
 def _judgement(

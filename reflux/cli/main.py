@@ -17,7 +17,7 @@ import reflux
 from reflux import cli
 from reflux.agents.errors import RefluxError, from_os_error
 from reflux.agents.hub import stay_offline
-from reflux.cli import admin, ask, chat, plan, record, review, serve, traces
+from reflux.cli import admin, ask, chat, plan, record, review, serve, trace_files, traces
 from reflux.cli.contract import endpoint_options
 from reflux.cli.evaluation import command as evaluation
 from reflux.cli.runs import demos, distill, rounds
@@ -57,6 +57,7 @@ COMMANDS = {
     "traces show": traces.show_trace,
     "traces page": traces.page_of_trace,
     "traces export": traces.export_traces,
+    "traces import": trace_files.import_traces,
     "demos make": demos.make_demos,
     "students list": admin.list_students,
     "students promote": admin.promote_student,
@@ -102,6 +103,8 @@ reflux traces list --status rejected --limit 5
 reflux traces show 1a2b
 reflux traces page 1a2b --out tree.html
 reflux traces export rows.jsonl --form messages
+reflux traces import langfuse.jsonl --dry-run
+reflux traces import logs/*.eval rows.jsonl --run runs/app
 reflux students list --run runs/adds
 reflux students promote student-r2 --run runs/adds
 reflux students rollback --run runs/adds

@@ -11,63 +11,23 @@ from typing import Any, cast
 import pytest
 from langchain_core.callbacks import CallbackManagerForLLMRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel, FakeListLLM
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.language_models import FakeListLLM
+from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode, tools_condition
-from langgraph.types import Command, Send, interrupt
+from langgraph.types import Command, interrupt
 
 from reflux.agents.types import ToolCall
 from reflux.graphs.external.recorder import Recorder
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import Trajectory, load
 from reflux.graphs.traces.tree import load_tree
-
-USAGE = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
-DONE = {"model_name": "fake-1", "finish_reason": "stop"}
-
-
-class Model(BaseChatModel):
-    """Calls its first tool once after each question, and then tells what the tool said."""
-
-    model_name: str = "fake-1"
-    fails: bool = False
-
-    @property
-    def _llm_type(self) -> str:
-        return "fake"
-
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        return {"model": self.model_name}
-
-    def bind_tools(self, tools: Any, **options: Any) -> Any:
-        return cast(Any, self).bind(
-            tools=[convert_to_openai_tool(each) for each in tools], **options
-        )
-
-    def _reply(self, messages: list[BaseMessage], tools: Any) -> AIMessage:
-        if self.fails:
-            raise ValueError("the key sk-abcdefghijklmnopqrstuvwx is refused")
-        if tools and not isinstance(messages[-1], HumanMessage):
-            return AIMessage(f"it is {messages[-1].text}", response_metadata=DONE)
-        if tools:
-            calls = [{"name": "add", "args": {"a": 1, "b": 2}, "id": "c1", "type": "tool_call"}]
-            return AIMessage("", tool_calls=calls, usage_metadata=USAGE)
-        return AIMessage(f"re: {messages[-1].text}", usage_metadata=USAGE, response_metadata=DONE)
-
-    def _generate(
-        self, messages: list[BaseMessage], stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
-    ) -> ChatResult:  # fmt: skip
-        message = self._reply(messages, kwargs.get("tools"))
-        return ChatResult(generations=[ChatGeneration(message=message)])
+from tests.support.graphs_with_tools import Model, add, agent, asking, nested_graph
 
 
 class Streaming(Model):
@@ -86,12 +46,6 @@ class Streaming(Model):
 
 
 @tool
-def add(a: int, b: int) -> int:
-    """Add two numbers."""
-    return a + b
-
-
-@tool
 def broken(a: int) -> int:
     """Never works."""
     raise OSError(f"no {a}")
@@ -106,27 +60,11 @@ class Library(BaseRetriever):
         return [Document("Lima is in Peru", metadata={"page": 3})]
 
 
-def agent(model: Model | None = None) -> Any:
-    """An agent with a tool, as LangGraph's documentation builds it."""
-    bound = (model or Model()).bind_tools([add])
-    graph: Any = StateGraph(MessagesState)
-    graph.add_node("agent", lambda state: {"messages": [bound.invoke(state["messages"])]})
-    graph.add_node("tools", ToolNode([add]))
-    graph.add_edge(START, "agent")
-    graph.add_conditional_edges("agent", tools_condition)
-    graph.add_edge("tools", "agent")
-    return graph
-
-
 def one_node(node: Callable[..., Any], **options: Any) -> Any:
     graph: Any = StateGraph(MessagesState)
     graph.add_node("node", node)
     graph.add_edge(START, "node")
     return graph.compile(**options)
-
-
-def asking(text: str) -> dict[str, Any]:
-    return {"messages": [HumanMessage(text)]}
 
 
 @pytest.fixture
@@ -151,7 +89,7 @@ def test_calls_of_an_agent_with_their_nodes_tools_and_replies(recorder: Recorder
         "callbacks": [recorder], "configurable": {"thread_id": "t"}, "tags": ["beta"],
         "metadata": {"user": "u1"},
     }  # fmt: skip
-    agent().compile().invoke(asking("1 and 2?"), config)
+    agent().invoke(asking("1 and 2?"), config)
     (one,) = recorded(recorder)
     assert [(c.step, c.kind, c.node, c.path) for c in one.calls] == [
         (0, "model", "agent", ""), (1, "tool", "tools", ""), (2, "model", "agent", ""),
@@ -177,7 +115,7 @@ def test_calls_of_an_agent_with_their_nodes_tools_and_replies(recorder: Recorder
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])
 def test_every_way_to_run_a_graph_records_the_same(recorder: Recorder, way: str) -> None:
-    graph, config = agent(Streaming()).compile(), {"callbacks": [recorder]}
+    graph, config = agent(Streaming()), {"callbacks": [recorder]}
 
     async def run() -> None:
         match way:
@@ -210,14 +148,7 @@ def test_every_way_to_run_a_graph_records_the_same(recorder: Recorder, way: str)
 
 
 def test_nested_graphs_and_parallel_branches_are_a_tree(recorder: Recorder) -> None:
-    graph: Any = StateGraph(MessagesState)
-    model = Model()
-    graph.add_node("plan", lambda state: {"messages": [model.invoke(state["messages"])]})
-    graph.add_node("worker", agent().compile())
-    graph.add_edge(START, "plan")
-    sends = [Send("worker", asking(f"part {index}")) for index in range(3)]
-    graph.add_conditional_edges("plan", lambda state: sends, ["worker"])
-    graph.compile().invoke(asking("all"), {"callbacks": [recorder]})
+    nested_graph().invoke(asking("all"), {"callbacks": [recorder]})
     (one,) = recorded(recorder)
     assert sorted(call.step or 0 for call in one.calls) == list(range(10))
     branches = {
@@ -256,7 +187,7 @@ def test_an_interrupt_is_no_failure_and_its_resumption_names_it(recorder: Record
 
 
 def test_failures_are_recorded_without_secrets_and_raised_unchanged(recorder: Recorder) -> None:
-    graph = agent(Model(fails=True)).compile()
+    graph = agent(Model(fails=True))
     with pytest.raises(ValueError, match="is refused"):
         graph.invoke(asking("a"), {"callbacks": [recorder]})
     with pytest.raises(ConnectionError):
@@ -307,7 +238,7 @@ def test_content_parts_and_thoughts_are_kept(recorder: Recorder) -> None:
 
 
 def test_many_threads_and_loops_share_one_recorder(recorder: Recorder) -> None:
-    graph = agent().compile()
+    graph = agent()
 
     def ask(number: int) -> None:
         if number % 2:
@@ -327,7 +258,7 @@ def test_a_recorder_that_cannot_write_says_so_once_and_raises_nothing(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     recorder = Recorder(tmp_path / "file")
-    graph = agent().compile()
+    graph = agent()
     for _ in range(2):
         assert (
             graph.invoke(asking("a"), {"callbacks": [recorder]})["messages"][-1].text == "it is 3"
@@ -341,7 +272,7 @@ def test_what_is_recorded_survives_an_exit_without_a_close(tmp_path: Path) -> No
     run = tmp_path / "app"
     if (child := os.fork()) == 0:  # Without pytest's own exit handlers.
         recorder = Recorder(run)
-        agent().compile().invoke(asking("a"), {"callbacks": [recorder]})
+        agent().invoke(asking("a"), {"callbacks": [recorder]})
         import atexit
 
         atexit._run_exitfuncs()
