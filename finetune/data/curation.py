@@ -4,7 +4,7 @@ They pass one at a time and lie in a file of SQLite, so that a million takes no 
 thousand. What is left out is counted by reason, with examples.
 
 Near duplicates are found by MinHash (Broder 1997; `datasketch`): rows whose words, in threes, are
-the same for at least a share. The first of them stays. The signatures lie in the same file, in
+the same for at least a share, in what was said and in what was replied. The first of them stays. The signatures lie in the same file, in
 bands that similar ones share (Leskovec et al., Mining of Massive Datasets, 3.4).
 
 A row leaks if a text of the evaluation is one of its messages, or shares 13 words in a row with one
@@ -18,11 +18,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 import numpy as np
 from datasketch import MinHash
+from numpy.typing import NDArray
 
 from reflux.finetune.data.cleaning import Markers, redacted_row
 from reflux.finetune.data.recorded import LeftOut
@@ -32,13 +34,17 @@ PERMUTATIONS, BANDS = 64, 16
 SHINGLE, LEAK = 3, 13
 """Words."""
 SHORT = 20
-"""Words of a row below which only an exact duplicate is one."""
+"""Words below which only the same are alike."""
+CANDIDATES = 200
+"""Rows that one row is compared with, at most."""
+Signature = NDArray[np.uint64]
 SCHEMA = """
 PRAGMA journal_mode=OFF;
 PRAGMA synchronous=OFF;
 CREATE TABLE rows (id INTEGER PRIMARY KEY, place BLOB, body TEXT, provenance TEXT, kind TEXT);
 CREATE TABLE seen (digest BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID;
-CREATE TABLE bands (band INTEGER PRIMARY KEY, signature BLOB);
+CREATE TABLE signatures (id INTEGER PRIMARY KEY, whole BLOB, reply BLOB);
+CREATE TABLE bands (band INTEGER, signature INTEGER, PRIMARY KEY (band, signature)) WITHOUT ROWID;
 CREATE TABLE ordered (rank INTEGER PRIMARY KEY, row INTEGER);
 """
 Balance = Literal["node", "outcome", "source"]
@@ -120,31 +126,33 @@ class CuratedRows(Sequence[Mapping[str, Any]]):
         return True
 
     def _is_near(self, row: Row, share: float) -> bool:
-        words = _told(row).split()
+        """Whether what was said and what was replied are both nearly as in a row before."""
+        replies = _replies(row)
+        words = _told(row).split() + replies
         if len(words) < SHORT:
             return False
-        sketch = MinHash(num_perm=PERMUTATIONS)
-        sketch.update_batch(
-            {
-                " ".join(gram).encode()
-                for gram in zip(*(words[i:] for i in range(SHINGLE)), strict=False)
-            }
-        )
-        signature = np.asarray(sketch.hashvalues, dtype=np.uint64)
+        whole, reply = _signature(words), _signature(replies)
         bands = [
             int.from_bytes(
                 hashlib.sha256(bytes([number]) + band.tobytes()).digest()[:8], "big", signed=True
             )
-            for number, band in enumerate(signature.reshape(BANDS, -1))
+            for number, band in enumerate(whole.reshape(BANDS, -1))
         ]
         marks = ", ".join("?" * BANDS)
-        sql = f"SELECT DISTINCT signature FROM bands WHERE band IN ({marks})"  # noqa: S608
-        for (other,) in self._database.execute(sql, bands):
-            if float(np.mean(np.frombuffer(other, dtype=np.uint64) == signature)) >= share:
+        near = (
+            "SELECT whole, reply FROM signatures WHERE id IN"
+            f" (SELECT signature FROM bands WHERE band IN ({marks}) LIMIT {CANDIDATES})"  # noqa: S608
+        )
+        for other in self._database.execute(near, bands):
+            found = (np.frombuffer(blob, dtype=np.uint64) for blob in other)
+            if all(map(partial(_alike, share=share), (whole, reply), found)):
                 return True
+        made = self._database.execute(
+            "INSERT INTO signatures (whole, reply) VALUES (?, ?)",
+            (whole.tobytes(), reply.tobytes()),
+        )
         self._database.executemany(
-            "INSERT OR IGNORE INTO bands VALUES (?, ?)",
-            [(band, signature.tobytes()) for band in bands],
+            "INSERT INTO bands VALUES (?, ?)", [(band, made.lastrowid) for band in set(bands)]
         )
         return False
 
@@ -201,19 +209,37 @@ class CuratedRows(Sequence[Mapping[str, Any]]):
 
 
 def _told(row: Row) -> str:
-    """What distinguishes a row: the first question, what was said last, and the replies."""
-    users = [turn["content"] for turn in row.prompt if turn["role"] == "user"]
+    """What a row's prompt is told from others by: the first question, and what was said last."""
+    users = [turn["content"] for turn in row.prompt if turn["role"] == "user"][:1]
     last = row.prompt[-1]["content"] if row.prompt else ""
-    replies = [
-        " ".join(
-            [
-                turn["content"],
-                *(call["function"]["arguments"] for call in turn.get("tool_calls", ())),
-            ]
-        )
-        for turn in row.completion
-    ]
-    return " ".join([*users[:1], *([last] if last not in users[:1] else []), *replies]).lower()
+    return " ".join([*users, *([last] if last not in users else [])]).lower()
+
+
+def _replies(row: Row) -> list[str]:
+    """The words of what is learned, tool calls included."""
+    words: list[str] = []
+    for turn in row.completion:
+        words += turn["content"].lower().split()
+        for call in turn.get("tool_calls", ()):
+            words += [call["function"]["name"], *call["function"]["arguments"].split()]
+    return words
+
+
+def _signature(words: Sequence[str]) -> Signature:
+    """(PERMUTATIONS) of many words; the digest of a few, which are the same or not."""
+    if len(words) < SHORT:
+        return np.frombuffer(hashlib.sha256(" ".join(words).encode()).digest(), dtype=np.uint64)
+    sketch = MinHash(num_perm=PERMUTATIONS)
+    grams = zip(*(words[i:] for i in range(SHINGLE)), strict=False)
+    sketch.update_batch({" ".join(gram).encode() for gram in grams})
+    return np.asarray(sketch.hashvalues, dtype=np.uint64)
+
+
+def _alike(ours: Signature, theirs: Signature, share: float) -> bool:
+    if len(ours) != len(theirs):
+        return False
+    same = float(np.mean(ours == theirs))
+    return same >= share if len(ours) == PERMUTATIONS else same == 1.0
 
 
 class LeakCheck:

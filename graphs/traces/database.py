@@ -43,9 +43,11 @@ CREATE TABLE IF NOT EXISTS links (
 CREATE INDEX IF NOT EXISTS judged ON judgements (question, path, kind);
 CREATE INDEX IF NOT EXISTS called ON calls (question);
 CREATE TABLE IF NOT EXISTS conversations (
-  digest BLOB PRIMARY KEY, question TEXT NOT NULL, step INTEGER NOT NULL) WITHOUT ROWID;
+  digest BLOB NOT NULL, question TEXT NOT NULL, step INTEGER NOT NULL, continued INTEGER NOT NULL,
+  created REAL NOT NULL, PRIMARY KEY (digest, question)) WITHOUT ROWID;
 """
-"""`questions.source` is NULL for our own trees; see `reflux.graphs.traces.trajectories`."""
+"""`questions.source` is NULL for our own trees; see `reflux.graphs.traces.trajectories`. Of
+`conversations`, see `reflux.graphs.traces.recording.prefixes`."""
 DISPUTED = (
     "kind IN ('direct', 'outcome') AND (detail ->> 'status' = 'rejected'"
     " OR json_array_length(detail, '$.tally') > 1 OR detail ->> 'disagreement' > 0)"

@@ -158,15 +158,6 @@ def redacted(value: Any) -> Any:
     return value
 
 
-def find_conversation(store: Rows, digests: Sequence[bytes]) -> tuple[str, int] | None:
-    """(trajectory, step) of the call that a digest names, by the first of the digests that one
-    does; see `TrajectoryWriter.add`."""
-    for digest in digests:
-        for row in store.select("SELECT * FROM conversations WHERE digest = ?", (digest,)):
-            return row["question"], row["step"]
-    return None
-
-
 def load(store: Rows, id: str) -> Trajectory | None:
     """A trajectory by its id, ours or any program's; None where there is none.
 

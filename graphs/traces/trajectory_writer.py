@@ -15,6 +15,7 @@ from reflux.graphs.traces.recorded_client import row_of
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import (
     RECORDED,
+    UNFINISHED,
     Feedback,
     RecordedCall,
     RecordedOutcome,
@@ -49,23 +50,34 @@ class TrajectoryWriter:
 
     def add(
         self,
-        trajectory: Trajectory,
+        trajectory: Trajectory | str,
         calls: Sequence[RecordedCall],
         outcome: RecordedOutcome | None = None,
         conversations: Sequence[bytes] = (),
+        continues: bytes | None = None,
     ) -> "Future[None]":
-        """Add calls to a trajectory, which is begun where it is not stored, and how it stands now.
+        """Add calls to a trajectory, and how it stands now.
 
-        Its `calls`, `outcome` and `feedback` are left out. `conversations` are digests by which a
-        later request finds the last of the calls; see `find_conversation`.
+        Args:
+            trajectory: the id of one that is stored, or one that is begun where it is not stored;
+                its `calls`, `outcome` and `feedback` are left out.
+            outcome: one that is `unfinished` is stored where it replaces another.
+            conversations: digests of what the trajectory has come to, and `continues`, that of what
+                it goes on from; see `reflux.graphs.traces.recording.prefixes`.
         """
-        id = trajectory.id
-        statements = [_question(replace(trajectory, text=_text_with(trajectory, calls)))]
-        for call in calls:
-            statements.append(_call(id, call))
-        statements += ((_CONVERSATION, (digest,)) for digest in conversations)
+        text = replace(_NOBODYS, calls=tuple(calls)).question
+        statements: list[Statement] = []
+        if isinstance(trajectory, Trajectory):
+            text = trajectory.text or text
+            statements.append(_question(replace(trajectory, text=text)))
+        id = trajectory if isinstance(trajectory, str) else trajectory.id
+        statements += (_call(id, call) for call in calls)
+        now = time.time()
+        statements += ((_CONVERSATION, (digest, now)) for digest in conversations)
+        if continues is not None:
+            statements.append((_CONTINUED, (continues, id)))
         if outcome is not None:
-            statements.append(_outcome(id, trajectory.question, outcome))
+            statements.append(_outcome(id, text, outcome))
         return self.store.submit(statements)
 
     def end(self, id: str, question: str, outcome: RecordedOutcome) -> "Future[None]":
@@ -77,8 +89,7 @@ class TrajectoryWriter:
         return self.store.submit([_feedback(id, feedback)])
 
 
-def _text_with(trajectory: Trajectory, calls: Sequence[RecordedCall]) -> str:
-    return trajectory.text or replace(trajectory, calls=tuple(calls)).question
+_NOBODYS = Trajectory("", "")
 
 
 def _question(trajectory: Trajectory) -> Statement:
@@ -147,14 +158,24 @@ WHERE :step IS NULL OR NOT EXISTS (SELECT 1 FROM calls WHERE question = :questio
 """The next number is found where it is used, as other processes may write the trajectory, too."""
 _CONVERSATION = """
 INSERT OR REPLACE INTO conversations
-SELECT ?, question, step FROM calls WHERE id = last_insert_rowid()
+SELECT ?, question, step, 0, ? FROM calls WHERE id = last_insert_rowid()
 """
+_CONTINUED = "UPDATE conversations SET continued = 1 WHERE digest = ? AND question = ?"
 
 
 def _outcome(id: str, question: str, outcome: RecordedOutcome, once: bool = False) -> Statement:
     detail = {"question": question, **vars(outcome)}
     ok = is_accepted(outcome.status)
-    return _judgement(id, "", "outcome", ok, detail, "reflux", once)
+    sql, values = _judgement(id, "", "outcome", ok, detail, "reflux", once)
+    if outcome.status == UNFINISHED and not once:
+        return f"{sql.replace('VALUES (', 'SELECT ').rstrip(')')} {_WHERE_IT_ENDED}", (*values, id)
+    return sql, values
+
+
+_WHERE_IT_ENDED = f"""
+WHERE (SELECT detail ->> 'status' FROM judgements WHERE question = ? AND path = ''
+  AND kind = 'outcome' ORDER BY id DESC LIMIT 1) != '{UNFINISHED}'
+"""  # noqa: S608 - the part is a constant of ours
 
 
 def _feedback(id: str, feedback: Feedback, once: bool = False) -> Statement:
@@ -169,7 +190,7 @@ def _refused(id: str, answer: str) -> Statement:
 def _judgement(
     id: str, path: str, kind: str, ok: bool | None, detail: Mapping[str, Any], author: str,
     once: bool,
-) -> Statement:  # fmt: skip
+) -> tuple[str, tuple[Any, ...]]:  # fmt: skip
     body = json.dumps(redacted(detail))
     digest = hashlib.sha256(f"{author}\x1f{body}".encode()).hexdigest()[:16]
     values = {
@@ -185,6 +206,6 @@ def _judgement(
     return _insert("judgements", values, "INSERT OR IGNORE" if once else "INSERT")
 
 
-def _insert(table: str, values: Mapping[str, Any], verb: str) -> Statement:
+def _insert(table: str, values: Mapping[str, Any], verb: str) -> tuple[str, tuple[Any, ...]]:
     names, marks = ", ".join(values), ", ".join("?" * len(values))
     return f"{verb} INTO {table} ({names}) VALUES ({marks})", tuple(values.values())

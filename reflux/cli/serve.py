@@ -85,7 +85,7 @@ def serve(
         max_tokens=max_tokens or 512,
     )
     app = create_app(folder, settings)
-    with _bound(host, port) as listening:
+    with listening_socket(host, port) as listening:
         address, chosen_port = listening.getsockname()[:2]
         check_exposure(replace(settings, host=address))  # `host` may be a name.
         url = f"http://[{host}]:{chosen_port}" if ":" in host else f"http://{host}:{chosen_port}"
@@ -99,7 +99,7 @@ def serve(
         raise KeyboardInterrupt
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:

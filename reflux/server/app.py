@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -214,7 +215,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._deadline = None
 
 
-def server_config(app: FastAPI, **options: Any) -> uvicorn.Config:
+def server_config(app: Starlette, **options: Any) -> uvicorn.Config:
     """The uvicorn config of an app; `options` go to `uvicorn.Config`."""
     return uvicorn.Config(
         app,
