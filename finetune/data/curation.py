@@ -141,7 +141,7 @@ class CuratedRows(Sequence[Mapping[str, Any]]):
         marks = ", ".join("?" * BANDS)
         near = (
             "SELECT whole, reply FROM signatures WHERE id IN"
-            f" (SELECT signature FROM bands WHERE band IN ({marks}) LIMIT {CANDIDATES})"  # noqa: S608
+            f" (SELECT signature FROM bands WHERE band IN ({marks}) LIMIT {CANDIDATES})"
         )
         for other in self._database.execute(near, bands):
             found = (np.frombuffer(blob, dtype=np.uint64) for blob in other)

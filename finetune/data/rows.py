@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from reflux.agents.errors import MissingError, RefluxError, UsageError, pip_install
-from reflux.agents.files import replacing, write_whole
+from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Message
 from reflux.finetune.data.conversations import read_rows
@@ -29,7 +28,6 @@ from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
 from reflux.graphs.traces.store import TraceStore
 
-Form = Literal["prompt-completion", "messages", "preference"]
 Turn = Mapping[str, Any]
 """A message of the chat protocol: `role`, `content`, and `tool_calls`, `tool_call_id`, `name`,
 `reasoning_content`, `weight` where it has them."""
@@ -245,56 +243,6 @@ def is_withheld(task: Task, question: str) -> bool:
         return is_held_out(task, task.from_user(question))
     except UsageError:
         return False
-
-
-def in_form(row: Row, form: Form) -> dict[str, Any] | None:
-    """The row in one of TRL's forms; None for a preference where no answer was rejected."""
-    trained = row.train()
-    prompt, completion = trained["prompt"], trained["completion"]
-    if form == "messages":
-        return {"messages": prompt + completion}
-    if form == "prompt-completion":
-        return trained
-    rejected = [{"role": "assistant", "content": row.rejected}]
-    pair = {"prompt": prompt, "chosen": completion, "rejected": rejected}
-    return pair if row.rejected is not None else None
-
-
-def export(rows: Sequence[Row], path: Path, form: Form, kind: str | None = None) -> int:
-    """Write rows to a file and their provenance to a sidecar; returns how many were written.
-
-    `kind` is `jsonl` or `parquet`; the file's extension where None.
-
-    Raises:
-        UsageError: another kind or extension.
-        MissingError: Parquet without pyarrow.
-    """
-    kind = path.suffix.removeprefix(".") if kind is None else kind
-    written = [(row, body) for row in rows if (body := in_form(row, form)) is not None]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "jsonl":
-        write_whole(path, "".join(json.dumps(body) + "\n" for _, body in written))
-    elif kind == "parquet":
-        _write_parquet(path, [body for _, body in written])
-    else:
-        raise UsageError(
-            f"cannot export to {path.name!r} as {kind!r}: end it in .jsonl or .parquet, or say "
-            "--format jsonl or parquet"
-        )
-    if path.is_file():  # A device or a pipe has no folder for a sidecar.
-        sidecar = path.with_name(f"{path.stem}.provenance.jsonl")
-        write_whole(sidecar, "".join(json.dumps(row.provenance) + "\n" for row, _ in written))
-    return len(written)
-
-
-def _write_parquet(path: Path, bodies: list[dict[str, Any]]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingError(f"Parquet files need pyarrow: {pip_install('train')}") from error
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(bodies), temporary)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

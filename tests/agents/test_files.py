@@ -9,7 +9,7 @@ import pytest
 
 from reflux.agents.errors import from_os_error
 from reflux.agents.files import replacing, write_once, write_whole
-from reflux.finetune.data.rows import export
+from reflux.finetune.data.export import export
 
 
 def test_a_device_is_written_and_never_replaced(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.cli.runs.distill_rows import rows_for
-from reflux.finetune.data.rows import Row, accepted, corrections, in_form
+from reflux.finetune.data.export import in_form
+from reflux.finetune.data.rows import Row, accepted, corrections
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Origin, answer_all
