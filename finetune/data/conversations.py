@@ -51,7 +51,11 @@ def calls_of(calls: Any) -> list[dict[str, Any]]:
         function = call.get("function", call)
         name, given = function["name"], function.get("arguments") or "{}"
         text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-        if not isinstance(json.loads(text), dict):
+        try:
+            is_object = isinstance(json.loads(text), dict)
+        except ValueError:
+            is_object = False
+        if not is_object:
             raise ValueError(f"the arguments of {name} are no JSON object: {text[:80]}")
         body: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": text}}
         made.append({"id": call["id"], **body} if call.get("id") else body)

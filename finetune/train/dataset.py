@@ -6,8 +6,10 @@ told before the training starts, with the number of rows and the remedy.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -134,7 +136,7 @@ def measure_rows(
     Raises:
         UsageError: the template cannot render a row; the message names it.
     """
-    if not all(map(is_plain, rows)):
+    if not isinstance(rows, list | tuple) or not all(map(is_plain, rows)):
         return _measured(encode_rows(rows, tokenizer), context, limit, auto)
     whole = _rendered(rows, tokenizer, lambda row: [*row["prompt"], *row["completion"]], False)
     tokens = _lengths(whole, tokenizer)
@@ -147,26 +149,36 @@ def measure_rows(
 
 
 def _measured(
-    sequences: Sequence[Encoded], context: int | None, limit: int | None, auto: bool
+    sequences: Iterable[Encoded], context: int | None, limit: int | None, auto: bool
 ) -> RowLengths:
     """As `measure_rows`, of the sequences that the rows become."""
-    tokens = [len(sequence["input_ids"]) for sequence in sequences]
+    # Where the loss of each begins: what is cut before it is dropped.
+    ends = [
+        (len(labels), next(i for i, label in enumerate(labels) if label != IGNORED))
+        for labels in (sequence["labels"] for sequence in sequences)
+    ]
+    tokens = [length for length, _ in ends]
     if auto:
         limit = min(max(tokens), context or max(tokens))
-    long = [
-        sequence["labels"]
-        for sequence in sequences
-        if len(sequence["labels"]) > (limit or len(sequence["labels"]))
-    ]
-    dropped = sum(all(label == IGNORED for label in labels[:limit]) for labels in long)
-    return RowLengths(tokens, limit, context, dropped, len(long) - dropped)
+    begins = [begin for length, begin in ends if limit is not None and length > limit]
+    dropped = sum(begin >= (limit or 0) for begin in begins)
+    return RowLengths(tokens, limit, context, dropped, len(begins) - dropped)
 
 
-def as_dataset(rows: Rows, tokenizer: Any) -> datasets.Dataset:
-    """Rows as TRL trains them: plain ones as they are, others encoded."""
-    if all(map(is_plain, rows)):
-        return datasets.Dataset.from_list([dict(row) for row in rows])
-    return datasets.Dataset.from_list(encode_rows(rows, tokenizer))
+def as_dataset(rows: Rows, tokenizer: Any, folder: Path | None = None) -> datasets.Dataset:
+    """Rows as TRL trains them: plain ones as they are, others encoded; a list in memory, anything
+    else one row after another in files of a folder."""
+    if isinstance(rows, list | tuple):
+        if all(map(is_plain, rows)):
+            return datasets.Dataset.from_list([dict(row) for row in rows])
+        return datasets.Dataset.from_list(list(encode_rows(rows, tokenizer)))
+    made: Any = datasets.Dataset.from_generator(
+        lambda: encode_rows(rows, tokenizer),
+        cache_dir=str(folder),
+        fingerprint=uuid.uuid4().hex,
+        split="train",
+    )
+    return made
 
 
 def _rendered(rows: Rows, tokenizer: Any, chat: Any, asks: bool) -> list[str]:

@@ -9,7 +9,7 @@ Rows of one plain reply are encoded by TRL itself, to the same tokens.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import commonprefix
 from typing import Any
 
@@ -107,36 +107,36 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
     return len(commonprefix([left, right]))  # noqa: RUF071 - tokens, not paths.
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Any) -> list[Encoded]:
+def encode_rows(rows: Iterable[Row], tokenizer: Any) -> Iterator[Encoded]:
     """The sequences of all rows, in order.
 
     Raises:
         UsageError: the template renders no tools, or cannot render a row; the message names it.
     """
-    check_tools(rows, tokenizer)
-    sequences: list[Encoded] = []
+    renders_tools = False
     for index, row in enumerate(rows):
+        if not renders_tools and uses_tools(row):
+            check_tools(row, index, tokenizer)
+            renders_tools = True
         try:
-            sequences += encode(row, tokenizer)
+            yield from encode(row, tokenizer)
         except REFUSALS as error:
             raise UsageError(
                 f"the base's chat template cannot render row {index}, "
                 f"{json.dumps(dict(row), ensure_ascii=False)[:200]}: {error}; correct the row, or "
                 "take another base"
             ) from error
-    return sequences
 
 
-def check_tools(rows: Sequence[Row], tokenizer: Any) -> None:
-    """Check that the template renders tools if a row has any.
+def check_tools(row: Row, index: int, tokenizer: Any) -> None:
+    """Check that the template renders the tools of a row.
 
     Raises:
         UsageError: it leaves out tools, calls or results.
     """
-    using = sum(map(uses_tools, rows))
-    if using and (missing := missing_tools(tokenizer)):
+    if uses_tools(row) and (missing := missing_tools(tokenizer)):
         raise UsageError(
-            f"{using:,} of {len(rows):,} rows have tools, and the base's chat template leaves out "
+            f"row {index} has tools, and the base's chat template leaves out "
             f"{', '.join(missing)}: take a base whose template renders them, or set base.tools: "
             "text"
         )

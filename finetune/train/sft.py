@@ -116,7 +116,7 @@ def train(
                 trainer = StudentTrainer(
                     model=model,
                     args=args,
-                    train_dataset=as_dataset(training, tokenizer),
+                    train_dataset=as_dataset(training, tokenizer, Path(scratch)),
                     eval_dataset=as_dataset(held_out, tokenizer) if held_out else None,
                     processing_class=tokenizer,
                     peft_config=adapter,

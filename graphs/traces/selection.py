@@ -12,6 +12,8 @@ import re
 import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,22 @@ SELECT {", ".join(f"{sql} AS {name}" for name, (sql, _) in COLUMNS.items())},
 FROM questions q JOIN calls c ON c.question = q.id
 WHERE c.kind = 'model' AND c.error IS NULL AND {NEWEST}
 """  # noqa: S608 - every part is a constant of ours
+_ABOUT = f"SELECT source, status, approved, split FROM {VIEW} WHERE _call = ?"  # noqa: S608
 _FORBIDDEN = ("load_extension", "readfile", "writefile", "edit", "fts3_tokenizer")
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A trajectory with calls that an expression selects."""
+
+    id: str
+    source: str
+    status: str
+    approved: bool | None
+    """By a human; None where nobody has judged it."""
+    split: str
+    calls: frozenset[int]
+    """Ids of those that are selected."""
 
 
 class Selection:
@@ -87,19 +104,16 @@ class Selection:
         self.path, self.where = path, where
         self._connection = connection
 
-    def trajectories(self) -> Iterator[tuple[str, frozenset[int]]]:
-        """(id, ids of the calls that are selected) of every trajectory with one, oldest first; the
-        last of them while the next is read is all that is held."""
+    def trajectories(self) -> Iterator[Selected]:
+        """Every trajectory with a selected call, oldest first; one is held at a time."""
         rows = self._select("trajectory, _call", "ORDER BY _begun, 1, 2")
-        last, calls = "", set[int]()
-        for trajectory, call in rows:
-            if trajectory != last and calls:
-                yield last, frozenset(calls)
-                calls = set()
-            last = trajectory
-            calls.add(call)
-        if calls:
-            yield last, frozenset(calls)
+        for id, group in groupby(rows, key=lambda row: row[0]):
+            calls = frozenset(call for _, call in group)
+            (about,) = self._connection.execute(_ABOUT, (min(calls),))
+            source, status, approved, split = about
+            yield Selected(
+                id, source, status, None if approved is None else bool(approved), split, calls
+            )
 
     def count(self, *columns: str) -> list[tuple[Any, ...]]:
         """(values of the columns, calls, trajectories), most calls first."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.files import write_whole
     from reflux.agents.prompts import last_question
-    from reflux.cli.runs.distill import recorded_rows
+    from reflux.cli.runs.distill_rows import rows_of_run
     from reflux.finetune.data.rows import export
     from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
     from reflux.graphs.traces.review import WAITING
@@ -168,7 +168,7 @@ def export_traces(
     as_json: Json = False,
 ) -> None:
     """Export accepted trajectories as rows for TRL, with provenance in a sidecar file."""
-    rows = recorded_rows(open_existing(run))
+    rows = rows_of_run(open_existing(run))
     written = export(rows, out, form, format)
     if not written:
         say(

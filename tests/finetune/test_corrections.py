@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.cli.runs.distill import rows_for
+from reflux.cli.runs.distill_rows import rows_for
 from reflux.finetune.data.rows import Row, accepted, corrections, in_form
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext

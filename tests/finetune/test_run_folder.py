@@ -12,7 +12,7 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatRequest, Completion
-from reflux.cli.runs.distill import rows_for
+from reflux.cli.runs.distill_rows import rows_for
 from reflux.finetune.configs.run import config_from
 from reflux.finetune.data.rows import Row, reply_of, rows_digest, training_order
 from reflux.finetune.run_folder import OpenRun, RunFolder
