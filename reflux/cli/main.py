@@ -17,7 +17,18 @@ import reflux
 from reflux import cli
 from reflux.agents.errors import RefluxError, from_os_error
 from reflux.agents.hub import stay_offline
-from reflux.cli import admin, ask, chat, plan, record, review, serve, trace_files, traces
+from reflux.cli import (
+    admin,
+    ask,
+    chat,
+    plan,
+    record,
+    review,
+    serve,
+    trace_files,
+    trace_scores,
+    traces,
+)
 from reflux.cli.contract import endpoint_options
 from reflux.cli.evaluation import command as evaluation
 from reflux.cli.runs import demos, distill, rounds
@@ -58,12 +69,15 @@ COMMANDS = {
     "traces page": traces.page_of_trace,
     "traces export": traces.export_traces,
     "traces import": trace_files.import_traces,
+    "traces score": trace_scores.score_traces,
     "demos make": demos.make_demos,
     "students list": admin.list_students,
     "students promote": admin.promote_student,
     "students rollback": admin.rollback_student,
 }
-ASK_MODELS = ("ask", "reply", "chat", "review", "init", "run", "eval", "plan", "serve", "doctor")
+ASK_MODELS = (
+    "ask", "reply", "chat", "review", "init", "run", "eval", "plan", "serve", "doctor", "score"
+)  # fmt: skip
 """Commands that may ask an endpoint."""
 EXAMPLES = """
 reflux demo
@@ -105,6 +119,8 @@ reflux traces page 1a2b --out tree.html
 reflux traces export rows.jsonl --form messages
 reflux traces import langfuse.jsonl --dry-run
 reflux traces import logs/*.eval rows.jsonl --run runs/app
+reflux traces score --with checks.py:is_correct --run runs/app
+reflux traces score --with judge:gpt-5 --rubric rubric.md --run runs/app
 reflux students list --run runs/adds
 reflux students promote student-r2 --run runs/adds
 reflux students rollback --run runs/adds

@@ -10,7 +10,6 @@
 import gzip
 import io
 import json
-import zipfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
