@@ -70,6 +70,8 @@ COLUMNS = {
 }
 """By name: the SQL, and what it holds."""
 VIEW = "recorded_calls"
+REPLAY = "replay"
+"""Split of calls that an evaluation asked again, which the view leaves out."""
 _HIDDEN = {"call": "c.id", "begun": "q.created"}
 """What the rows are ordered and read by."""
 _BODY = f"""
@@ -77,7 +79,7 @@ CREATE TEMP VIEW {VIEW} AS
 SELECT {", ".join(f"{sql} AS {name}" for name, (sql, _) in COLUMNS.items())},
   {", ".join(f"{sql} AS _{name}" for name, sql in _HIDDEN.items())}
 FROM questions q JOIN calls c ON c.question = q.id
-WHERE c.kind = 'model' AND c.error IS NULL AND {NEWEST}
+WHERE c.kind = 'model' AND c.error IS NULL AND q.split IS NOT '{REPLAY}' AND {NEWEST}
 """  # noqa: S608 - every part is a constant of ours
 _ABOUT = f"SELECT source, status, approved, split FROM {VIEW} WHERE _call = ?"  # noqa: S608
 _FORBIDDEN = ("load_extension", "readfile", "writefile", "edit", "fts3_tokenizer")

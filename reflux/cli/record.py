@@ -77,7 +77,9 @@ def record(
     as_json: contract.Json = False,
 ) -> None:
     """Record what a program asks its endpoint: pass all on, unchanged, until it ends or Ctrl-C."""
-    from reflux.graphs.traces.recording.recorder import Recorder  # Slow, as no other needs them.
+    # Slow imports that few other commands need.
+    from reflux.graphs.traces.recording.placing import Places
+    from reflux.graphs.traces.recording.recorder import ExchangeRecorder
     from reflux.server.app import open_more_files
     from reflux.server.proxy import create_record_app
 
@@ -105,7 +107,8 @@ def record(
         elif not program:
             ERR.print(f"{run}: set OPENAI_BASE_URL={url}/v1 or ANTHROPIC_BASE_URL={url}")
             ERR.print(f"passing on to {endpoints.openai}; press Ctrl-C to stop")
-        recorder = Recorder(store, key_field=key, warn=lambda text: say(text, ERR))
+        places = Places(store, "url", key)
+        recorder = ExchangeRecorder(places, lambda text: say(text, ERR))
         app = create_record_app(endpoints, recorder, settings)
         try:
             code = asyncio.run(_serve(app, listening, program or (), url, name))

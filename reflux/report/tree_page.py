@@ -52,8 +52,11 @@ def tree_page(store: TraceStore, trajectory: str, prices: Mapping[str, Price] = 
     calls: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in store.select(CALLS, (id,)):
         calls[row["path"]].append(_call(row))
-    (root,) = store.select("SELECT run, round, system, task FROM questions WHERE id = ?", (id,))
+    columns = "SELECT run, round, system, task, source FROM questions WHERE id = ?"
+    (root,) = store.select(columns, (id,))
     about = [f"trajectory {id}", f"run {root['run']}", f"system {root['system']}"]
+    if root["source"] is not None:
+        about = [f"trajectory {id}", f"recorded by {root['source']}"]
     if (last := newest(store, id)) != id:
         about.append(f"edited since, as {last}")
     if writing := writing_named(root["task"]):

@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from reflux.agents.clients.connections import connection_remedy, http_client
 from reflux.agents.errors import UsageError
-from reflux.graphs.traces.recording.recorder import Exchange, Recorder
+from reflux.graphs.traces.recording.recorder import Exchange, ExchangeRecorder
 from reflux.graphs.traces.recording.requests import Protocol, protocol_of
 from reflux.server.errors import ApiError
 from reflux.server.guards import name_refusal, same_key
@@ -92,7 +92,9 @@ class Upstream:
 class RecordingProxy:
     """An ASGI app in front of an endpoint; `async with` opens its connections."""
 
-    def __init__(self, upstream: Upstream, recorder: Recorder, settings: ServeSettings) -> None:
+    def __init__(
+        self, upstream: Upstream, recorder: ExchangeRecorder, settings: ServeSettings
+    ) -> None:
         self._upstream, self._recorder, self._settings = upstream, recorder, settings
         self._clients: dict[str, httpx2.AsyncClient] = {}
 
@@ -291,7 +293,9 @@ async def _parts_of(receive: Receive) -> AsyncGenerator[bytes]:
         more = message.get("more_body", False)
 
 
-def create_record_app(upstream: Upstream, recorder: Recorder, settings: ServeSettings) -> Starlette:
+def create_record_app(
+    upstream: Upstream, recorder: ExchangeRecorder, settings: ServeSettings
+) -> Starlette:
     """The app of `reflux record`: nothing but the proxy."""
     proxy = RecordingProxy(upstream, recorder, settings)
 

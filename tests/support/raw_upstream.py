@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from reflux.graphs.traces.recording.recorder import Recorder
+from reflux.graphs.traces.recording.placing import Places
+from reflux.graphs.traces.recording.recorder import ExchangeRecorder
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import Trajectory, load
 from reflux.server.app import server_config
@@ -134,7 +135,7 @@ class Recording:
     url: str
     """Without /v1."""
     path: Path
-    recorder: Recorder
+    recorder: ExchangeRecorder
 
     def trajectories(self, calls: int) -> list[Trajectory]:
         """All, in the order in which they began, once so many exchanges are on record."""
@@ -155,7 +156,10 @@ def recording(
     """A proxy in front of an endpoint, in a thread of its own; `key` is a field of requests."""
     path = folder / "traces.db"
     said: list[str] = []
-    with closing(TraceStore(path)) as store, closing(Recorder(store, "url", key, said.append)) as r:
+    with (
+        closing(TraceStore(path)) as store,
+        closing(ExchangeRecorder(Places(store, "url", key), said.append)) as r,
+    ):
         endpoints = Upstream(upstream, anthropic or upstream)
         app = create_record_app(endpoints, r, ServeSettings(**settings))
         options = server_config(app, port=0, timeout_graceful_shutdown=1, date_header=False)

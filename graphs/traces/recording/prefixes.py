@@ -23,7 +23,7 @@ MAX_HELD = 50_000
 """Digests kept in memory; older ones are read from the table."""
 
 
-def _canonical(message: Mapping[str, Any]) -> str:
+def canonical(message: Mapping[str, Any]) -> str:
     """A message without what programs change when they send it back: white space around its text,
     text as parts, the order of fields, spaces in arguments, thoughts."""
     content = message.get("content")
@@ -50,10 +50,15 @@ def digests(messages: Sequence[ChatMessage], owner: str = "") -> Iterator[tuple[
 
     Conversations of different owners, such as users, have no prefix in common.
     """
-    digest = hashlib.blake2b(owner.encode(), digest_size=16)
+    digest = after(b"", owner)
     for message in messages:
-        digest.update(_canonical(message).encode() + b"\n")
-        yield str(message.get("role")), digest.digest()
+        digest = after(digest, canonical(message))
+        yield str(message.get("role")), digest
+
+
+def after(digest: bytes, text: str) -> bytes:
+    """The digest of a conversation that goes on with a message."""
+    return hashlib.blake2b(digest + text.encode(errors="replace"), digest_size=16).digest()
 
 
 def named(name: str) -> bytes:
@@ -69,7 +74,7 @@ class Found(NamedTuple):
 
 
 class Prefixes:
-    """The conversations on record, by their digests. One thread uses it."""
+    """The conversations on record, by their digests. One thread at a time uses it."""
 
     def __init__(self, store: Rows) -> None:
         self._store = store

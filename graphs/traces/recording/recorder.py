@@ -7,39 +7,20 @@ What cannot be read is recorded as it is, and `failed` says so; nothing is raise
 import gzip
 import json
 import threading
-import uuid
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import Any
 
 from reflux.agents.types import Completion
-from reflux.graphs.traces.database import Rows, read_only
-from reflux.graphs.traces.recording.prefixes import Prefixes, digests, named
+from reflux.graphs.traces.recording.placing import Place, Places
 from reflux.graphs.traces.recording.replies import ReplyBody, read_reply
-from reflux.graphs.traces.recording.requests import Protocol, RequestBody, mapping, read_request
-from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.trajectories import (
-    AGENT,
-    UNFINISHED,
-    ChatMessage,
-    RecordedCall,
-    RecordedOutcome,
-    Trajectory,
-)
-from reflux.graphs.traces.trajectory_writer import TrajectoryWriter
+from reflux.graphs.traces.recording.requests import Protocol, RequestBody, read_request
+from reflux.graphs.traces.trajectories import AGENT, RecordedCall
 
-TRAJECTORY_HEADER = "x-reflux-trajectory"
 NODE_HEADER = "x-reflux-node"
-NAMES = (
-    "reflux_trajectory", "trajectory", "trajectory_id", "trace_id", "session_id", "thread_id",
-    "conversation_id", "run_id",
-)  # fmt: skip
-"""Keys of a request's `metadata` that name its trajectory; the first that is there counts."""
-USERS = ("user", "safety_identifier")
 MAY_PASS = (408, 409, 425, 429)
 """Statuses below 500 after which the same request may succeed."""
 
@@ -68,33 +49,19 @@ class Exchange:
     began: float = 0.0
     """Unix seconds."""
     seconds: float = 0.0
-    notes: tuple[str, ...] = ()
 
 
-class Recorder:
+class ExchangeRecorder:
     """Records exchanges in the order in which they end."""
 
-    def __init__(
-        self,
-        store: TraceStore,
-        source: str = "url",
-        key_field: str = "",
-        warn: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        """
-        Args:
-            key_field: the field of a request's body that names its trajectory, such as `user` or
-                `metadata.session`, before all others but the header and the path.
-            warn: is told once what cannot be recorded, from another thread.
-        """
+    def __init__(self, places: Places, warn: Callable[[str], None] = lambda text: None) -> None:
+        """`warn` is told once what cannot be recorded, from another thread."""
         self.recorded = 0
         """Exchanges that are committed."""
         self.failed = 0
-        """Exchanges that are not on record, or not as calls."""
-        self._store, self._source, self._key_field = store, source, key_field
-        self._writer, self._warn = TrajectoryWriter(store), warn
+        """Exchanges that are not on record."""
+        self._places, self._warn = places, warn
         self._queue: SimpleQueue[Exchange | None] = SimpleQueue()
-        self._last: Future[None] | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
@@ -106,19 +73,14 @@ class Recorder:
         """Record what was put, and end."""
         self._queue.put(None)
         self._thread.join()
-        if self._last is not None:
-            with suppress(Exception):  # `_done` has told.
-                self._last.result()
+        self._places.close()
 
     def _run(self) -> None:
-        with closing(read_only(self._store.path)) as connection:
-            prefixes = Prefixes(Rows(self._store.path, connection))
-            while (exchange := self._queue.get()) is not None:
-                try:
-                    self._last = self._record(exchange, prefixes)
-                    self._last.add_done_callback(self._done)
-                except Exception as error:  # noqa: BLE001 - the next exchange must be recorded.
-                    self._fail(error)
+        while (exchange := self._queue.get()) is not None:
+            try:
+                self._record(exchange).add_done_callback(self._done)
+            except Exception as error:  # noqa: BLE001 - the next exchange must be recorded.
+                self._fail(error)
 
     def _done(self, future: "Future[None]") -> None:
         if (error := future.exception()) is None:
@@ -131,80 +93,11 @@ class Recorder:
         if self.failed == 1:
             self._warn(f"a call is not on record: {error}; the program goes on")
 
-    def _record(self, exchange: Exchange, prefixes: Prefixes) -> "Future[None]":
-        request, unread = _request_of(exchange)
-        earlier = self._earlier(request, prefixes)
-        if earlier is not None:  # Instructions do not go on to the next response.
-            system = [each for each in request.messages if each.get("role") == "system"]
-            others = [each for each in request.messages if each.get("role") != "system"]
-            request = replace(request, messages=(*system, *earlier, *others))
-        elif request.previous:
-            unread = f"the messages before {request.previous} are not on record"
+    def _record(self, exchange: Exchange) -> "Future[None]":
+        request, note = _request_of(exchange)
+        place = self._places.find(request, exchange.headers, exchange.key)
         reply = _reply_of(exchange)
-        calls = _calls(exchange, request, reply, unread)
-        key, told_by = self._key(exchange, request)
-        owner = "\x1f".join(str(request.fields.get(name) or "") for name in USERS)
-        owner += str(mapping(request.fields.get("metadata")).get("user_id") or "")
-        known = list(digests(request.messages, owner))
-        trajectory: Trajectory | str
-        continues: bytes | None = None
-        if key:
-            trajectory = replace(_begun(request), key=key, source=self._source, told_by=told_by)
-        else:
-            found = prefixes.find(_candidates(request, known))
-            begun = replace(_begun(request), key=uuid.uuid4().hex, source=self._source)
-            trajectory = found.id if found else replace(begun, told_by="prefix")
-            continues = found.digest if found else None
-        id = trajectory if isinstance(trajectory, str) else trajectory.id
-        ends = [named(reply.id)] if exchange.protocol == "responses" and reply.id else []
-        if not key:
-            ends += _ends(request.messages, calls, reply, owner, known)
-        for digest in ends:
-            prefixes.add(id, digest)
-        return self._writer.add(trajectory, calls, _outcome(calls[0]), ends, continues)
-
-    def _earlier(self, request: RequestBody, prefixes: Prefixes) -> list[ChatMessage] | None:
-        """The conversation that the server holds for a request that names its last response."""
-        if not request.previous:
-            return None
-        if self._last is not None:
-            with suppress(Exception):  # `_done` has told.
-                self._last.result()
-        call = prefixes.call_of(named(request.previous))
-        if call is None:
-            return None
-        messages = [each for each in call.messages if each.get("role") != "system"]
-        return [*messages, said(call.reply)]
-
-    def _key(self, exchange: Exchange, request: RequestBody) -> tuple[str, str]:
-        """(name of the trajectory, who gave it); empty where none did."""
-        fields = request.fields
-        if self._key_field and (value := _at(fields, self._key_field)):
-            named_by = value, self._key_field
-        else:
-            metadata = mapping(fields.get("metadata"))
-            name = next((name for name in NAMES if metadata.get(name)), "")
-            named_by = (str(metadata[name]), "metadata") if name else ("", "")
-        conversation = fields.get("conversation")
-        if not named_by[0] and conversation and exchange.protocol == "responses":
-            id = mapping(conversation).get("id") or conversation
-            named_by = str(id), "conversation"
-        header = exchange.headers.get(TRAJECTORY_HEADER, "").strip()
-        path = (exchange.key, "path") if exchange.key else named_by
-        return (header, "header") if header else path
-
-
-def _at(fields: Mapping[str, Any], place: str) -> str:
-    value: Any = fields
-    for name in place.split("."):
-        value = mapping(value).get(name)
-    return str(value) if isinstance(value, str | int) and value != "" else ""
-
-
-def _begun(request: RequestBody) -> Trajectory:
-    metadata = dict(mapping(request.fields.get("metadata")))
-    metadata |= {name: value for name in USERS if (value := request.fields.get(name))}
-    return Trajectory("", "", metadata=metadata)
+        return self._places.add(place, _calls(exchange, place, reply, note), reply)
 
 
 def _request_of(exchange: Exchange) -> tuple[RequestBody, str]:
@@ -244,17 +137,16 @@ def _decoded(body: bytes, encoding: str) -> bytes:
     return body
 
 
-def _calls(
-    exchange: Exchange, request: RequestBody, reply: ReplyBody, unread: str
-) -> list[RecordedCall]:
+def _calls(exchange: Exchange, place: Place, reply: ReplyBody, note: str) -> list[RecordedCall]:
     """The call of a request: one for each choice."""
+    request = place.request
     reason = ""
     if reply.error:
         status = exchange.status
         refused = 400 <= status < 500 and status not in MAY_PASS
         reason = "cancelled" if exchange.was_left else "refused" if refused else "error"
         reason += f" {status}" if status >= 400 else ""
-    notes = tuple(filter(None, (*exchange.notes, unread)))
+    notes = tuple(filter(None, (note, place.note)))
     return [
         RecordedCall(
             messages=request.messages,
@@ -274,52 +166,3 @@ def _calls(
         )
         for vote, choice in enumerate(reply.choices or (Completion(""),))
     ]
-
-
-def said(reply: Completion, text: str | None = None) -> ChatMessage:
-    """A reply as the assistant's message of the next request."""
-    message: ChatMessage = {"role": "assistant", "content": reply.text if text is None else text}
-    calls = [
-        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-        for c in reply.tool_calls
-    ]
-    return message | ({"tool_calls": calls} if calls else {})
-
-
-def _candidates(request: RequestBody, known: Sequence[tuple[str, bytes]]) -> list[bytes]:
-    """Digests of conversations that a request may continue, the longest first."""
-    before = [digest for role, digest in known[:-1] if role == "assistant"]
-    whole = [digest for _, digest in known[-1:]]  # Of a call that failed, and is made again.
-    named_by = [named(request.previous)] if request.previous else []
-    return [*named_by, *whole, *reversed(before)]
-
-
-def _ends(
-    messages: Sequence[ChatMessage],
-    calls: Sequence[RecordedCall],
-    reply: ReplyBody,
-    owner: str,
-    known: Sequence[tuple[str, bytes]],
-) -> list[bytes]:
-    """Digests of the conversations that an exchange leaves: with each reply, or as it was."""
-    if reply.error:
-        return [digest for _, digest in known[-1:]]
-    ends: dict[bytes, None] = {}
-    for call, raw in zip(calls, reply.raw_texts, strict=False):
-        for text in {call.reply.text: None, raw: None}:
-            *_, (_, digest) = digests([*messages, said(call.reply, text)], owner)
-            ends[digest] = None
-    return list(ends)
-
-
-def _outcome(call: RecordedCall) -> RecordedOutcome:
-    """How a trajectory stands after a call: ended where the model asks for no tool."""
-    reply = call.reply
-    if call.error is not None:
-        status = "stopped" if reply.finish_reason.startswith("cancelled") else "failed"
-        return RecordedOutcome(reply.text or None, status, call.error)
-    if reply.tool_calls:
-        return RecordedOutcome(None, UNFINISHED)
-    if reply.filtered:
-        return RecordedOutcome(reply.text or None, "failed", "a content filter cut the reply")
-    return RecordedOutcome(reply.text, "truncated" if reply.truncated else "unchecked")
