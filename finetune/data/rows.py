@@ -5,9 +5,9 @@ the model had some; its provenance stands beside it. The loss counts the assista
 completion, without those of `"weight": 0`. No row holds a true answer: trajectories have none.
 
 A run's rows are the overseer's own answers to its primitives, the accepted answers of the
-amplified system, the base's answers to the anchor, and corrections. Answers in a chat or at the
-command line become rows only when a human edits their tree. A sub-question that a human answered
-is a separate row, beside the root that was recomputed.
+amplified system, the base's answers to the anchor, and corrections. Answers in a chat, at the
+command line or in an evaluation become rows only when a human approves them or edits their tree. A
+sub-question that a human answered is a separate row, beside the root that was recomputed.
 """
 
 import hashlib
@@ -123,10 +123,10 @@ SELECT q.*, '' AS path, q.detail ->> 'answer' AS answer,
     SELECT c.model_digest AS digest FROM calls c WHERE c.question = q.id UNION ALL
     SELECT b.detail ->> 'model_digest' FROM judgements b
     WHERE b.question = q.id AND b.kind = 'chain_begun')) AS models
-FROM roots q WHERE q.ok = 1 AND {NEWEST} AND {{condition}}
+FROM roots q WHERE {NEWEST} AND {{condition}}
 ORDER BY q.round, q.id
 """  # noqa: S608 - every part is a constant of ours
-OF_SYSTEM = "q.split = :split AND q.system = :system AND q.round <= :last"
+OF_SYSTEM = "q.ok = 1 AND q.split = :split AND q.system = :system AND q.round <= :last"
 
 
 def accepted(
@@ -201,9 +201,13 @@ FAILED_CHECKS = """
 SELECT detail ->> 'answer' AS answer FROM judgements
 WHERE question=? AND path='' AND kind='check' AND ok=0 AND answer IS NOT ? ORDER BY id LIMIT 1
 """
-EDITED_ROOTS = """
-q.revises IS NOT NULL AND q.split NOT IN ('train', 'primitive', 'held_out', 'canary')
-"""
+ASKED = "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'judge', 'replay', 'recorded')"
+EDITED_ROOTS = f"q.ok = 1 AND q.revises IS NOT NULL AND {ASKED}"
+APPROVED_ROOTS = f"""
+{ASKED} AND answer IS NOT NULL AND (SELECT v.ok FROM judgements v
+  WHERE v.question = q.id AND v.path = '' AND v.kind = 'verdict' ORDER BY v.id DESC LIMIT 1) = 1
+"""  # noqa: S608 - the part is a constant of ours
+"""Answers of `ask`, `chat` and `eval` that a human approved, whatever a check said."""
 EDITED_PARTS = f"""
 SELECT q.id, q.run, q.round, q.system, q.task, o.path, o.detail ->> 'question' AS text,
   o.detail ->> 'answer' AS answer, NULL AS models
@@ -220,7 +224,7 @@ def corrections(store: TraceStore, task: Task) -> Iterator[Row]:
     """Rows of the newest revision of every edited trajectory, none of a held-out question.
 
     They are its root, unless `accepted` has it as a training question of the run, and each
-    sub-question that a human answered.
+    sub-question that a human answered. Roots that a human approved are rows, too.
     """
     edited = edited_by_humans(store)
 
@@ -229,6 +233,11 @@ def corrections(store: TraceStore, task: Task) -> Iterator[Row]:
 
     for row in _root_rows(store, EDITED_ROOTS, {}, system_prompt):
         if first_of(row.provenance["trajectory"]) in edited and not is_withheld(task, row.question):
+            yield row
+    for row in _root_rows(store, APPROVED_ROOTS, {}, system_prompt):
+        if first_of(row.provenance["trajectory"]) not in edited and not is_withheld(
+            task, row.question
+        ):
             yield row
     rejected = rejected_by_humans(store)
     for part in store.select(EDITED_PARTS):

@@ -155,6 +155,20 @@ async def test_a_question_that_the_task_holds_out_is_not_learned_however_it_was_
     )
 
 
+@pytest.mark.parametrize("split", ["asked", "file", "held_out", "judge", "replay"])
+async def test_an_answer_that_a_human_approved_is_a_row(store: TraceStore, split: str) -> None:
+    """Of ask, chat and eval, whatever a check said; the last verdict counts."""
+    source = Origin("run", -1, "s", "", split)
+    await asked(store, source)
+    item = find_item(store, source.question_id("root"))
+    assert list(corrections(store, Addition())) == []
+    await judge(store, item, approved=True)
+    expected = ["X+Y"] if split in ("asked", "file") else []
+    assert [row.reply for row in corrections(store, Addition())] == expected
+    await judge(store, item, approved=False)
+    assert list(corrections(store, Addition())) == []
+
+
 async def test_the_next_distillation_learns_what_was_edited_in_a_chat(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.save_config({"task": "addition", "rounds": [{"level": 1}]})
