@@ -30,7 +30,7 @@ def test_rows_for_a_pipe_have_no_sidecar(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = threading.Thread(target=pipe.read_text)
     reader.start()
-    assert export([], pipe, "messages") == 0
+    assert export([], pipe, "messages").rows == 0
     reader.join(timeout=20)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 

@@ -109,8 +109,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["prompt-completion", "openai", "sharegpt", "preference"])
 def test_an_export_of_imported_traces_is_imported_again(form: Form, tmp_path: Path) -> None:
     rows = [
-        {"messages": [*AGENT.prompt, *AGENT.completion[:2], {"role": "assistant", "content": "Cold."}],
-         "tools": [TOOL]},
+        {"messages": [*AGENT.prompt, *AGENT.completion[:2], *reply_of("Cold.")], "tools": [TOOL]},
         {"prompt": "a", "chosen": "b", "rejected": "c"},
     ]  # fmt: skip
     source = tmp_path / "rows.jsonl"
