@@ -31,7 +31,8 @@ def text_of(content: Any) -> str:
     if not isinstance(content, Sequence):
         raise TypeError("role and content must be text")
     texts: list[str] = []
-    for part in content:
+    parts: Sequence[Any] = content
+    for part in parts:
         text = part if isinstance(part, str) else part.get("text", part.get("refusal"))
         if not isinstance(text, str):
             kind = part.get("type", "part without text")

@@ -4,8 +4,9 @@ They pass one at a time and lie in a file of SQLite, so that a million takes no 
 thousand. What is left out is counted by reason, with examples.
 
 Near duplicates are found by MinHash (Broder 1997; `datasketch`): rows whose words, in threes, are
-the same for at least a share, in what was said and in what was replied. The first of them stays. The signatures lie in the same file, in
-bands that similar ones share (Leskovec et al., Mining of Massive Datasets, 3.4).
+the same for at least a share, in what was said and in what was replied. The first of them stays.
+The signatures lie in the same file, in bands that similar ones share (Leskovec et al., Mining of
+Massive Datasets, 3.4).
 
 A row leaks if a text of the evaluation is one of its messages, or shares 13 words in a row with one
 (Brown et al. 2020, arXiv 2005.14165, appendix C).
@@ -139,13 +140,11 @@ class CuratedRows(Sequence[Mapping[str, Any]]):
             for number, band in enumerate(whole.reshape(BANDS, -1))
         ]
         marks = ", ".join("?" * BANDS)
-        near = (
-            "SELECT whole, reply FROM signatures WHERE id IN"
-            f" (SELECT signature FROM bands WHERE band IN ({marks}) LIMIT {CANDIDATES})"  # noqa: S608
-        )
+        found = f"SELECT signature FROM bands WHERE band IN ({marks}) LIMIT {CANDIDATES}"  # noqa: S608
+        near = f"SELECT whole, reply FROM signatures WHERE id IN ({found})"  # noqa: S608
         for other in self._database.execute(near, bands):
-            found = (np.frombuffer(blob, dtype=np.uint64) for blob in other)
-            if all(map(partial(_alike, share=share), (whole, reply), found)):
+            theirs = (np.frombuffer(blob, dtype=np.uint64) for blob in other)
+            if all(map(partial(_alike, share=share), (whole, reply), theirs)):
                 return True
         made = self._database.execute(
             "INSERT INTO signatures (whole, reply) VALUES (?, ?)",

@@ -12,7 +12,7 @@ Only replies of calls that were selected are learned; others are context.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from reflux.finetune.data.conversations import tools_of, turn_of
@@ -105,6 +105,24 @@ def recorded_rows(
             yield from _conversations(calls)
         else:
             yield from (_row_of([call], call.turns, call.learned) for call in calls if call.learned)
+
+
+REFUSED = """
+SELECT detail ->> 'answer' AS answer FROM judgements
+WHERE question = ? AND path = '' AND kind = 'check' AND ok = 0 AND answer IS NOT NULL
+ORDER BY id LIMIT 1
+"""
+
+
+def with_rejected(store: Rows, rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows with the answer that was refused beside that of the trajectory, where there is one."""
+    for row in rows:
+        id = row.provenance["trajectory"]
+        refused = next(store.select(REFUSED, (id,)), None)
+        ended = next(store.select(NODE_ENDED, (id, "")), None) if refused else None
+        answer = json.loads(ended["detail"])["answer"] if ended else None
+        is_answer = refused is not None and answer == row.reply and refused["answer"] != answer
+        yield replace(row, rejected=refused["answer"]) if is_answer and refused else row
 
 
 def _refused(selected: Selected, options: RowOptions) -> str:

@@ -5,9 +5,9 @@ the model had some; its provenance stands beside it. The loss counts the assista
 completion, without those of `"weight": 0`. No row holds a true answer: trajectories have none.
 
 A run's rows are the overseer's own answers to its primitives, the accepted answers of the
-amplified system, the base's answers to the anchor, and corrections. Answers in a chat or at the
-command line become rows only when a human edits their tree. A sub-question that a human answered
-is a separate row, beside the root that was recomputed.
+amplified system, the base's answers to the anchor, and corrections. Answers in a chat, at the
+command line or in an evaluation become rows only when a human approves them or edits their tree. A
+sub-question that a human answered is a separate row, beside the root that was recomputed.
 """
 
 import hashlib
@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from reflux.agents.errors import MissingError, RefluxError, UsageError, pip_install
-from reflux.agents.files import replacing, write_whole
+from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Message
 from reflux.finetune.data.conversations import read_rows
@@ -29,7 +28,6 @@ from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
 from reflux.graphs.traces.store import TraceStore
 
-Form = Literal["prompt-completion", "messages", "preference"]
 Turn = Mapping[str, Any]
 """A message of the chat protocol: `role`, `content`, and `tool_calls`, `tool_call_id`, `name`,
 `reasoning_content`, `weight` where it has them."""
@@ -125,10 +123,10 @@ SELECT q.*, '' AS path, q.detail ->> 'answer' AS answer,
     SELECT c.model_digest AS digest FROM calls c WHERE c.question = q.id UNION ALL
     SELECT b.detail ->> 'model_digest' FROM judgements b
     WHERE b.question = q.id AND b.kind = 'chain_begun')) AS models
-FROM roots q WHERE q.ok = 1 AND {NEWEST} AND {{condition}}
+FROM roots q WHERE {NEWEST} AND {{condition}}
 ORDER BY q.round, q.id
 """  # noqa: S608 - every part is a constant of ours
-OF_SYSTEM = "q.split = :split AND q.system = :system AND q.round <= :last"
+OF_SYSTEM = "q.ok = 1 AND q.split = :split AND q.system = :system AND q.round <= :last"
 
 
 def accepted(
@@ -203,9 +201,13 @@ FAILED_CHECKS = """
 SELECT detail ->> 'answer' AS answer FROM judgements
 WHERE question=? AND path='' AND kind='check' AND ok=0 AND answer IS NOT ? ORDER BY id LIMIT 1
 """
-EDITED_ROOTS = """
-q.revises IS NOT NULL AND q.split NOT IN ('train', 'primitive', 'held_out', 'canary')
-"""
+ASKED = "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'judge', 'replay', 'recorded')"
+EDITED_ROOTS = f"q.ok = 1 AND q.revises IS NOT NULL AND {ASKED}"
+APPROVED_ROOTS = f"""
+{ASKED} AND answer IS NOT NULL AND (SELECT v.ok FROM judgements v
+  WHERE v.question = q.id AND v.path = '' AND v.kind = 'verdict' ORDER BY v.id DESC LIMIT 1) = 1
+"""  # noqa: S608 - the part is a constant of ours
+"""Answers of `ask`, `chat` and `eval` that a human approved, whatever a check said."""
 EDITED_PARTS = f"""
 SELECT q.id, q.run, q.round, q.system, q.task, o.path, o.detail ->> 'question' AS text,
   o.detail ->> 'answer' AS answer, NULL AS models
@@ -222,7 +224,7 @@ def corrections(store: TraceStore, task: Task) -> Iterator[Row]:
     """Rows of the newest revision of every edited trajectory, none of a held-out question.
 
     They are its root, unless `accepted` has it as a training question of the run, and each
-    sub-question that a human answered.
+    sub-question that a human answered. Roots that a human approved are rows, too.
     """
     edited = edited_by_humans(store)
 
@@ -231,6 +233,11 @@ def corrections(store: TraceStore, task: Task) -> Iterator[Row]:
 
     for row in _root_rows(store, EDITED_ROOTS, {}, system_prompt):
         if first_of(row.provenance["trajectory"]) in edited and not is_withheld(task, row.question):
+            yield row
+    for row in _root_rows(store, APPROVED_ROOTS, {}, system_prompt):
+        if first_of(row.provenance["trajectory"]) not in edited and not is_withheld(
+            task, row.question
+        ):
             yield row
     rejected = rejected_by_humans(store)
     for part in store.select(EDITED_PARTS):
@@ -245,56 +252,6 @@ def is_withheld(task: Task, question: str) -> bool:
         return is_held_out(task, task.from_user(question))
     except UsageError:
         return False
-
-
-def in_form(row: Row, form: Form) -> dict[str, Any] | None:
-    """The row in one of TRL's forms; None for a preference where no answer was rejected."""
-    trained = row.train()
-    prompt, completion = trained["prompt"], trained["completion"]
-    if form == "messages":
-        return {"messages": prompt + completion}
-    if form == "prompt-completion":
-        return trained
-    rejected = [{"role": "assistant", "content": row.rejected}]
-    pair = {"prompt": prompt, "chosen": completion, "rejected": rejected}
-    return pair if row.rejected is not None else None
-
-
-def export(rows: Sequence[Row], path: Path, form: Form, kind: str | None = None) -> int:
-    """Write rows to a file and their provenance to a sidecar; returns how many were written.
-
-    `kind` is `jsonl` or `parquet`; the file's extension where None.
-
-    Raises:
-        UsageError: another kind or extension.
-        MissingError: Parquet without pyarrow.
-    """
-    kind = path.suffix.removeprefix(".") if kind is None else kind
-    written = [(row, body) for row in rows if (body := in_form(row, form)) is not None]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "jsonl":
-        write_whole(path, "".join(json.dumps(body) + "\n" for _, body in written))
-    elif kind == "parquet":
-        _write_parquet(path, [body for _, body in written])
-    else:
-        raise UsageError(
-            f"cannot export to {path.name!r} as {kind!r}: end it in .jsonl or .parquet, or say "
-            "--format jsonl or parquet"
-        )
-    if path.is_file():  # A device or a pipe has no folder for a sidecar.
-        sidecar = path.with_name(f"{path.stem}.provenance.jsonl")
-        write_whole(sidecar, "".join(json.dumps(row.provenance) + "\n" for row, _ in written))
-    return len(written)
-
-
-def _write_parquet(path: Path, bodies: list[dict[str, Any]]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingError(f"Parquet files need pyarrow: {pip_install('train')}") from error
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(bodies), temporary)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

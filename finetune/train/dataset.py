@@ -176,7 +176,6 @@ def as_dataset(rows: Rows, tokenizer: Any, folder: Path | None = None) -> datase
         lambda: encode_rows(rows, tokenizer),
         cache_dir=str(folder),
         fingerprint=uuid.uuid4().hex,
-        split="train",
     )
     return made
 

@@ -10,7 +10,6 @@ Rows of one plain reply are encoded by TRL itself, to the same tokens.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os.path import commonprefix
 from typing import Any
 
 from jinja2 import TemplateError
@@ -104,7 +103,9 @@ def _ids(tokenizer: Any, turns: Sequence[Any], tools: Any, asks: bool = False) -
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens both begin with."""
-    return len(commonprefix([left, right]))  # noqa: RUF071 - tokens, not paths.
+    pairs = zip(left, right, strict=False)
+    shorter = min(len(left), len(right))
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
 
 
 def encode_rows(rows: Iterable[Row], tokenizer: Any) -> Iterator[Encoded]:

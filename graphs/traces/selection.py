@@ -25,9 +25,15 @@ from reflux.graphs.traces.trajectories import UNFINISHED
 _SCORES = "FROM judgements f WHERE f.question = q.id AND f.kind = 'feedback'"
 _OF_CALL = f"{_SCORES} AND f.path IN ('', c.path)"
 _ENDED = f"FROM judgements j WHERE j.id = {ROOT_ENDED}"
+_LAST = (
+    "FROM judgements v WHERE v.question = q.id AND v.kind = 'verdict' AND NOT EXISTS"
+    " (SELECT 1 FROM judgements w WHERE w.question = q.id AND w.path = v.path"
+    " AND w.kind = 'verdict' AND w.id > v.id)"
+)
+"""The newest verdict on each node."""
 _VERDICT = (
-    "SELECT v.ok FROM judgements v WHERE v.question = q.id AND v.path = '' AND v.kind = 'verdict'"
-    " ORDER BY v.id DESC LIMIT 1"
+    f"CASE WHEN EXISTS (SELECT 1 {_LAST} AND v.ok = 0) THEN 0"
+    f" ELSE (SELECT v.ok {_LAST} AND v.path = '') END"
 )
 COLUMNS = {
     "trajectory": ("q.id", "Its id."),
@@ -41,7 +47,7 @@ COLUMNS = {
         f"(SELECT group_concat(f.detail ->> 'comment', char(10)) {_OF_CALL})",
         "Comments, one a line.",
     ),
-    "approved": (f"({_VERDICT})", "1 or 0 as a human judged it last; NULL: nobody has."),
+    "approved": (f"({_VERDICT})", "1 or 0 (or a node of it) as a human judged it; else NULL."),
     "status": (
         f"coalesce((SELECT j.detail ->> 'status' {_ENDED}),"
         f" CASE WHEN {STOPPED} THEN 'stopped' ELSE '{UNFINISHED}' END)",
@@ -70,6 +76,8 @@ COLUMNS = {
 }
 """By name: the SQL, and what it holds."""
 VIEW = "recorded_calls"
+REPLAY = "replay"
+"""Split of calls that an evaluation asked again, which the view leaves out."""
 _HIDDEN = {"call": "c.id", "begun": "q.created"}
 """What the rows are ordered and read by."""
 _BODY = f"""
@@ -77,7 +85,7 @@ CREATE TEMP VIEW {VIEW} AS
 SELECT {", ".join(f"{sql} AS {name}" for name, (sql, _) in COLUMNS.items())},
   {", ".join(f"{sql} AS _{name}" for name, sql in _HIDDEN.items())}
 FROM questions q JOIN calls c ON c.question = q.id
-WHERE c.kind = 'model' AND c.error IS NULL AND {NEWEST}
+WHERE c.kind = 'model' AND c.error IS NULL AND q.split IS NOT '{REPLAY}' AND {NEWEST}
 """  # noqa: S608 - every part is a constant of ours
 _ABOUT = f"SELECT source, status, approved, split FROM {VIEW} WHERE _call = ?"  # noqa: S608
 _FORBIDDEN = ("load_extension", "readfile", "writefile", "edit", "fts3_tokenizer")
@@ -128,13 +136,10 @@ class Selection:
     def _select(self, columns: str, order: str) -> Iterator[tuple[Any, ...]]:
         # The user's own expression, as the authorizer lets it.
         sql = f"SELECT {columns} FROM {VIEW} WHERE ({self.where}\n) {order}"  # noqa: S608
-        self._connection.set_authorizer(_authorize)
         try:
             yield from self._connection.execute(sql)
         except sqlite3.DatabaseError as error:
             raise _wrong(self.path, self.where, error) from error
-        finally:
-            self._connection.set_authorizer(None)
 
 
 @contextmanager
@@ -152,6 +157,7 @@ def selecting(path: Path, where: str = "1") -> Generator[Selection]:
         raise from_sqlite_error(path, error) from error
     with closing(database):
         database.execute(_BODY)
+        database.set_authorizer(_authorize)
         selection = Selection(path, database, where.strip() or "1")
         for _ in selection._select("1", "LIMIT 0"):
             pass

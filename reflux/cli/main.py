@@ -67,7 +67,7 @@ COMMANDS = {
     "traces list": traces.list_traces,
     "traces show": traces.show_trace,
     "traces page": traces.page_of_trace,
-    "traces export": traces.export_traces,
+    "traces export": trace_files.export_traces,
     "traces import": trace_files.import_traces,
     "traces score": trace_scores.score_traces,
     "demos make": demos.make_demos,
@@ -117,6 +117,7 @@ reflux traces list --status rejected --limit 5
 reflux traces show 1a2b
 reflux traces page 1a2b --out tree.html
 reflux traces export rows.jsonl --form messages
+reflux traces export dataset --where "score >= 0.8" --rows trajectories --run runs/app
 reflux traces import langfuse.jsonl --dry-run
 reflux traces import logs/*.eval rows.jsonl --run runs/app
 reflux traces score --with checks.py:is_correct --run runs/app

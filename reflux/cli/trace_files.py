@@ -1,25 +1,29 @@
-"""`reflux traces import`: trajectories out of files that other programs wrote."""
+"""`reflux traces import` and `export`: trajectories out of files, and rows for other programs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from reflux import cli
-from reflux.cli.contract import DEFAULT_RUN, Json, RunDir
+from reflux.cli.contract import DEFAULT_RUN, Json, RunDir, open_existing
+from reflux.cli.runs.row_options import By, Reasoning, RowChoice, Unfinished, Where
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from contextlib import closing
 
     from rich.console import Group, RenderableType
 
+    from reflux.cli.runs.distill_rows import rows_source
+    from reflux.finetune.data.export import export
+    from reflux.finetune.data.recorded import LeftOut, with_rejected
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.traces.database import reading
     from reflux.graphs.traces.importing.importer import Import, import_files
     from reflux.graphs.traces.trajectory_writer import TrajectoryWriter
-    from reflux.report.terminal import command, plain, print_result, table_of
+    from reflux.report.terminal import ERR, command, plain, print_result, say, table_of
 
 
 def import_traces(
@@ -75,3 +79,67 @@ def _view(report: Import, run: Path, dry_run: bool) -> Group:
     if report.trajectories and not dry_run:
         parts.append(plain(f"see them: {command('reflux', 'traces', 'list', '--run', run)}"))
     return Group(*parts)
+
+
+def export_traces(
+    out: Annotated[
+        str,
+        typer.Argument(
+            help="A .jsonl or .parquet file, or a folder for `load_dataset`: a name without ending."
+        ),
+    ],
+    run: RunDir = DEFAULT_RUN,
+    where: Where = "",
+    by: By = None,
+    form: Annotated[
+        Literal["prompt-completion", "messages", "preference", "openai", "sharegpt"],
+        typer.Option(help="The form of a row: three of TRL's, OpenAI's, or ShareGPT's."),
+    ] = "prompt-completion",
+    format: Annotated[
+        Literal["jsonl", "parquet"] | None,
+        typer.Option(help="Default: the ending of the file's name; in a folder jsonl."),
+    ] = None,
+    reasoning: Reasoning = "drop",
+    unfinished: Unfinished = False,
+    as_json: Json = False,
+) -> None:
+    """Export rows for training, with their provenance beside them.
+
+    Without --where, the rows of a run's rounds; of a folder that holds recorded calls alone, each
+    conversation.
+    """
+    folder = open_existing(run)
+    choice = RowChoice(where=where, by=by, reasoning=reasoning == "keep", unfinished=unfinished)
+    if not choice.selects and not folder.exists and _is_recorded(folder):
+        choice = RowChoice(by="trajectories")
+    path, left_out = Path(out), LeftOut()
+    is_folder = path.is_dir() or out.endswith("/") or (format is None and not path.suffix)
+    with rows_source(folder, choice, left_out) as rows, reading(folder.traces_path) as store:
+        rows = with_rejected(store, rows) if choice.selects else rows
+        done = export(rows, path, form, format, is_folder and not _is_device(path))
+    if not done.rows:
+        say(
+            "no rows: export takes accepted trajectories of `reflux run`, edits of `reflux "
+            f"review`, and with --where recorded calls; {run} holds none of them",
+            ERR,
+        )
+    lines = [f"{done.rows} rows in {out}"]
+    lines += [f"left out: {left_out.note}"] if left_out.counts else []
+    lines += [f"{done.without_pair} without a rejected answer"] if done.without_pair else []
+    if done.text_and_calls:
+        lines.append(
+            f"{done.text_and_calls} with text beside tool calls, which LLaMA-Factory skips"
+        )
+    body = {"rows": done.rows, "file": out, "left_out": dict(left_out.counts)}
+    print_result(body, Group(*(plain(line) for line in lines)), as_json)
+
+
+def _is_recorded(folder: RunFolder) -> bool:
+    """Whether a folder holds trajectories of other programs."""
+    with reading(folder.traces_path) as store:
+        sql = "SELECT 1 FROM questions WHERE source IS NOT NULL LIMIT 1"
+        return next(store.select(sql), None) is not None
+
+
+def _is_device(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()

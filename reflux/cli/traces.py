@@ -1,4 +1,4 @@
-"""`reflux traces`: trajectories as a list, a tree, a page, or rows for training."""
+"""`reflux traces`: trajectories as a list, a tree or a page."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.files import write_whole
     from reflux.agents.prompts import last_question
-    from reflux.cli.runs.distill_rows import rows_of_run
-    from reflux.finetune.data.rows import export
     from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
     from reflux.graphs.traces.review import WAITING
     from reflux.graphs.traces.revisions import NEWEST, newest
@@ -152,29 +150,3 @@ def page_of_trace(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, tree_page(store, trajectory, folder.prices()))
     print_result({"file": str(out)}, plain(f"wrote {out}"), as_json)
-
-
-def export_traces(
-    out: Annotated[Path, typer.Argument(help="The .jsonl or .parquet file to write.")],
-    run: RunDir = DEFAULT_RUN,
-    form: Annotated[
-        Literal["prompt-completion", "messages", "preference"],
-        typer.Option(help="Row form of TRL."),
-    ] = "prompt-completion",
-    format: Annotated[
-        Literal["jsonl", "parquet"] | None,
-        typer.Option(help="Default: the ending of the file's name."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Export accepted trajectories as rows for TRL, with provenance in a sidecar file."""
-    rows = rows_of_run(open_existing(run))
-    written = export(rows, out, form, format)
-    if not written:
-        say(
-            "no rows: export takes accepted trajectories of `reflux run` and edits of `reflux "
-            f"review`, and {run} holds neither; answers to `reflux ask` are not exported",
-            ERR,
-        )
-    view = plain(f"{written} rows in {out}")
-    print_result({"rows": written, "file": str(out)}, view, as_json)

@@ -8,7 +8,8 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.cli.runs.distill_rows import rows_for
-from reflux.finetune.data.rows import Row, accepted, corrections, in_form
+from reflux.finetune.data.export import in_form
+from reflux.finetune.data.rows import Row, accepted, corrections
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Origin, answer_all
@@ -152,6 +153,20 @@ async def test_a_question_that_the_task_holds_out_is_not_learned_however_it_was_
     assert [row.question for row in corrections(store, Addition())] == (
         [] if held_out else [question]
     )
+
+
+@pytest.mark.parametrize("split", ["asked", "file", "held_out", "judge", "replay"])
+async def test_an_answer_that_a_human_approved_is_a_row(store: TraceStore, split: str) -> None:
+    """Of ask, chat and eval, whatever a check said; the last verdict counts."""
+    source = Origin("run", -1, "s", "", split)
+    await asked(store, source)
+    item = find_item(store, source.question_id("root"))
+    assert list(corrections(store, Addition())) == []
+    await judge(store, item, approved=True)
+    expected = ["X+Y"] if split in ("asked", "file") else []
+    assert [row.reply for row in corrections(store, Addition())] == expected
+    await judge(store, item, approved=False)
+    assert list(corrections(store, Addition())) == []
 
 
 async def test_the_next_distillation_learns_what_was_edited_in_a_chat(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.finetune.data.export import export
 from reflux.finetune.data.rows import (
     Row,
     check_leaks,
-    export,
     read_jsonl,
     reply_of,
     rows_digest,
@@ -45,7 +45,7 @@ ROW = Row(
 )
 def test_export_writes_a_form_and_a_sidecar(tmp_path: Path, form, keys) -> None:
     out = tmp_path / "rows.jsonl"
-    assert export([ROW], out, form) == 1
+    assert export([ROW], out, form).rows == 1
     assert set(json.loads(out.read_text())) == keys
     assert json.loads((tmp_path / "rows.provenance.jsonl").read_text()) == {"trajectory": "abc"}
 

@@ -131,7 +131,7 @@ def _curated_rows(
     curation = choice.curation()
     markers = markers_of(load_tokenizer(find_base(base).folder, base))
     with ExitStack() as stack:
-        rows = stack.enter_context(_source(folder, choice, counts.left_out))
+        rows = stack.enter_context(rows_source(folder, choice, counts.left_out))
         curated = stack.enter_context(curate(rows, curation, markers, counts, seed))
         if not len(curated):
             raise UsageError(_nothing(folder, choice, counts.left_out))
@@ -139,7 +139,12 @@ def _curated_rows(
 
 
 @contextmanager
-def _source(folder: RunFolder, choice: RowChoice, left_out: LeftOut) -> Iterator[Iterator[Row]]:
+def rows_source(folder: RunFolder, choice: RowChoice, left_out: LeftOut) -> Iterator[Iterator[Row]]:
+    """The rows of a choice, one at a time, for the length of a block.
+
+    Raises:
+        UsageError: the folder has no record; the expression is wrong.
+    """
     if choice.data is not None:
         yield _of_file(choice.data)
     elif choice.selects:
