@@ -81,7 +81,7 @@ def record(
     from reflux.graphs.traces.recording.placing import Places
     from reflux.graphs.traces.recording.recorder import ExchangeRecorder
     from reflux.server.app import open_more_files
-    from reflux.server.proxy import create_record_app
+    from reflux.server.recording.proxy import create_record_app
 
     if name and not program:
         raise UsageError(
@@ -127,7 +127,7 @@ def upstream_of(upstream: str | None, anthropic: str | None) -> Upstream:
     Raises:
         UsageError: one is no address.
     """
-    from reflux.server.proxy import ANTHROPIC, OPENAI, Upstream
+    from reflux.server.recording.proxy import ANTHROPIC, OPENAI, Upstream
 
     other = os.environ.get("ANTHROPIC_BASE_URL") or ANTHROPIC
     return Upstream(
@@ -201,4 +201,4 @@ def _environment(url: str, name: str) -> dict[str, str]:
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from reflux.server.proxy import Upstream
+    from reflux.server.recording.proxy import Upstream

@@ -24,8 +24,8 @@ from reflux.server.chat_request import CalledFunction, Message, ToolCall
 from reflux.server.errors import ApiError
 from reflux.server.responses_reply import ResponseFormat
 from reflux.server.responses_request import InputItem, ResponsesRequest, contradiction
-from reflux.server.served_models import ChatAnswer
 from reflux.server.state import ERRORS, ServerState, State
+from reflux.server.tree_answers import ChatAnswer
 
 router = APIRouter(prefix="/v1/responses", responses=ERRORS)
 KIND = "response"
@@ -168,7 +168,7 @@ async def create_response(body: ResponsesRequest, state: State, request: Request
         raise contradiction(error, "input") from error
     chat = body.chat([*earlier, *said])
     try:
-        answer = state.models.answer_to(chat, state.run, state.waiting)
+        answer = state.models.answer_to(chat, state.run, state.waiting, request.headers)
     except ApiError as error:
         raise _renamed(error) from error
     top = (body.top_logprobs or 0) if body.with_logprobs else None

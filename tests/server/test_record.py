@@ -12,7 +12,7 @@ import pytest
 
 from reflux.agents.errors import UsageError
 from reflux.graphs.traces.trajectories import RecordedCall, RecordedOutcome
-from reflux.server.proxy import Upstream
+from reflux.server.recording.proxy import Upstream
 from tests.support.raw_upstream import (
     STREAM,
     Got,

@@ -15,7 +15,7 @@ from reflux.graphs.traces.recording.recorder import ExchangeRecorder
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import Trajectory, load
 from reflux.server.app import server_config
-from reflux.server.proxy import Upstream, create_record_app
+from reflux.server.recording.proxy import Upstream, create_record_app
 from reflux.server.settings import ServeSettings
 from tests.support.serving import Server
 

@@ -137,6 +137,11 @@ def _decoded(body: bytes, encoding: str) -> bytes:
     return body
 
 
+def node_named(headers: Mapping[str, str]) -> str:
+    """The node of a request, as its program names it."""
+    return headers.get(NODE_HEADER, "").strip() or AGENT
+
+
 def _calls(exchange: Exchange, place: Place, reply: ReplyBody, note: str) -> list[RecordedCall]:
     """The call of a request: one for each choice."""
     request = place.request
@@ -156,7 +161,7 @@ def _calls(exchange: Exchange, place: Place, reply: ReplyBody, note: str) -> lis
                 finish_reason=reason or choice.finish_reason,
                 notes=(*choice.notes, *notes),
             ),
-            node=exchange.headers.get(NODE_HEADER, "").strip() or AGENT,
+            node=node_named(exchange.headers),
             vote=vote,
             model=request.model,
             tools=request.tools,

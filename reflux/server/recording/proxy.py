@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
@@ -21,7 +21,7 @@ import httpx2
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.routing import Mount
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reflux.agents.clients.connections import connection_remedy, http_client
 from reflux.agents.errors import UsageError
@@ -46,6 +46,8 @@ NAMED = re.compile(r"/t/([^/]+)(/.*)")
 ANTHROPIC = "https://api.anthropic.com"
 OPENAI = "https://api.openai.com/v1"
 CONNECT_SECONDS = 30.0
+MOUNT = "/record"
+"""Path of the proxy in a server of a run folder."""
 
 
 class Broken(Exception):
@@ -291,6 +293,19 @@ async def _parts_of(receive: Receive) -> AsyncGenerator[bytes]:
             raise ConnectionAbortedError
         yield message.get("body", b"")
         more = message.get("more_body", False)
+
+
+class RecordRoute:
+    """Middleware before all guards, which would change a reply: `/record/…` goes to a proxy."""
+
+    def __init__(self, app: ASGIApp, find: Callable[[], RecordingProxy]) -> None:
+        self._app, self._find = app, find
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request to the proxy, or on."""
+        if scope["type"] == "http" and scope["path"].startswith(f"{MOUNT}/"):
+            return await self._find()({**scope, "root_path": MOUNT}, receive, send)
+        return await self._app(scope, receive, send)
 
 
 def create_record_app(
