@@ -162,6 +162,24 @@ def test_a_failure_of_all_is_told_and_recorded(tmp_path: Path) -> None:
     assert trajectory.outcome is not None and trajectory.outcome.status == "failed"
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_without_rules_a_stream_is_passed_on_as_it_comes(tmp_path: Path, begun: bool) -> None:
+    """What has not begun is the old model's; what has broken off stays so."""
+    with scripted() as new, scripted() as old:
+        new.refusal = lambda body: None if begun else (400, "refused")
+        new.breaks = begun
+        options = {"endpoints": endpoints(new, old), "alias": {OLD: "new"}}
+        with serving(tmp_path, **options) as url:
+            body = asks("hello there", stream=True)
+            response = httpx2.post(f"{url}/v1/chat/completions", json=body)
+        assert response.status_code == 200
+        assert ("error" in response.text) == begun and len(old.asked) == (not begun)
+    (trajectory,) = recorded(tmp_path)
+    assert [(call.model, call.error is None) for call in trajectory.calls] == (
+        [("new", False)] if begun else [("new", False), (OLD, True)]
+    )
+
+
 def test_before_a_student_is_promoted_the_old_model_answers(tmp_path: Path) -> None:
     with scripted() as old:
         options: Any = {"endpoints": {OLD: Endpoint(old.client(), "old")}}

@@ -155,8 +155,11 @@ class AliasAnswer:
         """Of this answer alone; that of its trajectory is `place.id`."""
         self.place = place
         self._run, self._places, self._route, self._requests = run, places, taken, requests
-        self._rules = (rules or Fallback(schema=False)) if taken.other is not None else None
+        self._rules = rules
+        """Of replies that are judged whole; None: each piece goes to the client as it comes."""
         self._node, self._streams = node_named(headers), streams
+        self._has_begun = False
+        """The client has a piece of the reply, so that no other model can answer."""
         self._calls: list[RecordedCall] = []
 
     async def compute(self, put: Put, emit: Emit) -> Reply:
@@ -193,7 +196,7 @@ class AliasAnswer:
                 problem = f"no reply within {self._rules.seconds if self._rules else 0:g} s"
             except EndpointError as error:
                 replies, problem = [Completion("", finish_reason="error")], str(error)
-                if other is None:
+                if other is None or self._has_begun:
                     self._add(replies[0], first, problem)
                     raise
             for vote, reply in enumerate(replies):
@@ -226,6 +229,7 @@ class AliasAnswer:
                 async with aclosing(stream_of(client.client, request)) as pieces:
                     async for piece in pieces:
                         if isinstance(piece, Delta):
+                            self._has_begun = True
                             put((vote, piece))
                         else:
                             return replace(apart(piece), seconds=time.perf_counter() - start)
