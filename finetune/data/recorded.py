@@ -88,7 +88,7 @@ def recorded_rows(
         withheld: whether a question of our own trees is held out.
     """
     for selected in selection.trajectories():
-        if reason := _refused(selected, options):
+        if reason := refused(selected, options):
             left_out.add(reason, selected.id, _text(store, selected.id), len(selected.calls))
             continue
         text = _text(store, selected.id)
@@ -125,7 +125,7 @@ def with_rejected(store: Rows, rows: Iterator[Row]) -> Iterator[Row]:
         yield replace(row, rejected=refused["answer"]) if is_answer and refused else row
 
 
-def _refused(selected: Selected, options: RowOptions) -> str:
+def refused(selected: Selected, options: RowOptions) -> str:
     """Why a trajectory has no rows; empty where it has some."""
     if selected.approved is not None:
         return "" if selected.approved else "rejected by a human"

@@ -24,7 +24,7 @@ from reflux.agents.answer_checks import unfenced
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.prompts import GRADER, grade_prompt, read_grade
 from reflux.agents.types import ChatRequest, Completion, Sampling, ToolCall, ToolSpec, Turn
-from reflux.graphs.evals.metrics import bootstrap
+from reflux.graphs.evals.metrics import bootstrap, wilson
 from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.recorded_client import RecordedClient, completion_of
 from reflux.graphs.traces.selection import REPLAY, Selection
@@ -332,7 +332,9 @@ def score(comparisons: Sequence[Comparison], seed: int = 0) -> ReplayScore:
                 clusters[each.call.trajectory] = (right + each.measures[name], n + 1)
         if clusters:
             n = sum(count for _, count in clusters.values())
-            low, high = bootstrap(list(clusters.values()), seed)
             share = sum(right for right, _ in clusters.values()) / n
+            low, high = bootstrap(list(clusters.values()), seed)
+            if share in (0.0, 1.0):  # Drawn from equal values, it would have no width.
+                low, high = wilson(share * len(clusters), len(clusters))
             made.shares[name] = (round(share, 4), n, round(low, 4), round(high, 4))
     return made

@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 
+from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import Completion
 from reflux.finetune.data.recorded import LeftOut, RowOptions, recorded_rows
+from reflux.finetune.data.role_rows import step_rows
 from reflux.finetune.data.rows import Row
+from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.traces.database import reading
 from reflux.graphs.traces.selection import selecting
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import RecordedCall, RecordedOutcome, Trajectory
+from tests.support.amplifying import amplified, asking, echo
 from tests.support.recorded import TOOL, record, record_all, trajectory
 
 
@@ -144,3 +148,27 @@ def test_rows_of_a_million_calls_are_read_one_trajectory_at_a_time(traces: Path)
     with reading(traces) as store, selecting(traces, "1") as selection:
         rows = recorded_rows(store, selection, RowOptions(), LeftOut())
         assert json.loads(json.dumps(next(rows).train()))["completion"]
+
+
+async def test_our_own_trees_give_flat_rows_and_rows_by_role(store: TraceStore) -> None:
+    """The overseer is a script; copies answer x and y by vote."""
+    system = amplified(store, ScriptedClient(echo), asking("x", "y"))
+    for split in ("asked", "held_out"):
+        await answer_all(system, Origin("run", -1, split, "words", split), ["root"])
+    left_out = LeftOut()
+    (flat,) = rows_of(store.path, by="flat", left_out=left_out)
+    assert (flat.question, flat.reply, flat.task) == ("root", "X+Y", "words")
+    assert left_out.counts["held out"] > 0
+    assert rows_of(store.path, by="flat", withheld=lambda question: question == "root") == []
+    options = RowOptions(by="roles")
+    rows = rows_of(store.path, by="roles", left_out=left_out)
+    assert [(row.provenance["node"], row.reply) for row in rows] == [
+        ("answer", "X"),
+        ("answer", "Y"),
+    ]
+    with reading(store.path) as opened, selecting(store.path, "1") as selection:
+        steps = list(step_rows(opened, selection, options))
+        assert list(step_rows(opened, selection, options, lambda text: text == "x")) == []
+    assert [row.provenance["node"] for row in steps] == ["decompose", "combine"]
+    assert ["x" in steps[0].reply, "X+Y" in steps[1].reply] == [True, True]
+    assert steps[1].prompt[-1]["content"].count("X") == 1

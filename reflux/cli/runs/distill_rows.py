@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +159,7 @@ def rows_source(folder: RunFolder, choice: RowChoice, left_out: LeftOut) -> Iter
         )
         task = run_task(folder.config()) if folder.exists else None
         from reflux.finetune.data.demonstrations import withheld_by
+        from reflux.finetune.data.role_rows import step_rows
 
         with closing(folder.store()):  # Adds what an older file lacks.
             pass
@@ -165,7 +167,11 @@ def rows_source(folder: RunFolder, choice: RowChoice, left_out: LeftOut) -> Iter
             reading(folder.traces_path) as store,
             selecting(folder.traces_path, choice.where or "1") as selection,
         ):
-            yield recorded_rows(store, selection, options, left_out, withheld_by(task))
+            withheld = withheld_by(task)
+            rows = recorded_rows(store, selection, options, left_out, withheld)
+            if options.by == "roles":
+                rows = chain(rows, step_rows(store, selection, options, withheld))
+            yield rows
     else:
         yield iter(rows_of_run(folder))
 
