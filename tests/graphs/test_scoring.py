@@ -129,13 +129,12 @@ def test_feedback_from_python_says_what_is_wrong_with_it(store: TraceStore) -> N
     reflux.feedback(id, 0.75, "short", run=run, name="helpful")
     reflux.feedback(id, 1, run=run, path="/0.0.9/0.0.1")  # Of a node that is not there.
     assert load_tree(store, id).comments == ["tone by ann: ok", "helpful 0.75 by human: short"]
-    for given, says in (
-        ((id,), "empty"),
-        (("x", 1), "no trajectory"),
-        ((id, float("inf")), "number"),
-    ):
+    wrong: list[tuple[str, float | None, str]] = [
+        (id, None, "empty"), ("x", 1, "no trajectory"), (id, float("inf"), "number"),
+    ]  # fmt: skip
+    for named, score, says in wrong:
         with pytest.raises(UsageError, match=says):
-            reflux.feedback(*given, run=run)
+            reflux.feedback(named, score, run=run)
     with pytest.raises(UsageError, match="holds no trajectories"):
         reflux.feedback(id, 1, run=run / "other")
 
