@@ -22,8 +22,13 @@ SELECT id, text FROM questions WHERE id > :q AND id < :q || char(1114111)
   AND substr(id, 1, length(:q)) = :q AND (revises IS NULL OR instr(:q, '~')) LIMIT 2
 """
 LAST_CALL = """
-SELECT role, completion FROM calls WHERE question = ? AND path = ? AND error IS NULL
-ORDER BY step DESC, id DESC LIMIT 1
+SELECT role, completion, error FROM calls WHERE question = ? AND path = ? ORDER BY step DESC LIMIT 1
+"""
+STEPS = """
+SELECT path, role || iif(kind = 'tool', ' runs ', ', ') || coalesce(model, '') || coalesce(' asks for '
+  || (SELECT group_concat(value ->> 1, ', ') FROM json_each(tool_calls)), '')
+  || coalesce(': ' || error, '') AS line
+FROM calls WHERE question = ? AND kind IN ('model', 'tool') ORDER BY step, id
 """
 WAS_STOPPED = f"SELECT {STOPPED} FROM questions q WHERE q.id = ?"  # noqa: S608 - a constant of ours
 
@@ -76,6 +81,8 @@ class Node:
     """What the model thought before its last reply, apart from the answer."""
     call_notes: list[str] = field(default_factory=list[str])
     """What the record says of the node's calls: settings that were left out, odd replies."""
+    steps: list[str] = field(default_factory=list[str])
+    """Of a foreign trajectory: its calls in order, with the tools that they ask for."""
     children: list["Node"] = field(default_factory=list["Node"])
 
     def walk(self) -> Iterator["Node"]:
@@ -166,17 +173,20 @@ def _complete_foreign(store: Rows, root_id: str, nodes: dict[str, Node]) -> bool
     """Whether a trajectory is any program's; its nodes then are named after those of its graph,
     and answer with what their last call said."""
     ((source,),) = store.select("SELECT source FROM questions WHERE id = ?", (root_id,))
-    for path in [*nodes] if source is not None else ():
-        for end in (i for i, char in enumerate(path) if char == "/"):
-            nodes.setdefault(path[:end], Node(path[:end], ""))
-    for path, node in nodes.items() if source is not None else ():
+    if source is None:
+        return False
+    for row in store.select(STEPS, (root_id,)):
+        nodes.setdefault(row["path"], Node(row["path"], "")).steps.append(row["line"])
+    for path, end in [(path, i) for path in nodes for i, char in enumerate(path) if char == "/"]:
+        nodes.setdefault(path[:end], Node(path[:end], ""))
+    for path, node in nodes.items():
         last = next(store.select(LAST_CALL, (root_id, path)), None)
-        if path and last is not None:
+        if path and last is not None and node.status == "running":
             node.question = node.question or last["role"]
-            node.answer = node.answer if node.answer is not None else last["completion"]
+            node.answer = last["completion"] if last["error"] is None else None
+            node.status, node.error = "failed" if last["error"] else "unchecked", last["error"]
         node.status = UNFINISHED if not path and node.status == "running" else node.status
-        node.status = "unchecked" if path and node.status == "running" else node.status
-    return source is not None
+    return True
 
 
 def _limits_of(store: Rows, root_id: str) -> dict[str, Any]:
@@ -255,12 +265,15 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
     """Add outcomes, and the judgements of checks and humans, to the nodes."""
     votes: dict[tuple[str, str], int] = {}
     for row in store.select(
-        "SELECT path, kind, ok, key, detail FROM judgements WHERE question=?"
-        " AND kind IN ('direct', 'outcome', 'check', 'verdict', 'comment') ORDER BY id",
+        "SELECT path, kind, ok, key, detail, author FROM judgements WHERE question=? AND kind IN"
+        " ('direct', 'outcome', 'check', 'verdict', 'comment', 'feedback') ORDER BY id",
         (root_id,),
     ):
-        node = nodes.setdefault(row["path"], Node(row["path"], ""))
         detail = json.loads(row["detail"])
+        if row["kind"] == "feedback":  # None is shown of a node that is not there.
+            nodes.get(row["path"], Node("", "")).comments.append(_in_words(detail, row["author"]))
+            continue
+        node = nodes.setdefault(row["path"], Node(row["path"], ""))
         if row["kind"] == "check":
             why = {name: detail[name] for name in ("rule", "reason") if detail.get(name)}
             node.checks.append({"answer": detail["answer"], "ok": bool(row["ok"]), **why})
@@ -280,6 +293,13 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
             node.comments.append(detail["comment"])
     for (path, _), number in votes.items():
         nodes[path].votes += number
+
+
+def _in_words(feedback: Mapping[str, Any], author: str) -> str:
+    """`helpful 0.75 by human: short`."""
+    score = "" if feedback["score"] is None else f"{feedback['score']:g} "
+    told = f"{feedback['name']} {score}by {author}".strip()
+    return f"{told}: {feedback['comment']}" if feedback["comment"] else told
 
 
 def held(store: Rows, last: str, path: str) -> tuple[str, Node]:

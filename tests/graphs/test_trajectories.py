@@ -33,6 +33,7 @@ SEARCH: dict[str, Any] = {
     "type": "function",
     "function": {"name": "search", "parameters": {"type": "object", "properties": {}}},
 }
+ASKED = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": "x"}}
 WHOLE = Trajectory(
     key="thread-1",
     source="url",
@@ -225,12 +226,16 @@ def test_commands_show_it_as_they_show_our_own(tmp_path: Path) -> None:
     store = TraceStore(tmp_path / "traces.db")
     writer = TrajectoryWriter(store)
     nested = replace(WHOLE.calls[0], path="/0.0.0/0.0.1", node="critic", reply=Completion("fine"))
-    done(writer.record(replace(WHOLE, calls=(*WHOLE.calls, nested))))
+    turns = (*WHOLE.calls[0].messages, {"role": "assistant", "tool_calls": [ASKED]})
+    silent = replace(WHOLE.calls[0], messages=turns, step=3)  # Without content.
+    done(writer.record(replace(WHOLE, calls=(*WHOLE.calls, replace(nested, step=4), silent))))
     done(writer.record(replace(WHOLE, key="2", outcome=None)))
     tree = load_tree(store, WHOLE.id)
-    assert (tree.status, tree.answer, tree.calls, tree.tools) == ("ok", "Nobody", 1, 1)
+    assert (tree.status, tree.answer, tree.calls, tree.tools) == ("ok", "Nobody", 2, 1)
+    asks = "plan, gpt-5 asks for search"
+    assert tree.steps == [asks, "tools runs search", asks]
     assert [(node.path, node.question, node.answer) for node in tree.walk()][1:] == [
-        ("/0.0.0", "", None),
+        ("/0.0.0", "agent", None),
         ("/0.0.0/0.0.1", "critic", "fine"),
     ]
     assert not tree.division
@@ -245,9 +250,10 @@ def test_commands_show_it_as_they_show_our_own(tmp_path: Path) -> None:
     assert "recorded, url" in listed and "Nobody" in listed and "unfinished" in listed
     assert WHOLE.id in run("list", "--status", "ok")
     assert WHOLE.id not in run("list", "--status", "unfinished")
-    assert "Nobody" in run("show", WHOLE.id)
+    assert "Nobody" in run("show", WHOLE.id) and asks in run("show", WHOLE.id)
     page = tmp_path / "tree.html"
     run("page", WHOLE.id, "--out", str(page))
-    assert "Who is there?" in page.read_text()
+    text = page.read_text()
+    assert "Who is there?" in text and "image_url" in text and "find(x)" in text
     found, _ = search(tmp_path / "traces.db", Wanted(status="unfinished"))
     assert [row["id"] for row in found] == [replace(WHOLE, key="2").id]
