@@ -137,7 +137,8 @@ class Selection:
         # The user's own expression, as the authorizer lets it.
         sql = f"SELECT {columns} FROM {VIEW} WHERE ({self.where}\n) {order}"  # noqa: S608
         try:
-            for row in self._connection.execute(sql):  # Not `yield from`, which closes the cursor.
+            # Not `yield from`, which closes the cursor.
+            for row in self._connection.execute(sql):  # noqa: UP028
                 yield row
         except sqlite3.DatabaseError as error:
             raise _wrong(self.path, self.where, error) from error

@@ -61,7 +61,7 @@ class TrajectoryWriter:
         Args:
             trajectory: the id of one that is stored, or one that is begun where it is not stored;
                 its `calls`, `outcome` and `feedback` are left out.
-            outcome: one that is `unfinished` is stored where it replaces another.
+            outcome: one that is `unfinished` is stored where it says why, or replaces another.
             conversations: digests of what the trajectory has come to, and `continues`, that of what
                 it goes on from; see `reflux.graphs.traces.recording.prefixes`.
         """
@@ -167,7 +167,7 @@ def _outcome(id: str, question: str, outcome: RecordedOutcome, once: bool = Fals
     detail = {"question": question, **vars(outcome)}
     ok = is_accepted(outcome.status)
     sql, values = _judgement(id, "", "outcome", ok, detail, "reflux", once)
-    if outcome.status == UNFINISHED and not once:
+    if outcome.status == UNFINISHED and outcome.error is None and not once:
         return f"{sql.replace('VALUES (', 'SELECT ').rstrip(')')} {_WHERE_IT_ENDED}", (*values, id)
     return sql, values
 

@@ -265,12 +265,15 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
     """Add outcomes, and the judgements of checks and humans, to the nodes."""
     votes: dict[tuple[str, str], int] = {}
     for row in store.select(
-        "SELECT path, kind, ok, key, detail FROM judgements WHERE question=?"
-        " AND kind IN ('direct', 'outcome', 'check', 'verdict', 'comment') ORDER BY id",
+        "SELECT path, kind, ok, key, detail, author FROM judgements WHERE question=? AND kind IN"
+        " ('direct', 'outcome', 'check', 'verdict', 'comment', 'feedback') ORDER BY id",
         (root_id,),
     ):
-        node = nodes.setdefault(row["path"], Node(row["path"], ""))
         detail = json.loads(row["detail"])
+        if row["kind"] == "feedback":  # None is shown of a node that is not there.
+            nodes.get(row["path"], Node("", "")).comments.append(_in_words(detail, row["author"]))
+            continue
+        node = nodes.setdefault(row["path"], Node(row["path"], ""))
         if row["kind"] == "check":
             why = {name: detail[name] for name in ("rule", "reason") if detail.get(name)}
             node.checks.append({"answer": detail["answer"], "ok": bool(row["ok"]), **why})
@@ -290,6 +293,13 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
             node.comments.append(detail["comment"])
     for (path, _), number in votes.items():
         nodes[path].votes += number
+
+
+def _in_words(feedback: Mapping[str, Any], author: str) -> str:
+    """`helpful 0.75 by human: short`."""
+    score = "" if feedback["score"] is None else f"{feedback['score']:g} "
+    told = f"{feedback['name']} {score}by {author}".strip()
+    return f"{told}: {feedback['comment']}" if feedback["comment"] else told
 
 
 def held(store: Rows, last: str, path: str) -> tuple[str, Node]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pyarrow import Table, parquet
 
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ToolCall
@@ -445,6 +447,28 @@ def test_inspect_scores_errors_limits_and_agents(tmp_path: Path) -> None:
     outcomes = [each.outcome for each in (solved, limited, failed)]
     assert [each.status for each in outcomes if each] == ["unchecked", "over_budget", "failed"]
     assert solved.metadata == {"task": "geo", "sample": 1, "epoch": 1, "model": "gpt-x"}
+
+
+def test_a_log_of_inspect_as_a_zip_file(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "log.eval", "w", zipfile.ZIP_DEFLATED) as log:
+        log.writestr("header.json", json.dumps(LOG))
+        for number in (1, 2):
+            body = SAMPLE | {"id": number, "events": [MODEL_EVENT]}
+            log.writestr(f"samples/{number}_epoch_1.json", json.dumps(body))
+    report, found = imported(tmp_path, tmp_path / "log.eval")
+    assert report.forms == {"inspect": 2}
+    assert [each.metadata["sample"] for each in found] == [1, 2]
+
+
+def test_rows_of_a_parquet_file(tmp_path: Path) -> None:
+    inputs, outputs = {"messages": WHOLE[1:4]}, {"choices": [{"message": SAID}]}
+    row = {key: RUN[key] for key in ("id", "trace_id", "run_type", "name", "start_time")}
+    row |= {"extra": json.dumps(RUN["extra"])}
+    row |= {"inputs": json.dumps(inputs), "outputs": json.dumps(outputs)}
+    parquet.write_table(Table.from_pylist([row]), tmp_path / "runs.parquet")
+    _, (one,) = imported(tmp_path, tmp_path / "runs.parquet")
+    assert one.source == "import:langsmith" and one.calls[0].reply.text == "Cold."
+    assert one.calls[0].tools == (TOOL,)
 
 
 @pytest.mark.parametrize(

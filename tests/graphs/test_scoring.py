@@ -34,6 +34,7 @@ from reflux.graphs.traces.trajectories import (
     load,
 )
 from reflux.graphs.traces.trajectory_writer import TrajectoryWriter
+from reflux.graphs.traces.tree import load_tree
 
 
 def trajectory(text: str, answer: str | None = "yes") -> Trajectory:
@@ -125,6 +126,9 @@ def test_feedback_from_python_says_what_is_wrong_with_it(store: TraceStore) -> N
     found = load(store, id)
     assert found is not None
     assert found.feedback == (Feedback(None, "tone", "ok", "ann"),)
+    reflux.feedback(id, 0.75, "short", run=run, name="helpful")
+    reflux.feedback(id, 1, run=run, path="/0.0.9/0.0.1")  # Of a node that is not there.
+    assert load_tree(store, id).comments == ["tone by ann: ok", "helpful 0.75 by human: short"]
     for given, says in (
         ((id,), "empty"),
         (("x", 1), "no trajectory"),
