@@ -10,7 +10,7 @@ A text stands for the one message that it is. Content in parts is joined where a
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from reflux.agents.errors import UsageError
 from reflux.agents.prompts import answer_prompt
@@ -31,11 +31,10 @@ def text_of(content: Any) -> str:
     if not isinstance(content, Sequence):
         raise TypeError("role and content must be text")
     texts: list[str] = []
-    parts: Sequence[Any] = content
-    for part in parts:
+    for part in cast("Sequence[str | Mapping[str, Any]]", content):
         text = part if isinstance(part, str) else part.get("text", part.get("refusal"))
         if not isinstance(text, str):
-            kind = part.get("type", "part without text")
+            kind = "part" if isinstance(part, str) else part.get("type", "part without text")
             raise ValueError(f"a message holds an {kind}, and bases of text read none")
         texts.append(text)
     return "".join(texts)

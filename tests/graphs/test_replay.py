@@ -103,9 +103,11 @@ async def test_replies_are_recorded_judged_and_not_asked_twice(tmp_path: Path) -
     store = TraceStore(tmp_path / "own.db")
     client = RecordedClient(ScriptedClient(reply), store)
     counts: list[int] = []
-    for _ in range(2):
-        made = await Replayer(client, "m", "d", "run").ask(calls, counts.append)
-        judged = await Replayer(client, "judge", "d", "run").judge("m", made, lambda n: None)
+    model, grader = Replayer(client, "m", "d", "run"), Replayer(client, "judge", "d", "run")
+    made = await model.ask(calls, counts.append)
+    judged = await grader.judge("m", made, lambda n: None)
+    assert await model.ask(calls, counts.append) == made
+    assert await grader.judge("m", made, lambda n: None) == judged
     assert len(asked) == 8 and counts == [1, 2, 3, 4] * 2
     assert [each.measures["judged"] for each in judged].count(True) == 1
     assert score(judged).shares["judged"][1] == 4
