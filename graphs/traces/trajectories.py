@@ -240,3 +240,10 @@ def load_feedback(store: Rows, id: str) -> Iterator[Feedback]:
     )
     for row in store.select(sql, (id,)):
         yield Feedback(**json.loads(row["detail"]), author=row["author"], path=row["path"])
+
+
+def feedback_in_words(feedback: Mapping[str, Any], author: str) -> str:
+    """`helpful 0.75 by human: short`."""
+    score = "" if feedback["score"] is None else f"{feedback['score']:g} "
+    told = f"{feedback['name']} {score}by {author}".strip()
+    return f"{told}: {feedback['comment']}" if feedback["comment"] else told

@@ -12,7 +12,7 @@ from reflux.agents.types import Answer, Ask, Step, SubQuestion, step_from_json
 from reflux.graphs.traces.database import NODE_ENDED, STOPPED, Rows
 from reflux.graphs.traces.revisions import before, first_of
 from reflux.graphs.traces.store import TraceStore, chains
-from reflux.graphs.traces.trajectories import UNFINISHED
+from reflux.graphs.traces.trajectories import UNFINISHED, feedback_in_words
 
 TRUNCATED_PART = "the token limit cut a sub-answer"
 """The note of a node with a truncated child."""
@@ -271,7 +271,9 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
     ):
         detail = json.loads(row["detail"])
         if row["kind"] == "feedback":  # None is shown of a node that is not there.
-            nodes.get(row["path"], Node("", "")).comments.append(_in_words(detail, row["author"]))
+            nodes.get(row["path"], Node("", "")).comments.append(
+                feedback_in_words(detail, row["author"])
+            )
             continue
         node = nodes.setdefault(row["path"], Node(row["path"], ""))
         if row["kind"] == "check":
@@ -295,13 +297,6 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
         nodes[path].votes += number
 
 
-def _in_words(feedback: Mapping[str, Any], author: str) -> str:
-    """`helpful 0.75 by human: short`."""
-    score = "" if feedback["score"] is None else f"{feedback['score']:g} "
-    told = f"{feedback['name']} {score}by {author}".strip()
-    return f"{told}: {feedback['comment']}" if feedback["comment"] else told
-
-
 def held(store: Rows, last: str, path: str) -> tuple[str, Node]:
     """(revision, node): a node by its path, from the newest revision that has computed it.
 
@@ -319,16 +314,6 @@ def held(store: Rows, last: str, path: str) -> tuple[str, Node]:
     raise UsageError(
         f"{last} has no node {path!r}; `reflux traces show {last}` shows its tree, --json the paths"
     )
-
-
-def tokens_of(store: Rows, question: str) -> tuple[int, int]:
-    """Prompt and completion tokens of the tree with an id, cache hits included."""
-    (row,) = store.select(
-        "SELECT coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) FROM calls"
-        " WHERE question=? AND error IS NULL",
-        (question,),
-    )
-    return row[0], row[1]
 
 
 def _order(path: str) -> list[tuple[int, ...]]:

@@ -21,7 +21,7 @@ from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.conversation import cut_at, question_of
 from reflux.graphs.evals.task import Task
-from reflux.graphs.traces.tree import tokens_of
+from reflux.graphs.traces.spending import tokens_of
 from reflux.overseers import candidates_of
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import HINTS, ChatRequest, Message
