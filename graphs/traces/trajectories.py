@@ -40,6 +40,11 @@ ChatMessage = dict[str, Any]
 """A message of the chat protocol, with content parts and tool calls as they were sent."""
 
 
+def is_accepted(status: str) -> bool:
+    """True where no check refused the answer, and the answer is complete and final."""
+    return status in ("ok", "unchecked")
+
+
 @dataclass(frozen=True)
 class RecordedCall:
     """A model call or a tool call of a trajectory."""

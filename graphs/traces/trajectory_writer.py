@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from reflux.agents.prompts import redact
-from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.database import Statement
 from reflux.graphs.traces.recorded_client import row_of
 from reflux.graphs.traces.store import TraceStore
@@ -20,6 +19,7 @@ from reflux.graphs.traces.trajectories import (
     RecordedCall,
     RecordedOutcome,
     Trajectory,
+    is_accepted,
     redacted,
 )
 

@@ -25,8 +25,8 @@ LAST_CALL = """
 SELECT role, completion, error FROM calls WHERE question = ? AND path = ? ORDER BY step DESC LIMIT 1
 """
 STEPS = """
-SELECT path, role || iif(kind = 'tool', ' runs ', ', ') || coalesce(model, '') || coalesce(' asks for '
-  || (SELECT group_concat(value ->> 1, ', ') FROM json_each(tool_calls)), '')
+SELECT path, role || iif(kind = 'tool', ' runs ', ', ') || coalesce(model, '') || coalesce(
+  ' asks for ' || (SELECT group_concat(value ->> 1, ', ') FROM json_each(tool_calls)), '')
   || coalesce(': ' || error, '') AS line
 FROM calls WHERE question = ? AND kind IN ('model', 'tool') ORDER BY step, id
 """
@@ -177,8 +177,8 @@ def _complete_foreign(store: Rows, root_id: str, nodes: dict[str, Node]) -> bool
         return False
     for row in store.select(STEPS, (root_id,)):
         nodes.setdefault(row["path"], Node(row["path"], "")).steps.append(row["line"])
-    for path, end in [(path, i) for path in nodes for i, char in enumerate(path) if char == "/"]:
-        nodes.setdefault(path[:end], Node(path[:end], ""))
+    for parent in [path[:i] for path in nodes for i, char in enumerate(path) if char == "/"]:
+        nodes.setdefault(parent, Node(parent, ""))
     for path, node in nodes.items():
         last = next(store.select(LAST_CALL, (root_id, path)), None)
         if path and last is not None and node.status == "running":

@@ -38,10 +38,10 @@ from reflux.graphs.traces.recording.recorder import ExchangeRecorder
 from reflux.graphs.traces.telemetry import process_spans
 from reflux.overseers import OVERSEERS
 from reflux.server import chat_api, responses_api
+from reflux.server.aliases import SOURCE
 from reflux.server.errors import HANDLERS
 from reflux.server.guards import UNGUARDED_PATHS, Guard
 from reflux.server.pending import Waiting
-from reflux.server.recording.aliases import SOURCE
 from reflux.server.recording.proxy import RecordingProxy, RecordRoute, Upstream
 from reflux.server.served_models import ServedModels
 from reflux.server.settings import ServeSettings, check_exposure

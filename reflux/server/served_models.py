@@ -31,11 +31,11 @@ from reflux.graphs.conversation import answer_chat
 from reflux.graphs.traces.recording.placing import Places
 from reflux.models import BASE, STUDENT, about_base, model_named
 from reflux.overseers import demos_of, id_of_overseer, overseer_named, with_demos
+from reflux.server.aliases import AliasAnswer, check_aliases, placed, route
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import ChatRequest, Function, Message
 from reflux.server.errors import ApiError
 from reflux.server.pending import Waiting
-from reflux.server.recording.aliases import AliasAnswer, check_aliases, placed, route
 from reflux.server.settings import ServeSettings
 from reflux.server.tree_answers import ChatAnswer, Tree, draw_seed, tree_answer
 from reflux.tasks import own_task

@@ -68,7 +68,7 @@ class Fallback:
 
 @dataclass(frozen=True)
 class ModelNames(Access):
-    """Under which names models are served; see `reflux.server.recording.aliases`."""
+    """Under which names models are served; see `reflux.server.aliases`."""
 
     alias: dict[str, str] = field(default_factory=dict[str, str])
     """Models by the further names under which they answer."""

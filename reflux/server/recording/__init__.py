@@ -1,1 +1,1 @@
-"""Programs of others: passed on and recorded, or answered by a student under the old name."""
+"""Programs of others, passed on to their endpoint and recorded."""
