@@ -46,7 +46,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.data.rows import rows_digest, training_order
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.evals.task import Task
-    from reflux.report.data_page import data_view
     from reflux.report.terminal import ERR, command, counted, emit, plain, print_result, say
     from reflux.tasks import run_task
 
@@ -124,6 +123,7 @@ def distill(
         )
     check_training_packages()
     from reflux.finetune.distillation import StudentPlan
+    from reflux.report.data_page import data_view  # With packages of the extra `train`.
 
     settings = read_distill_config(config)
     folder = folder_of(run, base)
