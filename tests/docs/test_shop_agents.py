@@ -1,4 +1,4 @@
-"""Agents of `examples/shop`, which know nothing of Reflux: recorded, and served by another model."""
+"""The agents of `examples/shop`: recorded, and answered by another model."""
 
 import json
 import os
