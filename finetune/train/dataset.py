@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import datasets
@@ -19,7 +18,13 @@ from trl.trainer.sft_config import SFTConfig
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.data.conversations import is_plain
-from reflux.finetune.train.encoding import IGNORED, Encoded, encode_rows
+from reflux.finetune.data.encoding import (
+    IGNORED,
+    Encoded,
+    encode_rows,
+    length_spread,
+    lengths_in_words,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -77,12 +82,8 @@ class RowLengths:
     @property
     def note(self) -> str:
         """The lengths in a sentence; what the limit costs and how to keep it, in another."""
-        shortest, longest, n = min(self.tokens), max(self.tokens), len(self.tokens)
-        top = quantiles(self.tokens, n=20)[-1] if n > 1 else longest
-        text = (
-            f"{n:,} rows of {shortest:,} to {longest:,} tokens (median {median(self.tokens):.0f}, "
-            f"95% within {top:.0f})"
-        )
+        longest = max(self.tokens)
+        text = f"{len(self.tokens):,} rows of {lengths_in_words(length_spread(self.tokens))}"
         if self.limit is None:
             return f"{text}; no max_length"
         if not self.dropped + self.cut:

@@ -10,6 +10,7 @@ Rows of one plain reply are encoded by TRL itself, to the same tokens.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median, quantiles
 from typing import Any
 
 from jinja2 import TemplateError
@@ -147,3 +148,23 @@ def uses_tools(row: Row) -> bool:
     """Whether a row lists tools, calls one, or holds a result of one."""
     turns = (*row["prompt"], *row["completion"])
     return bool(row.get("tools")) or any(t["role"] == "tool" or t.get("tool_calls") for t in turns)
+
+
+def length_spread(tokens: Sequence[int]) -> dict[str, int]:
+    """`min`, `median`, `p95`, `max` and `sum` of the lengths of one sequence or more."""
+    top = quantiles(tokens, n=20, method="inclusive")[-1] if len(tokens) > 1 else tokens[0]
+    return {
+        "min": min(tokens),
+        "median": round(median(tokens)),
+        "p95": round(top),
+        "max": max(tokens),
+        "sum": sum(tokens),
+    }
+
+
+def lengths_in_words(spread: Mapping[str, int]) -> str:
+    """`46 to 80 tokens (median 62, 95% within 78)`."""
+    return (
+        f"{spread['min']:,} to {spread['max']:,} tokens (median {spread['median']:,}, "
+        f"95% within {spread['p95']:,})"
+    )
