@@ -25,8 +25,8 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from reflux.agents.types import Completion
 from reflux.graphs.external.invocations import SOURCE, Beginning, Invocations
 from reflux.graphs.external.runnable_values import answer_of, one_line, reply_of, shown, waits_for
-from reflux.graphs.traces.importing.messages import chat_messages
-from reflux.graphs.traces.importing.replies import chat_tools
+from reflux.graphs.traces.protocols.messages import chat_messages
+from reflux.graphs.traces.protocols.replies import chat_tools
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import (
     RecordedCall,

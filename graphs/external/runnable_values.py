@@ -10,8 +10,8 @@ from langgraph.errors import GraphInterrupt
 from langgraph.types import Command
 
 from reflux.agents.clients.langchain import finish_of, read_message
+from reflux.agents.clients.reasoning import text_of
 from reflux.agents.types import Completion
-from reflux.graphs.traces.trajectories import text_of
 
 
 def reply_of(generation: Generation) -> Completion:
