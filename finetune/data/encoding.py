@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.chat_template import missing_tools
-from reflux.finetune.data.conversations import is_learned
+from reflux.finetune.data.conversations import is_learned, with_arguments
 
 IGNORED = -100
 REFUSALS = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
@@ -81,18 +81,11 @@ def _ended(tokenizer: Any, reply: Sequence[int], start: int, end: int) -> bool:
 
 def for_template(turn: Mapping[str, Any]) -> dict[str, Any]:
     """A message as templates read it: arguments of tool calls as objects, no weight."""
-    made = {key: value for key, value in turn.items() if key != "weight"}
-    if calls := made.get("tool_calls"):
-        made["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": _object(call["function"])}}
-            for call in calls
-        ]
+    made = with_arguments(
+        turn, lambda given: json.loads(given) if isinstance(given, str) else given
+    )
+    made.pop("weight", None)
     return made
-
-
-def _object(function: Mapping[str, Any]) -> Any:
-    given = function["arguments"]
-    return json.loads(given) if isinstance(given, str) else given
 
 
 def _ids(tokenizer: Any, turns: Sequence[Any], tools: Any, asks: bool = False) -> list[int]:
@@ -123,11 +116,16 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any) -> Iterator[Encoded]:
         try:
             yield from encode(row, tokenizer)
         except REFUSALS as error:
-            raise UsageError(
-                f"the base's chat template cannot render row {index}, "
-                f"{json.dumps(dict(row), ensure_ascii=False)[:200]}: {error}; correct the row, or "
-                "take another base"
-            ) from error
+            raise unrenderable(index, row, error) from error
+
+
+def unrenderable(index: int, row: Row, error: Exception) -> UsageError:
+    """What is wrong with a row that the template refuses."""
+    return UsageError(
+        f"the base's chat template cannot render row {index}, "
+        f"{json.dumps(dict(row), ensure_ascii=False)[:200]}: {error}; correct the row, or "
+        "take another base"
+    )
 
 
 def check_tools(row: Row, index: int, tokenizer: Any) -> None:

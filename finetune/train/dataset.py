@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from jinja2 import TemplateError
 from trl.trainer.sft_config import SFTConfig
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.data.conversations import is_plain
 from reflux.finetune.data.encoding import (
     IGNORED,
+    REFUSALS,
     Encoded,
     encode_rows,
     length_spread,
     lengths_in_words,
+    unrenderable,
 )
 
 Rows = Sequence[Mapping[str, Any]]
@@ -188,12 +189,8 @@ def _rendered(rows: Rows, tokenizer: Any, chat: Any, asks: bool) -> list[str]:
             texts.append(
                 tokenizer.apply_chat_template(chat(row), tokenize=False, add_generation_prompt=asks)
             )
-        except (TemplateError, ValueError, TypeError, LookupError) as error:
-            raise UsageError(
-                f"the base's chat template cannot render row {index}, "
-                f"{json.dumps(dict(row), ensure_ascii=False)[:200]}: {error}; correct the row, or "
-                "take another base"
-            ) from error
+        except REFUSALS as error:
+            raise unrenderable(index, row, error) from error
     return texts
 
 

@@ -72,10 +72,6 @@ def waits_for(error: GraphInterrupt) -> str:
     return f"waits for a human: {json.dumps(asked_for, default=str)}"
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
 def resumes(inputs: Any) -> bool:
     """Whether an invocation goes on where an earlier one of its thread waited for a human."""
     return inputs is None or (isinstance(inputs, Command) and inputs.resume is not None)

@@ -14,11 +14,15 @@ from reflux.agents.types import Completion
 from reflux.graphs.traces.importing.spans import Span, Trace, seconds
 from reflux.graphs.traces.protocols.json_values import Body, as_text, loaded, object_in
 from reflux.graphs.traces.protocols.messages import chat_messages
-from reflux.graphs.traces.protocols.replies import chat_tools, reply_of, text_of_output
+from reflux.graphs.traces.protocols.replies import (
+    NOT_SAMPLING,
+    chat_tools,
+    reply_of,
+    text_of_output,
+)
 from reflux.graphs.traces.trajectories import Feedback, RecordedCall
 
 FORM = "langsmith"
-NOT_SAMPLING = ("_type", "tools", "functions", "model", "model_name")
 
 
 def spans_in(body: Body) -> Iterator[tuple[str, Body]]:

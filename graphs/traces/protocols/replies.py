@@ -9,6 +9,8 @@ from reflux.agents.types import Completion, ToolCall
 from reflux.graphs.traces.protocols.json_values import Body, as_text, items_of, loaded, mapping
 from reflux.graphs.traces.protocols.messages import THINKS, chat_messages
 
+NOT_SAMPLING = ("_type", "tools", "functions", "model", "model_name", "api_key")
+"""Parameters of LangChain's that are no setting of a call, or stand in a column of their own."""
 CACHED = ("cache_creation_input_tokens", "cache_read_input_tokens")
 """What Anthropic counts beside `input_tokens`."""
 
