@@ -16,6 +16,7 @@ from typing import Any
 import phonenumbers
 
 from reflux.agents.prompts import PLACEHOLDER, redact
+from reflux.finetune.data.conversations import with_arguments
 from reflux.finetune.data.rows import Row
 
 MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
@@ -98,20 +99,9 @@ def _with_texts(row: Row, change: Callable[[str], str]) -> Row:
 
 
 def _changed(turn: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    made = {**turn, "content": change(turn["content"])}
+    made = with_arguments({**turn, "content": change(turn["content"])}, change)
     if thoughts := turn.get("reasoning_content"):
         made["reasoning_content"] = change(thoughts)
-    if calls := turn.get("tool_calls"):
-        made["tool_calls"] = [
-            {
-                **call,
-                "function": {
-                    **call["function"],
-                    "arguments": change(call["function"]["arguments"]),
-                },
-            }
-            for call in calls
-        ]
     return made
 
 

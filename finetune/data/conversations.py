@@ -8,7 +8,7 @@ A text stands for the one message that it is. Content in parts is joined where a
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +60,15 @@ def calls_of(calls: Any) -> list[dict[str, Any]]:
         body: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": text}}
         made.append({"id": call["id"], **body} if call.get("id") else body)
     return made
+
+
+def with_arguments(turn: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """A message with the arguments of its tool calls changed."""
+    calls = [
+        {**call, "function": {**(f := call["function"]), "arguments": change(f["arguments"])}}
+        for call in turn.get("tool_calls") or ()
+    ]
+    return {**turn, "tool_calls": calls} if calls else dict(turn)
 
 
 def turn_of(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ are written one at a time.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 
 from reflux.agents.errors import MissingError, UsageError, pip_install
 from reflux.agents.files import replacing, write_whole
-from reflux.finetune.data.conversations import is_learned
+from reflux.finetune.data.conversations import is_learned, with_arguments
 from reflux.finetune.data.rows import Row
 
 Form = Literal["prompt-completion", "messages", "preference", "openai", "sharegpt"]
@@ -60,7 +60,11 @@ def in_form(row: Row, form: Form) -> dict[str, Any] | None:
         return _sharegpt(row)
     if form == "openai":
         return _openai(row)
-    prompt, completion = (_with_objects(turns) for turns in (row.prompt, row.completion))
+    # Arguments of tool calls are objects, as chat templates print them.
+    prompt, completion = (
+        [with_arguments(turn, json.loads) for turn in turns]
+        for turns in (row.prompt, row.completion)
+    )
     tools = {"tools": list(row.tools)} if row.tools else {}
     if form == "messages":
         return {"messages": [*prompt, *completion], **tools}
@@ -69,21 +73,6 @@ def in_form(row: Row, form: Form) -> dict[str, Any] | None:
     rejected = [{"role": "assistant", "content": row.rejected}]
     pair = {"prompt": prompt, "chosen": completion, "rejected": rejected, **tools}
     return pair if row.rejected is not None else None
-
-
-def _with_objects(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Messages whose tool calls hold their arguments as objects, as chat templates print them."""
-    made: list[dict[str, Any]] = []
-    for turn in turns:
-        calls = [
-            {
-                **call,
-                "function": {**(f := call["function"]), "arguments": json.loads(f["arguments"])},
-            }
-            for call in turn.get("tool_calls", ())
-        ]
-        made.append({**turn, "tool_calls": calls} if calls else dict(turn))
-    return made
 
 
 def _openai(row: Row) -> dict[str, Any]:
@@ -104,10 +93,8 @@ def _sharegpt(row: Row) -> dict[str, Any]:
     head = messages[0] if messages and messages[0]["role"] in ("system", "developer") else None
     for message in messages[1:] if head is not None else messages:
         role = ROLES.get(message["role"], "system")
-        calls = [
-            {"name": (f := call["function"])["name"], "arguments": json.loads(f["arguments"])}
-            for call in message.get("tool_calls", ())
-        ]
+        made = with_arguments(message, json.loads)
+        calls = [call["function"] for call in made.get("tool_calls", ())]
         if message["content"] or not calls:
             if role == "observation" and turns and turns[-1]["from"] == role:
                 turns[-1]["value"] += f"\n{message['content']}"

@@ -7,11 +7,10 @@ Of many rows a sample spread over all of them is measured.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import median, quantiles
 from typing import Any
 
 from reflux.finetune.data.curation import Counts
-from reflux.finetune.train.encoding import IGNORED, encode_rows
+from reflux.finetune.data.encoding import IGNORED, encode_rows, length_spread
 
 MEASURED = 10_000
 """Rows whose tokens are counted, at most."""
@@ -112,23 +111,12 @@ def data_report(
                 report.examples.append(Example(node, source, outcome, trajectory, length, pieces))
         report.measured += 1
     report.groups = [(*key, number) for key, number in groups.most_common()]
-    report.tokens = {**_spread(lengths), "counted": counted} if lengths else {}
+    report.tokens = {**length_spread(lengths), "counted": counted} if lengths else {}
     report.left_out = dict(counts.left_out.counts.most_common())
     report.left_out_examples = counts.left_out.examples
     report.redacted = {name: number for name, number in counts.redacted.items() if number}
     report.escaped = counts.escaped
     return report
-
-
-def _spread(lengths: Sequence[int]) -> dict[str, int]:
-    top = quantiles(lengths, n=20)[-1] if len(lengths) > 1 else lengths[0]
-    return {
-        "min": min(lengths),
-        "median": round(median(lengths)),
-        "p95": round(top),
-        "max": max(lengths),
-        "sum": sum(lengths),
-    }
 
 
 def _pieces(sequence: Mapping[str, Sequence[int]], tokenizer: Any) -> list[tuple[str, bool]]:

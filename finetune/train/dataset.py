@@ -10,16 +10,22 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import datasets
-from jinja2 import TemplateError
 from trl.trainer.sft_config import SFTConfig
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.data.conversations import is_plain
-from reflux.finetune.train.encoding import IGNORED, Encoded, encode_rows
+from reflux.finetune.data.encoding import (
+    IGNORED,
+    REFUSALS,
+    Encoded,
+    encode_rows,
+    length_spread,
+    lengths_in_words,
+    unrenderable,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -77,12 +83,8 @@ class RowLengths:
     @property
     def note(self) -> str:
         """The lengths in a sentence; what the limit costs and how to keep it, in another."""
-        shortest, longest, n = min(self.tokens), max(self.tokens), len(self.tokens)
-        top = quantiles(self.tokens, n=20)[-1] if n > 1 else longest
-        text = (
-            f"{n:,} rows of {shortest:,} to {longest:,} tokens (median {median(self.tokens):.0f}, "
-            f"95% within {top:.0f})"
-        )
+        longest = max(self.tokens)
+        text = f"{len(self.tokens):,} rows of {lengths_in_words(length_spread(self.tokens))}"
         if self.limit is None:
             return f"{text}; no max_length"
         if not self.dropped + self.cut:
@@ -187,12 +189,8 @@ def _rendered(rows: Rows, tokenizer: Any, chat: Any, asks: bool) -> list[str]:
             texts.append(
                 tokenizer.apply_chat_template(chat(row), tokenize=False, add_generation_prompt=asks)
             )
-        except (TemplateError, ValueError, TypeError, LookupError) as error:
-            raise UsageError(
-                f"the base's chat template cannot render row {index}, "
-                f"{json.dumps(dict(row), ensure_ascii=False)[:200]}: {error}; correct the row, or "
-                "take another base"
-            ) from error
+        except REFUSALS as error:
+            raise unrenderable(index, row, error) from error
     return texts
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import jsonschema
 
 from reflux.agents.answer_checks import unfenced
+from reflux.agents.clients.reasoning import text_of
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.prompts import GRADER, grade_prompt, read_grade
 from reflux.agents.types import ChatRequest, Completion, Sampling, ToolCall, ToolSpec, Turn
@@ -29,7 +30,6 @@ from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.recorded_client import RecordedClient, completion_of
 from reflux.graphs.traces.selection import REPLAY, Selection
 from reflux.graphs.traces.store import CallKey
-from reflux.graphs.traces.trajectories import text_of
 
 RECORDED = "recorded"
 """The system that replies as was replied then."""

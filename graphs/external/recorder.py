@@ -24,9 +24,10 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
 from reflux.agents.types import Completion
 from reflux.graphs.external.invocations import SOURCE, Beginning, Invocations
-from reflux.graphs.external.runnable_values import answer_of, one_line, reply_of, shown, waits_for
-from reflux.graphs.traces.importing.messages import chat_messages
-from reflux.graphs.traces.importing.replies import chat_tools
+from reflux.graphs.external.runnable_values import answer_of, reply_of, shown, waits_for
+from reflux.graphs.external.user_code import one_line
+from reflux.graphs.traces.protocols.messages import chat_messages
+from reflux.graphs.traces.protocols.replies import NOT_SAMPLING, chat_tools
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import (
     RecordedCall,
@@ -36,8 +37,6 @@ from reflux.graphs.traces.trajectories import (
 )
 
 P = ParamSpec("P")
-NOT_SAMPLING = ("_type", "tools", "functions", "model", "model_name", "api_key")
-"""Parameters of a call that are no setting of it, or stand in a column of their own."""
 
 
 def guarded(method: Callable[P, None]) -> Callable[P, None]:

@@ -10,8 +10,8 @@ from langgraph.errors import GraphInterrupt
 from langgraph.types import Command
 
 from reflux.agents.clients.langchain import finish_of, read_message
+from reflux.agents.clients.reasoning import text_of
 from reflux.agents.types import Completion
-from reflux.graphs.traces.trajectories import text_of
 
 
 def reply_of(generation: Generation) -> Completion:
@@ -70,10 +70,6 @@ def waits_for(error: GraphInterrupt) -> str:
     """What a graph asks a human, in one line."""
     asked_for = [getattr(each, "value", each) for each in (error.args[0] if error.args else ())]
     return f"waits for a human: {json.dumps(asked_for, default=str)}"
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def resumes(inputs: Any) -> bool:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from reflux.agents.clients.reasoning import text_of
 from reflux.agents.prompts import redact
 from reflux.agents.types import Completion
 from reflux.graphs.traces.database import Rows
@@ -140,15 +141,6 @@ def last_user_text(messages: Sequence[ChatMessage]) -> str:
     users = [each for each in messages if each.get("role") == "user"] or messages
     texts = (text_of(message.get("content")) for message in reversed(users))
     return next(filter(None, texts), "")
-
-
-def text_of(content: Any) -> str:
-    """The text of a message's content, which may consist of parts."""
-    if isinstance(content, str):
-        return content
-    parts = cast(list[Any], content) if isinstance(content, list) else []
-    texts = (part.get("text") for part in parts if isinstance(part, dict))
-    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def redacted(value: Any) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from reflux.finetune.data.encoding import lengths_in_words
 from reflux.finetune.data.report import DataReport
 from reflux.report.terminal import counted, cut_text, plain, printable, table_of
 from reflux.report.tree_page import page_template
@@ -66,9 +67,8 @@ def _lines(report: DataReport) -> Iterator[str]:
     if tokens := report.tokens:
         sample = f" (of {report.measured:,} rows)" if report.measured < report.rows else ""
         yield (
-            f"{counted(report.sequences, 'sequence')}{sample} of {tokens['min']:,} to "
-            f"{tokens['max']:,} tokens (median {tokens['median']:,}, 95% within "
-            f"{tokens['p95']:,}); the loss counts {tokens['counted']:,} of {tokens['sum']:,}, in "
+            f"{counted(report.sequences, 'sequence')}{sample} of {lengths_in_words(tokens)}; "
+            f"the loss counts {tokens['counted']:,} of {tokens['sum']:,}, in "
             f"{counted(report.replies, 'reply')}".replace("replys", "replies")
         )
     if report.too_long:

@@ -19,7 +19,7 @@ from reflux.agents.types import Turn
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.store import TraceStore
 from reflux.server.chat_api import redacted, respond
-from reflux.server.chat_reply import AnswerPart, Emit, Put, Reply, call_to_json, reasoning_line
+from reflux.server.chat_reply import AnswerPart, Emit, Put, Reply, reasoning_line
 from reflux.server.chat_request import CalledFunction, Message, ToolCall
 from reflux.server.errors import ApiError
 from reflux.server.responses_reply import ResponseFormat
@@ -144,7 +144,7 @@ def kept(
         choice = replace(choice, reasoning=choice.reasoning or "".join(lines))
         reply = replace(reply, choices=[choice])
         if turns is not None:
-            calls = [call_to_json(call) for call in choice.tool_calls]
+            calls = [call.to_json() for call in choice.tool_calls]
             said = Message.model_validate(
                 {"role": "assistant", "content": choice.text, "tool_calls": calls}
             )

@@ -11,7 +11,14 @@ from trl.chat_template_utils import get_training_chat_template
 from reflux.agents.errors import UsageError
 from reflux.finetune.chat_template import fit_template, missing_tools
 from reflux.finetune.configs.run import BaseConfig
-from reflux.finetune.train.encoding import IGNORED, encode, encode_rows, for_template
+from reflux.finetune.data.encoding import (
+    IGNORED,
+    encode,
+    encode_rows,
+    for_template,
+    length_spread,
+    lengths_in_words,
+)
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 TOOL = {
@@ -218,3 +225,9 @@ def test_a_template_without_tools_is_refused_or_given_them_as_text(name: str) ->
     whole = tokenizer.decode(sequence["input_ids"])
     assert '"name": "get_weather", "description"' in whole
     assert "<tool_response>\nsunny\n</tool_response>" in whole
+
+
+def test_no_more_than_the_longest_sequence_holds_95_percent() -> None:
+    spread = length_spread([46, 80])
+    assert spread == {"min": 46, "median": 63, "p95": 78, "max": 80, "sum": 126}
+    assert lengths_in_words(length_spread([7])) == "7 to 7 tokens (median 7, 95% within 7)"

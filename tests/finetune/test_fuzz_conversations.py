@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reflux.finetune.data.encoding import encode
 from reflux.finetune.data.export import Form, export
 from reflux.finetune.data.recorded import LeftOut, RowOptions, recorded_rows
 from reflux.finetune.data.rows import Row
-from reflux.finetune.train.encoding import encode
 from reflux.graphs.traces.database import reading
 from reflux.graphs.traces.importing.conversations import conversation
 from reflux.graphs.traces.importing.importer import import_files

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from reflux.agents.clients.reasoning import text_of
-from reflux.graphs.traces.importing.messages import Body, chat_messages
-from reflux.graphs.traces.importing.replies import chat_tools, images_in, reply_of
+from reflux.graphs.traces.protocols.json_values import Body
+from reflux.graphs.traces.protocols.messages import chat_messages, request_messages
+from reflux.graphs.traces.protocols.replies import chat_tools, images_in, reply_of
 from reflux.graphs.traces.trajectories import Feedback, RecordedCall, RecordedOutcome, Trajectory
 
 NO_SCHEMA = "calls tools whose schemas the file does not hold"
@@ -159,18 +160,15 @@ def _openai(body: Body, trajectory: Trajectory) -> Found:
         request, response = cast(Body, body["request"]), cast(Body, body["response"])
         request = cast(Body, request.get("body", request))
         response = cast(Body, response.get("body", response))
-    given = request.get("messages", request.get("input"))
-    if given is None:
+    if request.get("messages", request.get("input")) is None:
         raise ValueError(
             "a stored completion without its messages: export it with them (the API lists them "
             "under /chat/completions/ID/messages)"
         )
-    prompt = chat_messages(given)
-    if text := request.get("instructions"):
-        prompt = [{"role": "system", "content": text}, *prompt]
+    prompt = request_messages(request)
     choices = cast(list[Body], response.get("choices") or [])
-    said = [choices[0]["message"]] if choices else response.get("output")
-    messages = [*prompt, *(chat_messages(said) if said else [])]
+    said = [choices[0]["message"]] if choices else response.get("output") or []
+    messages = [*prompt, *chat_messages(said, items=not choices)]
     tools = chat_tools(request.get("tools"))
     model = str(request.get("model") or response.get("model") or "")
     found = conversation(trajectory, messages, tools, model, _settings(request), len(prompt))

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from reflux.agents.errors import MissingError, UsageError, pip_install
 from reflux.graphs.traces.importing import inspect_logs
-from reflux.graphs.traces.importing.messages import Body
+from reflux.graphs.traces.protocols.json_values import Body
 
 WRAPPERS = ("data", "traces", "observations", "items", "rows", "conversations")
 """Keys of an object that wraps a list of objects, as APIs answer with."""

@@ -20,8 +20,8 @@ from reflux.graphs.traces.importing import (
 )
 from reflux.graphs.traces.importing.conversations import Found
 from reflux.graphs.traces.importing.files import Item, items_of
-from reflux.graphs.traces.importing.messages import Body
 from reflux.graphs.traces.importing.spans import Spool, trajectory_of
+from reflux.graphs.traces.protocols.json_values import Body
 from reflux.graphs.traces.trajectories import RecordedCall, Trajectory, load_calls, redacted
 from reflux.graphs.traces.trajectory_writer import TrajectoryWriter
 

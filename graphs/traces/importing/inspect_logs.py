@@ -14,18 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from reflux.agents.clients.reasoning import text_of
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Completion
 from reflux.graphs.traces.importing.conversations import Found, conversation
-from reflux.graphs.traces.importing.messages import Body, chat_messages
-from reflux.graphs.traces.importing.replies import chat_tools, reply_of
 from reflux.graphs.traces.importing.spans import Span, Trace, seconds, trajectory_of
+from reflux.graphs.traces.protocols.json_values import Body, as_text, mapping
+from reflux.graphs.traces.protocols.messages import chat_messages
+from reflux.graphs.traces.protocols.replies import chat_tools, reply_of
 from reflux.graphs.traces.trajectories import (
     Feedback,
     RecordedCall,
     RecordedOutcome,
     Trajectory,
-    text_of,
 )
 
 FORM = "inspect"
@@ -105,18 +106,18 @@ def _outcome(sample: Body, trajectory: Trajectory) -> RecordedOutcome | None:
     if error := sample.get("error"):
         text = error.get("message") if isinstance(error, dict) else error
         return RecordedOutcome(None, "failed", str(text).strip())
-    choices = cast(list[Body], _object(sample.get("output")).get("choices") or [])
-    text = text_of(_object(choices[0].get("message")).get("content")) if choices else None
+    choices = cast(list[Body], mapping(sample.get("output")).get("choices") or [])
+    text = text_of(mapping(choices[0].get("message")).get("content")) if choices else None
     if text is None and trajectory.outcome is not None:
         text = trajectory.outcome.answer
-    if limit := _object(sample.get("limit")):
+    if limit := mapping(sample.get("limit")):
         return RecordedOutcome(text, "over_budget", f"limit of {limit.get('type')}")
     return RecordedOutcome(text, "unchecked" if text else "unfinished")
 
 
 def _scores(sample: Body) -> Iterator[Feedback]:
-    for name, body in _object(sample.get("scores")).items():
-        score = _object(body)
+    for name, body in mapping(sample.get("scores")).items():
+        score = mapping(body)
         value = score.get("value")
         number = MARKS.get(value) if isinstance(value, str) else value
         comment = str(score.get("explanation") or "")
@@ -127,13 +128,9 @@ def _scores(sample: Body) -> Iterator[Feedback]:
             yield Feedback(None, name, text, f"scorer:{name}")
 
 
-def _object(value: Any) -> Body:
-    return cast(Body, value) if isinstance(value, dict) else {}
-
-
 def _spans(sample: Body, events: Sequence[Body]) -> list[Span]:
     """Agents and calls of a sample's events; a span of another kind is skipped over."""
-    pool = cast(list[Any], _object(sample.get("events_data")).get("messages") or [])
+    pool = cast(list[Any], mapping(sample.get("events_data")).get("messages") or [])
     begun = {str(e["id"]): e for e in events if e.get("event") == "span_begin" and "id" in e}
 
     def agent_around(id: Any) -> str:
@@ -172,24 +169,23 @@ def _spans(sample: Body, events: Sequence[Body]) -> list[Span]:
 def _call(event: Body, pool: Sequence[Any]) -> RecordedCall | None:
     took = float(event.get("working_time") or 0)
     if event["event"] == "tool":
-        result = event.get("result")
-        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        text = as_text(event.get("result"))
         finish = "refused" if event.get("error") else "stop"
         return RecordedCall(
             kind="tool", model=str(event.get("function")),
-            arguments=json.dumps(event.get("arguments") or {}, ensure_ascii=False),
+            arguments=as_text(event.get("arguments") or {}),
             reply=Completion(text, seconds=took, finish_reason=finish),
         )  # fmt: skip
     given = event.get("input") or [
         each for start, end in event.get("input_refs") or () for each in pool[start:end]
     ]
-    output = _object(event.get("output"))
+    output = mapping(event.get("output"))
     choices = cast(list[Body], output.get("choices") or [])
     if not given:
         return None
     said = chat_messages([choices[0]["message"]])[-1] if choices else {"content": ""}
     finish = str(choices[0].get("stop_reason") or "") if choices else "error"
-    config = _object(event.get("config"))
+    config = mapping(event.get("config"))
     return RecordedCall(
         messages=tuple(chat_messages(given)),
         reply=replace(reply_of(said, output.get("usage"), finish), seconds=took),
@@ -201,7 +197,7 @@ def _call(event: Body, pool: Sequence[Any]) -> RecordedCall | None:
 
 def _resolved(sample: Body) -> Body:
     """A sample with its attachments in place."""
-    held = _object(sample.get("attachments"))
+    held = mapping(sample.get("attachments"))
     if not held:
         return sample
 

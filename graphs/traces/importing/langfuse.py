@@ -7,16 +7,23 @@ Source: https://langfuse.com/docs/api-and-data-platform/features/blob-storage-ex
 `GET /api/public/observations`.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from reflux.agents.types import Completion
-from reflux.graphs.traces.importing.messages import Body, chat_messages
-from reflux.graphs.traces.importing.replies import chat_tools, loaded, reply_of, text_of_output
 from reflux.graphs.traces.importing.spans import Span, Trace, seconds
+from reflux.graphs.traces.protocols.json_values import (
+    Body,
+    as_text,
+    loaded,
+    mapping,
+    mappings,
+    object_in,
+)
+from reflux.graphs.traces.protocols.messages import chat_messages
+from reflux.graphs.traces.protocols.replies import chat_tools, reply_of, text_of_output
 from reflux.graphs.traces.trajectories import Feedback, RecordedCall
 
 FORM = "langfuse"
@@ -28,15 +35,11 @@ KEPT = ("userId", "sessionId", "release", "version", "environment")
 def spans_in(body: Body) -> Iterator[tuple[str, Body]]:
     """(trace, observation, trace or score) of each that an object holds; none of another form."""
     body = _camel(body)
-    inner = body.get("observations")
-    if isinstance(inner, list) and "id" in body:
+    if isinstance(body.get("observations"), list) and "id" in body:
         yield str(body["id"]), body | {"observations": None, "is": "trace"}
-        for each in cast(list[Any], inner):
-            if isinstance(each, Mapping):
-                yield str(body["id"]), _camel(cast(Body, each)) | {"is": "observation"}
-        for each in cast(list[Any], body.get("scores") or []):
-            if isinstance(each, Mapping):
-                yield str(body["id"]), _camel(cast(Body, each)) | {"is": "score"}
+        for name, kind in (("observations", "observation"), ("scores", "score")):
+            for each in mappings(body.get(name)):
+                yield str(body["id"]), _camel(each) | {"is": kind}
     elif body.get("traceId") and body.get("type") in KINDS:
         yield str(body["traceId"]), body | {"is": "observation"}
     elif body.get("traceId") and "name" in body and body.keys() & {"value", "stringValue"}:
@@ -58,7 +61,6 @@ def trace_of(key: str, bodies: Sequence[Body]) -> Trace:
     observed = {str(body["id"]): body for body in bodies if body["is"] == "observation"}
     scores = {str(body.get("id")): body for body in bodies if body["is"] == "score"}
     first = next(iter(observed.values()), cast(Body, {}))
-    metadata = loaded(about.get("metadata"))
     more = {name: about.get(name) or first.get(name) for name in KEPT}
     spans = [_span(body) for body in observed.values()]
     if about and about.get("output") is not None:  # The trace is around its observations.
@@ -76,7 +78,7 @@ def trace_of(key: str, bodies: Sequence[Body]) -> Trace:
         spans,
         name=str(about.get("name") or first.get("traceName") or ""),
         metadata={
-            **(cast(Body, metadata) if isinstance(metadata, dict) else {}),
+            **object_in(about.get("metadata")),
             **{name: value for name, value in more.items() if value},
         },
         tags=tuple(map(str, about.get("tags") or first.get("tags") or ())),
@@ -103,7 +105,6 @@ def _score(body: Body) -> Feedback:
 def _span(body: Body) -> Span:
     start, end = seconds(body.get("startTime")), seconds(body.get("endTime"))
     failed = body.get("level") == "ERROR"
-    metadata = loaded(body.get("metadata"))
     outer = body.get("parentObservationId") or ""
     output = loaded(body.get("output"))
     return Span(
@@ -112,7 +113,7 @@ def _span(body: Body) -> Span:
         str(body.get("name") or ""),
         start,
         _call(body, loaded(body.get("input")), output, max(0.0, end - start)),
-        cast(Body, metadata) if isinstance(metadata, dict) else {},
+        object_in(body.get("metadata")),
         body["type"] == "AGENT",
         None if outer else text_of_output(output),
         str(body.get("statusMessage") or "failed") if failed else None,
@@ -122,13 +123,12 @@ def _span(body: Body) -> Span:
 def _call(body: Body, given: Any, output: Any, took: float) -> RecordedCall | None:
     kind = body["type"]
     if kind in ("TOOL", "RETRIEVER"):
-        arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+        arguments = as_text(given)
         reply = Completion(text_of_output(output) or "", seconds=took)
         return RecordedCall(kind="tool", model=str(body["name"]), arguments=arguments, reply=reply)
     if kind != "GENERATION" or given in (None, ""):
         return None
-    asked = cast(Body, given) if isinstance(given, Mapping) else {}
-    settings = loaded(body.get("modelParameters"))
+    asked = mapping(given)
     try:
         messages = chat_messages(given)
         said = _said(output)
@@ -141,7 +141,7 @@ def _call(body: Body, given: Any, output: Any, took: float) -> RecordedCall | No
         reply=replace(reply_of(said, usage), seconds=took),
         model=str(body.get("model") or body.get("providedModelName") or ""),
         tools=tuple(tools),
-        sampling=cast(Body, settings) if isinstance(settings, dict) else {},
+        sampling=object_in(body.get("modelParameters")),
     )
 
 
@@ -153,12 +153,12 @@ def _said(output: Any) -> Body:
     """
     if output is None or isinstance(output, str):
         return {"role": "assistant", "content": output or ""}
-    body = cast(Body, output) if isinstance(output, Mapping) else {}
+    body = mapping(output)
     if body and "role" not in body and "type" not in body:
         for key in ("message", "completion", "output", "text"):
             if key in body:
                 return _said(body[key])
         if isinstance(body.get("choices"), list):
             return _said(body["choices"][0])
-        return {"role": "assistant", "content": json.dumps(output, ensure_ascii=False)}
+        return {"role": "assistant", "content": as_text(output)}
     return chat_messages(output)[-1]

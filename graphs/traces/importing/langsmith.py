@@ -6,19 +6,23 @@ OpenAI's, as the wrappers of its SDK record them. `child_runs` may be nested.
 Source: https://docs.langchain.com/langsmith/run-data-format
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from reflux.agents.types import Completion
-from reflux.graphs.traces.importing.messages import Body, chat_messages
-from reflux.graphs.traces.importing.replies import chat_tools, loaded, reply_of, text_of_output
 from reflux.graphs.traces.importing.spans import Span, Trace, seconds
+from reflux.graphs.traces.protocols.json_values import Body, as_text, loaded, object_in
+from reflux.graphs.traces.protocols.messages import chat_messages
+from reflux.graphs.traces.protocols.replies import (
+    NOT_SAMPLING,
+    chat_tools,
+    reply_of,
+    text_of_output,
+)
 from reflux.graphs.traces.trajectories import Feedback, RecordedCall
 
 FORM = "langsmith"
-NOT_SAMPLING = ("_type", "tools", "functions", "model", "model_name")
 
 
 def spans_in(body: Body) -> Iterator[tuple[str, Body]]:
@@ -55,18 +59,13 @@ def trace_of(key: str, bodies: Sequence[Body]) -> Trace:
     )
 
 
-def _object(value: Any) -> Body:
-    found = loaded(value)
-    return cast(Body, found) if isinstance(found, dict) else {}
-
-
 def _metadata(body: Body) -> Body:
-    return _object(_object(body.get("extra")).get("metadata"))
+    return object_in(object_in(body.get("extra")).get("metadata"))
 
 
 def _scores(body: Body) -> Iterator[Feedback]:
-    for name, stats in _object(body.get("feedback_stats")).items():
-        score = _object(stats).get("avg")
+    for name, stats in object_in(body.get("feedback_stats")).items():
+        score = object_in(stats).get("avg")
         if isinstance(score, int | float):
             yield Feedback(float(score), name, author="langsmith")
 
@@ -82,7 +81,7 @@ def _span(body: Body) -> Span:
         start,
         call,
         _metadata(body),
-        answer=None if parent else _answer(_object(body.get("outputs"))),
+        answer=None if parent else _answer(object_in(body.get("outputs"))),
         error=str(body["error"]).strip() if body.get("error") else None,
     )
 
@@ -96,15 +95,15 @@ def _answer(outputs: Body) -> str | None:
     if "generations" in outputs or "choices" in outputs:
         content = _said(outputs)["content"]
         return content if isinstance(content, str) else None
-    return json.dumps(outputs, ensure_ascii=False) if outputs else None
+    return as_text(outputs) if outputs else None
 
 
 def _call(body: Body, took: float) -> RecordedCall | None:
-    inputs, outputs = _object(body.get("inputs")), _object(body.get("outputs"))
+    inputs, outputs = object_in(body.get("inputs")), object_in(body.get("outputs"))
     kind = body["run_type"]
     if kind in ("tool", "retriever"):
         given = inputs.get("input", inputs)
-        arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+        arguments = as_text(given)
         found = outputs.get("output", outputs.get("documents", outputs))
         reply = Completion((text_of_output(found) or "") if found else "", seconds=took)
         return RecordedCall(
@@ -115,8 +114,8 @@ def _call(body: Body, took: float) -> RecordedCall | None:
     given = inputs.get("messages", inputs.get("input", inputs.get("prompts")))
     if given is None:
         return None
-    extra = _object(body.get("extra"))
-    settings = _object(extra.get("invocation_params")) or _object(extra.get("options"))
+    extra = object_in(body.get("extra"))
+    settings = object_in(extra.get("invocation_params")) or object_in(extra.get("options"))
     try:
         messages = chat_messages(given)
         tools = chat_tools(
@@ -164,10 +163,10 @@ def _usage(body: Body, outputs: Body) -> Body:
     value: Any = outputs.get("generations")
     while isinstance(value, list) and value:
         value = cast(list[Any], value)[0]
-    message = _object(_object(value).get("message"))
-    within = _object(message.get("kwargs", message)).get("usage_metadata")
-    said = _object(outputs.get("llm_output")).get("token_usage")
+    message = object_in(object_in(value).get("message"))
+    within = object_in(message.get("kwargs", message)).get("usage_metadata")
+    said = object_in(outputs.get("llm_output")).get("token_usage")
     found = within or outputs.get("usage_metadata") or outputs.get("usage") or said
-    return _object(found) or {
+    return object_in(found) or {
         name: body[name] for name in ("prompt_tokens", "completion_tokens") if body.get(name)
     }

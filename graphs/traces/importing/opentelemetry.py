@@ -10,16 +10,16 @@ Source: https://github.com/open-telemetry/semantic-conventions-genai (docs/gen-a
 https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from reflux.agents.types import Completion
-from reflux.graphs.traces.importing.messages import Body, chat_messages
-from reflux.graphs.traces.importing.replies import chat_tools, loaded, reply_of, text_of_output
 from reflux.graphs.traces.importing.spans import Span, Trace, seconds
+from reflux.graphs.traces.protocols.json_values import Body, as_text, loaded, object_in
+from reflux.graphs.traces.protocols.messages import chat_messages
+from reflux.graphs.traces.protocols.replies import chat_tools, reply_of, text_of_output
 from reflux.graphs.traces.trajectories import Feedback, RecordedCall
 
 FORM = "opentelemetry"
@@ -173,9 +173,7 @@ def _span(body: Body, logs: Sequence[Body]) -> Span:
         str(name or body.get("name") or ""),
         start,
         call,
-        loaded(attributes.get("metadata"))
-        if isinstance(loaded(attributes.get("metadata")), dict)
-        else {},
+        object_in(attributes.get("metadata")),
         is_agent,
         None if parent else _answer(attributes),
         str(why) if failed else None,
@@ -193,7 +191,7 @@ def _tool(attributes: Body) -> RecordedCall:
     given = attributes.get("gen_ai.tool.call.arguments", attributes.get("input.value", ""))
     result = attributes.get("gen_ai.tool.call.result", attributes.get("output.value", ""))
     name = attributes.get("gen_ai.tool.name") or attributes.get("tool.name") or "tool"
-    arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    arguments = as_text(given)
     return RecordedCall(
         kind="tool", model=str(name), arguments=arguments,
         reply=Completion(text_of_output(result) or ""),

@@ -14,7 +14,7 @@ from typing import Any
 from reflux.agents.types import ToolCall
 from reflux.graphs.traces.importing.conversations import IMAGES, NO_REPLY, NO_SCHEMA, Found
 from reflux.graphs.traces.importing.nested_paths import Paths
-from reflux.graphs.traces.importing.replies import images_in
+from reflux.graphs.traces.protocols.replies import images_in
 from reflux.graphs.traces.trajectories import (
     AGENT,
     UNFINISHED,

@@ -8,11 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reflux.agents.types import Completion
 from reflux.graphs.traces.database import Rows, read_only
+from reflux.graphs.traces.protocols.json_values import mapping
+from reflux.graphs.traces.protocols.replies import message_of
 from reflux.graphs.traces.recording.prefixes import Prefixes, after, canonical, digests, named
 from reflux.graphs.traces.recording.replies import ReplyBody
-from reflux.graphs.traces.recording.requests import RequestBody, mapping
+from reflux.graphs.traces.recording.requests import RequestBody
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import (
     UNFINISHED,
@@ -133,7 +134,7 @@ class Places:
         if call is None:
             return None
         messages = [each for each in call.messages if each.get("role") != "system"]
-        return [*messages, said(call.reply)]
+        return [*messages, message_of(call.reply)]
 
     def _key(self, request: RequestBody, headers: Mapping[str, str], path: str) -> tuple[str, str]:
         """(name of the trajectory, who gave it); empty where none did."""
@@ -166,16 +167,6 @@ def _begun(request: RequestBody) -> Trajectory:
     return Trajectory("", "", metadata=metadata)
 
 
-def said(reply: Completion, text: str | None = None) -> ChatMessage:
-    """A reply as the assistant's message of the next request."""
-    message: ChatMessage = {"role": "assistant", "content": reply.text if text is None else text}
-    calls = [
-        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-        for c in reply.tool_calls
-    ]
-    return message | ({"tool_calls": calls} if calls else {})
-
-
 def _candidates(request: RequestBody, known: Sequence[tuple[str, bytes]]) -> list[bytes]:
     """Digests of conversations that a request may continue, the longest first."""
     before = [digest for role, digest in known[:-1] if role == "assistant"]
@@ -192,7 +183,7 @@ def _ends(place: Place, reply: ReplyBody) -> list[bytes]:
     ends: dict[bytes, None] = {}
     for choice, raw in zip(reply.choices, reply.raw_texts, strict=False):
         for text in (choice.text, raw):
-            ends[after(before, canonical(said(choice, text)))] = None
+            ends[after(before, canonical(message_of(choice, text)))] = None
     return list(ends)
 
 

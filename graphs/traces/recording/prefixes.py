@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from reflux.graphs.traces.database import Rows
-from reflux.graphs.traces.recording.requests import items_of, mappings
+from reflux.graphs.traces.protocols.json_values import items_of, mappings
 from reflux.graphs.traces.trajectories import ChatMessage, RecordedCall, load_calls
 
 MAX_HELD = 50_000

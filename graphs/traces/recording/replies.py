@@ -9,18 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from reflux.agents.clients.chat_replies import PartialReply, finish_word
+from reflux.agents.clients.chat_replies import PartialReply
 from reflux.agents.clients.refusals import ReplyError
-from reflux.agents.types import Completion, ToolCall
-from reflux.graphs.traces.recording.requests import (
-    REASONING,
-    Protocol,
-    from_blocks,
-    items_of,
-    mapping,
-    mappings,
-)
-from reflux.graphs.traces.trajectories import text_of
+from reflux.agents.types import Completion
+from reflux.graphs.traces.protocols.json_values import as_text, items_of, mapping, mappings
+from reflux.graphs.traces.protocols.messages import ITEMS, chat_messages
+from reflux.graphs.traces.protocols.replies import reply_of
+from reflux.graphs.traces.recording.requests import Protocol
 
 
 @dataclass(frozen=True)
@@ -112,43 +107,20 @@ def _chat_stream(chunks: list[dict[str, Any]]) -> ReplyBody:
 
 def _response(body: Mapping[str, Any]) -> ReplyBody:
     """A response of the Responses API."""
-    texts: list[str] = []
-    thoughts: list[str] = []
-    calls: list[ToolCall] = []
-    notes: list[str] = []
-    for item in mappings(body.get("output")):
-        kind = item.get("type")
-        if kind == "message":
-            texts += (
-                str(part.get("text", part.get("refusal", "")))
-                for part in mappings(item.get("content"))
-            )
-        elif kind in ("function_call", "custom_tool_call"):
-            arguments = str(item.get("arguments", item.get("input", "")))
-            calls.append(ToolCall(str(item.get("call_id", "")), str(item.get("name")), arguments))
-        elif kind == "reasoning":
-            thoughts += (text for n in ("summary", "content") if (text := text_of(item.get(n))))
-        else:
-            notes.append(f"the server ran {kind}: {json.dumps(item, ensure_ascii=False)[:2_000]}")
-    reason = str(mapping(body.get("incomplete_details")).get("reason") or "")
+    items = mappings(body.get("output"))
+    read = [each for each in items if each.get("type") in ("message", *ITEMS)]
+    notes = [
+        f"the server ran {each.get('type')}: {as_text(each)[:2_000]}"
+        for each in items if each not in read
+    ]  # fmt: skip
     status = str(body.get("status") or "completed")
-    finish = "tool_calls" if calls else "stop"
-    if status != "completed":
-        finish = finish_word(reason or status)
-    usage = mapping(body.get("usage"))
-    text = "".join(texts)
-    completion = Completion(
-        text,
-        prompt_tokens=_count(usage.get("input_tokens")),
-        completion_tokens=_count(usage.get("output_tokens")),
-        finish_reason=finish,
-        tool_calls=tuple(calls),
-        reasoning="\n".join(thoughts),
-        notes=tuple(notes),
-    )
+    reason = mapping(body.get("incomplete_details")).get("reason") or status
+    finish = "" if status == "completed" else str(reason)
+    turn = next(iter(chat_messages(read, strict=False, items=True)), {})
+    completion = replace(reply_of(turn, body.get("usage"), finish), notes=tuple(notes))
     error = error_text(body.get("error")) if body.get("error") else ""
     ended = status in ("completed", "incomplete")
-    return ReplyBody((completion,), str(body.get("id") or ""), error, ended, (text,))
+    return ReplyBody((completion,), str(body.get("id") or ""), error, ended, (completion.text,))
 
 
 def _response_stream(given: list[dict[str, Any]]) -> ReplyBody:
@@ -168,7 +140,7 @@ def _response_stream(given: list[dict[str, Any]]) -> ReplyBody:
             items[index] = dict(mapping(event.get("item")))
         item, delta = items.setdefault(index, {}), str(event.get("delta", ""))
         if kind == "response.output_text.delta":
-            item["type"] = "message"
+            item |= {"type": "message", "role": "assistant"}
             parts = mappings(item.get("content")) or [{}]
             item["content"] = [{"text": str(parts[0].get("text") or "") + delta}]
         elif kind == "response.function_call_arguments.delta":
@@ -180,23 +152,15 @@ def _response_stream(given: list[dict[str, Any]]) -> ReplyBody:
 
 def _anthropic(body: Mapping[str, Any]) -> ReplyBody:
     """A message of Anthropic."""
-    message, _ = from_blocks("assistant", mappings(body.get("content")))
-    text = text_of(message["content"])
-    usage = mapping(body.get("usage"))
-    cached = ("cache_creation_input_tokens", "cache_read_input_tokens", "input_tokens")
-    completion = Completion(
-        text,
-        prompt_tokens=sum(_count(usage.get(name)) for name in cached),
-        completion_tokens=_count(usage.get("output_tokens")),
-        finish_reason=finish_word(str(body.get("stop_reason") or "stop")),
-        tool_calls=tuple(
-            ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
-            for call in message.get("tool_calls", ())
-        ),
-        reasoning=message.get(REASONING, ""),
-    )
+    said = {"role": "assistant", "content": items_of(body.get("content"))}
+    message = chat_messages([said], strict=False)[-1]
+    completion = reply_of(message, body.get("usage"), str(body.get("stop_reason") or "stop"))
     ended = body.get("stop_reason") is not None
-    return ReplyBody((completion,), str(body.get("id") or ""), "", ended, (text,))
+    return ReplyBody((completion,), str(body.get("id") or ""), "", ended, (completion.text,))
+
+
+PIECES = {"text": "text", "thinking": "thinking", "input": "partial_json"}
+"""Fields of a block, by what of a delta goes on with them; an `input` so is text, maybe half."""
 
 
 def _anthropic_stream(given: list[dict[str, Any]]) -> ReplyBody:
@@ -213,20 +177,17 @@ def _anthropic_stream(given: list[dict[str, Any]]) -> ReplyBody:
             blocks[index] = dict(mapping(event.get("content_block")))
         elif kind == "content_block_delta":
             block = blocks.setdefault(index, {"type": "text"})
-            for name in ("text", "thinking", "partial_json"):
-                block[name] = block.get(name, "") + str(delta.get(name) or "")
+            for name, part in PIECES.items():
+                if said := delta.get(part):
+                    block[name] = (block.get(name) or "") + str(said)
         elif kind == "message_delta":
             message |= {name: value for name, value in delta.items() if value is not None}
             message["usage"] = {**message.get("usage", {}), **mapping(event.get("usage"))}
         elif kind == "error":
             error = error_text(event)
         ended = ended or kind == "message_stop"
-    content = [blocks[index] for index in sorted(blocks) if _said(blocks[index])]
+    content = [blocks[index] for index in sorted(blocks)]
     return replace(_anthropic(message | {"content": content}), error=error, ended=ended)
-
-
-def _said(block: Mapping[str, Any]) -> bool:
-    return block.get("type") != "text" or bool(block.get("text"))
 
 
 WHOLE: dict[Protocol, Callable[[dict[str, Any]], ReplyBody]] = {
@@ -239,7 +200,3 @@ STREAMS: dict[Protocol, Callable[[list[dict[str, Any]]], ReplyBody]] = {
     "responses": _response_stream,
     "messages": _anthropic_stream,
 }
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and 0 <= value < 2**31 else 0

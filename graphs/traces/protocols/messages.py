@@ -1,4 +1,4 @@
-"""Messages of other programs as messages of the chat protocol.
+"""Messages of any program as messages of the chat protocol.
 
 Read are, by their fields:
 
@@ -9,7 +9,7 @@ Read are, by their fields:
     lc, id, kwargs · type, data  LangChain's serialized messages
     role, tool_calls: function   Inspect's messages, whose calls hold a name and an object
 
-What is not text, such as an image, is kept as the part that it was.
+What is not text is kept as the part that it was, an image as that of the chat protocol.
 """
 
 import json
@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from reflux.agents.clients.reasoning import reasoning_of, text_of
+from reflux.graphs.traces.protocols.json_values import Body, as_text, items_of, mapping, mappings
 
-Body = dict[str, Any]
 ROLES = {
     **dict.fromkeys(("user", "human", "input"), "user"),
     **dict.fromkeys(("assistant", "ai", "gpt", "model", "chatgpt", "bot"), "assistant"),
@@ -36,21 +36,47 @@ CLASSES = {
     "FunctionMessage": "tool",
 }
 """Roles by the classes of LangChain, whose chunks have the same names and an ending."""
-TEXTS = ("text", "input_text", "output_text")
+TEXTS = ("text", "input_text", "output_text", "summary_text", "refusal")
+THINKS = "reasoning_content"
+"""The field of an assistant's message that holds its thoughts, as DeepSeek and vLLM name it."""
 THOUGHTS = ("thinking", "reasoning", "redacted_thinking", "thought")
-REQUESTS = ("tool_use", "tool_call", "function_call", "toolCall")
-RESULTS = ("tool_result", "tool_call_response", "function_call_output", "tool_response")
+REQUESTS = ("tool_use", "tool_call", "function_call", "custom_tool_call", "toolCall")
+RESULTS = ("tool_result", "tool_call_response", "tool_response")
+RESULTS += ("function_call_output", "custom_tool_call_output")
+ITEMS = (*REQUESTS, *RESULTS, "reasoning")
+"""Items of the Responses API that have no role."""
 KEPT = ("name", "weight", "refusal", "audio")
 """Further fields of a message that the chat protocol knows."""
 
 
-def chat_messages(value: Any) -> list[Body]:
+def request_messages(body: Body, strict: bool = True) -> list[Body]:
+    """The messages of a request to any of the three APIs, instructions first; see `chat_messages`.
+
+    A request has `messages` (Chat Completions, Anthropic) or `input` (Responses).
+
+    Raises:
+        ValueError: a message has no known form, and `strict` is set.
+    """
+    system = body.get("instructions", body.get("system"))
+    if isinstance(system, list):
+        system = "\n\n".join(map(text_of, cast(list[Any], system)))
+    start = [{"role": "system", "content": system}] if system else []
+    items = "messages" not in body
+    given = body.get("input") if items else body["messages"]
+    return [*start, *chat_messages(given or [], strict, items)]
+
+
+def chat_messages(value: Any, strict: bool = True, items: bool = False) -> list[Body]:
     """The messages of a request or a conversation, in order, as chat messages.
 
     A text is one message of the user. Tool calls and results without ids get some, in order.
 
+    Args:
+        strict: refuse what has no known form, rather than keep it as it is.
+        items: those of the Responses API, where one turn of the assistant may be many.
+
     Raises:
-        ValueError: a message has no known form; the text says which.
+        ValueError: a message has no known form, and `strict` is set; the text says which.
     """
     if isinstance(value, Mapping):
         body = cast(Mapping[str, Any], value)
@@ -59,11 +85,21 @@ def chat_messages(value: Any) -> list[Body]:
         return [{"role": "user", "content": value}]
     if not isinstance(value, list):
         raise ValueError(f"messages are a {type(value).__name__}, expected a list")
-    items = cast(list[Any], value)
-    if len(items) == 1 and isinstance(items[0], list):  # LangChain asks in batches.
-        items = cast(list[Any], items[0])
-    messages = [message for item in items for message in _read(item)]
-    return _with_ids(_joined(messages))
+    given = cast(list[Any], value)
+    if len(given) == 1 and isinstance(given[0], list):  # LangChain asks in batches.
+        given = cast(list[Any], given[0])
+    messages: list[Body] = []
+    for item in given:
+        try:
+            messages += _read(item)
+        except ValueError:
+            if strict:
+                raise
+            has_role = isinstance(item, dict) and "role" in item
+            messages.append(
+                cast(Body, item) if has_role else {"role": "assistant", "content": [item]}
+            )
+    return _with_ids(_joined(messages, items))
 
 
 def _read(item: Any) -> list[Body]:
@@ -75,11 +111,11 @@ def _read(item: Any) -> list[Body]:
         return _read({"role": role, "content": content})
     if not isinstance(item, Mapping):
         raise ValueError(f"a message is a {type(item).__name__}, expected an object")
-    body = _unwrapped(cast(Body, item))
-    kind = body.get("type")
-    if "role" not in body and kind in (*REQUESTS, *RESULTS, "reasoning"):
-        return _of_parts("assistant", [body], body)
-    name = body.get("role") or body.get("from") or kind
+    body = cast(Body, item)
+    if "role" not in body and body.get("type") in ITEMS:
+        return _of_parts("assistant", [body], {})
+    body = _unwrapped(body)
+    name = body.get("role") or body.get("from") or body.get("type")
     if name not in ROLES:
         known = "user, assistant, system, developer, tool"
         raise ValueError(f"a message has the role {name!r}; known are {known}")
@@ -93,8 +129,7 @@ def _read(item: Any) -> list[Body]:
         return _of_parts(role, cast(list[Any], content), body)
     if isinstance(content, Mapping):
         return _of_parts(role, [content], body)
-    text = "" if content is None else content if isinstance(content, str) else json.dumps(content)
-    return [_message(role, text, body)]
+    return [_message(role, "" if content is None else as_text(content), body)]
 
 
 def _unwrapped(body: Body) -> Body:
@@ -131,38 +166,50 @@ def _of_parts(role: str, parts: list[Any], body: Body) -> list[Body]:
     results: list[Body] = []
     thoughts: list[str] = []
     for part in parts:
-        kind = cast(Body, part).get("type") if isinstance(part, Mapping) else "text"
         if isinstance(part, str):
-            kept.append({"type": "text", "text": part})
-        elif not isinstance(part, Mapping):
+            part = {"type": "text", "text": part}
+        if not isinstance(part, dict):
             raise ValueError(f"a part of a message is a {type(part).__name__}, expected an object")
-        elif kind in TEXTS or (kind is None and isinstance(cast(Body, part).get("text"), str)):
-            field = "text" if isinstance(cast(Body, part).get("text"), str) else "content"
-            kept.append({"type": "text", "text": str(cast(Body, part).get(field) or "")})
+        part = cast(Body, part)
+        kind = part.get("type")
+        if kind in TEXTS or (kind is None and isinstance(part.get("text"), str)):
+            texts = (part[key] for key in ("text", "content", "refusal") if part.get(key))
+            kept.append({"type": "text", "text": str(next(texts, ""))})
         elif kind in THOUGHTS:
-            thoughts.append(text_of(part) or text_of(cast(Body, part).get("summary")))
+            inner = items_of(part.get("content")) or items_of(part.get("summary"))
+            thoughts += map(text_of, inner or [part])
         elif kind in REQUESTS or "functionCall" in part:
-            calls += _requests(cast(Body, part).get("functionCall", part))
+            calls += _requests(part.get("functionCall", part))
         elif kind in RESULTS or "functionResponse" in part:
-            results.append(_result(cast(Body, cast(Body, part).get("functionResponse", part))))
+            results.append(_result(cast(Body, part.get("functionResponse", part))))
         else:
-            kept.append(part)
-    own = role != "tool" or not results
+            kept.append(_image(part))
     message = _message(role, _content(kept), body, calls, "\n".join(filter(None, thoughts)))
-    has_any = message["content"] or "tool_calls" in message or "reasoning_content" in message
-    return [*results, *([message] if own and (has_any or not results) else [])]
+    has_any = message["content"] or "tool_calls" in message or THINKS in message
+    is_result = role == "tool" and bool(results)
+    is_bare = not body or bool(results)  # An item that says nothing is no message.
+    return [*results, *([] if is_result or (is_bare and not has_any) else [message])]
 
 
-def _content(parts: Sequence[Any]) -> Any:
-    """One text as a text; several parts as they are."""
-    if not parts:
-        return ""
-    only = cast(Body, parts[0]) if len(parts) == 1 else {}
-    return (
-        only["text"]
-        if only.get("type") == "text" and set(only) == {"type", "text"}
-        else list(parts)
-    )
+def _content(parts: Sequence[Body]) -> Any:
+    """Parts that are nothing but text as one text, others as they are."""
+    if all(part.keys() == {"type", "text"} for part in parts):
+        return "".join(str(part["text"]) for part in parts)
+    return list(parts)
+
+
+def _image(part: Body) -> Body:
+    """An image of Anthropic or of the Responses API as that of the chat protocol."""
+    kind, source = part.get("type"), mapping(part.get("source"))
+    url = part.get("image_url") if kind == "input_image" else None
+    if kind == "image" and source.get("type") == "url":
+        url = source.get("url")
+    if kind == "image" and source.get("type") == "base64":
+        url = f"data:{source.get('media_type', '')};base64,{source.get('data', '')}"
+    if not isinstance(url, str):
+        return part
+    detail = {"detail": part["detail"]} if part.get("detail") else {}
+    return {"type": "image_url", "image_url": {"url": url, **detail}}
 
 
 def _message(
@@ -177,7 +224,7 @@ def _message(
     if role == "assistant" and calls:
         message["tool_calls"] = list(calls)
     if role == "assistant" and (thoughts := thoughts or reasoning_of(body)):
-        message["reasoning_content"] = thoughts
+        message[THINKS] = thoughts
     if role == "tool" and (id := body.get("tool_call_id") or body.get("call_id")):
         message["tool_call_id"] = str(id)
     if role == "tool" and isinstance(name := body.get("function"), str):
@@ -189,15 +236,13 @@ def _result(part: Body) -> Body:
     """A tool's result as a message."""
     keys = ("content", "response", "result", "output")
     content: Any = next((part[key] for key in keys if part.get(key) is not None), "")
-    if isinstance(content, list) and all(
-        isinstance(each, Mapping) for each in cast(list[Any], content)
-    ):
-        content = _of_parts("tool", cast(list[Any], content), {})[0]["content"]
-    text = content if isinstance(content, str | list) else json.dumps(content)
-    id = part.get("tool_use_id") or part.get("call_id") or part.get("id")
+    if isinstance(content, list) and len(mappings(content)) == len(cast(list[Any], content)):
+        content = _of_parts("tool", cast(list[Any], content), {"role": "tool"})[0]["content"]
+    text = cast(Any, content) if isinstance(content, list) else as_text(content)
     message: Body = {"role": "tool", "content": text}
-    message |= {"tool_call_id": str(id)} if id else {}
-    return message | ({"name": part["name"]} if part.get("name") else {})
+    if id := part.get("tool_use_id") or part.get("call_id") or part.get("id"):
+        message["tool_call_id"] = str(id)
+    return message | {key: part[key] for key in ("name", "is_error") if part.get(key)}
 
 
 def _requests(value: Any) -> list[Body]:
@@ -219,12 +264,10 @@ def _requests(value: Any) -> list[Body]:
             raise ValueError("a tool call names no tool")
         keys = ("arguments", "args", "input", "parameters")
         given = next((inner[key] for key in keys if inner.get(key) is not None), {})
-        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
         # An item of the Responses API has its own id beside that of the call.
         id = body.get("call_id") or body.get("id") or inner.get("id") or ""
-        calls.append(
-            {"id": str(id), "type": "function", "function": {"name": name, "arguments": text}}
-        )
+        function = {"name": name, "arguments": as_text(given)}
+        calls.append({"id": str(id), "type": "function", "function": function})
     return calls
 
 
@@ -242,27 +285,33 @@ def from_json(value: Any) -> Any:
         raise ValueError(f"a tool call is not JSON ({error})") from error
 
 
-def _joined(messages: Sequence[Body]) -> list[Body]:
-    """Items of one turn of the Responses API, thoughts, text and tool calls, as one message."""
+def _joined(messages: Sequence[Body], items: bool) -> list[Body]:
+    """One turn of the assistant, thoughts, text and tool calls, as one message."""
     joined: list[Body] = []
     for message in messages:
-        last = joined[-1] if joined else {}
-        both = message["role"] == last.get("role") == "assistant"
-        follows = not message["content"] and (
-            "tool_calls" in message or "reasoning_content" in message
-        )
-        only_thoughts = (
-            both and set(last) == {"role", "content", "reasoning_content"} and not last["content"]
-        )
-        if both and (only_thoughts or (follows and "weight" not in last)):
+        last: Body = joined[-1] if joined else {}
+        if message["role"] == last.get("role") == "assistant" and _goes_on(last, message, items):
+            before: Any = last.get("content")
+            after: Any = message.get("content")
+            texts = isinstance(before, str) and isinstance(after, str)
+            both = last | message | {"content": before + after if texts else before or after}
             calls = [*last.get("tool_calls", ()), *message.get("tool_calls", ())]
-            content = last["content"] or message["content"]
-            joined[-1] = (
-                last | message | {"content": content} | ({"tool_calls": calls} if calls else {})
-            )
+            thoughts = [each[THINKS] for each in (last, message) if each.get(THINKS)]
+            both |= {"tool_calls": calls} if calls else {}
+            joined[-1] = both | ({THINKS: "\n".join(thoughts)} if thoughts else {})
         else:
             joined.append(message)
     return joined
+
+
+def _goes_on(last: Body, message: Body, items: bool) -> bool:
+    """Whether a message of the assistant is of one turn with the last one."""
+    before, after = last.get("content"), message.get("content")
+    if items and isinstance(before, str) and isinstance(after, str):
+        return True
+    only_thinks = not before and last.keys() == {"role", "content", THINKS}
+    only_calls = not after and bool(message.keys() & {"tool_calls", THINKS})
+    return only_thinks or (only_calls and "weight" not in last)
 
 
 def _with_ids(messages: Sequence[Body]) -> list[Body]:

@@ -10,13 +10,14 @@ Rows of one plain reply are encoded by TRL itself, to the same tokens.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median, quantiles
 from typing import Any
 
 from jinja2 import TemplateError
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.chat_template import missing_tools
-from reflux.finetune.data.conversations import is_learned
+from reflux.finetune.data.conversations import is_learned, with_arguments
 
 IGNORED = -100
 REFUSALS = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
@@ -80,18 +81,11 @@ def _ended(tokenizer: Any, reply: Sequence[int], start: int, end: int) -> bool:
 
 def for_template(turn: Mapping[str, Any]) -> dict[str, Any]:
     """A message as templates read it: arguments of tool calls as objects, no weight."""
-    made = {key: value for key, value in turn.items() if key != "weight"}
-    if calls := made.get("tool_calls"):
-        made["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": _object(call["function"])}}
-            for call in calls
-        ]
+    made = with_arguments(
+        turn, lambda given: json.loads(given) if isinstance(given, str) else given
+    )
+    made.pop("weight", None)
     return made
-
-
-def _object(function: Mapping[str, Any]) -> Any:
-    given = function["arguments"]
-    return json.loads(given) if isinstance(given, str) else given
 
 
 def _ids(tokenizer: Any, turns: Sequence[Any], tools: Any, asks: bool = False) -> list[int]:
@@ -122,11 +116,16 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any) -> Iterator[Encoded]:
         try:
             yield from encode(row, tokenizer)
         except REFUSALS as error:
-            raise UsageError(
-                f"the base's chat template cannot render row {index}, "
-                f"{json.dumps(dict(row), ensure_ascii=False)[:200]}: {error}; correct the row, or "
-                "take another base"
-            ) from error
+            raise unrenderable(index, row, error) from error
+
+
+def unrenderable(index: int, row: Row, error: Exception) -> UsageError:
+    """What is wrong with a row that the template refuses."""
+    return UsageError(
+        f"the base's chat template cannot render row {index}, "
+        f"{json.dumps(dict(row), ensure_ascii=False)[:200]}: {error}; correct the row, or "
+        "take another base"
+    )
 
 
 def check_tools(row: Row, index: int, tokenizer: Any) -> None:
@@ -147,3 +146,23 @@ def uses_tools(row: Row) -> bool:
     """Whether a row lists tools, calls one, or holds a result of one."""
     turns = (*row["prompt"], *row["completion"])
     return bool(row.get("tools")) or any(t["role"] == "tool" or t.get("tool_calls") for t in turns)
+
+
+def length_spread(tokens: Sequence[int]) -> dict[str, int]:
+    """`min`, `median`, `p95`, `max` and `sum` of the lengths of one sequence or more."""
+    top = quantiles(tokens, n=20, method="inclusive")[-1] if len(tokens) > 1 else tokens[0]
+    return {
+        "min": min(tokens),
+        "median": round(median(tokens)),
+        "p95": round(top),
+        "max": max(tokens),
+        "sum": sum(tokens),
+    }
+
+
+def lengths_in_words(spread: Mapping[str, int]) -> str:
+    """`46 to 80 tokens (median 62, 95% within 78)`."""
+    return (
+        f"{spread['min']:,} to {spread['max']:,} tokens (median {spread['median']:,}, "
+        f"95% within {spread['p95']:,})"
+    )
