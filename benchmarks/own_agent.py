@@ -140,8 +140,9 @@ def distilled(config: Config, folder: Path) -> tuple[float, float]:
         for rows in ("trajectories", "calls")
     )
     reflux(*words, "--run", folder / "app", "--rows", "trajectories", "--student", STUDENT)
-    written = whole["tokens"]["counted"] / whole["rows"]
-    return each["tokens"]["total"] / whole["rows"] - written, written
+    written = whole["tokens"]["counted"] / whole["measured"]
+    sent = each["tokens"]["sum"] / each["measured"] * each["rows"] / whole["rows"]
+    return sent - written, written
 
 
 def replayed(config: Config, folder: Path, report: Report) -> None:
@@ -215,8 +216,8 @@ if __name__ == "__main__":
     parser.add_argument("--n", type=int, default=Config.held_out, help="held-out tasks")
     parser.add_argument("--epochs", type=int, default=Config.epochs)
     parser.add_argument("--hour", type=float, default=Config.hour, help="USD an hour, here")
-    parser.add_argument("--list-price", type=float, nargs=2, default=Config.list_price,
-                        help="USD for a million tokens read and written, of the teacher")  # fmt: skip
+    priced = "USD for a million tokens read and written, of the teacher"
+    parser.add_argument("--list-price", type=float, nargs=2, default=Config.list_price, help=priced)
     given = parser.parse_args()
     prices = (given.list_price[0], given.list_price[1])
     full = Config(given.model, given.agent, given.train, given.n, given.epochs, prices, given.hour)
