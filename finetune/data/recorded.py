@@ -18,7 +18,7 @@ from typing import Any, Literal
 from reflux.finetune.data.conversations import tools_of, turn_of
 from reflux.finetune.data.rows import Row, messages, reply_of
 from reflux.graphs.amplify.state import is_accepted
-from reflux.graphs.traces.database import NODE_ENDED, Rows
+from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.selection import Selected, Selection
 from reflux.graphs.traces.trajectories import UNFINISHED
 
@@ -119,8 +119,7 @@ def with_rejected(store: Rows, rows: Iterator[Row]) -> Iterator[Row]:
     for row in rows:
         id = row.provenance["trajectory"]
         refused = next(store.select(REFUSED, (id,)), None)
-        ended = next(store.select(NODE_ENDED, (id, "")), None) if refused else None
-        answer = json.loads(ended["detail"])["answer"] if ended else None
+        answer = (store.how_ended(id) or {}).get("answer") if refused else None
         is_answer = refused is not None and answer == row.reply and refused["answer"] != answer
         yield replace(row, rejected=refused["answer"]) if is_answer and refused else row
 
@@ -245,8 +244,7 @@ def _why(error: Exception) -> str:
 
 def _won(store: Rows, row: Any) -> bool:
     """Whether a vote is the answer of its node."""
-    ended = next(store.select(NODE_ENDED, (row["question"], row["path"])), None)
-    answer = json.loads(ended["detail"])["answer"] if ended else None
+    answer = (store.how_ended(row["question"], row["path"]) or {}).get("answer")
     return answer is None or answer.strip() in (row["completion"] or "")
 
 
@@ -323,8 +321,7 @@ def _key(turn: Mapping[str, Any]) -> str:
 def _flat(store: Rows, selected: Selected, options: RowOptions, left_out: LeftOut) -> Iterator[Row]:
     """The row of a trajectory's question and last answer."""
     root = next(store.select("SELECT * FROM questions WHERE id = ?", (selected.id,)))
-    ended = next(store.select(NODE_ENDED, (selected.id, "")), None)
-    answer = json.loads(ended["detail"])["answer"] if ended else None
+    answer = (store.how_ended(selected.id) or {}).get("answer")
     if not answer or not root["text"].strip():
         left_out.add("no answer", selected.id, root["text"])
         return

@@ -4,7 +4,6 @@ An overseer that is a model has its calls on record, which are rows as any. The 
 a human are written here as a learned overseer is asked for them.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from reflux.finetune.data.demonstrations import recorded_body
 from reflux.finetune.data.overseer_rows import row_of_example
 from reflux.finetune.data.recorded import RowOptions, refused
 from reflux.finetune.data.rows import Row
-from reflux.graphs.traces.database import NODE_ENDED, Rows
+from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.selection import Selection
 
 BY_MODEL = """
@@ -41,8 +40,7 @@ def step_rows(
         if refused(selected, options) or next(store.select(BY_MODEL, (selected.id,)), None):
             continue
         root = next(store.select("SELECT text, task FROM questions WHERE id = ?", (selected.id,)))
-        ended = next(store.select(NODE_ENDED, (selected.id, "")), None)
-        answer = json.loads(ended["detail"])["answer"] if ended else None
+        answer = (store.how_ended(selected.id) or {}).get("answer")
         if answer is None or withheld(root["text"]):
             continue
         body, _ = recorded_body(store, selected.id, answer, False)

@@ -18,18 +18,17 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jsonschema
-
-from reflux.agents.answer_checks import unfenced
+from reflux.agents.answer_checks import schema_problem, unfenced
 from reflux.agents.clients.reasoning import text_of
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.prompts import GRADER, grade_prompt, read_grade
 from reflux.agents.types import ChatRequest, Completion, Sampling, ToolCall, ToolSpec, Turn
 from reflux.graphs.evals.metrics import bootstrap, wilson
 from reflux.graphs.traces.database import Rows
-from reflux.graphs.traces.recorded_client import RecordedClient, completion_of
+from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.selection import REPLAY, Selection
 from reflux.graphs.traces.store import CallKey
+from reflux.graphs.traces.trajectories import recorded_call
 
 RECORDED = "recorded"
 """The system that replies as was replied then."""
@@ -100,17 +99,17 @@ def replay_calls(store: Rows, selection: Selection, limit: int | None) -> list[R
     calls: list[ReplayCall] = []
     for id in ids:
         row = next(store.select("SELECT * FROM calls WHERE id = ?", (id,)))
-        sampling: dict[str, Any] = json.loads(row["sampling"] or "{}")
-        tokens = sampling.get("max_completion_tokens") or sampling.get("max_tokens")
+        made = recorded_call(row)
+        tokens = made.sampling.get("max_completion_tokens") or made.sampling.get("max_tokens")
         calls.append(
             ReplayCall(
                 id=id,
                 trajectory=row["question"],
-                node=row["role"],
-                messages=tuple(json.loads(row["messages"] or "[]")),
-                tools=tuple(json.loads(row["tools"] or "[]")),
-                schema=_schema_of(sampling.get("response_format")),
-                reply=completion_of(row),
+                node=made.node,
+                messages=made.messages,
+                tools=tuple(tool for tool in made.tools if "function" in tool),
+                schema=_schema_of(made.sampling.get("response_format")),
+                reply=made.reply,
                 max_tokens=tokens if isinstance(tokens, int) else 1024,
             )
         )
@@ -186,18 +185,10 @@ def _is_valid(call: ReplayCall, reply: Completion) -> bool:
         tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in call.tools
     }
     for used in reply.tool_calls:
-        if used.name not in schemas or not _keeps_to(used.arguments or "{}", schemas[used.name]):
+        if used.name not in schemas or schema_problem(used.arguments or "{}", schemas[used.name]):
             return False
     wants_text = call.schema is not None and not reply.tool_calls
-    return not wants_text or _keeps_to(unfenced(reply.text), call.schema or {})
-
-
-def _keeps_to(text: str, schema: Mapping[str, Any]) -> bool:
-    try:
-        jsonschema.validate(json.loads(text), schema)
-    except (ValueError, RecursionError, jsonschema.ValidationError, jsonschema.SchemaError):
-        return False
-    return True
+    return not wants_text or not schema_problem(unfenced(reply.text), call.schema)
 
 
 @dataclass(frozen=True)

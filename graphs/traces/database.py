@@ -1,6 +1,7 @@
 """SQLite of trace files: tables, read-only connections, the writer thread, and error messages."""
 
 import asyncio
+import json
 import sqlite3
 import threading
 from collections import defaultdict
@@ -112,6 +113,12 @@ class Rows:
         self.path = path
         self.connection = connection
         connection.row_factory = sqlite3.Row
+
+    def how_ended(self, question: str, path: str = "") -> dict[str, Any] | None:
+        """The judgement that ended a node: `question`, `answer`, `status` and more; None where it
+        has not ended, or the overseer answered it at once."""
+        rows = self.select(NODE_ENDED, (question, path))
+        return next((json.loads(row["detail"]) for row in rows), None)
 
     def select(
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()

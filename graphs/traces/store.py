@@ -19,7 +19,6 @@ from typing import Any
 from reflux.agents.errors import EndpointError, UsageError, from_os_error
 from reflux.graphs.traces.database import (
     INDEXES,
-    NODE_ENDED,
     ROOT_ENDED,
     SCHEMA,
     SCHEMA_VERSION,
@@ -230,12 +229,6 @@ class TraceStore(Rows):
             vars(key),
         )
         return next(rows, None)
-
-    def how_ended(self, question: str, path: str = "") -> dict[str, Any] | None:
-        """The judgement that ended a node: `question`, `answer`, `status` and more; None where it
-        has not ended, or the overseer answered it at once."""
-        rows = self.select(NODE_ENDED, (question, path))
-        return next((json.loads(row["detail"]) for row in rows), None)
 
     async def _insert(self, table: str, values: Mapping[str, Any], ignore: bool = False) -> None:
         names, marks = ", ".join(values), ", ".join("?" * len(values))

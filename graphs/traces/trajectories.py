@@ -18,6 +18,7 @@ own trees, too.
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -204,24 +205,28 @@ def load_calls(store: Rows, id: str) -> Iterator[RecordedCall]:
         " WHERE c.question = ? AND c.kind IN ('model', 'tool')"
         " ORDER BY iif(q.source IS NULL, 0, c.step), c.id"
     )
-    for row in store.select(sql, (id,)):
-        is_tool = row["kind"] == "tool"
-        yield RecordedCall(
-            messages=() if is_tool else tuple(json.loads(row["messages"] or "[]")),
-            reply=completion_of(row),
-            kind=row["kind"],
-            node=row["role"],
-            path=row["path"],
-            step=row["step"],
-            attempt=row["attempt"],
-            vote=row["vote"],
-            model=row["model"] or "",
-            tools=tuple(json.loads(row["tools"] or "[]")),
-            sampling=json.loads(row["sampling"] or "{}"),
-            arguments=row["messages"] or "" if is_tool else "",
-            error=row["error"],
-            created=row["created"],
-        )
+    return map(recorded_call, store.select(sql, (id,)))
+
+
+def recorded_call(row: sqlite3.Row) -> RecordedCall:
+    """A model call or a tool call from its row."""
+    is_tool = row["kind"] == "tool"
+    return RecordedCall(
+        messages=() if is_tool else tuple(json.loads(row["messages"] or "[]")),
+        reply=completion_of(row),
+        kind=row["kind"],
+        node=row["role"],
+        path=row["path"],
+        step=row["step"],
+        attempt=row["attempt"],
+        vote=row["vote"],
+        model=row["model"] or "",
+        tools=tuple(json.loads(row["tools"] or "[]")),
+        sampling=json.loads(row["sampling"] or "{}"),
+        arguments=row["messages"] or "" if is_tool else "",
+        error=row["error"],
+        created=row["created"],
+    )
 
 
 def load_feedback(store: Rows, id: str) -> Iterator[Feedback]:

@@ -9,7 +9,7 @@ from typing import Any
 from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
 from reflux.agents.types import Answer, Ask, Step, SubQuestion, step_from_json
-from reflux.graphs.traces.database import NODE_ENDED, STOPPED, Rows
+from reflux.graphs.traces.database import STOPPED, Rows
 from reflux.graphs.traces.revisions import before, first_of
 from reflux.graphs.traces.store import TraceStore, chains
 from reflux.graphs.traces.trajectories import UNFINISHED, feedback_in_words
@@ -309,7 +309,7 @@ def held(store: Rows, last: str, path: str) -> tuple[str, Node]:
         node = next((node for node in load_tree(store, id).walk() if node.path == path), None)
         if node is not None:
             return id, node
-        if next(store.select(NODE_ENDED, (id, "")), None) is not None:
+        if store.how_ended(id) is not None:
             break
     raise UsageError(
         f"{last} has no node {path!r}; `reflux traces show {last}` shows its tree, --json the paths"

@@ -19,8 +19,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jsonschema
-
+from reflux.agents.answer_checks import schema_problem
 from reflux.agents.clients.reasoning import apart
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
 from reflux.agents.types import ChatRequest as ModelRequest
@@ -113,26 +112,20 @@ def problem_of(reply: Completion, tools: Sequence[ToolSpec], schema: str, rules:
         return ""
     if reply.prints_call:
         return "a tool call came as text"
-    known = {tool.name: tool.parameters for tool in tools}
+    known = {tool.name: json.loads(tool.parameters) for tool in tools}
     for call in reply.tool_calls:
         if call.name not in known:
             return f"the tool {call.name[:80]!r} was not offered"
-        if reason := _broken(call.arguments, known[call.name]):
+        if reason := schema_problem(call.arguments, known[call.name]):
             return f"the arguments of {call.name} break its schema: {reason}"
-    if schema and not reply.tool_calls and (reason := _broken(reply.text, schema)):
+    if (
+        schema
+        and not reply.tool_calls
+        and (reason := schema_problem(reply.text, json.loads(schema)))
+    ):
         return f"the reply breaks the schema: {reason}"
     if not (reply.text or reply.tool_calls):
         return "the reply is empty"
-    return ""
-
-
-def _broken(text: str, schema: str) -> str:
-    try:
-        jsonschema.validate(json.loads(text), json.loads(schema))
-    except jsonschema.ValidationError as error:
-        return error.message[:300]
-    except (ValueError, jsonschema.SchemaError) as error:
-        return str(error)[:300]
     return ""
 
 
