@@ -79,22 +79,15 @@ def schema_check(path: Path) -> Reason:
     """
     import jsonschema
     from jsonschema.exceptions import best_match
-    from jsonschema.validators import validator_for
-    from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    schema = _read_schema(path)
     try:
-        kind = validator_for(schema, default=jsonschema.Draft202012Validator)
-        kind.check_schema(schema)
+        validator = _validator(_read_schema(path))
     except jsonschema.SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "the top"
         raise UsageError(
             f"{path} is no JSON Schema: at {where}, {error.message[:REASON_CHARS]}; correct it"
         ) from error
-    # Without its own registry, the library would fetch references to other addresses.
-    registry: Any = Registry()
-    validator: Any = kind(schema, registry=registry)
 
     def check(question: str, answer: str) -> str:
         if reason := json_check(question, answer):
@@ -108,6 +101,31 @@ def schema_check(path: Path) -> Reason:
         return "" if error is None else f"{error.json_path}: {error.message}"
 
     return check
+
+
+def _validator(schema: Any) -> Any:
+    import jsonschema
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    kind = validator_for(schema, default=jsonschema.Draft202012Validator)
+    kind.check_schema(schema)
+    # Without its own registry, the library would fetch references to other addresses.
+    registry: Any = Registry()
+    return kind(schema, registry=registry)
+
+
+def schema_problem(text: str, schema: Any) -> str:
+    """How a text is no JSON of a JSON Schema, in words; empty where it is."""
+    import jsonschema
+    from jsonschema.exceptions import best_match
+    from referencing.exceptions import Unresolvable
+
+    try:
+        error = best_match(_validator(schema).iter_errors(json.loads(text)))
+    except (ValueError, RecursionError, jsonschema.SchemaError, Unresolvable) as failure:
+        return str(failure)[:REASON_CHARS] or "it is nested too deep"
+    return "" if error is None else error.message[:REASON_CHARS]
 
 
 def _read_schema(path: Path) -> Any:

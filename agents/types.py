@@ -116,6 +116,11 @@ class ToolCall:
     arguments: str
     """JSON text as the model wrote it: it may be invalid."""
 
+    def to_json(self) -> dict[str, Any]:
+        """In the form of the chat protocol."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
 
 Turn = tuple[str, ...]
 """(role, content), or (role, content, JSON text of the message's other fields)."""

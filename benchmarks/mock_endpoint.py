@@ -24,6 +24,8 @@ class Endpoint:
     """A running mock endpoint."""
 
     port: int
+    process: int
+    """Its id."""
 
     def base_url(self, latency_ms: float, between_ms: float = 0) -> str:
         """Its address; each reply takes `latency_ms`, and each further streamed word
@@ -43,7 +45,7 @@ def mock_endpoint() -> Iterator[Endpoint]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None  # noqa: S101 - for the type checker
         try:
-            yield Endpoint(int(process.stdout.readline()))
+            yield Endpoint(int(process.stdout.readline()), process.pid)
         finally:
             process.terminate()
 

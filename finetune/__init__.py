@@ -12,7 +12,10 @@ import platformdirs
 
 from reflux.agents.errors import MissingError, pip_install
 
-TRAIN_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf")
+TRAIN_PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf", "datasketch",
+    "phonenumbers",
+)  # fmt: skip
 
 
 def cache_folder() -> Path:

@@ -140,6 +140,24 @@ def load_base(
     return model, tokenizer
 
 
+def load_tokenizer(folder: Path, config: BaseConfig = DEFAULT_LOADING) -> Any:
+    """The tokenizer of a base folder alone, with the chat template that `load_base` gives it.
+
+    Raises:
+        MissingError: there is none.
+        UsageError: its chat template cannot render a question.
+    """
+    with quiet_libraries():
+        try:
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise MissingError(f"{folder} has no tokenizer: {error}; save it there") from error
+        fit_template(tokenizer, config)
+    return tokenizer
+
+
 def check_found(found: Mapping[str, Any]) -> None:
     """Check what transformers found of a model: what it lacks is made up at random.
 

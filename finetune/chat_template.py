@@ -7,6 +7,9 @@ the student. It begins with the lines below where the base's own needs them:
                               own, since a space before it would merge with its first word
     refuses system messages   the system message goes before the first user's words
     knows `enable_thinking`   fixed to one value, so that rows and requests are rendered alike
+    leaves out tools          where `base.tools: text` asks for it, tools go into the system words,
+                              calls and results into the turns, in the form of Hermes (NousResearch,
+                              Hermes-Function-Calling), which llama.cpp and vLLM read back
 
 An empty system message is left out for templates that refuse one.
 """
@@ -46,6 +49,50 @@ FOLD_SYSTEM = """\
 {%- endif -%}
 """
 """Puts a system message before the words of the first user."""
+TOOLS = """\
+{%- set text = namespace(turns=[], results='', system='') -%}
+{%- if tools -%}
+{%- if messages and messages[0]['role'] == 'system' -%}
+{%- set text.system = messages[0]['content'] -%}
+{%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- set signatures = namespace(lines='') -%}
+{%- for tool in tools -%}
+{%- set signatures.lines = signatures.lines + '\n' + (tool | tojson) -%}
+{%- endfor -%}
+{%- set text.system = (text.system + '\n\n' if text.system else '') + '# Tools\n\nYou may call one \
+or more functions to assist with the user query.\n\nYou are provided with function signatures \
+within <tools></tools> XML tags:\n<tools>' + signatures.lines + '\n</tools>\n\nFor each function \
+call, return a json object with function name and arguments within <tool_call></tool_call> XML \
+tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>' -%}
+{%- set text.turns = [{'role': 'system', 'content': text.system}] -%}
+{%- endif -%}
+{%- for message in messages -%}
+{%- set said = message['content'] or '' -%}
+{%- if message['role'] == 'tool' -%}
+{%- set text.results = (text.results + '\n' if text.results else '') + '<tool_response>\n' + \
+said + '\n</tool_response>' -%}
+{%- if loop.last or messages[loop.index]['role'] != 'tool' -%}
+{%- set text.turns = text.turns + [{'role': 'user', 'content': text.results}] -%}
+{%- set text.results = '' -%}
+{%- endif -%}
+{%- elif message['tool_calls'] -%}
+{%- set calls = namespace(text=said) -%}
+{%- for call in message['tool_calls'] -%}
+{%- set function = call['function'] or call -%}
+{%- set given = function['arguments'] -%}
+{%- set calls.text = (calls.text + '\n' if calls.text else '') + '<tool_call>\n{"name": ' + \
+(function['name'] | tojson) + ', "arguments": ' + (given if given is string else given | tojson) + \
+'}\n</tool_call>' -%}
+{%- endfor -%}
+{%- set text.turns = text.turns + [{'role': 'assistant', 'content': calls.text}] -%}
+{%- else -%}
+{%- set text.turns = text.turns + [message] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = text.turns -%}
+"""
+"""Makes plain turns of tools, calls and results; a result follows as the user's words."""
 THINKING = "{%%- set enable_thinking = %s -%%}\n"
 PROBE = {"role": "user", "content": "Yes?"}
 
@@ -63,15 +110,20 @@ def fit_template(tokenizer: Any, config: BaseConfig) -> list[str]:
     if not template:
         if not tokenizer.eos_token:
             raise UsageError("the base has no chat template and no end-of-text token: add one")
-        tokenizer.chat_template = PLAIN
+        tokenizer.chat_template = PLAIN if config.tools == "template" else TOOLS + PLAIN
         return ["no chat template: `User: …` and `Assistant:` take its place"]
     notes: list[str] = []
+    given = template
     if "enable_thinking" in template:
         template = THINKING % ("true" if config.thinking else "false") + template
         notes.append(f"thinking is {'on' if config.thinking else 'off'}, in rows and in requests")
     if _refuses_system(tokenizer, template):
         template = FOLD_SYSTEM + template
         notes.append("the template refuses system messages: they go before the user's words")
+    tokenizer.chat_template = given
+    if config.tools == "text" and missing_tools(tokenizer):
+        template = TOOLS + template
+        notes.append("the template leaves out tools: they are rendered as text, as Hermes does")
     tokenizer.chat_template = template
     try:
         text = tokenizer.apply_chat_template([PROBE], tokenize=False, add_generation_prompt=True)
@@ -82,6 +134,40 @@ def fit_template(tokenizer: Any, config: BaseConfig) -> list[str]:
     if PROBE["content"] not in text:
         raise UsageError("the base's chat template leaves out the question: correct it in the base")
     return notes
+
+
+def missing_tools(tokenizer: Any) -> list[str]:
+    """What a tokenizer's template leaves out of a conversation with tools: `tools`, `tool calls`
+    or `tool results`."""
+    schema = {"type": "object", "properties": {"kind_qw": {"type": "string"}}}
+    offered = {"name": "tool_zx", "description": "Tells.", "parameters": schema}
+    call = {"name": "called_zx", "arguments": {"key_zx": "value_zx"}}
+    chat = [
+        PROBE,
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": call}],
+        },
+        {"role": "tool", "name": "called_zx", "content": "result_zx"},
+    ]
+    call["id"] = chat[1]["tool_calls"][0]["id"] = chat[2]["tool_call_id"] = "call12345"
+    parts = {
+        "tools": ([PROBE], ("tool_zx", "kind_qw")),
+        "tool calls": (chat[:2], ("called_zx", "key_zx", "value_zx")),
+        "tool results": (chat, ("result_zx",)),
+    }
+    missing: list[str] = []
+    for name, (turns, words) in parts.items():
+        try:
+            text = tokenizer.apply_chat_template(
+                turns, tools=[{"type": "function", "function": offered}], tokenize=False
+            )
+        except (TemplateError, ValueError, TypeError, LookupError):
+            text = ""
+        if not all(word in text for word in words):
+            missing.append(name)
+    return missing
 
 
 def _refuses_system(tokenizer: Any, template: str) -> bool:

@@ -285,6 +285,7 @@ class OpenRun:
         self.recorded_client = RecordedClient(self.cache, self.store)
         newest = (
             "SELECT * FROM calls WHERE error IS NULL AND kind='model' AND cached=0"
+            " AND request_digest IS NOT NULL"
             " ORDER BY id DESC LIMIT ?"
         )
         for call in self.store.select(newest, (max_replies,)) if warm else ():

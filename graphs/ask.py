@@ -38,8 +38,7 @@ from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask_options import AskOptions, Origin
 from reflux.graphs.garbage import rare_collections
 from reflux.graphs.traces.review import marked_when_stopped
-from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import last_call_id
+from reflux.graphs.traces.store import TraceStore, last_call_id
 from reflux.graphs.voting.voting import VotePolicy
 
 T = TypeVar("T")

@@ -52,7 +52,8 @@ async def revise(store: TraceStore, question_id: str, path: str, answer: str | N
     again = earlier.again + (answer is None)
     change = Override(question, answer, again, *_spent(store, id, path))
     (row,) = store.select("SELECT * FROM questions WHERE id = ?", (latest,))
-    origin = {name: row[name] for name in ("run", "round", "system", "task", "split", "text")}
+    names = ("run", "round", "system", "task", "split", "text", "source", "about")
+    origin = {name: row[name] for name in names}
     detail = vars(change)
     while True:
         id = revision(latest, number_of(latest) + 1)

@@ -57,6 +57,7 @@ from .ask_context import (
     amplify as amplify,
     amplify_sync as amplify_sync,
 )
+from .feedback import feedback as feedback
 from .graphs.amplify.context import (
     AmplifyContext as AmplifyContext,
     CheckPolicy as CheckPolicy,
@@ -69,6 +70,8 @@ from .graphs.amplify.interrupts import (
     Pending as Pending,
     open_interruptible_run as open_interruptible_run,
 )
+from .graphs.external.recorder import Recorder as Recorder
+from .graphs.traces.trajectories import Feedback as Feedback, Trajectory as Trajectory
 from .graphs.evals.task import Task as Task, is_held_out as is_held_out
 from .graphs.traces.tree import Node as Node
 from .graphs.voting.planner import Plan as Plan, plan as plan

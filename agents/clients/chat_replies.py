@@ -188,6 +188,10 @@ class PartialReply:
         repeats = choice.message is not None and not choice.delta and any(self.raw)
         return self.add({} if repeats else choice.said() or {}, choice)
 
+    def add_json(self, chunk: Any) -> None:
+        """Add a chunk, or a whole reply, as plain JSON types; see `add_chunk`."""
+        self.add_chunk(_Reply.model_validate(chunk))
+
     def _add_call(self, position: int, part: Any) -> None:
         if not isinstance(part, dict):
             raise ValueError(f"a tool call is a {type(part).__name__}")

@@ -53,6 +53,9 @@ class BaseConfig(Strict):
     thinking: bool = False
     """Whether a model whose template knows `enable_thinking` reasons before it answers, in training
     and in serving alike."""
+    tools: Literal["template", "text"] = "template"
+    """How tools are rendered: as the base's template does, or as text in the form of Hermes, for a
+    base whose template leaves them out."""
 
     @model_validator(mode="before")
     @classmethod

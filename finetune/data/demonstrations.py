@@ -32,6 +32,7 @@ from reflux.finetune.data.rows import is_withheld
 from reflux.graphs.amplify.state import is_accepted, is_usable
 from reflux.graphs.amplify.weighing import agree
 from reflux.graphs.evals.task import Task
+from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.review import rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of
 from reflux.graphs.traces.store import TraceStore
@@ -132,7 +133,7 @@ def from_record(
         ):
             body = "unchecked"
         else:
-            body, direct = _recorded(store, root["id"], root["answer"], bool(weighed))
+            body, direct = recorded_body(store, root["id"], root["answer"], bool(weighed))
             made.direct += direct
         source = "agreed on" if agreed and root["status"] == "unchecked" else "accepted"
         made.add(root["text"], "edited or approved by a human" if by_human else source, body)
@@ -147,8 +148,8 @@ def is_agreed(weighed: Sequence[Mapping[str, Any]], answer: str) -> bool:
     return ways > 1 and any(group["votes"] > group["direct"] for group in chosen)
 
 
-def _recorded(
-    store: TraceStore, id: str, answer: str, weighed: bool
+def recorded_body(
+    store: Rows, id: str, answer: str, weighed: bool
 ) -> tuple[Mapping[str, Any] | str, list[str]]:
     """The steps at the root of a tree, from its newest revision that has any, with the answer; and
     the sub-questions, at every depth, that the agent answered undivided.

@@ -19,7 +19,7 @@ from reflux.agents.overseers.model import concluded
 from reflux.agents.overseers.step_forms import LEARNED, StepStyle, reply_text
 from reflux.agents.prompts import Example, step_prompt
 from reflux.agents.types import Message
-from reflux.finetune.data.rows import Row
+from reflux.finetune.data.rows import Row, reply_of
 from reflux.graphs.amplify.weighing import agree
 
 FANOUT, CHARS = 8, 4_000
@@ -80,14 +80,15 @@ def overseer_rows(
     for demo in used.values():
         examples = [*demo.first(), *demo.later()] if by_steps else demo.plan()
         made.rows += [
-            _row(example, made.style, task, tools, "demonstration") for example in examples
+            row_of_example(example, made.style, task, tools, "demonstration")
+            for example in examples
         ]
     fresh = {alike(text): text for text in direct if not withheld(text)}
     fresh = {key: text for key, text in fresh.items() if key not in used}
     chosen = sorted(fresh.values(), key=lambda text: hashlib.sha256(text.encode()).hexdigest())
     for text in chosen[: len(made.rows) // (DIRECT_SHARE - 1)]:
         whole: Example = (text, (), {"not_decomposable": INDIVISIBLE})
-        made.rows.append(_row(whole, made.style, task, tools, "answered by the agent"))
+        made.rows.append(row_of_example(whole, made.style, task, tools, "answered by the agent"))
     return made
 
 
@@ -101,7 +102,9 @@ def is_plan(demo: Demonstration) -> bool:
     return found is None or agree(found, demo.answer)
 
 
-def _row(example: Example, style: StepStyle, task: str, tools: Collection[str], source: str) -> Row:
+def row_of_example(
+    example: Example, style: StepStyle, task: str, tools: Collection[str], source: str
+) -> Row:
     """The row of an example of an overseer's step."""
     question, transcript, reply = example
     named = dict.fromkeys(tools, "")
@@ -109,7 +112,7 @@ def _row(example: Example, style: StepStyle, task: str, tools: Collection[str], 
     prompt: list[Message] = [{"role": turn[0], "content": turn[1]} for turn in turns]
     return Row(
         prompt=tuple(prompt),
-        completion=reply_text(reply, style.form, tools),
+        completion=reply_of(reply_text(reply, style.form, tools)),
         question=question,
         task=task,
         provenance={"trajectory": "", "source": source},

@@ -1,12 +1,13 @@
 """Training rows out of accepted trajectories, human corrections and files.
 
-A row is what TRL takes, `{"prompt": [messages], "completion": [messages]}`; its provenance stands
-beside it. No row holds a true answer: trajectories have none.
+A row is what TRL takes, `{"prompt": [messages], "completion": [messages]}`, with `"tools"` where
+the model had some; its provenance stands beside it. The loss counts the assistant's messages of the
+completion, without those of `"weight": 0`. No row holds a true answer: trajectories have none.
 
 A run's rows are the overseer's own answers to its primitives, the accepted answers of the
-amplified system, the base's answers to the anchor, and corrections. Answers in a chat or at the
-command line become rows only when a human edits their tree. A sub-question that a human answered
-is a separate row, beside the root that was recomputed.
+amplified system, the base's answers to the anchor, and corrections. Answers in a chat, at the
+command line or in an evaluation become rows only when a human approves them or edits their tree. A
+sub-question that a human answered is a separate row, beside the root that was recomputed.
 """
 
 import hashlib
@@ -16,26 +17,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from reflux.agents.errors import MissingError, RefluxError, UsageError, pip_install
-from reflux.agents.files import replacing, write_whole
+from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Message
+from reflux.finetune.data.conversations import read_rows
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
 from reflux.graphs.traces.store import TraceStore
 
-Form = Literal["prompt-completion", "messages", "preference"]
+Turn = Mapping[str, Any]
+"""A message of the chat protocol: `role`, `content`, and `tool_calls`, `tool_call_id`, `name`,
+`reasoning_content`, `weight` where it has them."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One training example."""
 
-    prompt: tuple[Message, ...]
-    completion: str
+    prompt: tuple[Turn, ...]
+    completion: tuple[Turn, ...]
+    """From the first reply that is learned to the last, with tool results and users between."""
     question: str
     """Text of the question, for the leak check."""
     task: str
@@ -43,11 +47,23 @@ class Row:
     """Trajectory, node path, run, round, system and model digests."""
     rejected: str | None = None
     """Another answer to the question, which a check refused or a human replaced."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Those that the model could call, as requests list them."""
 
     def train(self) -> dict[str, Any]:
         """The row in TRL's conversational prompt-completion form."""
-        completion = [{"role": "assistant", "content": self.completion}]
-        return {"prompt": list(self.prompt), "completion": completion}
+        body = {"prompt": list(self.prompt), "completion": list(self.completion)}
+        return {**body, "tools": list(self.tools)} if self.tools else body
+
+    @property
+    def reply(self) -> str:
+        """The text of the last message."""
+        return str(self.completion[-1].get("content") or "")
+
+
+def reply_of(text: str) -> tuple[Turn, ...]:
+    """The completion that is one plain reply."""
+    return ({"role": "assistant", "content": text},)
 
 
 def run_rows(store: TraceStore, task: Task, last_round: int = 10**6) -> tuple[list[Row], list[Row]]:
@@ -107,10 +123,10 @@ SELECT q.*, '' AS path, q.detail ->> 'answer' AS answer,
     SELECT c.model_digest AS digest FROM calls c WHERE c.question = q.id UNION ALL
     SELECT b.detail ->> 'model_digest' FROM judgements b
     WHERE b.question = q.id AND b.kind = 'chain_begun')) AS models
-FROM roots q WHERE q.ok = 1 AND {NEWEST} AND {{condition}}
+FROM roots q WHERE {NEWEST} AND {{condition}}
 ORDER BY q.round, q.id
 """  # noqa: S608 - every part is a constant of ours
-OF_SYSTEM = "q.split = :split AND q.system = :system AND q.round <= :last"
+OF_SYSTEM = "q.ok = 1 AND q.split = :split AND q.system = :system AND q.round <= :last"
 
 
 def accepted(
@@ -148,7 +164,7 @@ def _row(node: Any, system_prompt: Callable[[str], str], rejected: str | None) -
     models = node["models"].split(",") if node["models"] else []
     return Row(
         prompt=tuple(messages(node["text"], system_prompt(node["task"]))),
-        completion=node["answer"],
+        completion=reply_of(node["answer"]),
         question=node["text"],
         task=node["task"],
         provenance={"trajectory": node["id"], **provenance, "models": models},
@@ -185,9 +201,13 @@ FAILED_CHECKS = """
 SELECT detail ->> 'answer' AS answer FROM judgements
 WHERE question=? AND path='' AND kind='check' AND ok=0 AND answer IS NOT ? ORDER BY id LIMIT 1
 """
-EDITED_ROOTS = """
-q.revises IS NOT NULL AND q.split NOT IN ('train', 'primitive', 'held_out', 'canary')
-"""
+ASKED = "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'judge', 'replay', 'recorded')"
+EDITED_ROOTS = f"q.ok = 1 AND q.revises IS NOT NULL AND {ASKED}"
+APPROVED_ROOTS = f"""
+{ASKED} AND answer IS NOT NULL AND (SELECT v.ok FROM judgements v
+  WHERE v.question = q.id AND v.path = '' AND v.kind = 'verdict' ORDER BY v.id DESC LIMIT 1) = 1
+"""  # noqa: S608 - the part is a constant of ours
+"""Answers of `ask`, `chat` and `eval` that a human approved, whatever a check said."""
 EDITED_PARTS = f"""
 SELECT q.id, q.run, q.round, q.system, q.task, o.path, o.detail ->> 'question' AS text,
   o.detail ->> 'answer' AS answer, NULL AS models
@@ -204,7 +224,7 @@ def corrections(store: TraceStore, task: Task) -> Iterator[Row]:
     """Rows of the newest revision of every edited trajectory, none of a held-out question.
 
     They are its root, unless `accepted` has it as a training question of the run, and each
-    sub-question that a human answered.
+    sub-question that a human answered. Roots that a human approved are rows, too.
     """
     edited = edited_by_humans(store)
 
@@ -213,6 +233,11 @@ def corrections(store: TraceStore, task: Task) -> Iterator[Row]:
 
     for row in _root_rows(store, EDITED_ROOTS, {}, system_prompt):
         if first_of(row.provenance["trajectory"]) in edited and not is_withheld(task, row.question):
+            yield row
+    for row in _root_rows(store, APPROVED_ROOTS, {}, system_prompt):
+        if first_of(row.provenance["trajectory"]) not in edited and not is_withheld(
+            task, row.question
+        ):
             yield row
     rejected = rejected_by_humans(store)
     for part in store.select(EDITED_PARTS):
@@ -229,98 +254,10 @@ def is_withheld(task: Task, question: str) -> bool:
         return False
 
 
-def in_form(row: Row, form: Form) -> dict[str, Any] | None:
-    """The row in one of TRL's forms; None for a preference where no answer was rejected."""
-    trained = row.train()
-    prompt, completion = trained["prompt"], trained["completion"]
-    if form == "messages":
-        return {"messages": prompt + completion}
-    if form == "prompt-completion":
-        return trained
-    rejected = [{"role": "assistant", "content": row.rejected}]
-    pair = {"prompt": prompt, "chosen": completion, "rejected": rejected}
-    return pair if row.rejected is not None else None
-
-
-def export(rows: Sequence[Row], path: Path, form: Form, kind: str | None = None) -> int:
-    """Write rows to a file and their provenance to a sidecar; returns how many were written.
-
-    `kind` is `jsonl` or `parquet`; the file's extension where None.
-
-    Raises:
-        UsageError: another kind or extension.
-        MissingError: Parquet without pyarrow.
-    """
-    kind = path.suffix.removeprefix(".") if kind is None else kind
-    written = [(row, body) for row in rows if (body := in_form(row, form)) is not None]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "jsonl":
-        write_whole(path, "".join(json.dumps(body) + "\n" for _, body in written))
-    elif kind == "parquet":
-        _write_parquet(path, [body for _, body in written])
-    else:
-        raise UsageError(
-            f"cannot export to {path.name!r} as {kind!r}: end it in .jsonl or .parquet, or say "
-            "--format jsonl or parquet"
-        )
-    if path.is_file():  # A device or a pipe has no folder for a sidecar.
-        sidecar = path.with_name(f"{path.stem}.provenance.jsonl")
-        write_whole(sidecar, "".join(json.dumps(row.provenance) + "\n" for row, _ in written))
-    return len(written)
-
-
-def _write_parquet(path: Path, bodies: list[dict[str, Any]]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingError(f"Parquet files need pyarrow: {pip_install('train')}") from error
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(bodies), temporary)
-
-
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Prompt and completion rows from a JSONL file of plain texts or messages.
+    """The rows of a JSONL file.
 
     Raises:
-        UsageError: no file, no rows, or an invalid line, with its number.
+        UsageError: as `read_rows`.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-    rows: list[dict[str, Any]] = []
-    # `splitlines` would also split at U+2028, which JSON allows inside a string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_conversation(json.loads(line)))
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise UsageError(
-                f"{path}, line {number}: not a row ({error}); each line is a JSON object with "
-                '"prompt" and "completion", or with "messages"'
-            ) from error
-    if not rows:
-        raise UsageError(f"{path} holds no rows")
-    return rows
-
-
-def _conversation(body: dict[str, Any]) -> dict[str, Any]:
-    """A line's object as TRL's conversational prompt-completion row."""
-    if "messages" in body:
-        prompt, completion = body["messages"][:-1], body["messages"][-1:]
-    else:
-        prompt, completion = body["prompt"], body["completion"]
-    if isinstance(prompt, str):
-        prompt = messages(prompt)
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
-    for message in [*prompt, *completion]:
-        if not isinstance(message["content"], str) or not isinstance(message["role"], str):
-            raise TypeError("role and content must be text")
-    if not completion:
-        raise ValueError("the completion is empty")
-    return {"prompt": prompt, "completion": completion}
+    return list(read_rows(path))

@@ -6,15 +6,26 @@ told before the training starts, with the number of rows and the remedy.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
+from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+import datasets
 from trl.trainer.sft_config import SFTConfig
 
 from reflux.agents.errors import UsageError
+from reflux.finetune.data.conversations import is_plain
+from reflux.finetune.data.encoding import (
+    IGNORED,
+    REFUSALS,
+    Encoded,
+    encode_rows,
+    length_spread,
+    lengths_in_words,
+    unrenderable,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -28,10 +39,10 @@ def check_rows(rows: Rows) -> None:
     if not rows:
         raise UsageError("there are 0 rows to train on: curate some accepted answers first")
     for index, row in enumerate(rows):
-        if set(row) != {"prompt", "completion"}:
+        if set(row) - {"tools"} != {"prompt", "completion"}:
             raise UsageError(
-                f"row {index} has the keys {sorted(row)}; a row has exactly prompt and completion, "
-                "each a list of messages"
+                f"row {index} has the keys {sorted(row)}; a row has prompt and completion, each a "
+                "list of messages, and may have tools"
             )
 
 
@@ -72,12 +83,8 @@ class RowLengths:
     @property
     def note(self) -> str:
         """The lengths in a sentence; what the limit costs and how to keep it, in another."""
-        shortest, longest, n = min(self.tokens), max(self.tokens), len(self.tokens)
-        top = quantiles(self.tokens, n=20)[-1] if n > 1 else longest
-        text = (
-            f"{n:,} rows of {shortest:,} to {longest:,} tokens (median {median(self.tokens):.0f}, "
-            f"95% within {top:.0f})"
-        )
+        longest = max(self.tokens)
+        text = f"{len(self.tokens):,} rows of {lengths_in_words(length_spread(self.tokens))}"
         if self.limit is None:
             return f"{text}; no max_length"
         if not self.dropped + self.cut:
@@ -131,6 +138,8 @@ def measure_rows(
     Raises:
         UsageError: the template cannot render a row; the message names it.
     """
+    if not isinstance(rows, list | tuple) or not all(map(is_plain, rows)):
+        return _measured(encode_rows(rows, tokenizer), context, limit, auto)
     whole = _rendered(rows, tokenizer, lambda row: [*row["prompt"], *row["completion"]], False)
     tokens = _lengths(whole, tokenizer)
     if auto:
@@ -141,6 +150,38 @@ def measure_rows(
     return RowLengths(tokens, limit, context, dropped, len(long) - dropped)
 
 
+def _measured(
+    sequences: Iterable[Encoded], context: int | None, limit: int | None, auto: bool
+) -> RowLengths:
+    """As `measure_rows`, of the sequences that the rows become."""
+    # Where the loss of each begins: what is cut before it is dropped.
+    ends = [
+        (len(labels), next(i for i, label in enumerate(labels) if label != IGNORED))
+        for labels in (sequence["labels"] for sequence in sequences)
+    ]
+    tokens = [length for length, _ in ends]
+    if auto:
+        limit = min(max(tokens), context or max(tokens))
+    begins = [begin for length, begin in ends if limit is not None and length > limit]
+    dropped = sum(begin >= (limit or 0) for begin in begins)
+    return RowLengths(tokens, limit, context, dropped, len(begins) - dropped)
+
+
+def as_dataset(rows: Rows, tokenizer: Any, folder: Path | None = None) -> datasets.Dataset:
+    """Rows as TRL trains them: plain ones as they are, others encoded; a list in memory, anything
+    else one row after another in files of a folder."""
+    if isinstance(rows, list | tuple):
+        if all(map(is_plain, rows)):
+            return datasets.Dataset.from_list([dict(row) for row in rows])
+        return datasets.Dataset.from_list(list(encode_rows(rows, tokenizer)))
+    made: Any = datasets.Dataset.from_generator(
+        lambda: encode_rows(rows, tokenizer),
+        cache_dir=str(folder),
+        fingerprint=uuid.uuid4().hex,
+    )
+    return made
+
+
 def _rendered(rows: Rows, tokenizer: Any, chat: Any, asks: bool) -> list[str]:
     texts: list[str] = []
     for index, row in enumerate(rows):
@@ -148,12 +189,8 @@ def _rendered(rows: Rows, tokenizer: Any, chat: Any, asks: bool) -> list[str]:
             texts.append(
                 tokenizer.apply_chat_template(chat(row), tokenize=False, add_generation_prompt=asks)
             )
-        except (TemplateError, ValueError, TypeError, LookupError) as error:
-            raise UsageError(
-                f"the base's chat template cannot render row {index}, "
-                f"{json.dumps(dict(row), ensure_ascii=False)[:200]}: {error}; correct the row, or "
-                "take another base"
-            ) from error
+        except REFUSALS as error:
+            raise unrenderable(index, row, error) from error
     return texts
 
 

@@ -5,7 +5,8 @@ A row has TRL's conversational prompt-completion form:
     {"prompt": [{"role": "system", "content": ""}, {"role": "user", "content": "12+34=?"}],
      "completion": [{"role": "assistant", "content": "46"}]}
 
-The loss counts the completion only. `reflux.finetune.distillation` makes whole students of it.
+The loss counts the completion only, and of several messages in it the assistant's; `tools` may
+stand beside them. `reflux.finetune.distillation` makes whole students of it.
 """
 
 import shutil
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
@@ -25,7 +25,7 @@ from reflux.finetune.base_model import load_base, quiet_libraries, wrapping_writ
 from reflux.finetune.bases import Base
 from reflux.finetune.configs.run import BaseConfig
 from reflux.finetune.registry import ADAPTER
-from reflux.finetune.train.dataset import check_rows, fit_length, hold_out
+from reflux.finetune.train.dataset import as_dataset, check_rows, fit_length, hold_out
 from reflux.finetune.train.options import LORA_DEFAULTS, SFT_DEFAULTS, lora_config, sft_arguments
 from reflux.finetune.train.progress import (
     Curve,
@@ -116,8 +116,8 @@ def train(
                 trainer = StudentTrainer(
                     model=model,
                     args=args,
-                    train_dataset=_dataset(training),
-                    eval_dataset=_dataset(held_out) if held_out else None,
+                    train_dataset=as_dataset(training, tokenizer, Path(scratch)),
+                    eval_dataset=as_dataset(held_out, tokenizer) if held_out else None,
                     processing_class=tokenizer,
                     peft_config=adapter,
                 )
@@ -155,10 +155,6 @@ def train(
         curve=loss_curve(trainer.state.log_history),
         lean=trainer.lean,
     )
-
-
-def _dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
-    return datasets.Dataset.from_list([dict(row) for row in rows])
 
 
 def _save(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:

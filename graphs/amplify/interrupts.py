@@ -26,8 +26,7 @@ from reflux.graphs.amplify.graph import begin, build_graph
 from reflux.graphs.amplify.state import Outcome, exchange_error
 from reflux.graphs.amplify.steps import approved
 from reflux.graphs.traces.database import RESTORE, from_sqlite_error
-from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import find_failure, last_call_id
+from reflux.graphs.traces.store import TraceStore, find_failure, last_call_id
 
 
 def with_spend_limit(context: AmplifyContext) -> AmplifyContext:

@@ -63,11 +63,7 @@ async def _run_calls(
 ) -> tuple[Turn, ...]:
     """The messages that tool calls add: the model's own, and each tool's reply."""
     calls = reply.tool_calls[: context.limits.fanout]
-    fields = [
-        {"id": call.id, "type": "function"}
-        | {"function": {"name": call.name, "arguments": call.arguments}}
-        for call in calls
-    ]
+    fields = [call.to_json() for call in calls]
     turns: list[Turn] = [("assistant", reply.text, json.dumps({"tool_calls": fields}))]
     for index, call in enumerate(calls):
         context.emit(

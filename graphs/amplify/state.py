@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from reflux.agents.budget import Budget
 from reflux.graphs.amplify.weighing import Candidate
+from reflux.graphs.traces.trajectories import is_accepted
 
 Status = Literal["ok", "unchecked", "truncated", "rejected", "failed", "over_budget", "stopped"]
 """What is known of an answer. All but `failed` and `stopped` carry the best answer so far.
@@ -22,11 +23,6 @@ Status = Literal["ok", "unchecked", "truncated", "rejected", "failed", "over_bud
 | `over_budget` | calls, tokens, seconds or money ran out first |
 | `stopped` | the user stopped the question; only the record says so, no outcome does |
 """
-
-
-def is_accepted(status: str) -> bool:
-    """True where no check refused the answer, and the answer is complete and final."""
-    return status in ("ok", "unchecked")
 
 
 def accepted_status(*, has_check: bool, truncated: bool = False) -> Status:

@@ -3,7 +3,7 @@
 Every question runs in a thread of the graph (`reflux.graphs.external.graph_host`) with its own
 checkpoint thread, within a time limit. What is busy or lost for a moment, such as a rate limit, is
 tried again. Every answer is one row of the call log, of kind `graph`, so that no question is asked
-twice.
+twice. What it calls is recorded, too: each run of it is a trajectory of source `callback`.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import json
 import re
 import sqlite3
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -23,6 +24,7 @@ from reflux.agents.prompts import redact
 from reflux.agents.verifiers import verdict_of
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted
+from reflux.graphs.external.recorder import Recorder
 from reflux.graphs.external.user_code import one_line, place_of
 from reflux.graphs.external.user_graph import Meter, TooLong, UserGraph
 from reflux.graphs.traces.store import CallKey
@@ -66,7 +68,7 @@ class ExternalGraph:
             return await self._replayed(question, key, row)
         meter, start, retries = Meter(), time.perf_counter(), list[str]()
         try:
-            answer, confidence = await self._tried(question, meter, retries)
+            answer, confidence = await self._tried(question, question_id, meter, retries)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | GeneratorExit | UsageError) or _is_cancelled():
                 raise
@@ -93,16 +95,21 @@ class ExternalGraph:
         return await self._ended(question, key, done, meter.prompt_tokens + meter.completion_tokens)
 
     async def _tried(
-        self, question: str, meter: Meter, retries: list[str]
+        self, question: str, question_id: str, meter: Meter, retries: list[str]
     ) -> tuple[str, float | None]:
         """Ask the graph, again where its failure may pass, within one time limit."""
         seconds = SECONDS if self.context.limits.seconds is None else self.context.limits.seconds
         deadline = time.monotonic() + seconds
 
+        def recorder(retry: int) -> Recorder:
+            about = {"answers": question_id, "graph": self.graph.name}
+            key = f"{question_id}:{retry}:{uuid.uuid4().hex[:8]}"
+            return Recorder.into(self.context.recorded_client.store, key, about)
+
         async def attempt() -> tuple[str, float | None]:
             try:
                 left = deadline - time.monotonic() if retries else seconds
-                return await self.graph.ask(question, left, meter)
+                return await self.graph.ask(question, left, meter, recorder(len(retries)))
             except Exception as error:
                 if (cause := transient_cause(error)) is None:
                     raise

@@ -37,6 +37,7 @@ from reflux.graphs.external.graph_values import (
     values_of,
     waits_for_human,
 )
+from reflux.graphs.external.recorder import Recorder
 from reflux.graphs.external.user_code import Project, one_line, user_traceback
 from reflux.graphs.external.user_sources import reference
 
@@ -177,8 +178,10 @@ class UserGraph:
             self.notes.append(f"{self.name}: all questions share its {type(store).__name__}")
         return runnable
 
-    async def ask(self, question: str, seconds: float, meter: Meter) -> tuple[str, float | None]:
-        """(answer, confidence) of the graph.
+    async def ask(
+        self, question: str, seconds: float, meter: Meter, recorder: Recorder | None = None
+    ) -> tuple[str, float | None]:
+        """(answer, confidence) of the graph; the `recorder` hears of its calls.
 
         Raises:
             TooLong: no answer in time.
@@ -187,14 +190,15 @@ class UserGraph:
         """
         await self.open()
         self._activate()
+        heard = (meter,) if recorder is None else (meter, recorder)
         try:
-            return await self._ask(self._thread, self._runnable, question, seconds, meter)
+            return await self._ask(self._thread, self._runnable, question, seconds, heard)
         except ThreadLost:
             pass  # Perhaps by another question: this one gets a thread for itself.
         alone = GraphThread()
         runnable = await self._start(alone)
         try:
-            return await self._ask(alone, runnable, question, seconds, meter)
+            return await self._ask(alone, runnable, question, seconds, heard)
         except ThreadLost as lost:
             raise RefluxError(str(lost)) from lost
         finally:
@@ -206,7 +210,7 @@ class UserGraph:
         runnable: Any,
         question: str,
         seconds: float,
-        meter: Meter,
+        heard: tuple[Meter, *tuple[Recorder, ...]],
     ) -> tuple[str, float | None]:
         begun: list[float] = []
 
@@ -215,7 +219,7 @@ class UserGraph:
             limit = asyncio.timeout(seconds)
             try:
                 async with limit:
-                    return await self._invoke(runnable, question, meter)
+                    return await self._invoke(runnable, question, heard)
             except TimeoutError as error:
                 if limit.expired():
                     raise TooLong(f"no answer in {seconds:g} s") from error
@@ -235,11 +239,13 @@ class UserGraph:
         finally:
             answer.cancel()
 
-    async def _invoke(self, runnable: Any, question: str, meter: Meter) -> tuple[str, float | None]:
+    async def _invoke(
+        self, runnable: Any, question: str, heard: tuple[Meter, *tuple[Recorder, ...]]
+    ) -> tuple[str, float | None]:
         thread_id = uuid.uuid4().hex
         # Chains with a history of messages call their thread a session.
         configurable = {"session_id": thread_id, **self.options.configurable}
-        config = {"callbacks": [meter], "configurable": {**configurable, "thread_id": thread_id}}
+        config = {"callbacks": [*heard], "configurable": {**configurable, "thread_id": thread_id}}
         more = {"context": dict(self.options.context)} if self.options.context else {}
         if isinstance(store := getattr(runnable, "store", None), InMemoryStore):
             runnable = runnable.copy({"store": _copied(store)})
@@ -253,7 +259,7 @@ class UserGraph:
         if isinstance(saver, InMemorySaver):
             saver.delete_thread(thread_id)
         answer = read_output(output, self.options.output_key, given)
-        meter.read(output)
+        heard[0].read(output)
         return answer
 
     async def _check_finished(self, graph: Any, config: Any) -> None:

@@ -1,10 +1,12 @@
 """SQLite of trace files: tables, read-only connections, the writer thread, and error messages."""
 
 import asyncio
+import json
 import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,7 +21,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS questions (
   id TEXT PRIMARY KEY, run TEXT, round INTEGER, system TEXT, task TEXT, split TEXT,
-  text TEXT NOT NULL, created REAL NOT NULL, revises TEXT);
+  text TEXT NOT NULL, created REAL NOT NULL, revises TEXT, source TEXT, about TEXT);
 CREATE TABLE IF NOT EXISTS calls (
   id INTEGER PRIMARY KEY, question TEXT NOT NULL REFERENCES questions(id),
   path TEXT NOT NULL, role TEXT NOT NULL, step INTEGER NOT NULL, attempt INTEGER NOT NULL,
@@ -27,7 +29,7 @@ CREATE TABLE IF NOT EXISTS calls (
   request_digest TEXT, messages TEXT, completion TEXT, logprobs TEXT, finish_reason TEXT,
   prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
   sampling TEXT, cached INTEGER NOT NULL, retries TEXT, error TEXT, created REAL NOT NULL,
-  tool_calls TEXT, reasoning TEXT, notes TEXT);
+  tool_calls TEXT, reasoning TEXT, notes TEXT, tools TEXT);
 CREATE UNIQUE INDEX IF NOT EXISTS call_key
   ON calls (question, path, role, step, attempt, vote) WHERE error IS NULL;
 CREATE TABLE IF NOT EXISTS judgements (
@@ -40,7 +42,13 @@ CREATE TABLE IF NOT EXISTS links (
   tokens INTEGER NOT NULL, created REAL NOT NULL,
   PRIMARY KEY (question, path, attempt, number, batch)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS judged ON judgements (question, path, kind);
+CREATE INDEX IF NOT EXISTS called ON calls (question);
+CREATE TABLE IF NOT EXISTS conversations (
+  digest BLOB NOT NULL, question TEXT NOT NULL, step INTEGER NOT NULL, continued INTEGER NOT NULL,
+  created REAL NOT NULL, PRIMARY KEY (digest, question)) WITHOUT ROWID;
 """
+"""`questions.source` is NULL for our own trees; see `reflux.graphs.traces.trajectories`. Of
+`conversations`, see `reflux.graphs.traces.recording.prefixes`."""
 DISPUTED = (
     "kind IN ('direct', 'outcome') AND (detail ->> 'status' = 'rejected'"
     " OR json_array_length(detail, '$.tally') > 1 OR detail ->> 'disagreement' > 0)"
@@ -57,8 +65,8 @@ STOPPED = (
 )
 """SQL: the root `q` was stopped before its end; see `reflux.graphs.traces.review`."""
 BY_HUMANS = "kind IN ('verdict', 'override')"
-ADDED = ("reasoning", "notes")
-"""Columns of `calls` that the first files of this version lack."""
+ADDED = {"calls": ("reasoning", "notes", "tools"), "questions": ("source", "about")}
+"""Columns, by table, that the first files of this version lack."""
 INDEXES = f"""
 CREATE INDEX IF NOT EXISTS revised ON questions (revises) WHERE revises IS NOT NULL;
 CREATE INDEX IF NOT EXISTS deferred ON judgements (id) WHERE kind = 'deferred';
@@ -106,6 +114,12 @@ class Rows:
         self.connection = connection
         connection.row_factory = sqlite3.Row
 
+    def how_ended(self, question: str, path: str = "") -> dict[str, Any] | None:
+        """The judgement that ended a node: `question`, `answer`, `status` and more; None where it
+        has not ended, or the overseer answered it at once."""
+        rows = self.select(NODE_ENDED, (question, path))
+        return next((json.loads(row["detail"]) for row in rows), None)
+
     def select(
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> Iterator[sqlite3.Row]:
@@ -136,7 +150,21 @@ def read_only(path: Path) -> sqlite3.Connection:
             raise
         # A read-only folder, in which SQLite cannot share memory with a writer: there is none.
         connection = sqlite3.connect(f"{uri}&immutable=1", uri=True, check_same_thread=False)
+    for table, columns in missing_columns(connection):
+        if columns:
+            nulls = ", ".join(f"NULL AS {column}" for column in columns)
+            body = f"SELECT rowid AS rowid, *, {nulls} FROM main.{table}"  # noqa: S608
+            connection.execute(f"CREATE TEMP VIEW {table} AS {body}")
     return connection
+
+
+def missing_columns(connection: sqlite3.Connection) -> list[tuple[str, list[str]]]:
+    """(table, its `ADDED` columns that it lacks) of each table that is there."""
+    missing: list[tuple[str, list[str]]] = []
+    for table, added in ADDED.items():
+        columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        missing.append((table, [each for each in added if each not in columns] if columns else []))
+    return missing
 
 
 @contextmanager
@@ -168,6 +196,10 @@ async def read_apart(path: Path, read: Callable[[Rows], T]) -> T:
     return await asyncio.to_thread(run)
 
 
+Statement = tuple[str, Sequence[Any] | Mapping[str, Any]]
+"""SQL and the values of its parameters."""
+
+
 class Writer:
     """A thread that writes rows in order, many to a commit; `put` returns after the commit."""
 
@@ -189,8 +221,15 @@ class Writer:
             RefluxError: the disk is full, or another process holds the file.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Row(sql, values, done))
+        self._queue.put(_Row(((sql, values),), done))
         await done
+
+    def submit(self, statements: Sequence[Statement]) -> "Future[None]":
+        """Execute statements all or none, from any thread; the future is done after their commit,
+        and raises as `put` does."""
+        done: Future[None] = Future()
+        self._queue.put(_Row(statements, done))
+        return done
 
     def close(self) -> None:
         """Write what is queued, and end."""
@@ -221,7 +260,7 @@ class Writer:
 
         for index, row in enumerate(batch):
             try:
-                connection.execute(row.sql, row.values)
+                _execute(connection, row.statements)
             except sqlite3.IntegrityError as error:
                 failures[index] = ReplayError(
                     f"a row with this key is already recorded ({error}): another process works on "
@@ -239,19 +278,41 @@ class Writer:
         # One wake-up for each event loop: waking one is expensive.
         loops: defaultdict[asyncio.AbstractEventLoop, list[_Resolved]] = defaultdict(list)
         for index, row in enumerate(batch):
-            loops[row.done.get_loop()].append((row.done, failures.get(index)))
+            if isinstance(row.done, asyncio.Future):
+                loops[row.done.get_loop()].append((row.done, failures.get(index)))
+            else:
+                _resolve([(row.done, failures.get(index))])
         for loop, resolved in loops.items():
             with suppress(RuntimeError):  # The loop is closed: nothing waits any more.
                 loop.call_soon_threadsafe(_resolve, resolved)
 
 
+def _execute(connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
+    """Execute statements, all or none."""
+    if len(statements) == 1:
+        connection.execute(*statements[0])
+        return
+    if not connection.in_transaction:
+        connection.execute("BEGIN")
+    connection.execute("SAVEPOINT whole")
+    try:
+        for statement in statements:
+            connection.execute(*statement)
+    except BaseException:
+        if connection.in_transaction:  # A full disk ends the transaction by itself.
+            connection.execute("ROLLBACK TO whole")
+        raise
+    finally:
+        if connection.in_transaction:
+            connection.execute("RELEASE whole")
+
+
 class _Row(NamedTuple):
-    sql: str
-    values: Sequence[Any]
-    done: asyncio.Future[None]
+    statements: Sequence[Statement]
+    done: "asyncio.Future[None] | Future[None]"
 
 
-_Resolved = tuple[asyncio.Future[None], Exception | None]
+_Resolved = tuple["asyncio.Future[None] | Future[None]", Exception | None]
 
 
 def _resolve(resolved: Sequence[_Resolved]) -> None:

@@ -17,11 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
 from reflux.graphs.traces.database import ROOT_ENDED, STOPPED, reading
+from reflux.graphs.traces.trajectories import UNFINISHED
 
 MAX_SCANNED = 25_000
 """Maximum questions that one page scans; `benchmarks/page.py` measures the cost."""
 
-STATUS = f"coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped' ELSE 'running' END)"
+STATUS = f"""coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped'
+  WHEN q.source IS NOT NULL THEN '{UNFINISHED}' ELSE 'running' END)"""
 SHOWN = 1_000
 """Maximum characters of a question and of an answer in the list."""
 CUT = f"substr({{0}}, 1, {SHOWN}) || iif(length({{0}}) > {SHOWN}, '…', '')"

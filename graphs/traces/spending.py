@@ -79,3 +79,13 @@ def spending(store: Rows, run: str, prices: Mapping[str, Price]) -> list[dict[st
         known["calls"] += row["calls"] or 0
         known["tokens"] += tokens
     return sorted(models.values(), key=lambda each: (-(each["cost"] or 0), -each["tokens"]))
+
+
+def tokens_of(store: Rows, question: str) -> tuple[int, int]:
+    """Prompt and completion tokens of the tree with an id, cache hits included."""
+    (row,) = store.select(
+        "SELECT coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) FROM calls"
+        " WHERE question=? AND error IS NULL",
+        (question,),
+    )
+    return row[0], row[1]

@@ -9,24 +9,25 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from reflux.agents.errors import UsageError, from_os_error
+from reflux.agents.errors import EndpointError, UsageError, from_os_error
 from reflux.graphs.traces.database import (
-    ADDED,
     INDEXES,
-    NODE_ENDED,
     ROOT_ENDED,
     SCHEMA,
     SCHEMA_VERSION,
     Rows,
+    Statement,
     Writer,
     from_sqlite_error,
     is_closed,
+    missing_columns,
     read_only,
 )
 from reflux.graphs.voting.voting import Vote
@@ -59,6 +60,9 @@ SELECT coalesce(sum(calls), 0) AS calls, coalesce(sum(tokens), 0) AS tokens, max
   count(DISTINCT CASE WHEN votes LIKE '[[%' THEN number END) AS disputed FROM links
 WHERE question=:question AND path=:path AND attempt=:attempt
 """
+
+FAILED = ("error", "refused")
+"""How the `finish_reason` of a call begins that failed at its endpoint."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,9 @@ class TraceStore(Rows):
             if writable:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.executescript(SCHEMA + INDEXES)
-                columns = {row[1] for row in connection.execute("PRAGMA table_info(calls)")}
-                for column in ADDED:
-                    if column not in columns:
-                        connection.execute(f"ALTER TABLE calls ADD COLUMN {column} TEXT")
+                for table, columns in missing_columns(connection):
+                    for column in columns:
+                        connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT")
                 version = ("schema_version", str(SCHEMA_VERSION))
                 connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", version)
                 connection.commit()
@@ -227,17 +230,21 @@ class TraceStore(Rows):
         )
         return next(rows, None)
 
-    def how_ended(self, question: str, path: str = "") -> dict[str, Any] | None:
-        """The judgement that ended a node: `question`, `answer`, `status` and more; None where it
-        has not ended, or the overseer answered it at once."""
-        rows = self.select(NODE_ENDED, (question, path))
-        return next((json.loads(row["detail"]) for row in rows), None)
-
     async def _insert(self, table: str, values: Mapping[str, Any], ignore: bool = False) -> None:
         names, marks = ", ".join(values), ", ".join("?" * len(values))
         verb = "INSERT OR IGNORE" if ignore else "INSERT"
         # Table and column names are ours; every value is bound.
         await self._put(f"{verb} INTO {table} ({names}) VALUES ({marks})", tuple(values.values()))
+
+    def submit(self, statements: Sequence[Statement]) -> "Future[None]":
+        """Execute statements all or none, from any thread; the future is done after the commit.
+
+        Raises:
+            UsageError: the store is closed.
+        """
+        if self._closed:
+            raise UsageError(f"{self.path} was closed; open it again to write")
+        return self._writer.submit(statements)
 
     async def _put(self, sql: str, values: Sequence[Any]) -> None:
         if self._closed:
@@ -302,3 +309,33 @@ def chains(store: Rows, question: str) -> Iterator[tuple[str, dict[str, Any], in
         first, last = ((link.question, link.answer) for link in ends)
         body = {"links": row["links"], "doubtful": row["doubtful"], "first": first, "last": last}
         yield row["path"], body, row["calls"], row["tokens"], row["model"] or ""
+
+
+def last_call_id(store: TraceStore) -> int:
+    """The number of the newest call on record; 0 before the first."""
+    ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
+    return number
+
+
+def find_failure(store: TraceStore, question: str, after: int = 0) -> EndpointError | None:
+    """The newest failure of a question's calls after a call's number; None if all got replies.
+
+    A failure that may pass goes before a refusal: the question may end otherwise next time.
+    """
+    calls = list(
+        store.select(
+            "SELECT error, finish_reason FROM calls"
+            " WHERE question=? AND id > ? AND kind IN ('model', 'graph') ORDER BY id",
+            (question, after),
+        )
+    )
+    failures = [row for row in calls if (row["finish_reason"] or "").startswith(FAILED)]
+    if not failures:
+        return None
+    transient = [row for row in failures if row["finish_reason"].startswith("error")]
+    row = (transient or failures)[-1]
+    status = row["finish_reason"].partition(" ")[2]
+    error = EndpointError(row["error"])
+    error.refused, error.status = not transient, int(status) if status else None
+    error.is_last = calls[-1] is failures[-1]
+    return error

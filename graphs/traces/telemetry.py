@@ -319,9 +319,6 @@ def _text(content: str) -> dict[str, Any]:
 
 
 def _output(reply: Completion) -> str:
-    calls = [
-        {"id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
-        for call in reply.tool_calls
-    ]
+    calls = [call.to_json() for call in reply.tool_calls]
     turn = {"role": "assistant", "content": reply.text, "tool_calls": calls}
     return json.dumps([{**_message(turn), "finish_reason": reply.finish_reason}])

@@ -7,20 +7,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.agents.errors import EndpointError, UsageError
+from reflux.agents.errors import UsageError
 from reflux.agents.types import Answer, Ask, Step, SubQuestion, step_from_json
-from reflux.graphs.traces.database import NODE_ENDED, STOPPED, Rows
+from reflux.graphs.traces.database import STOPPED, Rows
 from reflux.graphs.traces.revisions import before, first_of
 from reflux.graphs.traces.store import TraceStore, chains
+from reflux.graphs.traces.trajectories import UNFINISHED, feedback_in_words
 
 TRUNCATED_PART = "the token limit cut a sub-answer"
 """The note of a node with a truncated child."""
-FAILED = ("error", "refused")
-"""How the `finish_reason` of a call begins that failed at its endpoint."""
 NO_PRICES: Mapping[str, Price] = {}
 BY_PREFIX = """
 SELECT id, text FROM questions WHERE id > :q AND id < :q || char(1114111)
   AND substr(id, 1, length(:q)) = :q AND (revises IS NULL OR instr(:q, '~')) LIMIT 2
+"""
+LAST_CALL = """
+SELECT role, completion, error FROM calls WHERE question = ? AND path = ? ORDER BY step DESC LIMIT 1
+"""
+STEPS = """
+SELECT path, role || iif(kind = 'tool', ' runs ', ', ') || coalesce(model, '') || coalesce(
+  ' asks for ' || (SELECT group_concat(value ->> 1, ', ') FROM json_each(tool_calls)), '')
+  || coalesce(': ' || error, '') AS line
+FROM calls WHERE question = ? AND kind IN ('model', 'tool') ORDER BY step, id
 """
 WAS_STOPPED = f"SELECT {STOPPED} FROM questions q WHERE q.id = ?"  # noqa: S608 - a constant of ours
 
@@ -73,6 +81,8 @@ class Node:
     """What the model thought before its last reply, apart from the answer."""
     call_notes: list[str] = field(default_factory=list[str])
     """What the record says of the node's calls: settings that were left out, odd replies."""
+    steps: list[str] = field(default_factory=list[str])
+    """Of a foreign trajectory: its calls in order, with the tools that they ask for."""
     children: list["Node"] = field(default_factory=list["Node"])
 
     def walk(self) -> Iterator["Node"]:
@@ -136,6 +146,7 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
         node.calls += link_calls
         node.tokens += tokens
     _read_judgements(store, root_id, nodes)
+    is_foreign = _complete_foreign(store, root_id, nodes)
     if nodes[""].status == "running" and next(store.select(WAS_STOPPED, (root_id,)))[0]:
         for node in nodes.values():
             node.status = "stopped" if node.status == "running" else node.status
@@ -151,11 +162,31 @@ def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICE
             needed = {need: nodes.get(f"{batch}.{need}") for need in needs}
             answers = {n: node.answer for n, node in needed.items() if node and node.answer}
             nodes[path].question = subquestions[path].filled(answers)
-    limits = _limits_of(store, root_id)
-    for node in nodes.values():
+    limits = {} if is_foreign else _limits_of(store, root_id)
+    for node in nodes.values() if not is_foreign else ():
         _name_decompositions(node)
         node.division = _division(node, limits.get("depth"))
     return nodes[""]
+
+
+def _complete_foreign(store: Rows, root_id: str, nodes: dict[str, Node]) -> bool:
+    """Whether a trajectory is any program's; its nodes then are named after those of its graph,
+    and answer with what their last call said."""
+    ((source,),) = store.select("SELECT source FROM questions WHERE id = ?", (root_id,))
+    if source is None:
+        return False
+    for row in store.select(STEPS, (root_id,)):
+        nodes.setdefault(row["path"], Node(row["path"], "")).steps.append(row["line"])
+    for parent in [path[:i] for path in nodes for i, char in enumerate(path) if char == "/"]:
+        nodes.setdefault(parent, Node(parent, ""))
+    for path, node in nodes.items():
+        last = next(store.select(LAST_CALL, (root_id, path)), None)
+        if path and last is not None and node.status == "running":
+            node.question = node.question or last["role"]
+            node.answer = last["completion"] if last["error"] is None else None
+            node.status, node.error = "failed" if last["error"] else "unchecked", last["error"]
+        node.status = UNFINISHED if not path and node.status == "running" else node.status
+    return True
 
 
 def _limits_of(store: Rows, root_id: str) -> dict[str, Any]:
@@ -235,12 +266,17 @@ def _read_judgements(store: Rows, root_id: str, nodes: dict[str, Node]) -> None:
     """Add outcomes, and the judgements of checks and humans, to the nodes."""
     votes: dict[tuple[str, str], int] = {}
     for row in store.select(
-        "SELECT path, kind, ok, key, detail FROM judgements WHERE question=?"
-        " AND kind IN ('direct', 'outcome', 'check', 'verdict', 'comment') ORDER BY id",
+        "SELECT path, kind, ok, key, detail, author FROM judgements WHERE question=? AND kind IN"
+        " ('direct', 'outcome', 'check', 'verdict', 'comment', 'feedback') ORDER BY id",
         (root_id,),
     ):
-        node = nodes.setdefault(row["path"], Node(row["path"], ""))
         detail = json.loads(row["detail"])
+        if row["kind"] == "feedback":  # None is shown of a node that is not there.
+            nodes.get(row["path"], Node("", "")).comments.append(
+                feedback_in_words(detail, row["author"])
+            )
+            continue
+        node = nodes.setdefault(row["path"], Node(row["path"], ""))
         if row["kind"] == "check":
             why = {name: detail[name] for name in ("rule", "reason") if detail.get(name)}
             node.checks.append({"answer": detail["answer"], "ok": bool(row["ok"]), **why})
@@ -274,55 +310,15 @@ def held(store: Rows, last: str, path: str) -> tuple[str, Node]:
         node = next((node for node in load_tree(store, id).walk() if node.path == path), None)
         if node is not None:
             return id, node
-        if next(store.select(NODE_ENDED, (id, "")), None) is not None:
+        if store.how_ended(id) is not None:
             break
     raise UsageError(
         f"{last} has no node {path!r}; `reflux traces show {last}` shows its tree, --json the paths"
     )
 
 
-def tokens_of(store: Rows, question: str) -> tuple[int, int]:
-    """Prompt and completion tokens of the tree with an id, cache hits included."""
-    (row,) = store.select(
-        "SELECT coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) FROM calls"
-        " WHERE question=? AND error IS NULL",
-        (question,),
-    )
-    return row[0], row[1]
-
-
 def _order(path: str) -> list[tuple[int, ...]]:
     return [tuple(int(n) for n in part.split(".")) for part in path.split("/")[1:]]
-
-
-def last_call_id(store: TraceStore) -> int:
-    """The number of the newest call on record; 0 before the first."""
-    ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
-    return number
-
-
-def find_failure(store: TraceStore, question: str, after: int = 0) -> EndpointError | None:
-    """The newest failure of a question's calls after a call's number; None if all got replies.
-
-    A failure that may pass goes before a refusal: the question may end otherwise next time.
-    """
-    calls = list(
-        store.select(
-            "SELECT error, finish_reason FROM calls"
-            " WHERE question=? AND id > ? AND kind IN ('model', 'graph') ORDER BY id",
-            (question, after),
-        )
-    )
-    failures = [row for row in calls if (row["finish_reason"] or "").startswith(FAILED)]
-    if not failures:
-        return None
-    transient = [row for row in failures if row["finish_reason"].startswith("error")]
-    row = (transient or failures)[-1]
-    status = row["finish_reason"].partition(" ")[2]
-    error = EndpointError(row["error"])
-    error.refused, error.status = not transient, int(status) if status else None
-    error.is_last = calls[-1] is failures[-1]
-    return error
 
 
 def recorded_steps(store: TraceStore, question: str) -> dict[str, list[list[Step]]]:

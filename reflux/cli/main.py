@@ -17,7 +17,18 @@ import reflux
 from reflux import cli
 from reflux.agents.errors import RefluxError, from_os_error
 from reflux.agents.hub import stay_offline
-from reflux.cli import admin, ask, chat, plan, review, serve, traces
+from reflux.cli import (
+    admin,
+    ask,
+    chat,
+    plan,
+    record,
+    review,
+    serve,
+    trace_files,
+    trace_scores,
+    traces,
+)
 from reflux.cli.contract import endpoint_options
 from reflux.cli.evaluation import command as evaluation
 from reflux.cli.runs import demos, distill, rounds
@@ -51,17 +62,22 @@ COMMANDS = {
     "eval": evaluation.evaluate_systems,
     "plan": plan.plan_votes,
     "serve": serve.serve,
+    "record": record.record,
     "doctor": admin.doctor,
     "traces list": traces.list_traces,
     "traces show": traces.show_trace,
     "traces page": traces.page_of_trace,
-    "traces export": traces.export_traces,
+    "traces export": trace_files.export_traces,
+    "traces import": trace_files.import_traces,
+    "traces score": trace_scores.score_traces,
     "demos make": demos.make_demos,
     "students list": admin.list_students,
     "students promote": admin.promote_student,
     "students rollback": admin.rollback_student,
 }
-ASK_MODELS = ("ask", "reply", "chat", "review", "init", "run", "eval", "plan", "serve", "doctor")
+ASK_MODELS = (
+    "ask", "reply", "chat", "review", "init", "run", "eval", "plan", "serve", "doctor", "score"
+)  # fmt: skip
 """Commands that may ask an endpoint."""
 EXAMPLES = """
 reflux demo
@@ -91,6 +107,8 @@ reflux plan --accuracy 0.98 --steps 1000
 reflux plan --run runs/adds --target 0.999 --price 0.5
 reflux serve --run runs/adds
 reflux serve --port 8080 --config serve.yaml
+reflux record --run runs/app --upstream https://api.openai.com/v1
+reflux record --run runs/app -- python my_agent.py
 reflux doctor
 reflux doctor --probe --model llama3.2
 reflux demos make --run runs/adds --out demos.jsonl
@@ -99,6 +117,11 @@ reflux traces list --status rejected --limit 5
 reflux traces show 1a2b
 reflux traces page 1a2b --out tree.html
 reflux traces export rows.jsonl --form messages
+reflux traces export dataset --where "score >= 0.8" --rows trajectories --run runs/app
+reflux traces import langfuse.jsonl --dry-run
+reflux traces import logs/*.eval rows.jsonl --run runs/app
+reflux traces score --with checks.py:is_correct --run runs/app
+reflux traces score --with judge:gpt-5 --rubric rubric.md --run runs/app
 reflux students list --run runs/adds
 reflux students promote student-r2 --run runs/adds
 reflux students rollback --run runs/adds
@@ -171,7 +194,11 @@ for _name, _group in _groups.items():
     app.add_typer(_group, name=_name)
 for _name, _work in COMMANDS.items():
     _of, _, _word = _name.rpartition(" ")
-    _groups.get(_of, app).command(_word, cls=Command, epilog=examples(_name))(_work)
+    # A program's own options are its arguments.
+    _settings = {"allow_interspersed_args": False} if _name == "record" else None
+    _groups.get(_of, app).command(
+        _word, cls=Command, epilog=examples(_name), context_settings=_settings
+    )(_work)
 
 
 def run() -> None:

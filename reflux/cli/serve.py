@@ -51,6 +51,14 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.")
     ] = None,
+    record: Annotated[
+        str,
+        typer.Option(
+            help="Also record what programs ask this endpoint by way of /record/v1, as `reflux "
+            "record` does.",
+            metavar="URL",
+        ),
+    ] = "",
     depth: contract.Depth = 1,
     calls: contract.Calls = 1000,
     tokens: contract.Tokens = 1_000_000,
@@ -79,13 +87,14 @@ def serve(
         demos=recorded_demos(demos),
         model=model or "",
         endpoints=endpoints,
+        upstream=record,
         config=config.absolute() if config else None,
         candidates=candidates,
         limits=contract.limits_of(depth, calls, tokens, seconds, candidates),
         max_tokens=max_tokens or 512,
     )
     app = create_app(folder, settings)
-    with _bound(host, port) as listening:
+    with listening_socket(host, port) as listening:
         address, chosen_port = listening.getsockname()[:2]
         check_exposure(replace(settings, host=address))  # `host` may be a name.
         url = f"http://[{host}]:{chosen_port}" if ":" in host else f"http://{host}:{chosen_port}"
@@ -93,13 +102,13 @@ def serve(
             emit({"url": url, "run": str(run)})
         else:
             ERR.print(f"{run}: page {url}, API {url}/v1; press Ctrl-C to stop")
-        options = server_config(app, timeout_graceful_shutdown=STOP_SECONDS)
+        options = server_config(app, timeout_graceful_shutdown=STOP_SECONDS, date_header=not record)
         uvicorn.Server(options).run(sockets=[listening])
         # It returns where the process was started with SIGINT ignored, as a shell's `&` does.
         raise KeyboardInterrupt
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:

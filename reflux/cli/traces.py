@@ -1,4 +1,4 @@
-"""`reflux traces`: trajectories as a list, a tree, a page, or rows for training."""
+"""`reflux traces`: trajectories as a list, a tree or a page."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.files import write_whole
     from reflux.agents.prompts import last_question
-    from reflux.cli.runs.distill import recorded_rows
-    from reflux.finetune.data.rows import export
     from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
     from reflux.graphs.traces.review import WAITING
     from reflux.graphs.traces.revisions import NEWEST, newest
+    from reflux.graphs.traces.trajectories import UNFINISHED
     from reflux.graphs.traces.tree import find_question, load_tree
     from reflux.report.terminal import (
         ERR,
@@ -40,7 +39,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     LIST_QUERY = f"""
     SELECT q.id, q.round, q.system, q.split, q.text,
-      coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped' END) AS status,
+      q.source, coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped'
+        WHEN q.source IS NOT NULL THEN '{UNFINISHED}' END) AS status,
       j.detail ->> 'answer' AS answer,
       EXISTS (SELECT 1 FROM judgements j WHERE j.question = q.id AND {WAITING}) AS waits,
       (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model')
@@ -53,7 +53,9 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     ORDER BY q.created DESC LIMIT :limit
     """  # noqa: S608 - only constants are formatted in
 
-Status = Literal["ok", "unchecked", "truncated", "rejected", "failed", "over_budget", "stopped"]
+Status = Literal[
+    "ok", "unchecked", "truncated", "rejected", "failed", "over_budget", "stopped", "unfinished"
+]
 MAX_CHARS = 60
 """Characters of a question or an answer in the list."""
 
@@ -73,7 +75,9 @@ def list_traces(
     with closing(open_existing(run).store()) as store:
         rows = [dict(row) for row in store.select(LIST_QUERY, filters)]
         if not rows and (system or status):
-            found = store.select("SELECT DISTINCT system, split, round FROM questions LIMIT 1000")
+            found = store.select(
+                "SELECT DISTINCT system, split, round, source FROM questions LIMIT 1000"
+            )
             known = dict.fromkeys(_system(dict(row)).split(", ")[0] for row in found)
             say(f"no such trajectory in {run}; its systems: {', '.join(known) or 'none'}", ERR)
     headings = ("trajectory", "system", "question", "answer", "status", "calls")
@@ -98,6 +102,8 @@ def _short(text: str) -> str:
 
 def _system(row: Mapping[str, Any]) -> str:
     """`amplified, round 1, held_out`; questions outside a run of rounds have no round."""
+    if row["source"] is not None:
+        return f"recorded, {row['source']}"
     if row["split"] == "asked":
         return "asked"  # Its system is a generated id.
     if match := re.fullmatch(r"eval-(.+)-[0-9a-f]{12}-(\d+)(\+\d+)?", row["system"]):
@@ -144,29 +150,3 @@ def page_of_trace(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, tree_page(store, trajectory, folder.prices()))
     print_result({"file": str(out)}, plain(f"wrote {out}"), as_json)
-
-
-def export_traces(
-    out: Annotated[Path, typer.Argument(help="The .jsonl or .parquet file to write.")],
-    run: RunDir = DEFAULT_RUN,
-    form: Annotated[
-        Literal["prompt-completion", "messages", "preference"],
-        typer.Option(help="Row form of TRL."),
-    ] = "prompt-completion",
-    format: Annotated[
-        Literal["jsonl", "parquet"] | None,
-        typer.Option(help="Default: the ending of the file's name."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Export accepted trajectories as rows for TRL, with provenance in a sidecar file."""
-    rows = recorded_rows(open_existing(run))
-    written = export(rows, out, form, format)
-    if not written:
-        say(
-            "no rows: export takes accepted trajectories of `reflux run` and edits of `reflux "
-            f"review`, and {run} holds neither; answers to `reflux ask` are not exported",
-            ERR,
-        )
-    view = plain(f"{written} rows in {out}")
-    print_result({"rows": written, "file": str(out)}, view, as_json)

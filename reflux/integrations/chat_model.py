@@ -29,7 +29,8 @@ from reflux.graphs.ask_options import AskOptions
 from reflux.graphs.conversation import cut_at, question_of
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.graphs.traces.tree import Node, load_tree, tokens_of
+from reflux.graphs.traces.spending import tokens_of
+from reflux.graphs.traces.tree import Node, load_tree
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import Agent
 from reflux.overseers import default_weighing, overseer_named

@@ -41,6 +41,8 @@ def cut_text(text: str, max_chars: int) -> str:
 
 REASONING_CHARS = 400
 """Characters of a model's reasoning that a tree shows."""
+STEPS = 30
+"""Calls of a foreign node that a tree shows."""
 STATUS_COLOR = {
     "ok": "green",
     "truncated": "yellow",
@@ -179,6 +181,10 @@ def reasons(node: Node) -> Iterator[tuple[str, str]]:
         yield "reasoning", cut_text(" ".join(node.reasoning.split()), REASONING_CHARS)
     for note in node.call_notes:
         yield "note", note
+    for step in node.steps[:STEPS]:
+        yield "call", cut_text(" ".join(step.split()), REASONING_CHARS)
+    if len(node.steps) > STEPS:
+        yield "call", f"{len(node.steps) - STEPS} more"
     for check in node.checks:
         verdict = "passed" if check["ok"] else f"failed: {check.get('rule', '')}"
         yield f"check {verdict}", check["answer"]

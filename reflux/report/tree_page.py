@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from reflux.agents.budget import Price
+from reflux.agents.clients.reasoning import text_of
 from reflux.graphs.traces.revisions import newest
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import NO_PRICES, Node, find_question, load_tree
@@ -36,7 +37,7 @@ STATUS_CLASS = {"ok": "ok", "unchecked": "plain", "truncated": "warn", "running"
 """The CSS class of a status: green for `ok` alone; `bad` for every other one."""
 CALLS = """
 SELECT path, role, kind, model, messages, completion, logprobs, finish_reason, prompt_tokens,
-  completion_tokens, seconds, cached, error, vote
+  completion_tokens, seconds, cached, error, vote, tool_calls
 FROM calls WHERE question = ? AND kind IN ('model', 'tool') ORDER BY id
 """
 
@@ -52,8 +53,11 @@ def tree_page(store: TraceStore, trajectory: str, prices: Mapping[str, Price] = 
     calls: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in store.select(CALLS, (id,)):
         calls[row["path"]].append(_call(row))
-    (root,) = store.select("SELECT run, round, system, task FROM questions WHERE id = ?", (id,))
+    columns = "SELECT run, round, system, task, source FROM questions WHERE id = ?"
+    (root,) = store.select(columns, (id,))
     about = [f"trajectory {id}", f"run {root['run']}", f"system {root['system']}"]
+    if root["source"] is not None:
+        about = [f"trajectory {id}", f"recorded by {root['source']}"]
     if (last := newest(store, id)) != id:
         about.append(f"edited since, as {last}")
     if writing := writing_named(root["task"]):
@@ -117,14 +121,27 @@ def _call(row: Any) -> dict[str, Any]:
         tokens = f"{row['prompt_tokens']} + {row['completion_tokens']} tokens"
         summary = f"{row['role']}, vote {row['vote']}, {row['model']}: {tokens}, {seconds}"
         turns = json.loads(row["messages"] or "[]")
-        messages = [(turn["role"], str(turn["content"])) for turn in turns]
+        messages = [(str(turn.get("role")), _said(turn)) for turn in turns]
+    calls = [f"{name}({arguments})" for _, name, arguments in json.loads(row["tool_calls"] or "[]")]
     logprobs = () if row["error"] else json.loads(row["logprobs"] or "[]")
     return {
         "summary": summary,
         "messages": messages,
-        "reply": row["error"] or row["completion"] or "",
+        "reply": "\n".join(filter(None, (row["error"], row["completion"], *calls))),
         "tokens": [_token(token, logprob) for token, logprob, _ in logprobs[:MAX_CHARS]],
     }
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    """A message as text: its tool calls stand below, and parts that are no text as JSON."""
+    content = turn.get("content") or ""
+    parts = content if isinstance(content, list) else [content]
+    lines = [part if isinstance(part, str) else text_of([part]) or json.dumps(part)
+             for part in parts]  # fmt: skip
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function") or {}
+        lines.append(f"{function.get('name')}({function.get('arguments')})")
+    return "\n".join(lines).strip()
 
 
 def _token(token: str, logprob: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The OpenAI protocol is in `reflux.server.chat_api`; the routes of the page are i
 """
 
 import asyncio
+import logging
 import resource
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +16,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -31,12 +33,16 @@ from reflux.finetune.engine.client import BatchedClient
 from reflux.finetune.engines import Engine
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.garbage import settled
+from reflux.graphs.traces.recording.placing import Places
+from reflux.graphs.traces.recording.recorder import ExchangeRecorder
 from reflux.graphs.traces.telemetry import process_spans
 from reflux.overseers import OVERSEERS
 from reflux.server import chat_api, responses_api
+from reflux.server.aliases import SOURCE
 from reflux.server.errors import HANDLERS
 from reflux.server.guards import UNGUARDED_PATHS, Guard
 from reflux.server.pending import Waiting
+from reflux.server.recording.proxy import RecordingProxy, RecordRoute, Upstream
 from reflux.server.served_models import ServedModels
 from reflux.server.settings import ServeSettings, check_exposure
 from reflux.server.state import EventLogs, Metrics, ServerState, State
@@ -54,6 +60,7 @@ TOO_LARGE = (
 OPEN_FILES = 16_384
 """Open files that the server asks for: its clients and its connections to endpoints."""
 
+LOG = logging.getLogger("uvicorn.error")
 router = APIRouter()
 
 
@@ -93,6 +100,7 @@ def create_app(
     settings = settings or ServeSettings()
     check_exposure(settings)
     models = ServedModels(folder, settings, overseers)
+    upstream = Upstream(settings.upstream, settings.upstream) if settings.upstream else None
     metrics, is_gguf = Metrics(), folder.base.gguf is not None
 
     @asynccontextmanager
@@ -111,6 +119,13 @@ def create_app(
             stack.push_async_callback(client.close)
             stack.push_async_callback(asyncio.to_thread, run.recorded_client.spans.flush)
             await stack.enter_async_context(run)
+            models.places = Places(run.store, SOURCE)
+            stack.push_async_callback(asyncio.to_thread, models.places.close)
+            if upstream is not None:
+                recorder = ExchangeRecorder(Places(run.store, "url"), LOG.warning)
+                stack.push_async_callback(asyncio.to_thread, recorder.close)
+                proxy = RecordingProxy(upstream, recorder, settings)
+                app.state.proxy = await stack.enter_async_context(proxy)
             stack.push_async_callback(waiting.close)
             if models.task is not None:
                 try:
@@ -150,6 +165,8 @@ def create_app(
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     if settings.proxies:
         app.add_middleware(cast(Any, ProxyHeadersMiddleware), trusted_hosts=list(settings.proxies))
+    if upstream is not None:
+        app.add_middleware(cast(Any, RecordRoute), find=lambda: app.state.proxy)
     app.mount("/page", StaticFiles(directory=STATIC), name="page")
     for module in (chat_api, responses_api, runs_api, review_api, jobs):
         app.include_router(module.router)
@@ -214,7 +231,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._deadline = None
 
 
-def server_config(app: FastAPI, **options: Any) -> uvicorn.Config:
+def server_config(app: Starlette, **options: Any) -> uvicorn.Config:
     """The uvicorn config of an app; `options` go to `uvicorn.Config`."""
     return uvicorn.Config(
         app,

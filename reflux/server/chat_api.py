@@ -14,8 +14,8 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from reflux.agents.errors import RefluxError
-from reflux.agents.prompts import redact
 from reflux.graphs.traces.events import Event
+from reflux.graphs.traces.trajectories import redacted
 from reflux.server.chat_reply import (
     AnswerPart,
     ChatFormat,
@@ -26,8 +26,9 @@ from reflux.server.chat_reply import (
 )
 from reflux.server.chat_request import ChatRequest, RequestFields
 from reflux.server.errors import as_api_error
-from reflux.server.served_models import ChatAnswer, listed_model
+from reflux.server.served_models import listed_model
 from reflux.server.state import ERRORS, Log, ServerState, State
+from reflux.server.tree_answers import ChatAnswer
 
 TRAJECTORY_HEADER = "x-reflux-trajectory"
 """Header with the id of the trajectory, for `reflux traces show`."""
@@ -57,7 +58,7 @@ async def show_model(name: str, state: State) -> Model:
 )
 async def complete_chat(body: ChatRequest, state: State, request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
-    answer = state.models.answer_to(body, state.run, state.waiting)
+    answer = state.models.answer_to(body, state.run, state.waiting, request.headers)
     return await respond(request, state, body, answer, ChatFormat(body, answer.trajectory))
 
 
@@ -70,9 +71,10 @@ async def respond(
 ) -> Response:
     """Compute an answer for as long as its client is connected, and send it in its form."""
     names = ("user", "safety_identifier", "metadata")
-    if detail := {name: value for name in names if (value := getattr(body, name))}:
+    detail = {name: value for name in names if (value := getattr(body, name))}
+    if detail and not answer.recorded_as:  # It stands with the trajectory there.
         await state.run.store.add_judgement(answer.trajectory, "", "user", None, redacted(detail))
-    headers = {TRAJECTORY_HEADER: answer.trajectory}
+    headers = {TRAJECTORY_HEADER: answer.recorded_as or answer.trajectory}
     running = RunningAnswer(state, body.model, answer)
     streamed = False
     try:
@@ -93,15 +95,6 @@ async def respond(
     finally:
         if not streamed:
             running.stop()
-
-
-def redacted(value: Any) -> Any:
-    """JSON without secrets."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {key: redacted(each) for key, each in value.items()}
-    return [redacted(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class RunningAnswer:

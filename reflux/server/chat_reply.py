@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from sse_starlette import ServerSentEvent
 
-from reflux.agents.types import Completion, Delta, TokenLogprob, ToolCall
+from reflux.agents.types import Completion, Delta, TokenLogprob
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.events import Event
 from reflux.server.chat_request import ChatRequest
@@ -105,7 +105,7 @@ class ChatFormat:
             if not reply.streamed and choice.text:
                 events.append(self._chunk(index, {"content": choice.text}))
             if choice.tool_calls:
-                calls = enumerate(map(call_to_json, choice.tool_calls))
+                calls = enumerate(call.to_json() for call in choice.tool_calls)
                 numbered = [{"index": number, **call} for number, call in calls]
                 events.append(self._chunk(index, {"tool_calls": numbered}))
             events.append(self._chunk(index, {}, finish_reason(choice)))
@@ -118,7 +118,7 @@ class ChatFormat:
         if choice.reasoning:
             message["reasoning_content"] = choice.reasoning
         if choice.tool_calls:
-            calls = list(map(call_to_json, choice.tool_calls))
+            calls = [call.to_json() for call in choice.tool_calls]
             message |= {"content": choice.text or None, "tool_calls": calls}
         return {
             "index": index,
@@ -196,11 +196,6 @@ def logprobs_to_json(logprobs: Sequence[TokenLogprob], limit: int | None) -> lis
 
 def _token(token: str, logprob: float) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode(errors="replace"))}
-
-
-def call_to_json(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
 
 
 def finish_reason(choice: Completion) -> str:

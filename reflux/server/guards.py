@@ -86,7 +86,6 @@ class Guard:
         self._app = app
         self._settings = settings
         self._metrics = metrics
-        self._hosts = {*LOOPBACK_NAMES, settings.host.lower(), *map(str.lower, settings.hosts)}
         self._limiter = RateLimiter(settings.per_second, settings.burst)
         self._under_way = 0
 
@@ -119,9 +118,9 @@ class Guard:
             return None
         headers = Headers(scope=scope)
         preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
-        if (refusal := self._name_refusal(headers, preflight)) is not None:
-            return refusal
         settings = self._settings
+        if (refusal := name_refusal(headers, settings, preflight)) is not None:
+            return refusal
         client = client_of(scope["client"][0]) if scope.get("client") else ""
         # Before the key check, so that guesses at the key count.
         if (wait := self._limiter.wait(client)) > 0:
@@ -146,36 +145,43 @@ class Guard:
             return _retry_later(message, "too_many_at_once", 1)
         return None
 
-    def _name_refusal(self, headers: Headers, preflight: bool) -> ApiError | None:
-        hosts = headers.getlist("host")
-        # A proxy may have read the other of two Host headers.
-        host = hosts[0] if len(hosts) == 1 else ""
-        match = HOST.fullmatch(host)
-        known = match is not None and (match["v6"] or match["name"]).lower() in self._hosts
-        if match is None or not (known or self._settings.api_key):
-            return ApiError(
-                403,
-                f"this server is not called {host[:100]!r}: add the name to `hosts` in its config, "
-                "or set REFLUX_API_KEY, with which it may be called by any name",
-                code="host_not_allowed",
-            )
-        origin = headers.get("origin")
-        if origin is None or origin in self._settings.origins:
-            return None
-        if urlsplit(origin).netloc.lower() == host.lower():
-            return None
-        if self._settings.api_key and not preflight:
-            return None
-        return ApiError(
-            403,
-            f"pages of {origin[:100]!r} may not use this server: add it to `origins` in its config",
-            code="origin_not_allowed",
-        )
-
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        expected = self._settings.api_key.encode()
-        return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), expected)
+        return scheme.lower() == "bearer" and same_key(key.strip(), self._settings.api_key)
+
+
+def same_key(key: str, expected: str) -> bool:
+    """Whether two keys are the same, in a time that does not tell where they differ."""
+    return hmac.compare_digest(key.encode(), expected.encode())
+
+
+def name_refusal(headers: Headers, settings: ServeSettings, preflight: bool) -> ApiError | None:
+    """The refusal of a request that names another server, or comes from another's page."""
+    hosts = headers.getlist("host")
+    # A proxy may have read the other of two Host headers.
+    host = hosts[0] if len(hosts) == 1 else ""
+    match = HOST.fullmatch(host)
+    names = {*LOOPBACK_NAMES, settings.host.lower(), *map(str.lower, settings.hosts)}
+    known = match is not None and (match["v6"] or match["name"]).lower() in names
+    if match is None or not (known or settings.api_key):
+        return ApiError(
+            403,
+            f"this server is not called {host[:100]!r}: add the name to `hosts` in its config, "
+            "or set REFLUX_API_KEY, with which it may be called by any name",
+            code="host_not_allowed",
+        )
+    origin = headers.get("origin")
+    if origin is None or origin in settings.origins:
+        return None
+    if urlsplit(origin).netloc.lower() == host.lower():
+        return None
+    if settings.api_key and not preflight:
+        return None
+    return ApiError(
+        403,
+        f"pages of {origin[:100]!r} may not use this server: add it to `origins` in its config",
+        code="origin_not_allowed",
+    )
 
 
 class RateLimiter:

@@ -19,13 +19,13 @@ from reflux.agents.types import Turn
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.store import TraceStore
 from reflux.server.chat_api import redacted, respond
-from reflux.server.chat_reply import AnswerPart, Emit, Put, Reply, call_to_json, reasoning_line
+from reflux.server.chat_reply import AnswerPart, Emit, Put, Reply, reasoning_line
 from reflux.server.chat_request import CalledFunction, Message, ToolCall
 from reflux.server.errors import ApiError
 from reflux.server.responses_reply import ResponseFormat
 from reflux.server.responses_request import InputItem, ResponsesRequest, contradiction
-from reflux.server.served_models import ChatAnswer
 from reflux.server.state import ERRORS, ServerState, State
+from reflux.server.tree_answers import ChatAnswer
 
 router = APIRouter(prefix="/v1/responses", responses=ERRORS)
 KIND = "response"
@@ -144,7 +144,7 @@ def kept(
         choice = replace(choice, reasoning=choice.reasoning or "".join(lines))
         reply = replace(reply, choices=[choice])
         if turns is not None:
-            calls = [call_to_json(call) for call in choice.tool_calls]
+            calls = [call.to_json() for call in choice.tool_calls]
             said = Message.model_validate(
                 {"role": "assistant", "content": choice.text, "tool_calls": calls}
             )
@@ -168,7 +168,7 @@ async def create_response(body: ResponsesRequest, state: State, request: Request
         raise contradiction(error, "input") from error
     chat = body.chat([*earlier, *said])
     try:
-        answer = state.models.answer_to(chat, state.run, state.waiting)
+        answer = state.models.answer_to(chat, state.run, state.waiting, request.headers)
     except ApiError as error:
         raise _renamed(error) from error
     top = (body.top_logprobs or 0) if body.with_logprobs else None

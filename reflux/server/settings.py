@@ -54,7 +54,31 @@ class Access:
 
 
 @dataclass(frozen=True)
-class ServeSettings(Access):
+class Fallback:
+    """When the model behind an alias does not answer: always where it fails, and by these rules."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    schema: bool = True
+    """A reply, or a tool call of it, breaks the schema that the request holds."""
+    min_logprob: Annotated[float, Field(le=0)] | None = None
+    """The least certain token of a reply is below this natural-log probability."""
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    """The reply takes longer."""
+
+
+@dataclass(frozen=True)
+class ModelNames(Access):
+    """Under which names models are served; see `reflux.server.aliases`."""
+
+    alias: dict[str, str] = field(default_factory=dict[str, str])
+    """Models by the further names under which they answer."""
+    split: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict[str, float])
+    """Share of the trajectories that a model with an alias answers; 1 where none is given."""
+    fallback: Fallback | None = None
+
+
+@dataclass(frozen=True)
+class ServeSettings(ModelNames):
     """How a run folder is served."""
 
     host: str = "127.0.0.1"
@@ -78,6 +102,8 @@ class ServeSettings(Access):
     """Limits of one amplified answer."""
     max_tokens: int = 512
     """Default token limit of a reply, and of each copy's reply."""
+    upstream: str = ""
+    """An endpoint in front of which `/record/v1` is a recording proxy; none if empty."""
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(parallel=8, context=8192))
     """The engine of `base` and the students."""
 
@@ -151,7 +177,7 @@ class EndpointConfig:
 
 
 @dataclass(frozen=True)
-class ServeConfig(Access):
+class ServeConfig(ModelNames):
     """The keys of a `--config` file."""
 
     endpoints: dict[str, EndpointConfig] = field(default_factory=dict[str, EndpointConfig])

@@ -18,6 +18,9 @@ from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.events import answered
 from reflux.graphs.traces.review import Item, Why, find_item, marked_when_stopped, page
+from reflux.graphs.traces.scoring import check_feedback
+from reflux.graphs.traces.trajectories import Feedback
+from reflux.graphs.traces.trajectory_writer import TrajectoryWriter
 from reflux.graphs.traces.tree import find_question
 from reflux.review_actions import Action, judge_item, recompute
 from reflux.server.chat_request import ApiModel
@@ -35,6 +38,16 @@ class Judgement(ApiModel):
     answer: str = Field(default="", max_length=100_000)
     """The new answer of an edit."""
     comment: str = Field(default="", max_length=10_000)
+
+
+class FeedbackBody(ApiModel):
+    """A score, a comment, or both, of a trajectory or one of its nodes."""
+
+    score: float | None = Field(default=None, description="0 to 1 is usual.", allow_inf_nan=False)
+    comment: str = Field(default="", max_length=10_000)
+    name: str = Field(default="", max_length=200, description="What is scored: `helpful`.")
+    path: str = Field(default="", max_length=2_000, pattern=r"^(/[0-9.]+)*$")
+    author: str = Field(default="human", max_length=200)
 
 
 class HumanReply(ApiModel):
@@ -88,6 +101,16 @@ async def judge_node(trajectory: str, body: Judgement, state: State) -> dict[str
         state.tasks.add(task)
         task.add_done_callback(state.tasks.discard)
     return {"did": acted.did, "trajectory": revision, "recomputing": acted.recomputes}
+
+
+@router.post("/trajectories/{trajectory}/feedback")
+async def add_feedback(trajectory: str, body: FeedbackBody, state: State) -> dict[str, Any]:
+    """Record a score or a comment, also of a trajectory that another program recorded."""
+    feedback = check_feedback(Feedback(**body.model_dump()))
+    store = state.run.store
+    id, _ = find_question(store, trajectory)
+    await asyncio.wrap_future(TrajectoryWriter(store).score(id, feedback))
+    return {"trajectory": id, **body.model_dump()}
 
 
 async def _recompute(state: ServerState, revision: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from reflux.agents.errors import from_os_error
 from reflux.agents.files import replacing, write_once, write_whole
-from reflux.finetune.data.rows import export
+from reflux.finetune.data.export import export
 
 
 def test_a_device_is_written_and_never_replaced(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_rows_for_a_pipe_have_no_sidecar(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = threading.Thread(target=pipe.read_text)
     reader.start()
-    assert export([], pipe, "messages") == 0
+    assert export([], pipe, "messages").rows == 0
     reader.join(timeout=20)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 

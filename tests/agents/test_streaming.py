@@ -22,8 +22,7 @@ from reflux.agents.types import (
     stream_of,
 )
 from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.graphs.traces.store import CallKey, TraceStore
-from reflux.graphs.traces.tree import find_failure
+from reflux.graphs.traces.store import CallKey, TraceStore, find_failure
 from tests.support.serving import CALL, Scripted
 
 ASKED = ChatRequest("m", (("user", "one two three"),))

@@ -115,7 +115,8 @@ def test_what_was_only_asked_is_listed_in_80_columns_and_export_says_what_it_nee
     assert "-1" not in listed
     exported = run("traces", "export", str(out), "--run", str(folder))
     assert exported.code == 0
-    assert "answers to `reflux ask` are not exported" in exported.stderr
+    assert "export takes accepted trajectories of `reflux run`" in exported.stderr
+    assert "with --where recorded calls" in exported.stderr
     assert "0 rows" in exported.stdout
 
 

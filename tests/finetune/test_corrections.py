@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
-from reflux.cli.runs.distill import rows_for
-from reflux.finetune.data.rows import Row, accepted, corrections, in_form
+from reflux.cli.runs.distill_rows import rows_for
+from reflux.finetune.data.export import in_form
+from reflux.finetune.data.rows import Row, accepted, corrections
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Origin, answer_all
@@ -35,7 +36,7 @@ def rows(store: TraceStore) -> list[Row]:
 
 
 def learned(store: TraceStore) -> list[tuple[str, str | None]]:
-    return [(row.completion, row.rejected) for row in rows(store)]
+    return [(row.reply, row.rejected) for row in rows(store)]
 
 
 async def test_an_edited_trajectory_is_one_row_with_the_recomputed_root(store: TraceStore) -> None:
@@ -43,9 +44,9 @@ async def test_an_edited_trajectory_is_one_row_with_the_recomputed_root(store: T
     assert learned(store) == [("X+Y", None)]
     await override(context, Q, "/0.0.0", "why")
     (row,) = rows(store)
-    assert (row.completion, row.provenance["trajectory"]) == ("why+Y", f"{Q}~1")
+    assert (row.reply, row.provenance["trajectory"]) == ("why+Y", f"{Q}~1")
     await override(context, Q, "/0.0.1", "not")
-    assert [row.completion for row in rows(store)] == ["why+not"]
+    assert [row.reply for row in rows(store)] == ["why+not"]
 
 
 async def test_the_answer_that_an_edit_replaced_is_the_rejected_one_of_a_pair(
@@ -93,7 +94,7 @@ async def test_an_edited_answer_of_a_chat_is_a_row_and_an_unedited_one_is_not(
     assert list(corrections(store, Addition())) == []
     await override(context, again.id, "/0.0.0", "why")
     row, _ = corrections(store, Addition())
-    assert (row.question, row.completion, row.rejected) == ("root", "why+Y", "X+Y")
+    assert (row.question, row.reply, row.rejected) == ("root", "why+Y", "X+Y")
 
 
 @pytest.mark.parametrize("source", [TRAIN, CHAT])
@@ -105,7 +106,7 @@ async def test_a_sub_question_that_a_human_answered_is_a_row_of_its_own(
     await override(context, root, "/0.0.1", "not")
     await override(context, root, "/0.0.0", "because")
     parts = [row for row in corrections(store, Addition()) if row.question != "root"]
-    assert [(row.question, row.completion, row.rejected) for row in parts] == [
+    assert [(row.question, row.reply, row.rejected) for row in parts] == [
         ("x", "because", "why"),
         ("y", "not", "Y"),
     ]
@@ -152,6 +153,20 @@ async def test_a_question_that_the_task_holds_out_is_not_learned_however_it_was_
     assert [row.question for row in corrections(store, Addition())] == (
         [] if held_out else [question]
     )
+
+
+@pytest.mark.parametrize("split", ["asked", "file", "held_out", "judge", "replay"])
+async def test_an_answer_that_a_human_approved_is_a_row(store: TraceStore, split: str) -> None:
+    """Of ask, chat and eval, whatever a check said; the last verdict counts."""
+    source = Origin("run", -1, "s", "", split)
+    await asked(store, source)
+    item = find_item(store, source.question_id("root"))
+    assert list(corrections(store, Addition())) == []
+    await judge(store, item, approved=True)
+    expected = ["X+Y"] if split in ("asked", "file") else []
+    assert [row.reply for row in corrections(store, Addition())] == expected
+    await judge(store, item, approved=False)
+    assert list(corrections(store, Addition())) == []
 
 
 async def test_the_next_distillation_learns_what_was_edited_in_a_chat(tmp_path: Path) -> None:

@@ -187,15 +187,16 @@ def silent(student: Path, folder: Path) -> Path:
     return folder
 
 
-def trainer_of(kind: Any, base: Base, folder: Path) -> Any:
-    model, tokenizer = load_base(base.folder, config=base.config)
+def trainer_of(kind: Any, base: Base, folder: Path, rows: Any = ROWS, **config: Any) -> Any:
+    settings = base.config.model_copy(update=config)
+    model, tokenizer = load_base(base.folder, config=settings)
     # The experts' balance is a loss of TRL's own.
     balance = 0.0 if "moe" in model.config.model_type else None
-    return adapter_trainer(kind, model, tokenizer, ROWS, folder, router_aux_loss_coef=balance)
+    return adapter_trainer(kind, model, tokenizer, rows, folder, router_aux_loss_coef=balance)
 
 
 def loss_and_gradients(trainer: Any) -> Any:
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(ROWS))])
+    batch = trainer.data_collator(list(trainer.train_dataset))
     trainer.model.eval()  # Without dropout, which would differ.
     trainer.model.zero_grad()
     loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=30)
@@ -220,6 +221,66 @@ def test_the_lean_loss_and_its_gradients_are_trls(trained: Trained, tmp_path: Pa
                   model.config, model.dtype)  # fmt: skip
     window = getattr(model.config, "sliding_window", None)
     assert (packed is None) == (window is not None)  # These rows are longer than the tiny windows.
+
+
+CALL = {"function": {"name": "find", "arguments": '{"of": "b"}'}}
+TOOL = {"type": "function", "function": {"name": "find", "description": "", "parameters": {}}}
+CONVERSATIONS: list[dict[str, Any]] = [
+    *ROWS,
+    {
+        "prompt": chat("d?"),
+        "completion": [
+            {"role": "assistant", "content": "one"},
+            {"role": "user", "content": "more?"},
+            {"role": "assistant", "content": "left out", "weight": 0},
+            {"role": "user", "content": "and?"},
+            {"role": "assistant", "content": "two"},
+        ],
+    },
+    {
+        "prompt": chat("where is b?"),
+        "completion": [
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": "here"},
+            {"role": "assistant", "content": "yonder"},
+        ],
+        "tools": [TOOL],
+    },
+]
+
+
+def test_rows_of_several_replies_are_learned_alike_by_both_trainers(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """And rows of one plain reply are encoded as TRL encodes them."""
+    # The tiny GPT-2 has no room for the row with tools.
+    n = len(CONVERSATIONS) - (trained.name == "gpt2")
+    rows = CONVERSATIONS[:n]
+    trainer = trainer_of(StudentTrainer, trained.base, tmp_path, rows, tools="text")
+    plain = trainer_of(SFTTrainer, trained.base, tmp_path).train_dataset
+    dataset, tokenizer = trainer.train_dataset, trainer.processing_class
+    keys = ("input_ids", "labels")
+    assert [[row[key] for key in keys] for row in list(dataset)[: len(ROWS)]] == [
+        [row[key] for key in keys] for row in plain
+    ]
+    later = [
+        tokenizer.decode([label for label in row["labels"] if label != -100])
+        for row in list(dataset)[len(ROWS) :]
+    ]
+    replies = ("one", "two", '"name": "find", "arguments": {"of": "b"}', "yonder")[
+        : 2 * (n - len(ROWS))
+    ]
+    assert all(sum(text in told for told in later) == 1 for text in replies)
+    assert not any(
+        word in text for text in later for word in ("left out", "more?", "here<", SYSTEM)
+    )
+    _, lean, ours = loss_and_gradients(trainer)
+    theirs = trainer_of(SFTTrainer, trained.base, tmp_path, rows, tools="text")
+    assert theirs.train_dataset.to_list() == dataset.to_list()
+    _, loss, gradients = loss_and_gradients(theirs)
+    torch.testing.assert_close(lean, loss, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_rows_within_a_window_are_packed(

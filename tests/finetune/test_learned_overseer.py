@@ -46,7 +46,7 @@ def written(*demos: Any, **more: Any) -> list[tuple[str, str]]:
     """(what the user's turn says, the reply) of the rows of demonstrations."""
     rows = overseer_rows(demos, **more).rows
     assert {row.prompt[0]["content"] for row in rows} == {BRIEF}
-    return [(row.prompt[1]["content"], row.completion) for row in rows]
+    return [(row.prompt[1]["content"], row.reply) for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ async def test_its_tools_are_named_in_training_as_in_serving() -> None:
     )
     row = overseer_rows([to_tools], tools=["sandbox"]).rows[0]
     assert row.prompt[0]["content"].endswith(" begins with `calculator:`, `sandbox:`.")
-    assert row.completion == "1. calculator: 2 + 3\n2. Is {1} more than 4?"
-    client = ScriptedClient(lambda r: row.completion if r.model == NAME else "yes")
+    assert row.reply == "1. calculator: 2 + 3\n2. Is {1} more than 4?"
+    client = ScriptedClient(lambda r: row.reply if r.model == NAME else "yes")
     tools = {"sandbox": reflux.Calculator(), "calculator": reflux.Calculator()}
     result = await reflux.amplify(
         "2 + 3 + 4", learned_overseer(NAME), client=client, tools=tools, weighing=None

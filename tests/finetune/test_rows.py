@@ -9,11 +9,12 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.finetune.data.export import export
 from reflux.finetune.data.rows import (
     Row,
     check_leaks,
-    export,
     read_jsonl,
+    reply_of,
     rows_digest,
     run_rows,
     training_order,
@@ -26,7 +27,7 @@ from tests.support.overriding import override
 
 ROW = Row(
     ({"role": "system", "content": ""}, {"role": "user", "content": "1+1="}),
-    "20",
+    reply_of("20"),
     "1+1=",
     "addition",
     {"trajectory": "abc"},
@@ -44,7 +45,7 @@ ROW = Row(
 )
 def test_export_writes_a_form_and_a_sidecar(tmp_path: Path, form, keys) -> None:
     out = tmp_path / "rows.jsonl"
-    assert export([ROW], out, form) == 1
+    assert export([ROW], out, form).rows == 1
     assert set(json.loads(out.read_text())) == keys
     assert json.loads((tmp_path / "rows.provenance.jsonl").read_text()) == {"trajectory": "abc"}
 
@@ -150,7 +151,7 @@ async def test_a_row_knows_where_it_comes_from(store: TraceStore) -> None:
     source = Origin("run", 1, "amplified", "words", "train")
     await answer_all(system, source, ["root"])
     _, (row,) = run_rows(store, Terse())
-    assert (row.task, row.completion, row.rejected) == ("words", "X", None)
+    assert (row.task, row.reply, row.rejected) == ("words", "X", None)
     assert row.prompt == (
         {"role": "system", "content": "Be terse."}, {"role": "user", "content": "root"},
     )  # fmt: skip
@@ -168,7 +169,7 @@ async def test_the_first_answer_that_a_check_refused_is_the_rejected_one_of_a_pa
     system = amplified(store, ScriptedClient(echo), *ways, votes=ONE_VOTE, checker=checker)
     await answer_all(system, Origin("run", 1, "amplified", "words", "train"), ["root"])
     _, (row,) = run_rows(store, Terse())
-    assert (row.completion, row.rejected) == ("Z", "X+Y")
+    assert (row.reply, row.rejected) == ("Z", "X+Y")
 
 
 async def test_a_correction_has_the_system_message_of_its_own_task(store: TraceStore) -> None:
@@ -185,19 +186,19 @@ async def test_a_correction_has_the_system_message_of_its_own_task(store: TraceS
 
 
 def numbered(*questions: str) -> list[Row]:
-    return [replace(ROW, completion=question, provenance={"n": n}) for n, question in
+    return [replace(ROW, completion=reply_of(question), provenance={"n": n}) for n, question in
             enumerate(questions)]  # fmt: skip
 
 
 def test_the_training_order_follows_from_seed_and_content_alone() -> None:
     rows = numbered("a", "b", "c", "d")
-    order = [row.completion for row in training_order(rows, 0)]
+    order = [row.reply for row in training_order(rows, 0)]
     assert sorted(order) == ["a", "b", "c", "d"]
     for shuffled in permutations(rows):
-        assert [row.completion for row in training_order(shuffled, 0)] == order
+        assert [row.reply for row in training_order(shuffled, 0)] == order
 
     def order_of(seed: int) -> str:
-        return "".join(row.completion for row in training_order(numbered(*"aabcdefg"), seed))
+        return "".join(row.reply for row in training_order(numbered(*"aabcdefg"), seed))
 
     # An order once recorded stays, so that a run can be repeated.
     assert (order_of(0), order_of(1)) == ("fagbcaed", "cgebdafa")
@@ -205,7 +206,7 @@ def test_the_training_order_follows_from_seed_and_content_alone() -> None:
 
 def test_copies_of_a_row_do_not_stand_together() -> None:
     rows = numbered(*"aabbccdd")
-    order = "".join(row.completion for row in training_order(rows, 0))
+    order = "".join(row.reply for row in training_order(rows, 0))
     assert sorted(order) == sorted("aabbccdd")
     assert any(letter * 2 not in order for letter in "abcd")
 

@@ -12,9 +12,9 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatRequest, Completion
-from reflux.cli.runs.distill import rows_for
+from reflux.cli.runs.distill_rows import rows_for
 from reflux.finetune.configs.run import config_from
-from reflux.finetune.data.rows import Row, rows_digest, training_order
+from reflux.finetune.data.rows import Row, reply_of, rows_digest, training_order
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from tests.support.sums import CONFIG, SuspiciousAddition, exact
@@ -68,12 +68,12 @@ async def test_a_folder_that_is_renamed_or_copied_replays_everything(tmp_path: P
 
 def test_the_order_of_rows_follows_from_seed_and_content_alone() -> None:
     prompt = ({"role": "user", "content": "?"},)
-    rows = [Row(prompt, str(n % 40), "?", "t", {"trajectory": str(n)}) for n in range(60)]
+    rows = [Row(prompt, reply_of(str(n % 40)), "?", "t", {"trajectory": str(n)}) for n in range(60)]
     renamed = [replace(row, provenance={"trajectory": "x"}) for row in reversed(rows)]
-    order = [row.completion for row in training_order(rows, 0)]
-    assert [row.completion for row in training_order(renamed, 0)] == order
-    assert sorted(order) == sorted(row.completion for row in rows)
-    assert [row.completion for row in training_order(rows, 1)] != order
+    order = [row.reply for row in training_order(rows, 0)]
+    assert [row.reply for row in training_order(renamed, 0)] == order
+    assert sorted(order) == sorted(row.reply for row in rows)
+    assert [row.reply for row in training_order(rows, 1)] != order
 
 
 async def test_distill_takes_the_same_rows_from_any_folder(tmp_path: Path) -> None:

@@ -343,12 +343,12 @@ def test_what_the_length_costs_is_told_first(
 
 
 def test_a_row_that_the_template_cannot_render_is_named(tiny_base: Path, tmp_path: Path) -> None:
-    tool = {"prompt": [{"role": "tool"}], "completion": [{"role": "assistant", "content": "1"}]}
+    tool = {"prompt": [{"role": "robot"}], "completion": [{"role": "assistant", "content": "1"}]}
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
-    template = "{{ raise_exception('no tools') if messages[0].role == 'tool' else messages }}"
+    template = "{{ raise_exception('no robots') if messages[0].role == 'robot' else messages }}"
     (base / "chat_template.jinja").write_text(template)
-    with pytest.raises(UsageError, match=r'cannot render row 1, .*"tool".*no tools'):
+    with pytest.raises(UsageError, match=r'cannot render row 1, .*"robot".*no robots'):
         train([ROWS[0], tool], base, tmp_path / "out", sft=QUICK)
 
 

@@ -10,7 +10,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import ChatRequest
 from reflux.finetune.configs.run import SpendLimitConfig
-from reflux.finetune.data.rows import Row, accepted, check_leaks, rows_digest
+from reflux.finetune.data.rows import Row, accepted, check_leaks, reply_of, rows_digest
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.evals.task import is_held_out
@@ -71,7 +71,9 @@ async def test_a_run_without_money_ends_and_scores_no_answer_as_wrong(tmp_path: 
 async def test_a_leak_stops_the_training(tmp_path: Path) -> None:
     task = Addition()
     (leak,) = task.sample(1, 3, "held_out", 0)
-    row = Row(({"role": "user", "content": leak},), "x", leak, "addition", {"trajectory": "t"})
+    row = Row(
+        ({"role": "user", "content": leak},), reply_of("x"), leak, "addition", {"trajectory": "t"}
+    )
     with pytest.raises(RefluxError, match="held-out"):
         check_leaks([row], task)
 
@@ -91,7 +93,7 @@ async def test_no_filter_knows_the_sum(tmp_path: Path) -> None:
     async with s.run:
         await s.amplify(2, "base")
         rows, _ = s.rows(2)
-    wrong = [row for row in rows if row.completion != add(row.question)]
+    wrong = [row for row in rows if row.reply != add(row.question)]
     assert len(wrong) > len(rows) / 2 > 10
 
 

@@ -359,7 +359,7 @@ async def test_a_panel_says_why_it_asks_no_chain(store: TraceStore) -> None:
 async def test_the_row_of_a_chain_is_its_end_and_names_the_model(store: TraceStore) -> None:
     await counted(context(store, right))
     (row,) = accepted(store, "train", "amplified", 0, "")
-    assert (row.question, row.completion) == ("root", "counted to 5")
+    assert (row.question, row.reply) == ("root", "counted to 5")
     assert row.provenance["models"] == ["scripted:base"]
 
 

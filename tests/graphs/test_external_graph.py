@@ -31,6 +31,7 @@ from reflux.graphs.external.external_graph import ExternalGraph
 from reflux.graphs.external.user_graph import Meter, UserGraph, load_graph
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.trajectories import load
 from reflux.graphs.traces.tree import load_tree
 
 ASKED = Origin("run", 0, "graph", "any", "file")
@@ -446,3 +447,28 @@ async def test_a_row_of_the_log_tells_what_was_asked(store: TraceStore) -> None:
     assert (row["kind"], row["role"], row["model"]) == ("graph", "graph", "mine:graph")
     assert json.loads(row["messages"]) == [{"role": "user", "content": "ab"}]
     assert json.loads(row["completion"])["answer"] == "x"
+
+
+async def test_the_calls_of_a_graph_are_a_trajectory_of_their_own(tmp_path: Path) -> None:
+    model, tries = talking("Lima"), count()
+
+    async def node(state: Asking) -> Asking:
+        reply = await model.ainvoke(state.get("question", ""))
+        if next(tries) == 0:
+            raise ConnectionError("429 rate limit")
+        return {"answer": reply.text}
+
+    store = TraceStore(tmp_path / "traces.db")
+    outcome = await answer(store, one_node(node))
+    assert outcome["answer"] == "Lima"
+    graph = list(store.select("SELECT id FROM questions WHERE source IS NULL"))
+    found = [
+        row["id"] for row in store.select("SELECT id FROM questions WHERE source = 'callback'")
+    ]
+    failed, done = sorted((load(store, id) for id in found), key=lambda each: each.created)  # type: ignore[union-attr]
+    assert failed is not None and done is not None
+    assert [each.calls[0].node for each in (failed, done)] == ["node", "node"]
+    assert failed.outcome is not None and failed.outcome.status == "failed"
+    assert done.outcome is not None and done.outcome.answer == "Lima"
+    assert done.metadata["answers"] == graph[0]["id"] and done.text == "ab"
+    store.close()

@@ -49,7 +49,8 @@ PATHS = {
     "/api/trajectories/{trajectory}", "/api/trajectories/{trajectory}/events",
     "/api/pending", "/api/pending/{trajectory}/{id}",
     "/api/trajectories", "/api/trajectory-facets", "/api/trajectories/{trajectory}/node",
-    "/api/trajectories/{trajectory}/judgements", "/api/review", "/api/run",
+    "/api/trajectories/{trajectory}/judgements", "/api/trajectories/{trajectory}/feedback",
+    "/api/review", "/api/run",
     "/api/evaluations", "/api/evaluations/{name}/failures", "/api/students",
     "/api/students/{student}/promote", "/api/students/rollback", "/api/job", "/api/job/choices",
 }  # fmt: skip

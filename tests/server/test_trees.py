@@ -14,6 +14,7 @@ from reflux.agents.clients.endpoints import Endpoint
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.ask_options import options_of
 from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.trajectories import Feedback, load
 from reflux.graphs.traces.tree import load_tree
 from reflux.overseers import OVERSEERS, recorded_demos
 from tests.support.serving import Scripted, X, serving, soon
@@ -92,6 +93,28 @@ def test_a_recorded_tree_is_shown_with_its_usage(tmp_path: Path, script: Scripte
     assert shown["trajectory"] == trajectory
     assert (shown["tree"]["answer"], shown["tree"]["writing"]) == ("ONE+TWO", "")
     assert [child["answer"] for child in shown["tree"]["children"]] == ["ONE", "TWO"]
+
+
+def test_feedback_is_recorded_by_the_id_that_the_answer_names(
+    tmp_path: Path, script: Scripted
+) -> None:
+    with serving(tmp_path, script) as url:
+        trajectory, _ = ask(url, "one and two")
+        where = f"{url}/api/trajectories/{trajectory}/feedback"
+        said = {"score": 0.25, "comment": "too long", "name": "brief"}
+        got = httpx2.post(where, json=said)
+        assert (got.status_code, got.json()["trajectory"]) == (200, trajectory)
+        for wrong, status in (({}, 400), ({"score": "x"}, 422), ({"scor": 1}, 422)):
+            assert httpx2.post(where, json=wrong).status_code in (400, status)
+        assert httpx2.post(f"{url}/api/trajectories/x/feedback", json=said).status_code in (
+            400,
+            404,
+        )
+    store = TraceStore(tmp_path / "traces.db")
+    found = load(store, trajectory)
+    store.close()
+    assert found is not None
+    assert found.feedback == (Feedback(0.25, "brief", "too long", "human"),)
 
 
 def test_trees_and_events_that_are_not_there_are_said_to_be_not_there(

@@ -10,17 +10,18 @@ def adapter_trainer(
     **options: Any,
 ) -> Any:  # fmt: skip
     """A trainer of `kind` on the processor, without gradient checkpointing; `options` are those of
-    TRL's `SFTConfig`."""
+    TRL's `SFTConfig`. `rows` as they are distilled."""
     import torch
-    from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig
+
+    from reflux.finetune.train.dataset import as_dataset
 
     plain = {"bf16": False, "use_cpu": True, "report_to": "none", "gradient_checkpointing": False}
     trainer = kind(
         model=model,
         args=SFTConfig(output_dir=str(folder), seed=7, **{**plain, **options}),
-        train_dataset=Dataset.from_list([dict(row) for row in rows]),
+        train_dataset=as_dataset(rows, tokenizer),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 
 from reflux.agents.overseers.protocol import Overseer
-from reflux.cli.runs.distill import rows_for
+from reflux.cli.runs.distill_rows import rows_for
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,10 +41,10 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.clients.endpoints import Endpoint, close_clients
     from reflux.agents.errors import RefluxError, UsageError
-    from reflux.agents.overseers.demonstrations import Demonstrations
-    from reflux.agents.overseers.scripted import asks_humans
     from reflux.ask_context import MAX_TOKENS
     from reflux.cli.ask import batch_config
+    from reflux.cli.evaluation import replay as replays
+    from reflux.cli.evaluation.inputs import file_task_of, overseer_of, pairs_of
     from reflux.cli.evaluation.plan import Plan, Settings, compare
     from reflux.cli.evaluation.systems import (
         code_of,
@@ -59,13 +59,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.human_input import interruptible
     from reflux.cli.progress import ProgressView
     from reflux.finetune.run_folder import RunFolder
-    from reflux.graphs.evals.eval_task import (
-        EvalTask,
-        FileEvalTask,
-        LevelEvalTask,
-        file_eval_task,
-    )
-    from reflux.graphs.evals.questions.files import read_questions
+    from reflux.graphs.evals.eval_task import EvalTask, LevelEvalTask
     from reflux.graphs.evals.questions.forms import Keys
     from reflux.graphs.evals.results import Results
     from reflux.graphs.evals.runner import EQUAL_TOKENS, parse_systems
@@ -76,7 +70,6 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         demos_of,
         overseer_named,
         recorded_demos,
-        with_demos,
     )
     from reflux.report.eval_tables import tables
     from reflux.report.inspect_log import check_log_path, write_logs
@@ -92,8 +85,6 @@ MAX_LIMIT = 100_000
 """Maximum questions of a task: sampling more takes minutes."""
 MAX_REPLIES = 10_000
 """Replies that the cache of an evaluation holds: its memory must not grow with the questions."""
-AUTOMATIC = ("model", "plain")
-"""Overseers without human input."""
 
 
 def evaluate_systems(
@@ -163,6 +154,19 @@ def evaluate_systems(
         bool, typer.Option(help="Stop asking as soon as all pairs are decided.")
     ] = False,
     again: Again = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay",
+            help="Ask the recorded calls of this run folder again, and compare call by call; "
+            "--systems recorded is what was replied then.",
+            metavar="DIR",
+        ),
+    ] = None,
+    where: Annotated[
+        str,
+        typer.Option(help="Of --replay: which calls, as an expression of SQL.", metavar="SQL"),
+    ] = "",
     depth: Depth = 1,
     calls: Annotated[int, typer.Option(help="Maximum model calls of a question.", min=1)] = 1000,
     tokens: Annotated[int, typer.Option(help="Maximum tokens of a question.", min=1)] = 1_000_000,
@@ -198,8 +202,16 @@ def evaluate_systems(
 ) -> None:
     """Compare systems on the same questions, with intervals, tests and prices."""
     folder, keys = folder_of(run, base), parse_systems(systems)
+    if where and replay is None:
+        raise UsageError("--where chooses recorded calls: name their folder with --replay")
+    if replay is not None:
+        if data or task or level:
+            raise UsageError("--replay asks recorded calls: leave --data, --task and --level out")
+        again_of = replays.ReplayPlan.of(replay, where, keys, limit, score, concurrency)
+        _replay(folder, again_of, model, config, out, as_json)
+        return
     graph_options = graph_options_of(input_key, output_key, configurable, context)
-    pairs = _pairs(compare or [], keys)
+    pairs = pairs_of(compare or [], keys)
     if until_decided and len(keys) < 2:
         raise UsageError("--until-decided decides between systems: name two in --systems")
     if until_decided and EQUAL_TOKENS in keys:
@@ -231,10 +243,10 @@ def evaluate_systems(
             raise UsageError("--data has its own questions: leave --task and --level out")
         with redirect_stdout(sys.stderr):
             keys_of = Keys(question_key, answer_key, prompt_template)
-            eval_task = _file_eval_task(data, keys_of, score, limit)
+            eval_task = file_task_of(data, keys_of, score, limit)
         settings = replace(
             settings,
-            overseer=_overseer(overseer, demos_of(recorded_demos(demos))),
+            overseer=overseer_of(overseer, demos_of(recorded_demos(demos))),
             candidates=candidates_of(overseer_named(overseer or DEFAULT_OVERSEER)),
             max_tokens=max_tokens or MAX_TOKENS,
             system=eval_task.file.system,
@@ -279,38 +291,26 @@ def evaluate_systems(
         raise RefluxError(f"{results.failure}; answers left unscored: {results.failures}")
 
 
-def _pairs(texts: Sequence[str], keys: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of systems to decide between.
-
-    Raises:
-        UsageError: one does not name two of the systems.
-    """
-    pairs: list[tuple[str, str]] = []
-    for text in texts:
-        names = [name.strip() for name in text.split(",")]
-        if len(names) != 2 or names[0] == names[1] or not set(names) <= set(keys):
-            raise UsageError(
-                f"--compare {text!r} must name two of --systems {','.join(keys)}, as "
-                f"{','.join(reversed(keys[:2])) if len(keys) > 1 else 'amplified,direct'}"
-            )
-        pairs.append((names[0], names[1]))
-    return pairs
-
-
-def _file_eval_task(data: str, keys: Keys, score: str, limit: int | None) -> FileEvalTask:
-    if Path(keys.template).is_file():
-        keys = replace(keys, template=Path(keys.template).read_text(encoding="utf-8"))
-    return file_eval_task(read_questions(data, keys), score, limit)
-
-
-def _overseer(name: str, demos: Demonstrations | None) -> str:
-    name = name or "model"
-    if asks_humans(with_demos(overseer_named(name), demos)):
-        raise UsageError(
-            f"--overseer {name} waits for human input, for which an evaluation cannot wait; use "
-            f"{' or '.join(AUTOMATIC)}"
-        )
-    return name
+def _replay(
+    folder: RunFolder,
+    plan: replays.ReplayPlan,
+    model: str | None,
+    config: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask recorded calls again, and print how the replies compare."""
+    endpoints = config_endpoints(read_serve_config(config))
+    results = run_async(replays.replay(folder, plan, model, endpoints))
+    if out is not None:
+        replays.write(out, plan, results)
+    if as_json:
+        emit(replays.to_json(plan, results))
+        return
+    for table in replays.tables(results):
+        OUT.print(table)
+    if out is not None:
+        say(f"every reply beside the recorded one: {out}")
 
 
 async def _evaluate(

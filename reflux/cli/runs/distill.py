@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from reflux import cli
 from reflux.cli.contract import DEFAULT_RUN, BaseName, Json, RunDir, folder_of, run_async
+from reflux.cli.runs.distill_rows import columns_help, prepared_rows, report_of, write_report
+from reflux.cli.runs.row_options import (
+    Against,
+    BalanceBy,
+    By,
+    DryRun,
+    MarkersAre,
+    Near,
+    Reasoning,
+    Redact,
+    ReportFile,
+    RowChoice,
+    Unfinished,
+    Where,
+)
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
-    import hashlib
-    import json
     from contextlib import closing
     from functools import partial
 
@@ -30,17 +43,14 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         withheld_by,
     )
     from reflux.finetune.data.overseer_rows import OverseerRows, overseer_rows
-    from reflux.finetune.data.rows import (
-        Row,
-        read_jsonl,
-        rows_digest,
-        run_rows,
-        training_order,
-    )
+    from reflux.finetune.data.rows import rows_digest, training_order
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.evals.task import Task
-    from reflux.report.terminal import ERR, command, counted, emit, plain, say
-    from reflux.tasks import DEFAULT_TASK, run_task, task_named
+    from reflux.report.terminal import ERR, command, counted, emit, plain, print_result, say
+    from reflux.tasks import run_task
+
+    if TYPE_CHECKING:
+        from reflux.finetune.distillation import StudentPlan
 
 
 def distill(
@@ -66,9 +76,25 @@ def distill(
         typer.Option("--config", help="YAML: `sft:`, `lora:`, `evaluation:`, …"),
     ] = None,
     base: BaseName = "",
+    where: Where = "",
+    by: By = None,
+    reasoning: Reasoning = "drop",
+    unfinished: Unfinished = False,
+    near: Near = None,
+    balance: BalanceBy = "",
+    against: Against = None,
+    redact: Redact = False,
+    markers: MarkersAre = "escape",
+    dry_run: DryRun = False,
+    report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
-    """Train one student from the accepted trajectories of a run or from a JSONL file.
+    """Train one student from the accepted trajectories of a run, from recorded calls of any agent,
+    or from a JSONL file.
+
+    With --where or --rows it learns recorded calls: those that went through `reflux record`, a
+    callback or an import, and those of our own trees. --dry-run and --report show what it would
+    learn.
 
     With --role overseer it learns to divide, from the accepted trees or from demonstrations, and is
     called STUDENT:overseer.
@@ -77,23 +103,60 @@ def distill(
         raise UsageError("--data is for an agent: give an overseer --demos, or leave both out")
     if demos is not None and role == "agent":
         raise UsageError("--demos is for an overseer: add --role overseer, or give --data")
+    if where == "help":
+        say(columns_help())
+        return
+    choice = RowChoice(
+        data, where, by, reasoning == "keep", unfinished, near, balance, against, redact,
+        None if markers == "escape" else markers,
+    )  # fmt: skip
+    if data is not None and choice.selects:
+        raise UsageError(
+            "--data is a file of rows: leave out --where, --rows, --reasoning and "
+            "--unfinished, which choose recorded calls"
+        )
+    shows = dry_run or report is not None
+    if role == "overseer" and (choice.selects or choice.curates or shows):
+        raise UsageError(
+            "an overseer learns from whole trees: leave out what chooses rows, and "
+            "--dry-run and --report"
+        )
     check_training_packages()
-    from reflux.finetune.cancelling import cancellable
     from reflux.finetune.distillation import StudentPlan
-    from reflux.finetune.distillation import distill as train_student
+    from reflux.report.data_page import data_view  # With packages of the extra `train`.
 
     settings = read_distill_config(config)
     folder = folder_of(run, base)
     if base or settings.base == BaseConfig():
-        settings = settings.model_copy(update={"base": folder.base.config})
+        own = settings.base.model_dump(exclude_unset=True, exclude={"model", "revision"})
+        settings = settings.model_copy(update={"base": folder.base.config.model_copy(update=own)})
     plan_of = partial(StudentPlan, config=settings)
     if role == "overseer":
         student = student.removesuffix(OVERSEER) + OVERSEER
         made = run_async(overseer_rows_for(folder, demos))
         rows = training_order(made.rows, settings.seed)
         plan = plan_of(student, [row.train() for row in rows], rows_digest(rows), style=made.style)
-    else:
-        plan = plan_of(student, *rows_for(folder, data, settings.seed))
+        _train(folder, plan, run, role, as_json)
+        return
+    with prepared_rows(folder, choice, settings.base, settings.seed) as prepared:
+        if shows:
+            shown = report_of(prepared, settings.base)
+            if report is not None:
+                write_report(shown, report)
+            if dry_run:
+                print_result(shown.to_json(), data_view(shown), as_json)
+                return
+            ERR.print(data_view(shown))
+        elif prepared.counts.left_out.counts:
+            ERR.print(plain(f"left out: {prepared.counts.left_out.note}"), soft_wrap=True)
+        _train(folder, plan_of(student, prepared.rows, prepared.digest), run, role, as_json)
+
+
+def _train(folder: RunFolder, plan: StudentPlan, run: Path, role: str, as_json: bool) -> None:
+    """Make the student, and say how to go on."""
+    from reflux.finetune.cancelling import cancellable
+    from reflux.finetune.distillation import distill as train_student
+
     folder.lock()
 
     async def work() -> None:
@@ -101,7 +164,7 @@ def distill(
             await cancellable(lambda stop: train_student(folder.registry, plan, view, stop))
 
     run_async(work())
-    trained = folder.registry.get(student)
+    trained = folder.registry.get(plan.id)
     report = trained.config["report"]
     if as_json:
         emit({"student": trained.id, "path": str(trained.path), "report": report})
@@ -114,40 +177,6 @@ def distill(
         f"{trained.id}: {report['rows']} rows, {report['seconds']:.0f} s, final loss "
         f"{report['final_loss']:.3f}\n{trained.path}\n{how}"
     )
-
-
-def rows_for(
-    folder: RunFolder, data: Path | None, seed: int = 0
-) -> tuple[list[dict[str, Any]], str]:
-    """(rows, their digest) of a JSONL file in its order, or of all accepted trajectories of a run.
-
-    Raises:
-        UsageError: there are no rows.
-    """
-    if data is not None:
-        rows = read_jsonl(data)
-        body = json.dumps(rows, sort_keys=True).encode()
-        return rows, hashlib.sha256(body).hexdigest()[:32]
-    recorded = training_order(recorded_rows(folder), seed)
-    if not recorded:
-        raise UsageError(
-            f"{folder.path} has no accepted trajectories: run `reflux run` first, or correct an "
-            "answer with `reflux review`; what was only asked is not learned"
-        )
-    return [row.train() for row in recorded], rows_digest(recorded)
-
-
-def recorded_rows(folder: RunFolder) -> list[Row]:
-    """Every row of a run folder, checked for leaks; without a run, the corrections in it.
-
-    Raises:
-        UsageError: the folder holds no trajectories.
-    """
-    only_asked = not folder.exists and folder.traces_path.is_file()
-    task = task_named(DEFAULT_TASK) if only_asked else run_task(folder.config())
-    with closing(folder.store()) as store:  # `reflux ask` writes no config.
-        primitives, others = run_rows(store, task)
-    return [*primitives, *others]
 
 
 async def overseer_rows_for(folder: RunFolder, demos: Path | None) -> OverseerRows:

@@ -1,0 +1,1 @@
+"""Trajectories out of files that other programs wrote: one module for a family of formats."""

@@ -1,0 +1,1 @@
+"""What programs and model APIs write, in the form of the chat protocol."""

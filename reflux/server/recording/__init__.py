@@ -1,0 +1,1 @@
+"""Programs of others, passed on to their endpoint and recorded."""
