@@ -1,9 +1,7 @@
-"""What is sent to a model: the prompts, how replies to the yes-or-no ones are read, and what must
-not be sent.
+"""What is sent to a model: the prompts, and how replies to the yes-or-no ones are read.
 
 Every prompt has a system message, which may be empty: chat templates differ in what they add
-without one (SmolLM2's adds some 20 tokens), so the prompt would depend on the model. Secrets are
-removed from a text before it is sent, and so before it is stored.
+without one (SmolLM2's adds some 20 tokens), so the prompt would depend on the model.
 """
 
 import json
@@ -322,31 +320,6 @@ def read_yes(reply: str) -> bool | None:
 
 def _words(reply: str) -> list[str]:
     return [word.strip(".,:;!*\"'()") for word in reply.upper().split()]
-
-
-SECRET = re.compile(
-    r"""
-      \b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}          # OpenAI, Anthropic
-    | \b(?:sk|pk|rk)_(?:live|test)_[A-Za-z0-9]{16,}   # Stripe
-    | \b(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}
-    | \bhf_[A-Za-z0-9]{20,}
-    | \bAKIA[0-9A-Z]{16}\b                       # AWS
-    | \bxox[abprs]-[A-Za-z0-9-]{10,}             # Slack
-    | -----BEGIN\ [A-Z ]{0,64}PRIVATE\ KEY(?:\ BLOCK)?-----
-      (?:(?!-----BEGIN).)*?                      # Up to the next: linear time
-      -----END\ [A-Z ]{0,64}PRIVATE\ KEY(?:\ BLOCK)?-----
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-PLACEHOLDER = "[redacted]"
-
-
-def redact(text: str) -> str:
-    """Replace API keys and private keys by a placeholder.
-
-    Recognizes common forms only: a password in prose stays.
-    """
-    return SECRET.sub(PLACEHOLDER, text)
 
 
 def question_problem(question: str, max_chars: int) -> str | None:

@@ -55,7 +55,7 @@ async def same_replies(client: ChatClient, model: str, rows: Sequence[Row]) -> l
         turns = tuple((turn["role"], turn["content"]) for turn in row.prompt)
         request = ChatRequest(model, turns, Sampling(max_tokens=TOKENS))
         reply = (await client.complete(request)).text
-        said, wanted = (text.rpartition(LABEL)[2].strip() for text in (reply, row.completion))
+        said, wanted = (text.rpartition(LABEL)[2].strip() for text in (reply, row.reply))
         return said == wanted
 
     return list(await asyncio.gather(*map(is_same, rows)))
@@ -67,7 +67,7 @@ async def measure(config: Config, client: BatchedClient, folder: RunFolder, repo
     scripts = Scripts(client, config.seed, folder)
     train = await scripts.trees(natural)
     rows = overseer_rows(await scripts.trees(natural, "held_out", config.n)).rows
-    is_last = [row.completion.rpartition(LABEL)[1] == LABEL for row in rows]
+    is_last = [row.reply.rpartition(LABEL)[1] == LABEL for row in rows]
     report.rows[:] = [row for row in report.rows if row["model"] != model]
     report.claims[:] = [claim for claim in report.claims if not claim.name.startswith(model)]
     for shown in ("answers alone", "reasons, too"):

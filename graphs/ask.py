@@ -22,7 +22,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from reflux.agents.budget import Budget, SpendLimit
 from reflux.agents.errors import Deferred, EndpointError, RefluxError
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
 from reflux.graphs.amplify.graph import begin, check_askable, compiled_graph

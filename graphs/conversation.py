@@ -23,7 +23,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage
 
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.agents.types import ChatRequest, Completion, Delta
 from reflux.graphs.amplify.context import silent
 from reflux.graphs.amplify.state import Status, accepted_status, is_accepted

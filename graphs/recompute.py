@@ -7,7 +7,7 @@ later question that held its answer recompute; everything else is replayed.
 from dataclasses import replace
 
 from reflux.agents.errors import RefluxError
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, human_outcome, is_accepted
 from reflux.graphs.traces.database import read_apart

@@ -38,7 +38,7 @@ from reflux.agents.clients.endpoints import (
 from reflux.agents.clients.langchain import LangChainClient
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import MissingError, UsageError
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.agents.types import ChatClient
 from reflux.finetune.configs.run import RoundsConfig
 from reflux.finetune.run_folder import OpenRun, RunFolder

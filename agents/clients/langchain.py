@@ -33,7 +33,7 @@ from reflux.agents.clients.reasoning import apart, content_of, reasoning_of
 from reflux.agents.clients.refusals import Refusal, kind_of, remedy_of, status_of
 from reflux.agents.clients.retries import RetryingClient, RetryPolicy, worth_retrying
 from reflux.agents.errors import EndpointError, UsageError
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.agents.types import ChatRequest, Completion, ToolCall
 
 FIELDS: Mapping[str, tuple[str, ...]] = {

@@ -34,7 +34,7 @@ from reflux.agents.clients.retries import (
     RetryPolicy,
     worth_retrying,
 )
-from reflux.agents.prompts import PLACEHOLDER
+from reflux.agents.redaction import PLACEHOLDER
 from reflux.agents.types import ChatRequest, Completion, Pieces, in_one_piece
 
 POOL = 16

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 
 MAX_CHARS = 500
 """Characters of a server's words that a message quotes."""

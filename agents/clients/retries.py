@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from reflux.agents.clients.refusals import MAX_CHARS, Refusal, retry_after, status_of
 from reflux.agents.errors import EndpointError, MissingError, UsageError
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.agents.types import ChatRequest, Completion, Sampling
 
 TIMEOUT, RETRIES = "REFLUX_TIMEOUT", "REFLUX_RETRIES"

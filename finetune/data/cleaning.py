@@ -15,7 +15,7 @@ from typing import Any
 
 import phonenumbers
 
-from reflux.agents.prompts import PLACEHOLDER, redact
+from reflux.agents.redaction import PLACEHOLDER, redact
 from reflux.finetune.data.conversations import with_arguments
 from reflux.finetune.data.rows import Row
 

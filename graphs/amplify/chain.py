@@ -21,7 +21,8 @@ from reflux.agents.budget import Budget
 from reflux.agents.clients.retries import time_left
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.overseers.protocol import Overseer, follow_of
-from reflux.agents.prompts import question_problem, redact
+from reflux.agents.prompts import question_problem
+from reflux.agents.redaction import redact
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import (

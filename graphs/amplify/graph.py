@@ -24,7 +24,8 @@ from langgraph.types import Send
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import reserve_of
-from reflux.agents.prompts import question_problem, redact
+from reflux.agents.prompts import question_problem
+from reflux.agents.redaction import redact
 from reflux.agents.types import Answer, Ask, Chain, Step, SubQuestion, step_from_json, step_to_json
 from reflux.graphs.amplify.chain import walk_chain
 from reflux.graphs.amplify.context import AmplifyContext

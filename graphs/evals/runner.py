@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reflux.agents.errors import RefluxError, UsageError
-from reflux.agents.prompts import GRADER, grade_prompt, read_grade, redact
+from reflux.agents.prompts import GRADER, grade_prompt, read_grade
+from reflux.agents.redaction import redact
 from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Answered, Direct, Origin, System, answer_each

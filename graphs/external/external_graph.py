@@ -20,7 +20,7 @@ from typing import Any, cast
 from reflux.agents.clients.reasoning import split_reasoning
 from reflux.agents.clients.retries import RetryPolicy, worth_retrying
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.agents.verifiers import verdict_of
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, is_accepted

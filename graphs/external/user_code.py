@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from reflux.agents.errors import MissingError, RefluxError, UsageError
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.graphs.external.user_sources import Reference, is_installed, reference, source_digest
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from typing import Any
 
 from reflux.agents.clients.reasoning import apart
 from reflux.agents.errors import EndpointError, ReplayError
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.agents.tools.protocol import ToolReply
 from reflux.agents.types import (
     Answer,

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from reflux.agents.errors import UsageError
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.graphs.traces.database import BY_HUMANS, DISPUTED, Rows
 from reflux.graphs.traces.revisions import NEWEST, first_of, newest
 from reflux.graphs.traces.store import TraceStore

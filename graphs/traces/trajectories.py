@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from reflux.agents.clients.reasoning import text_of
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.agents.types import Completion
 from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.recorded_client import completion_of

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.graphs.traces.database import Statement
 from reflux.graphs.traces.recorded_client import row_of
 from reflux.graphs.traces.store import TraceStore

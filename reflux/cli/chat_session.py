@@ -21,7 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.files import write_whole
-from reflux.agents.prompts import question_problem, redact
+from reflux.agents.prompts import question_problem
+from reflux.agents.redaction import redact
 from reflux.agents.types import ChatRequest, Delta, Sampling
 from reflux.ask_context import MAX_TOKENS
 from reflux.cli.human_input import open_asking, unechoed

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.ask_context import name_of, overseers_of

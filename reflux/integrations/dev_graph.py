@@ -28,7 +28,7 @@ from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.ask_context import context_of
 from reflux.graphs.amplify.context import Limits
 from reflux.graphs.amplify.graph import build_graph

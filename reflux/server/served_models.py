@@ -19,7 +19,7 @@ from openai.types import Model
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.agents.tools.protocol import Grants
 from reflux.agents.types import ChatRequest as ModelRequest
 from reflux.agents.types import Sampling, ToolSpec

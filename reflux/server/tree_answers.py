@@ -10,7 +10,7 @@ from langchain_core.messages import BaseMessage, convert_to_messages
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
 from reflux.agents.overseers.scripted import asks_humans
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.agents.tools.protocol import Grants
 from reflux.agents.types import Completion
 from reflux.ask_context import NO_GRANTS, context_of

@@ -12,7 +12,8 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import HumanOverseer, ScriptedOverseer
-from reflux.agents.prompts import PLACEHOLDER, answer_prompt, redact
+from reflux.agents.prompts import answer_prompt
+from reflux.agents.redaction import PLACEHOLDER, redact
 from reflux.agents.types import (
     Answer,
     Ask,

@@ -66,7 +66,7 @@ async def test_a_reason_is_learned_and_written_before_the_answer() -> None:
         }
     )
     made = overseer_rows([demo])
-    replies = {row.prompt[-1]["content"]: row.completion for row in made.rows}
+    replies = {row.prompt[-1]["content"]: row.reply for row in made.rows}
     assert [*replies.values()][-1] == "Peru is in America.\nAnswer: No"
     answers = dict(zip(demo.questions[1:], ("Peru", "America"), strict=True))
     client = ScriptedClient(lambda r: {**answers, **replies}[r.messages[-1][1]])

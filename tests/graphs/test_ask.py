@@ -13,7 +13,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, MissingError, UsageError
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import ScriptedOverseer
-from reflux.agents.prompts import PLACEHOLDER
+from reflux.agents.redaction import PLACEHOLDER
 from reflux.agents.types import (
     Answer,
     Ask,

@@ -9,7 +9,7 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import EndpointError, ReplayError
-from reflux.agents.prompts import PLACEHOLDER
+from reflux.agents.redaction import PLACEHOLDER
 from reflux.agents.tools.protocol import ToolReply
 from reflux.agents.types import Answer, Ask, ChatRequest, Completion, SubQuestion, TokenLogprob
 from reflux.graphs.traces.recorded_client import RecordedClient

@@ -87,7 +87,10 @@ def test_a_share_of_the_trajectories_is_the_same_after_a_restart(tmp_path: Path)
     for folder in ("a", "b"):
         with scripted() as new, scripted() as old:
             options = {"endpoints": endpoints(new, old), "alias": {OLD: "new"}}
-            with serving(tmp_path / folder, **options, split={"new": 0.3}) as url:
+            with (
+                serving(tmp_path / folder, **options, split={"new": 0.3}) as url,
+                httpx2.Client(base_url=url) as client,
+            ):
                 for number in range(40):
                     said = f"T{number}"
                     turns = [{"role": "user", "content": f"t{number}"}]
@@ -97,7 +100,7 @@ def test_a_share_of_the_trajectories_is_the_same_after_a_restart(tmp_path: Path)
                     ]
                     for messages in (turns, turns + more):
                         body = {"model": OLD, "messages": messages}
-                        reply = httpx2.post(f"{url}/v1/chat/completions", json=body).json()
+                        reply = client.post("/v1/chat/completions", json=body).json()
                         assert reply["model"] == OLD
             assert len(new.asked) + len(old.asked) == 80
             taken.append(sorted(new.questions()))

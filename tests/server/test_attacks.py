@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from reflux.agents.errors import UsageError
-from reflux.agents.prompts import PLACEHOLDER, redact
+from reflux.agents.redaction import PLACEHOLDER, redact
 from reflux.server import guards
 from reflux.server.guards import client_of
 from reflux.server.settings import ServeSettings, check_exposure

@@ -20,7 +20,7 @@ from typing import Any, cast
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.files import read_text
 from reflux.agents.hub import online
-from reflux.agents.prompts import redact
+from reflux.agents.redaction import redact
 from reflux.graphs.evals.questions.forms import Form, Keys
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".eval")
