@@ -84,7 +84,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
     """Put the script and the tiny base in place, and wait for the signal when `moment` comes."""
     import torch
 
-    from reflux.cli import traces as trace_commands
+    from reflux.cli import trace_files
     from reflux.cli.progress import ProgressView
     from reflux.finetune import engines, rounds
 
@@ -109,7 +109,7 @@ def prepare(root: Path, base: Path, moment: tuple[str, int] | None) -> None:
     engines.LlamaCppClient = engines.BatchedClient = lambda *_: client
     put_base(base)
     rounds.write_report = before("report", rounds.write_report)
-    trace_commands.export = before("export", trace_commands.export)
+    trace_files.export = before("export", trace_files.export)
     show = ProgressView.__call__
 
     def progress(self: ProgressView, stage: str, done: int, total: int, detail: str) -> None:
