@@ -11,18 +11,14 @@ Claim: with reasons, at least 0.9 of the answers are the script's.
 
 import argparse
 import asyncio
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from benchmarks.default_model import model_name
+from benchmarks.default_model import model_name, scratch_run
 from benchmarks.natural_tasks import natural_tasks
 from benchmarks.overseer_arms import TOKENS, Scripts
 from benchmarks.report import Claim, Report
-from reflux.agents.overseers.demonstrations import Demonstration
 from reflux.agents.types import ChatClient, ChatRequest, Sampling
-from reflux.finetune.configs.run import BaseConfig, BatchedConfig
 from reflux.finetune.data.demonstrations import from_script
 from reflux.finetune.data.overseer_rows import overseer_rows
 from reflux.finetune.data.rows import Row
@@ -90,16 +86,16 @@ async def measure(config: Config, client: BatchedClient, folder: RunFolder, repo
             }
         )
         print(report.rows[-1], flush=True)
-        if shown == "reasons, too":
+        if demos is train:
             share = sum(combined) / len(combined)
             name = f"{model}: answers as the script's, with reasons"
             report.claims.append(Claim(name, share, ">=", 0.9, len(combined), (low, high)))
 
 
-async def checked(config: Config, report: Report) -> None:
+async def checked(report: Report) -> None:
     """What a smoke run can tell without a model: that the script's demonstrations make rows."""
-    made = await from_script(natural_tasks()[TASK].task, 4, natural_tasks()[TASK].level, 0)
-    demos: Sequence[Demonstration] = made.items
+    natural = natural_tasks()[TASK]
+    demos = (await from_script(natural.task, 4, natural.level, 0)).items
     report.rows.append({"demonstrations": len(demos), "rows": len(overseer_rows(demos).rows)})
 
 
@@ -111,15 +107,10 @@ def main(config: Config) -> None:
 
     async def run() -> None:
         if config.quick:
-            return await checked(config, report)
-        with tempfile.TemporaryDirectory() as scratch:
-            base = BaseConfig(model="" if config.model == "default" else config.model)
-            folder = RunFolder(Path(scratch), base)
-            client = BatchedClient(folder.models, BatchedConfig(context=2048))
-            try:
+            await checked(report)
+        else:
+            async with scratch_run(config.model, 2048) as (folder, client):
                 await measure(config, client, folder, report)
-            finally:
-                await client.close()
 
     asyncio.run(run())
     report.finish()

@@ -1,5 +1,8 @@
 """The default model on a selectable engine, for benchmarks that do not compare engines."""
 
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import gguf
@@ -9,6 +12,7 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.finetune.bases import Base, find_base
 from reflux.finetune.configs.run import BaseConfig, BatchedConfig
 from reflux.finetune.engine.client import BatchedClient
+from reflux.finetune.run_folder import RunFolder
 
 ENGINES = ("batched", "llama.cpp")
 SCRIPTED = "scripted"
@@ -48,6 +52,20 @@ def open_model(name: str, context: int) -> BatchedClient | LlamaCppClient | _Scr
         raise ValueError(f"{name} is no file; give a GGUF")
     files = find_base(BaseConfig(model=name)).files()
     return BatchedClient(lambda _: files, BatchedConfig(context=context))
+
+
+@asynccontextmanager
+async def scratch_run(name: str, context: int) -> AsyncGenerator[tuple[RunFolder, BatchedClient]]:
+    """A run folder of the default model, or of a GGUF by its path, and a client of the model and
+    of the students that are trained there; both last as long as the block."""
+    with tempfile.TemporaryDirectory() as scratch:
+        base = BaseConfig(model="" if name in ("default", SCRIPTED) else name)
+        folder = RunFolder(Path(scratch), base)
+        client = BatchedClient(folder.models, BatchedConfig(context=context))
+        try:
+            yield folder, client
+        finally:
+            await client.close()
 
 
 def model_name(base: Base) -> str:

@@ -23,14 +23,12 @@ difference.
 
 import argparse
 import asyncio
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.default_model import SCRIPTED, model_name, open_default_model
+from benchmarks.default_model import SCRIPTED, model_name, open_default_model, scratch_run
 from benchmarks.natural_tasks import Natural, natural_tasks
 from benchmarks.overseer_arms import (
     ARMS,
@@ -43,16 +41,12 @@ from benchmarks.overseer_arms import (
 )
 from benchmarks.report import Claim, Report
 from reflux.agents.types import ChatClient
-from reflux.finetune.configs.run import BaseConfig, BatchedConfig
-from reflux.finetune.engine.client import BatchedClient
-from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.ask import Origin, System, answer_all
 from reflux.graphs.evals.metrics import Difference, difference, wilson
 from reflux.graphs.traces.tree import load_tree
 
 MAX_VOTES = 16
 CONTEXT = 2048
-NO_FILE = ("default", SCRIPTED)
 
 
 @dataclass(frozen=True)
@@ -193,19 +187,11 @@ def main(config: Config) -> None:
         report.take_up()
 
     async def run() -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            base = BaseConfig(model="" if config.model in NO_FILE else config.model)
-            folder = RunFolder(Path(scratch), base)
-            client = (
-                open_default_model(SCRIPTED, CONTEXT)
-                if config.model == SCRIPTED
-                else BatchedClient(folder.models, BatchedConfig(context=CONTEXT))
-            )
-            try:
-                scripts = Scripts(client, config.seed, folder, config.demonstrations)
-                await measure(config, client, scripts, report)
-            finally:
-                await client.close()
+        async with scratch_run(config.model, CONTEXT) as (folder, batched):
+            is_script = config.model == SCRIPTED
+            client = open_default_model(SCRIPTED, CONTEXT) if is_script else batched
+            scripts = Scripts(client, config.seed, folder, config.demonstrations)
+            await measure(config, client, scripts, report)
 
     asyncio.run(run())
     report.finish()
