@@ -59,6 +59,8 @@ class Outcome(TypedDict):
     status: Status
     error: str | None
     spent: Spent
+    confidence: NotRequired[float | None]
+    """How sure the answer is, 0 to 1; see `reflux.graphs.voting.confidence`."""
 
 
 def failed_outcome(reason: str) -> Outcome:
@@ -150,7 +152,8 @@ class AmplifyState(NodeState):
     candidates: list[Candidate]
     """Answers to the root question that are weighed against one another."""
     weighed: dict[str, Any]
-    """What they weighed, once one is chosen."""
+    """What they weighed, once one is chosen; or whether the agent was sure enough, under
+    `cascade`."""
     outcome: Outcome | None
 
 

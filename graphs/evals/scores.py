@@ -9,7 +9,8 @@ from math import isnan, nan
 from typing import Any
 
 from reflux.graphs.amplify.state import Spent, is_accepted
-from reflux.graphs.evals.metrics import Calibration, calibration, wilson
+from reflux.graphs.evals.confidence.calibration import Calibration, calibration
+from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.traces.tree import Node
 
 KINDS = ("combined", "H", "copy", "tool")

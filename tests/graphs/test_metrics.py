@@ -10,16 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reflux.agents.errors import UsageError
-from reflux.graphs.evals.metrics import (
-    bootstrap,
+from reflux.graphs.evals.confidence.calibration import (
     brier,
     calibration,
     calibration_error,
-    difference,
-    mcnemar,
     reliability,
-    wilson,
 )
+from reflux.graphs.evals.metrics import bootstrap, difference, mcnemar, wilson
 
 answers = st.lists(
     st.tuples(st.integers(0, 12).map(lambda k: k / 12), st.booleans()), min_size=1, max_size=60
