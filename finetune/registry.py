@@ -26,6 +26,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import flush, write_json
 from reflux.agents.overseers.step_forms import OVERSEER, StepStyle, is_learned
 from reflux.finetune.configs.run import BaseConfig, Strict
+from reflux.graphs.voting.confidence import Scaling
 
 VERSION = 2
 """Of student.json and the evaluation files."""
@@ -37,7 +38,7 @@ Role = Literal["agent", "overseer"]
 FOLDER = ".overseer"
 """How the folder of a learned overseer ends, in the place of OVERSEER."""
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(?<!\.json)(?<!\.overseer)(:overseer)?")
-_RESERVED = re.compile(r"(amplified|base|direct|student|best-of-.*)(:overseer)?")
+_RESERVED = re.compile(r"(amplified|base|direct|student|best-of-.*|cascade-.*)(:overseer)?")
 """Names that `--model` and `--systems` give another meaning."""
 POINTERS: Mapping[Role, str] = {"agent": "current.json", "overseer": "overseer.json"}
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -99,6 +100,12 @@ class Student(Strict):
     """Its folder, a standard PEFT adapter."""
     scores: dict[str, Any] = Field(default={}, exclude=True)
     gates: list[dict[str, Any]] = Field(default=[], exclude=True)
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """What makes its confidence a probability, fitted on held-out answers of its evaluation."""
+        found = self.scores.get("student", {}).get("scaling")
+        return found and Scaling(found["temperature"], found["offset"])
 
     @property
     def adapter_gguf(self) -> Path | None:

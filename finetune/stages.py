@@ -148,7 +148,8 @@ class Stages:
         outcomes = await self.answers(system, source, questions, activity)
         tally = Tally()
         for one, other in zip(outcomes, expected, strict=True):
-            tally.add(one["answer"] == other["answer"], one["status"], one["spent"])
+            same, sure = one["answer"] == other["answer"], one.get("confidence")
+            tally.add(same, one["status"], one["spent"], confidence=sure)
         return tally.score(system.context.model)
 
     async def amplify(self, number: int, model: str) -> dict[str, Any]:

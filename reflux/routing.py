@@ -1,5 +1,5 @@
-"""`--route`: what an evaluation found direct and amplified decides which questions are divided, and
-what each way's answer weighs."""
+"""Which questions are divided: `--route` leaves that to what an evaluation found direct and
+amplified, which also decides what each way's answer weighs; `--cascade` to how sure the agent is."""
 
 import hashlib
 import json
@@ -15,8 +15,10 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import read_text
 from reflux.agents.overseers.router import MIN_PAST, Past, Routed, Router
 from reflux.file_options import FileOption
+from reflux.finetune.registry import Registry
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import first_request
+from reflux.graphs.voting.confidence import Cascade, Scaling
 
 WAYS = ("direct", "amplified")
 HOW = (
@@ -101,3 +103,14 @@ def _router_at(file: Path) -> tuple[Router, str]:
 ROUTES = FileOption(_router_at)
 route_of = ROUTES.of
 """The router that a question was asked with; None without one."""
+
+
+def recorded_cascade(
+    registry: Registry, agent: str, threshold: float | None
+) -> Mapping[str, float]:
+    """A cascade as the options of a question record it, with the scaling of the agent's confidence
+    where its evaluation has one; empty without a threshold."""
+    if threshold is None:
+        return {}
+    scaling = registry.get(agent).scaling if agent in registry.ids() else None
+    return Cascade(threshold, scaling or Scaling()).to_json()

@@ -72,9 +72,10 @@ class TrainingConfig(Strict):
     lora: dict[str, Any] = {}
     """Goes unchanged to PEFT's LoraConfig."""
     evaluation: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`)."""
+    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`): the
+    weights of the least such loss become the student, not the last ones."""
     early_stopping: int | None = Field(default=None, ge=1)
-    """Evaluations without a lower loss after which training ends with the best weights so far."""
+    """Evaluations without a lower loss after which training ends."""
     launch: str | dict[str, Any] | None = None
     """Trains in several processes: options of `accelerate launch`, or its config file."""
 

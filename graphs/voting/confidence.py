@@ -12,7 +12,7 @@ probability of being right: a `Scaling`, fitted on held-out answers, makes it on
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from reflux.agents.errors import check_range
@@ -80,6 +80,18 @@ class Cascade:
 
     def __post_init__(self) -> None:
         check_range("cascade", self.threshold, least=0, most=1)
+
+    def to_json(self) -> dict[str, float]:
+        """As the options of a question record it."""
+        return {"threshold": self.threshold, **asdict(self.scaling)}
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, float]) -> "Cascade | None":
+        """The inverse of `to_json`; None where nothing is recorded."""
+        if not recorded:
+            return None
+        rest = {name: value for name, value in recorded.items() if name != "threshold"}
+        return cls(recorded["threshold"], Scaling(**rest))
 
     def probability(self, confidence: float | None) -> float | None:
         """The probability that an answer is right; None where its confidence is unknown."""

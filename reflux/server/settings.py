@@ -75,6 +75,9 @@ class ModelNames(Access):
     split: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict[str, float])
     """Share of the trajectories that a model with an alias answers; 1 where none is given."""
     fallback: Fallback | None = None
+    cascade: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The models `amplified` divide only questions on which the agent is less sure than this; None
+    has them divide every question."""
 
 
 @dataclass(frozen=True)
