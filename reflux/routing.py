@@ -1,5 +1,5 @@
-"""Which questions are divided: `--route` leaves that to what an evaluation found direct and
-amplified, which also decides what each way's answer weighs; `--cascade` to how sure the agent is."""
+"""Which questions are divided: by `--route`, what an evaluation found direct and amplified decides,
+which is also what each way's answer weighs; by `--cascade`, how sure the agent is."""
 
 import hashlib
 import json

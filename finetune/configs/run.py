@@ -17,7 +17,7 @@ from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
-from reflux.finetune.configs.limits import GateConfig, SpendLimitConfig
+from reflux.finetune.configs.limits import GateConfig, RetentionConfig, SpendLimitConfig
 from reflux.finetune.configs.task import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Weighing
@@ -140,6 +140,7 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     batched: BatchedConfig = Field(default_factory=BatchedConfig)
     llama_cpp: EngineConfig = Field(default_factory=EngineConfig)
     gates: GateConfig = Field(default_factory=GateConfig)
+    retention: RetentionConfig = Field(default_factory=RetentionConfig)
     max_concurrency: int = Field(default=64, ge=1)
     """Questions amplified at once."""
 

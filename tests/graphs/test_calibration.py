@@ -203,7 +203,7 @@ def test_a_cascade_is_sure_at_its_threshold_and_never_of_the_unknown() -> None:
     assert Cascade.of(too_sure.to_json()) == too_sure
     assert Cascade.of({}) is None
     for wrong in (-0.1, 1.1, math.nan):
-        with pytest.raises(UsageError, match="cascade is .*at least 0 and at most 1"):
+        with pytest.raises(UsageError, match=r"cascade is .*at least 0 and at most 1"):
             Cascade(wrong)
 
 
@@ -234,7 +234,7 @@ def test_each_point_of_a_curve_is_what_its_threshold_would_do(found: list[Both])
     known = {each.confidence for each in found}
     assert len(points) == len(known) + 1
     best = best_threshold(found)
-    chosen = [p for p in points if (2.0 if p.threshold is None else p.threshold) >= best][0]
+    chosen = next(p for p in points if (2.0 if p.threshold is None else p.threshold) >= best)
     assert chosen.accuracy == max(p.accuracy for p in points)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reflux.agents.errors import UsageError
 from reflux.graphs.evals.metrics import bootstrap, difference, mcnemar, wilson
 
+
 @pytest.mark.parametrize(
     ("right", "n", "low", "high"),
     # The first from Newcombe 1998, table I, method 3.
