@@ -168,6 +168,13 @@ def spent(calls: Sequence[Sequence[RecordedCall]]) -> dict[str, Any]:
     }
 
 
+def words_of(folder: Path, name: str, base: Any, sft: Any, seed: int) -> list[object]:
+    """The command that distills with these settings."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"base": base, "sft": sft, "seed": seed}))
+    return ["distill", "--config", path, "--near", 0]
+
+
 def distilled(config: Config, folder: Path) -> tuple[float, float]:
     """Make the student; tokens that a teacher reads and writes in a task, as the base counts."""
     base = {"tools": "text"} | ({"model": config.model} if config.model else {})
@@ -176,14 +183,11 @@ def distilled(config: Config, folder: Path) -> tuple[float, float]:
         BASE: {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 1},
     }
     for student, sft in settings.items():
-        path = folder / f"{student}.yaml"
-        path.write_text(yaml.safe_dump({"base": base, "sft": sft, "seed": config.seed}))
-        words = ["distill", "--config", path, "--near", 0, "--rows", "trajectories"]
-        reflux(*words, "--run", folder / "app", "--student", student)
-    words = ["distill", "--config", path, "--near", 0, "--run", folder / "teacher", "--dry-run"]
-    whole, each = (
-        json.loads(reflux(*words, "--rows", rows, "--json")) for rows in ("trajectories", "calls")
-    )
+        words = [*words_of(folder, student, base, sft, config.seed), "--run", folder / "app"]
+        reflux(*words, "--student", student, "--rows", "trajectories")
+    words = words_of(folder, BASE, base, {}, config.seed)
+    words += ["--run", folder / "teacher", "--dry-run", "--json"]
+    whole, each = (json.loads(reflux(*words, "--rows", by)) for by in ("trajectories", "calls"))
     written = whole["tokens"]["counted"] / whole["measured"]
     sent = each["tokens"]["sum"] / each["measured"] * each["rows"] / whole["rows"]
     return sent - written, written
