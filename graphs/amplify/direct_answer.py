@@ -28,11 +28,11 @@ from reflux.graphs.amplify.state import (
     failed_outcome,
     is_accepted,
     plus,
+    with_confidence,
 )
 from reflux.graphs.traces.events import answered
 from reflux.graphs.traces.store import CallKey
 from reflux.graphs.voting.combiners import Expert
-from reflux.graphs.voting.confidence import confidence_of
 from reflux.graphs.voting.voting import Vote, is_truncated, next_votes, tally, winner
 
 NO_ROOM = "the token limit cut every reply before its answer began: raise --max-tokens"
@@ -147,16 +147,7 @@ async def _answer_by_votes(
     if flags := {vote.flag for vote in votes if vote.flag}:
         detail["flags"] = {name: sum(v.flag == name for v in votes) for name in sorted(flags)}
     await record_answer(context, node, outcome, detail)
-    return _with_confidence(outcome, detail, votes[-1].logprob if votes else None)
-
-
-def _with_confidence(
-    outcome: Outcome, detail: Mapping[str, Any], min_logprob: float | None
-) -> Outcome:
-    if outcome["answer"] is None:
-        return outcome
-    about = {**detail, "answer": outcome["answer"]}
-    return {**outcome, "confidence": confidence_of(about, min_logprob)}
+    return with_confidence(outcome, detail, votes[-1].logprob if votes else None)
 
 
 def first_vote(context: AmplifyContext, node: NodeRef) -> int:
@@ -302,7 +293,7 @@ async def _answer_by_panel(
     spent, key = plus(*(cost for _, cost in results)), node.key("consensus", number)
     outcome, detail = await combine_votes(context, key, node.question, votes, left, spent)
     await record_answer(context, node, outcome, detail, ("panel", "direct"))
-    return _with_confidence(outcome, detail, None)
+    return with_confidence(outcome, detail, None)
 
 
 async def _answer_by_tool(context: AmplifyContext, node: NodeRef, name: str) -> Outcome:
