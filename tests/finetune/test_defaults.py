@@ -47,8 +47,9 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     },
     GateConfig: {
         "imitation": 0.95, "retention": 0.9, "agreement": 0, "regression": 0.05, "canary": 0.2,
-        "parity": 0.8,
+        "forgetting": 0.1, "parity": 0.8,
     },
+    RetentionConfig: {"questions": 20},
     SpendLimitConfig: {
         "seconds": None, "money": None, "calls": None, "tokens": None, "prices": {},
     },
