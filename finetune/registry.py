@@ -102,12 +102,6 @@ class Student(Strict):
     gates: list[dict[str, Any]] = Field(default=[], exclude=True)
 
     @property
-    def scaling(self) -> Scaling | None:
-        """What makes its confidence a probability, fitted on held-out answers of its evaluation."""
-        found = self.scores.get("student", {}).get("scaling")
-        return found and Scaling(found["temperature"], found["offset"])
-
-    @property
     def adapter_gguf(self) -> Path | None:
         """The adapter in the form that llama.cpp loads, where there is one."""
         return self.path / ADAPTER_GGUF if self.adapter_gguf_sha256 else None
@@ -195,6 +189,12 @@ class Registry:
                     "another id"
                 )
         return student
+
+    def scaling(self, model: str) -> Scaling | None:
+        """What makes a student's confidence a probability; None without its evaluation."""
+        scores = self._read(model).scores if model in self.ids() else {}
+        found = scores.get("student", {}).get("scaling")
+        return found and Scaling(found["temperature"], found["offset"])
 
     def current(self, role: Role = "agent") -> Student | None:
         """The promoted student, verified; None where the base is the agent, or where no learned

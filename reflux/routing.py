@@ -112,5 +112,4 @@ def recorded_cascade(
     where its evaluation has one; empty without a threshold."""
     if threshold is None:
         return {}
-    scaling = registry.get(agent).scaling if agent in registry.ids() else None
-    return Cascade(threshold, scaling or Scaling()).to_json()
+    return Cascade(threshold, registry.scaling(agent) or Scaling()).to_json()
