@@ -102,7 +102,7 @@ async def student_of(
     name: str, base: AmplifyContext, folder: RunFolder, config: Config, seed: int
 ) -> Student:
     """Train the student of a task."""
-    id = f"cascade-of-{name}-{seed}"
+    id = f"{name}-{seed}"
     if name == "addition":
         sums, prompt = Addition(), Addition.system_prompt
         texts = [q for level in (1, 2) for q in sums.sample(config.learned, level, "train", seed)]

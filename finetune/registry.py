@@ -38,7 +38,7 @@ Role = Literal["agent", "overseer"]
 FOLDER = ".overseer"
 """How the folder of a learned overseer ends, in the place of OVERSEER."""
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(?<!\.json)(?<!\.overseer)(:overseer)?")
-_RESERVED = re.compile(r"(amplified|base|direct|student|best-of-.*|cascade-.*)(:overseer)?")
+_RESERVED = re.compile(r"(amplified|base|direct|student|best-of-.*|cascade-[0-9.]+)(:overseer)?")
 """Names that `--model` and `--systems` give another meaning."""
 POINTERS: Mapping[Role, str] = {"agent": "current.json", "overseer": "overseer.json"}
 _Model = TypeVar("_Model", bound=BaseModel)
