@@ -2,13 +2,13 @@
 for any question of four (Yu et al. 2024, arXiv 2407.06023, section 4.1: 98.0% in one call).
 
 `last letters: GRAPE PLUM LEMON KIWI` asks for `E M N I`. H says the last letter of some thousand
-single words, and round 0 imitates it. Round 1 divides questions of four into words, most of which H
-never labelled: copies of the student answer them by votes, H joins the letters, and the next student
-learns question and joined answer. H knows no other word, and nothing looks whether an answer is
-right; the check sees that each letter occurs in its word.
+single words, and round 0 imitates it. Round 1 divides questions of four into words, most of which
+H never labelled: copies of the student answer them by votes, H joins the letters, and the next
+student learns question and joined answer. H knows no other word, and nothing looks whether an
+answer is right; the check sees that each letter occurs in its word.
 
-Words are written in capitals, which the tokenizer cuts into short pieces: some five hundred different
-pieces end 97% of all words, so that a small model meets nearly every end of a word in training.
+Words are written in capitals, which the tokenizer cuts into short pieces: some five hundred pieces
+end 97% of all words, so that a small model meets nearly every end of a word in training.
 
 Claims: the student, in one call, on words that are held out; the calls that it saves; no word of a
 held-out question is in a row.

@@ -46,6 +46,8 @@ class StudentPlan:
     parent: str | None = None
     style: StepStyle | None = None
     """Of the rows of an overseer."""
+    pairs: Sequence[Mapping[str, Any]] = ()
+    """Of an accepted and a rejected answer, as TRL takes them."""
 
 
 def distill(
@@ -93,6 +95,7 @@ def distill(
             settings["sft"] = overseer_sft(settings["sft"], len(plan.rows))
         options = {**settings, "checkpoints": checkpoints, "on_progress": on_progress}
         launch = options.pop("launch")
+        del options["preferences"]
         if launch:
             report = train_in_processes(
                 plan.rows, base, folder, launch, check_stop, on_note=on_note, **options
@@ -100,6 +103,7 @@ def distill(
             trained = TrainReport(**report)
         else:
             trained = train(plan.rows, base, folder, on_note=on_note, **options)
+        preferred = _prefer(plan, base, folder, on_progress, on_note)
         if can_export(base.folder):
             export_adapter(folder, base.folder, folder / ADAPTER_GGUF)
         progress(f"compare the engines on {plan.id}", 0, 1, "")
@@ -115,8 +119,31 @@ def distill(
                 base.config,
             ),
             rows_digest=plan.rows_digest,
-            config={**settings, "report": asdict(trained)},
+            config={**settings, "report": asdict(trained) | preferred},
         )
+
+
+def _prefer(
+    plan: StudentPlan,
+    base: Base,
+    folder: Path,
+    on_progress: Callable[[TrainingStep], None],
+    on_note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train the adapter in a folder on the plan's pairs, where it has enough; what to report."""
+    config = plan.config.preferences
+    if config is None:
+        return {}
+    if (n := len(plan.pairs)) < config.min_pairs:
+        on_note(f"{n} pairs are fewer than preferences.min_pairs {config.min_pairs}: not trained")
+        return {"preferences": {"pairs": n, "steps": 0}}
+    from reflux.finetune.train.preferences import prefer
+
+    on_note(f"{n} pairs of an accepted and a rejected answer")
+    report = prefer(
+        plan.pairs, base, folder, dpo=config.dpo, seed=plan.config.seed, on_progress=on_progress
+    )
+    return {"preferences": asdict(report)}
 
 
 def overseer_sft(sft: Mapping[str, Any], rows: int) -> dict[str, Any]:
@@ -161,3 +188,7 @@ def check_options(config: DistillConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
         sft_arguments(config.sft, scratch, config.seed, config.evaluation, config.early_stopping)
         lora_config(config.lora)
+        if config.preferences is not None:
+            from reflux.finetune.train.preferences import dpo_arguments
+
+            dpo_arguments(config.preferences.dpo, scratch, config.seed)

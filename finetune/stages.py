@@ -15,6 +15,7 @@ from reflux.agents.errors import RefluxError
 from reflux.agents.tools.protocol import Grants
 from reflux.finetune.cancelling import cancellable
 from reflux.finetune.configs.run import RoundsConfig, RoundSpec
+from reflux.finetune.data.preferences import training_pairs
 from reflux.finetune.data.questions import (
     MAX_HELD_OUT,
     anchor_prompts,
@@ -230,6 +231,7 @@ class Stages:
                 rows=[row.train() for row in training_rows],
                 rows_digest=rows_digest(training_rows),
                 config=self.config.distillation(self.spec(number)),
+                pairs=training_pairs(self.run.store, rows, self.task, number, self.config),
             )
             await self.run.rest()
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))

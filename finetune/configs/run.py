@@ -18,6 +18,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
 from reflux.finetune.configs.limits import GateConfig, SpendLimitConfig
+from reflux.finetune.configs.preferences import PreferenceConfig
 from reflux.finetune.configs.targets import TargetConfig, Targets
 from reflux.finetune.configs.task import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
@@ -80,6 +81,8 @@ class TrainingConfig(Strict):
     """Trains in several processes: options of `accelerate launch`, or its config file."""
     targets: Targets = TargetConfig()
     """What is learned of each answer: a kind, or a mapping with a `kind`."""
+    preferences: PreferenceConfig | None = None
+    """After the rows, pairs of an accepted and a rejected answer: `{}` for the defaults."""
 
     @model_validator(mode="after")
     def _held_out(self) -> Self:
@@ -92,6 +95,8 @@ class TrainingConfig(Strict):
                 f"targets {self.targets.kind} are trained in one process: leave out launch, or "
                 "take hard targets"
             )
+        if self.launch is not None and self.preferences is not None:
+            raise ValueError("preferences are trained in one process: leave out launch")
         return self
 
 
