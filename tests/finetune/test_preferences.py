@@ -1,5 +1,6 @@
 """Preferences: pairs of answers from votes, checks and people, and DPO on top of the student."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ VOTES = VotePolicy(margin=2, max_votes=3, min_logprob=None)
 class Words(Task):
     name = "words"
 
+    def primitives(self) -> Sequence[str]:
+        """None of them is held out."""
+        return ("root", "x", "y", "z")
+
 
 def doubtful(request: ChatRequest) -> str:
     """The second copy says something else; of `z` the first says what the check refuses."""
     question = request.messages[-1][1]
     if question == "z" and request.vote == 0:
         return "bad"
-    return "other" if request.vote == 1 and question != "y" else question.upper()
+    return "other" if request.vote == 1 and question == "x" else question.upper()
 
 
 async def pairs_in(store: TraceStore, left_out: LeftOut | None = None) -> set[tuple[str, ...]]:
