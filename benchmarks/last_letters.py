@@ -282,6 +282,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="a smoke run without a model")
     parser.add_argument("--labelled", type=int, default=Config.labelled, help="words H labels")
     parser.add_argument("--questions", type=int, default=Config.questions, help="of four words")
+    parser.add_argument("--repeats", type=int, default=Config.repeats, help="of each label")
     parser.add_argument("-n", type=int, default=Config.n, help="held-out questions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="of the run; one that is there goes on")

@@ -9,19 +9,18 @@ All are made from the same trees, and one engine serves them side by side: ROMA'
 2602.01848), each with weights of its own.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import Overseer, OverseerContext, WrappedOverseer
 from reflux.agents.overseers.step_forms import LEARNED
 from reflux.agents.types import Step
 from reflux.agents.verifiers import CriticVerifier
+from reflux.finetune.configs.run import ServedRole
+from reflux.finetune.registry import Registry
 from reflux.graphs.amplify.context import AmplifyContext
 
-RoleAdapter = Literal["answerer", "aggregator", "verifier"]
-SERVED: tuple[Literal["aggregator", "verifier"], ...] = ("aggregator", "verifier")
-"""Roles whose students have names of their own, NAME:ROLE; an answerer is an agent."""
 VERDICT_TOKENS = 8
 """Of a learned verifier's reply, which is one word."""
 
@@ -41,25 +40,35 @@ class Combining(WrappedOverseer):
         return await by.act(context)
 
 
-def aggregator_of(student: str, max_tokens: int | None = None) -> ModelOverseer:
-    """A learned aggregator by the name of its model, asked as it was trained."""
-    tokens = max_tokens or ModelOverseer.max_tokens
-    return ModelOverseer(student, max_tokens=tokens, form=LEARNED.form, brief=True)
+@dataclass(frozen=True)
+class LearnedVerifier(CriticVerifier):
+    """A critic that has learned from what was accepted and refused."""
+
+    max_tokens: int = VERDICT_TOKENS
 
 
 def with_roles(
-    context: AmplifyContext,
-    aggregator: str | None = None,
-    verifier: str | None = None,
-    max_tokens: int | None = None,
+    context: AmplifyContext, models: Mapping[ServedRole, str], max_tokens: int | None = None
 ) -> AmplifyContext:
-    """The context in which models of these names combine sub-answers and judge answers; any model
-    may take both parts."""
-    if aggregator is not None:
-        by = aggregator_of(aggregator, max_tokens)
-        overseers = tuple(Combining(overseer, by) for overseer in context.overseers)
-        context = replace(context, overseers=overseers)
-    if verifier is not None:
-        judge = CriticVerifier(verifier, VERDICT_TOKENS)
-        context = replace(context, verifiers=(*context.verifiers, judge))
+    """The context in which models of these names combine sub-answers and judge answers, in the
+    place of those that did; any model may take several parts."""
+    if (name := models.get("aggregator")) is not None:
+        tokens = max_tokens or ModelOverseer.max_tokens
+        by = ModelOverseer(name, max_tokens=tokens, form=LEARNED.form, brief=True)
+        context = replace(
+            context,
+            overseers=tuple(
+                Combining(each.inner if isinstance(each, Combining) else each, by)
+                for each in context.overseers
+            ),
+        )
+    if (name := models.get("verifier")) is not None:
+        others = [each for each in context.verifiers if not isinstance(each, LearnedVerifier)]
+        context = replace(context, verifiers=(*others, LearnedVerifier(name)))
     return context
+
+
+def promoted_roles(registry: Registry, roles: Iterable[ServedRole]) -> dict[ServedRole, str]:
+    """The promoted students of these roles, as far as there are some."""
+    students = {role: registry.current(role) for role in roles}
+    return {role: student.id for role, student in students.items() if student is not None}

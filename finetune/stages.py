@@ -29,6 +29,7 @@ from reflux.finetune.data.questions import (
 from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.gates import agreement, judge, passed_checks
 from reflux.finetune.learned_overseer import Fallback, learned_overseer, resolved
+from reflux.finetune.roles import promoted_roles, with_roles
 from reflux.finetune.run_folder import OpenRun
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted
@@ -80,16 +81,16 @@ class Stages:
         if learned == "":
             promoted = registry.current("overseer") if setup.learn else None
             learned = promoted.id if promoted else None
-        client, original = self.run.recorded_client, learned is None
-        limit = self.spend_limit
-        context = self.config.context(client, model, original=original, spend_limit=limit)
+        client, limit = self.run.recorded_client, self.spend_limit
+        context = self.config.context(client, model, original=learned is None, spend_limit=limit)
         context = task_context(context, self.task).granting(self.grants)
         overseers = context.overseers
         if learned:
             own = learned_overseer(learned, self.config.max_tokens)
             falls_back = setup.fallback == "original"
             overseers = (Fallback(own, overseers[0]) if falls_back else own,)
-        return replace(context, overseers=resolved(self.run, overseers))
+        context = replace(context, overseers=resolved(self.run, overseers))
+        return with_roles(context, promoted_roles(registry, self.config.roles))
 
     def source(self, number: int, system: str, split: str, task: str | None = None) -> Origin:
         """The provenance of a question of this run."""
@@ -214,8 +215,7 @@ class Stages:
         """Train a LoRA on the pristine base and write the student, unless it is written."""
         from reflux.finetune.distillation import StudentPlan, distill
 
-        name = student_name(number)
-        registry = self.run.folder.registry
+        name, registry = student_name(number), self.run.folder.registry
         rows, training_rows = self.rows(number)
         if name not in [student.id for student in registry.list()]:
             if not rows:

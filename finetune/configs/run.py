@@ -30,6 +30,7 @@ _Config = TypeVar("_Config", bound=BaseModel)
 MAX_ROUNDS = 100
 ATTENTIONS = r"^(eager|sdpa|flex_attention|flash_attention_[234]|[^/]+/.+)$"
 """Those that transformers has for training, or a kernel of the Hub."""
+ServedRole = Literal["aggregator", "verifier"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """As numpy takes it."""
 
@@ -147,6 +148,9 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     agent: Annotated[EngineSpec | None, BeforeValidator(engine_spec)] = None
     """The agent until a student takes its place, if not the base: `endpoint:MODEL@URL`, or a
     mapping as of `engine`. That of round 0, which has only imitated the overseer, does not."""
+    roles: tuple[ServedRole, ...] = ()
+    """Parts of the amplified system for which each round trains an adapter of its own: to combine
+    sub-answers (`aggregator`), to judge answers (`verifier`)."""
     keep_agent: bool = False
     """No student takes the agent's place: the same one answers in every round."""
     batched: BatchedConfig = Field(default_factory=BatchedConfig)

@@ -74,26 +74,41 @@ def with_other(rows: Iterable[Row], left_out: LeftOut) -> Iterator[Row]:
 
 def voted(store: TraceStore, task: Task, last_round: int, left_out: LeftOut) -> Iterator[Row]:
     """A row for each question in an accepted tree on whose answer copies disagreed."""
+    for root, each in accepted_votes(store, task, last_round, left_out):
+        if (other := outvoted(each, task.normalise)) is None:
+            left_out.add("no answer was rejected", each.root, each.question)
+            continue
+        yield Row(
+            prompt=tuple(messages(each.question, task.system_prompt)),
+            completion=reply_of(str(each.answer)),
+            question=each.question,
+            task=root["task"],
+            provenance={
+                "trajectory": each.root,
+                "node": "vote",
+                **{name: root[name] for name in ("run", "round", "system")},
+            },
+            rejected=other,
+        )
+
+
+def accepted_votes(
+    store: TraceStore, task: Task, last_round: int, left_out: LeftOut
+) -> Iterator[tuple[Any, VotedQuestion]]:
+    """Each question that copies answered in the accepted trees of a run up to a round, with its
+    root, without held-out ones."""
     roots = {root["id"]: root for root in store.select(ACCEPTED, (last_round,))}
     rejected = rejected_by_humans(store)
     for each in voted_questions(store, "amplified"):
         root = roots.get(each.root)
-        if root is None or first_of(each.root) in rejected:
+        if root is None or each.answer is None:
             left_out.add("its tree was not accepted", each.root, each.question)
+        elif first_of(each.root) in rejected:
+            left_out.add("rejected by a human", each.root, each.question)
         elif is_withheld(task, each.question):
             left_out.add("held out", each.root, each.question)
-        elif each.answer is None or (other := outvoted(each, task.normalise)) is None:
-            left_out.add("no answer was rejected", each.root, each.question)
         else:
-            about = {name: root[name] for name in ("run", "round", "system")}
-            yield Row(
-                prompt=tuple(messages(each.question, task.system_prompt)),
-                completion=reply_of(each.answer),
-                question=each.question,
-                task=root["task"],
-                provenance={"trajectory": each.root, "node": "vote", **about},
-                rejected=other,
-            )
+            yield root, each
 
 
 def outvoted(each: VotedQuestion, normalise: Callable[[str], str]) -> str | None:
