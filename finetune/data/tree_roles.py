@@ -78,7 +78,8 @@ def _answerer(store: TraceStore, task: Task, last_round: int, left_out: LeftOut)
             )
         )
     unique = {(row.question, row.reply): row for row in kept}
-    left_out.counts["asked more than once"] += len(kept) - len(unique)
+    if twice := len(kept) - len(unique):
+        left_out.counts["asked more than once"] += twice
     return list(unique.values())
 
 

@@ -57,8 +57,12 @@ def verifier_rows(
         for side in found.values()
     ]
     n = min(map(len, sides))
-    left_out.counts["judged both ways"] += len(doubtful)
-    left_out.counts["more of the other verdict"] += sum(map(len, sides)) - 2 * n
+    for reason, count in (
+        ("judged both ways", len(doubtful)),
+        ("more of the other verdict", sum(map(len, sides)) - 2 * n),
+    ):
+        if count:
+            left_out.counts[reason] += count
     return training_order([row for side in sides for row in side[:n]], seed)
 
 

@@ -3,6 +3,7 @@ learn them."""
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified, Origin, answer_all
-from reflux.graphs.evals.task import Task, task_context
+from reflux.graphs.evals.task import Task, is_held_out, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
@@ -89,8 +90,14 @@ def shown(rows: Sequence[Row]) -> set[tuple[str, str]]:
 
 async def test_one_tree_has_rows_of_every_role(store: TraceStore) -> None:
     task = Sums()
-    (question,) = task.sample(1, 1, "train", 0)
-    one, two, _ = map(int, question.split(" + "))
+    one, two = next(
+        (a, b)
+        for a, b in product(range(2, 9), repeat=2)
+        if not any(
+            is_held_out(task, text) for text in (f"{a} + {b}", f"{a + b} + 4", f"{a} + {b} + 4")
+        )
+    )
+    question = f"{one} + {two} + 4"
     system = Amplified(context_of(store, task, ScriptedClient(adds)))
     (outcome,) = await answer_all(system, TRAIN, [question])
     assert outcome["answer"] == str(one + two + 4)
