@@ -24,6 +24,8 @@ from reflux.finetune.configs.run import DistillConfig
 from reflux.finetune.export.gguf import can_export, export_adapter
 from reflux.finetune.export.parity import certify
 from reflux.finetune.registry import ADAPTER_GGUF, Registry, StudentBase
+from reflux.finetune.targets.teacher import teacher_folder
+from reflux.finetune.targets.training import trainer_for
 from reflux.finetune.train.launch import check_launch, train_in_processes
 from reflux.finetune.train.options import lora_config, sft_arguments
 from reflux.finetune.train.progress import TrainingStep, newest_checkpoint
@@ -81,6 +83,7 @@ def distill(
 
     registry.check_new(plan.id)
     base = find_base(plan.config.base)
+    teacher = teacher_folder(plan.config.targets, registry, plan.parent, base)
     progress("load the base", 0, 1, "")
     base.folder  # noqa: B018 - a GGUF is unpacked here
     check_stop()
@@ -94,15 +97,15 @@ def distill(
         if plan.style is not None:
             settings["sft"] = overseer_sft(settings["sft"], len(plan.rows))
         options = {**settings, "checkpoints": checkpoints, "on_progress": on_progress}
-        launch = options.pop("launch")
-        del options["preferences"]
+        launch, _, _ = (options.pop(name) for name in ("launch", "targets", "preferences"))
         if launch:
             report = train_in_processes(
                 plan.rows, base, folder, launch, check_stop, on_note=on_note, **options
             )
             trained = TrainReport(**report)
         else:
-            trained = train(plan.rows, base, folder, on_note=on_note, **options)
+            make = trainer_for(plan.config.targets, teacher)
+            trained = train(plan.rows, base, folder, make_trainer=make, on_note=on_note, **options)
         preferred = _prefer(plan, base, folder, on_progress, on_note)
         if can_export(base.folder):
             export_adapter(folder, base.folder, folder / ADAPTER_GGUF)

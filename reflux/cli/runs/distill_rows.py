@@ -187,6 +187,8 @@ def _of_file(path: Path) -> Iterator[Row]:
             task="",
             provenance={"trajectory": f"{path.name}:{number}", "source": path.name, "node": "file"},
             tools=tuple(row.get("tools", ())),
+            weight=row.get("weight", 1.0),
+            teacher=tuple(row.get("teacher", ())),
         )
 
 
