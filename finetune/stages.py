@@ -26,7 +26,7 @@ from reflux.finetune.data.questions import (
     overlap,
     planned_questions,
 )
-from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order
+from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order, why_no_rows
 from reflux.finetune.gates import agreement, judge, passed_checks
 from reflux.finetune.learned_overseer import Fallback, learned_overseer, resolved
 from reflux.finetune.roles import promoted_roles, with_roles
@@ -220,8 +220,8 @@ class Stages:
         if name not in [student.id for student in registry.list()]:
             if not rows:
                 raise RefluxError(
-                    f"round {number} has no accepted answers to train on; see why questions "
-                    "failed with `reflux traces list`"
+                    f"round {number} has no accepted answers to train on; "
+                    f"{why_no_rows(self.run.store, number)}; see `reflux traces list`"
                 )
             parent = registry.current()
             plan = StudentPlan(

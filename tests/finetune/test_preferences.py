@@ -1,7 +1,10 @@
 """Preferences: pairs of answers from votes, checks and people, and DPO on top of the student."""
 
+import errno
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.types import ChatRequest
-from reflux.finetune.configs.run import RoundsConfig
+from reflux.finetune.configs.run import DistillConfig, RoundsConfig
 from reflux.finetune.data.preferences import preference_rows, training_pairs
 from reflux.finetune.data.recorded import LeftOut
 from reflux.finetune.data.rows import Row, accepted, corrections
@@ -19,6 +22,8 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
 from tests.support.amplifying import amplified, asking, rejecting
 from tests.support.overriding import override
+from tests.support.run_folders import make_run, put_base
+from tests.support.sums import compare_little
 
 TRAIN = Origin("run", 1, "amplified", "words", "train")
 VOTES = VotePolicy(margin=2, max_votes=3, min_logprob=None)
@@ -119,3 +124,42 @@ def test_the_student_prefers_what_was_accepted_and_keeps_the_form_of_a_student(
     with pytest.raises(RefluxError, match="loss on pairs is nan"):
         prefer(pairs, base, tmp_path, dpo={"max_steps": 3, "learning_rate": 1e30})
     assert load_file(tmp_path / "adapter_model.safetensors").keys() == before.keys()
+
+
+@pytest.mark.engine
+def test_a_disk_that_is_full_in_mid_save_leaves_the_old_student_whole(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reflux.finetune.distillation import StudentPlan, distill
+    from reflux.finetune.train import sft
+
+    put_base(tiny_base, monkeypatch.setattr)
+    compare_little(monkeypatch.setattr)
+    registry = make_run(tmp_path / "run").registry
+    before = sorted(path.name for path in registry.root.rglob("*"))
+    pairs = [pair(f"{a}+1=?", str(a + 1), str(a)) for a in range(4)]
+    rows = [{"prompt": each["prompt"], "completion": each["chosen"]} for each in pairs]
+    config = DistillConfig.model_validate(
+        {"sft": {"max_steps": 1}, "preferences": {"dpo": {"max_steps": 1}, "min_pairs": 4}}
+    )
+    written: list[str] = []
+    copy = shutil.copyfile
+
+    def full(source: Path, target: Path) -> None:
+        written.append(target.name)
+        copy(source, target)
+        if len(written) == 4:  # The adapter of the rows was written; that of the pairs is half.
+            target.write_bytes(target.read_bytes()[:100])
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(sft.shutil, "copyfile", full)
+    plan = StudentPlan("student-new", rows, "digest", config, pairs=pairs)
+    with pytest.raises(OSError, match="No space left"):
+        distill(registry, plan, lambda *_: None, Event())
+    assert len(written) == 4
+    assert sorted(path.name for path in registry.root.rglob("*")) == before
+    assert registry.current().id == "student-r1"  # type: ignore[union-attr] - verified
+    monkeypatch.setattr(sft.shutil, "copyfile", copy)
+    distill(registry, plan, lambda *_: None, Event())
+    report = registry.get("student-new").config["report"]["preferences"]
+    assert (report["pairs"], report["steps"]) == (4, 1)

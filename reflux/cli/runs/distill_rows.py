@@ -22,7 +22,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.configs.run import BaseConfig
     from reflux.finetune.data.conversations import read_rows
     from reflux.finetune.data.recorded import LeftOut, RowOptions, recorded_rows
-    from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order
+    from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order, why_no_rows
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.traces.database import reading
     from reflux.graphs.traces.selection import COLUMNS, selecting
@@ -100,10 +100,12 @@ def rows_for(
 def _in_order(folder: RunFolder, seed: int) -> list[Row]:
     recorded = training_order(rows_of_run(folder), seed)
     if not recorded:
+        with closing(folder.store()) as store:
+            why = why_no_rows(store)
         raise UsageError(
-            f"{folder.path} has no accepted trajectories: run `reflux run` first, correct or "
-            "approve an answer with `reflux review`, or name recorded calls with --where; what was "
-            "only asked is not learned"
+            f"{folder.path} has no accepted trajectories ({why}): run `reflux run` first, correct "
+            "or approve an answer with `reflux review`, or name recorded calls with --where; what "
+            "was only asked is not learned"
         )
     return recorded
 
