@@ -37,11 +37,12 @@ Role = Literal["agent", "overseer", "aggregator", "verifier"]
 _OTHERS = get_args(Role)[1:]
 """Roles that the id of a student ends in, after a colon; its folder has a dot there."""
 _END = rf"({'|'.join(_OTHERS)})"
-_NO_END = "".join(rf"(?<!\.{end})" for end in ("json", *_OTHERS))
-_ID = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,127}}{_NO_END}(:{_END})?")
+_NOT = "".join(rf"(?<!\.{end})" for end in ("json", *_OTHERS))
+_ID = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,127}}{_NOT}(:{_END})?")
 _RESERVED = re.compile(rf"(amplified|base|direct|student|best-of-.*)(:{_END})?")
 """Names that `--model` and `--systems` give another meaning."""
-POINTERS = {"agent": "current.json"} | {role: f"{role}.json" for role in _OTHERS}
+_FILES = {"agent": "current"}
+POINTERS: Mapping[Role, str] = {r: f"{_FILES.get(r, r)}.json" for r in get_args(Role)}
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -120,8 +121,7 @@ class Registry:
         block ends without an error.
 
         The block writes the adapter, its tokenizer and, where there is one, its form for llama.cpp
-        into the folder, and sets `parent`, `round`,
-        `base`, `rows_digest` and `config` of `Student`.
+        into the folder, and sets `parent`, `round`, `base`, `rows_digest`, `config` of `Student`.
 
         Raises:
             UsageError: the id is invalid or exists, or a file or a field is missing at the end.

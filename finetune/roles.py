@@ -70,5 +70,8 @@ def with_roles(
 
 def promoted_roles(registry: Registry, roles: Iterable[ServedRole]) -> dict[ServedRole, str]:
     """The promoted students of these roles, as far as there are some."""
-    students = {role: registry.current(role) for role in roles}
-    return {role: student.id for role, student in students.items() if student is not None}
+    found: dict[ServedRole, str] = {}
+    for role in roles:
+        if (student := registry.current(role)) is not None:
+            found[role] = student.id
+    return found

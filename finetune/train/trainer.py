@@ -17,7 +17,6 @@ from peft import PeftModel
 from peft.tuners.lora.layer import Linear
 from torch.nn.functional import cross_entropy, linear
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reflux.agents.errors import RefluxError
@@ -37,7 +36,7 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std
 
 
 @contextmanager
-def naming_memory(args: SFTConfig) -> Iterator[None]:
+def naming_memory(args: Any) -> Iterator[None]:
     """Say what to lower where the memory is full.
 
     Raises:
