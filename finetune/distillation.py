@@ -48,8 +48,8 @@ class StudentPlan:
     parent: str | None = None
     style: StepStyle | None = None
     """Of the rows of an overseer."""
-    pairs: Sequence[Mapping[str, Any]] = ()
-    """Of an accepted and a rejected answer, as TRL takes them."""
+    pairs: Sequence[Mapping[str, Any]] | None = None
+    """Of an accepted and a rejected answer, as TRL takes them; None where it learns none."""
 
 
 def distill(
@@ -135,7 +135,7 @@ def _prefer(
 ) -> dict[str, Any]:
     """Train the adapter in a folder on the plan's pairs, where it has enough; what to report."""
     config = plan.config.preferences
-    if config is None:
+    if config is None or plan.pairs is None:
         return {}
     if (n := len(plan.pairs)) < config.min_pairs:
         on_note(f"{n} pairs are fewer than preferences.min_pairs {config.min_pairs}: not trained")

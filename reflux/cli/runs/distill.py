@@ -9,7 +9,13 @@ import typer
 
 from reflux import cli
 from reflux.cli.contract import DEFAULT_RUN, BaseName, Json, RunDir, folder_of, run_async
-from reflux.cli.runs.distill_rows import columns_help, prepared_rows, report_of, write_report
+from reflux.cli.runs.distill_rows import (
+    columns_help,
+    pairs_for,
+    prepared_rows,
+    report_of,
+    write_report,
+)
 from reflux.cli.runs.row_options import (
     Against,
     BalanceBy,
@@ -166,7 +172,9 @@ def distill(
             ERR.print(data_view(shown))
         elif prepared.counts.left_out.counts:
             ERR.print(plain(f"left out: {prepared.counts.left_out.note}"), soft_wrap=True)
-        _train(folder, plan_of(student, prepared.rows, prepared.digest), run, role, as_json)
+        pairs = pairs_for(folder, choice, settings)
+        plan = plan_of(student, prepared.rows, prepared.digest, pairs=pairs)
+        _train(folder, plan, run, role, as_json)
 
 
 def _train(folder: RunFolder, plan: StudentPlan, run: Path, role: str, as_json: bool) -> None:
