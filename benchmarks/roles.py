@@ -44,8 +44,8 @@ from reflux.tasks import task_named
 
 ROLES: tuple[TreeRole, ...] = ("answerer", "aggregator", "verifier")
 ARMS = ("base", "flat", "one", "each")
-TASKS: Mapping[str, int] = {"multihop": 2, "chain_sum": 1}
-"""Level by task."""
+TASKS: Mapping[str, int] = {"multihop": 2, "family_relationships": 1}
+"""Level by task: natural questions whose parts the model answers."""
 Right = Mapping[str, bool]
 """Whether the answer is right, by question."""
 
@@ -85,7 +85,7 @@ async def rows_of_arm(arm: str, stages: Stages) -> Mapping[str, Sequence[Row]]:
     found: dict[str, Sequence[Row]] = {}
     for role in ROLES:
         try:
-            made = rows_of_role(role, stages.run.store, stages.task, seed=stages.config.seed)
+            made = rows_of_role(role, stages.run.store, stages.task, stages.task.tools())
         except UsageError as error:
             print(f"{stages.task.name}, {arm}: {error}", flush=True)
         else:
