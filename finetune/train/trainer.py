@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reflux.agents.errors import RefluxError
 from reflux.finetune.train.packing import MODELS, Packed, pack, packable, packed_attention
+from reflux.finetune.train.passes import OTHER_PASS_TOKENS, PASS_TOKENS, head_loss, passes
 
 LEAN_MODELS = (*MODELS, "gpt2")
 """Model types whose loss and gradients a test holds against TRL's; all others are left to TRL."""
@@ -121,7 +122,7 @@ class StudentTrainer(SFTTrainer):
         Raises:
             RefluxError: the loss is not finite.
         """
-        loss = super().training_step(*args, **kwargs)
+        loss = self._step(*args, **kwargs)
         value = float(loss)
         if not math.isfinite(value):
             raise RefluxError(
@@ -130,6 +131,19 @@ class StudentTrainer(SFTTrainer):
                 "sft.learning_rate or raise sft.warmup_steps"
             )
         return loss
+
+    def _step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """In as many passes as the memory wants, where their losses add up."""
+        if num_items_in_batch is None or not self.lean:
+            return super().training_step(model, inputs, num_items_in_batch)
+        limit = PASS_TOKENS.get(self.args.device.type, OTHER_PASS_TOKENS)
+        losses = [
+            super(StudentTrainer, self).training_step(model, part, num_items_in_batch)
+            for part in passes(inputs, limit)
+        ]
+        return torch.stack(losses).sum()
 
 
 def _summed_loss(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
@@ -156,11 +170,8 @@ def _packed_loss(model: Any, packed: Packed) -> tuple[torch.Tensor, int]:
 
 def _cross_entropy(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Summed over the tokens of hidden (tokens, size)."""
-    logits = model.get_output_embeddings()(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if cap is not None:  # Gemma 2, arXiv 2408.00118, section 2.
-        logits = (logits / cap).tanh() * cap
-    return cross_entropy(logits.float(), labels, reduction="sum")
+    return head_loss(hidden, model.get_output_embeddings(), labels, cap)
 
 
 class _LoraLinear(torch.autograd.Function):
