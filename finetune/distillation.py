@@ -21,9 +21,10 @@ from reflux.agents.overseers.step_forms import StepStyle
 from reflux.finetune.base_model import quiet_libraries
 from reflux.finetune.bases import Base, find_base, folder_digest
 from reflux.finetune.configs.run import DistillConfig
+from reflux.finetune.configs.targets import TargetConfig
 from reflux.finetune.export.gguf import can_export, export_adapter
 from reflux.finetune.export.parity import certify
-from reflux.finetune.registry import ADAPTER_GGUF, Registry, StudentBase
+from reflux.finetune.registry import ADAPTER_GGUF, Registry, StudentBase, role_of
 from reflux.finetune.targets.teacher import teacher_folder
 from reflux.finetune.targets.training import trainer_for
 from reflux.finetune.train.launch import check_launch, train_in_processes
@@ -83,7 +84,10 @@ def distill(
 
     registry.check_new(plan.id)
     base = find_base(plan.config.base)
-    teacher = teacher_folder(plan.config.targets, registry, plan.parent, base)
+    # Demonstrations, primitives and verdicts have no votes and no sub-answers.
+    is_imitation = role_of(plan.id) != "agent" or plan.round == 0
+    targets = TargetConfig() if is_imitation else plan.config.targets
+    teacher = teacher_folder(targets, registry, plan.parent, base)
     progress("load the base", 0, 1, "")
     base.folder  # noqa: B018 - a GGUF is unpacked here
     check_stop()
@@ -93,18 +97,18 @@ def distill(
         ) as checkpoints,
         registry.staging(plan.id) as (folder, card),
     ):
-        settings = plan.config.model_dump(exclude={"base"})
+        settings = plan.config.model_dump(exclude={"base", "targets"})
         if plan.style is not None:
             settings["sft"] = overseer_sft(settings["sft"], len(plan.rows))
         options = {**settings, "checkpoints": checkpoints, "on_progress": on_progress}
-        launch, _, _ = (options.pop(name) for name in ("launch", "targets", "preferences"))
+        launch, _ = options.pop("launch"), options.pop("preferences")
         if launch:
             report = train_in_processes(
                 plan.rows, base, folder, launch, check_stop, on_note=on_note, **options
             )
             trained = TrainReport(**report)
         else:
-            make = trainer_for(plan.config.targets, teacher)
+            make = trainer_for(targets, teacher)
             trained = train(plan.rows, base, folder, make_trainer=make, on_note=on_note, **options)
         preferred = _prefer(plan, base, folder, on_progress, on_note)
         if can_export(base.folder):
@@ -122,7 +126,11 @@ def distill(
                 base.config,
             ),
             rows_digest=plan.rows_digest,
-            config={**settings, "report": asdict(trained) | preferred},
+            config={
+                **settings,
+                "targets": targets.model_dump(),
+                "report": asdict(trained) | preferred,
+            },
         )
 
 

@@ -31,6 +31,7 @@ from reflux.finetune.gates import agreement, judge, passed_checks
 from reflux.finetune.learned_overseer import Fallback, learned_overseer, resolved
 from reflux.finetune.roles import promoted_roles, with_roles
 from reflux.finetune.run_folder import OpenRun
+from reflux.finetune.targets.evidence import with_evidence
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
@@ -87,8 +88,7 @@ class Stages:
         overseers = context.overseers
         if learned:
             own = learned_overseer(learned, self.config.max_tokens)
-            falls_back = setup.fallback == "original"
-            overseers = (Fallback(own, overseers[0]) if falls_back else own,)
+            overseers = (Fallback(own, overseers[0]) if setup.fallback == "original" else own,)
         context = replace(context, overseers=resolved(self.run, overseers))
         return with_roles(context, promoted_roles(registry, self.config.roles))
 
@@ -207,7 +207,8 @@ class Stages:
 
     def rows(self, number: int) -> tuple[list[Row], list[Row]]:
         """Cumulative rows up to a round: (different rows, rows in training order with repeats)."""
-        primitives, others = run_rows(self.run.store, self.task, number)
+        primitives, found = run_rows(self.run.store, self.task, number)
+        others = list(with_evidence(self.run.store, found, self.config.targets))
         repeated = primitives * self.spec(number).primitive_repeats
         return [*primitives, *others], training_order([*repeated, *others], self.config.seed)
 
@@ -223,10 +224,9 @@ class Stages:
                     f"round {number} has no accepted answers to train on; "
                     f"{why_no_rows(self.run.store, number)}; see `reflux traces list`"
                 )
-            parent = registry.current()
             plan = StudentPlan(
                 id=name,
-                parent=parent.id if parent else None,
+                parent=getattr(registry.current(), "id", None),
                 round=number,
                 rows=[row.train() for row in training_rows],
                 rows_digest=rows_digest(training_rows),

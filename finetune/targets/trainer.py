@@ -10,7 +10,7 @@ with a = 0 where it has no distribution, as in the anchor's rows. Evaluation mea
 whatever is trained, so that losses of different targets compare.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,12 +22,11 @@ from reflux.finetune.configs.targets import TargetConfig
 from reflux.finetune.targets.divergence import logged_loss, soft_loss
 from reflux.finetune.targets.on_policy import Sampler
 from reflux.finetune.targets.teacher import TEACHER, teaching
-from reflux.finetune.train.trainer import SCALED_LOGITS, StudentTrainer, logits_of
+from reflux.finetune.train.passes import PieceLoss, logits_of, piecewise
+from reflux.finetune.train.trainer import SCALED_LOGITS, StudentTrainer, logit_cap
 
 TILE = 2**23
-"""Logits, at most, that one step of the loss holds at once, of the student and of the teacher."""
-PartLoss = Callable[[torch.Tensor, slice], torch.Tensor]
-"""The summed loss of hidden states, which are the given slice of all."""
+"""Logits of a piece, at most: a divergence holds some ten tensors of this size."""
 
 
 class SoftTrainer(StudentTrainer):
@@ -99,7 +98,7 @@ class SoftTrainer(StudentTrainer):
             theirs = self._teacher_states(model, whole, soft) if "teacher" in soft else None
             hidden, labels = self.counted_states(whole, plain)
             part_loss = self._part_loss(whole, labels, weights, graded, theirs, soft)
-            total = _InParts.apply(hidden, part_loss, max(1, TILE // whole.config.vocab_size))
+            total = piecewise(hidden, part_loss, max(1, TILE // whole.config.vocab_size))
         items = weights.sum() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(items, device=total.device).clamp(min=1e-6)
 
@@ -117,14 +116,15 @@ class SoftTrainer(StudentTrainer):
         graded: torch.Tensor,
         theirs: torch.Tensor | None,
         soft: Mapping[str, Any],
-    ) -> PartLoss:
+    ) -> PieceLoss:
+        head, cap = whole.get_output_embeddings(), logit_cap(whole)
         share, targets = self.targets.soft_weight, self.targets
         sampled = self.sampler is not None and self.sampler.sampling
         beta = targets.beta if targets.beta is not None else float(sampled)
         places = graded.cumsum(0) - 1  # Of each graded token among the teacher's.
 
         def loss_of(hidden: torch.Tensor, part: slice) -> torch.Tensor:
-            logits = _exact(logits_of(whole, hidden))
+            logits = logits_of(head, hidden, cap)
             is_graded = graded[part]
             mix = is_graded * share
             found = torch.zeros_like(logits[:, 0])
@@ -135,7 +135,7 @@ class SoftTrainer(StudentTrainer):
                 rows = places[part][is_graded]
                 if theirs is not None:
                     with torch.no_grad():
-                        other = _exact(logits_of(whole, theirs[rows]))
+                        other = logits_of(head, theirs[rows], cap)
                     distance = soft_loss(
                         logits[is_graded],
                         other,
@@ -152,36 +152,6 @@ class SoftTrainer(StudentTrainer):
         return loss_of
 
 
-def _exact(logits: torch.Tensor) -> torch.Tensor:
-    """In float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def _token_weights(batch: Mapping[str, Any]) -> torch.Tensor:
     """(counted): the weight of the row of each counted token."""
     return batch["soft"]["weights"][:, 1:][batch["labels"][:, 1:] != -100]
-
-
-class _InParts(torch.autograd.Function):
-    """A summed loss and its gradient, part by part, so that the logits of one part are held."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, hidden: torch.Tensor, loss_of: PartLoss, size: int
-    ) -> torch.Tensor:
-        gradient = torch.empty_like(hidden)
-        total = torch.zeros((), device=hidden.device, dtype=_exact(hidden[:0]).dtype)
-        for start in range(0, len(hidden), size):
-            part = slice(start, min(start + size, len(hidden)))
-            with torch.enable_grad():
-                states = hidden[part].detach().requires_grad_()
-                loss = loss_of(states, part)
-            (gradient[part],) = torch.autograd.grad(loss, states)
-            total += loss.detach()
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None, None

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reflux.agents.errors import RefluxError
 from reflux.finetune.train.packing import MODELS, Packed, pack, packable, packed_attention
+from reflux.finetune.train.passes import OTHER_PASS_TOKENS, PASS_TOKENS, head_loss, passes
 
 LEAN_MODELS = (*MODELS, "gpt2")
 """Model types whose loss and gradients a test holds against TRL's; all others are left to TRL."""
@@ -92,8 +93,7 @@ class StudentTrainer(SFTTrainer):
         # Calling the decoder bypasses the wrapper that enters autocast.
         with self.accelerator.autocast():
             hidden, labels = self.counted_states(whole, inputs)
-            logits = logits_of(whole, hidden)
-            total = cross_entropy(logits.float(), labels, reduction="sum")
+            total = head_loss(hidden, whole.get_output_embeddings(), labels, logit_cap(whole))
         items = len(labels) if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(items, device=total.device).clamp(min=1)
 
@@ -141,7 +141,7 @@ class StudentTrainer(SFTTrainer):
             RefluxError: the loss or a gradient is not finite; where there are checkpoints, the
                 weights before it are one.
         """
-        loss = super().training_step(*args, **kwargs)
+        loss = self._step(*args, **kwargs)
         value = float(loss)
         what = f"the loss is {value}" if not math.isfinite(value) else self._wrong_gradient()
         if what:
@@ -166,6 +166,19 @@ class StudentTrainer(SFTTrainer):
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
         return "" if math.isfinite(norm) else f"the gradients' norm is {norm}"
 
+    def _step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """In as many passes as the memory wants, where their losses add up."""
+        if num_items_in_batch is None or not self.lean:
+            return super().training_step(model, inputs, num_items_in_batch)
+        limit = PASS_TOKENS.get(self.args.device.type, OTHER_PASS_TOKENS)
+        losses = [
+            super(StudentTrainer, self).training_step(model, part, num_items_in_batch)
+            for part in passes(inputs, limit)
+        ]
+        return torch.stack(losses).sum()
+
 
 def _padded_states(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """As `StudentTrainer.counted_states`, of a padded batch."""
@@ -187,13 +200,9 @@ def _packed_states(model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tens
     return out.last_hidden_state[0].index_select(0, packed.predicting), packed.labels
 
 
-def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """(tokens, vocabulary) of hidden states (tokens, size)."""
-    logits = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if cap is not None:  # Gemma 2, arXiv 2408.00118, section 2.
-        logits = (logits / cap).tanh() * cap
-    return logits
+def logit_cap(model: Any) -> float | None:
+    """What the logits are at most, softly (Gemma 2, arXiv 2408.00118, section 2)."""
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Soft targets: their loss and gradients are those of brute force, token by token and row by row."""
+"""Soft targets: their loss and gradients are those of brute force, row by row and unpadded."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product

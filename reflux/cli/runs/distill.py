@@ -161,7 +161,8 @@ def distill(
         plan = plan_of(name, [row.train() for row in rows], rows_digest(rows), style=found.style)
         _train(folder, plan, run, role, as_json)
         return
-    with prepared_rows(folder, choice, settings.base, settings.seed) as prepared:
+    given = (settings.base, settings.seed, settings.targets)
+    with prepared_rows(folder, choice, *given) as prepared:
         if shows:
             shown = report_of(prepared, settings.base)
             if report is not None:
