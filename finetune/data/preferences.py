@@ -21,8 +21,8 @@ from reflux.graphs.traces.revisions import NEWEST, first_of
 from reflux.graphs.traces.store import TraceStore
 
 ACCEPTED = f"""
-SELECT q.id, q.run, q.round, q.system, q.task FROM roots q
-WHERE q.ok = 1 AND q.split = 'train' AND q.system = 'amplified' AND q.round <= ? AND {NEWEST}
+SELECT q.id, q.run, q.round, q.system, q.task, q.split FROM roots q
+WHERE q.ok = 1 AND q.system = 'amplified' AND q.round <= ? AND {NEWEST}
 """  # noqa: S608 - the part is a constant of ours
 
 
@@ -101,11 +101,13 @@ def accepted_votes(
     rejected = rejected_by_humans(store)
     for each in voted_questions(store, "amplified"):
         root = roots.get(each.root)
-        if root is None or each.answer is None:
+        if root is None:
             left_out.add("its tree was not accepted", each.root, each.question)
+        elif each.answer is None or not each.accepted:
+            left_out.add("not accepted", each.root, each.question)
         elif first_of(each.root) in rejected:
             left_out.add("rejected by a human", each.root, each.question)
-        elif is_withheld(task, each.question):
+        elif root["split"] != "train" or is_withheld(task, each.question):
             left_out.add("held out", each.root, each.question)
         else:
             yield root, each
