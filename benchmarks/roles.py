@@ -4,11 +4,12 @@ A script divides the questions, and the base answers the parts. Out of the same 
 
     flat    one adapter: a question and its answer
     one     one adapter: the parts, the combinations and the verdicts, told apart by their prompts
-    each    three adapters (answerer, aggregator, verifier), each with a third of the tokens
+    each    an adapter for each of the three (answerer, aggregator, verifier), of the same rows
 
-Each arm is measured alone, asked the whole question in one call, and as the amplified system that
-is made of it: the script divides, the adapter answers the parts, and `H` combines, or the adapter
-combines (`own`) and judges (`judged`). `base` is what they were made from.
+A third of the tokens is of each role. An arm is measured alone, asked the whole question in one
+call, and as the amplified system that is made of it: the script divides, the adapter answers the
+parts, and `H` combines, or the adapter combines (`own`) and judges (`judged`). `base` is what they
+were made from.
 
 Claims: no arm's amplified system is below its student alone, and one adapter a role is not below
 one for all, by more than the 95% interval of the paired difference.
@@ -78,8 +79,8 @@ class Config:
         )  # fmt: skip
 
 
-async def rows_of_arm(arm: str, stages: Stages) -> Mapping[str, Sequence[Row]]:
-    """The rows of an arm's adapters, by role; a role without rows has none."""
+def rows_of_arm(arm: str, stages: Stages) -> Mapping[str, Sequence[Row]]:
+    """The rows that an arm learns, by role; a role without rows has none."""
     if arm == "flat":
         return {"flat": stages.rows(1)[1]}
     found: dict[str, Sequence[Row]] = {}
@@ -90,8 +91,6 @@ async def rows_of_arm(arm: str, stages: Stages) -> Mapping[str, Sequence[Row]]:
             print(f"{stages.task.name}, {arm}: {error}", flush=True)
         else:
             found[role] = made.rows
-    if arm == "one":
-        return {"one": [row for rows in found.values() for row in rows]}
     return found
 
 
@@ -123,12 +122,16 @@ async def train(arm: str, config: Config, stages: Stages) -> dict[str, str]:
     """The students of an arm, by role; their rows have the budget's tokens together."""
     if arm == "base":
         return dict.fromkeys(ROLES, "base")
-    by_role = await rows_of_arm(arm, stages)
     registry, seed = stages.run.folder.registry, stages.config.seed
+    by_role = rows_of_arm(arm, stages)
+    budget = config.tokens // len(by_role)
+    adapters = {
+        role: filled(rows, lengths(stages, rows), budget, seed) for role, rows in by_role.items()
+    }
+    if arm == "one":
+        adapters = {"one": training_order([r for rows in adapters.values() for r in rows], seed)}
     names: dict[str, str] = {}
-    for role, rows in by_role.items():
-        budget = config.tokens // len(by_role)
-        chosen = filled(rows, lengths(stages, rows), budget, seed)
+    for role, chosen in adapters.items():
         name = names[role] = f"{arm}-{role}"
         settings = stages.config.distillation(stages.spec(1))
         trained = [row.train() for row in chosen]
