@@ -87,7 +87,7 @@ def _openai(row: Row) -> dict[str, Any]:
 
 
 def _sharegpt(row: Row) -> dict[str, Any]:
-    """Tool calls are turns of their own; results that follow each other are one observation."""
+    """Tool calls are separate turns; results that follow each other are one observation."""
     turns: list[dict[str, str]] = []
     messages = [*row.prompt, *row.completion]
     head = messages[0] if messages and messages[0]["role"] in ("system", "developer") else None

@@ -93,7 +93,7 @@ def distill(
     or from a JSONL file.
 
     With --where or --rows it learns recorded calls: those that went through `reflux record`, a
-    callback or an import, and those of our own trees. --dry-run and --report show what it would
+    callback or an import, and those of Reflux's trees. --dry-run and --report show what it would
     learn.
 
     With --role overseer it learns to divide, from the accepted trees or from demonstrations, and is
@@ -128,7 +128,9 @@ def distill(
         own = settings.base.model_dump(exclude_unset=True, exclude={"model", "revision"})
         settings = settings.model_copy(update={"base": folder.base.config.model_copy(update=own)})
 
-    def plan_of(id: str, rows: Sequence[Mapping[str, Any]], digest: str, **more: Any) -> StudentPlan:
+    def plan_of(
+        id: str, rows: Sequence[Mapping[str, Any]], digest: str, **more: Any
+    ) -> StudentPlan:
         from reflux.finetune.distillation import StudentPlan  # With torch: once there are rows.
 
         return StudentPlan(id, rows, digest, settings, **more)
