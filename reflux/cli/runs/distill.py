@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -128,9 +128,7 @@ def distill(
         own = settings.base.model_dump(exclude_unset=True, exclude={"model", "revision"})
         settings = settings.model_copy(update={"base": folder.base.config.model_copy(update=own)})
 
-    def plan_of(
-        id: str, rows: Sequence[Mapping[str, Any]], digest: str, **more: Any
-    ) -> StudentPlan:
+    def plan_of(id: str, rows: Sequence[Any], digest: str, **more: Any) -> StudentPlan:
         from reflux.finetune.distillation import StudentPlan  # With torch: once there are rows.
 
         return StudentPlan(id, rows, digest, settings, **more)
