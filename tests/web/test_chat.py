@@ -159,16 +159,16 @@ def test_what_a_model_or_a_person_wrote_is_text_whatever_it_holds(
 def test_an_answer_under_way_can_be_stopped_and_its_spending_ends(
     tmp_path: Path, script: Scripted
 ) -> None:
-    script.pause = lambda body: 0.5
+    script.pause = lambda body: 1.0
     with serving(tmp_path, script) as url, browsing() as seen:
         seen.page.goto(url)
         ask(seen, " and ".join(f"w{number}" for number in range(60)))
         seen.page.locator(".tree .node >> nth=3").wait_for()
         seen.page.get_by_role("button", name="Stop").click()
         seen.page.get_by_text("Stopped.").wait_for()
-        seen.page.wait_for_timeout(700)
+        seen.page.wait_for_timeout(1_500)
         asked = len(script.asked)
-        seen.page.wait_for_timeout(1_200)
+        seen.page.wait_for_timeout(2_500)
         assert len(script.asked) == asked <= 60
     assert seen.errors == []
 
