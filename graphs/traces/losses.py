@@ -51,7 +51,7 @@ def find_failure(store: TraceStore, question: str, after: int = 0) -> EndpointEr
     """
     calls = " FROM calls WHERE question=? AND id > ? AND kind IN ('model', 'graph')"
     of = (question, after)
-    sql = f"SELECT id, error, finish_reason{calls} AND {FAILED} ORDER BY id"  # noqa: S608
+    sql = f"SELECT id, error, finish_reason{calls} AND {FAILED} ORDER BY id"
     failures = list(store.select(sql, of))
     if not failures:
         return None
