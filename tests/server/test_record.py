@@ -298,7 +298,8 @@ ODD: dict[str, tuple[Part, str, str | None]] = {
     "no stream by its name": (message(SAYS_A, "200 OK", "content-type: text/plain"), "a", None),
     "a stream by its name": (message(WHOLE, "200 OK", SSE), "a", None),
     "an event of an error": (
-        message(b'event: error\ndata: {"message": "overloaded"}\n\n', "200 OK", SSE), "", "overloaded",
+        message(b'event: error\ndata: {"message": "overloaded"}\n\n', "200 OK", SSE),
+        "", "overloaded",
     ),
     "members": (
         message(gzip.compress(WHOLE[:9]) + gzip.compress(WHOLE[9:]), "200 OK", f"{PACKED}gzip"),
@@ -306,7 +307,8 @@ ODD: dict[str, tuple[Part, str, str | None]] = {
     ),
     "deflate": (message(zlib.compress(WHOLE)[2:-4], "200 OK", f"{PACKED}deflate"), "a", None),
     "brotli": (
-        message(b"\x0b", "200 OK", f"{PACKED}br"), "", "the reply is compressed as br, which is not read",
+        message(b"\x0b", "200 OK", f"{PACKED}br"),
+        "", "the reply is compressed as br, which is not read",
     ),
     "half a pair": (message(rb'{"choices": [{"message": {"content": "\ud800"}}]}'), "\ufffd", None),
 }  # fmt: skip
