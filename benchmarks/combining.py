@@ -19,9 +19,9 @@ from benchmarks.natural_tasks import natural_tasks
 from benchmarks.overseer_arms import TOKENS, Scripts
 from benchmarks.report import Claim, Report
 from reflux.agents.types import ChatClient, ChatRequest, Sampling
-from reflux.finetune.data.demonstrations import from_script
 from reflux.finetune.data.overseer_rows import overseer_rows
 from reflux.finetune.data.rows import Row
+from reflux.finetune.data.scripted_demonstrations import from_script
 from reflux.finetune.engine.client import BatchedClient
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.evals.metrics import wilson

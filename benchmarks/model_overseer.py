@@ -12,13 +12,14 @@ On natural questions (`benchmarks.natural_tasks`) one model is agent and oversee
     plan         the same, with all steps in one reply
     other-demos  as `lines`, with the scripts of all other tasks
     learned      an adapter of the model that imitates the 200 trees divides the questions
+    learned-alone   the same, and its answer stands: the direct one is no candidate
     other-learned   the same, of the scripts of all other tasks
     scripted     the task's own script as overseer, where it has one
 
 From `demos` on, sub-questions may go to the tools of the scripts, a calculator and Python.
 
-Claims: all from `weighed` on are nowhere below `direct` by more than the 95% interval of the paired
-difference.
+Claims: all that weigh the direct answer, too, are nowhere below `direct` by more than the 95%
+interval of the paired difference; a learned overseer reaches 0.9 of what its script does.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from typing import Any
 from benchmarks.default_model import SCRIPTED, model_name, open_default_model, scratch_run
 from benchmarks.natural_tasks import Natural, natural_tasks
 from benchmarks.overseer_arms import (
+    ALONE,
     ARMS,
     CAREFUL,
     DEMONSTRATIONS,
@@ -139,15 +141,17 @@ async def measure(config: Config, client: ChatClient, scripts: Scripts, report: 
 
 def learned_claim(model: str, name: str, arms: Mapping[str, Done]) -> list[Claim]:
     """What the learned overseer has to reach of the script's accuracy."""
-    if not {"learned", "scripted"} <= arms.keys():
-        return []
-    learned, scripted = (sum(arms[arm].right.values()) for arm in ("learned", "scripted"))
-    n = len(arms["learned"].right)
-    low, high = (round(end * n / max(scripted, 1), 3) for end in wilson(learned, n))
-    return [
-        Claim(f"{model}, {name}: learned over scripted", learned / max(scripted, 1), ">=", 0.9,
-              n, (low, high))
-    ]  # fmt: skip
+    claims: list[Claim] = []
+    for arm in ("learned", ALONE):
+        if {arm, "scripted"} <= arms.keys():
+            learned, scripted = (sum(arms[each].right.values()) for each in (arm, "scripted"))
+            n = len(arms[arm].right)
+            low, high = (round(end * n / max(scripted, 1), 3) for end in wilson(learned, n))
+            ratio = learned / max(scripted, 1)
+            claims.append(
+                Claim(f"{model}, {name}: {arm} over scripted", ratio, ">=", 0.9, n, (low, high))
+            )
+    return claims
 
 
 def gap_of(one: Done, other: Done, seed: int) -> Difference:

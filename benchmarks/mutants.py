@@ -44,7 +44,12 @@ PARTS = {
     "scorers": (
         [
             f"reflux/graphs/evals/{name}.py"
-            for name in ("scorers", "mathematics", "math_worker", "eval_task")
+            for name in (
+                "scoring/scorers",
+                "scoring/mathematics",
+                "scoring/math_worker",
+                "eval_task",
+            )
         ],
         ["tests/graphs/test_scorers.py", "tests/graphs/test_eval_task.py"],
     ),

@@ -38,12 +38,15 @@ TOKENS = 200
 """Of a reply of the overseer."""
 OTHER = "other-"
 WITH_DEMOS = ("demos", "lines", "plan", "other-demos")
-LEARNED = ("learned", "other-learned")
+ALONE = "learned-alone"
+LEARNED = ("learned", ALONE, "other-learned")
 ARMS = ("direct", "bare", "held", "weighed", "best-of-n", *WITH_DEMOS, *LEARNED, "scripted")
 DEMONSTRATIONS = 200
 """Trees of scripts on training questions, at most; in equal parts where there are several."""
-CAREFUL = ("weighed", *WITH_DEMOS, *LEARNED)
-"""Arms that must not be below `direct`."""
+DRAWN = 1.5
+"""Training questions for each tree: some trees end without an answer."""
+CAREFUL = ("weighed", *WITH_DEMOS, "learned", "other-learned")
+"""Arms that must not be below `direct`: their decompositions are weighed against it."""
 
 
 @dataclass
@@ -99,14 +102,16 @@ class Scripts:
     async def trees(
         self, natural: Natural, split: Split = "train", count: int | None = None
     ) -> Sequence[Demonstration]:
-        """Those of one task; up to `count`, for questions of whose trees no answer came."""
-        questions = natural.task.sample(count or self.count, natural.level, split, self.seed)
+        """Those of one task: up to `count`, where so many end in an answer."""
+        count = count or self.count
+        drawn = round(DRAWN * count)
+        questions = natural.task.sample(drawn, natural.level, split, self.seed)
         with scratch_context(self.client, self.seed) as base:
             system = Amplified(task_context(base, natural.task))
             origin = Origin("scripts", 0, "scripted", natural.task.name, "train")
             await answer_all(system, origin, questions)
             store = base.recorded_client.store
-            return from_record(store, len(questions), True, lambda _: False).items
+            return from_record(store, count, True, lambda _: False).items
 
 
 @contextmanager
@@ -145,7 +150,7 @@ async def system_of(
         if not demos:
             return None
         if arm in LEARNED:
-            overseer = await scripts.learned(demos, arm)
+            overseer = await scripts.learned(demos, arm.removesuffix("-alone"))
         else:
             overseer = replace(overseer, demos=Demonstrations(tuple(demos)))
             if arm != "demos":

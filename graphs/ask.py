@@ -25,7 +25,7 @@ from reflux.agents.errors import Deferred, EndpointError, RefluxError
 from reflux.agents.redaction import redact
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
-from reflux.graphs.amplify.graph import begin, check_askable, compiled_graph
+from reflux.graphs.amplify.graph import compiled_graph
 from reflux.graphs.amplify.interrupts import (
     Answered,
     InterruptibleRun,
@@ -34,6 +34,7 @@ from reflux.graphs.amplify.interrupts import (
     recursion_limit,
     with_spend_limit,
 )
+from reflux.graphs.amplify.screening import begin, check_askable
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask_options import AskOptions, Origin
 from reflux.graphs.garbage import rare_collections

@@ -18,6 +18,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
 from reflux.finetune.configs.limits import GateConfig, SpendLimitConfig
+from reflux.finetune.configs.targets import TargetConfig, Targets
 from reflux.finetune.configs.task import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Weighing
@@ -77,12 +78,19 @@ class TrainingConfig(Strict):
     """Evaluations without a lower loss after which training ends with the best weights so far."""
     launch: str | dict[str, Any] | None = None
     """Trains in several processes: options of `accelerate launch`, or its config file."""
+    targets: Targets = TargetConfig()
+    """What is learned of each answer: a kind, or a mapping with a `kind`."""
 
     @model_validator(mode="after")
     def _held_out(self) -> Self:
         if self.early_stopping is not None and not self.evaluation:
             raise ValueError(
                 "early_stopping compares losses on rows held out: set evaluation: 0.05"
+            )
+        if self.launch is not None and self.targets.kind != "hard":
+            raise ValueError(
+                f"targets {self.targets.kind} are trained in one process: leave out launch, or "
+                "take hard targets"
             )
         return self
 
@@ -236,6 +244,7 @@ class RoundsConfig(TaskConfig, TrainingConfig):
             flags=self.flags,
             checks=self.checks,
             weighing=Weighing.of(self.candidates_of(original=original)),
+            top_logprobs=self.targets.top_logprobs,
             seed=self.seed,
             **more,
         )

@@ -1,4 +1,4 @@
-"""Demonstrations for a model overseer: out of accepted trees of the record, or of a task's script.
+"""Demonstrations for a model overseer, out of accepted trees of the record.
 
 None is of a held-out question: an overseer that has seen its division is judged on it no more.
 """
@@ -9,23 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reflux.agents.budget import Budget
-from reflux.agents.errors import RefluxError, UsageError
+from reflux.agents.errors import UsageError
 from reflux.agents.overseers.batch import alike
 from reflux.agents.overseers.demonstration_file import demonstration_of, read_demonstrations
 from reflux.agents.overseers.demonstrations import Demonstration, Demonstrations, DemoStep
-from reflux.agents.overseers.protocol import Overseer
-from reflux.agents.tools.protocol import Tool
 from reflux.agents.types import (
     Answer,
     Ask,
-    Chain,
-    ChatRequest,
-    Completion,
-    Defer,
-    Exchange,
-    Step,
-    SubQuestion,
     step_from_json,
 )
 from reflux.finetune.data.rows import is_withheld
@@ -42,8 +32,6 @@ ORIGINAL = "original"
 """The system of a run in which an overseer is asked so that another one learns from it."""
 MAX_TREES = 10_000
 """Accepted trees that an overseer learns from: the newest."""
-MAX_PARTS = 500
-"""Sub-questions that a script may answer for one demonstration, at every depth."""
 ENDED = f"""
 SELECT q.id, q.text, q.task, q.split, q.system, q.detail ->> 'answer' AS answer,
   q.detail ->> 'status' AS status, q.detail ->> 'candidates' AS candidates
@@ -194,7 +182,7 @@ def recorded_body(
         for path, node in nodes.items()
         if path.startswith(f"/{attempts[0]}.") and not node.children and _by_agent(node)
     ]
-    return _body(batches, answer, reason), direct
+    return steps_and_answer(batches, answer, reason), direct
 
 
 def _by_agent(node: Node) -> bool:
@@ -203,7 +191,7 @@ def _by_agent(node: Node) -> bool:
     return usable and node.votes > 0 and node.answered_by not in ("H", "human")
 
 
-def _body(
+def steps_and_answer(
     batches: Sequence[tuple[Ask, list[str]]], answer: str, reason: str
 ) -> Mapping[str, Any] | str:
     """The steps of a demonstration, up to the first with an unknown answer."""
@@ -221,95 +209,6 @@ def _body(
             return {"steps": steps}
         steps[-1]["answers"] = answers
     return {"steps": steps, "answer": answer, "reason": reason if answer else ""}
-
-
-@dataclass
-class _ScriptContext:
-    """The context of a script's step: no model can be called."""
-
-    question: str
-    transcript: Sequence[Exchange] = ()
-    may_ask: bool = True
-    model: str = ""
-    path: str = ""
-    attempt: int = 0
-    asked: Sequence[str] = ()
-    tools: Mapping[str, str] = field(default_factory=dict[str, str])
-    budget: Budget = field(default_factory=lambda: Budget(0, 0))
-
-    async def complete(self, request: ChatRequest) -> Completion:
-        raise UsageError(
-            "the task's overseer calls a model: have it answer questions, and make demonstrations "
-            "of their trees, without --task"
-        )
-
-    def members(self, count: int) -> Sequence["_ScriptContext"]:
-        return [self] * count
-
-
-class _Script:
-    """A task's script, which answers its own sub-questions as far as it needs no model."""
-
-    def __init__(self, overseer: Overseer, tools: Mapping[str, Tool]) -> None:
-        self._overseer, self._tools = overseer, tools
-        self._left = MAX_PARTS
-
-    async def steps(self, question: str) -> tuple[list[tuple[Ask, list[str]]], Step | None]:
-        """(batches with their answers, the last step; None where an answer is not known)."""
-        batches: list[tuple[Ask, list[str]]] = []
-        transcript: list[Exchange] = []
-        while True:
-            step = await self._overseer.act(_ScriptContext(question, transcript))
-            if not isinstance(step, Ask) or not step.subquestions:
-                return batches, step
-            known: dict[int, str] = {}
-            for index, sub in enumerate(step.subquestions):
-                answer = await self._answer(sub, known) if len(known) == index else None
-                if answer is not None:
-                    known[index] = answer
-                    transcript.append(Exchange(sub.filled(known), answer))
-            batches.append((step, list(known.values())))
-            if len(known) < len(step.subquestions):
-                return batches, None
-
-    async def _answer(self, sub: SubQuestion, known: Mapping[int, str]) -> str | None:
-        self._left -= 1
-        if self._left < 0:
-            return None
-        question = sub.filled(known)
-        if sub.to:
-            tool = self._tools.get(sub.to.removeprefix("tool:"))
-            reply = await tool.answer(question) if tool is not None else None
-            return reply.text if reply is not None and reply.ok else None
-        _, last = await self.steps(question)
-        return last.text if isinstance(last, Answer) else None
-
-
-async def from_script(task: Task, n: int, level: int, seed: int) -> Made:
-    """Up to `n` demonstrations of a task's scripted overseer on its training questions.
-
-    Answers are those that the script and the calculator give; where a copy would have to answer,
-    the demonstration ends.
-
-    Raises:
-        UsageError: the task's overseer calls a model, or there is no such level.
-    """
-    made, overseer = Made(), task.overseers()[0]
-    for question in task.sample(n, level, "train", seed):
-        body: Mapping[str, Any] | str
-        try:
-            batches, last = await _Script(overseer, task.tools()).steps(question)
-        except RefluxError:
-            raise
-        except Exception as error:  # noqa: BLE001 - an overseer is the user's code
-            body = f"the script fails: {type(error).__name__}"
-        else:
-            end = last if isinstance(last, Answer) else Answer("")
-            body = _body(batches, end.text, end.reason)
-            if isinstance(last, Chain | Defer):
-                body = "a chain, or for a human"
-        made.add(question, f"by the script of {task.name}", body)
-    return made
 
 
 def withheld_by(task: Task | None) -> Callable[[str], bool]:

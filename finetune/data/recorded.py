@@ -20,7 +20,7 @@ from reflux.finetune.data.rows import Row, messages, reply_of
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.selection import Selected, Selection
-from reflux.graphs.traces.trajectories import UNFINISHED
+from reflux.graphs.traces.trajectories import UNFINISHED, refused_answers
 
 RowsBy = Literal["calls", "trajectories", "flat", "roles"]
 EXAMPLES = 3
@@ -107,21 +107,14 @@ def recorded_rows(
             yield from (_row_of([call], call.turns, call.learned) for call in calls if call.learned)
 
 
-REFUSED = """
-SELECT detail ->> 'answer' AS answer FROM judgements
-WHERE question = ? AND path = '' AND kind = 'check' AND ok = 0 AND answer IS NOT NULL
-ORDER BY id LIMIT 1
-"""
-
-
 def with_rejected(store: Rows, rows: Iterator[Row]) -> Iterator[Row]:
     """Rows with the answer that was refused beside that of the trajectory, where there is one."""
     for row in rows:
         id = row.provenance["trajectory"]
-        refused = next(store.select(REFUSED, (id,)), None)
-        answer = (store.how_ended(id) or {}).get("answer") if refused else None
-        is_answer = refused is not None and answer == row.reply and refused["answer"] != answer
-        yield replace(row, rejected=refused["answer"]) if is_answer and refused else row
+        refused = next(iter(refused_answers(store, id)), None)
+        answer = (store.how_ended(id) or {}).get("answer") if refused is not None else None
+        is_answer = answer is not None and answer == row.reply != refused
+        yield replace(row, rejected=refused) if is_answer else row
 
 
 def refused(selected: Selected, options: RowOptions) -> str:

@@ -27,6 +27,7 @@ from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
 from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.trajectories import refused_answers
 
 Turn = Mapping[str, Any]
 """A message of the chat protocol: `role`, `content`, and `tool_calls`, `tool_call_id`, `name`,
@@ -49,11 +50,23 @@ class Row:
     """Another answer to the question, which a check refused or a human replaced."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Those that the model could call, as requests list them."""
+    weight: float = 1.0
+    """What the row counts beside others."""
+    teacher: tuple[Turn, ...] = ()
+    """The prompt of a teacher, which sees more than the student: the question's sub-answers."""
+    logged: tuple[Any, ...] = ()
+    """The reply's tokens, each as (text, log-probability, alternatives as such pairs)."""
 
     def train(self) -> dict[str, Any]:
-        """The row in TRL's conversational prompt-completion form."""
-        body = {"prompt": list(self.prompt), "completion": list(self.completion)}
-        return {**body, "tools": list(self.tools)} if self.tools else body
+        """The row in TRL's conversational prompt-completion form, with what else is known of it."""
+        body: dict[str, Any] = {"prompt": list(self.prompt), "completion": list(self.completion)}
+        if self.tools:
+            body["tools"] = list(self.tools)
+        if self.weight != 1:
+            body["weight"] = self.weight
+        if self.teacher:
+            body["teacher"] = list(self.teacher)
+        return {**body, "logged": [list(token) for token in self.logged]} if self.logged else body
 
     @property
     def reply(self) -> str:
@@ -193,14 +206,10 @@ def _replaced(store: TraceStore, node: Any) -> str | None:
 
 def _refused(store: TraceStore, root: Any) -> str | None:
     """The first answer to the root that its check refused."""
-    refused = store.select(FAILED_CHECKS, (root["id"], root["answer"]))
-    return next((check["answer"] for check in refused), None)
+    refused = refused_answers(store, root["id"])
+    return next((answer for answer in refused if answer != root["answer"]), None)
 
 
-FAILED_CHECKS = """
-SELECT detail ->> 'answer' AS answer FROM judgements
-WHERE question=? AND path='' AND kind='check' AND ok=0 AND answer IS NOT ? ORDER BY id LIMIT 1
-"""
 ASKED = "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'judge', 'replay', 'recorded')"
 EDITED_ROOTS = f"q.ok = 1 AND q.revises IS NOT NULL AND {ASKED}"
 APPROVED_ROOTS = f"""

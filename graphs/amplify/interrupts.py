@@ -22,7 +22,8 @@ from reflux.agents.errors import EndpointError, UsageError
 from reflux.agents.overseers.protocol import validate_step
 from reflux.agents.types import Ask, step_from_json
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.graph import begin, build_graph
+from reflux.graphs.amplify.graph import build_graph
+from reflux.graphs.amplify.screening import begin
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.steps import approved
 from reflux.graphs.traces.database import RESTORE, from_sqlite_error

@@ -1,7 +1,7 @@
 """Eval tasks: questions of a task or a file, and how an answer to them is scored.
 
-A file's answers are compared by a rule of `reflux.graphs.evals.scorers`, by a function of the user,
-or by a model (`judge:MODEL`), whose grades `reflux.graphs.evals.runner` asks for.
+A file's answers are compared by a rule of `reflux.graphs.evals.scoring.scorers`, by a function of
+the user, or by a model (`judge:MODEL`), whose grades `reflux.graphs.evals.runner` asks for.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from functools import cached_property
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.evals.math_worker import check_math_installed
 from reflux.graphs.evals.questions.files import QuestionFile, Row
-from reflux.graphs.evals.scorers import FORMS, can_compare, normalised, same
+from reflux.graphs.evals.scoring.math_worker import check_math_installed
+from reflux.graphs.evals.scoring.scorers import FORMS, can_compare, normalised, same
 from reflux.graphs.evals.task import Task, check_held_out, is_held_out, score_held_out, task_context
 from reflux.graphs.external.user_code import load_object
 

@@ -11,8 +11,8 @@ from reflux.agents.verifiers import Checker, RuleChecker
 from reflux.graphs.evals.eval_task import JUDGE, FileEvalTask, file_eval_task
 from reflux.graphs.evals.questions.files import read_questions
 from reflux.graphs.evals.questions.forms import Form, Keys
-from reflux.graphs.evals.scorers import FORMS, normalised
-from reflux.graphs.evals.scorers import same as same_by
+from reflux.graphs.evals.scoring.scorers import FORMS, normalised
+from reflux.graphs.evals.scoring.scorers import same as same_by
 from reflux.graphs.evals.task import Task
 
 MAX_TOKENS = 256

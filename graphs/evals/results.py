@@ -17,8 +17,8 @@ from reflux.graphs.evals.best_of import EqualTokens
 from reflux.graphs.evals.decisions import Decision, Differences, decide
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.metrics import RESAMPLES, Difference, difference
-from reflux.graphs.evals.scorers import fitting_rule
 from reflux.graphs.evals.scores import UNSCORED, Breakdown, Level, PartRight, Score, Tally
+from reflux.graphs.evals.scoring.scorers import fitting_rule
 from reflux.graphs.traces.store import TraceStore
 
 MAX_SAMPLES = 200

@@ -179,7 +179,7 @@ def load(store: Rows, id: str) -> Trajectory | None:
         told_by=about.get("told_by", ""),
         outcome=_outcome_of(json.loads(ended["detail"])) if ended else None,
         feedback=tuple(load_feedback(store, id)),
-        rejected=tuple(row["answer"] for row in store.select(_REFUSED, (id,))),
+        rejected=tuple(refused_answers(store, id)),
         created=root["created"],
     )
 
@@ -190,10 +190,13 @@ _ENDED = (
 )
 
 
-_REFUSED = (
-    "SELECT detail ->> 'answer' AS answer FROM judgements WHERE question = ? AND path = ''"
-    " AND kind = 'check' AND ok = 0 ORDER BY id"
-)
+def refused_answers(store: Rows, id: str) -> list[str]:
+    """The answers to a trajectory that its check refused, in order."""
+    sql = (
+        "SELECT detail ->> 'answer' AS answer FROM judgements WHERE question = ? AND path = ''"
+        " AND kind = 'check' AND ok = 0 AND answer IS NOT NULL ORDER BY id"
+    )
+    return [row["answer"] for row in store.select(sql, (id,))]
 
 
 def _outcome_of(detail: Mapping[str, Any]) -> RecordedOutcome:

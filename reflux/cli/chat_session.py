@@ -28,7 +28,7 @@ from reflux.ask_context import MAX_TOKENS
 from reflux.cli.human_input import open_asking, unechoed
 from reflux.cli.progress import LiveTree
 from reflux.finetune.run_folder import OpenRun
-from reflux.graphs.amplify.graph import check_askable
+from reflux.graphs.amplify.screening import check_askable
 from reflux.graphs.amplify.state import exchange_error
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import ALONE, AskOptions

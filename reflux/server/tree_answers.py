@@ -15,7 +15,7 @@ from reflux.agents.tools.protocol import Grants
 from reflux.agents.types import Completion
 from reflux.ask_context import NO_GRANTS, context_of
 from reflux.finetune.run_folder import OpenRun
-from reflux.graphs.amplify.graph import check_askable
+from reflux.graphs.amplify.screening import check_askable
 from reflux.graphs.amplify.state import exchange_error, failed_outcome
 from reflux.graphs.ask import Origin, ask
 from reflux.graphs.ask_options import AskOptions

@@ -22,8 +22,8 @@ from reflux.finetune.data.demonstrations import (
     Made,
     check_demonstrations,
     from_record,
-    from_script,
 )
+from reflux.finetune.data.scripted_demonstrations import from_script
 from reflux.graphs.evals.task import is_held_out
 from reflux.graphs.recompute import revise
 from reflux.graphs.traces.review import find_item, judge

@@ -24,7 +24,8 @@ from reflux.agents.types import Answer, Chain, ChatRequest, Completion, Exchange
 from reflux.agents.verifiers import RuleChecker
 from reflux.finetune.data.rows import accepted
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.graph import begin, build_graph
+from reflux.graphs.amplify.graph import build_graph
+from reflux.graphs.amplify.screening import begin
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, Origin
 from reflux.graphs.traces.recorded_client import RecordedClient

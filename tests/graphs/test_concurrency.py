@@ -17,7 +17,8 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.overseers.protocol import PASS
 from reflux.agents.types import Answer, Ask, ChatRequest, Completion, Defer, Step, step_to_json
 from reflux.graphs.amplify.context import ConcurrencyLimit, Limits
-from reflux.graphs.amplify.graph import begin, build_graph
+from reflux.graphs.amplify.graph import build_graph
+from reflux.graphs.amplify.screening import begin
 from reflux.graphs.traces.store import TraceStore
 from tests.support.amplifying import ONE_VOTE, Transcript, amplified, echo
 from tests.support.playing import essence, orders, play, sorted_rows

@@ -23,7 +23,8 @@ from reflux.agents.overseers.protocol import PASS
 from reflux.agents.overseers.scripted import HumanOverseer
 from reflux.agents.types import Answer, Ask, Defer, step_to_json
 from reflux.graphs.amplify.context import AmplifyContext, Limits
-from reflux.graphs.amplify.graph import begin, build_graph
+from reflux.graphs.amplify.graph import build_graph
+from reflux.graphs.amplify.screening import begin
 from reflux.graphs.ask import Amplified
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore

@@ -12,7 +12,8 @@ from reflux.agents.types import Answer, Ask, ChatRequest, Completion, Exchange, 
 from reflux.agents.types import SubQuestion as Sub
 from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import Limits
-from reflux.graphs.amplify.graph import begin, build_graph
+from reflux.graphs.amplify.graph import build_graph
+from reflux.graphs.amplify.screening import begin
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 from reflux.graphs.voting.voting import VotePolicy

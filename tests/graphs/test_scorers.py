@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reflux.graphs.evals.math_worker import MathWorker
-from reflux.graphs.evals.scorers import FORMS, can_compare, fitting_rule, same
+from reflux.graphs.evals.scoring.math_worker import MathWorker
+from reflux.graphs.evals.scoring.scorers import FORMS, can_compare, fitting_rule, same
 
 OUTPUTS: list[list[Any]] = yaml.safe_load(
     (Path(__file__).parent.parent / "support" / "outputs.yaml").read_text(encoding="utf-8")

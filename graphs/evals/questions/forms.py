@@ -23,7 +23,7 @@ from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from reflux.agents.errors import UsageError
-from reflux.graphs.evals.cells import flat_values, text_of, value_at
+from reflux.graphs.evals.questions.cells import flat_values, text_of, value_at
 from reflux.graphs.evals.questions.parts import (
     ANSWERS,
     QUESTIONS,
@@ -32,7 +32,7 @@ from reflux.graphs.evals.questions.parts import (
     columns_of,
     context_of,
 )
-from reflux.graphs.evals.scorers import final_answer
+from reflux.graphs.evals.scoring.scorers import final_answer
 
 ROLES = {"human": "user", "gpt": "assistant", "ai": "assistant", "model": "assistant"}
 ASK_LETTER = "Reply with the letter of the right choice."

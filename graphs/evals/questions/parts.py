@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import regex
 
-from reflux.graphs.evals.cells import text_of
+from reflux.graphs.evals.questions.cells import text_of
 
 QUESTIONS = (
     "question", "input", "prompt", "messages", "conversations", "problem", "query", "instruction",

@@ -37,5 +37,5 @@ def object_in(value: Any) -> Body:
 
 
 def as_text(value: Any) -> str:
-    """A text as it is; anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A text as it is; anything else as JSON, and what JSON lacks as Python shows it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -14,6 +14,9 @@ NOT_SAMPLING = ("_type", "tools", "functions", "model", "model_name", "api_key")
 CACHED = ("cache_creation_input_tokens", "cache_read_input_tokens")
 """What Anthropic counts beside `input_tokens`."""
 
+ANSWERS = ("answer", "output", "result", "response")
+"""Fields in which programs return an answer; the others yield to messages."""
+
 
 def chat_tools(value: Any, strict: bool = True) -> list[Body]:
     """Tools of any program in the form of the chat protocol; a JSON text is read.
@@ -89,9 +92,14 @@ def images_in(messages: Sequence[Body]) -> int:
 
 
 def text_of_output(value: Any) -> str | None:
-    """What a program, a node or a tool returned as text: that of its last message, else JSON."""
+    """What a program, a node or a tool returned as text: its answer, or that of its last message,
+    else JSON."""
     if value is None or isinstance(value, str):
         return value
+    body = mapping(value)
+    keys = ANSWERS[:1] if items_of(body.get("messages")) else ANSWERS
+    if (key := next((key for key in keys if body.get(key) is not None), None)) is not None:
+        return text_of_output(body[key])
     try:
         content = chat_messages(value)[-1]["content"]
     except (ValueError, IndexError):

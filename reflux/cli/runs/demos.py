@@ -16,8 +16,9 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.errors import RefluxError, UsageError
     from reflux.agents.overseers.demonstration_file import write_demonstrations
-    from reflux.finetune.data.demonstrations import Made, from_record, from_script
+    from reflux.finetune.data.demonstrations import Made, from_record
     from reflux.finetune.data.rows import is_withheld
+    from reflux.finetune.data.scripted_demonstrations import from_script
     from reflux.finetune.run_folder import RunFolder
     from reflux.report.terminal import command, counted, plain, print_result
     from reflux.tasks import run_task, task_named

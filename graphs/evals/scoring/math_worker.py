@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from reflux.agents.errors import MissingError
-from reflux.graphs.evals.mathematics import superscripts_as_powers
+from reflux.graphs.evals.scoring.mathematics import superscripts_as_powers
 
 
 def check_math_installed() -> None:

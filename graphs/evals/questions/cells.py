@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, cast
 
-from reflux.graphs.evals.scorers import final_answer
+from reflux.graphs.evals.scoring.scorers import final_answer
 
 
 def value_at(body: Mapping[str, Any], path: str) -> Any:

@@ -20,8 +20,8 @@ from string import ascii_uppercase
 
 import regex
 
-from reflux.graphs.evals.math_worker import MATH
-from reflux.graphs.evals.mathematics import (
+from reflux.graphs.evals.scoring.math_worker import MATH
+from reflux.graphs.evals.scoring.mathematics import (
     MAX_CHARS,
     canonical,
     final_answer,

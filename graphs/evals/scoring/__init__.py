@@ -1,0 +1,1 @@
+"""When an answer is right: by text, number, choice or mathematics."""
