@@ -21,9 +21,12 @@ from reflux.agents.overseers.step_forms import StepStyle
 from reflux.finetune.base_model import quiet_libraries
 from reflux.finetune.bases import Base, find_base, folder_digest
 from reflux.finetune.configs.run import DistillConfig
+from reflux.finetune.configs.targets import TargetConfig
 from reflux.finetune.export.gguf import can_export, export_adapter
 from reflux.finetune.export.parity import certify
 from reflux.finetune.registry import ADAPTER_GGUF, Registry, StudentBase
+from reflux.finetune.targets.teacher import teacher_folder
+from reflux.finetune.targets.training import trainer_for
 from reflux.finetune.train.launch import check_launch, train_in_processes
 from reflux.finetune.train.options import lora_config, sft_arguments
 from reflux.finetune.train.progress import TrainingStep, newest_checkpoint
@@ -79,6 +82,10 @@ def distill(
 
     registry.check_new(plan.id)
     base = find_base(plan.config.base)
+    # Demonstrations and primitives have no votes and no sub-answers.
+    is_imitation = plan.style is not None or plan.round == 0
+    targets = TargetConfig() if is_imitation else plan.config.targets
+    teacher = teacher_folder(targets, registry, plan.parent, base)
     progress("load the base", 0, 1, "")
     base.folder  # noqa: B018 - a GGUF is unpacked here
     check_stop()
@@ -88,7 +95,7 @@ def distill(
         ) as checkpoints,
         registry.staging(plan.id) as (folder, card),
     ):
-        settings = plan.config.model_dump(exclude={"base"})
+        settings = plan.config.model_dump(exclude={"base", "targets"})
         if plan.style is not None:
             settings["sft"] = overseer_sft(settings["sft"], len(plan.rows))
         options = {**settings, "checkpoints": checkpoints, "on_progress": on_progress}
@@ -99,7 +106,8 @@ def distill(
             )
             trained = TrainReport(**report)
         else:
-            trained = train(plan.rows, base, folder, on_note=on_note, **options)
+            make = trainer_for(targets, teacher)
+            trained = train(plan.rows, base, folder, make_trainer=make, on_note=on_note, **options)
         if can_export(base.folder):
             export_adapter(folder, base.folder, folder / ADAPTER_GGUF)
         progress(f"compare the engines on {plan.id}", 0, 1, "")
@@ -115,7 +123,7 @@ def distill(
                 base.config,
             ),
             rows_digest=plan.rows_digest,
-            config={**settings, "report": asdict(trained)},
+            config={**settings, "targets": targets.model_dump(), "report": asdict(trained)},
         )
 
 

@@ -29,6 +29,7 @@ from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order
 from reflux.finetune.gates import agreement, judge, passed_checks
 from reflux.finetune.learned_overseer import Fallback, learned_overseer, resolved
 from reflux.finetune.run_folder import OpenRun
+from reflux.finetune.targets.evidence import with_evidence
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome, is_accepted
 from reflux.graphs.ask import Amplified, Direct, Origin, System, answer_all
@@ -205,7 +206,8 @@ class Stages:
 
     def rows(self, number: int) -> tuple[list[Row], list[Row]]:
         """Cumulative rows up to a round: (different rows, rows in training order with repeats)."""
-        primitives, others = run_rows(self.run.store, self.task, number)
+        primitives, found = run_rows(self.run.store, self.task, number)
+        others = list(with_evidence(self.run.store, found, self.config.targets))
         repeated = primitives * self.spec(number).primitive_repeats
         return [*primitives, *others], training_order([*repeated, *others], self.config.seed)
 

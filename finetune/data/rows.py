@@ -50,11 +50,23 @@ class Row:
     """Another answer to the question, which a check refused or a human replaced."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Those that the model could call, as requests list them."""
+    weight: float = 1.0
+    """What the row counts beside others."""
+    teacher: tuple[Turn, ...] = ()
+    """The prompt of a teacher, which sees more than the student: the question's sub-answers."""
+    logged: tuple[Any, ...] = ()
+    """The reply's tokens, each as (text, log-probability, alternatives as such pairs)."""
 
     def train(self) -> dict[str, Any]:
-        """The row in TRL's conversational prompt-completion form."""
-        body = {"prompt": list(self.prompt), "completion": list(self.completion)}
-        return {**body, "tools": list(self.tools)} if self.tools else body
+        """The row in TRL's conversational prompt-completion form, with what else is known of it."""
+        body: dict[str, Any] = {"prompt": list(self.prompt), "completion": list(self.completion)}
+        if self.tools:
+            body["tools"] = list(self.tools)
+        if self.weight != 1:
+            body["weight"] = self.weight
+        if self.teacher:
+            body["teacher"] = list(self.teacher)
+        return {**body, "logged": [list(token) for token in self.logged]} if self.logged else body
 
     @property
     def reply(self) -> str:

@@ -3,11 +3,11 @@
 Loss and gradients are those of one pass, up to rounding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 
 PASS_TOKENS = {"cpu": 2048}
 """Most tokens of a pass by kind of device, unless one row has more: larger products are no quicker,
@@ -54,46 +54,58 @@ def head_loss(
         hidden: (tokens, size).
         cap: the logits are at most this, softly (Gemma 2, arXiv 2408.00118, section 2).
     """
-    pieces = max(1, -(-hidden.shape[0] * head.weight.shape[0] // LOGITS))
     frozen = not any(p.requires_grad for p in head.parameters()) and type(head) is torch.nn.Linear
-    if pieces == 1 or not frozen:
-        return _loss(head(hidden), labels, cap)
-    return _PiecewiseLoss.apply(hidden, head.weight, head.bias, labels, cap, pieces)  # type: ignore[no-any-return]
+    size = max(1, LOGITS // head.weight.shape[0])
+    if len(hidden) <= size or not frozen:
+        return _loss(logits_of(head, hidden, cap), labels)
+    return piecewise(
+        hidden, lambda part, rows: _loss(logits_of(head, part, cap), labels[rows]), size
+    )
 
 
-def _loss(logits: torch.Tensor, labels: torch.Tensor, cap: float | None) -> torch.Tensor:
+def logits_of(head: torch.nn.Linear, hidden: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """(tokens, vocabulary) of hidden states (tokens, size), in float32 at least."""
+    logits = head(hidden)
     if cap is not None:
         logits = (logits / cap).tanh() * cap
-    return cross_entropy(logits.float(), labels, reduction="sum")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits, labels, reduction="sum")
+
+
+PieceLoss = Callable[[torch.Tensor, slice], torch.Tensor]
+"""The summed loss of the hidden states of a piece, and which of all they are."""
+
+
+def piecewise(hidden: torch.Tensor, loss_of: PieceLoss, size: int) -> torch.Tensor:
+    """The summed loss of hidden states (tokens, ...), `size` of them at a time.
+
+    The gradient of each piece is computed beside its loss, so that the logits of one are held. Only
+    the hidden states get one.
+    """
+    return _PiecewiseLoss.apply(hidden, loss_of, size)  # type: ignore[no-any-return]
 
 
 class _PiecewiseLoss(torch.autograd.Function):
-    """The gradient of each piece is computed beside its loss, so that no logits are kept."""
-
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        labels: torch.Tensor,
-        cap: float | None,
-        pieces: int,
+        ctx: Any, hidden: torch.Tensor, loss_of: PieceLoss, size: int
     ) -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        gradients: list[torch.Tensor] = []
-        rows = zip(hidden.chunk(pieces), labels.chunk(pieces), strict=True)
-        for part, wanted in rows:
+        gradient = torch.empty_like(hidden)
+        losses: list[torch.Tensor] = []
+        for start in range(0, len(hidden), size):
+            rows = slice(start, min(start + size, len(hidden)))
             with torch.enable_grad():
-                logits = linear(part, weight, bias).detach().requires_grad_()
-                loss = _loss(logits, wanted, cap)
-                (of_logits,) = torch.autograd.grad(loss, logits)
-            total += loss.detach()
-            gradients.append(of_logits @ weight)
-        ctx.save_for_backward(torch.cat(gradients))
-        return total
+                part = hidden[rows].detach().requires_grad_()
+                loss = loss_of(part, rows)
+            (gradient[rows],) = torch.autograd.grad(loss, part)
+            losses.append(loss.detach())
+        ctx.save_for_backward(gradient)
+        return torch.stack(losses).sum() if losses else hidden.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (of_hidden,) = ctx.saved_tensors
-        return gradients[0].to(of_hidden.dtype) * of_hidden, None, None, None, None, None
+        return gradients[0].to(of_hidden.dtype) * of_hidden, None, None

@@ -9,12 +9,14 @@ same products in the same precision, and rounds once where PEFT rounds sums to b
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear
 from torch.nn.functional import linear
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -72,9 +74,11 @@ class StudentTrainer(SFTTrainer):
         """Whether a test compares this architecture with TRL."""
         # Autocast chooses other precisions than the fused layer, and a sharded adapter is whole in
         # its own forward only.
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self._compared and self.accelerator.mixed_precision == "no" and not sharded:
+        self._sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self._compared and self.accelerator.mixed_precision == "no" and not self._sharded:
             fuse_lora(model)
+        self.keeps_checkpoints = False
+        """Whether checkpoints outlive the training."""
 
     def compute_loss(
         self,
@@ -86,18 +90,29 @@ class StudentTrainer(SFTTrainer):
         """Mean negative log-likelihood of the counted tokens, a scalar."""
         if return_outputs or not self.lean or "shift_labels" in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        whole = self.whole(model)
+        # Calling the decoder bypasses the wrapper that enters autocast.
+        with self.accelerator.autocast():
+            hidden, labels = self.counted_states(whole, inputs)
+            total = head_loss(hidden, whole.get_output_embeddings(), labels, logit_cap(whole))
+        items = len(labels) if num_items_in_batch is None else num_items_in_batch
+        return total / torch.as_tensor(items, device=total.device).clamp(min=1)
+
+    def whole(self, model: Any) -> Any:
+        """The base with its adapter, without wrappers."""
         whole: Any = self.accelerator.unwrap_model(model)
-        if isinstance(whole, PeftModel):
-            whole = whole.get_base_model()
+        return whole.get_base_model() if isinstance(whole, PeftModel) else whole
+
+    def counted_states(
+        self, whole: Any, inputs: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(hidden states that predict the counted tokens, (counted, size); these tokens), row by
+        row."""
         batch = {key: value for key, value in inputs.items() if key != "use_cache"}
         packed = None
         if packable(whole) and not self.args.gradient_checkpointing:
             packed = pack(batch, whole.config, whole.dtype)
-        # Calling the decoder bypasses the wrapper that enters autocast.
-        with self.accelerator.autocast():
-            total, n = _summed_loss(whole, batch) if packed is None else _packed_loss(whole, packed)
-        items = n if num_items_in_batch is None else num_items_in_batch
-        return total / torch.as_tensor(items, device=total.device).clamp(min=1)
+        return _padded_states(whole, batch) if packed is None else _packed_states(whole, packed)
 
     @property
     def lean(self) -> bool:
@@ -116,21 +131,41 @@ class StudentTrainer(SFTTrainer):
             and all(getattr(config, key, None) is None for key in SCALED_LOGITS)
         )
 
+    def sampling_report(self) -> dict[str, Any] | None:
+        """What became of the student's samples, where it learns from them."""
+        return None
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass.
 
         Raises:
-            RefluxError: the loss is not finite.
+            RefluxError: the loss or a gradient is not finite; where there are checkpoints, the
+                weights before it are one.
         """
         loss = self._step(*args, **kwargs)
         value = float(loss)
-        if not math.isfinite(value):
+        what = f"the loss is {value}" if not math.isfinite(value) else self._wrong_gradient()
+        if what:
+            kept = ""
+            if self.keeps_checkpoints and self.state.global_step:
+                self._save_checkpoint(self.model, trial=None)
+                kept = f"; the weights of step {self.state.global_step} are kept in " + str(
+                    Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+                )
             raise RefluxError(
-                f"the loss is {value} at step {self.state.global_step + 1} with learning rate "
+                f"{what} at step {self.state.global_step + 1} with learning rate "
                 f"{self._get_learning_rate():.3g} (peak {self.args.learning_rate:.3g}): lower "
-                "sft.learning_rate or raise sft.warmup_steps"
+                f"sft.learning_rate or raise sft.warmup_steps{kept}"
             )
         return loss
+
+    def _wrong_gradient(self) -> str:
+        """What is wrong with the gradients of a whole step; empty where they are finite."""
+        if self._sharded or self.args.fp16 or not self.accelerator.sync_gradients:
+            return ""  # fp16 skips the steps that overflow.
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        return "" if math.isfinite(norm) else f"the gradients' norm is {norm}"
 
     def _step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -146,32 +181,29 @@ class StudentTrainer(SFTTrainer):
         return torch.stack(losses).sum()
 
 
-def _summed_loss(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
-    """(summed negative log-likelihood of the batch's counted tokens, their number)."""
+def _padded_states(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `StudentTrainer.counted_states`, of a padded batch."""
     labels = batch["labels"][:, 1:]  # (rows, tokens - 1)
     counted = labels != -100
     arguments = {key: value for key, value in batch.items() if key != "labels"}
     hidden = model.get_decoder()(**arguments, use_cache=False).last_hidden_state[:, :-1]
     # Contiguous rows (counted, hidden): for a sliced 3-D input, linear copies the head's weight
     # once for each row of the batch.
-    loss = _cross_entropy(model, hidden[counted], labels[counted])
-    return loss, int(counted.sum())
+    return hidden[counted], labels[counted]
 
 
-def _packed_loss(model: Any, packed: Packed) -> tuple[torch.Tensor, int]:
-    """As `_summed_loss`, for a packed batch."""
+def _packed_states(model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `StudentTrainer.counted_states`, of a packed batch."""
     with packed_attention(model):
         out = model.get_decoder()(
             input_ids=packed.ids, position_ids=packed.positions, use_cache=False, packed=packed
         )
-    hidden = out.last_hidden_state[0].index_select(0, packed.predicting)
-    return _cross_entropy(model, hidden, packed.labels), len(packed.labels)
+    return out.last_hidden_state[0].index_select(0, packed.predicting), packed.labels
 
 
-def _cross_entropy(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed over the tokens of hidden (tokens, size)."""
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return head_loss(hidden, model.get_output_embeddings(), labels, cap)
+def logit_cap(model: Any) -> float | None:
+    """What the logits are at most, softly (Gemma 2, arXiv 2408.00118, section 2)."""
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -240,6 +272,8 @@ def _forward_of(layer: Any) -> Any:
     a, b = layer.lora_A["default"], layer.lora_B["default"]
 
     def forward(x: torch.Tensor) -> torch.Tensor:
+        if layer.disable_adapters or layer.active_adapters != ["default"]:  # A teacher's pass.
+            return type(layer).forward(layer, x)
         return _LoraLinear.apply(x, base.weight, base.bias, a.weight, b.weight, scaling)
 
     return forward

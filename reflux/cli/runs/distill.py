@@ -138,7 +138,8 @@ def distill(
         plan = plan_of(student, [row.train() for row in rows], rows_digest(rows), style=made.style)
         _train(folder, plan, run, role, as_json)
         return
-    with prepared_rows(folder, choice, settings.base, settings.seed) as prepared:
+    given = (settings.base, settings.seed, settings.targets)
+    with prepared_rows(folder, choice, *given) as prepared:
         if shows:
             shown = report_of(prepared, settings.base)
             if report is not None:
