@@ -58,7 +58,7 @@ def reply_of(
     ]
     asked = _count(counts, "prompt_tokens", "input_tokens", "input", "promptTokens")
     return Completion(
-        text=text_of(message.get("content")),
+        text=text_of(message.get("content") or message.get("refusal")),
         prompt_tokens=asked + sum(_count(counts, name) for name in CACHED),
         completion_tokens=_count(
             counts, "completion_tokens", "output_tokens", "output", "completionTokens"
