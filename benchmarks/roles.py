@@ -160,6 +160,12 @@ async def measure(config: Config, task: str, seed: int, report: Report) -> dict[
     marks: dict[str, Right] = {}
     async with open_stages(config, task, seed) as stages:
         base = model_name(stages.run.folder.base) if not config.quick else "script"
+        again = (base, task, seed)
+        report.rows[:] = [
+            row
+            for row in report.rows
+            if (row["model"], row["task"], row["seed"]) != again or row["arm"] not in config.arms
+        ]
         made = await stages.amplify(1, "base")
         print(f"{task}, seed {seed}: {made}", flush=True)
         questions = stages.held_out(1)
@@ -225,12 +231,6 @@ def main(config: Config) -> None:
     report = Report("roles", seed=config.seeds[0], quick=config.quick)
     if config.more:
         report.take_up()
-        kept = [
-            row for row in report.rows
-            if row["task"] not in config.tasks or row["seed"] not in config.seeds
-            or row["arm"] not in config.arms
-        ]  # fmt: skip
-        report.rows[:] = kept
 
     async def run() -> None:
         for task in config.tasks:
