@@ -99,7 +99,7 @@ def distill(
         if plan.style is not None:
             settings["sft"] = overseer_sft(settings["sft"], len(plan.rows))
         options = {**settings, "checkpoints": checkpoints, "on_progress": on_progress}
-        launch, _ = options.pop("launch"), options.pop("targets")
+        launch = options.pop("launch")
         if launch:
             report = train_in_processes(
                 plan.rows, base, folder, launch, check_stop, on_note=on_note, **options
