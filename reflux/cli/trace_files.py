@@ -126,10 +126,6 @@ def export_traces(
     lines = [f"{done.rows} rows in {out}"]
     lines += [f"left out: {left_out.note}"] if left_out.counts else []
     lines += [f"{done.without_pair} without a rejected answer"] if done.without_pair else []
-    if done.text_and_calls:
-        lines.append(
-            f"{done.text_and_calls} with text beside tool calls, which LLaMA-Factory skips"
-        )
     body = {"rows": done.rows, "file": out, "left_out": dict(left_out.counts)}
     print_result(body, Group(*(plain(line) for line in lines)), as_json)
 
