@@ -154,7 +154,7 @@ class Bench:
     def rows(self, targets: TargetConfig) -> list[Row]:
         """The rows of an arm, in order."""
         primitives, others = run_rows(self.run.store, self.task, 1)
-        others = list(with_evidence(self.run.store, others, targets))
+        others = list(with_evidence(self.run.store, others, targets, self.task))
         return training_order([*primitives, *others], self.seed)
 
     def train(self, arm: str, rows: Sequence[Row], steps: int, more: str = "") -> Mapping[str, Any]:
