@@ -179,14 +179,16 @@ class StudentTrainer(SFTTrainer):
         weights = [parameter.detach() for parameter in self._trained()]
         if not self._good:
             self._good = [weight.clone() for weight in weights]
-        torch._foreach_copy_(self._good, weights)
+        for kept, weight in zip(self._good, weights, strict=True):
+            kept.copy_(weight)
         self._good_step = self.state.global_step
 
     def _saved_good(self) -> str:
         """Where the last good weights are now, as the end of a sentence; empty without any."""
         if not self._good or not self._good_step:
             return ""
-        torch._foreach_copy_([p.detach() for p in self._trained()], self._good)
+        for parameter, kept in zip(self._trained(), self._good, strict=True):
+            parameter.data.copy_(kept)
         folder = Path(str(self.args.output_dir)) / f"{GOOD}{self._good_step}"
         model: Any = self.accelerator.unwrap_model(self.model)
         model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
