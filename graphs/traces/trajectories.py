@@ -1,7 +1,7 @@
 """Trajectories of any program's agent, whichever way they were recorded: values, writer, reader.
 
 Recording by URL, by callback and by import make the same values, and one writer stores them in the
-tables of our own trees, so that lists, review, rows and exports need not ask where one came from:
+tables of Reflux's trees, so that lists, review, rows and exports need not ask where one came from:
 
     questions   one trajectory: `system` and `split` are "recorded", `text` is the last user text of
                 its first call, `source` says how it was recorded (NULL for our own trees), `about`
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from reflux.agents.clients.reasoning import text_of
-from reflux.agents.redaction import redact
+from reflux.agents.redaction import redact, valid_unicode
 from reflux.agents.types import Completion
 from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.recorded_client import completion_of
@@ -127,7 +127,9 @@ class Trajectory:
     @property
     def id(self) -> str:
         """The source, and a digest of the key (hex, 16)."""
-        digest = hashlib.sha256(f"{self.source}\x1f{redact(self.key)}".encode()).hexdigest()[:16]
+        digest = hashlib.sha256(
+            f"{self.source}\x1f{redact(self.key)}".encode(errors="replace")
+        ).hexdigest()[:16]
         return f"{self.source.replace(':', '-')}-{digest}"
 
     @property
@@ -145,12 +147,12 @@ def last_user_text(messages: Sequence[ChatMessage]) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """JSON without secrets."""
+    """JSON without secrets, and without halves of surrogate pairs."""
     if isinstance(value, str):
-        return redact(value)
+        return redact(value if value.isascii() else valid_unicode(value))
     if isinstance(value, Mapping):
         items = cast(Mapping[str, Any], value).items()
-        return {redact(key): redacted(each) for key, each in items}
+        return {redacted(key): redacted(each) for key, each in items}
     if isinstance(value, list | tuple):
         return [redacted(each) for each in cast(Sequence[Any], value)]
     return value

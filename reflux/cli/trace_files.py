@@ -59,6 +59,8 @@ def import_traces(
             report = import_files(files, store, TrajectoryWriter(store), skip_broken)
     body = {**report.to_json(), "run": str(run), "dry_run": dry_run}
     print_result(body, _view(report, run, dry_run), as_json)
+    if not report.trajectories and not report.known:
+        raise typer.Exit(1)
 
 
 def _view(report: Import, run: Path, dry_run: bool) -> Group:

@@ -10,7 +10,7 @@ from reflux.graphs.traces.protocols.json_values import Body, as_text, items_of, 
 from reflux.graphs.traces.protocols.messages import THINKS, chat_messages
 
 NOT_SAMPLING = ("_type", "tools", "functions", "model", "model_name", "api_key")
-"""Parameters of LangChain's that are no setting of a call, or stand in a column of their own."""
+"""Parameters of LangChain's that are no setting of a call, or stand in a separate column."""
 CACHED = ("cache_creation_input_tokens", "cache_read_input_tokens")
 """What Anthropic counts beside `input_tokens`."""
 
@@ -58,7 +58,7 @@ def reply_of(
     ]
     asked = _count(counts, "prompt_tokens", "input_tokens", "input", "promptTokens")
     return Completion(
-        text=text_of(message.get("content")),
+        text=text_of(message.get("content") or message.get("refusal")),
         prompt_tokens=asked + sum(_count(counts, name) for name in CACHED),
         completion_tokens=_count(
             counts, "completion_tokens", "output_tokens", "output", "completionTokens"

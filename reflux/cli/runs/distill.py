@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,7 +28,6 @@ from reflux.cli.runs.row_options import (
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from contextlib import closing
-    from functools import partial
 
     from reflux.agents.errors import UsageError
     from reflux.agents.overseers.demonstration_file import read_demonstrations
@@ -93,7 +93,7 @@ def distill(
     or from a JSONL file.
 
     With --where or --rows it learns recorded calls: those that went through `reflux record`, a
-    callback or an import, and those of our own trees. --dry-run and --report show what it would
+    callback or an import, and those of Reflux's trees. --dry-run and --report show what it would
     learn.
 
     With --role overseer it learns to divide, from the accepted trees or from demonstrations, and is
@@ -122,15 +122,17 @@ def distill(
             "--dry-run and --report"
         )
     check_training_packages()
-    from reflux.finetune.distillation import StudentPlan
-    from reflux.report.data_page import data_view  # With packages of the extra `train`.
-
     settings = read_distill_config(config)
     folder = folder_of(run, base)
     if base or settings.base == BaseConfig():
         own = settings.base.model_dump(exclude_unset=True, exclude={"model", "revision"})
         settings = settings.model_copy(update={"base": folder.base.config.model_copy(update=own)})
-    plan_of = partial(StudentPlan, config=settings)
+
+    def plan_of(id: str, rows: Sequence[Any], digest: str, **more: Any) -> StudentPlan:
+        from reflux.finetune.distillation import StudentPlan  # With torch: once there are rows.
+
+        return StudentPlan(id, rows, digest, settings, **more)
+
     if role == "overseer":
         student = student.removesuffix(OVERSEER) + OVERSEER
         made = run_async(overseer_rows_for(folder, demos))
@@ -141,6 +143,8 @@ def distill(
     given = (settings.base, settings.seed, settings.targets)
     with prepared_rows(folder, choice, *given) as prepared:
         if shows:
+            from reflux.report.data_page import data_view  # With packages of the extra `train`.
+
             shown = report_of(prepared, settings.base)
             if report is not None:
                 write_report(shown, report)
