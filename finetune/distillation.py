@@ -31,6 +31,7 @@ from reflux.finetune.train.launch import check_launch, train_in_processes
 from reflux.finetune.train.options import lora_config, sft_arguments
 from reflux.finetune.train.progress import TrainingStep, newest_checkpoint
 from reflux.finetune.train.sft import TrainReport, train
+from reflux.finetune.train.trainer import GOOD
 
 OVERSEER_ROWS = 500
 """Rows that the training of an overseer takes, repeats included, at least."""
@@ -167,7 +168,8 @@ def overseer_sft(sft: Mapping[str, Any], rows: int) -> dict[str, Any]:
 
 @contextmanager
 def _checkpoints(folder: Path, plan: StudentPlan, base: Base) -> Iterator[Path]:
-    """A folder of a plan's checkpoints, which stays if the block fails after the first of them.
+    """A folder of a plan's checkpoints, which stays if the block fails after the first of them, or
+    leaves the last good adapter.
 
     Checkpoints of another plan, base or settings are deleted first.
     """
@@ -182,7 +184,7 @@ def _checkpoints(folder: Path, plan: StudentPlan, base: Base) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        if newest_checkpoint(folder) is None:
+        if newest_checkpoint(folder) is None and not any(folder.glob(f"{GOOD}*")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)

@@ -208,7 +208,7 @@ class Stages:
     def rows(self, number: int) -> tuple[list[Row], list[Row]]:
         """Cumulative rows up to a round: (different rows, rows in training order with repeats)."""
         primitives, found = run_rows(self.run.store, self.task, number)
-        others = list(with_evidence(self.run.store, found, self.config.targets))
+        others = list(with_evidence(self.run.store, found, self.config.targets, self.task))
         repeated = primitives * self.spec(number).primitive_repeats
         return [*primitives, *others], training_order([*repeated, *others], self.config.seed)
 

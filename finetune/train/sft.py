@@ -128,7 +128,7 @@ def train(
     Raises:
         UsageError: no rows, rows of another form, or an unknown or invalid option.
         RefluxError: the loss or the trained weights are not finite, or the memory is too small.
-            Where there are checkpoints, the last good weights are one of them.
+            Where there are checkpoints, the last good adapter is beside them.
     """
     check_rows(rows)
     training, held_out = hold_out(rows, evaluation, seed)

@@ -180,7 +180,7 @@ def rows_source(
             rows = recorded_rows(store, selection, options, left_out, withheld)
             if options.by == "roles":
                 rows = chain(rows, step_rows(store, selection, options, withheld))
-            yield with_evidence(store, rows, targets) if targets is not None else rows
+            yield with_evidence(store, rows, targets, task) if targets is not None else rows
     else:
         yield iter(rows_of_run(folder, targets))
 
@@ -211,7 +211,7 @@ def rows_of_run(folder: RunFolder, targets: TargetConfig | None = None) -> list[
     with closing(folder.store()) as store:
         primitives, others = run_rows(store, _task_of(folder))
         if targets is not None:
-            others = list(with_evidence(store, others, targets))
+            others = list(with_evidence(store, others, targets, task))
     return [*primitives, *others]
 
 
