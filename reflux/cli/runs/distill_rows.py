@@ -208,8 +208,9 @@ def rows_of_run(folder: RunFolder, targets: TargetConfig | None = None) -> list[
     Raises:
         UsageError: the folder holds no trajectories.
     """
+    task = _task_of(folder)
     with closing(folder.store()) as store:
-        primitives, others = run_rows(store, _task_of(folder))
+        primitives, others = run_rows(store, task)
         if targets is not None:
             others = list(with_evidence(store, others, targets, task))
     return [*primitives, *others]
