@@ -147,6 +147,11 @@ def answer_now_prompt(
     return (("system", system), ("user", body.strip()))
 
 
+def informed_prompt(question: str, transcript: Sequence[Exchange], chars: int) -> str:
+    """A question as a teacher reads it, behind what was found for it."""
+    return f"{transcript_text(transcript, chars)}\n\n{question}"
+
+
 def last_question(text: str) -> str:
     """The last question of a text that `reflux.graphs.conversation.question_of` wrote; any other
     text as it is."""

@@ -19,6 +19,11 @@ SECRET = re.compile(
 PLACEHOLDER = "[redacted]"
 
 
+def valid_unicode(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which no file can hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def redact(text: str) -> str:
     """Replace API keys and private keys by a placeholder.
 

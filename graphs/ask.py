@@ -13,7 +13,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast
 
@@ -39,12 +39,15 @@ from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask_options import AskOptions, Origin
 from reflux.graphs.evals.confidence.recorded import confidence
 from reflux.graphs.garbage import rare_collections
+from reflux.graphs.traces.losses import ending_at_a_loss
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import TraceStore, last_call_id
 from reflux.graphs.traces.tree import load_tree
 from reflux.graphs.voting.voting import VotePolicy
 
 T = TypeVar("T")
+LOST_IN_ROW = 16
+"""Questions one after the other that lost a call: after them no other is asked."""
 KEPT = "What was answered is kept; the same command, of a run with --resume, goes on with it"
 
 
@@ -249,7 +252,7 @@ async def answer_each(
     Args:
         on_answer: receives each question and its answer, in the order of their ends.
         complete: all answers are needed: a question that lost a call, ran out of money or waits for
-            a human is an error, after all others are asked.
+            a human is an error, after all others are asked, or `LOST_IN_ROW` lost one.
 
     Raises:
         EndpointError: the endpoint refuses the model altogether; or `complete`, and it failed, if
@@ -261,10 +264,13 @@ async def answer_each(
 
     async def work() -> None:
         for text in waiting:
+            if complete and losses.in_row >= LOST_IN_ROW:
+                return
             question = redact(text)
             await store.add_question(origin.row(question))
             try:
-                answered = await _answered(system, question, origin)
+                with ending_at_a_loss() if complete else nullcontext():
+                    answered = await _answered(system, question, origin)
             except Deferred:
                 if not complete:
                     raise
@@ -302,6 +308,8 @@ class _Losses:
     refused: list[EndpointError] = field(default_factory=list[EndpointError])
     """Refusals that were a question's last call."""
 
+    in_row: int = 0
+    """Questions that lost a call since one lost none."""
     waiting: int = 0
 
     def add(self, answered: Answered | None) -> None:
@@ -312,7 +320,9 @@ class _Losses:
             return
         if answered.outcome is not None:
             self.statuses.add(answered.outcome["status"])
-        if (failure := answered.failure) is not None and not failure.refused:
+        failure = answered.failure
+        self.in_row = 0 if failure is None or failure.refused else self.in_row + 1
+        if self.in_row and failure is not None:
             self.lost.append(failure)
         elif failure is not None and failure.is_last:
             self.refused.append(failure)

@@ -105,6 +105,13 @@ route_of = ROUTES.of
 """The router that a question was asked with; None without one."""
 
 
+def scaling_of(registry: Registry, model: str) -> Scaling | None:
+    """What makes a student's confidence a probability; None without an evaluation of it."""
+    student = next((each for each in registry.list() if each.id == model), None)
+    found = student.scores.get("student", {}).get("scaling") if student is not None else None
+    return found and Scaling(found["temperature"], found["offset"])
+
+
 def recorded_cascade(
     registry: Registry, agent: str, threshold: float | None
 ) -> Mapping[str, float]:
@@ -112,4 +119,4 @@ def recorded_cascade(
     where its evaluation has one; empty without a threshold."""
     if threshold is None:
         return {}
-    return Cascade(threshold, registry.scaling(agent) or Scaling()).to_json()
+    return Cascade(threshold, scaling_of(registry, agent) or Scaling()).to_json()

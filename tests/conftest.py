@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ from reflux.graphs.traces.store import TraceStore
 
 if TYPE_CHECKING:
     from tests.support.serving import Scripted
+
+# Many processes import the same modules: each would compile them anew where nothing is cached.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Workers share the cores: who waits lets the others work. It is read when torch is first imported,
 # here or in the process that forks the commands.

@@ -185,7 +185,7 @@ UNSTREAMED: RunnableConfig = {"tags": ["nostream"]}
 
 
 class LangChainClient(RetryingClient):
-    """Completes chats through a chat model of LangChain, with retries of our own.
+    """Completes chats through a chat model of LangChain, with our own retries.
 
     The model's own retries (`max_retries` in many integrations) are not recorded; set them to 0.
     """

@@ -257,7 +257,7 @@ def _llama_cpp() -> Any:
             ) from error
 
 
-FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}
+FIRST_REQUEST = {"prompt": ".", "n_predict": 1}
 
 
 def start_server(
@@ -282,6 +282,8 @@ def start_server(
     params.cpuparams.n_threads = config.threads
     params.cpuparams_batch.n_threads = config.threads
     params.verbosity = -1
+    # To fit a model into a GPU's memory llama.cpp reads it twice; a CPU's has nothing to fit.
+    params.fit_params = any(device["name"] != "CPU" for device in xlc.get_device_info())
     if adapter is not None:
         params.lora_adapters = [xlc.CommonAdapterLoraInfo(str(adapter), 1.0)]
     if files.peft is not None and (template := files.peft / "chat_template.jinja").is_file():
@@ -299,7 +301,7 @@ def start_server(
         ) from error
     # A server that is stopped before its loop has started hangs, because the loop misses the
     # signal to stop. One token proves that the loop runs.
-    server.handle_chat_completions(FIRST_REQUEST)
+    server.handle_completions(FIRST_REQUEST)
     return server
 
 

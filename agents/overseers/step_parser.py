@@ -18,6 +18,7 @@ import json_repair
 from reflux.agents.clients.reasoning import split_reasoning
 from reflux.agents.overseers.batch import alike
 from reflux.agents.overseers.line_parser import QUESTION_MARKS, read_list
+from reflux.agents.redaction import valid_unicode
 from reflux.agents.types import SubQuestion
 
 MAX_CHARS = 100_000
@@ -159,24 +160,20 @@ def _clean(value: Any, depth: int = 0) -> Any:
     if isinstance(value, float):
         return NumberText(value)
     if isinstance(value, str):
-        return type(value)(_valid_unicode(value))
+        return type(value)(valid_unicode(value))
     if isinstance(value, list | dict) and depth == MAX_DEPTH:
         raise RecursionError
     if isinstance(value, list):
         return [_clean(item, depth + 1) for item in cast(list[Any], value)]
     if isinstance(value, dict):
         fields = cast(dict[str, Any], value)
-        return {_valid_unicode(name): _clean(item, depth + 1) for name, item in fields.items()}
+        return {valid_unicode(name): _clean(item, depth + 1) for name, item in fields.items()}
     return value
-
-
-def _valid_unicode(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _content(text: str) -> str:
     """A reply without its reasoning, cut to `MAX_CHARS`."""
-    return split_reasoning(_valid_unicode(text[:MAX_CHARS]).replace("\0", "")).content.strip()
+    return split_reasoning(valid_unicode(text[:MAX_CHARS]).replace("\0", "")).content.strip()
 
 
 def _reading(value: Any, depth: int = 0) -> Reading:

@@ -89,10 +89,13 @@ def redacted_row(row: Row, found: Counter[str]) -> Row:
 
 
 def _with_texts(row: Row, change: Callable[[str], str]) -> Row:
+    completion = tuple(_changed(turn, change) for turn in row.completion)
     return replace(
         row,
         prompt=tuple(_changed(turn, change) for turn in row.prompt),
-        completion=tuple(_changed(turn, change) for turn in row.completion),
+        completion=completion,
+        logged=row.logged if completion == row.completion else (),
+        teacher=tuple(_changed(turn, change) for turn in row.teacher),
         question=change(row.question),
         rejected=None if row.rejected is None else change(row.rejected),
     )
@@ -139,7 +142,7 @@ def markers_of(tokenizer: Any) -> Markers:
 
 def texts_of(row: Row) -> Iterator[str]:
     """Every text of a row that a template renders."""
-    for turn in (*row.prompt, *row.completion):
+    for turn in (*row.prompt, *row.teacher, *row.completion):
         yield turn["content"]
         yield from filter(None, [turn.get("reasoning_content")])
         for call in turn.get("tool_calls", ()):

@@ -3,6 +3,7 @@
     {"messages": [...]}                      every reply of the assistant, without `"weight": 0`
     {"prompt": [...], "completion": [...]}   the replies of the completion
     "tools": [...], or the same as JSON      what the model could call
+    "weight": 0.5, "teacher": [...]          of soft targets; see `reflux.finetune.targets`
 
 A text stands for the one message that it is. Content in parts is joined where all are text.
 """
@@ -158,9 +159,16 @@ def row_of(body: Mapping[str, Any]) -> dict[str, Any]:
         prompt = [{key: turn[key] for key in turn if key != "weight"} for turn in prompt]
         if not any(map(is_learned, completion)):
             raise ValueError("the completion is empty")
-    row = {"prompt": prompt, "completion": completion}
-    tools = tools_of(body.get("tools"))
-    return {**row, "tools": tools} if tools else row
+    row: dict[str, Any] = {"prompt": prompt, "completion": completion}
+    if tools := tools_of(body.get("tools")):
+        row["tools"] = tools
+    if (weight := float(body.get("weight") or 1)) != 1:
+        if not 0 < weight <= 1:
+            raise ValueError(f"the weight of a row is {weight:g}: it is above 0 and at most 1")
+        row["weight"] = weight
+    if body.get("teacher"):
+        row["teacher"] = [turn_of(message) for message in body["teacher"]]
+    return row
 
 
 def is_plain(row: Mapping[str, Any]) -> bool:

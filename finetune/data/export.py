@@ -37,10 +37,12 @@ COLUMNS: Mapping[Form, tuple[str, ...]] = {
     "openai": ("messages",),
 }
 """Columns that hold messages."""
-OPENAI_TAGS = {
-    "role_tag": "role", "content_tag": "content", "user_tag": "user",
-    "assistant_tag": "assistant", "observation_tag": "tool", "system_tag": "system",
-}  # fmt: skip
+LLAMA_FACTORY = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "conversations", "system": "system", "tools": "tools"},
+}
+"""Its `dataset_info.json` of the form that it reads as we mean it; of the others it escapes the
+arguments of tool calls twice, or its release of `datasets` adds null to them."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,6 @@ class Exported:
     rows: int
     without_pair: int = 0
     """Rows that are no preference, as no other answer was rejected."""
-    text_and_calls: int = 0
-    """Rows of `sharegpt` with text beside tool calls, which are two turns there."""
 
 
 def in_form(row: Row, form: Form) -> dict[str, Any] | None:
@@ -87,7 +87,8 @@ def _openai(row: Row) -> dict[str, Any]:
 
 
 def _sharegpt(row: Row) -> dict[str, Any]:
-    """Tool calls are turns of their own; results that follow each other are one observation."""
+    """Tool calls are separate turns, with the text before them; results that follow each other
+    are one observation. LLaMA-Factory leaves out rows whose turns do not alternate."""
     turns: list[dict[str, str]] = []
     messages = [*row.prompt, *row.completion]
     head = messages[0] if messages and messages[0]["role"] in ("system", "developer") else None
@@ -95,14 +96,15 @@ def _sharegpt(row: Row) -> dict[str, Any]:
         role = ROLES.get(message["role"], "system")
         made = with_arguments(message, json.loads)
         calls = [call["function"] for call in made.get("tool_calls", ())]
-        if message["content"] or not calls:
-            if role == "observation" and turns and turns[-1]["from"] == role:
-                turns[-1]["value"] += f"\n{message['content']}"
-            else:
-                turns.append({"from": role, "value": str(message["content"])})
+        text = str(message["content"])
         if calls:
-            value = calls[0] if len(calls) == 1 else calls
-            turns.append({"from": "function_call", "value": json.dumps(value, ensure_ascii=False)})
+            value = json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)
+            value = f"{text}\n<tool_call>\n{value}\n</tool_call>" if text else value
+            turns.append({"from": "function_call", "value": value})
+        elif role == "observation" and turns and turns[-1]["from"] == role:
+            turns[-1]["value"] += f"\n{text}"
+        else:
+            turns.append({"from": role, "value": text})
     tools = [tool["function"] for tool in row.tools]
     return {
         "conversations": turns,
@@ -147,15 +149,19 @@ def _to_folder(rows: Iterable[Row], path: Path, form: Form, kind: str) -> Export
         data.with_suffix(f".{other}").unlink(missing_ok=True)  # Of an earlier export.
     name = data.relative_to(path).as_posix()
     write_whole(path / "README.md", _readme(name, form))
-    info = {path.resolve().name: {"file_name": name, **_llama_factory(form)}}
-    write_whole(path / "dataset_info.json", json.dumps(info, indent=2) + "\n")
+    llama_factory = path / "dataset_info.json"
+    if form == "sharegpt":
+        entry = {"file_name": name, **LLAMA_FACTORY}
+        write_whole(llama_factory, json.dumps({path.resolve().name: entry}, indent=2) + "\n")
+    else:
+        llama_factory.unlink(missing_ok=True)  # Of an earlier export.
     return written
 
 
 def _write(
     rows: Iterable[Row], path: Path, form: Form, kind: str, sidecar: Path | None
 ) -> Exported:
-    count = pairs = both = 0
+    count = pairs = 0
     plain = True
     with ExitStack() as stack:
         out = stack.enter_context(replacing(path))
@@ -172,7 +178,6 @@ def _write(
                 continue
             turns = (*row.prompt, *row.completion)
             plain &= not row.tools and all(set(turn) == {"role", "content"} for turn in turns)
-            both += any(turn.get("tool_calls") and turn["content"] for turn in turns)
             body_file.write(json.dumps(body) + "\n")
             if about_file is not None:
                 about_file.write(json.dumps(row.provenance) + "\n")
@@ -180,7 +185,7 @@ def _write(
         body_file.flush()
         if kind == "parquet":
             _to_parquet(lines, out, form, plain or form == "sharegpt")
-    return Exported(count, pairs, both if form == "sharegpt" else 0)
+    return Exported(count, pairs)
 
 
 def _to_parquet(lines: Path, out: Path, form: Form, plain: bool) -> None:
@@ -245,15 +250,3 @@ def _readme(name: str, form: Form) -> str:
         f"Rows in the form `{form}`, exported by Reflux. `provenance/train.jsonl` holds a line for "
         "each: the trajectory, node and model that it came from.\n"
     )
-
-
-def _llama_factory(form: Form) -> dict[str, Any]:
-    """The entry of LLaMA-Factory's `dataset_info.json`."""
-    if form == "sharegpt":
-        columns = {"messages": "conversations", "system": "system", "tools": "tools"}
-        return {"formatting": "sharegpt", "columns": columns}
-    if form in ("messages", "openai"):
-        columns = {"messages": "messages", "tools": "tools"}
-        return {"formatting": "openai", "columns": columns, "tags": OPENAI_TAGS}
-    columns = {name: name for name in COLUMNS[form]}
-    return {"formatting": "sharegpt", "columns": columns, "ranking": form == "preference"}

@@ -4,7 +4,7 @@
     trajectories  a row for each conversation: a call whose request contains an earlier call and its
                   reply takes that row over, so that nothing is learned twice
     flat          a row for each trajectory: its question, and the answer at its end
-    roles         as calls, of our own trees: to decompose, answer, combine and check
+    roles         as calls, of Reflux's trees: to decompose, answer, combine and check
 
 Only replies of calls that were selected are learned; others are context.
 """
@@ -20,7 +20,7 @@ from reflux.finetune.data.rows import Row, messages, reply_of
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.selection import Selected, Selection
-from reflux.graphs.traces.trajectories import UNFINISHED
+from reflux.graphs.traces.trajectories import UNFINISHED, refused_answers
 
 RowsBy = Literal["calls", "trajectories", "flat", "roles"]
 EXAMPLES = 3
@@ -85,7 +85,7 @@ def recorded_rows(
     """The rows of the selected calls, trajectory by trajectory; one is held at a time.
 
     Args:
-        withheld: whether a question of our own trees is held out.
+        withheld: whether a question of Reflux's trees is held out.
     """
     for selected in selection.trajectories():
         if reason := refused(selected, options):
@@ -107,21 +107,14 @@ def recorded_rows(
             yield from (_row_of([call], call.turns, call.learned) for call in calls if call.learned)
 
 
-REFUSED = """
-SELECT detail ->> 'answer' AS answer FROM judgements
-WHERE question = ? AND path = '' AND kind = 'check' AND ok = 0 AND answer IS NOT NULL
-ORDER BY id LIMIT 1
-"""
-
-
 def with_rejected(store: Rows, rows: Iterator[Row]) -> Iterator[Row]:
     """Rows with the answer that was refused beside that of the trajectory, where there is one."""
     for row in rows:
         id = row.provenance["trajectory"]
-        refused = next(store.select(REFUSED, (id,)), None)
-        answer = (store.how_ended(id) or {}).get("answer") if refused else None
-        is_answer = refused is not None and answer == row.reply and refused["answer"] != answer
-        yield replace(row, rejected=refused["answer"]) if is_answer and refused else row
+        refused = next(iter(refused_answers(store, id)), None)
+        answer = (store.how_ended(id) or {}).get("answer") if refused is not None else None
+        is_answer = answer is not None and answer == row.reply != refused
+        yield replace(row, rejected=refused) if is_answer else row
 
 
 def refused(selected: Selected, options: RowOptions) -> str:
@@ -249,7 +242,7 @@ def _won(store: Rows, row: Any) -> bool:
 
 
 def _role(row: Any) -> str:
-    """What a call of our own trees does."""
+    """What a call of Reflux's trees does."""
     role = str(row["role"])
     if role == "overseer":
         return "combine" if row["step"] else "decompose"

@@ -27,6 +27,7 @@ from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
 from reflux.graphs.traces.store import TraceStore
+from reflux.graphs.traces.trajectories import refused_answers
 
 Turn = Mapping[str, Any]
 """A message of the chat protocol: `role`, `content`, and `tool_calls`, `tool_call_id`, `name`,
@@ -49,11 +50,23 @@ class Row:
     """Another answer to the question, which a check refused or a human replaced."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Those that the model could call, as requests list them."""
+    weight: float = 1.0
+    """What the row counts beside others."""
+    teacher: tuple[Turn, ...] = ()
+    """The prompt of a teacher, which sees more than the student: the question's sub-answers."""
+    logged: tuple[Any, ...] = ()
+    """The reply's tokens, each as (text, log-probability, alternatives as such pairs)."""
 
     def train(self) -> dict[str, Any]:
-        """The row in TRL's conversational prompt-completion form."""
-        body = {"prompt": list(self.prompt), "completion": list(self.completion)}
-        return {**body, "tools": list(self.tools)} if self.tools else body
+        """The row in TRL's conversational prompt-completion form, with what else is known of it."""
+        body: dict[str, Any] = {"prompt": list(self.prompt), "completion": list(self.completion)}
+        if self.tools:
+            body["tools"] = list(self.tools)
+        if self.weight != 1:
+            body["weight"] = self.weight
+        if self.teacher:
+            body["teacher"] = list(self.teacher)
+        return {**body, "logged": [list(token) for token in self.logged]} if self.logged else body
 
     @property
     def reply(self) -> str:
@@ -172,6 +185,28 @@ def _row(node: Any, system_prompt: Callable[[str], str], rejected: str | None) -
     )
 
 
+ASKED = "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'judge', 'replay', 'recorded')"
+NOT_ACCEPTED = f"""
+SELECT q.detail ->> 'status' AS status, q.detail ->> 'error' AS error, count(*) AS n FROM roots q
+WHERE q.ok IS NOT 1 AND q.split IN ('train', 'primitive') AND q.round <= ? AND {NEWEST}
+GROUP BY 1, 2 ORDER BY n DESC
+"""  # noqa: S608 - the part is a constant of ours
+UNAPPROVED = f"SELECT count(*) FROM roots q WHERE q.ok = 1 AND {ASKED} AND {NEWEST}"  # noqa: S608
+
+
+def why_no_rows(store: TraceStore, last_round: int = 10**6) -> str:
+    """What kept the answers of a record from being rows: how many, by status and reason."""
+    found = [
+        f"{row['n']} {row['status']}" + (f" ({row['error']:.120})" if row["error"] else "")
+        for row in store.select(NOT_ACCEPTED, (last_round,))
+    ]
+    if rejected := len(rejected_by_humans(store)):
+        found.append(f"{rejected} rejected by a human")
+    if asked := next(store.select(UNAPPROVED))[0]:
+        found.append(f"{asked} asked and not approved")
+    return "left out: " + (", ".join(found[:6]) or "nothing, as no question was answered")
+
+
 def messages(question: str, system_prompt: str = "") -> list[Message]:
     """The prompt that asks a model a question."""
     turns = answer_prompt(question, system_prompt)
@@ -193,15 +228,10 @@ def _replaced(store: TraceStore, node: Any) -> str | None:
 
 def _refused(store: TraceStore, root: Any) -> str | None:
     """The first answer to the root that its check refused."""
-    refused = store.select(FAILED_CHECKS, (root["id"], root["answer"]))
-    return next((check["answer"] for check in refused), None)
+    refused = refused_answers(store, root["id"])
+    return next((answer for answer in refused if answer != root["answer"]), None)
 
 
-FAILED_CHECKS = """
-SELECT detail ->> 'answer' AS answer FROM judgements
-WHERE question=? AND path='' AND kind='check' AND ok=0 AND answer IS NOT ? ORDER BY id LIMIT 1
-"""
-ASKED = "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'judge', 'replay', 'recorded')"
 EDITED_ROOTS = f"q.ok = 1 AND q.revises IS NOT NULL AND {ASKED}"
 APPROVED_ROOTS = f"""
 {ASKED} AND answer IS NOT NULL AND (SELECT v.ok FROM judgements v

@@ -39,10 +39,11 @@ def check_rows(rows: Rows) -> None:
     if not rows:
         raise UsageError("there are 0 rows to train on: curate some accepted answers first")
     for index, row in enumerate(rows):
-        if set(row) - {"tools"} != {"prompt", "completion"}:
+        if set(row) - {"tools", "weight", "teacher", "logged"} != {"prompt", "completion"}:
             raise UsageError(
                 f"row {index} has the keys {sorted(row)}; a row has prompt and completion, each a "
-                "list of messages, and may have tools"
+                "list of messages, and may have tools, a weight, a teacher's prompt, and logged "
+                "tokens"
             )
 
 
@@ -172,7 +173,9 @@ def as_dataset(rows: Rows, tokenizer: Any, folder: Path | None = None) -> datase
     else one row after another in files of a folder."""
     if isinstance(rows, list | tuple):
         if all(map(is_plain, rows)):
-            return datasets.Dataset.from_list([dict(row) for row in rows])
+            return datasets.Dataset.from_list(
+                [{key: row[key] for key in ("prompt", "completion")} for row in rows]
+            )
         return datasets.Dataset.from_list(list(encode_rows(rows, tokenizer)))
     made: Any = datasets.Dataset.from_generator(
         lambda: encode_rows(rows, tokenizer),

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
@@ -37,6 +37,32 @@ from reflux.finetune.train.progress import (
 from reflux.finetune.train.trainer import StudentTrainer, naming_memory
 
 __all__ = ["LORA_DEFAULTS", "SFT_DEFAULTS", "TrainReport", "train"]
+Rows = Sequence[Mapping[str, Any]]
+
+
+class MakeTrainer(Protocol):
+    """Makes the trainer of (training, evaluation) rows; `common` are arguments of TRL's."""
+
+    def __call__(
+        self,
+        rows: tuple[Rows, Rows],
+        scratch: Path,
+        on_note: Callable[[str], None],
+        **common: Any,
+    ) -> StudentTrainer: ...
+
+
+def text_trainer(
+    rows: tuple[Rows, Rows], scratch: Path, on_note: Callable[[str], None], **common: Any
+) -> StudentTrainer:
+    """The trainer of a student that learns texts; as `MakeTrainer`."""
+    training, held_out = rows
+    tokenizer = common["processing_class"]
+    return StudentTrainer(
+        train_dataset=as_dataset(training, tokenizer, scratch),
+        eval_dataset=as_dataset(held_out, tokenizer) if held_out else None,
+        **common,
+    )
 
 
 @dataclass(frozen=True)
@@ -68,10 +94,12 @@ class TrainReport:
     """The loss by step, of the training and of the rows held out."""
     lean: bool
     """Whether training ran without padding and with fused layers, or as TRL does it."""
+    sampling: dict[str, Any] | None = None
+    """What became of the student's samples; of `on_policy`."""
 
 
 def train(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Rows,
     base: Base | Path,
     out: Path,
     *,
@@ -81,6 +109,7 @@ def train(
     evaluation: float = 0.0,
     early_stopping: int | None = None,
     checkpoints: Path | None = None,
+    make_trainer: MakeTrainer = text_trainer,
     on_progress: Callable[[TrainingStep], None] = lambda step: None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> TrainReport:
@@ -95,12 +124,14 @@ def train(
     Args:
         evaluation, early_stopping: as in `TrainingConfig`.
         checkpoints: folder to keep checkpoints in, and to go on from the newest that it holds.
+        make_trainer: decides what is learned of the rows.
         on_progress: called after every logged step; an error that it raises ends the training.
         on_note: called with what should be known before the training starts.
 
     Raises:
         UsageError: no rows, rows of another form, or an unknown or invalid option.
         RefluxError: the loss or the trained weights are not finite, or the memory is too small.
+            Where there are checkpoints, the last good adapter is beside them.
     """
     check_rows(rows)
     training, held_out = hold_out(rows, evaluation, seed)
@@ -116,11 +147,12 @@ def train(
             lengths = fit_length(args, rows, tokenizer, model, sft or {})
             on_note(lengths.note)
             try:
-                trainer = StudentTrainer(
+                trainer = make_trainer(
+                    (training, held_out),
+                    Path(scratch),
+                    on_note,
                     model=model,
                     args=args,
-                    train_dataset=as_dataset(training, tokenizer, Path(scratch)),
-                    eval_dataset=as_dataset(held_out, tokenizer) if held_out else None,
                     processing_class=tokenizer,
                     peft_config=adapter,
                 )
@@ -128,6 +160,7 @@ def train(
                 raise UsageError(f"training cannot start: {error}; see sft: and lora:") from error
             n = len(trainer.train_dataset)  # type: ignore[arg-type]
             steps = StepListener(n, on_progress, checkpoints is not None)
+            trainer.keeps_checkpoints = checkpoints is not None
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(steps)
             if early_stopping is not None:
@@ -139,7 +172,7 @@ def train(
         if steps.error is not None:
             raise steps.error
         seconds = time.perf_counter() - steps.begun
-        _save(trainer, base.name, Path(scratch) / "adapter", out)
+        save_adapter(trainer, base.name, Path(scratch) / "adapter", out)
         if trainer.is_world_process_zero():
             tokenizer.save_pretrained(out)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -158,6 +191,7 @@ def train(
         final_loss=losses[-1],
         curve=loss_curve(trainer.state.log_history),
         lean=trainer.lean,
+        sampling=trainer.sampling_report(),
     )
 
 
@@ -166,7 +200,7 @@ def _kept_step(trainer: Any) -> int:
     return int(best or trainer.state.global_step)
 
 
-def _save(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:
+def save_adapter(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:
     """Write the adapter; every process takes part, and the first one writes.
 
     Raises:

@@ -9,17 +9,18 @@ same products in the same precision, and rounds once where PEFT rounds sums to b
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear
-from torch.nn.functional import cross_entropy, linear
-from trl.trainer.sft_config import SFTConfig
+from torch.nn.functional import linear
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reflux.agents.errors import RefluxError
 from reflux.finetune.train.packing import MODELS, Packed, pack, packable, packed_attention
+from reflux.finetune.train.passes import OTHER_PASS_TOKENS, PASS_TOKENS, head_loss, passes
 
 LEAN_MODELS = (*MODELS, "gpt2")
 """Model types whose loss and gradients a test holds against TRL's; all others are left to TRL."""
@@ -30,12 +31,14 @@ SCALED_LOGITS = (
     "output_multiplier",
 )
 """Config keys of models whose logits take more than one matrix product."""
+GOOD = "good-step-"
+"""How the folder of the last good weights begins, beside the checkpoints."""
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 """What torch's allocators say of a full memory."""
 
 
 @contextmanager
-def naming_memory(args: SFTConfig) -> Iterator[None]:
+def naming_memory(args: Any) -> Iterator[None]:
     """Say what to lower where the memory is full.
 
     Raises:
@@ -71,9 +74,13 @@ class StudentTrainer(SFTTrainer):
         """Whether a test compares this architecture with TRL."""
         # Autocast chooses other precisions than the fused layer, and a sharded adapter is whole in
         # its own forward only.
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self._compared and self.accelerator.mixed_precision == "no" and not sharded:
+        self._sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self._compared and self.accelerator.mixed_precision == "no" and not self._sharded:
             fuse_lora(model)
+        self.keeps_checkpoints = False
+        """Whether checkpoints outlive the training."""
+        self._good: list[torch.Tensor] = []
+        self._good_step = 0
 
     def compute_loss(
         self,
@@ -85,18 +92,29 @@ class StudentTrainer(SFTTrainer):
         """Mean negative log-likelihood of the counted tokens, a scalar."""
         if return_outputs or not self.lean or "shift_labels" in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        whole = self.whole(model)
+        # Calling the decoder bypasses the wrapper that enters autocast.
+        with self.accelerator.autocast():
+            hidden, labels = self.counted_states(whole, inputs)
+            total = head_loss(hidden, whole.get_output_embeddings(), labels, logit_cap(whole))
+        items = len(labels) if num_items_in_batch is None else num_items_in_batch
+        return total / torch.as_tensor(items, device=total.device).clamp(min=1)
+
+    def whole(self, model: Any) -> Any:
+        """The base with its adapter, without wrappers."""
         whole: Any = self.accelerator.unwrap_model(model)
-        if isinstance(whole, PeftModel):
-            whole = whole.get_base_model()
+        return whole.get_base_model() if isinstance(whole, PeftModel) else whole
+
+    def counted_states(
+        self, whole: Any, inputs: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(hidden states that predict the counted tokens, (counted, size); these tokens), row by
+        row."""
         batch = {key: value for key, value in inputs.items() if key != "use_cache"}
         packed = None
         if packable(whole) and not self.args.gradient_checkpointing:
             packed = pack(batch, whole.config, whole.dtype)
-        # Calling the decoder bypasses the wrapper that enters autocast.
-        with self.accelerator.autocast():
-            total, n = _summed_loss(whole, batch) if packed is None else _packed_loss(whole, packed)
-        items = n if num_items_in_batch is None else num_items_in_batch
-        return total / torch.as_tensor(items, device=total.device).clamp(min=1)
+        return _padded_states(whole, batch) if packed is None else _packed_states(whole, packed)
 
     @property
     def lean(self) -> bool:
@@ -115,52 +133,103 @@ class StudentTrainer(SFTTrainer):
             and all(getattr(config, key, None) is None for key in SCALED_LOGITS)
         )
 
+    def sampling_report(self) -> dict[str, Any] | None:
+        """What became of the student's samples, where it learns from them."""
+        return None
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass.
 
         Raises:
-            RefluxError: the loss is not finite.
+            RefluxError: the loss or a gradient is not finite. Where there are checkpoints, the
+                last weights with a finite loss are kept beside them.
         """
-        loss = super().training_step(*args, **kwargs)
-        value = float(loss)
+        loss = self._step(*args, **kwargs)
+        value, wrong = float(loss), ""
         if not math.isfinite(value):
+            wrong = f"the loss is {value}"
+        elif wrong := self._wrong_gradient():
+            self._keep_good()  # Of these weights the loss is finite.
+        if wrong:
             raise RefluxError(
-                f"the loss is {value} at step {self.state.global_step + 1} with learning rate "
+                f"{wrong} at step {self.state.global_step + 1} with learning rate "
                 f"{self._get_learning_rate():.3g} (peak {self.args.learning_rate:.3g}): lower "
-                "sft.learning_rate or raise sft.warmup_steps"
+                f"sft.learning_rate or raise sft.warmup_steps{self._saved_good()}"
             )
+        self._keep_good()
         return loss
 
+    def _trained(self) -> list[torch.nn.Parameter]:
+        model: Any = self.model
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-def _summed_loss(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
-    """(summed negative log-likelihood of the batch's counted tokens, their number)."""
+    def _wrong_gradient(self) -> str:
+        """What is wrong with the gradients of a whole step; empty where they are finite."""
+        if self._sharded or self.args.fp16 or not self.accelerator.sync_gradients:
+            return ""  # fp16 skips the steps that overflow.
+        gradients = [p.grad for p in self._trained() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        return "" if math.isfinite(norm) else f"the gradients' norm is {norm}"
+
+    def _keep_good(self) -> None:
+        """Keep a copy of weights whose loss is finite, where checkpoints outlive the training."""
+        if not self.keeps_checkpoints or self._sharded:
+            return
+        weights = [parameter.detach() for parameter in self._trained()]
+        if not self._good:
+            self._good = [weight.clone() for weight in weights]
+        for kept, weight in zip(self._good, weights, strict=True):
+            kept.copy_(weight)
+        self._good_step = self.state.global_step
+
+    def _saved_good(self) -> str:
+        """Where the last good weights are now, as the end of a sentence; empty without any."""
+        if not self._good or not self._good_step:
+            return ""
+        for parameter, kept in zip(self._trained(), self._good, strict=True):
+            parameter.data.copy_(kept)
+        folder = Path(str(self.args.output_dir)) / f"{GOOD}{self._good_step}"
+        model: Any = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+        return f"; the adapter of step {self._good_step}, the last good one, is kept in {folder}"
+
+    def _step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """In as many passes as the memory wants, where their losses add up."""
+        if num_items_in_batch is None or not self.lean:
+            return super().training_step(model, inputs, num_items_in_batch)
+        limit = PASS_TOKENS.get(self.args.device.type, OTHER_PASS_TOKENS)
+        losses = [
+            super(StudentTrainer, self).training_step(model, part, num_items_in_batch)
+            for part in passes(inputs, limit)
+        ]
+        return torch.stack(losses).sum()
+
+
+def _padded_states(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `StudentTrainer.counted_states`, of a padded batch."""
     labels = batch["labels"][:, 1:]  # (rows, tokens - 1)
     counted = labels != -100
     arguments = {key: value for key, value in batch.items() if key != "labels"}
     hidden = model.get_decoder()(**arguments, use_cache=False).last_hidden_state[:, :-1]
     # Contiguous rows (counted, hidden): for a sliced 3-D input, linear copies the head's weight
     # once for each row of the batch.
-    loss = _cross_entropy(model, hidden[counted], labels[counted])
-    return loss, int(counted.sum())
+    return hidden[counted], labels[counted]
 
 
-def _packed_loss(model: Any, packed: Packed) -> tuple[torch.Tensor, int]:
-    """As `_summed_loss`, for a packed batch."""
+def _packed_states(model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `StudentTrainer.counted_states`, of a packed batch."""
     with packed_attention(model):
         out = model.get_decoder()(
             input_ids=packed.ids, position_ids=packed.positions, use_cache=False, packed=packed
         )
-    hidden = out.last_hidden_state[0].index_select(0, packed.predicting)
-    return _cross_entropy(model, hidden, packed.labels), len(packed.labels)
+    return out.last_hidden_state[0].index_select(0, packed.predicting), packed.labels
 
 
-def _cross_entropy(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed over the tokens of hidden (tokens, size)."""
-    logits = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if cap is not None:  # Gemma 2, arXiv 2408.00118, section 2.
-        logits = (logits / cap).tanh() * cap
-    return cross_entropy(logits.float(), labels, reduction="sum")
+def logit_cap(model: Any) -> float | None:
+    """What the logits are at most, softly (Gemma 2, arXiv 2408.00118, section 2)."""
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -229,6 +298,8 @@ def _forward_of(layer: Any) -> Any:
     a, b = layer.lora_A["default"], layer.lora_B["default"]
 
     def forward(x: torch.Tensor) -> torch.Tensor:
+        if layer.disable_adapters or layer.active_adapters != ["default"]:  # A teacher's pass.
+            return type(layer).forward(layer, x)
         return _LoraLinear.apply(x, base.weight, base.bias, a.weight, b.weight, scaling)
 
     return forward

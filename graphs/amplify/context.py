@@ -66,7 +66,7 @@ class ConcurrencyLimit:
     """Runs at most `max_open` sub-questions of each depth at a time; the others wait.
 
     It bounds a tree's memory: without it, every sub-question of a level would start at once. A
-    branch holds a slot of its own depth until it ends and waits only for deeper ones, so no two
+    branch holds a slot of its depth until it ends and waits only for deeper ones, so no two
     branches deadlock. Each event loop has its own slots.
     """
 

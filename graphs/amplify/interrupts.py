@@ -24,10 +24,11 @@ from reflux.agents.types import Ask, step_from_json
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.graph import build_graph
 from reflux.graphs.amplify.screening import begin
-from reflux.graphs.amplify.state import Outcome, exchange_error
+from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.amplify.steps import approved
 from reflux.graphs.traces.database import RESTORE, from_sqlite_error
-from reflux.graphs.traces.store import TraceStore, find_failure, last_call_id
+from reflux.graphs.traces.losses import find_failure
+from reflux.graphs.traces.store import TraceStore, last_call_id
 
 
 def with_spend_limit(context: AmplifyContext) -> AmplifyContext:
@@ -51,7 +52,7 @@ def recursion_limit(context: AmplifyContext) -> int:
 async def open_checkpoints(path: Path, damaged: str = RESTORE) -> AsyncGenerator[AsyncSqliteSaver]:
     """The checkpointer of a file, which is created if it is missing.
 
-    An SQLite error inside the block is this file's: trajectories raise errors of their own.
+    An SQLite error inside the block is this file's: trajectories raise their own errors.
 
     Args:
         damaged: the remedy for a file that is not a whole database.
@@ -89,7 +90,7 @@ class Answered:
     """None while a human has to reply first."""
     pending: Sequence[Pending] = ()
     failure: EndpointError | None = None
-    """Of a question without an accepted answer: the call that got no reply this time."""
+    """A call that got no reply this time, whatever was answered without it."""
 
     def check_endpoint(self) -> "Answered":
         """Return self; an endpoint that is down must not look like an agent that fails.
@@ -111,8 +112,7 @@ def how_far(
     interrupts: Sequence[Any] = (),
 ) -> Answered:
     """How far a question came, with the failure of its calls `after` a call's number."""
-    failed = outcome is not None and exchange_error(outcome) is not None
-    failure = find_failure(store, question_id, after) if failed else None
+    failure = None if outcome is None else find_failure(store, question_id, after)
     pending = [Pending(i.id, i.value["path"], i.value["form"]) for i in interrupts]
     pending.sort(key=lambda each: (each.path, each.id))
     return Answered(question_id, outcome, tuple(pending), failure)

@@ -12,6 +12,7 @@ from langgraph.types import Command
 from reflux.agents.clients.langchain import finish_of, read_message
 from reflux.agents.clients.reasoning import text_of
 from reflux.agents.types import Completion
+from reflux.graphs.traces.protocols.replies import text_of_output
 
 
 def reply_of(generation: Generation) -> Completion:
@@ -52,18 +53,12 @@ def asked(inputs: Any) -> str:
 
 def answer_of(outputs: Any) -> str | None:
     """What an invocation ended with, as far as its output shows it."""
-    if isinstance(outputs, BaseMessage | str):
-        return shown(outputs)
-    if isinstance(outputs, Mapping):
-        values = cast(Mapping[str, Any], outputs)
-        for key in ("answer", "output", "result", "response"):
-            if isinstance(value := values.get(key), str):
-                return value
-        if isinstance(messages := values.get("messages"), list) and messages:
-            return answer_of(cast(list[Any], messages)[-1])
-    if outputs is None:
-        return None
-    return json.dumps(outputs, default=str)
+    values = cast(Mapping[str, Any], outputs) if isinstance(outputs, Mapping) else {}
+    messages = values.get("messages")
+    last = cast(list[Any], messages)[-1] if isinstance(messages, list) and messages else outputs
+    if isinstance(last, BaseMessage) and values.get("answer") is None:
+        return shown(last)
+    return text_of_output(outputs)
 
 
 def waits_for(error: GraphInterrupt) -> str:

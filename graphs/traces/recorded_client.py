@@ -33,6 +33,7 @@ from reflux.agents.types import (
     step_to_json,
     stream_of,
 )
+from reflux.graphs.traces.losses import check_loss, note_loss
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.telemetry import NO_SPANS, Spans, process_spans
@@ -123,6 +124,7 @@ class RecordedClient:
         request, columns = await self._without_secrets(request)
         if (known := await self._replayed(key, columns)) is not None:
             return known
+        check_loss()
         with self.spans.call(key, request, columns["model_digest"]) as span:
             try:
                 reply = await self.client.complete(request)
@@ -146,6 +148,7 @@ class RecordedClient:
         Raises:
             EndpointError: no reply.
         """
+        check_loss()
         if self.spans is NO_SPANS:
             return apart(await self.client.complete(request))
         digest = await self.client.model_digest(request.model)
@@ -207,6 +210,7 @@ class RecordedClient:
         columns = {"kind": "tool", "model": name, "request_digest": digest, "messages": arguments}
         if (row := self.find(key, columns)) is not None:
             return tool_reply_of(row)
+        check_loss()
         start = time.perf_counter()
         if (row := self._earlier(key, digest)) is not None:
             reply = tool_reply_of(row)
@@ -232,17 +236,14 @@ class RecordedClient:
         row = self.store.find_call(key)
         if row is None or row["request_digest"] == columns["request_digest"]:
             return row
+        said = f"call {key} was recorded with another request ({row['request_digest']}, now "
+        said += f"{columns['request_digest']}): the model, prompt or config changed"
         if columns["kind"] == "graph":
-            raise ReplayError(f"{key} was answered by another graph; use a new --run")
+            said = f"{key} was answered by another graph"
         if columns["kind"] == "tool":
-            raise ReplayError(
-                f"the tool call {key} was recorded with other arguments than {columns['model']}("
-                f"{columns['messages'][:80]}): the model, prompt or tools changed; use a new --run"
-            )
-        raise ReplayError(
-            f"call {key} was recorded with another request ({row['request_digest']}, now "
-            f"{columns['request_digest']}): the model, prompt or config changed; use a new --run"
-        )
+            said = f"the tool call {key} was recorded with other arguments than {columns['model']}("
+            said += f"{columns['messages'][:80]}): the model, prompt or tools changed"
+        raise ReplayError(f"{said}; use a new --run")
 
     async def add(self, key: CallKey, columns: Mapping[str, Any]) -> sqlite3.Row | None:
         """Record a call. Where another process on this folder recorded it first, return its row:
@@ -301,6 +302,7 @@ class RecordedClient:
     async def _add_failure(
         self, key: CallKey, columns: Mapping[str, str], error: EndpointError, text: str = ""
     ) -> None:
+        note_loss(error)
         reason = "refused" if error.refused else "error"
         reason += f" {error.status}" if error.status else ""
         lost = Completion(redact(text), cached=error.cached, finish_reason=reason)
@@ -327,7 +329,9 @@ class RecordedClient:
 
         Raises:
             ReplayError: the log holds another step.
+            EndpointError: the question has lost a call.
         """
+        check_loss()
         step = redacted_step(step)
         text = json.dumps(step_to_json(step))
         if (row := self.store.find_call(key)) is None:

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from reflux.agents.errors import EndpointError, UsageError, from_os_error
+from reflux.agents.errors import UsageError, from_os_error
 from reflux.graphs.traces.database import (
     INDEXES,
     ROOT_ENDED,
@@ -60,9 +60,6 @@ SELECT coalesce(sum(calls), 0) AS calls, coalesce(sum(tokens), 0) AS tokens, max
   count(DISTINCT CASE WHEN votes LIKE '[[%' THEN number END) AS disputed FROM links
 WHERE question=:question AND path=:path AND attempt=:attempt
 """
-
-FAILED = ("error", "refused")
-"""How the `finish_reason` of a call begins that failed at its endpoint."""
 
 
 @dataclass(frozen=True)
@@ -315,27 +312,3 @@ def last_call_id(store: TraceStore) -> int:
     """The number of the newest call on record; 0 before the first."""
     ((number,),) = store.select("SELECT coalesce(max(id), 0) FROM calls")
     return number
-
-
-def find_failure(store: TraceStore, question: str, after: int = 0) -> EndpointError | None:
-    """The newest failure of a question's calls after a call's number; None if all got replies.
-
-    A failure that may pass goes before a refusal: the question may end otherwise next time.
-    """
-    calls = list(
-        store.select(
-            "SELECT error, finish_reason FROM calls"
-            " WHERE question=? AND id > ? AND kind IN ('model', 'graph') ORDER BY id",
-            (question, after),
-        )
-    )
-    failures = [row for row in calls if (row["finish_reason"] or "").startswith(FAILED)]
-    if not failures:
-        return None
-    transient = [row for row in failures if row["finish_reason"].startswith("error")]
-    row = (transient or failures)[-1]
-    status = row["finish_reason"].partition(" ")[2]
-    error = EndpointError(row["error"])
-    error.refused, error.status = not transient, int(status) if status else None
-    error.is_last = calls[-1] is failures[-1]
-    return error

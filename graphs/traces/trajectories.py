@@ -1,7 +1,7 @@
 """Trajectories of any program's agent, whichever way they were recorded: values, writer, reader.
 
 Recording by URL, by callback and by import make the same values, and one writer stores them in the
-tables of our own trees, so that lists, review, rows and exports need not ask where one came from:
+tables of Reflux's trees, so that lists, review, rows and exports need not ask where one came from:
 
     questions   one trajectory: `system` and `split` are "recorded", `text` is the last user text of
                 its first call, `source` says how it was recorded (NULL for our own trees), `about`
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from reflux.agents.clients.reasoning import text_of
-from reflux.agents.redaction import redact
+from reflux.agents.redaction import redact, valid_unicode
 from reflux.agents.types import Completion
 from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.recorded_client import completion_of
@@ -127,7 +127,9 @@ class Trajectory:
     @property
     def id(self) -> str:
         """The source, and a digest of the key (hex, 16)."""
-        digest = hashlib.sha256(f"{self.source}\x1f{redact(self.key)}".encode()).hexdigest()[:16]
+        digest = hashlib.sha256(
+            f"{self.source}\x1f{redact(self.key)}".encode(errors="replace")
+        ).hexdigest()[:16]
         return f"{self.source.replace(':', '-')}-{digest}"
 
     @property
@@ -145,12 +147,12 @@ def last_user_text(messages: Sequence[ChatMessage]) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """JSON without secrets."""
+    """JSON without secrets, and without halves of surrogate pairs."""
     if isinstance(value, str):
-        return redact(value)
+        return redact(value if value.isascii() else valid_unicode(value))
     if isinstance(value, Mapping):
         items = cast(Mapping[str, Any], value).items()
-        return {redact(key): redacted(each) for key, each in items}
+        return {redacted(key): redacted(each) for key, each in items}
     if isinstance(value, list | tuple):
         return [redacted(each) for each in cast(Sequence[Any], value)]
     return value
@@ -177,7 +179,7 @@ def load(store: Rows, id: str) -> Trajectory | None:
         told_by=about.get("told_by", ""),
         outcome=_outcome_of(json.loads(ended["detail"])) if ended else None,
         feedback=tuple(load_feedback(store, id)),
-        rejected=tuple(row["answer"] for row in store.select(_REFUSED, (id,))),
+        rejected=tuple(refused_answers(store, id)),
         created=root["created"],
     )
 
@@ -188,10 +190,13 @@ _ENDED = (
 )
 
 
-_REFUSED = (
-    "SELECT detail ->> 'answer' AS answer FROM judgements WHERE question = ? AND path = ''"
-    " AND kind = 'check' AND ok = 0 ORDER BY id"
-)
+def refused_answers(store: Rows, id: str) -> list[str]:
+    """The answers to a trajectory that its check refused, in order."""
+    sql = (
+        "SELECT detail ->> 'answer' AS answer FROM judgements WHERE question = ? AND path = ''"
+        " AND kind = 'check' AND ok = 0 AND answer IS NOT NULL ORDER BY id"
+    )
+    return [row["answer"] for row in store.select(sql, (id,))]
 
 
 def _outcome_of(detail: Mapping[str, Any]) -> RecordedOutcome:

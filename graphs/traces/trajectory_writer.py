@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from reflux.agents.redaction import redact
 from reflux.graphs.traces.database import Statement
 from reflux.graphs.traces.recorded_client import row_of
 from reflux.graphs.traces.store import TraceStore
@@ -94,7 +93,7 @@ _NOBODYS = Trajectory("", "")
 
 def _question(trajectory: Trajectory) -> Statement:
     about = {
-        "key": redact(trajectory.key),
+        "key": redacted(trajectory.key),
         "name": trajectory.name,
         "metadata": dict(trajectory.metadata),
         "tags": list(trajectory.tags),
@@ -106,7 +105,7 @@ def _question(trajectory: Trajectory) -> Statement:
         "system": RECORDED,
         "task": "",
         "split": RECORDED,
-        "text": redact(trajectory.question),
+        "text": redacted(trajectory.question),
         "created": trajectory.created or time.time(),
         "source": trajectory.source,
         "about": json.dumps(redacted({name: value for name, value in about.items() if value})),
@@ -116,28 +115,28 @@ def _question(trajectory: Trajectory) -> Statement:
 
 def _call(id: str, call: RecordedCall) -> Statement:
     reply = call.reply
-    tool_calls = tuple(replace(c, arguments=redact(c.arguments)) for c in reply.tool_calls)
+    tool_calls = tuple(replace(c, arguments=redacted(c.arguments)) for c in reply.tool_calls)
     reply = replace(
         reply,
-        text=redact(reply.text),
-        reasoning=redact(reply.reasoning),
+        text=redacted(reply.text),
+        reasoning=redacted(reply.reasoning),
         tool_calls=tool_calls,
     )
     is_tool = call.kind == "tool"
     values = {
         "question": id,
         "path": call.path,
-        "role": call.node,
+        "role": redacted(call.node),
         "step": call.step,
         "attempt": call.attempt,
         "vote": call.vote,
         "kind": call.kind,
-        "model": call.model,
-        "messages": redact(call.arguments) if is_tool else json.dumps(redacted(call.messages)),
+        "model": redacted(call.model),
+        "messages": redacted(call.arguments) if is_tool else json.dumps(redacted(call.messages)),
         "tools": json.dumps(redacted(call.tools)) if call.tools else None,
         "sampling": json.dumps(redacted(call.sampling)) if call.sampling else None,
         **row_of(reply),
-        "error": None if call.error is None else redact(call.error),
+        "error": None if call.error is None else redacted(call.error),
         "created": call.created or time.time(),
     }
     return _CALL, values

@@ -59,6 +59,8 @@ def import_traces(
             report = import_files(files, store, TrajectoryWriter(store), skip_broken)
     body = {**report.to_json(), "run": str(run), "dry_run": dry_run}
     print_result(body, _view(report, run, dry_run), as_json)
+    if not report.trajectories and not report.known:
+        raise typer.Exit(1)
 
 
 def _view(report: Import, run: Path, dry_run: bool) -> Group:
@@ -126,10 +128,6 @@ def export_traces(
     lines = [f"{done.rows} rows in {out}"]
     lines += [f"left out: {left_out.note}"] if left_out.counts else []
     lines += [f"{done.without_pair} without a rejected answer"] if done.without_pair else []
-    if done.text_and_calls:
-        lines.append(
-            f"{done.text_and_calls} with text beside tool calls, which LLaMA-Factory skips"
-        )
     body = {"rows": done.rows, "file": out, "left_out": dict(left_out.counts)}
     print_result(body, Group(*(plain(line) for line in lines)), as_json)
 

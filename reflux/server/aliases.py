@@ -34,6 +34,7 @@ from reflux.graphs.traces.store import CallKey
 from reflux.graphs.traces.trajectories import RecordedCall
 from reflux.graphs.voting.confidence import Cascade, Scaling, confidence_of
 from reflux.models import STUDENT
+from reflux.routing import scaling_of
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import ChatRequest
 from reflux.server.settings import Fallback, ServeSettings
@@ -224,7 +225,7 @@ class AliasAnswer:
         if self._rules is None:
             return ""
         rules, request, registry = self._rules, requests[0], self._run.folder.registry
-        scaling = registry.scaling(request.model) if rules.min_confidence is not None else None
+        scaling = scaling_of(registry, request.model) if rules.min_confidence is not None else None
         problems = (
             problem_of(reply, request.tools, request.schema, rules, scaling) for reply in replies
         )

@@ -1,4 +1,4 @@
-"""The agents of `examples/shop`: recorded, and answered by another model."""
+"""The agents of `examples/shop`: recorded, and answered by another model, or by a student."""
 
 import json
 import os
@@ -10,14 +10,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from reflux.agents.clients.endpoints import Endpoint
 from reflux.agents.clients.openai import OpenAIClient
+from reflux.finetune.data.conversations import tools_of, turn_of
+from reflux.finetune.data.encoding import for_template
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import Trajectory, load
 from tests.support.commanding import begin
 from tests.support.endpoint_server import Served
 from tests.support.endpoint_server import serving as endpoint
+from tests.support.families import FAMILIES, make_family
+from tests.support.family_gguf import write_gguf
 from tests.support.serving import serving
 from tests.support.shop_teacher import respond, solves
 
@@ -83,3 +88,49 @@ def test_an_agent_is_recorded_and_another_model_takes_the_place_of_its_own(
     served = recorded(tmp_path / "served")
     assert [len(each.calls) for each in served] == [2, 4, 6]
     assert {call.model for each in served for call in each.calls} == {"other"}
+
+
+@pytest.mark.engine
+def test_an_agent_is_answered_by_the_student_that_was_distilled_from_it(
+    teacher: Served, tmp_path: Path
+) -> None:
+    """The base is a tiny random one: what its student says is not told, but whence it comes."""
+    app, held_out = tmp_path / "app", tmp_path / "held_out"
+    for run, file in ((app, "tasks.jsonl"), (held_out, "held_out.jsonl")):
+        tasks, _ = few(file, tmp_path)
+        words = ["record", "--run", str(run), "--upstream", teacher.url, "--"]
+        ended = begin([*words, *command("openai", tasks)], {"OPENAI_API_KEY": "none"}).wait()
+        assert ended.code == 0, ended.stderr
+    base = make_family("llama", tmp_path / "base", max_position_embeddings=4096)
+    gguf = write_gguf(base, FAMILIES["llama"], tmp_path / "base.gguf")
+    config = {"base": {"model": str(gguf), "tools": "text"}, "sft": {"max_steps": 1}}
+    (tmp_path / "distill.yaml").write_text(json.dumps(config))
+    words = ["distill", "--run", str(app), "--rows", "trajectories", "--student", "student-shop"]
+    ended = begin([*words, "--config", str(tmp_path / "distill.yaml")]).wait()
+    assert ended.code == 0, ended.stderr
+    assert "3 rows" in ended.stdout
+
+    with serving(app, alias={"gpt-4.1": "student-shop"}) as url:
+        env = {**os.environ, "OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "none"}
+        done = subprocess.run(command("openai", tasks), env=env, capture_output=True, text=True)
+        assert len(done.stdout.splitlines()) == 3, done.stderr
+    calls = [call for each in recorded(app) if each.source == "serve" for call in each.calls]
+    assert {call.model for call in calls} == {"student-shop"}
+    # It was asked as it was trained, tools and all: a token of this base is a byte.
+    tokenizer = AutoTokenizer.from_pretrained(app / "students" / "student-shop")
+    for call in calls:
+        turns = [for_template(turn_of(message)) for message in call.messages]
+        text = tokenizer.apply_chat_template(
+            turns, tools=tools_of(list(call.tools)), add_generation_prompt=True, tokenize=False
+        )
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert len(call.tools) == 3 and call.reply.prompt_tokens == len(ids)
+
+    words = ["eval", "--run", str(app), "--replay", str(held_out), "--json"]
+    ended = begin([*words, "--systems", "student-shop,recorded", "--limit", "4"]).wait()
+    assert ended.code == 0, ended.stderr
+    systems = json.loads(ended.stdout)["systems"]
+    assert systems["recorded"]["shares"]["exact"]["share"] == 1
+    assert systems["student-shop"]["calls"] == 4
+    assert systems["student-shop"]["failed"] == 0
+    assert systems["student-shop"]["shares"]["exact"]["n"] == 4

@@ -1,6 +1,7 @@
 """Exports: what `datasets`, OpenAI, ShareGPT's readers and our own import get of the same rows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from reflux.cli.main import app
 from reflux.finetune.data.conversations import read_rows
 from reflux.finetune.data.export import Exported, Form, export, in_form
 from reflux.finetune.data.rows import Row, reply_of
+from reflux.graphs.traces.protocols.messages import chat_messages
 
 TOOL = {
     "type": "function",
@@ -68,9 +70,12 @@ def test_load_dataset_takes_the_folder_as_it_is(form: Form, kind: str, tmp_path:
         json.loads(line) for line in (folder / "provenance/train.jsonl").read_text().splitlines()
     ]
     assert ids == [r.provenance for r in ROWS if in_form(r, form) is not None]
-    (info,) = json.loads((folder / "dataset_info.json").read_text()).values()
-    assert (folder / info["file_name"]).is_file()
-    assert set(info["columns"].values()) <= set(expected[0]) | {"tools"}
+    # LLaMA-Factory reads one form as we mean it.
+    assert (folder / "dataset_info.json").is_file() == (form == "sharegpt")
+    if form == "sharegpt":
+        (info,) = json.loads((folder / "dataset_info.json").read_text()).values()
+        assert (folder / info["file_name"]).is_file()
+        assert set(info["columns"].values()) == set(expected[0])
 
 
 def test_openai_rows_weigh_what_is_learned_alone() -> None:
@@ -93,6 +98,18 @@ def test_sharegpt_turns_alternate_as_llama_factory_wants_them() -> None:
         "name": "weather", "arguments": {"city": "Lima"},
     }  # fmt: skip
     assert [tool["name"] for tool in json.loads(body["tools"])] == ["weather", "count"]
+
+
+def test_text_before_a_tool_call_is_of_its_turn() -> None:
+    reply = {**AGENT.completion[0], "content": "I look."}
+    body = in_form(replace(AGENT, completion=(reply,)), "sharegpt")
+    assert body is not None
+    (asked, turn) = body["conversations"]
+    assert asked["from"] == "human" and turn["from"] == "function_call"
+    assert turn["value"].startswith('I look.\n<tool_call>\n{"name": "weather"')
+    again = chat_messages([asked, turn])[-1]
+    assert again["content"] == "I look."
+    assert again["tool_calls"][0]["function"]["name"] == "weather"
 
 
 def test_trl_rows_are_read_back_unchanged(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.amplify.interrupts import recursion_limit
 from reflux.graphs.ask import (
+    LOST_IN_ROW,
     Amplified,
     Direct,
     Origin,
@@ -329,3 +330,38 @@ async def test_refusals_are_an_error_only_where_every_question_is_refused(
     assert [outcome["status"] for outcome in outcomes] == ["failed", "unchecked"]
     with pytest.raises(EndpointError, match="2 of 2 questions failed: too long"):
         await answer_all(system, ORIGIN, ["x", "xx"], complete=True)
+
+
+async def test_an_answer_that_lost_a_call_on_its_way_is_not_complete(store: TraceStore) -> None:
+    """With it the answer may be another, and so may each step that follows."""
+    down = [True]
+
+    def reply(request: ChatRequest) -> str:
+        if down[0] and echo(request) == "B":
+            raise EndpointError("busy")
+        return echo(request)
+
+    client = ScriptedClient(reply)
+    system = Amplified(context(store, client))
+    for _ in range(2):
+        with pytest.raises(EndpointError, match="the question failed: busy"):
+            await answer_all(system, ORIGIN, ["abc"], complete=True)
+    down[0] = False
+    (outcome,) = await answer_all(system, ORIGIN, ["abc"], complete=True)
+    assert outcome["answer"] == "ABC"
+    assert sorted(map(echo, client.requests)) == [*"ABBBC"]  # None again that got its reply.
+
+
+async def test_nothing_more_is_asked_of_an_endpoint_that_stays_down(store: TraceStore) -> None:
+    def reply(request: ChatRequest) -> str:
+        if len(client.requests) > 3:
+            raise EndpointError("down")
+        return echo(request)
+
+    client = ScriptedClient(reply)
+    questions = [f"question {n}" for n in range(40)]
+    with pytest.raises(EndpointError, match=f"{LOST_IN_ROW} of {LOST_IN_ROW + 3} questions failed"):
+        await answer_all(
+            Direct(context(store, client)), ORIGIN, questions, max_concurrency=1, complete=True
+        )
+    assert len(client.requests) == LOST_IN_ROW + 3

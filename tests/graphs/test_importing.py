@@ -484,12 +484,20 @@ def test_rows_of_a_parquet_file(tmp_path: Path) -> None:
         ('{"messages": [\n{"role": "us', "is no whole JSON"),
         ("PK\x03\x04 nothing", "no whole log of Inspect"),
         ('[]\n', "it holds no objects"),
+        ("null", "item 1: null, no JSON object"),
+        (b'{"messages": "\xe9"}', "byte 15 is no UTF-8: save the file as UTF-8"),
+        (gzip.compress(b'{"messages": []}\n')[:-9], "no whole gzip file: .* export it again"),
+        (b"\x1f\x8b\x08\0nothing", "no whole gzip file: .* export it again"),
+        (None, "is a folder: name the files in it"),
     ],
 )  # fmt: skip
 def test_a_file_of_no_known_form_says_what_it_looks_like(
-    content: str, says: str, tmp_path: Path
+    content: str | bytes | None, says: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "f").write_text(content)
+    if content is None:
+        (tmp_path / "f").mkdir()
+    else:
+        (tmp_path / "f").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UsageError, match=says):
         imported(tmp_path, tmp_path / "f")
 
@@ -516,6 +524,31 @@ def test_zipped_lines_and_the_same_row_twice(tmp_path: Path) -> None:
         out.write(f"{json.dumps({'messages': [ASKED, SAID]})}\n" * 3)
     report, found = imported(tmp_path, file)
     assert (len(found), report.trajectories, report.known) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_and_texts_with_half_a_surrogate_pair(
+    encoding: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "f.jsonl"
+    row = {"messages": [{"role": "user", "content": "\ud83d"}, {**SAID, "content": "é\ud800"}]}
+    file.write_bytes(f"{json.dumps(row)}\r\n".encode(encoding))
+    for known in (0, 1):
+        report, (one,) = imported(tmp_path, file)
+        assert report.known == known
+    assert (one.calls[0].messages[0]["content"], one.calls[0].reply.text) == ("\ufffd", "é\ufffd")
+
+
+def test_every_choice_is_kept_and_a_refusal_is_a_reply(tmp_path: Path) -> None:
+    refusal = {"role": "assistant", "content": None, "refusal": "No."}
+    choices = [{"index": 1, "message": refusal}, {"index": 0, "message": SAID}]
+    stored = {"object": "chat.completion", "messages": [ASKED], "choices": choices}
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    _, (one,) = imported(tmp_path, write(tmp_path / "f", {**stored, "usage": usage}))
+    assert [(call.step, call.vote, call.reply.text) for call in one.calls] == [
+        (0, 0, "Cold."), (0, 1, "No."),
+    ]  # fmt: skip
+    assert [call.reply.prompt_tokens for call in one.calls] == [3, 0]
 
 
 def test_secrets_are_redacted_before_they_are_stored(tmp_path: Path) -> None:

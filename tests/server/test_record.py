@@ -3,6 +3,7 @@
 import gzip
 import json
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,47 @@ def test_every_protocol_makes_the_same_record(raw: Raw, proxy: Recording, way: s
     assert (said.prompt_tokens, said.completion_tokens) == (7, 2)
     assert trajectory.text == "hi" and trajectory.outcome is None
     assert call.created > 0 and said.seconds > 0
+
+
+SAYS_A = f"data: {json.dumps(delta(content='a'))}\n\ndata: {json.dumps(delta('stop'))}\n\n".encode()
+WHOLE = json.dumps(says("a")).encode()
+SSE, PACKED = "content-type: text/event-stream", "content-encoding: "
+ODD: dict[str, tuple[Part, str, str | None]] = {
+    "byte order mark": (message(b"\xef\xbb\xbf" + SAYS_A, "200 OK", SSE), "a", None),
+    "old line ends": (message(SAYS_A.replace(b"\n", b"\r"), "200 OK", SSE), "a", None),
+    "comments": (message(b": ping\n\n" + SAYS_A + b":\n\n", "200 OK", SSE), "a", None),
+    "no stream by its name": (message(SAYS_A, "200 OK", "content-type: text/plain"), "a", None),
+    "a stream by its name": (message(WHOLE, "200 OK", SSE), "a", None),
+    "an event of an error": (
+        message(b'event: error\ndata: {"message": "overloaded"}\n\n', "200 OK", SSE),
+        "", "overloaded",
+    ),
+    "members": (
+        message(gzip.compress(WHOLE[:9]) + gzip.compress(WHOLE[9:]), "200 OK", f"{PACKED}gzip"),
+        "a", None,
+    ),
+    "deflate": (message(zlib.compress(WHOLE)[2:-4], "200 OK", f"{PACKED}deflate"), "a", None),
+    "brotli": (
+        message(b"\x0b", "200 OK", f"{PACKED}br"),
+        "", "the reply is compressed as br, which is not read",
+    ),
+    "half a pair": (message(rb'{"choices": [{"message": {"content": "\ud800"}}]}'), "\ufffd", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ODD)
+def test_odd_replies_are_read_as_their_client_reads_them(
+    raw: Raw, proxy: Recording, way: str
+) -> None:
+    reply, text, error = ODD[way]
+    raw.respond = lambda got: [reply]
+    headers = {"accept-encoding": "gzip;q=1, br, zstd"}
+    body = json.dumps(asks("hi \ud800")).encode()
+    exchange(proxy.url, "POST", CHAT, body, headers)
+    call = only_call(proxy)
+    assert (call.reply.text, call.error) == (text, error)
+    assert call.messages[0]["content"] == "hi \ufffd"
+    assert dict(raw.got[0].headers)["accept-encoding"] == "gzip;q=1"
 
 
 def told(proxy: Recording, calls: int) -> list[list[str]]:

@@ -166,17 +166,21 @@ def _openai(body: Body, trajectory: Trajectory) -> Found:
             "under /chat/completions/ID/messages)"
         )
     prompt = request_messages(request)
-    choices = cast(list[Body], response.get("choices") or [])
+    choices = list(cast(list[Body], response.get("choices") or []))
+    choices.sort(key=lambda choice: choice.get("index") or 0)
     said = [choices[0]["message"]] if choices else response.get("output") or []
     messages = [*prompt, *chat_messages(said, items=not choices)]
     tools = chat_tools(request.get("tools"))
     model = str(request.get("model") or response.get("model") or "")
     found = conversation(trajectory, messages, tools, model, _settings(request), len(prompt))
     done = found.trajectory
-    finish = str(choices[0].get("finish_reason") or "") if choices else ""
-    logprobs = choices[0].get("logprobs") if choices else None
-    reply = reply_of(messages[-1], response.get("usage"), finish, logprobs)
-    calls = (*done.calls[:-1], replace(done.calls[-1], reply=reply))
+    last, usage, votes = done.calls[-1], response.get("usage"), list[RecordedCall]()
+    for vote, choice in enumerate(choices or [{"message": messages[-1]}]):
+        said = chat_messages([choice["message"]])[0]
+        finish = str(choice.get("finish_reason") or "")
+        reply = reply_of(said, None if vote else usage, finish, choice.get("logprobs"))
+        votes.append(replace(last, reply=reply, vote=vote))
+    calls = (*done.calls[:-1], *votes)
     created = float(response.get("created") or response.get("created_at") or 0)
     key = str(response.get("id") or done.key)
     return replace(found, trajectory=replace(done, key=key, calls=calls, created=created))
@@ -236,7 +240,10 @@ def _sharegpt(body: Body, trajectory: Trajectory) -> Found:
 def _alpaca(body: Body, trajectory: Trajectory) -> Found:
     system = body.get("system")
     messages: list[Body] = [{"role": "system", "content": system}] if system else []
-    for asked, answered in body.get("history") or ():
+    for turn in body.get("history") or ():
+        if not isinstance(turn, list) or len(cast(list[Any], turn)) != 2:
+            raise ValueError("`history` is no list of pairs")
+        asked, answered = cast(list[Any], turn)
         messages.append({"role": "user", "content": asked})
         messages.append({"role": "assistant", "content": answered})
     question = "\n".join(filter(None, (body["instruction"], body.get("input"))))

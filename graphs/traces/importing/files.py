@@ -7,9 +7,11 @@
 .gz             any of the first two
 """
 
+import codecs
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from reflux.graphs.traces.protocols.json_values import Body
 
 WRAPPERS = ("data", "traces", "observations", "items", "rows", "conversations")
 """Keys of an object that wraps a list of objects, as APIs answer with."""
+KINDS = ((list, "a list"), (str, "a text"), (type(None), "null"), (bool, "true or false"))
 NOT_JSON = {
     b"\x7fELF": "a program",
     b"%PDF": "a PDF",
@@ -47,8 +50,14 @@ def items_of(path: Path) -> Iterator[Item]:
         UsageError: there is no such file, or it is no JSON at all.
         MissingError: Parquet without pyarrow.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name the files in it, such as {path}/*.jsonl")
     if not path.is_file():
-        raise UsageError(f"there is no file {path}")
+        raise UsageError(
+            f"{path} is no regular file, and is read twice: save its content to one"
+            if path.exists()
+            else f"there is no file {path}"
+        )
     with path.open("rb") as file:
         start = file.read(16)
     if path.suffix == ".eval" or start[:4] == b"PK\x03\x04":
@@ -60,14 +69,23 @@ def items_of(path: Path) -> Iterator[Item]:
         kind = next((kind for magic, kind in NOT_JSON.items() if start.startswith(magic)), None)
         if kind is not None:
             raise UsageError(f"{path} is of no known form: it looks like {kind}")
-        with _opened(path, start[:2] == b"\x1f\x8b") as file:
-            yield from _of_text(path, file)
+        try:
+            with _opened(path, start[:2]) as file:
+                yield from _of_text(path, file)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UsageError(f"{path} is no whole gzip file: {error}; export it again") from error
 
 
 @contextmanager
-def _opened(path: Path, zipped: bool) -> Generator[IO[bytes]]:
+def _opened(path: Path, magic: bytes) -> Generator[IO[bytes]]:
+    """The bytes of a text in UTF-8; one in UTF-16, as Windows writes it, is read whole."""
     with path.open("rb") as file:
-        yield io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file))) if zipped else file
+        if magic in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            yield io.BytesIO(file.read().decode("utf-16", "replace").encode())
+        elif magic == b"\x1f\x8b":
+            yield io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file)))
+        else:
+            yield file
 
 
 def _of_text(path: Path, file: IO[bytes]) -> Iterator[Item]:
@@ -117,7 +135,9 @@ def _lines(first: bytes, second: bytes, file: IO[bytes]) -> Iterator[bytes]:
 def _loads(text: bytes) -> Any:
     """A JSON value, or the error of a text that is none."""
     try:
-        return json.loads(text)
+        return json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        return ValueError(f"its byte {error.start + 1} is no UTF-8: save the file as UTF-8")
     except (ValueError, RecursionError) as error:
         return error
 
@@ -133,7 +153,8 @@ def _of_value(value: Any, place: str = "") -> Iterator[Item]:
         if isinstance(each, Mapping):
             yield from _unwrapped(cast(Body, each), where)
         else:
-            yield Item(where, {}, f"a {type(each).__name__}, no JSON object")
+            kind = next((name for types, name in KINDS if isinstance(each, types)), "a number")
+            yield Item(where, {}, f"{kind}, no JSON object")
 
 
 def _unwrapped(body: Body, place: str) -> Iterator[Item]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from reflux.agents.errors import UsageError
-from reflux.agents.prompts import is_unicode
 from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.importing import (
     conversations,
@@ -155,7 +154,8 @@ def reader_of(body: Body) -> Callable[[Body], Found] | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"without {error}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, ValueError) else f"of a form that is not known: {text}"
 
 
 def _looks(items: Sequence[Item]) -> str:
@@ -180,17 +180,8 @@ class Intake:
         """Of what is pending; without a writer, of all."""
 
     def take(self, found: Found) -> None:
-        """Count a trajectory, and store what of it is new.
-
-        Raises:
-            ValueError: it holds what is no Unicode text.
-        """
+        """Count a trajectory, and store what of it is new."""
         trajectory, report = found.trajectory, self._report
-        body = json.dumps(
-            [vars(call) for call in trajectory.calls], default=vars, ensure_ascii=False
-        )
-        if not is_unicode(body):
-            raise ValueError("not Unicode text: half a surrogate pair")
         fresh = self._fresh(trajectory)
         if not fresh:
             report.known += 1

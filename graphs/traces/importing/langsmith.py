@@ -87,15 +87,10 @@ def _span(body: Body) -> Span:
 
 
 def _answer(outputs: Body) -> str | None:
-    if isinstance(messages := outputs.get("messages"), list) and messages:
-        return text_of_output([cast(list[Any], messages)[-1]])
-    for key in ("answer", "output", "result", "response"):
-        if outputs.get(key) is not None:
-            return text_of_output(outputs[key])
     if "generations" in outputs or "choices" in outputs:
         content = _said(outputs)["content"]
         return content if isinstance(content, str) else None
-    return as_text(outputs) if outputs else None
+    return text_of_output(outputs or None)
 
 
 def _call(body: Body, took: float) -> RecordedCall | None:

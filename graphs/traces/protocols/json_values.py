@@ -37,5 +37,19 @@ def object_in(value: Any) -> Body:
 
 
 def as_text(value: Any) -> str:
-    """A text as it is; anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A text as it is; anything else as JSON, and what JSON lacks as Python shows it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def from_json(value: Any) -> Any:
+    """What a text of JSON holds.
+
+    Raises:
+        ValueError: the text is no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"a tool call is not JSON ({error})") from error

@@ -12,12 +12,18 @@ Read are, by their fields:
 What is not text is kept as the part that it was, an image as that of the chat protocol.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from reflux.agents.clients.reasoning import reasoning_of, text_of
-from reflux.graphs.traces.protocols.json_values import Body, as_text, items_of, mapping, mappings
+from reflux.graphs.traces.protocols.json_values import (
+    Body,
+    as_text,
+    from_json,
+    items_of,
+    mapping,
+    mappings,
+)
 
 ROLES = {
     **dict.fromkeys(("user", "human", "input"), "user"),
@@ -124,12 +130,28 @@ def _read(item: Any) -> list[Body]:
         (body[key] for key in ("content", "parts", "value", "text") if key in body), None
     )
     if name in ("function_call", "tool_call") and "from" in body:
-        return [{"role": role, "content": "", "tool_calls": _requests(from_json(content))}]
+        text, calls = _calls_in(content)
+        return [{"role": role, "content": text, "tool_calls": _requests(calls)}]
     if isinstance(content, list):
         return _of_parts(role, cast(list[Any], content), body)
     if isinstance(content, Mapping):
         return _of_parts(role, [content], body)
     return [_message(role, "" if content is None else as_text(content), body)]
+
+
+def _calls_in(value: Any) -> tuple[str, Any]:
+    """The text and the tool calls of ShareGPT's `function_call`: JSON, or after a text in tags.
+
+    Raises:
+        ValueError: there are none.
+    """
+    try:
+        return "", from_json(value)
+    except ValueError:
+        text, tag, rest = str(value).rpartition("\n<tool_call>\n")
+        if not tag:
+            raise
+        return text, from_json(rest.removesuffix("\n</tool_call>"))
 
 
 def _unwrapped(body: Body) -> Body:
@@ -269,20 +291,6 @@ def _requests(value: Any) -> list[Body]:
         function = {"name": name, "arguments": as_text(given)}
         calls.append({"id": str(id), "type": "function", "function": function})
     return calls
-
-
-def from_json(value: Any) -> Any:
-    """What a text of JSON holds.
-
-    Raises:
-        ValueError: the text is no JSON.
-    """
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise ValueError(f"a tool call is not JSON ({error})") from error
 
 
 def _joined(messages: Sequence[Body], items: bool) -> list[Body]:

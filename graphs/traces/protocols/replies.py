@@ -10,9 +10,12 @@ from reflux.graphs.traces.protocols.json_values import Body, as_text, items_of, 
 from reflux.graphs.traces.protocols.messages import THINKS, chat_messages
 
 NOT_SAMPLING = ("_type", "tools", "functions", "model", "model_name", "api_key")
-"""Parameters of LangChain's that are no setting of a call, or stand in a column of their own."""
+"""Parameters of LangChain's that are no setting of a call, or stand in a separate column."""
 CACHED = ("cache_creation_input_tokens", "cache_read_input_tokens")
 """What Anthropic counts beside `input_tokens`."""
+
+ANSWERS = ("answer", "output", "result", "response")
+"""Fields in which programs return an answer; the others yield to messages."""
 
 
 def chat_tools(value: Any, strict: bool = True) -> list[Body]:
@@ -55,7 +58,7 @@ def reply_of(
     ]
     asked = _count(counts, "prompt_tokens", "input_tokens", "input", "promptTokens")
     return Completion(
-        text=text_of(message.get("content")),
+        text=text_of(message.get("content") or message.get("refusal")),
         prompt_tokens=asked + sum(_count(counts, name) for name in CACHED),
         completion_tokens=_count(
             counts, "completion_tokens", "output_tokens", "output", "completionTokens"
@@ -89,9 +92,14 @@ def images_in(messages: Sequence[Body]) -> int:
 
 
 def text_of_output(value: Any) -> str | None:
-    """What a program, a node or a tool returned as text: that of its last message, else JSON."""
+    """What a program, a node or a tool returned as text: its answer, or that of its last message,
+    else JSON."""
     if value is None or isinstance(value, str):
         return value
+    body = mapping(value)
+    keys = ANSWERS[:1] if items_of(body.get("messages")) else ANSWERS
+    if (key := next((key for key in keys if body.get(key) is not None), None)) is not None:
+        return text_of_output(body[key])
     try:
         content = chat_messages(value)[-1]["content"]
     except (ValueError, IndexError):

@@ -63,7 +63,7 @@ def after(digest: bytes, text: str) -> bytes:
 
 def named(name: str) -> bytes:
     """The digest of a conversation that its server has given a name."""
-    return hashlib.blake2b(name.encode(), digest_size=16, person=b"named").digest()
+    return hashlib.blake2b(name.encode(errors="replace"), digest_size=16, person=b"named").digest()
 
 
 class Found(NamedTuple):

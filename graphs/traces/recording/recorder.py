@@ -1,10 +1,9 @@
-"""Exchanges of programs with an endpoint become calls of trajectories, in a thread of their own.
+"""Exchanges of programs with an endpoint become calls of trajectories, in a separate thread.
 
 Whoever forwards a reply hands over what it has forwarded and goes on: nothing here delays a client.
 What cannot be read is recorded as it is, and `failed` says so; nothing is raised.
 """
 
-import gzip
 import json
 import threading
 import zlib
@@ -21,6 +20,8 @@ from reflux.graphs.traces.recording.requests import Protocol, RequestBody, read_
 from reflux.graphs.traces.trajectories import AGENT, RecordedCall
 
 NODE_HEADER = "x-reflux-node"
+COMPRESSIONS = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15), "identity": (), "": ()}
+"""Compressions that are read, with zlib's window bits; deflate comes with its header or without."""
 MAY_PASS = (408, 409, 425, 429)
 """Statuses below 500 after which the same request may succeed."""
 
@@ -112,8 +113,11 @@ def _request_of(exchange: Exchange) -> tuple[RequestBody, str]:
 
 
 def _reply_of(exchange: Exchange) -> ReplyBody:
-    streamed = "event-stream" in exchange.content_type
+    if exchange.encoding.strip().lower() not in COMPRESSIONS and not exchange.failure:
+        return ReplyBody(error=f"the reply is compressed as {exchange.encoding}, which is not read")
     body = _decoded(exchange.reply, exchange.encoding)
+    streamed = "event-stream" in exchange.content_type and not body.lstrip().startswith(b"{")
+    streamed = streamed or body.startswith((b"data:", b"event:"))  # Servers name other types, too.
     try:
         reply = read_reply(exchange.protocol, body, streamed, exchange.status)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -129,12 +133,19 @@ def _reply_of(exchange: Exchange) -> ReplyBody:
 
 def _decoded(body: bytes, encoding: str) -> bytes:
     """A body without its compression, as far as it came."""
-    bits = {"gzip": 31, "x-gzip": 31, "deflate": 15}.get(encoding.strip().lower())
-    if bits is None:
-        return body
-    with suppress(zlib.error, gzip.BadGzipFile):
-        return zlib.decompressobj(bits).decompress(body)
+    for bits in COMPRESSIONS.get(encoding.strip().lower(), ()):
+        with suppress(zlib.error):
+            return _inflated(body, bits)
     return body
+
+
+def _inflated(body: bytes, bits: int) -> bytes:
+    whole = b""
+    while body:  # A body may be of several members.
+        inflate = zlib.decompressobj(bits)
+        whole += inflate.decompress(body)
+        body = inflate.unused_data
+    return whole
 
 
 def node_named(headers: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ A reply that broke off is read as far as it came. What no protocol knows is left
 the client has it already.
 """
 
+import codecs
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -56,18 +57,25 @@ def error_text(body: Any, status: int = 0) -> str:
 
 def events(body: bytes) -> Iterator[dict[str, Any]]:
     """The JSON objects of a stream of server-sent events; a broken last one is left out."""
+    body = body.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     data: list[bytes] = []
-    for line in (*body.replace(b"\r\n", b"\n").split(b"\n"), b""):
+    name = b""
+    for line in (*body.split(b"\n"), b""):
         if line.startswith(b"data:"):
             data.append(line[5:].strip())
-        elif not line.strip() and data:
+        elif line.startswith(b"event:"):
+            name = line[6:].strip()
+        elif not line.strip():
+            text = b"\n".join(data)
             try:
-                event = json.loads(b"\n".join(data))
+                event = json.loads(text)
             except ValueError:
                 event = {"type": "done"} if data == [b"[DONE]"] else None
+            if name == b"error" and data and not (isinstance(event, dict) and "error" in event):
+                event = {"type": "error", "error": event or text.decode(errors="replace")}
             if isinstance(event, dict):
                 yield cast(dict[str, Any], event)
-            data = []
+            data, name = [], b""
 
 
 def _chat_choices(bodies: list[dict[str, Any]], ended: bool) -> ReplyBody:

@@ -19,11 +19,14 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.errors import UsageError
     from reflux.agents.files import write_whole
-    from reflux.finetune.configs.run import BaseConfig
+    from reflux.finetune.configs.run import BaseConfig, DistillConfig
+    from reflux.finetune.configs.targets import TargetConfig
     from reflux.finetune.data.conversations import read_rows
+    from reflux.finetune.data.preferences import training_pairs
     from reflux.finetune.data.recorded import LeftOut, RowOptions, recorded_rows
-    from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order
+    from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order, why_no_rows
     from reflux.finetune.run_folder import RunFolder
+    from reflux.finetune.targets.evidence import with_evidence
     from reflux.graphs.traces.database import reading
     from reflux.graphs.traces.selection import COLUMNS, selecting
     from reflux.tasks import DEFAULT_TASK, run_task, task_named
@@ -31,6 +34,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     if TYPE_CHECKING:
         from reflux.finetune.data.curation import Counts, CuratedRows
         from reflux.finetune.data.report import DataReport
+        from reflux.graphs.evals.task import Task
 
 
 @dataclass
@@ -58,9 +62,10 @@ def columns_help() -> str:
 
 @contextmanager
 def prepared_rows(
-    folder: RunFolder, choice: RowChoice, base: BaseConfig, seed: int
+    folder: RunFolder, choice: RowChoice, base: BaseConfig, seed: int, targets: TargetConfig
 ) -> Iterator[Prepared]:
-    """The rows of a choice: of a file in its order, of a run's rounds, or curated.
+    """The rows of a choice: of a file in its order, of a run's rounds, or curated; with what the
+    targets need of the record.
 
     Raises:
         UsageError: there are no rows.
@@ -68,14 +73,14 @@ def prepared_rows(
     from reflux.finetune.data.curation import Counts
 
     if choice.selects or choice.curates:
-        with _curated_rows(folder, choice, base, seed) as prepared:
+        with _curated_rows(folder, choice, base, seed, targets) as prepared:
             yield prepared
     elif choice.data is not None:
         rows, digest = rows_for(folder, choice.data)
         about = [{"source": choice.data.name, "node": "file"}] * len(rows)
         yield Prepared(rows, digest, Counts(seen=len(rows)), about)
     else:
-        recorded = _in_order(folder, seed)
+        recorded = _in_order(folder, seed, targets)
         about = [_about(row) for row in recorded]
         trained = [row.train() for row in recorded]
         yield Prepared(trained, rows_digest(recorded), Counts(seen=len(trained)), about)
@@ -97,13 +102,15 @@ def rows_for(
     return [row.train() for row in recorded], rows_digest(recorded)
 
 
-def _in_order(folder: RunFolder, seed: int) -> list[Row]:
-    recorded = training_order(rows_of_run(folder), seed)
+def _in_order(folder: RunFolder, seed: int, targets: TargetConfig | None = None) -> list[Row]:
+    recorded = training_order(rows_of_run(folder, targets), seed)
     if not recorded:
+        with closing(folder.store()) as store:
+            why = why_no_rows(store)
         raise UsageError(
-            f"{folder.path} has no accepted trajectories: run `reflux run` first, correct or "
-            "approve an answer with `reflux review`, or name recorded calls with --where; what was "
-            "only asked is not learned"
+            f"{folder.path} has no accepted trajectories ({why}): run `reflux run` first, correct "
+            "or approve an answer with `reflux review`, or name recorded calls with --where; what "
+            "was only asked is not learned"
         )
     return recorded
 
@@ -116,7 +123,7 @@ def _about(row: Row) -> dict[str, Any]:
 
 @contextmanager
 def _curated_rows(
-    folder: RunFolder, choice: RowChoice, base: BaseConfig, seed: int
+    folder: RunFolder, choice: RowChoice, base: BaseConfig, seed: int, targets: TargetConfig
 ) -> Iterator[Prepared]:
     """The rows of a choice, curated, for the length of a block.
 
@@ -132,7 +139,7 @@ def _curated_rows(
     curation = choice.curation()
     markers = markers_of(load_tokenizer(find_base(base).folder, base))
     with ExitStack() as stack:
-        rows = stack.enter_context(rows_source(folder, choice, counts.left_out))
+        rows = stack.enter_context(rows_source(folder, choice, counts.left_out, targets))
         curated = stack.enter_context(curate(rows, curation, markers, counts, seed))
         if not len(curated):
             raise UsageError(_nothing(folder, choice, counts.left_out))
@@ -140,8 +147,10 @@ def _curated_rows(
 
 
 @contextmanager
-def rows_source(folder: RunFolder, choice: RowChoice, left_out: LeftOut) -> Iterator[Iterator[Row]]:
-    """The rows of a choice, one at a time, for the length of a block.
+def rows_source(
+    folder: RunFolder, choice: RowChoice, left_out: LeftOut, targets: TargetConfig | None = None
+) -> Iterator[Iterator[Row]]:
+    """The rows of a choice, one at a time, for the length of a block; with what the targets need.
 
     Raises:
         UsageError: the folder has no record; the expression is wrong.
@@ -171,9 +180,9 @@ def rows_source(folder: RunFolder, choice: RowChoice, left_out: LeftOut) -> Iter
             rows = recorded_rows(store, selection, options, left_out, withheld)
             if options.by == "roles":
                 rows = chain(rows, step_rows(store, selection, options, withheld))
-            yield rows
+            yield with_evidence(store, rows, targets, task) if targets is not None else rows
     else:
-        yield iter(rows_of_run(folder))
+        yield iter(rows_of_run(folder, targets))
 
 
 def _of_file(path: Path) -> Iterator[Row]:
@@ -187,20 +196,49 @@ def _of_file(path: Path) -> Iterator[Row]:
             task="",
             provenance={"trajectory": f"{path.name}:{number}", "source": path.name, "node": "file"},
             tools=tuple(row.get("tools", ())),
+            weight=row.get("weight", 1.0),
+            teacher=tuple(row.get("teacher", ())),
         )
 
 
-def rows_of_run(folder: RunFolder) -> list[Row]:
-    """Every row of a run folder, checked for leaks; without a run, the corrections in it.
+def rows_of_run(folder: RunFolder, targets: TargetConfig | None = None) -> list[Row]:
+    """Every row of a run folder, checked for leaks; without a run, the corrections in it. With what
+    the targets need of the record.
 
     Raises:
         UsageError: the folder holds no trajectories.
     """
-    only_asked = not folder.exists and folder.traces_path.is_file()
-    task = task_named(DEFAULT_TASK) if only_asked else run_task(folder.config())
-    with closing(folder.store()) as store:  # `reflux ask` writes no config.
+    task = _task_of(folder)
+    with closing(folder.store()) as store:
         primitives, others = run_rows(store, task)
+        if targets is not None:
+            others = list(with_evidence(store, others, targets, task))
     return [*primitives, *others]
+
+
+def _task_of(folder: RunFolder) -> Task:
+    """The task of a run folder; the default one where something was only asked, which writes no
+    config."""
+    only_asked = not folder.exists and folder.traces_path.is_file()
+    return task_named(DEFAULT_TASK) if only_asked else run_task(folder.config())
+
+
+def pairs_for(folder: RunFolder, choice: RowChoice, config: DistillConfig) -> list[dict[str, Any]]:
+    """Pairs of an accepted and a rejected answer, where the config trains on some.
+
+    Raises:
+        UsageError: the rows are not those of a run.
+    """
+    if config.preferences is None:
+        return []
+    if choice.data is not None or choice.selects:
+        raise UsageError(
+            "preferences are pairs of answers in the trees of a run: leave them out of --config, "
+            "or --data, --where and --rows"
+        )
+    task, rows = _task_of(folder), rows_of_run(folder)
+    with closing(folder.store()) as store:
+        return training_pairs(store, rows, task, 10**6, config)
 
 
 def _nothing(folder: RunFolder, choice: RowChoice, left_out: LeftOut) -> str:

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reflux.agents.clients.connections import connection_remedy, http_client
 from reflux.agents.errors import UsageError
-from reflux.graphs.traces.recording.recorder import Exchange, ExchangeRecorder
+from reflux.graphs.traces.recording.recorder import COMPRESSIONS, Exchange, ExchangeRecorder
 from reflux.graphs.traces.recording.requests import Protocol, protocol_of
 from reflux.server.errors import ApiError
 from reflux.server.guards import name_refusal, same_key
@@ -122,7 +122,7 @@ class RecordingProxy:
         request = httpx2.Request(
             scope["method"],
             url,
-            headers=_passed_on(scope["headers"], ("host", "expect")),
+            headers=_asking(_passed_on(scope["headers"], ("host", "expect")), protocol),
             content=await _body(receive) if protocol else _parts(receive, headers),
             extensions={"timeout": {"connect": CONNECT_SECONDS}},
         )
@@ -272,6 +272,23 @@ def _passed_on(
         if lower not in dropped and not lower.startswith(OWN_HEADERS):
             kept.append((name, value))
     return kept
+
+
+def _asking(
+    headers: list[tuple[bytes, bytes]], protocol: Protocol | None
+) -> list[tuple[bytes, bytes]]:
+    """Headers that accept, of what is recorded, only compressions that the recorder reads."""
+
+    def read(value: bytes) -> bytes:
+        given = [each.strip() for each in value.split(b",")]
+        names = [each.split(b";")[0].strip().decode("latin-1").lower() for each in given]
+        kept = [each for each, name in zip(given, names, strict=True) if name in COMPRESSIONS]
+        return value if kept == given else b", ".join(kept) or b"identity"
+
+    return [
+        (name, read(value) if protocol and name.lower() == b"accept-encoding" else value)
+        for name, value in headers
+    ]
 
 
 async def _body(receive: Receive) -> bytes:
