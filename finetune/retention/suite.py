@@ -55,7 +55,9 @@ SUITE: tuple[Ability, ...] = (
     Ability("letter_counting", last_number, {"min_words": 2, "max_words": 4}),
     Ability("basic_arithmetic", last_number, {"max_terms": 2, "max_digits": 1}),
     Ability(
-        "family_relationships", first_of(*RELATIONS), {"min_family_size": 3, "max_family_size": 4}
+        "family_relationships",
+        first_of(*(f"{each}(?:-in-law)?" for each in RELATIONS)),
+        {"min_family_size": 3, "max_family_size": 4},
     ),
 )
 CAPITALS = "capitals"
