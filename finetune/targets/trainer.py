@@ -83,7 +83,7 @@ class SoftTrainer(StudentTrainer):
     ) -> Any:
         """Mean loss of the counted tokens by their weight, a scalar."""
         plain = {key: value for key, value in inputs.items() if key not in ("soft", "use_cache")}
-        if not self.model.training or return_outputs:
+        if not model.training or return_outputs:
             return super().compute_loss(model, plain, return_outputs, None)
         soft = inputs["soft"]
         if self.sampler is not None and self.sampler.is_due(self.state):

@@ -128,7 +128,7 @@ def train(
     Raises:
         UsageError: no rows, rows of another form, or an unknown or invalid option.
         RefluxError: the loss or the trained weights are not finite, or the memory is too small.
-            Where there are checkpoints, the last good weights are one of them.
+            Where there are checkpoints, the last good adapter is beside them.
     """
     check_rows(rows)
     training, held_out = hold_out(rows, evaluation, seed)
@@ -169,7 +169,7 @@ def train(
         if steps.error is not None:
             raise steps.error
         seconds = time.perf_counter() - steps.begun
-        _save(trainer, base.name, Path(scratch) / "adapter", out)
+        save_adapter(trainer, base.name, Path(scratch) / "adapter", out)
         if trainer.is_world_process_zero():
             tokenizer.save_pretrained(out)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -191,7 +191,7 @@ def train(
     )
 
 
-def _save(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:
+def save_adapter(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:
     """Write the adapter; every process takes part, and the first one writes.
 
     Raises:

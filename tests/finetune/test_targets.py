@@ -71,7 +71,7 @@ def trainer_of(tiny_base: Path, folder: Path, targets: TargetConfig, has_adapter
     """A trainer whose student, and teacher, are those of `peft_model`."""
     import torch
     from peft import LoraConfig
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     model, tokenizer = load_base(tiny_base)
     reference, _ = peft_model(tiny_base)
