@@ -16,7 +16,6 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear
 from torch.nn.functional import linear
-from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reflux.agents.errors import RefluxError
@@ -39,7 +38,7 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std
 
 
 @contextmanager
-def naming_memory(args: SFTConfig) -> Iterator[None]:
+def naming_memory(args: Any) -> Iterator[None]:
     """Say what to lower where the memory is full.
 
     Raises:
