@@ -18,6 +18,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
 from reflux.finetune.configs.limits import GateConfig, SpendLimitConfig
+from reflux.finetune.configs.preferences import PreferenceConfig
 from reflux.finetune.configs.targets import TargetConfig, Targets
 from reflux.finetune.configs.task import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
@@ -29,6 +30,7 @@ _Config = TypeVar("_Config", bound=BaseModel)
 MAX_ROUNDS = 100
 ATTENTIONS = r"^(eager|sdpa|flex_attention|flash_attention_[234]|[^/]+/.+)$"
 """Those that transformers has for training, or a kernel of the Hub."""
+ServedRole = Literal["aggregator", "verifier"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """As numpy takes it."""
 
@@ -80,6 +82,8 @@ class TrainingConfig(Strict):
     """Trains in several processes: options of `accelerate launch`, or its config file."""
     targets: Targets = TargetConfig()
     """What is learned of each answer: a kind, or a mapping with a `kind`."""
+    preferences: PreferenceConfig | None = None
+    """After the rows, pairs of an accepted and a rejected answer: `{}` for the defaults."""
 
     @model_validator(mode="after")
     def _held_out(self) -> Self:
@@ -92,6 +96,8 @@ class TrainingConfig(Strict):
                 f"targets {self.targets.kind} are trained in one process: leave out launch, or "
                 "take hard targets"
             )
+        if self.launch is not None and self.preferences is not None:
+            raise ValueError("preferences are trained in one process: leave out launch")
         return self
 
 
@@ -142,6 +148,9 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     agent: Annotated[EngineSpec | None, BeforeValidator(engine_spec)] = None
     """The agent until a student takes its place, if not the base: `endpoint:MODEL@URL`, or a
     mapping as of `engine`. That of round 0, which has only imitated the overseer, does not."""
+    roles: tuple[ServedRole, ...] = ()
+    """Parts of the amplified system for which each round trains an adapter of its own: to combine
+    sub-answers (`aggregator`), to judge answers (`verifier`)."""
     keep_agent: bool = False
     """No student takes the agent's place: the same one answers in every round."""
     batched: BatchedConfig = Field(default_factory=BatchedConfig)

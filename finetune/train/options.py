@@ -73,7 +73,7 @@ def sft_arguments(
     }
     if not evaluation and str((sft or {}).get("eval_strategy", "no")) != "no":
         raise UsageError("sft.eval_strategy needs rows that are held out: set evaluation: 0.05")
-    return _configured(SFTConfig, "sft", defaults, sft, output_dir=output_dir)
+    return configured(SFTConfig, "sft", defaults, sft, output_dir=output_dir)
 
 
 def lora_config(lora: Mapping[str, Any] | None) -> LoraConfig:
@@ -82,10 +82,10 @@ def lora_config(lora: Mapping[str, Any] | None) -> LoraConfig:
     Raises:
         UsageError: an option is unknown or invalid.
     """
-    return _configured(LoraConfig, "lora", LORA_DEFAULTS, lora)
+    return configured(LoraConfig, "lora", LORA_DEFAULTS, lora)
 
 
-def _configured(
+def configured(
     kind: Any, name: str, defaults: Mapping[str, Any], options: Mapping[str, Any] | None, **own: Any
 ) -> Any:
     """`kind(**defaults, **options, **own)`, where an unknown key is an error that names it."""

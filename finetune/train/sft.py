@@ -169,7 +169,7 @@ def train(
         if steps.error is not None:
             raise steps.error
         seconds = time.perf_counter() - steps.begun
-        _save(trainer, base.name, Path(scratch) / "adapter", out)
+        save_adapter(trainer, base.name, Path(scratch) / "adapter", out)
         if trainer.is_world_process_zero():
             tokenizer.save_pretrained(out)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -191,7 +191,7 @@ def train(
     )
 
 
-def _save(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:
+def save_adapter(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:
     """Write the adapter; every process takes part, and the first one writes.
 
     Raises:
