@@ -29,7 +29,9 @@ async def measure_retention(
         by_level: rows of `score_levels`, of the round's student.
         done: reports of the rounds before.
     """
-    name, wanted = student_name(number), stages.config.retention.questions
+    name = student_name(number)
+    # A client other than our engines answers for any model: its answers tell nothing of a student.
+    wanted = stages.config.retention.questions if stages.run.serves_students else 0
     amplified, student = (_share(scores.get(key)) for key in ("amplified", "student"))
     kept = ratio(student, amplified) if amplified is not None and student is not None else None
     body: dict[str, Any] = {
@@ -119,7 +121,7 @@ async def _perplexity(stages: Stages, name: str) -> dict[str, float] | None:
 
     folder = stages.run.folder
     rows = [row.train() for row in accepted(stages.run.store, "canary", "canary-base", 0, "")]
-    if not rows or not stages.run.serves_students:
+    if not rows or name not in folder.registry.ids():
         return None
     stages.progress(f"perplexity of {name}", 0, 1, "")
     path = folder.registry.get(name).path

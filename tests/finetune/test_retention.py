@@ -149,6 +149,7 @@ async def test_a_round_measures_what_its_student_keeps(
         return [General("faith", f"Is {k} even?", "Yes", SUITE[0].read) for k in range(n)]
 
     monkeypatch.setattr(measuring, "general_questions", asked)
+    monkeypatch.setattr(OpenRun, "serves_students", True)
     config = CONFIG.model_copy(update={"retention": RetentionConfig(questions=12)})
     run = OpenRun(RunFolder(tmp_path / "r"), client=ScriptedClient(forgetful))
     stages = Stages(config, Addition(), run, lambda *_: None)
