@@ -80,9 +80,27 @@ def test_plain_prompts_become_conversations(tmp_path: Path) -> None:
     assert row["completion"] == [{"role": "assistant", "content": "ho"}]
 
 
+def test_the_roles_that_programs_write_are_those_of_the_chat_protocol(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": role} for role in ("human", "ai")]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": turns}))
+    (row,) = read_jsonl(tmp_path / "d.jsonl")
+    turns = [*row["prompt"], *row["completion"]]
+    assert [(turn["role"], turn["content"]) for turn in turns] == [
+        ("user", "human"), ("assistant", "ai"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "line", ['{"prompt": "x"', "[]", "7", '{"prompt": "x"}', '{"messages": []}', '{"messages": 3}']
-)
+    "line",
+    [
+        '{"prompt": "x"', "[]", "7", '{"prompt": "x"}', '{"messages": []}', '{"messages": 3}',
+        '{"messages": [{"role": "king", "content": "x"}]}',
+        '{"prompt": "x", "completion": "y", "tools": [{"type": "web_search"}]}',
+        '{"prompt": "x", "completion": "y", "tools": "no JSON"}',
+        '{"prompt": "x", "completion": [{"role": "assistant", "content": "", "tool_calls": [{'
+        '"function": {"name": "f", "arguments": "no JSON"}}]}]}',
+    ],
+)  # fmt: skip
 def test_a_broken_line_is_named_by_its_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "hi", "completion": "ho"}\n' + line + "\n")
