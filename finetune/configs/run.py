@@ -17,7 +17,7 @@ from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
-from reflux.finetune.configs.limits import GateConfig, SpendLimitConfig
+from reflux.finetune.configs.limits import GateConfig, RetentionConfig, SpendLimitConfig
 from reflux.finetune.configs.preferences import PreferenceConfig
 from reflux.finetune.configs.targets import TargetConfig, Targets
 from reflux.finetune.configs.task import STRICT, TaskConfig
@@ -75,9 +75,10 @@ class TrainingConfig(Strict):
     lora: dict[str, Any] = {}
     """Goes unchanged to PEFT's LoraConfig."""
     evaluation: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`)."""
+    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`): the
+    weights of the least such loss become the student, not the last ones."""
     early_stopping: int | None = Field(default=None, ge=1)
-    """Evaluations without a lower loss after which training ends with the best weights so far."""
+    """Evaluations without a lower loss after which training ends."""
     launch: str | dict[str, Any] | None = None
     """Trains in several processes: options of `accelerate launch`, or its config file."""
     targets: Targets = TargetConfig()
@@ -156,6 +157,7 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     batched: BatchedConfig = Field(default_factory=BatchedConfig)
     llama_cpp: EngineConfig = Field(default_factory=EngineConfig)
     gates: GateConfig = Field(default_factory=GateConfig)
+    retention: RetentionConfig = Field(default_factory=RetentionConfig)
     max_concurrency: int = Field(default=64, ge=1)
     """Questions amplified at once."""
 
