@@ -48,7 +48,7 @@ from reflux.graphs.voting.confidence import confidence_of
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.tasks.addition import Addition
 
-COMBINER = "combiner"
+COMBINER, TEACHER = "combiner", "-teacher"
 ARMS: Mapping[str, TargetConfig] = {
     "hard": TargetConfig(),
     "votes": TargetConfig(kind="votes"),
@@ -56,7 +56,7 @@ ARMS: Mapping[str, TargetConfig] = {
     "full": TargetConfig(kind="tokens"),
     "mixed": TargetConfig(kind="mixed"),
     "on_policy": TargetConfig(kind="on_policy"),
-    COMBINER: TargetConfig(kind="mixed", teacher=COMBINER),
+    COMBINER: TargetConfig(kind="mixed", teacher=f"{COMBINER}{TEACHER}"),
 }
 TASKS = ("addition", "chain_sum", "two_facts")
 BATCH = 16
@@ -159,7 +159,7 @@ class Bench:
     def train(self, arm: str, rows: Sequence[Row], steps: int, more: str = "") -> Mapping[str, Any]:
         """Train a student; its report, with the share of answers that every engine agrees on."""
         id, registry = f"{arm.replace('_', '-')}{more}", self.folder.registry
-        targets = ARMS[arm] if arm in ARMS and more != "-teacher" else TargetConfig()
+        targets = ARMS[arm] if arm in ARMS and more != TEACHER else TargetConfig()
         config = DistillConfig(
             base=self.settings.base,
             seed=self.seed,
@@ -245,7 +245,7 @@ async def arms_of(bench: Bench) -> AsyncIterator[tuple[dict[str, Any], dict[str,
         rows = bench.rows(ARMS[arm])
         if arm == COMBINER:
             informed = [replace(row, prompt=row.teacher, teacher=()) for row in rows if row.teacher]
-            await asyncio.to_thread(bench.train, COMBINER, informed, steps, "-teacher")
+            await asyncio.to_thread(bench.train, COMBINER, informed, steps, TEACHER)
             rows = bench.rows(ARMS[arm])
         report = await asyncio.to_thread(bench.train, arm, rows, steps)
         budget = report["seconds"] if budget is None else budget
