@@ -1,5 +1,6 @@
 """The config of a run. Unknown keys are errors."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -162,7 +163,10 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     @property
     def engine_settings(self) -> EngineConfig | BatchedConfig | EngineSpec:
         """Settings of the engine that runs the models."""
-        here = {"batched": self.batched, "llama.cpp": self.llama_cpp}
+        # The agent and every part of the overseer's work are asked by turns.
+        parts = 1 + bool(self.overseer.learn) + len(self.roles)
+        batched = replace(self.batched, models=max(self.batched.models, parts))
+        here = {"batched": batched, "llama.cpp": self.llama_cpp}
         return here.get(self.engine.kind, self.engine)
 
     @field_validator("rounds", mode="before")

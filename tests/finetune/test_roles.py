@@ -230,3 +230,9 @@ async def test_a_role_needs_a_run_and_its_student_is_not_asked_questions(tmp_pat
     assert (folder.current_model(), folder.registry.current("verifier").id) == ("a", "a:verifier")  # type: ignore[union-attr]
     with pytest.raises(UsageError, match=r"a:verifier has the role verifier and answers no"):
         model_named(folder, "a:verifier")
+
+
+def test_all_parts_fit_into_the_memory_of_the_engine_at_once() -> None:
+    body = {"rounds": 1, "roles": ["aggregator", "verifier"], "overseer": {"learn": 5}}
+    config: Any = RoundsConfig.model_validate(body)
+    assert (config.engine_settings.models, config.batched.models) == (4, 3)
