@@ -16,13 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Message
-from reflux.finetune.data.conversations import read_rows
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
@@ -282,12 +280,3 @@ def is_withheld(task: Task, question: str) -> bool:
         return is_held_out(task, task.from_user(question))
     except UsageError:
         return False
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file.
-
-    Raises:
-        UsageError: as `read_rows`.
-    """
-    return list(read_rows(path))

@@ -7,7 +7,7 @@ same products in the same precision, and rounds once where PEFT rounds sums to b
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -199,12 +199,15 @@ class StudentTrainer(SFTTrainer):
         """In as many passes as the memory wants, where their losses add up."""
         if num_items_in_batch is None or not self.lean:
             return super().training_step(model, inputs, num_items_in_batch)
-        limit = PASS_TOKENS.get(self.args.device.type, OTHER_PASS_TOKENS)
-        losses = [
-            super(StudentTrainer, self).training_step(model, part, num_items_in_batch)
-            for part in passes(inputs, limit)
-        ]
-        return torch.stack(losses).sum()
+        return self._in_passes(model, passes(inputs, self._pass_tokens), num_items_in_batch)
+
+    @property
+    def _pass_tokens(self) -> int:
+        return PASS_TOKENS.get(self.args.device.type, OTHER_PASS_TOKENS)
+
+    def _in_passes(self, model: Any, parts: Iterable[dict[str, Any]], items: Any) -> torch.Tensor:
+        return torch.stack([super(StudentTrainer, self).training_step(model, part, items)
+                            for part in parts]).sum()  # fmt: skip
 
 
 def _padded_states(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

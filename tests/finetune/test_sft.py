@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,21 +34,8 @@ ROWS = [row(f"{a}+{b}=?", str(a + b)) for a in range(6) for b in range(6)]
 QUICK = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine take 30 times as long for a tiny model."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def trained(
-    one_thread: None, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, TrainReport]:
+def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainReport]:
     out = tmp_path_factory.mktemp("trained")
     return out, train(ROWS, tiny_base, out, sft={**QUICK, "num_train_epochs": 8})
 
