@@ -17,10 +17,10 @@ from reflux.agents.verifiers import RuleChecker
 from reflux.cli.runs.distill import distill, role_rows_for
 from reflux.finetune.configs.run import RoundsConfig
 from reflux.finetune.data.rows import Row
-from reflux.finetune.data.tree_roles import rows_of_role
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.registry import role_of
-from reflux.finetune.roles import Combining, with_roles
+from reflux.finetune.roles.adapters import Combining, with_roles
+from reflux.finetune.roles.rows import rows_of_role
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
