@@ -20,7 +20,7 @@ from reflux.finetune.gates import failed_gates
 from reflux.finetune.overseer_stage import begin_learning
 from reflux.finetune.overseer_stage import improve as improve_overseer
 from reflux.finetune.report import score_levels, write_report
-from reflux.finetune.roles.stage import learn_roles
+from reflux.finetune.role_stage import learn_roles
 from reflux.finetune.run_folder import OpenRun
 from reflux.finetune.stages import Progress, Stages, student_name
 from reflux.graphs.amplify.interrupts import open_checkpoints

@@ -1,1 +1,1 @@
-"""Roles in a tree with adapters of their own: their rows and places, and how a run learns them."""
+"""Roles in a tree with adapters of their own: their rows, and their places beside the agent."""
