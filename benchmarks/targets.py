@@ -29,8 +29,6 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
 
-from reflux.graphs.evals.confidence.calibration import Scaled, scaled
-
 from benchmarks.default_model import model_name, scratch_run
 from benchmarks.natural_tasks import natural_tasks
 from benchmarks.report import Claim, Report
@@ -44,6 +42,7 @@ from reflux.finetune.stages import Stages, student_name
 from reflux.finetune.targets.evidence import with_evidence
 from reflux.graphs.amplify.direct_answer import first_request
 from reflux.graphs.ask import Direct
+from reflux.graphs.evals.confidence.calibration import Scaled, scaled
 from reflux.graphs.evals.metrics import difference, wilson
 from reflux.graphs.evals.task import Task
 from reflux.graphs.voting.voting import VotePolicy

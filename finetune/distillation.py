@@ -199,7 +199,7 @@ def check_options(config: DistillConfig) -> None:
     if config.launch:
         check_launch(config.launch)
     with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
-        sft_arguments(config.sft, scratch, config.seed, config.evaluation, config.early_stopping)
+        sft_arguments(config.sft, scratch, config.seed, config.evaluation)
         lora_config(config.lora)
         if config.preferences is not None:
             from reflux.finetune.train.preferences import dpo_arguments

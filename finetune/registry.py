@@ -39,7 +39,7 @@ _OTHERS = get_args(Role)[1:]
 _END = rf"({'|'.join(_OTHERS)})"
 _NOT = "".join(rf"(?<!\.{end})" for end in ("json", *_OTHERS))
 _ID = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,127}}{_NOT}(:{_END})?")
-_RESERVED = re.compile(rf"(amplified|base|direct|student|best-of-.*)(:{_END})?")
+_RESERVED = re.compile(rf"(amplified|base|direct|student|best-of-.*|cascade-[0-9.]+)(:{_END})?")
 """Names that `--model` and `--systems` give another meaning."""
 _FILES = {"agent": "current"}
 POINTERS: Mapping[Role, str] = {r: f"{_FILES.get(r, r)}.json" for r in get_args(Role)}

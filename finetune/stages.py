@@ -164,7 +164,7 @@ class Stages:
         if number == self.first:
             prompts = anchor_prompts(anchor_size(self.config, self.task), self.config.seed)
             source = self.source(0, "anchor", "train", task="anchor")
-            await self.answers(self._plain("base"), source, prompts, "the base answers the anchor")
+            await self.answers(self.plain("base"), source, prompts, "the base answers the anchor")
         if number == 0:
             questions = list(self.task.primitives())
             source = self.source(0, "overseer", "primitive")
@@ -192,7 +192,7 @@ class Stages:
             "seconds": round(time.perf_counter() - begun, 1),
         }
 
-    def _plain(self, model: str) -> Direct:
+    def plain(self, model: str) -> Direct:
         """The model asked for free text, without the task's checker and forms."""
         return Direct(
             AmplifyContext(
@@ -339,7 +339,7 @@ class Stages:
         for model, round_number in (("base", 0), (name, number)):
             source = self.source(round_number, f"canary-{model}", "canary", task="canary")
             activity = f"canaries: {model}"
-            replies.append(await self.answers(self._plain(model), source, prompts, activity))
+            replies.append(await self.answers(self.plain(model), source, prompts, activity))
         pairs = zip(*replies, strict=True)
         shared = [overlap(a["answer"] or "", b["answer"] or "") for a, b in pairs]
         return sum(shared) / len(shared)

@@ -18,7 +18,7 @@ from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
-from reflux.finetune.configs.limits import GateConfig, SpendLimitConfig
+from reflux.finetune.configs.limits import GateConfig, RetentionConfig, SpendLimitConfig
 from reflux.finetune.configs.preferences import PreferenceConfig
 from reflux.finetune.configs.targets import TargetConfig, Targets
 from reflux.finetune.configs.task import STRICT, TaskConfig
@@ -31,7 +31,6 @@ _Config = TypeVar("_Config", bound=BaseModel)
 MAX_ROUNDS = 100
 ATTENTIONS = r"^(eager|sdpa|flex_attention|flash_attention_[234]|[^/]+/.+)$"
 """Those that transformers has for training, or a kernel of the Hub."""
-ServedRole = Literal["aggregator", "verifier"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """As numpy takes it."""
 
@@ -76,9 +75,10 @@ class TrainingConfig(Strict):
     lora: dict[str, Any] = {}
     """Goes unchanged to PEFT's LoraConfig."""
     evaluation: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`)."""
+    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`): the
+    weights of the least such loss become the student, not the last ones."""
     early_stopping: int | None = Field(default=None, ge=1)
-    """Evaluations without a lower loss after which training ends with the best weights so far."""
+    """Evaluations without a lower loss after which training ends."""
     launch: str | dict[str, Any] | None = None
     """Trains in several processes: options of `accelerate launch`, or its config file."""
     targets: Targets = TargetConfig()
@@ -149,7 +149,7 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     agent: Annotated[EngineSpec | None, BeforeValidator(engine_spec)] = None
     """The agent until a student takes its place, if not the base: `endpoint:MODEL@URL`, or a
     mapping as of `engine`. That of round 0, which has only imitated the overseer, does not."""
-    roles: tuple[ServedRole, ...] = ()
+    roles: tuple[Literal["aggregator", "verifier"], ...] = ()
     """Parts of the amplified system for which each round trains an adapter of its own: to combine
     sub-answers (`aggregator`), to judge answers (`verifier`)."""
     keep_agent: bool = False
@@ -157,13 +157,13 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     batched: BatchedConfig = Field(default_factory=BatchedConfig)
     llama_cpp: EngineConfig = Field(default_factory=EngineConfig)
     gates: GateConfig = Field(default_factory=GateConfig)
+    retention: RetentionConfig = Field(default_factory=RetentionConfig)
     max_concurrency: int = Field(default=64, ge=1)
     """Questions amplified at once."""
 
     @property
     def engine_settings(self) -> EngineConfig | BatchedConfig | EngineSpec:
-        """Settings of the engine that runs the models."""
-        # The agent and every part of the overseer's work are asked by turns.
+        """Settings of the engine, which runs the agent and all parts of the overseer's work by turns."""
         parts = 1 + bool(self.overseer.learn) + len(self.roles)
         batched = replace(self.batched, models=max(self.batched.models, parts))
         here = {"batched": batched, "llama.cpp": self.llama_cpp}

@@ -80,6 +80,9 @@ class TrainReport:
     max_length: int | None
     """Maximum tokens of a row."""
     steps: int
+    kept_step: int
+    """The step whose weights became the student: that of the least loss on the rows held out, else
+    the last."""
     resumed_at: int
     """The step of the checkpoint that this training went on from; 0 for none."""
     seconds: float
@@ -134,7 +137,7 @@ def train(
     training, held_out = hold_out(rows, evaluation, seed)
     with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
         folder = str(checkpoints or scratch)
-        args = sft_arguments(sft, folder, seed, evaluation, early_stopping)
+        args = sft_arguments(sft, folder, seed, evaluation)
         adapter = lora_config(lora)
         set_seed(args.seed)
         if isinstance(base, Path):
@@ -180,6 +183,7 @@ def train(
         truncated=lengths.cut,
         max_length=args.max_length,
         steps=trainer.state.global_step,
+        kept_step=_kept_step(trainer),
         resumed_at=steps.first,
         seconds=round(seconds, 3),
         examples_per_second=round(steps.examples / seconds, 2),
@@ -189,6 +193,11 @@ def train(
         lean=trainer.lean,
         sampling=trainer.sampling_report(),
     )
+
+
+def _kept_step(trainer: Any) -> int:
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    return int(best or trainer.state.global_step)
 
 
 def save_adapter(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:

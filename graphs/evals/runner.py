@@ -58,7 +58,10 @@ async def evaluate(
                 )
         except RefluxError as error:
             failures.append(error)
-        tally.add(right, outcome["status"], outcome["spent"], error=outcome["error"])
+        tally.add(
+            right, outcome["status"], outcome["spent"],
+            error=outcome["error"], confidence=outcome.get("confidence"),
+        )  # fmt: skip
         if on_done is not None:
             on_done(len(tally.ids))
 

@@ -20,8 +20,8 @@ from reflux.agents.tools.python_sandbox import SandboxLimits
 from reflux.agents.types import Sampling
 from reflux.agents.verifiers import BackwardVerifier, CriticVerifier, Judge, RedFlags
 from reflux.finetune.configs.engine import EngineSpec
+from reflux.finetune.configs.limits import GateConfig, RetentionConfig
 from reflux.finetune.configs.run import BatchedConfig, RoundsConfig, RoundSpec, SpendLimitConfig
-from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.ask_options import AskOptions
@@ -47,8 +47,9 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     },
     GateConfig: {
         "imitation": 0.95, "retention": 0.9, "agreement": 0, "regression": 0.05, "canary": 0.2,
-        "parity": 0.8,
+        "forgetting": 0.1, "parity": 0.8,
     },
+    RetentionConfig: {"questions": 20},
     SpendLimitConfig: {
         "seconds": None, "money": None, "calls": None, "tokens": None, "prices": {},
     },

@@ -83,7 +83,7 @@ def test_plain_prompts_become_conversations(tmp_path: Path) -> None:
 def test_the_roles_that_programs_write_are_those_of_the_chat_protocol(tmp_path: Path) -> None:
     turns = [{"role": role, "content": role} for role in ("human", "ai")]
     (tmp_path / "d.jsonl").write_text(json.dumps({"messages": turns}))
-    (row,) = read_rows(tmp_path / "d.jsonl")
+    (row,) = read_all(tmp_path / "d.jsonl")
     turns = [*row["prompt"], *row["completion"]]
     assert [(turn["role"], turn["content"]) for turn in turns] == [
         ("user", "human"), ("assistant", "ai"),
