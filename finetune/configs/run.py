@@ -163,7 +163,7 @@ class RoundsConfig(TaskConfig, TrainingConfig):
 
     @property
     def engine_settings(self) -> EngineConfig | BatchedConfig | EngineSpec:
-        """Settings of the engine, which runs the agent and all parts of the overseer's work by turns."""
+        """Settings of the engine, which runs the agent and all other roles by turns."""
         parts = 1 + bool(self.overseer.learn) + len(self.roles)
         batched = replace(self.batched, models=max(self.batched.models, parts))
         here = {"batched": batched, "llama.cpp": self.llama_cpp}
