@@ -24,7 +24,7 @@ import argparse
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
@@ -214,8 +214,9 @@ async def measure(config: Config, report: Report) -> None:
                     begun = time.perf_counter()
                     await bench.amplify()
                     spent = time.perf_counter() - begun
-                    for row, found in await arms_of(bench):
-                        keys = {"model": model, "task": name, "seed": seed}
+                    print(f"{model}, {name}, seed {seed}: amplified in {spent:.0f} s", flush=True)
+                    keys = {"model": model, "task": name, "seed": seed}
+                    async for row, found in arms_of(bench):
                         report.rows.append({**keys, **row, "amplified in": round(spent)})
                         print(report.rows[-1], flush=True)
                         for where, answers in found.items():
@@ -235,12 +236,11 @@ def _is_of(row: Mapping[str, Any], kept: tuple[str, str, int, Sequence[str]]) ->
     return (row["model"], row["task"], row["seed"]) == (model, task, seed) and row["arm"] in arms
 
 
-async def arms_of(bench: Bench) -> list[tuple[dict[str, Any], dict[str, Answers]]]:
+async def arms_of(bench: Bench) -> AsyncIterator[tuple[dict[str, Any], dict[str, Answers]]]:
     """(row of the table, its answers) of every arm, first with equal steps."""
     config = bench.config
     texts = bench.rows(TargetConfig())
     steps = max(1, config.epochs * len(texts) // BATCH)
-    made: list[tuple[dict[str, Any], dict[str, Answers]]] = []
     budget = None
     for arm in config.arms:
         rows = bench.rows(ARMS[arm])
@@ -250,14 +250,14 @@ async def arms_of(bench: Bench) -> list[tuple[dict[str, Any], dict[str, Answers]
             rows = bench.rows(ARMS[arm])
         report = await asyncio.to_thread(bench.train, arm, rows, steps)
         budget = report["seconds"] if budget is None else budget
-        made.append(await _row(bench, arm, "steps", report))
+        row, found = await _row(bench, arm, "steps", report)
+        yield row, found
         fitting = max(1, round(steps * budget / report["seconds"]))
         if fitting >= LIKE * steps:
-            made.append(({**made[-1][0], "equal": "seconds"}, made[-1][1]))
+            yield {**row, "equal": "seconds"}, found
             continue
         report = await asyncio.to_thread(bench.train, arm, rows, fitting, "-seconds")
-        made.append(await _row(bench, arm, "seconds", report))
-    return made
+        yield await _row(bench, arm, "seconds", report)
 
 
 async def _row(

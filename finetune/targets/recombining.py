@@ -4,7 +4,10 @@ The votes on sub-questions are a distribution over transcripts, and a script say
 follows from each. So the answer to the question has a distribution, too, without a model call.
 """
 
-from collections.abc import Coroutine, Mapping, Sequence
+import itertools
+import math
+import random
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +19,7 @@ from reflux.finetune.data.scripted_demonstrations import ScriptContext
 from reflux.graphs.evals.task import Task
 
 MAX_TRANSCRIPTS = 64
-"""The likeliest transcripts of a question that are combined again."""
+"""Transcripts of a question that are combined again: all, or as many drawn by their probability."""
 MAX_STEPS = 20
 Shares = Sequence[tuple[str, float]]
 """(answer, its share of the votes)."""
@@ -41,7 +44,7 @@ class Recombiner:
         overseers = self.task.overseers()
         overseer = overseers[attempt % len(overseers)]
         found: dict[str, float] = {}
-        for answers, probability in _likeliest(parts):
+        for answers, probability in _transcripts(question, parts):
             answer = self._combined(overseer, question, answers)
             if answer is not None:
                 found[answer] = found.get(answer, 0.0) + probability
@@ -68,17 +71,23 @@ class Recombiner:
         return None
 
 
-def _likeliest(parts: Mapping[str, Shares]) -> list[tuple[dict[str, str], float]]:
-    """(an answer to each part, their probability) of the likeliest choices."""
-    choices: list[tuple[dict[str, str], float]] = [({}, 1.0)]
-    for text, shares in parts.items():
-        longer = [
-            ({**chosen, text: answer}, probability * share)
-            for chosen, probability in choices
-            for answer, share in shares
-        ]
-        choices = sorted(longer, key=lambda choice: -choice[1])[:MAX_TRANSCRIPTS]
-    return choices
+def _transcripts(
+    question: str, parts: Mapping[str, Shares]
+) -> Iterator[tuple[dict[str, str], float]]:
+    """(an answer to each part, the probability of these answers)."""
+    if math.prod(map(len, parts.values())) <= MAX_TRANSCRIPTS:
+        for chosen in itertools.product(*parts.values()):
+            answers = {text: answer for text, (answer, _) in zip(parts, chosen, strict=True)}
+            yield answers, math.prod(share for _, share in chosen)
+        return
+    drawn = random.Random(question)  # The same ones each time.
+    known = math.prod(sum(share for _, share in shares) for shares in parts.values())
+    for _ in range(MAX_TRANSCRIPTS):
+        answers = {
+            text: drawn.choices([a for a, _ in shares], [share for _, share in shares])[0]
+            for text, shares in parts.items()
+        }
+        yield answers, known / MAX_TRANSCRIPTS
 
 
 def _at_once(acting: Coroutine[Any, Any, Step]) -> Step | None:

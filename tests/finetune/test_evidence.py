@@ -84,6 +84,15 @@ def test_what_a_script_cannot_know_or_a_check_refuses_has_no_share() -> None:
     assert again.shares("another", 0, parts) == []
 
 
+def test_of_many_transcripts_some_are_drawn_by_their_probability() -> None:
+    many = [(f"A{i}", 0.08) for i in range(10)]
+    parts = {"a": [*many, ("X", 0.1)], "b": [(f"B{i}", 0.1) for i in range(10)]}
+    shares = Recombiner(Joining()).shares("root", 0, parts)
+    assert shares == Recombiner(Joining()).shares("root", 0, parts)
+    assert len(shares) > 30
+    assert 0.7 < sum(share for _, share in shares) < 0.9  # Without X, and what is not known.
+
+
 @pytest.mark.parametrize("kind", ["tokens", "mixed", "on_policy"])
 async def test_a_teacher_reads_the_sub_answers(tmp_path: Path, kind: str) -> None:
     (row,) = await rows_of(tmp_path, "root", kind=kind)
