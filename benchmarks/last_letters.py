@@ -156,7 +156,7 @@ class Config:
     """Words that H labels."""
     repeats: int = 2
     """Of each of them in the rows."""
-    questions: int = 2500
+    questions: int = 3000
     """Of four words, which round 1 divides."""
     n: int = 500
     """Held-out questions."""

@@ -32,9 +32,9 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.finetune.configs.run import BaseConfig, BatchedConfig, RoundsConfig, RoundSpec
 from reflux.finetune.data.rows import Row, rows_digest, training_order
-from reflux.finetune.data.tree_roles import TreeRole, rows_of_role
 from reflux.finetune.distillation import StudentPlan, distill
-from reflux.finetune.roles import with_roles
+from reflux.finetune.roles.adapters import with_roles
+from reflux.finetune.roles.rows import TreeRole, rows_of_role
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages
 from reflux.graphs.amplify.context import AmplifyContext

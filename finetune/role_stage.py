@@ -6,11 +6,10 @@ from typing import Any
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.cancelling import cancellable
-from reflux.finetune.configs.run import ServedRole
 from reflux.finetune.data.rows import rows_digest
-from reflux.finetune.data.tree_roles import rows_of_role
 from reflux.finetune.gates import Gate, failed_gates, passed_checks
-from reflux.finetune.roles import with_roles
+from reflux.finetune.roles.adapters import ServedRole, with_roles
+from reflux.finetune.roles.rows import rows_of_role
 from reflux.finetune.stages import Stages, student_name
 from reflux.graphs.ask import Amplified
 

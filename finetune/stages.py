@@ -29,7 +29,7 @@ from reflux.finetune.data.questions import (
 from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order, why_no_rows
 from reflux.finetune.gates import agreement, judge, passed_checks
 from reflux.finetune.learned_overseer import Fallback, learned_overseer, resolved
-from reflux.finetune.roles import promoted_roles, with_roles
+from reflux.finetune.roles.adapters import promoted_roles, with_roles
 from reflux.finetune.run_folder import OpenRun
 from reflux.finetune.targets.evidence import with_evidence
 from reflux.graphs.amplify.context import AmplifyContext

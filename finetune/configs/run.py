@@ -1,5 +1,6 @@
 """The config of a run. Unknown keys are errors."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -30,7 +31,6 @@ _Config = TypeVar("_Config", bound=BaseModel)
 MAX_ROUNDS = 100
 ATTENTIONS = r"^(eager|sdpa|flex_attention|flash_attention_[234]|[^/]+/.+)$"
 """Those that transformers has for training, or a kernel of the Hub."""
-ServedRole = Literal["aggregator", "verifier"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """As numpy takes it."""
 
@@ -149,7 +149,7 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     agent: Annotated[EngineSpec | None, BeforeValidator(engine_spec)] = None
     """The agent until a student takes its place, if not the base: `endpoint:MODEL@URL`, or a
     mapping as of `engine`. That of round 0, which has only imitated the overseer, does not."""
-    roles: tuple[ServedRole, ...] = ()
+    roles: tuple[Literal["aggregator", "verifier"], ...] = ()
     """Parts of the amplified system for which each round trains an adapter of its own: to combine
     sub-answers (`aggregator`), to judge answers (`verifier`)."""
     keep_agent: bool = False
@@ -163,8 +163,10 @@ class RoundsConfig(TaskConfig, TrainingConfig):
 
     @property
     def engine_settings(self) -> EngineConfig | BatchedConfig | EngineSpec:
-        """Settings of the engine that runs the models."""
-        here = {"batched": self.batched, "llama.cpp": self.llama_cpp}
+        """Settings of the engine, which runs the agent and all other roles by turns."""
+        parts = 1 + bool(self.overseer.learn) + len(self.roles)
+        batched = replace(self.batched, models=max(self.batched.models, parts))
+        here = {"batched": batched, "llama.cpp": self.llama_cpp}
         return here.get(self.engine.kind, self.engine)
 
     @field_validator("rounds", mode="before")

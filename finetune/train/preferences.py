@@ -34,6 +34,7 @@ DPO_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "learning_rate": 1e-4,
     "warmup_steps": 2,
+    "max_length": None,
     "beta": 0.1,
     "loss_type": ["sigmoid", "sft"],
     "loss_weights": [1.0, 0.2],

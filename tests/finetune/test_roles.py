@@ -14,12 +14,13 @@ from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatRequest
 from reflux.agents.verifiers import RuleChecker
+from reflux.cli.runs.distill import distill, role_rows_for
 from reflux.finetune.configs.run import RoundsConfig
 from reflux.finetune.data.rows import Row
-from reflux.finetune.data.tree_roles import rows_of_role
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.registry import role_of
-from reflux.finetune.roles import Combining, with_roles
+from reflux.finetune.roles.adapters import Combining, with_roles
+from reflux.finetune.roles.rows import rows_of_role
 from reflux.finetune.rounds import run_rounds
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
@@ -28,7 +29,8 @@ from reflux.graphs.evals.task import Task, is_held_out, task_context
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.voting.voting import VotePolicy
-from tests.support.run_folders import put_base
+from reflux.models import model_named
+from tests.support.run_folders import make_run, put_base
 from tests.support.small_runs import silent
 from tests.support.sums import compare_little
 
@@ -203,3 +205,34 @@ async def test_rounds_train_the_roles_and_the_next_round_is_made_of_them(
     assert {"student-r1:aggregator", "student-r1:verifier"} <= asked
     with pytest.raises(UsageError, match=r"not ending in \.json"):
         registry.check_new("a.verifier")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"data": Path("rows.jsonl")}, "verifiers learn from trees, leave it out"),
+        ({"demos": Path("demos.jsonl")}, "--demos is for an overseer"),
+        ({"by": "calls"}, "a verifier learns from whole trees"),
+        ({"dry_run": True}, "a verifier learns from whole trees"),
+    ],
+)
+def test_the_command_says_what_a_role_does_not_learn_from(
+    tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        distill(tmp_path, role="verifier", **options)
+
+
+async def test_a_role_needs_a_run_and_its_student_is_not_asked_questions(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run, whose trees verifiers learn from"):
+        await role_rows_for(RunFolder(tmp_path / "none"), "verifier", 0)
+    folder = make_run(tmp_path / "run", ["a", "a:verifier"])
+    assert (folder.current_model(), folder.registry.current("verifier").id) == ("a", "a:verifier")  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match=r"a:verifier has the role verifier and answers no"):
+        model_named(folder, "a:verifier")
+
+
+def test_all_parts_fit_into_the_memory_of_the_engine_at_once() -> None:
+    body = {"rounds": 1, "roles": ["aggregator", "verifier"], "overseer": {"learn": 5}}
+    config: Any = RoundsConfig.model_validate(body)
+    assert (config.engine_settings.models, config.batched.models) == (4, 3)

@@ -50,7 +50,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     )
     from reflux.finetune.data.overseer_rows import OverseerRows, overseer_rows
     from reflux.finetune.data.rows import rows_digest, training_order
-    from reflux.finetune.data.tree_roles import RoleRows, TreeRole, rows_of_role
+    from reflux.finetune.roles.rows import RoleRows, TreeRole, rows_of_role
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.evals.task import Task
     from reflux.report.terminal import ERR, command, counted, emit, plain, print_result, say

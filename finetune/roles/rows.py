@@ -11,7 +11,7 @@ from reflux.finetune.data.overseer_rows import row_of_example
 from reflux.finetune.data.preferences import accepted_votes
 from reflux.finetune.data.recorded import LeftOut
 from reflux.finetune.data.rows import Row, messages, reply_of, run_rows, training_order
-from reflux.finetune.data.verifier_rows import verifier_rows
+from reflux.finetune.roles.verdicts import verifier_rows
 from reflux.graphs.evals.task import Task
 from reflux.graphs.traces.store import TraceStore
 

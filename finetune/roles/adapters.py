@@ -11,16 +11,18 @@ All are made from the same trees, and one engine serves them side by side: ROMA'
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from reflux.agents.overseers.model import ModelOverseer
 from reflux.agents.overseers.protocol import Overseer, OverseerContext, WrappedOverseer
 from reflux.agents.overseers.step_forms import LEARNED
 from reflux.agents.types import Step
 from reflux.agents.verifiers import CriticVerifier
-from reflux.finetune.configs.run import ServedRole
 from reflux.finetune.registry import Registry
 from reflux.graphs.amplify.context import AmplifyContext
 
+ServedRole = Literal["aggregator", "verifier"]
+"""Roles whose students have names of their own, NAME:ROLE."""
 VERDICT_TOKENS = 8
 """Of a learned verifier's reply, which is one word."""
 
