@@ -167,6 +167,7 @@ async def measure_arm(
     """Train all stages of an arm; (accuracy after its own stage, after the last one) by task."""
     tasks = [task_named(name) for name in SEQUENCE]
     after: list[list[Share]] = []
+    wholes: list[Share] = []
     held = [
         list(task.sample(config.n, level, "held_out", trainer.seed))
         for task, level in zip(tasks, SEQUENCE.values(), strict=True)
@@ -181,6 +182,7 @@ async def measure_arm(
         ]
         after.append(scores)
         whole = await general(client, name, config.general, trainer.seed)
+        wholes.append(whole)
         report.rows.append(
             {
                 "model": label, "seed": trainer.seed, "arm": arm, "after": tasks[stage].name,
@@ -191,7 +193,7 @@ async def measure_arm(
         )  # fmt: skip
         print(report.rows[-1], flush=True)
     found = {task.name: (after[stage][stage], after[-1][stage]) for stage, task in enumerate(tasks)}
-    found["general"] = (await general(client, "base", config.general, trainer.seed), whole)
+    found["general"] = (await general(client, "base", config.general, trainer.seed), wholes[-1])
     return found
 
 
