@@ -227,8 +227,9 @@ async def measure(config: Config, report: Report) -> None:
                             both.confidence += answers.confidence
             if not config.quick:
                 report.write()
-        report.claims[:] = [c for c in report.claims if not c.name.startswith(names)]
-        report.claims += claims_of(names, pooled)
+        claims = claims_of(names, pooled)
+        again = {claim.name for claim in claims}
+        report.claims[:] = [*(c for c in report.claims if c.name not in again), *claims]
 
 
 def _is_of(row: Mapping[str, Any], kept: tuple[str, str, int, Sequence[str]]) -> bool:
